@@ -1,0 +1,10 @@
+"""vidjax: video understanding in JAX.
+
+Pure-functional Flax modules, a tf.data pipeline and pre-training objectives. Importing this imports neither TensorFlow
+nor PyTorch, av or tyro.
+"""
+
+from vidjax.models import create_model, list_models
+
+__all__ = ["create_model", "list_models"]
+__version__ = "0.1.0"

@@ -1,0 +1,88 @@
+"""Attention over any leading axes. It knows neither time nor space: a rearrangement around it decides who sees whom."""
+
+from typing import Literal
+
+import einops
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+Implementation = Literal["auto", "xla", "cudnn"]
+
+
+def _fits_cudnn(query: Array, key: Array) -> bool:
+    """cuDNN's fused kernel raises rather than falls back, so what it takes is asked here."""
+    width = query.shape[-1]
+    return (
+        query.dtype in (jnp.bfloat16, jnp.float16)
+        and query.dtype == key.dtype
+        and width % 8 == 0
+        and width <= 128
+    )
+
+
+def attend(
+    query: Float[Array, "*b q k d"],
+    key: Float[Array, "*b n k d"],
+    value: Float[Array, "*b n k d"],
+    implementation: Implementation = "auto",
+) -> Float[Array, "*b q k d"]:
+    """Scaled dot-product attention; `k` heads of width `d`; the softmax is computed in float32.
+
+    Args:
+      query, key, value: any number of leading axes, equal in all three.
+      implementation: `cudnn` wants bfloat16 or float16 on an NVIDIA GPU; `auto` takes it where it fits, else `xla`.
+    """
+    if implementation == "auto":
+        implementation = "cudnn" if jax.default_backend() == "gpu" and _fits_cudnn(query, key) else "xla"
+    leading = query.shape[:-3]
+    flat = (x.reshape(-1, *x.shape[-3:]) for x in (query, key, value))
+    return jax.nn.dot_product_attention(*flat, implementation=implementation).reshape(
+        *leading, *query.shape[-3:]
+    )
+
+
+class Attention(nn.Module):
+    """Multi-head attention of `query` to `context` (to itself when there is none).
+
+    Attributes:
+      heads: number of heads; must divide the width.
+      qkv_bias: biases in the three input projections.
+      key_bias: set False for a key without bias (BEiT and VideoMAE: it cancels in the softmax).
+      dtype: type of computation; parameters are float32.
+    """
+
+    heads: int
+    qkv_bias: bool = True
+    key_bias: bool = True
+    implementation: Implementation = "auto"
+    kernel_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(
+        self, query: Float[Array, "*b q d"], context: Float[Array, "*b n d"] | None = None
+    ) -> Float[Array, "*b q d"]:
+        """Same shape as `query`."""
+        context = query if context is None else context
+        width = query.shape[-1]
+        if width % self.heads:
+            raise ValueError(
+                f"width {width} cannot be shared by {self.heads} heads: it must be a multiple of them"
+            )
+
+        def project(x: Array, name: str, use_bias: bool) -> Array:
+            x = nn.Dense(width, use_bias=use_bias, kernel_init=self.kernel_init, dtype=self.dtype, name=name)(
+                x
+            )
+            return einops.rearrange(x, "... n (k d) -> ... n k d", k=self.heads)
+
+        x = attend(
+            project(query, "query", self.qkv_bias),
+            project(context, "key", self.qkv_bias and self.key_bias),
+            project(context, "value", self.qkv_bias),
+            self.implementation,
+        )
+        x = einops.rearrange(x, "... n k d -> ... n (k d)")
+        return nn.Dense(width, kernel_init=self.kernel_init, dtype=self.dtype, name="out")(x)

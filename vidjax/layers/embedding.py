@@ -1,0 +1,54 @@
+"""Patch embeddings and position tables."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+
+class PatchEmbedding(nn.Module):
+    """One linear map from the pixels of a patch (or tubelet) to a token.
+
+    It takes patches (`layers.patches.patchify`), not the video, so that a masked autoencoder embeds only the patches it
+    keeps. The kernel is stored as that of the equivalent strided convolution, `(t, h, w, channels, width)`: published
+    convolution kernels load, inflate and resize without a detour.
+
+    Attributes:
+      width: length of a token.
+      patch_size: frames, height and width of a patch in pixels.
+    """
+
+    width: int
+    patch_size: tuple[int, int, int]
+    kernel_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, patches: Float[Array, "*b n p"]) -> Float[Array, "*b n d"]:
+        """Tokens of the patches, in the patches' order."""
+        channels, rest = divmod(patches.shape[-1], int(np.prod(self.patch_size)))
+        if rest:
+            raise ValueError(
+                f"patches of {patches.shape[-1]} values are not {self.patch_size} pixels of any channels"
+            )
+
+        def kernel_init(
+            key, shape, dtype=jnp.float32
+        ):  # fan-in and fan-out of the flat map, as the originals have
+            return self.kernel_init(key, (patches.shape[-1], self.width), dtype).reshape(shape)
+
+        kernel = self.param("kernel", kernel_init, (*self.patch_size, channels, self.width))
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.width,))
+        patches, kernel, bias = nn.dtypes.promote_dtype(patches, kernel, bias, dtype=self.dtype)
+        return patches @ kernel.reshape(-1, self.width) + bias
+
+
+def sinusoid_table(length: int, width: int) -> Float[np.ndarray, "length width"]:
+    """Fixed sine and cosine position table over one running index (Attention Is All You Need, section 3.5).
+
+    Sines stand in even columns and cosines in odd ones, as in VideoMAE, which runs one index over all `(t h w)` tokens.
+    Not a parameter: it is made again for any number of tokens.
+    """
+    column = np.arange(width)
+    angle = np.arange(length)[:, None] / np.power(10000.0, 2 * (column // 2) / width)
+    return np.where(column % 2 == 0, np.sin(angle), np.cos(angle)).astype(np.float32)

@@ -1,0 +1,47 @@
+"""Between pixels and tokens: the one place where the order of tokens is decided.
+
+Tokens run time first, then rows, then columns: token `(t h w)` of a grid `(t, h, w)`. Inside a patch the values run
+`(frame row column channel)`, so a patch embedding's kernel is a convolution's kernel of the same size, flattened.
+"""
+
+import einops
+from jaxtyping import Array, Shaped
+
+
+def grid(video_shape: tuple[int, int, int], patch_size: tuple[int, int, int]) -> tuple[int, int, int]:
+    """How many patches fit: `(frames, height, width)` over `(frames, height, width)` of one patch.
+
+    Raises:
+      ValueError: a side of the video is not a whole number of patches.
+    """
+    for name, side, patch in zip(
+        ("frames", "pixels of height", "pixels of width"), video_shape, patch_size, strict=True
+    ):
+        if side % patch or side < patch:
+            low, high = side // patch * patch, (side // patch + 1) * patch
+            nearest = f"{low} or {high}" if low else f"{high}"
+            raise ValueError(
+                f"{side} {name} cannot be cut into patches of {patch}: use a multiple of {patch}, such as {nearest}"
+            )
+    return tuple(side // patch for side, patch in zip(video_shape, patch_size, strict=True))
+
+
+def patchify(video: Shaped[Array, "*b t h w c"], patch_size: tuple[int, int, int]) -> Shaped[Array, "*b n p"]:
+    """Cuts a video into patches: each token holds its pixels as `(frame row column channel)`."""
+    grid(video.shape[-4:-1], patch_size)
+    pt, ph, pw = patch_size
+    return einops.rearrange(
+        video, "... (t pt) (h ph) (w pw) c -> ... (t h w) (pt ph pw c)", pt=pt, ph=ph, pw=pw
+    )
+
+
+def unpatchify(
+    patches: Shaped[Array, "*b n p"], grid: tuple[int, int, int], patch_size: tuple[int, int, int]
+) -> Shaped[Array, "*b t h w c"]:
+    """The inverse of `patchify`, given the grid of patches."""
+    (t, h, w), (pt, ph, pw) = grid, patch_size
+    return einops.rearrange(
+        patches,
+        "... (t h w) (pt ph pw c) -> ... (t pt) (h ph) (w pw) c",
+        t=t, h=h, w=w, pt=pt, ph=ph, pw=pw,
+    )  # fmt: skip

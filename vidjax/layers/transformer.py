@@ -1,0 +1,136 @@
+"""The pre-norm transformer: Mlp, DropPath, Block and the Encoder that stacks any block."""
+
+from collections.abc import Callable
+from functools import partial
+from types import MappingProxyType
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from vidjax.layers.attention import Attention
+
+Remat = Literal["none", "dots", "blocks"]
+
+VIT_SIZES = MappingProxyType(  # Dosovitskiy et al. 2021 and Zhai et al. 2022; "small" is DeiT's
+    {
+        "small": {"width": 384, "depth": 12, "heads": 6},
+        "base": {"width": 768, "depth": 12, "heads": 12},
+        "large": {"width": 1024, "depth": 24, "heads": 16},
+        "huge": {"width": 1280, "depth": 32, "heads": 16},
+    }
+)
+
+exact_gelu = partial(nn.gelu, approximate=False)  # PyTorch's default; Flax's own is the tanh approximation
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (Huang et al. 2016): drops the whole residual branch of a sample, scales those kept.
+
+    The rate is an argument of the call, not a field, so that blocks of different rates are one module (and can be
+    scanned). Randomness comes from the `drop_path` key.
+    """
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b *rest"], rate: float | Array, train: bool
+    ) -> Float[Array, "b *rest"]:
+        """`x` with each sample dropped with probability `rate` in training, `x` itself otherwise."""
+        if not train or (isinstance(rate, float) and rate == 0.0):
+            return x
+        keep = 1.0 - rate
+        kept = jax.random.bernoulli(self.make_rng("drop_path"), keep, (x.shape[0],) + (1,) * (x.ndim - 1))
+        return jnp.where(kept, x / jnp.asarray(keep, x.dtype), jnp.zeros((), x.dtype))
+
+
+class Mlp(nn.Module):
+    """Two linear maps around an activation, back to the width it got."""
+
+    hidden: int
+    activation: Callable[[Array], Array] = exact_gelu
+    kernel_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*b n d"]) -> Float[Array, "*b n d"]:
+        """Same shape as `x`."""
+        dense = partial(nn.Dense, kernel_init=self.kernel_init, dtype=self.dtype)
+        hidden = self.activation(dense(self.hidden, name="fc1")(x))
+        return dense(x.shape[-1], name="fc2")(hidden)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: attention, then MLP, each on a residual branch with drop path.
+
+    Attributes:
+      key_bias: see `Attention`.
+      epsilon: of the layer norms; 1e-6 in timm's line, 1e-5 in CLIP's.
+    """
+
+    heads: int
+    mlp_ratio: float = 4.0
+    qkv_bias: bool = True
+    key_bias: bool = True
+    epsilon: float = 1e-6
+    activation: Callable[[Array], Array] = exact_gelu
+    kernel_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b *n d"], drop_path: float | Array = 0.0, train: bool = False
+    ) -> Float[Array, "b *n d"]:
+        """Same shape as `x`."""
+        norm = partial(nn.LayerNorm, epsilon=self.epsilon, dtype=self.dtype)
+        attention = Attention(
+            self.heads,
+            self.qkv_bias,
+            self.key_bias,
+            kernel_init=self.kernel_init,
+            dtype=self.dtype,
+            name="attention",
+        )
+        mlp = Mlp(
+            int(x.shape[-1] * self.mlp_ratio), self.activation, self.kernel_init, dtype=self.dtype, name="mlp"
+        )
+        branch = DropPath(name="drop_path")
+        x = x + branch(attention(norm(name="norm1")(x)), drop_path, train)
+        return x + branch(mlp(norm(name="norm2")(x)), drop_path, train)
+
+
+class Encoder(nn.Module):
+    """A stack of blocks. Depth, rematerialisation and the ramp of drop path live here and nowhere else.
+
+    Attributes:
+      block: makes one block: `block(name=...)(x, drop_path, train)`.
+      depth: number of blocks.
+      drop_path: rate of the last block; the rates rise linearly from zero.
+      remat: what the backward pass computes again to save memory: `none`; `dots`, all but matrix products; `blocks`,
+        everything inside a block.
+    """
+
+    block: Callable[..., nn.Module]
+    depth: int
+    drop_path: float = 0.0
+    remat: Remat = "none"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b *n d"], train: bool = False) -> Float[Array, "b *n d"]:
+        """Same shape as `x`."""
+
+        def run(block: nn.Module, x: Array, rate: float) -> Array:
+            return block(x, rate, train)
+
+        if self.remat not in ("none", "dots", "blocks"):
+            raise ValueError(f"remat is '{self.remat}': choose none, dots or blocks")
+        if self.remat != "none":
+            policy = (
+                jax.checkpoint_policies.dots_with_no_batch_dims_saveable if self.remat == "dots" else None
+            )
+            run = nn.remat(run, policy=policy, prevent_cse=False, static_argnums=(2,))
+        for i, rate in enumerate(np.linspace(0.0, self.drop_path, self.depth)):
+            x = run(self.block(name=f"block_{i}"), x, float(rate))
+        return x

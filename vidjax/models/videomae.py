@@ -1,0 +1,196 @@
+"""VideoMAE (Tong et al. 2022, arXiv:2203.12602; MCG-NJU/VideoMAE) and the decoder masking of VideoMAE v2.
+
+A plain ViT over tubelets of 2x16x16 pixels. In pre-training the encoder sees only the tokens that a mask kept, and a
+narrow decoder predicts the pixels of the others.
+
+Traps, all as in the original: the position table is one sinusoid over the running index of all `(t h w)` tokens and no
+parameter; keys have no bias; layer-norm epsilon is 1e-6 (Hugging Face's configurations say 1e-12); the decoder reads
+`[visible ; masked]`, each with its own positions, and is never put back in order; the classifier has no norm before its
+mean over tokens but one after. Pixels come normalised (ImageNet mean and deviation), the target is made from
+un-normalised ones (`objectives.reconstruction`).
+"""
+
+from functools import partial
+from math import prod
+from types import MappingProxyType
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from vidjax.layers.embedding import PatchEmbedding, sinusoid_table
+from vidjax.layers.patches import grid, patchify
+from vidjax.layers.transformer import VIT_SIZES, Block, Encoder, Remat
+
+XAVIER = nn.initializers.xavier_uniform()
+
+
+class VideoMAE(nn.Module):
+    """The encoder, and the classifier fine-tuned from it.
+
+    Attributes:
+      num_classes: None makes it an encoder, whose call returns its mean token.
+      final_norm: pre-training's encoder ends in a norm over tokens, fine-tuning's in one after their mean.
+      dropout: of the mean token before the head.
+      drop_path: rate of the last block.
+    """
+
+    width: int
+    depth: int
+    heads: int
+    mlp_ratio: float = 4.0
+    patch_size: tuple[int, int, int] = (2, 16, 16)
+    num_classes: int | None = None
+    final_norm: bool = False
+    dropout: float = 0.0
+    drop_path: float = 0.0
+    remat: Remat = "none"
+    dtype: jnp.dtype | None = None
+
+    def setup(self) -> None:
+        """Attributes here name the parameters."""
+        self.patch_embedding = PatchEmbedding(self.width, self.patch_size, dtype=self.dtype)
+        block = partial(Block, self.heads, self.mlp_ratio, key_bias=False, dtype=self.dtype)
+        self.transformer = Encoder(block, self.depth, self.drop_path, self.remat)
+        if self.final_norm:
+            self.norm = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)
+        if self.num_classes is not None:
+            self.head_norm = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)
+            self.head_dropout = nn.Dropout(self.dropout)
+            small = nn.initializers.normal(0.02 * 0.001)  # the original scales its head by 0.001
+            self.head = nn.Dense(self.num_classes, kernel_init=small, dtype=self.dtype)
+
+    def encode(
+        self, video: Float[Array, "b t h w c"], kept: Int[Array, "b m"] | None = None, train: bool = False
+    ) -> Float[Array, "b m d"]:
+        """Tokens of the encoder: of all patches in `(t h w)` order, or only of those at the indices `kept`."""
+        patches = patchify(video, self.patch_size)
+        positions = jnp.asarray(sinusoid_table(patches.shape[1], self.width))
+        if kept is not None:  # masked patches are dropped before anything is computed of them
+            patches, positions = jnp.take_along_axis(patches, kept[..., None], axis=1), positions[kept]
+        tokens = self.patch_embedding(patches)
+        tokens = self.transformer(tokens + positions.astype(tokens.dtype), train)
+        return self.norm(tokens) if self.final_norm else tokens
+
+    def __call__(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b classes"]:
+        """Logits, or the mean token `b d` when there are no classes."""
+        features = self.encode(video, train=train).mean(axis=1)
+        if self.num_classes is None:
+            return features
+        return self.head(self.head_dropout(self.head_norm(features), deterministic=not train))
+
+
+class Decoder(nn.Module):
+    """Reads visible and mask tokens, predicts the pixels of the masked patches.
+
+    Attributes:
+      outputs: values of one patch, `frames * height * width * channels`.
+    """
+
+    width: int
+    depth: int
+    heads: int
+    outputs: int
+    mlp_ratio: float = 4.0
+    remat: Remat = "none"
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(
+        self,
+        visible: Float[Array, "b m d"],
+        kept: Int[Array, "b m"],
+        predicted: Int[Array, "b r"],
+        positions: Float[Array, "n e"],
+        train: bool = False,
+    ) -> Float[Array, "b r p"]:
+        """Pixels of the patches at `predicted`, from the encoder's tokens of those at `kept`."""
+        visible = nn.Dense(
+            self.width, use_bias=False, kernel_init=XAVIER, dtype=self.dtype, name="embedding"
+        )(visible)
+        mask_token = self.param("mask_token", nn.initializers.normal(0.02), (1, 1, self.width))
+        visible = visible + positions[kept].astype(visible.dtype)
+        masked = (mask_token + positions[predicted]).astype(visible.dtype)
+        block = partial(Block, self.heads, self.mlp_ratio, key_bias=False, dtype=self.dtype)
+        x = jnp.concatenate([visible, masked], axis=1)
+        x = Encoder(block, self.depth, remat=self.remat, name="transformer")(x, train)
+        x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x[:, kept.shape[1] :])
+        return nn.Dense(self.outputs, kernel_init=XAVIER, dtype=self.dtype, name="head")(x)
+
+
+class Pretraining(nn.Module):
+    """Masked autoencoder: the encoder over the kept tokens, the decoder for the predicted ones.
+
+    VideoMAE predicts every masked token; VideoMAE v2 asks the decoder for a part of all tokens only
+    (`objectives.masking.running_cell`).
+    """
+
+    width: int
+    depth: int
+    heads: int
+    decoder_width: int
+    decoder_depth: int
+    decoder_heads: int
+    mlp_ratio: float = 4.0
+    patch_size: tuple[int, int, int] = (2, 16, 16)
+    channels: int = 3
+    drop_path: float = 0.0
+    remat: Remat = "none"
+    dtype: jnp.dtype | None = None
+
+    def setup(self) -> None:
+        """The encoder is the one that fine-tuning uses, with the norm that pre-training puts at its end."""
+        self.encoder = VideoMAE(
+            self.width, self.depth, self.heads, self.mlp_ratio, self.patch_size,
+            final_norm=True, drop_path=self.drop_path, remat=self.remat, dtype=self.dtype,
+        )  # fmt: skip
+        self.decoder = Decoder(
+            self.decoder_width, self.decoder_depth, self.decoder_heads, prod(self.patch_size) * self.channels,
+            self.mlp_ratio, self.remat, self.dtype,
+        )  # fmt: skip
+
+    def encode(
+        self, video: Float[Array, "b t h w c"], kept: Int[Array, "b m"] | None = None, train: bool = False
+    ) -> Float[Array, "b m d"]:
+        """Tokens of the encoder after its norm: of all patches, or only of those at `kept`."""
+        return self.encoder.encode(video, kept, train)
+
+    def __call__(
+        self,
+        video: Float[Array, "b t h w c"],
+        kept: Int[Array, "b m"],
+        predicted: Int[Array, "b r"],
+        train: bool = False,
+    ) -> Float[Array, "b r p"]:
+        """Patches `(frame row column channel)` at the token indices `predicted`, as seen from those at `kept`."""
+        tokens = prod(grid(video.shape[1:4], self.patch_size))
+        positions = jnp.asarray(sinusoid_table(tokens, self.decoder_width))
+        return self.decoder(self.encode(video, kept, train), kept, predicted, positions, train)
+
+
+TINY = {"width": 96, "depth": 4, "heads": 3, "patch_size": (2, 8, 8)}
+
+VARIANTS = MappingProxyType(
+    {
+        "videomae_tiny": partial(VideoMAE, **TINY),
+        "videomae_small": partial(VideoMAE, **VIT_SIZES["small"], num_classes=400),
+        "videomae_base": partial(VideoMAE, **VIT_SIZES["base"], num_classes=400),
+        "videomae_large": partial(VideoMAE, **VIT_SIZES["large"], num_classes=400),
+        "videomae_huge": partial(VideoMAE, **VIT_SIZES["huge"], num_classes=400),
+        "videomae_tiny_pretrain": partial(
+            Pretraining, **TINY, decoder_width=48, decoder_depth=2, decoder_heads=3
+        ),
+        "videomae_small_pretrain": partial(
+            Pretraining, **VIT_SIZES["small"], decoder_width=192, decoder_depth=4, decoder_heads=3
+        ),
+        "videomae_base_pretrain": partial(
+            Pretraining, **VIT_SIZES["base"], decoder_width=384, decoder_depth=4, decoder_heads=6
+        ),
+        "videomae_large_pretrain": partial(
+            Pretraining, **VIT_SIZES["large"], decoder_width=512, decoder_depth=12, decoder_heads=8
+        ),
+        "videomae_huge_pretrain": partial(
+            Pretraining, **VIT_SIZES["huge"], decoder_width=640, decoder_depth=12, decoder_heads=8
+        ),
+    }
+)

@@ -1,0 +1,76 @@
+"""The pixel targets of masked autoencoders and their loss."""
+
+import einops
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from vidjax.layers.patches import patchify
+
+
+def pixel_targets(
+    video: Float[Array, "b t h w c"], patch_size: tuple[int, int, int], normalize: bool = True
+) -> Float[Array, "b n p"]:
+    """What a masked autoencoder predicts: the pixels of each patch, `(frame row column channel)`, in float32.
+
+    Args:
+      video: un-normalised pixels in [0, 1].
+      patch_size: frames, height and width of a patch.
+      normalize: bring every patch, each channel on its own, to mean 0 and deviation 1, with the unbiased variance and
+        1e-6 added to the deviation, as MCG-NJU/VideoMAE (engine_for_pretraining.py) does.
+
+    Example:
+      >>> targets = pixel_targets(video, (2, 16, 16))            # (b, 1568, 1536) of 16 frames of 224 pixels
+      >>> targets = jnp.take_along_axis(targets, masked[..., None], axis=1)
+    """
+    patches = patchify(video.astype(jnp.float32), patch_size)
+    if not normalize:
+        return patches
+    channels = einops.rearrange(patches, "b n (s c) -> b n s c", c=video.shape[-1])
+    mean = channels.mean(axis=2, keepdims=True)
+    deviation = channels.std(axis=2, keepdims=True, ddof=1)
+    return ((channels - mean) / (deviation + 1e-6)).reshape(patches.shape)
+
+
+def reconstruction_loss(
+    predicted: Float[Array, "b r p"], target: Float[Array, "b r p"], counted: Int[Array, "b r"] | None = None
+) -> Float[Array, "b"]:
+    """Mean squared error of each clip over its tokens and their values, in float32.
+
+    Args:
+      predicted, target: patches, as of `pixel_targets`.
+      counted: 1 for the tokens that count (VideoMAE v2 leaves those out that the encoder saw); all when None.
+
+    Example:
+      >>> loss = reconstruction_loss(model.apply(variables, video, kept, masked), targets).mean()
+    """
+    error = jnp.square(predicted.astype(jnp.float32) - target.astype(jnp.float32)).mean(axis=-1)
+    if counted is None:
+        return error.mean(axis=1)
+    return (error * counted).sum(axis=1) / jnp.maximum(counted.sum(axis=1), 1)
+
+
+def paint_reconstruction(
+    video: Float[Array, "b t h w c"],
+    predicted: Float[Array, "b r p"],
+    indices: Int[Array, "b r"],
+    patch_size: tuple[int, int, int],
+    normalized: bool = True,
+) -> Float[Array, "b n p"]:
+    """The video's patches with those at `indices` replaced by the prediction, for pictures.
+
+    A model of normalised targets predicts no brightness: each predicted patch is given back the mean and deviation of
+    the true one, so such a picture is better than the model alone could paint.
+    """
+    patches = patchify(video.astype(jnp.float32), patch_size)
+    index = indices[..., None]
+    predicted = predicted.astype(jnp.float32)
+    if normalized:
+        channels = einops.rearrange(patches, "b n (s c) -> b n s c", c=video.shape[-1])
+        mean = jnp.take_along_axis(channels.mean(axis=2), index, axis=1)[:, :, None]
+        deviation = jnp.take_along_axis(channels.std(axis=2, ddof=1), index, axis=1)[:, :, None]
+        scaled = (
+            einops.rearrange(predicted, "b r (s c) -> b r s c", c=video.shape[-1]) * (deviation + 1e-6) + mean
+        )
+        predicted = scaled.reshape(predicted.shape)
+    rows = jnp.arange(video.shape[0])[:, None]
+    return patches.at[rows, indices].set(predicted)
