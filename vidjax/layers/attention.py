@@ -14,12 +14,7 @@ Implementation = Literal["auto", "xla", "cudnn"]
 def _fits_cudnn(query: Array, key: Array) -> bool:
     """cuDNN's fused kernel raises rather than falls back, so what it takes is asked here."""
     width = query.shape[-1]
-    return (
-        query.dtype in (jnp.bfloat16, jnp.float16)
-        and query.dtype == key.dtype
-        and width % 8 == 0
-        and width <= 128
-    )
+    return query.dtype in (jnp.bfloat16, jnp.float16) and query.dtype == key.dtype and width % 8 == 0 and width <= 128
 
 
 def attend(
@@ -38,9 +33,7 @@ def attend(
         implementation = "cudnn" if jax.default_backend() == "gpu" and _fits_cudnn(query, key) else "xla"
     leading = query.shape[:-3]
     flat = (x.reshape(-1, *x.shape[-3:]) for x in (query, key, value))
-    return jax.nn.dot_product_attention(*flat, implementation=implementation).reshape(
-        *leading, *query.shape[-3:]
-    )
+    return jax.nn.dot_product_attention(*flat, implementation=implementation).reshape(*leading, *query.shape[-3:])
 
 
 class Attention(nn.Module):
@@ -68,14 +61,10 @@ class Attention(nn.Module):
         context = query if context is None else context
         width = query.shape[-1]
         if width % self.heads:
-            raise ValueError(
-                f"width {width} cannot be shared by {self.heads} heads: it must be a multiple of them"
-            )
+            raise ValueError(f"width {width} cannot be shared by {self.heads} heads: it must be a multiple of them")
 
         def project(x: Array, name: str, use_bias: bool) -> Array:
-            x = nn.Dense(width, use_bias=use_bias, kernel_init=self.kernel_init, dtype=self.dtype, name=name)(
-                x
-            )
+            x = nn.Dense(width, use_bias=use_bias, kernel_init=self.kernel_init, dtype=self.dtype, name=name)(x)
             return einops.rearrange(x, "... n (k d) -> ... n k d", k=self.heads)
 
         x = attend(

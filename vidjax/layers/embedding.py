@@ -28,13 +28,9 @@ class PatchEmbedding(nn.Module):
         """Tokens of the patches, in the patches' order."""
         channels, rest = divmod(patches.shape[-1], int(np.prod(self.patch_size)))
         if rest:
-            raise ValueError(
-                f"patches of {patches.shape[-1]} values are not {self.patch_size} pixels of any channels"
-            )
+            raise ValueError(f"patches of {patches.shape[-1]} values are not {self.patch_size} pixels of any channels")
 
-        def kernel_init(
-            key, shape, dtype=jnp.float32
-        ):  # fan-in and fan-out of the flat map, as the originals have
+        def kernel_init(key, shape, dtype=jnp.float32):  # fan-in and fan-out of the flat map, as the originals have
             return self.kernel_init(key, (patches.shape[-1], self.width), dtype).reshape(shape)
 
         kernel = self.param("kernel", kernel_init, (*self.patch_size, channels, self.width))

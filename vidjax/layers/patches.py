@@ -30,9 +30,7 @@ def patchify(video: Shaped[Array, "*b t h w c"], patch_size: tuple[int, int, int
     """Cuts a video into patches: each token holds its pixels as `(frame row column channel)`."""
     grid(video.shape[-4:-1], patch_size)
     pt, ph, pw = patch_size
-    return einops.rearrange(
-        video, "... (t pt) (h ph) (w pw) c -> ... (t h w) (pt ph pw c)", pt=pt, ph=ph, pw=pw
-    )
+    return einops.rearrange(video, "... (t pt) (h ph) (w pw) c -> ... (t h w) (pt ph pw c)", pt=pt, ph=ph, pw=pw)
 
 
 def unpatchify(

@@ -35,9 +35,7 @@ class DropPath(nn.Module):
     """
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "b *rest"], rate: float | Array, train: bool
-    ) -> Float[Array, "b *rest"]:
+    def __call__(self, x: Float[Array, "b *rest"], rate: float | Array, train: bool) -> Float[Array, "b *rest"]:
         """`x` with each sample dropped with probability `rate` in training, `x` itself otherwise."""
         if not train or (isinstance(rate, float) and rate == 0.0):
             return x
@@ -93,9 +91,7 @@ class Block(nn.Module):
             dtype=self.dtype,
             name="attention",
         )
-        mlp = Mlp(
-            int(x.shape[-1] * self.mlp_ratio), self.activation, self.kernel_init, dtype=self.dtype, name="mlp"
-        )
+        mlp = Mlp(int(x.shape[-1] * self.mlp_ratio), self.activation, self.kernel_init, dtype=self.dtype, name="mlp")
         branch = DropPath(name="drop_path")
         x = x + branch(attention(norm(name="norm1")(x)), drop_path, train)
         return x + branch(mlp(norm(name="norm2")(x)), drop_path, train)
@@ -127,9 +123,7 @@ class Encoder(nn.Module):
         if self.remat not in ("none", "dots", "blocks"):
             raise ValueError(f"remat is '{self.remat}': choose none, dots or blocks")
         if self.remat != "none":
-            policy = (
-                jax.checkpoint_policies.dots_with_no_batch_dims_saveable if self.remat == "dots" else None
-            )
+            policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if self.remat == "dots" else None
             run = nn.remat(run, policy=policy, prevent_cse=False, static_argnums=(2,))
         for i, rate in enumerate(np.linspace(0.0, self.drop_path, self.depth)):
             x = run(self.block(name=f"block_{i}"), x, float(rate))

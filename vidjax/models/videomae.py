@@ -105,9 +105,7 @@ class Decoder(nn.Module):
         train: bool = False,
     ) -> Float[Array, "b r p"]:
         """Pixels of the patches at `predicted`, from the encoder's tokens of those at `kept`."""
-        visible = nn.Dense(
-            self.width, use_bias=False, kernel_init=XAVIER, dtype=self.dtype, name="embedding"
-        )(visible)
+        visible = nn.Dense(self.width, use_bias=False, kernel_init=XAVIER, dtype=self.dtype, name="embedding")(visible)
         mask_token = self.param("mask_token", nn.initializers.normal(0.02), (1, 1, self.width))
         visible = visible + positions[kept].astype(visible.dtype)
         masked = (mask_token + positions[predicted]).astype(visible.dtype)
@@ -177,9 +175,7 @@ VARIANTS = MappingProxyType(
         "videomae_base": partial(VideoMAE, **VIT_SIZES["base"], num_classes=400),
         "videomae_large": partial(VideoMAE, **VIT_SIZES["large"], num_classes=400),
         "videomae_huge": partial(VideoMAE, **VIT_SIZES["huge"], num_classes=400),
-        "videomae_tiny_pretrain": partial(
-            Pretraining, **TINY, decoder_width=48, decoder_depth=2, decoder_heads=3
-        ),
+        "videomae_tiny_pretrain": partial(Pretraining, **TINY, decoder_width=48, decoder_depth=2, decoder_heads=3),
         "videomae_small_pretrain": partial(
             Pretraining, **VIT_SIZES["small"], decoder_width=192, decoder_depth=4, decoder_heads=3
         ),

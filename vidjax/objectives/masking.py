@@ -21,9 +21,7 @@ def _split(key: Key[Array, ""], count: int, ratio: float, what: str) -> tuple[Ar
     masked = int(ratio * count)
     if not 0 < masked < count:
         left = "masked" if masked <= 0 else "visible"
-        raise ValueError(
-            f"mask ratio {ratio} leaves no {left} one of {count} {what}: choose a ratio between 0 and 1"
-        )
+        raise ValueError(f"mask ratio {ratio} leaves no {left} one of {count} {what}: choose a ratio between 0 and 1")
     order = jax.random.permutation(key, count)
     return jnp.sort(order[masked:]), jnp.sort(order[:masked])
 
@@ -69,9 +67,7 @@ def running_cell(key: Key[Array, ""], grid: Grid) -> Int[Array, "r"]:
     """
     t, h, w = grid
     if h % 2 or w % 2:
-        raise ValueError(
-            f"running cell masking wants an even grid of patches, not {h} by {w}: change the clip's size"
-        )
+        raise ValueError(f"running cell masking wants an even grid of patches, not {h} by {w}: change the clip's size")
     start = jax.random.randint(key, (), 0, 4)
     time, row, column = jnp.meshgrid(jnp.arange(t), jnp.arange(h), jnp.arange(w), indexing="ij")
     place = (2 * (row % 2) + column % 2 + time + 1 + start) % 4  # places 2 and 3 of the running cell are kept

@@ -68,9 +68,7 @@ def paint_reconstruction(
         channels = einops.rearrange(patches, "b n (s c) -> b n s c", c=video.shape[-1])
         mean = jnp.take_along_axis(channels.mean(axis=2), index, axis=1)[:, :, None]
         deviation = jnp.take_along_axis(channels.std(axis=2, ddof=1), index, axis=1)[:, :, None]
-        scaled = (
-            einops.rearrange(predicted, "b r (s c) -> b r s c", c=video.shape[-1]) * (deviation + 1e-6) + mean
-        )
+        scaled = einops.rearrange(predicted, "b r (s c) -> b r s c", c=video.shape[-1]) * (deviation + 1e-6) + mean
         predicted = scaled.reshape(predicted.shape)
     rows = jnp.arange(video.shape[0])[:, None]
     return patches.at[rows, indices].set(predicted)
