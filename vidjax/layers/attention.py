@@ -6,6 +6,7 @@ import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 Implementation = Literal["auto", "xla", "cudnn"]
@@ -51,7 +52,7 @@ class Attention(nn.Module):
     key_bias: bool = True
     implementation: Implementation = "auto"
     kernel_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
-    dtype: jnp.dtype | None = None
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(

@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 
@@ -21,7 +22,7 @@ class PatchEmbedding(nn.Module):
     width: int
     patch_size: tuple[int, int, int]
     kernel_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
-    dtype: jnp.dtype | None = None
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, patches: Float[Array, "*b n p"]) -> Float[Array, "*b n d"]:

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vidjax.layers.attention import Attention
@@ -50,7 +51,7 @@ class Mlp(nn.Module):
     hidden: int
     activation: Callable[[Array], Array] = exact_gelu
     kernel_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
-    dtype: jnp.dtype | None = None
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "*b n d"]) -> Float[Array, "*b n d"]:
@@ -75,7 +76,7 @@ class Block(nn.Module):
     epsilon: float = 1e-6
     activation: Callable[[Array], Array] = exact_gelu
     kernel_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
-    dtype: jnp.dtype | None = None
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(

@@ -16,11 +16,15 @@ from types import MappingProxyType
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from vidjax.layers.embedding import PatchEmbedding, sinusoid_table
 from vidjax.layers.patches import grid, patchify
 from vidjax.layers.transformer import VIT_SIZES, Block, Encoder, Remat
+
+PIXEL_MEAN = (0.485, 0.456, 0.406)  # of pixels in [0, 1], RGB: ImageNet's
+PIXEL_STD = (0.229, 0.224, 0.225)
 
 XAVIER = nn.initializers.xavier_uniform()
 
@@ -45,7 +49,7 @@ class VideoMAE(nn.Module):
     dropout: float = 0.0
     drop_path: float = 0.0
     remat: Remat = "none"
-    dtype: jnp.dtype | None = None
+    dtype: DTypeLike | None = None
 
     def setup(self) -> None:
         """Attributes here name the parameters."""
@@ -93,7 +97,7 @@ class Decoder(nn.Module):
     outputs: int
     mlp_ratio: float = 4.0
     remat: Remat = "none"
-    dtype: jnp.dtype | None = None
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(
@@ -134,7 +138,7 @@ class Pretraining(nn.Module):
     channels: int = 3
     drop_path: float = 0.0
     remat: Remat = "none"
-    dtype: jnp.dtype | None = None
+    dtype: DTypeLike | None = None
 
     def setup(self) -> None:
         """The encoder is the one that fine-tuning uses, with the norm that pre-training puts at its end."""

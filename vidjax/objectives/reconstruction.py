@@ -4,7 +4,7 @@ import einops
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from vidjax.layers.patches import patchify
+from vidjax.layers.patches import grid, patchify, unpatchify
 
 
 def pixel_targets(
@@ -49,14 +49,14 @@ def reconstruction_loss(
     return (error * counted).sum(axis=1) / jnp.maximum(counted.sum(axis=1), 1)
 
 
-def paint_reconstruction(
+def paint(
     video: Float[Array, "b t h w c"],
     predicted: Float[Array, "b r p"],
     indices: Int[Array, "b r"],
     patch_size: tuple[int, int, int],
     normalized: bool = True,
-) -> Float[Array, "b n p"]:
-    """The video's patches with those at `indices` replaced by the prediction, for pictures.
+) -> Float[Array, "b t h w c"]:
+    """The video with its patches at `indices` replaced by the predicted ones, for pictures.
 
     A model of normalised targets predicts no brightness: each predicted patch is given back the mean and deviation of
     the true one, so such a picture is better than the model alone could paint.
@@ -71,4 +71,5 @@ def paint_reconstruction(
         scaled = einops.rearrange(predicted, "b r (s c) -> b r s c", c=video.shape[-1]) * (deviation + 1e-6) + mean
         predicted = scaled.reshape(predicted.shape)
     rows = jnp.arange(video.shape[0])[:, None]
-    return patches.at[rows, indices].set(predicted)
+    painted = patches.at[rows, indices].set(predicted)
+    return unpatchify(painted, grid(video.shape[1:4], patch_size), patch_size)

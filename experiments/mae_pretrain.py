@@ -1,0 +1,393 @@
+"""Pre-train a VideoMAE (Tong et al. 2022, arXiv:2203.12602) on videos without labels.
+
+A tiny model on rendered videos, minutes on a laptop: python experiments/mae_pretrain.py
+
+VideoMAE-B on a folder of videos: python experiments/mae_pretrain.py --data.source FOLDER --workdir runs/mine
+
+A published recipe: python experiments/mae_pretrain.py k400_base_1600 --data.source k400.csv --workdir runs/b
+
+The same command again goes on where the run stopped. Expected results stand in the README.
+"""
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+import vidjax
+from vidjax import cli
+from vidjax.convert import load_weights
+from vidjax.data.config import AugmentConfig, DataConfig
+from vidjax.evaluation.features import collect_features
+from vidjax.evaluation.linear_probe import linear_probe
+from vidjax.layers import patches
+from vidjax.models.videomae import PIXEL_MEAN, PIXEL_STD
+from vidjax.objectives import masking, reconstruction
+from vidjax.training.checkpoint import load_params
+from vidjax.training.cost import count_macs, peak_flops
+from vidjax.training.loop import FitResult, LoopConfig, fit
+from vidjax.training.metrics import read_metrics
+from vidjax.training.optimizer import OptimizerConfig, make_optimizer
+from vidjax.training.sharding import batch_sharding, check_batch_size, make_mesh, put_batch, replicated, state_sharding
+from vidjax.training.state import TrainState, create_state
+from vidjax.training.step import make_train_step
+from vidjax.visualize.curves import save_curves
+from vidjax.visualize.reconstruction import save_reconstructions
+
+if TYPE_CHECKING:  # TensorFlow takes seconds, which --help and wrong input need not
+    from vidjax.data.sources import Source
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A masked pre-training run."""
+
+    model: str = "videomae_base"
+    """videomae_tiny, _small, _base, _large or _huge."""
+    workdir: str = "runs/mae_pretrain"
+    """Where everything goes; the same command again resumes."""
+    data: DataConfig = DataConfig()
+    """The videos."""
+    mask: Literal["tube", "random", "frame"] = "tube"
+    """Which tokens the encoder does not see: the same places in all frames, any tokens, or whole times."""
+    mask_ratio: float = 0.9
+    """Share of tokens that the encoder does not see."""
+    decoder_mask: Literal["none", "running_cell"] = "none"
+    """Let the decoder predict half of the tokens only (VideoMAE v2)."""
+    normalize_target: bool = True
+    """Predict patches normalised by their own mean and deviation."""
+    batch_size: int = 64
+    """Clips a step, over all devices; the learning rate is scaled by it."""
+    epochs: float = 800
+    """Passes over the source."""
+    steps: int | None = None
+    """Steps in all, instead of epochs."""
+    optim: OptimizerConfig = OptimizerConfig()
+    """AdamW and its schedule."""
+    loop: LoopConfig = LoopConfig()
+    """Logging, saving, stopping."""
+    accumulation: int = 1
+    """Micro-batches a step, to save memory."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of computation (parameters are float32): auto is bfloat16, on a CPU float32."""
+    remat: Literal["none", "dots", "blocks"] = "none"
+    """What the backward pass computes again to save memory."""
+    ema_decay: float | None = None
+    """Keep a moving average of the parameters with this decay."""
+    fsdp: int = 1
+    """Devices that share one copy of the parameters."""
+    init_from: str | None = None
+    """Start from the weights of another run's work directory or of a published checkpoint (file or directory)."""
+    probe_clips: int = 1024
+    """Labelled clips for the linear probe at the end, half to fit and half to score; 0 leaves it out."""
+    picture_clips: int = 4
+    """Clips in the reconstruction pictures."""
+    distributed: bool = False
+    """Join the other processes of a cluster (jax.distributed) before anything else."""
+    seed: int = 0
+    """Of everything random."""
+
+
+DEMO = Config(
+    model="videomae_tiny",
+    data=DataConfig(size=64, stride=1, augment=AugmentConfig(crop="center")),
+    batch_size=32,
+    steps=800,
+    optim=OptimizerConfig(learning_rate=8e-3, final_learning_rate=1e-4, warmup_epochs=0.2, clip_norm=1.0),
+    loop=LoopConfig(log_every=20, save_every=200, evaluate_every=200),
+)
+K400 = Config(batch_size=2048, epochs=1600, loop=LoopConfig(log_every=50, save_every=1000, evaluate_every=5000))
+SSV2 = dataclasses.replace(K400, data=DataConfig(stride=2), epochs=2400)
+
+# Published recipes (MCG-NJU/VideoMAE, scripts/pretrain and MODEL_ZOO.md), with top-1 after their fine-tuning.
+RECIPES = {
+    "demo": DEMO,
+    "videos": Config(),  # one's own: the published optimiser at a batch for one accelerator
+    "k400_small_1600": dataclasses.replace(K400, model="videomae_small", batch_size=1024),  # 79.0
+    "k400_base_800": dataclasses.replace(K400, epochs=800),  # 81.0
+    "k400_base_1600": K400,  # 81.5
+    "k400_large_1600": dataclasses.replace(K400, model="videomae_large"),  # 85.2
+    "k400_huge_1600": dataclasses.replace(K400, model="videomae_huge"),  # 86.6
+    "ssv2_small_2400": dataclasses.replace(SSV2, model="videomae_small", batch_size=1024),  # 66.8
+    "ssv2_base_800": dataclasses.replace(SSV2, epochs=800),  # 69.6
+    "ssv2_base_2400": SSV2,  # 70.8
+}
+
+
+def default_recipe(argv: list[str]) -> str:
+    """Without a recipe's name: `videos` for one's own source, `demo` for the embedded one."""
+    return "videos" if any(word.startswith("--data.source") for word in argv) else "demo"
+
+
+def draw_masks(config: Config, grid: masking.Grid, key: jax.Array, clips: int) -> tuple[jax.Array, ...]:
+    """Each clip's mask: token indices kept and predicted, and which predicted ones count in the loss."""
+
+    def draw(key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        key, decoder_key = jax.random.split(key)
+        kept, masked = masking.MASKS[config.mask](key, grid, config.mask_ratio)
+        predicted = masked if config.decoder_mask == "none" else masking.running_cell(decoder_key, grid)
+        return kept, predicted, masking.membership(predicted, masked, math.prod(grid))
+
+    return jax.vmap(draw)(jax.random.split(key, clips))
+
+
+def normalize(video: jax.Array) -> jax.Array:
+    """Pixels in [0, 1] as the model wants them."""
+    return (video - jnp.array(PIXEL_MEAN)) / jnp.array(PIXEL_STD)
+
+
+def make_loss(config: Config, model: nn.Module, grid: masking.Grid) -> Callable:
+    """The one place where model and objective meet."""
+
+    def loss_fn(params: Any, model_state: Any, batch: dict[str, jax.Array], key: jax.Array) -> tuple:
+        mask_key, drop_key = jax.random.split(key)
+        video = batch["video"].astype(jnp.float32) / 255
+        kept, predicted, counted = draw_masks(config, grid, mask_key, video.shape[0])
+        target = reconstruction.pixel_targets(video, model.patch_size, config.normalize_target)
+        target = jnp.take_along_axis(target, predicted[..., None], axis=1)
+        variables = {"params": params, **model_state}
+        output = model.apply(variables, normalize(video), kept, predicted, train=True, rngs={"drop_path": drop_key})
+        loss = reconstruction.reconstruction_loss(output, target, counted)
+        return (loss * batch["valid"]).sum() / jnp.maximum(batch["valid"].sum(), 1), (model_state, {})
+
+    return loss_fn
+
+
+def make_painter(config: Config, model: nn.Module, grid: masking.Grid, clips: np.ndarray, mesh: Mesh) -> Callable:
+    """An evaluation that reconstructs the same clips `b t h w c` behind the same masks each time, and paints them."""
+    clips = jax.device_put(clips, replicated(mesh))
+    all_masked = dataclasses.replace(config, decoder_mask="none")
+
+    @jax.jit(out_shardings=replicated(mesh))
+    def reconstruct(params: Any, clips: jax.Array, key: jax.Array) -> tuple[jax.Array, ...]:
+        video = clips.astype(jnp.float32) / 255
+        kept, masked, _ = draw_masks(all_masked, grid, key, len(clips))
+        output = model.apply({"params": params}, normalize(video), kept, masked)
+        target = reconstruction.pixel_targets(video, model.patch_size, config.normalize_target)
+        loss = reconstruction.reconstruction_loss(output, jnp.take_along_axis(target, masked[..., None], axis=1))
+        painted = reconstruction.paint(video, output, masked, model.patch_size, config.normalize_target)
+        hidden = reconstruction.paint(video, jnp.full_like(output, 0.5), masked, model.patch_size, normalized=False)
+        return video, hidden, painted, loss
+
+    def paint(state: TrainState, step: int) -> dict[str, float]:
+        *rows, loss = jax.device_get(reconstruct(evaluated_params(state), clips, jax.random.key(config.seed)))
+        if jax.process_index() == 0:
+            note = f"step {step}, {config.mask} mask {config.mask_ratio:.0%}"
+            if config.normalize_target:
+                note += "; the true mean and deviation are given back to each patch"
+            save_reconstructions(Path(config.workdir) / "reconstructions" / f"step_{step:07d}", rows, note)
+        return {"reconstruction_loss": float(loss.mean())}
+
+    return paint
+
+
+def evaluated_params(state: TrainState) -> Any:
+    """The moving average where there is one."""
+    return state.params if state.ema is None else state.ema
+
+
+def probe(config: Config, model: nn.Module, source: "Source", mesh: Mesh, encoders: dict[str, Any]) -> dict[str, float]:
+    """Linear-probe accuracy of each encoder's mean token on the source's own labels, and chance; {} without labels."""
+    from vidjax.data.pipeline import evaluation_batches
+
+    classes = len(source.class_names)
+    chosen = np.random.default_rng(config.seed).permutation(len(source))[: config.probe_clips]
+    if classes < 2 or len(chosen) < 4 * classes:
+        return {}
+
+    @jax.jit(out_shardings=replicated(mesh))
+    def encode(params: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, ...]:
+        video = normalize(batch["video"].astype(jnp.float32) / 255)
+        features = model.apply({"params": params}, video, method="encode").mean(axis=1)
+        return features.astype(jnp.float32), batch["label"], batch["valid"]
+
+    accuracy = {}
+    for name, params in encoders.items():
+        batches = evaluation_batches(
+            source, config.data, batch_size=config.batch_size, indices=chosen, **this_process()
+        )
+        features, labels = collect_features(partial(encode, params), (put_batch(batch, mesh) for batch in batches))
+        half = len(labels) // 2
+        accuracy[name] = linear_probe(features[:half], labels[:half], features[half:], labels[half:], classes)
+    return accuracy | {"chance": 1 / classes}
+
+
+def this_process() -> dict[str, int]:
+    """Which share of every batch this process reads."""
+    return {"process_index": jax.process_index(), "process_count": jax.process_count()}
+
+
+def announce(
+    config: Config, model: nn.Module, source: "Source", shapes: Any, macs: int, masks: Any, steps: int
+) -> None:
+    """Says in units what the run is."""
+    data, devices, (kept, predicted, _) = config.data, jax.devices(), masks
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    tokens = math.prod(patches.grid((data.frames, data.size, data.size), model.patch_size))
+    per_epoch = len(source) / config.batch_size
+    print(
+        f"devices   {len(devices)} x {devices[0].device_kind}, {jax.process_count()} process(es), "
+        f"mesh data={len(devices) // config.fsdp} fsdp={config.fsdp}\n"
+        f"data      {source.name}: {len(source):,} videos; clips of {data.frames} frames, {data.size} pixels, "
+        f"{describe_span(config, source)}\n"
+        f"model     {config.model}: {parameters:,} parameters, {macs / 1e9:.3g} GMACs a clip forward, "
+        f"{jnp.dtype(model.dtype).name}\n"
+        f"tokens    {tokens} a clip: {kept.shape[1]} visible, {tokens - kept.shape[1]} masked, "
+        f"{predicted.shape[1]} predicted ({config.mask} mask {config.mask_ratio:.0%})\n"
+        f"batch     {config.batch_size} clips in {config.accumulation} micro-batch(es), "
+        f"{config.batch_size // len(devices)} a device\n"
+        f"rate      {config.optim.learning_rate:g} x {config.batch_size}/256 = "
+        f"{config.optim.learning_rate * config.batch_size / 256:.3g} at its peak\n"
+        f"length    {steps:,} steps, {per_epoch:,.1f} an epoch: {steps / per_epoch:,.1f} epochs\n"
+        f"work in   {config.workdir}",
+        flush=True,
+    )
+
+
+def describe_span(config: Config, source: "Source") -> str:
+    """Seconds that a clip covers, by the first video that can be read."""
+    from vidjax.data.sampling import seconds_covered
+
+    for index in range(min(len(source), 10)):
+        with contextlib.suppress(ValueError):
+            info = source.read(index, lambda _: np.zeros(0, np.int64), None).info
+            seconds = seconds_covered(config.data, info.num_frames, info.rate)
+            return f"{seconds:.2f} s of the first video's {info.duration:.2f} s ({config.data.sampling})"
+    raise ValueError(f"none of the first videos of {source.name} can be read: look with experiments/check_data.py")
+
+
+def summarize(config: Config, result: FitResult, macs: int, accuracy: dict[str, float]) -> dict[str, float]:
+    """Says what was made, where it is, and what to try next."""
+    workdir = Path(config.workdir)
+    entries = read_metrics(workdir)
+    save_curves(
+        workdir / "curves.png", entries, ("loss", "evaluation/reconstruction_loss", "learning_rate"), config.model
+    )
+    losses = [entry["loss"] for entry in entries if entry.get("loss") is not None]
+    last = float(np.mean(losses[-5:]))
+    print(f"\nloss      {losses[0]:.4f} at first, {last:.4f} at last (mean of the last {len(losses[-5:])} logged)")
+    if result.steps_taken:
+        speed = f"speed     {result.clips_per_second:.1f} clips/s, waiting for data {result.data_wait_fraction:.0%}"
+        if peak := peak_flops(jax.devices()[0].device_kind):  # 2 FLOPs a MAC, once forward and twice that backward
+            speed += f", MFU {6 * macs * result.clips_per_second / peak / jax.device_count():.1%}"
+        print(speed)
+    if accuracy:
+        print(
+            f"probe     {accuracy['trained']:.1%} of clips classified by a linear probe of the trained encoder, "
+            f"{accuracy['untrained']:.1%} of the untrained one, {accuracy['chance']:.1%} by chance"
+        )
+    if (bad := workdir / "bad_files.jsonl").exists():
+        print(f"bad files {len(bad.read_text().splitlines())} could not be read: {bad} says why")
+    print(
+        f"\nMade in {workdir}: reconstructions/ (look at the newest PNG first), curves.png, metrics.jsonl,\n"
+        "tensorboard/, config.json, and checkpoints/ with the weights. What to try next:\n"
+        "  your own videos            python experiments/mae_pretrain.py --data.source FOLDER --workdir runs/mine\n"
+        f"  starting from these weights  --init_from {workdir} --workdir runs/next\n"
+        "  looking at a source first  python experiments/check_data.py FOLDER"
+    )
+    return {"first_loss": losses[0], "last_loss": last, **accuracy}
+
+
+def start_from(path: str, model: nn.Module, params: Any) -> Any:
+    """Parameters of another run, or of a published checkpoint (what it lacks stays as initialised)."""
+    if (Path(path) / "config.json").is_file() and (Path(path) / "checkpoints").is_dir():
+        params, step = load_params(Path(path), params)
+        report = f"all parameters of step {step}"
+    else:
+        params, report = load_weights(path, model, params)
+    if jax.process_index() == 0:
+        print(f"weights   from {path}: {report}")
+    return params
+
+
+def main(config: Config) -> dict[str, float]:
+    """Runs the whole job; returns the first and last loss and the probe's accuracies."""
+    from vidjax.data.pipeline import BadFiles, evaluation_batches, train_batches
+    from vidjax.data.sources import open_source
+
+    if config.distributed:
+        jax.distributed.initialize()
+    chief, data = jax.process_index() == 0, config.data
+
+    # Whatever is wrong with the config or the source is said here, before anything is made.
+    mesh = make_mesh(config.fsdp)
+    check_batch_size(config.batch_size, config.accumulation)
+    auto = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    dtype = jnp.dtype(auto if config.dtype == "auto" else config.dtype)
+    model = vidjax.create_model(f"{config.model}_pretrain", dtype=dtype, remat=config.remat)
+    grid = patches.grid((data.frames, data.size, data.size), model.patch_size)
+    masks = jax.eval_shape(partial(draw_masks, config, grid, clips=1), jax.random.key(0))
+    source = open_source(data)
+    workdir = cli.open_workdir(config.workdir, config)
+
+    per_epoch = len(source) / config.batch_size
+    steps = config.steps or math.ceil(config.epochs * per_epoch)
+    schedule = config.optim.schedule(config.batch_size, steps, per_epoch)
+    tx = make_optimizer(config.optim, schedule)
+    clip = jax.ShapeDtypeStruct((1, data.frames, data.size, data.size, 3), jnp.float32)
+
+    def init(key: jax.Array) -> TrainState:
+        init_key, mask_key, run_key = jax.random.split(key, 3)
+        variables = model.init(init_key, jnp.zeros(clip.shape), *draw_masks(config, grid, mask_key, clips=1)[:2])
+        return create_state(variables, tx, run_key, ema=config.ema_decay is not None)
+
+    shapes = jax.eval_shape(init, jax.random.key(config.seed))
+    sharding = state_sharding(mesh, shapes)
+    state = jax.jit(init, out_shardings=sharding)(jax.random.key(config.seed))
+    untrained = jax.tree.map(jnp.copy, state.params)
+    macs = count_macs(model.apply, {"params": shapes.params}, clip, *masks[:2])
+    if chief:
+        announce(config, model, source, shapes.params, macs, masks, steps)
+    if config.init_from:
+        params = jax.device_put(start_from(config.init_from, model, jax.device_get(untrained)), sharding.params)
+        state = state.replace(params=params, ema=None if state.ema is None else jax.tree.map(jnp.copy, params))
+
+    name = "bad_files.jsonl" if chief else f"bad_files_{jax.process_index()}.jsonl"
+    bad_files = BadFiles(source, data.max_bad_share, workdir / name)
+
+    def batches_from(n: int) -> Iterator[dict[str, np.ndarray]]:
+        settings = {"batch_size": config.batch_size, "seed": config.seed, "first_batch": n, "bad_files": bad_files}
+        for batch in train_batches(source, data, **settings, **this_process()):
+            yield {name: batch[name] for name in ("video", "valid")}
+
+    shown = np.arange(min(config.picture_clips, len(source)))
+    shown = next(evaluation_batches(source, data, batch_size=len(shown), indices=shown)) if len(shown) else None
+    paint = shown is not None and shown["valid"].any()
+    step = make_train_step(make_loss(config, model, grid), tx, config.accumulation, config.ema_decay)
+    result = fit(
+        jax.jit(
+            step,
+            donate_argnums=0,
+            in_shardings=(sharding, batch_sharding(mesh)),
+            out_shardings=(sharding, replicated(mesh)),
+        ),
+        state,
+        batches_from,
+        steps=steps,
+        workdir=workdir,
+        mesh=mesh,
+        loop=config.loop,
+        config=cli.as_dict(config),
+        schedule=schedule,
+        evaluate=make_painter(config, model, grid, shown["video"][shown["valid"]], mesh) if paint else None,
+    )
+    if not result.finished:
+        if chief:
+            print(f"stopped by SIGTERM with step {int(result.state.step)} saved: the same command goes on from there")
+        return {}
+    encoders = {"trained": evaluated_params(result.state), "untrained": untrained}
+    accuracy = probe(config, model, source, mesh, encoders) if config.probe_clips else {}
+    return summarize(config, result, macs, accuracy) if chief else accuracy
+
+
+if __name__ == "__main__":
+    cli.run(main, Config, RECIPES, default_recipe)

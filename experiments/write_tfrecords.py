@@ -1,0 +1,187 @@
+"""Converts a source of videos into sharded TFRecords of JPEG frames, which feed about ten times as many clips a second.
+
+    python experiments/write_tfrecords.py /videos /records
+    python experiments/mae_pretrain.py --data.source 'tfrecord:/records/*.tfrecord'
+
+Two cores convert about two videos of ten seconds a second. The same command again goes on where it was interrupted:
+finished shards stay. Unreadable videos are left out and listed in OUT/bad_files.jsonl.
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tyro.conf import Positional
+
+from vidjax import cli
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to convert, and how small."""
+
+    source: Positional[str]
+    """A folder, a .csv or .jsonl manifest, tfds:NAME, tfrecord:PATTERN or synthetic:moving_shapes."""
+    out: Positional[str]
+    """Folder for the shards, made if need be."""
+    split: str = "train"
+    """The split of a tfds or synthetic source."""
+    short_side: int = 256
+    """Pixels of the shorter side; smaller videos stay as they are."""
+    quality: int = 90
+    """JPEG quality, 1 to 100."""
+    fps: float | None = None
+    """Keep this many frames a second (default: all)."""
+    max_frames: int = 300
+    """Keep at most this many frames of a video, at equal distances over all of it."""
+    videos_per_shard: int = 256
+    """Videos in a file."""
+    workers: int = 0
+    """Videos converted at the same time, 0 = one a core."""
+
+    def __post_init__(self) -> None:
+        for name in ("short_side", "max_frames", "videos_per_shard"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, but it must be 1 or more.")
+        if not 1 <= self.quality <= 100:
+            raise ValueError(f"quality is {self.quality}, but it must be between 1 and 100.")
+        if self.fps is not None and self.fps <= 0:
+            raise ValueError(f"fps is {self.fps}, but it must be more than 0.")
+        if self.workers < 0:
+            raise ValueError(f"workers is {self.workers}, but it must be 0 (one a core) or more.")
+
+
+def main(config: Config) -> None:
+    """Writes what is missing of the shards, then says what there is."""
+    from vidjax.data import records
+    from vidjax.data.config import DataConfig
+    from vidjax.data.pipeline import BadFiles
+    from vidjax.data.sources import open_source
+
+    source = open_source(DataConfig(source=config.source, split=config.split))
+    out = open_out(config, source.ids)
+    (out / "classes.json").write_text(json.dumps(source.class_names) + "\n")
+    bad_files = BadFiles(source, max_share=1.0, path=out / "bad_files.jsonl")
+    shards = np.array_split(np.arange(len(source)), -(-len(source) // config.videos_per_shard))
+    paths = [out / f"videos-{k:05d}-of-{len(shards):05d}.tfrecord" for k in range(len(shards))]
+    todo = [k for k, path in enumerate(paths) if not path.exists()]
+    print(f"{len(source)} videos of {source.name} to {len(shards)} shards in {out}", flush=True)
+    if len(todo) < len(shards):
+        print(f"{len(shards) - len(todo)} shards are complete from an earlier run", flush=True)
+
+    start, done, total = time.monotonic(), 0, sum(len(shards[k]) for k in todo)
+    for k in todo:
+        unfinished = paths[k].with_suffix(".partial")
+        with records.tf.io.TFRecordWriter(str(unfinished)) as writer:
+            for index, data in convert(source, shards[k].tolist(), config):
+                if isinstance(data, bytes):
+                    writer.write(data)
+                else:
+                    bad_files.add(source.ids[index], str(data))
+        os.replace(unfinished, paths[k])
+        done += len(shards[k])
+        speed = done / (time.monotonic() - start)
+        print(
+            f"shard {k + 1} of {len(shards)}: {done} of {total} videos, {speed:.1f} videos/s, "
+            f"{(total - done) / speed / 60:.0f} min left, {len(bad_files)} unreadable",
+            flush=True,
+        )
+
+    count, size = len(records.index_records([str(path) for path in paths])), sum(p.stat().st_size for p in paths)
+    print(f"{out}: {count} videos, {size / 1e9:.2f} GB, in {time.monotonic() - start:.0f} s")
+    if bad_files.errors:
+        print(f"{len(bad_files)} videos could not be read: {out / 'bad_files.jsonl'}")
+    print(f"train on them with --data.source 'tfrecord:{out}/*.tfrecord'")
+
+
+def open_out(config: Config, ids: list[str]) -> Path:
+    """The folder for the shards, with a meta.json that says what they are made of and how.
+
+    Raises:
+      ValueError: it cannot be written, or it holds another conversion (the fields that differ are named).
+    """
+    out = Path(config.out)
+    meta = cli.as_dict(config) | {"videos": len(ids), "list": hashlib.sha256("\n".join(ids).encode()).hexdigest()}
+    meta = {name: value for name, value in meta.items() if name not in ("out", "workers")}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        old = json.loads((out / "meta.json").read_text()) if (out / "meta.json").exists() else None
+        if old is None and not list(out.glob("*.tfrecord")):
+            unfinished = out / "meta.partial"
+            unfinished.write_text(json.dumps(meta, indent=2) + "\n")
+            os.replace(unfinished, out / "meta.json")
+            return out
+    except OSError as error:
+        raise ValueError(f"cannot write to {out} ({error.strerror}): choose another folder.") from None
+    if old is None:
+        raise ValueError(f"{out} holds .tfrecord files but no meta.json of an earlier run: choose another folder.")
+    differing = [f"{name} was {old.get(name)}, is {meta[name]}" for name in meta if old.get(name) != meta[name]]
+    if differing:
+        raise ValueError(
+            f"{out} holds another conversion ({'; '.join(differing)}): choose another folder or the same options."
+        )
+    return out
+
+
+def convert(source, indices: list[int], config: Config) -> Iterator[tuple[int, bytes | Exception]]:
+    """Yields each index with its record or the DecodeError that kept it from being one, in order, few ahead."""
+    from vidjax.data.decode import DecodeError
+
+    def convert_one(index: int) -> bytes | Exception:
+        try:
+            return make_record(source, index, config)
+        except DecodeError as error:
+            return error
+
+    workers = config.workers or os.cpu_count() or 1
+    with ThreadPoolExecutor(workers) as pool:
+        ahead = deque()
+        for index in indices:
+            ahead.append((index, pool.submit(convert_one, index)))
+            if len(ahead) > 2 * workers:  # more would pile up in memory
+                index, future = ahead.popleft()
+                yield index, future.result()
+        for index, future in ahead:
+            yield index, future.result()
+
+
+def make_record(source, index: int, config: Config) -> bytes:
+    """One video, thinned, shrunk and encoded."""
+    from vidjax.data import records
+
+    clip = source.read(index, lambda info: kept_frames(info.num_frames, info.rate, config), config.short_side)
+    count, height, width = clip.frames.shape[:3]
+    return records.encode_record(
+        records.Record(
+            frames=records.encode_frames(clip.frames, config.quality),
+            rate=clip.info.rate * count / clip.info.num_frames,
+            height=height,
+            width=width,
+            label=clip.label,
+            label_name=source.class_names[clip.label] if clip.label >= 0 else "",
+            caption=clip.caption or "",
+            id=source.ids[index],
+        )
+    )
+
+
+def kept_frames(num_frames: int, rate: float, config: Config) -> np.ndarray:
+    """The frames to keep: all, or the first ones of equal parts of the video."""
+    count = num_frames
+    if config.fps is not None:
+        if np.isnan(rate):
+            raise ValueError(f"fps needs the frame rate, which {config.source} does not store: leave it out.")
+        count = max(min(round(num_frames * config.fps / rate), num_frames), 1)
+    count = min(count, config.max_frames)
+    return np.arange(count) * num_frames // count
+
+
+if __name__ == "__main__":
+    cli.run(main, Config)

@@ -1,0 +1,14 @@
+"""For all tests: shapes and types that vidjax's signatures promise are checked, and recorders can be imported."""
+
+import os
+import sys
+from pathlib import Path
+
+# Eight simulated devices: sharded code is tested everywhere. Set before JAX starts.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from jaxtyping import install_import_hook
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "goldens")]
+install_import_hook("vidjax", "checker.typechecker")  # before anything imports vidjax

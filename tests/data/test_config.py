@@ -1,0 +1,38 @@
+import subprocess
+import sys
+
+import pytest
+
+from vidjax.data.config import AugmentConfig, DataConfig
+
+
+def test_config_imports_no_tensorflow_and_no_av():
+    code = "import sys, vidjax.data.config, vidjax.data.sampling; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "vidjax.data.config" in loaded
+    assert not {"tensorflow", "av"} & set(loaded)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("frames", 0), ("size", -1), ("stride", 0), ("fps", 0.0), ("short_side", 0), ("workers", -1)]
+    + [("max_bad_share", 1.5), ("source", "")],
+)
+def test_a_value_out_of_range_is_refused_by_name(field, value):
+    with pytest.raises(ValueError, match=rf"^data\.{field} is .*, but it must be .*\.$"):
+        DataConfig(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("grey", 1.1), ("random_erasing", -0.1), ("color_jitter", -1.0), ("rand_augment_ops", -1)]
+    + [("rand_augment_magnitude", 11.0)],
+)
+def test_an_augmentation_out_of_range_is_refused_by_name(field, value):
+    with pytest.raises(ValueError, match=rf"^augment\.{field} is .*, but it must be .*\.$"):
+        AugmentConfig(**{field: value})
+
+
+def test_decoding_leaves_room_for_cropping_unless_told():
+    assert DataConfig(size=224).decode_short_side == 256
+    assert DataConfig(size=224, short_side=320).decode_short_side == 320

@@ -1,0 +1,238 @@
+import gc
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import videos
+
+from vidjax.data import decode
+from vidjax.data.decode import DecodeError
+
+
+@pytest.fixture
+def count_misses(monkeypatch):
+    """Counts how often the shortcuts missed and the file was read from its start."""
+    misses, read = [], decode._read
+
+    def counting(*args, **kwargs):
+        found = read(*args, **kwargs)
+        if found is None:
+            misses.append(args)
+        return found
+
+    monkeypatch.setattr(decode, "_read", counting)
+    return misses
+
+
+def draws(num_frames, seed=0):
+    """Index lists of many kinds: near, far, repeated, unsorted, first, last."""
+    rng = np.random.default_rng(seed)
+    for _ in range(4):
+        yield np.minimum(rng.integers(num_frames) + 4 * np.arange(16), num_frames - 1)
+        yield np.sort(rng.integers(0, num_frames, 8))
+        yield rng.integers(0, num_frames, 5)
+    yield np.array([num_frames - 1])
+    yield np.array([num_frames - 1, 0])
+    yield np.array([0])
+
+
+@pytest.mark.skipif(not videos.REAL_CLIPS, reason="the real clips are not on this machine")
+@pytest.mark.parametrize("path", videos.REAL_CLIPS, ids=lambda path: path.name)
+def test_real_clips_equal_plain_sequential_decoding(path, count_misses):
+    expected = videos.sequential(path)
+    info = decode.probe(path)
+    assert (info.num_frames, info.height, info.width) == expected.shape[:3]
+    for indices in draws(len(expected)):
+        np.testing.assert_array_equal(decode.decode(path, indices), expected[indices])
+    assert not count_misses
+
+
+@pytest.mark.skipif(not videos.CLIPS.exists(), reason="the real clips are not on this machine")
+def test_a_clip_that_breaks_while_decoding_is_one_line():
+    with pytest.raises(DecodeError, match=r"^\S+corrupted\.mp4: .+\.$"):
+        decode.decode(videos.CLIPS / "corrupted.mp4", range(0, 50, 3))
+
+
+CONTAINERS = {
+    "h264.mp4": {},
+    "h264.mkv": {},
+    "h264.mov": {},
+    "h264.ts": {},
+    "h264.flv": {},
+    "h264.avi": {},
+    "mpeg4.avi": {"codec": "mpeg4"},
+    "mpeg4_no_b.avi": {"codec": "mpeg4", "b_frames": 0},
+    "mpeg4.mp4": {"codec": "mpeg4"},
+    "mpeg2.mpg": {"codec": "mpeg2video"},
+    "wmv2.wmv": {"codec": "wmv2", "b_frames": 0},
+    "vp8.webm": {"codec": "libvpx"},
+    "ntsc.mp4": {"rate": 30000 / 1001},
+    "ntsc.mkv": {"rate": 30000 / 1001},
+    "no_b.mp4": {"b_frames": 0},
+    "one_keyframe.mp4": {"keyframe_every": 1000},
+    "only_keyframes.mp4": {"keyframe_every": 1},
+    "open_gop.mp4": {"options": {"x264-params": "open-gop=1:keyint=12:scenecut=0"}},
+    "intra_refresh.mp4": {"options": {"x264-params": "intra-refresh=1:keyint=12"}, "b_frames": 0},
+    "edit_list.mp4": {"skip": 7},
+    "edit_list.mov": {"skip": 15},
+}
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_an_index_is_that_frame_in_the_order_of_presentation(name, tmp_path):
+    settings = {"rate": 25} | CONTAINERS[name]
+    path = videos.write_video(tmp_path / name, videos.numbered(60 + settings.get("skip", 0)), **settings)
+    expected = np.array(videos.numbers(videos.sequential(path)))
+    assert list(expected - expected[0]) == list(range(60))
+    info = decode.probe(path)
+    assert info.num_frames == 60
+    assert info.rate == pytest.approx(settings["rate"])
+    assert info.duration == pytest.approx(60 / settings["rate"])
+    for indices in draws(60):
+        assert videos.numbers(decode.decode(path, indices)) == list(expected[indices])
+
+
+@pytest.mark.parametrize("length", [1, 2, 3])
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi"])
+def test_videos_of_few_frames(length, suffix, tmp_path):
+    path = videos.write_video(tmp_path / f"short{suffix}", videos.numbered(length))
+    assert decode.probe(path).num_frames == length
+    assert videos.numbers(decode.decode(path, range(length))) == list(range(length))
+
+
+@pytest.mark.parametrize("name", ["variable.mp4", "variable.mov", "variable.mkv"])
+def test_a_variable_rate_is_read_by_timestamps(name, tmp_path):
+    gaps = np.random.default_rng(1).choice([0.02, 0.04, 0.04, 0.1, 0.5], 59)
+    times = np.concatenate([[0], np.cumsum(gaps)])
+    path = videos.write_video(tmp_path / name, videos.numbered(60), times=times)
+    info = decode.probe(path)
+    # One millisecond is the clock of these files.
+    shown = [int(np.searchsorted(times, i / info.rate + 0.0011, "right")) - 1 for i in range(info.num_frames)]
+    assert info.duration == pytest.approx(times[-1], rel=0.02)
+    assert videos.numbers(decode.decode(path, range(info.num_frames))) == shown
+    for indices in draws(info.num_frames):
+        assert videos.numbers(decode.decode(path, indices)) == [shown[i] for i in indices]
+
+
+@pytest.mark.parametrize("rotation", [90, 180, 270])
+def test_the_display_rotation_is_applied(rotation, tmp_path):
+    frames = videos.numbered(6)
+    path = videos.write_video(tmp_path / "phone.mp4", frames, rotation=rotation)
+    plain = videos.write_video(tmp_path / "plain.mp4", frames)
+    found = decode.decode(path, [4])
+    np.testing.assert_array_equal(found, np.rot90(decode.decode(plain, [4]), rotation // 90, axes=(1, 2)))
+    info = decode.probe(path)
+    assert (info.height, info.width) == found.shape[1:3] == ((48, 80) if rotation == 180 else (80, 48))
+
+
+def test_frames_shrink_to_the_short_side_and_never_grow(tmp_path):
+    path = videos.write_video(tmp_path / "wide.mp4", videos.numbered(20, height=96, width=160))
+    small = decode.decode(path, [3, 17], short_side=32)
+    assert small.shape == (2, 32, 53, 3)
+    assert videos.numbers(small) == [3, 17]
+    assert decode.decode(path, [3], short_side=500).shape == (1, 96, 160, 3)
+    tall = videos.write_video(tmp_path / "tall.mp4", videos.numbered(20, height=96, width=160), rotation=90)
+    assert decode.decode(tall, [3], short_side=32).shape == (1, 53, 32, 3)
+
+
+def test_read_clip_lets_the_caller_choose_once_the_length_is_known(tmp_path):
+    path = videos.write_video(tmp_path / "a.mp4", videos.numbered(33))
+    frames, info = decode.read_clip(path, lambda info: [info.num_frames - 1, info.num_frames // 2])
+    assert videos.numbers(frames) == [32, 16]
+    assert (info.codec, info.num_frames) == ("h264", 33)
+    assert len(decode.decode(path, [])) == 0
+
+
+def test_a_frame_that_does_not_exist_is_a_mistake_of_the_caller(tmp_path):
+    path = videos.write_video(tmp_path / "a.mp4", videos.numbered(8))
+    for indices in ([8], [-1, 2]):
+        with pytest.raises(IndexError, match="frames 0 to 7"):
+            decode.decode(path, indices)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".avi", ".ts"])
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.5])
+def test_a_file_cut_short_is_refused_or_read_to_where_it_goes(suffix, share, tmp_path):
+    faststart = {"movflags": "+faststart"} if suffix == ".mp4" else None
+    path = tmp_path / f"cut{suffix}"
+    videos.truncate(videos.write_video(path, videos.numbered(200), container_options=faststart), share)
+    try:
+        frames, info = decode.read_clip(path, lambda info: [info.num_frames - 1])
+    except DecodeError as error:
+        assert str(path) in str(error) and "\n" not in str(error)
+    else:  # a stream without a header cannot know that it was longer
+        assert suffix == ".ts" and videos.numbers(frames) == [info.num_frames - 1]
+
+
+def test_what_comes_before_the_cut_can_be_read(tmp_path):
+    path = tmp_path / "cut.mp4"
+    videos.write_video(path, videos.numbered(200), container_options={"movflags": "+faststart"})
+    videos.truncate(path, 0.6)
+    assert videos.numbers(decode.decode(path, [10, 40])) == [10, 40]
+    with pytest.raises(DecodeError, match=str(path)):
+        decode.decode(path, [10, 199])
+
+
+def test_damage_in_the_middle_is_an_error_where_it_matters(tmp_path):
+    path = videos.write_video(tmp_path / "hurt.mkv", videos.numbered(100, height=96), options={"crf": "5"})
+    data = bytearray(path.read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 400] = os.urandom(400)
+    path.write_bytes(data)
+    expected = None
+    for index in (0, 99):
+        try:
+            frames = decode.decode(path, [index])
+        except DecodeError:
+            continue
+        expected = videos.numbers(frames)
+        assert expected == [index]
+    assert expected is not None
+
+
+@pytest.mark.parametrize("content", [b"", b"no video at all", bytes(4096)])
+def test_what_is_no_video_is_one_line(content, tmp_path):
+    path = tmp_path / "notes.mp4"
+    path.write_bytes(content)
+    with pytest.raises(DecodeError, match=r"^\S+notes\.mp4: [^\n]+\.$"):
+        decode.probe(path)
+
+
+def test_missing_files_folders_and_sound_are_one_line(tmp_path):
+    for path, reason in ((tmp_path / "absent.mp4", "No such file"), (tmp_path, "Is a directory")):
+        with pytest.raises(DecodeError, match=reason):
+            decode.probe(path)
+    with pytest.raises(DecodeError, match="holds no video"):
+        decode.probe(videos.write_sound(tmp_path / "song.mkv"))
+
+
+def test_a_name_with_a_colon_or_a_percent_sign_is_a_file(tmp_path):
+    for name in ("take:2.mp4", "50%03d.mp4", "наука.mp4"):
+        path = videos.write_video(tmp_path / name, videos.numbered(5))
+        assert decode.probe(path).num_frames == 5
+
+
+def test_files_are_closed_and_memory_stays(tmp_path):
+    good = videos.write_video(tmp_path / "a.mp4", videos.numbered(30))
+    bad = videos.truncate(videos.write_video(tmp_path / "b.avi", videos.numbered(30)), 0.5)
+
+    def read_both():
+        decode.decode(good, [3, 20])
+        with pytest.raises(DecodeError):
+            decode.decode(bad, [3, 29])
+
+    def measure():
+        gc.collect()
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return len(os.listdir("/proc/self/fd")), pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("this machine does not tell a process's memory")
+    for _ in range(50):
+        read_both()
+    files, memory = measure()
+    for _ in range(500):
+        read_both()
+    assert measure()[0] == files
+    assert measure()[1] < memory + 5

@@ -1,0 +1,228 @@
+import itertools
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import videos
+
+from vidjax.data import moving_shapes
+from vidjax.data.config import AugmentConfig, DataConfig
+from vidjax.data.pipeline import BadFiles, evaluation_batches, train_batches
+from vidjax.data.sources import open_source
+
+RANDOM = AugmentConfig(flip=True, color_jitter=0.4, grey=0.3)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Seven videos in two classes, of which c/5.mp4 is damaged."""
+    folder = tmp_path_factory.mktemp("folder")
+    video = videos.write_video(folder / "a" / "0.mp4", videos.numbered(50))
+    for i in range(1, 7):
+        copy = folder / ("a" if i < 3 else "c") / f"{i}.mp4"
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copy(video, copy)
+    videos.truncate(folder / "c" / "5.mp4", 0.5)
+    return folder
+
+
+def settings(source, **changes):
+    values = {"source": str(source), "frames": 4, "size": 32, "stride": 3, "max_bad_share": 1.0}
+    return DataConfig(**(values | changes))
+
+
+def train(config, count, **changes):
+    batches = train_batches(open_source(config), config, **({"batch_size": 4, "seed": 3} | changes))
+    return list(itertools.islice(batches, count))
+
+
+def evaluate(config, **changes):
+    return list(evaluation_batches(open_source(config), config, **({"batch_size": 4} | changes)))
+
+
+def join(batches):
+    return {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
+
+
+def assert_same(first, second):
+    assert first.keys() == second.keys()
+    for key in first:
+        np.testing.assert_array_equal(first[key], second[key], err_msg=key)
+
+
+def test_a_batch_has_these_arrays(folder):
+    (batch,) = train(settings(folder), 1)
+    assert {key: (value.shape, str(value.dtype)) for key, value in batch.items()} == {
+        "video": ((4, 4, 32, 32, 3), "uint8"),
+        "label": ((4,), "int32"),
+        "valid": ((4,), "bool"),
+        "index": ((4,), "int32"),
+    }
+
+
+def test_every_example_comes_once_an_epoch_in_another_order():
+    config = settings("synthetic:moving_shapes", split="validation", frames=1, size=8)
+    count = len(moving_shapes.SPLITS["validation"])
+    source = open_source(config)
+    small = train_batches(source, config, batch_size=48, seed=0)
+    order = np.concatenate([batch["index"] for batch in itertools.islice(small, 3 * count // 48 + 1)])
+    epochs = order[: 3 * count].reshape(3, count)
+    assert (np.sort(epochs) == np.arange(count)).all()
+    assert (epochs[0] != epochs[1]).mean() > 0.9 and (epochs[0] != np.arange(count)).mean() > 0.9
+    other = next(train_batches(source, config, batch_size=48, seed=1))["index"]
+    assert (other != order[:48]).mean() > 0.9
+
+
+def test_batches_run_on_across_the_ends_of_epochs_of_a_small_source(folder):
+    order = join(train(settings(folder), 7))["index"]  # 28 rows are 4 epochs of 7 examples
+    assert (np.sort(order.reshape(4, 7)) == np.arange(7)).all()
+
+
+def test_a_batch_may_hold_several_epochs(folder):
+    (batch,) = train(settings(folder), 1, batch_size=21)
+    assert (np.sort(batch["index"].reshape(3, 7)) == np.arange(7)).all()
+
+
+def test_batch_n_is_the_same_from_the_start_and_after_a_resume(folder):
+    config = settings(folder, augment=RANDOM)
+    undisturbed = train(config, 5)
+    for first in (1, 4):
+        for later, batch in zip(train(config, 5 - first, first_batch=first), undisturbed[first:], strict=True):
+            assert_same(later, batch)
+
+
+def test_the_batch_is_the_same_with_any_number_of_workers(folder):
+    one, three = (train(settings(folder, augment=RANDOM, workers=workers), 3) for workers in (1, 3))
+    for a, b in zip(one, three, strict=True):
+        assert_same(a, b)
+
+
+def test_two_processes_share_the_batches_of_one(folder):
+    config = settings(folder, augment=RANDOM)
+    parts = [train(config, 3, process_index=k, process_count=2) for k in range(2)]
+    for whole, *halves in zip(train(config, 3), *parts, strict=True):
+        assert_same(whole, join(halves))
+    parts = [evaluate(config, process_index=k, process_count=2) for k in range(2)]
+    for whole, *halves in zip(evaluate(config), *parts, strict=True):
+        assert_same(whole, join(halves))
+
+
+def test_the_clips_of_two_epochs_differ(folder):
+    batches = join(train(settings(folder, frames=1), 4))
+    shown = videos.numbers(batches["video"][:, 0])
+    clips = {(index, number) for index, number in zip(batches["index"].tolist(), shown, strict=True)}
+    assert len(clips) > 10
+
+
+def test_a_clip_that_cannot_be_read_is_black_and_listed_and_not_replaced(folder, tmp_path):
+    config = settings(folder)
+    source, listed = open_source(config), tmp_path / "bad_files.jsonl"
+    bad = BadFiles(source, 1.0, listed)
+    batch = join(list(itertools.islice(train_batches(source, config, batch_size=7, seed=0, bad_files=bad), 3)))
+    np.testing.assert_array_equal(~batch["valid"], batch["index"] == 5)
+    assert (batch["index"] == 5).sum() == 3
+    assert not batch["video"][~batch["valid"]].any()
+    assert batch["video"][batch["valid"]].any(axis=(1, 2, 3, 4)).all()
+    assert batch["label"][batch["index"] == 6].tolist() == [1] * 3
+    (line,) = listed.read_text().splitlines()
+    assert json.loads(line).keys() == {"path", "error"}
+    assert json.loads(line)["path"] == source.ids[5] == str(folder / "c" / "5.mp4")
+    assert "5.mp4: " in json.loads(line)["error"]
+    # A restart goes on with the list.
+    again = BadFiles(source, 1.0, listed)
+    assert len(again) == 1
+    next(train_batches(source, config, batch_size=7, seed=0, bad_files=again))
+    assert len(listed.read_text().splitlines()) == 1
+
+
+def test_too_many_bad_files_stop_the_run(folder, tmp_path):
+    config = settings(folder)
+    source = open_source(config)
+    with pytest.raises(ValueError, match=r"^1 of the 7 examples of .* more than data.max_bad_share 0.1 allows: .*list"):
+        for _ in evaluation_batches(source, config, batch_size=4, bad_files=BadFiles(source, 0.1, tmp_path / "list")):
+            pass
+    for _ in evaluation_batches(source, config, batch_size=4, bad_files=BadFiles(source, 0.2)):
+        pass
+
+
+def test_all_parts_of_a_bad_file_count(folder, tmp_path):
+    rows = [f"{folder}/a/0.mp4,{i / 10}\n" for i in range(6)] + [f"{folder}/c/5.mp4,{i / 10}\n" for i in range(4)]
+    (tmp_path / "list.csv").write_text("path,start\n" + "".join(rows))
+    bad = BadFiles(open_source(settings(tmp_path / "list.csv")), 0.5)
+    bad.add(f"{folder}/c/5.mp4", "broken")
+    assert len(bad) == 4
+    with pytest.raises(ValueError, match="10 of the 10 examples .*the last one: worse"):
+        bad.add(f"{folder}/a/0.mp4", "worse")
+
+
+def test_an_evaluation_has_every_example_once_in_order_and_pads_the_last_batch(folder):
+    batches = evaluate(settings(folder))
+    assert [len(batch["index"]) for batch in batches] == [4, 4]
+    whole = join(batches)
+    assert whole["index"].tolist() == [0, 1, 2, 3, 4, 5, 6, -1]
+    assert whole["valid"].tolist() == [True] * 5 + [False, True, False]
+    assert whole["label"].tolist() == [0, 0, 0, 1, 1, -1, 1, -1]
+    assert not whole["video"][-1].any()
+    (middle,) = {tuple(videos.numbers(video)) for video in whole["video"][whole["valid"]]}
+    assert middle == (20, 23, 26, 29)
+
+
+def test_an_evaluation_of_chosen_examples(folder):
+    (batch,) = evaluate(settings(folder), indices=[6, 0])
+    assert batch["index"].tolist() == [6, 0, -1, -1]
+    assert evaluate(settings(folder), indices=[]) == []
+    pair = [evaluate(settings(folder), indices=[6, 0], process_index=k, process_count=2) for k in range(2)]
+    assert [len(batches) for batches in pair] == [1, 1]
+    assert [batches[0]["index"].tolist() for batches in pair] == [[6, 0], [-1, -1]]
+
+
+def test_a_batch_that_the_processes_cannot_share_is_refused(folder):
+    config = settings(folder)
+    for batches in (train_batches, evaluation_batches):
+        seed = {"seed": 0} if batches is train_batches else {}
+        with pytest.raises(ValueError, match="batch size 5 is not divisible by the 2 processes"):
+            next(batches(open_source(config), config, batch_size=5, process_count=2, **seed))
+
+
+def test_a_mistake_of_the_user_is_raised_as_it_is_and_no_bad_file(tmp_path):
+    from test_sources import write_shards
+
+    write_shards(tmp_path)
+    config = settings(f"tfrecord:{tmp_path}", fps=5.0)
+    source = open_source(config)
+    assert len(next(evaluation_batches(source, config, batch_size=4))["index"]) == 4
+
+    def without_rate(index, choose, short_side):
+        return source.read(index, lambda info: choose(replace(info, rate=float("nan"))), short_side)
+
+    bad = BadFiles(source, 0.0)
+    with pytest.raises(ValueError, match=r"data.fps needs the frame rate"):
+        next(evaluation_batches(replace(source, read=without_rate), config, batch_size=4, bad_files=bad))
+    assert len(bad) == 0
+
+
+def test_a_script_may_end_while_its_batches_are_open():
+    code = (
+        "from vidjax.data.config import DataConfig; from vidjax.data.pipeline import train_batches\n"
+        "from vidjax.data.sources import open_source\n"
+        "config = DataConfig(size=64, frames=8)\n"
+        "batches = train_batches(open_source(config), config, batch_size=8, seed=0)\n"
+        "next(batches); print('done')"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (run.returncode, run.stdout) == (0, "done\n"), run.stderr
+
+
+@pytest.mark.skipif(not videos.CLIPS.exists(), reason="the real clips are not on this machine")
+def test_real_clips_and_their_damaged_file():
+    config = settings(videos.CLIPS, frames=8, size=64)
+    source = open_source(config)
+    bad = BadFiles(source, 0.2)
+    batch = join(list(evaluation_batches(source, config, batch_size=3, bad_files=bad)))
+    assert batch["valid"].sum() == 8
+    assert [path.rpartition("/")[2] for path in bad.errors] == ["corrupted.mp4"]
+    assert batch["video"][batch["valid"]].std(axis=(1, 2, 3, 4)).min() > 10

@@ -1,0 +1,87 @@
+import math
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import videos
+
+from vidjax.data import records
+from vidjax.data.decode import DecodeError
+
+
+def record(count=5, number=0, **changes):
+    frames = records.encode_frames(videos.numbered(count, first=number), quality=90)
+    values = {"frames": frames, "rate": 12.5, "height": 48, "width": 80, "label": 2, "label_name": "a b"}
+    return records.Record(**(values | {"caption": "a caption – ü", "id": f"clip {number}"} | changes))
+
+
+def write(path, contents):
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for content in contents:
+            writer.write(content)
+    return str(path)
+
+
+@pytest.mark.parametrize("changes", [{}, {"label": -1, "label_name": "", "caption": ""}])
+def test_a_record_comes_back_as_it_was(changes):
+    written = record(**changes)
+    assert records.decode_record(records.encode_record(written), "x") == written
+
+
+def test_an_unknown_rate_stays_unknown():
+    assert math.isnan(records.decode_record(records.encode_record(record(rate=math.nan)), "x").rate)
+
+
+def test_only_the_frames_asked_for_are_decoded():
+    encoded = records.encode_frames(videos.numbered(6), quality=90)
+    encoded[2] = b"damaged"
+    found = records.decode_frames(encoded, [5, 0, 5, 3], None, "x")
+    assert videos.numbers(found) == [5, 0, 5, 3]
+    with pytest.raises(DecodeError, match=r"^x: frame 2 is no picture"):
+        records.decode_frames(encoded, [1, 2], None, "x")
+
+
+def test_pictures_shrink_and_never_grow():
+    encoded = records.encode_frames(videos.numbered(6), quality=90)
+    assert records.decode_frames(encoded, [1], 24, "x").shape == (1, 24, 40, 3)
+    assert videos.numbers(records.decode_frames(encoded, [4], 24, "x")) == [4]
+    assert records.decode_frames(encoded, [1], 100, "x").shape == (1, 48, 80, 3)
+
+
+def test_png_and_grey_pictures_are_fine():
+    grey = tf.io.encode_png(np.full((8, 8, 1), 77, np.uint8)).numpy()
+    np.testing.assert_array_equal(records.decode_frames([grey], [0], None, "x"), np.full((1, 8, 8, 3), 77))
+
+
+def test_the_index_finds_every_record_of_every_file(tmp_path):
+    contents = [[bytes([k, i]) * (i * 7) for i in range(4 + k)] for k in range(3)]
+    paths = [write(tmp_path / f"{k}.tfrecord", part) for k, part in enumerate(contents)]
+    index = records.index_records(paths)
+    flat = [content for part in contents for content in part]
+    assert len(index) == len(flat) == 15
+    for i in np.random.default_rng(0).permutation(15).tolist():
+        assert index.read(i) == flat[i]
+    assert index.id(0) == f"{paths[0]}[0]"
+    assert index.id(14) == f"{paths[2]}[5]"
+
+
+def test_an_empty_file_has_no_records(tmp_path):
+    paths = [write(tmp_path / "a.tfrecord", []), write(tmp_path / "b.tfrecord", [b"x"])]
+    assert records.index_records(paths).read(0) == b"x"
+
+
+def test_a_file_that_is_cut_short_or_something_else_is_refused(tmp_path):
+    path = write(tmp_path / "a.tfrecord", [b"x" * 100, b"y" * 100])
+    videos.truncate(tmp_path / "a.tfrecord", 0.9)
+    with pytest.raises(ValueError, match="cut short after 1 records"):
+        records.index_records([path])
+    (tmp_path / "b.tfrecord").write_text("some notes, and no records")
+    with pytest.raises(ValueError, match="is no TFRecord file"):
+        records.index_records([str(tmp_path / "b.tfrecord")])
+
+
+def test_a_foreign_or_damaged_record_is_one_line():
+    with pytest.raises(DecodeError, match=r"^x: it is no record of ours, as it has no 'video/frames'\.$"):
+        records.decode_record(tf.train.Example().SerializeToString(), "x")
+    with pytest.raises(DecodeError, match="^x: the record is damaged"):
+        records.decode_record(b"\xff" * 50, "x")

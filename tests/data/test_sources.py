@@ -1,0 +1,272 @@
+import functools
+import json
+import re
+
+import numpy as np
+import pytest
+import videos
+
+from vidjax.data import moving_shapes, records
+from vidjax.data.config import DataConfig
+from vidjax.data.decode import DecodeError
+from vidjax.data.sources import open_source
+
+
+def open_(source, **settings):
+    return open_source(DataConfig(source=str(source), **settings))
+
+
+def everything(info):
+    return range(info.num_frames)
+
+
+def refused(source, sentence, **settings):
+    """The source is refused by one sentence that holds these words."""
+    with pytest.raises(ValueError) as caught:
+        open_(source, **settings)
+    message = str(caught.value)
+    assert re.search(sentence, message), message
+    assert "\n" not in message
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory):
+    """Ten seconds of ten numbered frames each."""
+    return videos.write_video(tmp_path_factory.mktemp("video") / "a.mp4", videos.numbered(100), rate=10)
+
+
+def place(video, *paths):
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.symlink_to(video)
+
+
+def test_a_folder_of_classes(video, tmp_path):
+    names = ("b/2.mp4", "b/1.MP4", "a c/x.avi", "b/.hidden.mp4", ".trash/y.mp4", "deep/er/z.mkv")
+    place(video, *(tmp_path / name for name in names))
+    (tmp_path / "b" / "notes.txt").write_text("")
+    source = open_(tmp_path)
+    assert source.class_names == ("a c", "b", "deep/er")
+    assert [re.sub(r".*(a c|b|deep)/", "", path) for path in source.ids] == ["x.avi", "1.MP4", "2.mp4", "er/z.mkv"]
+    assert [source.read(i, lambda info: (), None).label for i in range(4)] == [0, 1, 1, 2]
+
+
+def test_a_flat_folder_has_no_labels(video, tmp_path):
+    place(video, tmp_path / "2.mp4", tmp_path / "1.mp4")
+    source = open_(tmp_path)
+    assert source.class_names == ()
+    clip = source.read(1, lambda info: [7, 99, 0], 24)
+    assert videos.numbers(clip.frames) == [7, 99, 0]
+    assert (clip.label, clip.caption, clip.info.num_frames, clip.info.rate) == (-1, None, 100, 10)
+    assert clip.frames.shape == (3, 24, 40, 3)
+
+
+def test_a_folder_may_say_the_order_of_its_classes(video, tmp_path):
+    place(video, tmp_path / "run" / "1.mp4")
+    (tmp_path / "classes.json").write_text('["walk", "run"]')
+    source = open_(tmp_path)
+    assert source.class_names == ("walk", "run")
+    assert source.read(0, lambda info: (), None).label == 1
+    (tmp_path / "classes.json").write_text('["walk"]')
+    refused(tmp_path, "classes.json lacks 1 of the classes: run")
+    (tmp_path / "classes.json").write_text('{"walk": 0}')
+    refused(tmp_path, "must be a list of class names")
+
+
+def test_a_folder_without_videos_is_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("")
+    refused(tmp_path, "holds no videos")
+
+
+def test_what_does_not_exist_is_refused(video, tmp_path):
+    refused(tmp_path / "absent", "absent does not exist")
+    refused(tmp_path / "absent.csv", "the manifest .*absent.csv does not exist")
+    refused(video, "is a file: give its folder")
+    refused("webdataset:x", "of an unknown kind: use tfds:NAME")
+    refused("synthetic:balls", "of an unknown kind")
+    refused("tfds:", "does not exist")
+
+
+CSV = 'path,label,caption,start,end\n{0},run,"a man, who runs",2,4.5\nsub/b.mp4,walk,,,\n{0},,,9.5,20\n'
+JSONL = (
+    '{{"path": "{0}", "label": "run", "caption": "a man, who runs", "start": 2, "end": 4.5}}\n\n'
+    '{{"path": "sub/b.mp4", "label": "walk"}}\n{{"path": "{0}", "start": 9.5, "end": 20}}\n'
+)
+
+
+@pytest.mark.parametrize(("name", "content"), [("list.csv", CSV), ("list.jsonl", JSONL), ("list.csv", "\ufeff" + CSV)])
+def test_a_manifest(name, content, video, tmp_path):
+    place(video, tmp_path / "sub" / "b.mp4")
+    (tmp_path / name).write_text(content.format(video), encoding="utf-8")
+    source = open_(tmp_path / name)
+    assert source.class_names == ("run", "walk")
+    assert source.ids == [str(video), str(tmp_path / "sub/b.mp4"), str(video)]
+    clips = [source.read(i, everything, None) for i in range(3)]
+    assert [clip.label for clip in clips] == [0, 1, -1]
+    assert [clip.caption for clip in clips] == ["a man, who runs", None, None]
+    assert videos.numbers(clips[0].frames) == list(range(20, 45))
+    assert videos.numbers(clips[1].frames) == list(range(100))
+    assert videos.numbers(clips[2].frames) == list(range(95, 100))
+    assert (clips[0].info.num_frames, clips[0].info.duration) == (25, 2.5)
+
+
+def test_a_part_behind_the_end_cannot_be_read(video, tmp_path):
+    (tmp_path / "list.csv").write_text(f"path,start\n{video},10\n")
+    source = open_(tmp_path / "list.csv")
+    with pytest.raises(DecodeError, match=r"a\.mp4: no frame from 10\.0 s on, as it ends at 10\.00 s"):
+        source.read(0, everything, None)
+
+
+def test_labels_that_are_numbers_are_taken_as_they_are(video, tmp_path):
+    (tmp_path / "list.csv").write_text(f"path,label\n{video},3\n{video},\n{video},1\n{video},-1\n")
+    source = open_(tmp_path / "list.csv")
+    assert source.class_names == ("0", "1", "2", "3")
+    assert [source.read(i, lambda info: (), None).label for i in range(4)] == [3, -1, 1, -1]
+    (tmp_path / "classes.json").write_text('["a", "b", "c", "d", "e"]')
+    assert open_(tmp_path / "list.csv").class_names == ("a", "b", "c", "d", "e")
+    (tmp_path / "classes.json").write_text('["a"]')
+    refused(tmp_path / "list.csv", "the label 3, but classes.json beside it 1 names")
+
+
+def test_a_manifest_without_labels(video, tmp_path):
+    (tmp_path / "list.csv").write_text(f"path\n{video}\n")
+    source = open_(tmp_path / "list.csv")
+    assert source.class_names == ()
+    assert source.read(0, lambda info: (), None).label == -1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("a.csv", "file,label\nx.mp4,1\n", "has no 'path' column: .* but it is 'file,label'"),
+        ("a.csv", "", "has no 'path' column"),
+        ("a.csv", "path,label\n", "has no rows"),
+        ("a.csv", "path,caption\nx.mp4,one, two\n", "line 2: it has more fields"),
+        ("a.csv", "path,label\nx.mp4,1\n,2\n", "line 3: it has no path"),
+        ("a.csv", "path,start\nx.mp4,soon\n", "line 2: its start is 'soon', but it must be seconds"),
+        ("a.csv", "path,start\nx.mp4,-1\n", "line 2: its start is '-1'"),
+        ("a.csv", "path,start,end\nx.mp4,5,5\n", r"line 2: its end \(5.0 s\) is not after its start \(5.0 s\)"),
+        ("a.jsonl", '{"path": "x.mp4"}\n{"path":\n', "line 2: it is not JSON"),
+        ("a.jsonl", '{"file": "x.mp4"}\n', "line 1: it is no object with a 'path'"),
+        ("a.jsonl", '["x.mp4"]\n', "line 1: it is no object with a 'path'"),
+        ("a.jsonl", '{"path": 3}\n', "line 1: it has no path"),
+        ("a.jsonl", "", "has no rows"),
+        (
+            "a.csv",
+            "path\n" + "".join(f"{i}.mp4\n" for i in range(5)),
+            r"5 files of 5 .*: \S+0.mp4, \S+1.mp4, \S+2.mp4, \.\.\.",
+        ),
+    ],
+)
+def test_a_wrong_manifest_is_refused_with_the_line(name, content, sentence, tmp_path):
+    (tmp_path / name).write_text(content)
+    refused(tmp_path / name, sentence)
+
+
+def test_the_embedded_data_set_has_disjoint_splits():
+    train, validation = open_("synthetic:moving_shapes"), open_("synthetic:moving_shapes", split="validation")
+    assert train.class_names == moving_shapes.CLASSES
+    clip = train.read(5, lambda info: [3, 0], 40)
+    assert clip.frames.shape == (2, 40, 40, 3)
+    assert (clip.label, clip.caption) == moving_shapes.describe(moving_shapes.SPLITS["train"][5])
+    assert not np.array_equal(clip.frames, validation.read(5, lambda info: [3, 0], 40).frames)
+    assert len(train) == len(moving_shapes.SPLITS["train"]) == len(set(train.ids))
+    refused("synthetic:moving_shapes", "data.split test is unknown", split="test")
+
+
+def write_shards(folder):
+    import tensorflow as tf
+
+    for shard in range(2):
+        with tf.io.TFRecordWriter(str(folder / f"videos-{shard}.tfrecord")) as writer:
+            for i in range(2):
+                number = 100 * shard + 10 * i
+                frames = records.encode_frames(videos.numbered(6, first=number), quality=90)
+                writer.write(
+                    records.encode_record(
+                        records.Record(frames, 12.5, 48, 80, i, "ab"[i], "a text" if i else "", f"clip {number}")
+                    )
+                )
+    (folder / "classes.json").write_text(json.dumps(["a", "b"]))
+
+
+def test_tfrecords_are_read_by_index(tmp_path):
+    write_shards(tmp_path)
+    for pattern in (tmp_path, tmp_path / "videos-*.tfrecord"):
+        source = open_(f"tfrecord:{pattern}")
+        assert len(source) == 4
+        assert source.class_names == ("a", "b")
+        clip = source.read(3, lambda info: [5, 1], 24)
+        assert videos.numbers(clip.frames) == [115, 111]
+        assert (clip.label, clip.caption, clip.info.rate, clip.info.num_frames) == (1, "a text", 12.5, 6)
+        assert clip.frames.shape == (2, 24, 40, 3)
+        assert source.read(0, lambda info: (), None).caption is None
+    refused(f"tfrecord:{tmp_path}/nothing*", "matches no file")
+
+
+@functools.cache
+def tiny_videos():
+    """A data set of seven videos for TFDS (which knows a class by its name, so that it is made once)."""
+    import tensorflow_datasets as tfds
+
+    class TinyVideos(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = {
+                "video": tfds.features.Video(shape=(None, 48, 80, 3), encoding_format="jpeg"),
+                "label": tfds.features.ClassLabel(names=["run", "walk"]),
+                "caption": tfds.features.Text(),
+            }
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples(range(5)), "test": self._generate_examples(range(5, 7))}
+
+        def _generate_examples(self, numbers):
+            for i in numbers:
+                yield i, {"video": videos.numbered(9, first=10 * i), "label": i % 2, "caption": f"number {i}"}
+
+    return TinyVideos
+
+
+@pytest.fixture(scope="module", params=["tfrecord", "array_record"])
+def tfds_folder(request, tmp_path_factory):
+    """The data set as TFDS itself writes it, in each of its file formats."""
+    folder = tmp_path_factory.mktemp(request.param)
+    tiny_videos()(data_dir=str(folder), file_format=request.param).download_and_prepare()
+    return folder
+
+
+def test_tfds_is_read_by_index_and_decodes_only_what_is_used(tfds_folder, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tfds_folder))
+    source = open_("tfds:tiny_videos")
+    assert source.class_names == ("run", "walk")
+    assert len(source) == 5
+    decoded = []
+    decode_image = records.tf.io.decode_image
+    monkeypatch.setattr(records.tf.io, "decode_image", lambda *a, **k: decoded.append(1) or decode_image(*a, **k))
+    seen = []
+    for i in range(5):
+        decoded.clear()
+        clip = source.read(i, lambda info: [8, 2], 24)
+        assert clip.frames.shape == (2, 24, 40, 3)
+        number = videos.numbers(clip.frames)[0] // 10
+        assert videos.numbers(clip.frames) == [10 * number + 8, 10 * number + 2]
+        assert (clip.label, clip.caption, clip.info.num_frames) == (number % 2, f"number {number}", 9)
+        assert len(decoded) == 3  # the size of the first one, and the two asked for
+        seen.append(number)
+    assert sorted(seen) == [0, 1, 2, 3, 4]
+    part = open_("tfds:tiny_videos", split="train[1:3]+test")
+    numbers = [videos.numbers(part.read(i, lambda info: [0], None).frames)[0] // 10 for i in range(len(part))]
+    assert numbers[:2] == seen[1:3] and sorted(numbers[2:]) == [5, 6]
+    with pytest.raises(ValueError, match=r"data\.split val is unknown: tfds:tiny_videos has train, test"):
+        open_("tfds:tiny_videos", split="val")
+
+
+def test_tfds_sets_that_cannot_be_read_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    refused("tfds:ucf10", r"no data set that tfds knows .*\(did you mean ucf101")
+    refused("tfds:my_own_videos", "no data set that tfds knows or that lies in TFDS_DATA_DIR")
+    refused("tfds:ucf101", "is not prepared in .*: run `tfds build ucf101` first")
+    refused("tfds:ucf101/nonsense", "BuilderConfig nonsense not found|nonsense")

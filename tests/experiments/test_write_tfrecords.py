@@ -1,0 +1,139 @@
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import videos
+
+from vidjax.data.config import DataConfig
+from vidjax.data.sources import open_source
+
+SCRIPT = Path(__file__).resolve().parents[2] / "experiments" / "write_tfrecords.py"
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("write_tfrecords", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Five videos of 40 frames in two classes, the fourth of them damaged."""
+    folder = tmp_path_factory.mktemp("folder")
+    video = videos.write_video(folder / "run" / "0.mp4", videos.numbered(40), rate=10)
+    for name in ("run/1.mp4", "walk/2.mp4", "walk/3.mp4", "walk/4.mp4"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copy(video, folder / name)
+    videos.truncate(folder / "walk" / "3.mp4", 0.5)
+    return folder
+
+
+def read_all(out):
+    source = open_source(DataConfig(source=f"tfrecord:{out}/*.tfrecord"))
+    clips = [source.read(i, lambda info: range(info.num_frames), None) for i in range(len(source))]
+    return source, clips
+
+
+def test_the_shards_hold_what_the_videos_do(script, folder, tmp_path, capsys):
+    script.main(script.Config(str(folder), str(tmp_path), videos_per_shard=2, short_side=24, workers=2))
+    source, clips = read_all(tmp_path)
+    assert source.class_names == ("run", "walk")
+    assert [clip.label for clip in clips] == [0, 0, 1, 1]
+    for clip in clips:
+        assert videos.numbers(clip.frames) == list(range(40))
+        assert clip.frames.shape == (40, 24, 40, 3)
+        assert (clip.info.rate, clip.info.height, clip.info.width) == (10, 24, 40)
+    assert [json.loads(line)["path"] for line in (tmp_path / "bad_files.jsonl").read_text().splitlines()] == [
+        str(folder / "walk" / "3.mp4")
+    ]
+    printed = capsys.readouterr().out
+    assert "shard 3 of 3: 5 of 5 videos" in printed
+    assert ": 4 videos, " in printed and "1 videos could not be read" in printed
+
+
+def test_long_and_fast_videos_are_thinned_and_keep_their_time(script, folder, tmp_path):
+    script.main(script.Config(str(folder), str(tmp_path / "fps"), fps=5.0))
+    clip = read_all(tmp_path / "fps")[1][0]
+    assert videos.numbers(clip.frames) == list(range(0, 40, 2))
+    assert (clip.info.rate, clip.info.duration) == (5, 4)
+    script.main(script.Config(str(folder), str(tmp_path / "few"), max_frames=10))
+    clip = read_all(tmp_path / "few")[1][0]
+    assert videos.numbers(clip.frames) == list(range(0, 40, 4))
+    assert (clip.info.rate, clip.info.duration) == (2.5, 4)
+
+
+def test_an_interrupted_conversion_goes_on(script, folder, tmp_path, monkeypatch, capsys):
+    config = script.Config(str(folder), str(tmp_path), videos_per_shard=2, workers=1)
+    make_record = script.make_record
+
+    def interrupted(source, index, config):
+        if index == 4:
+            raise KeyboardInterrupt
+        return make_record(source, index, config)
+
+    monkeypatch.setattr(script, "make_record", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        script.main(config)
+    finished = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.tfrecord")}
+    assert len(finished) == 2
+    assert list(tmp_path.glob("videos-*.partial"))
+
+    converted = []
+    monkeypatch.setattr(script, "make_record", lambda s, i, c: converted.append(i) or make_record(s, i, c))
+    script.main(config)
+    assert converted == [4]
+    assert "2 shards are complete from an earlier run" in capsys.readouterr().out
+    assert finished.items() <= {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.tfrecord")}.items()
+    assert not list(tmp_path.glob("*.partial"))
+    assert len(read_all(tmp_path)[1]) == 4
+    assert len((tmp_path / "bad_files.jsonl").read_text().splitlines()) == 1
+
+
+def test_another_conversion_in_the_same_folder_is_refused(script, folder, tmp_path):
+    script.main(script.Config(str(folder), str(tmp_path)))
+    script.main(script.Config(str(folder), str(tmp_path), workers=3))  # of no consequence
+    with pytest.raises(ValueError, match=r"another conversion \(quality was 90, is 80; max_frames was 300, is 7\)"):
+        script.main(script.Config(str(folder), str(tmp_path), quality=80, max_frames=7))
+    shutil.copytree(folder, tmp_path / "other")
+    with pytest.raises(ValueError, match=r"another conversion \(source was .*; list was"):
+        script.main(script.Config(str(tmp_path / "other"), str(tmp_path)))
+    (tmp_path / "meta.json").unlink()
+    with pytest.raises(ValueError, match=r"no meta\.json of an earlier run"):
+        script.main(script.Config(str(folder), str(tmp_path)))
+
+
+def test_a_folder_that_cannot_be_written_is_refused(script, folder, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"cannot write to .*file/out \(Not a directory\)"):
+        script.main(script.Config(str(folder), str(tmp_path / "file" / "out")))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("short_side", 0), ("max_frames", 0), ("videos_per_shard", 0), ("quality", 101), ("fps", 0.0), ("workers", -1)],
+)
+def test_a_value_out_of_range_is_refused_by_name(script, field, value):
+    with pytest.raises(ValueError, match=f"^{field} is {value}, but it must be "):
+        script.Config("a", "b", **{field: value})
+
+
+def test_frames_a_second_need_the_rate(script):
+    with pytest.raises(ValueError, match="fps needs the frame rate, which a does not store"):
+        script.kept_frames(10, float("nan"), script.Config("a", "b", fps=2.0))
+
+
+def test_wrong_input_is_one_line_and_exit_status_2(tmp_path):
+    run = subprocess.run(
+        [sys.executable, SCRIPT, str(tmp_path / "absent"), str(tmp_path / "out")], capture_output=True, text=True
+    )
+    assert run.returncode == 2
+    assert run.stderr.splitlines()[-1].endswith("absent does not exist: give a folder, a manifest or KIND:NAME.")
+    assert "Traceback" not in run.stderr
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,89 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vidjax.layers.attention import Attention, attend
+
+
+def normal(*shape: int) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(sum(shape)).standard_normal(shape), jnp.float32)
+
+
+def naive_attend(query, key, value) -> np.ndarray:
+    """Softmax attention of `... tokens heads width`, in float64."""
+    query, key, value = (np.moveaxis(np.asarray(x, np.float64), -2, -3) for x in (query, key, value))
+    scores = query @ np.swapaxes(key, -1, -2) / np.sqrt(query.shape[-1])
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    return np.moveaxis(weights / weights.sum(-1, keepdims=True) @ value, -3, -2)
+
+
+@pytest.mark.parametrize("leading", [(), (2,), (2, 3)])
+def test_attend_is_softmax_attention_over_any_leading_axes(leading):
+    query, key, value = normal(*leading, 5, 4, 6) * 3, normal(*leading, 7, 4, 6), normal(*leading, 7, 4, 6)[..., ::-1]
+    np.testing.assert_allclose(jax.jit(attend)(query, key, value), naive_attend(query, key, value), atol=1e-5)
+
+
+def test_softmax_is_float32_when_values_are_not():
+    query = jnp.array([[2.0, 2.0, 0.0, 0.0]], jnp.bfloat16)[:, None]
+    key = jnp.array([[300.0, 0.0, 0.0, 0.0], [300.0, 1.0, 0.0, 0.0]], jnp.bfloat16)[:, None]
+    value = jnp.array([[0.0] * 4, [1.0] * 4], jnp.bfloat16)[:, None]
+    out = attend(query, key, value)  # scores 300 and 301: one number in bfloat16
+    assert out.dtype == jnp.bfloat16
+    np.testing.assert_allclose(out.astype(jnp.float32), 1 / (1 + np.exp(-1)), atol=0.005)
+
+
+@pytest.fixture(scope="module")
+def module():
+    """Three heads over width 12, with noise on every parameter."""
+    shapes = jax.eval_shape(Attention(heads=3).init, jax.random.key(0), jnp.zeros((1, 2, 12)))["params"]
+    params = {name: {part: normal(*leaf.shape) / 3 for part, leaf in parts.items()} for name, parts in shapes.items()}
+    run = jax.jit(Attention(heads=3).apply)
+    return params, lambda *inputs: run({"params": params}, *inputs)
+
+
+def test_module_is_its_four_projections_around_attend(module):
+    params, run = module
+
+    def project(name, x):
+        x = np.asarray(x) @ np.asarray(params[name]["kernel"]) + np.asarray(params[name]["bias"])
+        return x.reshape(2, -1, 3, 4)
+
+    x = normal(2, 5, 12)
+    for context in (x, normal(2, 7, 12)):
+        heads = naive_attend(project("query", x), project("key", context), project("value", context))
+        expected = heads.reshape(2, 5, 12) @ np.asarray(params["out"]["kernel"]) + np.asarray(params["out"]["bias"])
+        np.testing.assert_allclose(run(x, context), expected, atol=1e-4)
+    np.testing.assert_array_equal(run(x), run(x, x))
+
+
+def test_leading_axes_do_not_see_one_another(module):
+    _, run = module
+    x = normal(2, 3, 5, 12)
+    before, after = np.asarray(run(x)), np.asarray(run(x.at[1, 2].set(9.0)))
+    np.testing.assert_array_equal(after.reshape(6, 5, 12)[:5], before.reshape(6, 5, 12)[:5])
+    np.testing.assert_allclose(before[1], run(x[1]), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "biased"),
+    [
+        ({}, {"query", "key", "value", "out"}),
+        ({"key_bias": False}, {"query", "value", "out"}),
+        ({"qkv_bias": False}, {"out"}),
+    ],
+)
+def test_biases_are_where_they_are_asked_for(fields, biased):
+    shapes = jax.eval_shape(Attention(heads=2, **fields).init, jax.random.key(0), jnp.zeros((1, 3, 8)))["params"]
+    assert {name for name in shapes if "bias" in shapes[name]} == biased
+
+
+def test_heads_that_do_not_divide_the_width_are_refused():
+    with pytest.raises(ValueError, match="width 8 cannot be shared by 3 heads"):
+        Attention(heads=3).init(jax.random.key(0), jnp.zeros((1, 3, 8)))
+
+
+def test_cudnn_is_never_a_silent_fallback():
+    x = jnp.zeros((1, 4, 2, 8))
+    with pytest.raises(Exception, match=r"(?i)cudnn|flash|gpu|must be"):
+        attend(x, x, x, "cudnn")

@@ -1,0 +1,43 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vidjax.layers.embedding import PatchEmbedding, sinusoid_table
+from vidjax.layers.patches import patchify
+
+
+def test_patch_embedding_is_a_strided_convolution_with_its_kernel():
+    module, video = PatchEmbedding(5, (2, 3, 4)), jax.random.normal(jax.random.key(0), (2, 4, 6, 8, 3))
+    patches = patchify(video, (2, 3, 4))
+    params = module.init(jax.random.key(1), patches)["params"]
+    params = params | {"bias": jnp.arange(5.0)}
+    assert params["kernel"].shape == (2, 3, 4, 3, 5)
+    convolved = jax.lax.conv_general_dilated(
+        video, params["kernel"], (2, 3, 4), "VALID", dimension_numbers=("NTHWC", "THWIO", "NTHWC")
+    )
+    tokens = module.apply({"params": params}, patches)
+    np.testing.assert_allclose(tokens, convolved.reshape(2, -1, 5) + params["bias"], atol=1e-5)
+
+
+def test_patch_embedding_is_drawn_as_the_flat_linear_map():
+    kernel = PatchEmbedding(64, (2, 4, 4)).init(jax.random.key(0), jnp.zeros((1, 1, 96)))["params"]["kernel"]
+    assert np.abs(kernel).max() <= np.sqrt(6 / (96 + 64)) and kernel.std() == pytest.approx(
+        (2 / (96 + 64)) ** 0.5, rel=0.05
+    )
+
+
+def test_patches_of_another_size_are_refused():
+    with pytest.raises(ValueError, match=r"patches of 100 values are not \(2, 4, 4\) pixels"):
+        PatchEmbedding(8, (2, 4, 4)).init(jax.random.key(0), jnp.zeros((1, 3, 100)))
+
+
+def test_sinusoid_table_is_the_published_formula():
+    expected = np.zeros((9, 6))
+    for position in range(9):
+        for pair in range(3):
+            angle = position / 10000 ** (2 * pair / 6)
+            expected[position, 2 * pair : 2 * pair + 2] = np.sin(angle), np.cos(angle)
+    np.testing.assert_allclose(sinusoid_table(9, 6), expected, atol=1e-7)
+    assert sinusoid_table(9, 6).dtype == np.float32
+    np.testing.assert_array_equal(sinusoid_table(1568, 384)[:9], sinusoid_table(9, 384))

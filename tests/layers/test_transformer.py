@@ -1,0 +1,109 @@
+from functools import partial
+from math import erf
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import pytest
+
+from vidjax.layers.transformer import VIT_SIZES, Block, DropPath, Encoder, Mlp, exact_gelu
+
+
+@pytest.fixture(scope="module")
+def dropped():
+    """4000 samples of ones after drop path at rate 0.2."""
+    return DropPath().apply({}, jnp.ones((4000, 2, 3)), 0.2, True, rngs={"drop_path": jax.random.key(0)})
+
+
+def test_drop_path_drops_whole_samples_and_scales_the_others(dropped):
+    flat = np.asarray(dropped).reshape(4000, -1)
+    assert (flat == flat[:, :1]).all()
+    np.testing.assert_allclose(np.unique(flat), [0.0, 1.25])
+
+
+def test_drop_path_keeps_the_expectation(dropped):
+    assert float(dropped.mean()) == pytest.approx(1.0, abs=0.04)  # five standard deviations
+
+
+@pytest.mark.parametrize(("rate", "train"), [(0.2, False), (0.0, True), (0.0, False)])
+def test_drop_path_is_the_identity_and_wants_no_key_otherwise(rate, train):
+    x = jnp.ones((3, 2))
+    assert DropPath().apply({}, x, rate, train) is x
+
+
+def test_drop_path_takes_a_traced_rate():
+    def run(rate):
+        return DropPath().apply({}, jnp.ones((8, 2)), rate, True, rngs={"drop_path": jax.random.key(0)})
+
+    np.testing.assert_array_equal(jax.jit(run)(0.5), run(0.5))
+
+
+def noise(shapes: dict) -> dict:
+    draw = np.random.default_rng(0).standard_normal
+    return jax.tree.map(lambda leaf: jnp.asarray(draw(leaf.shape), leaf.dtype), shapes)
+
+
+def test_mlp_is_two_linear_maps_around_the_exact_gelu():
+    x = np.random.default_rng(1).standard_normal((2, 3, 4), np.float32)
+    variables = noise(jax.eval_shape(Mlp(8).init, jax.random.key(0), jnp.asarray(x)))
+    first, second = (jax.tree.map(np.asarray, variables["params"][name]) for name in ("fc1", "fc2"))
+    hidden = x @ first["kernel"] + first["bias"]
+    hidden = hidden * 0.5 * (1 + np.vectorize(erf)(hidden / np.sqrt(2)))
+    expected = hidden @ second["kernel"] + second["bias"]
+    np.testing.assert_allclose(jax.jit(Mlp(8).apply)(variables, jnp.asarray(x)), expected, atol=1e-4)
+
+
+def test_gelu_is_not_the_tanh_approximation():
+    x = jnp.linspace(-4, 4, 100)
+    assert np.abs(exact_gelu(x) - nn.gelu(x)).max() > 1e-4
+
+
+def test_block_is_pre_norm_with_two_residual_branches():
+    x = jnp.asarray(np.random.default_rng(1).standard_normal((2, 3, 8)), jnp.float32)
+    run = jax.jit(Block(heads=2).apply)
+    variables = noise(jax.eval_shape(Block(heads=2).init, jax.random.key(1), x))
+    silent = jax.tree.map(jnp.zeros_like, variables)  # both branches end in zeros: only the residual is left
+    np.testing.assert_array_equal(run(silent, x), x)
+    np.testing.assert_allclose(run(variables, x + 5.0) - 5.0, run(variables, x), atol=1e-3)  # a norm sees no shift
+
+
+class Told(nn.Module):
+    """A block that adds its drop-path rate to its only parameter."""
+
+    @nn.compact
+    def __call__(self, x, drop_path, train):
+        self.sow("intermediates", "rate", (drop_path, train))
+        return x + self.param("one", nn.initializers.ones, ())
+
+
+@pytest.mark.parametrize("depth", [1, 4])
+def test_drop_path_rises_linearly_from_zero_to_its_rate(depth):
+    encoder, x = Encoder(Told, depth, drop_path=0.3), jnp.zeros((1, 2, 3))
+    variables = encoder.init(jax.random.key(0), x)
+    out, told = encoder.apply({"params": variables["params"]}, x, True, mutable=["intermediates"])
+    rates = [told["intermediates"][f"block_{i}"]["rate"][0] for i in range(depth)]
+    np.testing.assert_allclose([rate for rate, _ in rates], [0.3 * i / max(depth - 1, 1) for i in range(depth)])
+    assert all(train for _, train in rates) and float(out[0, 0, 0]) == depth
+
+
+@pytest.mark.parametrize("remat", ["dots", "blocks"])
+def test_parameters_have_the_same_names_under_any_remat(remat):
+    x = jnp.zeros((1, 2, 8))
+    plain = Encoder(partial(Block, 2), 2)
+    shapes = [jax.eval_shape(encoder.init, jax.random.key(0), x) for encoder in (plain, plain.clone(remat=remat))]
+    assert shapes[0] == shapes[1]
+
+
+def test_unknown_remat_is_refused():
+    jaxtyping.config.update("jaxtyping_disable", True)  # users do not have the tests' type check, which would answer
+    try:
+        with pytest.raises(ValueError, match="remat is 'all': choose none, dots or blocks"):
+            Encoder(partial(Block, 2), 1, remat="all").init(jax.random.key(0), jnp.zeros((1, 2, 8)))
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def test_heads_divide_the_width_of_every_size():
+    assert not [name for name, size in VIT_SIZES.items() if size["width"] % size["heads"]]

@@ -1,0 +1,345 @@
+import re
+from functools import cache
+from math import prod
+from types import SimpleNamespace
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import recipe
+from flax import nnx
+from flax.traverse_util import flatten_dict
+from jax.extend.core import jaxprs_in_params
+from safetensors.numpy import save_file
+
+import vidjax
+from vidjax.convert import TARGETS
+from vidjax.layers.patches import grid
+from vidjax.models import videomae
+from vidjax.objectives.masking import running_cell, tube
+from vidjax.objectives.reconstruction import pixel_targets, reconstruction_loss
+
+CLOSE = {"rtol": 0, "atol": 1e-4}
+
+PUBLISHED = {  # parameters; those of "tiny" are our own
+    "videomae_tiny": 483_936,
+    "videomae_small": 22_033_936,
+    "videomae_base": 86_534_800,
+    "videomae_large": 304_270_736,
+    "videomae_huge": 632_119_440,
+    "videomae_tiny_pretrain": 564_144,
+    "videomae_small_pretrain": 24_029_376,
+    "videomae_base_pretrain": 94_210_944,
+    "videomae_large_pretrain": 342_996_992,
+    "videomae_huge_pretrain": 692_487_296,
+}
+
+SMALL = {"width": 24, "depth": 1, "heads": 3, "patch_size": (2, 4, 4)}
+SMALL_PRETRAINING = SMALL | {"decoder_width": 12, "decoder_depth": 1, "decoder_heads": 3}
+VIDEO = (2, 4, 8, 16, 3)
+GRID = grid(VIDEO[1:4], SMALL["patch_size"])  # (2, 2, 4): no two sides can be mistaken for each other
+
+
+def perturbed(model: nn.Module, *inputs) -> dict:
+    """Variables of noise, none zero and no scale one; made by numpy, which needs no compilation."""
+    draw = np.random.default_rng(0).standard_normal
+
+    def noise(path, leaf):
+        scale = 0.1 if leaf.ndim == 1 else prod(leaf.shape[:-1]) ** -0.5
+        return jnp.asarray(float(path[-1].key == "scale") + scale * draw(leaf.shape), leaf.dtype)
+
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs)
+    return jax.tree_util.tree_map_with_path(noise, shapes)
+
+
+@pytest.fixture(scope="module")
+def video():
+    return jnp.asarray(np.random.default_rng(2).random(VIDEO, np.float32))
+
+
+@pytest.fixture(scope="module")
+def mask():
+    return jax.vmap(lambda key: tube(key, GRID, 0.5))(jax.random.split(jax.random.key(3), VIDEO[0]))
+
+
+@pytest.fixture(scope="module")
+def pretraining(video, mask):
+    """Model, variables, and both methods compiled once for all tests of this file."""
+    model = videomae.Pretraining(**SMALL_PRETRAINING)
+    variables = perturbed(model, video, *mask)
+    encode = jax.jit(lambda *inputs: model.apply(*inputs, method="encode"))
+    return SimpleNamespace(model=model, variables=variables, run=jax.jit(model.apply), encode=encode)
+
+
+@pytest.fixture(scope="module")
+def classifier(video):
+    model = videomae.VideoMAE(**SMALL, num_classes=5)
+    variables = perturbed(model, video)
+    run = jax.jit(model.apply)
+    return SimpleNamespace(model=model, variables=variables, run=run, logits=run(variables, video))
+
+
+@pytest.fixture(scope="module")
+def gradients(pretraining, video, mask):
+    """Loss and gradients by rematerialisation policy."""
+
+    def loss(variables, model):
+        predicted = model.apply(variables, video, *mask)
+        target = jnp.take_along_axis(pixel_targets(video, model.patch_size), mask[1][..., None], axis=1)
+        return reconstruction_loss(predicted, target).mean()
+
+    def step(remat):
+        model = pretraining.model.clone(remat=remat)
+        return jax.jit(jax.value_and_grad(lambda variables: loss(variables, model)))(pretraining.variables)
+
+    return cache(step)
+
+
+# Published: counts and cost
+
+
+def test_every_variant_is_listed_here():
+    assert set(vidjax.list_models("videomae")) == set(PUBLISHED)
+
+
+@cache
+def parameter_shapes(name: str) -> dict[str, tuple[int, ...]]:
+    model = vidjax.create_model(name)
+    variables = jax.eval_shape(model.init, jax.random.key(0), *TARGETS[type(model)].example(model))
+    return {path: leaf.shape for path, leaf in flatten_dict(variables["params"], sep="/").items()}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parameter_count_is_the_published_one(name):
+    assert sum(map(prod, parameter_shapes(name).values())) == PUBLISHED[name]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_no_name_is_made_by_linen(name):
+    assert not [path for path in parameter_shapes(name) if re.search(r"(^|/)[A-Z]\w*_\d+(/|$)", path)]
+
+
+def multiplications(jaxpr) -> int:
+    """Multiply-accumulates of all matrix products, those of called functions included."""
+    count = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            shape = equation.invars[0].aval.shape
+            count += prod(equation.outvars[0].aval.shape) * prod(shape[axis] for axis in contracted)
+        count += sum(multiplications(inner) for inner in jaxprs_in_params(equation.params))
+    return count
+
+
+@pytest.mark.parametrize(
+    ("name", "gmacs"),
+    [
+        ("videomae_small", 56.88),
+        ("videomae_base", 180.35),
+        ("videomae_small_pretrain", 11.54),
+        ("videomae_base_pretrain", 35.44),
+    ],
+)
+def test_cost_is_the_published_one(name, gmacs):
+    model = vidjax.create_model(name)
+    if name.endswith("pretrain"):  # the original embeds the patches that it then drops; here they are dropped before
+        gmacs -= 1408 * 1536 * model.width / 1e9
+    video = jax.ShapeDtypeStruct((1, 16, 224, 224, 3), jnp.float32)
+    kept, masked = (jax.ShapeDtypeStruct((1, count), jnp.int32) for count in (160, 1408))
+    inputs = (video, kept, masked) if name.endswith("pretrain") else (video,)
+    variables = jax.eval_shape(model.init, jax.random.key(0), *inputs)
+    assert multiplications(jax.make_jaxpr(model.apply)(variables, *inputs)) / 1e9 == pytest.approx(gmacs, abs=0.01)
+
+
+# Parity: recorded and live answers of other implementations
+
+
+def loaded(weights: dict, model: nn.Module, folder) -> dict:
+    """The model's variables from published weights, by way of a file."""
+    save_file({name: np.ascontiguousarray(value) for name, value in weights.items()}, folder / "model.safetensors")
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *TARGETS[type(model)].example(model))
+    variables, report = vidjax.load_weights(folder, model, shapes)
+    assert not report.missing and not report.unexpected
+    return variables
+
+
+def indices(masked: np.ndarray) -> tuple[jax.Array, jax.Array]:
+    """Kept and masked token indices of a mask `b n`."""
+    return tuple(jnp.asarray([np.flatnonzero(row) for row in rows]) for rows in (~masked, masked))
+
+
+def test_pretraining_equals_the_original(tmp_path):
+    golden = recipe.load("videomae_pretrain")
+    c, (video, masked) = golden.config, golden.inputs
+    model = videomae.Pretraining(c["D"], c["L"], c["H"], c["dD"], c["dL"], c["dH"], patch_size=(2, c["P"], c["P"]))
+    variables = loaded(golden.weights, model, tmp_path)
+    predicted = jax.jit(model.apply)(variables, jnp.moveaxis(jnp.asarray(video), 1, -1), *indices(masked))
+    np.testing.assert_allclose(predicted, golden.outputs["output0"], **CLOSE)
+
+
+@pytest.mark.parametrize("name", ["videomae_finetune", "videomae_finetune_full"])
+def test_classifier_equals_the_original(name, tmp_path):
+    golden = recipe.load(name)
+    c, video = golden.config, jnp.moveaxis(jnp.asarray(golden.inputs[0][:1]), 1, -1)  # one clip tells as much as two
+    model = videomae.VideoMAE(c["D"], c["L"], c["H"], patch_size=(2, c["P"], c["P"]), num_classes=c["classes"])
+    variables = loaded(golden.weights, model, tmp_path)
+    np.testing.assert_allclose(jax.jit(model.apply)(variables, video), golden.outputs["output0"][:1], **CLOSE)
+
+
+def assert_equals_transformers(config: dict, weights: dict, video, masked, expected: dict, folder) -> None:
+    patch_size = (2, config["patch"], config["patch"])
+    fields = ("width", "depth", "heads", "decoder_width", "decoder_depth", "decoder_heads")
+    model = videomae.Pretraining(*(config[field] for field in fields), patch_size=patch_size)
+    variables = loaded(weights, model, folder)
+    kept, dropped = indices(masked)
+    pixels = (jnp.asarray(video) - jnp.array(videomae.PIXEL_MEAN)) / jnp.array(videomae.PIXEL_STD)
+    encoded = jax.jit(lambda *inputs: model.apply(*inputs, method="encode"))(variables, pixels, kept)
+    predicted = jax.jit(model.apply)(variables, pixels, kept, dropped)
+    target = jnp.take_along_axis(pixel_targets(jnp.asarray(video), patch_size), dropped[..., None], axis=1)
+    np.testing.assert_allclose(encoded, expected["encoded"], **CLOSE)
+    np.testing.assert_allclose(predicted, expected["predicted"], **CLOSE)
+    np.testing.assert_allclose(target, expected["target"], **CLOSE)
+    np.testing.assert_allclose(reconstruction_loss(predicted, target).mean(), expected["loss"], **CLOSE)
+
+
+def test_pretraining_equals_transformers_as_recorded(tmp_path):
+    golden = recipe.load("videomae_transformers")
+    assert_equals_transformers(golden.config, golden.weights, *golden.inputs, golden.outputs, tmp_path)
+
+
+def test_pretraining_equals_transformers_live(tmp_path):
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    import record_videomae as recorder
+
+    config = {
+        "frames": 6, "size": 16, "patch": 8, "width": 48, "depth": 3, "heads": 4,
+        "decoder_width": 32, "decoder_depth": 1, "decoder_heads": 2, "masked": 7,
+    }  # fmt: skip
+    peer = recorder.build(config)
+    weights = {name: recipe.parameter(name, shape) for name, shape in recorder.fill(peer).items()}
+    video, masked = recorder.clips(config)
+    assert_equals_transformers(config, weights, video, masked, recorder.answer(peer, video, masked), tmp_path)
+
+
+# Properties
+
+
+def test_encoder_of_all_tokens_is_the_encoder_without_indices(pretraining, video):
+    everything = jnp.tile(jnp.arange(prod(GRID)), (VIDEO[0], 1))
+    with_indices = pretraining.encode(pretraining.variables, video, everything)
+    np.testing.assert_allclose(pretraining.encode(pretraining.variables, video), with_indices, atol=1e-6)
+
+
+def test_encoder_keeps_the_order_of_its_indices(pretraining, video, mask):
+    kept = mask[0]
+    tokens = pretraining.encode(pretraining.variables, video, kept)
+    backwards = pretraining.encode(pretraining.variables, video, kept[:, ::-1])
+    np.testing.assert_allclose(backwards, tokens[:, ::-1], atol=1e-5)
+
+
+def test_masked_pixels_are_never_seen_and_kept_ones_are(pretraining, video, mask):
+    kept, masked = mask
+    shown = jnp.zeros((VIDEO[0], prod(GRID))).at[jnp.arange(VIDEO[0])[:, None], kept].set(1.0).reshape(-1, *GRID)
+    for axis, size in enumerate(SMALL["patch_size"], start=1):
+        shown = shown.repeat(size, axis)
+    shown = shown[..., None] > 0
+    before = pretraining.run(pretraining.variables, video, kept, masked)
+    others_changed = pretraining.run(pretraining.variables, jnp.where(shown, video, 9.0), kept, masked)
+    np.testing.assert_array_equal(others_changed, before)
+    kept_changed = pretraining.run(pretraining.variables, jnp.where(shown, 9.0, video), kept, masked)
+    assert not np.allclose(kept_changed, before, atol=1e-2)
+
+
+def test_predictions_follow_the_order_asked_for(pretraining, video, mask):
+    kept, masked = mask
+    forwards = pretraining.run(pretraining.variables, video, kept, masked)
+    backwards = pretraining.run(pretraining.variables, video, kept, masked[:, ::-1])
+    np.testing.assert_allclose(forwards, backwards[:, ::-1], atol=1e-5)
+
+
+def test_decoder_predicts_a_part_of_the_tokens(pretraining, video, mask):
+    half = jax.vmap(lambda key: running_cell(key, GRID))(jax.random.split(jax.random.key(4), VIDEO[0]))
+    predicted = jax.eval_shape(pretraining.model.apply, pretraining.variables, video, mask[0], half)
+    assert predicted.shape == (VIDEO[0], prod(GRID) // 2, prod(SMALL["patch_size"]) * 3)
+
+
+def test_gradients_reach_every_parameter(gradients):
+    _, by_path = gradients("none")
+    assert not [path for path, leaf in flatten_dict(by_path["params"], sep="/").items() if not leaf.any()]
+
+
+@pytest.mark.parametrize("remat", ["dots", "blocks"])
+def test_rematerialisation_changes_no_number(gradients, remat):
+    for one, other in zip(jax.tree.leaves(gradients("none")), jax.tree.leaves(gradients(remat)), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def test_bfloat16_computes_close_with_float32_parameters(pretraining, video, mask):
+    half = pretraining.model.clone(dtype=jnp.bfloat16)
+    shapes = jax.eval_shape(half.init, jax.random.key(0), video, *mask)
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {np.dtype("float32")}
+    exact = pretraining.run(pretraining.variables, video, *mask)
+    near = jax.jit(half.apply)(pretraining.variables, video, *mask)
+    assert near.dtype == jnp.bfloat16
+    np.testing.assert_allclose(near.astype(jnp.float32), exact, atol=0.03 * np.abs(exact).max())
+
+
+def test_one_compilation_serves_every_mask(pretraining, video):
+    traces = []
+
+    @jax.jit
+    def run(key):
+        traces.append(key)
+        kept, masked = jax.vmap(lambda key: tube(key, GRID, 0.5))(jax.random.split(key, VIDEO[0]))
+        return pretraining.model.apply(pretraining.variables, video, kept, masked)
+
+    outputs = [run(jax.random.key(seed)) for seed in range(3)]
+    assert len(traces) == 1 and not np.allclose(outputs[0], outputs[1])
+
+
+def test_drop_path_and_dropout_act_in_training_alone(video):
+    model = videomae.VideoMAE(**SMALL | {"depth": 2}, num_classes=5, drop_path=0.5, dropout=0.5)
+    variables = perturbed(model, video)
+
+    @jax.jit
+    def train(seed):
+        rngs = {"drop_path": jax.random.key(seed), "dropout": jax.random.key(7)}
+        return model.apply(variables, video, train=True, rngs=rngs)
+
+    outputs = np.stack([train(seed) for seed in range(8)])
+    np.testing.assert_array_equal(train(0), outputs[0])
+    assert any(not np.allclose(outputs[0], other) for other in outputs[1:])
+    plain = model.clone(drop_path=0.0, dropout=0.0)
+    np.testing.assert_array_equal(jax.jit(model.apply)(variables, video), jax.jit(plain.apply)(variables, video))
+
+
+def test_classifier_norms_the_mean_token(classifier, video):
+    params = classifier.variables["params"]
+    bare = classifier.model.clone(num_classes=None)
+    tokens = jax.jit(lambda *inputs: bare.apply(*inputs, method="encode"))(classifier.variables, video)
+    mean = jax.jit(bare.apply)(classifier.variables, video)
+    np.testing.assert_allclose(mean, tokens.mean(axis=1), atol=1e-5)
+    normed = (mean - mean.mean(-1, keepdims=True)) / jnp.sqrt(mean.var(-1, keepdims=True) + 1e-6)
+    normed = normed * params["head_norm"]["scale"] + params["head_norm"]["bias"]
+    logits = normed @ params["head"]["kernel"] + params["head"]["bias"]
+    np.testing.assert_allclose(classifier.logits, logits, atol=1e-5)
+
+
+def test_runs_under_pmap(classifier, video):
+    devices = jax.local_devices()[:2]
+    shards = jnp.stack([video] * len(devices))
+    logits = jax.pmap(classifier.model.apply, in_axes=(None, 0), devices=devices)(classifier.variables, shards)
+    np.testing.assert_allclose(logits[-1], classifier.logits, atol=1e-5)
+
+
+def test_runs_as_an_nnx_module(classifier, video):
+    module = nnx.bridge.ToNNX(classifier.model, rngs=nnx.Rngs(0))
+    nnx.bridge.lazy_init(module, video)
+    for path, param in nnx.to_flat_state(nnx.state(module, nnx.Param)):
+        param.set_value(flatten_dict(classifier.variables["params"])[path])
+    np.testing.assert_allclose(
+        nnx.jit(lambda module, video: module(video))(module, video), classifier.logits, atol=1e-5
+    )

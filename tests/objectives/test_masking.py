@@ -1,0 +1,101 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vidjax.objectives.masking import MASKS, frame, membership, random, running_cell, tube
+
+GRID = (4, 6, 10)
+TOKENS = 4 * 6 * 10
+RATIOS = (0.1, 0.3, 0.5, 0.75, 0.9, 0.95)
+
+
+def as_mask(masked) -> np.ndarray:
+    """True where masked, `t (h w)`."""
+    mask = np.zeros(TOKENS, bool)
+    mask[np.asarray(masked)] = True
+    return mask.reshape(GRID[0], -1)
+
+
+@pytest.mark.parametrize("name", MASKS)
+@pytest.mark.parametrize("ratio", [0.25, 0.5, 0.75])
+def test_kept_and_masked_partition_the_tokens_in_order(name, ratio):
+    kept, masked = MASKS[name](jax.random.key(0), GRID, ratio)
+    np.testing.assert_array_equal(np.sort(np.concatenate([kept, masked])), np.arange(TOKENS))
+    assert (np.diff(kept) > 0).all() and (np.diff(masked) > 0).all()
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+def test_tube_mask_is_equal_at_every_time(ratio):
+    mask = as_mask(tube(jax.random.key(1), GRID, ratio)[1])
+    assert (mask == mask[0]).all() and mask[0].sum() == int(ratio * 60)
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+def test_random_mask_counts_tokens_of_the_whole_clip(ratio):
+    mask = as_mask(random(jax.random.key(1), GRID, ratio)[1])
+    assert mask.sum() == int(ratio * TOKENS) and not (mask == mask[0]).all()
+
+
+@pytest.mark.parametrize("ratio", [0.25, 0.5, 0.75, 0.9])
+def test_frame_mask_takes_whole_times(ratio):
+    mask = as_mask(frame(jax.random.key(1), GRID, ratio)[1])
+    assert (mask.all(axis=1) | ~mask.any(axis=1)).all() and mask[:, 0].sum() == int(ratio * 4)
+
+
+def test_published_counts_of_tube_masking():
+    kept, masked = jax.eval_shape(lambda key: tube(key, (8, 14, 14), 0.9), jax.random.key(0))
+    assert (kept.shape, masked.shape) == ((160,), (1408,))
+    assert jax.eval_shape(lambda key: tube(key, (8, 14, 14), 0.75), jax.random.key(0))[0].shape == (392,)
+
+
+@pytest.mark.parametrize("draw", [lambda key: tube(key, GRID, 0.5), lambda key: random(key, GRID, 0.5)])
+def test_mask_is_a_function_of_its_key(draw):
+    np.testing.assert_array_equal(draw(jax.random.key(0))[1], draw(jax.random.key(0))[1])
+    masks = jax.vmap(lambda key: draw(key)[1])(jax.random.split(jax.random.key(0), 8))
+    assert len({tuple(mask) for mask in np.asarray(masks).tolist()}) == 8
+
+
+def test_every_position_is_masked_as_often_as_others():
+    masks = jax.vmap(lambda key: tube(key, (1, 6, 10), 0.5)[1])(jax.random.split(jax.random.key(0), 2000))
+    often = np.bincount(np.asarray(masks).ravel(), minlength=60) / 2000
+    assert np.abs(often - 0.5).max() < 0.06  # five standard deviations
+
+
+@pytest.mark.parametrize(("ratio", "left"), [(0.0, "masked"), (0.01, "masked"), (1.0, "visible"), (1.5, "visible")])
+def test_mask_that_leaves_nothing_is_refused(ratio, left):
+    with pytest.raises(ValueError, match=f"mask ratio {ratio} leaves no {left} one of 60 positions"):
+        tube(jax.random.key(0), GRID, ratio)
+
+
+def running_cell_of_the_original(start: int) -> np.ndarray:
+    """VideoMAE v2's: a queue of two masked and two kept runs round each 2x2 cell, one step before each time."""
+    queue = np.array([True, True, False, False])
+    times = [np.roll(queue, -(start + time + 1)).reshape(2, 2) for time in range(GRID[0])]
+    return np.stack([np.tile(cell, (GRID[1] // 2, GRID[2] // 2)).ravel() for cell in times])
+
+
+def test_running_cell_is_that_of_the_original():
+    masks = jax.jit(jax.vmap(lambda key: running_cell(key, GRID)))(jax.random.split(jax.random.key(0), 64))
+    kept = {np.asarray(mask).tobytes() for mask in masks}
+    originals = [np.flatnonzero(~running_cell_of_the_original(start)).astype(np.int32) for start in range(4)]
+    assert kept == {original.tobytes() for original in originals}
+
+
+def test_running_cell_keeps_half_of_each_time_and_moves():
+    mask = as_mask(jax.jit(lambda key: running_cell(key, GRID))(jax.random.key(0)))
+    assert (mask.sum(axis=1) == 30).all()
+    assert (mask[1:] != mask[:-1]).any(axis=1).all()
+    assert (mask.sum(axis=0) == 2).all()  # in four times each position has had its two turns
+
+
+def test_running_cell_wants_an_even_grid():
+    with pytest.raises(ValueError, match="even grid of patches, not 5 by 10"):
+        running_cell(jax.random.key(0), (4, 5, 10))
+
+
+def test_membership_is_numpys():
+    rng = np.random.default_rng(0)
+    indices, of = rng.permutation(TOKENS)[:100], rng.permutation(TOKENS)[:50]
+    found = membership(jnp.asarray(indices), jnp.asarray(of), TOKENS)
+    np.testing.assert_array_equal(found, np.isin(indices, of).astype(int))

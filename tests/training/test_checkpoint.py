@@ -1,0 +1,116 @@
+"""Checkpoints: what is kept, what a damaged one costs, what another run can read of them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vidjax.training.checkpoint import Checkpoints, load_params
+from vidjax.training.optimizer import OptimizerConfig, make_optimizer
+from vidjax.training.state import create_state
+
+CONFIG = OptimizerConfig()
+TX = make_optimizer(CONFIG, CONFIG.schedule(256, 100, 10))
+
+
+def make_state(step, ema=False):
+    variables = {"params": {"layer": {"kernel": jnp.full((64, 64), float(step)), "bias": jnp.full(3, float(step))}}}
+    return create_state(variables, TX, jax.random.key(step), ema).replace(step=jnp.int32(step))
+
+
+def save(directory, *steps, ema=False, **options):
+    checkpoints = Checkpoints(directory / "checkpoints", **options)
+    for step in steps:
+        checkpoints.save(make_state(step, ema), {"seed": 0}, next_batch=step)
+    checkpoints.close()
+
+
+def names(directory):
+    return sorted(int(path.name) for path in (directory / "checkpoints").iterdir() if path.name.isdigit())
+
+
+def truncate_largest(directory):
+    largest = max((path for path in directory.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    with largest.open("r+b") as file:
+        file.truncate(largest.stat().st_size // 2)
+
+
+def test_the_whole_state_comes_back(tmp_path):
+    save(tmp_path, 7)
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    state, next_batch = checkpoints.restore(make_state(0))
+    checkpoints.close()
+    assert next_batch == 7
+    expected = make_state(7)
+    assert jnp.array_equal(jax.random.key_data(state.key), jax.random.key_data(expected.key))
+    for got, want in zip(jax.tree.leaves(state.replace(key=0)), jax.tree.leaves(expected.replace(key=0)), strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+def test_nothing_saved_is_nothing_restored(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    assert checkpoints.restore(make_state(0)) is None
+    checkpoints.close()
+
+
+def test_the_newest_and_every_kth_are_kept(tmp_path):
+    save(tmp_path, 10, 20, 30, 40, 50, keep=2, keep_every=20)
+    assert names(tmp_path) == [20, 40, 50]
+
+
+def test_a_damaged_newest_is_reported_set_aside_and_the_one_before_used(tmp_path, caplog):
+    save(tmp_path, 10, 20)
+    truncate_largest(tmp_path / "checkpoints" / "20")
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    state, next_batch = checkpoints.restore(make_state(0))
+    assert next_batch == 10 and float(state.params["layer"]["bias"][0]) == 10
+    assert "checkpoint 20 cannot be read" in caplog.text
+    assert (tmp_path / "damaged_checkpoints" / "20").is_dir()
+    checkpoints.save(make_state(20), {}, next_batch=20)  # its step is free again
+    checkpoints.close()
+    assert names(tmp_path) == [10, 20]
+
+
+def test_when_all_are_damaged_the_run_does_not_start_from_nothing(tmp_path):
+    save(tmp_path, 10, 20)
+    for step in ("10", "20"):
+        truncate_largest(tmp_path / "checkpoints" / step)
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    with pytest.raises(ValueError, match="none of the 2 checkpoints .* can be read"):
+        checkpoints.restore(make_state(0))
+    checkpoints.close()
+    assert names(tmp_path) == [10, 20]
+
+
+def test_what_a_killed_save_left_is_ignored_and_removed(tmp_path):
+    save(tmp_path, 10)
+    left = tmp_path / "checkpoints" / "20.orbax-checkpoint-tmp-123"
+    left.mkdir()
+    (left / "part").write_text("half")
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    assert checkpoints.restore(make_state(0))[1] == 10
+    checkpoints.close()
+    assert not left.exists()
+
+
+def test_another_run_reads_the_parameters_or_their_average(tmp_path):
+    save(tmp_path / "plain", 5, 9)
+    params, step = load_params(tmp_path / "plain", make_state(0).params)
+    assert step == 9 and float(params["layer"]["bias"][0]) == 9
+    checkpoints = Checkpoints(tmp_path / "averaged" / "checkpoints")
+    state = make_state(3, ema=True)
+    checkpoints.save(state.replace(ema=jax.tree.map(lambda p: p + 0.5, state.ema)), {}, next_batch=3)
+    checkpoints.close()
+    params, _ = load_params(tmp_path / "averaged", make_state(0).params)
+    assert float(params["layer"]["bias"][0]) == 3.5
+
+
+def test_parameters_of_another_model_are_refused_by_name_and_shape(tmp_path):
+    save(tmp_path, 5)
+    like = {"layer": {"kernel": jnp.zeros((64, 32)), "bias": jnp.zeros(3)}}
+    with pytest.raises(
+        ValueError, match=r"1 parameters differ, first layer/kernel \(\(64, 64\) there, \(64, 32\) here\)"
+    ):
+        load_params(tmp_path, like)
+    with pytest.raises(ValueError, match="holds no checkpoint"):
+        load_params(tmp_path / "elsewhere", like)

@@ -1,0 +1,41 @@
+"""Multiply-accumulates, against hand counts and the published ones."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from vidjax.models import create_model
+from vidjax.training.cost import count_macs, peak_flops
+
+
+def test_products_convolutions_and_loops_are_counted():
+    a, b = jnp.ones((3, 4, 5)), jnp.ones((3, 5, 6))
+    assert count_macs(jnp.matmul, a, b) == 3 * 4 * 5 * 6
+    video, kernel = jnp.ones((1, 8, 8, 8, 3)), jnp.ones((3, 3, 3, 3, 7))
+    dimensions = ("NDHWC", "DHWIO", "NDHWC")
+    convolve = lambda v, k: jax.lax.conv_general_dilated(v, k, (1, 2, 2), "SAME", dimension_numbers=dimensions)
+    assert count_macs(convolve, video, kernel) == 8 * 4 * 4 * 7 * 27 * 3
+    depthwise = lambda v, k: jax.lax.conv_general_dilated(
+        v, k, (1, 1, 1), "SAME", dimension_numbers=dimensions, feature_group_count=3
+    )
+    assert count_macs(depthwise, video, jnp.ones((3, 3, 3, 1, 3))) == 8 * 8 * 8 * 3 * 27
+    scanned = lambda x: jax.lax.scan(lambda c, _: (jnp.matmul(c, jnp.ones((6, 6))), None), x, length=5)[0]
+    assert count_macs(jax.jit(jax.checkpoint(scanned)), jnp.ones((2, 6))) == 5 * 2 * 6 * 6
+
+
+@pytest.mark.parametrize(
+    ("name", "gmacs"), [("small", 11.536), ("base", 35.440), ("large", 142.636), ("huge", 237.607)]
+)
+def test_pretraining_costs_what_is_published_less_the_patches_that_are_never_embedded(name, gmacs):
+    model = create_model(f"videomae_{name}_pretrain")
+    indices = jax.ShapeDtypeStruct((1, 160), jnp.int32), jax.ShapeDtypeStruct((1, 1408), jnp.int32)
+    video = jax.ShapeDtypeStruct((1, 16, 224, 224, 3), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), video, *indices)
+    never_embedded = 1408 * 1536 * model.width
+    assert count_macs(model.apply, variables, video, *indices) + never_embedded == pytest.approx(gmacs * 1e9, rel=1e-3)
+
+
+def test_peaks_are_found_by_the_device_kind():
+    assert peak_flops("NVIDIA H200") == 989e12
+    assert peak_flops("TPU v5 lite") == 197e12
+    assert peak_flops("cpu") is None

@@ -1,0 +1,126 @@
+"""The loop: order of things, waiting counted truly, errors carried from the feeding thread."""
+
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vidjax.training.loop import Feeder, LoopConfig, fit
+from vidjax.training.metrics import read_metrics
+from vidjax.training.optimizer import OptimizerConfig, make_optimizer
+from vidjax.training.sharding import batch_sharding, make_mesh, replicated
+from vidjax.training.state import create_state
+from vidjax.training.step import make_train_step
+
+OPTIM = OptimizerConfig(learning_rate=0.01, warmup_epochs=0)
+
+
+def batches_from(first, poison=()):
+    n = first
+    while True:
+        x = np.random.default_rng(n).normal(size=(8, 4)).astype(np.float32)
+        yield {"x": np.full_like(x, np.nan) if n in poison else x, "valid": np.ones(8, bool)}
+        n += 1
+
+
+def run(workdir, steps=10, batches=batches_from, evaluate=None, **loop):
+    schedule = OPTIM.schedule(256, 10, 10)
+    tx = make_optimizer(OPTIM, schedule)
+    mesh = make_mesh()
+
+    def loss_fn(params, model_state, batch, key):
+        noise = jax.random.normal(key, (4,)) * 0.1
+        return jnp.square(batch["x"] @ params["w"] + noise - 1).mean(), (model_state, {})
+
+    state = create_state({"params": {"w": jnp.zeros((4, 4))}}, tx, jax.random.key(0))
+    state = jax.device_put(state, replicated(mesh))
+    step = jax.jit(
+        make_train_step(loss_fn, tx), donate_argnums=0, in_shardings=(replicated(mesh), batch_sharding(mesh))
+    )
+    return fit(
+        step, state, batches, steps=steps, workdir=workdir, mesh=mesh, config={}, schedule=schedule, evaluate=evaluate,
+        loop=LoopConfig(**{"log_every": 1, "save_every": 4} | loop),
+    )  # fmt: skip
+
+
+def losses(workdir):
+    return {entry["step"]: entry["loss"] for entry in read_metrics(workdir) if "loss" in entry}
+
+
+def test_every_step_is_logged_and_the_end_is_saved(tmp_path):
+    result = run(tmp_path)
+    assert result.finished and result.steps_taken == 10 and int(result.state.step) == 10
+    assert list(losses(tmp_path)) == list(range(1, 11))
+    needed = {"step", "loss", "learning_rate", "clips_per_second", "data_wait_fraction"}
+    assert all(needed <= entry.keys() for entry in read_metrics(tmp_path))
+    assert (tmp_path / "checkpoints" / "10").is_dir()
+
+
+def test_a_run_in_two_parts_is_the_run_in_one(tmp_path):
+    run(tmp_path / "whole")
+    run(tmp_path / "parts", steps=4)
+    run(tmp_path / "parts", steps=10)
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")  # to the last bit
+
+
+def test_a_finished_run_takes_no_step(tmp_path, capsys):
+    run(tmp_path)
+    result = run(tmp_path)
+    assert result.finished and result.steps_taken == 0
+    assert "already finished: all 10 steps taken" in capsys.readouterr().out
+
+
+def test_a_bad_gradient_is_skipped_counted_and_its_batch_saved(tmp_path):
+    run(tmp_path, batches=lambda first: batches_from(first, poison={3, 6}))
+    entries = {entry["step"]: entry for entry in read_metrics(tmp_path)}
+    assert entries[4]["loss"] is None and entries[10]["skipped_steps"] == 2
+    saved = np.load(tmp_path / "skipped_step_4_process_0.npz")
+    assert saved["x"].shape == (8, 4) and np.isnan(saved["x"]).all()
+    assert entries[4]["learning_rate"] == entries[3]["learning_rate"]  # the schedule does not count the skipped step
+
+
+def test_several_bad_gradients_in_a_row_stop_the_run(tmp_path):
+    with pytest.raises(ValueError, match="3 steps in a row had a gradient that is not finite, up to step 6"):
+        run(tmp_path, batches=lambda first: batches_from(first, poison={3, 4, 5, 6, 7}), max_skipped_in_a_row=3)
+
+
+def test_evaluation_is_logged_under_its_own_name(tmp_path):
+    run(tmp_path, evaluate=lambda state, step: {"twice": 2.0 * step}, evaluate_every=5)
+    found = {e["step"]: e["evaluation/twice"] for e in read_metrics(tmp_path) if "evaluation/twice" in e}
+    assert found == {5: 10.0, 10: 20.0}
+
+
+def test_an_error_of_the_data_reaches_the_caller(tmp_path):
+    def broken(first):
+        yield next(batches_from(first))
+        raise ValueError("too many bad files")
+
+    with pytest.raises(ValueError, match="too many bad files"):
+        run(tmp_path, batches=broken)
+
+
+def test_waiting_counts_only_while_the_device_has_nothing_to_do():
+    def slow():
+        for n in range(3):
+            time.sleep(0.3)
+            yield {"x": np.full((8, 1), n, np.float32)}
+
+    feeder = Feeder(slow(), make_mesh())
+    _, idle = feeder.get(None)
+    assert idle > 0.2
+    _, idle = feeder.get(lambda: False)
+    assert idle == 0
+    free = time.monotonic() + 0.2
+    _, idle = feeder.get(lambda: time.monotonic() >= free)
+    assert idle < 0.2
+    feeder.close()
+
+
+def test_batches_are_made_ahead_and_in_order():
+    feeder = Feeder(iter([{"x": np.full((8, 1), n, np.float32)} for n in range(5)]), make_mesh(), size=2)
+    time.sleep(0.3)
+    got = [float(feeder.get(None)[0]["x"][0, 0]) for _ in range(5)]
+    feeder.close()
+    assert got == [0, 1, 2, 3, 4]

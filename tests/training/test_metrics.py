@@ -1,0 +1,60 @@
+"""What is written, and what a resumed run does with it."""
+
+import json
+
+import pytest
+
+from vidjax.training.metrics import Meter, MetricWriter, Progress, clock, read_metrics
+
+VALUES = {"loss": 1.5, "learning_rate": 1e-4, "clips_per_second": 10.0, "data_wait_fraction": 0.25}
+
+
+def test_a_line_a_step_and_events_beside_it(tmp_path):
+    writer = MetricWriter(tmp_path)
+    writer.write(10, VALUES)
+    writer.write(20, VALUES | {"loss": float("nan")})
+    writer.close()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines == [{"step": 10} | VALUES, {"step": 20} | VALUES | {"loss": None}]
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_resuming_drops_the_lines_that_will_be_written_again(tmp_path):
+    writer = MetricWriter(tmp_path)
+    for step in (10, 20, 30):
+        writer.write(step, VALUES)
+    writer.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 40, "lo')  # killed while writing
+    MetricWriter(tmp_path, first_step=20).close()
+    assert [entry["step"] for entry in read_metrics(tmp_path)] == [10, 20]
+
+
+def test_meter_counts_what_was_waited_and_not_what_was_paused(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("vidjax.training.metrics.time.monotonic", lambda: now[0])
+    meter = Meter()
+    now[0] = 4.0
+    meter.add(clips=8, waited=1.0)
+    with meter.paused():
+        now[0] += 100
+    assert meter.read() == {"clips_per_second": 2.0, "data_wait_fraction": 0.25}
+    now[0] += 1
+    meter.add(clips=2, waited=0.0)
+    meter.read()
+    assert meter.overall() == {"clips_per_second": 2.0, "data_wait_fraction": 0.2}
+
+
+def test_lines_are_plain_where_there_is_no_terminal(capsys):
+    progress = Progress(0, 100)
+    progress.step()
+    progress.log(10, VALUES)
+    progress.close()
+    line = capsys.readouterr().out
+    assert line.startswith("step 10/100: loss 1.5000, learning rate 1.00e-04, 10.0 clips/s, data wait 25%")
+    assert "\r" not in line
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(5, "0:05"), (61, "1:01"), (3725, "1:02:05")])
+def test_clock(seconds, shown):
+    assert clock(seconds) == shown

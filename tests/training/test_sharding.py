@@ -1,0 +1,87 @@
+"""One device, eight, and eight that share the parameters: the same numbers."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vidjax.models import create_model
+from vidjax.objectives import masking, reconstruction
+from vidjax.training.optimizer import OptimizerConfig, make_optimizer
+from vidjax.training.sharding import batch_sharding, check_batch_size, make_mesh, put_batch, replicated, state_sharding
+from vidjax.training.state import create_state
+from vidjax.training.step import make_train_step
+
+GRID = (2, 4, 4)
+
+
+def run(fsdp, devices, steps=3):
+    """Losses of a tiny masked pre-training on so many devices, and the state."""
+    model = create_model(
+        "videomae_tiny_pretrain", width=64, depth=1, heads=2, decoder_width=32, decoder_depth=1, decoder_heads=2
+    )
+    config = dataclasses.replace(OptimizerConfig(), learning_rate=0.02, warmup_epochs=0)
+    tx = make_optimizer(config, config.schedule(8, 10, 10))
+    mesh = make_mesh(fsdp, jax.devices()[:devices])
+
+    def draw(key):
+        return jax.vmap(lambda key: masking.tube(key, GRID, 0.75))(jax.random.split(key, 8))
+
+    def loss_fn(params, model_state, batch, key):
+        video = batch["video"] / 255.0
+        kept, masked = draw(key)
+        target = reconstruction.pixel_targets(video, model.patch_size)
+        target = jnp.take_along_axis(target, masked[..., None], axis=1)
+        loss = reconstruction.reconstruction_loss(model.apply({"params": params}, video, kept, masked), target)
+        return (loss * batch["valid"]).sum() / batch["valid"].sum(), (model_state, {})
+
+    def init(key):
+        variables = model.init(key, jnp.zeros((8, 4, 32, 32, 3)), *draw(key))
+        return create_state(variables, tx, key)
+
+    sharding = state_sharding(mesh, jax.eval_shape(init, jax.random.key(0)))
+    state = jax.jit(init, out_shardings=sharding)(jax.random.key(0))
+    step = jax.jit(
+        make_train_step(loss_fn, tx),
+        donate_argnums=0,
+        in_shardings=(sharding, batch_sharding(mesh)),
+        out_shardings=(sharding, replicated(mesh)),
+    )
+    losses = []
+    rng = np.random.default_rng(0)
+    for _ in range(steps):
+        batch = {"video": rng.integers(0, 256, (8, 4, 32, 32, 3), np.uint8), "valid": np.arange(8) != 5}
+        state, metrics = step(state, put_batch(batch, mesh))
+        losses.append(float(metrics["loss"]))
+    return losses, state
+
+
+@pytest.fixture(scope="module")
+def on_one_device():
+    return run(fsdp=1, devices=1)[0]
+
+
+@pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
+@pytest.mark.parametrize("fsdp", [1, 4])
+def test_eight_devices_give_the_losses_of_one(on_one_device, fsdp):
+    losses, state = run(fsdp, devices=8)
+    np.testing.assert_allclose(losses, on_one_device, atol=1e-5)
+    kernel = state.params["encoder"]["transformer"]["block_0"]["mlp"]["fc1"]["kernel"]
+    moment = state.opt_state.inner_state[1][0].mu["encoder"]["transformer"]["block_0"]["mlp"]["fc1"]["kernel"]
+    assert kernel.addressable_shards[0].data.size == kernel.size // fsdp
+    assert moment.sharding == kernel.sharding
+
+
+def test_a_mesh_that_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match="does not divide the 8 devices: choose one of"):
+        make_mesh(3)
+
+
+def test_a_batch_that_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match="a batch of 12 cannot be shared by 8 devices: make it a multiple of 8"):
+        check_batch_size(12)
+    with pytest.raises(ValueError, match="times 2 micro-batches: make it a multiple of 16"):
+        check_batch_size(8, accumulation=2)
+    check_batch_size(16, accumulation=2)

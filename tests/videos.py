@@ -1,0 +1,114 @@
+"""Small videos for the tests: every frame shows its own number, as bars that survive lossy coding."""
+
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+CLIPS = Path(__file__).resolve().parents[2] / "shared" / "clips"
+"""Real clips, where the machine has them."""
+REAL_CLIPS = tuple(
+    sorted(p for p in CLIPS.glob("*") if p.suffix in (".avi", ".mkv", ".mov", ".mp4") and p.name != "corrupted.mp4")
+)
+_BITS = 10
+
+
+def numbered(count: int, height: int = 48, width: int = 80, first: int = 0) -> np.ndarray:
+    """Frames (t h w 3): bars of light and dark are the bits of the frame's number; the bottom third is red."""
+    bits = (np.arange(first, first + count)[:, None] >> np.arange(_BITS)) & 1
+    columns = np.arange(width) * _BITS // width
+    frames = np.repeat((40 + 170 * bits[:, None, columns, None]).astype(np.uint8), height, axis=1)
+    frames = np.repeat(frames, 3, axis=3)
+    frames[:, -(height // 3) :] = (200, 30, 30)
+    return frames
+
+
+def numbers(frames: np.ndarray) -> list[int]:
+    """The numbers that `numbered` frames show, at any size."""
+    height, width = frames.shape[1:3]
+    columns = (np.arange(_BITS) * 2 + 1) * width // (2 * _BITS)
+    bits = frames[:, height // 4, columns].mean(-1) > 125
+    return (bits << np.arange(_BITS)).sum(-1).tolist()
+
+
+def write_video(
+    path: Path,
+    frames: np.ndarray,
+    rate: float = 25,
+    codec: str = "libx264",
+    times: Sequence[float] | None = None,
+    rotation: int = 0,
+    b_frames: int = 2,
+    keyframe_every: int = 12,
+    skip: int = 0,
+    options: dict[str, str] | None = None,
+    container_options: dict[str, str] | None = None,
+) -> Path:
+    """Encodes frames (t h w 3).
+
+    Args:
+      path: its suffix decides the container.
+      frames: what to show.
+      rate: frames a second.
+      codec: libx264, mpeg4, mjpeg, ...
+      times: seconds at which each frame comes on screen (variable rate); None for a constant rate.
+      rotation: degrees of the display matrix, counter-clockwise.
+      b_frames: at most so many in a row.
+      keyframe_every: frames.
+      skip: frames that the file holds but an edit list hides (mp4).
+      options: of the encoder.
+      container_options: of the file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w", options=container_options or {}) as container:
+        stream = container.add_stream(codec, rate=Fraction(rate).limit_denominator(1001))
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        context = stream.codec_context
+        context.gop_size, context.max_b_frames, context.thread_count = keyframe_every, b_frames, 1
+        context.options = ({"sc_threshold": "0", "crf": "18"} if codec == "libx264" else {}) | (options or {})
+        if times is not None:
+            stream.time_base = context.time_base = Fraction(1, 1000)
+        if rotation:
+            stream.set_display_rotation(rotation)
+        for number, picture in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts = number if times is None else round(times[number] * 1000)
+            frame.time_base = context.time_base if times is not None else 1 / Fraction(rate).limit_denominator(1001)
+            _mux(container, stream, stream.encode(frame), skip)
+        _mux(container, stream, stream.encode(None), skip)
+    return path
+
+
+def _mux(container, stream, packets, skip: int) -> None:
+    for packet in packets:
+        if skip:
+            shift = round(skip / stream.average_rate / packet.time_base)
+            packet.pts, packet.dts = packet.pts - shift, packet.dts - shift
+        container.mux(packet)
+
+
+def write_sound(path: Path) -> Path:
+    """A file without video."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="stereo")
+        frame.sample_rate = 8000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def sequential(path: Path) -> np.ndarray:
+    """Every frame of a file, upright, by plain decoding from start to end."""
+    with av.open(str(path)) as container:
+        return np.stack([np.rot90(f.to_ndarray(format="rgb24"), f.rotation // 90) for f in container.decode(video=0)])
+
+
+def truncate(path: Path, share: float) -> Path:
+    """Cuts a file off, as a broken download does."""
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    return path

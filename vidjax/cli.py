@@ -1,0 +1,151 @@
+"""Command lines of the experiments: a config from flags, one line for wrong input, a work directory of one run."""
+
+import dataclasses
+import difflib
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+Config = TypeVar("Config")
+
+
+def parse(
+    config_class: type[Config],
+    recipes: Mapping[str, Config] | None = None,
+    default: Callable[[list[str]], str] | None = None,
+    argv: list[str] | None = None,
+) -> Config:
+    """A frozen dataclass from the command line: `[RECIPE] [--field value] [--group.field value]`.
+
+    Args:
+      config_class: every field has a line of help below it.
+      recipes: configs by name; an optional first word chooses the one that flags then change.
+      default: names the recipe of a command line without one.
+      argv: arguments, those of the process when None.
+
+    An unknown flag or recipe ends the process with a line that says so, and exit status 2.
+    """
+    import tyro  # here, so that notebooks which never parse do not need it
+
+    argv = sys.argv[1:] if argv is None else argv
+    base, description = None, (sys.modules["__main__"].__doc__ or "").strip()
+    if recipes:
+        words = [argv[0]] if argv and not argv[0].startswith("-") else []
+        name = words[0] if words else default(argv)
+        if name not in recipes:
+            fail(f"there is no recipe '{name}': choose one of {', '.join(recipes)}")
+        base, argv = recipes[name], argv[len(words) :]
+        description += "\n\nRecipes (an optional first word): " + ", ".join(recipes) + f". Defaults below: {name}."
+    config, unknown = tyro.cli(
+        config_class, args=argv, default=base, description=description, use_underscores=True, return_unknown_args=True
+    )
+    if unknown:
+        nearest = difflib.get_close_matches(unknown[0].lstrip("-"), _flags(config), n=2)
+        hint = f"did you mean {' or '.join(f'--{flag}' for flag in nearest)}?" if nearest else "see --help"
+        fail(f"unknown argument {unknown[0]}: {hint}")
+    return config
+
+
+def _flags(config: Any, prefix: str = "") -> list[str]:
+    """Dotted names of all fields."""
+    flags = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        nested = dataclasses.is_dataclass(value)
+        flags += _flags(value, f"{prefix}{field.name}.") if nested else [prefix + field.name]
+    return flags
+
+
+def run(
+    main: Callable[[Config], Any],
+    config_class: type[Config],
+    recipes: Mapping[str, Config] | None = None,
+    default: Callable[[list[str]], str] | None = None,
+) -> None:
+    """Parses the config and calls `main`; an error of the user's is one line and exit status 2."""
+    try:
+        main(parse(config_class, recipes, default))
+    except (ValueError, OSError) as error:
+        if not _is_ours(error):
+            raise
+        fail(str(error))
+
+
+def fail(message: str) -> None:
+    """Ends the process with one line and exit status 2."""
+    print(f"{Path(sys.argv[0]).name}: error: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _is_ours(error: BaseException) -> bool:
+    """True for a sentence that our own code raised; what a library raised from inside is a defect to be traced."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = (Path(__file__).resolve().parent, Path(sys.argv[0]).resolve().parent)
+    return bool(frames) and any(Path(frames[-1].filename).resolve().is_relative_to(place) for place in ours)
+
+
+def as_dict(config: Any) -> dict[str, Any]:
+    """A config as JSON's types."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def open_workdir(workdir: str | Path, config: Any) -> Path:
+    """The run's directory, made if need be, with the effective config in `config.json`.
+
+    Raises:
+      ValueError: it belongs to a run of another config (the fields that differ are named), or to no run of ours.
+      OSError: it cannot be written.
+    """
+    path = Path(workdir)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".writable_{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        reason = error.strerror
+        raise OSError(f"cannot write to the work directory {path} ({reason}): choose another --workdir") from None
+    saved = path / "config.json"
+    if saved.exists():
+        differing = differing_fields(read_config(path), as_dict(config), as_dict(type(config)()))
+        if differing:
+            lines = "; ".join(f"{name} was {old!r}, is {new!r}" for name, (old, new) in differing.items())
+            raise ValueError(
+                f"{path} holds a run of another config: {lines}; choose another --workdir or mend the flags"
+            )
+    elif (path / "metrics.jsonl").exists() or (path / "checkpoints").exists():
+        raise ValueError(f"{path} holds metrics or checkpoints but no config.json: choose another --workdir")
+    else:
+        unfinished = path / f".config_{os.getpid()}.json"
+        unfinished.write_text(json.dumps(as_dict(config), indent=2) + "\n")
+        os.replace(unfinished, saved)
+    return path
+
+
+def read_config(workdir: str | Path) -> dict[str, Any]:
+    """The config of the run in a work directory, as a dict.
+
+    Raises:
+      ValueError: there is none.
+    """
+    path = Path(workdir) / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{workdir} is no vidjax run: it has no config.json")
+    return json.loads(path.read_text())
+
+
+def differing_fields(old: dict, new: dict, default: dict, prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """Fields that differ, by dotted name. `workdir` does not count; a field new since then had its default."""
+    found = {}
+    for name in old.keys() | new.keys():
+        before, after, usual = (config.get(name) for config in (old, new, default))
+        before = before if name in old else usual
+        if isinstance(before, dict) and isinstance(after, dict):
+            found |= differing_fields(before, after, usual if isinstance(usual, dict) else {}, f"{prefix}{name}.")
+        elif before != after and prefix + name != "workdir":
+            found[prefix + name] = (before, after)
+    return dict(sorted(found.items()))

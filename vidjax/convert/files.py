@@ -1,0 +1,96 @@
+"""Reads published weights into `{name: numpy array}`. Nothing here unpickles objects that a file brings along."""
+
+import argparse
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+
+Weights = dict[str, np.ndarray]
+
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+IN_DIRECTORY = (  # Hugging Face's names, the safe ones first
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+CONTAINERS = ("model", "state_dict", "module")  # where training scripts put the weights beside optimizer and epoch
+
+
+def read(path: str | Path) -> Weights:
+    """All arrays of a `.safetensors`, `.pth`, `.pt` or `.bin` file, or of a Hugging Face directory.
+
+    Raises:
+      FileNotFoundError: nothing is there, or the directory holds no weights.
+      ValueError: the file holds no weights, or more than weights.
+      ImportError: PyTorch's formats need PyTorch.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        found = [path / name for name in IN_DIRECTORY if (path / name).is_file()]
+        if not found:
+            raise FileNotFoundError(f"{path} holds no weights: expected one of {', '.join(IN_DIRECTORY)} in it")
+        path = found[0]
+    if not path.is_file():
+        raise FileNotFoundError(f"there are no weights at {path}: give a file or a Hugging Face directory")
+    if path.name.endswith(".index.json"):
+        return _read_shards(path)
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    if path.suffix in SUFFIXES:
+        return _read_torch(path)
+    raise ValueError(f"{path} is not a file of weights: its name should end in {', '.join(SUFFIXES)}")
+
+
+def _read_shards(index: Path) -> Weights:
+    try:
+        shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ValueError(f"{index} is not an index of weight files: it has no map named weight_map") from error
+    weights = {}
+    for shard in shards:
+        weights |= read(index.parent / Path(shard).name)  # the bare name: an index may not lead out of its directory
+    return weights
+
+
+def _read_safetensors(path: Path) -> Weights:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+    except ImportError as error:
+        raise ImportError(f"reading {path} needs safetensors: pip install 'vidjax[convert]'") from error
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
+
+
+def _read_torch(path: Path) -> Weights:
+    try:
+        import torch
+    except ImportError as error:
+        raise ImportError(f"reading {path} needs PyTorch: pip install 'vidjax[convert]'") from error
+    try:
+        # Published checkpoints carry their command line beside the weights; a Namespace only holds attributes.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"{path} cannot be read as plain weights, and objects are not unpickled: {reason}") from error
+    while isinstance(content, dict) and (key := next((key for key in CONTAINERS if _is_dict(content, key)), None)):
+        content = content[key]
+    tensors = content if isinstance(content, dict) else {}
+    weights = {
+        name: (value.float() if value.is_floating_point() else value).numpy()
+        for name, value in tensors.items()
+        if isinstance(value, torch.Tensor)
+    }
+    if not weights:
+        raise ValueError(f"{path} holds no weights: it is no dictionary of tensors, nor has one as 'model'")
+    return weights
+
+
+def _is_dict(content: dict, key: str) -> bool:
+    return isinstance(content.get(key), dict)

@@ -1,0 +1,137 @@
+"""VideoMAE's published weights: the original's (MCG-NJU/VideoMAE) and Hugging Face's."""
+
+import jax.numpy as jnp
+
+from vidjax.convert.files import Weights
+from vidjax.convert.rules import Layout, Rule, Target, dense, kernel, kernel_rows, norm
+from vidjax.models.videomae import Pretraining, VideoMAE
+
+
+def strip(weights: Weights, *prefixes: str) -> Weights:
+    """The same entries without these beginnings of their names, taken off in this order."""
+    stripped = {}
+    for name, value in weights.items():
+        bare = name
+        for prefix in prefixes:
+            bare = bare.removeprefix(prefix)
+        if bare in stripped:
+            raise ValueError(f"two entries of the weights are called {bare}, one of them {name}: keep one")
+        stripped[bare] = value
+    return stripped
+
+
+def original_blocks(source: str, target: str) -> tuple[Rule, ...]:
+    """Blocks as timm names them, with query, key and value fused and no key bias."""
+    source, target = f"{source}.{{i}}", f"{target}/block_{{i}}"
+    qkv = f"{source}.attn.qkv.weight"
+    return (
+        *norm(f"{source}.norm1", f"{target}/norm1"),
+        Rule(qkv, f"{target}/attention/query/kernel", kernel_rows(0, 3)),
+        Rule(qkv, f"{target}/attention/key/kernel", kernel_rows(1, 3)),
+        Rule(qkv, f"{target}/attention/value/kernel", kernel_rows(2, 3)),
+        Rule(f"{source}.attn.q_bias", f"{target}/attention/query/bias"),
+        Rule(f"{source}.attn.v_bias", f"{target}/attention/value/bias"),
+        *dense(f"{source}.attn.proj", f"{target}/attention/out"),
+        *norm(f"{source}.norm2", f"{target}/norm2"),
+        *dense(f"{source}.mlp.fc1", f"{target}/mlp/fc1"),
+        *dense(f"{source}.mlp.fc2", f"{target}/mlp/fc2"),
+    )
+
+
+def original(encoder: str) -> Layout:
+    """The original's layout of a model whose encoder stands at the path `encoder`."""
+    return Layout(
+        name="MCG-NJU/VideoMAE",
+        sign="patch_embed.proj.weight",
+        prepare=fold_layer_scale,
+        rules=(
+            *dense("patch_embed.proj", f"{encoder}patch_embedding"),
+            *original_blocks("blocks", f"{encoder}transformer"),
+            *norm("norm", f"{encoder}norm"),
+            *norm("fc_norm", f"{encoder}head_norm"),
+            *dense("head", f"{encoder}head"),
+            Rule("encoder_to_decoder.weight", "decoder/embedding/kernel", kernel),
+            Rule("mask_token", "decoder/mask_token"),
+            *original_blocks("decoder.blocks", "decoder/transformer"),
+            *norm("decoder.norm", "decoder/norm"),
+            *dense("decoder.head", "decoder/head"),
+        ),
+    )
+
+
+def fold_layer_scale(weights: Weights) -> Weights:
+    """Without prefixes, and with layer scale (gamma_1, gamma_2) multiplied into the linear map before it."""
+    weights = strip(weights, "module.", "backbone.", "encoder.")
+    for gamma, linear in (("gamma_1", "attn.proj"), ("gamma_2", "mlp.fc2")):
+        for name in [name for name in weights if name.endswith(f".{gamma}")]:
+            scale, at = weights.pop(name), name.removesuffix(gamma) + linear
+            weights[f"{at}.weight"] = weights[f"{at}.weight"] * scale[:, None]
+            weights[f"{at}.bias"] = weights[f"{at}.bias"] * scale
+    return weights
+
+
+def hugging_face_blocks(source: str, target: str) -> tuple[Rule, ...]:
+    """Blocks as transformers names them; published files say q_bias, transformers 5 writes query.bias."""
+    source, target = f"{source}.{{i}}", f"{target}/block_{{i}}"
+    attention = f"{source}.attention.attention"
+    return (
+        *norm(f"{source}.layernorm_before", f"{target}/norm1"),
+        *dense(f"{attention}.query", f"{target}/attention/query"),
+        Rule(f"{attention}.key.weight", f"{target}/attention/key/kernel", kernel),
+        *dense(f"{attention}.value", f"{target}/attention/value"),
+        Rule(f"{attention}.q_bias", f"{target}/attention/query/bias"),
+        Rule(f"{attention}.v_bias", f"{target}/attention/value/bias"),
+        *dense(f"{source}.attention.output.dense", f"{target}/attention/out"),
+        *norm(f"{source}.layernorm_after", f"{target}/norm2"),
+        *dense(f"{source}.intermediate.dense", f"{target}/mlp/fc1"),
+        *dense(f"{source}.output.dense", f"{target}/mlp/fc2"),
+    )
+
+
+def hugging_face(encoder: str) -> Layout:
+    """The layout of VideoMAEModel, VideoMAEForPreTraining and VideoMAEForVideoClassification."""
+    return Layout(
+        name="Hugging Face's VideoMAE",
+        sign="embeddings.patch_embeddings.projection.weight",
+        prepare=lambda weights: strip(weights, "module.", "videomae."),
+        rules=(
+            *dense("embeddings.patch_embeddings.projection", f"{encoder}patch_embedding"),
+            *hugging_face_blocks("encoder.layer", f"{encoder}transformer"),
+            *norm("layernorm", f"{encoder}norm"),
+            *norm("fc_norm", f"{encoder}head_norm"),
+            *dense("classifier", f"{encoder}head"),
+            Rule("encoder_to_decoder.weight", "decoder/embedding/kernel", kernel),
+            Rule("mask_token", "decoder/mask_token"),
+            *hugging_face_blocks("decoder.decoder_layers", "decoder/transformer"),
+            *norm("decoder.norm", "decoder/norm"),
+            *dense("decoder.head", "decoder/head"),
+        ),
+    )
+
+
+def encoder_example(model: VideoMAE) -> tuple:
+    """A video of one token."""
+    return (jnp.zeros((1, *model.patch_size, 3)),)
+
+
+def pretraining_example(model: Pretraining) -> tuple:
+    """A video of two tokens, one seen and one predicted."""
+    frames, height, width = model.patch_size
+    return jnp.zeros((1, 2 * frames, height, width, model.channels)), jnp.zeros((1, 1), int), jnp.ones((1, 1), int)
+
+
+# Fine-tuning starts with a new head and, as in the original, without the norm that ends pre-training's encoder.
+TARGETS = {
+    VideoMAE: Target(
+        layouts=(original(""), hugging_face("")),
+        example=encoder_example,
+        optional=("head",),
+        surplus=("head", "norm/", "decoder/"),
+    ),
+    Pretraining: Target(
+        layouts=(original("encoder/"), hugging_face("encoder/")),
+        example=pretraining_example,
+        optional=("decoder/",),
+        surplus=("encoder/head",),
+    ),
+}

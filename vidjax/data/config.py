@@ -1,0 +1,80 @@
+"""What to train on and how to look at it. Imports no TensorFlow, so that `--help` stays fast."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+def _require(holds: bool, field: str, value: object, rule: str) -> None:
+    if not holds:
+        raise ValueError(f"{field} is {value}, but it must be {rule}.")
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Random changes of a training clip, the same for all of its frames."""
+
+    crop: Literal["multi_scale", "random_resized", "center"] = "multi_scale"
+    """How the square is cut: multi-scale corner crop, random resized crop, or the centre."""
+    flip: bool = False
+    """Mirror half of the clips left to right."""
+    color_jitter: float = 0.0
+    """Strength of random brightness, contrast and saturation, 0 = off."""
+    grey: float = 0.0
+    """Probability of a clip without colour."""
+    rand_augment_ops: int = 0
+    """Number of RandAugment operations a clip, 0 = off."""
+    rand_augment_magnitude: float = 7.0
+    """Strength of the RandAugment operations, 0 to 10."""
+    random_erasing: float = 0.0
+    """Probability of erasing one box of a clip."""
+
+    def __post_init__(self) -> None:
+        for name in ("grey", "random_erasing"):
+            _require(0 <= getattr(self, name) <= 1, f"augment.{name}", getattr(self, name), "between 0 and 1")
+        _require(self.color_jitter >= 0, "augment.color_jitter", self.color_jitter, "0 or more")
+        _require(self.rand_augment_ops >= 0, "augment.rand_augment_ops", self.rand_augment_ops, "0 or more")
+        magnitude = self.rand_augment_magnitude
+        _require(0 <= magnitude <= 10, "augment.rand_augment_magnitude", magnitude, "between 0 and 10")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """A source of videos and how its clips are cut, decoded and augmented."""
+
+    source: str = "synthetic:moving_shapes"
+    """A folder, a .csv or .jsonl manifest, tfds:NAME, tfrecord:PATTERN or synthetic:moving_shapes."""
+    split: str = "train"
+    """The split of a tfds or synthetic source (synthetic has train and validation)."""
+    frames: int = 16
+    """Frames a clip."""
+    size: int = 224
+    """Pixels of the square clip given to the model."""
+    stride: int = 4
+    """File frames between sampled frames (dense sampling)."""
+    fps: float | None = None
+    """Sample at this many frames a second instead of every stride-th frame (dense sampling)."""
+    sampling: Literal["dense", "segments", "uniform"] = "dense"
+    """Frames next to each other (dense), one of each equal part (segments), or evenly over the whole."""
+    short_side: int | None = None
+    """Decode to this many pixels on the shorter side, never enlarging (default: 8/7 of size)."""
+    augment: AugmentConfig = AugmentConfig()
+    """Random changes of a training clip."""
+    workers: int = 0
+    """Clips decoded at the same time, 0 = one a core."""
+    max_bad_share: float = 0.2
+    """Stop when more than this share of the source's examples cannot be read."""
+
+    def __post_init__(self) -> None:
+        for name in ("frames", "size", "stride"):
+            _require(getattr(self, name) >= 1, f"data.{name}", getattr(self, name), "1 or more")
+        _require(self.fps is None or self.fps > 0, "data.fps", self.fps, "more than 0")
+        short_side = self.short_side
+        _require(short_side is None or short_side >= 1, "data.short_side", short_side, "1 or more")
+        _require(self.workers >= 0, "data.workers", self.workers, "0 (one a core) or more")
+        _require(0 <= self.max_bad_share <= 1, "data.max_bad_share", self.max_bad_share, "between 0 and 1")
+        _require(bool(self.source), "data.source", repr(self.source), "a folder, a manifest or KIND:NAME")
+
+    @property
+    def decode_short_side(self) -> int:
+        """Pixels of the shorter side after decoding: room for an eighth of crop jitter unless given."""
+        return self.short_side or -(-self.size * 8 // 7)

@@ -1,0 +1,155 @@
+"""Lists of video files: class-per-folder trees, and .csv or .jsonl manifests.
+
+Class names are in the order of the labels: that of a `classes.json` (a list of names) in the folder or beside the
+manifest, else sorted. Give training and validation the same file if one of them lacks a class.
+"""
+
+import csv
+import json
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from vidjax.data.decode import VIDEO_SUFFIXES
+
+CLASSES_FILE = "classes.json"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A video file, or a part of one."""
+
+    path: str
+    label: int
+    """Position in the class names, -1 for none."""
+    caption: str | None = None
+    start: float | None = None
+    """Seconds, None for the start of the video."""
+    end: float | None = None
+    """Seconds, None for the end of the video."""
+
+
+def list_folder(folder: Path) -> tuple[tuple[str, ...], list[Row]]:
+    """Class names, and every video below a folder: its class is the folder that it lies in, none at the top.
+
+    Hidden files and folders are left out. Raises ValueError if there is no video.
+    """
+    found = []
+    for place, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        label = Path(place).relative_to(folder).as_posix()
+        for file in sorted(files):
+            if file.lower().endswith(VIDEO_SUFFIXES) and not file.startswith("."):
+                found.append((os.path.join(place, file), None if label == "." else label))
+    if not found:
+        raise ValueError(f"the folder {folder} holds no videos ({' '.join(VIDEO_SUFFIXES)}).")
+    class_names = _class_names(folder, {label for _, label in found if label is not None})
+    labels = {name: position for position, name in enumerate(class_names)} | {None: -1}
+    return class_names, [Row(path, labels[label]) for path, label in found]
+
+
+def list_manifest(path: Path) -> tuple[tuple[str, ...], list[Row]]:
+    """Class names and rows of path and, optionally, label, caption, start and end.
+
+    Paths are relative to the manifest. Labels that are all whole numbers are taken as they are, others are names.
+
+    Raises:
+      ValueError: no path column, a malformed row (with its line), or files that do not exist (how many, which).
+    """
+    if not path.is_file():
+        raise ValueError(f"the manifest {path} does not exist.")
+    lines = list(_csv_rows(path) if path.suffix == ".csv" else _jsonl_rows(path))
+    if not lines:
+        raise ValueError(f"the manifest {path} has no rows.")
+    rows, labels = [], []
+    for number, row in lines:
+        if not isinstance(row.get("path"), str):
+            raise ValueError(f"{path}, line {number}: it has no path.")
+        start, end = (_seconds(path, number, name, row.get(name)) for name in ("start", "end"))
+        if end is not None and end <= (start or 0):
+            raise ValueError(f"{path}, line {number}: its end ({end} s) is not after its start ({start or 0} s).")
+        video = row["path"] if "://" in row["path"] else str(path.parent / row["path"])
+        caption = row.get("caption")
+        rows.append(Row(video, -1, None if caption is None else str(caption), start, end))
+        labels.append(None if row.get("label") is None else str(row["label"]))
+    missing = [row.path for row in rows if "://" not in row.path and not os.path.isfile(row.path)]
+    if missing:
+        raise ValueError(
+            f"the manifest {path} names {len(missing)} files of {len(rows)} that do not exist: "
+            f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}."
+        )
+    class_names, labels = _number_labels(path, labels)
+    return class_names, [replace(row, label=label) for row, label in zip(rows, labels, strict=True)]
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        if "path" not in (reader.fieldnames or ()):
+            raise ValueError(
+                f"the manifest {path} has no 'path' column: its first line must name the columns (path, and "
+                f"optionally label, caption, start, end), but it is '{','.join(reader.fieldnames or ())}'."
+            )
+        for row in reader:
+            if None in row:
+                raise ValueError(
+                    f"{path}, line {reader.line_num}: it has more fields than the first line names; "
+                    "put a text with commas in quotation marks."
+                )
+            yield reader.line_num, {key: value.strip() or None for key, value in row.items() if value is not None}
+
+
+def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                try:
+                    row = json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise ValueError(f"{path}, line {number}: it is not JSON ({error}).") from error
+                if not isinstance(row, dict) or "path" not in row:
+                    raise ValueError(f"{path}, line {number}: it is no object with a 'path'.")
+                yield number, row
+
+
+def _seconds(path: Path, number: int, name: str, value: Any) -> float | None:
+    try:
+        seconds = None if value is None else float(value)
+    except (TypeError, ValueError):
+        seconds = -1.0
+    if seconds is not None and not 0 <= seconds < math.inf:
+        raise ValueError(f"{path}, line {number}: its {name} is {value!r}, but it must be seconds, 0 or more.")
+    return seconds
+
+
+def _number_labels(path: Path, labels: Sequence[str | None]) -> tuple[tuple[str, ...], list[int]]:
+    given = {label for label in labels if label is not None}
+    if all(label.isdecimal() or label == "-1" for label in given):
+        numbers = [-1 if label is None else int(label) for label in labels]
+        count = max(numbers) + 1
+        class_names = _class_names(path.parent, set()) or tuple(str(number) for number in range(count))
+        if count > len(class_names):
+            raise ValueError(
+                f"{path} has the label {count - 1}, but {CLASSES_FILE} beside it {len(class_names)} names."
+            )
+        return class_names, numbers
+    class_names = _class_names(path.parent, given)
+    positions = {name: position for position, name in enumerate(class_names)} | {None: -1}
+    return class_names, [positions[label] for label in labels]
+
+
+def _class_names(folder: Path, used: set[str]) -> tuple[str, ...]:
+    """The names in the folder's classes.json, or those that are used, sorted."""
+    file = folder / CLASSES_FILE
+    if not file.is_file():
+        return tuple(sorted(used))
+    names = json.loads(file.read_text())
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{file} must be a list of class names.")
+    if used - set(names):
+        unknown = sorted(used - set(names))
+        raise ValueError(f"{file} lacks {len(unknown)} of the classes: {', '.join(unknown[:3])}.")
+    return tuple(names)

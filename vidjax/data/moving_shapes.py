@@ -1,0 +1,133 @@
+"""The embedded data set: videos rendered from an index, with a label that only motion can tell.
+
+One coloured shape moves at constant speed in one of eight directions over a smooth background. The picture is a
+torus: what leaves on one side comes in on the other. The start is uniform on the torus and independent of the
+direction, so a single frame looks the same for every class: who reads the label must have seen the motion. Mirroring
+a clip changes its label (right becomes left), so train on it without flips.
+
+Everything is a function of the index: nothing is stored, and any two machines see the same videos.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+NUM_FRAMES = 64
+"""Frames of a video. As a torus has no end, later frames exist too."""
+RATE = 16.0
+"""Frames a second."""
+
+CLASSES = ("right", "up and right", "up", "up and left", "left", "down and left", "down", "down and right")
+"""The direction of motion, counter-clockwise: class k moves at an angle of k * 45 degrees."""
+
+SPLITS = {"train": range(8192), "validation": range(1_000_000, 1_001_024)}
+"""Disjoint indices. Both splits hold every class equally often, as do the first 8k examples of each."""
+
+_PHRASES = (
+    "to the right", "up and to the right", "up", "up and to the left",
+    "to the left", "down and to the left", "down", "down and to the right",
+)  # fmt: skip
+_COLORS = {
+    "red": (232, 48, 48), "orange": (250, 140, 30), "yellow": (250, 222, 50), "green": (60, 190, 75),
+    "cyan": (60, 210, 220), "blue": (55, 95, 235), "purple": (150, 70, 215), "pink": (250, 130, 190),
+}  # fmt: skip
+_SHAPES = ("circle", "square", "triangle")
+_RADII = {"small": (0.10, 0.12), "large": (0.17, 0.20)}  # of the disc with the shape's area, in widths
+_WAVES = 4  # of the background
+
+
+class _Scene(NamedTuple):
+    """What the index decides; lengths in widths of the picture, y downwards, speed in widths a frame."""
+
+    label: int
+    shape: str
+    size: str
+    radius: float
+    color: str
+    background: str
+    start: np.ndarray
+    velocity: np.ndarray
+    waves: np.ndarray
+    phases: np.ndarray
+
+
+def _scene(index: int) -> _Scene:
+    random = np.random.Generator(np.random.Philox(key=index))
+    label = index % len(CLASSES)
+    angle = 2 * np.pi * label / len(CLASSES)
+    speed = random.uniform(1 / 40, 1 / 20)
+    size = str(random.choice(list(_RADII)))
+    color, background = random.choice(list(_COLORS), size=2, replace=False)
+    return _Scene(
+        label=label,
+        shape=str(random.choice(_SHAPES)),
+        size=size,
+        radius=random.uniform(*_RADII[size]),
+        color=str(color),
+        background=str(background),
+        start=random.uniform(size=2),
+        velocity=speed * np.array([np.cos(angle), -np.sin(angle)]),
+        waves=random.integers(-1, 2, size=(_WAVES, 2)),
+        phases=random.uniform(0, 2 * np.pi, size=_WAVES),
+    )
+
+
+def describe(index: int) -> tuple[int, str]:
+    """The label (a position in `CLASSES`) and the caption of a video."""
+    scene = _scene(index)
+    phrase = _PHRASES[scene.label]
+    article = "an" if scene.background[0] in "aeiou" else "a"
+    text = f"a {scene.size} {scene.color} {scene.shape} moves {phrase} over {article} {scene.background} background"
+    return scene.label, text
+
+
+def render(index: int, frames: np.ndarray, size: int) -> UInt8[np.ndarray, "t h w 3"]:
+    """Draws frames of a video.
+
+    Args:
+      index: which video; any integer from 0.
+      frames: (t,) frame numbers, in any order.
+      size: pixels of a side.
+
+    Returns:
+      The frames, RGB. The picture is the same at every size, up to anti-aliasing.
+    """
+    scene = _scene(index)
+    frames = np.asarray(frames, np.int64)
+    background = _background(scene, size)
+    video = np.broadcast_to(np.round(background).astype(np.uint8), (len(frames), size, size, 3)).copy()
+
+    # Draw only the box around the shape; the indices wrap around the borders.
+    center = (scene.start + frames[:, None] * scene.velocity) % 1 * size  # (t, x y)
+    reach = min(int(np.ceil(1.6 * scene.radius * size)) + 1, (size - 1) // 2)
+    pixels = np.floor(center).astype(np.int64)[:, :, None] + np.arange(-reach, reach + 1)  # (t, x y, box)
+    x, y = np.moveaxis((pixels + 0.5 - center[:, :, None]) / (scene.radius * size), 1, 0)
+    distance = _distance(scene.shape, x[:, None, :], y[:, :, None]) * scene.radius * size  # (t, box, box)
+    alpha = np.clip(0.5 - distance, 0, 1)[..., None].astype(np.float32)
+    columns, rows = np.moveaxis(pixels % size, 1, 0)
+    color = np.array(_COLORS[scene.color], np.float32)
+    painted = background[rows[:, :, None], columns[:, None, :]] * (1 - alpha) + color * alpha
+    video[np.arange(len(frames))[:, None, None], rows[:, :, None], columns[:, None, :]] = np.round(painted)
+    return video
+
+
+def _background(scene: _Scene, size: int) -> Float[np.ndarray, "h w 3"]:
+    """A few long waves between a dark and a middling tone of one colour; it continues across the borders."""
+    position = (np.arange(size) + 0.5) / size
+    x = np.exp(2j * np.pi * scene.waves[:, :1] * position + 1j * scene.phases[:, None])
+    y = np.exp(2j * np.pi * scene.waves[:, 1:] * position)
+    waves = (y.T @ x).real / np.sqrt(2 * _WAVES)
+    tone = 0.5 + 0.25 * np.tanh(waves)[..., None]
+    color = np.array(_COLORS[scene.background])
+    return (tone * (0.8 * color + 0.2 * color.mean())).astype(np.float32)
+
+
+def _distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Signed distance to the shape's border, negative inside; all shapes have the unit disc's area, pi."""
+    if shape == "circle":
+        return np.hypot(x, y) - 1
+    if shape == "square":
+        return np.maximum(np.abs(x), np.abs(y)) - np.sqrt(np.pi) / 2
+    inradius = np.sqrt(np.pi / (3 * np.sqrt(3)))  # equilateral, one corner up
+    return np.maximum(y, np.sqrt(3) / 2 * np.abs(x) - y / 2) - inradius

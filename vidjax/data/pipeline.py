@@ -1,0 +1,235 @@
+"""Batches: a source, sampling and augmentation in one tf.data pipeline.
+
+Batch n of a training run is a pure function of (seed, n). Row r of batch n is position p = n * batch_size + r in an
+endless sequence of epochs; `index_shuffle` says which example that is, so every example comes once an epoch, nothing
+is dropped, and batches run on across the ends of epochs. All random choices of a clip come from (seed, p). So a run
+resumes by `first_batch` and hosts agree without talking to each other.
+"""
+
+import atexit
+import json
+import os
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from vidjax.data.augment import augment, center_crop
+from vidjax.data.config import DataConfig
+from vidjax.data.decode import DecodeError
+from vidjax.data.sampling import sample
+from vidjax.data.sources import Source
+
+tf.config.set_visible_devices([], "GPU")  # the accelerator is JAX's
+
+Batch = dict[str, np.ndarray]
+"""`video` uint8 (b t h w c); `label` int32 (b,), -1 for none; `valid` bool (b,), False for rows that could not be
+read or only fill the batch, whose video is black; `index` int32 (b,), the example, -1 for rows that fill."""
+
+
+_running: weakref.WeakSet = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    # A decoding thread that asks for Python's lock while the interpreter ends never gets it, and tf.data waits for
+    # that thread: without this a script that leaves its endless batches open would hang at its last line.
+    for batches in list(_running):
+        with suppress(ValueError):  # another thread is in it
+            batches.close()
+
+
+class BadFiles:
+    """The examples that could not be read, each listed once; stops a run that has too many of them."""
+
+    def __init__(self, source: Source, max_share: float, path: str | Path | None = None):
+        """Starts from the list at `path`, if there is one; without a path the list is kept in memory only."""
+        self.errors: dict[str, str] = {}
+        """By path, or by record."""
+        self._source, self._max_share, self._path = source, max_share, path and Path(path)
+        self._examples = Counter(source.ids)  # a file may have many parts, all bad if it is
+        if self._path and self._path.exists():
+            for line in self._path.read_text().splitlines():
+                self._remember(**json.loads(line))
+
+    def add(self, path: str, error: str) -> None:
+        """Lists a path with its error, unless it is listed.
+
+        Raises:
+          ValueError: more than the allowed share of the source's examples is bad.
+        """
+        if path not in self.errors:
+            self._remember(path, error)
+            if self._path:
+                with open(self._path, "a") as file:
+                    file.write(json.dumps({"path": path, "error": error}) + "\n")
+        if len(self) > self._max_share * len(self._source):
+            where = f"they are listed in {self._path}" if self._path else f"the last one: {error}"
+            raise ValueError(
+                f"{len(self)} of the {len(self._source)} examples of {self._source.name} cannot be read, more than "
+                f"data.max_bad_share {self._max_share:g} allows: {where}."
+            )
+
+    def __len__(self) -> int:
+        """The number of bad examples of the source."""
+        return sum(self._examples[path] for path in self.errors)
+
+    def _remember(self, path: str, error: str) -> None:
+        self.errors[path] = error
+
+
+def train_batches(
+    source: Source,
+    config: DataConfig,
+    *,
+    batch_size: int,
+    seed: int,
+    first_batch: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    bad_files: BadFiles | None = None,
+) -> Iterator[Batch]:
+    """This process's rows of the batches first_batch, first_batch + 1, ... without end.
+
+    Args:
+      source: the examples; each comes once an epoch, in an order of the epoch's own.
+      config: sampling, size, augmentation and workers.
+      batch_size: rows of the batch over all processes; process k gets rows [k * b / P, (k + 1) * b / P).
+      seed: of the order, the sampling and the augmentation.
+      first_batch: number of the first batch.
+      process_index: k.
+      process_count: P, which must divide the batch size.
+      bad_files: told of every example that cannot be read; its row is black and not `valid`, never replaced.
+    """
+    rows = _rows(batch_size, process_count)
+    count, frames = len(source), config.frames
+
+    def read(index: int, position: int, short_side: int) -> tuple[np.ndarray, int]:
+        rng = np.random.Generator(np.random.Philox(key=[seed, position]))
+        clip = source.read(index, lambda info: sample(config, info.num_frames, info.rate, rng), short_side)
+        return clip.frames, clip.label
+
+    @tf.autograph.experimental.do_not_convert
+    def position_and_index(element: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        position = (first_batch + element // rows) * batch_size + process_index * rows + element % rows
+        order_seed = tf.stack([tf.constant(seed, tf.int64), position // count])
+        index = tf.random.experimental.index_shuffle(position % count, order_seed, count - 1)
+        return position, index
+
+    def crop(video: tf.Tensor, position: tf.Tensor) -> tf.Tensor:
+        return augment(video, config.augment, config.size, tf.stack([tf.constant(seed, tf.int64), position]))
+
+    elements = tf.data.Dataset.range(np.iinfo(np.int64).max).map(position_and_index)
+    batches = _batches(elements, source, config, read, crop, rows, bad_files)
+    _running.add(batches)
+    return batches
+
+
+def evaluation_batches(
+    source: Source,
+    config: DataConfig,
+    *,
+    batch_size: int,
+    indices: Sequence[int] | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+    bad_files: BadFiles | None = None,
+) -> Iterator[Batch]:
+    """This process's rows of batches that hold each example once, in order: middle clip, middle crop.
+
+    The last batch is filled up with rows that are not `valid` and have index -1; every process gets the same number
+    of batches.
+
+    Args:
+      source: the examples.
+      config: sampling, size and workers; the augmentation is not used.
+      batch_size: rows of the batch over all processes.
+      indices: which examples, all when None.
+      process_index: this process gets rows [k * b / P, (k + 1) * b / P) of each batch.
+      process_count: P, which must divide the batch size.
+      bad_files: told of every example that cannot be read; its row is black and not `valid`.
+    """
+    rows = _rows(batch_size, process_count)
+    indices = np.arange(len(source)) if indices is None else np.asarray(indices, np.int64)
+    batches = -(-len(indices) // batch_size)
+    padded = np.full(batches * batch_size, -1, np.int64)
+    padded[: len(indices)] = indices
+    mine = padded.reshape(batches, process_count, rows)[:, process_index].reshape(-1)
+
+    def read(index: int, position: int, short_side: int) -> tuple[np.ndarray, int]:
+        clip = source.read(index, lambda info: sample(config, info.num_frames, info.rate, None), short_side)
+        return clip.frames, clip.label
+
+    def crop(video: tf.Tensor, position: tf.Tensor) -> tf.Tensor:
+        return center_crop(video, config.size)
+
+    elements = tf.data.Dataset.from_tensor_slices((mine, mine))
+    batches = _batches(elements, source, config, read, crop, rows, bad_files)
+    _running.add(batches)
+    return batches
+
+
+def _rows(batch_size: int, process_count: int) -> int:
+    if batch_size < 1 or batch_size % process_count:
+        raise ValueError(f"the batch size {batch_size} is not divisible by the {process_count} processes.")
+    return batch_size // process_count
+
+
+def _batches(
+    elements: tf.data.Dataset,
+    source: Source,
+    config: DataConfig,
+    read: Callable[[int, int, int], tuple[np.ndarray, int]],
+    crop: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
+    rows: int,
+    bad_files: BadFiles | None,
+) -> Iterator[Batch]:
+    """Reads (position, index) elements side by side, in order; an index of -1 fills a batch."""
+    affinity = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))  # macOS has none
+    workers = config.workers or len(affinity(0))
+    nothing = np.zeros((config.frames, 1, 1, 3), np.uint8)
+    defects: list[Exception] = []
+
+    def read_or_report(position: np.integer, index: np.integer) -> tuple[np.ndarray, np.int32, str]:
+        if index < 0:
+            return nothing, np.int32(-1), "fill"
+        try:
+            frames, label = read(int(index), int(position), config.decode_short_side)
+            return frames, np.int32(label), ""
+        except DecodeError as error:
+            return nothing, np.int32(-1), str(error)
+        except Exception as error:  # ours or the user's, not the file's: raised again where the user can see it
+            defects.append(error)
+            return nothing, np.int32(-1), "defect"
+
+    @tf.autograph.experimental.do_not_convert
+    def make_row(position: tf.Tensor, index: tf.Tensor) -> dict[str, tf.Tensor]:
+        video, label, error = tf.numpy_function(
+            read_or_report, [position, index], [tf.uint8, tf.int32, tf.string], stateful=False
+        )
+        video.set_shape((config.frames, None, None, 3))
+        label.set_shape(())
+        error.set_shape(())
+        valid = tf.equal(error, "")
+        shape = (config.frames, config.size, config.size, 3)
+        video = tf.cond(valid, lambda: crop(video, position), lambda: tf.zeros(shape, tf.uint8))
+        video.set_shape(shape)
+        return {"video": video, "label": label, "valid": valid, "index": tf.cast(index, tf.int32), "error": error}
+
+    dataset = elements.map(make_row, num_parallel_calls=workers, deterministic=True)
+    dataset = dataset.batch(rows).prefetch(2)
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = workers
+    options.threading.max_intra_op_parallelism = 1
+    options.autotune.enabled = False
+    for batch in dataset.with_options(options).as_numpy_iterator():
+        if defects:
+            raise defects[0]
+        for index, error in zip(batch["index"], batch.pop("error"), strict=True):
+            if bad_files is not None and error and index >= 0:
+                bad_files.add(source.ids[index], error.decode())
+        yield batch

@@ -1,0 +1,172 @@
+"""Videos as lists of JPEG frames in TFRecord files: the one schema for writing and reading, with random access.
+
+Only the frames that are asked for are decoded, so a record feeds about ten times as many clips a second as the
+video it was made from. A record is a `tf.train.Example`; the fields of `Record` are its keys, under `video/`.
+"""
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import BinaryIO
+
+import av
+import numpy as np
+import tensorflow as tf
+from av.video.reformatter import VideoReformatter
+from jaxtyping import Int, UInt8
+
+from vidjax.data.decode import DecodeError
+
+tf.config.set_visible_devices([], "GPU")  # the accelerator is JAX's
+
+
+@dataclass(frozen=True)
+class Record:
+    """One stored video."""
+
+    frames: Sequence[bytes]
+    """Encoded pictures, JPEG or PNG, all of one size."""
+    rate: float
+    """Frames a second; nan if unknown."""
+    height: int
+    width: int
+    label: int
+    """Position in the list of class names, -1 for none."""
+    label_name: str
+    """Empty for none."""
+    caption: str
+    """Empty for none."""
+    id: str
+    """What the video was called where it came from."""
+
+
+def encode_record(record: Record) -> bytes:
+    """The record as a serialised `tf.train.Example`."""
+    features = {}
+    for field in fields(Record):
+        value = getattr(record, field.name)
+        values = list(value) if field.name == "frames" else [value.encode() if isinstance(value, str) else value]
+        if field.type is float:
+            feature = tf.train.Feature(float_list=tf.train.FloatList(value=values))
+        elif field.type is int:
+            feature = tf.train.Feature(int64_list=tf.train.Int64List(value=values))
+        else:
+            feature = tf.train.Feature(bytes_list=tf.train.BytesList(value=values))
+        features[f"video/{field.name}"] = feature
+    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
+
+
+def decode_record(data: bytes, id: str) -> Record:
+    """The inverse of `encode_record`; raises DecodeError, in which the record is called `id`."""
+    features, values = parse_example(data, id), {}
+    for field in fields(Record):
+        feature = features.get(f"video/{field.name}")
+        if feature is None:
+            raise DecodeError(f"{id}: it is no record of ours, as it has no 'video/{field.name}'.")
+        kind = {float: "float_list", int: "int64_list"}.get(field.type, "bytes_list")
+        value = list(getattr(feature, kind).value)
+        if field.name != "frames":
+            value = value[0].decode() if field.type is str else value[0]
+        values[field.name] = value
+    return Record(**values)
+
+
+def parse_example(data: bytes, id: str) -> dict[str, tf.train.Feature]:
+    """The features of a serialised `tf.train.Example`; raises DecodeError, in which it is called `id`."""
+    try:
+        return dict(tf.train.Example.FromString(data).features.feature)
+    except Exception as error:  # protobuf's DecodeError, whose class depends on the installed backend
+        raise DecodeError(f"{id}: the record is damaged ({error}).") from error
+
+
+def encode_frames(frames: UInt8[np.ndarray, "t h w 3"], quality: int) -> list[bytes]:
+    """Pictures as JPEG of a quality of 1 to 100."""
+    return [tf.io.encode_jpeg(frame, quality=quality).numpy() for frame in frames]
+
+
+def decode_frames(
+    encoded: Sequence[bytes], indices: Sequence[int] | np.ndarray, short_side: int | None, id: str
+) -> UInt8[np.ndarray, "t h w 3"]:
+    """The pictures at `indices`, RGB, shrunk to `short_side` unless smaller; raises DecodeError naming `id`."""
+    if not len(indices):
+        return np.zeros((0, 1, 1, 3), np.uint8)
+    wanted, order = np.unique(np.asarray(indices, np.int64), return_inverse=True)
+    pictures, reformatter = [], VideoReformatter()
+    for position in wanted:
+        try:
+            picture = tf.io.decode_image(encoded[position], channels=3, expand_animations=False).numpy()
+        except tf.errors.InvalidArgumentError as error:
+            raise DecodeError(f"{id}: frame {position} is no picture that can be decoded.") from error
+        height, width = picture.shape[:2]
+        if short_side is not None and short_side < min(height, width):
+            scale = short_side / min(height, width)
+            frame = av.VideoFrame.from_ndarray(picture)
+            frame = reformatter.reformat(frame, round(width * scale), round(height * scale), "rgb24", threads=1)
+            picture = frame.to_ndarray()
+        pictures.append(picture)
+    return np.stack(pictures)[order]
+
+
+def picture_size(encoded: bytes, id: str) -> tuple[int, int]:
+    """(height, width) of an encoded picture; raises DecodeError naming `id`."""
+    return decode_frames([encoded], np.zeros(1, np.int64), None, id).shape[1:3]
+
+
+@dataclass(frozen=True)
+class RecordIndex:
+    """Where each record of some TFRecord files begins."""
+
+    paths: Sequence[str]
+    file: Int[np.ndarray, "n"]
+    """Position in `paths`."""
+    offset: Int[np.ndarray, "n"]
+    length: Int[np.ndarray, "n"]
+
+    def __len__(self) -> int:
+        return len(self.file)
+
+    def read(self, index: int) -> bytes:
+        """The content of a record."""
+        with _open(self.paths[self.file[index]]) as file:
+            file.seek(int(self.offset[index]))
+            return file.read(int(self.length[index]))
+
+    def id(self, index: int) -> str:
+        """The file and the number of the record in it."""
+        file = self.file[index]
+        return f"{self.paths[file]}[{index - int(np.searchsorted(self.file, file))}]"
+
+
+def index_records(paths: Sequence[str]) -> RecordIndex:
+    """Finds the records of TFRecord files by their headers, without reading what is in them.
+
+    Raises:
+      ValueError: a file is cut short or is no TFRecord file.
+    """
+    rows = [(k, *row) for k, path in enumerate(paths) for row in _scan(path)]
+    file, offset, length = np.array(rows, np.int64).reshape(-1, 3).T
+    return RecordIndex(tuple(paths), file, offset, length)
+
+
+def _scan(path: str) -> list[tuple[int, int]]:
+    # A record: its length (8 bytes), a checksum of that (4), the content, a checksum of that (4).
+    rows = []
+    with _open(path) as file:
+        size = tf.io.gfile.stat(path).length
+        position = 0
+        while position < size:
+            file.seek(position)
+            header = file.read(12)
+            length = struct.unpack("<Q", header[:8])[0] if len(header) == 12 else size
+            if position + 16 + length > size:
+                raise ValueError(
+                    f"{path} is cut short after {len(rows)} records or is no TFRecord file: write it again."
+                )
+            rows.append((position + 12, length))
+            position += 16 + length
+    return rows
+
+
+def _open(path: str) -> BinaryIO:
+    # TensorFlow's files read buckets but buffer half a megabyte at each seek.
+    return tf.io.gfile.GFile(path, "rb") if "://" in path else open(path, "rb")

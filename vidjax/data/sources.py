@@ -1,0 +1,207 @@
+"""Which examples exist, behind one object: folders, manifests, TFDS, TFRecords and the embedded data set.
+
+A source is opened without reading any video; what an example is becomes known when it is read.
+"""
+
+import difflib
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+from jaxtyping import UInt8
+
+from vidjax.data import manifest, moving_shapes, records
+from vidjax.data.config import DataConfig
+from vidjax.data.decode import Choose, DecodeError, VideoInfo, read_clip
+from vidjax.data.manifest import CLASSES_FILE
+
+
+@dataclass(frozen=True)
+class Clip:
+    """What reading an example gives."""
+
+    frames: UInt8[np.ndarray, "t h w 3"]
+    label: int
+    """Position in the source's class names, -1 for none."""
+    caption: str | None
+    info: VideoInfo
+    """Of the whole video, or of the part of it that the manifest names."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A sequence of videos."""
+
+    name: str
+    class_names: tuple[str, ...]
+    """Empty without labels."""
+    ids: Sequence[str]
+    """What each example is called: its path, or its record."""
+    read: Callable[[int, Choose, int | None], Clip]
+    """`read(index, choose, short_side)`: `choose` gets the VideoInfo and gives the indices of the frames to read
+    (none are fine), which are shrunk to `short_side` unless smaller. Raises DecodeError."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def open_source(config: DataConfig) -> Source:
+    """The source that `config.source` names; `config.split` matters to tfds and synthetic sources.
+
+    Raises:
+      ValueError: one sentence on what is wrong with the source and what to do.
+    """
+    name, path = config.source, Path(config.source)
+    if path.is_dir():
+        return _files(name, *manifest.list_folder(path))
+    if path.suffix in (".csv", ".jsonl"):
+        return _files(name, *manifest.list_manifest(path))
+    kind, _, rest = name.partition(":")
+    if kind == "tfds" and rest:
+        return _tfds(name, rest, config.split)
+    if kind == "tfrecord" and rest:
+        return _tfrecord(name, rest)
+    if name == "synthetic:moving_shapes":
+        return _moving_shapes(name, config.split)
+    if path.is_file():
+        raise ValueError(f"data.source {name} is a file: give its folder, or a .csv or .jsonl manifest.")
+    if rest and "/" not in kind:
+        raise ValueError(
+            f"data.source {name} is of an unknown kind: use tfds:NAME, tfrecord:PATTERN, synthetic:moving_shapes, "
+            "a folder, or a .csv or .jsonl manifest."
+        )
+    raise ValueError(f"data.source {name} does not exist: give a folder, a manifest or KIND:NAME.")
+
+
+def _files(name: str, class_names: tuple[str, ...], rows: Sequence[manifest.Row]) -> Source:
+    """Video files, or parts of them."""
+
+    def read(index: int, choose: Choose, short_side: int | None) -> Clip:
+        row = rows[index]
+
+        def choose_in_part(info: VideoInfo) -> np.ndarray:
+            first, part = _part(row, info)
+            return first + np.asarray(choose(part), np.int64)
+
+        frames, info = read_clip(row.path, choose_in_part, short_side)
+        return Clip(frames, row.label, row.caption, _part(row, info)[1])
+
+    return Source(name, class_names, [row.path for row in rows], read)
+
+
+def _part(row: manifest.Row, info: VideoInfo) -> tuple[int, VideoInfo]:
+    """The first frame of the row's part of the video, and what the part's info is."""
+    # A frame belongs to the part if it begins in it; the small number forgives the rounding of seconds.
+    first = math.ceil((row.start or 0) * info.rate - 1e-3)
+    stop = info.num_frames if row.end is None else min(math.ceil(row.end * info.rate - 1e-3), info.num_frames)
+    if stop <= first:
+        raise DecodeError(f"{row.path}: no frame from {row.start or 0} s on, as it ends at {info.duration:.2f} s.")
+    return first, replace(info, num_frames=stop - first, duration=(stop - first) / info.rate)
+
+
+def _tfrecord(name: str, pattern: str) -> Source:
+    """Shards that `experiments/write_tfrecords.py` wrote; a folder stands for the .tfrecord files in it."""
+    if tf.io.gfile.isdir(pattern):
+        pattern = os.path.join(pattern, "*.tfrecord")
+    paths = sorted(tf.io.gfile.glob(pattern))
+    if not paths:
+        raise ValueError(f"data.source {name} matches no file.")
+    index = records.index_records(paths)
+    file = os.path.join(os.path.dirname(paths[0]), CLASSES_FILE)
+    class_names = tuple(json.loads(tf.io.gfile.GFile(file).read())) if tf.io.gfile.exists(file) else ()
+    ids = [index.id(i) for i in range(len(index))]
+
+    def read(i: int, choose: Choose, short_side: int | None) -> Clip:
+        record = records.decode_record(index.read(i), ids[i])
+        return _from_pictures(record, choose, short_side, ids[i])
+
+    return Source(name, class_names, ids, read)
+
+
+def _tfds(name: str, rest: str, split: str) -> Source:
+    """A prepared set of TensorFlow Datasets with a video feature, read by index without TFDS' decoding."""
+    import tensorflow_datasets as tfds  # here, as it takes seconds and few need it
+
+    try:
+        builder = tfds.builder(rest, data_dir=os.environ.get("TFDS_DATA_DIR"))
+    except tfds.core.DatasetNotFoundError:
+        near = difflib.get_close_matches(rest.partition("/")[0], tfds.list_builders(with_community_datasets=False))
+        raise ValueError(
+            f"data.source {name} is no data set that tfds knows or that lies in TFDS_DATA_DIR"
+            f"{' (did you mean ' + ' or '.join(near) + '?)' if near else ''}: correct one of the two."
+        ) from None
+    except ValueError as error:
+        raise ValueError(f"data.source {name}: {str(error).splitlines()[0]}") from error
+    if not builder.is_prepared():
+        raise ValueError(
+            f"data.source {name} is not prepared in {builder.data_path}: run `tfds build {rest}` first, "
+            "or set TFDS_DATA_DIR to the folder that holds it."
+        )
+    features = builder.info.features
+    videos = [key for key, feature in features.items() if isinstance(feature, tfds.features.Video)]
+    if not videos:
+        raise ValueError(f"data.source {name} holds no video, but {', '.join(features)}.")
+    try:
+        parts = builder.info.splits[split].file_instructions
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"data.split {split} is unknown: {name} has {', '.join(builder.info.splits)}.") from error
+    if builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD:
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+        get = ArrayRecordDataSource(parts).__getitem__
+        count = sum(part.take for part in parts)
+    else:
+        index = records.index_records([part.filename for part in parts])
+        starts = np.searchsorted(index.file, np.arange(len(parts)))
+        chosen = np.concatenate(
+            [start + np.arange(part.skip, part.skip + part.take) for start, part in zip(starts, parts, strict=True)]
+        )
+        count = len(chosen)
+
+        def get(i: int) -> bytes:
+            return index.read(int(chosen[i]))
+
+    labels = [key for key, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)]
+    class_names = tuple(features[labels[0]].names) if labels else ()
+    ids = [f"{name}/{split}[{i}]" for i in range(count)]
+
+    def read(i: int, choose: Choose, short_side: int | None) -> Clip:
+        values = records.parse_example(get(i), ids[i])
+        frames = list(values[videos[0]].bytes_list.value)
+        height, width = records.picture_size(frames[0], ids[i]) if frames else (0, 0)
+        label = values[labels[0]].int64_list.value[0] if labels else -1
+        caption = values["caption"].bytes_list.value[0].decode() if "caption" in features else ""
+        record = records.Record(frames, math.nan, height, width, label, "", caption, ids[i])
+        return _from_pictures(record, choose, short_side, ids[i])
+
+    return Source(name, class_names, ids, read)
+
+
+def _from_pictures(record: records.Record, choose: Choose, short_side: int | None, id: str) -> Clip:
+    count = len(record.frames)
+    if not count:
+        raise DecodeError(f"{id}: it has no frames.")
+    info = VideoInfo(count, record.rate, record.width, record.height, count / record.rate, "pictures")
+    frames = records.decode_frames(record.frames, choose(info), short_side, id)
+    return Clip(frames, record.label, record.caption or None, info)
+
+
+def _moving_shapes(name: str, split: str) -> Source:
+    """The embedded data set, rendered at the asked size."""
+    if split not in moving_shapes.SPLITS:
+        raise ValueError(f"data.split {split} is unknown: {name} has {' and '.join(moving_shapes.SPLITS)}.")
+    numbers = moving_shapes.SPLITS[split]
+
+    def read(index: int, choose: Choose, short_side: int | None) -> Clip:
+        size, count, rate = short_side or 256, moving_shapes.NUM_FRAMES, moving_shapes.RATE
+        info = VideoInfo(count, rate, size, size, count / rate, "rendered")
+        frames = moving_shapes.render(numbers[index], np.asarray(choose(info), np.int64), size)
+        return Clip(frames, *moving_shapes.describe(numbers[index]), info)
+
+    ids = [f"moving_shapes/{split}[{index}]" for index in range(len(numbers))]
+    return Source(name, moving_shapes.CLASSES, ids, read)

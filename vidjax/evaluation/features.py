@@ -1,0 +1,24 @@
+"""Features of a whole data set, on the host."""
+
+from collections.abc import Callable, Iterable
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+
+def collect_features(
+    encode: Callable[[dict[str, Array]], tuple[Float[Array, "b d"], Int[Array, "b"], Array]],
+    batches: Iterable[dict[str, Array]],
+) -> tuple[Float[np.ndarray, "n d"], Int[np.ndarray, "n"]]:
+    """Features and labels of all clips that could be read and have a label.
+
+    Args:
+      encode: jitted; batch to features, labels and which rows are valid, whole on every device, so that every process
+        returns the same.
+      batches: global batches on the devices.
+    """
+    parts = [jax.device_get(encode(batch)) for batch in batches]
+    features, labels, valid = (np.concatenate(column) for column in zip(*parts, strict=True))
+    known = valid & (labels >= 0)
+    return features[known], labels[known]

@@ -1,0 +1,227 @@
+"""The loop around a step: resume, feed, log, evaluate, save, stop. It knows no model and no objective."""
+
+import contextlib
+import dataclasses
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from vidjax.training.checkpoint import Checkpoints
+from vidjax.training.metrics import Meter, MetricWriter, Progress
+from vidjax.training.sharding import put_batch
+from vidjax.training.state import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopConfig:
+    """How often the loop does what."""
+
+    log_every: int = 10
+    """Steps between lines of metrics.jsonl."""
+    save_every: int = 1000
+    """Steps between checkpoints; a killed run loses at most these."""
+    keep: int = 2
+    """Newest checkpoints that stay."""
+    keep_every: int | None = None
+    """Keep the checkpoints of these multiples of steps for good."""
+    evaluate_every: int = 1000
+    """Steps between evaluations (pictures, in pre-training)."""
+    max_skipped_in_a_row: int = 5
+    """Stop after this many steps in a row whose gradient was not finite."""
+
+    def __post_init__(self) -> None:
+        """Refuses values that cannot be meant."""
+        for name in ("log_every", "save_every", "keep", "evaluate_every", "max_skipped_in_a_row"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"loop.{name} is {getattr(self, name)}: it must be 1 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class FitResult:
+    """What `fit` did: the state, whether all steps are taken, and the speed of the steps taken this time."""
+
+    state: TrainState
+    finished: bool
+    steps_taken: int
+    clips_per_second: float
+    data_wait_fraction: float
+
+
+class Feeder:
+    """Batches on the device ahead of their use, made by a thread; `size` of them wait at most."""
+
+    def __init__(self, batches: Iterator[dict[str, np.ndarray]], mesh: Mesh, size: int = 2):
+        self._queue: queue.Queue = queue.Queue(size)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(batches, mesh), daemon=True)
+        self._thread.start()
+
+    def _run(self, batches: Iterator[dict[str, np.ndarray]], mesh: Mesh) -> None:
+        try:
+            for batch in batches:
+                self._put(put_batch(batch, mesh))
+                if self._stop.is_set():
+                    return
+        except Exception as error:  # raised again where the batch is asked for
+            self._put(error)
+
+    def _put(self, item: Any) -> None:
+        while not self._stop.is_set():
+            with contextlib.suppress(queue.Full):
+                return self._queue.put(item, timeout=0.1)
+
+    def get(self, done: Callable[[], bool] | None) -> tuple[dict[str, jax.Array], float]:
+        """The next batch, and for how many seconds the device had nothing to do because of it.
+
+        Args:
+          done: whether the step under way is; waiting counts only from then on.
+        """
+        idle_since = None
+        while True:
+            try:
+                item = self._queue.get(timeout=0.002)
+                break
+            except queue.Empty:
+                if idle_since is None and (done is None or done()):
+                    idle_since = time.monotonic()
+        if isinstance(item, Exception):
+            raise item
+        return item, 0.0 if idle_since is None else time.monotonic() - idle_since
+
+    def close(self) -> None:
+        """Stops the thread."""
+        self._stop.set()
+        self._thread.join(timeout=10)
+
+
+@contextlib.contextmanager
+def _sigterm_flag() -> Iterator[threading.Event]:
+    """An event that SIGTERM sets, instead of ending the process."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def fit(
+    step_fn: Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]],
+    state: TrainState,
+    batches_from: Callable[[int], Iterator[dict[str, np.ndarray]]],
+    *,
+    steps: int,
+    workdir: Path,
+    mesh: Mesh,
+    loop: LoopConfig,
+    config: dict[str, Any],
+    schedule: Callable[[int], Any],
+    evaluate: Callable[[TrainState, int], dict[str, float]] | None = None,
+) -> FitResult:
+    """Trains from the newest checkpoint in `workdir`, or from `state`, up to `steps` steps.
+
+    Args:
+      step_fn: jitted, `(state, batch) -> (state, metrics)`, as of `training.step`; the state is donated.
+      batches_from: an endless iterator of host batches, starting at the numbered one.
+      config: saved with every checkpoint.
+      schedule: learning rate of a step, for the log.
+      evaluate: called with the state and its step; what it returns is logged with the prefix `evaluation/`.
+
+    Returns:
+      The result; `finished` is False when SIGTERM ended the run, with a checkpoint saved.
+
+    Raises:
+      ValueError: too many steps in a row had a gradient that is not finite (their batches are in `workdir`).
+    """
+    workdir, chief = Path(workdir), jax.process_index() == 0
+    checkpoints = Checkpoints(workdir / "checkpoints", loop.keep, loop.keep_every)
+    restored = checkpoints.restore(state)
+    state, first = (state, 0) if restored is None else restored
+    if restored is not None and chief:
+        print(
+            f"resumed from step {first} of {steps}" if first < steps else f"already finished: all {steps} steps taken"
+        )
+    if first >= steps:
+        checkpoints.close()
+        return FitResult(state, True, 0, 0.0, 0.0)
+
+    writer = MetricWriter(workdir, first) if chief else None
+    progress = Progress(first, steps) if chief else None
+    meter = Meter()
+    feeder = Feeder(batches_from(first), mesh)
+
+    def finish(step: int, metrics: dict[str, jax.Array], batch: dict[str, jax.Array], waited: float) -> None:
+        """Waits for a step's numbers, logs them, and looks after a gradient that was not finite."""
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        skipped_in_a_row = int(values.pop("skipped_in_a_row"))
+        if step == first + 1:
+            meter.restart()  # what came before was compilation
+        else:
+            meter.add(values["clips"], waited)
+        if chief:
+            progress.step()
+        if skipped_in_a_row:
+            path = workdir / f"skipped_step_{step}_process_{jax.process_index()}.npz"
+            np.savez(path, **{name: _local(array) for name, array in batch.items()})
+            if chief:
+                progress.note(f"step {step}: the gradient is not finite; skipped, its batch is in {path.name}")
+        if chief and (step % loop.log_every == 0 or step in (first + 1, steps)):
+            # The optimiser does not count the steps that it skipped.
+            values["learning_rate"] = float(schedule(step - 1 - int(values["skipped_steps"])))
+            values |= meter.read() if step > first + 1 else {"clips_per_second": 0.0, "data_wait_fraction": 0.0}
+            writer.write(step, values)
+            progress.log(step, values)
+        if skipped_in_a_row >= loop.max_skipped_in_a_row:
+            raise ValueError(
+                f"{skipped_in_a_row} steps in a row had a gradient that is not finite, up to step {step}: stopped; "
+                f"look at skipped_step_*.npz in {workdir}, lower the learning rate or clip the gradient"
+            )
+
+    n, stopped, pending = first, False, None
+    try:
+        with _sigterm_flag() as asked_to_stop:
+            while n < steps and not stopped:
+                batch, waited = feeder.get(pending[1]["loss"].is_ready if pending else None)
+                with jax.transfer_guard("disallow"):
+                    state, metrics = step_fn(state, batch)
+                n += 1
+                if pending:  # one step behind, so that the device always has the next one in hand
+                    finish(*pending)
+                pending = (n, metrics, batch, waited)
+                stopped = asked_to_stop.is_set() if jax.process_count() == 1 else checkpoints.reached_preemption(n)
+                save = stopped or n == steps or n % loop.save_every == 0
+                show = evaluate is not None and not stopped and (n == steps or n % loop.evaluate_every == 0)
+                if save or show:
+                    finish(*pending)
+                    pending = None
+                    with meter.paused():
+                        if save:
+                            checkpoints.save(state, config, next_batch=n)
+                        if show:
+                            numbers = evaluate(state, n)
+                            if chief and numbers:
+                                writer.write(n, {f"evaluation/{name}": value for name, value in numbers.items()})
+            checkpoints.close()
+    finally:
+        feeder.close()
+        if chief:
+            progress.close()
+            writer.close()
+    return FitResult(state, not stopped, n - first, **meter.overall())
+
+
+def _local(array: jax.Array) -> np.ndarray:
+    """This process's rows of a global array."""
+    shards = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+    return np.concatenate([np.asarray(shard.data) for shard in shards])

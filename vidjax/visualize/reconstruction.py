@@ -1,0 +1,62 @@
+"""Pictures of what a masked autoencoder reconstructs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image, ImageDraw, ImageFont
+
+ROWS = ("input", "masked input", "reconstruction")
+
+
+def save_reconstructions(
+    path: Path,
+    videos: Sequence[Float[np.ndarray, "b t h w c"]],
+    caption: str = "",
+    rows: Sequence[str] = ROWS,
+    frame_milliseconds: int = 160,
+) -> tuple[Path, Path]:
+    """Writes `path.png`, every frame of every clip side by side, and `path.gif`, the clips moving.
+
+    Args:
+      path: without ending.
+      videos: one for each of `rows`, pixels in [0, 1] (clipped).
+      caption: a line above the picture.
+      frame_milliseconds: time of a frame in the GIF.
+
+    Returns:
+      The paths of the two files.
+    """
+    pixels = np.stack([np.clip(np.asarray(v, np.float32), 0, 1) for v in videos])  # row b t h w c
+    pixels = np.kron(np.round(pixels * 255).astype(np.uint8), np.ones((1, 1, 1, *_zoom(pixels.shape[3]), 1), np.uint8))
+    png, gif = Path(f"{path}.png"), Path(f"{path}.gif")
+    png.parent.mkdir(parents=True, exist_ok=True)
+    _sheet(pixels, caption, rows).save(png)
+    frames = [_sheet(pixels[:, :, [t]], caption, rows) for t in range(pixels.shape[2])]
+    frames[0].save(gif, save_all=True, append_images=frames[1:], duration=frame_milliseconds, loop=0)
+    return png, gif
+
+
+def _zoom(side: int) -> tuple[int, int]:
+    """Whole factors that bring small frames to about 64 pixels or more."""
+    factor = max(1, round(96 / side))
+    return factor, factor
+
+
+def _sheet(pixels: np.ndarray, caption: str, rows: Sequence[str]) -> Image.Image:
+    """A picture of `row b t h w c`: clips below one another, their rows together, frames from left to right."""
+    _, clips, frames, height, width, _ = pixels.shape
+    font = ImageFont.load_default(14)
+    gap, label, top = 2, 8 + max(round(font.getlength(row)) for row in rows), 24 if caption else 0
+    block = len(rows) * (height + gap) + 10
+    sheet = Image.new("RGB", (max(label + frames * (width + gap), 480), top + clips * block), "white")
+    draw = ImageDraw.Draw(sheet)
+    draw.text((4, 4), caption, "black", font)
+    for clip in range(clips):
+        for row, name in enumerate(rows):
+            y = top + clip * block + row * (height + gap)
+            draw.text((4, y + height // 2 - 8), name, "black", font)
+            for t in range(frames):
+                sheet.paste(Image.fromarray(pixels[row, clip, t]), (label + t * (width + gap), y))
+    return sheet
