@@ -37,7 +37,15 @@ from vidjax.training.cost import count_macs, peak_flops
 from vidjax.training.loop import FitResult, LoopConfig, fit
 from vidjax.training.metrics import read_metrics
 from vidjax.training.optimizer import OptimizerConfig, make_optimizer
-from vidjax.training.sharding import batch_sharding, check_batch_size, make_mesh, put_batch, replicated, state_sharding
+from vidjax.training.sharding import (
+    batch_sharding,
+    check_batch_size,
+    join_processes,
+    make_mesh,
+    put_batch,
+    replicated,
+    state_sharding,
+)
 from vidjax.training.state import TrainState, create_state
 from vidjax.training.step import make_train_step
 from vidjax.visualize.curves import save_curves
@@ -92,7 +100,7 @@ class Config:
     picture_clips: int = 4
     """Clips in the reconstruction pictures."""
     distributed: bool = False
-    """Join the other processes of a cluster (jax.distributed) before anything else."""
+    """Join the other processes of a cluster (jax.distributed); all are given the same command."""
     seed: int = 0
     """Of everything random."""
 
@@ -315,7 +323,7 @@ def main(config: Config) -> dict[str, float]:
     from vidjax.data.sources import open_source
 
     if config.distributed:
-        jax.distributed.initialize()
+        join_processes()
     chief, data = jax.process_index() == 0, config.data
 
     # Whatever is wrong with the config or the source is said here, before anything is made.
@@ -326,6 +334,8 @@ def main(config: Config) -> dict[str, float]:
     model = vidjax.create_model(f"{config.model}_pretrain", dtype=dtype, remat=config.remat)
     grid = patches.grid((data.frames, data.size, data.size), model.patch_size)
     masks = jax.eval_shape(partial(draw_masks, config, grid, clips=1), jax.random.key(0))
+    if config.init_from and not Path(config.init_from).exists():
+        raise ValueError(f"init_from: there is nothing at {config.init_from}")
     source = open_source(data)
     workdir = cli.open_workdir(config.workdir, config)
 

@@ -45,6 +45,7 @@ def write_video(
     skip: int = 0,
     options: dict[str, str] | None = None,
     container_options: dict[str, str] | None = None,
+    last: float = 1,
 ) -> Path:
     """Encodes frames (t h w 3).
 
@@ -60,6 +61,7 @@ def write_video(
       skip: frames that the file holds but an edit list hides (mp4).
       options: of the encoder.
       container_options: of the file.
+      last: how long the last packet lasts, in frames.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w", options=container_options or {}) as container:
@@ -73,21 +75,19 @@ def write_video(
             stream.time_base = context.time_base = Fraction(1, 1000)
         if rotation:
             stream.set_display_rotation(rotation)
+        packets = []
         for number, picture in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             frame.pts = number if times is None else round(times[number] * 1000)
             frame.time_base = context.time_base if times is not None else 1 / Fraction(rate).limit_denominator(1001)
-            _mux(container, stream, stream.encode(frame), skip)
-        _mux(container, stream, stream.encode(None), skip)
-    return path
-
-
-def _mux(container, stream, packets, skip: int) -> None:
-    for packet in packets:
-        if skip:
+            packets += stream.encode(frame)
+        packets += stream.encode(None)
+        packets[-1].duration = round(last / (Fraction(rate).limit_denominator(1001) * packets[-1].time_base))
+        for packet in packets:
             shift = round(skip / stream.average_rate / packet.time_base)
             packet.pts, packet.dts = packet.pts - shift, packet.dts - shift
-        container.mux(packet)
+            container.mux(packet)
+    return path
 
 
 def write_sound(path: Path) -> Path:
@@ -105,6 +105,12 @@ def sequential(path: Path) -> np.ndarray:
     """Every frame of a file, upright, by plain decoding from start to end."""
     with av.open(str(path)) as container:
         return np.stack([np.rot90(f.to_ndarray(format="rgb24"), f.rotation // 90) for f in container.decode(video=0)])
+
+
+def average_rate(path: Path) -> float:
+    """Frames a second over the whole length that the file states."""
+    with av.open(str(path)) as container:
+        return float(container.streams.video[0].average_rate)
 
 
 def truncate(path: Path, share: float) -> Path:

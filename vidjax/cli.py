@@ -109,20 +109,19 @@ def open_workdir(workdir: str | Path, config: Any) -> Path:
     except OSError as error:
         reason = error.strerror
         raise OSError(f"cannot write to the work directory {path} ({reason}): choose another --workdir") from None
-    saved = path / "config.json"
-    if saved.exists():
+    saved, began = path / "config.json", (path / "metrics.jsonl").exists() or (path / "checkpoints").exists()
+    if began and not saved.exists():
+        raise ValueError(f"{path} holds metrics or checkpoints but no config.json: choose another --workdir")
+    if began:
         differing = differing_fields(read_config(path), as_dict(config), as_dict(type(config)()))
         if differing:
             lines = "; ".join(f"{name} was {old!r}, is {new!r}" for name, (old, new) in differing.items())
-            raise ValueError(
-                f"{path} holds a run of another config: {lines}; choose another --workdir or mend the flags"
-            )
-    elif (path / "metrics.jsonl").exists() or (path / "checkpoints").exists():
-        raise ValueError(f"{path} holds metrics or checkpoints but no config.json: choose another --workdir")
-    else:
-        unfinished = path / f".config_{os.getpid()}.json"
-        unfinished.write_text(json.dumps(as_dict(config), indent=2) + "\n")
-        os.replace(unfinished, saved)
+            advice = "choose another --workdir or mend the flags"
+            raise ValueError(f"{path} holds a run of another config: {lines}; {advice}")
+        return path
+    unfinished = path / f".config_{os.getpid()}.json"  # a run that took no step may begin anew
+    unfinished.write_text(json.dumps(as_dict(config), indent=2) + "\n")
+    os.replace(unfinished, saved)
     return path
 
 

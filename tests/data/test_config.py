@@ -15,8 +15,16 @@ def test_config_imports_no_tensorflow_and_no_av():
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("frames", 0), ("size", -1), ("stride", 0), ("fps", 0.0), ("short_side", 0), ("workers", -1)]
-    + [("max_bad_share", 1.5), ("source", "")],
+    [
+        ("frames", 0),
+        ("size", -1),
+        ("stride", 0),
+        ("fps", 0.0),
+        ("short_side", 0),
+        ("workers", -1),
+        ("max_bad_share", 1.5),
+        ("source", ""),
+    ],
 )
 def test_a_value_out_of_range_is_refused_by_name(field, value):
     with pytest.raises(ValueError, match=rf"^data\.{field} is .*, but it must be .*\.$"):
@@ -25,8 +33,13 @@ def test_a_value_out_of_range_is_refused_by_name(field, value):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("grey", 1.1), ("random_erasing", -0.1), ("color_jitter", -1.0), ("rand_augment_ops", -1)]
-    + [("rand_augment_magnitude", 11.0)],
+    [
+        ("grey", 1.1),
+        ("random_erasing", -0.1),
+        ("color_jitter", -1.0),
+        ("rand_augment_ops", -1),
+        ("rand_augment_magnitude", 11.0),
+    ],
 )
 def test_an_augmentation_out_of_range_is_refused_by_name(field, value):
     with pytest.raises(ValueError, match=rf"^augment\.{field} is .*, but it must be .*\.$"):

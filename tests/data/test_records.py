@@ -73,7 +73,7 @@ def test_an_empty_file_has_no_records(tmp_path):
 def test_a_file_that_is_cut_short_or_something_else_is_refused(tmp_path):
     path = write(tmp_path / "a.tfrecord", [b"x" * 100, b"y" * 100])
     videos.truncate(tmp_path / "a.tfrecord", 0.9)
-    with pytest.raises(ValueError, match="cut short after 1 records"):
+    with pytest.raises(ValueError, match=r"cut short after 1 records"):
         records.index_records([path])
     (tmp_path / "b.tfrecord").write_text("some notes, and no records")
     with pytest.raises(ValueError, match="is no TFRecord file"):
@@ -83,5 +83,5 @@ def test_a_file_that_is_cut_short_or_something_else_is_refused(tmp_path):
 def test_a_foreign_or_damaged_record_is_one_line():
     with pytest.raises(DecodeError, match=r"^x: it is no record of ours, as it has no 'video/frames'\.$"):
         records.decode_record(tf.train.Example().SerializeToString(), "x")
-    with pytest.raises(DecodeError, match="^x: the record is damaged"):
+    with pytest.raises(DecodeError, match=r"^x: the record is damaged"):
         records.decode_record(b"\xff" * 50, "x")

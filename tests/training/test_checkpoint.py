@@ -76,7 +76,7 @@ def test_when_all_are_damaged_the_run_does_not_start_from_nothing(tmp_path):
     for step in ("10", "20"):
         truncate_largest(tmp_path / "checkpoints" / step)
     checkpoints = Checkpoints(tmp_path / "checkpoints")
-    with pytest.raises(ValueError, match="none of the 2 checkpoints .* can be read"):
+    with pytest.raises(ValueError, match=r"none of the 2 checkpoints .* can be read"):
         checkpoints.restore(make_state(0))
     checkpoints.close()
     assert names(tmp_path) == [10, 20]

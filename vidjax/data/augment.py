@@ -84,10 +84,10 @@ def multi_scale_box(height: tf.Tensor, width: tf.Tensor, size: int, seed: tf.Ten
     sides = tf.where(tf.abs(sides - size) < 3, size, sides)
     steps = range(len(SCALES))
     pairs = tf.constant([(h, w) for h in steps for w in steps if abs(h - w) <= 1])
-    pair = pairs[tf.random.stateless_uniform((), scale_seed, 0, len(pairs), tf.int32)]
+    pair = pairs[tf.random.stateless_uniform((), scale_seed, 0, pairs.shape[0], tf.int32)]
     crop_height, crop_width = tf.minimum(sides[pair[0]], height), tf.minimum(sides[pair[1]], width)
     places = tf.constant([(y, x) for y in range(5) for x in range(5) if (y % 2, x % 2) in ((0, 0), (1, 1))])
-    place = places[tf.random.stateless_uniform((), place_seed, 0, len(places), tf.int32)]
+    place = places[tf.random.stateless_uniform((), place_seed, 0, places.shape[0], tf.int32)]
     return (height - crop_height) // 4 * place[0], (width - crop_width) // 4 * place[1], crop_height, crop_width
 
 

@@ -129,7 +129,7 @@ def _open(path: str) -> Iterator[av.VideoStream]:
     """The first video stream of a file, which is closed in the end whatever happens."""
     with _one_line(path):
         # The protocol's name keeps FFmpeg from seeing one in a file name with a colon.
-        container = av.open(path if "://" in path else path, metadata_errors="ignore")
+        container = av.open(path if "://" in path else f"file:{path}", metadata_errors="ignore")
     with container:
         with _one_line(path):
             if not container.streams.video:

@@ -106,7 +106,7 @@ def train_batches(
       bad_files: told of every example that cannot be read; its row is black and not `valid`, never replaced.
     """
     rows = _rows(batch_size, process_count)
-    count, frames = len(source), config.frames
+    count = len(source)
 
     def read(index: int, position: int, short_side: int) -> tuple[np.ndarray, int]:
         rng = np.random.Generator(np.random.Philox(key=[seed, position]))

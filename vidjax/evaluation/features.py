@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterable
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 
 def collect_features(
-    encode: Callable[[dict[str, Array]], tuple[Float[Array, "b d"], Int[Array, "b"], Array]],
+    encode: Callable[[dict[str, Array]], tuple[Float[Array, "b d"], Int[Array, "b"], Bool[Array, "b"]]],
     batches: Iterable[dict[str, Array]],
 ) -> tuple[Float[np.ndarray, "n d"], Int[np.ndarray, "n"]]:
     """Features and labels of all clips that could be read and have a label.

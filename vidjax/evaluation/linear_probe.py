@@ -35,7 +35,7 @@ def linear_probe(
     return float((predicted == test_labels).mean())
 
 
-@jax.jit(static_argnums=(2, 4))
+@jax.jit(static_argnums=(2, 3, 4))
 def _fit(
     features: Float[Array, "n d"], labels: Int[Array, "n"], classes: int, penalty: float, iterations: int
 ) -> dict[str, Array]:

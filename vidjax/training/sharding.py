@@ -4,6 +4,7 @@ A batch is split over both axes. Parameters and optimiser state are whole on eve
 split over that axis; XLA gathers each where it is used. The same code runs on one device, on many, and on many hosts.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,16 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 FSDP_SMALLEST = 2**14  # values; below this, gathering costs more than the memory saved
+
+
+def join_processes() -> None:
+    """Joins the processes of a cluster (`jax.distributed`), before anything else touches JAX.
+
+    Slurm, Open MPI, Kubernetes and Cloud TPUs say by themselves who is who. Elsewhere each process is told by
+    JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+    """
+    told = {key: os.environ.get(f"JAX_{key.upper()}") for key in ("num_processes", "process_id")}
+    jax.distributed.initialize(**{key: int(value) for key, value in told.items() if value is not None})
 
 
 def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:

@@ -1,0 +1,55 @@
+"""The probe, against what must come out."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vidjax.evaluation.features import collect_features
+from vidjax.evaluation.linear_probe import linear_probe
+
+
+def blobs(seed, spread, count=300, classes=4, width=8):
+    centers = np.random.default_rng(0).normal(size=(classes, width)) * 3
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes, count)
+    return (centers[labels] + spread * rng.normal(size=(count, width))).astype(np.float32), labels
+
+
+def test_separable_features_are_separated_whatever_their_scale():
+    (x, y), (u, v) = blobs(1, 0.3), blobs(2, 0.3)
+    scale = np.array([1e-3, 1e3] * 4, np.float32)
+    assert linear_probe(x * scale + 5, y, u * scale + 5, v, classes=4) == 1.0
+
+
+def test_features_without_information_stay_at_chance():
+    rng = np.random.default_rng(0)
+    x, u = rng.normal(size=(2, 2000, 4)).astype(np.float32)
+    y, v = rng.integers(0, 4, (2, 2000))
+    assert linear_probe(x, y, u, v, classes=4) == pytest.approx(0.25, abs=0.04)
+
+
+def test_it_is_the_minimum_of_its_loss():
+    """The gradient of the penalised cross-entropy vanishes at the weights found."""
+    from vidjax.evaluation import linear_probe as module
+
+    x, y = blobs(3, 3.0)
+    x = (x - x.mean(0)) / x.std(0)
+    weights = {name: np.asarray(value, np.float64) for name, value in module._fit(x, y, 4, 1e-2, 200).items()}
+    logits = x @ weights["kernel"] + weights["bias"]
+    probabilities = np.exp(logits - logits.max(1, keepdims=True))
+    probabilities /= probabilities.sum(1, keepdims=True)
+    error = (probabilities - np.eye(4)[y]) / len(y)
+    assert np.abs(x.T @ error + 1e-2 * weights["kernel"]).max() < 1e-3
+    assert np.abs(error.sum(0)).max() < 1e-3
+
+
+def test_unlabelled_clips_are_refused():
+    with pytest.raises(ValueError, match=r"train labels must be in 0\.\.3"):
+        linear_probe(np.zeros((2, 3)), np.array([0, -1]), np.zeros((1, 3)), np.array([0]), classes=4)
+
+
+def test_features_of_unreadable_and_unlabelled_clips_are_left_out():
+    labels, valid = jnp.array([0, 1, -1, 2]), jnp.array([True, False, True, True])
+    batches = [{"x": jnp.arange(4.0)[:, None] + 4 * n, "label": labels, "valid": valid} for n in (0, 1)]
+    features, labels = collect_features(lambda batch: tuple(batch.values()), batches)
+    assert features[:, 0].tolist() == [0, 3, 4, 7] and labels.tolist() == [0, 2, 0, 2]

@@ -1,0 +1,192 @@
+"""The main job as a user runs it: killed, stopped, resumed, on two processes, on wrong input."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import videos
+from vidjax.training.metrics import read_metrics
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "experiments" / "mae_pretrain.py"
+SMALL = (
+    "--model videomae_tiny --data.size 16 --data.frames 4 --data.stride 1 --batch_size 8 --mask_ratio 0.75 --steps 40 --loop.log_every 1 "
+    "--loop.save_every 2 --loop.evaluate_every 1000 --probe_clips 0 --picture_clips 1 --data.workers 1"
+).split()
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """One simulated device, and compiled programs shared by all processes of this module."""
+    return os.environ | {
+        "XLA_FLAGS": "",
+        "PYTHONPATH": str(ROOT),
+        "PYTHONUNBUFFERED": "1",
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+
+def start(environment, workdir, *flags, **more):
+    command = [sys.executable, str(SCRIPT), *SMALL, "--workdir", str(workdir), *flags]
+    return subprocess.Popen(command, env=environment | more, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process, expected=0):
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == expected, out + err
+    return out, err
+
+
+def wait_until(condition, process, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, "".join(process.communicate())
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+def logged(workdir):
+    path = Path(workdir) / "metrics.jsonl"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def numbers(workdir):
+    """What must be the same to the last bit: all but the speed."""
+    entries = [e for e in read_metrics(workdir) if "loss" in e]
+    return [(e["step"], e["loss"], e["gradient_norm"], e["learning_rate"], e["clips"]) for e in entries]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(environment, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("undisturbed") / "run"
+    out, _ = finish(start(environment, workdir))
+    return workdir, out
+
+
+def test_it_says_what_it_does_and_leaves_what_it_says(undisturbed):
+    workdir, out = undisturbed
+    for word in ("devices   1 x cpu", "mesh data=1 fsdp=1", "GMACs a clip", "8 a clip: 2 visible, 6 masked", "8 clips in 1"):
+        assert word in out
+    assert [step for step, *_ in numbers(workdir)] == list(range(1, 41))
+    made = {path.name for path in workdir.iterdir()}
+    assert {"config.json", "metrics.jsonl", "tensorboard", "checkpoints", "reconstructions", "curves.png"} <= made
+    assert {path.suffix for path in (workdir / "reconstructions").iterdir()} == {".png", ".gif"}
+    assert json.loads((workdir / "config.json").read_text())["data"]["size"] == 16
+
+
+def test_killed_twice_once_while_saving_the_numbers_are_those_of_an_undisturbed_run(environment, undisturbed, tmp_path):
+    process = start(environment, tmp_path / "run")
+    wait_until(lambda: logged(tmp_path / "run") >= 7, process)
+    process.kill()
+    process.wait()
+    process = start(environment, tmp_path / "run")
+    saving = tmp_path / "run" / "checkpoints"
+    wait_until(lambda: logged(tmp_path / "run") >= 12 and any("tmp" in path.name for path in saving.iterdir()), process)
+    process.kill()
+    process.wait()
+    out, _ = finish(start(environment, tmp_path / "run"))
+    assert "resumed from step" in out
+    assert numbers(tmp_path / "run") == numbers(undisturbed[0])
+
+
+def test_sigterm_saves_exits_0_and_the_same_command_goes_on(environment, undisturbed, tmp_path):
+    process = start(environment, tmp_path / "run")
+    wait_until(lambda: logged(tmp_path / "run") >= 5, process)
+    process.send_signal(signal.SIGTERM)
+    out, _ = finish(process)
+    assert "stopped by SIGTERM" in out
+    assert logged(tmp_path / "run") < 40
+    finish(start(environment, tmp_path / "run"))
+    assert numbers(tmp_path / "run") == numbers(undisturbed[0])
+
+
+def test_two_processes_give_the_losses_of_one(environment, undisturbed, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    settings = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    processes = [
+        start(environment, tmp_path / "run", "--distributed", "--steps", "6", JAX_PROCESS_ID=str(k), **settings)
+        for k in range(2)
+    ]
+    out = [finish(process)[0] for process in processes]
+    assert "devices   2 x cpu, 2 process(es)" in out[0] and "devices" not in out[1]
+    both, alone = numbers(tmp_path / "run"), numbers(undisturbed[0])
+    # The schedule of 6 steps is another one, so only what comes before the first update's effect must agree exactly.
+    assert both[0][1] == pytest.approx(alone[0][1], abs=1e-5)
+    assert len(both) == 6
+
+
+def test_weights_of_another_run_are_a_start_and_no_resume(environment, undisturbed, tmp_path):
+    flags = ("--init_from", str(undisturbed[0]), "--steps", "2")
+    out, _ = finish(start(environment, tmp_path / "run", *flags))
+    assert "all parameters of step 40" in out and "resumed" not in out
+    assert numbers(tmp_path / "run")[0][1] < numbers(undisturbed[0])[0][1]
+
+
+def test_real_videos_with_a_damaged_one_and_accumulation_average_and_dual_masking(environment, tmp_path):
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for n in range(7):
+        videos.write_video(folder / f"{n}.mp4", videos.numbered(12, first=n))
+    (folder / "damaged.mp4").write_bytes(b"\x00" * 4096)
+    flags = "--steps 4 --accumulation 2 --ema_decay 0.9 --decoder_mask running_cell --remat blocks --optim.clip_norm 1"
+    workdir = tmp_path / "run"
+    out, _ = finish(start(environment, workdir, "--data.source", str(folder), *flags.split(), "--data.max_bad_share", "0.2"))
+    listed = [json.loads(line) for line in (workdir / "bad_files.jsonl").read_text().splitlines()]
+    assert [Path(entry["path"]).name for entry in listed] == ["damaged.mp4"]
+    assert "1 could not be read" in out
+    assert {entry["clips"] for entry in read_metrics(workdir) if "clips" in entry} == {7.0}  # once an epoch, never swapped
+    flags = [*flags.split(), "--data.max_bad_share", "0.1"]
+    _, err = finish(start(environment, tmp_path / "strict", "--data.source", str(folder), *flags), expected=2)
+    assert "data.max_bad_share 0.1" in err
+
+
+BAD = [
+    (["--data.source", "/no/such/folder"], "/no/such/folder does not exist"),
+    (["--data.source", "EMPTY"], "holds no video"),
+    (["--data.source", "NO_PATH.csv"], "path"),
+    (["--data.source", "MISSING.csv"], "names 2 files of 2 that do not exist: a.mp4, b.mp4"),
+    (["--model", "videomae_bse"], "nearest names are videomae_base_pretrain"),
+    (["--data.frames", "5"], "5 frames cannot be cut into patches of 2"),
+    (["--data.size", "20"], "20 pixels of height cannot be cut into patches of 8"),
+    (["--mask_ratio", "1.0"], "mask ratio 1.0 leaves no visible one"),
+    (["--mask_ratio", "0.1"], "mask ratio 0.1 leaves no masked one"),
+    (["--batch_size", "12"], "a batch of 12 cannot be shared by 8 devices"),
+    (["--workdir", "OTHER_RUN"], "holds a run of another config: seed was 1, is 0"),
+    (["--workdir", "FILE/run"], "cannot write to the work directory"),
+    (["--init_from", "NOTHING"], "there is nothing at NOTHING"),
+    (["--data.siez", "16"], "did you mean --data.size"),
+]
+
+
+@pytest.mark.parametrize(("flags", "message"), BAD, ids=[" ".join(flags) for flags, _ in BAD])
+def test_wrong_input_is_one_line_and_status_2_before_anything_is_made(flags, message, tmp_path, monkeypatch, capsys):
+    sys.path.insert(0, str(SCRIPT.parent))
+    import mae_pretrain
+    from vidjax import cli
+
+    monkeypatch.chdir(tmp_path)
+    Path("EMPTY").mkdir()
+    Path("NO_PATH.csv").write_text("file,label\na.mp4,1\n")
+    Path("MISSING.csv").write_text("path\na.mp4\nb.mp4\n")
+    Path("FILE").touch()
+    Path("OTHER_RUN/checkpoints").mkdir(parents=True)
+    other = json.loads(json.dumps(cli.as_dict(cli.parse(mae_pretrain.Config, mae_pretrain.RECIPES, lambda _: "demo", SMALL))))
+    Path("OTHER_RUN/config.json").write_text(json.dumps(other | {"seed": 1}))
+    before = sorted(Path(".").rglob("*"))
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "demo", *SMALL, "--workdir", "run", *flags])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(mae_pretrain.main, mae_pretrain.Config, mae_pretrain.RECIPES, mae_pretrain.default_recipe)
+    assert stop.value.code == 2
+    line = capsys.readouterr().err
+    assert message in line and line.count("\n") == 1
+    assert sorted(Path(".").rglob("*")) == before

@@ -1,0 +1,104 @@
+"""Command lines, and the work directory that is one run's."""
+
+import dataclasses
+import json
+import os
+import sys
+
+import pytest
+
+from vidjax import cli
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    rate: float = 0.1
+    """A rate."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A job."""
+
+    size: int = 8
+    """A size."""
+    workdir: str = "runs"
+    """Where."""
+    part: Part = Part()
+    """A part."""
+
+
+RECIPES = {"small": Config(), "large": Config(size=64)}
+
+
+def parse(*argv):
+    return cli.parse(Config, RECIPES, lambda argv: "small", argv=list(argv))
+
+
+def test_a_recipe_is_the_first_word_and_flags_change_it():
+    assert parse() == Config()
+    assert parse("large", "--part.rate", "0.5") == Config(size=64, part=Part(0.5))
+
+
+def test_unknown_flags_and_recipes_end_with_one_line_and_status_2(capsys):
+    for argv, message in ((["--part.rat", "1"], "did you mean --part.rate?"), (["huge"], "choose one of small, large")):
+        with pytest.raises(SystemExit) as stop:
+            parse(*argv)
+        assert stop.value.code == 2
+        line = capsys.readouterr().err
+        assert message in line and line.count("\n") == 1
+
+
+def test_our_sentence_is_one_line_but_a_defect_keeps_its_trace(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["job.py"])
+
+    def ours(config):
+        cli.read_config("/nowhere")
+
+    with pytest.raises(SystemExit) as stop:
+        cli.run(ours, Config, RECIPES, lambda argv: "small")
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "job.py: error: /nowhere is no vidjax run: it has no config.json\n"
+    with pytest.raises(ValueError, match="Expecting property name"):
+        cli.run(lambda config: json.loads("{"), Config, RECIPES, lambda argv: "small")
+
+
+def test_a_work_directory_takes_its_own_config_again_and_no_other(tmp_path):
+    config = Config(workdir=str(tmp_path / "run"))
+    cli.open_workdir(config.workdir, config)
+    (tmp_path / "run" / "metrics.jsonl").touch()
+    assert cli.read_config(config.workdir) == {"size": 8, "workdir": config.workdir, "part": {"rate": 0.1}}
+    cli.open_workdir(config.workdir, dataclasses.replace(config, workdir="elsewhere"))
+    with pytest.raises(ValueError, match=r"another config: part.rate was 0.1, is 0.2; size was 8, is 9"):
+        cli.open_workdir(config.workdir, dataclasses.replace(config, size=9, part=Part(0.2)))
+
+
+def test_a_run_that_took_no_step_may_be_given_another_config(tmp_path):
+    cli.open_workdir(tmp_path, Config())
+    cli.open_workdir(tmp_path, Config(size=9))
+    assert cli.read_config(tmp_path)["size"] == 9
+
+
+def test_a_field_new_since_the_run_began_had_its_default(tmp_path):
+    config = Config(workdir=str(tmp_path))
+    cli.open_workdir(tmp_path, config)
+    (tmp_path / "checkpoints").mkdir()
+    old = cli.read_config(tmp_path)
+    del old["part"]
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    cli.open_workdir(tmp_path, config)
+    with pytest.raises(ValueError, match=r"part.*was"):
+        cli.open_workdir(tmp_path, dataclasses.replace(config, part=Part(0.2)))
+
+
+def test_somebody_elses_directory_is_left_alone(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    with pytest.raises(ValueError, match="no config.json"):
+        cli.open_workdir(tmp_path, Config())
+    assert os.listdir(tmp_path) == ["metrics.jsonl"]
+
+
+def test_a_directory_that_cannot_be_written_is_said_so(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="cannot write to the work directory .*: choose another --workdir"):
+        cli.open_workdir(tmp_path / "file" / "run", Config())
