@@ -17,7 +17,7 @@ from vidjax.training.metrics import read_metrics
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "experiments" / "mae_pretrain.py"
 SMALL = (
-    "--model videomae_tiny --data.size 16 --data.frames 4 --data.stride 1 --batch_size 8 --mask_ratio 0.75 --steps 40 --loop.log_every 1 "
+    "--model videomae_tiny --data.size 32 --data.frames 4 --data.stride 1 --batch_size 8 --mask tube --mask_ratio 0.75 --steps 40 --loop.log_every 1 "
     "--loop.save_every 2 --loop.evaluate_every 1000 --probe_clips 0 --picture_clips 1 --data.workers 1"
 ).split()
 
@@ -73,13 +73,19 @@ def undisturbed(environment, tmp_path_factory):
 
 def test_it_says_what_it_does_and_leaves_what_it_says(undisturbed):
     workdir, out = undisturbed
-    for word in ("devices   1 x cpu", "mesh data=1 fsdp=1", "GMACs a clip", "8 a clip: 2 visible, 6 masked", "8 clips in 1"):
+    for word in (
+        "devices   1 x cpu",
+        "mesh data=1 fsdp=1",
+        "GMACs a clip",
+        "8 a clip: 2 visible, 6 masked",
+        "8 clips in 1",
+    ):
         assert word in out
     assert [step for step, *_ in numbers(workdir)] == list(range(1, 41))
     made = {path.name for path in workdir.iterdir()}
     assert {"config.json", "metrics.jsonl", "tensorboard", "checkpoints", "reconstructions", "curves.png"} <= made
     assert {path.suffix for path in (workdir / "reconstructions").iterdir()} == {".png", ".gif"}
-    assert json.loads((workdir / "config.json").read_text())["data"]["size"] == 16
+    assert json.loads((workdir / "config.json").read_text())["data"]["size"] == 32
 
 
 def test_killed_twice_once_while_saving_the_numbers_are_those_of_an_undisturbed_run(environment, undisturbed, tmp_path):
@@ -140,11 +146,15 @@ def test_real_videos_with_a_damaged_one_and_accumulation_average_and_dual_maskin
     (folder / "damaged.mp4").write_bytes(b"\x00" * 4096)
     flags = "--steps 4 --accumulation 2 --ema_decay 0.9 --decoder_mask running_cell --remat blocks --optim.clip_norm 1"
     workdir = tmp_path / "run"
-    out, _ = finish(start(environment, workdir, "--data.source", str(folder), *flags.split(), "--data.max_bad_share", "0.2"))
+    out, _ = finish(
+        start(environment, workdir, "--data.source", str(folder), *flags.split(), "--data.max_bad_share", "0.2")
+    )
     listed = [json.loads(line) for line in (workdir / "bad_files.jsonl").read_text().splitlines()]
     assert [Path(entry["path"]).name for entry in listed] == ["damaged.mp4"]
     assert "1 could not be read" in out
-    assert {entry["clips"] for entry in read_metrics(workdir) if "clips" in entry} == {7.0}  # once an epoch, never swapped
+    assert {entry["clips"] for entry in read_metrics(workdir) if "clips" in entry} == {
+        7.0
+    }  # once an epoch, never swapped
     flags = [*flags.split(), "--data.max_bad_share", "0.1"]
     _, err = finish(start(environment, tmp_path / "strict", "--data.source", str(folder), *flags), expected=2)
     assert "data.max_bad_share 0.1" in err
@@ -157,7 +167,10 @@ BAD = [
     (["--data.source", "MISSING.csv"], "names 2 files of 2 that do not exist: a.mp4, b.mp4"),
     (["--model", "videomae_bse"], "nearest names are videomae_base_pretrain"),
     (["--data.frames", "5"], "5 frames cannot be cut into patches of 2"),
-    (["--data.size", "20"], "20 pixels of height cannot be cut into patches of 8"),
+    (
+        ["--data.size", "40"],
+        "40 pixels of height cannot be cut into patches of 16: use a multiple of 16, such as 32 or 48",
+    ),
     (["--mask_ratio", "1.0"], "mask ratio 1.0 leaves no visible one"),
     (["--mask_ratio", "0.1"], "mask ratio 0.1 leaves no masked one"),
     (["--batch_size", "12"], "a batch of 12 cannot be shared by 8 devices"),
@@ -180,7 +193,9 @@ def test_wrong_input_is_one_line_and_status_2_before_anything_is_made(flags, mes
     Path("MISSING.csv").write_text("path\na.mp4\nb.mp4\n")
     Path("FILE").touch()
     Path("OTHER_RUN/checkpoints").mkdir(parents=True)
-    other = json.loads(json.dumps(cli.as_dict(cli.parse(mae_pretrain.Config, mae_pretrain.RECIPES, lambda _: "demo", SMALL))))
+    other = json.loads(
+        json.dumps(cli.as_dict(cli.parse(mae_pretrain.Config, mae_pretrain.RECIPES, lambda _: "demo", SMALL)))
+    )
     Path("OTHER_RUN/config.json").write_text(json.dumps(other | {"seed": 1}))
     before = sorted(Path(".").rglob("*"))
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), "demo", *SMALL, "--workdir", "run", *flags])

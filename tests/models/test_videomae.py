@@ -24,12 +24,12 @@ from vidjax.objectives.reconstruction import pixel_targets, reconstruction_loss
 CLOSE = {"rtol": 0, "atol": 1e-4}
 
 PUBLISHED = {  # parameters; those of "tiny" are our own
-    "videomae_tiny": 483_936,
+    "videomae_tiny": 594_528,
     "videomae_small": 22_033_936,
     "videomae_base": 86_534_800,
     "videomae_large": 304_270_736,
     "videomae_huge": 632_119_440,
-    "videomae_tiny_pretrain": 564_144,
+    "videomae_tiny_pretrain": 976_704,
     "videomae_small_pretrain": 24_029_376,
     "videomae_base_pretrain": 94_210_944,
     "videomae_large_pretrain": 342_996_992,

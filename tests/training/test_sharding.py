@@ -20,7 +20,14 @@ GRID = (2, 4, 4)
 def run(fsdp, devices, steps=3):
     """Losses of a tiny masked pre-training on so many devices, and the state."""
     model = create_model(
-        "videomae_tiny_pretrain", width=64, depth=1, heads=2, decoder_width=32, decoder_depth=1, decoder_heads=2
+        "videomae_tiny_pretrain",
+        patch_size=(2, 8, 8),
+        width=64,
+        depth=1,
+        heads=2,
+        decoder_width=32,
+        decoder_depth=1,
+        decoder_heads=2,
     )
     config = dataclasses.replace(OptimizerConfig(), learning_rate=0.02, warmup_epochs=0)
     tx = make_optimizer(config, config.schedule(8, 10, 10))

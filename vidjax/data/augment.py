@@ -9,7 +9,9 @@ from vidjax.data.config import AugmentConfig
 SCALES = (1.0, 0.875, 0.75, 0.66)  # of multi-scale cropping (TSN, VideoMAE)
 
 
-def augment(video: tf.Tensor, config: AugmentConfig, size: int, seed: tf.Tensor) -> tf.Tensor:
+def augment(
+    video: tf.Tensor, config: AugmentConfig, size: int, seed: tf.Tensor, center_ratio: float = 7 / 8
+) -> tf.Tensor:
     """A random clip of `size` pixels: crop, flip, RandAugment, colour jitter, grey, erasing, in this order.
 
     Args:
@@ -17,13 +19,14 @@ def augment(video: tf.Tensor, config: AugmentConfig, size: int, seed: tf.Tensor)
       config: what is on, and how strong.
       size: pixels of the square that comes out.
       seed: (2,) integers; the same seed gives the same clip.
+      center_ratio: of `center_crop`, where that is the crop.
 
     Returns:
       uint8 (t, size, size, 3).
     """
     crop_seed, flip_seed, ops_seed, jitter_seed, grey_seed, erase_seed = tf.unstack(tf.random.split(seed, 6), num=6)
     if config.crop == "center":
-        video = center_crop(video, size)
+        video = center_crop(video, size, center_ratio)
     else:
         box = multi_scale_box if config.crop == "multi_scale" else random_resized_box
         video = crop_and_resize(video, box(tf.shape(video)[1], tf.shape(video)[2], size, crop_seed), size)

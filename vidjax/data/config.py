@@ -78,3 +78,8 @@ class DataConfig:
     def decode_short_side(self) -> int:
         """Pixels of the shorter side after decoding: room for an eighth of crop jitter unless given."""
         return self.short_side or -(-self.size * 8 // 7)
+
+    @property
+    def center_ratio(self) -> float:
+        """Share of the shorter side that a central crop keeps: all of it where short_side is size."""
+        return min(self.size / self.decode_short_side, 1.0)

@@ -28,9 +28,9 @@ _PHRASES = (
     "to the right", "up and to the right", "up", "up and to the left",
     "to the left", "down and to the left", "down", "down and to the right",
 )  # fmt: skip
-_COLORS = {
-    "red": (232, 48, 48), "orange": (250, 140, 30), "yellow": (250, 222, 50), "green": (60, 190, 75),
-    "cyan": (60, 210, 220), "blue": (55, 95, 235), "purple": (150, 70, 215), "pink": (250, 130, 190),
+_COLORS = {  # no channel below 90, and no background above 90: motion has the same sign everywhere
+    "red": (245, 90, 90), "orange": (250, 160, 90), "yellow": (250, 225, 90), "green": (100, 210, 110),
+    "cyan": (90, 215, 225), "blue": (105, 140, 245), "purple": (180, 110, 235), "pink": (250, 150, 200),
 }  # fmt: skip
 _SHAPES = ("circle", "square", "triangle")
 _RADII = {"small": (0.10, 0.12), "large": (0.17, 0.20)}  # of the disc with the shape's area, in widths
@@ -113,14 +113,14 @@ def render(index: int, frames: np.ndarray, size: int) -> UInt8[np.ndarray, "t h 
 
 
 def _background(scene: _Scene, size: int) -> Float[np.ndarray, "h w 3"]:
-    """A few long waves between a dark and a middling tone of one colour; it continues across the borders."""
+    """A few long waves between dark tones of one colour, continuing across the borders; shapes are brighter."""
     position = (np.arange(size) + 0.5) / size
     x = np.exp(2j * np.pi * scene.waves[:, :1] * position + 1j * scene.phases[:, None])
     y = np.exp(2j * np.pi * scene.waves[:, 1:] * position)
     waves = (y.T @ x).real / np.sqrt(2 * _WAVES)
-    tone = 0.5 + 0.25 * np.tanh(waves)[..., None]
+    tone = 0.27 + 0.12 * np.tanh(waves)[..., None]
     color = np.array(_COLORS[scene.background])
-    return (tone * (0.8 * color + 0.2 * color.mean())).astype(np.float32)
+    return (tone * (0.7 * color + 0.3 * color.mean())).astype(np.float32)
 
 
 def _distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:

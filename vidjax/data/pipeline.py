@@ -121,7 +121,8 @@ def train_batches(
         return position, index
 
     def crop(video: tf.Tensor, position: tf.Tensor) -> tf.Tensor:
-        return augment(video, config.augment, config.size, tf.stack([tf.constant(seed, tf.int64), position]))
+        clip_seed = tf.stack([tf.constant(seed, tf.int64), position])
+        return augment(video, config.augment, config.size, clip_seed, config.center_ratio)
 
     elements = tf.data.Dataset.range(np.iinfo(np.int64).max).map(position_and_index)
     batches = _batches(elements, source, config, read, crop, rows, bad_files)
@@ -165,7 +166,7 @@ def evaluation_batches(
         return clip.frames, clip.label
 
     def crop(video: tf.Tensor, position: tf.Tensor) -> tf.Tensor:
-        return center_crop(video, config.size)
+        return center_crop(video, config.size, config.center_ratio)
 
     elements = tf.data.Dataset.from_tensor_slices((mine, mine))
     batches = _batches(elements, source, config, read, crop, rows, bad_files)

@@ -170,7 +170,7 @@ class Pretraining(nn.Module):
         return self.decoder(self.encode(video, kept, train), kept, predicted, positions, train)
 
 
-TINY = {"width": 96, "depth": 4, "heads": 3, "patch_size": (2, 8, 8)}
+TINY = {"width": 96, "depth": 4, "heads": 6}
 
 VARIANTS = MappingProxyType(
     {
@@ -179,7 +179,7 @@ VARIANTS = MappingProxyType(
         "videomae_base": partial(VideoMAE, **VIT_SIZES["base"], num_classes=400),
         "videomae_large": partial(VideoMAE, **VIT_SIZES["large"], num_classes=400),
         "videomae_huge": partial(VideoMAE, **VIT_SIZES["huge"], num_classes=400),
-        "videomae_tiny_pretrain": partial(Pretraining, **TINY, decoder_width=48, decoder_depth=2, decoder_heads=3),
+        "videomae_tiny_pretrain": partial(Pretraining, **TINY, decoder_width=96, decoder_depth=2, decoder_heads=6),
         "videomae_small_pretrain": partial(
             Pretraining, **VIT_SIZES["small"], decoder_width=192, decoder_depth=4, decoder_heads=3
         ),
