@@ -93,12 +93,12 @@ def test_a_field_new_since_the_run_began_had_its_default(tmp_path):
 
 def test_somebody_elses_directory_is_left_alone(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("{}\n")
-    with pytest.raises(ValueError, match="no config.json"):
+    with pytest.raises(ValueError, match=r"no config\.json"):
         cli.open_workdir(tmp_path, Config())
     assert os.listdir(tmp_path) == ["metrics.jsonl"]
 
 
 def test_a_directory_that_cannot_be_written_is_said_so(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match="cannot write to the work directory .*: choose another --workdir"):
+    with pytest.raises(OSError, match=r"cannot write to the work directory .*: choose another --workdir"):
         cli.open_workdir(tmp_path / "file" / "run", Config())

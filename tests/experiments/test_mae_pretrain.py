@@ -10,16 +10,17 @@ import time
 from pathlib import Path
 
 import pytest
-
 import videos
+
 from vidjax.training.metrics import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "experiments" / "mae_pretrain.py"
-SMALL = (
-    "--model videomae_tiny --data.size 32 --data.frames 4 --data.stride 1 --batch_size 8 --mask tube --mask_ratio 0.75 --steps 40 --loop.log_every 1 "
-    "--loop.save_every 2 --loop.evaluate_every 1000 --probe_clips 0 --picture_clips 1 --data.workers 1"
-).split()
+SMALL = """
+--model videomae_tiny --data.size 32 --data.frames 4 --data.stride 1 --data.workers 1 --batch_size 8 --steps 40
+--mask tube --mask_ratio 0.75 --loop.log_every 1 --loop.save_every 2 --loop.evaluate_every 1000 --probe_clips 0
+--picture_clips 1
+""".split()
 
 
 @pytest.fixture(scope="module")
@@ -185,6 +186,7 @@ BAD = [
 def test_wrong_input_is_one_line_and_status_2_before_anything_is_made(flags, message, tmp_path, monkeypatch, capsys):
     sys.path.insert(0, str(SCRIPT.parent))
     import mae_pretrain
+
     from vidjax import cli
 
     monkeypatch.chdir(tmp_path)

@@ -12,7 +12,7 @@ def test_every_frame_of_every_clip_is_in_the_picture_and_the_gif_moves(tmp_path)
     videos = list(np.broadcast_to(shades, (3, 2, 4, 32, 32, 3)))
     png, gif = save_reconstructions(tmp_path / "new" / "step_1", videos, "a caption")
     colors = {color for _, color in Image.open(png).getcolors(1 << 20)}
-    assert {(int(round(s * 255)),) * 3 for s in shades.ravel()} <= colors
+    assert {(round(s * 255),) * 3 for s in shades.ravel().tolist()} <= colors
     with Image.open(gif) as animation:
         assert animation.n_frames == 4
 

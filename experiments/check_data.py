@@ -1,0 +1,190 @@
+"""Looks at a source of videos before any training: what is in it, what cannot be read, what a model would see.
+
+    python experiments/check_data.py /videos
+    python experiments/check_data.py videos.csv --data.frames 32 --data.stride 2 --out runs/check
+
+Every example is opened and the clip in its middle decoded, on all cores. What it finds is printed and written to OUT:
+summary.json, bad_files.jsonl, and contact_sheet.png of clips as training would sample and augment them.
+"""
+
+import dataclasses
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tyro.conf import Positional
+
+from vidjax import cli
+from vidjax.data.config import DataConfig
+from vidjax.visualize.contact_sheet import save_contact_sheet
+
+OURS = {"summary.json", "bad_files.jsonl", "contact_sheet.png"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to look at."""
+
+    source: Positional[str]
+    """A folder, a .csv or .jsonl manifest, tfds:NAME, tfrecord:PATTERN or synthetic:moving_shapes."""
+    out: str = "runs/check_data"
+    """Where the findings go; those of an earlier check there are replaced."""
+    data: DataConfig = DataConfig()
+    """How clips would be sampled (its source is the one above)."""
+    max_examples: int | None = None
+    """Look at so many examples only, drawn at random."""
+    clips: int = 8
+    """Clips on the contact sheet."""
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Checks, prints and writes; returns the summary."""
+    from vidjax.data.sources import open_source
+
+    data = dataclasses.replace(config.data, source=config.source)
+    source = open_source(data)
+    out = open_out(config.out)
+    chosen = np.arange(len(source))
+    if config.max_examples is not None and config.max_examples < len(source):
+        chosen = np.sort(np.random.default_rng(0).permutation(len(source))[: config.max_examples])
+    found = list(look(source, data, chosen.tolist()))
+    good = [(index, clip) for index, clip in found if not isinstance(clip, Exception)]
+    bad = [{"path": source.ids[index], "error": str(error)} for index, error in found if isinstance(error, Exception)]
+
+    summary = summarize(source, data, found, good, bad)
+    report(summary, source, data, bad)
+    (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    (out / "bad_files.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in bad))
+    if good and config.clips:
+        draw_sheet(out / "contact_sheet.png", source, data, [index for index, _ in good], config.clips)
+    print(f"\nwritten to {out}: {', '.join(sorted(path.name for path in out.iterdir() if path.name in OURS))}")
+    return summary
+
+
+def open_out(out: str) -> Path:
+    """The folder for the findings; one that holds anything else is refused."""
+    path = Path(out)
+    path.mkdir(parents=True, exist_ok=True)
+    if others := sorted(entry.name for entry in path.iterdir() if entry.name not in OURS):
+        raise ValueError(f"{out} holds files that are not of a check ({', '.join(others[:3])}): choose another --out")
+    return path
+
+
+def look(source: Any, data: DataConfig, indices: Sequence[int]) -> Iterator[tuple[int, Any]]:
+    """Each index with the clip in the middle of its video, without the pixels, or the error that kept it from one."""
+    from vidjax.data.decode import DecodeError
+    from vidjax.data.sampling import sample
+
+    def look_at(index: int) -> tuple[int, Any]:
+        try:
+            choose = lambda info: sample(data, info.num_frames, info.rate, None)  # noqa: E731
+            clip = source.read(index, choose, data.decode_short_side)
+            return index, dataclasses.replace(clip, frames=clip.frames[:0])
+        except DecodeError as error:
+            return index, error
+
+    with ThreadPoolExecutor(data.workers or os.cpu_count()) as pool:
+        for done, result in enumerate(pool.map(look_at, indices), start=1):
+            if done % 500 == 0:
+                print(f"{done} of {len(indices)} looked at", flush=True)
+            yield result
+
+
+def summarize(source: Any, data: DataConfig, found: list, good: list, bad: list) -> dict[str, Any]:
+    """Counts and ranges."""
+    from vidjax.data.sampling import seconds_covered
+
+    infos = [clip.info for _, clip in good]
+    labels = Counter(source.class_names[clip.label] for _, clip in good if clip.label >= 0)
+    shortfall = DataConfig(frames=data.frames, stride=data.stride, fps=data.fps)
+    span = [shortfall.frames * (shortfall.stride if data.fps is None else info.rate / data.fps) for info in infos]
+    return {
+        "source": source.name,
+        "examples": len(source),
+        "looked_at": len(found),
+        "unreadable": len(bad),
+        "labelled": sum(labels.values()),
+        "captioned": sum(bool(clip.caption) for _, clip in good),
+        "classes": dict(labels.most_common()),
+        "codecs": dict(Counter(info.codec for info in infos).most_common()),
+        "seconds": spread([info.duration for info in infos]),
+        "frames": spread([info.num_frames for info in infos]),
+        "frames_a_second": spread([info.rate for info in infos]),
+        "height": spread([info.height for info in infos]),
+        "width": spread([info.width for info in infos]),
+        "seconds_covered": spread([seconds_covered(data, info.num_frames, info.rate) for info in infos]),
+        "shorter_than_a_clip": sum(
+            data.sampling == "dense" and info.num_frames < frames for info, frames in zip(infos, span, strict=True)
+        ),
+    }
+
+
+def spread(values: Sequence[float]) -> dict[str, float] | None:
+    """Least, middle and greatest; None where none is known."""
+    known = [float(value) for value in values if np.isfinite(value)]
+    return {"min": min(known), "median": float(np.median(known)), "max": max(known)} if known else None
+
+
+def report(summary: dict[str, Any], source: Any, data: DataConfig, bad: list[dict[str, str]]) -> None:
+    """Prints the summary for a person."""
+    print(f"{source.name}: {summary['examples']:,} examples, {summary['looked_at']:,} looked at, {len(bad)} unreadable")
+    print(f"\n{'':18}{'min':>10}{'median':>10}{'max':>10}")
+    for name in ("seconds", "frames", "frames_a_second", "width", "height", "seconds_covered"):
+        if summary[name]:
+            print(f"{name.replace('_', ' '):18}" + "".join(f"{value:10.5g}" for value in summary[name].values()))
+    print(f"\ncodecs     {', '.join(f'{name} {count}' for name, count in summary['codecs'].items())}")
+    classes, counts = summary["classes"], list(summary["classes"].values())
+    if classes:
+        print(
+            f"labels     {summary['labelled']:,} of {len(source.class_names)} classes, from {min(counts)} "
+            f"({list(classes)[-1]}) to {max(counts)} ({next(iter(classes))}) examples each"
+        )
+        if absent := len(source.class_names) - len(classes):
+            print(f"           {absent} classes have no readable example")
+    else:
+        print("labels     none (pre-training needs none)")
+    print(f"captions   {summary['captioned']:,}")
+    print(
+        f"sampling   {data.frames} frames, {data.sampling}, "
+        + (f"{data.fps:g} a second" if data.fps else f"every {data.stride} frames of the file")
+        + f": {summary['shorter_than_a_clip']} videos are shorter and hold their last frame"
+    )
+    for entry in bad[:10]:
+        print(f"unreadable {entry['error']}")
+    if len(bad) > 10:
+        print(f"           and {len(bad) - 10} more: see bad_files.jsonl")
+
+
+def draw_sheet(path: Path, source: Any, data: DataConfig, indices: list[int], count: int) -> None:
+    """Clips of examples spread over the source, sampled and augmented as in training."""
+    import tensorflow as tf
+
+    from vidjax.data.augment import augment
+    from vidjax.data.sampling import sample
+
+    clips, titles = [], []
+    for position in np.unique(np.linspace(0, len(indices) - 1, count).astype(int)):
+        index, rng, seen = indices[position], np.random.default_rng(position), []
+
+        def choose(info: Any, rng: np.random.Generator = rng, seen: list = seen) -> np.ndarray:
+            seen[:] = sample(data, info.num_frames, info.rate, rng)
+            return np.array(seen)
+
+        clip = source.read(index, choose, data.decode_short_side)
+        frames = augment(
+            tf.constant(clip.frames), data.augment, data.size, tf.constant([0, position]), data.center_ratio
+        )
+        clips.append(frames.numpy()[np.unique(np.linspace(0, data.frames - 1, 12).astype(int))])
+        label = f"{source.class_names[clip.label]}, " if clip.label >= 0 else ""
+        when = f"{seen[0] / clip.info.rate:.2f} to {seen[-1] / clip.info.rate:.2f} s of {clip.info.duration:.2f} s"
+        titles.append(f"{Path(source.ids[index]).name}: {label}frames {seen[0]} to {seen[-1]}, {when}")
+    save_contact_sheet(path, clips, titles)
+
+
+if __name__ == "__main__":
+    cli.run(main, Config)

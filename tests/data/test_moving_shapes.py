@@ -1,0 +1,77 @@
+"""The embedded data set: a function of the index, whose label only motion can tell."""
+
+import numpy as np
+import pytest
+
+from vidjax.data import moving_shapes
+
+
+def test_a_video_is_a_function_of_its_index():
+    frames = np.array([5, 0, 63])
+    again = moving_shapes.render(7, np.arange(64), 32)[frames]
+    np.testing.assert_array_equal(moving_shapes.render(7, frames, 32), again)
+    assert (moving_shapes.render(8, frames, 32) != again).any()
+
+
+def test_splits_are_disjoint_and_balanced():
+    train, validation = moving_shapes.SPLITS["train"], moving_shapes.SPLITS["validation"]
+    assert not set(train) & set(validation)
+    for split in (train, validation):
+        counts = np.bincount([index % 8 for index in split])
+        assert (counts == len(split) / 8).all()
+        assert all(moving_shapes.describe(index)[0] == index % 8 for index in split[:16])
+
+
+def test_captions_say_what_is_seen():
+    label, caption = moving_shapes.describe(11)
+    assert moving_shapes.CLASSES[label] == "up and left"
+    assert "moves up and to the left over a" in caption
+
+
+def shape_mask(index, frames, size=64):
+    """Where the shape is: what differs from the frame without it (the darkest value over time at each pixel)."""
+    video = moving_shapes.render(index, np.arange(64), size).astype(int)
+    return (np.abs(video[frames] - video.min(axis=0)).sum(axis=-1) > 60).astype(float)
+
+
+@pytest.mark.parametrize("label", range(8))
+def test_motion_tells_the_label(label):
+    """The shift between two frames, by phase correlation on the torus, points in the label's direction."""
+    for index in (label, label + 8, label + 80):
+        now, later = (np.fft.fft2(mask) for mask in shape_mask(index, [0, 3]))
+        peak = np.unravel_index(np.fft.ifft2(later * now.conj()).real.argmax(), (64, 64))
+        down, right = ((p + 32) % 64 - 32 for p in peak)
+        angle = np.arctan2(-down, right)
+        assert round(angle / (2 * np.pi / 8)) % 8 == label
+
+
+def test_a_single_frame_does_not_tell_the_label():
+    """The shape's place is uniform for every class: its mean position on the circle vanishes, in x and in y."""
+    for frame in (0, 40):
+        for label in range(8):
+            phases = []
+            for index in range(label, 8 * 150, 8):
+                scene = moving_shapes._scene(index)
+                phases.append(np.exp(2j * np.pi * ((scene.start + frame * scene.velocity) % 1)))
+            assert (np.abs(np.mean(phases, axis=0)) < 3 / np.sqrt(150)).all()
+    appearance = [moving_shapes._scene(index)[1:6] for index in range(800)]
+    by_label = [np.mean([scene[2] for scene in appearance[label::8]]) for label in range(8)]
+    assert np.ptp(by_label) < 0.02
+
+
+def test_the_picture_is_a_torus_and_the_same_at_every_size():
+    """A column rolled over the border is as smooth as inside, and sizes agree."""
+    video = moving_shapes.render(3, np.arange(64), 48).astype(int)
+    background = video.min(axis=0)
+    inside = np.abs(np.diff(background, axis=1)).max()
+    assert np.abs(background[:, 0] - background[:, -1]).max() <= inside + 2
+    large = moving_shapes.render(3, np.array([10]), 96).reshape(48, 2, 48, 2, 3).mean((1, 3))
+    assert np.abs(large - video[10]).mean() < 2
+
+
+def test_shapes_are_brighter_than_every_background():
+    for index in range(40):
+        video = moving_shapes.render(index, np.arange(0, 64, 8), 32)
+        scene = moving_shapes._scene(index)
+        assert moving_shapes._background(scene, 32).max() <= 90 <= min(moving_shapes._COLORS[scene.color])
+        assert (video.max(axis=(1, 2)) >= 90).all()

@@ -1,0 +1,48 @@
+"""What check_data finds in a folder with good, short and damaged videos."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import videos
+
+from vidjax.data.config import DataConfig
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "experiments"))
+import check_data
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for label, count in (("wave", 40), ("jump", 40), ("jump", 8)):
+        (tmp_path / "videos" / label).mkdir(parents=True, exist_ok=True)
+        videos.write_video(tmp_path / "videos" / label / f"{count}.mp4", videos.numbered(count))
+    (tmp_path / "videos" / "wave" / "damaged.mp4").write_bytes(b"no video")
+    return tmp_path / "videos"
+
+
+def run(folder, out, **more):
+    data = DataConfig(frames=4, size=32, stride=5)
+    return check_data.main(check_data.Config(source=str(folder), out=str(out), data=data, **more))
+
+
+def test_it_counts_lists_and_shows(folder, tmp_path, capsys):
+    summary = run(folder, tmp_path / "out")
+    assert (summary["examples"], summary["unreadable"], summary["labelled"]) == (4, 1, 3)
+    assert summary["classes"] == {"jump": 2, "wave": 1} and summary["codecs"] == {"h264": 3}
+    assert summary["frames"] == {"min": 8, "median": 40, "max": 40} and summary["shorter_than_a_clip"] == 1
+    assert summary["seconds_covered"]["max"] == pytest.approx(20 / 25)
+    assert json.loads((tmp_path / "out" / "summary.json").read_text()) == summary
+    (listed,) = (json.loads(line) for line in (tmp_path / "out" / "bad_files.jsonl").read_text().splitlines())
+    assert listed["path"].endswith("damaged.mp4") and listed["error"]
+    assert (tmp_path / "out" / "contact_sheet.png").stat().st_size > 1000
+    assert "4 examples, 4 looked at, 1 unreadable" in capsys.readouterr().out
+
+
+def test_findings_replace_those_of_a_check_and_nothing_else(folder, tmp_path):
+    run(folder, tmp_path / "out", max_examples=2, clips=0)
+    assert run(folder, tmp_path / "out", max_examples=2, clips=0)["looked_at"] == 2
+    (tmp_path / "out" / "mine.txt").touch()
+    with pytest.raises(ValueError, match=r"holds files that are not of a check \(mine.txt\)"):
+        run(folder, tmp_path / "out")
