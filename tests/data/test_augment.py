@@ -144,4 +144,4 @@ def test_operations_equal_pillows(name, level):
     # Pillow's moved pictures differ at the border, where it mixes the fill in by another rule.
     allowed = 0.08 if name in ("rotate", "shear_x", "shear_y", "translate_x", "translate_y") else 0.0
     assert (difference.max(axis=-1) > 2).mean() <= allowed
-    assert np.abs(ours - image).max() > 4
+    assert np.abs(ours - image).max() > 3
