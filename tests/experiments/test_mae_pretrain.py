@@ -116,16 +116,22 @@ def test_sigterm_saves_exits_0_and_the_same_command_goes_on(environment, undistu
     assert numbers(tmp_path / "run") == numbers(undisturbed[0])
 
 
-def test_two_processes_give_the_losses_of_one(environment, undisturbed, tmp_path):
+def start_two(environment, workdir):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     settings = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
-    processes = [
-        start(environment, tmp_path / "run", "--distributed", JAX_PROCESS_ID=str(k), **settings) for k in (0, 1)
-    ]
+    return [start(environment, workdir, "--distributed", JAX_PROCESS_ID=str(k), **settings) for k in (0, 1)]
+
+
+def test_two_processes_one_of_them_told_to_stop_give_the_losses_of_one(environment, undisturbed, tmp_path):
+    processes = start_two(environment, tmp_path / "run")
+    wait_until(lambda: logged(tmp_path / "run") >= 5, processes[0])
+    processes[1].send_signal(signal.SIGTERM)
     out = [finish(process)[0] for process in processes]
-    assert "devices   2 x cpu, 2 process(es)" in out[0] and "devices" not in out[1]
+    assert "stopped by SIGTERM" in out[0] and logged(tmp_path / "run") < 40
+    out = [finish(process)[0] for process in start_two(environment, tmp_path / "run")]
+    assert "devices   2 x cpu, 2 process(es)" in out[0] and "resumed from step" in out[0] and "devices" not in out[1]
     both, alone = (np.array([row[1] for row in numbers(run)]) for run in (tmp_path / "run", undisturbed[0]))
     np.testing.assert_allclose(both, alone, atol=1e-5)
 

@@ -104,9 +104,12 @@ class Feeder:
 
 @contextlib.contextmanager
 def _sigterm_flag() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets, instead of ending the process."""
+    """An event that SIGTERM sets, instead of ending the process.
+
+    Of several processes JAX itself takes the signal and brings all to one step: its handler must stay in place.
+    """
     asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
+    if jax.process_count() > 1 or threading.current_thread() is not threading.main_thread():
         yield asked
         return
     before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
