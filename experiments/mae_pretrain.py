@@ -104,6 +104,17 @@ class Config:
     seed: int = 0
     """Of everything random."""
 
+    def __post_init__(self) -> None:
+        """Refuses values that cannot be meant."""
+        for name in ("batch_size", "accumulation", "epochs", "steps"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} is {value}: it must be above 0")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"ema_decay is {self.ema_decay}: it must lie between 0 and 1")
+        if min(self.seed, self.probe_clips, self.picture_clips) < 0:
+            raise ValueError("seed, probe_clips and picture_clips must be 0 or more")
+
 
 DEMO = Config(
     model="videomae_tiny",

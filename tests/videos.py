@@ -1,5 +1,6 @@
 """Small videos for the tests: every frame shows its own number, as bars that survive lossy coding."""
 
+import json
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -118,3 +119,22 @@ def truncate(path: Path, share: float) -> Path:
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * share)])
     return path
+
+
+def write_shards(folder: Path) -> None:
+    """Two TFRecord files of two numbered videos each, with labels and captions, beside their classes.json."""
+    import tensorflow as tf
+
+    from vidjax.data import records  # here, after the import hook of conftest.py
+
+    for shard in range(2):
+        with tf.io.TFRecordWriter(str(folder / f"videos-{shard}.tfrecord")) as writer:
+            for i in range(2):
+                number = 100 * shard + 10 * i
+                frames = records.encode_frames(numbered(6, first=number), quality=90)
+                writer.write(
+                    records.encode_record(
+                        records.Record(frames, 12.5, 48, 80, i, "ab"[i], "a text" if i else "", f"clip {number}")
+                    )
+                )
+    (folder / "classes.json").write_text(json.dumps(["a", "b"]))

@@ -206,9 +206,7 @@ def test_a_batch_that_the_processes_cannot_share_is_refused(folder):
 
 
 def test_a_mistake_of_the_user_is_raised_as_it_is_and_no_bad_file(tmp_path):
-    from test_sources import write_shards
-
-    write_shards(tmp_path)
+    videos.write_shards(tmp_path)
     config = settings(f"tfrecord:{tmp_path}", fps=5.0)
     source = open_source(config)
     assert len(next(evaluation_batches(source, config, batch_size=4))["index"]) == 4

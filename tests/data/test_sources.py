@@ -1,5 +1,4 @@
 import functools
-import json
 import re
 
 import numpy as np
@@ -174,24 +173,8 @@ def test_the_embedded_data_set_has_disjoint_splits():
     refused("synthetic:moving_shapes", "data.split test is unknown", split="test")
 
 
-def write_shards(folder):
-    import tensorflow as tf
-
-    for shard in range(2):
-        with tf.io.TFRecordWriter(str(folder / f"videos-{shard}.tfrecord")) as writer:
-            for i in range(2):
-                number = 100 * shard + 10 * i
-                frames = records.encode_frames(videos.numbered(6, first=number), quality=90)
-                writer.write(
-                    records.encode_record(
-                        records.Record(frames, 12.5, 48, 80, i, "ab"[i], "a text" if i else "", f"clip {number}")
-                    )
-                )
-    (folder / "classes.json").write_text(json.dumps(["a", "b"]))
-
-
 def test_tfrecords_are_read_by_index(tmp_path):
-    write_shards(tmp_path)
+    videos.write_shards(tmp_path)
     for pattern in (tmp_path, tmp_path / "videos-*.tfrecord"):
         source = open_(f"tfrecord:{pattern}")
         assert len(source) == 4
