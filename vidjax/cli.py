@@ -69,7 +69,7 @@ def run(
     """Parses the config and calls `main`; an error of the user's is one line and exit status 2."""
     try:
         main(parse(config_class, recipes, default))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         if not _is_ours(error):
             raise
         fail(str(error))
