@@ -150,18 +150,6 @@ def default_recipe(argv: list[str]) -> str:
     return "videos" if any(word.startswith("--data.source") for word in argv) else "demo"
 
 
-def draw_masks(config: Config, grid: masking.Grid, key: jax.Array, clips: int) -> tuple[jax.Array, ...]:
-    """Each clip's mask: token indices kept and predicted, and which predicted ones count in the loss."""
-
-    def draw(key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        key, decoder_key = jax.random.split(key)
-        kept, masked = masking.MASKS[config.mask](key, grid, config.mask_ratio)
-        predicted = masked if config.decoder_mask == "none" else masking.running_cell(decoder_key, grid)
-        return kept, predicted, masking.membership(predicted, masked, math.prod(grid))
-
-    return jax.vmap(draw)(jax.random.split(key, clips))
-
-
 def normalize(video: jax.Array) -> jax.Array:
     """Pixels in [0, 1] as the model wants them."""
     return (video - jnp.array(PIXEL_MEAN)) / jnp.array(PIXEL_STD)
@@ -173,7 +161,9 @@ def make_loss(config: Config, model: nn.Module, grid: masking.Grid) -> Callable:
     def loss_fn(params: Any, model_state: Any, batch: dict[str, jax.Array], key: jax.Array) -> tuple:
         mask_key, drop_key = jax.random.split(key)
         video = batch["video"].astype(jnp.float32) / 255
-        kept, predicted, counted = draw_masks(config, grid, mask_key, video.shape[0])
+        kept, predicted, counted = masking.draw(
+            mask_key, len(video), grid, config.mask, config.mask_ratio, config.decoder_mask
+        )
         target = reconstruction.pixel_targets(video, model.patch_size, config.normalize_target)
         target = jnp.take_along_axis(target, predicted[..., None], axis=1)
         variables = {"params": params, **model_state}
@@ -187,12 +177,11 @@ def make_loss(config: Config, model: nn.Module, grid: masking.Grid) -> Callable:
 def make_painter(config: Config, model: nn.Module, grid: masking.Grid, clips: np.ndarray, mesh: Mesh) -> Callable:
     """An evaluation that reconstructs the same clips `b t h w c` behind the same masks each time, and paints them."""
     clips = jax.device_put(clips, replicated(mesh))
-    all_masked = dataclasses.replace(config, decoder_mask="none")
 
     @jax.jit(out_shardings=replicated(mesh))
     def reconstruct(params: Any, clips: jax.Array, key: jax.Array) -> tuple[jax.Array, ...]:
         video = clips.astype(jnp.float32) / 255
-        kept, masked, _ = draw_masks(all_masked, grid, key, len(clips))
+        kept, masked, _ = masking.draw(key, len(clips), grid, config.mask, config.mask_ratio)
         output = model.apply({"params": params}, normalize(video), kept, masked)
         target = reconstruction.pixel_targets(video, model.patch_size, config.normalize_target)
         loss = reconstruction.reconstruction_loss(output, jnp.take_along_axis(target, masked[..., None], axis=1))
@@ -351,7 +340,8 @@ def main(config: Config) -> dict[str, float]:
     dtype = jnp.dtype(auto if config.dtype == "auto" else config.dtype)
     model = vidjax.create_model(f"{config.model}_pretrain", dtype=dtype, remat=config.remat)
     grid = patches.grid((data.frames, data.size, data.size), model.patch_size)
-    masks = jax.eval_shape(partial(draw_masks, config, grid, clips=1), jax.random.key(0))
+    draw = partial(masking.draw, grid=grid, mask=config.mask, ratio=config.mask_ratio, decoder_mask=config.decoder_mask)
+    masks = jax.eval_shape(partial(draw, clips=1), jax.random.key(0))
     if config.init_from and not Path(config.init_from).exists():
         raise ValueError(f"init_from: there is nothing at {config.init_from}")
     source = open_source(data)
@@ -365,7 +355,7 @@ def main(config: Config) -> dict[str, float]:
 
     def init(key: jax.Array) -> TrainState:
         init_key, mask_key, run_key = jax.random.split(key, 3)
-        variables = model.init(init_key, jnp.zeros(clip.shape), *draw_masks(config, grid, mask_key, clips=1)[:2])
+        variables = model.init(init_key, jnp.zeros(clip.shape), *draw(mask_key, clips=1)[:2])
         return create_state(variables, tx, run_key, ema=config.ema_decay is not None)
 
     shapes = jax.eval_shape(init, jax.random.key(config.seed))

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vidjax.objectives.masking import MASKS, frame, membership, random, running_cell, tube
+from vidjax.objectives.masking import MASKS, draw, frame, membership, random, running_cell, tube
 
 GRID = (4, 6, 10)
 TOKENS = 4 * 6 * 10
@@ -99,3 +99,20 @@ def test_membership_is_numpys():
     indices, of = rng.permutation(TOKENS)[:100], rng.permutation(TOKENS)[:50]
     found = membership(jnp.asarray(indices), jnp.asarray(of), TOKENS)
     np.testing.assert_array_equal(found, np.isin(indices, of).astype(int))
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_every_clip_of_a_batch_draws_its_own_mask(mask):
+    kept, predicted, counted = draw(jax.random.key(0), 3, (4, 4, 4), mask, 0.5)
+    assert kept.shape == (3, 32) and counted.all()
+    for clip in range(3):
+        assert sorted([*kept[clip].tolist(), *predicted[clip].tolist()]) == list(range(64))
+    assert len({tuple(row.tolist()) for row in kept}) == 3
+
+
+def test_of_a_running_cell_only_what_the_encoder_did_not_see_counts():
+    kept, predicted, counted = draw(jax.random.key(0), 2, (4, 4, 4), "tube", 0.75, "running_cell")
+    for clip in range(2):
+        seen = np.isin(np.asarray(predicted[clip]), np.asarray(kept[clip]))
+        np.testing.assert_array_equal(np.asarray(counted[clip]), ~seen)
+        assert len(predicted[clip]) == 32 and seen.any()

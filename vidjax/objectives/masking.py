@@ -8,6 +8,8 @@ from the grid and the ratio alone, so shapes are static under jit; `jax.vmap` ov
 """
 
 from collections.abc import Callable
+from math import prod
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -77,3 +79,27 @@ def running_cell(key: Key[Array, ""], grid: Grid) -> Int[Array, "r"]:
 def membership(indices: Int[Array, "r"], of: Int[Array, "m"], tokens: int) -> Int[Array, "r"]:
     """1 where a token of `indices` is one of `of`, else 0, in a clip of `tokens` tokens."""
     return jnp.zeros(tokens, jnp.int32).at[of].set(1)[indices]
+
+
+def draw(
+    key: Key[Array, ""],
+    clips: int,
+    grid: Grid,
+    mask: Literal["tube", "random", "frame"] = "tube",
+    ratio: float = 0.9,
+    decoder_mask: Literal["none", "running_cell"] = "none",
+) -> tuple[Int[Array, "b m"], Int[Array, "b r"], Int[Array, "b r"]]:
+    """The masks of a batch, every clip its own.
+
+    Returns:
+      Token indices that the encoder keeps, those that the decoder predicts, and 1 for the predicted ones that count in
+      the loss: all masked tokens, or with `running_cell` half of all tokens, of which the masked ones count.
+    """
+
+    def draw_one(key: Key[Array, ""]) -> tuple[Array, Array, Array]:
+        key, decoder_key = jax.random.split(key)
+        kept, masked = MASKS[mask](key, grid, ratio)
+        predicted = masked if decoder_mask == "none" else running_cell(decoder_key, grid)
+        return kept, predicted, membership(predicted, masked, prod(grid))
+
+    return jax.vmap(draw_one)(jax.random.split(key, clips))
