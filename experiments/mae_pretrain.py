@@ -30,7 +30,6 @@ from vidjax.data.config import AugmentConfig, DataConfig
 from vidjax.evaluation.features import collect_features
 from vidjax.evaluation.linear_probe import linear_probe
 from vidjax.layers import patches
-from vidjax.models.videomae import PIXEL_MEAN, PIXEL_STD
 from vidjax.objectives import masking, reconstruction
 from vidjax.training.checkpoint import load_params
 from vidjax.training.cost import count_macs, peak_flops
@@ -150,11 +149,6 @@ def default_recipe(argv: list[str]) -> str:
     return "videos" if any(word.startswith("--data.source") for word in argv) else "demo"
 
 
-def normalize(video: jax.Array) -> jax.Array:
-    """Pixels in [0, 1] as the model wants them."""
-    return (video - jnp.array(PIXEL_MEAN)) / jnp.array(PIXEL_STD)
-
-
 def make_loss(config: Config, model: nn.Module, grid: masking.Grid) -> Callable:
     """The one place where model and objective meet."""
 
@@ -167,7 +161,9 @@ def make_loss(config: Config, model: nn.Module, grid: masking.Grid) -> Callable:
         target = reconstruction.pixel_targets(video, model.patch_size, config.normalize_target)
         target = jnp.take_along_axis(target, predicted[..., None], axis=1)
         variables = {"params": params, **model_state}
-        output = model.apply(variables, normalize(video), kept, predicted, train=True, rngs={"drop_path": drop_key})
+        output = model.apply(
+            variables, model.card.normalize(video), kept, predicted, train=True, rngs={"drop_path": drop_key}
+        )
         loss = reconstruction.reconstruction_loss(output, target, counted)
         return (loss * batch["valid"]).sum() / jnp.maximum(batch["valid"].sum(), 1), (model_state, {})
 
@@ -182,7 +178,7 @@ def make_painter(config: Config, model: nn.Module, grid: masking.Grid, clips: np
     def reconstruct(params: Any, clips: jax.Array, key: jax.Array) -> tuple[jax.Array, ...]:
         video = clips.astype(jnp.float32) / 255
         kept, masked, _ = masking.draw(key, len(clips), grid, config.mask, config.mask_ratio)
-        output = model.apply({"params": params}, normalize(video), kept, masked)
+        output = model.apply({"params": params}, model.card.normalize(video), kept, masked)
         target = reconstruction.pixel_targets(video, model.patch_size, config.normalize_target)
         loss = reconstruction.reconstruction_loss(output, jnp.take_along_axis(target, masked[..., None], axis=1))
         painted = reconstruction.paint(video, output, masked, model.patch_size, config.normalize_target)
@@ -220,7 +216,7 @@ def probe(config: Config, model: nn.Module, source: "Source", mesh: Mesh, encode
 
     @jax.jit(out_shardings=replicated(mesh))
     def encode(params: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, ...]:
-        video = normalize(batch["video"].astype(jnp.float32) / 255)
+        video = model.card.normalize(batch["video"].astype(jnp.float32) / 255)
         tokens = model.apply({"params": params}, video, method="encode")
         features = jnp.concatenate([tokens.mean(axis=1), tokens.std(axis=1)], axis=-1)
         return features.astype(jnp.float32), batch["label"], batch["valid"]

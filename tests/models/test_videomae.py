@@ -7,17 +7,17 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import peers
 import pytest
 import recipe
 from flax import nnx
 from flax.traverse_util import flatten_dict
 from jax.extend.core import jaxprs_in_params
-from safetensors.numpy import save_file
 
 import vidjax
-from vidjax.convert import TARGETS
+from vidjax.convert import from_state_dict
 from vidjax.layers.patches import grid
-from vidjax.models import videomae
+from vidjax.models import example_inputs, videomae
 from vidjax.objectives.masking import running_cell, tube
 from vidjax.objectives.reconstruction import pixel_targets, reconstruction_loss
 
@@ -107,7 +107,7 @@ def test_every_variant_is_listed_here():
 @cache
 def parameter_shapes(name: str) -> dict[str, tuple[int, ...]]:
     model = vidjax.create_model(name)
-    variables = jax.eval_shape(model.init, jax.random.key(0), *TARGETS[type(model)].example(model))
+    variables = jax.eval_shape(model.init, jax.random.key(0), *example_inputs(model))
     return {path: leaf.shape for path, leaf in flatten_dict(variables["params"], sep="/").items()}
 
 
@@ -156,45 +156,36 @@ def test_cost_is_the_published_one(name, gmacs):
 # Parity: recorded and live answers of other implementations
 
 
-def loaded(weights: dict, model: nn.Module, folder) -> dict:
-    """The model's variables from published weights, by way of a file."""
-    save_file({name: np.ascontiguousarray(value) for name, value in weights.items()}, folder / "model.safetensors")
-    shapes = jax.eval_shape(model.init, jax.random.key(0), *TARGETS[type(model)].example(model))
-    variables, report = vidjax.load_weights(folder, model, shapes)
-    assert not report.missing and not report.unexpected
-    return variables
-
-
 def indices(masked: np.ndarray) -> tuple[jax.Array, jax.Array]:
     """Kept and masked token indices of a mask `b n`."""
     return tuple(jnp.asarray([np.flatnonzero(row) for row in rows]) for rows in (~masked, masked))
 
 
-def test_pretraining_equals_the_original(tmp_path):
+def test_pretraining_equals_the_original():
     golden = recipe.load("videomae_pretrain")
     c, (video, masked) = golden.config, golden.inputs
     model = videomae.Pretraining(c["D"], c["L"], c["H"], c["dD"], c["dL"], c["dH"], patch_size=(2, c["P"], c["P"]))
-    variables = loaded(golden.weights, model, tmp_path)
+    variables = from_state_dict(model, golden.weights, strict=True)
     predicted = jax.jit(model.apply)(variables, jnp.moveaxis(jnp.asarray(video), 1, -1), *indices(masked))
     np.testing.assert_allclose(predicted, golden.outputs["output0"], **CLOSE)
 
 
 @pytest.mark.parametrize("name", ["videomae_finetune", "videomae_finetune_full"])
-def test_classifier_equals_the_original(name, tmp_path):
+def test_classifier_equals_the_original(name):
     golden = recipe.load(name)
     c, video = golden.config, jnp.moveaxis(jnp.asarray(golden.inputs[0][:1]), 1, -1)  # one clip tells as much as two
     model = videomae.VideoMAE(c["D"], c["L"], c["H"], patch_size=(2, c["P"], c["P"]), num_classes=c["classes"])
-    variables = loaded(golden.weights, model, tmp_path)
+    variables = from_state_dict(model, golden.weights, strict=True)
     np.testing.assert_allclose(jax.jit(model.apply)(variables, video), golden.outputs["output0"][:1], **CLOSE)
 
 
-def assert_equals_transformers(config: dict, weights: dict, video, masked, expected: dict, folder) -> None:
+def assert_equals_transformers(config: dict, weights: dict, video, masked, expected: dict) -> None:
     patch_size = (2, config["patch"], config["patch"])
     fields = ("width", "depth", "heads", "decoder_width", "decoder_depth", "decoder_heads")
     model = videomae.Pretraining(*(config[field] for field in fields), patch_size=patch_size)
-    variables = loaded(weights, model, folder)
+    variables = from_state_dict(model, weights, strict=True)
     kept, dropped = indices(masked)
-    pixels = (jnp.asarray(video) - jnp.array(videomae.PIXEL_MEAN)) / jnp.array(videomae.PIXEL_STD)
+    pixels = model.card.normalize(jnp.asarray(video))
     encoded = jax.jit(lambda *inputs: model.apply(*inputs, method="encode"))(variables, pixels, kept)
     predicted = jax.jit(model.apply)(variables, pixels, kept, dropped)
     target = jnp.take_along_axis(pixel_targets(jnp.asarray(video), patch_size), dropped[..., None], axis=1)
@@ -204,14 +195,13 @@ def assert_equals_transformers(config: dict, weights: dict, video, masked, expec
     np.testing.assert_allclose(reconstruction_loss(predicted, target).mean(), expected["loss"], **CLOSE)
 
 
-def test_pretraining_equals_transformers_as_recorded(tmp_path):
+def test_pretraining_equals_transformers_as_recorded():
     golden = recipe.load("videomae_transformers")
-    assert_equals_transformers(golden.config, golden.weights, *golden.inputs, golden.outputs, tmp_path)
+    assert_equals_transformers(golden.config, golden.weights, *golden.inputs, golden.outputs)
 
 
-def test_pretraining_equals_transformers_live(tmp_path):
-    pytest.importorskip("torch")
-    pytest.importorskip("transformers")
+def test_pretraining_equals_transformers_live():
+    peers.transformers()
     import record_videomae as recorder
 
     config = {
@@ -221,7 +211,7 @@ def test_pretraining_equals_transformers_live(tmp_path):
     peer = recorder.build(config)
     weights = {name: recipe.parameter(name, shape) for name, shape in recorder.fill(peer).items()}
     video, masked = recorder.clips(config)
-    assert_equals_transformers(config, weights, video, masked, recorder.answer(peer, video, masked), tmp_path)
+    assert_equals_transformers(config, weights, video, masked, recorder.answer(peer, video, masked))
 
 
 # Properties

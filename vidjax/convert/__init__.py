@@ -1,87 +1,160 @@
 """Published weights into our models, in one line."""
 
+import dataclasses
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
 import flax.linen as nn
 import jax
+from flax.traverse_util import flatten_dict, unflatten_dict
 
-from vidjax.convert import files, rules, videomae
-from vidjax.convert.rules import Report
-from vidjax.models import create_model
+from vidjax.convert import checkpoint, files, hub, rules, videomae
+from vidjax.convert.checkpoint import save_pretrained
+from vidjax.convert.files import Weights
+from vidjax.convert.rules import Inflation, Layout, Report
+from vidjax.models import create_model, example_inputs
 
-__all__ = ["Report", "load_pretrained", "load_weights"]
+__all__ = ["Report", "from_state_dict", "load_pretrained", "load_weights", "save_pretrained"]
 
 FAMILIES = (videomae,)
 
-TARGETS = {module: target for family in FAMILIES for module, target in family.TARGETS.items()}
+LAYOUTS = {module: layouts for family in FAMILIES for module, layouts in family.LAYOUTS.items()}
+CONFIGS = {kind: make for family in FAMILIES for kind, make in getattr(family, "CONFIGS", {}).items()}
+
+
+def from_state_dict(
+    model: nn.Module,
+    state_dict: Weights,
+    *,
+    strict: bool = False,
+    inflation: Inflation = "average",
+    key: jax.Array | None = None,
+) -> dict:
+    """The model's variables from published names and arrays.
+
+    Args:
+      state_dict: `{published name: numpy array}` in any layout known for the model's family.
+      strict: nothing may be newly initialised or unused.
+      inflation: how kernels of images become kernels of clips.
+      key: initialises what the weights may lack, such as a head; `jax.random.key(0)` where not given.
+
+    Raises:
+      ValueError: the names are of no known layout, or do not fit the model.
+    """
+    layout, prepared = recognize(model, state_dict)
+    return _fill(model, layout, prepared, strict, inflation, key)[0]
 
 
 def load_weights(
-    path: str | Path, model: nn.Module, params: dict, *, fresh: Sequence[str] = (), unused: Sequence[str] = ()
+    path: str | Path, model: nn.Module, params: dict, *, fresh: Sequence[str] = (), inflation: Inflation = "average"
 ) -> tuple[dict, Report]:
-    """The published weights at `path` in the place of the model's parameters.
-
-    The whole decoder may be missing from the weights, or the whole head: they stay as initialised, and the report says
-    so. Weights of more than the model is (a decoder where only an encoder is wanted) are left out and reported too.
-    Everything else that does not fit is an error.
+    """The published weights at `path` in the place of the model's parameters, where they are and as they are sharded.
 
     Args:
-      path: a `.safetensors`, `.pth`, `.pt` or `.bin` file, or a Hugging Face directory.
+      path: see `load_pretrained`.
       params: the model's parameters, or all its variables; arrays, or their shapes alone (`jax.eval_shape`).
-      fresh: beginnings of parameter paths that stay as they are: `["head"]` gives a classifier of other classes a new
-        head.
-      unused: beginnings of names in the file that may be left out.
+      fresh: beginnings of parameter paths that stay as they are: `["head"]` gives other classes of the same number a
+        new head.
+      inflation: how kernels of images become kernels of clips.
 
     Example:
       >>> params, report = load_weights("checkpoint.pth", model, params, fresh=["head"])
       >>> print(report)
     """
-    if type(model) not in TARGETS:
-        known = ", ".join(f"{module.__module__.rsplit('.', 1)[-1]}.{module.__name__}" for module in TARGETS)
-        raise ValueError(f"no published weights are known for {type(model).__name__}: there are some for {known}")
-    target, weights = TARGETS[type(model)], files.read(path)
-    for layout in target.layouts:
-        prepared = layout.prepare(weights)
-        if layout.sign not in prepared:
-            continue
-        try:
-            return rules.apply(
-                layout.rules, prepared, params,
-                optional=target.optional, surplus=target.surplus, fresh=fresh, unused=unused,
-            )  # fmt: skip
-        except ValueError as error:
-            raise ValueError(f"{path} ({layout.name}): {error}") from error
-    signs = [layout.sign for layout in target.layouts]
-    nearest = difflib.get_close_matches(signs[0], weights, n=3, cutoff=0.0)
-    raise ValueError(
-        f"{path} holds no weights of {type(model).__name__}: it lacks {' and '.join(signs)}, "
-        f"the nearest names in it are {', '.join(nearest)}"
-    )
+    try:
+        layout, prepared = recognize(model, files.read(path))
+        return rules.apply(layout, prepared, params, fresh=fresh, inflation=inflation)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
-def load_pretrained(name: str, path: str | Path, **overrides) -> tuple[nn.Module, dict]:
-    """A model by its name with the published weights at `path`: `model.apply(variables, video)` is ready.
+def load_pretrained(
+    source: str | Path,
+    name: str | None = None,
+    *,
+    strict: bool = False,
+    inflation: Inflation = "average",
+    key: jax.Array | None = None,
+    verbose: bool = True,
+    **overrides,
+) -> tuple[nn.Module, dict]:
+    """A model with published weights: `model.apply(variables, video)` is ready, and a report is printed.
 
-    Nothing is left as initialised: weights without a head are an error for a model with one.
+    The classes are those of the weights unless `num_classes` says otherwise; then the head is new, as the report says.
+    `model.card` tells how pixels are normalised, how frames are sampled and what the classes are called.
 
     Args:
-      name: see `vidjax.list_models`.
-      path: see `load_weights`.
+      source: a Hugging Face id (through huggingface_hub), a Hugging Face directory, a vidjax checkpoint, or a
+        `.safetensors`, `.pth`, `.pyth`, `.pt`, `.bin` or Flax `.msgpack` file of a published layout.
+      name: see `vidjax.list_models`; not needed where the source says what it is.
+      strict: nothing may be newly initialised or unused.
+      inflation: how kernels of images become kernels of clips: `average` or `central`.
+      key: initialises what the weights may lack; `jax.random.key(0)` where not given.
       **overrides: fields of the model, such as `num_classes=174`; None gives features.
 
     Example:
-      >>> model, variables = load_pretrained("videomae_base", "videomae-base-finetuned-kinetics", dtype=jnp.bfloat16)
+      >>> model, variables = load_pretrained("MCG-NJU/videomae-base-finetuned-kinetics", dtype=jnp.bfloat16)
     """
-    model = create_model(name, **overrides)
-    if type(model) not in TARGETS:
-        raise ValueError(f"no published weights are known for '{name}'")
-    shapes = jax.eval_shape(model.init, jax.random.key(0), *TARGETS[type(model)].example(model))
-    variables, report = load_weights(path, model, shapes)
-    if report.missing:
-        raise ValueError(
-            f"{path} fills only a part of '{name}' ({report}): num_classes=None gives features without a head, "
-            "and load_weights leaves parameters as initialised"
-        )
+    path = hub.fetch(source)
+    model, card = (create_model(name, **overrides), {}) if name else (None, {})
+    if checkpoint.is_one(path):
+        described, weights = checkpoint.read(path)
+        model = model or described.clone(**overrides)
+        card = {"class_names": described.card.class_names}
+    else:
+        weights = files.read(path)
+        if config := hub.read_config(path):
+            model = model or hub.build(config, CONFIGS, source).clone(**overrides)
+            card = hub.read_card(config, path)
+    if model is None:
+        raise ValueError(f"{source} does not say what model it is: give name=, one of vidjax.list_models()")
+    try:
+        layout, prepared = recognize(model, weights)
+        classes = layout.classes(prepared)
+        if "num_classes" not in overrides and classes is not None and hasattr(model, "num_classes"):
+            model = model.clone(num_classes=classes)
+        if getattr(model, "num_classes", None) != len(card.get("class_names", ())):
+            card.pop("class_names", None)
+        model = model.clone(card=dataclasses.replace(model.card, **card))
+        variables, report = _fill(model, layout, prepared, strict, inflation, key)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+    if verbose:
+        print(f"{source} ({layout.name}) in {name or type(model).__name__}: {report}")
     return model, variables
+
+
+def recognize(model: nn.Module, weights: Weights) -> tuple[Layout, Weights]:
+    """The layout that the weights are in, and they as its rules name them.
+
+    Raises:
+      ValueError: the layout is none that the model's family is published in.
+    """
+    known = [*LAYOUTS.get(type(model), ()), checkpoint.layout(weights)]
+    for layout in known:
+        prepared = layout.prepare(weights)
+        if layout.sign in prepared:
+            return layout, prepared
+    signs = [f"{layout.sign} ({layout.name})" for layout in known]
+    seen = difflib.get_close_matches(known[0].sign, weights, n=3, cutoff=0.0)
+    raise ValueError(
+        f"these are no weights of {type(model).__name__}: it would be known by {' or '.join(signs)}, "
+        f"the nearest of {len(weights)} names are {', '.join(seen)}"
+    )
+
+
+def _fill(model: nn.Module, layout: Layout, weights: Weights, strict: bool, inflation: Inflation, key) -> tuple:
+    """Variables and report; only what the weights lack is initialised."""
+
+    def init(key):
+        return model.init(key, *(jax.numpy.zeros(x.shape, x.dtype) for x in example_inputs(model)))
+
+    key = jax.random.key(0) if key is None else key
+    shapes = jax.eval_shape(init, key)
+    variables, report = rules.apply(layout, weights, shapes, strict=strict, inflation=inflation)
+    flat = flatten_dict(variables)
+    left = [path for path, leaf in flat.items() if isinstance(leaf, jax.ShapeDtypeStruct)]
+    if left:
+        flat |= jax.jit(lambda key: {path: leaf for path, leaf in flatten_dict(init(key)).items() if path in left})(key)
+    return unflatten_dict(flat), report

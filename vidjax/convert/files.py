@@ -9,18 +9,23 @@ import numpy as np
 
 Weights = dict[str, np.ndarray]
 
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+SUFFIXES = (".safetensors", ".pth", ".pyth", ".pt", ".bin")
 IN_DIRECTORY = (  # Hugging Face's names, the safe ones first
     "model.safetensors",
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-CONTAINERS = ("model", "state_dict", "module")  # where training scripts put the weights beside optimizer and epoch
+CONTAINERS = (
+    "model",
+    "model_state",
+    "state_dict",
+    "module",
+)  # where training scripts put the weights beside optimizer and epoch
 
 
 def read(path: str | Path) -> Weights:
-    """All arrays of a `.safetensors`, `.pth`, `.pt` or `.bin` file, or of a Hugging Face directory.
+    """All arrays of a `.safetensors`, `.pth`, `.pyth`, `.pt` or `.bin` file, or of a Hugging Face directory.
 
     Raises:
       FileNotFoundError: nothing is there, or the directory holds no weights.
@@ -38,7 +43,7 @@ def read(path: str | Path) -> Weights:
     if path.name.endswith(".index.json"):
         return _read_shards(path)
     if path.suffix == ".safetensors":
-        return _read_safetensors(path)
+        return read_safetensors(path)
     if path.suffix in SUFFIXES:
         return _read_torch(path)
     raise ValueError(f"{path} is not a file of weights: its name should end in {', '.join(SUFFIXES)}")
@@ -55,7 +60,8 @@ def _read_shards(index: Path) -> Weights:
     return weights
 
 
-def _read_safetensors(path: Path) -> Weights:
+def read_safetensors(path: Path) -> Weights:
+    """All arrays of a safetensors file."""
     try:
         from safetensors import SafetensorError
         from safetensors.numpy import load_file

@@ -3,15 +3,17 @@
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-import flax.linen as nn
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vidjax.convert.files import Weights
 
+Inflation = Literal["average", "central"]
 Transform = Callable[[np.ndarray], np.ndarray]
+Fit = Callable[[np.ndarray, tuple[int, ...], Inflation], np.ndarray]
 
 
 def same(value: np.ndarray) -> np.ndarray:
@@ -25,7 +27,7 @@ def kernel(value: np.ndarray) -> np.ndarray:
 
 
 def kernel_rows(part: int, parts: int) -> Transform:
-    """One of several linear maps stored as one: `kernel_rows(0, 3)` is the query of a fused query, key, value."""
+    """One of several linear maps (or their biases) stored as one: `kernel_rows(0, 3)` is the query of a fused qkv."""
     return lambda value: kernel(np.array_split(value, parts)[part])
 
 
@@ -37,11 +39,13 @@ class Rule:
       source: published name; `{i}` (any letters) stands for a number, as in `blocks.{i}.norm1.weight`.
       target: path in our parameters, as in `transformer/block_{i}/norm1/scale`; it may start with another collection.
       transform: from the published value to ours.
+      fit: makes a value of another shape fit ours (`convert.fits`); without it another shape is an error.
     """
 
     source: str
     target: str
     transform: Transform = same
+    fit: Fit | None = None
 
     def path(self, name: str) -> str | None:
         """Where the entry `name` goes; None when this rule is not about it."""
@@ -50,9 +54,9 @@ class Rule:
         return self.target.format(**match.groupdict()) if match else None
 
 
-def dense(source: str, target: str) -> tuple[Rule, ...]:
+def dense(source: str, target: str, fit: Fit | None = None) -> tuple[Rule, ...]:
     """The two rules of a linear map or a convolution."""
-    return Rule(f"{source}.weight", f"{target}/kernel", kernel), Rule(f"{source}.bias", f"{target}/bias")
+    return Rule(f"{source}.weight", f"{target}/kernel", kernel, fit), Rule(f"{source}.bias", f"{target}/bias")
 
 
 def norm(source: str, target: str) -> tuple[Rule, ...]:
@@ -60,35 +64,66 @@ def norm(source: str, target: str) -> tuple[Rule, ...]:
     return Rule(f"{source}.weight", f"{target}/scale"), Rule(f"{source}.bias", f"{target}/bias")
 
 
+def batch_norm(source: str, target: str) -> tuple[Rule, ...]:
+    """The four rules of a batch norm."""
+    return (
+        *norm(source, target),
+        Rule(f"{source}.running_mean", f"batch_stats/{target}/mean"),
+        Rule(f"{source}.running_var", f"batch_stats/{target}/var"),
+    )
+
+
+def fused_attention(source: str, target: str) -> tuple[Rule, ...]:
+    """timm's attention: query, key and value in one linear map `qkv`, then `proj`."""
+    parts = [
+        rule
+        for part, name in enumerate(("query", "key", "value"))
+        for rule in (
+            Rule(f"{source}.qkv.weight", f"{target}/{name}/kernel", kernel_rows(part, 3)),
+            Rule(f"{source}.qkv.bias", f"{target}/{name}/bias", kernel_rows(part, 3)),
+        )
+    ]
+    return (*parts, *dense(f"{source}.proj", f"{target}/out"))
+
+
+def strip(weights: Weights, *prefixes: str) -> Weights:
+    """The same entries without these beginnings of their names, taken off in this order."""
+    stripped = {}
+    for name, value in weights.items():
+        bare = name
+        for prefix in prefixes:
+            bare = bare.removeprefix(prefix)
+        if bare in stripped:
+            raise ValueError(f"two entries of the weights are called {bare}, one of them {name}: keep one")
+        stripped[bare] = value
+    return stripped
+
+
 @dataclass(frozen=True)
 class Layout:
     """One published naming of a family's weights.
 
     Attributes:
-      sign: the name of an entry that tells it from other layouts.
+      name: whose it is.
+      sign: the name of an entry that tells it from the layouts after it.
       prepare: from the file's entries to those that the rules name: strips prefixes, folds what we do not have.
+      optional: beginnings of our paths that the weights may lack, each as a whole: they are newly initialised.
+      surplus: beginnings of our paths that the weights may have and the model lack.
     """
 
     name: str
     sign: str
     rules: tuple[Rule, ...]
-    prepare: Callable[[Weights], Weights]
+    prepare: Callable[[Weights], Weights] = same
+    optional: tuple[str, ...] = ("head/",)
+    surplus: tuple[str, ...] = ("head/",)
 
-
-@dataclass(frozen=True)
-class Target:
-    """How weights get into one of our modules.
-
-    Attributes:
-      example: arguments, as small as may be, with which a model can be initialised.
-      optional: beginnings of our paths that the weights may lack, each as a whole: a fresh head or decoder.
-      surplus: beginnings of our paths that the weights may have and the module lack.
-    """
-
-    layouts: tuple[Layout, ...]
-    example: Callable[[nn.Module], tuple]
-    optional: tuple[str, ...] = ()
-    surplus: tuple[str, ...] = ()
+    def classes(self, weights: Weights) -> int | None:
+        """How many classes the head in the (prepared) weights has; None without one."""
+        pairs = (
+            (rule, value) for name, value in weights.items() for rule in self.rules if rule.path(name) == "head/kernel"
+        )
+        return next((rule.transform(value).shape[-1] for rule, value in pairs), None)
 
 
 @dataclass(frozen=True)
@@ -97,22 +132,22 @@ class Report:
 
     Attributes:
       loaded: paths of the parameters that were filled.
-      missing: paths of those that kept the value they had.
-      unexpected: names of the entries that went nowhere.
+      resized: what was resized or inflated among them, in words.
+      fresh: paths of those that the weights did not fill: newly initialised, or left as they were.
+      unused: names of the entries that went nowhere.
     """
 
     loaded: tuple[str, ...]
-    missing: tuple[str, ...]
-    unexpected: tuple[str, ...]
+    resized: tuple[str, ...]
+    fresh: tuple[str, ...]
+    unused: tuple[str, ...]
 
     def __str__(self) -> str:
-        count = f"loaded {len(self.loaded)} of {len(self.loaded) + len(self.missing)} parameters"
-        return "; ".join([count, *_leftovers(self.missing, self.unexpected)])
-
-
-def _leftovers(missing: Sequence[str], unexpected: Sequence[str]) -> list[str]:
-    missing = [f"not in the weights and left as they were: {_some(missing)}"] if missing else []
-    return missing + ([f"in the weights and not used: {_some(unexpected)}"] if unexpected else [])
+        said = [f"loaded {len(self.loaded)} of {len(self.loaded) + len(self.fresh)} parameters"]
+        said += [f"resized: {_some(self.resized)}"] if self.resized else []
+        said += [f"newly initialised: {_some(self.fresh)}"] if self.fresh else []
+        said += [f"in the weights and unused: {_some(self.unused)}"] if self.unused else []
+        return "; ".join(said)
 
 
 def _some(names: Sequence[str], most: int = 4) -> str:
@@ -121,55 +156,71 @@ def _some(names: Sequence[str], most: int = 4) -> str:
 
 
 def apply(
-    rules: Sequence[Rule],
+    layout: Layout,
     weights: Weights,
     tree: dict,
     *,
-    optional: Sequence[str] = (),
-    surplus: Sequence[str] = (),
+    strict: bool = False,
     fresh: Sequence[str] = (),
-    unused: Sequence[str] = (),
+    inflation: Inflation = "average",
 ) -> tuple[dict, Report]:
     """`tree` with every parameter that a rule finds in `weights`, in the tree's own types and placement.
 
+    What the weights may lack and does not stand in them, a head of another class count and what is named in `fresh`
+    stay as they are in the tree. Everything else that does not fit is an error.
+
     Args:
-      tree: parameters, or all variables (`{"params": ..., "batch_stats": ...}`); arrays or their shapes alone.
-      optional, surplus: see `Target`.
+      weights: as `layout.prepare` made them.
+      tree: all variables (`{"params": ..., "batch_stats": ...}`) or the parameters alone; arrays or their shapes.
+      strict: nothing may be left as it was, and nothing unused.
       fresh: beginnings of our paths that are left as they are, whatever the weights hold.
-      unused: beginnings of published names that may go nowhere.
+      inflation: how kernels of images become kernels of clips, see `convert.fits.inflate`.
 
     Raises:
-      ValueError: something was missing, left over or of another shape, and nothing above allows it.
+      ValueError: something is missing, left over, of another shape or not finite.
     """
     flat = flatten_dict(tree, sep="/")
     places = {place.removeprefix("params/"): place for place in flat}
-    # One name instead of a list of them would be read letter by letter.
-    fresh, unused = ((names,) if isinstance(names, str) else tuple(names) for names in (fresh, unused))
-    loaded, mismatched, unexpected, refused = {}, {}, [], []
+    fresh = (fresh,) if isinstance(fresh, str) else tuple(fresh)  # one name would be read letter by letter
+    loaded, resized, mismatched, unused, refused, heads = {}, [], {}, [], [], []
     for name, value in weights.items():
-        paths = [(rule, path) for rule in rules if (path := rule.path(name)) is not None]
+        if name.endswith("num_batches_tracked"):  # PyTorch's count of steps, which nothing reads
+            continue
+        paths = [(rule, path) for rule in layout.rules if (path := rule.path(name)) is not None]
         wanted = [(rule, path) for rule, path in paths if path in places and not path.startswith(fresh)]
         if not wanted:
-            unexpected.append(name)
-            allowed = paths and all(path.startswith((*surplus, *fresh)) for _, path in paths)
-            if not (allowed or name.startswith(unused)):
+            unused.append(name)
+            allowed = (*layout.surplus, *layout.optional, *fresh)
+            if strict or any(not path.startswith(allowed) for _, path in paths):
                 refused.append(name)
+        elif not np.isfinite(value).all():
+            raise ValueError(f"{name} in the weights is not finite: they are damaged, or training had failed")
         for rule, path in wanted:
-            ours, theirs = flat[places[path]], rule.transform(value)
             if path in loaded:
                 raise ValueError(f"two entries of the weights are {path}, one of them {name}: keep one")
+            ours, theirs = flat[places[path]], rule.transform(value)
+            if ours.shape != theirs.shape and rule.fit is not None:
+                fitted = rule.fit(theirs, ours.shape, inflation)
+                if fitted.size != theirs.size:
+                    resized.append(f"{path} {theirs.shape} -> {fitted.shape}")
+                theirs = fitted
             if ours.shape == theirs.shape:
                 loaded[path] = _like(ours, theirs)
+            elif path.startswith("head/") and not strict:
+                heads.append(path)
             else:
                 mismatched[path] = f"{path} is {ours.shape} in the model and {theirs.shape} in the weights"
-    missing = tuple(path for path in places if path not in loaded)
-    whole = [part for part in optional if not any(path.startswith(part) for path in loaded)]
-    lacking = [path for path in missing if path not in mismatched and not path.startswith((*whole, *fresh))]
+    left = tuple(path for path in places if path not in loaded)
+    whole = tuple(part for part in layout.optional if not any(path.startswith(part) for path in loaded))
+    allowed = (*fresh, *heads, *(() if strict else whole))
+    lacking = [path for path in left if path not in mismatched and not path.startswith(allowed)]
     if mismatched or lacking or refused:
-        shapes = [_some(list(mismatched.values()), 2)] if mismatched else []
-        raise ValueError(f"the weights do not fit: {'; '.join([*shapes, *_leftovers(lacking, refused)])}")
+        said = [_some(list(mismatched.values()), 2)] if mismatched else []
+        said += [f"not in the weights: {_some(lacking)}"] if lacking else []
+        said += [f"in the weights and not in the model: {_some(refused)}"] if refused else []
+        raise ValueError(f"the weights do not fit: {'; '.join(said)}")
     filled = flat | {places[path]: value for path, value in loaded.items()}
-    return unflatten_dict(filled, sep="/"), Report(tuple(loaded), missing, tuple(unexpected))
+    return unflatten_dict(filled, sep="/"), Report(tuple(loaded), tuple(resized), left, tuple(unused))
 
 
 def _like(leaf: jax.Array | jax.ShapeDtypeStruct, value: np.ndarray) -> jax.Array:

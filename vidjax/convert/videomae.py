@@ -1,23 +1,10 @@
 """VideoMAE's published weights: the original's (MCG-NJU/VideoMAE) and Hugging Face's."""
 
-import jax.numpy as jnp
+import flax.linen as nn
 
 from vidjax.convert.files import Weights
-from vidjax.convert.rules import Layout, Rule, Target, dense, kernel, kernel_rows, norm
-from vidjax.models.videomae import Pretraining, VideoMAE
-
-
-def strip(weights: Weights, *prefixes: str) -> Weights:
-    """The same entries without these beginnings of their names, taken off in this order."""
-    stripped = {}
-    for name, value in weights.items():
-        bare = name
-        for prefix in prefixes:
-            bare = bare.removeprefix(prefix)
-        if bare in stripped:
-            raise ValueError(f"two entries of the weights are called {bare}, one of them {name}: keep one")
-        stripped[bare] = value
-    return stripped
+from vidjax.convert.rules import Layout, Rule, dense, kernel, kernel_rows, norm, strip
+from vidjax.models.videomae import CARD, Pretraining, VideoMAE
 
 
 def original_blocks(source: str, target: str) -> tuple[Rule, ...]:
@@ -38,7 +25,7 @@ def original_blocks(source: str, target: str) -> tuple[Rule, ...]:
     )
 
 
-def original(encoder: str) -> Layout:
+def original(encoder: str, **partial: tuple[str, ...]) -> Layout:
     """The original's layout of a model whose encoder stands at the path `encoder`."""
     return Layout(
         name="MCG-NJU/VideoMAE",
@@ -56,6 +43,7 @@ def original(encoder: str) -> Layout:
             *norm("decoder.norm", "decoder/norm"),
             *dense("decoder.head", "decoder/head"),
         ),
+        **partial,
     )
 
 
@@ -88,7 +76,7 @@ def hugging_face_blocks(source: str, target: str) -> tuple[Rule, ...]:
     )
 
 
-def hugging_face(encoder: str) -> Layout:
+def hugging_face(encoder: str, **partial: tuple[str, ...]) -> Layout:
     """The layout of VideoMAEModel, VideoMAEForPreTraining and VideoMAEForVideoClassification."""
     return Layout(
         name="Hugging Face's VideoMAE",
@@ -106,32 +94,39 @@ def hugging_face(encoder: str) -> Layout:
             *norm("decoder.norm", "decoder/norm"),
             *dense("decoder.head", "decoder/head"),
         ),
+        **partial,
     )
 
 
-def encoder_example(model: VideoMAE) -> tuple:
-    """A video of one token."""
-    return (jnp.zeros((1, *model.patch_size, 3)),)
-
-
-def pretraining_example(model: Pretraining) -> tuple:
-    """A video of two tokens, one seen and one predicted."""
-    frames, height, width = model.patch_size
-    return jnp.zeros((1, 2 * frames, height, width, model.channels)), jnp.zeros((1, 1), int), jnp.ones((1, 1), int)
+def from_config(config: dict) -> nn.Module:
+    """The model of a Hugging Face configuration; a directory of VideoMAEForPreTraining holds a `Pretraining`."""
+    fields = {
+        "width": config["hidden_size"],
+        "depth": config["num_hidden_layers"],
+        "heads": config["num_attention_heads"],
+        "mlp_ratio": config["intermediate_size"] / config["hidden_size"],
+        "patch_size": (config.get("tubelet_size", 2), config["patch_size"], config["patch_size"]),
+        "channels": config.get("num_channels", 3),
+        "num_frames": config.get("num_frames", 16),
+        "image_size": config["image_size"],
+        "card": CARD,
+    }
+    if "VideoMAEForPreTraining" in config.get("architectures", ()):
+        decoder = {
+            "decoder_width": config["decoder_hidden_size"],
+            "decoder_depth": config["decoder_num_hidden_layers"],
+            "decoder_heads": config["decoder_num_attention_heads"],
+        }
+        return Pretraining(**fields, **decoder)
+    return VideoMAE(**fields)
 
 
 # Fine-tuning starts with a new head and, as in the original, without the norm that ends pre-training's encoder.
-TARGETS = {
-    VideoMAE: Target(
-        layouts=(original(""), hugging_face("")),
-        example=encoder_example,
-        optional=("head",),
-        surplus=("head", "norm/", "decoder/"),
-    ),
-    Pretraining: Target(
-        layouts=(original("encoder/"), hugging_face("encoder/")),
-        example=pretraining_example,
-        optional=("decoder/",),
-        surplus=("encoder/head",),
-    ),
+CLASSIFIER = {"optional": ("head/", "head_norm/"), "surplus": ("head/", "head_norm/", "norm/", "decoder/")}
+PRETRAINING = {"optional": ("decoder/",), "surplus": ("encoder/head/", "encoder/head_norm/")}
+
+LAYOUTS = {
+    VideoMAE: (original("", **CLASSIFIER), hugging_face("", **CLASSIFIER)),
+    Pretraining: (original("encoder/", **PRETRAINING), hugging_face("encoder/", **PRETRAINING)),
 }
+CONFIGS = {"videomae": from_config}

@@ -26,6 +26,23 @@ def grid(video_shape: tuple[int, int, int], patch_size: tuple[int, int, int]) ->
     return tuple(side // patch for side, patch in zip(video_shape, patch_size, strict=True))
 
 
+def check_video(video: Shaped[Array, "..."], channels: int, least: tuple[int, int, int] = (1, 1, 1)) -> None:
+    """Refuses what is no batch of videos of these channels, or is smaller than `least` (frames, height, width).
+
+    Raises:
+      ValueError: with the shape found and the shape wanted.
+    """
+    if video.ndim != 5 or video.shape[-1] != channels:
+        raise ValueError(
+            f"a video of shape {video.shape} was given: the model takes (batch, frames, height, width, {channels})"
+        )
+    for name, side, wanted in zip(
+        ("frames", "pixels of height", "pixels of width"), video.shape[1:4], least, strict=True
+    ):
+        if side < wanted:
+            raise ValueError(f"{side} {name} are too few: the model's strides and pooling need at least {wanted}")
+
+
 def patchify(video: Shaped[Array, "*b t h w c"], patch_size: tuple[int, int, int]) -> Shaped[Array, "*b n p"]:
     """Cuts a video into patches: each token holds its pixels as `(frame row column channel)`."""
     grid(video.shape[-4:-1], patch_size)

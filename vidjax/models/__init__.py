@@ -4,12 +4,19 @@ import difflib
 from types import MappingProxyType
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 
 from vidjax.models import videomae
 
 FAMILIES = (videomae,)
 
 VARIANTS = MappingProxyType({name: make for family in FAMILIES for name, make in family.VARIANTS.items()})
+
+# Every module that is a whole model, as checkpoints name it.
+MODULES = MappingProxyType(
+    {f"{make.func.__module__.rsplit('.', 1)[-1]}.{make.func.__name__}": make.func for make in VARIANTS.values()}
+)
 
 
 def list_models(contains: str = "") -> list[str]:
@@ -34,3 +41,10 @@ def create_model(name: str, **overrides) -> nn.Module:
         known = ", ".join(field for field in fields if field not in ("parent", "name"))
         raise ValueError(f"model '{name}' has no field '{unknown[0]}': its fields are {known}")
     return VARIANTS[name](**overrides)
+
+
+def example_inputs(model: nn.Module) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """Shapes of what the model is called with, for one clip of the size that its variant is meant for."""
+    shape = (1, model.num_frames, model.image_size, model.image_size, model.channels)
+    video = jax.ShapeDtypeStruct(shape, jnp.float32)
+    return model.example_inputs(video) if hasattr(model, "example_inputs") else (video,)

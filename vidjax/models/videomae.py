@@ -15,16 +15,17 @@ from math import prod
 from types import MappingProxyType
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from vidjax.layers.card import Card
 from vidjax.layers.embedding import PatchEmbedding, sinusoid_table
-from vidjax.layers.patches import grid, patchify
+from vidjax.layers.patches import check_video, grid, patchify
 from vidjax.layers.transformer import VIT_SIZES, Block, Encoder, Remat
 
-PIXEL_MEAN = (0.485, 0.456, 0.406)  # of pixels in [0, 1], RGB: ImageNet's
-PIXEL_STD = (0.229, 0.224, 0.225)
+CARD = Card(stride=4, source="MCG-NJU/VideoMAE")
 
 XAVIER = nn.initializers.xavier_uniform()
 
@@ -37,6 +38,7 @@ class VideoMAE(nn.Module):
       final_norm: pre-training's encoder ends in a norm over tokens, fine-tuning's in one after their mean.
       dropout: of the mean token before the head.
       drop_path: rate of the last block.
+      num_frames, image_size: of the clips that the variant is meant for; any other that patches fit goes as well.
     """
 
     width: int
@@ -48,6 +50,10 @@ class VideoMAE(nn.Module):
     final_norm: bool = False
     dropout: float = 0.0
     drop_path: float = 0.0
+    channels: int = 3
+    num_frames: int = 16
+    image_size: int = 224
+    card: Card = CARD
     remat: Remat = "none"
     dtype: DTypeLike | None = None
 
@@ -68,6 +74,7 @@ class VideoMAE(nn.Module):
         self, video: Float[Array, "b t h w c"], kept: Int[Array, "b m"] | None = None, train: bool = False
     ) -> Float[Array, "b m d"]:
         """Tokens of the encoder: of all patches in `(t h w)` order, or only of those at the indices `kept`."""
+        check_video(video, self.channels)
         patches = patchify(video, self.patch_size)
         positions = jnp.asarray(sinusoid_table(patches.shape[1], self.width))
         if kept is not None:  # masked patches are dropped before anything is computed of them
@@ -135,8 +142,11 @@ class Pretraining(nn.Module):
     decoder_heads: int
     mlp_ratio: float = 4.0
     patch_size: tuple[int, int, int] = (2, 16, 16)
-    channels: int = 3
     drop_path: float = 0.0
+    channels: int = 3
+    num_frames: int = 16
+    image_size: int = 224
+    card: Card = CARD
     remat: Remat = "none"
     dtype: DTypeLike | None = None
 
@@ -144,7 +154,7 @@ class Pretraining(nn.Module):
         """The encoder is the one that fine-tuning uses, with the norm that pre-training puts at its end."""
         self.encoder = VideoMAE(
             self.width, self.depth, self.heads, self.mlp_ratio, self.patch_size,
-            final_norm=True, drop_path=self.drop_path, remat=self.remat, dtype=self.dtype,
+            final_norm=True, drop_path=self.drop_path, channels=self.channels, remat=self.remat, dtype=self.dtype,
         )  # fmt: skip
         self.decoder = Decoder(
             self.decoder_width, self.decoder_depth, self.decoder_heads, prod(self.patch_size) * self.channels,
@@ -168,6 +178,13 @@ class Pretraining(nn.Module):
         tokens = prod(grid(video.shape[1:4], self.patch_size))
         positions = jnp.asarray(sinusoid_table(tokens, self.decoder_width))
         return self.decoder(self.encode(video, kept, train), kept, predicted, positions, train)
+
+    def example_inputs(self, video: jax.ShapeDtypeStruct) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Shapes of this video, with 90 % of its patches masked in tubes."""
+        t, h, w = grid(video.shape[1:4], self.patch_size)
+        masked = t * int(0.9 * h * w)
+        kept, predicted = (jax.ShapeDtypeStruct((1, count), jnp.int32) for count in (t * h * w - masked, masked))
+        return video, kept, predicted
 
 
 TINY = {"width": 96, "depth": 4, "heads": 6}

@@ -1,0 +1,76 @@
+"""vidjax's own checkpoints of a model: a directory of `model.safetensors` and `vidjax.json`, which says what it is."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from vidjax.convert.files import Weights, read_safetensors
+from vidjax.convert.rules import Layout, Rule
+from vidjax.layers.card import Card
+from vidjax.models import MODULES
+
+NAME = "vidjax.json"
+
+
+def is_one(path: Path) -> bool:
+    """Whether a checkpoint of ours is at `path`."""
+    return (path / NAME).is_file()
+
+
+def save_pretrained(directory: str | Path, model: nn.Module, variables: dict) -> None:
+    """Writes a model and its variables so that `load_pretrained(directory)` gives both back, to the last bit.
+
+    Raises:
+      FileExistsError: something is there already.
+    """
+    from safetensors.numpy import save_file
+
+    directory = Path(directory)
+    if directory.exists() and any(directory.iterdir()):
+        raise FileExistsError(f"{directory} is not empty: give another directory, nothing is overwritten")
+    directory.mkdir(parents=True, exist_ok=True)
+    flat = flatten_dict(variables, sep="/")
+    save_file({name: np.ascontiguousarray(value) for name, value in flat.items()}, directory / "model.safetensors")
+    (directory / NAME).write_text(json.dumps(describe(model), indent=1) + "\n")
+
+
+def describe(model: nn.Module) -> dict:
+    """The model's module and fields, as JSON has them."""
+    names = [field.name for field in dataclasses.fields(model) if field.name not in ("parent", "name")]
+    fields = {name: getattr(model, name) for name in names}
+    fields["card"] = dataclasses.asdict(model.card)
+    fields["dtype"] = None if model.dtype is None else jnp.dtype(model.dtype).name
+    return {"module": next(name for name, module in MODULES.items() if module is type(model)), "fields": fields}
+
+
+def read(path: Path) -> tuple[nn.Module, Weights]:
+    """The model and its weights.
+
+    Raises:
+      ValueError: the description is damaged or of another version.
+    """
+    try:
+        told = json.loads((path / NAME).read_text())
+        module = MODULES[told["module"]]
+        fields = {name: _tuples(value) for name, value in told["fields"].items()}
+        fields["card"] = Card(**{name: _tuples(value) for name, value in told["fields"]["card"].items()})
+        model = module(**fields)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path / NAME} does not describe a model of this version of vidjax: {error}") from error
+    return model, read_safetensors(path / "model.safetensors")
+
+
+def layout(weights: Weights) -> Layout:
+    """Our own names are their own rules."""
+    ours = [name for name in weights if name.startswith(("params/", "batch_stats/"))]
+    rules = tuple(Rule(name, name.removeprefix("params/")) for name in ours)
+    return Layout("vidjax's own", sign=ours[0] if ours else "params/", rules=rules)
+
+
+def _tuples(value):
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value

@@ -1,0 +1,33 @@
+"""What a model's weights expect and where they come from. It travels with the model, as one of its fields."""
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Card:
+    """How the input of a model is prepared, what its classes are called, and what it is known to reach.
+
+    Attributes:
+      mean, std: of pixels in [0, 1], RGB: the model wants `(pixels - mean) / std`. One value a channel.
+      stride: frames of the video for one frame of the clip.
+      class_names: in the order of the logits; empty where they are not known.
+      source: where the architecture and its published weights come from.
+      accuracy: published top-1, with data set and protocol.
+    """
+
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    stride: int = 1
+    class_names: tuple[str, ...] = ()
+    source: str = ""
+    accuracy: str = ""
+
+    def normalize(self, video: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
+        """Pixels in [0, 1] as the model wants them."""
+        return (video - jnp.asarray(self.mean, video.dtype)) / jnp.asarray(self.std, video.dtype)

@@ -1,0 +1,110 @@
+"""3-D, factorised and depthwise convolutions, and batch norm with the originals' constants."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+Padding = Literal["SAME", "VALID"] | Sequence[int] | None
+Pairs = tuple[tuple[int, int], ...]
+
+# PyTorch's defaults: its momentum of 0.1 is Flax's 0.9. PyTorch's running variance is unbiased, Flax's is not.
+BatchNorm = partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
+
+# PyTorch's default for kernels of linear maps and convolutions, kaiming_uniform(a=sqrt(5)), is U(+-1/sqrt(fan_in)).
+pytorch_kernel = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+# kaiming_normal(mode="fan_out", nonlinearity="relu")
+kaiming_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+def pytorch_bias(fan_in: int) -> nn.initializers.Initializer:
+    """PyTorch's default for biases: U(+-1/sqrt(fan_in))."""
+    bound = float(fan_in) ** -0.5
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def _pairs(padding: Padding, sides: Sequence[int], kernel_size: Sequence[int], strides: Sequence[int]) -> Pairs:
+    """Cells before and after each axis. "SAME" is TensorFlow's: where the stride makes it uneven, more at the end."""
+    if isinstance(padding, str):
+        return tuple(lax.padtype_to_pads(sides, kernel_size, strides, padding))
+    padding = [size // 2 for size in kernel_size] if padding is None else padding
+    return tuple((cells, cells) for cells in padding)
+
+
+def conv3d(
+    x: Float[Array, "b t h w c"], kernel: Float[Array, "kt kh kw c d"], strides: Sequence[int], padding: Pairs
+) -> Float[Array, "b _ _ _ d"]:
+    """A 3-D convolution."""
+    return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=("NTHWC", "THWIO", "NTHWC"))
+
+
+class Conv3D(nn.Module):
+    """3-D convolution of any kernel: dense, spatial `(1, k, k)`, temporal `(k, 1, 1)` or pointwise.
+
+    Attributes:
+      padding: cells on both sides of each axis, PyTorch's way; "SAME" or "VALID", TensorFlow's; None for
+        `kernel_size // 2`.
+      kernel_init, bias_init: PyTorch's defaults where not given.
+    """
+
+    features: int
+    kernel_size: tuple[int, int, int]
+    strides: tuple[int, int, int] = (1, 1, 1)
+    padding: Padding = None
+    use_bias: bool = False
+    kernel_init: nn.initializers.Initializer = pytorch_kernel
+    bias_init: nn.initializers.Initializer | None = None
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b _ _ _ d"]:
+        """Feature map of `features` channels."""
+        shape = (*self.kernel_size, x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape)
+        bias_init = self.bias_init or pytorch_bias(int(np.prod(shape[:-1])))
+        bias = self.param("bias", bias_init, (self.features,)) if self.use_bias else None
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        padding = _pairs(self.padding, x.shape[1:4], self.kernel_size, self.strides)
+        x = conv3d(x, kernel, self.strides, padding)
+        return x if bias is None else x + bias
+
+
+def depthwise_conv3d(x: Float[Array, "b t h w c"], kernel: Float[Array, "kt kh kw 1 c"]) -> Float[Array, "b t h w c"]:
+    """Each channel by its own kernel; stride 1, odd kernel, padded to the same size."""
+    padding = [(size // 2, size // 2) for size in kernel.shape[:3]]
+    dimensions = ("NTHWC", "THWIO", "NTHWC")
+    return lax.conv_general_dilated(
+        x, kernel, (1, 1, 1), padding, dimension_numbers=dimensions, feature_group_count=x.shape[-1]
+    )
+
+
+class DepthwiseConv3D(nn.Module):
+    """Each channel convolved by its own kernel; stride 1, same size out.
+
+    Attributes:
+      kernel_size: odd sizes.
+      kernel_init, bias_init: PyTorch's defaults where not given.
+    """
+
+    kernel_size: tuple[int, int, int]
+    use_bias: bool = True
+    kernel_init: nn.initializers.Initializer = pytorch_kernel
+    bias_init: nn.initializers.Initializer | None = None
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
+        """Same shape as `x`."""
+        kernel = self.param("kernel", self.kernel_init, (*self.kernel_size, 1, x.shape[-1]))
+        bias_init = self.bias_init or pytorch_bias(int(np.prod(self.kernel_size)))
+        bias = self.param("bias", bias_init, (x.shape[-1],)) if self.use_bias else None
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        x = depthwise_conv3d(x, kernel)
+        return x if bias is None else x + bias
