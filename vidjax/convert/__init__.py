@@ -9,7 +9,21 @@ import flax.linen as nn
 import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from vidjax.convert import checkpoint, files, hub, rules, videomae
+from vidjax.convert import (
+    c3d,
+    checkpoint,
+    files,
+    hub,
+    inception3d,
+    p3d,
+    resnet3d,
+    rules,
+    timesformer,
+    uniformer,
+    videomae,
+    vit,
+    vivit,
+)
 from vidjax.convert.checkpoint import save_pretrained
 from vidjax.convert.files import Weights
 from vidjax.convert.rules import Inflation, Layout, Report
@@ -17,7 +31,7 @@ from vidjax.models import create_model, example_inputs
 
 __all__ = ["Report", "from_state_dict", "load_pretrained", "load_weights", "save_pretrained"]
 
-FAMILIES = (videomae,)
+FAMILIES = (vit, vivit, timesformer, uniformer, resnet3d, c3d, inception3d, p3d, videomae)
 
 LAYOUTS = {module: layouts for family in FAMILIES for module, layouts in family.LAYOUTS.items()}
 CONFIGS = {kind: make for family in FAMILIES for kind, make in getattr(family, "CONFIGS", {}).items()}

@@ -1,6 +1,6 @@
 """The pre-norm transformer: Mlp, DropPath, Block and the Encoder that stacks any block."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import Literal
@@ -104,14 +104,14 @@ class Encoder(nn.Module):
     Attributes:
       block: makes one block: `block(name=...)(x, drop_path, train)`.
       depth: number of blocks.
-      drop_path: rate of the last block; the rates rise linearly from zero.
+      drop_path: rate of the last block, to which the rates rise linearly from zero; or the rates of all.
       remat: what the backward pass computes again to save memory: `none`; `dots`, all but matrix products; `blocks`,
         everything inside a block.
     """
 
     block: Callable[..., nn.Module]
     depth: int
-    drop_path: float = 0.0
+    drop_path: float | Sequence[float] = 0.0
     remat: Remat = "none"
 
     @nn.compact
@@ -126,6 +126,7 @@ class Encoder(nn.Module):
         if self.remat != "none":
             policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if self.remat == "dots" else None
             run = nn.remat(run, policy=policy, prevent_cse=False, static_argnums=(2,))
-        for i, rate in enumerate(np.linspace(0.0, self.drop_path, self.depth)):
+        ramp = np.linspace(0.0, self.drop_path, self.depth) if np.ndim(self.drop_path) == 0 else self.drop_path
+        for i, rate in enumerate(ramp):
             x = run(self.block(name=f"block_{i}"), x, float(rate))
         return x

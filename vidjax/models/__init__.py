@@ -7,9 +7,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vidjax.models import videomae
+from vidjax.models import c3d, inception3d, p3d, resnet3d, timesformer, uniformer, videomae, vit, vivit
 
-FAMILIES = (videomae,)
+FAMILIES = (vit, vivit, timesformer, uniformer, resnet3d, c3d, inception3d, p3d, videomae)
 
 VARIANTS = MappingProxyType({name: make for family in FAMILIES for name, make in family.VARIANTS.items()})
 

@@ -1,0 +1,3 @@
+"""C3D: published weights."""
+
+LAYOUTS = {}

@@ -1,0 +1,3 @@
+"""I3D and S3D: published weights."""
+
+LAYOUTS = {}

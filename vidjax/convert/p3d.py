@@ -1,0 +1,3 @@
+"""P3D: published weights."""
+
+LAYOUTS = {}

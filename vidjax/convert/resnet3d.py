@@ -1,0 +1,3 @@
+"""Residual family of R(2+1)D: published weights."""
+
+LAYOUTS = {}

@@ -1,0 +1,3 @@
+"""TimeSformer: published weights."""
+
+LAYOUTS = {}

@@ -1,0 +1,3 @@
+"""UniFormer: published weights."""
+
+LAYOUTS = {}

@@ -1,0 +1,3 @@
+"""Image ViT: published weights."""
+
+LAYOUTS = {}

@@ -1,0 +1,3 @@
+"""ViViT: published weights."""
+
+LAYOUTS = {}

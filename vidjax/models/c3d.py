@@ -1,0 +1,5 @@
+"""C3D."""
+
+from types import MappingProxyType
+
+VARIANTS = MappingProxyType({})

@@ -1,0 +1,5 @@
+"""I3D and S3D."""
+
+from types import MappingProxyType
+
+VARIANTS = MappingProxyType({})

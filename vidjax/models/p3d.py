@@ -1,0 +1,5 @@
+"""P3D."""
+
+from types import MappingProxyType
+
+VARIANTS = MappingProxyType({})

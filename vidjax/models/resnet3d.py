@@ -1,0 +1,5 @@
+"""Residual family of R(2+1)D."""
+
+from types import MappingProxyType
+
+VARIANTS = MappingProxyType({})

@@ -1,0 +1,5 @@
+"""TimeSformer."""
+
+from types import MappingProxyType
+
+VARIANTS = MappingProxyType({})

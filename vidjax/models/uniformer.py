@@ -1,0 +1,5 @@
+"""UniFormer."""
+
+from types import MappingProxyType
+
+VARIANTS = MappingProxyType({})

@@ -1,0 +1,5 @@
+"""Image ViT."""
+
+from types import MappingProxyType
+
+VARIANTS = MappingProxyType({})

@@ -1,0 +1,5 @@
+"""ViViT."""
+
+from types import MappingProxyType
+
+VARIANTS = MappingProxyType({})
