@@ -3,13 +3,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vidjax.convert.rules import Rule, apply, dense, kernel, kernel_rows
+from vidjax.convert import rules
+from vidjax.convert.fits import inflate, table
+from vidjax.convert.rules import Layout, Rule, dense, kernel, kernel_rows
 
 RULES = (
     *dense("stages.{s}.blocks.{i}.fc", "stage_{s}/block_{i}/fc"),
     *dense("head", "head"),
     Rule("bn.running_mean", "batch_stats/bn/mean"),
 )
+
+
+def apply(given, weights, tree, optional=(), surplus=(), **how):
+    return rules.apply(Layout("x", "x", tuple(given), optional=optional, surplus=surplus), weights, tree, **how)
 
 
 def value(*shape: int) -> np.ndarray:
@@ -82,48 +88,75 @@ def test_whole_variables_are_filled(weights, tree):
 
 def test_a_missing_entry_is_refused(weights, tree):
     del weights["head.bias"]
-    with pytest.raises(ValueError, match=r"do not fit: not in the weights and left as they were: head/bias$"):
+    with pytest.raises(ValueError, match=r"do not fit: not in the weights: head/bias$"):
         apply(RULES, weights, tree)
 
 
-def test_a_leftover_entry_is_refused_unless_allowed(weights, tree):
+def test_an_unknown_entry_is_told_and_refused_when_strict(weights, tree):
     weights["ema.decay"] = value(1)
-    with pytest.raises(ValueError, match=r"in the weights and not used: ema\.decay$"):
+    _, report = apply(RULES, weights, tree)
+    assert report.unused == ("ema.decay",) and "in the weights and unused: ema.decay" in str(report)
+    with pytest.raises(ValueError, match=r"in the weights and not in the model: ema\.decay$"):
+        apply(RULES, weights, tree, strict=True)
+
+
+def test_a_known_entry_without_place_is_refused(weights, tree):
+    weights["stages.0.blocks.12.fc.bias"] = value(4)  # a deeper network than the model
+    with pytest.raises(ValueError, match=r"not in the model: stages\.0\.blocks\.12\.fc\.bias$"):
         apply(RULES, weights, tree)
-    _, report = apply(RULES, weights, tree, unused="ema.")
-    assert report.unexpected == ("ema.decay",) and "not used: ema.decay" in str(report)
+
+
+def test_a_count_of_steps_is_no_parameter(weights, tree):
+    _, report = apply(RULES, weights | {"bn.num_batches_tracked": value(1)}, tree, strict=True)
+    assert not report.unused
+
+
+def test_values_that_are_not_finite_are_refused(weights, tree):
+    weights["head.bias"] = np.array([1, np.nan], np.float32)
+    with pytest.raises(ValueError, match=r"head\.bias in the weights is not finite"):
+        apply(RULES, weights, tree)
 
 
 def test_another_shape_is_refused_with_both(weights, tree):
-    weights["head.weight"] = value(7, 4)
-    with pytest.raises(ValueError, match=r"head/kernel is \(4, 2\) in the model and \(4, 7\) in the weights$"):
-        apply(RULES, weights, tree, optional=["head"])
+    weights["stages.0.blocks.11.fc.weight"] = value(7, 3)
+    with pytest.raises(ValueError, match=r"fc/kernel is \(3, 4\) in the model and \(3, 7\) in the weights$"):
+        apply(RULES, weights, tree)
+
+
+def test_a_head_of_other_classes_stays_and_is_told_unless_strict(weights, tree):
+    weights |= {"head.weight": value(7, 4), "head.bias": value(7)}
+    filled, report = apply(RULES, weights, tree)
+    assert filled["head"] == tree["head"] and report.fresh == ("head/kernel", "head/bias")
+    assert str(report) == "loaded 2 of 4 parameters; newly initialised: head/kernel, head/bias"
+    with pytest.raises(ValueError, match=r"head/kernel is \(4, 2\) in the model and \(4, 7\) in the weights"):
+        apply(RULES, weights, tree, strict=True)
 
 
 def test_an_optional_part_is_missing_as_a_whole_or_not_at_all(weights, tree):
     del weights["head.bias"]
     with pytest.raises(ValueError, match="head/bias"):
-        apply(RULES, weights, tree, optional=["head"])
+        apply(RULES, weights, tree, optional=("head/",))
     del weights["head.weight"]
-    filled, report = apply(RULES, weights, tree, optional=["head"])
+    filled, report = apply(RULES, weights, tree, optional=("head/",))
     assert filled["head"]["kernel"] is tree["head"]["kernel"]
-    assert report.missing == ("head/kernel", "head/bias")
-    assert str(report) == "loaded 2 of 4 parameters; not in the weights and left as they were: head/kernel, head/bias"
+    assert report.fresh == ("head/kernel", "head/bias")
+    with pytest.raises(ValueError, match="not in the weights: head/kernel"):
+        apply(RULES, weights, tree, optional=("head/",), strict=True)
 
 
 def test_a_surplus_part_is_left_out_and_told(weights, tree):
     del tree["head"]
     with pytest.raises(ValueError, match=r"head\.weight, head\.bias"):
         apply(RULES, weights, tree)
-    _, report = apply(RULES, weights, tree, surplus=["head"])
-    assert report.unexpected == ("head.weight", "head.bias")
+    _, report = apply(RULES, weights, tree, surplus=("head/",))
+    assert report.unused == ("head.weight", "head.bias")
 
 
 def test_a_fresh_part_stays_whatever_the_weights_hold(weights, tree):
     weights["head.weight"] = value(7, 4)
     filled, report = apply(RULES, weights, tree, fresh=["head"])
     assert filled["head"] == tree["head"]
-    assert report.missing == ("head/kernel", "head/bias") and report.unexpected == ("head.weight", "head.bias")
+    assert report.fresh == ("head/kernel", "head/bias") and report.unused == ("head.weight", "head.bias")
 
 
 def test_one_word_is_not_read_letter_by_letter(weights, tree):
@@ -140,4 +173,41 @@ def test_two_entries_for_one_parameter_are_refused(weights, tree):
 
 def test_long_lists_are_cut(tree):
     with pytest.raises(ValueError, match=r"e\.0, e\.1, e\.2, e\.3 and 96 more$"):
-        apply(RULES, {f"e.{i}": value(1) for i in range(100)}, tree, fresh=["head", "stage_0"])
+        apply(RULES, {f"e.{i}": value(1) for i in range(100)}, tree, fresh=["head", "stage_0"], strict=True)
+
+
+def test_an_inflated_kernel_answers_a_still_clip_as_the_image():
+    image, shape = value(2, 2, 3, 4), (5, 2, 2, 3, 4)
+    np.testing.assert_allclose(inflate(image, shape, "average").sum(0), image, rtol=1e-5)
+    central = inflate(image, shape, "central")
+    np.testing.assert_array_equal(central[2], image)
+    assert not central[[0, 1, 3, 4]].any()
+    assert inflate(image, (5, 3, 3, 3, 4), "average").shape == (1, 2, 2, 3, 4)  # another size is left to be refused
+
+
+@pytest.mark.parametrize(
+    ("tokens", "grid", "image", "read_as"),
+    [
+        (7, (9,), False, (7,)),
+        (16, (6, 6), False, (4, 4)),
+        (2 * 16, (2, 6, 6), False, (2, 4, 4)),
+        (4 * 36, (2, 6, 6), False, (4, 6, 6)),
+        (16, (3, 6, 6), True, (1, 4, 4)),
+        (4, (1, 4, 4), True, (1, 2, 2)),
+    ],
+)
+def test_published_tables_are_read_as_the_grid_they_have(tokens, grid, image, read_as):
+    corners = np.zeros((*read_as, 1), np.float32)
+    corners[(-1,) * len(read_as)] = 1.0
+    fitted = table("linear", image)(corners.reshape(tokens, 1), (*grid, 1), "average")
+    assert fitted.shape == (*grid, 1) and fitted.max() == fitted[(-1,) * len(grid)] == 1.0
+
+
+def test_a_table_of_no_grid_is_left_to_be_refused():
+    assert table("linear")(value(7, 1), (6, 6, 1), "average").shape == (7, 1)
+
+
+def test_what_was_resized_is_told(tree):
+    rule = Rule("pos", "head/kernel", fit=table("linear"))
+    _, report = apply([rule], {"pos": value(3, 2)}, {"head": {"kernel": jnp.zeros((4, 2))}})
+    assert report.resized == ("head/kernel (3, 2) -> (4, 2)",) and "resized: head/kernel" in str(report)

@@ -3,15 +3,17 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import peers
 import pytest
 import recipe
 from safetensors.numpy import save_file
 
 import vidjax
-from vidjax.convert import TARGETS, load_pretrained, load_weights
-from vidjax.models import videomae
+from vidjax.convert import load_pretrained, load_weights
+from vidjax.models import example_inputs, videomae
 
-ENCODER = {"width": 24, "depth": 2, "heads": 3, "patch_size": (2, 2, 2)}
+ENCODER = {"width": 24, "depth": 2, "heads": 3, "patch_size": (2, 2, 2), "num_frames": 4, "image_size": 4}
+CLASSES = ["jumping", "waving", "eating", "drumming", "yoga"]
 DECODER = {"decoder_width": 12, "decoder_depth": 2, "decoder_heads": 3}
 
 # Names of transformers 5 and those of the original's files (MCG-NJU/VideoMAE), query, key and value aside.
@@ -49,14 +51,14 @@ def hugging_face():
 @pytest.fixture(scope="module")
 def pretraining():
     model = videomae.Pretraining(**ENCODER, **DECODER)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), *TARGETS[videomae.Pretraining].example(model))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *example_inputs(model))
     return model, jax.tree.map(lambda leaf: jnp.full(leaf.shape, 7.0), shapes["params"])
 
 
 @pytest.fixture(scope="module")
 def classifier():
     model = videomae.VideoMAE(**ENCODER, num_classes=5)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), *TARGETS[videomae.VideoMAE].example(model))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *example_inputs(model))
     return model, jax.tree.map(lambda leaf: jnp.full(leaf.shape, 7.0), shapes["params"])
 
 
@@ -95,16 +97,16 @@ def test_every_layout_gives_the_same_parameters(pretraining, hugging_face, saved
     expected, _ = load_weights(saved(hugging_face), *pretraining)
     found, report = load_weights(saved(rewrite(hugging_face)), *pretraining)
     assert_same(found, expected)
-    assert not report.missing and not report.unexpected
+    assert not report.fresh and not report.unused
 
 
 def test_pretrained_encoder_in_a_classifier_leaves_the_head_fresh_and_says_so(classifier, hugging_face, saved):
     params, report = load_weights(saved(hugging_face), *classifier)
     fresh = {"head/kernel", "head/bias", "head_norm/scale", "head_norm/bias"}
     left_out = {"decoder", "encoder_to_decoder", "mask_token", "layernorm"}
-    assert set(report.missing) == fresh and {name.split(".")[0] for name in report.unexpected} == left_out
+    assert set(report.fresh) == fresh and {name.split(".")[0] for name in report.unused} == left_out
     assert (params["head"]["kernel"] == 7.0).all() and not (params["patch_embedding"]["kernel"] == 7.0).any()
-    assert str(report).startswith("loaded 32 of 36 parameters; not in the weights and left as they were: head")
+    assert str(report).startswith("loaded 32 of 36 parameters; newly initialised: head")
 
 
 def encoder_alone(weights: dict) -> dict:
@@ -114,7 +116,7 @@ def encoder_alone(weights: dict) -> dict:
 
 def test_encoder_in_a_pretraining_model_leaves_the_decoder_as_initialised(pretraining, hugging_face, saved):
     params, report = load_weights(saved(encoder_alone(hugging_face)), *pretraining)
-    assert {path.split("/")[0] for path in report.missing} == {"decoder"}
+    assert {path.split("/")[0] for path in report.fresh} == {"decoder"}
     expected, _ = load_weights(saved(hugging_face), *pretraining)
     assert_same(params["encoder"], expected["encoder"])
     assert all((leaf == 7.0).all() for leaf in jax.tree.leaves(params["decoder"]))
@@ -122,15 +124,15 @@ def test_encoder_in_a_pretraining_model_leaves_the_decoder_as_initialised(pretra
 
 def test_an_encoder_without_its_norm_is_refused_for_pretraining(pretraining, hugging_face, saved):
     weights = {name: value for name, value in hugging_face.items() if "videomae.layernorm" not in name}
-    with pytest.raises(ValueError, match=r"left as they were: encoder/norm/(scale|bias), encoder/norm"):
+    with pytest.raises(ValueError, match=r"not in the weights: encoder/norm/(scale|bias), encoder/norm"):
         load_weights(saved(weights), *pretraining)
 
 
 def test_an_encoder_without_its_norm_is_refused_where_one_is_asked_for(hugging_face, saved):
     path = saved(fine_tuned(hugging_face, classes=5))
-    with pytest.raises(ValueError, match="do not fit: not in the weights and left as they were: norm/"):
-        load_pretrained("videomae_tiny", path, **ENCODER, final_norm=True)
-    _, variables = load_pretrained("videomae_tiny", path, **ENCODER)
+    with pytest.raises(ValueError, match="do not fit: not in the weights: norm/"):
+        load_pretrained(path, "videomae_tiny", **ENCODER, final_norm=True)
+    _, variables = load_pretrained(path, "videomae_tiny", **ENCODER, num_classes=None)
     assert variables["params"].keys() == {"patch_embedding", "transformer"}
 
 
@@ -151,24 +153,27 @@ def fine_tuned(weights: dict, classes: int) -> dict:
     return encoder | {name: recipe.parameter(name, shape) for name, shape in shapes.items()}
 
 
-def test_a_head_of_other_classes_is_refused_until_it_is_to_be_fresh(classifier, hugging_face, saved):
+def test_a_head_of_other_classes_is_fresh(classifier, hugging_face, saved):
     path = saved(fine_tuned(hugging_face, classes=11))
-    with pytest.raises(ValueError, match=r"head/kernel is \(24, 5\) in the model and \(24, 11\) in the weights"):
-        load_weights(path, *classifier)
-    params, report = load_weights(path, *classifier, fresh=["head/"])
-    assert set(report.missing) == {"head/kernel", "head/bias"} and (params["head"]["bias"] == 7.0).all()
+    params, report = load_weights(path, *classifier)
+    assert set(report.fresh) == {"head/kernel", "head/bias"} and (params["head"]["bias"] == 7.0).all()
+    same, report = load_weights(saved(fine_tuned(hugging_face, classes=5)), *classifier, fresh=["head/"])
+    assert set(report.fresh) == {"head/kernel", "head/bias"}
+    assert_same(same, params)
 
 
 def test_another_size_is_refused(hugging_face, saved):
-    with pytest.raises(ValueError, match=r"x\.safetensors \(Hugging Face's VideoMAE\): .*and \d+ more"):
-        load_pretrained("videomae_tiny_pretrain", saved(hugging_face))
+    with pytest.raises(ValueError, match=r"x\.safetensors: the weights do not fit: .*and \d+ more"):
+        load_pretrained(saved(hugging_face), "videomae_tiny_pretrain")
 
 
 def test_another_family_is_refused_with_the_nearest_names(classifier, saved):
     with pytest.raises(ValueError) as refused:
         load_weights(saved({"stem.patch.weight": np.ones(3, np.float32), "z": np.ones(1, np.float32)}), *classifier)
-    assert "holds no weights of VideoMAE: it lacks patch_embed.proj.weight" in str(refused.value)
-    assert "the nearest names in it are stem.patch.weight, z" in str(refused.value)
+    assert "no weights of VideoMAE: it would be known by patch_embed.proj.weight (MCG-NJU/VideoMAE)" in str(
+        refused.value
+    )
+    assert "the nearest of 2 names are stem.patch.weight, z" in str(refused.value)
 
 
 def test_two_prefixes_of_one_name_are_refused(classifier, hugging_face, saved):
@@ -177,36 +182,38 @@ def test_two_prefixes_of_one_name_are_refused(classifier, hugging_face, saved):
         load_weights(saved(weights | {"module.head.bias": np.ones(5, np.float32)}), *classifier)
 
 
-def test_load_pretrained_gives_a_model_that_runs(hugging_face, saved):
+def test_the_classes_are_those_of_the_weights_unless_others_are_wanted(hugging_face, saved, capsys):
     path = saved(fine_tuned(hugging_face, classes=5))
-    model, variables = vidjax.load_pretrained("videomae_tiny", path, **ENCODER, num_classes=5)
+    model, variables = vidjax.load_pretrained(path, "videomae_tiny", **ENCODER, strict=True)
+    assert model.num_classes == 5
     logits = jax.jit(model.apply)(variables, jnp.ones((1, 2, 4, 4, 3)))
     assert logits.shape == (1, 5) and jnp.isfinite(logits).all()
+    assert "loaded 36 of 36 parameters\n" in capsys.readouterr().out
+    other, fresh = vidjax.load_pretrained(path, "videomae_tiny", **ENCODER, num_classes=7)
+    assert other.num_classes == 7 and "newly initialised: head/bias, head/kernel" in capsys.readouterr().out
+    assert fresh["params"]["head"]["kernel"].std() == pytest.approx(2e-5, rel=0.3)  # the original's initialisation
+    assert_same(fresh["params"]["transformer"], variables["params"]["transformer"])
+    with pytest.raises(ValueError, match=r"head/kernel is \(24, 7\) in the model and \(24, 5\) in the weights"):
+        vidjax.load_pretrained(path, "videomae_tiny", **ENCODER, num_classes=7, strict=True)
 
 
-def test_load_pretrained_leaves_nothing_to_chance(hugging_face, saved):
+def test_strict_leaves_nothing_to_chance(hugging_face, saved):
     path = saved(hugging_face)
-    with pytest.raises(ValueError, match=r"fills only a part of 'videomae_tiny' .*num_classes=None"):
-        load_pretrained("videomae_tiny", path, **ENCODER, num_classes=5)
-    model, variables = load_pretrained("videomae_tiny", path, **ENCODER, final_norm=True)
+    with pytest.raises(ValueError, match=r"do not fit: not in the weights: head"):
+        load_pretrained(path, "videomae_tiny", **ENCODER, num_classes=5, strict=True)
+    with pytest.raises(ValueError, match=r"not in the model: decoder"):
+        load_pretrained(path, "videomae_tiny", **ENCODER, final_norm=True, strict=True)
+    model, variables = load_pretrained(path, "videomae_tiny", **ENCODER, final_norm=True)
     assert model.num_classes is None and "norm" in variables["params"]
 
 
-def test_a_module_without_published_weights_is_refused(saved):
-    from vidjax.layers.transformer import Mlp
-
-    with pytest.raises(
-        ValueError, match=r"no published weights are known for Mlp: there are some for videomae\.VideoMAE"
-    ):
-        load_weights(saved({"a": np.ones(1, np.float32)}), Mlp(3), {})
-
-
 def test_what_transformers_saves_is_read(tmp_path, hugging_face):
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
+    transformers = peers.transformers()
+    import torch
+
     config = transformers.VideoMAEConfig(
         image_size=4, patch_size=2, num_frames=2, hidden_size=24, num_hidden_layers=2, num_attention_heads=3,
-        intermediate_size=96, num_labels=5, use_mean_pooling=True, layer_norm_eps=1e-6,
+        intermediate_size=96, id2label=dict(enumerate(CLASSES)), use_mean_pooling=True, layer_norm_eps=1e-6,
     )  # fmt: skip
     peer = transformers.VideoMAEForVideoClassification(config).eval()
     peer.fc_norm.eps = 1e-6  # does not ask the configuration
@@ -217,5 +224,7 @@ def test_what_transformers_saves_is_read(tmp_path, hugging_face):
     with torch.no_grad():
         expected = peer(torch.from_numpy(video).permute(0, 1, 4, 2, 3)).logits.numpy()
     peer.save_pretrained(tmp_path)
-    model, variables = load_pretrained("videomae_tiny", tmp_path, **ENCODER, num_classes=5)
+    (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.5, 0.5], "image_std": [0.1, 0.2, 0.3]}')
+    model, variables = load_pretrained(tmp_path, strict=True)
+    assert model.num_classes == 5 and model.card.std == (0.1, 0.2, 0.3) and model.card.class_names[1] == "waving"
     np.testing.assert_allclose(jax.jit(model.apply)(variables, jnp.asarray(video)), expected, atol=1e-4)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from vidjax.layers.convolution import depthwise_conv3d
 from vidjax.models import create_model
 from vidjax.training.cost import count_macs, peak_flops
 
@@ -20,6 +21,10 @@ def test_products_convolutions_and_loops_are_counted():
     assert count_macs(strided, video, kernel) == 8 * 4 * 4 * 7 * 27 * 3
     depthwise = partial(depthwise, feature_group_count=3)
     assert count_macs(depthwise, video, jnp.ones((3, 3, 3, 1, 3))) == 8 * 8 * 8 * 3 * 27
+
+    for size in (3, 5):  # ours, which holds no convolution
+        kernel = jnp.ones((size, size, size, 1, 3))
+        assert count_macs(jax.jit(depthwise_conv3d), video, kernel) == 8 * 8 * 8 * 3 * size**3
 
     def scanned(x):
         return jax.lax.scan(lambda c, _: (jnp.matmul(c, jnp.ones((6, 6))), None), x, length=5)[0]

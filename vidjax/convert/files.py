@@ -35,6 +35,8 @@ def read(path: str | Path) -> Weights:
     path = Path(path).expanduser()
     if path.is_dir():
         found = [path / name for name in IN_DIRECTORY if (path / name).is_file()]
+        if not found and (path / "checkpoints").is_dir():
+            raise FileNotFoundError(f"{path} is a run: experiments/convert_weights.py makes weights of it first")
         if not found:
             raise FileNotFoundError(f"{path} holds no weights: expected one of {', '.join(IN_DIRECTORY)} in it")
         path = found[0]

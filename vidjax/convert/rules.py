@@ -114,7 +114,7 @@ class Layout:
     name: str
     sign: str
     rules: tuple[Rule, ...]
-    prepare: Callable[[Weights], Weights] = same
+    prepare: Callable[[Weights], Weights] = strip
     optional: tuple[str, ...] = ("head/",)
     surplus: tuple[str, ...] = ("head/",)
 

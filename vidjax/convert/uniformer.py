@@ -1,3 +1,84 @@
-"""UniFormer: published weights."""
+"""UniFormer's published weights (Sense-X/UniFormer): of clips, and of images to start from."""
 
-LAYOUTS = {}
+from vidjax.convert.files import Weights
+from vidjax.convert.fits import inflate
+from vidjax.convert.rules import Layout, Rule, batch_norm, dense, fused_attention, kernel, norm, strip
+from vidjax.convert.videomae import fold_layer_scale
+from vidjax.models.uniformer import UniFormer
+
+SIGN = "patch_embed1.proj.weight"
+
+
+def pointwise(source: str, target: str) -> tuple[Rule, ...]:
+    """The two rules of a convolution over single cells, which is a linear map here."""
+    weight = Rule(f"{source}.weight", f"{target}/kernel", lambda value: kernel(value.reshape(value.shape[:2])))
+    return weight, Rule(f"{source}.bias", f"{target}/bias")
+
+
+def local_blocks(source: str, target: str) -> tuple[Rule, ...]:
+    """Blocks of the first two stages."""
+    return (
+        *dense(f"{source}.pos_embed", f"{target}/position", inflate),
+        *batch_norm(f"{source}.norm1", f"{target}/norm1"),
+        *pointwise(f"{source}.conv1", f"{target}/value"),
+        *dense(f"{source}.attn", f"{target}/affinity", inflate),
+        *pointwise(f"{source}.conv2", f"{target}/out"),
+        *batch_norm(f"{source}.norm2", f"{target}/norm2"),
+        *pointwise(f"{source}.mlp.fc1", f"{target}/fc1"),
+        *pointwise(f"{source}.mlp.fc2", f"{target}/fc2"),
+    )
+
+
+def global_blocks(source: str, target: str) -> tuple[Rule, ...]:
+    """Blocks of the last two stages, of which a model has either the joint or the split ones."""
+    both = (
+        rule
+        for block in (f"{target}/joint", target)
+        for rule in (
+            *norm(f"{source}.norm1", f"{block}/norm1"),
+            *fused_attention(f"{source}.attn", f"{block}/attention"),
+            *norm(f"{source}.norm2", f"{block}/norm2"),
+            *dense(f"{source}.mlp.fc1", f"{block}/mlp/fc1"),
+            *dense(f"{source}.mlp.fc2", f"{block}/mlp/fc2"),
+        )
+    )
+    return (
+        *dense(f"{source}.pos_embed", f"{target}/position", inflate),
+        *norm(f"{source}.t_norm", f"{target}/temporal_norm"),
+        *fused_attention(f"{source}.t_attn", f"{target}/temporal_attention"),
+        *both,
+    )
+
+
+RULES = (
+    *(
+        rule
+        for i, blocks in enumerate((local_blocks, local_blocks, global_blocks, global_blocks))
+        for rule in (
+            *dense(f"patch_embed{i + 1}.proj", f"patch_embedding_{i}", inflate),
+            *norm(f"patch_embed{i + 1}.norm", f"patch_norm_{i}"),
+            *blocks(f"blocks{i + 1}.{{i}}", f"stage_{i}/block_{{i}}"),
+        )
+    ),
+    *batch_norm("norm", "norm"),
+)
+HEAD = (*dense("head", "head"), *dense("cls_head.fc_cls", "head"))  # the original's, mmaction2's
+
+# Split models start from joint or image weights; their attention over time is then new, and starts as zero.
+OPTIONAL = ("head/", *(f"stage_{stage}/block_{i}/temporal_" for stage in (2, 3) for i in range(64)))
+
+
+def of_image(weights: Weights) -> Weights:
+    """The entries where they are an image model's, which its kernels tell; none where they are not."""
+    weights = fold_layer_scale(weights)
+    return weights if SIGN in weights and weights[SIGN].ndim == 4 else {}
+
+
+LAYOUTS = {
+    UniFormer: (
+        Layout("Sense-X/UniFormer of images", SIGN, RULES, of_image, OPTIONAL),
+        Layout(
+            "Sense-X/UniFormer", SIGN, (*RULES, *HEAD), lambda weights: strip(weights, "module.", "backbone."), OPTIONAL
+        ),
+    )
+}

@@ -1,5 +1,290 @@
-"""I3D and S3D."""
+"""Inception-v1 over space and time: I3D, S3D and S3D-G.
 
+I3D (Carreira and Zisserman 2017, arXiv:1705.07750; google-deepmind/kinetics-i3d) inflates every kernel of Inception-v1.
+S3D (Xie et al. 2018, arXiv:1712.04851; torchvision's `s3d`) cuts each of them into a spatial and a temporal one, each
+with its own batch norm and ReLU. S3D-G gates channels by their mean over the clip: y = x * sigmoid(W mean(x) + b).
+
+Traps: I3D pads as TensorFlow's SAME does, more at the end where the stride makes it uneven; torchvision's S3D pads both
+sides alike, and its last pool not at all. Parameters are the same either way, activations are not, and S3D checkpoints
+of both kinds exist: `padding`. I3D's released batch norms have no scale; with it (`norm_scale`) there are 12,697,264
+parameters. Before the classifier stands an average over windows of 2x7x7 with stride 1, then dropout, then the mean
+over the windows: of more than two frames left the first and the last count half. Where less than a window is left, it
+is what is left; the originals refuse such clips (I3D takes 224 pixels alone).
+
+S3D-G's gates stand behind every branch ("branch"), as in its authors' TensorFlow code (tensorflow/models, slim's s3dg)
+and in CoCLR (TengdaHan/CoCLR), whose weights `s3dg` takes: give it `epsilon=1e-5`, `norm_momentum=0.9` then. "concat"
+is the other reading of the paper, one gate behind a whole module. The paper's 11.56 M parameters are those of neither:
+9,508,000 and 12,119,712. The authors' code differs in more: a dense 3x7x7 stem, a gate behind `conv_2c` as well, no
+batch norm behind temporal convolutions and no bias in gates.
+"""
+
+from collections.abc import Callable
+from functools import partial
 from types import MappingProxyType
+from typing import Literal
 
-VARIANTS = MappingProxyType({})
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from vidjax.layers.card import Card
+from vidjax.layers.convolution import BatchNorm, Conv3D, pytorch_bias, pytorch_kernel
+from vidjax.layers.patches import check_video
+
+Padding = Literal["tensorflow", "symmetric"]
+Gating = Literal["concat", "branch"]
+Initialization = Literal["sonnet", "pytorch", "normal"]
+
+INITIALIZERS = MappingProxyType(
+    {
+        # Sonnet 1: N(0, 1 / fan_in) cut at two deviations, and not scaled up again for what is cut off
+        "sonnet": nn.initializers.variance_scaling(0.87962566**2, "fan_in", "truncated_normal"),
+        "pytorch": pytorch_kernel,
+        "normal": nn.initializers.normal(0.01),
+    }
+)
+
+# Branch 0; reduction and 3x3x3 of branch 1; the same of branch 2; branch 3.
+Widths = tuple[int, int, int, int, int, int]
+INCEPTION_V1 = MappingProxyType(
+    {
+        "3b": (64, 96, 128, 16, 32, 32),
+        "3c": (128, 128, 192, 32, 96, 64),
+        "4b": (192, 96, 208, 16, 48, 64),
+        "4c": (160, 112, 224, 24, 64, 64),
+        "4d": (128, 128, 256, 24, 64, 64),
+        "4e": (112, 144, 288, 32, 64, 64),
+        "4f": (256, 160, 320, 32, 128, 128),
+        "5b": (256, 160, 320, 32, 128, 128),
+        "5c": (384, 192, 384, 48, 128, 128),
+    }
+)
+
+POOLS = MappingProxyType({"4b": (3, 3, 3), "5b": (2, 2, 2)})  # max pools of stride 2 before these modules
+LEAST_VIDEO = MappingProxyType({"tensorflow": (1, 1, 1), "symmetric": (5, 17, 17)})
+
+
+def max_pool(
+    x: Float[Array, "b t h w c"], window: tuple, strides: tuple, padding: Padding
+) -> Float[Array, "b _ _ _ c"]:
+    """Largest of each window; what is padded is never it. A window of 2 is not padded by `symmetric`."""
+    sides = "SAME" if padding == "tensorflow" else [((size - 1) // 2,) * 2 for size in window]
+    return nn.max_pool(x, window, strides, sides)
+
+
+class Unit(nn.Module):
+    """A convolution, its batch norm and ReLU.
+
+    Attributes:
+      norm: makes the batch norm: `norm(use_running_average=..., name=...)`.
+    """
+
+    features: int
+    kernel_size: tuple[int, int, int] = (1, 1, 1)
+    strides: tuple[int, int, int] = (1, 1, 1)
+    padding: Padding = "tensorflow"
+    kernel_init: nn.initializers.Initializer = pytorch_kernel
+    norm: Callable[..., nn.Module] = BatchNorm
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b _ _ _ d"]:
+        """Feature map of `features` channels."""
+        sides = "SAME" if self.padding == "tensorflow" else None
+        x = Conv3D(
+            self.features, self.kernel_size, self.strides, sides,
+            kernel_init=self.kernel_init, dtype=self.dtype, name="conv",
+        )(x)  # fmt: skip
+        return nn.relu(self.norm(use_running_average=not train, name="norm")(x))
+
+
+class Separable(nn.Module):
+    """What `Unit` does, over space and then over time.
+
+    Attributes:
+      unit: makes a `Unit`, given all but the settings of the whole network.
+    """
+
+    features: int
+    kernel_size: tuple[int, int, int]
+    strides: tuple[int, int, int] = (1, 1, 1)
+    unit: Callable[..., nn.Module] = Unit
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b _ _ _ d"]:
+        """Feature map of `features` channels."""
+        (kt, kh, kw), (st, sh, sw) = self.kernel_size, self.strides
+        x = self.unit(self.features, (1, kh, kw), (1, sh, sw), name="spatial")(x, train)
+        return self.unit(self.features, (kt, 1, 1), (st, 1, 1), name="temporal")(x, train)
+
+
+class Gate(nn.Module):
+    """Each channel times a weight in (0, 1) that all channels' means over the clip decide."""
+
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
+        """Same shape as `x`."""
+        width = x.shape[-1]
+        linear = nn.Dense(
+            width, kernel_init=pytorch_kernel, bias_init=pytorch_bias(width), dtype=self.dtype, name="linear"
+        )
+        return x * nn.sigmoid(linear(x.mean(axis=(1, 2, 3), keepdims=True)))
+
+
+class Inception(nn.Module):
+    """Four branches side by side: pointwise; two kernels of 3x3x3 behind a reduction; pointwise behind a max pool.
+
+    Attributes:
+      widths: see `Widths`.
+      unit: makes a pointwise convolution.
+      convolution: makes one of 3x3x3: `Unit` in I3D, `Separable` in S3D.
+      gate: makes a gate, for `gating`.
+    """
+
+    widths: Widths
+    unit: Callable[..., nn.Module]
+    convolution: Callable[..., nn.Module]
+    gate: Callable[..., nn.Module]
+    gating: Gating | None = None
+    padding: Padding = "tensorflow"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b t h w d"]:
+        """Feature map of the branches' channels, one after the other."""
+        width0, reduce1, width1, reduce2, width2, width3 = self.widths
+        cube = (3, 3, 3)
+        reduced1 = self.unit(reduce1, name="branch1_reduce")(x, train)
+        reduced2 = self.unit(reduce2, name="branch2_reduce")(x, train)
+        pooled = max_pool(x, cube, (1, 1, 1), self.padding)
+        branches = [
+            self.unit(width0, name="branch0")(x, train),
+            self.convolution(width1, cube, name="branch1")(reduced1, train),
+            self.convolution(width2, cube, name="branch2")(reduced2, train),
+            self.unit(width3, name="branch3")(pooled, train),
+        ]
+        if self.gating == "branch":
+            branches = [self.gate(name=f"gate{i}")(branch) for i, branch in enumerate(branches)]
+        x = jnp.concatenate(branches, axis=-1)
+        return self.gate(name="gate")(x) if self.gating == "concat" else x
+
+
+class Inception3D(nn.Module):
+    """I3D, S3D (`separable`) or S3D-G (`separable` and `gating`).
+
+    Attributes:
+      separable: a spatial and a temporal convolution for each of three dimensions.
+      gating: where S3D-G's gates stand, None for none.
+      padding: of convolutions and max pools: TensorFlow's SAME, or both sides alike.
+      norm_scale: batch norms have a scale; otherwise an offset alone.
+      epsilon, norm_momentum: of the batch norms; momentum as Flax counts it, the part that stays.
+      initialization: of kernels: Sonnet's default, PyTorch's, or N(0, 0.01).
+      width_multiplier: of all channels.
+      dropout: of the windows' means before the head.
+      num_frames, image_size: of the clips that the variant is meant for; any that leaves a pixel goes as well.
+    """
+
+    separable: bool = False
+    gating: Gating | None = None
+    padding: Padding = "tensorflow"
+    norm_scale: bool = False
+    epsilon: float = 1e-3
+    norm_momentum: float = 0.999
+    initialization: Initialization = "sonnet"
+    width_multiplier: float = 1.0
+    num_classes: int | None = None
+    dropout: float = 0.5
+    channels: int = 3
+    num_frames: int = 64
+    image_size: int = 224
+    card: Card = Card()
+    dtype: DTypeLike | None = None
+
+    def setup(self) -> None:
+        """Attributes here name the parameters; `mixed` makes `mixed_3b` to `mixed_5c`."""
+        kernel_init = INITIALIZERS[self.initialization]
+        norm = partial(
+            BatchNorm, momentum=self.norm_momentum, epsilon=self.epsilon, use_scale=self.norm_scale, dtype=self.dtype
+        )
+        unit = partial(Unit, padding=self.padding, kernel_init=kernel_init, norm=norm, dtype=self.dtype)
+        convolution = partial(Separable, unit=unit) if self.separable else unit
+        gate = partial(Gate, self.dtype)
+        self.conv_1a = convolution(self._channels(64), (7, 7, 7), (2, 2, 2))
+        self.conv_2b = unit(self._channels(64))
+        self.conv_2c = convolution(self._channels(192), (3, 3, 3))
+        self.mixed = {
+            name: Inception(tuple(map(self._channels, widths)), unit, convolution, gate, self.gating, self.padding)
+            for name, widths in INCEPTION_V1.items()
+        }
+        if self.num_classes is not None:
+            width0, _, width1, _, width2, width3 = map(self._channels, INCEPTION_V1["5c"])
+            pytorch = self.initialization == "pytorch"
+            bias_init = pytorch_bias(width0 + width1 + width2 + width3) if pytorch else nn.initializers.zeros_init()
+            self.head_dropout = nn.Dropout(self.dropout)
+            self.head = nn.Dense(self.num_classes, kernel_init=kernel_init, bias_init=bias_init, dtype=self.dtype)
+
+    def _channels(self, published: int) -> int:
+        return max(1, round(published * self.width_multiplier))
+
+    def encode(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b _ _ _ d"]:
+        """Feature map, an eighth of the frames and a 32nd of the height and width."""
+        check_video(video, self.channels, least=LEAST_VIDEO[self.padding])
+        x = self.conv_1a(video, train)
+        x = max_pool(x, (1, 3, 3), (1, 2, 2), self.padding)
+        x = self.conv_2c(self.conv_2b(x, train), train)
+        x = max_pool(x, (1, 3, 3), (1, 2, 2), self.padding)
+        for name, module in self.mixed.items():
+            if name in POOLS:
+                x = max_pool(x, POOLS[name], (2, 2, 2), self.padding)
+            x = module(x, train)
+        return x
+
+    def __call__(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b classes"]:
+        """Logits, or pooled features `b d` when there are no classes."""
+        x = self.encode(video, train)
+        window = tuple(min(most, side) for most, side in zip((2, 7, 7), x.shape[1:4], strict=True))
+        windows = nn.avg_pool(x.astype(jnp.float32), window, (1, 1, 1), "VALID").astype(x.dtype)
+        if self.num_classes is None:
+            return windows.mean(axis=(1, 2, 3))
+        # The original's 1x1x1 convolution of every window, then their mean: the same, as it is linear.
+        return self.head(self.head_dropout(windows, deterministic=not train).mean(axis=(1, 2, 3)))
+
+
+def two_stream(rgb: Float[Array, "b classes"], flow: Float[Array, "b classes"]) -> Float[Array, "b classes"]:
+    """Logits of the pair of models that I3D is published as: those of RGB and of flow, trained apart, added."""
+    return rgb + flow
+
+
+I3D_SOURCE = "google-deepmind/kinetics-i3d, ImageNet and Kinetics-400"
+I3D_TEST = "Kinetics-400 test, all frames at 25 fps, one centre crop; with the other stream (`two_stream`) 74.2"
+I3D_RGB_CARD = Card((0.5,) * 3, (0.5,) * 3, source=I3D_SOURCE, accuracy=f"71.1 {I3D_TEST}")
+# TV-L1 flow in pixels, clipped to +-20 and divided by 20, is the model's input as it is: horizontal, then vertical.
+I3D_FLOW_CARD = Card((0.0,) * 2, (1.0,) * 2, source=I3D_SOURCE, accuracy=f"63.4 {I3D_TEST}")
+S3D_CARD = Card(
+    (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989), stride=2,
+    source="torchvision s3d, KINETICS400_V1", accuracy="68.368 Kinetics-400 val, 1 clip of 128 frames at 15 fps",
+)  # fmt: skip
+S3DG_CARD = Card(source="TengdaHan/CoCLR backbone/s3dg.py")
+
+S3D = {
+    "separable": True, "padding": "symmetric", "norm_scale": True, "initialization": "pytorch", "dropout": 0.2,
+    "num_frames": 128, "card": S3D_CARD,
+}  # fmt: skip
+TINY = {"width_multiplier": 0.125, "num_frames": 16, "image_size": 32}
+
+VARIANTS = MappingProxyType(
+    {
+        "i3d_tiny": partial(Inception3D, **TINY, norm_momentum=0.9, card=I3D_RGB_CARD),
+        "i3d_rgb": partial(Inception3D, num_classes=400, card=I3D_RGB_CARD),
+        "i3d_flow": partial(Inception3D, num_classes=400, channels=2, card=I3D_FLOW_CARD),
+        "s3d_tiny": partial(Inception3D, **S3D | TINY, norm_momentum=0.9),
+        "s3d": partial(Inception3D, **S3D, num_classes=400),
+        "s3dg": partial(
+            Inception3D,
+            **S3D | {"gating": "branch", "initialization": "normal", "num_frames": 64, "card": S3DG_CARD},
+            num_classes=400,
+        ),
+    }
+)

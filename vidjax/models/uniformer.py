@@ -1,5 +1,220 @@
-"""UniFormer."""
+"""UniFormer (Li et al. 2022, arXiv:2201.04676; Sense-X/UniFormer, video_classification).
 
+Four stages. The first two are convolutional (local relation aggregators: a learned 5x5x5 depthwise affinity), the last
+two attend over all tokens of the clip at once, or in the split variants over time and then over space. Every block
+starts with a depthwise convolution that encodes position, so there is no position table, and any number of frames and
+any size fit the same parameters. Features are maps `b t h w c` throughout; attention flattens them to `(t h w)`.
+
+Traps, all as in the original: layer norms have epsilon 1e-5 after patch embeddings and 1e-6 in blocks; nothing
+non-linear stands between the three convolutions of a local aggregator; the features end in a batch norm. In a split
+block, attention over space reads what attention over time has added, but is added to what came before it: attention
+over time reaches the output through queries, keys and values only. Drop path there drops attention over time for each
+place and over space for each frame apart. The original's `STD` embeddings (`temporal_overlap`) do not stride in time,
+whatever their name says; no published configuration sets them, those of Something-Something neither.
+"""
+
+from functools import partial
 from types import MappingProxyType
 
-VARIANTS = MappingProxyType({})
+import einops
+import flax.linen as nn
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from vidjax.layers.attention import Attention, attend
+from vidjax.layers.card import Card
+from vidjax.layers.convolution import BatchNorm, Conv3D, DepthwiseConv3D, pytorch_bias, pytorch_kernel
+from vidjax.layers.patches import check_video
+from vidjax.layers.transformer import Block, DropPath, Encoder, Mlp, Remat, exact_gelu
+
+NORMAL = nn.initializers.normal(0.02)
+
+
+class LocalBlock(nn.Module):
+    """Position encoding, local aggregation and MLP, all by convolutions, of which the pointwise ones are linear maps."""
+
+    mlp_ratio: float = 4.0
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b t h w c"], drop_path: float | Array = 0.0, train: bool = False
+    ) -> Float[Array, "b t h w c"]:
+        """Same shape as `x`."""
+
+        def pointwise(x: Array, features: int, name: str) -> Array:  # initialised as PyTorch does a convolution
+            bias_init = pytorch_bias(x.shape[-1])
+            dense = nn.Dense(features, kernel_init=pytorch_kernel, bias_init=bias_init, dtype=self.dtype, name=name)
+            return dense(x)
+
+        width = x.shape[-1]
+        branch = DropPath(name="drop_path")
+        norm = partial(BatchNorm, use_running_average=not train, dtype=self.dtype)
+        x = x + DepthwiseConv3D((3, 3, 3), dtype=self.dtype, name="position")(x)
+        local = pointwise(norm(name="norm1")(x), width, "value")
+        local = DepthwiseConv3D((5, 5, 5), dtype=self.dtype, name="affinity")(local)
+        x = x + branch(pointwise(local, width, "out"), drop_path, train)
+        hidden = exact_gelu(pointwise(norm(name="norm2")(x), int(width * self.mlp_ratio), "fc1"))
+        return x + branch(pointwise(hidden, width, "fc2"), drop_path, train)
+
+
+class GlobalBlock(nn.Module):
+    """Position encoding, then a transformer's block over all tokens of the clip."""
+
+    head_width: int
+    mlp_ratio: float = 4.0
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b t h w c"], drop_path: float | Array = 0.0, train: bool = False
+    ) -> Float[Array, "b t h w c"]:
+        """Same shape as `x`."""
+        x = x + DepthwiseConv3D((3, 3, 3), dtype=self.dtype, name="position")(x)
+        heads = x.shape[-1] // self.head_width
+        block = Block(heads, self.mlp_ratio, kernel_init=NORMAL, dtype=self.dtype, name="joint")
+        return block(x.reshape(x.shape[0], -1, x.shape[-1]), drop_path, train).reshape(x.shape)
+
+
+class TemporalAttention(nn.Module):
+    """Attention that starts as zero: the input projections are zero, the output's are one so that gradients flow."""
+
+    heads: int
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t c"]) -> Float[Array, "b t c"]:
+        """Same shape as `x`."""
+
+        def project(x: Array, kernel_init: nn.initializers.Initializer, name: str) -> Array:
+            return nn.Dense(x.shape[-1], kernel_init=kernel_init, dtype=self.dtype, name=name)(x)
+
+        parts = [project(x, nn.initializers.zeros_init(), name) for name in ("query", "key", "value")]
+        x = attend(*(einops.rearrange(part, "b t (k d) -> b t k d", k=self.heads) for part in parts))
+        return project(einops.rearrange(x, "b t k d -> b t (k d)"), nn.initializers.ones_init(), "out")
+
+
+class SplitBlock(nn.Module):
+    """Position encoding, attention over time in each place, attention over space in each frame, MLP."""
+
+    head_width: int
+    mlp_ratio: float = 4.0
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b t h w c"], drop_path: float | Array = 0.0, train: bool = False
+    ) -> Float[Array, "b t h w c"]:
+        """Same shape as `x`."""
+        (b, t, h, w, width), heads = x.shape, x.shape[-1] // self.head_width
+        branch = DropPath(name="drop_path")
+        norm = partial(nn.LayerNorm, epsilon=1e-6, dtype=self.dtype)
+        x = x + DepthwiseConv3D((3, 3, 3), dtype=self.dtype, name="position")(x)
+        places = einops.rearrange(x, "b t h w c -> (b h w) t c")
+        in_time = TemporalAttention(heads, dtype=self.dtype, name="temporal_attention")
+        places = places + branch(in_time(norm(name="temporal_norm")(places)), drop_path, train)
+        frames = einops.rearrange(places, "(b h w) t c -> (b t) (h w) c", b=b, h=h, w=w)
+        in_space = Attention(heads, kernel_init=NORMAL, dtype=self.dtype, name="attention")
+        frames = branch(in_space(norm(name="norm1")(frames)), drop_path, train)
+        x = x + frames.reshape(x.shape)  # to `x`, not to what attention over time has made of it
+        mlp = Mlp(int(width * self.mlp_ratio), kernel_init=NORMAL, dtype=self.dtype, name="mlp")
+        tokens = norm(name="norm2")(x).reshape(b, t * h * w, width)
+        return x + branch(mlp(tokens), drop_path, train).reshape(x.shape)
+
+
+class UniFormer(nn.Module):
+    """Patch embeddings with a norm, each before its stage of blocks; the mean of the last map is classified.
+
+    Attributes:
+      widths, depths: of the four stages.
+      head_width: of one head of attention.
+      split: attention over time, then over space, instead of over all tokens.
+      temporal_overlap: the embeddings after the first see three frames (without striding in time) instead of one.
+      num_classes: None gives the mean of the last feature map.
+      dropout: of that mean before the head.
+      drop_path: rate of the last block, to which the rates rise linearly over the blocks of all stages.
+      num_frames, image_size: of the clips that the variant is meant for; any other goes as well.
+    """
+
+    widths: tuple[int, int, int, int] = (64, 128, 320, 512)
+    depths: tuple[int, int, int, int] = (3, 4, 8, 3)
+    head_width: int = 64
+    mlp_ratio: float = 4.0
+    split: bool = False
+    temporal_overlap: bool = False
+    num_classes: int | None = None
+    dropout: float = 0.0
+    drop_path: float = 0.0
+    channels: int = 3
+    num_frames: int = 16
+    image_size: int = 224
+    card: Card = Card()
+    remat: Remat = "none"
+    dtype: DTypeLike | None = None
+
+    def setup(self) -> None:
+        """Attributes here name the parameters."""
+        kernel_size, padding = ((3, 2, 2), (1, 0, 0)) if self.temporal_overlap else ((1, 2, 2), (0, 0, 0))
+        first = {"kernel_size": (3, 4, 4), "strides": (2, 4, 4), "padding": (1, 0, 0)}
+        later = {"kernel_size": kernel_size, "strides": (1, 2, 2), "padding": padding}
+        self.patch_embedding = [
+            Conv3D(width, use_bias=True, dtype=self.dtype, **(later if i else first))
+            for i, width in enumerate(self.widths)
+        ]
+        self.patch_norm = [nn.LayerNorm(epsilon=1e-5, dtype=self.dtype) for _ in self.widths]
+        local_block = partial(LocalBlock, self.mlp_ratio, self.dtype)
+        global_block = partial(SplitBlock if self.split else GlobalBlock, self.head_width, self.mlp_ratio, self.dtype)
+        rates = np.split(np.linspace(0.0, self.drop_path, sum(self.depths)), np.cumsum(self.depths)[:-1])
+        self.stage = [
+            Encoder(local_block if i < 2 else global_block, depth, tuple(rates[i].tolist()), self.remat)
+            for i, depth in enumerate(self.depths)
+        ]
+        self.norm = BatchNorm(dtype=self.dtype)
+        if self.num_classes is not None:
+            self.head_dropout = nn.Dropout(self.dropout)
+            self.head = nn.Dense(self.num_classes, kernel_init=NORMAL, dtype=self.dtype)
+
+    def encode(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b _ _ _ d"]:
+        """The last feature map, normed: half the frames, a thirty-second of the height and width."""
+        check_video(video, self.channels, least=(1, 32, 32))
+        x = video
+        for embedding, norm, stage in zip(self.patch_embedding, self.patch_norm, self.stage, strict=True):
+            x = stage(norm(embedding(x)), train)
+        return self.norm(x, use_running_average=not train)
+
+    def __call__(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b classes"]:
+        """Logits, or the mean of the last feature map, `b d`, when there are no classes."""
+        features = self.encode(video, train).mean(axis=(1, 2, 3))
+        if self.num_classes is None:
+            return features
+        return self.head(self.head_dropout(features, deterministic=not train))
+
+
+def kinetics(stride: int, accuracy: float | None = None) -> Card:
+    """Card of a model of Kinetics-400."""
+    reached = f"Kinetics-400 top-1 {accuracy}, 4 clips x 1 crop of 224" if accuracy else ""
+    return Card((0.45,) * 3, (0.225,) * 3, stride, source="Sense-X/UniFormer", accuracy=reached)
+
+
+TINY = {
+    "widths": (16, 32, 48, 64), "depths": (1, 1, 2, 1), "head_width": 16,
+    "num_frames": 8, "image_size": 64, "card": kinetics(4),
+}  # fmt: skip
+SMALL = {"depths": (3, 4, 8, 3), "drop_path": 0.1, "num_classes": 400}
+BASE = {"depths": (5, 8, 20, 7), "drop_path": 0.3, "num_classes": 400}
+
+VARIANTS = MappingProxyType(
+    {
+        "uniformer_tiny": partial(UniFormer, **TINY),
+        "uniformer_tiny_split": partial(UniFormer, **TINY, split=True),
+        "uniformer_small": partial(UniFormer, **SMALL, card=kinetics(4, 80.8)),
+        "uniformer_small_8": partial(UniFormer, **SMALL, num_frames=8, card=kinetics(8, 78.4)),
+        "uniformer_small_32": partial(UniFormer, **SMALL, num_frames=32, card=kinetics(4, 82.0)),
+        "uniformer_small_split": partial(UniFormer, **SMALL, split=True, card=kinetics(4)),
+        "uniformer_base": partial(UniFormer, **BASE, card=kinetics(4, 82.0)),
+        "uniformer_base_8": partial(UniFormer, **BASE, num_frames=8, card=kinetics(8, 79.8)),
+        "uniformer_base_32": partial(UniFormer, **BASE, num_frames=32, card=kinetics(4, 82.9)),
+        "uniformer_base_split": partial(UniFormer, **BASE, split=True, card=kinetics(4)),
+    }
+)

@@ -53,10 +53,18 @@ def _count(jaxpr: jax.extend.core.Jaxpr) -> int:
             kernel = equation.invars[1].aval.shape
             spec = equation.params["dimension_numbers"].rhs_spec  # (out, in, space...)
             total += prod(equation.outvars[0].aval.shape) * prod(kernel[axis] for axis in spec[1:])
+        elif _is_depthwise(equation):
+            total += prod(equation.outvars[0].aval.shape) * prod(equation.invars[1].aval.shape[:3])
         else:
             times = equation.params["length"] if equation.primitive.name == "scan" else 1
             total += times * sum(_count(inner) for inner in _inner(equation.params))
     return total
+
+
+def _is_depthwise(equation: jax.extend.core.JaxprEqn) -> bool:
+    """Whether this is `layers.convolution.depthwise_conv3d`: traced as shifted products, it is known by its name."""
+    inner = equation.params.get("call_jaxpr")
+    return inner is not None and inner.jaxpr.debug_info.func_src_info.startswith("depthwise_conv3d ")
 
 
 def _inner(params: dict) -> list[jax.extend.core.Jaxpr]:

@@ -1,0 +1,67 @@
+"""Turns published weights, or a run of ours, into a vidjax checkpoint: `model.safetensors` and `vidjax.json`.
+
+    python experiments/convert_weights.py MCG-NJU/videomae-base-finetuned-kinetics weights/videomae_base
+    python experiments/convert_weights.py uniformer_base_k400_16x4.pth weights/uniformer --name uniformer_base
+    python experiments/convert_weights.py runs/b weights/mine --name videomae_tiny_pretrain
+
+The result loads in one line, without PyTorch and without saying again what it is:
+`model, variables = vidjax.load_pretrained("weights/videomae_base")`.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+from tyro.conf import Positional
+
+import vidjax
+from vidjax import cli
+from vidjax.convert import save_pretrained
+from vidjax.convert.rules import Inflation
+from vidjax.models import example_inputs
+from vidjax.training.checkpoint import load_params
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to convert, and to where."""
+
+    source: Positional[str]
+    """A Hugging Face id or directory, a file of published weights, or the work directory of a run."""
+    out: Positional[str]
+    """A new directory."""
+    name: str | None = None
+    """The model, one of vidjax.list_models(); needed where the source does not say it."""
+    num_classes: int | None = None
+    """Classes of the head; those of the weights when not given."""
+    strict: bool = False
+    """Refuse weights that leave anything newly initialised or unused."""
+    inflation: Inflation = "average"
+    """How kernels of images become kernels of clips."""
+
+
+def main(config: Config) -> None:
+    """Converts and writes."""
+    out = Path(config.out)
+    if out.exists():
+        raise FileExistsError(f"{out} is there already: give another directory, nothing is overwritten")
+    fields = {} if config.num_classes is None else {"num_classes": config.num_classes}
+    source = Path(config.source)
+    if (source / "checkpoints").is_dir():
+        if config.name is None:
+            raise ValueError(f"{source} is a run: say with --name what model it trained, one of vidjax.list_models()")
+        model = vidjax.create_model(config.name, **fields)
+        shapes = jax.eval_shape(model.init, jax.random.key(0), *example_inputs(model))
+        params, step = load_params(source, shapes["params"])
+        variables = {"params": params}
+        print(f"{source}: all parameters of step {step}")
+    else:
+        model, variables = vidjax.load_pretrained(
+            config.source, config.name, strict=config.strict, inflation=config.inflation, **fields
+        )
+    save_pretrained(out, model, variables)
+    print(f'wrote {out}: vidjax.load_pretrained("{out}") reads it')
+
+
+if __name__ == "__main__":
+    cli.run(main, Config)

@@ -1,0 +1,67 @@
+"""Lists the models of vidjax: input, parameters, cost, source, published accuracy and the weights that load.
+
+    python experiments/list_models.py
+    python experiments/list_models.py uniformer
+    python experiments/list_models.py --markdown
+
+Parameters are counted from the shapes of an initialisation, GMACs (multiply-accumulates of convolutions and matrix
+products) from the traced program of one clip of the input given. Nothing is computed or downloaded.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from math import prod
+
+import jax
+from tyro.conf import Positional
+
+import vidjax
+from vidjax import cli
+from vidjax.convert import LAYOUTS
+from vidjax.models import example_inputs
+from vidjax.training.cost import count_macs
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Which models, and how."""
+
+    contains: Positional[str] = ""
+    """Only models whose name contains this."""
+    markdown: bool = False
+    """A table in Markdown, as in the README."""
+
+
+COLUMNS = ("model", "input", "parameters", "GMACs", "published accuracy", "source", "weights that load")
+
+
+def rows(contains: str) -> Iterator[tuple[str, ...]]:
+    """A row of text a model."""
+    for name in vidjax.list_models(contains):
+        model = vidjax.create_model(name)
+        shapes = jax.eval_shape(model.init, jax.random.key(0), *example_inputs(model))
+        parameters = sum(prod(leaf.shape) for leaf in jax.tree.leaves(shapes["params"]))
+        macs = count_macs(model.apply, shapes, *example_inputs(model))
+        size = f"{model.num_frames} x {model.image_size} x {model.image_size}"
+        formats = ", ".join(layout.name for layout in LAYOUTS.get(type(model), ()))
+        yield name, size, f"{parameters:,}", f"{macs / 1e9:,.2f}", model.card.accuracy, model.card.source, formats
+
+
+def main(config: Config) -> None:
+    """Prints a line a model, as soon as it is counted."""
+    if not vidjax.list_models(config.contains):
+        raise ValueError(f"no model's name contains '{config.contains}': without it, all are listed")
+    widths = (44, 16, 13, 10, 44, 32, 0)
+    if config.markdown:
+        print("| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS))
+    else:
+        print(" ".join(f"{title:{width}}" for title, width in zip(COLUMNS, widths, strict=True)))
+    for name, *cells in rows(config.contains):
+        if config.markdown:
+            print("| " + " | ".join([f"`{name}`", *cells]) + " |")
+        else:
+            print(" ".join(f"{cell:{width}}" for cell, width in zip((name, *cells), widths, strict=True)), flush=True)
+
+
+if __name__ == "__main__":
+    cli.run(main, Config)

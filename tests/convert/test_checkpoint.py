@@ -1,0 +1,93 @@
+"""vidjax's own checkpoints: a model and its variables, to the last bit; and what damage is told."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+import vidjax
+from vidjax.convert import save_pretrained
+from vidjax.models import example_inputs
+
+SIZES = {"width": 24, "depth": 1, "heads": 3, "num_frames": 4, "image_size": 32}
+
+
+@pytest.fixture(scope="module")
+def model():
+    model = vidjax.create_model("videomae_tiny", **SIZES, num_classes=2, dtype=jnp.bfloat16)
+    return model.clone(card=dataclasses.replace(model.card, class_names=("jump", "wave"), mean=(0.1, 0.2, 0.3)))
+
+
+@pytest.fixture(scope="module")
+def variables(model):
+    return jax.jit(model.init)(jax.random.key(1), jnp.zeros(example_inputs(model)[0].shape))
+
+
+@pytest.fixture
+def saved(model, variables, tmp_path):
+    save_pretrained(tmp_path / "saved", model, variables)
+    return tmp_path / "saved"
+
+
+def test_a_round_trip_loses_nothing(model, variables, saved, tmp_path, capsys):
+    again, loaded = vidjax.load_pretrained(saved, strict=True)
+    assert again == model  # sizes, type, class names, mean
+    ours, theirs = flatten_dict(variables), flatten_dict(loaded)
+    assert ours.keys() == theirs.keys()
+    for path, leaf in ours.items():
+        assert leaf.dtype == theirs[path].dtype
+        np.testing.assert_array_equal(leaf, theirs[path])
+    save_pretrained(tmp_path / "twice", again, loaded)
+    for name in ("model.safetensors", "vidjax.json"):
+        assert (saved / name).read_bytes() == (tmp_path / "twice" / name).read_bytes()
+    assert "(vidjax's own) in VideoMAE: loaded" in capsys.readouterr().out
+
+
+def test_other_classes_get_a_new_head_without_the_old_names(variables, saved):
+    model, loaded = vidjax.load_pretrained(saved, num_classes=7)
+    assert loaded["params"]["head"]["kernel"].shape == (24, 7) and model.card.class_names == ()
+    assert model.card.mean == (0.1, 0.2, 0.3)
+    kernel = ("params", "patch_embedding", "kernel")
+    np.testing.assert_array_equal(flatten_dict(loaded)[kernel], flatten_dict(variables)[kernel])
+
+
+def test_what_is_there_is_never_overwritten(model, variables, saved):
+    with pytest.raises(FileExistsError, match="is not empty: give another directory"):
+        save_pretrained(saved, model, variables)
+
+
+def test_a_truncated_file_is_told(saved):
+    file = saved / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"model\.safetensors is not a readable safetensors file"):
+        vidjax.load_pretrained(saved)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda told: told | {"module": "videomae.Other"}, "videomae.Other"),
+        (lambda told: told | {"fields": told["fields"] | {"colour": 1}}, "colour"),
+        (lambda told: {}, "module"),
+    ],
+)
+def test_a_description_of_something_else_is_told(saved, change, said):
+    file = saved / "vidjax.json"
+    file.write_text(json.dumps(change(json.loads(file.read_text()))))
+    with pytest.raises(ValueError, match=rf"vidjax\.json does not describe a model of this version .*{said}"):
+        vidjax.load_pretrained(saved)
+
+
+def test_a_checkpoint_of_another_family_is_refused(saved):
+    with pytest.raises(ValueError, match=r"weights do not fit|no weights of"):
+        vidjax.load_pretrained(saved, "videomae_tiny_pretrain")
+
+
+def test_a_run_is_no_checkpoint_yet(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"is a run: experiments/convert_weights\.py makes weights of it"):
+        vidjax.load_pretrained(tmp_path, "videomae_tiny")

@@ -1,0 +1,31 @@
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+SPEC = importlib.util.spec_from_file_location(
+    "list_models", Path(__file__).resolve().parents[2] / "experiments" / "list_models.py"
+)
+list_models = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(list_models)
+
+
+def test_a_line_says_what_a_model_costs(capsys):
+    list_models.main(list_models.Config("videomae_small"))
+    header, line, pretraining = capsys.readouterr().out.splitlines()
+    assert header.startswith("model ") and "weights that load" in header
+    assert line.split()[:9] == "videomae_small 16 x 224 x 224 22,033,936 56.88 K400".split()
+    assert "79.0, 5x3 views" in line and "MCG-NJU/VideoMAE, Hugging Face's VideoMAE" in line
+    assert "24,029,376    10.71" in pretraining
+
+
+def test_markdown_is_a_table(capsys):
+    list_models.main(list_models.Config("videomae_small_pretrain", markdown=True))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("| model | input | parameters |") and lines[1] == "|" + "---|" * 7
+    assert lines[2].startswith("| `videomae_small_pretrain` | 16 x 224 x 224 | 24,029,376 | 10.71 |")
+
+
+def test_a_name_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="no model's name contains 'swin'"):
+        list_models.main(list_models.Config("swin"))

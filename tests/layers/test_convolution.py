@@ -1,0 +1,97 @@
+"""Our convolutions are `lax`'s: value, gradients and compile, in float64; and modules start as PyTorch's do."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from vidjax.layers.convolution import Conv3D, DepthwiseConv3D, conv3d, depthwise_conv3d
+
+DIMENSIONS = ("NTHWC", "THWIO", "NTHWC")
+
+
+@pytest.fixture(autouse=True)
+def double():
+    with jax.enable_x64(True):
+        yield
+
+
+def draw(*shape: int) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(sum(shape)).standard_normal(shape))
+
+
+def assert_same_with_gradients(ours, reference, *inputs) -> None:
+    @jax.jit
+    def both(*inputs):
+        (y, pull), (y2, pull2) = jax.vjp(ours, *inputs), jax.vjp(reference, *inputs)
+        dy = jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape)
+        return (y, *pull(dy)), (y2, *pull2(dy))
+
+    for one, other in zip(*both(*inputs), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12 * np.abs(other).max())
+
+
+@pytest.mark.parametrize(
+    ("size", "strides", "padding", "channels", "features"),
+    [
+        ((1, 3, 3), (1, 1, 1), ((0, 0), (1, 1), (1, 1)), 5, 3),
+        ((1, 3, 3), (2, 2, 2), ((0, 0), (0, 1), (1, 1)), 3, 5),
+        ((3, 1, 1), (1, 1, 1), ((1, 1), (0, 0), (0, 0)), 6, 3),
+        ((3, 1, 1), (2, 1, 1), ((1, 1), (0, 0), (0, 0)), 3, 6),
+        ((1, 1, 1), (2, 2, 2), ((0, 0), (0, 0), (0, 0)), 4, 3),
+        ((3, 3, 3), (1, 1, 1), ((1, 1), (1, 1), (1, 1)), 5, 4),
+        ((3, 5, 5), (2, 2, 2), ((1, 1), (2, 2), (1, 2)), 3, 4),
+        ((2, 3, 3), (2, 1, 1), ((0, 1), (1, 1), (1, 1)), 4, 3),
+    ],
+)
+def test_convolution_is_that_of_lax(size, strides, padding, channels, features):
+    reference = partial(lax.conv_general_dilated, window_strides=strides, padding=padding, dimension_numbers=DIMENSIONS)
+    ours = partial(conv3d, strides=strides, padding=padding)
+    assert_same_with_gradients(ours, reference, draw(2, 5, 9, 8, channels), draw(*size, channels, features))
+
+
+@pytest.mark.parametrize("size", [(3, 3, 3), (5, 5, 5), (3, 1, 1), (1, 3, 3)])
+def test_depthwise_convolution_is_that_of_lax(size):
+    padding = [(cells // 2, cells // 2) for cells in size]
+    reference = partial(
+        lax.conv_general_dilated, window_strides=(1, 1, 1), padding=padding, dimension_numbers=DIMENSIONS,
+        feature_group_count=6,
+    )  # fmt: skip
+    assert_same_with_gradients(depthwise_conv3d, reference, draw(2, 5, 7, 6, 6), draw(*size, 1, 6))
+
+
+def test_depthwise_sums_in_float32():
+    x = jnp.full((1, 5, 5, 5, 1), 1.0, jnp.bfloat16)
+    kernel = jnp.full((5, 5, 5, 1, 1), 1.0, jnp.bfloat16).at[2, 2, 2].set(2.0)
+    assert depthwise_conv3d(x, kernel)[0, 2, 2, 2, 0] == 126.0
+    small = kernel.at[0, 0, 0].set(2.0**-9)  # lost beside 1 if the sum itself were bfloat16
+    gradient = jax.grad(lambda kernel: depthwise_conv3d(x, kernel).astype(jnp.float32).sum())(small)
+    assert gradient.dtype == jnp.bfloat16 and gradient[2, 2, 2, 0, 0] == 125.0
+
+
+def test_an_even_depthwise_kernel_is_refused():
+    with pytest.raises(ValueError, match="has no middle: use odd sizes"):
+        depthwise_conv3d(draw(1, 4, 4, 4, 2), draw(2, 3, 3, 1, 2))
+
+
+@pytest.mark.parametrize("padding", ["SAME", "VALID"])
+def test_padding_by_name_is_tensorflows(padding):
+    conv = Conv3D(2, (3, 7, 7), (1, 2, 2), padding=padding)
+    x = draw(1, 4, 12, 12, 3)
+    variables = conv.init(jax.random.key(0), x)
+    expected = lax.conv_general_dilated(
+        x, variables["params"]["kernel"], (1, 2, 2), padding, dimension_numbers=DIMENSIONS
+    )
+    np.testing.assert_allclose(conv.apply(variables, x), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("conv", [Conv3D(64, (3, 3, 3), use_bias=True), DepthwiseConv3D((3, 3, 3))])
+def test_a_convolution_starts_as_pytorchs(conv):
+    params = conv.init(jax.random.key(0), jnp.zeros((1, 1, 1, 1, 96)))["params"]
+    bound = np.prod(params["kernel"].shape[:-1]) ** -0.5
+    for leaf in (params["kernel"], params["bias"]):
+        assert bound > np.abs(leaf).max() > 0.9 * bound
+    assert params["kernel"].std() == pytest.approx(bound / 3**0.5, rel=0.05)

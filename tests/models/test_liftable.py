@@ -1,0 +1,140 @@
+"""Every family goes where a Flax module goes: jit, pmap, vmap, checkpoint, bfloat16, NNX; and refuses what is no clip."""
+
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from flax.traverse_util import flatten_dict
+
+import vidjax
+from vidjax.models import FAMILIES, example_inputs
+
+TINY = {
+    family.__name__.rsplit(".", 1)[-1]: min(name for name in family.VARIANTS if "_tiny" in name) for family in FAMILIES
+}
+
+
+@pytest.fixture(scope="module", params=TINY, ids=TINY.get)
+def family(request):
+    """A tiny model of the family in float32, its variables, a clip for each of two samples, and its logits."""
+    model = vidjax.create_model(TINY[request.param], num_classes=5)
+    shape = (2, *example_inputs(model)[0].shape[1:])
+    video = jnp.asarray(np.random.default_rng(0).standard_normal(shape, np.float32))
+    variables = jax.jit(model.init)(jax.random.key(0), video)
+    # Zero-initialised heads and branches would make everything equal.
+    variables = jax.tree.map(
+        lambda leaf: leaf + 0.02 * jax.random.normal(jax.random.key(leaf.size), leaf.shape), variables
+    )
+    logits = jax.jit(model.apply)(variables, video)
+    return SimpleNamespace(model=model, variables=variables, video=video, logits=logits)
+
+
+def assert_close(found, expected, within: float = 1e-4) -> None:
+    scale = np.abs(np.asarray(expected, np.float32)).max()
+    np.testing.assert_allclose(np.asarray(found, np.float32), expected, atol=within * scale)
+
+
+def test_jit(family):
+    assert family.logits.shape == (2, 5) and jnp.isfinite(family.logits).all()
+    assert not np.allclose(family.logits[0], family.logits[1])  # it looks at its input
+
+
+def test_pmap(family):
+    devices = jax.local_devices()
+    assert len(devices) == 8
+    shards = jnp.stack([family.video[:1], family.video[1:]] * 4)
+    logits = jax.pmap(family.model.apply, in_axes=(None, 0))(family.variables, shards)
+    assert_close(logits[:2, 0], family.logits)
+    assert_close(logits[-1, 0], family.logits[1])
+
+
+def test_vmap_over_an_ensemble(family):
+    ensemble = jax.tree.map(lambda leaf: jnp.stack([leaf, 1.1 * leaf]), family.variables)
+    logits = jax.jit(jax.vmap(family.model.apply, in_axes=(0, None)))(ensemble, family.video)
+    assert_close(logits[0], family.logits)
+    assert not np.allclose(logits[1], family.logits)
+
+
+def test_checkpoint_changes_no_gradient(family):
+    params, rest = family.variables["params"], {k: v for k, v in family.variables.items() if k != "params"}
+
+    def loss(params, video):
+        return (family.model.apply({"params": params, **rest}, video) ** 2).sum()
+
+    @jax.jit
+    def both(params, video):
+        return jax.grad(loss)(params, video), jax.grad(jax.checkpoint(loss))(params, video)
+
+    plain, saving = both(params, family.video)
+    largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(plain))
+    for one, other in zip(jax.tree.leaves(plain), jax.tree.leaves(saving), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4 * largest)
+    assert all(leaf.any() for leaf in jax.tree.leaves(plain))
+
+
+def test_bfloat16_computes_near_with_float32_parameters(family):
+    half = family.model.clone(dtype=jnp.bfloat16)
+    shapes = jax.eval_shape(half.init, jax.random.key(0), family.video)
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {np.dtype("float32")}
+    logits = jax.jit(half.apply)(family.variables, family.video)
+    assert logits.dtype == jnp.bfloat16
+    assert_close(logits, family.logits, within=0.1)
+
+
+def test_nnx(family):
+    module = nnx.bridge.ToNNX(family.model, rngs=nnx.Rngs(0))
+    nnx.bridge.lazy_init(module, family.video)
+    flat = {path: leaf for tree in family.variables.values() for path, leaf in flatten_dict(tree).items()}
+    for path, variable in nnx.to_flat_state(nnx.state(module, (nnx.Param, nnx.BatchStat))):
+        variable.set_value(flat[path])
+    assert_close(nnx.jit(lambda module, video: module(video))(module, family.video), family.logits)
+
+
+def test_names_of_parameters_hold_whatever_the_number_of_classes(family):
+    shapes = jax.eval_shape(family.model.clone(num_classes=None).init, jax.random.key(0), family.video)
+    ours = set(flatten_dict(family.variables["params"], sep="/"))
+    features = set(flatten_dict(shapes["params"], sep="/"))
+    assert features < ours and {"head/kernel", "head/bias"} <= ours - features
+
+
+@pytest.fixture(scope="module")
+def refusals():
+    """What each family says to wrong input, told by a process without the checks of types that our tests turn on."""
+    code = """
+import json, sys, jax, jax.numpy as jnp, vidjax
+from vidjax.models import example_inputs
+said = {}
+for name in json.loads(sys.argv[1]):
+    model = vidjax.create_model(name, num_classes=5)
+    b, t, h, w, c = example_inputs(model)[0].shape
+    said[name] = []
+    for shape in [(t, h, w, c), (b, t, h, w, c + 1), (b, t, h + 1, w + 1, c), (b, t, 1, 1, c), (b, 0, h, w, c)]:
+        try:
+            jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct(shape, jnp.float32))
+            said[name].append(None)
+        except ValueError as error:
+            said[name].append(str(error))
+print(json.dumps(said))
+"""
+    told = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(list(TINY.values()))], capture_output=True, text=True, check=True
+    )
+    return json.loads(told.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("name", TINY.values())
+def test_wrong_input_is_refused_by_one_sentence(name, refusals):
+    rank, channels, indivisible, small, empty = refusals[name]
+    assert "the model takes (batch, frames, height, width, " in rank
+    assert "the model takes (batch, frames, height, width, " in channels
+    for sentence in (rank, channels, small, empty, indivisible or "such as"):
+        assert "\n" not in sentence and len(sentence) < 250
+        assert any(
+            hint in sentence for hint in ("the model takes", "at least", "use a multiple", "such as", "image_size")
+        )
