@@ -117,9 +117,13 @@ def pytorch_peer(name: str, config: Config) -> Any:
     places = Path(__file__).resolve().parents[1] / "tests"
     sys.path[:0] = [str(places), str(places / "goldens")]
     if name.startswith("uniformer"):
-        import torch_uniformer  # our own plain module: the official one is not on any registry
+        import torch_uniformer  # a plain module of our own: the official one is on no registry
 
-        return torch_uniformer.build(name)
+        import vidjax
+
+        ours = vidjax.create_model(name)
+        fields = ("widths", "depths", "head_width", "mlp_ratio", "split", "temporal_overlap", "drop_path")
+        return torch_uniformer.UniFormer(**{field: getattr(ours, field) for field in fields})
     import peers
 
     video = peers.torchvision().models.video

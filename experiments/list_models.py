@@ -17,7 +17,7 @@ from tyro.conf import Positional
 
 import vidjax
 from vidjax import cli
-from vidjax.convert import LAYOUTS
+from vidjax.convert import layouts
 from vidjax.models import example_inputs
 from vidjax.training.cost import count_macs
 
@@ -43,7 +43,7 @@ def rows(contains: str) -> Iterator[tuple[str, ...]]:
         parameters = sum(prod(leaf.shape) for leaf in jax.tree.leaves(shapes["params"]))
         macs = count_macs(model.apply, shapes, *example_inputs(model))
         size = f"{model.num_frames} x {model.image_size} x {model.image_size}"
-        formats = ", ".join(layout.name for layout in LAYOUTS.get(type(model), ()))
+        formats = ", ".join(layout.name for layout in layouts(model))
         yield name, size, f"{parameters:,}", f"{macs / 1e9:,.2f}", model.card.accuracy, model.card.source, formats
 
 

@@ -115,7 +115,7 @@ def load_pretrained(
     if checkpoint.is_one(path):
         described, weights = checkpoint.read(path)
         model = model or described.clone(**overrides)
-        card = {"class_names": described.card.class_names}
+        card = dataclasses.asdict(described.card)
     else:
         weights = files.read(path)
         if config := hub.read_config(path):
@@ -128,9 +128,10 @@ def load_pretrained(
         classes = layout.classes(prepared)
         if "num_classes" not in overrides and classes is not None and hasattr(model, "num_classes"):
             model = model.clone(num_classes=classes)
-        if getattr(model, "num_classes", None) != len(card.get("class_names", ())):
-            card.pop("class_names", None)
-        model = model.clone(card=dataclasses.replace(model.card, **card))
+        card = dataclasses.replace(model.card, **card)
+        if len(card.class_names) != getattr(model, "num_classes", None):
+            card = dataclasses.replace(card, class_names=())  # those of another head
+        model = model.clone(card=card)
         variables, report = _fill(model, layout, prepared, strict, inflation, key)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
@@ -139,13 +140,19 @@ def load_pretrained(
     return model, variables
 
 
+def layouts(model: nn.Module) -> tuple[Layout, ...]:
+    """The layouts that weights of this model are published in, in the order in which they are tried."""
+    known = LAYOUTS.get(type(model), ())
+    return known(model) if callable(known) else known
+
+
 def recognize(model: nn.Module, weights: Weights) -> tuple[Layout, Weights]:
     """The layout that the weights are in, and they as its rules name them.
 
     Raises:
       ValueError: the layout is none that the model's family is published in.
     """
-    known = [*LAYOUTS.get(type(model), ()), checkpoint.layout(weights)]
+    known = [*layouts(model), checkpoint.layout(weights)]
     for layout in known:
         prepared = layout.prepare(weights)
         if layout.sign in prepared:

@@ -59,6 +59,7 @@ def read(path: Path) -> tuple[nn.Module, Weights]:
         module = MODULES[told["module"]]
         fields = {name: _tuples(value) for name, value in told["fields"].items()}
         fields["card"] = Card(**{name: _tuples(value) for name, value in told["fields"]["card"].items()})
+        fields["dtype"] = fields["dtype"] and getattr(jnp, fields["dtype"])
         model = module(**fields)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path / NAME} does not describe a model of this version of vidjax: {error}") from error

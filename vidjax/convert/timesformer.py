@@ -1,3 +1,146 @@
-"""TimeSformer: published weights."""
+"""Weights of TimeSformers: the original's, Hugging Face's, and an image ViT's to start from."""
 
-LAYOUTS = {}
+from collections.abc import Callable
+
+import flax.linen as nn
+
+from vidjax.convert.files import Weights
+from vidjax.convert.fits import inflate, table
+from vidjax.convert.rules import Layout, Rule, dense, fused_attention, norm, strip
+from vidjax.models.timesformer import TimeSformer
+
+ATTENTION = {"divided_space_time": "divided", "joint_space_time": "joint", "space_only": "space"}
+GROUPED_FROM_IMAGE = ("time", "space", "local", "global", "width", "height")
+
+
+def embeddings(token: str, position: str, patch: str) -> tuple[Rule, ...]:
+    """Class token, table of positions and patch embedding."""
+    return (
+        Rule(token, "class_token"),
+        Rule(position, "class_position", lambda value: value[:, :1]),
+        Rule(position, "position/table", lambda value: value[0, 1:], table("nearest")),
+        *dense(patch, "patch_embedding", inflate),
+    )
+
+
+def ends(final_norm: str, head: str | None) -> tuple[Rule, ...]:
+    """The last norm, and the head where it is wanted."""
+    return (*norm(final_norm, "norm"), *(dense(head, "head") if head else ()))
+
+
+def times(source: str) -> Rule:
+    """The table of times."""
+    return Rule(source, "time/table", lambda value: value[0], table("nearest"))
+
+
+def branch(norm_source: str, attention: Callable[[str], tuple[Rule, ...]], target: str) -> tuple[Rule, ...]:
+    """One grouped attention with its norm."""
+    return (*norm(norm_source, f"{target}/norm"), *attention(f"{target}/attention"))
+
+
+def timm_blocks(groups: tuple[str, ...]) -> tuple[Rule, ...]:
+    """Blocks in timm's names, their attention where a standard block has it and in each of these groups."""
+    source, target = "blocks.{i}", "transformer/block_{i}"
+
+    def attention(at: str) -> tuple[Rule, ...]:
+        return fused_attention(f"{source}.attn", at)
+
+    return (
+        *norm(f"{source}.norm1", f"{target}/norm1"),
+        *attention(f"{target}/attention"),
+        *(rule for group in groups for rule in branch(f"{source}.norm1", attention, f"{target}/{group}")),
+        *norm(f"{source}.norm2", f"{target}/norm2"),
+        *dense(f"{source}.mlp.fc1", f"{target}/mlp/fc1"),
+        *dense(f"{source}.mlp.fc2", f"{target}/mlp/fc2"),
+    )
+
+
+def original(sign: str, groups: tuple[str, ...], name: str, head: str | None, optional: tuple[str, ...]) -> Layout:
+    """The original's names, which are timm's with attention over time beside them."""
+    time = "transformer/block_{i}/time"
+    return Layout(
+        name=name,
+        sign=sign,
+        prepare=without_prefix,
+        rules=(
+            *embeddings("cls_token", "pos_embed", "patch_embed.proj"),
+            times("time_embed"),
+            *timm_blocks(groups),
+            *branch("blocks.{i}.temporal_norm1", lambda at: fused_attention("blocks.{i}.temporal_attn", at), time),
+            *dense("blocks.{i}.temporal_fc", f"{time}/projection"),
+            *ends("norm", head),
+        ),
+        optional=optional,
+    )
+
+
+def without_prefix(weights: Weights) -> Weights:
+    """The original's files call everything `model.`; some keep a copy under a doubled name, which nothing reads."""
+    weights = strip(weights, "module.", "model.")
+    return {name: value for name, value in weights.items() if "temporal_temporal" not in name}
+
+
+def hugging_face() -> Layout:
+    """The layout of TimesformerForVideoClassification."""
+    source, target = "encoder.layer.{i}", "transformer/block_{i}"
+
+    def attention(name: str) -> Callable[[str], tuple[Rule, ...]]:
+        def rules(at: str) -> tuple[Rule, ...]:
+            fused = [r for r in fused_attention(f"{source}.{name}.attention", at) if ".qkv." in r.source]
+            return (*fused, *dense(f"{source}.{name}.output.dense", f"{at}/out"))
+
+        return rules
+
+    return Layout(
+        name="Hugging Face's TimeSformer",
+        sign="embeddings.position_embeddings",
+        prepare=lambda weights: strip(weights, "timesformer."),
+        rules=(
+            *embeddings(
+                "embeddings.cls_token", "embeddings.position_embeddings", "embeddings.patch_embeddings.projection"
+            ),
+            times("embeddings.time_embeddings"),
+            *norm(f"{source}.layernorm_before", f"{target}/norm1"),
+            *attention("attention")(f"{target}/attention"),
+            *branch(f"{source}.layernorm_before", attention("attention"), f"{target}/space"),
+            *branch(f"{source}.temporal_layernorm", attention("temporal_attention"), f"{target}/time"),
+            *dense(f"{source}.temporal_dense", f"{target}/time/projection"),
+            *norm(f"{source}.layernorm_after", f"{target}/norm2"),
+            *dense(f"{source}.intermediate.dense", f"{target}/mlp/fc1"),
+            *dense(f"{source}.output.dense", f"{target}/mlp/fc2"),
+            *ends("layernorm", "classifier"),
+        ),
+    )
+
+
+def layouts(model: TimeSformer) -> tuple[Layout, ...]:
+    """What the model's weights may be in; those of space-only attention are an image ViT's, head and all."""
+    theirs = "facebookresearch/TimeSformer"
+    if model.attention == "space":
+        return original("blocks.0.attn.qkv.weight", (), theirs, "head", ("head/",)), hugging_face()
+    fresh = ("head/", "time/", *(f"transformer/block_{i}/time/projection/" for i in range(model.depth)))
+    image = original("blocks.0.attn.qkv.weight", GROUPED_FROM_IMAGE, "timm's image ViT", None, fresh)
+    official = original("time_embed", ("space",), theirs, "head", ("head/",))
+    return (official, hugging_face(), image) if model.attention in ("divided", "joint") else (image,)
+
+
+def from_config(config: dict) -> nn.Module:
+    """The model of a Hugging Face configuration."""
+    if config["attention_type"] not in ATTENTION:
+        raise ValueError(f"attention_type is '{config['attention_type']}': known are {', '.join(ATTENTION)}")
+    return TimeSformer(
+        config["hidden_size"],
+        config["num_hidden_layers"],
+        config["num_attention_heads"],
+        ATTENTION[config["attention_type"]],
+        config["intermediate_size"] / config["hidden_size"],
+        (1, config["patch_size"], config["patch_size"]),
+        drop_path=config.get("drop_path_rate", 0.0),
+        channels=config.get("num_channels", 3),
+        num_frames=config["num_frames"],
+        image_size=config["image_size"],
+    )
+
+
+LAYOUTS = {TimeSformer: layouts}
+CONFIGS = {"timesformer": from_config}

@@ -1,3 +1,184 @@
-"""ViViT: published weights."""
+"""Weights of ViViTs: Scenic's, Hugging Face's (model 1), and an image ViT's to start from."""
 
-LAYOUTS = {}
+import flax.linen as nn
+import numpy as np
+
+from vidjax.convert.files import Weights
+from vidjax.convert.fits import inflate, table
+from vidjax.convert.rules import Layout, Rule, dense, fused_attention, norm, strip
+from vidjax.models.vivit import FactorizedEncoder, ViViT
+
+
+def positions(source: str, target: str = "", image: bool = False) -> tuple[Rule, ...]:
+    """A table `(1, 1 + n, d)` whose first entry is the class token's."""
+    return (
+        Rule(source, f"{target}class_position", lambda value: value[:, :1]),
+        Rule(source, f"{target}position/table", lambda value: value[0, 1:], table("linear", image)),
+    )
+
+
+def flat_kernel(value: np.ndarray) -> np.ndarray:
+    """Flax's `(d, heads, head width)` as `(d, width)`."""
+    return value.reshape(value.shape[0], -1)
+
+
+def flat_out(value: np.ndarray) -> np.ndarray:
+    """Flax's `(heads, head width, d)` as `(width, d)`."""
+    return value.reshape(-1, value.shape[-1])
+
+
+def flax_attention(source: str, target: str) -> tuple[Rule, ...]:
+    """Flax's multi-head attention, whose kernels have an axis of heads."""
+    return (
+        *(
+            Rule(f"{source}/{part}/kernel", f"{target}/{part}/kernel", flat_kernel)
+            for part in ("query", "key", "value")
+        ),
+        *(Rule(f"{source}/{part}/bias", f"{target}/{part}/bias", np.ravel) for part in ("query", "key", "value")),
+        Rule(f"{source}/out/kernel", f"{target}/out/kernel", flat_out),
+        Rule(f"{source}/out/bias", f"{target}/out/bias"),
+    )
+
+
+def flax_pair(source: str, target: str, first: str) -> tuple[Rule, ...]:
+    """What is named in Flax as we name it: a kernel or a scale, and a bias."""
+    return Rule(f"{source}/{first}", f"{target}/{first}"), Rule(f"{source}/bias", f"{target}/bias")
+
+
+def scenic_blocks(source: str, target: str) -> tuple[Rule, ...]:
+    """Blocks of models 1, 2 and 4, then those of model 3."""
+    source, target = f"{source}/encoderblock_{{i}}", f"{target}/block_{{i}}"
+    return (
+        *flax_pair(f"{source}/LayerNorm_0", f"{target}/norm1", "scale"),
+        *flax_attention(f"{source}/MultiHeadDotProductAttention_0", f"{target}/attention"),
+        *flax_pair(f"{source}/LayerNorm_1", f"{target}/norm2", "scale"),
+        *flax_pair(f"{source}/MlpBlock_0/Dense_0", f"{target}/mlp/fc1", "kernel"),
+        *flax_pair(f"{source}/MlpBlock_0/Dense_1", f"{target}/mlp/fc2", "kernel"),
+        *flax_pair(f"{source}/LayerNorm_time", f"{target}/temporal_norm", "scale"),
+        *flax_attention(f"{source}/MultiHeadDotProductAttention_time", f"{target}/temporal_attention"),
+        *flax_pair(f"{source}/LayerNorm_space", f"{target}/spatial_norm", "scale"),
+        *flax_attention(f"{source}/MultiHeadDotProductAttention_space", f"{target}/spatial_attention"),
+        *flax_pair(f"{source}/LayerNorm_mlp", f"{target}/norm2", "scale"),
+        *flax_pair(f"{source}/MlpBlock/Dense_0", f"{target}/mlp/fc1", "kernel"),
+        *flax_pair(f"{source}/MlpBlock/Dense_1", f"{target}/mlp/fc2", "kernel"),
+    )
+
+
+def scenic(model: ViViT | FactorizedEncoder) -> Layout:
+    """Scenic's tree of parameters, its paths joined by slashes."""
+    ends = (*flax_pair("embedding", "patch_embedding", "kernel"), *flax_pair("output_projection", "head", "kernel"))
+    if isinstance(model, FactorizedEncoder):
+        space, time, sign = "SpatialTransformer", "TemporalTransformer", "SpatialTransformer/encoder_norm/scale"
+        middle = (
+            Rule("cls_SpatialTransformer", "class_token"),
+            Rule("cls_TemporalTransformer", "temporal_class_token"),
+            *scenic_positions(model, f"{space}/posembed_input/pos_embedding", ""),
+            *scenic_positions(model, f"{time}/posembed_input/pos_embedding", "temporal_"),
+            *scenic_blocks(space, "spatial_transformer"),
+            *flax_pair(f"{space}/encoder_norm", "spatial_norm", "scale"),
+            *scenic_blocks(time, "temporal_transformer"),
+            *flax_pair(f"{time}/encoder_norm", "norm", "scale"),
+        )
+    else:
+        sign = "Transformer/encoder_norm/scale"
+        middle = (
+            Rule("cls", "class_token"),
+            *scenic_positions(model, "Transformer/posembed_input/pos_embedding", ""),
+            *scenic_blocks("Transformer", "transformer"),
+            *flax_pair("Transformer/encoder_norm", "norm", "scale"),
+        )
+    return Layout("Scenic's ViViT", sign, (*middle, *ends), prepare=inner_tree)
+
+
+def scenic_positions(model: ViViT | FactorizedEncoder, source: str, target: str) -> tuple[Rule, ...]:
+    """A table with a class token's entry in it, or without."""
+    if model.pooling == "class_token":
+        return positions(source, target)
+    return (Rule(source, f"{target}position/table", lambda value: value[0], table("linear")),)
+
+
+def inner_tree(weights: Weights) -> Weights:
+    """Without what stands around the parameters in a training state (`optimizer/target/params/`, say)."""
+    around = [name.removesuffix("embedding/kernel") for name in weights if name.endswith("embedding/kernel")]
+    prefix = min(around, key=len, default="")
+    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+
+
+def image(model: ViViT | FactorizedEncoder) -> Layout:
+    """A timm image ViT: the kernel inflated, positions resized and repeated; what attends over time alone is new.
+
+    Model 3's attention over time starts as a copy of the image's, without its norm (Scenic's choice).
+    """
+    factorized = isinstance(model, FactorizedEncoder)
+    source, target = "blocks.{i}", f"{'spatial_' if factorized else ''}transformer/block_{{i}}"
+    times = tuple(f"transformer/block_{i}/temporal_norm/" for i in range(model.depth))
+    fresh = ("temporal_transformer/", "temporal_class_token", "temporal_class_position", "temporal_position/", "norm/")
+    return Layout(
+        name="timm's image ViT",
+        sign="blocks.0.attn.qkv.weight",
+        prepare=lambda weights: strip(weights, "module."),
+        rules=(
+            Rule("cls_token", "class_token"),
+            *positions("pos_embed", image=True),
+            *dense("patch_embed.proj", "patch_embedding", inflate),
+            *norm(f"{source}.norm1", f"{target}/norm1"),
+            *norm(f"{source}.norm1", f"{target}/spatial_norm"),
+            *fused_attention(f"{source}.attn", f"{target}/attention"),
+            *fused_attention(f"{source}.attn", f"{target}/spatial_attention"),
+            *fused_attention(f"{source}.attn", f"{target}/temporal_attention"),
+            *norm(f"{source}.norm2", f"{target}/norm2"),
+            *dense(f"{source}.mlp.fc1", f"{target}/mlp/fc1"),
+            *dense(f"{source}.mlp.fc2", f"{target}/mlp/fc2"),
+            *norm("norm", "spatial_norm" if factorized else "norm"),
+        ),
+        optional=("head/", *(fresh if factorized else times)),
+        surplus=("head/", "class_token", "class_position"),
+    )
+
+
+def hugging_face() -> Layout:
+    """The layout of VivitForVideoClassification, which is model 1."""
+    source, target = "encoder.layer.{i}", "transformer/block_{i}"
+    attention = [f"{source}.attention.attention.{part}" for part in ("query", "key", "value")]
+    return Layout(
+        name="Hugging Face's ViViT",
+        sign="embeddings.position_embeddings",
+        prepare=lambda weights: strip(weights, "vivit."),
+        rules=(
+            Rule("embeddings.cls_token", "class_token"),
+            *positions("embeddings.position_embeddings"),
+            *dense("embeddings.patch_embeddings.projection", "patch_embedding"),
+            *norm(f"{source}.layernorm_before", f"{target}/norm1"),
+            *(rule for part in attention for rule in dense(part, f"{target}/attention/{part.rsplit('.', 1)[-1]}")),
+            *dense(f"{source}.attention.output.dense", f"{target}/attention/out"),
+            *norm(f"{source}.layernorm_after", f"{target}/norm2"),
+            *dense(f"{source}.intermediate.dense", f"{target}/mlp/fc1"),
+            *dense(f"{source}.output.dense", f"{target}/mlp/fc2"),
+            *norm("layernorm", "norm"),
+            *dense("classifier", "head"),
+        ),
+    )
+
+
+def layouts(model: ViViT | FactorizedEncoder) -> tuple[Layout, ...]:
+    """What the model's weights may be in."""
+    joint = isinstance(model, ViViT) and model.attention == "joint"
+    return (scenic(model), *((hugging_face(),) if joint else ()), image(model))
+
+
+def from_config(config: dict) -> nn.Module:
+    """The model of a Hugging Face configuration."""
+    return ViViT(
+        config["hidden_size"],
+        config["num_hidden_layers"],
+        config["num_attention_heads"],
+        mlp_ratio=config["intermediate_size"] / config["hidden_size"],
+        patch_size=tuple(config["tubelet_size"]),
+        channels=config.get("num_channels", 3),
+        num_frames=config["num_frames"],
+        image_size=config["image_size"],
+    )
+
+
+LAYOUTS = {ViViT: layouts, FactorizedEncoder: layouts}
+CONFIGS = {"vivit": from_config}

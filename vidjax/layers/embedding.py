@@ -26,6 +26,7 @@ class PatchEmbedding(nn.Module):
     width: int
     patch_size: tuple[int, int, int]
     kernel_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
+    bias_init: nn.initializers.Initializer = nn.initializers.zeros_init()
     dtype: DTypeLike | None = None
 
     @nn.compact
@@ -39,7 +40,7 @@ class PatchEmbedding(nn.Module):
             return self.kernel_init(key, (patches.shape[-1], self.width), dtype).reshape(shape)
 
         kernel = self.param("kernel", kernel_init, (*self.patch_size, channels, self.width))
-        bias = self.param("bias", nn.initializers.zeros_init(), (self.width,))
+        bias = self.param("bias", self.bias_init, (self.width,))
         patches, kernel, bias = nn.dtypes.promote_dtype(patches, kernel, bias, dtype=self.dtype)
         return patches @ kernel.reshape(-1, self.width) + bias
 

@@ -115,11 +115,11 @@ class Encoder(nn.Module):
     remat: Remat = "none"
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b *n d"], train: bool = False) -> Float[Array, "b *n d"]:
-        """Same shape as `x`."""
+    def __call__(self, x: Float[Array, "b *n d"], train: bool = False, **context) -> Float[Array, "b *n d"]:
+        """Same shape as `x`; `context` is handed to every block: the grid of tokens, say."""
 
         def run(block: nn.Module, x: Array, rate: float) -> Array:
-            return block(x, rate, train)
+            return block(x, rate, train, **context)
 
         if self.remat not in ("none", "dots", "blocks"):
             raise ValueError(f"remat is '{self.remat}': choose none, dots or blocks")

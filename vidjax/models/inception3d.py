@@ -9,7 +9,7 @@ sides alike, and its last pool not at all. Parameters are the same either way, a
 of both kinds exist: `padding`. I3D's released batch norms have no scale; with it (`norm_scale`) there are 12,697,264
 parameters. Before the classifier stands an average over windows of 2x7x7 with stride 1, then dropout, then the mean
 over the windows: of more than two frames left the first and the last count half. Where less than a window is left, it
-is what is left; the originals refuse such clips (I3D takes 224 pixels alone).
+is what is left; the originals refuse such clips (I3D any but those that leave 7x7).
 
 S3D-G's gates stand behind every branch ("branch"), as in its authors' TensorFlow code (tensorflow/models, slim's s3dg)
 and in CoCLR (TengdaHan/CoCLR), whose weights `s3dg` takes: give it `epsilon=1e-5`, `norm_momentum=0.9` then. "concat"
@@ -62,7 +62,8 @@ INCEPTION_V1 = MappingProxyType(
 )
 
 POOLS = MappingProxyType({"4b": (3, 3, 3), "5b": (2, 2, 2)})  # max pools of stride 2 before these modules
-LEAST_VIDEO = MappingProxyType({"tensorflow": (1, 1, 1), "symmetric": (5, 17, 17)})
+# Symmetric padding leaves nothing of less. TensorFlow's would, of any picture, but it would be of padding.
+LEAST_VIDEO = MappingProxyType({"tensorflow": (1, 17, 17), "symmetric": (5, 17, 17)})
 
 
 def max_pool(
@@ -183,7 +184,7 @@ class Inception3D(nn.Module):
       initialization: of kernels: Sonnet's default, PyTorch's, or N(0, 0.01).
       width_multiplier: of all channels.
       dropout: of the windows' means before the head.
-      num_frames, image_size: of the clips that the variant is meant for; any that leaves a pixel goes as well.
+      num_frames, image_size: of the clips that the variant is meant for; any from `LEAST_VIDEO` up goes as well.
     """
 
     separable: bool = False
@@ -204,6 +205,10 @@ class Inception3D(nn.Module):
 
     def setup(self) -> None:
         """Attributes here name the parameters; `mixed` makes `mixed_3b` to `mixed_5c`."""
+        choices = {"gating": (None, "concat", "branch"), "padding": LEAST_VIDEO, "initialization": INITIALIZERS}
+        for field, known in choices.items():
+            if getattr(self, field) not in known:
+                raise ValueError(f"{field} is '{getattr(self, field)}': choose {', '.join(map(str, known))}")
         kernel_init = INITIALIZERS[self.initialization]
         norm = partial(
             BatchNorm, momentum=self.norm_momentum, epsilon=self.epsilon, use_scale=self.norm_scale, dtype=self.dtype

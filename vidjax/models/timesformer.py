@@ -1,5 +1,237 @@
-"""TimeSformer."""
+"""TimeSformer (Bertasius, Wang and Torresani 2021, arXiv:2102.05095; facebookresearch/TimeSformer).
 
+A ViT over all patches of a clip, whose blocks attend within groups of tokens, one grouping after the other: *divided*
+over time in each place and then over space in each frame. *Joint* attends to everything at once; *space* to each frame
+by itself, the frames' tokens averaged at the end. *Local-global* and *axial* follow the paper's description alone
+(section 3; no code is public): local attention sees the quarter of the picture that a token lies in, in all frames; the
+sparse global one sees the tokens an even distance away in time, height and width, so that each side of the grid must be
+even; axial attends over time, then along rows, then along columns. Where the paper is silent they do as divided does:
+attention over time leaves the class token out and ends in a projection that starts as zero, the others add the class
+token to each group.
+
+Traps, all as in the original: the class token is copied to every group and its answers averaged; attention over time is
+dropped (drop path) place by place and over space frame by frame, before that projection; the class token has a
+position but no time; tables are resized to the nearest entry. The original orders tokens `(h w t)`, we `(t h w)`: no
+output depends on it.
+"""
+
+from functools import partial
 from types import MappingProxyType
+from typing import Literal, NamedTuple
 
-VARIANTS = MappingProxyType({})
+import einops
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from vidjax.layers.attention import Attention
+from vidjax.layers.card import Card
+from vidjax.layers.convolution import pytorch_bias, pytorch_kernel
+from vidjax.layers.embedding import PatchEmbedding, PositionTable
+from vidjax.layers.patches import check_video, grid, patchify
+from vidjax.layers.transformer import VIT_SIZES, Block, DropPath, Encoder, Mlp, Remat
+
+NORMAL = nn.initializers.normal(0.02)
+ZEROS = nn.initializers.zeros_init()
+
+
+class Grouping(NamedTuple):
+    """Who sees whom: einops patterns of the tokens, of the groups and of the members of a group.
+
+    Attributes:
+      halves: pairs of an axis of the grid and the letter that stands for its two halves.
+      over_time: leaves the class token out, and ends in a projection that starts as zero.
+    """
+
+    tokens: str
+    groups: str
+    members: str
+    halves: tuple[tuple[str, str], ...] = ()
+    over_time: bool = False
+
+
+TIME = Grouping("t h w", "h w", "t", over_time=True)
+SPACE = Grouping("t h w", "t", "h w")
+ROWS = Grouping("t h w", "t h", "w")
+COLUMNS = Grouping("t h w", "t w", "h")
+QUARTERS = Grouping("t i h j w", "i j", "t h w", (("h", "i"), ("w", "j")))
+EVERY_SECOND = Grouping("t k h i w j", "k i j", "t h w", (("t", "k"), ("h", "i"), ("w", "j")))
+
+SCHEMES = MappingProxyType(
+    {
+        "divided": {"time": TIME, "space": SPACE},
+        "local_global": {"local": QUARTERS, "global": EVERY_SECOND},
+        "axial": {"time": TIME, "width": ROWS, "height": COLUMNS},
+    }
+)
+
+
+class GroupedAttention(nn.Module):
+    """A residual branch: attention among the tokens of each group."""
+
+    heads: int
+    grouping: Grouping
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b n d"], drop_path: float | Array, train: bool, grid: tuple[int, int, int]
+    ) -> Float[Array, "b n d"]:
+        """Same shape as `x`, whose first token is the class token and the others the patches of the grid."""
+        tokens, groups, members, halves, over_time = self.grouping
+        sizes = dict(zip("thw", grid, strict=True)) | {letter: 2 for _, letter in halves}
+        for axis, _ in halves:
+            if sizes[axis] % 2:
+                raise ValueError(f"patches of a grid {grid} cannot be halved: local-global attention needs even sides")
+            sizes[axis] //= 2
+        apart, together = f"b ({tokens}) d", f"b ({groups}) ({members}) d"
+
+        patches = einops.rearrange(x[:, 1:], f"{apart} -> {together}", **sizes)
+        copies = jnp.repeat(x[:, None, :1], patches.shape[1], axis=1)
+        grouped = patches if over_time else jnp.concatenate([copies, patches], axis=2)
+        seen = grouped.reshape(-1, *grouped.shape[2:])
+        seen = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(seen)
+        seen = Attention(self.heads, kernel_init=NORMAL, dtype=self.dtype, name="attention")(seen)
+        seen = DropPath(name="drop_path")(seen, drop_path, train).reshape(grouped.shape)
+        patches = einops.rearrange(seen if over_time else seen[:, :, 1:], f"{together} -> {apart}", **sizes)
+        if over_time:
+            projection = nn.Dense(x.shape[-1], kernel_init=ZEROS, dtype=self.dtype, name="projection")
+            patches, token = projection(patches), jnp.zeros_like(x[:, :1])
+        else:
+            token = seen[:, :, 0].mean(axis=1, keepdims=True)
+        return jnp.concatenate([token.astype(patches.dtype), patches], axis=1)
+
+
+class GroupedBlock(nn.Module):
+    """Attention by one grouping after the other, then the MLP."""
+
+    heads: int
+    groupings: dict[str, Grouping]
+    mlp_ratio: float = 4.0
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b n d"],
+        drop_path: float | Array = 0.0,
+        train: bool = False,
+        grid: tuple[int, int, int] = (1, 1, 1),
+    ) -> Float[Array, "b n d"]:
+        """Same shape as `x`."""
+        for name, grouping in self.groupings.items():
+            x = x + GroupedAttention(self.heads, grouping, self.dtype, name=name)(x, drop_path, train, grid)
+        mlp = Mlp(int(x.shape[-1] * self.mlp_ratio), kernel_init=NORMAL, dtype=self.dtype, name="mlp")
+        seen = mlp(nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm2")(x))
+        return x + DropPath(name="drop_path")(seen, drop_path, train)
+
+
+class TimeSformer(nn.Module):
+    """The classifier.
+
+    Attributes:
+      attention: who sees whom, see above.
+      num_classes: None gives the class token's feature.
+      dropout: of that feature before the head.
+      drop_path: rate of the last block.
+      num_frames, image_size: of the clips that the tables are made for; they are resized to any other.
+    """
+
+    width: int
+    depth: int
+    heads: int
+    attention: Literal["divided", "joint", "space", "local_global", "axial"] = "divided"
+    mlp_ratio: float = 4.0
+    patch_size: tuple[int, int, int] = (1, 16, 16)
+    num_classes: int | None = None
+    dropout: float = 0.0
+    drop_path: float = 0.1
+    channels: int = 3
+    num_frames: int = 8
+    image_size: int = 224
+    card: Card = Card()
+    remat: Remat = "none"
+    dtype: DTypeLike | None = None
+
+    def setup(self) -> None:
+        """Attributes here name the parameters."""
+        frames, *image = grid((self.num_frames, self.image_size, self.image_size), self.patch_size)
+        bias_init = pytorch_bias(self.channels * int(np.prod(self.patch_size)))
+        self.patch_embedding = PatchEmbedding(self.width, self.patch_size, pytorch_kernel, bias_init, self.dtype)
+        self.class_token = self.param("class_token", NORMAL, (1, 1, self.width))
+        self.class_position = self.param("class_position", NORMAL, (1, 1, self.width))
+        self.position = PositionTable(tuple(image), self.width, "nearest")
+        if self.attention in SCHEMES:
+            block = partial(GroupedBlock, self.heads, SCHEMES[self.attention], self.mlp_ratio, self.dtype)
+        elif self.attention in ("joint", "space"):
+            block = partial(Block, self.heads, self.mlp_ratio, kernel_init=NORMAL, dtype=self.dtype)
+        else:
+            raise ValueError(f"attention is '{self.attention}': choose joint, space, {', '.join(SCHEMES)}")
+        if self.attention != "space":
+            self.time = PositionTable((frames,), self.width, "nearest", ZEROS)
+        self.transformer = Encoder(block, self.depth, self.drop_path, self.remat)
+        self.norm = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)
+        if self.num_classes is not None:
+            self.head_dropout = nn.Dropout(self.dropout)
+            self.head = nn.Dense(self.num_classes, kernel_init=NORMAL, dtype=self.dtype)
+
+    def tokens(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b n d"]:
+        """Normed tokens, the class token first; of space-only attention, those of the frames averaged."""
+        check_video(video, self.channels)
+        t, h, w = grid(video.shape[1:4], self.patch_size)
+        x = self.patch_embedding(patchify(video, self.patch_size))
+        x = einops.rearrange(x, "b (t h w) d -> b t h w d", t=t, h=h) + self.position((h, w)).astype(x.dtype)
+        token = (self.class_token + self.class_position).astype(x.dtype)
+        if self.attention == "space":
+            x = einops.rearrange(x, "b t h w d -> (b t) (h w) d")
+            x = self.transformer(jnp.concatenate([jnp.tile(token, (len(x), 1, 1)), x], axis=1), train)
+            x = einops.reduce(x, "(b t) n d -> b n d", "mean", t=t)
+        else:
+            x = (x + self.time((t,))[:, None, None].astype(x.dtype)).reshape(len(x), -1, self.width)
+            x = jnp.concatenate([jnp.tile(token, (len(x), 1, 1)), x], axis=1)
+            context = {"grid": (t, h, w)} if self.attention in SCHEMES else {}
+            x = self.transformer(x, train, **context)
+        return self.norm(x)
+
+    def encode(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b n d"]:
+        """Normed tokens of all patches in `(t h w)` order (of space-only attention `(h w)`, averaged over time)."""
+        return self.tokens(video, train)[:, 1:]
+
+    def __call__(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b classes"]:
+        """Logits, or the class token's feature `b d` when there are no classes."""
+        features = self.tokens(video, train)[:, 0]
+        if self.num_classes is None:
+            return features
+        return self.head(self.head_dropout(features, deterministic=not train))
+
+
+def kinetics(stride: int, accuracy: float | None = None) -> Card:
+    """Card of a model of Kinetics-400."""
+    reached = f"K400 {accuracy}, 1x3 views" if accuracy else ""
+    return Card((0.45,) * 3, (0.225,) * 3, stride, source="facebookresearch/TimeSformer", accuracy=reached)
+
+
+TINY = {
+    "width": 96, "depth": 4, "heads": 6, "patch_size": (1, 8, 8), "drop_path": 0.0,
+    "num_frames": 8, "image_size": 32, "card": kinetics(4),
+}  # fmt: skip
+BASE = {**VIT_SIZES["base"], "num_classes": 400}
+
+VARIANTS = MappingProxyType(
+    {
+        "timesformer_tiny_divided": partial(TimeSformer, **TINY),
+        "timesformer_tiny_joint": partial(TimeSformer, **TINY, attention="joint"),
+        "timesformer_tiny_space": partial(TimeSformer, **TINY, attention="space"),
+        "timesformer_tiny_local_global": partial(TimeSformer, **TINY, attention="local_global"),
+        "timesformer_tiny_axial": partial(TimeSformer, **TINY, attention="axial"),
+        "timesformer_base_divided": partial(TimeSformer, **BASE, card=kinetics(32, 77.9)),
+        "timesformer_base_joint": partial(TimeSformer, **BASE, attention="joint", card=kinetics(32)),
+        "timesformer_base_space": partial(TimeSformer, **BASE, attention="space", card=kinetics(32)),
+        "timesformer_base_local_global": partial(TimeSformer, **BASE, attention="local_global", card=kinetics(32)),
+        "timesformer_base_axial": partial(TimeSformer, **BASE, attention="axial", card=kinetics(32)),
+        "timesformer_hr_divided": partial(TimeSformer, **BASE, num_frames=16, image_size=448, card=kinetics(16, 79.6)),
+        "timesformer_large_divided": partial(TimeSformer, **BASE, num_frames=96, card=kinetics(4, 80.6)),
+    }
+)

@@ -13,6 +13,7 @@ place and over space for each frame apart. The original's `STD` embeddings (`tem
 whatever their name says; no published configuration sets them, those of Something-Something neither.
 """
 
+from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
 
@@ -28,11 +29,13 @@ from vidjax.layers.convolution import BatchNorm, Conv3D, DepthwiseConv3D, pytorc
 from vidjax.layers.patches import check_video
 from vidjax.layers.transformer import Block, DropPath, Encoder, Mlp, Remat, exact_gelu
 
+CARD = Card((0.45, 0.45, 0.45), (0.225, 0.225, 0.225), stride=4, source="Sense-X/UniFormer")
+
 NORMAL = nn.initializers.normal(0.02)
 
 
 class LocalBlock(nn.Module):
-    """Position encoding, local aggregation and MLP, all by convolutions, of which the pointwise ones are linear maps."""
+    """Position encoding, local aggregation and MLP: depthwise convolutions, and linear maps of single cells."""
 
     mlp_ratio: float = 4.0
     dtype: DTypeLike | None = None
@@ -149,7 +152,7 @@ class UniFormer(nn.Module):
     channels: int = 3
     num_frames: int = 16
     image_size: int = 224
-    card: Card = Card()
+    card: Card = CARD
     remat: Remat = "none"
     dtype: DTypeLike | None = None
 
@@ -191,16 +194,12 @@ class UniFormer(nn.Module):
         return self.head(self.head_dropout(features, deterministic=not train))
 
 
-def kinetics(stride: int, accuracy: float | None = None) -> Card:
-    """Card of a model of Kinetics-400."""
-    reached = f"Kinetics-400 top-1 {accuracy}, 4 clips x 1 crop of 224" if accuracy else ""
-    return Card((0.45,) * 3, (0.225,) * 3, stride, source="Sense-X/UniFormer", accuracy=reached)
+def kinetics(stride: int, accuracy: float) -> Card:
+    """Card of a model published with weights of Kinetics-400."""
+    return replace(CARD, stride=stride, accuracy=f"Kinetics-400 top-1 {accuracy}, 4 clips x 1 crop of 224")
 
 
-TINY = {
-    "widths": (16, 32, 48, 64), "depths": (1, 1, 2, 1), "head_width": 16,
-    "num_frames": 8, "image_size": 64, "card": kinetics(4),
-}  # fmt: skip
+TINY = {"widths": (16, 32, 48, 64), "depths": (1, 1, 2, 1), "head_width": 16, "num_frames": 8, "image_size": 64}
 SMALL = {"depths": (3, 4, 8, 3), "drop_path": 0.1, "num_classes": 400}
 BASE = {"depths": (5, 8, 20, 7), "drop_path": 0.3, "num_classes": 400}
 
@@ -211,10 +210,10 @@ VARIANTS = MappingProxyType(
         "uniformer_small": partial(UniFormer, **SMALL, card=kinetics(4, 80.8)),
         "uniformer_small_8": partial(UniFormer, **SMALL, num_frames=8, card=kinetics(8, 78.4)),
         "uniformer_small_32": partial(UniFormer, **SMALL, num_frames=32, card=kinetics(4, 82.0)),
-        "uniformer_small_split": partial(UniFormer, **SMALL, split=True, card=kinetics(4)),
+        "uniformer_small_split": partial(UniFormer, **SMALL, split=True),
         "uniformer_base": partial(UniFormer, **BASE, card=kinetics(4, 82.0)),
         "uniformer_base_8": partial(UniFormer, **BASE, num_frames=8, card=kinetics(8, 79.8)),
         "uniformer_base_32": partial(UniFormer, **BASE, num_frames=32, card=kinetics(4, 82.9)),
-        "uniformer_base_split": partial(UniFormer, **BASE, split=True, card=kinetics(4)),
+        "uniformer_base_split": partial(UniFormer, **BASE, split=True),
     }
 )

@@ -1,5 +1,104 @@
-"""Image ViT."""
+"""Vision Transformer of images (Dosovitskiy et al. 2021, arXiv:2010.11929; DeiT, arXiv:2012.12877; names as in timm).
 
+What video transformers are initialised from, and the single-frame baseline: every frame is classified by itself, the
+logits of a clip are the mean of its frames'.
+
+Traps: the class token has a position of its own, which resizing leaves alone; the table of the others is resized by an
+antialiased cubic (timm's); timm's and Hugging Face's classifiers norm all tokens before they take the first.
+"""
+
+from functools import partial
 from types import MappingProxyType
 
-VARIANTS = MappingProxyType({})
+import einops
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from vidjax.layers.card import Card
+from vidjax.layers.convolution import pytorch_bias, pytorch_kernel
+from vidjax.layers.embedding import PatchEmbedding, PositionTable
+from vidjax.layers.patches import check_video, grid, patchify
+from vidjax.layers.transformer import VIT_SIZES, Block, Encoder, Remat
+
+NORMAL = nn.initializers.normal(0.02)
+
+
+class ViT(nn.Module):
+    """The image classifier, applied to each frame.
+
+    Attributes:
+      patch_size: frames, height and width of a patch; one frame for an image.
+      num_classes: None gives the class token's feature.
+      dropout: of that feature before the head.
+      drop_path: rate of the last block.
+      num_frames, image_size: of the clips that the variant is meant for; other sizes get the positions resized.
+    """
+
+    width: int
+    depth: int
+    heads: int
+    mlp_ratio: float = 4.0
+    patch_size: tuple[int, int, int] = (1, 16, 16)
+    num_classes: int | None = None
+    dropout: float = 0.0
+    drop_path: float = 0.0
+    channels: int = 3
+    num_frames: int = 1
+    image_size: int = 224
+    card: Card = Card()
+    remat: Remat = "none"
+    dtype: DTypeLike | None = None
+
+    def setup(self) -> None:
+        """Attributes here name the parameters."""
+        bias_init = pytorch_bias(self.channels * int(np.prod(self.patch_size)))
+        self.patch_embedding = PatchEmbedding(self.width, self.patch_size, pytorch_kernel, bias_init, self.dtype)
+        self.class_token = self.param("class_token", nn.initializers.normal(1e-6), (1, 1, self.width))
+        self.class_position = self.param("class_position", NORMAL, (1, 1, self.width))
+        image = (self.image_size, self.image_size)
+        self.position = PositionTable(grid((1, *image), (1, *self.patch_size[1:]))[1:], self.width, "cubic")
+        block = partial(Block, self.heads, self.mlp_ratio, kernel_init=NORMAL, dtype=self.dtype)
+        self.transformer = Encoder(block, self.depth, self.drop_path, self.remat)
+        self.norm = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)
+        if self.num_classes is not None:
+            self.head_dropout = nn.Dropout(self.dropout)
+            self.head = nn.Dense(self.num_classes, kernel_init=NORMAL, dtype=self.dtype)
+
+    def tokens(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b f m d"]:
+        """Normed tokens of each frame, its class token first."""
+        check_video(video, self.channels)
+        frames, *image = grid(video.shape[1:4], self.patch_size)
+        x = self.patch_embedding(patchify(video, self.patch_size))
+        x = einops.rearrange(x, "b (t h w) d -> (b t) h w d", t=frames, h=image[0])
+        x = (x + self.position(tuple(image)).astype(x.dtype)).reshape(len(x), -1, self.width)
+        token = (self.class_token + self.class_position).astype(x.dtype)
+        x = jnp.concatenate([jnp.tile(token, (len(x), 1, 1)), x], axis=1)
+        return einops.rearrange(self.norm(self.transformer(x, train)), "(b t) n d -> b t n d", t=frames)
+
+    def encode(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b n d"]:
+        """Normed tokens of all patches in `(t h w)` order, without the class tokens."""
+        return einops.rearrange(self.tokens(video, train)[:, :, 1:], "b t n d -> b (t n) d")
+
+    def __call__(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b classes"]:
+        """The mean of the frames' logits, or of their class tokens, `b d`, when there are no classes."""
+        features = self.tokens(video, train)[:, :, 0]
+        if self.num_classes is not None:
+            features = self.head(self.head_dropout(features, deterministic=not train))
+        return features.mean(axis=1)
+
+
+AUGREG = Card((0.5,) * 3, (0.5,) * 3, source="timm: augreg (Steiner et al. 2021)")
+TINY = {"width": 96, "depth": 4, "heads": 6, "patch_size": (1, 8, 8), "num_frames": 8, "image_size": 32}
+
+VARIANTS = MappingProxyType(
+    {
+        "vit_tiny": partial(ViT, **TINY),
+        "vit_small_16": partial(ViT, **VIT_SIZES["small"], num_classes=1000, card=AUGREG),
+        "vit_base_16": partial(ViT, **VIT_SIZES["base"], num_classes=1000, card=AUGREG),
+        "vit_base_32": partial(ViT, **VIT_SIZES["base"], patch_size=(1, 32, 32), num_classes=1000, card=AUGREG),
+        "vit_large_16": partial(ViT, **VIT_SIZES["large"], num_classes=1000, card=AUGREG),
+    }
+)

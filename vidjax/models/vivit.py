@@ -1,5 +1,331 @@
-"""ViViT."""
+"""ViViT, models 1 to 4 (Arnab et al. 2021, arXiv:2103.15691; google-research/scenic, projects/vivit).
 
+A ViT over tubelets, tokens in `(t h w)` order. 1, *joint*: every token attends to every other. 2, *factorized encoder*:
+a transformer over each frame of tubelets, then a short one over the frames' class tokens. 3, *factorized
+self-attention*: each block attends over time in each place, then over space in each frame. 4, *factorized dot product*:
+as 1, but half of the heads attend over time and half over space; no parameter is added.
+
+Traps: GELU is the tanh approximation; models 3 and 4 have no class token, their tokens are averaged; both transformers
+of model 2 end in a norm; the released large model 2 of Kinetics has 24 temporal layers, not the paper's 4. The head
+starts as zero. Stochastic depth scales the branches that it keeps (timm's rule); Scenic's does not, and its model 3 has
+none. Scenic's MLP biases start as N(0, 1e-6), ours as zero.
+"""
+
+from functools import partial
 from types import MappingProxyType
+from typing import Literal
 
-VARIANTS = MappingProxyType({})
+import einops
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from vidjax.layers.attention import Attention, attend
+from vidjax.layers.card import Card
+from vidjax.layers.embedding import PatchEmbedding, PositionTable
+from vidjax.layers.patches import check_video, grid, patchify
+from vidjax.layers.transformer import VIT_SIZES, Block, DropPath, Encoder, Mlp, Remat
+
+Embedding = Literal["tubelet", "uniform_frames"]
+Pooling = Literal["class_token", "mean"]
+
+NORMAL = nn.initializers.normal(0.02)
+ZEROS = nn.initializers.zeros_init()
+XAVIER = nn.initializers.xavier_uniform()
+
+
+def uniform_frames(video: Float[Array, "b t h w c"], count: int) -> Float[Array, "b _ h w c"]:
+    """Frames at equal distances from one another and from both ends (section 3.2), as Scenic chooses them."""
+    frames = video.shape[1]
+    return video if count >= frames else video[:, (np.arange(1, count + 1) * frames / (count + 1)).astype(int)]
+
+
+def cut(
+    video: Float[Array, "b t h w c"], patch_size: tuple[int, int, int], embedding: Embedding
+) -> tuple[Float[Array, "b n p"], tuple[int, int, int]]:
+    """Tubelets of the clip; or, of as many frames, patches of a single frame. And their grid."""
+    shape = grid(video.shape[1:4], patch_size)
+    if embedding == "tubelet":
+        return patchify(video, patch_size), shape
+    return patchify(uniform_frames(video, shape[0]), (1, *patch_size[1:])), shape
+
+
+def kernel_patch(patch_size: tuple[int, int, int], embedding: Embedding) -> tuple[int, int, int]:
+    """The patch that the embedding's kernel covers."""
+    if embedding not in ("tubelet", "uniform_frames"):
+        raise ValueError(f"embedding is '{embedding}': choose tubelet or uniform_frames")
+    return patch_size if embedding == "tubelet" else (1, *patch_size[1:])
+
+
+def prepend(token: Float[Array, "1 1 d"], x: Float[Array, "b n d"]) -> Float[Array, "b m d"]:
+    """`x` with the token before each of its sequences."""
+    return jnp.concatenate([jnp.tile(token.astype(x.dtype), (len(x), 1, 1)), x], axis=1)
+
+
+class FactorizedSelfAttentionBlock(nn.Module):
+    """Model 3: attention over time in each place, over space in each frame, MLP."""
+
+    heads: int
+    mlp_ratio: float = 4.0
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b n d"], drop_path: float | Array = 0.0, train: bool = False, frames: int = 1
+    ) -> Float[Array, "b n d"]:
+        """Same shape as `x`."""
+        norm = partial(nn.LayerNorm, epsilon=1e-6, dtype=self.dtype)
+        attention = partial(Attention, self.heads, dtype=self.dtype)
+        mlp = Mlp(int(x.shape[-1] * self.mlp_ratio), nn.gelu, dtype=self.dtype, name="mlp")
+        branch = DropPath(name="drop_path")
+        x = einops.rearrange(x, "b (t n) d -> b n t d", t=frames)
+        x = x + branch(attention(name="temporal_attention")(norm(name="temporal_norm")(x)), drop_path, train)
+        x = einops.rearrange(x, "b n t d -> b t n d")
+        x = x + branch(attention(name="spatial_attention")(norm(name="spatial_norm")(x)), drop_path, train)
+        x = einops.rearrange(x, "b t n d -> b (t n) d")
+        return x + branch(mlp(norm(name="norm2")(x)), drop_path, train)
+
+
+class FactorizedDotProduct(nn.Module):
+    """Attention whose first half of heads sees the same place in all frames, the second half the same frame."""
+
+    heads: int
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n d"], frames: int) -> Float[Array, "b n d"]:
+        """Same shape as `x`."""
+        width = x.shape[-1]
+        if self.heads % 2 or width % self.heads:
+            raise ValueError(f"{self.heads} heads cannot be halved or do not divide the width {width}")
+        dense = partial(nn.Dense, width, kernel_init=XAVIER, dtype=self.dtype)
+        halves = [
+            einops.rearrange(dense(name=name)(x), "b (t n) (s k d) -> s b t n k d", t=frames, s=2, k=self.heads // 2)
+            for name in ("query", "key", "value")
+        ]
+        over_time = attend(*(einops.rearrange(half[0], "b t n k d -> b n t k d") for half in halves))
+        over_space = attend(*(half[1] for half in halves))
+        x = jnp.stack([einops.rearrange(over_time, "b n t k d -> b t n k d"), over_space])
+        return dense(name="out")(einops.rearrange(x, "s b t n k d -> b (t n) (s k d)"))
+
+
+class FactorizedDotProductBlock(nn.Module):
+    """Model 4: a standard block around the factorised dot product."""
+
+    heads: int
+    mlp_ratio: float = 4.0
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b n d"], drop_path: float | Array = 0.0, train: bool = False, frames: int = 1
+    ) -> Float[Array, "b n d"]:
+        """Same shape as `x`."""
+        norm = partial(nn.LayerNorm, epsilon=1e-6, dtype=self.dtype)
+        attention = FactorizedDotProduct(self.heads, self.dtype, name="attention")
+        mlp = Mlp(int(x.shape[-1] * self.mlp_ratio), nn.gelu, dtype=self.dtype, name="mlp")
+        branch = DropPath(name="drop_path")
+        x = x + branch(attention(norm(name="norm1")(x), frames), drop_path, train)
+        return x + branch(mlp(norm(name="norm2")(x)), drop_path, train)
+
+
+BLOCKS = MappingProxyType(
+    {
+        "joint": partial(Block, activation=nn.gelu),
+        "factorized_self_attention": FactorizedSelfAttentionBlock,
+        "factorized_dot_product": FactorizedDotProductBlock,
+    }
+)
+
+
+class ViViT(nn.Module):
+    """Models 1, 3 and 4: one transformer over all tokens.
+
+    Attributes:
+      attention: who sees whom, see above.
+      embedding: tubelets, or patches of frames at equal distances, one for each tubelet.
+      pooling: what is classified; models 3 and 4 have no class token.
+      num_classes: None gives the pooled feature.
+      dropout: of that feature before the head.
+      drop_path: rate of the last block.
+      num_frames, image_size: of the clips that the table of positions is made for; it is resized to any other.
+    """
+
+    width: int
+    depth: int
+    heads: int
+    attention: Literal["joint", "factorized_self_attention", "factorized_dot_product"] = "joint"
+    mlp_ratio: float = 4.0
+    patch_size: tuple[int, int, int] = (2, 16, 16)
+    embedding: Embedding = "tubelet"
+    pooling: Pooling = "class_token"
+    num_classes: int | None = None
+    dropout: float = 0.0
+    drop_path: float = 0.0
+    channels: int = 3
+    num_frames: int = 32
+    image_size: int = 224
+    card: Card = Card()
+    remat: Remat = "none"
+    dtype: DTypeLike | None = None
+
+    def setup(self) -> None:
+        """Attributes here name the parameters."""
+        if self.attention not in BLOCKS:
+            raise ValueError(f"attention is '{self.attention}': choose {', '.join(BLOCKS)}")
+        if self.pooling == "class_token" and self.attention != "joint":
+            raise ValueError(f"ViViT with {self.attention} has no class token: set pooling to mean")
+        patch = kernel_patch(self.patch_size, self.embedding)
+        self.patch_embedding = PatchEmbedding(self.width, patch, dtype=self.dtype)
+        if self.pooling == "class_token":
+            self.class_token = self.param("class_token", ZEROS, (1, 1, self.width))
+            self.class_position = self.param("class_position", NORMAL, (1, 1, self.width))
+        shape = grid((self.num_frames, self.image_size, self.image_size), self.patch_size)
+        self.position = PositionTable(shape, self.width, "linear")
+        block = partial(BLOCKS[self.attention], self.heads, mlp_ratio=self.mlp_ratio, dtype=self.dtype)
+        self.transformer = Encoder(block, self.depth, self.drop_path, self.remat)
+        self.norm = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)
+        if self.num_classes is not None:
+            self.head_dropout = nn.Dropout(self.dropout)
+            self.head = nn.Dense(self.num_classes, kernel_init=ZEROS, dtype=self.dtype)
+
+    def tokens(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b n d"]:
+        """Normed tokens; the class token, where there is one, first."""
+        check_video(video, self.channels)
+        patches, shape = cut(video, self.patch_size, self.embedding)
+        x = self.patch_embedding(patches)
+        x = x + self.position(shape).reshape(-1, self.width).astype(x.dtype)
+        if self.pooling == "class_token":
+            x = prepend(self.class_token + self.class_position, x)
+        context = {} if self.attention == "joint" else {"frames": shape[0]}
+        return self.norm(self.transformer(x, train, **context))
+
+    def encode(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b n d"]:
+        """Normed tokens of all patches in `(t h w)` order."""
+        tokens = self.tokens(video, train)
+        return tokens[:, 1:] if self.pooling == "class_token" else tokens
+
+    def __call__(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b classes"]:
+        """Logits, or the pooled feature `b d` when there are no classes."""
+        tokens = self.tokens(video, train)
+        features = tokens[:, 0] if self.pooling == "class_token" else tokens.mean(axis=1)
+        if self.num_classes is None:
+            return features
+        return self.head(self.head_dropout(features, deterministic=not train))
+
+
+class FactorizedEncoder(nn.Module):
+    """Model 2: a transformer over space, its weights shared by all frames, then one over time.
+
+    Attributes:
+      temporal_depth: blocks of the second transformer.
+      pooling: what stands for a frame, and for the clip.
+      The others are those of `ViViT`.
+    """
+
+    width: int
+    depth: int
+    heads: int
+    temporal_depth: int = 4
+    mlp_ratio: float = 4.0
+    patch_size: tuple[int, int, int] = (2, 16, 16)
+    embedding: Embedding = "tubelet"
+    pooling: Pooling = "class_token"
+    num_classes: int | None = None
+    dropout: float = 0.0
+    drop_path: float = 0.0
+    channels: int = 3
+    num_frames: int = 32
+    image_size: int = 224
+    card: Card = Card()
+    remat: Remat = "none"
+    dtype: DTypeLike | None = None
+
+    def setup(self) -> None:
+        """Attributes here name the parameters."""
+        patch = kernel_patch(self.patch_size, self.embedding)
+        self.patch_embedding = PatchEmbedding(self.width, patch, dtype=self.dtype)
+        if self.pooling == "class_token":
+            self.class_token = self.param("class_token", ZEROS, (1, 1, self.width))
+            self.class_position = self.param("class_position", NORMAL, (1, 1, self.width))
+            self.temporal_class_token = self.param("temporal_class_token", ZEROS, (1, 1, self.width))
+            self.temporal_class_position = self.param("temporal_class_position", NORMAL, (1, 1, self.width))
+        frames, *image = grid((self.num_frames, self.image_size, self.image_size), self.patch_size)
+        self.position = PositionTable(tuple(image), self.width, "linear")
+        self.temporal_position = PositionTable((frames,), self.width, "linear")
+        block = partial(Block, self.heads, self.mlp_ratio, activation=nn.gelu, dtype=self.dtype)
+        self.spatial_transformer = Encoder(block, self.depth, self.drop_path, self.remat)
+        self.spatial_norm = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)
+        self.temporal_transformer = Encoder(block, self.temporal_depth, self.drop_path, self.remat)
+        self.norm = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)
+        if self.num_classes is not None:
+            self.head_dropout = nn.Dropout(self.dropout)
+            self.head = nn.Dense(self.num_classes, kernel_init=ZEROS, dtype=self.dtype)
+
+    def frames(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b f d"]:
+        """What the transformer over space makes of each frame of tubelets."""
+        check_video(video, self.channels)
+        patches, (t, h, w) = cut(video, self.patch_size, self.embedding)
+        x = einops.rearrange(self.patch_embedding(patches), "b (t n) d -> (b t) n d", t=t)
+        x = x + self.position((h, w)).reshape(-1, self.width).astype(x.dtype)
+        if self.pooling == "class_token":
+            x = prepend(self.class_token + self.class_position, x)
+        x = self.spatial_norm(self.spatial_transformer(x, train))
+        x = x[:, 0] if self.pooling == "class_token" else x.mean(axis=1)
+        return einops.rearrange(x, "(b t) d -> b t d", t=t)
+
+    def tokens(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b f d"]:
+        """Normed tokens of the frames; the class token, where there is one, first."""
+        x = self.frames(video, train)
+        x = x + self.temporal_position((x.shape[1],)).astype(x.dtype)
+        if self.pooling == "class_token":
+            x = prepend(self.temporal_class_token + self.temporal_class_position, x)
+        return self.norm(self.temporal_transformer(x, train))
+
+    def encode(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b f d"]:
+        """Normed tokens, one for each frame of tubelets, in order of time."""
+        tokens = self.tokens(video, train)
+        return tokens[:, 1:] if self.pooling == "class_token" else tokens
+
+    def __call__(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b classes"]:
+        """Logits, or the pooled feature `b d` when there are no classes."""
+        tokens = self.tokens(video, train)
+        features = tokens[:, 0] if self.pooling == "class_token" else tokens.mean(axis=1)
+        if self.num_classes is None:
+            return features
+        return self.head(self.head_dropout(features, deterministic=not train))
+
+
+def kinetics(accuracy: float | None = None) -> Card:
+    """Card of a model of Kinetics-400."""
+    reached = f"K400 {accuracy}, 4x3 views" if accuracy else ""
+    return Card((0.5,) * 3, (0.5,) * 3, stride=2, source="google-research/scenic", accuracy=reached)
+
+
+TINY = {"width": 96, "depth": 4, "heads": 6, "patch_size": (2, 8, 8), "num_frames": 8, "image_size": 32}
+BASE = {**VIT_SIZES["base"], "num_classes": 400}
+LARGE = {**VIT_SIZES["large"], "num_classes": 400}
+SELF = {"attention": "factorized_self_attention", "pooling": "mean"}
+DOT = {"attention": "factorized_dot_product", "pooling": "mean"}
+
+VARIANTS = MappingProxyType(
+    {
+        "vivit_tiny_joint": partial(ViViT, **TINY, card=kinetics()),
+        "vivit_tiny_factorized_encoder": partial(FactorizedEncoder, **TINY, temporal_depth=2, card=kinetics()),
+        "vivit_tiny_factorized_self_attention": partial(ViViT, **TINY, **SELF, card=kinetics()),
+        "vivit_tiny_factorized_dot_product": partial(ViViT, **TINY, **DOT, card=kinetics()),
+        "vivit_base_16x2_joint": partial(ViViT, **BASE, card=kinetics(79.9)),
+        "vivit_base_16x2_factorized_encoder": partial(FactorizedEncoder, **BASE, card=kinetics(78.4)),
+        "vivit_base_16x2_factorized_self_attention": partial(ViViT, **BASE, **SELF, card=kinetics()),
+        "vivit_base_16x2_factorized_dot_product": partial(ViViT, **BASE, **DOT, card=kinetics()),
+        "vivit_large_16x2_joint": partial(ViViT, **LARGE, card=kinetics()),
+        "vivit_large_16x2_factorized_encoder": partial(FactorizedEncoder, **LARGE, card=kinetics()),
+        "vivit_large_16x2_factorized_encoder_24": partial(
+            FactorizedEncoder, **LARGE, temporal_depth=24, card=kinetics(80.3)
+        ),
+        "vivit_large_16x2_factorized_self_attention": partial(ViViT, **LARGE, **SELF, card=kinetics()),
+        "vivit_large_16x2_factorized_dot_product": partial(ViViT, **LARGE, **DOT, card=kinetics()),
+    }
+)

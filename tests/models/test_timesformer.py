@@ -1,0 +1,199 @@
+"""TimeSformer against recorded and live answers, and who sees whom under each scheme."""
+
+from functools import partial
+
+import einops
+import jax
+import jax.numpy as jnp
+import numpy as np
+import peers
+import pytest
+import recipe
+
+from vidjax.convert import from_state_dict, load_pretrained
+from vidjax.models.timesformer import SCHEMES, GroupedAttention, TimeSformer
+
+CLOSE = {"rtol": 0, "atol": 1e-4}
+SMALL = {"width": 24, "depth": 2, "heads": 3, "patch_size": (1, 4, 4), "num_frames": 4, "image_size": 16}
+ATTENTION = ("divided", "joint", "space", "local_global", "axial")
+
+
+@pytest.mark.parametrize("name", ["divided", "joint", "space", "divided_full"])
+def test_equals_the_original(name):
+    golden = recipe.load(f"timesformer_{name}")
+    c, video = golden.config, jnp.moveaxis(jnp.asarray(golden.inputs[0][:1]), 1, -1)
+    model = TimeSformer(
+        c["D"], c["L"], c["H"], name.removesuffix("_full"), patch_size=(1, c["P"], c["P"]), num_classes=c["classes"],
+        num_frames=c["T"], image_size=c["S"],
+    )  # fmt: skip
+    variables = from_state_dict(model, golden.weights, strict=True)
+    np.testing.assert_allclose(jax.jit(model.apply)(variables, video), golden.outputs["output0"][:1], **CLOSE)
+
+
+KINDS = {"divided": "divided_space_time", "joint": "joint_space_time", "space": "space_only"}
+
+
+def transformers_peer(attention: str):
+    transformers = peers.transformers()
+    config = transformers.TimesformerConfig(
+        image_size=16, patch_size=4, num_frames=4, hidden_size=24, num_hidden_layers=2, num_attention_heads=3,
+        intermediate_size=96, attention_type=KINDS[attention], num_labels=5, drop_path_rate=0,
+    )  # fmt: skip
+    return transformers.TimesformerForVideoClassification(config).eval()
+
+
+@pytest.mark.parametrize(
+    ("attention", "shape"),
+    [
+        ("divided", (2, 4, 16, 16, 3)),
+        ("divided", (1, 6, 16, 16, 3)),  # the peer cannot resize both time and space of divided attention
+        ("joint", (1, 6, 24, 24, 3)),
+    ],
+)
+def test_equals_transformers_also_at_other_sizes(attention, shape, tmp_path):
+    import_peer = transformers_peer(attention)
+    import torch
+
+    weights = peers.perturb(import_peer)
+    import_peer.save_pretrained(tmp_path)
+    model, variables = load_pretrained(tmp_path, strict=True)
+    assert model.attention == attention and len(weights) > 30
+    video = recipe.floats("video", shape)
+    with torch.no_grad():
+        expected = import_peer(torch.from_numpy(video).permute(0, 1, 4, 2, 3)).logits.numpy()
+    np.testing.assert_allclose(jax.jit(model.apply)(variables, jnp.asarray(video)), expected, **CLOSE)
+
+
+def test_gradients_equal_pytorchs():
+    peer = transformers_peer("divided")
+    import torch
+
+    weights = peers.perturb(peer)
+    model = TimeSformer(**SMALL, num_classes=5, drop_path=0.0)
+    variables = from_state_dict(model, weights, strict=True)
+    video, target = recipe.floats("video", (2, 4, 16, 16, 3)), recipe.floats("target", (2, 5))
+    logits = peer(torch.from_numpy(video).permute(0, 1, 4, 2, 3)).logits
+    ((logits - torch.from_numpy(target)) ** 2).sum().backward()
+    theirs = {name: value.grad.numpy() for name, value in peer.named_parameters()}
+
+    @jax.jit
+    def gradient(variables):
+        return jax.grad(lambda v: ((model.apply(v, jnp.asarray(video), train=True) - target) ** 2).sum())(variables)
+
+    expected = jax.tree.leaves_with_path(from_state_dict(model, theirs, strict=True))
+    for (path, ours), (_, other) in zip(jax.tree.leaves_with_path(gradient(variables)), expected, strict=True):
+        if path[-2].key == "key" and path[-1].key == "bias":  # cancels in the softmax: nothing but rounding
+            continue
+        assert np.abs(ours - other).max() <= 1e-3 * np.abs(other).max(), path
+
+
+@pytest.fixture(scope="module")
+def branches():
+    """Each grouping's attention alone, compiled once, and its variables."""
+    x = jnp.asarray(recipe.floats("tokens", (1, 1 + 4 * 4 * 6, 24)))
+    made = {}
+    for name, grouping in {k: v for scheme in SCHEMES.values() for k, v in scheme.items()}.items():
+        module = GroupedAttention(3, grouping)
+        run = partial(module.apply, drop_path=0.0, train=False, grid=(4, 4, 6))
+        variables = module.init(jax.random.key(0), x, 0.0, False, (4, 4, 6))
+        leaves, structure = jax.tree.flatten(variables)  # a projection of zeros would show nothing
+        draw = np.random.default_rng(0).standard_normal
+        variables = jax.tree.unflatten(structure, [leaf + 0.1 * draw(leaf.shape, np.float32) for leaf in leaves])
+        made[name] = jax.jit(lambda x, run=run, variables=variables: run(variables, x))
+    return x, made
+
+
+def seen_by(name: str, place: tuple[int, int, int]) -> np.ndarray:
+    """By the definition: which tokens `(t h w)` of a grid (4, 4, 6) change when the one at `place` does."""
+    t, h, w = np.indices((4, 4, 6))
+    pt, ph, pw = place
+    return {
+        "time": (h == ph) & (w == pw),
+        "space": t == pt,
+        "width": (t == pt) & (h == ph),
+        "height": (t == pt) & (w == pw),
+        "local": (h // 2 == ph // 2) & (w // 3 == pw // 3),
+        "global": ((t - pt) % 2 == 0) & ((h - ph) % 2 == 0) & ((w - pw) % 2 == 0),
+    }[name]
+
+
+@pytest.mark.parametrize("name", ["time", "space", "width", "height", "local", "global"])
+@pytest.mark.parametrize("place", [(0, 0, 0), (2, 1, 4)])
+def test_attention_mixes_what_its_grouping_says_and_nothing_else(branches, name, place):
+    x, made = branches
+    index = 1 + np.ravel_multi_index(place, (4, 4, 6))
+    changed = np.abs(made[name](x.at[:, index, :5].add(1.0)) - made[name](x))[0].max(axis=-1) > 1e-6
+    np.testing.assert_array_equal(changed[1:].reshape(4, 4, 6), seen_by(name, place))
+    assert changed[0] == (name != "time")  # the class token reads every group but those over time
+
+
+@pytest.mark.parametrize("attention", ATTENTION)
+def test_other_clips_fit_the_same_parameters(attention):
+    model = TimeSformer(**SMALL, attention=attention, num_classes=5)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 4, 16, 16, 3)))
+    assert jax.eval_shape(model.apply, shapes, jnp.zeros((1, 6, 24, 32, 3))).shape == (1, 5)
+    encoded = jax.eval_shape(partial(model.apply, method="encode"), shapes, jnp.zeros((1, 4, 16, 16, 3)))
+    assert encoded.shape == (1, 16 if attention == "space" else 64, 24)
+
+
+def test_a_grid_that_cannot_be_halved_is_refused():
+    model = TimeSformer(**SMALL | {"num_frames": 3}, attention="local_global")
+    with pytest.raises(ValueError, match="local-global attention needs even sides"):
+        jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 3, 16, 16, 3)))
+
+
+def test_a_new_divided_block_ignores_time():
+    model = TimeSformer(**SMALL, num_classes=5, drop_path=0.0)
+    video = jnp.asarray(recipe.floats("video", (1, 4, 16, 16, 3)))
+    apply = jax.jit(model.apply)
+    variables = model.init(jax.random.key(0), video)
+    block = variables["params"]["transformer"]["block_1"]
+    assert not block["time"]["projection"]["kernel"].any() and not variables["params"]["time"]["table"].any()
+    assert block["space"]["attention"]["query"]["kernel"].std() == pytest.approx(0.02, rel=0.1)
+    np.testing.assert_allclose(apply(variables, video[:, ::-1]), apply(variables, video), atol=1e-5)
+
+
+def image_weights() -> dict[str, np.ndarray]:
+    """A timm image ViT's, of 1000 classes and another size."""
+    shapes = {name: value.shape for name, value in recipe.load("timesformer_space").weights.items()}
+    shapes |= {"head.weight": (1000, 48), "head.bias": (1000,)}
+    return {name: recipe.parameter(name, shape) for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize("attention", ["divided", "joint", "local_global", "axial"])
+def test_an_image_vit_is_where_training_starts(attention, tmp_path, capsys):
+    from safetensors.numpy import save_file
+
+    weights = image_weights()
+    save_file({name: np.ascontiguousarray(value) for name, value in weights.items()}, tmp_path / "vit.safetensors")
+    fields = {"width": 48, "depth": 2, "heads": 3, "patch_size": (1, 8, 8), "num_frames": 4, "image_size": 48}
+    _, variables = load_pretrained(
+        tmp_path / "vit.safetensors", f"timesformer_tiny_{attention}", **fields, num_classes=5
+    )
+    said = capsys.readouterr().out
+    assert "timm's image ViT" in said and "resized: position/table" in said and "unused: head" in said
+    params, block = variables["params"], variables["params"]["transformer"]["block_1"]
+    names = list(SCHEMES.get(attention, {})) or [None]
+    query = weights["blocks.1.attn.qkv.weight"][:48].T
+    for name in names:
+        attending = block[name]["attention"] if name else block["attention"]
+        np.testing.assert_array_equal(attending["query"]["kernel"], query)
+    assert not params["time"]["table"].any()
+    if attention in ("divided", "axial"):
+        assert not block["time"]["projection"]["kernel"].any()
+
+
+def test_drop_path_drops_time_by_place_and_space_by_frame_and_scales_the_rest():
+    x = jnp.asarray(recipe.floats("tokens", (1, 1 + 4 * 4 * 6, 24)))
+    for name, groups in (("time", 24), ("space", 4)):
+        module = GroupedAttention(3, SCHEMES["divided"][name])
+        variables = module.init(jax.random.key(0), x, 0.0, False, (4, 4, 6))
+        variables["params"] |= {"projection": {"kernel": jnp.eye(24), "bias": jnp.zeros(24)}} if name == "time" else {}
+        kept = module.apply(variables, x, 0.0, False, (4, 4, 6))[0, 1:]
+        rngs = {"drop_path": jax.random.key(1)}
+        dropped = module.apply(variables, x, 0.5, True, (4, 4, 6), rngs=rngs)[0, 1:]
+        pattern = "(t n) d -> n (t d)" if name == "time" else "(t n) d -> t (n d)"
+        ratio = einops.rearrange(dropped / kept, pattern, t=4)
+        rows = np.asarray(ratio).mean(axis=1)
+        assert len(rows) == groups and set(np.round(rows, 3)) == {0.0, 2.0}
+        np.testing.assert_allclose(ratio, np.broadcast_to(rows[:, None], ratio.shape), atol=1e-3)
