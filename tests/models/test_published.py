@@ -39,7 +39,7 @@ PUBLISHED = {
     "rmc4_18": (32_025_552, None, {}),
     "rmc5_18": (27_896_784, None, {}),
     "s3d": (8_320_048, 17.979, {"num_frames": 16}),
-    "s3dg": (12_119_712, 71.92, {"num_frames": 64}),
+    "s3dg": (9_508_000, 71.92, {"num_frames": 64}),
     "timesformer_base_divided": (121_566_352, 195.83, {}),
     "timesformer_base_joint": (86_112_400, 179.56, {}),
     "timesformer_base_space": (86_106_256, 140.51, {}),

@@ -1,3 +1,115 @@
-"""Residual family of R(2+1)D: published weights."""
+"""Weights of R(2+1)D's family: torchvision's, mmaction2's, and a 2-D ResNet's to start from.
 
-LAYOUTS = {}
+The dialects are told apart by their names, and a network of the wrong planes by their shapes: torchvision's R(2+1)D is
+`midplanes="per_block"`. A (2+1)-D convolution has no counterpart in a 2-D network.
+"""
+
+import re
+
+from vidjax.convert.files import Weights
+from vidjax.convert.fits import inflate
+from vidjax.convert.rules import Layout, Rule, batch_norm, dense, kernel, strip
+from vidjax.models.resnet3d import ResNet3D
+
+
+def counted(weights: Weights, *prefixes: str) -> Weights:
+    """Without prefixes, and with the groups of blocks counted from zero, as ours are."""
+    bare = strip(weights, "module.", *prefixes)
+    return {re.sub(r"^layer(\d)\.", lambda m: f"layer{int(m[1]) - 1}.", name): value for name, value in bare.items()}
+
+
+def single(source: str, target: str) -> tuple[Rule, ...]:
+    """A convolution without bias."""
+    return (Rule(f"{source}.weight", f"{target}/kernel", kernel, inflate),)
+
+
+BLOCK, OURS = "layer{g}.{i}", "group_{g}_{i}"
+
+TORCHVISION_BLOCKS = (
+    *(
+        rule
+        for n in (1, 2)
+        for rule in (
+            *single(f"{BLOCK}.conv{n}.0", f"{OURS}/conv{n}/full"),
+            *single(f"{BLOCK}.conv{n}.0.0", f"{OURS}/conv{n}/spatial"),
+            *batch_norm(f"{BLOCK}.conv{n}.0.1", f"{OURS}/conv{n}/norm"),
+            *single(f"{BLOCK}.conv{n}.0.3", f"{OURS}/conv{n}/temporal"),
+            *batch_norm(f"{BLOCK}.conv{n}.1", f"{OURS}/norm{n}"),
+        )
+    ),
+    *single(f"{BLOCK}.downsample.0", f"{OURS}/shortcut/full"),
+    *batch_norm(f"{BLOCK}.downsample.1", f"{OURS}/shortcut_norm"),
+    *dense("fc", "head"),
+)
+
+FACTORIZED = Layout(
+    name="torchvision's R(2+1)D",
+    sign="stem.3.weight",
+    prepare=counted,
+    rules=(
+        *single("stem.0", "stem/spatial"),
+        *batch_norm("stem.1", "stem/norm"),
+        *single("stem.3", "stem/temporal"),
+        *batch_norm("stem.4", "stem_norm"),
+        *TORCHVISION_BLOCKS,
+    ),
+)
+
+TORCHVISION = Layout(
+    name="torchvision",
+    sign="stem.0.weight",
+    prepare=counted,
+    rules=(*single("stem.0", "stem/full"), *batch_norm("stem.1", "stem_norm"), *TORCHVISION_BLOCKS),
+)
+
+
+def mmaction2_convolution(source: str, target: str, norm: str) -> tuple[Rule, ...]:
+    """A (2+1)-D convolution and the norm after it."""
+    return (
+        *single(f"{source}.conv.conv_s", f"{target}/spatial"),
+        *batch_norm(f"{source}.conv.bn_s", f"{target}/norm"),
+        *single(f"{source}.conv.conv_t", f"{target}/temporal"),
+        *batch_norm(f"{source}.bn", norm),
+    )
+
+
+MMACTION2 = Layout(
+    name="mmaction2",
+    sign="conv1.conv.conv_s.weight",
+    prepare=lambda weights: counted(weights, "backbone."),
+    rules=(
+        *mmaction2_convolution("conv1", "stem", "stem_norm"),
+        *mmaction2_convolution(f"{BLOCK}.conv1", f"{OURS}/conv1", f"{OURS}/norm1"),
+        *mmaction2_convolution(f"{BLOCK}.conv2", f"{OURS}/conv2", f"{OURS}/norm2"),
+        *mmaction2_convolution(f"{BLOCK}.downsample", f"{OURS}/shortcut", f"{OURS}/shortcut_norm"),
+        *dense("cls_head.fc_cls", "head"),
+    ),
+)
+
+IMAGE = Layout(
+    name="torchvision's 2-D ResNet",
+    sign="conv1.weight",
+    prepare=counted,
+    rules=(
+        *single("conv1", "stem/full"),
+        *batch_norm("bn1", "stem_norm"),
+        *(
+            rule
+            for n in (1, 2)
+            for rule in (
+                *single(f"{BLOCK}.conv{n}", f"{OURS}/conv{n}/full"),
+                *batch_norm(f"{BLOCK}.bn{n}", f"{OURS}/norm{n}"),
+            )
+        ),
+        *single(f"{BLOCK}.downsample.0", f"{OURS}/shortcut/full"),
+        *batch_norm(f"{BLOCK}.downsample.1", f"{OURS}/shortcut_norm"),
+    ),
+)
+
+
+def layouts(model: ResNet3D) -> tuple[Layout, ...]:
+    """What the model's weights may be in."""
+    return (FACTORIZED, MMACTION2) if model.groups[0] == "2plus1d" else (TORCHVISION, IMAGE)
+
+
+LAYOUTS = {ResNet3D: layouts}

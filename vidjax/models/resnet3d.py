@@ -1,5 +1,246 @@
-"""Residual family of R(2+1)D."""
+"""The residual family of R(2+1)D (Tran et al. 2018, arXiv:1711.11248; torchvision.models.video).
 
+One network of five groups of convolutions (the stem is the first), which differ in what a convolution is:
+  R2D       2-D; the frames are folded into the channels of the first one
+  f-R2D     2-D over each frame; time is averaged at the end
+  R3D       3-D
+  MCx       3-D in the groups before x, 2-D from it on
+  rMCx      the reverse: 2-D before x, 3-D from it on
+  R(2+1)D   2-D over space, batch norm, ReLU, 1-D over time
+
+Traps: no max pool after the stem (mmaction2 has one); the number of planes between the two halves of a (2+1)-D
+convolution gives it the parameters of a 3-D one, but torchvision computes it once a block, from the block's channels,
+where the paper computes it for each convolution; the stem's is 45, not the formula's 83 (mmaction2's is); mmaction2
+factorises the shortcut too, into the planes of a kernel three frames long, and its batch norms have epsilon 1e-3 but for
+those inside its convolutions. A 2-D group does not stride in time.
+"""
+
+from functools import partial
 from types import MappingProxyType
+from typing import Literal
 
-VARIANTS = MappingProxyType({})
+import einops
+import flax.linen as nn
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from vidjax.layers.card import Card
+from vidjax.layers.convolution import BatchNorm, Conv3D, kaiming_normal
+from vidjax.layers.patches import check_video
+
+Kind = Literal["2d", "3d", "2plus1d"]
+Size = tuple[int, int, int]
+
+
+def planes_between(inputs: int, features: int, kernel_size: Size) -> int:
+    """Planes between the halves of a (2+1)-D convolution that has the parameters of a 3-D one (section 3.5)."""
+    t, h, w = kernel_size
+    return t * h * w * inputs * features // (h * w * inputs + t * features)
+
+
+class Convolution(nn.Module):
+    """A convolution over space and time at once; or, given `planes`, over space into these and then over time."""
+
+    features: int
+    kernel_size: Size
+    strides: Size
+    planes: int | None = None
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t h w c"], train: bool) -> Float[Array, "b _ _ _ d"]:
+        """Feature map of `features` channels."""
+        conv = partial(Conv3D, kernel_init=kaiming_normal, dtype=self.dtype)
+        if self.planes is None:
+            return conv(self.features, self.kernel_size, self.strides, name="full")(x)
+        (kt, kh, kw), (st, sh, sw) = self.kernel_size, self.strides
+        x = conv(self.planes, (1, kh, kw), (1, sh, sw), name="spatial")(x)
+        x = BatchNorm(use_running_average=not train, dtype=self.dtype, name="norm")(x)
+        return conv(self.features, (kt, 1, 1), (st, 1, 1), name="temporal")(nn.relu(x))
+
+
+class Block(nn.Module):
+    """Two convolutions on a residual branch; the shortcut is projected where the shape changes.
+
+    Attributes:
+      planes: of the first convolution, the second and the shortcut; None for one that is not factorised.
+    """
+
+    features: int
+    kernel_size: Size
+    strides: Size
+    planes: tuple[int | None, int | None, int | None]
+    epsilon: float = 1e-5
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t h w c"], train: bool) -> Float[Array, "b _ _ _ d"]:
+        """Feature map of `features` channels."""
+        conv = partial(Convolution, self.features, dtype=self.dtype)
+        norm = partial(BatchNorm, use_running_average=not train, epsilon=self.epsilon, dtype=self.dtype)
+        first, second, third = self.planes
+        y = conv(self.kernel_size, self.strides, planes=first, name="conv1")(x, train)
+        y = nn.relu(norm(name="norm1")(y))
+        y = conv(self.kernel_size, (1, 1, 1), planes=second, name="conv2")(y, train)
+        y = norm(name="norm2")(y)
+        if x.shape[-1] != self.features or self.strides != (1, 1, 1):
+            x = conv((1, 1, 1), self.strides, planes=third, name="shortcut")(x, train)
+            x = norm(name="shortcut_norm")(x)
+        return nn.relu(x + y)
+
+
+class ResNet3D(nn.Module):
+    """The classifier.
+
+    Attributes:
+      groups: what the convolutions of the stem and of the four groups of blocks are.
+      depths, widths: of the groups of blocks.
+      fold_frames: the frames become channels of the first convolution (R2D).
+      midplanes: planes of a (2+1)-D convolution, computed for each (the paper) or once a block (torchvision).
+      stem_planes: those of the stem; None for the formula's.
+      factorized_shortcut, stem_pool, epsilon: mmaction2's (2+1)-D shortcuts, max pool after the stem and batch norm.
+      num_classes: None gives the mean of the last feature map.
+      dropout: of that mean before the head.
+      num_frames, image_size: of the clips that the variant is meant for; any other goes as well, but for the frames
+        of a network that folds them.
+    """
+
+    groups: tuple[Kind, Kind, Kind, Kind, Kind]
+    depths: tuple[int, int, int, int] = (2, 2, 2, 2)
+    widths: tuple[int, int, int, int] = (64, 128, 256, 512)
+    fold_frames: bool = False
+    midplanes: Literal["per_convolution", "per_block"] = "per_convolution"
+    stem_planes: int | None = 45
+    factorized_shortcut: bool = False
+    stem_pool: bool = False
+    epsilon: float = 1e-5
+    num_classes: int | None = None
+    dropout: float = 0.0
+    channels: int = 3
+    num_frames: int = 16
+    image_size: int = 112
+    card: Card = Card()
+    dtype: DTypeLike | None = None
+
+    def setup(self) -> None:
+        """Attributes here name the parameters."""
+        for kind in self.groups:
+            if kind not in ("2d", "3d", "2plus1d"):
+                raise ValueError(f"a group of convolutions is '{kind}': choose 2d, 3d or 2plus1d")
+        if self.midplanes not in ("per_convolution", "per_block"):
+            raise ValueError(f"midplanes is '{self.midplanes}': choose per_convolution or per_block")
+        stem, width = self.groups[0], self.widths[0]
+        kernel_size = (1 if stem == "2d" else 3, 7, 7)
+        planes = None
+        if stem == "2plus1d":
+            planes = self.stem_planes or planes_between(self.channels, width, kernel_size)
+        self.stem = Convolution(width, kernel_size, (1, 2, 2), planes, self.dtype)
+        self.stem_norm = BatchNorm(epsilon=self.epsilon, dtype=self.dtype)
+        blocks, inputs = [], width
+        for group, (kind, depth, width) in enumerate(zip(self.groups[1:], self.depths, self.widths, strict=True)):
+            blocks.append([])
+            for i in range(depth):
+                stride = 2 if group and not i else 1
+                blocks[group].append(self.block(kind, inputs, width, stride))
+                inputs = width
+        self.group = blocks
+        if self.num_classes is not None:
+            self.head_dropout = nn.Dropout(self.dropout)
+            self.head = nn.Dense(self.num_classes, kernel_init=nn.initializers.normal(0.01), dtype=self.dtype)
+
+    def block(self, kind: Kind, inputs: int, width: int, stride: int) -> Block:
+        """One block of a group."""
+        kernel_size = (1 if kind == "2d" else 3, 3, 3)
+        strides = (1 if kind == "2d" else stride, stride, stride)
+        planes: tuple = (None, None, None)
+        if kind == "2plus1d":
+            second = inputs if self.midplanes == "per_block" else width
+            planes = (planes_between(inputs, width, kernel_size), planes_between(second, width, kernel_size))
+            planes += (planes_between(inputs, width, (3, 1, 1)) if self.factorized_shortcut else None,)
+        return Block(width, kernel_size, strides, planes, self.epsilon, self.dtype)
+
+    def encode(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b _ _ _ d"]:
+        """The last feature map: a sixteenth of the height and width (a thirty-second with the stem's pool)."""
+        check_video(video, self.channels)
+        x = video
+        if self.fold_frames:
+            if x.shape[1] != self.num_frames:
+                raise ValueError(
+                    f"{x.shape[1]} frames were given to a model whose first convolution is made for {self.num_frames}: "
+                    "its fields have num_frames"
+                )
+            x = einops.rearrange(x, "b t h w c -> b 1 h w (t c)")
+        x = nn.relu(self.stem_norm(self.stem(x, train), use_running_average=not train))
+        if self.stem_pool:
+            x = nn.max_pool(x, (1, 3, 3), (1, 2, 2), ((0, 0), (1, 1), (1, 1)))
+        for blocks in self.group:
+            for block in blocks:
+                x = block(x, train)
+        return x
+
+    def __call__(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b classes"]:
+        """Logits, or the mean of the last feature map, `b d`, when there are no classes."""
+        features = self.encode(video, train).mean(axis=(1, 2, 3))
+        if self.num_classes is None:
+            return features
+        return self.head(self.head_dropout(features, deterministic=not train))
+
+
+TORCHVISION = Card(
+    (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989), stride=2, source="torchvision; arXiv:1711.11248"
+)
+
+
+def reaching(accuracy: float) -> Card:
+    """Card of torchvision's published weights."""
+    reached = f"K400 {accuracy}, 5x1 views"
+    return Card(TORCHVISION.mean, TORCHVISION.std, TORCHVISION.stride, source=TORCHVISION.source, accuracy=reached)
+
+
+FLAT, FULL, FACTORIZED = ("2d",) * 5, ("3d",) * 5, ("2plus1d",) * 5
+MC = {x: FULL[: x - 1] + FLAT[x - 1 :] for x in (2, 3, 4, 5)}
+RMC = {x: FLAT[: x - 1] + FULL[x - 1 :] for x in (2, 3, 4, 5)}
+D18 = {"depths": (2, 2, 2, 2), "num_classes": 400}
+D34 = {"depths": (3, 4, 6, 3), "num_classes": 400, "card": TORCHVISION}
+TINY = {
+    "depths": (1, 1, 1, 1), "widths": (16, 24, 32, 48), "num_frames": 8, "image_size": 32, "card": TORCHVISION,
+}  # fmt: skip
+
+VARIANTS = MappingProxyType(
+    {
+        "r2d_tiny": partial(ResNet3D, FLAT, **TINY, fold_frames=True),
+        "fr2d_tiny": partial(ResNet3D, FLAT, **TINY),
+        "r3d_tiny": partial(ResNet3D, FULL, **TINY),
+        "r2plus1d_tiny": partial(ResNet3D, FACTORIZED, **TINY),
+        "r2d_18": partial(ResNet3D, FLAT, **D18, fold_frames=True, card=TORCHVISION),
+        "fr2d_18": partial(ResNet3D, FLAT, **D18, card=TORCHVISION),
+        "r3d_18": partial(ResNet3D, FULL, **D18, card=reaching(63.20)),
+        "mc2_18": partial(ResNet3D, MC[2], **D18, card=TORCHVISION),
+        "mc3_18": partial(ResNet3D, MC[3], **D18, card=reaching(63.96)),
+        "mc4_18": partial(ResNet3D, MC[4], **D18, card=TORCHVISION),
+        "mc5_18": partial(ResNet3D, MC[5], **D18, card=TORCHVISION),
+        "rmc2_18": partial(ResNet3D, RMC[2], **D18, card=TORCHVISION),
+        "rmc3_18": partial(ResNet3D, RMC[3], **D18, card=TORCHVISION),
+        "rmc4_18": partial(ResNet3D, RMC[4], **D18, card=TORCHVISION),
+        "rmc5_18": partial(ResNet3D, RMC[5], **D18, card=TORCHVISION),
+        "r2plus1d_18": partial(ResNet3D, FACTORIZED, **D18, midplanes="per_block", card=reaching(67.463)),
+        "r2plus1d_18_paper": partial(ResNet3D, FACTORIZED, **D18, card=TORCHVISION),
+        "r2d_34": partial(ResNet3D, FLAT, **D34, fold_frames=True),
+        "fr2d_34": partial(ResNet3D, FLAT, **D34),
+        "r3d_34": partial(ResNet3D, FULL, **D34),
+        "mc2_34": partial(ResNet3D, MC[2], **D34),
+        "mc3_34": partial(ResNet3D, MC[3], **D34),
+        "mc4_34": partial(ResNet3D, MC[4], **D34),
+        "mc5_34": partial(ResNet3D, MC[5], **D34),
+        "rmc2_34": partial(ResNet3D, RMC[2], **D34),
+        "rmc3_34": partial(ResNet3D, RMC[3], **D34),
+        "rmc4_34": partial(ResNet3D, RMC[4], **D34),
+        "rmc5_34": partial(ResNet3D, RMC[5], **D34),
+        "r2plus1d_34": partial(ResNet3D, FACTORIZED, **D34),
+        "r2plus1d_34_mmaction2": partial(
+            ResNet3D, FACTORIZED, depths=(3, 4, 6, 3), num_classes=400, num_frames=8, image_size=224, dropout=0.5,
+            stem_planes=None, factorized_shortcut=True, stem_pool=True, epsilon=1e-3,
+            card=Card(stride=8, source="open-mmlab/mmaction2", accuracy="K400 69.76, 10x3 views"),
+        ),
+    }
+)  # fmt: skip

@@ -1,0 +1,176 @@
+"""R(2+1)D's family against torchvision and mmaction2, in evaluation and in training."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import peers
+import pytest
+import recipe
+
+from vidjax.convert import from_state_dict
+from vidjax.models import VARIANTS
+from vidjax.models.resnet3d import FACTORIZED, FLAT, FULL, MC, ResNet3D, planes_between
+
+SHORT = {"depths": (1, 1, 1, 1), "num_classes": 5, "num_frames": 5, "image_size": 32}
+MODELS = {
+    "r3d": ResNet3D(FULL, **SHORT),
+    "mc3": ResNet3D(MC[3], **SHORT),
+    "r2plus1d": ResNet3D(FACTORIZED, **SHORT, midplanes="per_block"),
+}
+
+
+def assert_close(found, expected, within: float = 1e-5) -> None:
+    np.testing.assert_allclose(found, expected, rtol=0, atol=within * max(1.0, np.abs(expected).max()))
+
+
+def channels_last(video: np.ndarray) -> jax.Array:
+    return jnp.moveaxis(jnp.asarray(video), 1, -1)
+
+
+def test_equals_torchvision_as_recorded():
+    golden = recipe.load("resnet3d_r2plus1d")
+    variables = from_state_dict(MODELS["r2plus1d"], golden.weights, strict=True)
+    logits = jax.jit(MODELS["r2plus1d"].apply)(variables, channels_last(golden.inputs[0]))
+    assert_close(logits, golden.outputs["output0"])
+
+
+def test_equals_mmaction2():
+    golden = recipe.load("mm_r2plus1d_r34")
+    width, video = golden.config["W"], golden.inputs[0]
+    model = VARIANTS["r2plus1d_34_mmaction2"](
+        widths=tuple(width * n for n in (1, 2, 4, 8)), num_classes=None, num_frames=8, image_size=64
+    )
+    variables = from_state_dict(model, golden.weights, strict=True)
+    features = jax.jit(partial(model.apply, method="encode"))(variables, channels_last(video))
+    assert_close(features, np.moveaxis(golden.outputs["output0"], 1, -1))
+
+
+@pytest.fixture(scope="module", params=["r3d", "mc3", "r2plus1d"])
+def pair(request):
+    """A peer in PyTorch, our model, and its variables from the peer's perturbed weights."""
+    peers.torchvision()
+    import record_resnet3d as recorder
+
+    peer, model = recorder.build(request.param), MODELS[request.param]
+    return request.param, peer, model, from_state_dict(model, peers.perturb(peer), strict=True)
+
+
+def test_equals_torchvision(pair):
+    import torch
+
+    _, peer, model, variables = pair
+    video = recipe.floats("video", (2, 3, 6, 40, 24))
+    with torch.no_grad():
+        expected = peer.eval()(torch.from_numpy(video)).numpy()
+    assert_close(jax.jit(model.apply)(variables, channels_last(video)), expected)
+
+
+@pytest.mark.parametrize(("name", "norm"), [("r3d", "stem.1"), ("r2plus1d", "stem.4")])
+def test_a_training_step_equals_torchvisions(name, norm):
+    """Gradients, and running statistics: Flax keeps the biased variance, PyTorch n / (n - 1) times as much.
+
+    In float64: over a few cells batch norm makes much of float32's rounding.
+    """
+    peers.torchvision()
+    import record_resnet3d as recorder
+    import torch
+
+    peer, model = recorder.build(name), MODELS[name]
+    weights = peers.perturb(peer)
+    peer = peer.double().train()
+    video, target = recipe.floats("video", (2, 3, 4, 24, 24)), recipe.floats("target", (2, 5))
+    ((peer(torch.from_numpy(video).double()) - torch.from_numpy(target)) ** 2).sum().backward()
+    after = {key: value.numpy() for key, value in peer.state_dict().items()}
+    theirs = weights | {key: value.grad.float().numpy() for key, value in peer.named_parameters()}
+    expected = from_state_dict(model, theirs, strict=True)["params"]
+    variables = from_state_dict(model, weights, strict=True)
+    with jax.enable_x64(True):
+        double = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), variables)
+        clip = jnp.asarray(np.moveaxis(video, 1, -1), jnp.float64)
+
+        @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+        def step(params, state):
+            def loss(params):
+                logits, state_after = model.apply(
+                    {"params": params, **state}, clip, train=True, mutable=["batch_stats"]
+                )
+                return ((logits - target) ** 2).sum(), state_after
+
+            return jax.grad(loss, has_aux=True)(params)
+
+        gradients, stats = jax.device_get(step(double["params"], {"batch_stats": double["batch_stats"]}))
+    for (path, ours), other in zip(jax.tree.leaves_with_path(gradients), jax.tree.leaves(expected), strict=True):
+        assert np.abs(ours - other).max() <= 1e-5 * np.abs(other).max(), path
+
+    cells, was = 2 * 4 * 12 * 12, weights[f"{norm}.running_var"]  # cells that the norm after the stem sees
+    ours = stats["batch_stats"]["stem_norm"]
+    unbiased = 0.9 * was + (ours["var"] - 0.9 * was) * cells / (cells - 1)
+    np.testing.assert_allclose(unbiased, after[f"{norm}.running_var"], rtol=1e-5)
+    np.testing.assert_allclose(ours["mean"], after[f"{norm}.running_mean"], atol=1e-6)
+
+
+def test_a_2d_resnet_inflated_answers_a_still_clip_as_the_image():
+    torchvision = peers.torchvision()
+    import torch
+
+    image = torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=7).eval()
+    image.maxpool = torch.nn.Identity()  # which none of the family has
+    weights = peers.perturb(image)
+    image.fc = torch.nn.Identity()
+    frame = recipe.floats("frame", (1, 3, 32, 32))
+    with torch.no_grad():
+        expected = image(torch.from_numpy(frame)).numpy()
+    model = ResNet3D(FLAT, depths=(1, 1, 1, 1), num_frames=4, image_size=32)
+    variables = from_state_dict(model, weights)
+    video = jnp.moveaxis(jnp.asarray(frame), 1, -1)[:, None].repeat(4, axis=1)
+    assert_close(jax.jit(model.apply)(variables, video), expected)
+    full = from_state_dict(ResNet3D(FULL, depths=(1, 1, 1, 1), num_frames=4, image_size=32), weights)
+    for group in ("stem", "group_2_0"):
+        flat, deep = variables["params"][group], full["params"][group]
+        flat, deep = (flat, deep) if group == "stem" else (flat["conv1"], deep["conv1"])
+        np.testing.assert_allclose(deep["full"]["kernel"].sum(0), flat["full"]["kernel"][0], atol=1e-6)
+        assert len(deep["full"]["kernel"]) == 3
+
+
+def test_another_dialect_is_refused_with_what_was_seen():
+    golden = recipe.load("resnet3d_r2plus1d")
+    with pytest.raises(ValueError, match=r"known by stem\.0\.weight \(torchvision\)|do not fit"):
+        from_state_dict(MODELS["r3d"], golden.weights)
+    with pytest.raises(ValueError, match=r"conv2/norm/.* is \(230,\)|conv2/.* in the model and .* in the weights"):
+        from_state_dict(MODELS["r2plus1d"].clone(midplanes="per_convolution"), golden.weights)
+
+
+def test_planes_give_the_parameters_of_a_3d_convolution():
+    pairs = [(64, 64), (64, 128), (128, 128), (128, 256), (256, 256), (256, 512), (512, 512)]
+    assert [planes_between(*pair, (3, 3, 3)) for pair in pairs] == [144, 230, 288, 460, 576, 921, 1152]
+    assert planes_between(3, 64, (3, 7, 7)) == 83
+
+
+@pytest.mark.parametrize(("name", "sees_order"), [("r2d", True), ("fr2d", False), ("r3d", True), ("r2plus1d", True)])
+def test_who_sees_the_order_of_frames(name, sees_order):
+    model = VARIANTS[f"{name}_tiny"](num_classes=5)
+    video = jnp.asarray(recipe.floats("clip", (1, 8, 32, 32, 3)))
+    variables = jax.jit(model.init)(jax.random.key(0), video)
+    apply = jax.jit(model.apply)
+    assert np.allclose(apply(variables, video), apply(variables, video[:, ::-1]), atol=1e-5) != sees_order
+
+
+def test_other_clips_fit_the_same_parameters_but_for_folded_frames():
+    for name in ("fr2d", "r3d", "r2plus1d"):
+        model = VARIANTS[f"{name}_tiny"](num_classes=5)
+        shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 32, 32, 3)))
+        assert jax.eval_shape(model.apply, shapes, jnp.zeros((1, 3, 50, 41, 3))).shape == (1, 5)
+    with pytest.raises(ValueError, match="3 frames were given to a model whose first convolution is made for 8"):
+        jax.eval_shape(VARIANTS["r2d_tiny"]().init, jax.random.key(0), jnp.zeros((1, 3, 32, 32, 3)))
+
+
+def test_starts_as_torchvisions():
+    model = ResNet3D(FULL, depths=(1, 1, 1, 1), num_classes=100, num_frames=4, image_size=32)
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 4, 32, 32, 3)))
+    params = variables["params"]
+    assert params["stem"]["full"]["kernel"].std() == pytest.approx((2 / (64 * 3 * 49)) ** 0.5, rel=0.03)
+    assert params["group_1_0"]["conv1"]["full"]["kernel"].std() == pytest.approx((2 / (128 * 27)) ** 0.5, rel=0.03)
+    assert params["head"]["kernel"].std() == pytest.approx(0.01, rel=0.03) and not params["head"]["bias"].any()
+    assert (params["stem_norm"]["scale"] == 1).all()
