@@ -1,3 +1,48 @@
-"""C3D: published weights."""
+"""Weights of C3D: mmaction2's, and the names of the PyTorch ports of the Caffe release."""
 
-LAYOUTS = {}
+import numpy as np
+
+from vidjax.convert.rules import Layout, Rule, dense, kernel, strip
+from vidjax.models.c3d import C3D, LAYERS
+
+
+def layout(model: C3D, name: str, sign: str, conv: dict[str, str], head: str) -> Layout:
+    """One naming.
+
+    Args:
+      conv: our names of the convolutions to theirs.
+    """
+    frames, size = model.num_frames // 16, (model.image_size // 16 + 2) // 2
+
+    def channels_last(value: np.ndarray) -> np.ndarray:
+        """`(out, c t h w)` as `(t h w c, out)`."""
+        if value.shape[1] % (frames * size * size):
+            return kernel(value)
+        maps = value.reshape(len(value), -1, frames, size, size)
+        return np.ascontiguousarray(np.moveaxis(maps, (0, 1), (-1, -2))).reshape(-1, len(value))
+
+    return Layout(
+        name=name,
+        sign=sign,
+        prepare=lambda weights: strip(weights, "module.", "backbone."),
+        rules=(
+            *(rule for ours, theirs in conv.items() for rule in dense(theirs, ours)),
+            Rule("fc6.weight", "fc6/kernel", channels_last),
+            Rule("fc6.bias", "fc6/bias"),
+            *dense("fc7", "fc7"),
+            *dense(head, "head"),
+        ),
+    )
+
+
+def layouts(model: C3D) -> tuple[Layout, ...]:
+    """What the model's weights may be in."""
+    mmaction2 = {name: f"{name}.conv" for name in LAYERS}
+    port = {name: name.removesuffix("a") if name in ("conv1a", "conv2a") else name for name in LAYERS}
+    return (
+        layout(model, "mmaction2", "conv1a.conv.weight", mmaction2, "cls_head.fc_cls"),
+        layout(model, "PyTorch ports", "conv1.weight", port, "fc8"),
+    )
+
+
+LAYOUTS = {C3D: layouts}

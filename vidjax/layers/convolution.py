@@ -21,9 +21,6 @@ from jaxtyping import Array, Float
 Padding = Literal["SAME", "VALID"] | Sequence[int] | None
 Pairs = tuple[tuple[int, int], ...]
 
-# PyTorch's defaults: its momentum of 0.1 is Flax's 0.9. PyTorch's running variance is unbiased, Flax's is not.
-BatchNorm = partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
-
 # PyTorch's default for kernels of linear maps and convolutions, kaiming_uniform(a=sqrt(5)), is U(+-1/sqrt(fan_in)).
 pytorch_kernel = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 # kaiming_normal(mode="fan_out", nonlinearity="relu")
@@ -77,27 +74,46 @@ def _cpu_conv2d(x: Array, kernel: Array, strides: Sequence[int], padding: Pairs)
     return _plain_conv2d(x, kernel, strides, padding)
 
 
+def _correlate(shifted: Array, still: Array, kernel_size: tuple[int, int], strides: tuple[int, int]) -> Array:
+    """Products of `still` and `shifted` summed over images and places, at each shift of a kernel: `(d, kh, kw, c)`."""
+    (n, height, width, d), (kh, kw), (sh, sw), c = still.shape, kernel_size, strides, shifted.shape[-1]
+
+    def product_of(shifted: Array, still: Array, rows: int) -> Array:
+        """All shifts side by side in one product, for so many rows."""
+        down, across = (rows - 1) * sh + 1, (width - 1) * sw + 1
+        taps = (shifted[:, i : i + down : sh, j : j + across : sw] for i, j in product(range(kh), range(kw)))
+        return still.T @ jnp.concatenate([tap.reshape(-1, c) for tap in taps], axis=1)
+
+    if n * height * width <= 2048:
+        return product_of(shifted, still.reshape(-1, d), height).reshape(d, kh, kw, c)
+    # A few rows at a time, so that what is multiplied stays in the cache.
+    rows = max(r for r in range(1, height + 1) if height % r == 0 and (r == 1 or r * width <= 4096))
+
+    def add_rows(total: Array, part: tuple[Array, Array]) -> tuple[Array, None]:
+        (image, row), still = part
+        window = lax.dynamic_slice(shifted, (image, row * sh, 0, 0), (1, (rows - 1) * sh + kh, shifted.shape[2], c))
+        return total + product_of(window, still, rows), None
+
+    starts = jnp.asarray([(image, row) for image in range(n) for row in range(0, height, rows)])
+    zeros = jnp.zeros((d, kh * kw * c), still.dtype)
+    total, _ = lax.scan(add_rows, zeros, (starts, still.reshape(-1, rows * width, d)))
+    return total.reshape(d, kh, kw, c)
+
+
 def _cpu_conv2d_gradients(
-    strides: Sequence[int], padding: Pairs, saved: tuple[Array, Array], dy: Array
+    strides: tuple[int, int], padding: Pairs, saved: tuple[Array, Array], dy: Array
 ) -> tuple[Array, Array]:
-    """The input's gradient is XLA's; the kernel's, which XLA is slow at, is one matrix product a tap."""
+    """The input's gradient is XLA's; the kernel's, which XLA is slow at, is made of matrix products."""
     x, kernel = saved
-    (_, h, w, c), (kh, kw, _, d), (_, oh, ow, _) = x.shape, kernel.shape, dy.shape
+    size, inputs, outputs = kernel.shape[:2], x.shape[1:3], dy.shape[1:3]
     dx = jax.linear_transpose(lambda x: _plain_conv2d(x, kernel, strides, padding), x)(dy)[0]
-    taps = product(range(kh), range(kw))
-    if strides == (1, 1) and d < c:  # whichever of the two is narrower is shifted
-        before = [size - 1 - low for size, (low, _) in zip((kh, kw), padding, strict=True)]
-        after = [h + kh - 1 - before[0] - oh, w + kw - 1 - before[1] - ow]
-        dy = jnp.pad(dy, ((0, 0), (before[0], after[0]), (before[1], after[1]), (0, 0)))
-        flat = x.reshape(-1, c)
-        shifted = (dy[:, kh - 1 - i : kh - 1 - i + h, kw - 1 - j : kw - 1 - j + w] for i, j in taps)
-        products = [flat.T @ tap.reshape(-1, d) for tap in shifted]
-    else:
-        x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-        flat, (sh, sw) = dy.reshape(-1, d), strides
-        shifted = (x[:, i : i + (oh - 1) * sh + 1 : sh, j : j + (ow - 1) * sw + 1 : sw] for i, j in taps)
-        products = [tap.reshape(-1, c).T @ flat for tap in shifted]
-    return dx, jnp.stack(products).reshape(kernel.shape)
+    if strides == (1, 1) and dy.shape[-1] < x.shape[-1]:  # the narrower of the two is shifted
+        before = [k - 1 - low for k, (low, _) in zip(size, padding, strict=True)]
+        after = [i + k - 1 - b - o for i, k, b, o in zip(inputs, size, before, outputs, strict=True)]
+        dy = jnp.pad(dy, ((0, 0), *zip(before, after, strict=True), (0, 0)))
+        return dx, jnp.moveaxis(_correlate(dy, x, size, strides)[:, ::-1, ::-1], 0, 2)
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    return dx, jnp.moveaxis(_correlate(x, dy, size, strides), 0, 3)
 
 
 _cpu_conv2d.defvjp(lambda x, kernel, *how: (_cpu_conv2d(x, kernel, *how), (x, kernel)), _cpu_conv2d_gradients)
@@ -214,3 +230,73 @@ class DepthwiseConv3D(nn.Module):
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         x = depthwise_conv3d(x, kernel)
         return x if bias is None else x + bias
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _standardize(x: Array, scale: Array, bias: Array, epsilon: float) -> tuple[Array, Array, Array]:
+    """`x` of mean `bias` and deviation `scale` in each channel; and the mean and biased variance that it had."""
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    axes = tuple(range(x.ndim - 1))
+    mean = jnp.mean(x, axes, dtype=wide)
+    variance = jnp.maximum(jnp.mean(jnp.square(x.astype(wide)), axes) - jnp.square(mean), 0)
+    factor = scale * lax.rsqrt(variance + epsilon)
+    return (x * factor + (bias - mean * factor)).astype(x.dtype), mean, variance
+
+
+def _standardize_forward(x: Array, scale: Array, bias: Array, epsilon: float) -> tuple:
+    y, mean, variance = _standardize(x, scale, bias, epsilon)
+    return (y, mean, variance), (x, scale, mean, lax.rsqrt(variance + epsilon))
+
+
+def _standardize_gradients(epsilon: float, saved: tuple, gradients: tuple) -> tuple[Array, Array, Array]:
+    """Linear in `dy` and `x`, so that one pass over both is enough; the statistics get no gradient of their own."""
+    (x, scale, mean, inverse), dy = saved, gradients[0]
+    axes, count = tuple(range(x.ndim - 1)), x.size // x.shape[-1]
+    dbias = jnp.sum(dy, axes, dtype=mean.dtype)
+    dscale = jnp.sum(dy.astype(mean.dtype) * (x - mean), axes) * inverse
+    by_dy = scale * inverse
+    by_x = -by_dy * inverse * dscale / count
+    dx = dy * by_dy + x * by_x - (by_dy * dbias / count + mean * by_x)
+    return dx.astype(x.dtype), dscale, dbias
+
+
+_standardize.defvjp(_standardize_forward, _standardize_gradients)
+
+
+class BatchNorm(nn.Module):
+    """Batch norm over all axes but the last, with PyTorch's defaults; the same variables as Flax's.
+
+    Flax's own keeps `x - mean` for the backward pass and goes over the data twice as often: on a CPU, a third of a
+    training step of R(2+1)D. Statistics are float32. PyTorch's momentum of 0.1 is 0.9 here; its running variance is
+    unbiased, this one is not. Under `jit` the batch is the global one; under `pmap` each device's own.
+
+    Attributes:
+      use_running_average: norm by the running statistics, as in evaluation; may be given to the call instead.
+      momentum: how much of the running statistics stays at a step.
+      use_scale: without, the deviation is one.
+    """
+
+    use_running_average: bool | None = None
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    use_scale: bool = True
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*b c"], use_running_average: bool | None = None) -> Float[Array, "*b c"]:
+        """Same shape as `x`."""
+        evaluating = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
+        shape = (x.shape[-1],)
+        mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
+        variance = self.variable("batch_stats", "var", jnp.ones, shape)
+        scale = self.param("scale", nn.initializers.ones_init(), shape) if self.use_scale else jnp.ones(shape)
+        bias = self.param("bias", nn.initializers.zeros_init(), shape)
+        x = x if self.dtype is None else x.astype(self.dtype)
+        if evaluating:
+            factor = scale * lax.rsqrt(variance.value + self.epsilon)
+            return (x * factor + (bias - mean.value * factor)).astype(x.dtype)
+        y, batch_mean, batch_variance = _standardize(x, scale, bias, self.epsilon)
+        if not self.is_initializing():
+            for running, now in ((mean, batch_mean), (variance, batch_variance)):
+                running.value = self.momentum * running.value + (1 - self.momentum) * lax.stop_gradient(now)
+        return y

@@ -1,5 +1,170 @@
-"""P3D."""
+"""P3D (Qiu, Yao and Mei 2017, arXiv:1711.10305; names of qijiezhao/pseudo-3d-pytorch, a port of the Caffe release).
 
+A ResNet of bottlenecks whose 3x3x3 convolution is one over space, S, and one over time, T, each with batch norm and
+ReLU, put together in one of three ways, which take turns from block to block: A, T(S(x)); B, S(x) + T(x); C,
+S(x) + T(S(x)). The last group has no T.
+
+Traps: the blocks are counted through all groups, so that the turn goes on from group to group; time is halved by max
+pools alone, after the stem and after each of the first three groups, until one frame of sixteen is left; where more are
+left, the port mixes them with the channels, we classify each and take the mean.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from math import prod
 from types import MappingProxyType
 
-VARIANTS = MappingProxyType({})
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from vidjax.layers.card import Card
+from vidjax.layers.convolution import BatchNorm, Conv3D, pytorch_bias, pytorch_kernel
+from vidjax.layers.patches import check_video
+
+Part = Callable[[Array], Array]
+
+
+def kernel_init(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
+    """N(0, 2 / (kt kh outputs)): the port leaves the kernel's width out."""
+    return (2.0 / (prod(shape[:2]) * shape[-1])) ** 0.5 * jax.random.normal(key, shape, dtype)
+
+
+def series(space: Part, time: Part, x: Array) -> Array:
+    """P3D-A."""
+    return time(space(x))
+
+
+def parallel(space: Part, time: Part, x: Array) -> Array:
+    """P3D-B."""
+    return space(x) + time(x)
+
+
+def series_with_skip(space: Part, time: Part, x: Array) -> Array:
+    """P3D-C."""
+    x = space(x)
+    return x + time(x)
+
+
+def space_alone(space: Part, time: Part, x: Array) -> Array:
+    """A block of the last group."""
+    return space(x)
+
+
+TURNS = (series, parallel, series_with_skip)
+
+
+class Bottleneck(nn.Module):
+    """Pointwise reduction, space and time together in some way, pointwise expansion; the whole on a residual branch."""
+
+    width: int
+    combine: Callable[[Part, Part, Array], Array]
+    stride: int = 1
+    kernel_init: nn.initializers.Initializer = kernel_init
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t h w c"], train: bool) -> Float[Array, "b t _ _ d"]:
+        """Feature map of four times `width` channels."""
+        strides = (1, self.stride, self.stride)
+
+        def unit(x: Array, features: int, size: tuple[int, int, int], name: str, strides=(1, 1, 1)) -> Array:
+            x = Conv3D(features, size, strides, kernel_init=self.kernel_init, dtype=self.dtype, name=name)(x)
+            return BatchNorm(use_running_average=not train, dtype=self.dtype, name=f"{name}_norm")(x)
+
+        def space(x: Array) -> Array:
+            return nn.relu(unit(x, self.width, (1, 3, 3), "spatial"))
+
+        def time(x: Array) -> Array:
+            return nn.relu(unit(x, self.width, (3, 1, 1), "temporal"))
+
+        y = nn.relu(unit(x, self.width, (1, 1, 1), "reduce", strides))
+        y = unit(self.combine(space, time, y), 4 * self.width, (1, 1, 1), "expand")
+        if x.shape != y.shape:
+            x = unit(x, 4 * self.width, (1, 1, 1), "shortcut", strides)
+        return nn.relu(x + y)
+
+
+class P3D(nn.Module):
+    """The classifier.
+
+    Attributes:
+      depths: blocks of the four groups.
+      width: of the first group's bottlenecks; each group doubles it.
+      num_classes: None gives the mean of the last feature map.
+      dropout: of that mean before the head.
+      num_frames, image_size: of the clips that the variant is meant for; any other goes as well.
+    """
+
+    depths: tuple[int, int, int, int]
+    width: int = 64
+    num_classes: int | None = None
+    dropout: float = 0.5
+    channels: int = 3
+    num_frames: int = 16
+    image_size: int = 160
+    card: Card = Card()
+    dtype: DTypeLike | None = None
+
+    def setup(self) -> None:
+        """Attributes here name the parameters."""
+        self.stem = Conv3D(self.width, (1, 7, 7), (1, 2, 2), kernel_init=kernel_init, dtype=self.dtype)
+        self.stem_norm = BatchNorm(dtype=self.dtype)
+        blocks: list[list[Bottleneck]] = []
+        for group, depth in enumerate(self.depths):
+            counted = sum(self.depths[:group])
+            blocks.append(
+                [
+                    Bottleneck(
+                        self.width * 2**group,
+                        TURNS[(counted + i) % 3] if group < 3 else space_alone,
+                        stride=2 if group and not i else 1,
+                        kernel_init=kernel_init if group < 3 else pytorch_kernel,
+                        dtype=self.dtype,
+                    )
+                    for i in range(depth)
+                ]
+            )
+        self.group = blocks
+        if self.num_classes is not None:
+            self.head_dropout = nn.Dropout(self.dropout)
+            bias_init = pytorch_bias(32 * self.width)
+            self.head = nn.Dense(self.num_classes, kernel_init=pytorch_kernel, bias_init=bias_init, dtype=self.dtype)
+
+    def encode(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b _ _ _ d"]:
+        """The last feature map: a sixteenth of the frames, a thirty-second of the height and width."""
+        check_video(video, self.channels, least=(16, 32, 32))
+        x = nn.relu(self.stem_norm(self.stem(video), use_running_average=not train))
+        x = nn.max_pool(x, (2, 3, 3), (2, 2, 2), ((0, 0), (1, 1), (1, 1)))
+        for blocks in self.group:
+            for block in blocks:
+                x = block(x, train)
+            if blocks is not self.group[-1]:
+                x = nn.max_pool(x, (2, 1, 1), (2, 1, 1))
+        return x
+
+    def __call__(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b classes"]:
+        """Logits, or the mean of the last feature map, `b d`, when there are no classes."""
+        features = self.encode(video, train).mean(axis=(1, 2, 3))
+        if self.num_classes is None:
+            return features
+        return self.head(self.head_dropout(features, deterministic=not train))
+
+
+def reaching(accuracy: str = "") -> Card:
+    """Card with what the port says of its weights."""
+    return Card(source="qijiezhao/pseudo-3d-pytorch", accuracy=accuracy)
+
+
+TINY = {"depths": (1, 1, 1, 1), "width": 8, "dropout": 0.0, "image_size": 32, "card": reaching()}
+
+VARIANTS = MappingProxyType(
+    {
+        "p3d_tiny": partial(P3D, **TINY),
+        "p3d_63": partial(P3D, (3, 4, 6, 3), num_classes=400, card=reaching()),
+        "p3d_131": partial(P3D, (3, 4, 23, 3), num_classes=400, card=reaching()),
+        "p3d_199": partial(P3D, (3, 8, 36, 3), num_classes=400, card=reaching("UCF101 91.2 (fine-tuned, RGB)")),
+    }
+)

@@ -11,8 +11,8 @@ One network of five groups of convolutions (the stem is the first), which differ
 Traps: no max pool after the stem (mmaction2 has one); the number of planes between the two halves of a (2+1)-D
 convolution gives it the parameters of a 3-D one, but torchvision computes it once a block, from the block's channels,
 where the paper computes it for each convolution; the stem's is 45, not the formula's 83 (mmaction2's is); mmaction2
-factorises the shortcut too, into the planes of a kernel three frames long, and its batch norms have epsilon 1e-3 but for
-those inside its convolutions. A 2-D group does not stride in time.
+factorises the shortcut too, into the planes of a kernel three frames long, and its batch norms have epsilon 1e-3 but
+for those inside its convolutions. A 2-D group does not stride in time.
 """
 
 from functools import partial

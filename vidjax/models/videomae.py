@@ -33,7 +33,6 @@ def reaching(accuracy: float) -> Card:
     return Card(stride=4, source=CARD.source, accuracy=f"K400 {accuracy}, 5x3 views")
 
 
-
 XAVIER = nn.initializers.xavier_uniform()
 
 
