@@ -46,8 +46,7 @@ def transformers_peer(attention: str):
     ("attention", "shape"),
     [
         ("divided", (2, 4, 16, 16, 3)),
-        ("divided", (1, 6, 16, 16, 3)),  # the peer cannot resize both time and space of divided attention
-        ("joint", (1, 6, 24, 24, 3)),
+        ("joint", (1, 6, 24, 24, 3)),  # of divided attention, the peer takes the clips of its configuration alone
     ],
 )
 def test_equals_transformers_also_at_other_sizes(attention, shape, tmp_path):

@@ -3,6 +3,7 @@
 import argparse
 import json
 import pickle
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -48,11 +49,13 @@ def read(path: str | Path) -> Weights:
         return _read_shards(path)
     if path.suffix == ".safetensors":
         return read_safetensors(path)
+    if path.suffix == ".npz":
+        return _read_npz(path)
     if path.suffix in SUFFIXES:
         return _read_torch(path)
     if path.suffix == ".msgpack" or path.name.startswith("checkpoint_"):
         return _read_flax(path)
-    raise ValueError(f"{path} is not a file of weights: its name should end in {', '.join(SUFFIXES)} or .msgpack")
+    raise ValueError(f"{path} is not a file of weights: its name should end in {', '.join(SUFFIXES)}, .npz or .msgpack")
 
 
 def _read_shards(index: Path) -> Weights:
@@ -102,6 +105,14 @@ def _read_torch(path: Path) -> Weights:
     if not weights:
         raise ValueError(f"{path} holds no weights: it is no dictionary of tensors, nor has one as 'model'")
     return weights
+
+
+def _read_npz(path: Path) -> Weights:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (ValueError, OSError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} cannot be read as NumPy arrays: {error}") from error
 
 
 def _read_flax(path: Path) -> Weights:

@@ -49,9 +49,18 @@ class Rule:
 
     def path(self, name: str) -> str | None:
         """Where the entry `name` goes; None when this rule is not about it."""
-        pattern = re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[0-9]+)", re.escape(self.source))
-        match = re.fullmatch(pattern, name)
+        match = re.fullmatch(_pattern(self.source), name)
         return self.target.format(**match.groupdict()) if match else None
+
+
+def _pattern(text: str) -> str:
+    """A regular expression for `text`, in which `{i}` stands for a number."""
+    return re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[0-9]+)", re.escape(text))
+
+
+def begins(path: str, beginnings: Sequence[str]) -> bool:
+    """Whether `path` begins with one of these, in which `{i}` stands for a number."""
+    return any(re.match(_pattern(beginning), path) for beginning in beginnings)
 
 
 def dense(source: str, target: str, fit: Fit | None = None) -> tuple[Rule, ...]:
@@ -99,6 +108,17 @@ def strip(weights: Weights, *prefixes: str) -> Weights:
     return stripped
 
 
+def fold_layer_scale(weights: Weights) -> Weights:
+    """Without prefixes, and with layer scale (gamma_1, gamma_2) multiplied into the linear map before it."""
+    weights = strip(weights, "module.", "backbone.", "encoder.")
+    for gamma, linear in (("gamma_1", "attn.proj"), ("gamma_2", "mlp.fc2")):
+        for name in [name for name in weights if name.endswith(f".{gamma}")]:
+            scale, at = weights.pop(name), name.removesuffix(gamma) + linear
+            weights[f"{at}.weight"] = weights[f"{at}.weight"] * scale[:, None]
+            weights[f"{at}.bias"] = weights[f"{at}.bias"] * scale
+    return weights
+
+
 @dataclass(frozen=True)
 class Layout:
     """One published naming of a family's weights.
@@ -107,7 +127,8 @@ class Layout:
       name: whose it is.
       sign: the name of an entry that tells it from the layouts after it.
       prepare: from the file's entries to those that the rules name: strips prefixes, folds what we do not have.
-      optional: beginnings of our paths that the weights may lack, each as a whole: they are newly initialised.
+      optional: beginnings of our paths (`{i}` is any number) that the weights may lack, each as a whole: they are newly
+        initialised.
       surplus: beginnings of our paths that the weights may have and the model lack.
     """
 
@@ -187,11 +208,11 @@ def apply(
         if name.endswith("num_batches_tracked"):  # PyTorch's count of steps, which nothing reads
             continue
         paths = [(rule, path) for rule in layout.rules if (path := rule.path(name)) is not None]
-        wanted = [(rule, path) for rule, path in paths if path in places and not path.startswith(fresh)]
+        wanted = [(rule, path) for rule, path in paths if path in places and not begins(path, fresh)]
         if not wanted:
             unused.append(name)
             allowed = (*layout.surplus, *layout.optional, *fresh)
-            if strict or any(not path.startswith(allowed) for _, path in paths):
+            if strict or any(not begins(path, allowed) for _, path in paths):
                 refused.append(name)
         elif not np.isfinite(value).all():
             raise ValueError(f"{name} in the weights is not finite: they are damaged, or training had failed")
@@ -211,9 +232,9 @@ def apply(
             else:
                 mismatched[path] = f"{path} is {ours.shape} in the model and {theirs.shape} in the weights"
     left = tuple(path for path in places if path not in loaded)
-    whole = tuple(part for part in layout.optional if not any(path.startswith(part) for path in loaded))
-    allowed = (*fresh, *heads, *(() if strict else whole))
-    lacking = [path for path in left if path not in mismatched and not path.startswith(allowed)]
+    whole = [part for part in layout.optional if not any(begins(path, [part]) for path in loaded)]
+    allowed = (*fresh, *heads, *([] if strict else whole))
+    lacking = [path for path in left if path not in mismatched and not begins(path, allowed)]
     if mismatched or lacking or refused:
         said = [_some(list(mismatched.values()), 2)] if mismatched else []
         said += [f"not in the weights: {_some(lacking)}"] if lacking else []

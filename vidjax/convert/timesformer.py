@@ -118,7 +118,7 @@ def layouts(model: TimeSformer) -> tuple[Layout, ...]:
     theirs = "facebookresearch/TimeSformer"
     if model.attention == "space":
         return original("blocks.0.attn.qkv.weight", (), theirs, "head", ("head/",)), hugging_face()
-    fresh = ("head/", "time/", *(f"transformer/block_{i}/time/projection/" for i in range(model.depth)))
+    fresh = ("head/", "time/", "transformer/block_{i}/time/projection/")
     image = original("blocks.0.attn.qkv.weight", GROUPED_FROM_IMAGE, "timm's image ViT", None, fresh)
     official = original("time_embed", ("space",), theirs, "head", ("head/",))
     return (official, hugging_face(), image) if model.attention in ("divided", "joint") else (image,)

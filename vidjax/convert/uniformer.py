@@ -2,8 +2,7 @@
 
 from vidjax.convert.files import Weights
 from vidjax.convert.fits import inflate
-from vidjax.convert.rules import Layout, Rule, batch_norm, dense, fused_attention, kernel, norm, strip
-from vidjax.convert.videomae import fold_layer_scale
+from vidjax.convert.rules import Layout, Rule, batch_norm, dense, fold_layer_scale, fused_attention, kernel, norm, strip
 from vidjax.models.uniformer import UniFormer
 
 SIGN = "patch_embed1.proj.weight"
@@ -65,7 +64,7 @@ RULES = (
 HEAD = (*dense("head", "head"), *dense("cls_head.fc_cls", "head"))  # the original's, mmaction2's
 
 # Split models start from joint or image weights; their attention over time is then new, and starts as zero.
-OPTIONAL = ("head/", *(f"stage_{stage}/block_{i}/temporal_" for stage in (2, 3) for i in range(64)))
+OPTIONAL = ("head/", "stage_{s}/block_{i}/temporal_")
 
 
 def of_image(weights: Weights) -> Weights:

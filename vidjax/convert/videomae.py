@@ -2,8 +2,7 @@
 
 import flax.linen as nn
 
-from vidjax.convert.files import Weights
-from vidjax.convert.rules import Layout, Rule, dense, kernel, kernel_rows, norm, strip
+from vidjax.convert.rules import Layout, Rule, dense, fold_layer_scale, kernel, kernel_rows, norm, strip
 from vidjax.models.videomae import CARD, Pretraining, VideoMAE
 
 
@@ -45,17 +44,6 @@ def original(encoder: str, **partial: tuple[str, ...]) -> Layout:
         ),
         **partial,
     )
-
-
-def fold_layer_scale(weights: Weights) -> Weights:
-    """Without prefixes, and with layer scale (gamma_1, gamma_2) multiplied into the linear map before it."""
-    weights = strip(weights, "module.", "backbone.", "encoder.")
-    for gamma, linear in (("gamma_1", "attn.proj"), ("gamma_2", "mlp.fc2")):
-        for name in [name for name in weights if name.endswith(f".{gamma}")]:
-            scale, at = weights.pop(name), name.removesuffix(gamma) + linear
-            weights[f"{at}.weight"] = weights[f"{at}.weight"] * scale[:, None]
-            weights[f"{at}.bias"] = weights[f"{at}.bias"] * scale
-    return weights
 
 
 def hugging_face_blocks(source: str, target: str) -> tuple[Rule, ...]:

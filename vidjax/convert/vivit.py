@@ -111,7 +111,6 @@ def image(model: ViViT | FactorizedEncoder) -> Layout:
     """
     factorized = isinstance(model, FactorizedEncoder)
     source, target = "blocks.{i}", f"{'spatial_' if factorized else ''}transformer/block_{{i}}"
-    times = tuple(f"transformer/block_{i}/temporal_norm/" for i in range(model.depth))
     fresh = ("temporal_transformer/", "temporal_class_token", "temporal_class_position", "temporal_position/", "norm/")
     return Layout(
         name="timm's image ViT",
@@ -131,7 +130,7 @@ def image(model: ViViT | FactorizedEncoder) -> Layout:
             *dense(f"{source}.mlp.fc2", f"{target}/mlp/fc2"),
             *norm("norm", "spatial_norm" if factorized else "norm"),
         ),
-        optional=("head/", *(fresh if factorized else times)),
+        optional=("head/", *(fresh if factorized else ("transformer/block_{i}/temporal_norm/",))),
         surplus=("head/", "class_token", "class_position"),
     )
 

@@ -44,6 +44,7 @@ class Attention(nn.Module):
       heads: number of heads; must divide the width.
       qkv_bias: biases in the three input projections.
       key_bias: set False for a key without bias (BEiT and VideoMAE: it cancels in the softmax).
+      out_init: of the output projection, where it starts otherwise than the others.
       dtype: type of computation; parameters are float32.
     """
 
@@ -52,6 +53,7 @@ class Attention(nn.Module):
     key_bias: bool = True
     implementation: Implementation = "auto"
     kernel_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
+    out_init: nn.initializers.Initializer | None = None
     dtype: DTypeLike | None = None
 
     @nn.compact
@@ -75,4 +77,4 @@ class Attention(nn.Module):
             self.implementation,
         )
         x = einops.rearrange(x, "... n k d -> ... n (k d)")
-        return nn.Dense(width, kernel_init=self.kernel_init, dtype=self.dtype, name="out")(x)
+        return nn.Dense(width, kernel_init=self.out_init or self.kernel_init, dtype=self.dtype, name="out")(x)

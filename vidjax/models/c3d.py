@@ -96,7 +96,7 @@ CARD = Card(
 
 VARIANTS = MappingProxyType(
     {
-        "c3d_tiny": partial(C3D, width=8, hidden=64, image_size=32, card=CARD),
+        "c3d_tiny": partial(C3D, width=8, hidden=64, image_size=32),
         "c3d": partial(C3D, num_classes=487, card=CARD),
     }
 )

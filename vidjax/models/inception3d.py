@@ -262,26 +262,26 @@ def two_stream(rgb: Float[Array, "b classes"], flow: Float[Array, "b classes"]) 
     return rgb + flow
 
 
-I3D_SOURCE = "google-deepmind/kinetics-i3d, ImageNet and Kinetics-400"
-I3D_TEST = "Kinetics-400 test, all frames at 25 fps, one centre crop; with the other stream (`two_stream`) 74.2"
-I3D_RGB_CARD = Card((0.5,) * 3, (0.5,) * 3, source=I3D_SOURCE, accuracy=f"71.1 {I3D_TEST}")
+I3D_SOURCE = "google-deepmind/kinetics-i3d"
+I3D_TEST = "(both streams 74.2), test set, all frames, one crop"
+I3D_RGB_CARD = Card((0.5,) * 3, (0.5,) * 3, source=I3D_SOURCE, accuracy=f"K400 71.1 {I3D_TEST}")
 # TV-L1 flow in pixels, clipped to +-20 and divided by 20, is the model's input as it is: horizontal, then vertical.
-I3D_FLOW_CARD = Card((0.0,) * 2, (1.0,) * 2, source=I3D_SOURCE, accuracy=f"63.4 {I3D_TEST}")
+I3D_FLOW_CARD = Card((0.0,) * 2, (1.0,) * 2, source=I3D_SOURCE, accuracy=f"K400 63.4 {I3D_TEST}")
 S3D_CARD = Card(
     (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989), stride=2,
-    source="torchvision s3d, KINETICS400_V1", accuracy="68.368 Kinetics-400 val, 1 clip of 128 frames at 15 fps",
+    source="torchvision", accuracy="K400 68.368, 1x1 views of 128 frames",
 )  # fmt: skip
-S3DG_CARD = Card(source="TengdaHan/CoCLR backbone/s3dg.py")
+S3DG_CARD = Card(source="TengdaHan/CoCLR")
 
 S3D = {
     "separable": True, "padding": "symmetric", "norm_scale": True, "initialization": "pytorch", "dropout": 0.2,
     "num_frames": 128, "card": S3D_CARD,
 }  # fmt: skip
-TINY = {"width_multiplier": 0.125, "num_frames": 16, "image_size": 32}
+TINY = {"width_multiplier": 0.125, "num_frames": 16, "image_size": 32, "card": Card()}
 
 VARIANTS = MappingProxyType(
     {
-        "i3d_tiny": partial(Inception3D, **TINY, norm_momentum=0.9, card=I3D_RGB_CARD),
+        "i3d_tiny": partial(Inception3D, **TINY, norm_momentum=0.9),
         "i3d_rgb": partial(Inception3D, num_classes=400, card=I3D_RGB_CARD),
         "i3d_flow": partial(Inception3D, num_classes=400, channels=2, card=I3D_FLOW_CARD),
         "s3d_tiny": partial(Inception3D, **S3D | TINY, norm_momentum=0.9),

@@ -167,7 +167,7 @@ class ResNet3D(nn.Module):
             if x.shape[1] != self.num_frames:
                 raise ValueError(
                     f"{x.shape[1]} frames were given to a model whose first convolution is made for {self.num_frames}: "
-                    "its fields have num_frames"
+                    "give so many, or set its field num_frames"
                 )
             x = einops.rearrange(x, "b t h w c -> b 1 h w (t c)")
         x = nn.relu(self.stem_norm(self.stem(x, train), use_running_average=not train))

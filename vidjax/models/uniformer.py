@@ -23,7 +23,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from vidjax.layers.attention import Attention, attend
+from vidjax.layers.attention import Attention
 from vidjax.layers.card import Card
 from vidjax.layers.convolution import BatchNorm, Conv3D, DepthwiseConv3D, pytorch_bias, pytorch_kernel
 from vidjax.layers.patches import check_video
@@ -80,24 +80,6 @@ class GlobalBlock(nn.Module):
         return block(x.reshape(x.shape[0], -1, x.shape[-1]), drop_path, train).reshape(x.shape)
 
 
-class TemporalAttention(nn.Module):
-    """Attention that starts as zero: the input projections are zero, the output's are one so that gradients flow."""
-
-    heads: int
-    dtype: DTypeLike | None = None
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b t c"]) -> Float[Array, "b t c"]:
-        """Same shape as `x`."""
-
-        def project(x: Array, kernel_init: nn.initializers.Initializer, name: str) -> Array:
-            return nn.Dense(x.shape[-1], kernel_init=kernel_init, dtype=self.dtype, name=name)(x)
-
-        parts = [project(x, nn.initializers.zeros_init(), name) for name in ("query", "key", "value")]
-        x = attend(*(einops.rearrange(part, "b t (k d) -> b t k d", k=self.heads) for part in parts))
-        return project(einops.rearrange(x, "b t k d -> b t (k d)"), nn.initializers.ones_init(), "out")
-
-
 class SplitBlock(nn.Module):
     """Position encoding, attention over time in each place, attention over space in each frame, MLP."""
 
@@ -115,7 +97,9 @@ class SplitBlock(nn.Module):
         norm = partial(nn.LayerNorm, epsilon=1e-6, dtype=self.dtype)
         x = x + DepthwiseConv3D((3, 3, 3), dtype=self.dtype, name="position")(x)
         places = einops.rearrange(x, "b t h w c -> (b h w) t c")
-        in_time = TemporalAttention(heads, dtype=self.dtype, name="temporal_attention")
+        # Attention over time starts as zero: by its inputs, so that gradients flow through its output projection.
+        zeros, ones = nn.initializers.zeros_init(), nn.initializers.ones_init()
+        in_time = Attention(heads, kernel_init=zeros, out_init=ones, dtype=self.dtype, name="temporal_attention")
         places = places + branch(in_time(norm(name="temporal_norm")(places)), drop_path, train)
         frames = einops.rearrange(places, "(b h w) t c -> (b t) (h w) c", b=b, h=h, w=w)
         in_space = Attention(heads, kernel_init=NORMAL, dtype=self.dtype, name="attention")
@@ -196,7 +180,7 @@ class UniFormer(nn.Module):
 
 def kinetics(stride: int, accuracy: float) -> Card:
     """Card of a model published with weights of Kinetics-400."""
-    return replace(CARD, stride=stride, accuracy=f"Kinetics-400 top-1 {accuracy}, 4 clips x 1 crop of 224")
+    return replace(CARD, stride=stride, accuracy=f"K400 {accuracy}, 4x1 views")
 
 
 TINY = {"widths": (16, 32, 48, 64), "depths": (1, 1, 2, 1), "head_width": 16, "num_frames": 8, "image_size": 64}

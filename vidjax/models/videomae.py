@@ -21,6 +21,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from vidjax.layers.card import Card
+from vidjax.layers.convolution import pytorch_bias, pytorch_kernel
 from vidjax.layers.embedding import PatchEmbedding, sinusoid_table
 from vidjax.layers.patches import check_video, grid, patchify
 from vidjax.layers.transformer import VIT_SIZES, Block, Encoder, Remat
@@ -65,8 +66,11 @@ class VideoMAE(nn.Module):
 
     def setup(self) -> None:
         """Attributes here name the parameters."""
-        self.patch_embedding = PatchEmbedding(self.width, self.patch_size, dtype=self.dtype)
-        block = partial(Block, self.heads, self.mlp_ratio, key_bias=False, dtype=self.dtype)
+        bias_init = pytorch_bias(self.channels * prod(self.patch_size))
+        self.patch_embedding = PatchEmbedding(self.width, self.patch_size, pytorch_kernel, bias_init, self.dtype)
+        # Pre-training starts from Xavier's kernels, fine-tuning from scratch from timm's.
+        kernel_init = XAVIER if self.final_norm else nn.initializers.normal(0.02)
+        block = partial(Block, self.heads, self.mlp_ratio, key_bias=False, kernel_init=kernel_init, dtype=self.dtype)
         self.transformer = Encoder(block, self.depth, self.drop_path, self.remat)
         if self.final_norm:
             self.norm = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)
@@ -193,7 +197,7 @@ class Pretraining(nn.Module):
         return video, kept, predicted
 
 
-TINY = {"width": 96, "depth": 4, "heads": 6}
+TINY = {"width": 96, "depth": 4, "heads": 6, "image_size": 64}
 
 VARIANTS = MappingProxyType(
     {

@@ -91,7 +91,7 @@ class ViT(nn.Module):
 
 
 AUGREG = Card((0.5,) * 3, (0.5,) * 3, source="timm: augreg (Steiner et al. 2021)")
-TINY = {"width": 96, "depth": 4, "heads": 6, "patch_size": (1, 8, 8), "num_frames": 8, "image_size": 32}
+TINY = {"width": 96, "depth": 4, "heads": 6, "patch_size": (1, 8, 8), "num_frames": 8, "image_size": 32, "card": AUGREG}
 
 VARIANTS = MappingProxyType(
     {
