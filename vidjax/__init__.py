@@ -4,8 +4,8 @@ Pure-functional Flax modules, a tf.data pipeline and pre-training objectives. Im
 nor PyTorch, av or tyro.
 """
 
-from vidjax.convert import load_pretrained, load_weights
+from vidjax.convert import load_pretrained, load_weights, save_pretrained
 from vidjax.models import create_model, list_models
 
-__all__ = ["create_model", "list_models", "load_pretrained", "load_weights"]
+__all__ = ["create_model", "list_models", "load_pretrained", "load_weights", "save_pretrained"]
 __version__ = "0.1.0"

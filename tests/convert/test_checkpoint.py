@@ -87,6 +87,31 @@ def test_a_checkpoint_of_another_family_is_refused(saved):
         vidjax.load_pretrained(saved, "videomae_tiny_pretrain")
 
 
+def test_pretraining_of_our_own_is_where_fine_tuning_starts(tmp_path, capsys):
+    fields = SIZES | {"decoder_width": 12, "decoder_depth": 1, "decoder_heads": 2}
+    pretraining = vidjax.create_model("videomae_tiny_pretrain", **fields)
+    inputs = [jnp.zeros(x.shape, x.dtype) for x in example_inputs(pretraining)]
+    variables = jax.jit(pretraining.init)(jax.random.key(0), *inputs)
+    save_pretrained(tmp_path / "mae", pretraining, variables)
+    _, loaded = vidjax.load_pretrained(tmp_path / "mae", "videomae_tiny", **SIZES, num_classes=3)
+    said = capsys.readouterr().out
+    assert "newly initialised: head/" in said and "unused: params/decoder" in said
+    for part in ("patch_embedding", "transformer"):
+        jax.tree.map(np.testing.assert_array_equal, loaded["params"][part], variables["params"]["encoder"][part])
+
+
+def test_batch_statistics_travel(tmp_path):
+    model = vidjax.create_model("r3d_tiny", num_classes=3)
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros(example_inputs(model)[0].shape))
+    variables = jax.tree.map(lambda leaf: leaf + 0.5, variables)
+    save_pretrained(tmp_path / "conv", model, variables)
+    again, loaded = vidjax.load_pretrained(tmp_path / "conv", strict=True)
+    assert again == model and loaded["batch_stats"]["stem_norm"]["mean"][0] == 0.5
+    jax.tree.map(np.testing.assert_array_equal, loaded, variables)
+    with pytest.raises(ValueError, match=r"weights do not fit: .*in the weights and not in the model"):
+        vidjax.load_pretrained(tmp_path / "conv", "uniformer_tiny")
+
+
 def test_a_run_is_no_checkpoint_yet(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(FileNotFoundError, match=r"is a run: experiments/convert_weights\.py makes weights of it"):

@@ -33,6 +33,7 @@ PUBLISHED = {
     "r2plus1d_18": (31_505_325, 40.519, {}),
     "r2plus1d_18_paper": (33_370_839, 41.496, {}),
     "r2plus1d_34": (63_697_175, 152.356, {"num_frames": 32}),
+    "r2plus1d_34_mmaction2": (63_759_281, 40.5, {}),  # 63.8 M published
     "r3d_18": (33_371_472, 40.697, {}),
     "rmc2_18": (33_352_656, None, {}),
     "rmc3_18": (33_057_744, None, {}),
@@ -46,10 +47,12 @@ PUBLISHED = {
     "timesformer_hr_divided": (122_024_080, 1702.7, {}),
     "timesformer_large_divided": (121_633_936, 2379.9, {}),
     "uniformer_base": (49_813_200, 96.554, {}),
+    "uniformer_base_16": (49_813_200, 96.554, {}),
     "uniformer_base_8": (49_813_200, 40.134, {}),
     "uniformer_base_32": (49_813_200, 258.251, {}),
     "uniformer_base_split": (65_405_136, 83.959, {}),
     "uniformer_small": (21_400_400, 41.663, {}),
+    "uniformer_small_16": (21_400_400, 41.663, {}),
     "uniformer_small_8": (21_400_400, 17.566, {}),
     "uniformer_small_32": (21_400_400, 109.445, {}),
     "uniformer_small_split": (27_847_504, 36.680, {}),
@@ -73,12 +76,30 @@ PUBLISHED = {
 }
 
 
-@pytest.mark.parametrize("name", vidjax.list_models())
-def test_parameters_and_cost_are_the_published_ones(name):
-    parameters, gmacs, overrides = PUBLISHED.get(name, (None, None, {}))
+# Rows of the same tables that are a variant with other fields.
+WITH_FIELDS = {
+    "c3d of 400 classes": ("c3d", 79_634_576, None, {"num_classes": 400}),
+    "c3d of 101 classes": ("c3d", 78_409_573, 38.547, {"num_classes": 101}),
+    "i3d_rgb with scales": ("i3d_rgb", 12_697_264, 111.153, {"norm_scale": True}),
+    "i3d_flow with scales": ("i3d_flow", 12_675_312, 102.341, {"norm_scale": True}),
+    "r2d_18 of 8 frames": ("r2d_18", 11_447_568, None, {"num_frames": 8}),
+    "r2plus1d_34 of 8 frames": ("r2plus1d_34", 63_697_175, 38.089, {"num_frames": 8}),
+    "s3d of 64 frames": ("s3d", 8_320_048, 71.916, {"num_frames": 64}),
+    "s3dg gated after the branches": ("s3dg", 12_119_712, 71.92, {"gating": "concat"}),
+    "uniformer_small of 174 classes": ("uniformer_small", 21_284_462, None, {"num_classes": 174}),
+}
+
+
+def shapes_of(name: str, overrides: dict):
     model = vidjax.create_model(name, **overrides)
     inputs = example_inputs(model)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs)
+    return model, inputs, jax.eval_shape(model.init, jax.random.key(0), *inputs)
+
+
+@pytest.mark.parametrize("row", [*vidjax.list_models(), *WITH_FIELDS])
+def test_parameters_and_cost_are_the_published_ones(row):
+    name, parameters, gmacs, overrides = WITH_FIELDS.get(row, (row, *PUBLISHED.get(row, (None, None, {}))))
+    model, inputs, shapes = shapes_of(name, overrides)
     flat = {path: leaf.shape for path, leaf in flatten_dict(shapes["params"], sep="/").items()}
     assert not [path for path in flat if re.search(r"(^|/)[A-Z]\w*_\d+(/|$)", path)]  # no name is made by Linen
     if parameters:

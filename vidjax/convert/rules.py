@@ -229,6 +229,9 @@ def apply(
                 loaded[path] = _like(ours, theirs)
             elif path.startswith("head/") and not strict:
                 heads.append(path)
+            elif path.startswith("head/") and ours.shape[:-1] == theirs.shape[:-1]:
+                classes = f"the head has {theirs.shape[-1]} classes in the weights and {ours.shape[-1]} in the model"
+                mismatched[path] = f"{classes}: set num_classes, or leave strict off for a new head"
             else:
                 mismatched[path] = f"{path} is {ours.shape} in the model and {theirs.shape} in the weights"
     left = tuple(path for path in places if path not in loaded)
@@ -236,7 +239,7 @@ def apply(
     allowed = (*fresh, *heads, *([] if strict else whole))
     lacking = [path for path in left if path not in mismatched and not begins(path, allowed)]
     if mismatched or lacking or refused:
-        said = [_some(list(mismatched.values()), 2)] if mismatched else []
+        said = [_some(list(dict.fromkeys(mismatched.values())), 2)] if mismatched else []
         said += [f"not in the weights: {_some(lacking)}"] if lacking else []
         said += [f"in the weights and not in the model: {_some(refused)}"] if refused else []
         raise ValueError(f"the weights do not fit: {'; '.join(said)}")

@@ -113,8 +113,17 @@ def from_config(config: dict) -> nn.Module:
 CLASSIFIER = {"optional": ("head/", "head_norm/"), "surplus": ("head/", "head_norm/", "norm/", "decoder/")}
 PRETRAINING = {"optional": ("decoder/",), "surplus": ("encoder/head/", "encoder/head_norm/")}
 
+# A checkpoint of our own pre-training: the same names, under `encoder`.
+PATHS = sorted({rule.target for rule in hugging_face("").rules})
+OURS = Layout(
+    name="vidjax's own pre-training",
+    sign="params/encoder/patch_embedding/kernel",
+    rules=tuple(Rule(f"params/encoder/{path}", path) for path in PATHS),
+    **CLASSIFIER,
+)
+
 LAYOUTS = {
-    VideoMAE: (original("", **CLASSIFIER), hugging_face("", **CLASSIFIER)),
+    VideoMAE: (original("", **CLASSIFIER), hugging_face("", **CLASSIFIER), OURS),
     Pretraining: (original("encoder/", **PRETRAINING), hugging_face("encoder/", **PRETRAINING)),
 }
 CONFIGS = {"videomae": from_config}

@@ -135,7 +135,7 @@ def evaluation_batches(
     config: DataConfig,
     *,
     batch_size: int,
-    indices: Sequence[int] | None = None,
+    indices: Sequence[int] | np.ndarray | None = None,
     process_index: int = 0,
     process_count: int = 1,
     bad_files: BadFiles | None = None,

@@ -192,10 +192,12 @@ VARIANTS = MappingProxyType(
         "uniformer_tiny": partial(UniFormer, **TINY),
         "uniformer_tiny_split": partial(UniFormer, **TINY, split=True),
         "uniformer_small": partial(UniFormer, **SMALL, card=kinetics(4, 80.8)),
+        "uniformer_small_16": partial(UniFormer, **SMALL, card=kinetics(4, 80.8)),  # the same, by its frames
         "uniformer_small_8": partial(UniFormer, **SMALL, num_frames=8, card=kinetics(8, 78.4)),
         "uniformer_small_32": partial(UniFormer, **SMALL, num_frames=32, card=kinetics(4, 82.0)),
         "uniformer_small_split": partial(UniFormer, **SMALL, split=True),
         "uniformer_base": partial(UniFormer, **BASE, card=kinetics(4, 82.0)),
+        "uniformer_base_16": partial(UniFormer, **BASE, card=kinetics(4, 82.0)),
         "uniformer_base_8": partial(UniFormer, **BASE, num_frames=8, card=kinetics(8, 79.8)),
         "uniformer_base_32": partial(UniFormer, **BASE, num_frames=32, card=kinetics(4, 82.9)),
         "uniformer_base_split": partial(UniFormer, **BASE, split=True),

@@ -1,0 +1,64 @@
+"""Published weights, and a run's, as a vidjax checkpoint that loads in one line."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import recipe
+from flax.traverse_util import flatten_dict
+from safetensors.numpy import save_file
+
+import vidjax
+from vidjax.convert import from_state_dict
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "experiments"))
+import convert_weights
+import mae_pretrain
+
+
+@pytest.fixture
+def published(tmp_path):
+    """A narrow R(2+1)D in torchvision's names, and what it must become."""
+    golden = recipe.load("resnet3d_r2plus1d")
+    file = tmp_path / "r2plus1d.safetensors"
+    save_file({name: np.ascontiguousarray(value) for name, value in golden.weights.items()}, file)
+    return file, golden
+
+
+def test_published_weights_are_converted_once_for_all(published, tmp_path, capsys):
+    file, golden = published
+    # One block a group, which no variant has: the command line knows variants, a checkpoint of ours any fields.
+    model = vidjax.create_model("r2plus1d_18", depths=(1, 1, 1, 1), num_classes=5)
+    variables = from_state_dict(model, golden.weights, strict=True)
+    vidjax.save_pretrained(tmp_path / "narrow", model, variables)
+    convert_weights.main(convert_weights.Config(str(tmp_path / "narrow"), str(tmp_path / "out"), strict=True))
+    assert "reads it" in capsys.readouterr().out
+    again, loaded = vidjax.load_pretrained(tmp_path / "out", strict=True)
+    assert again == model
+    jax.tree.map(np.testing.assert_array_equal, loaded, variables)
+    with pytest.raises(ValueError, match="does not say what model it is: give name="):
+        convert_weights.main(convert_weights.Config(str(file), str(tmp_path / "new")))
+    with pytest.raises(ValueError, match="weights do not fit"):
+        convert_weights.main(convert_weights.Config(str(file), str(tmp_path / "new"), name="r2plus1d_18"))
+    with pytest.raises(FileExistsError, match="nothing is overwritten"):
+        convert_weights.main(convert_weights.Config(str(tmp_path / "narrow"), str(tmp_path / "out")))
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_run_becomes_a_checkpoint(tmp_path):
+    demo = mae_pretrain.RECIPES["demo"]
+    config = dataclasses.replace(demo, steps=2, batch_size=8, probe_clips=0, workdir=str(tmp_path / "run"))
+    mae_pretrain.main(config)
+    with pytest.raises(ValueError, match="is a run: say with --name what model it trained"):
+        convert_weights.main(convert_weights.Config(str(tmp_path / "run"), str(tmp_path / "out")))
+    convert_weights.main(
+        convert_weights.Config(str(tmp_path / "run"), str(tmp_path / "out"), name=f"{config.model}_pretrain")
+    )
+    model, variables = vidjax.load_pretrained(tmp_path / "out", strict=True)
+    assert model == vidjax.create_model(f"{config.model}_pretrain")
+    kernel = flatten_dict(variables, sep="/")["params/encoder/patch_embedding/kernel"]
+    assert jnp.isfinite(kernel).all() and kernel.any()
