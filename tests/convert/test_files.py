@@ -111,3 +111,11 @@ def test_a_torch_file_without_tensors(tmp_path, torch):
     torch.save({"epoch": 3}, tmp_path / "x.pt")
     with pytest.raises(ValueError, match="holds no weights"):
         files.read(tmp_path / "x.pt")
+
+
+def test_numpy_file(tmp_path):
+    np.savez(tmp_path / "x.npz", **WEIGHTS)
+    assert_same(files.read(tmp_path / "x.npz"))
+    (tmp_path / "x.npz").write_bytes(b"no archive")
+    with pytest.raises(ValueError, match=r"x\.npz cannot be read as NumPy arrays: it is damaged, or holds objects"):
+        files.read(tmp_path / "x.npz")

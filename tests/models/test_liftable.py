@@ -114,9 +114,10 @@ for name in json.loads(sys.argv[1]):
     model = vidjax.create_model(name, num_classes=5)
     b, t, h, w, c = example_inputs(model)[0].shape
     said[name] = []
-    for shape in [(t, h, w, c), (b, t, h, w, c + 1), (b, t, h + 1, w + 1, c), (b, t, 1, 1, c), (b, 0, h, w, c)]:
+    for shape in [(t, h, w, c), (b, t, h, w, c + 1), (b, t, h + 1, w + 1, c), (b, t, 1, 1, c), (b, 0, h, w, c), None]:
         try:
-            jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct(shape, jnp.float32))
+            dtype = jnp.uint8 if shape is None else jnp.float32
+            jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct(shape or (b, t, h, w, c), dtype))
             said[name].append(None)
         except ValueError as error:
             said[name].append(str(error))
@@ -130,7 +131,8 @@ print(json.dumps(said))
 
 @pytest.mark.parametrize("name", TINY.values())
 def test_wrong_input_is_refused_by_one_sentence(name, refusals):
-    rank, channels, indivisible, small, empty = refusals[name]
+    rank, channels, indivisible, small, empty, integers = refusals[name]
+    assert "a video of uint8 was given: the model takes floats" in integers
     assert rank and channels and empty
     assert "the model takes (batch, frames, height, width, " in rank
     assert "the model takes (batch, frames, height, width, " in channels

@@ -112,6 +112,7 @@ def load_pretrained(
     """
     path = hub.fetch(source)
     model, card = (create_model(name, **overrides), {}) if name else (None, {})
+    described = None
     if checkpoint.is_one(path):
         described, weights = checkpoint.read(path)
         model = model or described.clone(**overrides)
@@ -125,6 +126,8 @@ def load_pretrained(
         raise ValueError(f"{source} does not say what model it is: give name=, one of vidjax.list_models()")
     try:
         layout, prepared = recognize(model, weights)
+        if layout.name == checkpoint.OURS and described is not None and type(described) is not type(model):
+            raise ValueError(f"this is a checkpoint of {type(described).__name__}, not of {type(model).__name__}")
         classes = layout.classes(prepared)
         if "num_classes" not in overrides and classes is not None and hasattr(model, "num_classes"):
             model = model.clone(num_classes=classes)
@@ -152,7 +155,7 @@ def recognize(model: nn.Module, weights: Weights) -> tuple[Layout, Weights]:
     Raises:
       ValueError: the layout is none that the model's family is published in.
     """
-    known = [*layouts(model), checkpoint.layout(weights)]
+    known = [*layouts(model), checkpoint.layout(weights, layouts(model))]
     for layout in known:
         prepared = layout.prepare(weights)
         if layout.sign in prepared:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import flax.linen as nn
@@ -15,6 +16,7 @@ from vidjax.layers.card import Card
 from vidjax.models import MODULES
 
 NAME = "vidjax.json"
+OURS = "vidjax's own"
 
 
 def is_one(path: Path) -> bool:
@@ -66,11 +68,12 @@ def read(path: Path) -> tuple[nn.Module, Weights]:
     return model, read_safetensors(path / "model.safetensors")
 
 
-def layout(weights: Weights) -> Layout:
-    """Our own names are their own rules."""
-    ours = [name for name in weights if name.startswith(("params/", "batch_stats/"))]
-    rules = tuple(Rule(name, name.removeprefix("params/")) for name in ours)
-    return Layout("vidjax's own", sign=ours[0] if ours else "params/", rules=rules)
+def layout(weights: Weights, published: Sequence[Layout]) -> Layout:
+    """Our own names are their own rules; what the published ones resize is resized here too."""
+    fits = {rule.target: rule.fit for layout in published for rule in layout.rules if rule.fit is not None}
+    ours = {name: name.removeprefix("params/") for name in weights if name.startswith(("params/", "batch_stats/"))}
+    rules = tuple(Rule(name, path, fit=fits.get(path)) for name, path in ours.items())
+    return Layout(OURS, sign=next(iter(ours), "params/"), rules=rules)
 
 
 def _tuples(value):

@@ -92,7 +92,7 @@ def _read_torch(path: Path) -> Weights:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = str(error).strip().split(". ")[0].splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{path} cannot be read as plain weights, and objects are not unpickled: {reason}") from error
     while isinstance(content, dict) and (key := next((key for key in CONTAINERS if _is_dict(content, key)), None)):
         content = content[key]
@@ -112,7 +112,7 @@ def _read_npz(path: Path) -> Weights:
         with np.load(path, allow_pickle=False) as arrays:
             return dict(arrays)
     except (ValueError, OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} cannot be read as NumPy arrays: {error}") from error
+        raise ValueError(f"{path} cannot be read as NumPy arrays: it is damaged, or holds objects") from error
 
 
 def _read_flax(path: Path) -> Weights:

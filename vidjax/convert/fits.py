@@ -20,11 +20,9 @@ def inflate(value: np.ndarray, shape: tuple[int, ...], inflation: Inflation) -> 
         return value
     if inflation == "average":
         return np.repeat(value / shape[0], shape[0], axis=0)
-    if inflation == "central":
-        clip = np.zeros(shape, value.dtype)
-        clip[shape[0] // 2] = value[0]
-        return clip
-    raise ValueError(f"inflation is '{inflation}': choose average or central")
+    clip = np.zeros(shape, value.dtype)
+    clip[shape[0] // 2] = value[0]
+    return clip
 
 
 def table(method: Resizing, image: bool = False) -> Fit:
@@ -36,6 +34,8 @@ def table(method: Resizing, image: bool = False) -> Fit:
     """
 
     def fit(value: np.ndarray, shape: tuple[int, ...], inflation: Inflation) -> np.ndarray:
+        if value.ndim == len(shape):  # a checkpoint of ours, where tables are grids already
+            return np.asarray(resize_table(jnp.asarray(value), shape[:-1], method))
         old = _grid(value.shape[0], shape[:-1], image)
         if value.ndim != 2 or old is None:
             return value

@@ -200,6 +200,8 @@ def apply(
     Raises:
       ValueError: something is missing, left over, of another shape or not finite.
     """
+    if inflation not in ("average", "central"):
+        raise ValueError(f"inflation is '{inflation}': choose average or central")
     flat = flatten_dict(tree, sep="/")
     places = {place.removeprefix("params/"): place for place in flat}
     fresh = (fresh,) if isinstance(fresh, str) else tuple(fresh)  # one name would be read letter by letter

@@ -5,6 +5,7 @@ Tokens run time first, then rows, then columns: token `(t h w)` of a grid `(t, h
 """
 
 import einops
+import jax.numpy as jnp
 from jaxtyping import Array, Shaped
 
 
@@ -27,7 +28,7 @@ def grid(video_shape: tuple[int, int, int], patch_size: tuple[int, int, int]) ->
 
 
 def check_video(video: Shaped[Array, "..."], channels: int, least: tuple[int, int, int] = (1, 1, 1)) -> None:
-    """Refuses what is no batch of videos of these channels, or is smaller than `least` (frames, height, width).
+    """Refuses what is no batch of float videos of these channels, or smaller than `least` (frames, height, width).
 
     Raises:
       ValueError: with the shape found and the shape wanted.
@@ -35,6 +36,10 @@ def check_video(video: Shaped[Array, "..."], channels: int, least: tuple[int, in
     if video.ndim != 5 or video.shape[-1] != channels:
         raise ValueError(
             f"a video of shape {video.shape} was given: the model takes (batch, frames, height, width, {channels})"
+        )
+    if not jnp.issubdtype(video.dtype, jnp.floating):
+        raise ValueError(
+            f"a video of {video.dtype} was given: the model takes floats, such as model.card.normalize(video / 255)"
         )
     for name, side, wanted in zip(
         ("frames", "pixels of height", "pixels of width"), video.shape[1:4], least, strict=True
