@@ -6,6 +6,9 @@
 Every measurement has a process of its own, held to the same cores; the two sides alternate. For each model: compile
 time, forward pass, training step (cross entropy, gradients, plain SGD), the median and the range over rounds, and the
 peak of the process's memory over what it held before the model. Without PyTorch only our side is measured.
+
+Both sides run with huge pages for malloc (GLIBC_TUNABLES=glibc.malloc.hugetlb=1, unless it is set already): XLA takes
+its scratch memory anew at every step, which else costs a quarter of a second a gigabyte in page faults.
 """
 
 import dataclasses
@@ -168,6 +171,7 @@ def main(config: Config) -> dict[str, Any]:
     """Measures and prints a table; returns the numbers by model and side."""
     import vidjax
 
+    os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")  # read when the measuring processes start
     for name in config.models:
         vidjax.create_model(name)  # a wrong name ends it here
     sides = SIDES if importlib.util.find_spec("torch") else {"vidjax": measure_vidjax}

@@ -19,14 +19,27 @@ SHAPE = (1, 3, 5, 36, 28)
 
 
 def build(name: str, layers: tuple[int, ...] = (1, 1, 1, 1), classes: int = 5):
-    """torchvision's network of this name, of any depth."""
+    """torchvision's network of this name, of any depth; `vmz` is its R(2+1)D as VMZ changes it."""
     resnet = peers.torchvision().models.video.resnet
+
+    class PerConvolution(resnet.Conv2Plus1D):
+        """With its own planes, whatever the block's are."""
+
+        def __init__(self, inputs, outputs, midplanes, stride=1, padding=1):
+            midplanes = 27 * inputs * outputs // (9 * inputs + 3 * outputs)
+            super().__init__(inputs, outputs, midplanes, stride, padding)
+
     conv, stem = {
         "r3d": ([resnet.Conv3DSimple] * 4, resnet.BasicStem),
         "mc3": ([resnet.Conv3DSimple] + [resnet.Conv3DNoTemporal] * 3, resnet.BasicStem),
         "r2plus1d": ([resnet.Conv2Plus1D] * 4, resnet.R2Plus1dStem),
+        "vmz": ([PerConvolution] * 4, resnet.R2Plus1dStem),
     }[name]
-    return resnet.VideoResNet(resnet.BasicBlock, conv, list(layers), stem, num_classes=classes)
+    network = resnet.VideoResNet(resnet.BasicBlock, conv, list(layers), stem, num_classes=classes)
+    for module in network.modules():
+        if name == "vmz" and hasattr(module, "running_var"):
+            module.eps = 1e-3
+    return network
 
 
 def main() -> None:

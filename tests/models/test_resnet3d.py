@@ -1,4 +1,4 @@
-"""R(2+1)D's family against torchvision and mmaction2, in evaluation and in training."""
+"""R(2+1)D's family against torchvision, VMZ and mmaction2, in evaluation and in training."""
 
 from functools import partial
 
@@ -18,6 +18,7 @@ MODELS = {
     "r3d": ResNet3D(FULL, **SHORT),
     "mc3": ResNet3D(MC[3], **SHORT),
     "r2plus1d": ResNet3D(FACTORIZED, **SHORT, midplanes="per_block"),
+    "vmz": VARIANTS["r2plus1d_34"](**SHORT),
 }
 
 
@@ -47,7 +48,7 @@ def test_equals_mmaction2():
     assert_close(features, np.moveaxis(golden.outputs["output0"], 1, -1))
 
 
-@pytest.fixture(scope="module", params=["r3d", "mc3", "r2plus1d"])
+@pytest.fixture(scope="module", params=["r3d", "mc3", "r2plus1d", "vmz"])
 def pair(request):
     """A peer in PyTorch, our model, and its variables from the peer's perturbed weights."""
     peers.torchvision()
@@ -57,7 +58,7 @@ def pair(request):
     return request.param, peer, model, from_state_dict(model, peers.perturb(peer), strict=True)
 
 
-def test_equals_torchvision(pair):
+def test_equals_torchvision_and_vmz(pair):
     import torch
 
     _, peer, model, variables = pair

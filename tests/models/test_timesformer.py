@@ -63,6 +63,23 @@ def test_equals_transformers_also_at_other_sizes(attention, shape, tmp_path):
     np.testing.assert_allclose(jax.jit(model.apply)(variables, jnp.asarray(video)), expected, **CLOSE)
 
 
+def test_space_only_is_transformers_with_its_frames_averaged(tmp_path):
+    """The peer gives logits for each frame; the original averages the last block's tokens, then norms (the golden)."""
+    peer = transformers_peer("space")
+    import torch
+
+    peers.perturb(peer)
+    peer.save_pretrained(tmp_path)
+    model, variables = load_pretrained(tmp_path, strict=True)
+    assert model.card.mean == (0.45,) * 3
+    video = recipe.floats("video", (2, 4, 16, 16, 3))
+    with torch.no_grad():
+        tokens = peer(torch.from_numpy(video).permute(0, 1, 4, 2, 3), output_hidden_states=True).hidden_states[-1]
+        tokens = tokens[:, 0].unflatten(0, (2, 4)).mean(1)
+        expected = peer.classifier(peer.timesformer.layernorm(tokens)).numpy()
+    np.testing.assert_allclose(jax.jit(model.apply)(variables, jnp.asarray(video)), expected, **CLOSE)
+
+
 def test_gradients_equal_pytorchs():
     peer = transformers_peer("divided")
     import torch
@@ -159,16 +176,15 @@ def image_weights() -> dict[str, np.ndarray]:
     return {name: recipe.parameter(name, shape) for name, shape in shapes.items()}
 
 
-@pytest.mark.parametrize("attention", ["divided", "joint", "local_global", "axial"])
+@pytest.mark.parametrize("attention", ATTENTION)
 def test_an_image_vit_is_where_training_starts(attention, tmp_path, capsys):
     from safetensors.numpy import save_file
 
     weights = image_weights()
     save_file({name: np.ascontiguousarray(value) for name, value in weights.items()}, tmp_path / "vit.safetensors")
     fields = {"width": 48, "depth": 2, "heads": 3, "patch_size": (1, 8, 8), "num_frames": 4, "image_size": 48}
-    _, variables = load_pretrained(
-        tmp_path / "vit.safetensors", f"timesformer_tiny_{attention}", **fields, num_classes=5
-    )
+    model, variables = load_pretrained(tmp_path / "vit.safetensors", f"timesformer_base_{attention}", **fields)
+    assert model.num_classes == 400  # not the image's 1000
     said = capsys.readouterr().out
     assert "timm's image ViT" in said and "resized: position/table" in said and "unused: head" in said
     params, block = variables["params"], variables["params"]["transformer"]["block_1"]
@@ -177,9 +193,25 @@ def test_an_image_vit_is_where_training_starts(attention, tmp_path, capsys):
     for name in names:
         attending = block[name]["attention"] if name else block["attention"]
         np.testing.assert_array_equal(attending["query"]["kernel"], query)
-    assert not params["time"]["table"].any()
+    assert ("time" in params) == (attention != "space")
+    assert not any(leaf.any() for leaf in jax.tree.leaves(params.get("time")))
     if attention in ("divided", "axial"):
         assert not block["time"]["projection"]["kernel"].any()
+
+
+@pytest.mark.parametrize("attention", ["divided", "space"])
+def test_the_originals_file_loads_head_and_all(attention, tmp_path):
+    torch = pytest.importorskip("torch")
+    weights = recipe.load(f"timesformer_{attention}").weights
+    weights |= {"head.weight": image_weights()["head.weight"], "head.bias": image_weights()["head.bias"]}
+    copies = {k.replace("temporal_attn", "temporal_temporal_attn"): v for k, v in weights.items()}
+    named = {f"model.{name}": torch.from_numpy(np.array(value)) for name, value in (copies | weights).items()}
+    torch.save({"epoch": 15, "model_state": named}, tmp_path / "k400.pyth")
+    fields = {"width": 48, "depth": 2, "heads": 3, "patch_size": (1, 8, 8), "num_frames": 4, "image_size": 32}
+    path, name = tmp_path / "k400.pyth", f"timesformer_tiny_{attention}"
+    model, variables = load_pretrained(path, name, strict=True, **fields)
+    assert model.num_classes == 1000  # the prefix tells it from an image's, not the classes
+    np.testing.assert_array_equal(variables["params"]["head"]["kernel"], weights["head.weight"].T)
 
 
 def test_drop_path_drops_time_by_place_and_space_by_frame_and_scales_the_rest():

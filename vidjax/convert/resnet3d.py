@@ -1,7 +1,9 @@
-"""Weights of R(2+1)D's family: torchvision's, mmaction2's, and a 2-D ResNet's to start from.
+"""Weights of R(2+1)D's family: torchvision's, VMZ's, mmaction2's, and a 2-D ResNet's to start from.
 
 The dialects are told apart by their names, and a network of the wrong planes by their shapes: torchvision's R(2+1)D is
-`midplanes="per_block"`. A (2+1)-D convolution has no counterpart in a 2-D network.
+`midplanes="per_block"`. VMZ's (facebookresearch/VMZ, moabitcoin/ig65m-pytorch) has torchvision's names, the paper's
+planes and `epsilon=1e-3`, which no name and no shape tells: as in `r2plus1d_34`. A (2+1)-D convolution has no
+counterpart in a 2-D network, whose max pool is `stem_pool=True` here.
 """
 
 import re

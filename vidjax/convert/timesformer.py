@@ -1,16 +1,22 @@
-"""Weights of TimeSformers: the original's, Hugging Face's, and an image ViT's to start from."""
+"""Weights of TimeSformers: the original's, Hugging Face's, and an image ViT's to start from.
+
+A table of positions of another size is resized in the plane, as the original's model does at inference; its loader
+resizes the flattened table instead, which puts the positions of one row into another.
+"""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import flax.linen as nn
 
 from vidjax.convert.files import Weights
 from vidjax.convert.fits import inflate, table
 from vidjax.convert.rules import Layout, Rule, dense, fused_attention, norm, strip
-from vidjax.models.timesformer import TimeSformer
+from vidjax.models.timesformer import TimeSformer, kinetics
 
 ATTENTION = {"divided_space_time": "divided", "joint_space_time": "joint", "space_only": "space"}
 GROUPED_FROM_IMAGE = ("time", "space", "local", "global", "width", "height")
+STRIDES = {16: 16, 96: 4}  # of Kinetics' models by their frames, 32 where not told here
 
 
 def embeddings(token: str, position: str, patch: str) -> tuple[Rule, ...]:
@@ -80,6 +86,16 @@ def without_prefix(weights: Weights) -> Weights:
     return {name: value for name, value in weights.items() if "temporal_temporal" not in name}
 
 
+def of_images(weights: Weights) -> Weights:
+    """An image ViT's entries; none where they are those of space-only attention, whose names are the same.
+
+    The original's files tell themselves by the prefix `model.`; without one, the classes are those of images from
+    ImageNet's 1000 on.
+    """
+    weights = strip(weights, "module.")
+    return weights if "head.weight" in weights and len(weights["head.weight"]) >= 1000 else {}
+
+
 def hugging_face() -> Layout:
     """The layout of TimesformerForVideoClassification."""
     source, target = "encoder.layer.{i}", "transformer/block_{i}"
@@ -114,12 +130,12 @@ def hugging_face() -> Layout:
 
 
 def layouts(model: TimeSformer) -> tuple[Layout, ...]:
-    """What the model's weights may be in; those of space-only attention are an image ViT's, head and all."""
-    theirs = "facebookresearch/TimeSformer"
-    if model.attention == "space":
-        return original("blocks.0.attn.qkv.weight", (), theirs, "head", ("head/",)), hugging_face()
+    """What the model's weights may be in. An image ViT gives all but its head."""
+    theirs, sign = "facebookresearch/TimeSformer", "blocks.0.attn.qkv.weight"
     fresh = ("head/", "time/", "transformer/block_{i}/time/projection/")
-    image = original("blocks.0.attn.qkv.weight", GROUPED_FROM_IMAGE, "timm's image ViT", None, fresh)
+    image = original(sign, GROUPED_FROM_IMAGE, "timm's image ViT", None, fresh)
+    if model.attention == "space":
+        return replace(image, prepare=of_images), original(sign, (), theirs, "head", ("head/",)), hugging_face()
     official = original("time_embed", ("space",), theirs, "head", ("head/",))
     return (official, hugging_face(), image) if model.attention in ("divided", "joint") else (image,)
 
@@ -139,6 +155,7 @@ def from_config(config: dict) -> nn.Module:
         channels=config.get("num_channels", 3),
         num_frames=config["num_frames"],
         image_size=config["image_size"],
+        card=kinetics(STRIDES.get(config["num_frames"], 32)),
     )
 
 

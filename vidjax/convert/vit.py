@@ -4,6 +4,7 @@ import flax.linen as nn
 
 from vidjax.convert.fits import inflate, table
 from vidjax.convert.rules import Layout, Rule, dense, fused_attention, norm, strip
+from vidjax.layers.card import Card
 from vidjax.models.vit import ViT
 
 
@@ -35,6 +36,22 @@ def hugging_face_block(source: str, target: str) -> tuple[Rule, ...]:
     )
 
 
+def transformers_block(source: str, target: str) -> tuple[Rule, ...]:
+    """The same as transformers 5 names it in memory; the files that it writes keep the names above."""
+    attention = (("q_proj", "query"), ("k_proj", "key"), ("v_proj", "value"), ("o_proj", "out"))
+    return (
+        *norm(f"{source}.layernorm_before", f"{target}/norm1"),
+        *(
+            rule
+            for theirs, ours in attention
+            for rule in dense(f"{source}.attention.{theirs}", f"{target}/attention/{ours}")
+        ),
+        *norm(f"{source}.layernorm_after", f"{target}/norm2"),
+        *dense(f"{source}.mlp.fc1", f"{target}/mlp/fc1"),
+        *dense(f"{source}.mlp.fc2", f"{target}/mlp/fc2"),
+    )
+
+
 def positions(source: str) -> tuple[Rule, ...]:
     """A table `(1, 1 + n, d)` whose first entry is the class token's."""
     return (
@@ -53,6 +70,8 @@ def from_config(config: dict) -> nn.Module:
         (1, config["patch_size"], config["patch_size"]),
         channels=config.get("num_channels", 3),
         image_size=config["image_size"],
+        epsilon=config.get("layer_norm_eps", 1e-12),
+        card=Card((0.5,) * 3, (0.5,) * 3, source="Hugging Face's ViT"),
     )
 
 
@@ -79,6 +98,7 @@ HUGGING_FACE = Layout(
         *positions("embeddings.position_embeddings"),
         *dense("embeddings.patch_embeddings.projection", "patch_embedding", inflate),
         *hugging_face_block("encoder.layer.{i}", "transformer/block_{i}"),
+        *transformers_block("layers.{i}", "transformer/block_{i}"),
         *norm("layernorm", "norm"),
         *dense("classifier", "head"),
     ),

@@ -75,29 +75,29 @@ def _cpu_conv2d(x: Array, kernel: Array, strides: Sequence[int], padding: Pairs)
 
 
 def _correlate(shifted: Array, still: Array, kernel_size: tuple[int, int], strides: tuple[int, int]) -> Array:
-    """Products of `still` and `shifted` summed over images and places, at each shift of a kernel: `(d, kh, kw, c)`."""
+    """Products of `shifted` and `still` summed over images and places, at each shift of a kernel: `(kh, kw, c, d)`."""
     (n, height, width, d), (kh, kw), (sh, sw), c = still.shape, kernel_size, strides, shifted.shape[-1]
 
-    def product_of(shifted: Array, still: Array, rows: int) -> Array:
-        """All shifts side by side in one product, for so many rows."""
+    def side_by_side(shifted: Array, rows: int) -> Array:
+        """What so many rows of `still` meet, all shifts in one matrix."""
         down, across = (rows - 1) * sh + 1, (width - 1) * sw + 1
         taps = (shifted[:, i : i + down : sh, j : j + across : sw] for i, j in product(range(kh), range(kw)))
-        return still.T @ jnp.concatenate([tap.reshape(-1, c) for tap in taps], axis=1)
+        return jnp.concatenate([tap.reshape(-1, c) for tap in taps], axis=1)
 
     if n * height * width <= 2048:
-        return product_of(shifted, still.reshape(-1, d), height).reshape(d, kh, kw, c)
+        return (side_by_side(shifted, height).T @ still.reshape(-1, d)).reshape(kh, kw, c, d)
     # A few rows at a time, so that what is multiplied stays in the cache.
     rows = max(r for r in range(1, height + 1) if height % r == 0 and (r == 1 or r * width <= 4096))
 
     def add_rows(total: Array, part: tuple[Array, Array]) -> tuple[Array, None]:
         (image, row), still = part
         window = lax.dynamic_slice(shifted, (image, row * sh, 0, 0), (1, (rows - 1) * sh + kh, shifted.shape[2], c))
-        return total + product_of(window, still, rows), None
+        return total + still.T @ side_by_side(window, rows), None
 
     starts = jnp.asarray([(image, row) for image in range(n) for row in range(0, height, rows)])
     zeros = jnp.zeros((d, kh * kw * c), still.dtype)
     total, _ = lax.scan(add_rows, zeros, (starts, still.reshape(-1, rows * width, d)))
-    return total.reshape(d, kh, kw, c)
+    return total.T.reshape(kh, kw, c, d)
 
 
 def _cpu_conv2d_gradients(
@@ -111,9 +111,9 @@ def _cpu_conv2d_gradients(
         before = [k - 1 - low for k, (low, _) in zip(size, padding, strict=True)]
         after = [i + k - 1 - b - o for i, k, b, o in zip(inputs, size, before, outputs, strict=True)]
         dy = jnp.pad(dy, ((0, 0), *zip(before, after, strict=True), (0, 0)))
-        return dx, jnp.moveaxis(_correlate(dy, x, size, strides)[:, ::-1, ::-1], 0, 2)
+        return dx, jnp.swapaxes(_correlate(dy, x, size, strides)[::-1, ::-1], 2, 3)
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-    return dx, jnp.moveaxis(_correlate(x, dy, size, strides), 0, 3)
+    return dx, _correlate(x, dy, size, strides)
 
 
 _cpu_conv2d.defvjp(lambda x, kernel, *how: (_cpu_conv2d(x, kernel, *how), (x, kernel)), _cpu_conv2d_gradients)

@@ -11,8 +11,9 @@ One network of five groups of convolutions (the stem is the first), which differ
 Traps: no max pool after the stem (mmaction2 has one); the number of planes between the two halves of a (2+1)-D
 convolution gives it the parameters of a 3-D one, but torchvision computes it once a block, from the block's channels,
 where the paper computes it for each convolution; the stem's is 45, not the formula's 83 (mmaction2's is); mmaction2
-factorises the shortcut too, into the planes of a kernel three frames long, and its batch norms have epsilon 1e-3 but
-for those inside its convolutions. A 2-D group does not stride in time.
+factorises the shortcut too, into the planes of a kernel three frames long. Batch norm's epsilon is 1e-5 in torchvision,
+1e-3 in the paper's code and in the weights published with it, and in mmaction2 1e-3 but for the norms inside its
+convolutions. A 2-D group does not stride in time.
 """
 
 from functools import partial
@@ -45,6 +46,7 @@ class Convolution(nn.Module):
     kernel_size: Size
     strides: Size
     planes: int | None = None
+    epsilon: float = 1e-5
     dtype: DTypeLike | None = None
 
     @nn.compact
@@ -55,7 +57,7 @@ class Convolution(nn.Module):
             return conv(self.features, self.kernel_size, self.strides, name="full")(x)
         (kt, kh, kw), (st, sh, sw) = self.kernel_size, self.strides
         x = conv(self.planes, (1, kh, kw), (1, sh, sw), name="spatial")(x)
-        x = BatchNorm(use_running_average=not train, dtype=self.dtype, name="norm")(x)
+        x = BatchNorm(use_running_average=not train, epsilon=self.epsilon, dtype=self.dtype, name="norm")(x)
         return conv(self.features, (kt, 1, 1), (st, 1, 1), name="temporal")(nn.relu(x))
 
 
@@ -64,6 +66,7 @@ class Block(nn.Module):
 
     Attributes:
       planes: of the first convolution, the second and the shortcut; None for one that is not factorised.
+      epsilon, inner_epsilon: of the batch norms after convolutions, and of those inside them.
     """
 
     features: int
@@ -71,12 +74,13 @@ class Block(nn.Module):
     strides: Size
     planes: tuple[int | None, int | None, int | None]
     epsilon: float = 1e-5
+    inner_epsilon: float = 1e-5
     dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t h w c"], train: bool) -> Float[Array, "b _ _ _ d"]:
         """Feature map of `features` channels."""
-        conv = partial(Convolution, self.features, dtype=self.dtype)
+        conv = partial(Convolution, self.features, epsilon=self.inner_epsilon, dtype=self.dtype)
         norm = partial(BatchNorm, use_running_average=not train, epsilon=self.epsilon, dtype=self.dtype)
         first, second, third = self.planes
         y = conv(self.kernel_size, self.strides, planes=first, name="conv1")(x, train)
@@ -98,7 +102,9 @@ class ResNet3D(nn.Module):
       fold_frames: the frames become channels of the first convolution (R2D).
       midplanes: planes of a (2+1)-D convolution, computed for each (the paper) or once a block (torchvision).
       stem_planes: those of the stem; None for the formula's.
-      factorized_shortcut, stem_pool, epsilon: mmaction2's (2+1)-D shortcuts, max pool after the stem and batch norm.
+      factorized_shortcut, stem_pool: mmaction2's (2+1)-D shortcuts and max pool after the stem.
+      epsilon: of batch norm.
+      inner_epsilon: of those inside (2+1)-D convolutions, where it is another.
       num_classes: None gives the mean of the last feature map.
       dropout: of that mean before the head.
       num_frames, image_size: of the clips that the variant is meant for; any other goes as well, but for the frames
@@ -114,6 +120,7 @@ class ResNet3D(nn.Module):
     factorized_shortcut: bool = False
     stem_pool: bool = False
     epsilon: float = 1e-5
+    inner_epsilon: float | None = None
     num_classes: int | None = None
     dropout: float = 0.0
     channels: int = 3
@@ -134,7 +141,8 @@ class ResNet3D(nn.Module):
         planes = None
         if stem == "2plus1d":
             planes = self.stem_planes or planes_between(self.channels, width, kernel_size)
-        self.stem = Convolution(width, kernel_size, (1, 2, 2), planes, self.dtype)
+        inner_epsilon = self.epsilon if self.inner_epsilon is None else self.inner_epsilon
+        self.stem = Convolution(width, kernel_size, (1, 2, 2), planes, inner_epsilon, self.dtype)
         self.stem_norm = BatchNorm(epsilon=self.epsilon, dtype=self.dtype)
         blocks, inputs = [], width
         for group, (kind, depth, width) in enumerate(zip(self.groups[1:], self.depths, self.widths, strict=True)):
@@ -157,7 +165,8 @@ class ResNet3D(nn.Module):
             second = inputs if self.midplanes == "per_block" else width
             planes = (planes_between(inputs, width, kernel_size), planes_between(second, width, kernel_size))
             planes += (planes_between(inputs, width, (3, 1, 1)) if self.factorized_shortcut else None,)
-        return Block(width, kernel_size, strides, planes, self.epsilon, self.dtype)
+        inner_epsilon = self.epsilon if self.inner_epsilon is None else self.inner_epsilon
+        return Block(width, kernel_size, strides, planes, self.epsilon, inner_epsilon, self.dtype)
 
     def encode(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b _ _ _ d"]:
         """The last feature map: a sixteenth of the height and width (a thirty-second with the stem's pool)."""
@@ -224,7 +233,7 @@ VARIANTS = MappingProxyType(
         "rmc4_18": partial(ResNet3D, RMC[4], **D18, card=TORCHVISION),
         "rmc5_18": partial(ResNet3D, RMC[5], **D18, card=TORCHVISION),
         "r2plus1d_18": partial(ResNet3D, FACTORIZED, **D18, midplanes="per_block", card=reaching(67.463)),
-        "r2plus1d_18_paper": partial(ResNet3D, FACTORIZED, **D18, card=TORCHVISION),
+        "r2plus1d_18_paper": partial(ResNet3D, FACTORIZED, **D18, epsilon=1e-3, card=TORCHVISION),
         "r2d_34": partial(ResNet3D, FLAT, **D34, fold_frames=True),
         "fr2d_34": partial(ResNet3D, FLAT, **D34),
         "r3d_34": partial(ResNet3D, FULL, **D34),
@@ -236,10 +245,10 @@ VARIANTS = MappingProxyType(
         "rmc3_34": partial(ResNet3D, RMC[3], **D34),
         "rmc4_34": partial(ResNet3D, RMC[4], **D34),
         "rmc5_34": partial(ResNet3D, RMC[5], **D34),
-        "r2plus1d_34": partial(ResNet3D, FACTORIZED, **D34),
+        "r2plus1d_34": partial(ResNet3D, FACTORIZED, **D34, epsilon=1e-3),
         "r2plus1d_34_mmaction2": partial(
             ResNet3D, FACTORIZED, depths=(3, 4, 6, 3), num_classes=400, num_frames=8, image_size=224, dropout=0.5,
-            stem_planes=None, factorized_shortcut=True, stem_pool=True, epsilon=1e-3,
+            stem_planes=None, factorized_shortcut=True, stem_pool=True, epsilon=1e-3, inner_epsilon=1e-5,
             card=Card(stride=8, source="open-mmlab/mmaction2", accuracy="K400 69.76, 10x3 views"),
         ),
     }

@@ -4,7 +4,8 @@ What video transformers are initialised from, and the single-frame baseline: eve
 logits of a clip are the mean of its frames'.
 
 Traps: the class token has a position of its own, which resizing leaves alone; the table of the others is resized by an
-antialiased cubic (timm's); timm's and Hugging Face's classifiers norm all tokens before they take the first.
+antialiased cubic (timm's); timm's and Hugging Face's classifiers norm all tokens before they take the first; the
+epsilon of the norms is 1e-6 in timm and what the configuration says, mostly 1e-12, in Hugging Face's directories.
 """
 
 from functools import partial
@@ -35,6 +36,7 @@ class ViT(nn.Module):
       dropout: of that feature before the head.
       drop_path: rate of the last block.
       num_frames, image_size: of the clips that the variant is meant for; other sizes get the positions resized.
+      epsilon: of the layer norms.
     """
 
     width: int
@@ -48,6 +50,7 @@ class ViT(nn.Module):
     channels: int = 3
     num_frames: int = 1
     image_size: int = 224
+    epsilon: float = 1e-6
     card: Card = Card()
     remat: Remat = "none"
     dtype: DTypeLike | None = None
@@ -60,9 +63,9 @@ class ViT(nn.Module):
         self.class_position = self.param("class_position", NORMAL, (1, 1, self.width))
         image = (self.image_size, self.image_size)
         self.position = PositionTable(grid((1, *image), (1, *self.patch_size[1:]))[1:], self.width, "cubic")
-        block = partial(Block, self.heads, self.mlp_ratio, kernel_init=NORMAL, dtype=self.dtype)
+        block = partial(Block, self.heads, self.mlp_ratio, epsilon=self.epsilon, kernel_init=NORMAL, dtype=self.dtype)
         self.transformer = Encoder(block, self.depth, self.drop_path, self.remat)
-        self.norm = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)
+        self.norm = nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype)
         if self.num_classes is not None:
             self.head_dropout = nn.Dropout(self.dropout)
             self.head = nn.Dense(self.num_classes, kernel_init=NORMAL, dtype=self.dtype)
