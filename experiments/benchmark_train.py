@@ -46,7 +46,7 @@ class Config:
     """Cores that each side may use."""
     rounds: int = 3
     """Processes of each side."""
-    steps: int = 5
+    steps: int = 10
     """Timed steps of a process, after one to warm up."""
     json: str | None = None
     """Write the numbers to this file."""
@@ -106,7 +106,7 @@ def measure_vidjax(config: Config, name: str) -> dict[str, Any]:
     compile_times = {"compile_forward": compiled - start, "compile_step": time.perf_counter() - compiled}
     jax.block_until_ready(forward(variables, video))
     forward_times = timed(lambda: jax.block_until_ready(forward(variables, video)), config.steps)
-    held = [train(variables)]  # the old variables are given away each time
+    held = [jax.block_until_ready(train(variables))]  # the old variables are given away each time
 
     def again():
         held[0] = jax.block_until_ready(train(held[0][0]))
