@@ -77,7 +77,7 @@ def measure_input(config: Input) -> dict[str, Any]:
     from vidjax.data.sources import open_source
 
     data = dataclasses.replace(config.data, source=config.source)
-    source = open_source(data)
+    source = open_source(data.source, data.split)
     if not all(Path(path).is_file() for path in source.ids):
         raise ValueError(f"{config.source} is no source of video files: plain decoding has nothing to be measured on")
     threads = data.workers or 2
@@ -127,7 +127,10 @@ def measure_input(config: Input) -> dict[str, Any]:
                 speeds["plain PyAV"].append(config.clips / (time.perf_counter() - start))
             for name, settings in pipelines.items():
                 batches = train_batches(
-                    open_source(settings), settings, batch_size=len(good), seed=int(rng.integers(1 << 30))
+                    open_source(settings.source, settings.split),
+                    settings,
+                    batch_size=len(good),
+                    seed=int(rng.integers(1 << 30)),
                 )
                 next(batches)  # traced and warm
                 start, read = time.perf_counter(), 0

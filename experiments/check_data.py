@@ -47,7 +47,7 @@ def main(config: Config) -> dict[str, Any]:
     from vidjax.data.sources import open_source
 
     data = dataclasses.replace(config.data, source=config.source)
-    source = open_source(data)
+    source = open_source(data.source, data.split)
     out = open_out(config.out)
     chosen = np.arange(len(source))
     if config.max_examples is not None and config.max_examples < len(source):

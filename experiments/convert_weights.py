@@ -2,7 +2,7 @@
 
     python experiments/convert_weights.py MCG-NJU/videomae-base-finetuned-kinetics weights/videomae_base
     python experiments/convert_weights.py uniformer_base_k400_16x4.pth weights/uniformer --name uniformer_base
-    python experiments/convert_weights.py runs/b weights/mine --name videomae_tiny_pretrain
+    python experiments/convert_weights.py runs/b weights/mine
 
 The result loads in one line, without PyTorch and without saying again what it is:
 `model, variables = vidjax.load_pretrained("weights/videomae_base")`.
@@ -10,16 +10,14 @@ The result loads in one line, without PyTorch and without saying again what it i
 
 import dataclasses
 from pathlib import Path
+from typing import Literal
 
-import jax
 from tyro.conf import Positional
 
 import vidjax
 from vidjax import cli
 from vidjax.convert import save_pretrained
 from vidjax.convert.rules import Inflation
-from vidjax.models import example_inputs
-from vidjax.training.checkpoint import load_params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +30,8 @@ class Config:
     """A new directory."""
     name: str | None = None
     """The model, one of vidjax.list_models(); needed where the source does not say it."""
+    which: Literal["best", "last"] = "best"
+    """Of a run, the checkpoint that validated best (the newest where there was no validation), or the newest."""
     num_classes: int | None = None
     """Classes of the head; those of the weights when not given."""
     strict: bool = False
@@ -46,19 +46,14 @@ def main(config: Config) -> None:
     if out.exists():
         raise FileExistsError(f"{out} is there already: give another directory, nothing is overwritten")
     fields = {} if config.num_classes is None else {"num_classes": config.num_classes}
-    source = Path(config.source)
-    if (source / "checkpoints").is_dir():
-        if config.name is None:
-            raise ValueError(f"{source} is a run: say with --name what model it trained, one of vidjax.list_models()")
-        model = vidjax.create_model(config.name, **fields)
-        shapes = jax.eval_shape(model.init, jax.random.key(0), *example_inputs(model))
-        params, step = load_params(source, shapes["params"])
-        variables = {"params": params}
-        print(f"{source}: all parameters of step {step}")
-    else:
-        model, variables = vidjax.load_pretrained(
-            config.source, config.name, strict=config.strict, inflation=config.inflation, **fields
-        )
+    model, variables = vidjax.load_pretrained(
+        config.source,
+        config.name,
+        which=config.which,
+        strict=config.strict,
+        inflation=config.inflation,
+        **fields,
+    )
     save_pretrained(out, model, variables)
     print(f'wrote {out}: vidjax.load_pretrained("{out}") reads it')
 

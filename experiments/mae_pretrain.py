@@ -9,7 +9,6 @@ A published recipe: python experiments/mae_pretrain.py k400_base_1600 --data.sou
 The same command again goes on where the run stopped. Expected results stand in the README.
 """
 
-import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
@@ -24,26 +23,29 @@ import numpy as np
 from jax.sharding import Mesh
 
 import vidjax
-from vidjax import cli
-from vidjax.convert import load_weights
+from vidjax import cli, runs
+from vidjax.convert.checkpoint import write_model
 from vidjax.data.config import AugmentConfig, DataConfig
 from vidjax.evaluation.features import collect_features
+from vidjax.evaluation.knn import knn_accuracy
 from vidjax.evaluation.linear_probe import linear_probe
 from vidjax.layers import patches
 from vidjax.objectives import masking, reconstruction
-from vidjax.training.checkpoint import load_params
-from vidjax.training.cost import count_macs, peak_flops
+from vidjax.report import describe_run, describe_speed
+from vidjax.training.checkpoint import has_checkpoint
+from vidjax.training.cost import count_macs
 from vidjax.training.loop import FitResult, LoopConfig, fit
 from vidjax.training.metrics import read_metrics
 from vidjax.training.optimizer import OptimizerConfig, make_optimizer
 from vidjax.training.sharding import (
-    batch_sharding,
     check_batch_size,
+    jit_step,
     join_processes,
     make_mesh,
     put_batch,
     replicated,
     state_sharding,
+    this_process,
 )
 from vidjax.training.state import TrainState, create_state
 from vidjax.training.step import make_train_step
@@ -186,7 +188,7 @@ def make_painter(config: Config, model: nn.Module, grid: masking.Grid, clips: np
         return video, hidden, painted, loss
 
     def paint(state: TrainState, step: int) -> dict[str, float]:
-        *rows, loss = jax.device_get(reconstruct(evaluated_params(state), clips, jax.random.key(config.seed)))
+        *rows, loss = jax.device_get(reconstruct(state.evaluated_params, clips, jax.random.key(config.seed)))
         if jax.process_index() == 0:
             note = f"step {step}, {config.mask} mask {config.mask_ratio:.0%}"
             if config.normalize_target:
@@ -197,13 +199,8 @@ def make_painter(config: Config, model: nn.Module, grid: masking.Grid, clips: np
     return paint
 
 
-def evaluated_params(state: TrainState) -> Any:
-    """The moving average where there is one."""
-    return state.params if state.ema is None else state.ema
-
-
 def probe(config: Config, model: nn.Module, source: "Source", mesh: Mesh, encoders: dict[str, Any]) -> dict[str, float]:
-    """Linear-probe accuracy of each encoder on the source's own labels, and chance; {} without labels.
+    """Linear-probe and kNN accuracy of each encoder on the source's own labels, and chance; {} without labels.
 
     Features are the mean and the deviation of the tokens: the mean alone hides a small thing that moves.
     """
@@ -228,52 +225,9 @@ def probe(config: Config, model: nn.Module, source: "Source", mesh: Mesh, encode
         )
         features, labels = collect_features(partial(encode, params), (put_batch(batch, mesh) for batch in batches))
         half = len(labels) // 2
-        accuracy[name] = linear_probe(features[:half], labels[:half], features[half:], labels[half:], classes)
+        halves = features[:half], labels[:half], features[half:], labels[half:], classes
+        accuracy |= {name: linear_probe(*halves), f"{name}_knn": knn_accuracy(*halves)}
     return accuracy | {"chance": 1 / classes}
-
-
-def this_process() -> dict[str, int]:
-    """Which share of every batch this process reads."""
-    return {"process_index": jax.process_index(), "process_count": jax.process_count()}
-
-
-def announce(
-    config: Config, model: nn.Module, source: "Source", shapes: Any, macs: int, masks: Any, steps: int
-) -> None:
-    """Says in units what the run is."""
-    data, devices, (kept, predicted, _) = config.data, jax.devices(), masks
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes))
-    tokens = math.prod(patches.grid((data.frames, data.size, data.size), model.patch_size))
-    per_epoch = len(source) / config.batch_size
-    print(
-        f"devices   {len(devices)} x {devices[0].device_kind}, {jax.process_count()} process(es), "
-        f"mesh data={len(devices) // config.fsdp} fsdp={config.fsdp}\n"
-        f"data      {source.name}: {len(source):,} videos; clips of {data.frames} frames, {data.size} pixels, "
-        f"{describe_span(config, source)}\n"
-        f"model     {config.model}: {parameters:,} parameters, {macs / 1e9:.3g} GMACs a clip forward, "
-        f"{jnp.dtype(model.dtype).name}\n"
-        f"tokens    {tokens} a clip: {kept.shape[1]} visible, {tokens - kept.shape[1]} masked, "
-        f"{predicted.shape[1]} predicted ({config.mask} mask {config.mask_ratio:.0%})\n"
-        f"batch     {config.batch_size} clips in {config.accumulation} micro-batch(es), "
-        f"{config.batch_size // len(devices)} a device\n"
-        f"rate      {config.optim.learning_rate:g} x {config.batch_size}/256 = "
-        f"{config.optim.learning_rate * config.batch_size / 256:.3g} at its peak\n"
-        f"length    {steps:,} steps, {per_epoch:,.1f} an epoch: {steps / per_epoch:,.1f} epochs\n"
-        f"work in   {config.workdir}",
-        flush=True,
-    )
-
-
-def describe_span(config: Config, source: "Source") -> str:
-    """Seconds that a clip covers, by the first video that can be read."""
-    from vidjax.data.sampling import seconds_covered
-
-    for index in range(min(len(source), 10)):
-        with contextlib.suppress(ValueError):
-            info = source.read(index, lambda _: np.zeros(0, np.int64), None).info
-            seconds = seconds_covered(config.data, info.num_frames, info.rate)
-            return f"{seconds:.2f} s of the first video's {info.duration:.2f} s ({config.data.sampling})"
-    raise ValueError(f"none of the first videos of {source.name} can be read: look with experiments/check_data.py")
 
 
 def summarize(config: Config, result: FitResult, macs: int, accuracy: dict[str, float]) -> dict[str, float]:
@@ -287,14 +241,13 @@ def summarize(config: Config, result: FitResult, macs: int, accuracy: dict[str, 
     last = float(np.mean(losses[-5:]))
     print(f"\nloss      {losses[0]:.4f} at first, {last:.4f} at last (mean of the last {len(losses[-5:])} logged)")
     if result.steps_taken:
-        speed = f"speed     {result.clips_per_second:.1f} clips/s, waiting for data {result.data_wait_fraction:.0%}"
-        if peak := peak_flops(jax.devices()[0].device_kind):  # 2 FLOPs a MAC, once forward and twice that backward
-            speed += f", MFU {6 * macs * result.clips_per_second / peak / jax.device_count():.1%}"
-        print(speed)
+        print("speed     " + describe_speed(result.clips_per_second, result.data_wait_fraction, macs))
     if accuracy:
         print(
             f"probe     {accuracy['trained']:.1%} of clips classified by a linear probe of the trained encoder, "
-            f"{accuracy['untrained']:.1%} of the untrained one, {accuracy['chance']:.1%} by chance"
+            f"{accuracy['untrained']:.1%} of the untrained one, {accuracy['chance']:.1%} by chance\n"
+            f"kNN       {accuracy['trained_knn']:.1%} by their nearest neighbours with the trained encoder, "
+            f"{accuracy['untrained_knn']:.1%} with the untrained one"
         )
     if (bad := workdir / "bad_files.jsonl").exists():
         print(f"bad files {len(bad.read_text().splitlines())} could not be read: {bad} says why")
@@ -306,18 +259,6 @@ def summarize(config: Config, result: FitResult, macs: int, accuracy: dict[str, 
         "  looking at a source first  python experiments/check_data.py FOLDER"
     )
     return {"first_loss": losses[0], "last_loss": last, **accuracy}
-
-
-def start_from(path: str, model: nn.Module, params: Any) -> Any:
-    """Parameters of another run, or of a published checkpoint (what it lacks stays as initialised)."""
-    if (Path(path) / "config.json").is_file() and (Path(path) / "checkpoints").is_dir():
-        params, step = load_params(Path(path), params)
-        report = f"all parameters of step {step}"
-    else:
-        params, report = load_weights(path, model, params)
-    if jax.process_index() == 0:
-        print(f"weights   from {path}: {report}")
-    return params
 
 
 def main(config: Config) -> dict[str, float]:
@@ -340,10 +281,12 @@ def main(config: Config) -> dict[str, float]:
     masks = jax.eval_shape(partial(draw, clips=1), jax.random.key(0))
     if config.init_from and not Path(config.init_from).exists():
         raise ValueError(f"init_from: there is nothing at {config.init_from}")
-    source = open_source(data)
+    source = open_source(data.source, data.split)
     workdir = cli.open_workdir(config.workdir, config)
+    if chief:
+        write_model(workdir, model)
 
-    per_epoch = len(source) / config.batch_size
+    per_epoch = len(source) * data.repeats / config.batch_size
     steps = config.steps or math.ceil(config.epochs * per_epoch)
     schedule = config.optim.schedule(config.batch_size, steps, per_epoch)
     tx = make_optimizer(config.optim, schedule)
@@ -360,9 +303,15 @@ def main(config: Config) -> dict[str, float]:
     untrained = jax.tree.map(jnp.copy, state.params)
     macs = count_macs(model.apply, {"params": shapes.params}, clip, *masks[:2])
     if chief:
-        announce(config, model, source, shapes.params, macs, masks, steps)
-    if config.init_from:
-        params = jax.device_put(start_from(config.init_from, model, jax.device_get(untrained)), sharding.params)
+        tokens, (kept, predicted, _) = math.prod(grid), masks
+        visible = f"{tokens} a clip: {kept.shape[1]} visible, {tokens - kept.shape[1]} masked, "
+        visible += f"{predicted.shape[1]} predicted ({config.mask} mask {config.mask_ratio:.0%})"
+        print(describe_run(config, model, source, shapes.params, macs, steps, {"tokens": visible}), flush=True)
+    if config.init_from and not has_checkpoint(workdir):
+        params, report = runs.start_from(config.init_from, model, untrained)
+        if chief:
+            print(f"weights   from {config.init_from}: {report}")
+        params = jax.device_put(params, sharding.params)
         state = state.replace(params=params, ema=None if state.ema is None else jax.tree.map(jnp.copy, params))
 
     name = "bad_files.jsonl" if chief else f"bad_files_{jax.process_index()}.jsonl"
@@ -378,12 +327,7 @@ def main(config: Config) -> dict[str, float]:
     paint = shown is not None and shown["valid"].any()
     step = make_train_step(make_loss(config, model, grid), tx, config.accumulation, config.ema_decay)
     result = fit(
-        jax.jit(
-            step,
-            donate_argnums=0,
-            in_shardings=(sharding, batch_sharding(mesh)),
-            out_shardings=(sharding, replicated(mesh)),
-        ),
+        jit_step(step, sharding, mesh),
         state,
         batches_from,
         steps=steps,
@@ -398,7 +342,7 @@ def main(config: Config) -> dict[str, float]:
         if chief:
             print(f"stopped by SIGTERM with step {int(result.state.step)} saved: the same command goes on from there")
         return {}
-    encoders = {"trained": evaluated_params(result.state), "untrained": untrained}
+    encoders = {"trained": result.state.evaluated_params, "untrained": untrained}
     accuracy = probe(config, model, source, mesh, encoders) if config.probe_clips else {}
     return summarize(config, result, macs, accuracy) if chief else accuracy
 

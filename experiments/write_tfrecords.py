@@ -61,11 +61,10 @@ class Config:
 def main(config: Config) -> None:
     """Writes what is missing of the shards, then says what there is."""
     from vidjax.data import records
-    from vidjax.data.config import DataConfig
     from vidjax.data.pipeline import BadFiles
     from vidjax.data.sources import open_source
 
-    source = open_source(DataConfig(source=config.source, split=config.split))
+    source = open_source(config.source, config.split)
     out = open_out(config, source.ids)
     (out / "classes.json").write_text(json.dumps(source.class_names) + "\n")
     bad_files = BadFiles(source, max_share=1.0, path=out / "bad_files.jsonl")

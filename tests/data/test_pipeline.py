@@ -40,12 +40,14 @@ def settings(source, **changes):
 
 
 def train(config, count, **changes):
-    batches = train_batches(open_source(config), config, **({"batch_size": 4, "seed": 3} | changes))
+    batches = train_batches(
+        open_source(config.source, config.split), config, **({"batch_size": 4, "seed": 3} | changes)
+    )
     return list(itertools.islice(batches, count))
 
 
 def evaluate(config, **changes):
-    return list(evaluation_batches(open_source(config), config, **({"batch_size": 4} | changes)))
+    return list(evaluation_batches(open_source(config.source, config.split), config, **({"batch_size": 4} | changes)))
 
 
 def join(batches):
@@ -71,7 +73,7 @@ def test_a_batch_has_these_arrays(folder):
 def test_every_example_comes_once_an_epoch_in_another_order():
     config = settings("synthetic:moving_shapes", split="validation", frames=1, size=8)
     count = len(moving_shapes.SPLITS["validation"])
-    source = open_source(config)
+    source = open_source(config.source, config.split)
     small = train_batches(source, config, batch_size=48, seed=0)
     order = np.concatenate([batch["index"] for batch in itertools.islice(small, 3 * count // 48 + 1)])
     epochs = order[: 3 * count].reshape(3, count)
@@ -124,7 +126,7 @@ def test_the_clips_of_two_epochs_differ(folder):
 
 def test_a_clip_that_cannot_be_read_is_black_and_listed_and_not_replaced(folder, tmp_path):
     config = settings(folder)
-    source, listed = open_source(config), tmp_path / "bad_files.jsonl"
+    source, listed = open_source(config.source, config.split), tmp_path / "bad_files.jsonl"
     bad = BadFiles(source, 1.0, listed)
     batch = join(list(itertools.islice(train_batches(source, config, batch_size=7, seed=0, bad_files=bad), 3)))
     np.testing.assert_array_equal(~batch["valid"], batch["index"] == 5)
@@ -145,7 +147,7 @@ def test_a_clip_that_cannot_be_read_is_black_and_listed_and_not_replaced(folder,
 
 def test_too_many_bad_files_stop_the_run(folder, tmp_path):
     config = settings(folder)
-    source = open_source(config)
+    source = open_source(config.source, config.split)
     with pytest.raises(ValueError, match=r"^1 of the 7 examples of .* more than data.max_bad_share 0.1 allows: .*list"):
         for _ in evaluation_batches(source, config, batch_size=4, bad_files=BadFiles(source, 0.1, tmp_path / "list")):
             pass
@@ -156,7 +158,7 @@ def test_too_many_bad_files_stop_the_run(folder, tmp_path):
 def test_all_parts_of_a_bad_file_count(folder, tmp_path):
     rows = [f"{folder}/a/0.mp4,{i / 10}\n" for i in range(6)] + [f"{folder}/c/5.mp4,{i / 10}\n" for i in range(4)]
     (tmp_path / "list.csv").write_text("path,start\n" + "".join(rows))
-    bad = BadFiles(open_source(settings(tmp_path / "list.csv")), 0.5)
+    bad = BadFiles(open_source(str(tmp_path / "list.csv")), 0.5)
     bad.add(f"{folder}/c/5.mp4", "broken")
     assert len(bad) == 4
     with pytest.raises(ValueError, match=r"10 of the 10 examples .*the last one: worse"):
@@ -178,7 +180,7 @@ def test_an_evaluation_has_every_example_once_in_order_and_pads_the_last_batch(f
 
 def test_a_slow_file_does_not_change_the_order(folder):
     config = settings(folder, workers=3)
-    source = open_source(config)
+    source = open_source(config.source, config.split)
 
     def read(index, choose, short_side):
         time.sleep(0.3 * (index == 1))
@@ -202,13 +204,13 @@ def test_a_batch_that_the_processes_cannot_share_is_refused(folder):
     for batches in (train_batches, evaluation_batches):
         seed = {"seed": 0} if batches is train_batches else {}
         with pytest.raises(ValueError, match="batch size 5 is not divisible by the 2 processes"):
-            next(batches(open_source(config), config, batch_size=5, process_count=2, **seed))
+            next(batches(open_source(config.source, config.split), config, batch_size=5, process_count=2, **seed))
 
 
 def test_a_mistake_of_the_user_is_raised_as_it_is_and_no_bad_file(tmp_path):
     videos.write_shards(tmp_path)
     config = settings(f"tfrecord:{tmp_path}", fps=5.0)
-    source = open_source(config)
+    source = open_source(config.source, config.split)
     assert len(next(evaluation_batches(source, config, batch_size=4))["index"]) == 4
 
     def without_rate(index, choose, short_side):
@@ -226,7 +228,7 @@ def test_a_script_may_end_while_its_batches_are_open():
         "from vidjax.data.config import DataConfig; from vidjax.data.pipeline import train_batches\n"
         "from vidjax.data.sources import open_source\n"
         "config = DataConfig(size=16, frames=2)\n"
-        "source = open_source(config)\n"
+        "source = open_source(config.source, config.split)\n"
         "def read(*args):\n    time.sleep(0.2)\n    return source.read(*args)\n"  # so that some are under way
         "batches = train_batches(replace(source, read=read), config, batch_size=2, seed=0)\n"
         "next(batches); print('done')"
@@ -238,7 +240,7 @@ def test_a_script_may_end_while_its_batches_are_open():
 @pytest.mark.skipif(not videos.CLIPS.exists(), reason="the real clips are not on this machine")
 def test_real_clips_and_their_damaged_file():
     config = settings(videos.CLIPS, frames=8, size=64)
-    source = open_source(config)
+    source = open_source(config.source, config.split)
     bad = BadFiles(source, 0.2)
     batch = join(list(evaluation_batches(source, config, batch_size=3, bad_files=bad)))
     assert batch["valid"].sum() == 8

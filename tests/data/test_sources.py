@@ -6,13 +6,12 @@ import pytest
 import videos
 
 from vidjax.data import moving_shapes, records
-from vidjax.data.config import DataConfig
 from vidjax.data.decode import DecodeError
 from vidjax.data.sources import open_source
 
 
 def open_(source, **settings):
-    return open_source(DataConfig(source=str(source), **settings))
+    return open_source(str(source), **settings)
 
 
 def everything(info):

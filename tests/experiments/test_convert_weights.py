@@ -53,11 +53,7 @@ def test_a_run_becomes_a_checkpoint(tmp_path):
     demo = mae_pretrain.RECIPES["demo"]
     config = dataclasses.replace(demo, steps=2, batch_size=8, probe_clips=0, workdir=str(tmp_path / "run"))
     mae_pretrain.main(config)
-    with pytest.raises(ValueError, match="is a run: say with --name what model it trained"):
-        convert_weights.main(convert_weights.Config(str(tmp_path / "run"), str(tmp_path / "out")))
-    convert_weights.main(
-        convert_weights.Config(str(tmp_path / "run"), str(tmp_path / "out"), name=f"{config.model}_pretrain")
-    )
+    convert_weights.main(convert_weights.Config(str(tmp_path / "run"), str(tmp_path / "out")))
     model, variables = vidjax.load_pretrained(tmp_path / "out", strict=True)
     assert model == vidjax.create_model(f"{config.model}_pretrain")
     kernel = flatten_dict(variables, sep="/")["params/encoder/patch_embedding/kernel"]

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import videos
 
-from vidjax.data.config import DataConfig
 from vidjax.data.sources import open_source
 
 SCRIPT = Path(__file__).resolve().parents[2] / "experiments" / "write_tfrecords.py"
@@ -36,7 +35,7 @@ def folder(tmp_path_factory):
 
 
 def read_all(out):
-    source = open_source(DataConfig(source=f"tfrecord:{out}/*.tfrecord"))
+    source = open_source(f"tfrecord:{out}/*.tfrecord")
     clips = [source.read(i, lambda info: range(info.num_frames), None) for i in range(len(source))]
     return source, clips
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vidjax.training.checkpoint import Checkpoints, load_params
+from vidjax.training.checkpoint import Checkpoints, load_variables
 from vidjax.training.optimizer import OptimizerConfig, make_optimizer
 from vidjax.training.state import create_state
 
@@ -93,24 +93,37 @@ def test_what_a_killed_save_left_is_ignored_and_removed(tmp_path):
     assert not left.exists()
 
 
-def test_another_run_reads_the_parameters_or_their_average(tmp_path):
+def test_another_run_reads_the_parameters_or_their_average_and_what_stands_beside_them(tmp_path):
     save(tmp_path / "plain", 5, 9)
-    params, step = load_params(tmp_path / "plain", make_state(0).params)
-    assert step == 9 and float(params["layer"]["bias"][0]) == 9
+    variables, step = load_variables(tmp_path / "plain")
+    assert step == 9 and set(variables) == {"params/layer/kernel", "params/layer/bias"}
+    assert variables["params/layer/bias"].tolist() == [9, 9, 9]
     checkpoints = Checkpoints(tmp_path / "averaged" / "checkpoints")
-    state = make_state(3, ema=True)
+    state = make_state(3, ema=True).replace(model_state={"batch_stats": {"norm": {"mean": jnp.full(2, 7.0)}}})
     checkpoints.save(state.replace(ema=jax.tree.map(lambda p: p + 0.5, state.ema)), {}, next_batch=3)
     checkpoints.close()
-    params, _ = load_params(tmp_path / "averaged", make_state(0).params)
-    assert float(params["layer"]["bias"][0]) == 3.5
+    variables, _ = load_variables(tmp_path / "averaged")
+    assert variables["params/layer/bias"].tolist() == [3.5, 3.5, 3.5]
+    assert variables["batch_stats/norm/mean"].tolist() == [7, 7]
 
 
-def test_parameters_of_another_model_are_refused_by_name_and_shape(tmp_path):
-    save(tmp_path, 5)
-    like = {"layer": {"kernel": jnp.zeros((64, 32)), "bias": jnp.zeros(3)}}
-    with pytest.raises(
-        ValueError, match=r"1 parameters differ, first layer/kernel \(\(64, 64\) there, \(64, 32\) here\)"
-    ):
-        load_params(tmp_path, like)
+def test_a_run_without_checkpoints_and_a_damaged_one_are_refused(tmp_path):
     with pytest.raises(ValueError, match="holds no checkpoint"):
-        load_params(tmp_path / "elsewhere", like)
+        load_variables(tmp_path)
+    save(tmp_path, 5)
+    with pytest.raises(ValueError, match="holds no checkpoint in best/"):
+        load_variables(tmp_path, "best")
+    truncate_largest(tmp_path / "checkpoints" / "5")
+    with pytest.raises(ValueError, match=r"checkpoint 5 in .* cannot be read"):
+        load_variables(tmp_path)
+
+
+def test_the_value_of_the_newest_is_remembered(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "best", keep=1)
+    assert checkpoints.newest_value() == -np.inf
+    checkpoints.save(make_state(3), {}, next_batch=3, value=0.25)
+    checkpoints.save(make_state(8), {}, next_batch=8, value=0.5)
+    checkpoints.close()
+    checkpoints = Checkpoints(tmp_path / "best", keep=1)
+    assert checkpoints.newest_value() == 0.5
+    checkpoints.close()

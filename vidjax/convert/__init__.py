@@ -61,12 +61,19 @@ def from_state_dict(
 
 
 def load_weights(
-    path: str | Path, model: nn.Module, params: dict, *, fresh: Sequence[str] = (), inflation: Inflation = "average"
+    path: str | Path,
+    model: nn.Module,
+    params: dict,
+    *,
+    weights: Weights | None = None,
+    fresh: Sequence[str] = (),
+    inflation: Inflation = "average",
 ) -> tuple[dict, Report]:
     """The published weights at `path` in the place of the model's parameters, where they are and as they are sharded.
 
     Args:
       path: see `load_pretrained`.
+      weights: what was read from there, where that was done already.
       params: the model's parameters, or all its variables; arrays, or their shapes alone (`jax.eval_shape`).
       fresh: beginnings of parameter paths that stay as they are: `["head"]` gives other classes of the same number a
         new head.
@@ -77,7 +84,7 @@ def load_weights(
       >>> print(report)
     """
     try:
-        layout, prepared = recognize(model, files.read(path))
+        layout, prepared = recognize(model, files.read(path) if weights is None else weights)
         return rules.apply(layout, prepared, params, fresh=fresh, inflation=inflation)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
@@ -111,19 +118,51 @@ def load_pretrained(
       >>> model, variables = load_pretrained("MCG-NJU/videomae-base-finetuned-kinetics", dtype=jnp.bfloat16)
     """
     path = hub.fetch(source)
-    model, card = (create_model(name, **overrides), {}) if name else (None, {})
-    described = None
+    described, card = None, {}
     if checkpoint.is_one(path):
         described, weights = checkpoint.read(path)
-        model = model or described.clone(**overrides)
         card = dataclasses.asdict(described.card)
     else:
         weights = files.read(path)
         if config := hub.read_config(path):
-            model = model or hub.build(config, CONFIGS, source).clone(**overrides)
             card = hub.read_card(config, path)
-    if model is None:
+            described = None if name else hub.build(config, CONFIGS, source)
+    return assemble(
+        source,
+        weights,
+        described,
+        card,
+        name=name,
+        strict=strict,
+        inflation=inflation,
+        key=key,
+        verbose=verbose,
+        **overrides,
+    )
+
+
+def assemble(
+    source: str | Path,
+    weights: Weights,
+    described: nn.Module | None,
+    card: dict,
+    *,
+    name: str | None,
+    strict: bool,
+    inflation: Inflation,
+    key: jax.Array | None,
+    verbose: bool,
+    **overrides,
+) -> tuple[nn.Module, dict]:
+    """What `load_pretrained` does once the weights are read.
+
+    Args:
+      described: the model that the source says it is.
+      card: what the source says of input and classes besides.
+    """
+    if name is None and described is None:
         raise ValueError(f"{source} does not say what model it is: give name=, one of vidjax.list_models()")
+    model = create_model(name, **overrides) if name else described.clone(**overrides)
     try:
         layout, prepared = recognize(model, weights)
         if layout.name == checkpoint.OURS and described is not None and type(described) is not type(model):

@@ -21,7 +21,7 @@ OURS = "vidjax's own"
 
 def is_one(path: Path) -> bool:
     """Whether a checkpoint of ours is at `path`."""
-    return (path / NAME).is_file()
+    return (path / NAME).is_file() and (path / "model.safetensors").is_file()
 
 
 def save_pretrained(directory: str | Path, model: nn.Module, variables: dict) -> None:
@@ -38,7 +38,7 @@ def save_pretrained(directory: str | Path, model: nn.Module, variables: dict) ->
     directory.mkdir(parents=True, exist_ok=True)
     flat = flatten_dict(variables, sep="/")
     save_file({name: np.ascontiguousarray(value) for name, value in flat.items()}, directory / "model.safetensors")
-    (directory / NAME).write_text(json.dumps(describe(model), indent=1) + "\n")
+    write_model(directory, model)
 
 
 def describe(model: nn.Module) -> dict:
@@ -56,16 +56,29 @@ def read(path: Path) -> tuple[nn.Module, Weights]:
     Raises:
       ValueError: the description is damaged or of another version.
     """
+    return read_model(path), read_safetensors(path / "model.safetensors")
+
+
+def write_model(directory: Path, model: nn.Module) -> None:
+    """Writes `vidjax.json`, which says what the model is."""
+    (directory / NAME).write_text(json.dumps(describe(model), indent=1) + "\n")
+
+
+def read_model(directory: Path) -> nn.Module:
+    """The model that the directory's `vidjax.json` describes.
+
+    Raises:
+      ValueError: the description is damaged or of another version.
+    """
     try:
-        told = json.loads((path / NAME).read_text())
+        told = json.loads((directory / NAME).read_text())
         module = MODULES[told["module"]]
         fields = {name: _tuples(value) for name, value in told["fields"].items()}
         fields["card"] = Card(**{name: _tuples(value) for name, value in told["fields"]["card"].items()})
         fields["dtype"] = fields["dtype"] and getattr(jnp, fields["dtype"])
-        model = module(**fields)
+        return module(**fields)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path / NAME} does not describe a model of this version of vidjax: {error}") from error
-    return model, read_safetensors(path / "model.safetensors")
+        raise ValueError(f"{directory / NAME} does not describe a model of this version of vidjax: {error}") from error
 
 
 def layout(weights: Weights, published: Sequence[Layout]) -> Layout:

@@ -71,4 +71,10 @@ def read_card(config: dict, path: Path) -> dict:
         for field, key in (("mean", "image_mean"), ("std", "image_std")):
             if key in preprocessor:
                 told[field] = tuple(float(value) for value in preprocessor[key])
+        sides = (
+            (preprocessor.get("crop_size") or {}).get("height"),
+            (preprocessor.get("size") or {}).get("shortest_edge"),
+        )
+        if preprocessor.get("do_center_crop") and all(sides):
+            told["crop_ratio"] = sides[0] / sides[1]
     return told

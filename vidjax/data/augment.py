@@ -53,6 +53,31 @@ def center_crop(video: tf.Tensor, size: int, ratio: float = 7 / 8) -> tf.Tensor:
     return crop_and_resize(video, ((height - side) // 2, (width - side) // 2, side, side), size)
 
 
+def view_crops(video: tf.Tensor, frames: int, size: int, crops: int, ratio: float = 7 / 8) -> tf.Tensor:
+    """Views for a test: each clip cut at equal distances along its longer side, from one end to the other.
+
+    Args:
+      video: uint8 (v * frames, h, w, 3), clips one after the other.
+      frames: of a clip.
+      crops: squares of each clip; one is the central one.
+      ratio: share of the shorter side that a square keeps.
+
+    Returns:
+      uint8 (v * crops, frames, size, size, 3), the crops of a clip next to each other.
+    """
+    height, width = tf.shape(video)[1], tf.shape(video)[2]
+    side = tf.cast(tf.round(tf.cast(tf.minimum(height, width), tf.float32) * ratio), tf.int32)
+    views = []
+    for i in range(crops):
+        across, along = (height - side) // 2, (width - side) // 2
+        if crops > 1:
+            across = tf.where(height > width, (height - side) * i // (crops - 1), across)
+            along = tf.where(height > width, along, (width - side) * i // (crops - 1))
+        cut = crop_and_resize(video, (across, along, side, side), size)
+        views.append(tf.reshape(cut, (-1, frames, size, size, 3)))
+    return tf.reshape(tf.stack(views, axis=1), (-1, frames, size, size, 3))
+
+
 def crop_and_resize(video: tf.Tensor, box: tuple, size: int) -> tf.Tensor:
     """Cuts the box (top, left, height, width) and brings it to a square of `size` pixels, bilinear."""
     top, left, height, width = box

@@ -1,7 +1,8 @@
 """What to train on and how to look at it. Imports no TensorFlow, so that `--help` stays fast."""
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 
 def _require(holds: bool, field: str, value: object, rule: str) -> None:
@@ -38,13 +39,9 @@ class AugmentConfig:
 
 
 @dataclass(frozen=True)
-class DataConfig:
-    """A source of videos and how its clips are cut, decoded and augmented."""
+class ClipConfig:
+    """How clips are cut from videos and read."""
 
-    source: str = "synthetic:moving_shapes"
-    """A folder, a .csv or .jsonl manifest, tfds:NAME, tfrecord:PATTERN or synthetic:moving_shapes."""
-    split: str = "train"
-    """The split of a tfds or synthetic source (synthetic has train and validation)."""
     frames: int = 16
     """Frames a clip."""
     size: int = 224
@@ -57,8 +54,6 @@ class DataConfig:
     """Frames next to each other (dense), one of each equal part (segments), or evenly over the whole."""
     short_side: int | None = None
     """Decode to this many pixels on the shorter side, never enlarging (default: 8/7 of size)."""
-    augment: AugmentConfig = AugmentConfig()
-    """Random changes of a training clip."""
     workers: int = 0
     """Clips decoded at the same time, 0 = one a core."""
     max_bad_share: float = 0.2
@@ -72,7 +67,6 @@ class DataConfig:
         _require(short_side is None or short_side >= 1, "data.short_side", short_side, "1 or more")
         _require(self.workers >= 0, "data.workers", self.workers, "0 (one a core) or more")
         _require(0 <= self.max_bad_share <= 1, "data.max_bad_share", self.max_bad_share, "between 0 and 1")
-        _require(bool(self.source), "data.source", repr(self.source), "a folder, a manifest or KIND:NAME")
 
     @property
     def decode_short_side(self) -> int:
@@ -83,3 +77,87 @@ class DataConfig:
     def center_ratio(self) -> float:
         """Share of the shorter side that a central crop keeps: all of it where short_side is size."""
         return min(self.size / self.decode_short_side, 1.0)
+
+
+@dataclass(frozen=True)
+class TrainClipConfig(ClipConfig):
+    """Clips that change at random."""
+
+    augment: AugmentConfig = AugmentConfig()
+    """Random changes of a training clip."""
+    repeats: int = 1
+    """Clips made of each video that is read, by augmentations of their own (repeated augmentation)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.repeats >= 1, "data.repeats", self.repeats, "1 or more")
+
+
+@dataclass(frozen=True)
+class DataConfig(TrainClipConfig):
+    """A source of videos and how its clips are cut, decoded and augmented."""
+
+    source: str = "synthetic:moving_shapes"
+    """A folder, a .csv or .jsonl manifest, tfds:NAME, tfrecord:PATTERN or synthetic:moving_shapes."""
+    split: str = "train"
+    """The split of a tfds or synthetic source (synthetic has train and validation)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(bool(self.source), "data.source", repr(self.source), "a folder, a manifest or KIND:NAME")
+
+
+@dataclass(frozen=True)
+class LabelledDataConfig(TrainClipConfig):
+    """Labelled videos to train on and to validate with, and how their clips are cut, decoded and augmented."""
+
+    train: str = "synthetic:moving_shapes"
+    """A folder, a .csv or .jsonl manifest, tfds:NAME, tfrecord:PATTERN or synthetic:moving_shapes."""
+    train_split: str = "train"
+    """The split of a tfds or synthetic source."""
+    train_examples: int | None = None
+    """Train on so many of the videos only, drawn at random with the run's seed (few labels)."""
+    validation: str | None = "synthetic:moving_shapes"
+    """Labelled videos to validate with, of the same classes; None for no validation."""
+    validation_split: str = "validation"
+    """The split of a tfds or synthetic source."""
+    validation_examples: int | None = None
+    """Validate on so many of the videos only, drawn at random."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("train_examples", "validation_examples"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"data.{name}", value, "1 or more")
+        _require(bool(self.train), "data.train", repr(self.train), "a folder, a manifest or KIND:NAME")
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """A source of videos, and how their clips are cut; what is not given is as in training, or as published."""
+
+    source: str = "synthetic:moving_shapes"
+    """A folder, a .csv or .jsonl manifest, tfds:NAME, tfrecord:PATTERN or synthetic:moving_shapes."""
+    split: str = "validation"
+    """The split of a tfds or synthetic source."""
+    frames: int | None = None
+    """Frames a clip."""
+    size: int | None = None
+    """Pixels of the square clip given to the model."""
+    stride: int | None = None
+    """File frames between sampled frames (dense sampling)."""
+    fps: float | None = None
+    """Sample at this many frames a second instead of every stride-th frame (dense sampling)."""
+    sampling: Literal["dense", "segments", "uniform"] | None = None
+    """Frames next to each other (dense), one of each equal part (segments), or evenly over the whole."""
+    short_side: int | None = None
+    """Decode to this many pixels on the shorter side, never enlarging."""
+    workers: int = 0
+    """Clips decoded at the same time, 0 = one a core."""
+    max_bad_share: float = 0.2
+    """Stop when more than this share of the source's examples cannot be read."""
+
+    def clips(self, usual: Mapping[str, Any]) -> ClipConfig:
+        """What is given here, on top of the fields in `usual`."""
+        given = {field.name: getattr(self, field.name) for field in fields(ClipConfig)}
+        return ClipConfig(**(dict(usual) | {name: value for name, value in given.items() if value is not None}))

@@ -30,6 +30,8 @@ class Row:
     """Seconds, None for the start of the video."""
     end: float | None = None
     """Seconds, None for the end of the video."""
+    reverse: bool = False
+    """Played backwards."""
 
 
 def list_folder(folder: Path) -> tuple[tuple[str, ...], list[Row]]:
@@ -52,7 +54,7 @@ def list_folder(folder: Path) -> tuple[tuple[str, ...], list[Row]]:
 
 
 def list_manifest(path: Path) -> tuple[tuple[str, ...], list[Row]]:
-    """Class names and rows of path and, optionally, label, caption, start and end.
+    """Class names and rows of path and, optionally, label, caption, start, end and reverse.
 
     Paths are relative to the manifest. Labels that are all whole numbers are taken as they are, others are names.
 
@@ -73,7 +75,8 @@ def list_manifest(path: Path) -> tuple[tuple[str, ...], list[Row]]:
             raise ValueError(f"{path}, line {number}: its end ({end} s) is not after its start ({start or 0} s).")
         video = row["path"] if "://" in row["path"] else str(path.parent / row["path"])
         caption = row.get("caption")
-        rows.append(Row(video, -1, None if caption is None else str(caption), start, end))
+        reverse = _truth(path, number, row.get("reverse"))
+        rows.append(Row(video, -1, None if caption is None else str(caption), start, end, reverse))
         labels.append(None if row.get("label") is None else str(row["label"]))
     missing = [row.path for row in rows if "://" not in row.path and not os.path.isfile(row.path)]
     if missing:
@@ -91,7 +94,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         if "path" not in (reader.fieldnames or ()):
             raise ValueError(
                 f"the manifest {path} has no 'path' column: its first line must name the columns (path, and "
-                f"optionally label, caption, start, end), but it is '{','.join(reader.fieldnames or ())}'."
+                f"optionally label, caption, start, end, reverse), but it is '{','.join(reader.fieldnames or ())}'."
             )
         for row in reader:
             if None in row:
@@ -113,6 +116,13 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 if not isinstance(row, dict) or "path" not in row:
                     raise ValueError(f"{path}, line {number}: it is no object with a 'path'.")
                 yield number, row
+
+
+def _truth(path: Path, number: int, value: Any) -> bool:
+    words = {"true": True, "1": True, "false": False, "0": False, "none": False}
+    if str(value).lower() not in words:
+        raise ValueError(f"{path}, line {number}: its reverse is {value!r}, but it must be true or false.")
+    return words[str(value).lower()]
 
 
 def _seconds(path: Path, number: int, name: str, value: Any) -> float | None:

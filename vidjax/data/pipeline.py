@@ -3,7 +3,8 @@
 Batch n of a training run is a pure function of (seed, n). Row r of batch n is position p = n * batch_size + r in an
 endless sequence of epochs; `index_shuffle` says which example that is, so every example comes once an epoch, nothing
 is dropped, and batches run on across the ends of epochs. All random choices of a clip come from (seed, p). So a run
-resumes by `first_batch` and hosts agree without talking to each other.
+resumes by `first_batch` and hosts agree without talking to each other. With repeated augmentation a position stands for
+several rows next to each other: one reading, augmented anew for each.
 """
 
 import atexit
@@ -18,10 +19,10 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from vidjax.data.augment import augment, center_crop
-from vidjax.data.config import DataConfig
+from vidjax.data.augment import augment, center_crop, view_crops
+from vidjax.data.config import ClipConfig, TrainClipConfig
 from vidjax.data.decode import DecodeError
-from vidjax.data.sampling import sample
+from vidjax.data.sampling import sample, views
 from vidjax.data.sources import Source
 
 tf.config.set_visible_devices([], "GPU")  # the accelerator is JAX's
@@ -84,7 +85,7 @@ class BadFiles:
 
 def train_batches(
     source: Source,
-    config: DataConfig,
+    config: TrainClipConfig,
     *,
     batch_size: int,
     seed: int,
@@ -97,16 +98,20 @@ def train_batches(
 
     Args:
       source: the examples; each comes once an epoch, in an order of the epoch's own.
-      config: sampling, size, augmentation and workers.
-      batch_size: rows of the batch over all processes; process k gets rows [k * b / P, (k + 1) * b / P).
+      config: sampling, size, augmentation, repeats and workers.
+      batch_size: rows of the batch over all processes; process k gets rows [k * b / P, (k + 1) * b / P). The repeats
+        must divide them.
       seed: of the order, the sampling and the augmentation.
       first_batch: number of the first batch.
       process_index: k.
       process_count: P, which must divide the batch size.
       bad_files: told of every example that cannot be read; its row is black and not `valid`, never replaced.
     """
+    repeats, count = config.repeats, len(source)
     rows = _rows(batch_size, process_count)
-    count = len(source)
+    if rows % repeats:
+        raise ValueError(f"{rows} clips of a batch are not whole videos of {repeats} repeats: make them a multiple.")
+    groups = rows // repeats
 
     def read(index: int, position: int, short_side: int) -> tuple[np.ndarray, int]:
         rng = np.random.Generator(np.random.Philox(key=[seed, position]))
@@ -115,32 +120,41 @@ def train_batches(
 
     @tf.autograph.experimental.do_not_convert
     def position_and_index(element: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        position = (first_batch + element // rows) * batch_size + process_index * rows + element % rows
+        batch = first_batch + element // groups
+        position = (batch * process_count + process_index) * groups + element % groups
         order_seed = tf.stack([tf.constant(seed, tf.int64), position // count])
         index = tf.random.experimental.index_shuffle(position % count, order_seed, count - 1)
         return position, index
 
     def crop(video: tf.Tensor, position: tf.Tensor) -> tf.Tensor:
-        clip_seed = tf.stack([tf.constant(seed, tf.int64), position])
-        return augment(video, config.augment, config.size, clip_seed, config.center_ratio)
+        seeds = [tf.stack([tf.constant(seed, tf.int64), position * repeats + i]) for i in range(repeats)]
+        ratio = config.center_ratio
+        return tf.stack([augment(video, config.augment, config.size, clip_seed, ratio) for clip_seed in seeds])
+
+    def merged() -> Iterator[Batch]:
+        for batch in _batches(elements, source, config, read, crop, (repeats,), groups, bad_files):
+            video = batch.pop("video")
+            rows = {name: np.repeat(values, repeats) for name, values in batch.items()}
+            yield {"video": video.reshape(-1, *video.shape[2:]), **rows}
 
     elements = tf.data.Dataset.range(np.iinfo(np.int64).max).map(position_and_index)
-    batches = _batches(elements, source, config, read, crop, rows, bad_files)
+    batches = merged()
     _running.add(batches)
     return batches
 
 
 def evaluation_batches(
     source: Source,
-    config: DataConfig,
+    config: ClipConfig,
     *,
     batch_size: int,
+    view_counts: tuple[int, int] | None = None,
     indices: Sequence[int] | np.ndarray | None = None,
     process_index: int = 0,
     process_count: int = 1,
     bad_files: BadFiles | None = None,
 ) -> Iterator[Batch]:
-    """This process's rows of batches that hold each example once, in order: middle clip, middle crop.
+    """This process's rows of batches that hold each example once, in order: middle clip, middle crop, or many views.
 
     The last batch is filled up with rows that are not `valid` and have index -1; every process gets the same number
     of batches.
@@ -149,6 +163,8 @@ def evaluation_batches(
       source: the examples.
       config: sampling, size and workers; the augmentation is not used.
       batch_size: rows of the batch over all processes.
+      view_counts: clips over time and crops over space of each example, as in (4, 3): `video` is then (b v t h w c),
+        the crops of a clip next to each other.
       indices: which examples, all when None.
       process_index: this process gets rows [k * b / P, (k + 1) * b / P) of each batch.
       process_count: P, which must divide the batch size.
@@ -161,15 +177,20 @@ def evaluation_batches(
     padded[: len(indices)] = indices
     mine = padded.reshape(batches, process_count, rows)[:, process_index].reshape(-1)
 
+    clips, crops = view_counts or (1, 1)
+
     def read(index: int, position: int, short_side: int) -> tuple[np.ndarray, int]:
-        clip = source.read(index, lambda info: sample(config, info.num_frames, info.rate, None), short_side)
+        clip = source.read(index, lambda info: views(info.num_frames, info.rate, config, clips).ravel(), short_side)
         return clip.frames, clip.label
 
     def crop(video: tf.Tensor, position: tf.Tensor) -> tf.Tensor:
-        return center_crop(video, config.size, config.center_ratio)
+        if view_counts is None:
+            return center_crop(video, config.size, config.center_ratio)
+        return view_crops(video, config.frames, config.size, crops, config.center_ratio)
 
     elements = tf.data.Dataset.from_tensor_slices((mine, mine))
-    batches = _batches(elements, source, config, read, crop, rows, bad_files)
+    leading = () if view_counts is None else (clips * crops,)
+    batches = _batches(elements, source, config, read, crop, leading, rows, bad_files)
     _running.add(batches)
     return batches
 
@@ -183,13 +204,17 @@ def _rows(batch_size: int, process_count: int) -> int:
 def _batches(
     elements: tf.data.Dataset,
     source: Source,
-    config: DataConfig,
+    config: ClipConfig,
     read: Callable[[int, int, int], tuple[np.ndarray, int]],
     crop: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
+    leading: tuple[int, ...],
     rows: int,
     bad_files: BadFiles | None,
 ) -> Iterator[Batch]:
-    """Reads (position, index) elements side by side, in order; an index of -1 fills a batch."""
+    """Reads (position, index) elements side by side, in order; an index of -1 fills a batch.
+
+    What `crop` gives has the axes `leading` before those of a clip.
+    """
     affinity = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))  # macOS has none
     workers = config.workers or len(affinity(0))
     nothing = np.zeros((config.frames, 1, 1, 3), np.uint8)
@@ -212,11 +237,11 @@ def _batches(
         video, label, error = tf.numpy_function(
             read_or_report, [position, index], [tf.uint8, tf.int32, tf.string], stateful=False
         )
-        video.set_shape((config.frames, None, None, 3))
+        video.set_shape((None, None, None, 3))
         label.set_shape(())
         error.set_shape(())
         valid = tf.equal(error, "")
-        shape = (config.frames, config.size, config.size, 3)
+        shape = (*leading, config.frames, config.size, config.size, 3)
         video = tf.cond(valid, lambda: crop(video, position), lambda: tf.zeros(shape, tf.uint8))
         video.set_shape(shape)
         return {"video": video, "label": label, "valid": valid, "index": tf.cast(index, tf.int32), "error": error}

@@ -11,7 +11,7 @@ Training draws a random clip; evaluation (`rng=None`) takes the one in the middl
 import numpy as np
 from jaxtyping import Float, Int
 
-from vidjax.data.config import DataConfig
+from vidjax.data.config import ClipConfig
 
 
 def dense(num_frames: int, frames: int, step: float | int, offset: float | None = None) -> Int[np.ndarray, "t"]:
@@ -43,7 +43,7 @@ def uniform(num_frames: int, frames: int) -> Int[np.ndarray, "t"]:
     return np.floor(np.linspace(0, num_frames - 1, frames) + 0.5).astype(np.int64)
 
 
-def sample(config: DataConfig, num_frames: int, rate: float, rng: np.random.Generator | None) -> Int[np.ndarray, "t"]:
+def sample(config: ClipConfig, num_frames: int, rate: float, rng: np.random.Generator | None) -> Int[np.ndarray, "t"]:
     """Indices of one clip, random with a generator, in the middle without one.
 
     Args:
@@ -59,7 +59,7 @@ def sample(config: DataConfig, num_frames: int, rate: float, rng: np.random.Gene
     return uniform(num_frames, config.frames)
 
 
-def views(num_frames: int, rate: float, config: DataConfig, count: int) -> Int[np.ndarray, "v t"]:
+def views(num_frames: int, rate: float, config: ClipConfig, count: int) -> Int[np.ndarray, "v t"]:
     """Indices of `count` clips of one video for a multi-view test; one view is `sample` without a generator.
 
     Dense clips start at equal distances, the first at the start and the last at the end of the video. Clips of
@@ -81,14 +81,14 @@ def views(num_frames: int, rate: float, config: DataConfig, count: int) -> Int[n
     raise ValueError("Uniform sampling covers the whole video in one view: use segments or dense for more views.")
 
 
-def seconds_covered(config: DataConfig, num_frames: int, rate: float) -> float:
+def seconds_covered(config: ClipConfig, num_frames: int, rate: float) -> float:
     """Seconds of the video that a clip speaks for: all of it, or at most `frames` steps of dense sampling."""
     if config.sampling != "dense":
         return num_frames / rate
     return min(config.frames * _step(config, rate), num_frames) / rate
 
 
-def _step(config: DataConfig, rate: float) -> float:
+def _step(config: ClipConfig, rate: float) -> float:
     if config.fps is None:
         return float(config.stride)
     if np.isnan(rate):

@@ -16,7 +16,6 @@ import tensorflow as tf
 from jaxtyping import UInt8
 
 from vidjax.data import manifest, moving_shapes, records
-from vidjax.data.config import DataConfig
 from vidjax.data.decode import Choose, DecodeError, VideoInfo, read_clip
 from vidjax.data.manifest import CLASSES_FILE
 
@@ -50,24 +49,24 @@ class Source:
         return len(self.ids)
 
 
-def open_source(config: DataConfig) -> Source:
-    """The source that `config.source` names; `config.split` matters to tfds and synthetic sources.
+def open_source(name: str, split: str = "train") -> Source:
+    """The source of this name, see `DataConfig.source`; `split` matters to tfds and synthetic sources.
 
     Raises:
       ValueError: one sentence on what is wrong with the source and what to do.
     """
-    name, path = config.source, Path(config.source)
+    path = Path(name)
     if path.is_dir():
         return _files(name, *manifest.list_folder(path))
     if path.suffix in (".csv", ".jsonl"):
         return _files(name, *manifest.list_manifest(path))
     kind, _, rest = name.partition(":")
     if kind == "tfds" and rest:
-        return _tfds(name, rest, config.split)
+        return _tfds(name, rest, split)
     if kind == "tfrecord" and rest:
         return _tfrecord(name, rest)
     if name == "synthetic:moving_shapes":
-        return _moving_shapes(name, config.split)
+        return _moving_shapes(name, split)
     if path.is_file():
         raise ValueError(f"data.source {name} is a file: give its folder, or a .csv or .jsonl manifest.")
     if rest and "/" not in kind:
@@ -78,6 +77,51 @@ def open_source(config: DataConfig) -> Source:
     raise ValueError(f"data.source {name} does not exist: give a folder, a manifest or KIND:NAME.")
 
 
+def subset(source: Source, indices: Sequence[int] | np.ndarray) -> Source:
+    """Some of a source's examples."""
+    indices = [int(index) for index in indices]
+    ids = [source.ids[index] for index in indices]
+
+    def read(index: int, choose: Choose, short_side: int | None) -> Clip:
+        return source.read(indices[index], choose, short_side)
+
+    return replace(source, ids=ids, read=read)
+
+
+def draw(source: Source, count: int | None, seed: int) -> Source:
+    """So many of the examples, drawn at random and kept in their order; all of them when there are no more."""
+    if count is None or count >= len(source):
+        return source
+    return subset(source, np.sort(np.random.default_rng(seed).permutation(len(source))[:count]))
+
+
+def with_classes(source: Source, class_names: Sequence[str]) -> Source:
+    """The same examples with labels that count in `class_names`, in which each of the source's classes must be.
+
+    Raises:
+      ValueError: the source has a class that is not among them, or no labels.
+    """
+    if not source.class_names:
+        raise ValueError(f"{source.name} has no labels, and this needs them: use folders of classes or a label column.")
+    if tuple(class_names) == source.class_names:
+        return source
+    positions = {name: position for position, name in enumerate(class_names)}
+    if unknown := [name for name in source.class_names if name not in positions]:
+        near = difflib.get_close_matches(unknown[0], class_names, n=2)
+        raise ValueError(
+            f"{source.name} has {len(unknown)} classes that the model does not know, such as '{unknown[0]}'"
+            f"{' (did you mean ' + ' or '.join(near) + '?)' if near else ''}: it has {len(class_names)} classes, "
+            f"{', '.join(class_names[:3])}{', ...' if len(class_names) > 3 else ''}."
+        )
+    labels = [positions[name] for name in source.class_names]
+
+    def read(index: int, choose: Choose, short_side: int | None) -> Clip:
+        clip = source.read(index, choose, short_side)
+        return replace(clip, label=labels[clip.label] if clip.label >= 0 else -1)
+
+    return replace(source, class_names=tuple(class_names), read=read)
+
+
 def _files(name: str, class_names: tuple[str, ...], rows: Sequence[manifest.Row]) -> Source:
     """Video files, or parts of them."""
 
@@ -86,7 +130,8 @@ def _files(name: str, class_names: tuple[str, ...], rows: Sequence[manifest.Row]
 
         def choose_in_part(info: VideoInfo) -> np.ndarray:
             first, part = _part(row, info)
-            return first + np.asarray(choose(part), np.int64)
+            chosen = np.asarray(choose(part), np.int64)
+            return first + (part.num_frames - 1 - chosen if row.reverse else chosen)
 
         frames, info = read_clip(row.path, choose_in_part, short_side)
         return Clip(frames, row.label, row.caption, _part(row, info)[1])

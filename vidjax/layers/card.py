@@ -16,6 +16,7 @@ class Card:
     Attributes:
       mean, std: of pixels in [0, 1], RGB: the model wants `(pixels - mean) / std`. One value a channel.
       stride: frames of the video for one frame of the clip.
+      crop_ratio: share of the picture's shorter side that the central crop of a test keeps.
       class_names: in the order of the logits; empty where they are not known.
       source: where the architecture and its published weights come from.
       accuracy: published top-1, with data set and protocol.
@@ -24,6 +25,7 @@ class Card:
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     stride: int = 1
+    crop_ratio: float = 1.0
     class_names: tuple[str, ...] = ()
     source: str = ""
     accuracy: str = ""

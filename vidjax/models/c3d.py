@@ -90,7 +90,8 @@ class C3D(nn.Module):
 
 
 CARD = Card(
-    tuple(mean / 255 for mean in (104, 117, 128)), (1 / 255,) * 3, source="arXiv:1412.0767; open-mmlab/mmaction2",
+    tuple(mean / 255 for mean in (104, 117, 128)), (1 / 255,) * 3, crop_ratio=112 / 128,
+    source="arXiv:1412.0767; open-mmlab/mmaction2",
     accuracy="UCF101 83.08 (fine-tuned), 10x1 views",
 )  # fmt: skip
 

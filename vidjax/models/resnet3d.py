@@ -16,6 +16,7 @@ factorises the shortcut too, into the planes of a kernel three frames long. Batc
 convolutions. A 2-D group does not stride in time.
 """
 
+import dataclasses
 from functools import partial
 from types import MappingProxyType
 from typing import Literal
@@ -196,14 +197,17 @@ class ResNet3D(nn.Module):
 
 
 TORCHVISION = Card(
-    (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989), stride=2, source="torchvision; arXiv:1711.11248"
+    (0.43216, 0.394666, 0.37645),
+    (0.22803, 0.22145, 0.216989),
+    stride=2,
+    crop_ratio=112 / 128,
+    source="torchvision; arXiv:1711.11248",
 )
 
 
 def reaching(accuracy: float) -> Card:
     """Card of torchvision's published weights."""
-    reached = f"K400 {accuracy}, 5x1 views"
-    return Card(TORCHVISION.mean, TORCHVISION.std, TORCHVISION.stride, source=TORCHVISION.source, accuracy=reached)
+    return dataclasses.replace(TORCHVISION, accuracy=f"K400 {accuracy}, 5x1 views")
 
 
 FLAT, FULL, FACTORIZED = ("2d",) * 5, ("3d",) * 5, ("2plus1d",) * 5
@@ -249,7 +253,7 @@ VARIANTS = MappingProxyType(
         "r2plus1d_34_mmaction2": partial(
             ResNet3D, FACTORIZED, depths=(3, 4, 6, 3), num_classes=400, num_frames=8, image_size=224, dropout=0.5,
             stem_planes=None, factorized_shortcut=True, stem_pool=True, epsilon=1e-3, inner_epsilon=1e-5,
-            card=Card(stride=8, source="open-mmlab/mmaction2", accuracy="K400 69.76, 10x3 views"),
+            card=Card(stride=8, crop_ratio=224 / 256, source="open-mmlab/mmaction2", accuracy="K400 69.76, 10x3 views"),
         ),
     }
 )  # fmt: skip

@@ -301,7 +301,9 @@ class FactorizedEncoder(nn.Module):
 def kinetics(accuracy: float | None = None) -> Card:
     """Card of a model of Kinetics-400."""
     reached = f"K400 {accuracy}, 4x3 views" if accuracy else ""
-    return Card((0.5,) * 3, (0.5,) * 3, stride=2, source="google-research/scenic", accuracy=reached)
+    return Card(
+        (0.5,) * 3, (0.5,) * 3, stride=2, crop_ratio=224 / 256, source="google-research/scenic", accuracy=reached
+    )
 
 
 TINY = {"width": 96, "depth": 4, "heads": 6, "patch_size": (2, 8, 8), "num_frames": 8, "image_size": 32}

@@ -1,17 +1,23 @@
 """Checkpoints of a run, by Orbax: state, config and data position together, written in the background."""
 
 import logging
+import math
 import shutil
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Literal
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
-from jaxtyping import PyTree
+from flax.traverse_util import flatten_dict
 
 from vidjax.training.state import TrainState
 
 log = logging.getLogger(__name__)
+
+FOLDERS = MappingProxyType({"last": "checkpoints", "best": "best"})
+"""Where a work directory keeps its newest checkpoints, and the one that validated best."""
 
 
 class Checkpoints:
@@ -33,14 +39,30 @@ class Checkpoints:
         )
         self._manager = ocp.CheckpointManager(self.directory, options=self._options)
 
-    def save(self, state: TrainState, config: dict[str, Any], next_batch: int) -> None:
-        """Starts to save the state after step `state.step`; waits only for a save that is still under way."""
+    def save(self, state: TrainState, config: dict[str, Any], next_batch: int, value: float | None = None) -> None:
+        """Starts to save the state after step `state.step`; waits only for a save that is still under way.
+
+        `value` is what the state was found to be worth, if that is why it is saved.
+        """
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
             config=ocp.args.JsonSave(config),
-            data=ocp.args.JsonSave({"next_batch": next_batch}),
+            data=ocp.args.JsonSave({"next_batch": next_batch, "value": value}),
         )
         self._manager.save(int(jax.device_get(state.step)), args=items, force=True)
+
+    def newest_value(self) -> float:
+        """What the newest checkpoint was found to be worth; minus infinity where there is none, or it does not say."""
+        step = self._manager.latest_step()
+        if step is None:
+            return -math.inf
+        try:
+            restored = self._manager.restore(step, args=ocp.args.Composite(data=ocp.args.JsonRestore()))
+        except Exception as error:  # whatever Orbax makes of a damaged file
+            log.warning("checkpoint %d in %s cannot be read: %s", step, self.directory, str(error).splitlines()[:1])
+            self._set_aside([step])
+            return -math.inf
+        return -math.inf if restored.data["value"] is None else float(restored.data["value"])
 
     def restore(self, like: TrainState) -> tuple[TrainState, int] | None:
         """The newest whole checkpoint, and the number of the next batch; None when there is none yet.
@@ -79,7 +101,7 @@ class Checkpoints:
             return
         self._manager.close()
         if jax.process_index() == 0:
-            aside = self.directory.with_name("damaged_checkpoints")
+            aside = self.directory.with_name(f"damaged_{self.directory.name}")
             aside.mkdir(exist_ok=True)
             for step in steps:
                 target = aside / str(step)
@@ -100,44 +122,42 @@ class Checkpoints:
         self._manager.close()
 
 
-def load_params(directory: Path, like: PyTree[Any]) -> tuple[PyTree[Any], int]:
-    """Parameters of the newest checkpoint in a run's work directory, and its step.
+def has_checkpoint(directory: Path) -> bool:
+    """Whether the run in this work directory has saved a checkpoint, from which it would go on."""
+    saved_in = Path(directory) / FOLDERS["last"]
+    return saved_in.is_dir() and bool(ocp.utils.checkpoint_steps(saved_in))
 
-    The moving average where the run kept one, otherwise the parameters.
+
+def load_variables(directory: Path, which: Literal["last", "best"] = "last") -> tuple[dict[str, np.ndarray], int]:
+    """A run's variables by their paths (`params/...`, `batch_stats/...`), on the host, and the step they are of.
+
+    The moving average of the parameters where the run kept one.
 
     Args:
       directory: the work directory of a run.
-      like: arrays or shapes (`jax.eval_shape`) of the parameters wanted.
+      which: the newest checkpoint, or the one that validated best.
 
     Raises:
-      ValueError: no checkpoint there, or parameters of other names or shapes.
+      ValueError: no such checkpoint there.
     """
-    saved_in = Path(directory) / "checkpoints"
+    saved_in = Path(directory) / FOLDERS[which]
     steps = ocp.utils.checkpoint_steps(saved_in) if saved_in.is_dir() else []
     if not steps:
-        raise ValueError(f"{directory} holds no checkpoint: give the work directory of a run that has saved one")
+        raise ValueError(f"{directory} holds no checkpoint in {saved_in.name}/: has the run saved one yet?")
     path = (saved_in / str(max(steps)) / "state").absolute()
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        saved = checkpointer.metadata(path).item_metadata.tree
-        collection = "ema" if saved.get("ema") else "params"
-        have, want = _shapes(saved[collection]), _shapes(like)
-        differing = sorted(name for name in have.keys() | want.keys() if have.get(name) != want.get(name))
-        if differing:
-            first = differing[0]
-            raise ValueError(
-                f"the run in {directory} has another model: {len(differing)} parameters differ, first {first} "
-                f"({have.get(first, 'absent')} there, {want.get(first, 'absent')} here)"
-            )
-        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like)
-        restore = ocp.args.PyTreeRestore(
-            {collection: target},
-            restore_args=ocp.checkpoint_utils.construct_restore_args({collection: target}),
-            partial_restore=True,
-        )
-        return checkpointer.restore(path, args=restore)[collection], max(steps)
-
-
-def _shapes(tree: PyTree[Any]) -> dict[str, tuple[int, ...]]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
+    handler = ocp.PyTreeCheckpointHandler()
+    try:
+        saved = handler.metadata(path).tree
+        params = "ema" if saved.get("ema") else "params"
+        wanted = {name: saved[name] for name in (params, "model_state") if saved.get(name)}
+        target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), wanted)
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target)
+        request = ocp.args.PyTreeRestore(target, restore_args=as_numpy, partial_restore=True)
+        restored = handler.restore(path, args=request)
+    except Exception as error:  # whatever Orbax or TensorStore makes of a damaged file
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise ValueError(f"checkpoint {max(steps)} in {saved_in} cannot be read: {reason}") from error
+    finally:
+        handler.close()
+    variables = {"params": restored[params], **restored.get("model_state", {})}
+    return flatten_dict(variables, sep="/"), max(steps)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import queue
 import signal
 import threading
@@ -14,7 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from vidjax.training.checkpoint import Checkpoints
+from vidjax.training.checkpoint import FOLDERS, Checkpoints
 from vidjax.training.metrics import Meter, MetricWriter, Progress
 from vidjax.training.sharding import put_batch
 from vidjax.training.state import TrainState
@@ -131,6 +132,7 @@ def fit(
     config: dict[str, Any],
     schedule: Callable[[int], Any],
     evaluate: Callable[[TrainState, int], dict[str, float]] | None = None,
+    best: str | None = None,
 ) -> FitResult:
     """Trains from the newest checkpoint in `workdir`, or from `state`, up to `steps` steps.
 
@@ -140,6 +142,7 @@ def fit(
       config: saved with every checkpoint.
       schedule: learning rate of a step, for the log.
       evaluate: called with the state and its step; what it returns is logged with the prefix `evaluation/`.
+      best: a number of `evaluate`'s; the state where it is highest stays in `workdir/best`.
 
     Returns:
       The result; `finished` is False when SIGTERM ended the run, with a checkpoint saved.
@@ -148,7 +151,9 @@ def fit(
       ValueError: too many steps in a row had a gradient that is not finite (their batches are in `workdir`).
     """
     workdir, chief = Path(workdir), jax.process_index() == 0
-    checkpoints = Checkpoints(workdir / "checkpoints", loop.keep, loop.keep_every)
+    checkpoints = Checkpoints(workdir / FOLDERS["last"], loop.keep, loop.keep_every)
+    best_checkpoint = Checkpoints(workdir / FOLDERS["best"], keep=1) if best else None
+    best_value = best_checkpoint.newest_value() if best else -math.inf
     restored = checkpoints.restore(state)
     state, first = (state, 0) if restored is None else restored
     if restored is not None and chief:
@@ -156,7 +161,7 @@ def fit(
             f"resumed from step {first} of {steps}" if first < steps else f"already finished: all {steps} steps taken"
         )
     if first >= steps:
-        checkpoints.close()
+        _close(checkpoints, best_checkpoint)
         return FitResult(state, True, 0, 0.0, 0.0)
 
     writer = MetricWriter(workdir, first) if chief else None
@@ -215,13 +220,24 @@ def fit(
                             numbers = evaluate(state, n)
                             if chief and numbers:
                                 writer.write(n, {f"evaluation/{name}": value for name, value in numbers.items()})
-            checkpoints.close()
+                                progress.note(f"step {n}: " + ", ".join(f"{k} {v:.4f}" for k, v in numbers.items()))
+                            # A resumed run meets again the values that it had before: none is higher than the one kept.
+                            if best and numbers[best] > best_value:
+                                best_value = numbers[best]
+                                best_checkpoint.save(state, config, n, best_value)
+            _close(checkpoints, best_checkpoint)
     finally:
         feeder.close()
         if chief:
             progress.close()
             writer.close()
     return FitResult(state, not stopped, n - first, **meter.overall())
+
+
+def _close(*checkpoints: Checkpoints | None) -> None:
+    for each in checkpoints:
+        if each is not None:
+            each.close()
 
 
 def _local(array: jax.Array) -> np.ndarray:

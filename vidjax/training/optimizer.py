@@ -1,6 +1,9 @@
-"""AdamW with the learning-rate schedule of masked autoencoders, from a config."""
+"""Optimisers with the schedules and rules of the published recipes, from a config."""
 
 import dataclasses
+import re
+from collections.abc import Sequence
+from typing import Literal
 
 import jax
 import numpy as np
@@ -10,24 +13,30 @@ from jaxtyping import Array, PyTree
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW, linear warm-up, cosine decay. Learning rates are for a batch of 256 and scaled by batch / 256."""
+    """AdamW or SGD, linear warm-up, cosine decay or steps. Learning rates are for a batch of 256 and scaled by it."""
 
+    kind: Literal["adamw", "sgd"] = "adamw"
+    """AdamW, or stochastic gradient descent with momentum."""
     learning_rate: float = 1.5e-4
     """Peak learning rate of a batch of 256; what is used is this times batch size / 256."""
     warmup_learning_rate: float = 1e-6
     """Learning rate at step 0, scaled likewise."""
     final_learning_rate: float = 1e-5
-    """Learning rate at the last step, scaled likewise."""
+    """Learning rate at the last step of a cosine, scaled likewise."""
     warmup_epochs: float = 40.0
     """Epochs of linear warm-up."""
+    milestones: tuple[float, ...] = ()
+    """Epochs at which the learning rate falls to a tenth, instead of a cosine."""
     weight_decay: float = 0.05
-    """Decoupled weight decay, not applied to biases, norms and tokens (parameters of one axis)."""
+    """Decoupled in AdamW, added to the gradient in SGD; not applied to biases, norms and tokens (one axis)."""
     beta1: float = 0.9
-    """Decay of AdamW's first moment."""
+    """Decay of AdamW's first moment, or SGD's momentum."""
     beta2: float = 0.95
     """Decay of AdamW's second moment."""
     clip_norm: float | None = None
     """Clip the gradient to this global norm."""
+    layer_decay: float = 1.0
+    """Factor of the learning rate from each layer to the one before it, 1 = all alike."""
 
     def __post_init__(self) -> None:
         """Refuses values that cannot be meant."""
@@ -37,17 +46,20 @@ class OptimizerConfig:
             raise ValueError(f"optim.warmup_epochs is {self.warmup_epochs}: it must be 0 or more")
         if self.clip_norm is not None and self.clip_norm <= 0:
             raise ValueError(f"optim.clip_norm is {self.clip_norm}: it must be above 0 (leave it out for none)")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"optim.layer_decay is {self.layer_decay}: it must be above 0 and at most 1")
 
     def schedule(self, batch_size: int, steps: int, steps_per_epoch: float) -> optax.Schedule:
         """Learning rate as a function of the step, for `steps` steps in all."""
         scale = batch_size / 256
+        peak, first = self.learning_rate * scale, self.warmup_learning_rate * scale
         warmup = min(round(self.warmup_epochs * steps_per_epoch), max(steps - 1, 0))
+        if self.milestones:
+            at = {round(epoch * steps_per_epoch) - warmup: 0.1 for epoch in self.milestones}
+            falling = optax.piecewise_constant_schedule(peak, at)
+            return optax.join_schedules([optax.linear_schedule(first, peak, max(warmup, 1)), falling], [warmup])
         return optax.warmup_cosine_decay_schedule(
-            self.warmup_learning_rate * scale if warmup else self.learning_rate * scale,
-            self.learning_rate * scale,
-            warmup,
-            max(steps, 1),
-            self.final_learning_rate * scale,
+            first if warmup else peak, peak, warmup, max(steps, 1), self.final_learning_rate * scale
         )
 
 
@@ -56,12 +68,88 @@ def decays(params: PyTree[Array]) -> PyTree[bool]:
     return jax.tree.map(lambda p: int(np.sum(np.array(p.shape) > 1)) > 1, params)
 
 
-def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """AdamW that skips a step whose gradient is not finite, and counts it.
+def make_optimizer(
+    config: OptimizerConfig, schedule: optax.Schedule, trained: PyTree[bool] | None = None
+) -> optax.GradientTransformation:
+    """The optimiser, which skips a step whose gradient is not finite, and counts it.
 
     The outermost state is `optax.ApplyIfFiniteState`: `training.step` reads its counters. Optax would apply a bad
     gradient after too many in a row; here it never does, and the loop stops the run instead.
+
+    Args:
+      trained: False for parameters that stay as they are; all are trained when None.
     """
     clip = optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm)
-    adamw = optax.adamw(schedule, config.beta1, config.beta2, weight_decay=config.weight_decay, mask=decays)
-    return optax.apply_if_finite(optax.chain(clip, adamw), max_consecutive_errors=np.iinfo(np.int32).max)
+    decay = optax.add_decayed_weights(config.weight_decay, mask=decays)
+    if config.kind == "adamw":
+        rule = optax.chain(optax.scale_by_adam(config.beta1, config.beta2), decay)
+    else:
+        rule = optax.chain(decay, optax.trace(config.beta1))
+    tx = optax.chain(clip, rule, optax.scale_by_learning_rate(schedule))
+    if trained is not None:
+        kinds = jax.tree.map(lambda t: "trained" if t else "frozen", trained)
+        tx = optax.partition({"trained": tx, "frozen": optax.set_to_zero()}, kinds)
+    if config.layer_decay != 1:
+        tx = optax.chain(tx, scale_by_layer(config.layer_decay))
+    return optax.apply_if_finite(tx, max_consecutive_errors=np.iinfo(np.int32).max)
+
+
+def scale_by_layer(decay: float) -> optax.GradientTransformation:
+    """Updates of layer i times `decay` to the power of the layers after it (ELECTRA; BEiT's layer-wise decay)."""
+
+    def scale(updates: PyTree[Array], _: PyTree[Array] | None = None) -> PyTree[Array]:
+        layers = layer_numbers(updates)
+        last = max(jax.tree.leaves(layers))
+        return jax.tree.map(lambda update, layer: update * decay ** (last - layer), updates, layers)
+
+    return optax.stateless(scale)
+
+
+def layer_numbers(params: PyTree[Array]) -> PyTree[int]:
+    """The layer of each parameter: 0 what comes before the first block, then one for each block, last what comes after.
+
+    The numbers in the parameters' names tell: `transformer/block_3`, `stage_2/block_0`, `group_1_0`, `mixed_4b`. What
+    has none lies before the blocks if it is an embedding, a position, a token or a stem, after them otherwise.
+    """
+    paths = [_names(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    blocks = sorted({block for path in paths if (block := _block(path)) is not None})
+
+    def number(path: tuple, _: Array) -> int:
+        names = _names(path)
+        block = _block(names)
+        if block is not None:
+            return 1 + blocks.index(block)
+        early = any(word in names[0] for word in ("embedding", "position", "token", "stem", "time"))
+        return 0 if early else 1 + len(blocks)
+
+    return jax.tree_util.tree_map_with_path(number, params)
+
+
+def trained_parameters(params: PyTree[Array], blocks: int) -> PyTree[bool]:
+    """True for the parameters of the last `blocks` blocks, what comes after them, and every norm.
+
+    Raises:
+      ValueError: the model has fewer blocks.
+    """
+    layers = layer_numbers(params)
+    last = max(jax.tree.leaves(layers))
+    if not 0 <= blocks < last:
+        raise ValueError(f"{blocks} blocks cannot be trained: the model has {last - 1}")
+
+    def is_trained(path: tuple, layer: int) -> bool:
+        return layer > last - 1 - blocks or any("norm" in name for name in _names(path))
+
+    return jax.tree_util.tree_map_with_path(is_trained, layers)
+
+
+def _names(path: tuple) -> tuple[str, ...]:
+    return tuple(str(key.key) for key in path)
+
+
+def _block(names: Sequence[str]) -> tuple | None:
+    """What orders the block that a parameter belongs to among the others; None outside of blocks."""
+    inside = names[0].startswith("stage") or names[0].endswith("transformer")
+    found = re.findall(r"(\d+)([a-z]*)", "/".join(names[: 1 + inside]))
+    # Of two transformers in a row, spatial comes before temporal.
+    stack = names[0] if names[0].endswith("transformer") else ""
+    return (stack, *((int(number), letter) for number, letter in found)) if found else None

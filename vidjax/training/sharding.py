@@ -5,7 +5,7 @@ split over that axis; XLA gathers each where it is used. The same code runs on o
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -75,6 +75,17 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
     """Global device arrays from this process's share of a batch."""
     sharding = batch_sharding(mesh)
     return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
+
+
+def this_process() -> dict[str, int]:
+    """Which share of every batch this process reads, as the pipeline's arguments."""
+    return {"process_index": jax.process_index(), "process_count": jax.process_count()}
+
+
+def jit_step(step: Callable[..., tuple[Any, Any]], sharding: PyTree[NamedSharding], mesh: Mesh) -> Callable[..., Any]:
+    """`(state, batch) -> (state, metrics)` compiled: the state, of this sharding, is donated, the metrics are whole."""
+    shardings = {"in_shardings": (sharding, batch_sharding(mesh)), "out_shardings": (sharding, replicated(mesh))}
+    return jax.jit(step, donate_argnums=0, **shardings)
 
 
 def check_batch_size(batch_size: int, accumulation: int = 1) -> None:

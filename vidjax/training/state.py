@@ -31,6 +31,11 @@ class TrainState:
     ema: PyTree
     key: Any
 
+    @property
+    def evaluated_params(self) -> PyTree:
+        """The moving average where there is one."""
+        return self.params if self.ema is None else self.ema
+
 
 def create_state(
     variables: dict[str, PyTree[Array]], tx: optax.GradientTransformation, key: Key[Array, ""], ema: bool = False

@@ -1,0 +1,114 @@
+"""The work directories of training runs as models: what a run leaves behind, and how it is opened again.
+
+A work directory holds `config.json`, the run's whole config; `vidjax.json`, the model; `checkpoints/`, the newest
+states; and, where the run validated, `best/`. Everything that reads weights takes one of these as well as a published
+checkpoint.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+
+from vidjax import convert
+from vidjax.cli import read_config
+from vidjax.convert.checkpoint import NAME, read_model
+from vidjax.convert.rules import Inflation, Report
+from vidjax.data.config import ClipConfig
+
+Which = Literal["best", "last"]
+
+
+def is_run(path: str | Path) -> bool:
+    """Whether `path` is the work directory of a run that trained a model."""
+    return (Path(path) / "config.json").is_file() and (Path(path) / NAME).is_file()
+
+
+def load_pretrained(
+    source: str | Path,
+    name: str | None = None,
+    *,
+    which: Which = "best",
+    strict: bool = False,
+    inflation: Inflation = "average",
+    key: jax.Array | None = None,
+    verbose: bool = True,
+    **overrides: Any,
+) -> tuple[nn.Module, dict]:
+    """A model with trained weights: `model.apply(variables, video)` is ready, and a report is printed.
+
+    The classes are those of the weights unless `num_classes` says otherwise; then the head is new, as the report says.
+    `model.card` tells how pixels are normalised, how frames are sampled and what the classes are called.
+
+    Args:
+      source: a Hugging Face id (through huggingface_hub), a Hugging Face directory, a vidjax checkpoint, the work
+        directory of a run, or a `.safetensors`, `.npz`, `.pth`, `.pyth`, `.pt`, `.bin` or Flax `.msgpack` file of a
+        published layout.
+      name: see `vidjax.list_models`; not needed where the source says what it is.
+      which: of a run, the checkpoint that validated best (the newest where there was no validation), or the newest.
+      strict: nothing may be newly initialised or unused.
+      inflation: how kernels of images become kernels of clips: `average` or `central`.
+      key: initialises what the weights may lack; `jax.random.key(0)` where not given.
+      **overrides: fields of the model, such as `num_classes=174`; None gives features.
+
+    Example:
+      >>> model, variables = load_pretrained("MCG-NJU/videomae-base-finetuned-kinetics", dtype=jnp.bfloat16)
+      >>> model, variables = load_pretrained("runs/finetune")
+    """
+    settings = {"strict": strict, "inflation": inflation, "key": key, "verbose": verbose, **overrides}
+    if not is_run(source):
+        return convert.load_pretrained(source, name, **settings)
+    weights, step = read_weights(source, which)
+    described = read_model(Path(source))
+    said = f"{source}, step {step}"
+    return convert.assemble(said, weights, described, asdict(described.card), name=name, **settings)
+
+
+def read_weights(workdir: str | Path, which: Which = "best") -> tuple[dict, int]:
+    """A run's variables by their paths, and the step they are of; see `training.checkpoint.load_variables`."""
+    from vidjax.training.checkpoint import load_variables  # Orbax is no dependency of a model
+
+    which = which if (Path(workdir) / which).is_dir() else "last"
+    return load_variables(Path(workdir), which)
+
+
+def start_from(
+    source: str | Path,
+    model: nn.Module,
+    variables: dict,
+    *,
+    which: Which = "best",
+    fresh: Sequence[str] = (),
+    inflation: Inflation = "average",
+) -> tuple[dict, Report]:
+    """`variables` with those of a run or of a published checkpoint in their place, where there are any.
+
+    Args:
+      source: see `load_pretrained`.
+      variables: of the model, or its parameters alone; arrays.
+      fresh: beginnings of parameter paths that stay as they are.
+
+    Raises:
+      ValueError: there is nothing, or it does not fit the model.
+    """
+    if is_run(source):
+        weights, step = read_weights(source, which)
+        return convert.load_weights(f"{source}, step {step}", model, variables, weights=weights, fresh=fresh)
+    return convert.load_weights(convert.hub.fetch(source), model, variables, fresh=fresh, inflation=inflation)
+
+
+def usual_clips(source: str | Path, model: nn.Module) -> dict[str, Any]:
+    """Fields of a `ClipConfig`: how clips were cut when a run was trained, or as a model's card and fields have it."""
+    if is_run(source):
+        saved: Mapping[str, Any] = read_config(source)["data"]
+        names = {field.name for field in fields(ClipConfig)} - {"workers", "max_bad_share"}
+        return {name: value for name, value in saved.items() if name in names}
+    return {
+        "frames": model.num_frames,
+        "size": model.image_size,
+        "stride": model.card.stride,
+        "short_side": round(model.image_size / model.card.crop_ratio),
+    }
