@@ -35,7 +35,7 @@ def saved(model, variables, tmp_path):
 
 def test_a_round_trip_loses_nothing(model, variables, saved, tmp_path, capsys):
     again, loaded = vidjax.load_pretrained(saved, strict=True)
-    assert again == model  # sizes, type, class names, mean
+    assert again == model.clone(dtype=None)  # sizes, class names, mean; how to compute is no property of weights
     ours, theirs = flatten_dict(variables), flatten_dict(loaded)
     assert ours.keys() == theirs.keys()
     for path, leaf in ours.items():

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import flax.linen as nn
-import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
@@ -27,6 +26,8 @@ def is_one(path: Path) -> bool:
 def save_pretrained(directory: str | Path, model: nn.Module, variables: dict) -> None:
     """Writes a model and its variables so that `load_pretrained(directory)` gives both back, to the last bit.
 
+    How to compute (`dtype`, `remat`) is no property of weights: it is chosen anew where they are loaded.
+
     Raises:
       FileExistsError: something is there already.
     """
@@ -42,11 +43,10 @@ def save_pretrained(directory: str | Path, model: nn.Module, variables: dict) ->
 
 
 def describe(model: nn.Module) -> dict:
-    """The model's module and fields, as JSON has them."""
-    names = [field.name for field in dataclasses.fields(model) if field.name not in ("parent", "name")]
-    fields = {name: getattr(model, name) for name in names}
+    """The model's module and fields, as JSON has them, but for how it computes."""
+    left_out = {"parent", "name", "dtype", "remat"}
+    fields = {f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.name not in left_out}
     fields["card"] = dataclasses.asdict(model.card)
-    fields["dtype"] = None if model.dtype is None else jnp.dtype(model.dtype).name
     return {"module": next(name for name, module in MODULES.items() if module is type(model)), "fields": fields}
 
 
@@ -75,7 +75,6 @@ def read_model(directory: Path) -> nn.Module:
         module = MODULES[told["module"]]
         fields = {name: _tuples(value) for name, value in told["fields"].items()}
         fields["card"] = Card(**{name: _tuples(value) for name, value in told["fields"]["card"].items()})
-        fields["dtype"] = fields["dtype"] and getattr(jnp, fields["dtype"])
         return module(**fields)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{directory / NAME} does not describe a model of this version of vidjax: {error}") from error
