@@ -421,7 +421,7 @@ def main(config: Config) -> dict[str, float]:
 
     # Whatever is wrong with the config or the source is said here, before anything is made.
     mesh = make_mesh(config.fsdp)
-    check_batch_size(config.batch_size, config.accumulation)
+    check_batch_size(config.batch_size, config.accumulation, data.repeats)
     source, validation = open_sources(config)
     model = make_model(config, source.class_names)
     clip = jax.ShapeDtypeStruct((1, data.frames, data.size, data.size, 3), jnp.float32)

@@ -1,9 +1,13 @@
 """Command lines of the experiments: a config from flags, one line for wrong input, a work directory of one run."""
 
+import contextlib
 import dataclasses
 import difflib
+import io
+import itertools
 import json
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -40,14 +44,33 @@ def parse(
             fail(f"there is no recipe '{name}': choose one of {', '.join(recipes)}")
         base, argv = recipes[name], argv[len(words) :]
         description += "\n\nRecipes (an optional first word): " + ", ".join(recipes) + f". Defaults below: {name}."
-    config, unknown = tyro.cli(
-        config_class, args=argv, default=base, description=description, use_underscores=True, return_unknown_args=True
-    )
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            config, unknown = tyro.cli(
+                config_class,
+                args=argv,
+                default=base,
+                description=description,
+                use_underscores=True,
+                return_unknown_args=True,
+            )
+    except SystemExit as stop:
+        if stop.code:  # and not --help
+            fail(_unboxed(said.getvalue()))
+        raise
     if unknown:
         nearest = difflib.get_close_matches(unknown[0].lstrip("-"), _flags(config), n=2)
         hint = f"did you mean {' or '.join(f'--{flag}' for flag in nearest)}?" if nearest else "see --help"
         fail(f"unknown argument {unknown[0]}: {hint}")
     return config
+
+
+def _unboxed(text: str) -> str:
+    """The sentence in the box that tyro draws around an error, up to the rule above its remarks on help."""
+    lines = [line.strip(" │|╭╮╰╯+─-") for line in text.splitlines()[1:]]  # a rule is empty then
+    said = itertools.takewhile(bool, itertools.dropwhile(lambda line: not line, lines))
+    return re.sub(r"^Error parsing [\w.]+: ", "", " ".join(said))
 
 
 def _flags(config: Any, prefix: str = "") -> list[str]:

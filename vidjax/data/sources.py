@@ -98,6 +98,9 @@ def draw(source: Source, count: int | None, seed: int) -> Source:
 def with_classes(source: Source, class_names: Sequence[str]) -> Source:
     """The same examples with labels that count in `class_names`, in which each of the source's classes must be.
 
+    Case does not matter, nor whether words are parted by spaces or underscores: folders cannot always say it as a
+    checkpoint does.
+
     Raises:
       ValueError: the source has a class that is not among them, or no labels.
     """
@@ -105,21 +108,25 @@ def with_classes(source: Source, class_names: Sequence[str]) -> Source:
         raise ValueError(f"{source.name} has no labels, and this needs them: use folders of classes or a label column.")
     if tuple(class_names) == source.class_names:
         return source
-    positions = {name: position for position, name in enumerate(class_names)}
-    if unknown := [name for name in source.class_names if name not in positions]:
+    positions = {_plain(name): position for position, name in enumerate(class_names)}
+    if unknown := [name for name in source.class_names if _plain(name) not in positions]:
         near = difflib.get_close_matches(unknown[0], class_names, n=2)
         raise ValueError(
             f"{source.name} has {len(unknown)} classes that the model does not know, such as '{unknown[0]}'"
             f"{' (did you mean ' + ' or '.join(near) + '?)' if near else ''}: it has {len(class_names)} classes, "
             f"{', '.join(class_names[:3])}{', ...' if len(class_names) > 3 else ''}."
         )
-    labels = [positions[name] for name in source.class_names]
+    labels = [positions[_plain(name)] for name in source.class_names]
 
     def read(index: int, choose: Choose, short_side: int | None) -> Clip:
         clip = source.read(index, choose, short_side)
         return replace(clip, label=labels[clip.label] if clip.label >= 0 else -1)
 
     return replace(source, class_names=tuple(class_names), read=read)
+
+
+def _plain(class_name: str) -> str:
+    return class_name.replace("_", " ").casefold()
 
 
 def _files(name: str, class_names: tuple[str, ...], rows: Sequence[manifest.Row]) -> Source:

@@ -5,7 +5,7 @@ from jaxtyping import Float, Int
 
 
 def nearest(
-    features: Float[np.ndarray, "n d"], queries: Float[np.ndarray, "q d"], k: int, chunk: int = 1024
+    features: Float[np.ndarray, "n d"], queries: Float[np.ndarray, "q _"], k: int, chunk: int = 1024
 ) -> tuple[Int[np.ndarray, "q k"], Float[np.ndarray, "q k"]]:
     """The `k` features of highest cosine similarity to each query, best first, and the similarities.
 

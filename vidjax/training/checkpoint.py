@@ -117,6 +117,10 @@ class Checkpoints:
         """True on every process at the same step once the cluster asked one of them to stop (SIGTERM)."""
         return self._manager.reached_preemption(step)
 
+    def wait(self) -> None:
+        """Until the save under way is done, whatever happens afterwards."""
+        self._manager.wait_until_finished()
+
     def close(self) -> None:
         """Waits for the save under way."""
         self._manager.close()

@@ -214,8 +214,6 @@ def fit(
                     finish(*pending)
                     pending = None
                     with meter.paused():
-                        if save:
-                            checkpoints.save(state, config, next_batch=n)
                         if show:
                             numbers = evaluate(state, n)
                             if chief and numbers:
@@ -225,6 +223,9 @@ def fit(
                             if best and numbers[best] > best_value:
                                 best_value = numbers[best]
                                 best_checkpoint.save(state, config, n, best_value)
+                                best_checkpoint.wait()
+                        if save:  # last: a run that goes on from here has the evaluation of this step behind it
+                            checkpoints.save(state, config, next_batch=n)
             _close(checkpoints, best_checkpoint)
     finally:
         feeder.close()

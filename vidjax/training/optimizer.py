@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -105,7 +105,7 @@ def scale_by_layer(decay: float) -> optax.GradientTransformation:
     return optax.stateless(scale)
 
 
-def layer_numbers(params: PyTree[Array]) -> PyTree[int]:
+def layer_numbers(params: PyTree[Any]) -> PyTree[int]:
     """The layer of each parameter: 0 what comes before the first block, then one for each block, last what comes after.
 
     The numbers in the parameters' names tell: `transformer/block_3`, `stage_2/block_0`, `group_1_0`, `mixed_4b`. What
@@ -114,7 +114,7 @@ def layer_numbers(params: PyTree[Array]) -> PyTree[int]:
     paths = [_names(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     blocks = sorted({block for path in paths if (block := _block(path)) is not None})
 
-    def number(path: tuple, _: Array) -> int:
+    def number(path: tuple, _: Any) -> int:
         names = _names(path)
         block = _block(names)
         if block is not None:
@@ -125,7 +125,7 @@ def layer_numbers(params: PyTree[Array]) -> PyTree[int]:
     return jax.tree_util.tree_map_with_path(number, params)
 
 
-def trained_parameters(params: PyTree[Array], blocks: int) -> PyTree[bool]:
+def trained_parameters(params: PyTree[Any], blocks: int) -> PyTree[bool]:
     """True for the parameters of the last `blocks` blocks, what comes after them, and every norm.
 
     Raises:

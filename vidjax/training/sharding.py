@@ -88,10 +88,12 @@ def jit_step(step: Callable[..., tuple[Any, Any]], sharding: PyTree[NamedShardin
     return jax.jit(step, donate_argnums=0, **shardings)
 
 
-def check_batch_size(batch_size: int, accumulation: int = 1) -> None:
-    """Raises ValueError unless the batch can be split over the devices and micro-batches."""
+def check_batch_size(batch_size: int, accumulation: int = 1, repeats: int = 1) -> None:
+    """Raises ValueError unless the batch can be split over the devices and micro-batches, and holds whole videos."""
     devices = jax.device_count()
     if batch_size < 1 or batch_size % (devices * accumulation):
         parts = f"{devices} devices" + (f" times {accumulation} micro-batches" if accumulation > 1 else "")
         multiple = devices * accumulation
         raise ValueError(f"a batch of {batch_size} cannot be shared by {parts}: make it a multiple of {multiple}")
+    if batch_size // jax.process_count() % repeats:
+        raise ValueError(f"a process's share of a batch of {batch_size} clips is not whole videos of {repeats} repeats")

@@ -1,0 +1,267 @@
+"""Measure a classifier on labelled videos, with many views of each.
+
+    python experiments/evaluate.py --run runs/ft --data.source val.csv --views 4x3
+    python experiments/evaluate.py --run MCG-NJU/videomae-base-finetuned-kinetics --data.source k400/val --views 5x3
+
+`--run` is the work directory of a run, or a published checkpoint: a file, a directory or a hub id. Clips are cut as in
+training, or as published; `--data.frames 32` and the like say otherwise. 4x3 views are four clips over the length of a
+video times three square crops along its longer side; the model's probabilities are averaged over them (or, with
+`--average logits`, its logits). Labels are matched by the classes' names.
+
+Prints a table and writes OUT: evaluation.json (every number and every setting), evaluation.txt, per_class.csv,
+predictions.csv (a line a video), confusion.png, and bad_files.jsonl where a video could not be read.
+"""
+
+import csv
+import dataclasses
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vidjax import cli, runs
+from vidjax.data.config import ClipConfig, SourceConfig
+from vidjax.evaluation.recognition import Recognition, recognition
+from vidjax.training.metrics import clock
+from vidjax.training.sharding import (
+    check_batch_size,
+    join_processes,
+    make_mesh,
+    put_batch,
+    replicated,
+    state_sharding,
+    this_process,
+)
+from vidjax.visualize.confusion import save_confusion
+
+if TYPE_CHECKING:  # TensorFlow takes seconds, which --help and wrong input need not
+    from vidjax.data.sources import Source
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to measure, and on what."""
+
+    run: str
+    """The work directory of a run, or a published checkpoint (file, directory or hub id)."""
+    model: str | None = None
+    """One of vidjax.list_models(), where the checkpoint does not say what it is."""
+    which: Literal["best", "last"] = "best"
+    """Of a run: the checkpoint that validated best, or the newest."""
+    data: SourceConfig = SourceConfig()
+    """The videos."""
+    views: str = "1x1"
+    """Clips over time x crops over space, of every video."""
+    average: Literal["softmax", "logits"] = "softmax"
+    """What is averaged over the views: probabilities, or logits before the softmax."""
+    batch_size: int = 8
+    """Videos at a time, over all devices; changes no result. One view of each is computed at a time."""
+    out: str | None = None
+    """Where the results go (default: evaluations/1, 2, ... in the run's directory, or in runs/ for a checkpoint)."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of computation: auto is bfloat16, on a CPU float32."""
+    fsdp: int = 1
+    """Devices that share one copy of the parameters."""
+    distributed: bool = False
+    """Join the other processes of a cluster (jax.distributed); all are given the same command."""
+
+    def __post_init__(self) -> None:
+        """Refuses values that cannot be meant."""
+        read_views(self.views)
+
+
+def read_views(views: str) -> tuple[int, int]:
+    """`4x3` as (4, 3).
+
+    Raises:
+      ValueError: it is not of this form.
+    """
+    clips, _, crops = views.partition("x")
+    if not (clips.isdecimal() and crops.isdecimal() and int(clips) and int(crops)):
+        raise ValueError(f"views is {views}: write clips x crops, such as 4x3")
+    return int(clips), int(crops)
+
+
+def label_by_name(source: "Source", model: nn.Module) -> tuple["Source", tuple[str, ...], str]:
+    """The source with the model's classes, their names, and how they were matched.
+
+    Raises:
+      ValueError: the model gives no classes, or they cannot be matched.
+    """
+    from vidjax.data.sources import with_classes
+
+    if model.num_classes is None:
+        raise ValueError(f"{type(model).__name__} has no classes to evaluate: fine-tune it first (finetune.py)")
+    if model.card.class_names:
+        return with_classes(source, model.card.class_names), model.card.class_names, "by name"
+    if len(source.class_names) != model.num_classes:
+        raise ValueError(
+            f"{source.name} has {len(source.class_names)} classes, the model {model.num_classes} without names: "
+            "to match them by position, the source must have them all"
+        )
+    return source, source.class_names, "by position, as the weights do not name them"
+
+
+def open_out(config: Config) -> Path:
+    """A new directory for the results.
+
+    Raises:
+      ValueError: there are files in it.
+    """
+    if config.out is not None:
+        out = Path(config.out)
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise ValueError(f"{out} is not an empty directory: choose another --out, nothing is overwritten")
+    else:
+        home = Path(config.run) if runs.is_run(config.run) else Path("runs")
+        number = 1
+        while (out := home / "evaluations" / str(number)).exists():
+            number += 1
+    out.mkdir(parents=True, exist_ok=True)
+    return out
+
+
+def classify(
+    config: Config, model: nn.Module, variables: dict, source: "Source", clips: ClipConfig, bad_files: Any
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Probabilities (n c), labels, whether each could be read, and each one's number in the source."""
+    from vidjax.data.pipeline import evaluation_batches
+
+    mesh = make_mesh(config.fsdp)
+    sharding = state_sharding(mesh, variables)
+    variables = jax.jit(lambda tree: tree, out_shardings=sharding)(variables)
+
+    @jax.jit(out_shardings=replicated(mesh))
+    def predict(variables: dict, batch: dict[str, jax.Array]) -> tuple[jax.Array, ...]:
+        def one_view(video: jax.Array) -> jax.Array:
+            logits = model.apply(variables, model.card.normalize(video.astype(jnp.float32) / 255)).astype(jnp.float32)
+            return jax.nn.softmax(logits) if config.average == "softmax" else logits
+
+        views = jax.lax.map(one_view, jnp.swapaxes(batch["video"], 0, 1)).mean(axis=0)
+        probabilities = views if config.average == "softmax" else jax.nn.softmax(views)
+        return probabilities, batch["label"], batch["valid"], batch["index"]
+
+    settings = {"batch_size": config.batch_size, "view_counts": read_views(config.views), "bad_files": bad_files}
+    parts, began, said = [], time.monotonic(), 0.0
+    for batch in evaluation_batches(source, clips, **settings, **this_process()):
+        parts.append(jax.device_get(predict(variables, put_batch(batch, mesh))))
+        done, gone = min(len(parts) * config.batch_size, len(source)), time.monotonic() - began
+        if jax.process_index() == 0 and (gone - said > 15 or done == len(source)):
+            said = gone
+            left = gone * (len(source) - done) / done
+            print(f"{done:,} of {len(source):,} videos, {clock(gone)} gone, {clock(left)} left", flush=True)
+    columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
+    return tuple(column[columns[3] >= 0] for column in columns)
+
+
+def describe(found: Recognition, class_names: Sequence[str]) -> str:
+    """The results for a person."""
+    low, high = found.top1_interval
+    lines = [
+        f"top-1                 {found.top1:7.2%}   (95 % interval {low:.2%} to {high:.2%}, bootstrap over videos)",
+        f"top-5                 {found.top5:7.2%}",
+        f"mean class accuracy   {found.mean_class_accuracy:7.2%}",
+        f"calibration error     {found.calibration_error:7.2%}   (expected, 15 bins)",
+        "",
+        f"{'class':30} {'videos':>7} {'correct':>7} {'accuracy':>9}   most often taken for",
+    ]
+    for row in per_class(found, class_names):
+        taken = f"{row['taken_for']} ({row['times']})" if row["taken_for"] else ""
+        share = f"{row['accuracy']:9.1%}" if row["videos"] else f"{'-':>9}"
+        lines.append(f"{row['class'][:30]:30} {row['videos']:7,} {row['correct']:7,} {share}   {taken}".rstrip())
+    return "\n".join(lines)
+
+
+def per_class(found: Recognition, class_names: Sequence[str]) -> list[dict[str, Any]]:
+    """A row a class: videos, how many are correct, and the class that they are most often mistaken for."""
+    rows = []
+    for i, name in enumerate(class_names):
+        counts = found.confusion[i]
+        mistakes = np.where(np.arange(len(counts)) == i, 0, counts)
+        taken, times = class_names[int(mistakes.argmax())], int(mistakes.max())
+        accuracy = float(found.class_accuracy[i]) if counts.sum() else None
+        row = {"class": name, "videos": int(counts.sum()), "correct": int(counts[i]), "accuracy": accuracy}
+        rows.append(row | {"taken_for": taken if times else "", "times": times})
+    return rows
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    """A line a row, under a header."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Measures, prints and writes; returns what evaluation.json holds."""
+    from vidjax.data.pipeline import BadFiles
+    from vidjax.data.sources import open_source
+
+    if config.distributed:
+        join_processes()
+    chief = jax.process_index() == 0
+    check_batch_size(config.batch_size)
+    source = open_source(config.data.source, config.data.split)
+    auto = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    dtype = jnp.dtype(auto if config.dtype == "auto" else config.dtype)
+    model, variables = runs.load_pretrained(config.run, config.model, which=config.which, verbose=chief, dtype=dtype)
+    clips = config.data.clips(runs.usual_clips(config.run, model))
+    source, class_names, matched = label_by_name(source, model)
+    out = open_out(config) if chief else None
+    views = f"{config.views} views of {clips.frames} frames, {clips.sampling}, {config.average} averaged"
+    if chief:
+        print(f"{source.name}: {len(source):,} videos, {views}; classes matched {matched}", flush=True)
+
+    bad_files = BadFiles(source, clips.max_bad_share, out and out / "bad_files.jsonl")
+    probabilities, labels, valid, index = classify(config, model, variables, source, clips, bad_files)
+    if not chief:
+        return {}
+    counted = valid & (labels >= 0)
+    found = recognition(probabilities[counted], labels[counted])
+    honest = f"{int(valid.sum()):,} of {len(source):,} videos decoded"
+    honest += f", {int(counted.sum()):,} of them labelled" if counted.sum() < valid.sum() else ""
+    honest += f"; {int((~valid).sum())} unreadable, see evaluation.json" if not valid.all() else ""
+    text = f"{config.run} on {source.name}\n{views}\n{honest}\n\n{describe(found, class_names)}"
+    numbers = {
+        **{name: getattr(found, name) for name in ("top1", "top5", "top1_interval", "mean_class_accuracy")},
+        "calibration_error": found.calibration_error,
+        "videos": len(source),
+        "decoded": int(valid.sum()),
+        "counted": found.videos,
+        "unreadable": [source.ids[i] for i in index[~valid]],
+        "views": config.views,
+        "average": config.average,
+        "classes_matched": matched,
+        "clips": dataclasses.asdict(clips),
+        "config": cli.as_dict(config),
+        "per_class": per_class(found, class_names),
+    }
+    (out / "evaluation.json").write_text(json.dumps(numbers, indent=2) + "\n")
+    (out / "evaluation.txt").write_text(text + "\n")
+    write_csv(out / "per_class.csv", numbers["per_class"])
+    predicted = probabilities.argmax(axis=1)
+    rows = [
+        {
+            "video": source.ids[i],
+            "label": class_names[labels[row]] if labels[row] >= 0 else "",
+            "predicted": class_names[predicted[row]],
+            "probability": f"{probabilities[row, predicted[row]]:.6f}",
+        }
+        for row, i in enumerate(index)
+        if valid[row]
+    ]
+    write_csv(out / "predictions.csv", rows)
+    save_confusion(out / "confusion.png", found.confusion, class_names, f"top-1 {found.top1:.1%}, {honest}")
+    print(f"\n{text}\n\nwritten to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
+    return numbers
+
+
+if __name__ == "__main__":
+    cli.run(main, Config)

@@ -1,0 +1,310 @@
+"""Fine-tuning, evaluating and what a run leaves behind, as a user would do it; wrong input."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import videos
+from flax.traverse_util import flatten_dict
+
+import vidjax
+from vidjax import cli, runs
+from vidjax.data.config import AugmentConfig, LabelledDataConfig, SourceConfig
+from vidjax.training.loop import LoopConfig
+from vidjax.training.metrics import read_metrics
+from vidjax.training.optimizer import OptimizerConfig
+
+EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
+sys.path.insert(0, str(EXPERIMENTS))
+
+import evaluate  # noqa: E402
+import finetune  # noqa: E402
+
+SMALL = finetune.Config(
+    model="fr2d_tiny",  # batch norm, and quick to compile
+    data=LabelledDataConfig(
+        frames=2,
+        size=16,
+        short_side=16,
+        stride=4,
+        workers=1,
+        augment=AugmentConfig(crop="center"),
+        train_examples=64,
+        validation_examples=24,
+    ),
+    batch_size=16,
+    steps=6,
+    mixup=0.0,
+    cutmix=0.0,
+    train_accuracy=True,
+    optim=OptimizerConfig(learning_rate=1e-2, warmup_epochs=0),
+    loop=LoopConfig(log_every=1, save_every=3, evaluate_every=3),
+)
+
+
+def changed(config, **fields):
+    """The config with some fields changed, those of its parts as `data__size`."""
+    for name, value in fields.items():
+        head, _, rest = name.partition("__")
+        part = changed(getattr(config, head), **{rest: value}) if rest else value
+        config = dataclasses.replace(config, **{head: part})
+    return config
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("finetuned") / "run"
+    numbers = finetune.main(changed(SMALL, workdir=str(workdir)))
+    return workdir, numbers
+
+
+def logged(workdir):
+    entries = [entry for entry in read_metrics(workdir) if "loss" in entry]
+    return [(e["step"], e["loss"], e["gradient_norm"], e["learning_rate"], e["accuracy"]) for e in entries]
+
+
+def weights(workdir, which="last"):
+    return runs.read_weights(workdir, which)[0]
+
+
+def test_a_run_leaves_a_model_with_its_classes_and_how_its_clips_are_cut(run):
+    workdir, numbers = run
+    made = {path.name for path in workdir.iterdir()}
+    assert {"config.json", "vidjax.json", "checkpoints", "best", "metrics.jsonl", "curves.png"} <= made
+    model, variables = vidjax.load_pretrained(workdir)
+    assert model.card.class_names[:2] == ("right", "up and right") and model.num_classes == 8
+    assert (model.num_frames, model.image_size, model.dtype) == (2, 16, None)
+    assert "batch_stats" in variables
+    assert runs.usual_clips(workdir, model) | {"frames": 2, "size": 16, "stride": 4, "short_side": 16} == (
+        runs.usual_clips(workdir, model)
+    )
+    validated = [entry["evaluation/top1"] for entry in read_metrics(workdir) if "evaluation/top1" in entry]
+    assert numbers["top1"] == validated[-1] and numbers["best_top1"] == max(validated) and len(validated) == 2
+
+
+def test_validation_equals_evaluate_of_the_same_clips(run, tmp_path, capsys):
+    workdir, numbers = run
+    data = SourceConfig(source="synthetic:moving_shapes", split="validation", workers=1)
+    subset = draw_validation(tmp_path, count=24)
+    config = evaluate.Config(run=str(workdir), which="last", data=dataclasses.replace(data, source=subset))
+    found = evaluate.main(dataclasses.replace(config, out=str(tmp_path / "out")))
+    assert found["top1"] == pytest.approx(numbers["top1"], abs=0.05)  # the same videos after JPEG
+    assert found["decoded"] == found["counted"] == 24 and found["unreadable"] == []
+    assert "top-1" in capsys.readouterr().out
+
+
+def draw_validation(folder, count):
+    """TFRecords of the validation videos that the run draws."""
+    import tensorflow as tf
+
+    from vidjax.data import records
+    from vidjax.data.sources import draw, open_source
+
+    source = draw(open_source("synthetic:moving_shapes", "validation"), count, SMALL.seed)
+    with tf.io.TFRecordWriter(str(folder / "videos-0.tfrecord")) as writer:
+        for index in range(count):
+            clip = source.read(index, lambda info: np.arange(info.num_frames), 16)
+            frames = records.encode_frames(clip.frames, quality=100)
+            name = source.class_names[clip.label]
+            size = clip.frames.shape[1:3]
+            record = records.Record(frames, clip.info.rate, *size, clip.label, name, "", source.ids[index])
+            writer.write(records.encode_record(record))
+    (folder / "classes.json").write_text(json.dumps(source.class_names))
+    return f"tfrecord:{folder}"
+
+
+def test_evaluation_does_not_depend_on_the_batch_size(run, tmp_path):
+    data = SourceConfig(source=draw_validation(tmp_path, count=24), workers=1)
+    results = []
+    for batch_size, views in ((8, "2x3"), (16, "2x3")):
+        out = tmp_path / f"{batch_size}"
+        config = evaluate.Config(run=str(run[0]), data=data, views=views, batch_size=batch_size, out=str(out))
+        found = evaluate.main(config)
+        results.append({name: found[name] for name in ("top1", "top5", "mean_class_accuracy", "per_class", "decoded")})
+        predictions = (out / "predictions.csv").read_text()
+        results[-1]["predictions"] = [line.split(",")[:3] for line in predictions.splitlines()]
+        probabilities = [float(line.split(",")[3]) for line in predictions.splitlines()[1:]]
+        results[-1]["probabilities"] = np.round(probabilities, 4).tolist()
+        assert {path.name for path in out.iterdir()} == {
+            "evaluation.json", "evaluation.txt", "per_class.csv", "predictions.csv", "confusion.png",
+        }  # fmt: skip
+    assert results[0] == results[1]
+
+
+def test_views_are_averaged_as_stated(run, tmp_path):
+    """Softmax and logits by hand, from the views themselves."""
+    from vidjax.data.config import ClipConfig
+    from vidjax.data.pipeline import evaluation_batches
+    from vidjax.data.sources import open_source
+
+    name = draw_validation(tmp_path, count=8)
+    model, variables = vidjax.load_pretrained(run[0], verbose=False)
+    clips = ClipConfig(frames=2, size=16, short_side=16, stride=4, workers=1)
+    (batch,) = evaluation_batches(open_source(name), clips, batch_size=8, view_counts=(3, 1))
+    video = batch["video"].reshape(24, *batch["video"].shape[2:]).astype(np.float32) / 255
+    logits = np.asarray(jax.jit(model.apply)(variables, model.card.normalize(jnp.asarray(video)))).reshape(8, 3, 8)
+    expected = {
+        "softmax": np.asarray(jax.nn.softmax(logits)).mean(axis=1),
+        "logits": np.asarray(jax.nn.softmax(logits.mean(axis=1))),
+    }
+    for average, probabilities in expected.items():
+        out = tmp_path / average
+        data = SourceConfig(source=name, workers=1)
+        evaluate.main(evaluate.Config(run=str(run[0]), data=data, views="3x1", average=average, out=str(out)))
+        rows = [line.split(",") for line in (out / "predictions.csv").read_text().splitlines()[1:]]
+        np.testing.assert_allclose([float(row[3]) for row in rows], probabilities.max(axis=1), atol=2e-5)
+        assert [row[2] for row in rows] == [model.card.class_names[i] for i in probabilities.argmax(axis=1)]
+
+
+def test_a_head_of_other_classes_is_new_and_the_same_classes_may_keep_theirs(run, tmp_path, capsys):
+    other = changed(SMALL, init_from=str(run[0]), steps=1, workdir=str(tmp_path / "kept"), keep_head=True)
+    finetune.main(changed(other, optim__learning_rate=1e-12, loop__evaluate_every=1))
+    np.testing.assert_allclose(
+        weights(tmp_path / "kept")["params/head/kernel"], weights(run[0], "best")["params/head/kernel"], atol=1e-6
+    )
+    finetune.main(changed(other, keep_head=False, seed=5, workdir=str(tmp_path / "new")))
+    assert "newly initialised: head/bias, head/kernel" in capsys.readouterr().out.split("weights   from")[-1]
+    before, after = (weights(path)["params/head/kernel"] for path in (run[0], tmp_path / "new"))
+    assert np.abs(before - after).mean() > 0.005
+
+
+def test_a_linear_probe_moves_the_head_alone_and_a_partial_run_the_last_blocks(run, tmp_path):
+    start = weights(run[0], "best")
+    for tune, blocks, moving in (
+        ("linear_probe", 2, ("params/head",)),
+        ("partial", 1, ("params/head", "params/group_3_0")),
+    ):
+        workdir = tmp_path / tune
+        config = changed(SMALL, init_from=str(run[0]), keep_head=True, tune=tune, tuned_blocks=blocks, steps=2)
+        finetune.main(changed(config, workdir=str(workdir), data__validation=None))
+        after = weights(workdir)
+        moved = {name for name in start if not np.array_equal(start[name], after[name])}
+        for name in start:
+            norm_or_statistic = "norm" in name or name.startswith("batch_stats")
+            expected = name.startswith(moving) or (tune == "partial" and norm_or_statistic)
+            assert (name in moved) == expected, name
+
+
+def test_killed_and_started_again_the_numbers_are_those_of_an_undisturbed_run(tmp_path):
+    flags = """--model vit_tiny --data.frames 2 --data.size 16 --data.short_side 16 --data.workers 1 --batch_size 8
+    --data.train_examples 32 --data.validation_examples 8 --data.repeats 2 --steps 24 --mixup 0.8 --cutmix 1.0
+    --no_train_accuracy --drop_path 0.1 --ema_decay 0.9 --loop.log_every 1 --loop.save_every 4
+    --loop.evaluate_every 8""".split()
+    environment = os.environ | {
+        "XLA_FLAGS": "",
+        "PYTHONPATH": str(EXPERIMENTS.parent),
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+    def start(workdir):
+        command = [sys.executable, str(EXPERIMENTS / "finetune.py"), "demo", *flags, "--workdir", str(workdir)]
+        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def finish(process):
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, out + err
+        return out
+
+    def numbers(workdir):
+        speeds = ("clips_per_second", "data_wait_fraction")
+        return [{name: value for name, value in e.items() if name not in speeds} for e in read_metrics(workdir)]
+
+    finish(start(tmp_path / "whole"))
+    process, metrics = start(tmp_path / "broken"), tmp_path / "broken" / "metrics.jsonl"
+    end = time.monotonic() + 120
+    while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 11):
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert "resumed from step" in finish(start(tmp_path / "broken"))
+    assert numbers(tmp_path / "broken") == numbers(tmp_path / "whole")
+    for which in ("last", "best"):
+        first, second = weights(tmp_path / "whole", which), weights(tmp_path / "broken", which)
+        assert first.keys() == second.keys()
+        for name, value in first.items():
+            np.testing.assert_array_equal(value, second[name], err_msg=name)
+    ema = {entry["step"]: entry for entry in read_metrics(tmp_path / "whole") if "evaluation/ema_top1" in entry}
+    assert set(ema) == {8, 16, 24} and "evaluation/top1" in ema[24]
+
+
+@pytest.mark.parametrize("name", [name for name in finetune.RECIPES if name != "videos"])
+def test_every_recipe_is_of_a_model_that_exists_and_takes_its_clips(name):
+    config = finetune.RECIPES[name]
+    model = finetune.make_model(config, tuple("abc"))
+    video = jax.ShapeDtypeStruct((1, config.data.frames, config.data.size, config.data.size, 3), jnp.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), video)
+    assert jax.eval_shape(model.apply, shapes, video).shape == (1, 3)
+    assert flatten_dict(shapes["params"], sep="/")["head/kernel"].shape[-1] == 3
+
+
+def test_the_published_recipes_have_their_published_rates():
+    """Peak learning rates as the papers' scripts have them, for their batches."""
+    expected = {
+        "videomae_base_k400": 1e-3 * 0.75,  # 5e-4 x 384 videos / 256
+        "timesformer_base_k400": 0.005,
+        "vivit_base_fe_k400": 0.05,
+        "vivit_large_fe_ssv2": 0.4,
+        "uniformer_small_k400": 1e-4,
+        "r2plus1d_18_k400": 0.08,
+    }
+    for name, peak in expected.items():
+        config = finetune.RECIPES[name]
+        rate = config.optim.schedule(config.batch_size, 10_000, 100)
+        assert max(float(rate(step)) for step in range(0, 10_000, 50)) == pytest.approx(peak, rel=2e-2), name
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    """Two classes to train on, and what a user may give by mistake."""
+    monkeypatch.chdir(tmp_path)
+    for split, classes in (("train", "ab"), ("other", "ac"), ("three", "abc")):
+        for name in classes:
+            videos.write_video(Path(split) / name / "1.mp4", videos.numbered(6))
+    videos.write_video(Path("flat/1.mp4"), videos.numbered(6))
+    Path("EMPTY_RUN/checkpoints").mkdir(parents=True)
+    Path("EMPTY_RUN/config.json").write_text("{}")
+    Path("EMPTY_RUN/vidjax.json").write_text("{}")
+
+
+BAD = [
+    (["--data.validation", "other"], "other has 1 classes that the model does not know, such as 'c'"),
+    (["--data.train", "flat"], "flat has 0 classes: it needs labels of two or more"),
+    (["--data.validation", "flat"], "flat has no labels, and this needs them"),
+    (["--train_accuracy", "--mixup", "0.8"], "train_accuracy needs hard labels"),
+    (["--model", "videomae_tiny_pretrain"], "has no classes: fine-tune videomae_tiny"),
+    (["--model", "r2plus1d_tny"], "nearest names are"),
+    (["--init_from", "nothing"], "there are no weights at nothing"),
+    (["--init_from", "EMPTY_RUN"], "EMPTY_RUN holds no checkpoint"),
+    (["--keep_head"], "keep_head is about the weights of init_from"),
+    (["--init_from", "RUN", "--keep_head"], "keep_head: the head in RUN is not of the 2 classes here"),
+    (["--tune", "partial", "--tuned_blocks", "9"], "9 blocks cannot be trained: the model has 4"),
+    (["--data.repeats", "3"], "is not whole videos of 3 repeats"),
+    (["--batch_size", "12"], "a batch of 12 cannot be shared by 8 devices"),
+    (["--ema_decay", "1.5"], "ema_decay is 1.5"),
+]
+
+
+@pytest.mark.parametrize(("flags", "message"), BAD, ids=[" ".join(flags) for flags, _ in BAD])
+def test_wrong_input_is_one_line_and_nothing_is_made(flags, message, run, folders, monkeypatch, capsys):
+    os.symlink(run[0], "RUN")
+    before = sorted(Path(".").rglob("*"))
+    small = """demo --model fr2d_tiny --data.frames 2 --data.size 16 --data.short_side 16 --data.workers 1 --steps 1
+    --batch_size 16 --no_train_accuracy --data.train train --data.validation train --workdir out""".split()
+    monkeypatch.setattr(sys, "argv", [str(EXPERIMENTS / "finetune.py"), *small, *flags])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(finetune.main, finetune.Config, finetune.RECIPES, finetune.default_recipe)
+    assert stop.value.code == 2
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1
+    assert sorted(Path(".").rglob("*")) == before

@@ -1,0 +1,127 @@
+"""Layer decay, partial training and SGD, each against what they are said to be."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax.traverse_util import flatten_dict
+
+import vidjax
+from vidjax.training.optimizer import OptimizerConfig, layer_numbers, make_optimizer, trained_parameters
+
+
+def shapes(name):
+    model = vidjax.create_model(name, num_classes=4)
+    video = jax.ShapeDtypeStruct((1, model.num_frames, model.image_size, model.image_size, 3), jnp.float32)
+    return jax.eval_shape(model.init, jax.random.key(0), video)["params"]
+
+
+def numbered(name):
+    return flatten_dict(layer_numbers(shapes(name)), sep="/")
+
+
+def test_layers_of_a_vision_transformer_are_those_of_the_original_recipe():
+    """MCG-NJU/VideoMAE, optim_factory.py: the embedding is layer 0, block i layer i + 1, norm and head the last."""
+    for name, depth in (("videomae_base", 12), ("timesformer_base_divided", 12), ("vit_base_16", 12)):
+        layers = numbered(name)
+        for path, layer in layers.items():
+            block = next((part for part in path.split("/") if part.startswith("block_")), None)
+            if block is not None:
+                assert layer == int(block.removeprefix("block_")) + 1, path
+            elif any(word in path for word in ("embedding", "position", "token", "time/table")):
+                assert layer == 0, path
+            else:
+                assert layer == depth + 1, path
+        assert max(layers.values()) == depth + 1 and layers["head/kernel"] == depth + 1
+
+
+@pytest.mark.parametrize(
+    ("name", "order"),
+    [
+        ("vivit_tiny_factorized_encoder", ("patch_embedding", "spatial_transformer/block_0",
+                                           "spatial_transformer/block_3", "temporal_transformer/block_0",
+                                           "temporal_transformer/block_1", "head")),
+        ("uniformer_tiny", ("patch_embedding_0", "stage_0/block_0", "patch_embedding_1", "stage_1/block_0",
+                            "stage_3/block_0", "head")),
+        ("r2plus1d_tiny", ("stem", "group_0_0", "group_1_0", "group_3_0", "head")),
+        ("i3d_tiny", ("conv_1a", "mixed_3b", "mixed_3c", "mixed_4b", "mixed_5c", "head")),
+        ("c3d_tiny", ("conv1a", "conv2a", "conv3a", "conv3b", "fc6", "head")),
+    ],
+)  # fmt: skip
+def test_layers_of_every_family_rise_from_input_to_head(name, order):
+    layers = numbered(name)
+    positions = []
+    for beginning in order:
+        found = {layer for path, layer in layers.items() if path.startswith(beginning)}
+        assert found, f"no parameter {beginning} among {sorted(layers)}"
+        positions.append(min(found))
+    assert positions == sorted(positions) and positions[0] < positions[1] and positions[-1] == max(layers.values())
+
+
+def test_updates_shrink_by_the_decay_from_layer_to_layer():
+    params = {
+        "patch_embedding": {"kernel": jnp.ones((2, 2))},
+        "transformer": {f"block_{i}": {"kernel": jnp.ones((2, 2))} for i in range(3)},
+        "head": {"kernel": jnp.ones((2, 2))},
+    }
+    config = OptimizerConfig(kind="sgd", learning_rate=1.0, warmup_epochs=0, weight_decay=0.0, layer_decay=0.5)
+    tx = make_optimizer(config, optax.constant_schedule(1.0))
+    updates, _ = tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params), params)
+    sizes = {path.rsplit("/", 1)[0]: -float(value[0, 0]) for path, value in flatten_dict(updates, sep="/").items()}
+    blocks = {f"transformer/block_{i}": 0.5 ** (3 - i) for i in range(3)}
+    assert sizes == {"patch_embedding": 0.5**4, **blocks, "head": 1.0}
+
+
+def test_sgd_equals_pytorchs_rule_momentum_and_decay_in_the_gradient():
+    """v = momentum v + (g + decay w); w -= rate v, with decay on matrices alone."""
+    params = {"w": jnp.array([[1.0, -2.0], [3.0, 0.5]]), "b": jnp.array([1.0, 2.0])}
+    config = OptimizerConfig(kind="sgd", learning_rate=1.0, warmup_epochs=0, weight_decay=0.1, beta1=0.9)
+    tx = make_optimizer(config, optax.constant_schedule(0.2))
+    state, velocity, expected = tx.init(params), jax.tree.map(jnp.zeros_like, params), params
+    for step in range(4):
+        gradient = jax.tree.map(lambda p, step=step: jnp.cos(p + step), expected)
+        updates, state = tx.update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+        for name in ("w", "b"):
+            decayed = gradient[name] + (0.1 * expected[name] if name == "w" else 0)
+            velocity[name] = 0.9 * velocity[name] + decayed
+        expected = {name: expected[name] - 0.2 * velocity[name] for name in expected}
+        for name in expected:
+            np.testing.assert_allclose(params[name], expected[name], atol=1e-6)
+
+
+def test_milestones_divide_the_rate_by_ten_after_a_warm_up():
+    config = OptimizerConfig(learning_rate=0.16, warmup_learning_rate=0.0, warmup_epochs=2, milestones=(5, 8))
+    rate = config.schedule(batch_size=8, steps=100, steps_per_epoch=10)
+    peak = 0.16 * 8 / 256
+    found = [float(rate(step)) for step in (0, 10, 20, 49, 51, 79, 81, 99)]
+    np.testing.assert_allclose(np.array(found) / peak, [0, 0.5, 1, 1, 0.1, 0.1, 0.01, 0.01], rtol=1e-5)
+
+
+def test_what_is_not_trained_stays_to_the_bit_and_has_no_moments():
+    params = {
+        "patch_embedding": {"kernel": jnp.ones((2, 2))},
+        "transformer": {f"block_{i}": {"kernel": jnp.ones((2, 2)), "norm1": {"scale": jnp.ones(2)}} for i in range(3)},
+        "head": {"kernel": jnp.ones((2, 2))},
+    }
+    trained = trained_parameters(params, 1)
+    chosen = {path for path, value in flatten_dict(trained, sep="/").items() if value}
+    norms = {f"transformer/block_{i}/norm1/scale" for i in range(3)}
+    assert chosen == norms | {"transformer/block_2/kernel", "head/kernel"}
+    config = OptimizerConfig(learning_rate=0.5, warmup_epochs=0, weight_decay=0.1, layer_decay=0.9)
+    tx = make_optimizer(config, optax.constant_schedule(0.5), trained)
+    state = tx.init(params)
+    moments = [leaf for leaf in jax.tree.leaves(state) if leaf.shape == (2, 2)]
+    assert len(moments) == 2 * 2  # two of AdamW for each of the two kernels that are trained
+    updates, _ = tx.update(jax.tree.map(jnp.ones_like, params), state, params)
+    moved = {path for path, value in flatten_dict(updates, sep="/").items() if jnp.any(value != 0)}
+    assert moved == chosen
+    with pytest.raises(ValueError, match="4 blocks cannot be trained: the model has 3"):
+        trained_parameters(params, 4)
+
+
+def test_values_that_cannot_be_meant_are_refused():
+    for field, value in (("learning_rate", 0.0), ("warmup_epochs", -1.0), ("clip_norm", 0.0), ("layer_decay", 1.5)):
+        with pytest.raises(ValueError, match=f"optim.{field} is {value}"):
+            OptimizerConfig(**{field: value})
