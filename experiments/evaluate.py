@@ -73,19 +73,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuses values that cannot be meant."""
-        read_views(self.views)
-
-
-def read_views(views: str) -> tuple[int, int]:
-    """`4x3` as (4, 3).
-
-    Raises:
-      ValueError: it is not of this form.
-    """
-    clips, _, crops = views.partition("x")
-    if not (clips.isdecimal() and crops.isdecimal() and int(clips) and int(crops)):
-        raise ValueError(f"views is {views}: write clips x crops, such as 4x3")
-    return int(clips), int(crops)
+        runs.read_views(self.views)
 
 
 def label_by_name(source: "Source", model: nn.Module) -> tuple["Source", tuple[str, ...], str]:
@@ -147,7 +135,7 @@ def classify(
         probabilities = views if config.average == "softmax" else jax.nn.softmax(views)
         return probabilities, batch["label"], batch["valid"], batch["index"]
 
-    settings = {"batch_size": config.batch_size, "view_counts": read_views(config.views), "bad_files": bad_files}
+    settings = {"batch_size": config.batch_size, "view_counts": runs.read_views(config.views), "bad_files": bad_files}
     parts, began, said = [], time.monotonic(), 0.0
     for batch in evaluation_batches(source, clips, **settings, **this_process()):
         parts.append(jax.device_get(predict(variables, put_batch(batch, mesh))))
@@ -209,10 +197,9 @@ def main(config: Config) -> dict[str, Any]:
     chief = jax.process_index() == 0
     check_batch_size(config.batch_size)
     source = open_source(config.data.source, config.data.split)
-    auto = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    dtype = jnp.dtype(auto if config.dtype == "auto" else config.dtype)
-    model, variables = runs.load_pretrained(config.run, config.model, which=config.which, verbose=chief, dtype=dtype)
-    clips = config.data.clips(runs.usual_clips(config.run, model))
+    settings = {"which": config.which, "verbose": chief, "dtype": runs.computing_type(config.dtype)}
+    model, variables = runs.load_pretrained(config.run, config.model, **settings)
+    clips = runs.cut_clips(config.run, model, config.data)
     source, class_names, matched = label_by_name(source, model)
     out = open_out(config) if chief else None
     views = f"{config.views} views of {clips.frames} frames, {clips.sampling}, {config.average} averaged"

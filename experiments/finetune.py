@@ -271,12 +271,11 @@ def default_recipe(argv: list[str]) -> str:
 
 def make_model(config: Config, class_names: tuple[str, ...]) -> nn.Module:
     """The model for these classes and clips, with their names on its card."""
-    auto = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     fields = {
         "num_classes": len(class_names),
         "num_frames": config.data.frames,
         "image_size": config.data.size,
-        "dtype": jnp.dtype(auto if config.dtype == "auto" else config.dtype),
+        "dtype": runs.computing_type(config.dtype),
     }
     fields |= {name: value for name in ("drop_path", "dropout") if (value := getattr(config, name)) is not None}
     fields |= {"remat": config.remat} if config.remat != "none" else {}

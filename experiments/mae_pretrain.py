@@ -273,8 +273,7 @@ def main(config: Config) -> dict[str, float]:
     # Whatever is wrong with the config or the source is said here, before anything is made.
     mesh = make_mesh(config.fsdp)
     check_batch_size(config.batch_size, config.accumulation, data.repeats)
-    auto = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    dtype = jnp.dtype(auto if config.dtype == "auto" else config.dtype)
+    dtype = runs.computing_type(config.dtype)
     model = vidjax.create_model(f"{config.model}_pretrain", dtype=dtype, remat=config.remat)
     grid = patches.grid((data.frames, data.size, data.size), model.patch_size)
     draw = partial(masking.draw, grid=grid, mask=config.mask, ratio=config.mask_ratio, decoder_mask=config.decoder_mask)

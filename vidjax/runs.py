@@ -6,18 +6,19 @@ checkpoint.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from vidjax import convert
 from vidjax.cli import read_config
 from vidjax.convert.checkpoint import NAME, read_model
 from vidjax.convert.rules import Inflation, Report
-from vidjax.data.config import ClipConfig
+from vidjax.data.config import ClipConfig, GivenClipConfig
 
 Which = Literal["best", "last"]
 
@@ -98,6 +99,48 @@ def start_from(
         weights, step = read_weights(source, which)
         return convert.load_weights(f"{source}, step {step}", model, variables, weights=weights, fresh=fresh)
     return convert.load_weights(convert.hub.fetch(source), model, variables, fresh=fresh, inflation=inflation)
+
+
+def computing_type(dtype: Literal["auto", "float32", "bfloat16"]) -> Any:
+    """The type of a script's `--dtype`: auto is bfloat16 on accelerators, float32 on a CPU."""
+    auto = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return jnp.dtype(auto if dtype == "auto" else dtype)
+
+
+def read_views(views: str) -> tuple[int, int]:
+    """Clips over time and crops over space of a script's `--views`: `4x3` as (4, 3).
+
+    Raises:
+      ValueError: it is not of this form.
+    """
+    clips, _, crops = views.partition("x")
+    if not (clips.isdecimal() and crops.isdecimal() and int(clips) and int(crops)):
+        raise ValueError(f"views is {views}: write clips x crops, such as 4x3")
+    return int(clips), int(crops)
+
+
+def cut_clips(source: str | Path, model: nn.Module, data: GivenClipConfig, window: int | None = None) -> ClipConfig:
+    """How clips are cut: as `data` says, else as usual; those of a window that runs through a video are dense.
+
+    Args:
+      source: of the model.
+      window: sampled frames of a window; None for clips of whole videos.
+
+    Raises:
+      ValueError: windows are not of dense sampling.
+    """
+    usual = usual_clips(source, model)
+    clips = data.clips(usual)
+    if window is not None:
+        if clips.sampling != "dense":
+            raise ValueError(
+                f"clips are sampled as {clips.sampling}, over the whole of a video: for windows give "
+                "--data.sampling dense and --data.stride, the distance of their frames"
+            )
+        clips = replace(clips, frames=window)
+    if clips.frames != usual["frames"]:
+        print(f"note: clips of {clips.frames} frames are given to a model that was made with {usual['frames']}")
+    return clips
 
 
 def usual_clips(source: str | Path, model: nn.Module) -> dict[str, Any]:

@@ -249,3 +249,70 @@ def test_files_are_closed_and_memory_stays(tmp_path):
         read_both()
     assert measure()[0] == files
     assert measure()[1] < memory + 5
+
+
+STREAMED = [
+    "h264.mp4",
+    "h264.mkv",
+    "h264.ts",
+    "mpeg4.avi",
+    "ntsc.mkv",
+    "open_gop.mp4",
+    "intra_refresh.mp4",
+    "edit_list.mp4",
+]
+
+
+@pytest.mark.parametrize("name", STREAMED)
+@pytest.mark.parametrize("step", [1, 4, 29])
+def test_a_stream_gives_the_frames_that_a_clip_has(name, step, tmp_path):
+    settings = {"rate": 25} | CONTAINERS[name]
+    path = videos.write_video(tmp_path / name, videos.numbered(90 + settings.get("skip", 0)), **settings)
+    indices = np.arange(0, 90, step)
+    found = np.stack(list(decode.stream_frames(path, lambda info: indices, 32)))
+    np.testing.assert_array_equal(found, decode.decode(path, indices, 32))
+
+
+@pytest.mark.parametrize("rotation", [90, 180])
+def test_a_stream_is_upright_and_follows_timestamps(rotation, tmp_path):
+    times = np.cumsum(np.random.default_rng(1).choice([0.02, 0.04, 0.1, 0.5], 40)) - 0.02
+    for name, settings in (("turned.mp4", {"rotation": rotation}), ("variable.mp4", {"times": times - times[0]})):
+        path = videos.write_video(tmp_path / name, videos.numbered(40), **settings)
+        found = np.stack(list(decode.stream_frames(path, lambda info: range(0, info.num_frames, 3))))
+        np.testing.assert_array_equal(found, decode.decode(path, range(0, decode.probe(path).num_frames, 3)))
+
+
+def test_a_stream_whose_shortcut_misses_midway_goes_on_without(tmp_path, monkeypatch):
+    path = videos.write_video(tmp_path / "a.mp4", videos.numbered(60))
+    pictures, modes = decode._pictures, []
+
+    def miss_after_five(stream, clock, wanted, short_side, shortcuts):
+        modes.append((len(wanted), shortcuts))
+        for position, found in enumerate(pictures(stream, clock, wanted, short_side, shortcuts)):
+            yield None if shortcuts and position == 5 else found
+
+    monkeypatch.setattr(decode, "_pictures", miss_after_five)
+    found = np.stack(list(decode.stream_frames(path, lambda info: range(0, 60, 4))))
+    assert videos.numbers(found) == list(range(0, 60, 4)) and modes == [(15, True), (10, False)]
+
+
+def test_a_stream_that_breaks_off_has_given_what_came_before(tmp_path):
+    path = tmp_path / "cut.mp4"
+    videos.write_video(path, videos.numbered(200), container_options={"movflags": "+faststart"})
+    videos.truncate(path, 0.6)
+    given = []
+    with pytest.raises(DecodeError, match=r"cut\.mp4: [^\n]+\.$"):
+        given.extend(frame[None] for frame in decode.stream_frames(path, lambda info: range(info.num_frames)))
+    assert [videos.numbers(frame)[0] for frame in given] == list(range(len(given))) and len(given) > 60
+
+
+def test_what_cannot_be_streamed_is_said(tmp_path):
+    path = videos.write_video(tmp_path / "a.mp4", videos.numbered(8))
+    assert list(decode.stream_frames(path, lambda info: [])) == []
+    for indices, reason in (([3, 3], "must ascend"), ([4, 2], "must ascend"), ([7, 8], "frames 0 to 7")):
+        with pytest.raises(IndexError, match=reason):
+            list(decode.stream_frames(path, lambda info, indices=indices: indices))
+    with pytest.raises(DecodeError, match=r"absent.mp4: No such file"):
+        next(decode.stream_frames(tmp_path / "absent.mp4", lambda info: [0]))
+    with pytest.raises(DecodeError, match="holds no video"):
+        next(decode.stream_frames(videos.write_sound(tmp_path / "song.mkv"), lambda info: [0]))

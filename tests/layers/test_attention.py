@@ -87,3 +87,22 @@ def test_cudnn_is_never_a_silent_fallback():
     x = jnp.zeros((1, 4, 2, 8))
     with pytest.raises(Exception, match=r"(?i)cudnn|flash|gpu|must be"):
         attend(x, x, x, "cudnn")
+
+
+def test_weights_are_sown_where_they_are_asked_for_and_cost_nothing_elsewhere():
+    model, x = Attention(heads=3), normal(2, 2, 5, 12)
+    variables = model.init(jax.random.key(0), x)
+    assert set(variables) == {"params"} and set(variables["params"]) == {"query", "key", "value", "out"}
+    looked_at, state = model.apply(variables, x, mutable=["intermediates"])
+    np.testing.assert_array_equal(looked_at, model.apply(variables, x))
+    (weights,) = state["intermediates"]["dot_product"]["weights"]
+    assert weights.shape == (2, 2, 3, 5, 5) and weights.dtype == jnp.float32
+    np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-5)
+    value = (x @ variables["params"]["value"]["kernel"]).reshape(2, 2, 5, 3, 4)
+    seen = jnp.einsum("...kqn,...nkd->...qkd", weights, value).reshape(x.shape) @ variables["params"]["out"]["kernel"]
+    np.testing.assert_allclose(seen, looked_at, atol=1e-5)
+
+    def times_softmax(mutable):
+        return str(jax.make_jaxpr(lambda v, x: model.apply(v, x, mutable=mutable))(variables, x)).count("= exp")
+
+    assert times_softmax(["intermediates"]) == 2 * times_softmax(False) == 2 * times_softmax(["batch_stats"]) > 0

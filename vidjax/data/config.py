@@ -133,13 +133,9 @@ class LabelledDataConfig(TrainClipConfig):
 
 
 @dataclass(frozen=True)
-class SourceConfig:
-    """A source of videos, and how their clips are cut; what is not given is as in training, or as published."""
+class GivenClipConfig:
+    """How clips are cut; what is not given is as in training, or as published."""
 
-    source: str = "synthetic:moving_shapes"
-    """A folder, a .csv or .jsonl manifest, tfds:NAME, tfrecord:PATTERN or synthetic:moving_shapes."""
-    split: str = "validation"
-    """The split of a tfds or synthetic source."""
     frames: int | None = None
     """Frames a clip."""
     size: int | None = None
@@ -154,10 +150,20 @@ class SourceConfig:
     """Decode to this many pixels on the shorter side, never enlarging."""
     workers: int = 0
     """Clips decoded at the same time, 0 = one a core."""
-    max_bad_share: float = 0.2
-    """Stop when more than this share of the source's examples cannot be read."""
 
     def clips(self, usual: Mapping[str, Any]) -> ClipConfig:
         """What is given here, on top of the fields in `usual`."""
-        given = {field.name: getattr(self, field.name) for field in fields(ClipConfig)}
+        given = {field.name: getattr(self, field.name, None) for field in fields(ClipConfig)}
         return ClipConfig(**(dict(usual) | {name: value for name, value in given.items() if value is not None}))
+
+
+@dataclass(frozen=True)
+class SourceConfig(GivenClipConfig):
+    """A source of videos, and how their clips are cut; what is not given is as in training, or as published."""
+
+    source: str = "synthetic:moving_shapes"
+    """A folder, a .csv or .jsonl manifest, tfds:NAME, tfrecord:PATTERN or synthetic:moving_shapes."""
+    split: str = "validation"
+    """The split of a tfds or synthetic source."""
+    max_bad_share: float = 0.2
+    """Stop when more than this share of the source's examples cannot be read."""

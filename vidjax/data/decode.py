@@ -6,6 +6,8 @@ order of presentation; in a file of variable rate the timestamps decide, so an i
 Only what is needed is done: seek to the last keyframe before the first index, decode from there (H.264 and its
 kin can do no less), leave out frames that no other frame refers to, convert and shrink only the frames asked for.
 Where a file does not keep what its index promises, it is read again from its start, frame by frame.
+
+`read_clip` gives all frames at once, `stream_frames` the same ones after each other, for videos of any length.
 """
 
 import os
@@ -86,8 +88,7 @@ def read_clip(
         with _one_line(path):
             info, clock = _measure(stream)
         indices = np.asarray(choose(info), np.int64)
-        if len(indices) and not 0 <= indices.min() <= indices.max() < info.num_frames:
-            raise IndexError(f"{path} has frames 0 to {info.num_frames - 1}, not {indices.min()} to {indices.max()}.")
+        _check_range(path, indices, info)
         # Where no frame is chosen, the first one still tells the rotation.
         wanted, order = np.unique(indices if len(indices) else [0], return_inverse=True)
         with _one_line(path):
@@ -97,6 +98,44 @@ def read_clip(
             found = _read(stream, clock, wanted, short_side, shortcuts=False)
     frames, (height, width) = found
     return frames[order[: len(indices)]], replace(info, height=height, width=width)
+
+
+def stream_frames(
+    path: str | os.PathLike[str], choose: Choose, short_side: int | None = None
+) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+    """The frames that `read_clip` would give, one after the other: memory does not grow with their number.
+
+    Args:
+      path: a video file.
+      choose: as in `read_clip`, but indices that ascend, none twice.
+      short_side: shrink to this many pixels on the shorter side; smaller videos stay as they are.
+
+    Raises:
+      DecodeError: the file cannot be read, or not further; what could be read has been given by then.
+    """
+    path, given = os.fspath(path), 0
+    with _open(path) as stream:
+        with _one_line(path):
+            info, clock = _measure(stream)
+        wanted = np.asarray(choose(info), np.int64)
+        _check_range(path, wanted, info)
+        if (np.diff(wanted) <= 0).any():
+            raise IndexError(f"the frames to stream from {path} must ascend: sort them, each once.")
+        with _one_line(path):
+            for found in _pictures(stream, clock, wanted, short_side, shortcuts=True) if clock.seekable else ():
+                if found is None:
+                    break
+                yield found[0]
+                given += 1
+    if given < len(wanted):
+        with _open(path) as stream, _one_line(path):
+            for picture, _ in _pictures(stream, clock, wanted[given:], short_side, shortcuts=False):
+                yield picture
+
+
+def _check_range(path: str, indices: np.ndarray, info: VideoInfo) -> None:
+    if len(indices) and not 0 <= indices.min() <= indices.max() < info.num_frames:
+        raise IndexError(f"{path} has frames 0 to {info.num_frames - 1}, not {indices.min()} to {indices.max()}.")
 
 
 @dataclass(frozen=True)
@@ -185,19 +224,34 @@ def _read(
     stream: av.VideoStream, clock: _Clock, wanted: np.ndarray, short_side: int | None, shortcuts: bool
 ) -> tuple[UInt8[np.ndarray, "t h w 3"], tuple[int, int]] | None:
     """The frames at `wanted` (ascending) and the displayed size before shrinking; None if a shortcut missed."""
-    frames, reformatter = None, VideoReformatter()
+    frames = None
+    for position, found in enumerate(_pictures(stream, clock, wanted, short_side, shortcuts)):
+        if found is None:
+            return None
+        picture, size = found
+        if frames is None:
+            frames = np.empty((len(wanted), *picture.shape), np.uint8)
+        frames[position] = picture
+    return frames, size
+
+
+def _pictures(
+    stream: av.VideoStream, clock: _Clock, wanted: np.ndarray, short_side: int | None, shortcuts: bool
+) -> Iterator[tuple[UInt8[np.ndarray, "h w 3"], tuple[int, int]] | None]:
+    """Each frame of `wanted`, upright and shrunk, and the displayed size before; a None where a shortcut missed."""
+    reformatter, full = VideoReformatter(), None
     for position, frame in enumerate(_on_screen(stream, clock, wanted, shortcuts)):
         if frame is None or (frame.is_corrupt and shortcuts):
-            return None
+            yield None
+            return
         if frame.is_corrupt:
             raise ValueError(f"frame {wanted[position]} is damaged")
-        if frames is None:
+        if full is None:  # the first frame decides for all
             turns, full = round(frame.rotation / 90), (frame.height, frame.width)
             scale = min(1, (short_side or min(full)) / min(full))
             height, width = (max(round(side * scale), 1) for side in full)
-            frames = np.empty((len(wanted), height, width, 3), np.uint8)
-        frames[position] = reformatter.reformat(frame, width, height, "rgb24", threads=1).to_ndarray()
-    return np.rot90(frames, turns, axes=(1, 2)), full[::-1] if turns % 2 else full
+        picture = reformatter.reformat(frame, width, height, "rgb24", threads=1).to_ndarray()
+        yield np.rot90(picture, turns), full[::-1] if turns % 2 else full
 
 
 def _on_screen(

@@ -53,7 +53,7 @@ def sample(config: ClipConfig, num_frames: int, rate: float, rng: np.random.Gene
       rng: source of the random numbers; None for the deterministic clip of an evaluation.
     """
     if config.sampling == "dense":
-        return dense(num_frames, config.frames, _step(config, rate), None if rng is None else rng.random())
+        return dense(num_frames, config.frames, sampling_step(config, rate), None if rng is None else rng.random())
     if config.sampling == "segments":
         return segments(num_frames, config.frames, None if rng is None else rng.random(config.frames))
     return uniform(num_frames, config.frames)
@@ -70,7 +70,7 @@ def views(num_frames: int, rate: float, config: ClipConfig, count: int) -> Int[n
     if count == 1:
         return sample(config, num_frames, rate, None)[None]
     if config.sampling == "dense":
-        step = _step(config, rate)
+        step = sampling_step(config, rate)
         starts = max(num_frames - int(np.floor((config.frames - 1) * step + 0.5)), 1)
         # The middle of the k-th start's share of [0, 1), so that rounding down hits exactly that start.
         offsets = (np.floor(np.linspace(0, starts - 1, count) + 0.5) + 0.5) / starts
@@ -85,10 +85,15 @@ def seconds_covered(config: ClipConfig, num_frames: int, rate: float) -> float:
     """Seconds of the video that a clip speaks for: all of it, or at most `frames` steps of dense sampling."""
     if config.sampling != "dense":
         return num_frames / rate
-    return min(config.frames * _step(config, rate), num_frames) / rate
+    return min(config.frames * sampling_step(config, rate), num_frames) / rate
 
 
-def _step(config: ClipConfig, rate: float) -> float:
+def sampling_step(config: ClipConfig, rate: float) -> float:
+    """File frames from one sampled frame to the next in dense sampling, of a video of `rate` frames a second.
+
+    Raises:
+      ValueError: the config asks for frames a second, and the rate is not known (nan).
+    """
     if config.fps is None:
         return float(config.stride)
     if np.isnan(rate):

@@ -57,9 +57,9 @@ def open_source(name: str, split: str = "train") -> Source:
     """
     path = Path(name)
     if path.is_dir():
-        return _files(name, *manifest.list_folder(path))
+        return video_files(name, *manifest.list_folder(path))
     if path.suffix in (".csv", ".jsonl"):
-        return _files(name, *manifest.list_manifest(path))
+        return video_files(name, *manifest.list_manifest(path))
     kind, _, rest = name.partition(":")
     if kind == "tfds" and rest:
         return _tfds(name, rest, split)
@@ -129,24 +129,24 @@ def _plain(class_name: str) -> str:
     return class_name.replace("_", " ").casefold()
 
 
-def _files(name: str, class_names: tuple[str, ...], rows: Sequence[manifest.Row]) -> Source:
+def video_files(name: str, class_names: tuple[str, ...], rows: Sequence[manifest.Row]) -> Source:
     """Video files, or parts of them."""
 
     def read(index: int, choose: Choose, short_side: int | None) -> Clip:
         row = rows[index]
 
         def choose_in_part(info: VideoInfo) -> np.ndarray:
-            first, part = _part(row, info)
+            first, part = part_of(row, info)
             chosen = np.asarray(choose(part), np.int64)
             return first + (part.num_frames - 1 - chosen if row.reverse else chosen)
 
         frames, info = read_clip(row.path, choose_in_part, short_side)
-        return Clip(frames, row.label, row.caption, _part(row, info)[1])
+        return Clip(frames, row.label, row.caption, part_of(row, info)[1])
 
     return Source(name, class_names, [row.path for row in rows], read)
 
 
-def _part(row: manifest.Row, info: VideoInfo) -> tuple[int, VideoInfo]:
+def part_of(row: manifest.Row, info: VideoInfo) -> tuple[int, VideoInfo]:
     """The first frame of the row's part of the video, and what the part's info is."""
     # A frame belongs to the part if it begins in it; the small number forgives the rounding of seconds.
     first = math.ceil((row.start or 0) * info.rate - 1e-3)

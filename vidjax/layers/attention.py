@@ -37,6 +37,31 @@ def attend(
     return jax.nn.dot_product_attention(*flat, implementation=implementation).reshape(*leading, *query.shape[-3:])
 
 
+def attention_weights(query: Float[Array, "*b q k d"], key: Float[Array, "*b n k d"]) -> Float[Array, "*b k q n"]:
+    """What `attend` weighs the values by: for each head and query, shares of all keys, in float32."""
+    scores = jnp.einsum("...qkd,...nkd->...kqn", query, key, preferred_element_type=jnp.float32)
+    return jax.nn.softmax(scores / query.shape[-1] ** 0.5)
+
+
+class DotProduct(nn.Module):
+    """`attend` as a module without parameters, through which attention can be looked at.
+
+    Where the collection "intermediates" is mutable, the weights (`*b k q n`) are computed and sown there as "weights":
+    `logits, state = model.apply(variables, video, mutable=["intermediates"])`. Any other call computes none.
+    """
+
+    implementation: Implementation = "auto"
+
+    @nn.compact
+    def __call__(
+        self, query: Float[Array, "*b q k d"], key: Float[Array, "*b n k d"], value: Float[Array, "*b n k d"]
+    ) -> Float[Array, "*b q k d"]:
+        """See `attend`."""
+        if self.is_mutable_collection("intermediates"):
+            self.sow("intermediates", "weights", attention_weights(query, key))
+        return attend(query, key, value, self.implementation)
+
+
 class Attention(nn.Module):
     """Multi-head attention of `query` to `context` (to itself when there is none).
 
@@ -70,11 +95,10 @@ class Attention(nn.Module):
             x = nn.Dense(width, use_bias=use_bias, kernel_init=self.kernel_init, dtype=self.dtype, name=name)(x)
             return einops.rearrange(x, "... n (k d) -> ... n k d", k=self.heads)
 
-        x = attend(
+        x = DotProduct(self.implementation, name="dot_product")(
             project(query, "query", self.qkv_bias),
             project(context, "key", self.qkv_bias and self.key_bias),
             project(context, "value", self.qkv_bias),
-            self.implementation,
         )
         x = einops.rearrange(x, "... n k d -> ... n (k d)")
         return nn.Dense(width, kernel_init=self.out_init or self.kernel_init, dtype=self.dtype, name="out")(x)

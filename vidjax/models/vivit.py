@@ -22,7 +22,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from vidjax.layers.attention import Attention, attend
+from vidjax.layers.attention import Attention, DotProduct
 from vidjax.layers.card import Card
 from vidjax.layers.embedding import PatchEmbedding, PositionTable
 from vidjax.layers.patches import check_video, grid, patchify
@@ -105,8 +105,9 @@ class FactorizedDotProduct(nn.Module):
             einops.rearrange(dense(name=name)(x), "b (t n) (s k d) -> s b t n k d", t=frames, s=2, k=self.heads // 2)
             for name in ("query", "key", "value")
         ]
-        over_time = attend(*(einops.rearrange(half[0], "b t n k d -> b n t k d") for half in halves))
-        over_space = attend(*(half[1] for half in halves))
+        in_time = (einops.rearrange(half[0], "b t n k d -> b n t k d") for half in halves)
+        over_time = DotProduct(name="temporal_dot_product")(*in_time)
+        over_space = DotProduct(name="spatial_dot_product")(*(half[1] for half in halves))
         x = jnp.stack([einops.rearrange(over_time, "b n t k d -> b t n k d"), over_space])
         return dense(name="out")(einops.rearrange(x, "s b t n k d -> b (t n) (s k d)"))
 

@@ -1,0 +1,99 @@
+"""Pictures of where a model looks, as a user asks for them."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import videos
+from PIL import Image
+
+import vidjax
+from vidjax.models import example_inputs
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "experiments"))
+import visualize
+
+SMALL = {"num_frames": 4, "image_size": 32}
+VIT = {"width": 24, "depth": 1, "heads": 2, "patch_size": (2, 16, 16)}
+CLASSES = ("falling", "turning", "waving")
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """Two videos of the same name, and a file that is none."""
+    folder = tmp_path_factory.mktemp("clips")
+    for place in ("a", "b"):
+        videos.write_video(folder / place / "clip.mp4", videos.numbered(20))
+    (folder / "broken.mp4").write_bytes(b"no video")
+    return folder
+
+
+def save(folder: Path, name: str, **fields) -> str:
+    """A checkpoint of a small model."""
+    model = vidjax.create_model(name, **SMALL | fields)
+    model = model.clone(card=dataclasses.replace(model.card, class_names=CLASSES, stride=2))
+    inputs = [jnp.zeros(x.shape, x.dtype) for x in example_inputs(model)]
+    vidjax.save_pretrained(folder / name, model, jax.jit(model.init)(jax.random.key(0), *inputs))
+    return str(folder / name)
+
+
+def test_a_transformer_is_looked_at_by_roll_out_and_heads_and_bad_files_are_passed_over(clips, tmp_path, capsys):
+    run = save(tmp_path, "vivit_tiny_joint", num_classes=3, **VIT)
+    out = tmp_path / "out"
+    (out / "clip").mkdir(parents=True)
+    (out / "clip" / "notes.txt").write_text("mine")
+    made = visualize.main(visualize.Config((str(clips),), run, out=str(out)))
+    said = capsys.readouterr()
+    assert "broken.mp4" in said.err and "1 of 3 files could not be read" in said.err
+    assert any(name in said.out for name in CLASSES)
+    assert {Path(file).parent.name for files in made.values() for file in files} == {"clip", "clip_2"}
+    names = {"rollout", "heads_transformer_block_0_attention"}
+    for files in made.values():
+        assert {Path(file).stem for file in files} == names
+        for file in files:
+            with Image.open(Path(file).with_suffix(".gif")) as animation:
+                assert animation.n_frames == 4
+    assert (out / "clip" / "notes.txt").read_text() == "mine"
+    asked = visualize.Config((str(clips),), run, out=str(out))
+    with pytest.raises(ValueError, match="of class activation, and ViViT here has none"):
+        visualize.main(dataclasses.replace(asked, target="waving"))
+    with pytest.raises(ValueError, match="there is no block 1 with attention"):
+        visualize.main(dataclasses.replace(asked, block=1))
+    with pytest.raises(ValueError, match="none of the 1 files could be read"):
+        visualize.main(dataclasses.replace(asked, paths=(str(clips / "broken.mp4"),)))
+
+
+def test_a_convolutional_network_is_looked_at_by_class_activation(clips, tmp_path):
+    run = save(tmp_path, "r3d_tiny", num_classes=3, widths=(4, 4, 4, 4))
+    asked = visualize.Config((str(clips / "a" / "clip.mp4"),), run, out=str(tmp_path / "out"))
+    painted = []
+    for target in CLASSES[:2]:
+        ((file,),) = visualize.main(dataclasses.replace(asked, target=target)).values()
+        assert Path(file).name == "class_activation.png"
+        painted.append(np.asarray(Image.open(file))[30:])
+    assert (painted[0] != painted[1]).any()
+    with pytest.raises(ValueError, match="target is 'wavin', which is none of the 3 classes, such as waving"):
+        visualize.main(dataclasses.replace(asked, target="wavin"))
+    with pytest.raises(ValueError, match="no feature map 'deep': choose one of stem, "):
+        visualize.main(dataclasses.replace(asked, layer="deep"))
+
+
+def test_a_masked_autoencoder_paints_reconstructions_too(clips, tmp_path):
+    decoder = {"decoder_width": 24, "decoder_depth": 1, "decoder_heads": 2}
+    run = save(tmp_path, "videomae_tiny_pretrain", **VIT | {"patch_size": (2, 8, 8)}, **decoder)
+    asked = visualize.Config((str(clips / "a" / "clip.mp4"),), run, out=str(tmp_path / "out"))
+    (files,) = visualize.main(asked).values()
+    masked = {f"reconstruction_{ratio}" for ratio in (50, 75, 90)}
+    assert {Path(file).stem for file in files} == masked | {"rollout", "heads_encoder_transformer_block_0_attention"}
+    pictures = [np.asarray(Image.open(file)) for file in sorted(files) if Path(file).stem in masked]
+    grey = [int((picture == 128).all(axis=-1).sum()) for picture in pictures]
+    assert 0 < grey[0] < grey[1] < grey[2]  # the more is masked, the more is hidden
+
+
+def test_what_cannot_be_meant_is_one_line():
+    with pytest.raises(ValueError, match="no video is given"):
+        visualize.Config((), "run")

@@ -1,0 +1,181 @@
+"""Features of videos on disk: kept in parts while they are made, then one `.npz` or TFRecord file.
+
+A part holds the windows of some examples, each array with one row a window: features, index (of the example), start
+and end (seconds), labels; and `bad`, the examples that have none, as JSON. Joining reads one part at a time.
+"""
+
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ARRAYS = ("features", "start", "end", "labels")
+"""What parts and a finished file both hold, but for the ids that the index stands for."""
+
+
+def parts_of(out: Path) -> Path:
+    """The folder in which the parts of a file are kept until it is finished."""
+    return out.with_name(f"{out.name}.parts")
+
+
+def open_parts(out: Path, meta: Mapping[str, Any]) -> Path | None:
+    """The folder for the parts, with what is done of them; None where the file is finished.
+
+    Raises:
+      ValueError: it was made, or begun, in another way (what differs is named), or is no file of ours.
+      OSError: the folder cannot be made.
+    """
+    folder = parts_of(out)
+    if out.exists():
+        _compare(str(out), read_meta(out), meta)
+        shutil.rmtree(folder, ignore_errors=True)  # where only this was interrupted
+        return None
+    if (folder / "meta.json").exists():
+        _compare(str(folder), json.loads((folder / "meta.json").read_text()), meta)
+        return folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "meta.partial").write_text(json.dumps(meta, indent=1) + "\n")
+        os.replace(folder / "meta.partial", folder / "meta.json")
+    except OSError as error:
+        raise OSError(f"cannot write to {folder} ({error.strerror}): choose another --out") from None
+    return folder
+
+
+def _compare(where: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    names = sorted(old.keys() | new.keys())
+    differing = [f"{name} was {old.get(name)}, is {new.get(name)}" for name in names if old.get(name) != new.get(name)]
+    if differing:
+        raise ValueError(
+            f"{where} holds features made in another way ({'; '.join(differing)}): choose another --out, nothing is "
+            "overwritten"
+        )
+
+
+def read_meta(out: Path) -> dict[str, Any]:
+    """How a finished file was made.
+
+    Raises:
+      ValueError: it is no file of ours.
+    """
+    if not out.is_file():
+        raise ValueError(f"{out} does not exist: embed videos first")
+    try:
+        if out.suffix == ".npz":
+            with np.load(out) as arrays:
+                return json.loads(str(arrays["meta"]))
+        return json.loads(_beside(out).read_text())["meta"]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{out} holds no features that embed.py wrote: choose another file") from error
+
+
+def write_part(path: Path, arrays: Mapping[str, np.ndarray], bad: Sequence[Mapping[str, str]]) -> None:
+    """Writes a part whole or not at all."""
+    unfinished = path.with_suffix(".partial")
+    with open(unfinished, "wb") as file:
+        np.savez(file, **arrays, bad=np.array(json.dumps(bad)))
+    os.replace(unfinished, path)
+
+
+def read_bad(parts: Sequence[Path]) -> list[dict[str, str]]:
+    """The examples without features, with their errors."""
+    bad = []
+    for path in parts:
+        with np.load(path) as part:
+            bad += json.loads(str(part["bad"]))
+    return bad
+
+
+def join(
+    parts: Sequence[Path], out: Path, ids: Sequence[str], class_names: Sequence[str], meta: Mapping[str, Any]
+) -> tuple[int, ...]:
+    """One file of all parts, whose folder goes; returns the shape of the features.
+
+    Args:
+      parts: in order.
+      out: .npz, or .tfrecord with a .json beside it.
+      ids: of all examples.
+      class_names: empty without labels.
+      meta: how the features were made.
+
+    Raises:
+      ValueError: there are no features in any part.
+    """
+    shapes = []
+    for path in parts:
+        with np.load(path) as part:
+            shapes.append(part["features"].shape)
+    full = [path for path, shape in zip(parts, shapes, strict=True) if shape[0]]
+    if not full:
+        raise ValueError(f"no features were made: none of the {len(ids)} videos could be read")
+    shape = (sum(shape[0] for shape in shapes), *next(shape for shape in shapes if shape[0])[1:])
+    unfinished = out.with_name(f"{out.name}.partial")
+    if out.suffix == ".npz":
+        _write_npz(unfinished, full, shape[0], ids, class_names, meta)
+    else:
+        _beside(out).write_text(json.dumps({"class_names": list(class_names), "meta": meta}, indent=1) + "\n")
+        _write_records(unfinished, full, ids)
+    os.replace(unfinished, out)
+    shutil.rmtree(parts_of(out))
+    return shape
+
+
+def _beside(out: Path) -> Path:
+    return out.with_name(f"{out.name}.json")
+
+
+def _write_npz(
+    path: Path, parts: Sequence[Path], count: int, ids: Sequence[str], class_names: Sequence[str], meta: Mapping
+) -> None:
+    """As `np.savez` would, without holding more than a part."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ARRAYS:
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                for position, source in enumerate(parts):
+                    with np.load(source) as part:
+                        array = np.ascontiguousarray(part[name])
+                    if not position:
+                        header = np.lib.format.header_data_from_array_1_0(array)
+                        header["shape"] = (count, *array.shape[1:])
+                        np.lib.format.write_array_header_1_0(file, header)
+                    file.write(memoryview(array).cast("B"))
+        index = np.concatenate([np.load(source)["index"] for source in parts])
+        rest = {
+            "ids": np.array([ids[i] for i in index]),
+            "class_names": np.array(class_names, dtype=None if class_names else "U1"),
+            "meta": np.array(json.dumps(meta)),
+        }
+        for name, array in rest.items():
+            with archive.open(f"{name}.npy", "w") as file:
+                np.lib.format.write_array(file, array, allow_pickle=False)
+
+
+def _write_records(path: Path, parts: Sequence[Path], ids: Sequence[str]) -> None:
+    """A `tf.train.Example` a window: features (flat floats) and their shape, id, start, end, label."""
+    import tensorflow as tf  # takes seconds, which .npz files need not
+
+    def floats(values: Any) -> tf.train.Feature:
+        return tf.train.Feature(float_list=tf.train.FloatList(value=values))
+
+    def integers(values: Any) -> tf.train.Feature:
+        return tf.train.Feature(int64_list=tf.train.Int64List(value=values))
+
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for source in parts:
+            with np.load(source) as part:
+                arrays = {name: part[name] for name in (*ARRAYS, "index")}
+            for row, index in enumerate(arrays["index"]):
+                feature = {
+                    "features": floats(arrays["features"][row].ravel()),
+                    "shape": integers(arrays["features"].shape[1:]),
+                    "id": tf.train.Feature(bytes_list=tf.train.BytesList(value=[ids[index].encode()])),
+                    "start": floats([arrays["start"][row]]),
+                    "end": floats([arrays["end"][row]]),
+                    "label": integers([arrays["labels"][row]]),
+                }
+                writer.write(tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString())

@@ -1,0 +1,232 @@
+"""Clips with their times, for prediction and embedding: one of a whole video, or a window that runs through it.
+
+A window is `frames` sampled frames long and moves by a number of sampled frames; the distance between sampled frames
+is that of dense sampling (`stride` or `fps`). The last window ends with the last sampled frame, so that it may overlap
+the one before by more than the others: no end of a video goes unseen. A video is read once from its start to its end,
+and only the frames of one window are held, so a video of hours needs no more memory than one of seconds.
+"""
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+from jaxtyping import Int, UInt8
+
+from vidjax.data import manifest, sources
+from vidjax.data.augment import center_crop, view_crops
+from vidjax.data.config import ClipConfig
+from vidjax.data.decode import Choose, DecodeError, VideoInfo, stream_frames
+from vidjax.data.sampling import sampling_step, seconds_covered, views
+from vidjax.data.sources import Source
+
+PIECE = 256  # frames read at a time where there is no file to read through
+
+
+@dataclass(frozen=True)
+class Window:
+    """A clip and where it lies in its example; of a part that a manifest names, or of one played backwards, that."""
+
+    start: float
+    """Seconds, of the first frame; nan where the source does not store a rate."""
+    end: float
+    """Seconds, of the sampled frame that would follow, or the example's end."""
+    frames: UInt8[np.ndarray, "v t h w 3"]
+    """Views of the same time; a window has one."""
+
+
+@dataclass(frozen=True)
+class Videos:
+    """A source whose examples can be read as clips with times and as windows."""
+
+    source: Source
+    rows: Sequence[manifest.Row] | None
+    """The examples' files; None where they are no files."""
+
+    def label(self, index: int) -> int:
+        """Position in the source's class names, -1 for none. Raises DecodeError."""
+        return self.source.read(index, lambda info: (), None).label if self.rows is None else self.rows[index].label
+
+    def clip(self, index: int, config: ClipConfig, view_counts: tuple[int, int] = (1, 1)) -> Iterator[Window]:
+        """The one clip of an example that an evaluation looks at, with its views. Raises DecodeError."""
+        chosen: list[np.ndarray] = []
+
+        def choose(info: VideoInfo) -> Int[np.ndarray, "n"]:
+            chosen.append(views(info.num_frames, info.rate, config, view_counts[0]))
+            return chosen[0].ravel()
+
+        clip = self.source.read(index, choose, config.decode_short_side)
+        info, firsts = clip.info, chosen[0][:, 0]
+        start = firsts.min() / info.rate if config.sampling == "dense" else 0.0
+        end = start + (firsts.max() - firsts.min()) / info.rate + seconds_covered(config, info.num_frames, info.rate)
+        frames = tf.constant(clip.frames)
+        cut = view_crops(frames, config.frames, config.size, view_counts[1], config.center_ratio)
+        yield Window(float(start), float(min(end, info.duration)), cut.numpy())
+
+    def windows(self, index: int, config: ClipConfig, hop: int) -> Iterator[Window]:
+        """Windows of `config.frames` sampled frames, every `hop` sampled frames; centre crop.
+
+        Raises:
+          DecodeError: the example cannot be read (further), or has fewer sampled frames than a window.
+        """
+        plan: list[tuple[np.ndarray, ...]] = []
+
+        def choose(info: VideoInfo) -> Int[np.ndarray, "n"]:
+            sampled = sampled_frames(info.num_frames, sampling_step(config, info.rate))
+            starts = window_starts(len(sampled), config.frames, hop)
+            if not len(starts):
+                raise DecodeError(
+                    f"{self.source.ids[index]}: its {info.num_frames} frames, {len(sampled)} at this stride or rate, "
+                    f"are too few for a window of {config.frames}: make the window or the sampling distance smaller."
+                )
+            spans = sampled[starts[:, None] + np.arange(config.frames)]
+            bounds = np.append(sampled, info.num_frames)[np.stack([starts, starts + config.frames], axis=1)]
+            plan.append((np.unique(spans), spans, bounds / info.rate))
+            return plan[0][0]
+
+        held: deque[tuple[int, np.ndarray]] = deque()  # cropped frames by their index, from the next window's first on
+        following, crop = 0, _center_crop(config.size, config.center_ratio)
+        for position, frame in enumerate(self._stream(index, choose, config.decode_short_side)):
+            wanted, spans, seconds = plan[0]
+            held.append((int(wanted[position]), crop(tf.constant(frame[None])).numpy()[0]))
+            while following < len(spans) and spans[following, -1] == wanted[position]:
+                while held[0][0] < spans[following, 0]:
+                    held.popleft()
+                by_index = dict(held)
+                start, end = seconds[following].tolist()
+                yield Window(start, end, np.stack([by_index[i] for i in spans[following].tolist()])[None])
+                following += 1
+
+    def _stream(self, index: int, choose: Choose, short_side: int) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+        """The frames of an example that `choose` names, which ascend."""
+        row = None if self.rows is None else self.rows[index]
+        if row is None or row.reverse:
+            return self._pieces(index, choose, short_side)
+
+        def choose_in_part(info: VideoInfo) -> Int[np.ndarray, "n"]:
+            first, part = sources.part_of(row, info)
+            return first + np.asarray(choose(part), np.int64)
+
+        return stream_frames(row.path, choose_in_part, short_side)
+
+    def _pieces(self, index: int, choose: Choose, short_side: int) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+        """The same for what is no file, or a file to be played backwards: many frames at a time."""
+        wanted: list[np.ndarray] = []
+
+        def choose_first(info: VideoInfo) -> Int[np.ndarray, "n"]:
+            wanted.append(np.asarray(choose(info), np.int64))
+            return wanted[0][:PIECE]
+
+        yield from self.source.read(index, choose_first, short_side).frames
+        for start in range(PIECE, len(wanted[0]), PIECE):
+            piece = wanted[0][start : start + PIECE]
+            yield from self.source.read(index, lambda info, piece=piece: piece, short_side).frames
+
+
+@cache
+def _center_crop(size: int, ratio: float) -> Callable[[tf.Tensor], tf.Tensor]:
+    """`augment.center_crop`, traced once: for single frames it would else take longer than their decoding."""
+    signature = [tf.TensorSpec((None, None, None, 3), tf.uint8)]
+    return tf.function(lambda video: center_crop(video, size, ratio), signature, autograph=False)
+
+
+def open_videos(name: str, split: str) -> Videos:
+    """The source of this name, see `sources.open_source`."""
+    source, path = sources.open_source(name, split), Path(name)
+    if path.is_dir():
+        return Videos(source, manifest.list_folder(path)[1])
+    return Videos(source, manifest.list_manifest(path)[1] if path.suffix in (".csv", ".jsonl") else None)
+
+
+def open_files(paths: Sequence[str]) -> Videos:
+    """Video files, without labels; a folder stands for all videos below it. What cannot be read is told when it is.
+
+    Raises:
+      ValueError: a folder holds no videos.
+    """
+    rows = []
+    for path in paths:
+        found = manifest.list_folder(Path(path))[1] if Path(path).is_dir() else [manifest.Row(path, -1)]
+        rows += [manifest.Row(row.path, -1) for row in found]
+    return Videos(sources.video_files("the given files", (), rows), rows)
+
+
+def sampled_frames(num_frames: int, step: float) -> Int[np.ndarray, "n"]:
+    """Indices of frames `step` apart, rounded as `sampling.dense` does, from the first to the end of the video."""
+    indices = np.floor(np.arange(math.ceil(num_frames / step) + 1) * step + 0.5).astype(np.int64)
+    return indices[indices < num_frames]
+
+
+def window_starts(count: int, window: int, hop: int) -> Int[np.ndarray, "w"]:
+    """Positions among `count` sampled frames where windows begin; none where there are fewer than a window.
+
+    After the last regular window comes one that ends with the last frame, where frames would else be unseen; not for
+    those that lie in the gap between windows (hop above window), which nobody asked for.
+    """
+    starts = np.arange(0, max(count - window + 1, 0), hop)
+    if len(starts) and starts[-1] + max(window, hop) < count:
+        starts = np.append(starts, count - window)
+    return starts
+
+
+def batches(
+    streams: Iterable[Iterator[Window]], rows: int, workers: int, failed: Callable[[int, DecodeError], None]
+) -> Iterator[tuple[list[tuple[int, Window]], UInt8[np.ndarray, "b v t h w 3"]]]:
+    """Windows of many streams, in order, in batches of `rows`; the last one is filled up with black.
+
+    Args:
+      streams: one an example.
+      rows: of a batch.
+      workers: streams read at the same time, a few windows ahead.
+      failed: told the number of each stream that ends in an error, and the error; what came before it is given.
+
+    Returns:
+      the batch's windows with the numbers of their streams, and its pixels.
+    """
+    batch: list[tuple[int, Window]] = []
+    for number, window in _side_by_side(streams, workers):
+        if isinstance(window, DecodeError):
+            failed(number, window)
+            continue
+        batch.append((number, window))
+        if len(batch) == rows:
+            yield batch, np.stack([window.frames for _, window in batch])
+            batch = []
+    if batch:
+        fill = [np.zeros_like(batch[0][1].frames)] * (rows - len(batch))
+        yield batch, np.stack([window.frames for _, window in batch] + fill)
+
+
+def _side_by_side(
+    streams: Iterable[Iterator[Window]], workers: int, chunk: int = 8
+) -> Iterator[tuple[int, Window | DecodeError]]:
+    """The windows of each stream, or its error, with its number; at most `workers` streams are open at a time."""
+
+    def pull(stream: Iterator[Window]) -> list[Window | DecodeError]:
+        windows: list[Window | DecodeError] = []
+        try:
+            for window in islice(stream, chunk):
+                windows.append(window)
+        except DecodeError as error:
+            windows.append(error)
+        return windows
+
+    coming = enumerate(streams)
+    with ThreadPoolExecutor(workers) as pool:
+
+        def begin(count: int) -> list[tuple[int, Iterator[Window], Future]]:
+            return [(number, stream, pool.submit(pull, stream)) for number, stream in islice(coming, count)]
+
+        running = deque(begin(workers))
+        while running:
+            number, stream, future = running.popleft()
+            while windows := future.result():
+                future = pool.submit(pull, stream)  # goes on reading while these are worked on
+                yield from ((number, window) for window in windows)
+            running.extend(begin(1))
