@@ -1,8 +1,10 @@
-"""A run's curves."""
+"""Curves of runs, and points and bands that compare them."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 
@@ -23,3 +25,58 @@ def save_curves(
     figure.suptitle(title)
     figure.savefig(path, dpi=110)
     return Path(path)
+
+
+def save_points(
+    path: Path, points: Mapping[str, tuple[float, float]], xlabel: str, ylabel: str, lines: Mapping[str, float]
+) -> Path:
+    """Writes a PNG of named points over a logarithmic axis.
+
+    Args:
+      points: x and y by name.
+      lines: heights of dashed lines, by name.
+    """
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for name, (x, y) in points.items():
+        axes.plot(x, y, "o")
+        axes.annotate(name, (x, y), xytext=(6, -10), textcoords="offset points", fontsize=8)
+    _lines(axes, lines)
+    axes.set(xscale="log", xlabel=xlabel, ylabel=ylabel, ylim=(0, 1.05))
+    axes.margins(x=0.25)
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
+    return Path(path)
+
+
+def save_bands(
+    path: Path,
+    curves: Mapping[str, tuple[Sequence[float], Sequence[Sequence[float]]]],
+    xlabel: str,
+    ylabel: str,
+    lines: Mapping[str, float],
+) -> Path:
+    """Writes a PNG of named curves, each the mean over repetitions in a band from the least to the greatest.
+
+    Args:
+      curves: by name, x (n,) and y (repetitions, n).
+      lines: heights of dashed lines, by name.
+    """
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for name, (x, repetitions) in curves.items():
+        y = np.asarray(repetitions)
+        (line,) = axes.plot(x, y.mean(axis=0), marker=".", label=f"{name} (mean of {len(y)})")
+        axes.fill_between(x, y.min(axis=0), y.max(axis=0), alpha=0.2, color=line.get_color())
+    _lines(axes, lines)
+    axes.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, 1.05))
+    axes.legend()
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
+    return Path(path)
+
+
+def _lines(axes: Axes, lines: Mapping[str, float]) -> None:
+    for name, height in lines.items():
+        axes.axhline(height, color="grey", linestyle="--", linewidth=1)
+        axes.annotate(name, (0.01, height), xycoords=("axes fraction", "data"), va="bottom", fontsize=8, color="grey")

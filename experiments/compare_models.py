@@ -1,0 +1,183 @@
+"""Two studies on the embedded data set, each one command, with a table and a plot at its end.
+
+    python experiments/compare_models.py               # which models see motion
+    python experiments/compare_models.py pretraining   # does pre-training pay where labels are few
+
+The embedded videos are labelled by the direction of motion, which no single frame tells: a model that looks at each
+frame for itself stays near the 12.5 % of chance, however well it sees. `families` trains a tiny member of every family
+on the same clips by finetune.py; VideoMAE is pre-trained by mae_pretrain.py first. `pretraining` fine-tunes VideoMAE on
+few labelled clips from scratch and from that pre-training, with equal steps, over three seeds.
+
+Each training is a process of its own with a work directory in WORKDIR; one that is there already is not repeated, one
+that was interrupted goes on. What came of them is printed and written: STUDY.md, STUDY.json and STUDY.png. About 40
+minutes each on two cores; expected results stand in the README.
+"""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from tyro.conf import Positional
+
+import vidjax
+from vidjax import cli
+from vidjax.models import example_inputs
+from vidjax.training.cost import count_macs
+from vidjax.training.metrics import clock, read_metrics
+from vidjax.visualize.curves import save_bands, save_points
+
+CHANCE = 1 / 8
+CLIPS = "--data.frames 8 --data.size 32 --data.short_side 32 --data.stride 3"
+PRETRAINED = "--data.frames 8 --data.size 48 --data.short_side 48 --data.stride 2"  # as mae_pretrain's demo has them
+TRANSFORMER = "--optim.learning_rate 0.016 --optim.beta2 0.95 --label_smoothing 0"
+
+FAMILIES = {  # model: (what it makes of time, flags)
+    "r3d_tiny": ("3-D convolutions", "--steps 512"),
+    "r2plus1d_tiny": ("2-D and 1-D convolutions in turn", "--steps 512"),
+    "uniformer_tiny": ("local, then global space-time relations", f"--steps 512 {TRANSFORMER}"),
+    "vivit_tiny_factorized_encoder": ("a transformer over space, one over time", f"--steps 1024 {TRANSFORMER}"),
+    "timesformer_tiny_divided": ("attention over time, then space", f"--steps 3072 {TRANSFORMER}"),
+    "videomae_tiny": ("joint attention, pre-trained", f"--steps 1024 {TRANSFORMER} {PRETRAINED}"),
+    "fr2d_tiny": ("frame by frame, averaged", "--steps 512"),
+    "timesformer_tiny_space": ("frame by frame, averaged", f"--steps 1024 {TRANSFORMER}"),
+    "vit_tiny": ("frame by frame, averaged", f"--steps 1024 {TRANSFORMER}"),
+}
+FEW = f"--model videomae_tiny --data.train_examples 256 --steps 512 --loop.evaluate_every 64 {TRANSFORMER} {PRETRAINED}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Which study, and where."""
+
+    study: Positional[Literal["families", "pretraining"]] = "families"
+    """Which models see motion, or what pre-training is worth."""
+    workdir: str = "runs/compare"
+    """Where trainings and results go."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Of the pre-training study; the first one is that of the families."""
+    models: tuple[str, ...] = tuple(FAMILIES)
+    """Families to compare."""
+    flags: str = ""
+    """More flags for finetune.py, such as fewer --steps for a trial."""
+    pretraining_flags: str = ""
+    """More flags for mae_pretrain.py."""
+
+    def __post_init__(self) -> None:
+        """Refuses values that cannot be meant."""
+        if unknown := [name for name in self.models if name not in FAMILIES]:
+            raise ValueError(f"models has {unknown[0]}: choose from {', '.join(FAMILIES)}")
+        if not self.seeds or not self.models:
+            raise ValueError("seeds and models must not be empty")
+
+
+def train(script: str, flags: Sequence[str], workdir: Path) -> None:
+    """Runs a training in a process of its own; what it says goes to a log beside its work directory.
+
+    Raises:
+      ValueError: it failed.
+    """
+    log = workdir.with_suffix(".log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    print(f"{script} {' '.join(flags)}  > {log}", flush=True)
+    command = [sys.executable, str(Path(__file__).with_name(script)), *flags, "--workdir", str(workdir)]
+    with log.open("a") as file:
+        done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False)
+    if done.returncode:
+        last = log.read_text().strip().splitlines()[-1:]
+        raise ValueError(f"{script} ended with status {done.returncode}, see {log}: {' '.join(last)}")
+
+
+def pretrain(config: Config, seed: int) -> str:
+    """The work directory of a pre-training."""
+    workdir = Path(config.workdir) / f"pretrained_{seed}"
+    train("mae_pretrain.py", ["demo", "--seed", str(seed), *config.pretraining_flags.split()], workdir)
+    return str(workdir)
+
+
+def finetune(config: Config, name: str, flags: str, seed: int) -> dict[str, Any]:
+    """Fine-tunes; returns the accuracy, how it went up, and what the training cost."""
+    workdir = Path(config.workdir) / name
+    given = f"demo --seed {seed} --data.validation_examples 1024 {flags} {config.flags}"
+    train("finetune.py", given.split(), workdir)
+    entries, trained = read_metrics(workdir), cli.read_config(workdir)
+    steps = [entry for entry in entries if entry.get("clips_per_second")]
+    rate = len(steps) / sum(1 / entry["clips_per_second"] for entry in steps)
+    validated = [(entry["step"], entry["evaluation/top1"]) for entry in entries if "evaluation/top1" in entry]
+    model, _ = vidjax.load_pretrained(workdir, verbose=False)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *example_inputs(model))
+    macs = count_macs(model.apply, shapes, *example_inputs(model))
+    clips = trained["steps"] * trained["batch_size"]
+    return {
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])),
+        "gmacs": macs / 1e9,
+        "steps": trained["steps"],
+        "training_gmacs": 3 * macs * clips / 1e9,  # forward once, backward twice as much
+        "seconds": clips / rate,
+        "top1": validated[-1][1],
+        "curve": validated,
+    }
+
+
+def compare_families(config: Config) -> tuple[dict[str, Any], str]:
+    """A row a model, from the least to the most accurate."""
+    seed, found = config.seeds[0], {}
+    for name in config.models:
+        flags = f"--model {name} {CLIPS} {FAMILIES[name][1]}"
+        if name == "videomae_tiny":
+            flags += f" --init_from {pretrain(config, seed)}"
+        found[name] = {"time": FAMILIES[name][0], **finetune(config, name, flags, seed)}
+        print(f"  top-1 {found[name]['top1']:.1%}", flush=True)
+    rows = sorted(found.items(), key=lambda item: item[1]["top1"])
+    points = {name: (row["training_gmacs"] / 1e3, row["top1"]) for name, row in rows}
+    lines = {"chance": CHANCE}
+    save_points(Path(config.workdir) / "families.png", points, "training cost in 10^12 multiply-adds", "top-1", lines)
+    table = ["| model | time | parameters | GMACs a clip | steps | training | top-1 |", "|---|---|---|---|---|---|---|"]
+    table += [
+        f"| `{name}` | {row['time']} | {row['parameters']:,} | {row['gmacs']:.3f} | {row['steps']:,} "
+        f"| {row['training_gmacs'] / 1e3:.2f} TMACs, {clock(row['seconds'])} | {row['top1']:.1%} |"
+        for name, row in rows
+    ]
+    return found, "\n".join(table)
+
+
+def compare_starts(config: Config) -> tuple[dict[str, Any], str]:
+    """From scratch against pre-trained, over seeds."""
+    found: dict[str, list] = {"from scratch": [], "pre-trained": []}
+    for seed in config.seeds:
+        starts = {"from scratch": "", "pre-trained": f"--init_from {pretrain(config, seed)}"}
+        for start, flags in starts.items():
+            result = finetune(config, f"few_{start.replace(' ', '_')}_{seed}", f"{FEW} {flags}", seed)
+            found[start].append(result)
+            print(f"  {start}, seed {seed}: top-1 {result['top1']:.1%}", flush=True)
+    curves = {
+        start: ([step for step, _ in results[0]["curve"]], [[top1 for _, top1 in r["curve"]] for r in results])
+        for start, results in found.items()
+    }
+    save_bands(Path(config.workdir) / "pretraining.png", curves, "step", "top-1", {"chance": CHANCE})
+    table = ["| start | top-1 of each seed | mean | standard deviation |", "|---|---|---|---|"]
+    for start, results in found.items():
+        values = np.array([result["top1"] for result in results])
+        shown = ", ".join(f"{value:.1%}" for value in values)
+        spread = f"{values.std(ddof=1):.1%}" if len(values) > 1 else "-"
+        table.append(f"| {start} | {shown} | {values.mean():.1%} | {spread} |")
+    return found, "\n".join(table)
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Trains what is not trained yet; prints, writes and returns the results."""
+    found, table = (compare_families if config.study == "families" else compare_starts)(config)
+    out = Path(config.workdir) / config.study
+    out.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
+    out.with_suffix(".md").write_text(table + "\n")
+    print(f"\n{table}\n\nwritten to {out}.md, {out}.json and {out}.png")
+    return found
+
+
+if __name__ == "__main__":
+    cli.run(main, Config)

@@ -1,0 +1,61 @@
+"""The studies run through, from processes of their own to the table and the plot; a failing training is one line."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "experiments"))
+
+import compare_models
+
+FLAGS = """--steps 2 --loop.evaluate_every 1 --data.validation_examples 8 --data.frames 2 --data.size 16
+--data.short_side 16 --data.workers 1 --batch_size 8"""
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[2]))
+
+
+def test_families_are_trained_once_and_tabled(tmp_path, capsys):
+    config = compare_models.Config(workdir=str(tmp_path), models=("vit_tiny",), flags=FLAGS)
+    found = compare_models.main(config)
+    assert found["vit_tiny"]["steps"] == 2 and 0 <= found["vit_tiny"]["top1"] <= 1
+    assert len(found["vit_tiny"]["curve"]) == 2
+    assert "| `vit_tiny` | frame by frame, averaged |" in (tmp_path / "families.md").read_text()
+    assert json.loads((tmp_path / "families.json").read_text()) == json.loads(json.dumps(found))
+    assert (tmp_path / "families.png").read_bytes()[:4] == b"\x89PNG"
+    assert compare_models.main(config) == found  # read, not trained again
+    assert "already finished" in (tmp_path / "vit_tiny.log").read_text()
+
+
+def test_what_is_pretrained_is_compared_with_what_is_not_over_seeds(tmp_path, monkeypatch):
+    trained = []
+
+    def finetune(config, name, flags, seed):
+        trained.append((name, "--init_from" in flags, seed))
+        top1 = 0.5 + 0.1 * seed + 0.2 * ("--init_from" in flags)
+        return {"top1": top1, "curve": [(1, 0.1), (2, top1)]}
+
+    monkeypatch.setattr(compare_models, "finetune", finetune)
+    monkeypatch.setattr(compare_models, "train", lambda script, flags, workdir: trained.append((script, flags[-1])))
+    compare_models.main(compare_models.Config(study="pretraining", workdir=str(tmp_path), seeds=(0, 2)))
+    assert trained == [
+        ("mae_pretrain.py", "0"), ("few_from_scratch_0", False, 0), ("few_pre-trained_0", True, 0),
+        ("mae_pretrain.py", "2"), ("few_from_scratch_2", False, 2), ("few_pre-trained_2", True, 2),
+    ]  # fmt: skip
+    table = (tmp_path / "pretraining.md").read_text()
+    assert "| from scratch | 50.0%, 70.0% | 60.0% | 14.1% |" in table
+    assert "| pre-trained | 70.0%, 90.0% | 80.0% | 14.1% |" in table
+    assert (tmp_path / "pretraining.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_training_that_fails_and_a_model_that_is_not_compared_are_refused(tmp_path):
+    config = compare_models.Config(workdir=str(tmp_path), models=("vit_tiny",), flags="--data.train nowhere")
+    with pytest.raises(ValueError, match=r"status 2, see .*vit_tiny.log: .*nowhere does not exist"):
+        compare_models.main(config)
+    with pytest.raises(ValueError, match="models has c3d_tiny: choose from"):
+        compare_models.Config(models=("c3d_tiny",))
