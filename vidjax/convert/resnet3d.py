@@ -2,11 +2,13 @@
 
 The dialects are told apart by their names, and a network of the wrong planes by their shapes: torchvision's R(2+1)D is
 `midplanes="per_block"`. VMZ's (facebookresearch/VMZ, moabitcoin/ig65m-pytorch) has torchvision's names, the paper's
-planes and `epsilon=1e-3`, which no name and no shape tells: as in `r2plus1d_34`. A (2+1)-D convolution has no
-counterpart in a 2-D network, whose max pool is `stem_pool=True` here.
+planes and `epsilon=1e-3`, which no name and no shape tells: as in `r2plus1d_34`. mmaction2's has factorised shortcuts.
+torchvision's other stems are 3-D. A (2+1)-D convolution has no counterpart in a 2-D network, whose max pool is
+`stem_pool=True` here; nor has the first convolution of folded frames, which is published nowhere.
 """
 
 import re
+from dataclasses import replace
 
 from vidjax.convert.files import Weights
 from vidjax.convert.fits import inflate
@@ -65,6 +67,9 @@ TORCHVISION = Layout(
 )
 
 
+VMZ = replace(FACTORIZED, name="VMZ's R(2+1)D")
+
+
 def mmaction2_convolution(source: str, target: str, norm: str) -> tuple[Rule, ...]:
     """A (2+1)-D convolution and the norm after it."""
     return (
@@ -76,7 +81,7 @@ def mmaction2_convolution(source: str, target: str, norm: str) -> tuple[Rule, ..
 
 
 MMACTION2 = Layout(
-    name="mmaction2",
+    name="mmaction2's R(2+1)D",
     sign="conv1.conv.conv_s.weight",
     prepare=lambda weights: counted(weights, "backbone."),
     rules=(
@@ -111,7 +116,13 @@ IMAGE = Layout(
 
 def layouts(model: ResNet3D) -> tuple[Layout, ...]:
     """What the model's weights may be in."""
-    return (FACTORIZED, MMACTION2) if model.groups[0] == "2plus1d" else (TORCHVISION, IMAGE)
+    if model.groups[0] == "2plus1d":
+        if model.factorized_shortcut:
+            return (MMACTION2,)
+        return (FACTORIZED,) if model.midplanes == "per_block" else (VMZ,)
+    torchvision = (TORCHVISION,) if model.groups[0] == "3d" else ()
+    image = () if model.fold_frames or "2plus1d" in model.groups else (IMAGE,)
+    return torchvision + image
 
 
 LAYOUTS = {ResNet3D: layouts}

@@ -3,6 +3,7 @@
 XLA's own 3-D and grouped convolutions are several times slower than PyTorch's on CPUs, and their gradients worse. So a
 convolution along space or time alone is a 2-D one over folded axes, and a depthwise one is a sum of shifted products,
 with gradients of their own where XLA's are slow. `experiments/benchmark.py convolution` measures each against `lax`.
+Such gradients are for reverse mode alone: `jax.jvp`, and what is built on it (`jax.jacfwd`, `jax.hessian`), fails.
 """
 
 from collections.abc import Sequence

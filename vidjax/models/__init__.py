@@ -1,7 +1,9 @@
 """The model families. A family is one file; this is the one list of them."""
 
 import difflib
-from types import MappingProxyType
+from numbers import Integral, Real
+from types import MappingProxyType, NoneType, UnionType
+from typing import Any, Union, get_args, get_origin
 
 import flax.linen as nn
 import jax
@@ -27,20 +29,50 @@ def list_models(contains: str = "") -> list[str]:
 def create_model(name: str, **overrides) -> nn.Module:
     """A model by its name; any of its fields can be given another value.
 
+    Its card stays that of the published variant, accuracy and all, whatever the fields are.
+
     Example:
       >>> model = create_model("videomae_tiny", num_classes=8)
 
     Raises:
-      ValueError: no such model (the nearest names are given), or no such field.
+      ValueError: no such model (the nearest names are given), no such field, or a field of the wrong kind.
     """
     if name not in VARIANTS:
         nearest = difflib.get_close_matches(name, VARIANTS, n=3, cutoff=0.3) or list_models()
         raise ValueError(f"there is no model '{name}': the nearest names are {', '.join(nearest)}")
-    fields = VARIANTS[name].func.__dataclass_fields__
-    if unknown := [field for field in overrides if field not in fields]:
-        known = ", ".join(field for field in fields if field not in ("parent", "name"))
-        raise ValueError(f"model '{name}' has no field '{unknown[0]}': its fields are {known}")
+    check_fields(name, VARIANTS[name].func, overrides)
     return VARIANTS[name](**overrides)
+
+
+def check_fields(name: str, module: type[nn.Module], overrides: dict[str, Any]) -> None:
+    """Refuses what is no field of the module, or not of the kind that the field is declared as.
+
+    Args:
+      name: what the sentence calls the model.
+    """
+    fields = module.__dataclass_fields__
+    for field, value in overrides.items():
+        if field not in fields:
+            known = ", ".join(field for field in fields if field not in ("parent", "name"))
+            raise ValueError(f"model '{name}' has no field '{field}': its fields are {known}")
+        kind = fields[field].type
+        if not _is_of(value, kind):
+            kind = kind.__name__ if isinstance(kind, type) else kind
+            raise ValueError(f"{field} of model '{name}' is {value!r}: it must be {kind}")
+        if field == "num_classes" and value is not None and value < 1:
+            raise ValueError(f"num_classes of model '{name}' is {value}: it must be 1 or more, or None for features")
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    """Whether a number, a truth value or a tuple of them is as declared; the models themselves see to the rest."""
+    if get_origin(kind) in (Union, UnionType):
+        return any(_is_of(value, one) for one in get_args(kind))
+    if get_origin(kind) is tuple:
+        kinds = get_args(kind)
+        return isinstance(value, tuple | list) and len(value) == len(kinds) and all(map(_is_of, value, kinds))
+    if kind in (int, float):
+        return isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
+    return isinstance(value, kind) if kind in (bool, NoneType) else True
 
 
 def example_inputs(model: nn.Module) -> tuple[jax.ShapeDtypeStruct, ...]:

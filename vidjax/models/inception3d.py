@@ -12,10 +12,10 @@ over the windows: of more than two frames left the first and the last count half
 is what is left; the originals refuse such clips (I3D any but those that leave 7x7).
 
 S3D-G's gates stand behind every branch ("branch"), as in its authors' TensorFlow code (tensorflow/models, slim's s3dg)
-and in CoCLR (TengdaHan/CoCLR), whose weights `s3dg` takes: give it `epsilon=1e-5`, `norm_momentum=0.9` then. "concat"
-is the other reading of the paper, one gate behind a whole module. The paper's 11.56 M parameters are those of neither:
-9,508,000 and 12,119,712. The authors' code differs in more: a dense 3x7x7 stem, a gate behind `conv_2c` as well, no
-batch norm behind temporal convolutions and no bias in gates.
+and in CoCLR's "s3dg" (TengdaHan/CoCLR; the weights released there are of its "s3d", without gates: `s3d` takes them,
+with `epsilon=1e-5`, `norm_momentum=0.9`). "concat" is the other reading of the paper, one gate behind a whole module.
+The paper's 11.56 M parameters are those of neither: 9,508,000 and 12,119,712. The authors' code differs in more: a
+dense 3x7x7 stem, a gate behind `conv_2c` as well, no batch norm behind temporal convolutions and no bias in gates.
 """
 
 from collections.abc import Callable

@@ -1,0 +1,50 @@
+"""Fields of the wrong kind are refused where the model is named, by a sentence that tells which."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import vidjax
+from vidjax.models import VARIANTS, check_fields
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value", "kind"),
+    [
+        ("vit_tiny", "patch_size", 16, "tuple[int, int, int]"),
+        ("vit_tiny", "patch_size", (16, 16), "tuple[int, int, int]"),
+        ("vit_tiny", "num_classes", 0, "1 or more, or None for features"),
+        ("i3d_tiny", "num_classes", -1, "1 or more, or None for features"),
+        ("c3d_tiny", "num_classes", "5", "int | None"),
+        ("c3d_tiny", "num_classes", True, "int | None"),
+        ("r2plus1d_tiny", "depths", (1, 1, 1), "tuple[int, int, int, int]"),
+        ("uniformer_tiny", "widths", (16, 32, 48, 64.5), "tuple[int, int, int, int]"),
+        ("uniformer_tiny", "drop_path", "0.1", "float"),
+        ("p3d_tiny", "width", 8.0, "int"),
+        ("s3d_tiny", "separable", 1, "bool"),
+    ],
+)
+def test_a_field_of_the_wrong_kind_is_refused(name, field, value, kind):
+    with pytest.raises(ValueError) as refused:
+        vidjax.create_model(name, **{field: value})
+    assert str(refused.value) == f"{field} of model '{name}' is {value!r}: it must be {kind}"
+
+
+def test_an_unknown_field_is_refused():
+    with pytest.raises(ValueError, match="model 'vit_tiny' has no field 'classes': its fields are width, depth"):
+        vidjax.create_model("vit_tiny", classes=3)
+
+
+def test_whatever_is_a_number_of_the_kind_is_taken():
+    made = {"num_classes": np.int64(4), "drop_path": np.float32(0.1), "mlp_ratio": 2, "patch_size": [1, 8, 8]}
+    check_fields("vit_tiny", VARIANTS["vit_tiny"].func, made | {"dtype": jnp.bfloat16})
+    model = vidjax.create_model("r2plus1d_18", num_classes=None, stem_planes=None, inner_epsilon=1e-3)
+    assert model.num_classes is None
+    assert vidjax.create_model("s3dg", gating=None).gating is None
+
+
+def test_every_variant_is_of_the_kinds_that_its_fields_are_declared_as():
+    for name, make in VARIANTS.items():
+        model = make()
+        own = [field for field in model.__dataclass_fields__ if field not in ("parent", "name")]
+        check_fields(name, type(model), {field: getattr(model, field) for field in own})
