@@ -87,6 +87,51 @@ def test_a_checkpoint_of_another_family_is_refused(saved):
         vidjax.load_pretrained(saved, "videomae_tiny_pretrain")
 
 
+def test_an_unknown_field_is_told_as_create_model_tells_it(saved):
+    with pytest.raises(ValueError, match="model 'VideoMAE' has no field 'num_class': its fields are width, depth"):
+        vidjax.load_pretrained(saved, num_class=3)
+
+
+def save(directory, name: str, **fields):
+    """A checkpoint of a new model."""
+    model = vidjax.create_model(name, **fields)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *example_inputs(model))
+    save_pretrained(directory, model, jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), shapes))
+    return model
+
+
+def test_a_name_must_not_contradict_what_a_checkpoint_says_of_itself(tmp_path):
+    saved = save(tmp_path / "s", "s3d_tiny", num_classes=3, padding="tensorflow")
+    said = "s3d_tiny has padding 'symmetric', the weights are of a model with 'tensorflow': leave the name out, or give"
+    with pytest.raises(ValueError, match=said):
+        vidjax.load_pretrained(tmp_path / "s", "s3d_tiny")
+    assert vidjax.load_pretrained(tmp_path / "s", "s3d_tiny", padding="tensorflow")[0] == saved
+    assert vidjax.load_pretrained(tmp_path / "s", "s3d_tiny", padding="symmetric")[0].padding == "symmetric"
+    save(tmp_path / "t", "timesformer_tiny_divided", width=24, depth=1, heads=2, num_classes=3)
+    with pytest.raises(ValueError, match="timesformer_tiny_divided has heads 6, the weights are of a model with 2"):
+        vidjax.load_pretrained(tmp_path / "t", "timesformer_tiny_divided", width=24, depth=1)
+    with pytest.raises(ValueError, match=r"timesformer_tiny_joint has attention 'joint', .* with 'divided'"):
+        vidjax.load_pretrained(tmp_path / "t", "timesformer_tiny_joint", width=24, depth=1, heads=2)
+
+
+def test_under_a_name_what_a_checkpoint_says_of_its_clips_is_kept(tmp_path):
+    fields = {"width": 24, "depth": 1, "heads": 2}
+    save(
+        tmp_path / "t", "timesformer_tiny_divided", **fields, num_classes=3, num_frames=4, image_size=16, drop_path=0.3
+    )
+    model, _ = vidjax.load_pretrained(tmp_path / "t", "timesformer_tiny_divided", **fields, image_size=24)
+    assert (model.num_frames, model.image_size, model.drop_path, model.num_classes) == (4, 24, 0.3, 3)
+
+
+def test_half_precision_comes_back_as_float32_with_the_same_values(model, variables, tmp_path):
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), variables)
+    save_pretrained(tmp_path / "half", model, half)
+    _, loaded = vidjax.load_pretrained(tmp_path / "half", strict=True)
+    for path, leaf in flatten_dict(loaded).items():
+        assert leaf.dtype == jnp.float32
+        np.testing.assert_array_equal(leaf, flatten_dict(half)[path].astype(jnp.float32))
+
+
 def test_tables_are_resized_to_other_clips(tmp_path, capsys):
     model = vidjax.create_model("timesformer_tiny_joint", width=24, depth=1, heads=3, num_classes=2)
     variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros(example_inputs(model)[0].shape))

@@ -1,9 +1,11 @@
 import argparse
 import json
 import sys
+import zipfile
 
 import numpy as np
 import pytest
+from flax.serialization import msgpack_serialize
 from safetensors.numpy import save_file
 
 from vidjax.convert import files
@@ -78,7 +80,9 @@ class Untrusted:
 
 def test_objects_are_never_unpickled(tmp_path, torch):
     torch.save({"model": {"a": torch.ones(2)}, "hook": Untrusted(tmp_path / "made")}, tmp_path / "x.pth")
-    with pytest.raises(ValueError, match="cannot be read as plain weights, and objects are not unpickled"):
+    with pytest.raises(
+        ValueError, match=r"cannot be read as plain weights: it holds io\.open, and objects are not unpickled"
+    ):
         files.read(tmp_path / "x.pth")
     assert not (tmp_path / "made").exists()
 
@@ -119,3 +123,89 @@ def test_numpy_file(tmp_path):
     (tmp_path / "x.npz").write_bytes(b"no archive")
     with pytest.raises(ValueError, match=r"x\.npz cannot be read as NumPy arrays: it is damaged, or holds objects"):
         files.read(tmp_path / "x.npz")
+    (tmp_path / "x.npz").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"x\.npz cannot be read as NumPy arrays"):
+        files.read(tmp_path / "x.npz")
+
+
+# Names under which weights are published, which do not tell the format
+
+
+@pytest.mark.parametrize("name", ["p3d_rgb_199.checkpoint.pth.tar", "CoCLR-k400-rgb-128-s3d.pth.tar", "last.ckpt", "w"])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_torch_files_are_known_by_what_is_in_them(tmp_path, torch, name, zipped):
+    content = {"epoch": 3, "state_dict": {key: torch.from_numpy(value) for key, value in WEIGHTS.items()}}
+    torch.save(content, tmp_path / name, _use_new_zipfile_serialization=zipped)
+    assert_same(files.read(tmp_path / name))
+
+
+def test_scenics_file_is_known_by_what_is_in_it_and_so_is_its_directory(tmp_path):
+    (tmp_path / "checkpoint").write_bytes(msgpack_serialize({"optimizer": {"target": WEIGHTS}, "global_step": 30}))
+    expected = {f"optimizer/target/{name}": value for name, value in WEIGHTS.items()}
+    assert_same(files.read(tmp_path / "checkpoint"), expected)
+    assert_same(files.read(tmp_path), expected)
+
+
+def test_safetensors_without_an_ending_is_known_by_its_header(tmp_path):
+    save_file(WEIGHTS, tmp_path / "4f5c9e")  # as Hugging Face's cache names its files
+    assert_same(files.read(tmp_path / "4f5c9e"))
+
+
+# Damage
+
+
+def assert_told(path) -> None:
+    with pytest.raises(ValueError) as refused:
+        files.read(path)
+    said = str(refused.value)
+    assert str(path) in said and "\n" not in said and len(said) < len(str(path)) + 120
+    assert "objects" not in said or "damaged" in said
+
+
+def archive(path) -> None:
+    """As large and as made as PyTorch's."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as made:
+        made.writestr("archive/data.pkl", b"x" * 500)
+        made.writestr("archive/data/0", np.arange(25_000, dtype=np.float32).tobytes())
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.7, 0.999])
+@pytest.mark.parametrize("kind", ["x.pth", "old.pth", "x.npz", "x.safetensors", "x.msgpack", "checkpoint_30"])
+def test_a_file_cut_short_is_told(tmp_path, kind, share):
+    path, weights = tmp_path / kind, {"a": np.arange(25_000, dtype=np.float32)}
+    if kind.endswith("pth"):
+        torch = pytest.importorskip("torch")
+        torch.save({"a": torch.arange(25_000.0)}, path, _use_new_zipfile_serialization=kind == "x.pth")
+    elif kind == "x.npz":
+        np.savez(path, **weights)
+    elif kind == "x.safetensors":
+        save_file(weights, path)
+    else:
+        path.write_bytes(msgpack_serialize(weights))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * share)])
+    assert_told(path)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.7])
+def test_an_archive_cut_short_is_told_without_pytorch(tmp_path, share):
+    archive(tmp_path / "x.pth")
+    whole = (tmp_path / "x.pth").read_bytes()
+    (tmp_path / "x.pth").write_bytes(whole[: int(len(whole) * share)])
+    with pytest.raises(ValueError, match=r"x\.pth is damaged or cut short"):
+        files.read(tmp_path / "x.pth")
+
+
+def test_flipped_bytes_are_told_by_the_checksum(tmp_path):
+    archive(tmp_path / "x.pth")
+    content = bytearray((tmp_path / "x.pth").read_bytes())
+    content[50_000] ^= 255
+    (tmp_path / "x.pth").write_bytes(content)
+    with pytest.raises(ValueError, match=r"x\.pth is damaged: the checksum of archive/data/0 in it is wrong"):
+        files.read(tmp_path / "x.pth")
+
+
+def test_a_file_without_arrays_is_told(tmp_path):
+    (tmp_path / "checkpoint").write_bytes(msgpack_serialize({"global_step": 30}))
+    with pytest.raises(ValueError, match="checkpoint holds no weights"):
+        files.read(tmp_path / "checkpoint")

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from vidjax.convert import hub, load_pretrained
+from vidjax.convert import CONFIGS, hub, load_pretrained
+from vidjax.models import timesformer, videomae, vit, vivit
 
 CONFIG = {
     "model_type": "videomae", "hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 3,
@@ -52,6 +53,85 @@ def test_names_of_classes_are_read_in_order_and_placeholders_are_none(tmp_path):
     assert hub.read_card({"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}, tmp_path) == {}
 
 
+CROP = {"do_center_crop": True}
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"size": 256, "crop_size": 224},
+        {"size": {"shortest_edge": 256}, "crop_size": {"height": 224, "width": 224}},
+        {"size": {"height": 256, "width": 256}, "crop_size": 224},
+    ],
+)
+def test_sizes_are_read_as_transformers_has_written_them(tmp_path, sizes):
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(sizes | CROP | {"image_mean": [0.1, 0.2, 0.3]}))
+    assert hub.read_card({}, tmp_path) == {"crop_ratio": 224 / 256, "mean": (0.1, 0.2, 0.3)}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(sizes))  # no crop: the whole picture
+    assert hub.read_card({}, tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    "text", ["{trunc", "[1]", '{"image_mean": 0.5}', '{"size": [256], "crop_size": 2, "do_center_crop": 1}']
+)
+def test_a_damaged_description_of_the_input_is_told(tmp_path, text):
+    (tmp_path / "preprocessor_config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"preprocessor_config\.json (is not|cannot be followed)") as refused:
+        hub.read_card({}, tmp_path)
+    assert "\n" not in str(refused.value)
+
+
+# What configurations say that changes the function
+
+FIELDS = {
+    "vit": {},
+    "vivit": {"tubelet_size": [2, 2, 2]},
+    "timesformer": {"attention_type": "divided_space_time"},
+    "videomae": {"architectures": ["VideoMAEForVideoClassification"]},
+}
+
+
+def build(kind: str, **fields):
+    return hub.build(CONFIG | FIELDS[kind] | {"model_type": kind} | fields, CONFIGS, "dir")
+
+
+@pytest.mark.parametrize("kind", FIELDS)
+@pytest.mark.parametrize("field", [{"hidden_act": "relu"}, {"qkv_bias": False}, {"layer_norm_eps": 0.01}])
+def test_what_our_modules_do_not_compute_is_refused(kind, field):
+    if (kind, *field) == ("vit", "layer_norm_eps"):
+        assert build(kind, **field).epsilon == 0.01  # a field of ours
+        return
+    with pytest.raises(ValueError) as refused:
+        build(kind, **field)
+    [(name, value)] = field.items()
+    assert str(refused.value).startswith(f"the config.json of dir cannot be followed: {name} is {value!r}, and this")
+
+
+@pytest.mark.parametrize(
+    ("kind", "activation"), [("vit", "gelu"), ("timesformer", "gelu"), ("videomae", "gelu"), ("vivit", "gelu_fast")]
+)
+def test_the_two_gelus_are_not_mistaken_for_each_other(kind, activation):
+    build(kind, hidden_act=activation)
+    with pytest.raises(ValueError, match="hidden_act is"):
+        build(kind, hidden_act="gelu" if activation == "gelu_fast" else "gelu_fast")
+
+
+def test_a_first_token_is_no_mean():
+    with pytest.raises(ValueError, match="use_mean_pooling is False"):
+        build("videomae", use_mean_pooling=False)
+    encoder = build("videomae", use_mean_pooling=False, architectures=["VideoMAEModel"])  # ends in a norm instead
+    assert encoder.final_norm and not build("videomae").final_norm
+
+
+def test_cards_are_those_of_the_published_models():
+    assert build("vivit").card == vivit.kinetics()
+    assert build("vivit").card.mean == (0.5,) * 3 and build("vivit").card.stride == 2
+    assert build("vivit").card.crop_ratio == 224 / 256
+    assert build("timesformer", num_frames=96).card == timesformer.kinetics(4)
+    assert build("videomae").card == videomae.CARD
+    assert build("vit").card.mean == vit.AUGREG.mean and build("vit").card.std == vit.AUGREG.std
+
+
 def test_an_id_is_fetched_without_pickles(monkeypatch, folder):
     asked = []
 
@@ -80,6 +160,13 @@ def test_without_huggingface_hub_an_id_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(ImportError, match="pip install huggingface_hub"):
         load_pretrained("MCG-NJU/videomae-base")
+
+
+@pytest.mark.parametrize("name", ["x.pth", "x.safetensors", "x.npz", "x.msgpack", "x.pth.tar", "x.bin", "x.ckpt"])
+def test_a_mistyped_file_is_no_id(name, monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(FileNotFoundError, match=rf"there are no weights at weights/{name}"):
+        load_pretrained(f"weights/{name}", "videomae_tiny")
 
 
 def test_a_path_that_is_not_there_is_no_id(tmp_path):

@@ -5,7 +5,8 @@ import pytest
 
 from vidjax.convert import rules
 from vidjax.convert.fits import inflate, table
-from vidjax.convert.rules import Layout, Rule, dense, kernel, kernel_rows
+from vidjax.convert.rules import Layout, Rule, dense, fold_layer_scale, kernel, kernel_rows
+from vidjax.layers.embedding import resize_table
 
 RULES = (
     *dense("stages.{s}.blocks.{i}.fc", "stage_{s}/block_{i}/fc"),
@@ -100,6 +101,12 @@ def test_an_unknown_entry_is_told_and_refused_when_strict(weights, tree):
         apply(RULES, weights, tree, strict=True)
 
 
+def test_an_unknown_entry_within_a_block_is_refused(weights, tree):
+    weights["stages.0.blocks.11.gate.weight"] = value(4)  # would change what the block computes
+    with pytest.raises(ValueError, match=r"not in the model: stages\.0\.blocks\.11\.gate\.weight$"):
+        apply(RULES, weights, tree)
+
+
 def test_a_known_entry_without_place_is_refused(weights, tree):
     weights["stages.0.blocks.12.fc.bias"] = value(4)  # a deeper network than the model
     with pytest.raises(ValueError, match=r"not in the model: stages\.0\.blocks\.12\.fc\.bias$"):
@@ -176,6 +183,20 @@ def test_long_lists_are_cut(tree):
         apply(RULES, {f"e.{i}": value(1) for i in range(100)}, tree, fresh=["head", "stage_0"], strict=True)
 
 
+@pytest.mark.parametrize("gammas", [("gamma_1", "gamma_2"), ("ls1.gamma", "ls2.gamma")])
+def test_layer_scale_goes_into_the_linear_maps_before_it(gammas):
+    scales = (value(2) + 2, value(2) - 5)
+    weights = {}
+    for scale, gamma, linear in zip(scales, gammas, ("attn.proj", "mlp.fc2"), strict=True):
+        weights |= {f"b.0.{linear}.weight": value(2, 3), f"b.0.{linear}.bias": value(2), f"b.0.{gamma}": scale}
+    folded = fold_layer_scale(weights)
+    assert len(folded) == 4 and len(weights) == 6
+    for scale, linear in zip(scales, ("attn.proj", "mlp.fc2"), strict=True):
+        np.testing.assert_array_equal(folded[f"b.0.{linear}.weight"], np.diag(scale) @ value(2, 3))
+        np.testing.assert_array_equal(folded[f"b.0.{linear}.bias"], scale * value(2))
+    assert fold_layer_scale({"b.0.ls2.gamma": value(2)}).keys() == {"b.0.ls2.gamma"}  # of no map that we know
+
+
 def test_an_inflated_kernel_answers_a_still_clip_as_the_image():
     image, shape = value(2, 2, 3, 4), (5, 2, 2, 3, 4)
     np.testing.assert_allclose(inflate(image, shape, "average").sum(0), image, rtol=1e-5)
@@ -186,7 +207,7 @@ def test_an_inflated_kernel_answers_a_still_clip_as_the_image():
 
 
 @pytest.mark.parametrize(
-    ("tokens", "grid", "image", "read_as"),
+    ("tokens", "ours", "image", "read_as"),
     [
         (7, (9,), False, (7,)),
         (16, (6, 6), False, (4, 4)),
@@ -196,11 +217,36 @@ def test_an_inflated_kernel_answers_a_still_clip_as_the_image():
         (4, (1, 4, 4), True, (1, 2, 2)),
     ],
 )
-def test_published_tables_are_read_as_the_grid_they_have(tokens, grid, image, read_as):
+def test_published_tables_are_read_as_the_grid_they_have(tokens, ours, image, read_as):
     corners = np.zeros((*read_as, 1), np.float32)
     corners[(-1,) * len(read_as)] = 1.0
-    fitted = table("linear", image)(corners.reshape(tokens, 1), (*grid, 1), "average")
-    assert fitted.shape == (*grid, 1) and fitted.max() == fitted[(-1,) * len(grid)] == 1.0
+    fitted = table("linear", image)(corners.reshape(tokens, 1), (*ours, 1), "average")
+    assert fitted.shape == (*ours, 1) and fitted.max() == fitted[(-1,) * len(ours)] == 1.0
+
+
+OTHERS = [(4, 14, 14), (8, 14, 14), (32, 14, 14), (64, 14, 14), (8, 7, 7), (16, 20, 20), (4, 10, 10), (64, 7, 7)]
+
+
+@pytest.mark.parametrize("ours", [*OTHERS, (4, 28, 28)])
+def test_a_configuration_tells_the_grid(ours):
+    true = np.random.default_rng(0).standard_normal((16, 14, 14, 2)).astype(np.float32)
+    flat = true.reshape(-1, 2)
+    expected = resize_table(jnp.asarray(true), ours, "linear")
+    told = table("linear", usual=(4, 28, 28))(flat, (*ours, 2), "average", true.shape)
+    np.testing.assert_array_equal(told, expected)
+    if (
+        ours in OTHERS[:-1]
+    ):  # without one, the usual grid is the only one with so many entries, or the model's is as well
+        np.testing.assert_array_equal(table("linear", usual=true.shape[:-1])(flat, (*ours, 2), "average"), expected)
+
+
+@pytest.mark.parametrize("ours", [(4, 28, 28), (64, 7, 7)])
+def test_two_readings_of_a_table_are_refused_where_nothing_decides(ours):
+    said = r"3136 positions may be one of (4x28x28 or 16x14x14|16x14x14 or 64x7x7): load it with the num_frames"
+    with pytest.raises(ValueError, match=said):
+        table("linear", usual=(16, 14, 14))(value(3136, 1), (*ours, 1), "average")
+    with pytest.raises(ValueError, match="784 positions may be one of 4x14x14 or 16x7x7"):
+        table("linear")(value(784, 1), (16, 14, 14, 1), "average")
 
 
 def test_a_table_of_no_grid_is_left_to_be_refused():

@@ -9,7 +9,7 @@ import recipe
 from safetensors.numpy import save_file
 
 import vidjax
-from vidjax.convert import load_pretrained, load_weights
+from vidjax.convert import from_state_dict, load_pretrained, load_weights
 from vidjax.models import example_inputs, videomae
 
 ENCODER = {"width": 24, "depth": 2, "heads": 3, "patch_size": (2, 2, 2), "num_frames": 4, "image_size": 4}
@@ -160,6 +160,20 @@ def test_a_head_of_other_classes_is_fresh(classifier, hugging_face, saved):
     same, report = load_weights(saved(fine_tuned(hugging_face, classes=5)), *classifier, fresh=["head/"])
     assert set(report.fresh) == {"head/kernel", "head/bias"}
     assert_same(same, params)
+
+
+def test_from_state_dict_makes_a_new_head_where_one_is_asked_for(classifier, hugging_face):
+    model, weights = classifier[0], fine_tuned(hugging_face, classes=11)
+    with pytest.raises(
+        ValueError, match=r"11 classes in the weights and 5 in the model: set num_classes, or give fresh"
+    ):
+        from_state_dict(model, weights)
+    params = from_state_dict(model, weights, fresh=["head"])["params"]
+    assert params["head"]["kernel"].shape == (24, 5)
+    same = from_state_dict(model.clone(num_classes=11), weights, strict=True)["params"]
+    assert_same(params["transformer"], same["transformer"])
+    encoder = from_state_dict(model.clone(num_classes=None), weights)["params"]
+    assert_same(encoder["transformer"], same["transformer"])
 
 
 def test_another_size_is_refused(hugging_face, saved):

@@ -1,6 +1,7 @@
 """TimeSformer against recorded and live answers, and who sees whom under each scheme."""
 
 from functools import partial
+from math import isqrt
 
 import einops
 import jax
@@ -11,6 +12,7 @@ import pytest
 import recipe
 
 from vidjax.convert import from_state_dict, load_pretrained
+from vidjax.layers.embedding import resize_table
 from vidjax.models.timesformer import SCHEMES, GroupedAttention, TimeSformer
 
 CLOSE = {"rtol": 0, "atol": 1e-4}
@@ -197,6 +199,33 @@ def test_an_image_vit_is_where_training_starts(attention, tmp_path, capsys):
     assert not any(leaf.any() for leaf in jax.tree.leaves(params.get("time")))
     if attention in ("divided", "axial"):
         assert not block["time"]["projection"]["kernel"].any()
+
+
+@pytest.mark.parametrize("attention", ATTENTION)
+def test_layer_scale_of_an_image_vit_is_folded(attention):
+    weights = image_weights()
+    fields = {"width": 48, "depth": 2, "heads": 3, "patch_size": (1, 8, 8), "num_frames": 4, "image_size": 32}
+    model, scale = TimeSformer(**fields, attention=attention), np.linspace(-2, 2, 48, dtype=np.float32)
+    scaled = from_state_dict(model, weights | {f"blocks.{i}.ls1.gamma": scale for i in range(2)})["params"]
+    plain = from_state_dict(model, weights)["params"]
+    for name in list(SCHEMES.get(attention, {})) or [None]:
+        blocks = (params["transformer"]["block_1"] for params in (scaled, plain))
+        ours, theirs = ((block[name] if name else block)["attention"]["out"]["kernel"] for block in blocks)
+        np.testing.assert_allclose(ours, theirs * scale, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("frames", "size"), [(8, 32), (2, 64), (16, 16)])
+def test_published_tables_are_resized_by_the_models_own_rule(frames, size):
+    weights = dict(recipe.load("timesformer_divided").weights)
+    fields = {"width": 48, "depth": 2, "heads": 3, "patch_size": (1, 8, 8), "num_classes": 11}
+    model = TimeSformer(**fields, num_frames=frames, image_size=size)
+    assert weights["time_embed"].shape[1] != frames or weights["pos_embed"].shape[1] != 1 + (size // 8) ** 2
+    params = from_state_dict(model, weights)["params"]
+    side = isqrt(weights["pos_embed"].shape[1] - 1)
+    table = jnp.asarray(weights["pos_embed"][0, 1:].reshape(side, side, 48))
+    np.testing.assert_array_equal(params["position"]["table"], resize_table(table, (size // 8,) * 2, "nearest"))
+    time = jnp.asarray(weights["time_embed"][0])
+    np.testing.assert_array_equal(params["time"]["table"], resize_table(time, (frames,), "nearest"))
 
 
 @pytest.mark.parametrize("attention", ["divided", "space"])

@@ -74,6 +74,21 @@ def test_equals_timm_on_an_image_of_another_size(timm, model, weights):
     np.testing.assert_allclose(logits, answer(peer, frames), **CLOSE)
 
 
+def test_equals_timm_with_layer_scale(timm, model):
+    peer = timm_peer(timm, init_values=0.1)  # DINOv2, DeiT-III
+    weights = peers.perturb(peer)
+    assert "blocks.0.ls1.gamma" in weights
+    frames = recipe.floats("frames", (2, 32, 32, 3))
+    logits = jax.jit(model.apply)(from_state_dict(model, weights, strict=True), jnp.asarray(frames[:, None]))
+    np.testing.assert_allclose(logits, answer(peer, frames), **CLOSE)
+
+
+@pytest.mark.parametrize("entry", ["attn.q_norm.weight", "mlp.norm.weight", "ls3.gamma"])
+def test_what_our_blocks_have_not_is_refused(model, weights, entry):
+    with pytest.raises(ValueError, match=rf"in the weights and not in the model: blocks\.1\.{entry}"):
+        from_state_dict(model, weights | {f"blocks.1.{entry}": np.ones(48, np.float32)})
+
+
 @pytest.mark.parametrize("epsilon", [1e-6, 1e-2])
 def test_equals_transformers_by_its_directory(epsilon, tmp_path):
     transformers = peers.transformers()

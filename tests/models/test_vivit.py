@@ -1,6 +1,8 @@
 """ViViT against transformers (model 1), against a reference of Scenic's four models in NumPy, and who sees whom."""
 
+import json
 from functools import partial
+from math import prod
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +12,11 @@ import pytest
 import recipe
 from flax.serialization import msgpack_serialize
 from flax.traverse_util import unflatten_dict
+from safetensors.numpy import save_file
 
-from vidjax.convert import from_state_dict, load_pretrained
-from vidjax.models.vivit import FactorizedEncoder, ViViT, uniform_frames
+from vidjax.convert import from_state_dict, load_pretrained, load_weights
+from vidjax.layers.embedding import resize_table
+from vidjax.models.vivit import FactorizedEncoder, ViViT, kinetics, uniform_frames
 
 CLOSE = {"rtol": 0, "atol": 1e-4}
 SIZES = {"width": 24, "depth": 2, "heads": 4, "patch_size": (2, 4, 4), "num_frames": 6, "image_size": 8}
@@ -187,10 +191,83 @@ def test_equals_transformers_by_its_directory(video, tmp_path):
     peers.perturb(peer)
     peer.save_pretrained(tmp_path)
     model, variables = load_pretrained(tmp_path, strict=True)
-    assert model == ViViT(**SIZES, num_classes=5, card=model.card)
+    assert model == ViViT(**SIZES, num_classes=5, card=kinetics())
     with torch.no_grad():
         expected = peer(torch.from_numpy(video).permute(0, 1, 4, 2, 3)).logits.numpy()
     np.testing.assert_allclose(jax.jit(model.apply)(variables, jnp.asarray(video)), expected, **CLOSE)
+
+
+def hugging_face_weights(tokens: int) -> dict[str, np.ndarray]:
+    """VivitForVideoClassification's with one block, patches of 2x16x16 and so many positions of patches."""
+    layer = {
+        "layernorm_before.weight": (4,), "layernorm_before.bias": (4,), "layernorm_after.weight": (4,),
+        "layernorm_after.bias": (4,), "intermediate.dense.weight": (8, 4), "intermediate.dense.bias": (8,),
+        "output.dense.weight": (4, 8), "output.dense.bias": (4,),
+    }  # fmt: skip
+    for part in ("attention.query", "attention.key", "attention.value", "output.dense"):
+        layer |= {f"attention.{part}.weight": (4, 4), f"attention.{part}.bias": (4,)}
+    shapes = {
+        "vivit.embeddings.cls_token": (1, 1, 4), "vivit.embeddings.position_embeddings": (1, 1 + tokens, 4),
+        "vivit.embeddings.patch_embeddings.projection.weight": (4, 3, 2, 16, 16),
+        "vivit.embeddings.patch_embeddings.projection.bias": (4,), "vivit.layernorm.weight": (4,),
+        "vivit.layernorm.bias": (4,), "classifier.weight": (5, 4), "classifier.bias": (5,),
+        **{f"vivit.encoder.layer.0.{name}": shape for name, shape in layer.items()},
+    }  # fmt: skip
+    return {name: recipe.parameter(name, shape) for name, shape in shapes.items()}
+
+
+def hugging_face_directory(path, frames: int, size: int) -> np.ndarray:
+    """Writes one; returns its table as the grid it is of."""
+    grid = (frames // 2, size // 16, size // 16)
+    weights = hugging_face_weights(prod(grid))
+    save_file(weights, path / "model.safetensors")
+    config = {
+        "model_type": "vivit", "hidden_size": 4, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "intermediate_size": 8, "tubelet_size": [2, 16, 16], "num_frames": frames, "image_size": size,
+        "hidden_act": "gelu_fast", "layer_norm_eps": 1e-6, "qkv_bias": True,
+    }  # fmt: skip
+    (path / "config.json").write_text(json.dumps(config))
+    return weights["vivit.embeddings.position_embeddings"][0, 1:].reshape(*grid, 4)
+
+
+CLIPS = [(8, 224), (16, 224), (64, 224), (128, 224), (32, 112), (32, 320), (16, 112), (128, 112), (8, 448), (20, 64)]
+
+
+@pytest.mark.parametrize(("frames", "size"), CLIPS)
+def test_a_published_table_is_resized_over_the_grid_it_is_of(frames, size, tmp_path, capsys):
+    table = hugging_face_directory(tmp_path, 32, 224)
+    wanted = (frames // 2, size // 16, size // 16)
+    expected = resize_table(jnp.asarray(table), wanted, "linear")
+    clips = {"num_frames": frames, "image_size": size}
+    model, variables = load_pretrained(tmp_path, strict=True, **clips)
+    np.testing.assert_array_equal(variables["params"]["position"]["table"], expected)
+    assert "resized: position/table" in capsys.readouterr().out
+    assert model.card == kinetics()
+
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, frames, size, size, 3)))["params"]
+    params, _ = load_weights(tmp_path, model, shapes)
+    np.testing.assert_array_equal(params["position"]["table"], expected)
+
+    # Without a configuration the family's published grid decides, unless the model's own has as many entries.
+    weights = hugging_face_weights(3136)
+    if prod(wanted) == 3136:
+        with pytest.raises(ValueError, match="a table of 3136 positions may be one of"):
+            from_state_dict(model, weights)
+    else:
+        params = from_state_dict(model, weights, strict=True)["params"]
+        np.testing.assert_array_equal(params["position"]["table"], expected)
+        fields = {"width": 4, "depth": 1, "heads": 2, "mlp_ratio": 2.0}
+        _, named = load_pretrained(tmp_path / "model.safetensors", "vivit_base_16x2_joint", **fields, **clips)
+        np.testing.assert_array_equal(named["params"]["position"]["table"], expected)
+
+
+def test_a_table_of_other_clips_than_usual_is_read_by_its_configuration(tmp_path):
+    table = hugging_face_directory(tmp_path, 8, 448)  # has as many positions as the usual 32 frames of 224
+    _, variables = load_pretrained(tmp_path, strict=True)
+    np.testing.assert_array_equal(variables["params"]["position"]["table"], table)
+    _, variables = load_pretrained(tmp_path, strict=True, num_frames=32, image_size=224)
+    expected = resize_table(jnp.asarray(table), (16, 14, 14), "linear")
+    np.testing.assert_array_equal(variables["params"]["position"]["table"], expected)
 
 
 def test_gradients_equal_pytorchs(video, tmp_path):
@@ -279,6 +356,17 @@ def test_an_image_vit_is_where_training_starts(kind, inflation):
     assert not params["head"]["kernel"].any()
     if kind == "factorized_self_attention":
         assert (encoder["temporal_norm"]["scale"] == 1).all() and (encoder["spatial_norm"]["scale"] != 1).all()
+
+
+def test_layer_scale_of_an_image_vit_is_folded(kind):
+    weights, model = image_weights(), MODELS[kind](num_classes=5)
+    scale = np.linspace(-2, 2, 24, dtype=np.float32)
+    scaled = from_state_dict(model, weights | {f"blocks.{i}.ls1.gamma": scale for i in range(2)})["params"]
+    plain = from_state_dict(model, weights)["params"]
+    encoder = "spatial_transformer" if kind == "factorized_encoder" else "transformer"
+    attention = "spatial_attention" if "self" in kind else "attention"
+    ours, theirs = (params[encoder]["block_1"][attention]["out"]["kernel"] for params in (scaled, plain))
+    np.testing.assert_allclose(ours, theirs * scale, rtol=1e-6)
 
 
 def test_starts_as_the_original():

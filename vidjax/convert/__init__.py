@@ -27,7 +27,7 @@ from vidjax.convert import (
 from vidjax.convert.checkpoint import save_pretrained
 from vidjax.convert.files import Weights
 from vidjax.convert.rules import Inflation, Layout, Report
-from vidjax.models import create_model, example_inputs
+from vidjax.models import check_fields, create_model, example_inputs
 
 __all__ = ["Report", "from_state_dict", "load_pretrained", "load_weights", "save_pretrained"]
 
@@ -42,14 +42,20 @@ def from_state_dict(
     state_dict: Weights,
     *,
     strict: bool = False,
+    fresh: Sequence[str] = (),
     inflation: Inflation = "average",
     key: jax.Array | None = None,
 ) -> dict:
     """The model's variables from published names and arrays.
 
+    There is no report: what the layout lets the weights lack, as a whole (a head, say), is newly initialised, and names
+    that no layout knows are left out, both without a word unless `strict` refuses them. A head of other classes is
+    refused unless a new one is asked for.
+
     Args:
       state_dict: `{published name: numpy array}` in any layout known for the model's family.
       strict: nothing may be newly initialised or unused.
+      fresh: beginnings of parameter paths that are newly initialised whatever the weights hold, such as `["head"]`.
       inflation: how kernels of images become kernels of clips.
       key: initialises what the weights may lack, such as a head; `jax.random.key(0)` where not given.
 
@@ -57,7 +63,14 @@ def from_state_dict(
       ValueError: the names are of no known layout, or do not fit the model.
     """
     layout, prepared = recognize(model, state_dict)
-    return _fill(model, layout, prepared, strict, inflation, key)[0]
+    variables, report = _fill(model, layout, prepared, strict, inflation, key, fresh=fresh)
+    classes = layout.classes(prepared)
+    if classes is not None and "head/kernel" in report.fresh and not rules.begins("head/kernel", fresh):
+        raise ValueError(
+            f"the head has {classes} classes in the weights and {model.num_classes} in the model: set num_classes, or "
+            'give fresh=["head"] for a new head'
+        )
+    return variables
 
 
 def load_weights(
@@ -83,9 +96,12 @@ def load_weights(
       >>> params, report = load_weights("checkpoint.pth", model, params, fresh=["head"])
       >>> print(report)
     """
+    config = hub.read_config(Path(path).expanduser()) if weights is None else None
+    described = hub.build(config, CONFIGS, path) if config and config["model_type"] in CONFIGS else None
     try:
         layout, prepared = recognize(model, files.read(path) if weights is None else weights)
-        return rules.apply(layout, prepared, params, fresh=fresh, inflation=inflation)
+        native = _native(model, described)
+        return rules.apply(layout, prepared, params, fresh=fresh, inflation=inflation, native=native)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -106,9 +122,10 @@ def load_pretrained(
     `model.card` tells how pixels are normalised, how frames are sampled and what the classes are called.
 
     Args:
-      source: a Hugging Face id (through huggingface_hub), a Hugging Face directory, a vidjax checkpoint, or a
-        `.safetensors`, `.pth`, `.pyth`, `.pt`, `.bin` or Flax `.msgpack` file of a published layout.
-      name: see `vidjax.list_models`; not needed where the source says what it is.
+      source: a Hugging Face id (through huggingface_hub), a Hugging Face directory, a vidjax checkpoint, or a file of
+        safetensors, PyTorch (`.pth`, `.pyth`, `.pt`, `.bin`, `.pth.tar`), NumPy (`.npz`) or Flax (`.msgpack`, Scenic's
+        `checkpoint`) in a published layout.
+      name: see `vidjax.list_models`; not needed where the source says what it is, whose fields it must not contradict.
       strict: nothing may be newly initialised or unused.
       inflation: how kernels of images become kernels of clips: `average` or `central`.
       key: initialises what the weights may lack; `jax.random.key(0)` where not given.
@@ -126,7 +143,9 @@ def load_pretrained(
         weights = files.read(path)
         if config := hub.read_config(path):
             card = hub.read_card(config, path)
-            described = None if name else hub.build(config, CONFIGS, source)
+            # Under a name, another family's weights may be where this one starts.
+            known = name is None or config["model_type"] in CONFIGS
+            described = hub.build(config, CONFIGS, source) if known else None
     return assemble(
         source,
         weights,
@@ -162,11 +181,17 @@ def assemble(
     """
     if name is None and described is None:
         raise ValueError(f"{source} does not say what model it is: give name=, one of vidjax.list_models()")
-    model = create_model(name, **overrides) if name else described.clone(**overrides)
+    if name is None:
+        check_fields(type(described).__name__, type(described), overrides)
+        model = described.clone(**overrides)
+    else:
+        model = create_model(name, **overrides)
     try:
         layout, prepared = recognize(model, weights)
         if layout.name == checkpoint.OURS and described is not None and type(described) is not type(model):
             raise ValueError(f"this is a checkpoint of {type(described).__name__}, not of {type(model).__name__}")
+        if name and described is not None:
+            model = _reconcile(name, model, described, overrides)
         classes = layout.classes(prepared)
         if "num_classes" not in overrides and classes is not None and hasattr(model, "num_classes"):
             model = model.clone(num_classes=classes)
@@ -174,7 +199,7 @@ def assemble(
         if len(card.class_names) != getattr(model, "num_classes", None):
             card = dataclasses.replace(card, class_names=())  # those of another head
         model = model.clone(card=card)
-        variables, report = _fill(model, layout, prepared, strict, inflation, key)
+        variables, report = _fill(model, layout, prepared, strict, inflation, key, described=described)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
     if verbose:
@@ -207,17 +232,64 @@ def recognize(model: nn.Module, weights: Weights) -> tuple[Layout, Weights]:
     )
 
 
-def _fill(model: nn.Module, layout: Layout, weights: Weights, strict: bool, inflation: Inflation, key) -> tuple:
+# Fields in which a model may differ from what its weights are of: clips, classes, and what is there in training alone.
+FREE = ("num_classes", "num_frames", "image_size", "dropout", "drop_path")
+OWN = ("parent", "name", "card", "dtype", "remat")  # never taken over: the card is put together from both
+
+
+def _reconcile(name: str, model: nn.Module, described: nn.Module, overrides: dict) -> nn.Module:
+    """The model of this name with what its weights say of themselves, where the caller does not say it.
+
+    Raises:
+      ValueError: they say something else than the name: the outputs would not be those of the weights.
+    """
+    both = [f.name for f in dataclasses.fields(model) if f.name in described.__dataclass_fields__]
+    kept = {field: getattr(described, field) for field in both if field not in (*OWN, *overrides)}
+    for field, value in kept.items():
+        if field not in FREE and value != getattr(model, field):
+            raise ValueError(
+                f"{name} has {field} {getattr(model, field)!r}, the weights are of a model with {value!r}: leave the "
+                f"name out, or give {field} as well"
+            )
+    return model.clone(**kept)
+
+
+def _shapes(model: nn.Module) -> dict:
+    """Shapes of the model's variables."""
+    return jax.eval_shape(model.init, jax.random.key(0), *example_inputs(model))
+
+
+def _native(model: nn.Module, described: nn.Module | None) -> dict[str, tuple[int, ...]]:
+    """Shapes by path in the model that the weights are of, where that is known and of the same kind."""
+    if type(described) is not type(model):
+        return {}
+    shapes = flatten_dict(_shapes(described), sep="/")
+    return {path.removeprefix("params/"): leaf.shape for path, leaf in shapes.items()}
+
+
+def _fill(
+    model: nn.Module,
+    layout: Layout,
+    weights: Weights,
+    strict: bool,
+    inflation: Inflation,
+    key: jax.Array | None,
+    *,
+    fresh: Sequence[str] = (),
+    described: nn.Module | None = None,
+) -> tuple[dict, Report]:
     """Variables and report; only what the weights lack is initialised."""
 
     def init(key):
         return model.init(key, *(jax.numpy.zeros(x.shape, x.dtype) for x in example_inputs(model)))
 
-    key = jax.random.key(0) if key is None else key
-    shapes = jax.eval_shape(init, key)
-    variables, report = rules.apply(layout, weights, shapes, strict=strict, inflation=inflation)
+    native = {} if layout.name == checkpoint.OURS else _native(model, described)  # our own tables are grids
+    variables, report = rules.apply(
+        layout, weights, _shapes(model), strict=strict, fresh=fresh, inflation=inflation, native=native
+    )
     flat = flatten_dict(variables)
     left = [path for path, leaf in flat.items() if isinstance(leaf, jax.ShapeDtypeStruct)]
     if left:
+        key = jax.random.key(0) if key is None else key
         flat |= jax.jit(lambda key: {path: leaf for path, leaf in flatten_dict(init(key)).items() if path in left})(key)
     return unflatten_dict(flat), report

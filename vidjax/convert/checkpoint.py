@@ -24,9 +24,10 @@ def is_one(path: Path) -> bool:
 
 
 def save_pretrained(directory: str | Path, model: nn.Module, variables: dict) -> None:
-    """Writes a model and its variables so that `load_pretrained(directory)` gives both back, to the last bit.
+    """Writes a model and its variables so that `load_pretrained(directory)` gives both back, every value as it was.
 
-    How to compute (`dtype`, `remat`) is no property of weights: it is chosen anew where they are loaded.
+    Parameters come back as float32, as those of all models are; bfloat16 loses nothing in it. How to compute (`dtype`,
+    `remat`) is no property of weights: it is chosen anew where they are loaded.
 
     Raises:
       FileExistsError: something is there already.

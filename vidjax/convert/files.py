@@ -3,7 +3,11 @@
 import argparse
 import json
 import pickle
+import re
+import struct
 import zipfile
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +16,15 @@ from flax.traverse_util import flatten_dict
 
 Weights = dict[str, np.ndarray]
 
-SUFFIXES = (".safetensors", ".pth", ".pyth", ".pt", ".bin")
+SUFFIXES = (".safetensors", ".npz", ".msgpack", ".pth", ".pyth", ".pt", ".bin", ".tar", ".ckpt")  # of published files
+TORCH = (".pth", ".pyth", ".pt", ".bin")
+ZIP, PICKLE = b"PK\x03\x04", b"\x80"  # how PyTorch's files begin, since version 1.6 and before
 IN_DIRECTORY = (  # Hugging Face's names, the safe ones first
     "model.safetensors",
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
+    "checkpoint",  # Scenic's
 )
 CONTAINERS = (
     "model",
@@ -28,11 +35,13 @@ CONTAINERS = (
 
 
 def read(path: str | Path) -> Weights:
-    """All arrays of a `.safetensors`, `.pth`, `.pyth`, `.pt` or `.bin` file, or of a Hugging Face directory.
+    """All arrays of a file of safetensors, PyTorch, NumPy or Flax, or of a directory of Hugging Face's or Scenic's.
+
+    The name's ending tells the format (`SUFFIXES`); where it does not (`x.pth.tar`, `checkpoint`), the first bytes do.
 
     Raises:
       FileNotFoundError: nothing is there, or the directory holds no weights.
-      ValueError: the file holds no weights, or more than weights.
+      ValueError: the file holds no weights, or more than weights, or is damaged.
       ImportError: PyTorch's formats need PyTorch.
     """
     path = Path(path).expanduser()
@@ -47,15 +56,26 @@ def read(path: str | Path) -> Weights:
         raise FileNotFoundError(f"there are no weights at {path}: give a file or a Hugging Face directory")
     if path.name.endswith(".index.json"):
         return _read_shards(path)
-    if path.suffix == ".safetensors":
-        return read_safetensors(path)
-    if path.suffix == ".npz":
-        return _read_npz(path)
-    if path.suffix in SUFFIXES:
-        return _read_torch(path)
-    if path.suffix == ".msgpack" or path.name.startswith("checkpoint_"):
-        return _read_flax(path)
-    raise ValueError(f"{path} is not a file of weights: its name should end in {', '.join(SUFFIXES)}, .npz or .msgpack")
+    weights = _reader(path)(path)
+    if not weights:
+        raise ValueError(f"{path} holds no weights: there is no array in it")
+    return weights
+
+
+def _reader(path: Path) -> Callable[[Path], Weights]:
+    """What reads the file."""
+    readers = {".safetensors": read_safetensors, ".npz": _read_npz, ".msgpack": _read_flax}
+    if reader := readers.get(path.suffix) or (_read_torch if path.suffix in TORCH else None):
+        return reader
+    with path.open("rb") as file:
+        head = file.read(9)
+    if head[5:] == b"\0\0\0{":  # the length of a header, below 2**40, and JSON
+        return read_safetensors
+    if head.startswith((ZIP, PICKLE)):
+        return _read_torch
+    if head and (0x80 < head[0] < 0x90 or head[0] in (0xDE, 0xDF)):  # MessagePack's maps that are not empty
+        return _read_flax
+    raise ValueError(f"{path} is no file of weights: it is not safetensors, PyTorch's, NumPy's or Flax's (msgpack)")
 
 
 def _read_shards(index: Path) -> Weights:
@@ -83,6 +103,10 @@ def read_safetensors(path: Path) -> Weights:
 
 
 def _read_torch(path: Path) -> Weights:
+    with path.open("rb") as file:
+        zipped = file.read(len(ZIP)) == ZIP
+    if zipped:
+        _check_archive(path)  # PyTorch looks at no checksum
     try:
         import torch
     except ImportError as error:
@@ -91,9 +115,12 @@ def _read_torch(path: Path) -> Weights:
         # Published checkpoints carry their command line beside the weights; a Namespace only holds attributes.
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).strip().split(". ")[0].splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{path} cannot be read as plain weights, and objects are not unpickled: {reason}") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, struct.error) as error:
+        if foreign := re.search(r"GLOBAL (\S+)", str(error)):
+            said = f"it holds {foreign[1]}, and objects are not unpickled"
+        else:
+            said = "it is damaged, cut short or no file of PyTorch's"
+        raise ValueError(f"{path} cannot be read as plain weights: {said}") from error
     while isinstance(content, dict) and (key := next((key for key in CONTAINERS if _is_dict(content, key)), None)):
         content = content[key]
     tensors = content if isinstance(content, dict) else {}
@@ -107,11 +134,22 @@ def _read_torch(path: Path) -> Weights:
     return weights
 
 
+def _check_archive(path: Path) -> None:
+    """Refuses a zip archive that is cut short, or a part of which has a wrong checksum."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, EOFError, zlib.error, struct.error, NotImplementedError, ValueError) as error:
+        raise ValueError(f"{path} is damaged or cut short: its list of contents cannot be read") from error
+    if damaged:
+        raise ValueError(f"{path} is damaged: the checksum of {damaged} in it is wrong")
+
+
 def _read_npz(path: Path) -> Weights:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return dict(arrays)
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
+    except (ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} cannot be read as NumPy arrays: it is damaged, or holds objects") from error
 
 

@@ -3,8 +3,11 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
+
+from vidjax.convert.files import SUFFIXES
 
 PATTERNS = ("config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json")
 
@@ -13,7 +16,7 @@ def fetch(source: str | Path) -> Path:
     """Where the source is on this machine; an id that is no path here is downloaded through huggingface_hub."""
     path = Path(source).expanduser()
     name = str(source)
-    if path.exists() or name.count("/") != 1 or name.startswith((".", "/", "~")) or path.suffix in (".pth", ".pyth"):
+    if path.exists() or name.count("/") != 1 or name.startswith((".", "/", "~")) or path.suffix in SUFFIXES:
         return path
     try:
         import huggingface_hub
@@ -35,13 +38,18 @@ def fetch(source: str | Path) -> Path:
 def read_config(path: Path) -> dict | None:
     """The directory's `config.json`; None where there is none."""
     file = path / "config.json"
-    if not file.is_file():
-        return None
+    config = _read_json(file) if file.is_file() else {}
+    return config if "model_type" in config else None
+
+
+def _read_json(file: Path) -> dict:
     try:
-        config = json.loads(file.read_text())
+        content = json.loads(file.read_text())
     except ValueError as error:
         raise ValueError(f"{file} is not JSON: {error}") from error
-    return config if isinstance(config, dict) and "model_type" in config else None
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} is not a configuration: it holds no named values")
+    return content
 
 
 def build(config: dict, known: dict[str, Callable[[dict], nn.Module]], source: str | Path) -> nn.Module:
@@ -57,24 +65,42 @@ def build(config: dict, known: dict[str, Callable[[dict], nn.Module]], source: s
         return known[kind](config)
     except KeyError as error:
         raise ValueError(f"the config.json of {source} lacks {error}") from error
+    except ValueError as error:
+        raise ValueError(f"the config.json of {source} cannot be followed: {error}") from error
+
+
+def expect(config: dict, field: str, *known: object) -> None:
+    """Refuses a configuration with another value than those that our module computes.
+
+    Args:
+      known: the first is what a configuration means that says nothing.
+    """
+    value = config.get(field, known[0])
+    if value not in known:
+        raise ValueError(f"{field} is {value!r}, and this model is computed with {' or '.join(map(repr, known))} alone")
 
 
 def read_card(config: dict, path: Path) -> dict:
     """What the directory says of input and classes, as fields of a `Card`."""
     told = {}
-    names = config.get("id2label") or {}
-    if names and not all(str(name).startswith("LABEL_") for name in names.values()):
-        told["class_names"] = tuple(names[index] for index in sorted(names, key=int))
-    file = path / "preprocessor_config.json"
-    if file.is_file():
-        preprocessor = json.loads(file.read_text())
+    file = path / "config.json"
+    try:
+        names = config.get("id2label") or {}
+        if names and not all(str(name).startswith("LABEL_") for name in names.values()):
+            told["class_names"] = tuple(names[index] for index in sorted(names, key=int))
+        file = path / "preprocessor_config.json"
+        preprocessor = _read_json(file) if file.is_file() else {}
         for field, key in (("mean", "image_mean"), ("std", "image_std")):
-            if key in preprocessor:
+            if preprocessor.get(key) is not None:
                 told[field] = tuple(float(value) for value in preprocessor[key])
-        sides = (
-            (preprocessor.get("crop_size") or {}).get("height"),
-            (preprocessor.get("size") or {}).get("shortest_edge"),
-        )
-        if preprocessor.get("do_center_crop") and all(sides):
-            told["crop_ratio"] = sides[0] / sides[1]
+        crop, size = _side(preprocessor.get("crop_size")), _side(preprocessor.get("size"))
+        if preprocessor.get("do_center_crop") and crop and size:
+            told["crop_ratio"] = crop / size
+    except (TypeError, AttributeError, KeyError) as error:
+        raise ValueError(f"{file} cannot be followed: {error}") from error
     return told
+
+
+def _side(size: Any) -> Any:
+    """Height of the picture where it says so, or of its shorter side; transformers has written sizes in three ways."""
+    return size.get("height", size.get("shortest_edge")) if isinstance(size, dict) else size

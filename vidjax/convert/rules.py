@@ -1,8 +1,9 @@
 """Published names to ours: what a rule is, how rules fill a tree of parameters, and the report of what happened."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 import jax
@@ -13,7 +14,7 @@ from vidjax.convert.files import Weights
 
 Inflation = Literal["average", "central"]
 Transform = Callable[[np.ndarray], np.ndarray]
-Fit = Callable[[np.ndarray, tuple[int, ...], Inflation], np.ndarray]
+Fit = Callable[[np.ndarray, tuple[int, ...], Inflation, tuple[int, ...] | None], np.ndarray]
 
 
 def same(value: np.ndarray) -> np.ndarray:
@@ -39,7 +40,8 @@ class Rule:
       source: published name; `{i}` (any letters) stands for a number, as in `blocks.{i}.norm1.weight`.
       target: path in our parameters, as in `transformer/block_{i}/norm1/scale`; it may start with another collection.
       transform: from the published value to ours.
-      fit: makes a value of another shape fit ours (`convert.fits`); without it another shape is an error.
+      fit: makes a value of another shape fit ours (`convert.fits`), from the value, our shape, the inflation, and the
+        shape that the weights' own model has there if it is known; without it another shape is an error.
     """
 
     source: str
@@ -108,14 +110,24 @@ def strip(weights: Weights, *prefixes: str) -> Weights:
     return stripped
 
 
+LAYER_SCALES = (  # of BEiT's line and VideoMAE; of timm's image ViTs (DINOv2, DeiT-III)
+    ("gamma_1", "attn.proj"),
+    ("gamma_2", "mlp.fc2"),
+    ("ls1.gamma", "attn.proj"),
+    ("ls2.gamma", "mlp.fc2"),
+)
+
+
 def fold_layer_scale(weights: Weights) -> Weights:
-    """Without prefixes, and with layer scale (gamma_1, gamma_2) multiplied into the linear map before it."""
-    weights = strip(weights, "module.", "backbone.", "encoder.")
-    for gamma, linear in (("gamma_1", "attn.proj"), ("gamma_2", "mlp.fc2")):
+    """The same entries with layer scale (in each block) multiplied into the linear map before it."""
+    weights = dict(weights)
+    for gamma, linear in LAYER_SCALES:
         for name in [name for name in weights if name.endswith(f".{gamma}")]:
-            scale, at = weights.pop(name), name.removesuffix(gamma) + linear
-            weights[f"{at}.weight"] = weights[f"{at}.weight"] * scale[:, None]
-            weights[f"{at}.bias"] = weights[f"{at}.bias"] * scale
+            at = name.removesuffix(gamma) + linear
+            if f"{at}.weight" in weights and f"{at}.bias" in weights:  # otherwise the entry is left, and refused
+                scale = weights.pop(name)
+                weights[f"{at}.weight"] = weights[f"{at}.weight"] * scale[:, None]
+                weights[f"{at}.bias"] = weights[f"{at}.bias"] * scale
     return weights
 
 
@@ -138,6 +150,11 @@ class Layout:
     prepare: Callable[[Weights], Weights] = strip
     optional: tuple[str, ...] = ("head/",)
     surplus: tuple[str, ...] = ("head/",)
+
+    def holds(self, name: str) -> bool:
+        """Whether the entry stands in one of the repeated blocks that the rules name."""
+        blocks = {rule.source[: rule.source.rindex("}") + 2] for rule in self.rules if "}" in rule.source}
+        return begins(name, tuple(blocks))
 
     def classes(self, weights: Weights) -> int | None:
         """How many classes the head in the (prepared) weights has; None without one."""
@@ -184,11 +201,13 @@ def apply(
     strict: bool = False,
     fresh: Sequence[str] = (),
     inflation: Inflation = "average",
+    native: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
 ) -> tuple[dict, Report]:
     """`tree` with every parameter that a rule finds in `weights`, in the tree's own types and placement.
 
     What the weights may lack and does not stand in them, a head of another class count and what is named in `fresh`
-    stay as they are in the tree. Everything else that does not fit is an error.
+    stay as they are in the tree. Everything else that does not fit is an error, and so is an entry that no rule knows
+    within a block: it would change what the block computes.
 
     Args:
       weights: as `layout.prepare` made them.
@@ -196,6 +215,7 @@ def apply(
       strict: nothing may be left as it was, and nothing unused.
       fresh: beginnings of our paths that are left as they are, whatever the weights hold.
       inflation: how kernels of images become kernels of clips, see `convert.fits.inflate`.
+      native: shapes by our paths in the model that the weights are of, where its configuration is known.
 
     Raises:
       ValueError: something is missing, left over, of another shape or not finite.
@@ -214,7 +234,7 @@ def apply(
         if not wanted:
             unused.append(name)
             allowed = (*layout.surplus, *layout.optional, *fresh)
-            if strict or any(not begins(path, allowed) for _, path in paths):
+            if strict or any(not begins(path, allowed) for _, path in paths) or (not paths and layout.holds(name)):
                 refused.append(name)
         elif not np.isfinite(value).all():
             raise ValueError(f"{name} in the weights is not finite: they are damaged, or training had failed")
@@ -223,8 +243,8 @@ def apply(
                 raise ValueError(f"two entries of the weights are {path}, one of them {name}: keep one")
             ours, theirs = flat[places[path]], rule.transform(value)
             if ours.shape != theirs.shape and rule.fit is not None:
-                fitted = rule.fit(theirs, ours.shape, inflation)
-                if fitted.size != theirs.size:
+                fitted = rule.fit(theirs, ours.shape, inflation, native.get(path))
+                if not np.array_equal(fitted.ravel(), theirs.ravel()):
                     resized.append(f"{path} {theirs.shape} -> {fitted.shape}")
                 theirs = fitted
             if ours.shape == theirs.shape:

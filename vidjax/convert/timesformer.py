@@ -11,7 +11,9 @@ import flax.linen as nn
 
 from vidjax.convert.files import Weights
 from vidjax.convert.fits import inflate, table
-from vidjax.convert.rules import Layout, Rule, dense, fused_attention, norm, strip
+from vidjax.convert.hub import expect
+from vidjax.convert.rules import Layout, Rule, dense, fold_layer_scale, fused_attention, norm, strip
+from vidjax.convert.vit import EXACT_GELU
 from vidjax.models.timesformer import TimeSformer, kinetics
 
 ATTENTION = {"divided_space_time": "divided", "joint_space_time": "joint", "space_only": "space"}
@@ -82,7 +84,7 @@ def original(sign: str, groups: tuple[str, ...], name: str, head: str | None, op
 
 def without_prefix(weights: Weights) -> Weights:
     """The original's files call everything `model.`; some keep a copy under a doubled name, which nothing reads."""
-    weights = strip(weights, "module.", "model.")
+    weights = fold_layer_scale(strip(weights, "module.", "model."))
     return {name: value for name, value in weights.items() if "temporal_temporal" not in name}
 
 
@@ -92,7 +94,7 @@ def of_images(weights: Weights) -> Weights:
     The original's files tell themselves by the prefix `model.`; without one, the classes are those of images from
     ImageNet's 1000 on.
     """
-    weights = strip(weights, "module.")
+    weights = fold_layer_scale(strip(weights, "module."))
     return weights if "head.weight" in weights and len(weights["head.weight"]) >= 1000 else {}
 
 
@@ -142,8 +144,10 @@ def layouts(model: TimeSformer) -> tuple[Layout, ...]:
 
 def from_config(config: dict) -> nn.Module:
     """The model of a Hugging Face configuration."""
-    if config["attention_type"] not in ATTENTION:
-        raise ValueError(f"attention_type is '{config['attention_type']}': known are {', '.join(ATTENTION)}")
+    expect(config, "attention_type", *ATTENTION)
+    expect(config, "hidden_act", *EXACT_GELU)
+    expect(config, "layer_norm_eps", 1e-6)
+    expect(config, "qkv_bias", True)
     return TimeSformer(
         config["hidden_size"],
         config["num_hidden_layers"],

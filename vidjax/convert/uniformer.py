@@ -67,17 +67,20 @@ HEAD = (*dense("head", "head"), *dense("cls_head.fc_cls", "head"))  # the origin
 OPTIONAL = ("head/", "stage_{s}/block_{i}/temporal_")
 
 
+def bare(weights: Weights) -> Weights:
+    """The entries without prefixes and without layer scale."""
+    return fold_layer_scale(strip(weights, "module.", "backbone."))
+
+
 def of_image(weights: Weights) -> Weights:
     """The entries where they are an image model's, which its kernels tell; none where they are not."""
-    weights = fold_layer_scale(weights)
+    weights = bare(weights)
     return weights if SIGN in weights and weights[SIGN].ndim == 4 else {}
 
 
 LAYOUTS = {
     UniFormer: (
         Layout("Sense-X/UniFormer of images", SIGN, RULES, of_image, OPTIONAL),
-        Layout(
-            "Sense-X/UniFormer", SIGN, (*RULES, *HEAD), lambda weights: strip(weights, "module.", "backbone."), OPTIONAL
-        ),
+        Layout("Sense-X/UniFormer", SIGN, (*RULES, *HEAD), bare, OPTIONAL),
     )
 }

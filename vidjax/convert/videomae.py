@@ -2,7 +2,9 @@
 
 import flax.linen as nn
 
+from vidjax.convert.hub import expect
 from vidjax.convert.rules import Layout, Rule, dense, fold_layer_scale, kernel, kernel_rows, norm, strip
+from vidjax.convert.vit import EXACT_GELU
 from vidjax.models.videomae import CARD, Pretraining, VideoMAE
 
 
@@ -29,7 +31,7 @@ def original(encoder: str, **partial: tuple[str, ...]) -> Layout:
     return Layout(
         name="MCG-NJU/VideoMAE",
         sign="patch_embed.proj.weight",
-        prepare=fold_layer_scale,
+        prepare=lambda weights: fold_layer_scale(strip(weights, "module.", "backbone.", "encoder.")),
         rules=(
             *dense("patch_embed.proj", f"{encoder}patch_embedding"),
             *original_blocks("blocks", f"{encoder}transformer"),
@@ -87,7 +89,16 @@ def hugging_face(encoder: str, **partial: tuple[str, ...]) -> Layout:
 
 
 def from_config(config: dict) -> nn.Module:
-    """The model of a Hugging Face configuration; a directory of VideoMAEForPreTraining holds a `Pretraining`."""
+    """The model of a Hugging Face configuration; a directory of VideoMAEForPreTraining holds a `Pretraining`.
+
+    The layer norms' epsilon is the original's, whatever of the two the configuration says: see `models.videomae`.
+    """
+    expect(config, "hidden_act", *EXACT_GELU)
+    expect(config, "layer_norm_eps", 1e-12, 1e-6)
+    expect(config, "qkv_bias", True)
+    kind = next(iter(config.get("architectures") or ()), "VideoMAEForVideoClassification")
+    if kind == "VideoMAEForVideoClassification":
+        expect(config, "use_mean_pooling", True)  # otherwise the first token is classified
     fields = {
         "width": config["hidden_size"],
         "depth": config["num_hidden_layers"],
@@ -99,14 +110,14 @@ def from_config(config: dict) -> nn.Module:
         "image_size": config["image_size"],
         "card": CARD,
     }
-    if "VideoMAEForPreTraining" in config.get("architectures", ()):
+    if kind == "VideoMAEForPreTraining":
         decoder = {
             "decoder_width": config["decoder_hidden_size"],
             "decoder_depth": config["decoder_num_hidden_layers"],
             "decoder_heads": config["decoder_num_attention_heads"],
         }
         return Pretraining(**fields, **decoder)
-    return VideoMAE(**fields)
+    return VideoMAE(**fields, final_norm=not config.get("use_mean_pooling", True))
 
 
 # Fine-tuning starts with a new head and, as in the original, without the norm that ends pre-training's encoder.

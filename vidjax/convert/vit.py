@@ -3,9 +3,13 @@
 import flax.linen as nn
 
 from vidjax.convert.fits import inflate, table
-from vidjax.convert.rules import Layout, Rule, dense, fused_attention, norm, strip
+from vidjax.convert.hub import expect
+from vidjax.convert.rules import Layout, Rule, dense, fold_layer_scale, fused_attention, norm, strip
 from vidjax.layers.card import Card
 from vidjax.models.vit import ViT
+
+EXACT_GELU = ("gelu", "gelu_python")  # Hugging Face's names of it, and of its approximation by tanh
+TANH_GELU = ("gelu_fast", "gelu_new", "gelu_pytorch_tanh")
 
 
 def timm_block(source: str, target: str) -> tuple[Rule, ...]:
@@ -62,6 +66,8 @@ def positions(source: str) -> tuple[Rule, ...]:
 
 def from_config(config: dict) -> nn.Module:
     """The model of a Hugging Face configuration."""
+    expect(config, "hidden_act", *EXACT_GELU)
+    expect(config, "qkv_bias", True)
     return ViT(
         config["hidden_size"],
         config["num_hidden_layers"],
@@ -78,7 +84,7 @@ def from_config(config: dict) -> nn.Module:
 TIMM = Layout(
     name="timm",
     sign="blocks.0.attn.qkv.weight",
-    prepare=lambda weights: strip(weights, "module."),
+    prepare=lambda weights: fold_layer_scale(strip(weights, "module.")),
     rules=(
         Rule("cls_token", "class_token"),
         *positions("pos_embed"),

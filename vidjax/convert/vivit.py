@@ -5,16 +5,24 @@ import numpy as np
 
 from vidjax.convert.files import Weights
 from vidjax.convert.fits import inflate, table
-from vidjax.convert.rules import Layout, Rule, dense, fused_attention, norm, strip
-from vidjax.models.vivit import FactorizedEncoder, ViViT
+from vidjax.convert.hub import expect
+from vidjax.convert.rules import Fit, Layout, Rule, dense, fold_layer_scale, fused_attention, norm, strip
+from vidjax.convert.vit import TANH_GELU
+from vidjax.models.vivit import FactorizedEncoder, ViViT, kinetics
 
 
-def positions(source: str, target: str = "", image: bool = False) -> tuple[Rule, ...]:
+def positions(source: str, target: str, fit: Fit) -> tuple[Rule, ...]:
     """A table `(1, 1 + n, d)` whose first entry is the class token's."""
     return (
         Rule(source, f"{target}class_position", lambda value: value[:, :1]),
-        Rule(source, f"{target}position/table", lambda value: value[0, 1:], table("linear", image)),
+        Rule(source, f"{target}position/table", lambda value: value[0, 1:], fit),
     )
+
+
+def of_clips(model: ViViT | FactorizedEncoder) -> Fit:
+    """Fits tables of positions; those that are published are of the fields' defaults, 32 frames and 224 pixels."""
+    sizes = (ViViT.num_frames, ViViT.image_size, ViViT.image_size)
+    return table("linear", usual=tuple(size // patch for size, patch in zip(sizes, model.patch_size, strict=True)))
 
 
 def flat_kernel(value: np.ndarray) -> np.ndarray:
@@ -93,8 +101,8 @@ def scenic(model: ViViT | FactorizedEncoder) -> Layout:
 def scenic_positions(model: ViViT | FactorizedEncoder, source: str, target: str) -> tuple[Rule, ...]:
     """A table with a class token's entry in it, or without."""
     if model.pooling == "class_token":
-        return positions(source, target)
-    return (Rule(source, f"{target}position/table", lambda value: value[0], table("linear")),)
+        return positions(source, target, of_clips(model))
+    return (Rule(source, f"{target}position/table", lambda value: value[0], of_clips(model)),)
 
 
 def inner_tree(weights: Weights) -> Weights:
@@ -115,10 +123,10 @@ def image(model: ViViT | FactorizedEncoder) -> Layout:
     return Layout(
         name="timm's image ViT",
         sign="blocks.0.attn.qkv.weight",
-        prepare=lambda weights: strip(weights, "module."),
+        prepare=lambda weights: fold_layer_scale(strip(weights, "module.")),
         rules=(
             Rule("cls_token", "class_token"),
-            *positions("pos_embed", image=True),
+            *positions("pos_embed", "", table("linear", image=True)),
             *dense("patch_embed.proj", "patch_embedding", inflate),
             *norm(f"{source}.norm1", f"{target}/norm1"),
             *norm(f"{source}.norm1", f"{target}/spatial_norm"),
@@ -135,7 +143,7 @@ def image(model: ViViT | FactorizedEncoder) -> Layout:
     )
 
 
-def hugging_face() -> Layout:
+def hugging_face(model: ViViT) -> Layout:
     """The layout of VivitForVideoClassification, which is model 1."""
     source, target = "encoder.layer.{i}", "transformer/block_{i}"
     attention = [f"{source}.attention.attention.{part}" for part in ("query", "key", "value")]
@@ -145,7 +153,7 @@ def hugging_face() -> Layout:
         prepare=lambda weights: strip(weights, "vivit."),
         rules=(
             Rule("embeddings.cls_token", "class_token"),
-            *positions("embeddings.position_embeddings"),
+            *positions("embeddings.position_embeddings", "", of_clips(model)),
             *dense("embeddings.patch_embeddings.projection", "patch_embedding"),
             *norm(f"{source}.layernorm_before", f"{target}/norm1"),
             *(rule for part in attention for rule in dense(part, f"{target}/attention/{part.rsplit('.', 1)[-1]}")),
@@ -162,11 +170,14 @@ def hugging_face() -> Layout:
 def layouts(model: ViViT | FactorizedEncoder) -> tuple[Layout, ...]:
     """What the model's weights may be in."""
     joint = isinstance(model, ViViT) and model.attention == "joint"
-    return (scenic(model), *((hugging_face(),) if joint else ()), image(model))
+    return (scenic(model), *((hugging_face(model),) if joint else ()), image(model))
 
 
 def from_config(config: dict) -> nn.Module:
     """The model of a Hugging Face configuration."""
+    expect(config, "hidden_act", *TANH_GELU)
+    expect(config, "layer_norm_eps", 1e-6)
+    expect(config, "qkv_bias", True)
     return ViViT(
         config["hidden_size"],
         config["num_hidden_layers"],
@@ -176,6 +187,7 @@ def from_config(config: dict) -> nn.Module:
         channels=config.get("num_channels", 3),
         num_frames=config["num_frames"],
         image_size=config["image_size"],
+        card=kinetics(),
     )
 
 
