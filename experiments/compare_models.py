@@ -33,7 +33,7 @@ from vidjax.training.metrics import clock, read_metrics
 from vidjax.visualize.curves import save_bands, save_points
 
 CHANCE = 1 / 8
-CLIPS = "--data.frames 8 --data.size 32 --data.short_side 32 --data.stride 3"
+CLIPS = "--data.frames 8 --data.size 32 --data.short_side 32 --data.stride 2"
 PRETRAINED = "--data.frames 8 --data.size 48 --data.short_side 48 --data.stride 2"  # as mae_pretrain's demo has them
 TRANSFORMER = "--optim.learning_rate 0.016 --optim.beta2 0.95 --label_smoothing 0"
 

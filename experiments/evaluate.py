@@ -84,8 +84,8 @@ def label_by_name(source: "Source", model: nn.Module) -> tuple["Source", tuple[s
     """
     from vidjax.data.sources import with_classes
 
-    if model.num_classes is None:
-        raise ValueError(f"{type(model).__name__} has no classes to evaluate: fine-tune it first (finetune.py)")
+    if getattr(model, "num_classes", None) is None:
+        raise ValueError(f"a {type(model).__name__} has no classes to evaluate: fine-tune it first (finetune.py)")
     if model.card.class_names:
         return with_classes(source, model.card.class_names), model.card.class_names, "by name"
     if len(source.class_names) != model.num_classes:

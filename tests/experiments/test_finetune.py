@@ -19,6 +19,7 @@ from flax.traverse_util import flatten_dict
 import vidjax
 from vidjax import cli, runs
 from vidjax.data.config import AugmentConfig, LabelledDataConfig, SourceConfig
+from vidjax.models import example_inputs
 from vidjax.training.loop import LoopConfig
 from vidjax.training.metrics import read_metrics
 from vidjax.training.optimizer import OptimizerConfig
@@ -308,3 +309,47 @@ def test_wrong_input_is_one_line_and_nothing_is_made(flags, message, run, folder
     err = capsys.readouterr().err
     assert message in err and err.count("\n") == 1
     assert sorted(Path(".").rglob("*")) == before
+
+
+BAD_EVALUATION = [
+    (["--run", "RUN", "--data.source", "other"], "other has 2 classes that the model does not know, such as 'a'"),
+    (["--run", "RUN", "--data.source", "flat"], "flat has no labels, and this needs them"),
+    (["--run", "RUN", "--data.source", "nowhere"], "nowhere does not exist"),
+    (["--run", "EMPTY_RUN", "--data.source", "train"], "EMPTY_RUN holds no checkpoint"),
+    (["--run", "PRETRAINING", "--data.source", "train"], "a Pretraining has no classes to evaluate"),
+    (["--run", "RUN", "--views", "4"], "views is 4: write clips x crops, such as 4x3"),
+    (["--run", "RUN", "--out", "train"], "train is not an empty directory: choose another --out"),
+    (["--run", "RUN", "--batch_size", "12"], "a batch of 12 cannot be shared by 8 devices"),
+]
+
+
+@pytest.mark.parametrize(("flags", "message"), BAD_EVALUATION, ids=[" ".join(flags) for flags, _ in BAD_EVALUATION])
+def test_what_cannot_be_evaluated_is_one_line_and_nothing_is_made(flags, message, run, folders, monkeypatch, capsys):
+    os.symlink(run[0], "RUN")
+    model = vidjax.create_model("videomae_tiny_pretrain", num_frames=4, image_size=32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *example_inputs(model))
+    variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    vidjax.convert.save_pretrained("PRETRAINING", model, variables)
+    before = sorted(Path(".").rglob("*"))
+    monkeypatch.setattr(sys, "argv", [str(EXPERIMENTS / "evaluate.py"), *flags])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(evaluate.main, evaluate.Config)
+    assert stop.value.code == 2
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1
+    assert sorted(Path(".").rglob("*")) == before
+
+
+def test_a_file_that_cannot_be_read_is_listed_and_not_counted(run, folders, tmp_path, capsys):
+    names = vidjax.load_pretrained(run[0], verbose=False)[0].card.class_names
+    for name in names[:3]:
+        videos.write_video(Path("good") / name.replace(" ", "_") / "1.mp4", videos.numbered(9))
+    (Path("good") / names[0] / "broken.mp4").write_bytes(b"no video")
+    data = SourceConfig(source="good", workers=1, max_bad_share=0.5)
+    found = evaluate.main(evaluate.Config(run=str(run[0]), data=data, out=str(tmp_path / "out")))
+    assert (found["videos"], found["decoded"], found["counted"]) == (4, 3, 3)
+    assert [Path(path).name for path in found["unreadable"]] == ["broken.mp4"]
+    assert "3 of 4 videos decoded; 1 unreadable, see evaluation.json" in capsys.readouterr().out
+    (listed,) = (tmp_path / "out" / "bad_files.jsonl").read_text().splitlines()
+    assert "broken.mp4" in listed
+    assert [row["videos"] for row in found["per_class"]][:4] == [1, 1, 1, 0]
