@@ -5,7 +5,7 @@
 
 The embedded videos are labelled by the direction of motion, which no single frame tells: a model that looks at each
 frame for itself stays near the 12.5 % of chance, however well it sees. `families` trains a tiny member of every family
-on the same clips by finetune.py; VideoMAE is pre-trained by mae_pretrain.py first. `pretraining` fine-tunes VideoMAE on
+on the same clips by finetune.py; VideoMAE is pre-trained by mae_pretrain.py first, at its own size. `pretraining` fine-tunes VideoMAE on
 few labelled clips from scratch and from that pre-training, with equal steps, over three seeds.
 
 Each training is a process of its own with a work directory in WORKDIR; one that is there already is not repeated, one
@@ -22,11 +22,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from tyro.conf import Positional
 
 import vidjax
 from vidjax import cli
+from vidjax.convert import save_pretrained
 from vidjax.models import example_inputs
 from vidjax.training.cost import count_macs
 from vidjax.training.metrics import clock, read_metrics
@@ -37,17 +39,6 @@ CLIPS = "--data.frames 8 --data.size 32 --data.short_side 32 --data.stride 2"
 PRETRAINED = "--data.frames 8 --data.size 48 --data.short_side 48 --data.stride 2"  # as mae_pretrain's demo has them
 TRANSFORMER = "--optim.learning_rate 0.016 --optim.beta2 0.95 --label_smoothing 0"
 
-FAMILIES = {  # model: (what it makes of time, flags)
-    "r3d_tiny": ("3-D convolutions", "--steps 512"),
-    "r2plus1d_tiny": ("2-D and 1-D convolutions in turn", "--steps 512"),
-    "uniformer_tiny": ("local, then global space-time relations", f"--steps 512 {TRANSFORMER}"),
-    "vivit_tiny_factorized_encoder": ("a transformer over space, one over time", f"--steps 1024 {TRANSFORMER}"),
-    "timesformer_tiny_divided": ("attention over time, then space", f"--steps 3072 {TRANSFORMER}"),
-    "videomae_tiny": ("joint attention, pre-trained", f"--steps 1024 {TRANSFORMER} {PRETRAINED}"),
-    "fr2d_tiny": ("frame by frame, averaged", "--steps 512"),
-    "timesformer_tiny_space": ("frame by frame, averaged", f"--steps 1024 {TRANSFORMER}"),
-    "vit_tiny": ("frame by frame, averaged", f"--steps 1024 {TRANSFORMER}"),
-}
 FEW = f"--model videomae_tiny --data.train_examples 256 --steps 512 --loop.evaluate_every 64 {TRANSFORMER} {PRETRAINED}"
 
 
@@ -61,8 +52,8 @@ class Config:
     """Where trainings and results go."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Of the pre-training study; the first one is that of the families."""
-    models: tuple[str, ...] = tuple(FAMILIES)
-    """Families to compare."""
+    models: tuple[str, ...] = ()
+    """Families to compare (default: all)."""
     flags: str = ""
     """More flags for finetune.py, such as fewer --steps for a trial."""
     pretraining_flags: str = ""
@@ -72,8 +63,8 @@ class Config:
         """Refuses values that cannot be meant."""
         if unknown := [name for name in self.models if name not in FAMILIES]:
             raise ValueError(f"models has {unknown[0]}: choose from {', '.join(FAMILIES)}")
-        if not self.seeds or not self.models:
-            raise ValueError("seeds and models must not be empty")
+        if not self.seeds:
+            raise ValueError("seeds must not be empty")
 
 
 def train(script: str, flags: Sequence[str], workdir: Path) -> None:
@@ -93,11 +84,45 @@ def train(script: str, flags: Sequence[str], workdir: Path) -> None:
         raise ValueError(f"{script} ended with status {done.returncode}, see {log}: {' '.join(last)}")
 
 
-def pretrain(config: Config, seed: int) -> str:
+def pretrain(config: Config, _: str, seed: int) -> str:
     """The work directory of a pre-training."""
     workdir = Path(config.workdir) / f"pretrained_{seed}"
     train("mae_pretrain.py", ["demo", "--seed", str(seed), *config.pretraining_flags.split()], workdir)
     return str(workdir)
+
+
+def spread_times(config: Config, name: str, seed: int) -> str:
+    """A checkpoint of a new model whose table of time positions is as large as its tokens.
+
+    TimeSformer's starts at zero, as it is meant for weights of images and for many epochs: in a few minutes a model
+    from scratch learns the line along which a shape moves, but not which way, as frames without positions have no
+    order.
+    """
+    out = Path(config.workdir) / f"{name}_start_{seed}"
+    if not out.exists():
+        model = vidjax.create_model(name, num_classes=8)
+        variables = model.init(jax.random.key(seed), jnp.zeros(example_inputs(model)[0].shape))
+        table = variables["params"]["time"]["table"]
+        variables["params"]["time"]["table"] = 0.5 * jax.random.normal(jax.random.key(seed), table.shape)
+        save_pretrained(out, model, variables)
+    return str(out)
+
+
+FAMILIES = {  # model: (what it makes of time, flags, what it starts from)
+    "r3d_tiny": ("3-D convolutions", "--steps 512", None),
+    "r2plus1d_tiny": ("2-D and 1-D convolutions in turn", "--steps 512", None),
+    "uniformer_tiny": ("local, then global space-time relations", f"--steps 1024 {TRANSFORMER}", None),
+    "vivit_tiny_factorized_encoder": ("a transformer over space, one over time", f"--steps 1024 {TRANSFORMER}", None),
+    "timesformer_tiny_divided": (
+        "attention over time, then space",
+        f"--steps 2048 --drop_path 0 {TRANSFORMER}",
+        spread_times,
+    ),
+    "videomae_tiny": ("joint attention, pre-trained", f"--steps 1024 {TRANSFORMER} {PRETRAINED}", pretrain),
+    "fr2d_tiny": ("frame by frame, averaged", "--steps 512", None),
+    "timesformer_tiny_space": ("frame by frame, averaged", f"--steps 1024 {TRANSFORMER}", None),
+    "vit_tiny": ("frame by frame, averaged", f"--steps 1024 {TRANSFORMER}", None),
+}
 
 
 def finetune(config: Config, name: str, flags: str, seed: int) -> dict[str, Any]:
@@ -127,11 +152,12 @@ def finetune(config: Config, name: str, flags: str, seed: int) -> dict[str, Any]
 def compare_families(config: Config) -> tuple[dict[str, Any], str]:
     """A row a model, from the least to the most accurate."""
     seed, found = config.seeds[0], {}
-    for name in config.models:
-        flags = f"--model {name} {CLIPS} {FAMILIES[name][1]}"
-        if name == "videomae_tiny":
-            flags += f" --init_from {pretrain(config, seed)}"
-        found[name] = {"time": FAMILIES[name][0], **finetune(config, name, flags, seed)}
+    for name in config.models or FAMILIES:
+        time, flags, start = FAMILIES[name]
+        flags = f"--model {name} {CLIPS} {flags}"
+        if start is not None:
+            flags += f" --init_from {start(config, name, seed)}"
+        found[name] = {"time": time, **finetune(config, name, flags, seed)}
         print(f"  top-1 {found[name]['top1']:.1%}", flush=True)
     rows = sorted(found.items(), key=lambda item: item[1]["top1"])
     points = {name: (row["training_gmacs"] / 1e3, row["top1"]) for name, row in rows}
@@ -150,7 +176,7 @@ def compare_starts(config: Config) -> tuple[dict[str, Any], str]:
     """From scratch against pre-trained, over seeds."""
     found: dict[str, list] = {"from scratch": [], "pre-trained": []}
     for seed in config.seeds:
-        starts = {"from scratch": "", "pre-trained": f"--init_from {pretrain(config, seed)}"}
+        starts = {"from scratch": "", "pre-trained": f"--init_from {pretrain(config, 'videomae_tiny', seed)}"}
         for start, flags in starts.items():
             result = finetune(config, f"few_{start.replace(' ', '_')}_{seed}", f"{FEW} {flags}", seed)
             found[start].append(result)

@@ -211,7 +211,8 @@ def main(config: Config) -> dict[str, Any] | list[dict[str, Any]]:
     model, variables, clips, meta = load(config)
     meta |= {name: getattr(config, name) for name in ("window", "stride", "batch_size", "videos_per_part")}
     meta |= {"source": config.data.source, "split": config.data.split, "videos": len(source)}
-    meta |= {"list": hashlib.sha256("\n".join(source.ids).encode()).hexdigest()}
+    listed = repr((source.class_names, list(source.ids), videos.rows))  # with parts and labels
+    meta |= {"list": hashlib.sha256(listed.encode()).hexdigest()}
     encode = make_encode(config, model, variables, clips)
     if (folder := open_parts(out, meta)) is None:
         print(f"{out} is finished: nothing to do")

@@ -162,7 +162,6 @@ def main(config: Config) -> dict[str, list[str]]:
     out = default if config.out is None else Path(config.out)
 
     made: dict[str, list[str]] = {}
-    folders: set[Path] = set()
     bad = 0
     for index, path in enumerate(videos.source.ids):
         try:
@@ -172,10 +171,9 @@ def main(config: Config) -> dict[str, list[str]]:
             bad += 1
             continue
         folder, number = out / Path(path).stem, 1
-        while folder in folders:  # two files of the same name
+        while folder.exists():  # another file of this name, or an earlier look
             number += 1
             folder = out / f"{Path(path).stem}_{number}"
-        folders.add(folder)
         pixels, caption = window.frames, f"{Path(path).name}, {window.start:.2f} to {window.end:.2f} s"
         pictures, probabilities = jax.device_get(look(pixels))
         if probabilities is not None:

@@ -49,6 +49,33 @@ def test_unknown_flags_and_recipes_end_with_one_line_and_status_2(capsys):
         assert message in line and line.count("\n") == 1
 
 
+@dataclasses.dataclass(frozen=True)
+class Checked(Config):
+    """A job that cannot be meant."""
+
+    def __post_init__(self):
+        if self.size < 1:
+            raise ValueError(
+                f"size is {self.size}: it must be above 0, or nothing that is long enough to be wrapped fits"
+            )
+
+
+def test_values_that_cannot_be_are_one_line_and_status_2(capsys):
+    for argv, message in (
+        (["--size", "0"], "error: size is 0: it must be above 0, or nothing that is long enough to be wrapped fits\n"),
+        (["--size", "many"], "'many'"),
+        (["--size"], "--size"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            cli.parse(Checked, argv=argv)
+        assert stop.value.code == 2
+        line = capsys.readouterr().err
+        assert message in line and line.count("\n") == 1
+    with pytest.raises(SystemExit) as stop:
+        cli.parse(Checked, argv=["--help"])
+    assert not stop.value.code and "A size." in capsys.readouterr().out
+
+
 def test_our_sentence_is_one_line_but_a_defect_keeps_its_trace(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["job.py"])
 
@@ -92,10 +119,13 @@ def test_a_field_new_since_the_run_began_had_its_default(tmp_path):
 
 
 def test_somebody_elses_directory_is_left_alone(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text("{}\n")
-    with pytest.raises(ValueError, match=r"no config\.json"):
-        cli.open_workdir(tmp_path, Config())
-    assert os.listdir(tmp_path) == ["metrics.jsonl"]
+    for name, text in (("metrics.jsonl", "{}\n"), ("config.json", '{"model_type": "vit"}'), ("curves.png", "mine")):
+        folder = tmp_path / name.partition(".")[0]
+        folder.mkdir()
+        (folder / name).write_text(text)
+        with pytest.raises(ValueError, match=rf"holds {name}, which is not of a run of vidjax: choose another"):
+            cli.open_workdir(folder, Config())
+        assert os.listdir(folder) == [name] and (folder / name).read_text() == text
 
 
 def test_a_directory_that_cannot_be_written_is_said_so(tmp_path):

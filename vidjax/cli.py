@@ -16,6 +16,9 @@ from typing import Any, TypeVar
 
 Config = TypeVar("Config")
 
+OURS = ("config.json", "vidjax.json", "metrics.jsonl", "checkpoints", "best", "tensorboard", "curves.png")
+"""What a run writes into its work directory."""
+
 
 def parse(
     config_class: type[Config],
@@ -133,8 +136,9 @@ def open_workdir(workdir: str | Path, config: Any) -> Path:
         reason = error.strerror
         raise OSError(f"cannot write to the work directory {path} ({reason}): choose another --workdir") from None
     saved, began = path / "config.json", (path / "metrics.jsonl").exists() or (path / "checkpoints").exists()
-    if began and not saved.exists():
-        raise ValueError(f"{path} holds metrics or checkpoints but no config.json: choose another --workdir")
+    ours = saved.exists() and "workdir" in read_config(path)
+    if not ours and (others := [name for name in OURS if (path / name).exists()]):
+        raise ValueError(f"{path} holds {others[0]}, which is not of a run of vidjax: choose another --workdir")
     if began:
         differing = differing_fields(read_config(path), as_dict(config), as_dict(type(config)()))
         if differing:
@@ -157,7 +161,11 @@ def read_config(workdir: str | Path) -> dict[str, Any]:
     path = Path(workdir) / "config.json"
     if not path.is_file():
         raise ValueError(f"{workdir} is no vidjax run: it has no config.json")
-    return json.loads(path.read_text())
+    try:
+        config = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    return config if isinstance(config, dict) else {}
 
 
 def differing_fields(old: dict, new: dict, default: dict, prefix: str = "") -> dict[str, tuple[Any, Any]]:

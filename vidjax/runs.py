@@ -70,10 +70,18 @@ def load_pretrained(
 
 def read_weights(workdir: str | Path, which: Which = "best") -> tuple[dict, int]:
     """A run's variables by their paths, and the step they are of; see `training.checkpoint.load_variables`."""
-    from vidjax.training.checkpoint import load_variables  # Orbax is no dependency of a model
+    from vidjax.training.checkpoint import has_checkpoint, load_variables  # Orbax is no dependency of a model
 
-    which = which if (Path(workdir) / which).is_dir() else "last"
-    return load_variables(Path(workdir), which)
+    return load_variables(Path(workdir), which if has_checkpoint(Path(workdir), which) else "last")
+
+
+def class_names(source: str | Path) -> tuple[str, ...]:
+    """What the classes of a run's or a published checkpoint's head are called; empty where it does not say."""
+    path = Path(source).expanduser()
+    if (path / NAME).is_file():
+        return read_model(path).card.class_names
+    config = convert.hub.read_config(path) if path.exists() else None
+    return tuple(convert.hub.read_card(config, path).get("class_names", ())) if config else ()
 
 
 def start_from(

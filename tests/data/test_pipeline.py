@@ -13,7 +13,7 @@ import videos
 
 from vidjax.data import moving_shapes
 from vidjax.data.augment import center_crop
-from vidjax.data.config import AugmentConfig, DataConfig
+from vidjax.data.config import AugmentConfig, ClipConfig, DataConfig
 from vidjax.data.decode import decode
 from vidjax.data.pipeline import BadFiles, evaluation_batches, train_batches
 from vidjax.data.sources import open_source
@@ -155,14 +155,16 @@ def test_too_many_bad_files_stop_the_run(folder, tmp_path):
         pass
 
 
-def test_all_parts_of_a_bad_file_count(folder, tmp_path):
-    rows = [f"{folder}/a/0.mp4,{i / 10}\n" for i in range(6)] + [f"{folder}/c/5.mp4,{i / 10}\n" for i in range(4)]
-    (tmp_path / "list.csv").write_text("path,start\n" + "".join(rows))
-    bad = BadFiles(open_source(str(tmp_path / "list.csv")), 0.5)
-    bad.add(f"{folder}/c/5.mp4", "broken")
-    assert len(bad) == 4
-    with pytest.raises(ValueError, match=r"10 of the 10 examples .*the last one: worse"):
-        bad.add(f"{folder}/a/0.mp4", "worse")
+def test_a_bad_part_of_a_file_does_not_condemn_the_others(folder, tmp_path):
+    starts = (0, 0, 900)  # seconds, the last one behind the end
+    rows = [f"{folder}/a/0.mp4,{start}" for start in starts] + [f"{folder}/a/0.mp4,{i / 100}" for i in range(5)]
+    (tmp_path / "list.csv").write_text("path,start\n" + "\n".join(rows) + "\n")
+    source = open_source(str(tmp_path / "list.csv"))
+    bad = BadFiles(source, 0.2)
+    clips = ClipConfig(frames=2, size=16, stride=1, workers=1)
+    (batch,) = evaluation_batches(source, clips, batch_size=8, bad_files=bad)
+    assert batch["valid"].sum() == 7 and len(bad) == 1
+    assert list(bad.errors) == [f"{folder}/a/0.mp4#t=900"]
 
 
 def test_an_evaluation_has_every_example_once_in_order_and_pads_the_last_batch(folder):

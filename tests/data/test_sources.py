@@ -7,7 +7,7 @@ import videos
 
 from vidjax.data import moving_shapes, records
 from vidjax.data.decode import DecodeError
-from vidjax.data.sources import open_source
+from vidjax.data.sources import draw, open_source, with_classes
 
 
 def open_(source, **settings):
@@ -98,7 +98,7 @@ def test_a_manifest(name, content, video, tmp_path):
     (tmp_path / name).write_text(content.format(video), encoding="utf-8")
     source = open_(tmp_path / name)
     assert source.class_names == ("run", "walk")
-    assert source.ids == [str(video), str(tmp_path / "sub/b.mp4"), str(video)]
+    assert source.ids == [f"{video}#t=2,4.5", str(tmp_path / "sub/b.mp4"), f"{video}#t=9.5,20"]
     clips = [source.read(i, everything, None) for i in range(3)]
     assert [clip.label for clip in clips] == [0, 1, -1]
     assert [clip.caption for clip in clips] == ["a man, who runs", None, None]
@@ -252,3 +252,47 @@ def test_tfds_sets_that_cannot_be_read_are_refused(tmp_path, monkeypatch):
     refused("tfds:my_own_videos", "no data set that tfds knows or that lies in TFDS_DATA_DIR")
     refused("tfds:ucf101", "is not prepared in .*: run `tfds build ucf101` first")
     refused("tfds:ucf101/nonsense", "BuilderConfig nonsense not found|nonsense")
+
+
+def test_a_part_may_be_played_backwards(video, tmp_path):
+    rows = f"path,end,reverse\n{video},1.5,true\n{video},1.5,false\n{video},,True\n"
+    (tmp_path / "list.csv").write_text(rows)
+    source = open_(tmp_path / "list.csv")
+    assert source.ids == [f"{video}#t=,1.5&reverse", f"{video}#t=,1.5", f"{video}#reverse"]
+    backward, forward, whole = (source.read(i, everything, None) for i in range(3))
+    assert videos.numbers(forward.frames) == list(range(15))
+    assert videos.numbers(backward.frames) == list(range(14, -1, -1))
+    assert videos.numbers(whole.frames) == list(range(99, -1, -1))
+    first = source.read(0, lambda info: np.array([0, 3]), None)
+    assert videos.numbers(first.frames) == [14, 11]
+
+
+def test_labels_are_matched_by_their_names(video, tmp_path):
+    for name in ("riding_a_Bike", "yoga"):
+        place(video, tmp_path / name / "1.mp4")
+    source = open_(tmp_path)
+    matched = with_classes(source, ("archery", "Riding a bike", "yoga"))
+    assert matched.class_names == ("archery", "Riding a bike", "yoga")
+    assert [matched.read(i, lambda info: (), None).label for i in range(2)] == [1, 2]
+    assert [source.read(i, lambda info: (), None).label for i in range(2)] == [0, 1]
+    assert with_classes(source, source.class_names) is source
+    with pytest.raises(ValueError, match=r"1 classes that the model does not know, such as 'yoga' \(did you mean yogi"):
+        with_classes(source, ("riding a bike", "yogi"))
+    place(video, tmp_path / "flat" / "1.mp4")
+    with pytest.raises(ValueError, match="has no labels, and this needs them"):
+        with_classes(open_(tmp_path / "flat"), ("a", "b"))
+
+
+def test_a_draw_is_random_kept_in_order_and_the_same_again():
+    source = open_source("synthetic:moving_shapes", "validation")
+    few = draw(source, 20, seed=1)
+    assert len(few) == 20 and len(set(few.ids)) == 20
+    positions = [source.ids.index(id) for id in few.ids]
+    assert positions == sorted(positions) and positions != list(range(20))
+    assert draw(source, 20, seed=1).ids == few.ids != draw(source, 20, seed=2).ids
+    clip, same = (
+        few.read(3, lambda info: np.arange(2), None),
+        source.read(positions[3], lambda info: np.arange(2), None),
+    )
+    np.testing.assert_array_equal(clip.frames, same.frames)
+    assert draw(source, None, 0) is source and draw(source, 5000, 0) is source

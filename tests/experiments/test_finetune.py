@@ -40,6 +40,7 @@ SMALL = finetune.Config(
         workers=1,
         augment=AugmentConfig(crop="center"),
         train_examples=64,
+        validation="synthetic:moving_shapes",
         validation_examples=24,
     ),
     batch_size=16,
@@ -251,18 +252,26 @@ def test_every_recipe_is_of_a_model_that_exists_and_takes_its_clips(name):
 
 def test_the_published_recipes_have_their_published_rates():
     """Peak learning rates as the papers' scripts have them, for their batches."""
-    expected = {
-        "videomae_base_k400": 1e-3 * 0.75,  # 5e-4 x 384 videos / 256
-        "timesformer_base_k400": 0.005,
-        "vivit_base_fe_k400": 0.05,
-        "vivit_large_fe_ssv2": 0.4,
-        "uniformer_small_k400": 1e-4,
-        "r2plus1d_18_k400": 0.08,
+    expected = {  # rate, of how many videos, epochs, layer decay, drop path, mixup, repeats, sampling, frames x stride
+        "videomae_base_k400": (7.5e-4, 384, 75, 0.75, 0.1, 0.8, 2, "dense", 16, 4),  # 5e-4 a 256 videos
+        "videomae_large_k400": (1e-3, 128, 35, 0.75, 0.1, 0.8, 2, "dense", 16, 4),  # 2e-3 a 256 videos
+        "videomae_base_ssv2": (7.5e-4, 384, 30, 0.75, 0.1, 0.8, 2, "segments", 16, 4),
+        "timesformer_base_k400": (0.005, 8, 15, 1, None, 0, 1, "dense", 8, 32),
+        "vivit_base_fe_k400": (0.05, 64, 30, 1, None, 0, 1, "dense", 32, 2),
+        "vivit_large_fe_ssv2": (0.4, 64, 35, 1, 0.3, 0.3, 1, "dense", 32, 1),
+        "uniformer_small_k400": (1e-4, 32, 110, 1, 0.1, 0.8, 2, "dense", 16, 4),
+        "uniformer_base_k400": (1e-4, 32, 110, 1, 0.3, 0.8, 2, "dense", 16, 4),
+        "uniformer_small_ssv2": (2e-4, 32, 50, 1, 0.3, 0.8, 2, "segments", 16, 4),
+        "uniformer_base_ssv2": (2.5e-4, 40, 50, 1, 0.4, 0.8, 2, "segments", 16, 4),
+        "r2plus1d_18_k400": (0.08, 256, 225, 1, None, 0, 1, "dense", 16, 2),
     }
-    for name, peak in expected.items():
-        config = finetune.RECIPES[name]
-        rate = config.optim.schedule(config.batch_size, 10_000, 100)
-        assert max(float(rate(step)) for step in range(0, 10_000, 50)) == pytest.approx(peak, rel=2e-2), name
+    for name, (peak, videos_a_step, *rest) in expected.items():
+        config, data = finetune.RECIPES[name], finetune.RECIPES[name].data
+        rate = config.optim.schedule(config.batch_size, 100_000, 1000)
+        assert max(float(rate(step)) for step in range(0, 100_000, 100)) == pytest.approx(peak, rel=2e-2), name
+        assert config.batch_size == videos_a_step * data.repeats, name
+        found = [config.epochs, config.optim.layer_decay, config.drop_path, config.mixup, data.repeats]
+        assert [*found, data.sampling, data.frames, data.stride] == rest, name
 
 
 @pytest.fixture
@@ -276,6 +285,33 @@ def folders(tmp_path, monkeypatch):
     Path("EMPTY_RUN/checkpoints").mkdir(parents=True)
     Path("EMPTY_RUN/config.json").write_text("{}")
     Path("EMPTY_RUN/vidjax.json").write_text("{}")
+
+
+def test_other_classes_than_a_run_began_with_are_refused_and_its_description_kept(run, folders, tmp_path):
+    config = changed(SMALL, data__train="train", data__validation=None, data__train_examples=None, steps=1)
+    config = changed(config, workdir=str(tmp_path / "run"), train_accuracy=False)
+    finetune.main(config)
+    described = (tmp_path / "run" / "vidjax.json").read_text()
+    os.rename("train/b", "train/0b")
+    with pytest.raises(
+        ValueError, match="was begun with the classes a, b, train now has 0b, a: give the videos of then"
+    ):
+        finetune.main(config)
+    assert (tmp_path / "run" / "vidjax.json").read_text() == described
+    # A head of as many classes with other names is not kept.
+    again = changed(config, workdir=str(tmp_path / "next"), init_from=str(tmp_path / "run"), keep_head=True)
+    with pytest.raises(ValueError, match=r"keep_head: the head in .* is of other classes \(a, b, \.\.\.\)"):
+        finetune.main(again)
+
+
+def test_a_run_that_was_not_validated_yet_gives_its_newest_weights(run, tmp_path):
+    import shutil
+
+    shutil.copytree(run[0], tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "best")
+    (tmp_path / "run" / "best").mkdir()
+    _, variables = vidjax.load_pretrained(tmp_path / "run", verbose=False)
+    np.testing.assert_array_equal(variables["params"]["head"]["kernel"], weights(run[0])["params/head/kernel"])
 
 
 BAD = [

@@ -117,8 +117,8 @@ class LabelledDataConfig(TrainClipConfig):
     """The split of a tfds or synthetic source."""
     train_examples: int | None = None
     """Train on so many of the videos only, drawn at random with the run's seed (few labels)."""
-    validation: str | None = "synthetic:moving_shapes"
-    """Labelled videos to validate with, of the same classes; None for no validation."""
+    validation: str | None = None
+    """Labelled videos to validate with, of the same classes; no validation when not given."""
     validation_split: str = "validation"
     """The split of a tfds or synthetic source."""
     validation_examples: int | None = None
@@ -152,9 +152,22 @@ class GivenClipConfig:
     """Clips decoded at the same time, 0 = one a core."""
 
     def clips(self, usual: Mapping[str, Any]) -> ClipConfig:
-        """What is given here, on top of the fields in `usual`."""
+        """What is given here, on top of the fields in `usual`.
+
+        A stride takes the place of frames a second and the other way round; another size keeps the share of the
+        picture that is cropped.
+
+        Raises:
+          ValueError: stride and frames a second are both given.
+        """
         given = {field.name: getattr(self, field.name, None) for field in fields(ClipConfig)}
-        return ClipConfig(**(dict(usual) | {name: value for name, value in given.items() if value is not None}))
+        given = {name: value for name, value in given.items() if value is not None}
+        if {"stride", "fps"} <= given.keys():
+            raise ValueError("data.stride and data.fps both say how far frames are apart: give one of them.")
+        cut = dict(usual) | ({"fps": None} if "stride" in given else {})
+        if "size" in given and "short_side" not in given and cut.get("short_side"):
+            cut["short_side"] = round(cut["short_side"] * given["size"] / cut["size"])
+        return ClipConfig(**(cut | given))
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,13 @@ class Row:
     reverse: bool = False
     """Played backwards."""
 
+    @property
+    def id(self) -> str:
+        """The path, and the part of the video as a media fragment: `clip.mp4#t=2.5,7`, `clip.mp4#reverse`."""
+        bounds = ",".join("" if bound is None else f"{bound:g}" for bound in (self.start, self.end)).rstrip(",")
+        parts = ([f"t={bounds}"] if bounds else []) + (["reverse"] if self.reverse else [])
+        return self.path + (f"#{'&'.join(parts)}" if parts else "")
+
 
 def list_folder(folder: Path) -> tuple[tuple[str, ...], list[Row]]:
     """Class names, and every video below a folder: its class is the folder that it lies in, none at the top.

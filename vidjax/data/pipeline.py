@@ -11,7 +11,6 @@ import atexit
 import json
 import os
 import weakref
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -50,15 +49,14 @@ class BadFiles:
     def __init__(self, source: Source, max_share: float, path: str | Path | None = None):
         """Starts from the list at `path`, if there is one; without a path the list is kept in memory only."""
         self.errors: dict[str, str] = {}
-        """By path, or by record."""
+        """By the example's id."""
         self._source, self._max_share, self._path = source, max_share, path and Path(path)
-        self._examples = Counter(source.ids)  # a file may have many parts, all bad if it is
         if self._path and self._path.exists():
             for line in self._path.read_text().splitlines():
                 self._remember(**json.loads(line))
 
     def add(self, path: str, error: str) -> None:
-        """Lists a path with its error, unless it is listed.
+        """Lists an example's id with its error, unless it is listed.
 
         Raises:
           ValueError: more than the allowed share of the source's examples is bad.
@@ -76,8 +74,8 @@ class BadFiles:
             )
 
     def __len__(self) -> int:
-        """The number of bad examples of the source."""
-        return sum(self._examples[path] for path in self.errors)
+        """The number of bad examples met so far."""
+        return len(self.errors)
 
     def _remember(self, path: str, error: str) -> None:
         self.errors[path] = error

@@ -40,7 +40,7 @@ class Source:
     class_names: tuple[str, ...]
     """Empty without labels."""
     ids: Sequence[str]
-    """What each example is called: its path, or its record."""
+    """What each example is called: its path (with the part of it, as in `path#t=2.5,7`), or its record."""
     read: Callable[[int, Choose, int | None], Clip]
     """`read(index, choose, short_side)`: `choose` gets the VideoInfo and gives the indices of the frames to read
     (none are fine), which are shrunk to `short_side` unless smaller. Raises DecodeError."""
@@ -143,7 +143,7 @@ def video_files(name: str, class_names: tuple[str, ...], rows: Sequence[manifest
         frames, info = read_clip(row.path, choose_in_part, short_side)
         return Clip(frames, row.label, row.caption, part_of(row, info)[1])
 
-    return Source(name, class_names, [row.path for row in rows], read)
+    return Source(name, class_names, [row.id for row in rows], read)
 
 
 def part_of(row: manifest.Row, info: VideoInfo) -> tuple[int, VideoInfo]:

@@ -126,9 +126,9 @@ class Checkpoints:
         self._manager.close()
 
 
-def has_checkpoint(directory: Path) -> bool:
-    """Whether the run in this work directory has saved a checkpoint, from which it would go on."""
-    saved_in = Path(directory) / FOLDERS["last"]
+def has_checkpoint(directory: Path, which: Literal["last", "best"] = "last") -> bool:
+    """Whether the run in this work directory has saved a checkpoint to go on from, or a best one."""
+    saved_in = Path(directory) / FOLDERS[which]
     return saved_in.is_dir() and bool(ocp.utils.checkpoint_steps(saved_in))
 
 

@@ -215,7 +215,12 @@ def fit(
                     pending = None
                     with meter.paused():
                         if show:
-                            numbers = evaluate(state, n)
+                            try:
+                                numbers = evaluate(state, n)
+                            except Exception:  # nothing that was trained is lost by it
+                                checkpoints.save(state, config, next_batch=n)
+                                _close(checkpoints, best_checkpoint)
+                                raise
                             if chief and numbers:
                                 writer.write(n, {f"evaluation/{name}": value for name, value in numbers.items()})
                                 progress.note(f"step {n}: " + ", ".join(f"{k} {v:.4f}" for k, v in numbers.items()))
