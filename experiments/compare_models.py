@@ -5,8 +5,8 @@
 
 The embedded videos are labelled by the direction of motion, which no single frame tells: a model that looks at each
 frame for itself stays near the 12.5 % of chance, however well it sees. `families` trains a tiny member of every family
-on the same clips by finetune.py; VideoMAE is pre-trained by mae_pretrain.py first, at its own size. `pretraining` fine-tunes VideoMAE on
-few labelled clips from scratch and from that pre-training, with equal steps, over three seeds.
+on the same clips by finetune.py; VideoMAE is pre-trained by mae_pretrain.py first, at its own size. `pretraining`
+fine-tunes VideoMAE on few labelled clips from scratch and from that pre-training, with equal steps, over three seeds.
 
 Each training is a process of its own with a work directory in WORKDIR; one that is there already is not repeated, one
 that was interrupted goes on. What came of them is printed and written: STUDY.md, STUDY.json and STUDY.png. About 40

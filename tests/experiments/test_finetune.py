@@ -324,7 +324,10 @@ BAD = [
     (["--init_from", "nothing"], "there are no weights at nothing"),
     (["--init_from", "EMPTY_RUN"], "EMPTY_RUN holds no checkpoint"),
     (["--keep_head"], "keep_head is about the weights of init_from"),
-    (["--init_from", "RUN", "--keep_head"], "keep_head: the head in RUN is not of the 2 classes here"),
+    (
+        ["--init_from", "RUN", "--keep_head"],
+        "keep_head: the head in RUN is of other classes (right, up and right, up, ...)",
+    ),
     (["--tune", "partial", "--tuned_blocks", "9"], "9 blocks cannot be trained: the model has 4"),
     (["--data.repeats", "3"], "is not whole videos of 3 repeats"),
     (["--batch_size", "12"], "a batch of 12 cannot be shared by 8 devices"),
