@@ -15,6 +15,8 @@ from vidjax.models import VARIANTS, check_fields
         ("vit_tiny", "patch_size", (16, 16), "tuple[int, int, int]"),
         ("vit_tiny", "num_classes", 0, "1 or more, or None for features"),
         ("i3d_tiny", "num_classes", -1, "1 or more, or None for features"),
+        ("vit_tiny", "depth", 0, "1 or more"),
+        ("uniformer_tiny", "head_width", -8, "1 or more"),
         ("c3d_tiny", "num_classes", "5", "int | None"),
         ("c3d_tiny", "num_classes", True, "int | None"),
         ("r2plus1d_tiny", "depths", (1, 1, 1), "tuple[int, int, int, int]"),

@@ -59,8 +59,9 @@ def check_fields(name: str, module: type[nn.Module], overrides: dict[str, Any]) 
         if not _is_of(value, kind):
             kind = kind.__name__ if isinstance(kind, type) else kind
             raise ValueError(f"{field} of model '{name}' is {value!r}: it must be {kind}")
-        if field == "num_classes" and value is not None and value < 1:
-            raise ValueError(f"num_classes of model '{name}' is {value}: it must be 1 or more, or None for features")
+        if isinstance(value, Integral) and kind is not float and not isinstance(value, bool) and value < 1:
+            features = ", or None for features" if field == "num_classes" else ""
+            raise ValueError(f"{field} of model '{name}' is {value}: it must be 1 or more{features}")
 
 
 def _is_of(value: Any, kind: Any) -> bool:

@@ -36,15 +36,15 @@ def save_points(
       points: x and y by name.
       lines: heights of dashed lines, by name.
     """
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
     axes = figure.subplots()
-    for name, (x, y) in points.items():
-        axes.plot(x, y, "o")
-        axes.annotate(name, (x, y), xytext=(6, -10), textcoords="offset points", fontsize=8)
+    for number, (name, (x, y)) in enumerate(points.items()):  # points may lie on one another: big below small
+        size = 13 - 7 * number / max(len(points) - 1, 1)
+        axes.plot(x, y, "osD^vP"[number % 6], markersize=size, alpha=0.8, label=name)
     _lines(axes, lines)
     axes.set(xscale="log", xlabel=xlabel, ylabel=ylabel, ylim=(0, 1.05))
-    axes.margins(x=0.25)
     axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", fontsize=9)
     figure.savefig(path, dpi=110)
     return Path(path)
 
