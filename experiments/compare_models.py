@@ -92,7 +92,7 @@ def pretrain(config: Config, _: str, seed: int) -> str:
 
 
 def spread_times(config: Config, name: str, seed: int) -> str:
-    """A checkpoint of a new model whose table of time positions is as large as its tokens.
+    """A checkpoint of a new model whose time positions lie along a line, as far apart as its tokens.
 
     TimeSformer's starts at zero, as it is meant for weights of images and for many epochs: in a few minutes a model
     from scratch learns the line along which a shape moves, but not which way, as frames without positions have no
@@ -102,8 +102,9 @@ def spread_times(config: Config, name: str, seed: int) -> str:
     if not out.exists():
         model = vidjax.create_model(name, num_classes=8)
         variables = model.init(jax.random.key(seed), jnp.zeros(example_inputs(model)[0].shape))
-        table = variables["params"]["time"]["table"]
-        variables["params"]["time"]["table"] = 0.5 * jax.random.normal(jax.random.key(seed), table.shape)
+        frames, width = variables["params"]["time"]["table"].shape
+        direction = jax.random.normal(jax.random.key(seed), (width,))
+        variables["params"]["time"]["table"] = jnp.linspace(-1, 1, frames)[:, None] * direction
         save_pretrained(out, model, variables)
     return str(out)
 
@@ -115,7 +116,7 @@ FAMILIES = {  # model: (what it makes of time, flags, what it starts from)
     "vivit_tiny_factorized_encoder": ("a transformer over space, one over time", f"--steps 1024 {TRANSFORMER}", None),
     "timesformer_tiny_divided": (
         "attention over time, then space",
-        f"--steps 2048 --drop_path 0 {TRANSFORMER}",
+        f"--steps 3072 --drop_path 0 {TRANSFORMER}",
         spread_times,
     ),
     "videomae_tiny": ("joint attention, pre-trained", f"--steps 1024 {TRANSFORMER} {PRETRAINED}", pretrain),
