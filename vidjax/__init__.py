@@ -5,8 +5,15 @@ nor PyTorch, av or tyro.
 """
 
 from vidjax.convert import load_weights, save_pretrained
-from vidjax.models import create_model, list_models
+from vidjax.models import create_model, create_text_model, list_models
 from vidjax.runs import load_pretrained
 
-__all__ = ["create_model", "list_models", "load_pretrained", "load_weights", "save_pretrained"]
+__all__ = [
+    "create_model",
+    "create_text_model",
+    "list_models",
+    "load_pretrained",
+    "load_weights",
+    "save_pretrained",
+]
 __version__ = "0.1.0"

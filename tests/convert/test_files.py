@@ -1,5 +1,6 @@
 import argparse
 import json
+import pickle
 import sys
 import zipfile
 
@@ -8,7 +9,7 @@ import pytest
 from flax.serialization import msgpack_serialize
 from safetensors.numpy import save_file
 
-from vidjax.convert import files
+from vidjax.convert import files, torchscript
 
 WEIGHTS = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "b.bias": np.ones(2, np.float32)}
 
@@ -85,6 +86,48 @@ def test_objects_are_never_unpickled(tmp_path, torch):
     ):
         files.read(tmp_path / "x.pth")
     assert not (tmp_path / "made").exists()
+
+
+def test_torchscript_is_read_without_torch(tmp_path, torch, monkeypatch):
+    whole = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4)).eval().half()
+    whole.register_parameter("turned", torch.nn.Parameter(torch.arange(6.0).reshape(2, 3).t()[1:]))
+    whole.register_buffer("brief", torch.tensor(1.5, dtype=torch.bfloat16))
+    whole.names = ["a", "b"]
+    torch.jit.save(torch.jit.script(whole), tmp_path / "x.pt")
+    expected = {name: value.float().numpy() for name, value in whole.state_dict().items()}
+    monkeypatch.setitem(sys.modules, "torch", None)
+    found = files.read(tmp_path / "x.pt")
+    assert_same(found, expected)
+    assert found["0.weight"].dtype == found["brief"].dtype == np.float32 and found["brief"].shape == ()
+
+
+def write_torchscript(file, content: object) -> None:
+    """An archive with this pickle as the module's attributes, and one storage of four bytes."""
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("x/constants.pkl", pickle.dumps(()))
+        archive.writestr("x/data.pkl", pickle.dumps(content))
+        archive.writestr("x/data/0", b"abcd")
+
+
+def test_torchscript_runs_nothing(tmp_path):
+    write_torchscript(tmp_path / "x.pt", Untrusted(tmp_path / "made"))
+    with pytest.raises(ValueError, match=r"x\.pt holds no weights"):
+        files.read(tmp_path / "x.pt")
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize(
+    ("offset", "shape", "strides"), [(1, (4,), (1,)), (0, (2, 2), (3, 1)), (3, (2,), (-1,)), (-1, (2,), (1,))]
+)
+def test_a_tensor_of_torchscript_stays_in_its_storage(offset, shape, strides):
+    with pytest.raises(ValueError, match="a tensor reaches beyond its storage"):
+        torchscript._tensor(np.arange(4), offset, shape, strides)
+
+
+def test_damaged_torchscript_is_told(tmp_path):
+    write_torchscript(tmp_path / "x.pt", [1])
+    with pytest.raises(ValueError, match=r"x\.pt cannot be read as TorchScript: ValueError there is no module"):
+        files.read(tmp_path / "x.pt")
 
 
 def test_torch_that_is_missing_is_asked_for(tmp_path, monkeypatch):

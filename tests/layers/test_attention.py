@@ -3,17 +3,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vidjax.layers.attention import Attention, attend
+from vidjax.layers.attention import Attention, attend, attention_weights
 
 
 def normal(*shape: int) -> jax.Array:
     return jnp.asarray(np.random.default_rng(sum(shape)).standard_normal(shape), jnp.float32)
 
 
-def naive_attend(query, key, value) -> np.ndarray:
-    """Softmax attention of `... tokens heads width`, in float64."""
+def naive_attend(query, key, value, mask=True) -> np.ndarray:
+    """Softmax attention of `... tokens heads width`, in float64; `mask` with an axis of heads."""
     query, key, value = (np.moveaxis(np.asarray(x, np.float64), -2, -3) for x in (query, key, value))
     scores = query @ np.swapaxes(key, -1, -2) / np.sqrt(query.shape[-1])
+    scores = np.where(mask, scores, -np.inf)
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     return np.moveaxis(weights / weights.sum(-1, keepdims=True) @ value, -3, -2)
 
@@ -22,6 +23,27 @@ def naive_attend(query, key, value) -> np.ndarray:
 def test_attend_is_softmax_attention_over_any_leading_axes(leading):
     query, key, value = normal(*leading, 5, 4, 6) * 3, normal(*leading, 7, 4, 6), normal(*leading, 7, 4, 6)[..., ::-1]
     np.testing.assert_allclose(jax.jit(attend)(query, key, value), naive_attend(query, key, value), atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (1, 7), (2, 1, 7), (1, 3, 5, 7), (2, 3, 5, 7)])
+def test_a_mask_hides_keys_from_queries_in_all_heads(shape):
+    query, key, value = normal(2, 3, 5, 4, 6), normal(2, 3, 7, 4, 6), normal(2, 3, 7, 4, 6)[..., ::-1]
+    if len(shape) == 3:  # another number of leading axes
+        query, key, value = query[:, 0], key[:, 0], value[:, 0]
+    mask = (normal(*shape) > 0).at[..., 0].set(True)
+    seen = jax.jit(lambda q, k, v, m: attend(q, k, v, mask=m))(query, key, value, mask)
+    np.testing.assert_allclose(seen, naive_attend(query, key, value, mask[..., None, :, :]), atol=1e-5)
+    weights = attention_weights(query, key, mask)
+    np.testing.assert_allclose(jnp.einsum("...kqn,...nkd->...qkd", weights, value), seen, atol=1e-5)
+    np.testing.assert_array_equal(weights > 0, jnp.broadcast_to(mask[..., None, :, :], weights.shape))
+
+
+def test_a_query_that_may_see_nothing_sees_all_alike_and_has_a_gradient():
+    query, key, value, nothing = normal(3, 2, 4), normal(5, 2, 4), normal(5, 2, 4)[::-1], jnp.zeros((3, 5), bool)
+    seen = attend(query, key, value, mask=nothing)
+    np.testing.assert_allclose(seen, jnp.broadcast_to(value.mean(axis=0), seen.shape), atol=1e-5)
+    np.testing.assert_allclose(attention_weights(query, key, nothing), 1 / 5, rtol=1e-6)
+    assert jnp.isfinite(jax.grad(lambda q: attend(q, key, value, mask=nothing).sum())(query)).all()
 
 
 def test_softmax_is_float32_when_values_are_not():
@@ -54,6 +76,8 @@ def test_module_is_its_four_projections_around_attend(module):
         heads = naive_attend(project("query", x), project("key", context), project("value", context))
         expected = heads.reshape(2, 5, 12) @ np.asarray(params["out"]["kernel"]) + np.asarray(params["out"]["bias"])
         np.testing.assert_allclose(run(x, context), expected, atol=1e-4)
+        mask = jnp.arange(context.shape[1])[None] < 3
+        np.testing.assert_allclose(run(x, context, mask), run(x, context[:, :3]), atol=1e-5)
     np.testing.assert_array_equal(run(x), run(x, x))
 
 

@@ -10,8 +10,11 @@ import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vidjax.convert import (
+    actionclip,
+    bert,
     c3d,
     checkpoint,
+    clip,
     files,
     hub,
     inception3d,
@@ -27,12 +30,14 @@ from vidjax.convert import (
 from vidjax.convert.checkpoint import save_pretrained
 from vidjax.convert.files import Weights
 from vidjax.convert.rules import Inflation, Layout, Report
-from vidjax.models import check_fields, create_model, example_inputs
+from vidjax.models import create_model, example_inputs, override, towers
+from vidjax.models.video_text import VideoText
 
 __all__ = ["Report", "from_state_dict", "load_pretrained", "load_weights", "save_pretrained"]
 
-FAMILIES = (vit, vivit, timesformer, uniformer, resnet3d, c3d, inception3d, p3d, videomae)
+FAMILIES = (vit, vivit, timesformer, uniformer, resnet3d, c3d, inception3d, p3d, videomae, clip, actionclip, bert)
 
+# By the type of the model; of a pair of towers by that of its video tower too.
 LAYOUTS = {module: layouts for family in FAMILIES for module, layouts in family.LAYOUTS.items()}
 CONFIGS = {kind: make for family in FAMILIES for kind, make in getattr(family, "CONFIGS", {}).items()}
 
@@ -85,7 +90,7 @@ def load_weights(
     """The published weights at `path` in the place of the model's parameters, where they are and as they are sharded.
 
     Args:
-      path: see `load_pretrained`.
+      path: a file or a directory, as `vidjax.load_pretrained` takes them.
       weights: what was read from there, where that was done already.
       params: the model's parameters, or all its variables; arrays, or their shapes alone (`jax.eval_shape`).
       fresh: beginnings of parameter paths that stay as they are: `["head"]` gives other classes of the same number a
@@ -116,24 +121,7 @@ def load_pretrained(
     verbose: bool = True,
     **overrides,
 ) -> tuple[nn.Module, dict]:
-    """A model with published weights: `model.apply(variables, video)` is ready, and a report is printed.
-
-    The classes are those of the weights unless `num_classes` says otherwise; then the head is new, as the report says.
-    `model.card` tells how pixels are normalised, how frames are sampled and what the classes are called.
-
-    Args:
-      source: a Hugging Face id (through huggingface_hub), a Hugging Face directory, a vidjax checkpoint, or a file of
-        safetensors, PyTorch (`.pth`, `.pyth`, `.pt`, `.bin`, `.pth.tar`), NumPy (`.npz`) or Flax (`.msgpack`, Scenic's
-        `checkpoint`) in a published layout.
-      name: see `vidjax.list_models`; not needed where the source says what it is, whose fields it must not contradict.
-      strict: nothing may be newly initialised or unused.
-      inflation: how kernels of images become kernels of clips: `average` or `central`.
-      key: initialises what the weights may lack; `jax.random.key(0)` where not given.
-      **overrides: fields of the model, such as `num_classes=174`; None gives features.
-
-    Example:
-      >>> model, variables = load_pretrained("MCG-NJU/videomae-base-finetuned-kinetics", dtype=jnp.bfloat16)
-    """
+    """What `vidjax.load_pretrained` (see there) is for everything but the work directories of runs."""
     path = hub.fetch(source)
     described, card = None, {}
     if checkpoint.is_one(path):
@@ -182,8 +170,7 @@ def assemble(
     if name is None and described is None:
         raise ValueError(f"{source} does not say what model it is: give name=, one of vidjax.list_models()")
     if name is None:
-        check_fields(type(described).__name__, type(described), overrides)
-        model = described.clone(**overrides)
+        model = override(type(described).__name__, described, overrides)
     else:
         model = create_model(name, **overrides)
     try:
@@ -195,10 +182,11 @@ def assemble(
         classes = layout.classes(prepared)
         if "num_classes" not in overrides and classes is not None and hasattr(model, "num_classes"):
             model = model.clone(num_classes=classes)
-        card = dataclasses.replace(model.card, **card)
-        if len(card.class_names) != getattr(model, "num_classes", None):
-            card = dataclasses.replace(card, class_names=())  # those of another head
-        model = model.clone(card=card)
+        if hasattr(model, "card"):  # a text tower has none
+            card = dataclasses.replace(model.card, **card)
+            if len(card.class_names) != getattr(model, "num_classes", None):
+                card = dataclasses.replace(card, class_names=())  # those of another head
+            model = model.clone(card=card)
         variables, report = _fill(model, layout, prepared, strict, inflation, key, described=described)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
@@ -209,7 +197,8 @@ def assemble(
 
 def layouts(model: nn.Module) -> tuple[Layout, ...]:
     """The layouts that weights of this model are published in, in the order in which they are tried."""
-    known = LAYOUTS.get(type(model), ())
+    kind = (type(model), type(model.video)) if isinstance(model, VideoText) else type(model)
+    known = LAYOUTS.get(kind, ())
     return known(model) if callable(known) else known
 
 
@@ -245,8 +234,12 @@ def _reconcile(name: str, model: nn.Module, described: nn.Module, overrides: dic
     """
     both = [f.name for f in dataclasses.fields(model) if f.name in described.__dataclass_fields__]
     kept = {field: getattr(described, field) for field in both if field not in (*OWN, *overrides)}
+    for field, tower in towers(model).items():
+        theirs = kept.pop(field, None)
+        if type(theirs) is type(tower):  # otherwise the weights of one kind of tower are where another starts
+            kept[field] = _reconcile(f"{name}'s {field}", tower, theirs, overrides)
     for field, value in kept.items():
-        if field not in FREE and value != getattr(model, field):
+        if field not in (*FREE, *towers(model)) and value != getattr(model, field):
             raise ValueError(
                 f"{name} has {field} {getattr(model, field)!r}, the weights are of a model with {value!r}: leave the "
                 f"name out, or give {field} as well"

@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict
 from vidjax.convert.files import Weights, read_safetensors
 from vidjax.convert.rules import Layout, Rule
 from vidjax.layers.card import Card
-from vidjax.models import MODULES
+from vidjax.models import MODULES, towers
 
 NAME = "vidjax.json"
 OURS = "vidjax's own"
@@ -39,15 +39,16 @@ def save_pretrained(directory: str | Path, model: nn.Module, variables: dict) ->
         raise FileExistsError(f"{directory} is not empty: give another directory, nothing is overwritten")
     directory.mkdir(parents=True, exist_ok=True)
     flat = flatten_dict(variables, sep="/")
-    save_file({name: np.ascontiguousarray(value) for name, value in flat.items()}, directory / "model.safetensors")
+    save_file({name: np.asarray(value, order="C") for name, value in flat.items()}, directory / "model.safetensors")
     write_model(directory, model)
 
 
 def describe(model: nn.Module) -> dict:
-    """The model's module and fields, as JSON has them, but for how it computes."""
+    """The model's module and fields, and those of the towers among them, as JSON has them, but for how it computes."""
     left_out = {"parent", "name", "dtype", "remat"}
     fields = {f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.name not in left_out}
-    fields["card"] = dataclasses.asdict(model.card)
+    fields |= {name: describe(tower) for name, tower in towers(model).items()}
+    fields |= {name: dataclasses.asdict(value) for name, value in fields.items() if isinstance(value, Card)}
     return {"module": next(name for name, module in MODULES.items() if module is type(model)), "fields": fields}
 
 
@@ -72,13 +73,18 @@ def read_model(directory: Path) -> nn.Module:
       ValueError: the description is damaged or of another version.
     """
     try:
-        told = json.loads((directory / NAME).read_text())
-        module = MODULES[told["module"]]
-        fields = {name: _tuples(value) for name, value in told["fields"].items()}
-        fields["card"] = Card(**{name: _tuples(value) for name, value in told["fields"]["card"].items()})
-        return module(**fields)
+        return _build(json.loads((directory / NAME).read_text()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{directory / NAME} does not describe a model of this version of vidjax: {error}") from error
+
+
+def _build(told: dict) -> nn.Module:
+    module = MODULES[told["module"]]
+    fields = {name: _tuples(value) for name, value in told["fields"].items()}
+    fields |= {name: _build(value) for name, value in fields.items() if isinstance(value, dict) and "module" in value}
+    if "card" in fields:
+        fields["card"] = Card(**{name: _tuples(value) for name, value in fields["card"].items()})
+    return module(**fields)
 
 
 def layout(weights: Weights, published: Sequence[Layout]) -> Layout:

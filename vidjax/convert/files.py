@@ -14,6 +14,8 @@ import numpy as np
 from flax.serialization import msgpack_restore
 from flax.traverse_util import flatten_dict
 
+from vidjax.convert import torchscript
+
 Weights = dict[str, np.ndarray]
 
 SUFFIXES = (".safetensors", ".npz", ".msgpack", ".pth", ".pyth", ".pt", ".bin", ".tar", ".ckpt")  # of published files
@@ -32,6 +34,7 @@ CONTAINERS = (
     "state_dict",
     "module",
 )  # where training scripts put the weights beside optimizer and epoch
+PARTS = {"model_state_dict": "model.", "fusion_model_state_dict": "fusion."}  # ActionCLIP's two, joined under these
 
 
 def read(path: str | Path) -> Weights:
@@ -107,6 +110,8 @@ def _read_torch(path: Path) -> Weights:
         zipped = file.read(len(ZIP)) == ZIP
     if zipped:
         _check_archive(path)  # PyTorch looks at no checksum
+        if torchscript.is_torchscript(path):
+            return torchscript.read(path)
     try:
         import torch
     except ImportError as error:
@@ -123,6 +128,8 @@ def _read_torch(path: Path) -> Weights:
         raise ValueError(f"{path} cannot be read as plain weights: {said}") from error
     while isinstance(content, dict) and (key := next((key for key in CONTAINERS if _is_dict(content, key)), None)):
         content = content[key]
+    if all(isinstance(content, dict) and _is_dict(content, key) for key in PARTS):
+        content = {prefix + name: value for key, prefix in PARTS.items() for name, value in content[key].items()}
     tensors = content if isinstance(content, dict) else {}
     weights = {
         name: (value.float() if value.is_floating_point() else value).numpy()

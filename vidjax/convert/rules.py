@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from types import MappingProxyType
 from typing import Literal
 
@@ -55,6 +56,7 @@ class Rule:
         return self.target.format(**match.groupdict()) if match else None
 
 
+@cache  # each rule is held against every name of the weights
 def _pattern(text: str) -> str:
     """A regular expression for `text`, in which `{i}` stands for a number."""
     return re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[0-9]+)", re.escape(text))
@@ -272,4 +274,4 @@ def apply(
 def _like(leaf: jax.Array | jax.ShapeDtypeStruct, value: np.ndarray) -> jax.Array:
     """`value` in the leaf's type, and on its devices where it was put on some."""
     sharding = leaf.sharding if getattr(leaf, "committed", False) else None
-    return jax.device_put(np.ascontiguousarray(value, leaf.dtype), sharding)
+    return jax.device_put(np.asarray(value, leaf.dtype, order="C"), sharding)

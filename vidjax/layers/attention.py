@@ -1,4 +1,7 @@
-"""Attention over any leading axes. It knows neither time nor space: a rearrangement around it decides who sees whom."""
+"""Attention over any leading axes. It knows neither time nor space.
+
+Who sees whom is decided by a rearrangement around it, or by a mask.
+"""
 
 from typing import Literal
 
@@ -7,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 Implementation = Literal["auto", "xla", "cudnn"]
 
@@ -23,24 +26,37 @@ def attend(
     key: Float[Array, "*b n k d"],
     value: Float[Array, "*b n k d"],
     implementation: Implementation = "auto",
+    mask: Bool[Array, "*#b #q n"] | None = None,
 ) -> Float[Array, "*b q k d"]:
     """Scaled dot-product attention; `k` heads of width `d`; the softmax is computed in float32.
 
     Args:
       query, key, value: any number of leading axes, equal in all three.
       implementation: `cudnn` wants bfloat16 or float16 on an NVIDIA GPU; `auto` takes it where it fits, else `xla`.
+      mask: True where the query may see the key, in all heads. A query that may see nothing sees all keys alike.
     """
     if implementation == "auto":
-        implementation = "cudnn" if jax.default_backend() == "gpu" and _fits_cudnn(query, key) else "xla"
+        # cuDNN's kernel has no gradient under a mask where a length is odd, as CLIP's 77 is.
+        fits = jax.default_backend() == "gpu" and mask is None and _fits_cudnn(query, key)
+        implementation = "cudnn" if fits else "xla"
     leading = query.shape[:-3]
     flat = (x.reshape(-1, *x.shape[-3:]) for x in (query, key, value))
-    return jax.nn.dot_product_attention(*flat, implementation=implementation).reshape(*leading, *query.shape[-3:])
+    if mask is not None:
+        mask = jnp.broadcast_to(mask, (*leading, query.shape[-3], key.shape[-3]))
+        mask = mask.reshape(-1, 1, *mask.shape[-2:])  # one for all heads
+    attended = jax.nn.dot_product_attention(*flat, mask=mask, implementation=implementation)
+    return attended.reshape(*leading, *query.shape[-3:])
 
 
-def attention_weights(query: Float[Array, "*b q k d"], key: Float[Array, "*b n k d"]) -> Float[Array, "*b k q n"]:
+def attention_weights(
+    query: Float[Array, "*b q k d"], key: Float[Array, "*b n k d"], mask: Bool[Array, "*#b #q n"] | None = None
+) -> Float[Array, "*b k q n"]:
     """What `attend` weighs the values by: for each head and query, shares of all keys, in float32."""
     scores = jnp.einsum("...qkd,...nkd->...kqn", query, key, preferred_element_type=jnp.float32)
-    return jax.nn.softmax(scores / query.shape[-1] ** 0.5)
+    scores = scores / query.shape[-1] ** 0.5
+    if mask is not None:
+        scores = jnp.where(mask[..., None, :, :], scores, jnp.finfo(jnp.float32).min)
+    return jax.nn.softmax(scores)
 
 
 class DotProduct(nn.Module):
@@ -54,12 +70,16 @@ class DotProduct(nn.Module):
 
     @nn.compact
     def __call__(
-        self, query: Float[Array, "*b q k d"], key: Float[Array, "*b n k d"], value: Float[Array, "*b n k d"]
+        self,
+        query: Float[Array, "*b q k d"],
+        key: Float[Array, "*b n k d"],
+        value: Float[Array, "*b n k d"],
+        mask: Bool[Array, "*#b #q n"] | None = None,
     ) -> Float[Array, "*b q k d"]:
         """See `attend`."""
         if self.is_mutable_collection("intermediates"):
-            self.sow("intermediates", "weights", attention_weights(query, key))
-        return attend(query, key, value, self.implementation)
+            self.sow("intermediates", "weights", attention_weights(query, key, mask))
+        return attend(query, key, value, self.implementation, mask)
 
 
 class Attention(nn.Module):
@@ -83,9 +103,12 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, query: Float[Array, "*b q d"], context: Float[Array, "*b n d"] | None = None
+        self,
+        query: Float[Array, "*b q d"],
+        context: Float[Array, "*b n d"] | None = None,
+        mask: Bool[Array, "*#b #q n"] | None = None,
     ) -> Float[Array, "*b q d"]:
-        """Same shape as `query`."""
+        """Same shape as `query`; `mask` is True where a query may see the context's token."""
         context = query if context is None else context
         width = query.shape[-1]
         if width % self.heads:
@@ -99,6 +122,7 @@ class Attention(nn.Module):
             project(query, "query", self.qkv_bias),
             project(context, "key", self.qkv_bias and self.key_bias),
             project(context, "value", self.qkv_bias),
+            mask,
         )
         x = einops.rearrange(x, "... n k d -> ... n (k d)")
         return nn.Dense(width, kernel_init=self.out_init or self.kernel_init, dtype=self.dtype, name="out")(x)

@@ -21,12 +21,13 @@ class PatchEmbedding(nn.Module):
     Attributes:
       width: length of a token.
       patch_size: frames, height and width of a patch in pixels.
+      bias_init: None for no bias (CLIP).
     """
 
     width: int
     patch_size: tuple[int, int, int]
     kernel_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
-    bias_init: nn.initializers.Initializer = nn.initializers.zeros_init()
+    bias_init: nn.initializers.Initializer | None = nn.initializers.zeros_init()
     dtype: DTypeLike | None = None
 
     @nn.compact
@@ -40,9 +41,10 @@ class PatchEmbedding(nn.Module):
             return self.kernel_init(key, (patches.shape[-1], self.width), dtype).reshape(shape)
 
         kernel = self.param("kernel", kernel_init, (*self.patch_size, channels, self.width))
-        bias = self.param("bias", self.bias_init, (self.width,))
+        bias = None if self.bias_init is None else self.param("bias", self.bias_init, (self.width,))
         patches, kernel, bias = nn.dtypes.promote_dtype(patches, kernel, bias, dtype=self.dtype)
-        return patches @ kernel.reshape(-1, self.width) + bias
+        tokens = patches @ kernel.reshape(-1, self.width)
+        return tokens if bias is None else tokens + bias
 
 
 def sinusoid_table(length: int, width: int) -> Float[np.ndarray, "length width"]:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from vidjax.layers.attention import Attention
 
@@ -26,6 +26,28 @@ VIT_SIZES = MappingProxyType(  # Dosovitskiy et al. 2021 and Zhai et al. 2022; "
 )
 
 exact_gelu = partial(nn.gelu, approximate=False)  # PyTorch's default; Flax's own is the tanh approximation
+
+
+def quick_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """OpenAI's approximation of GELU by a sigmoid, in CLIP and what comes of it."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+Activation = Literal["quick_gelu", "gelu"]
+ACTIVATIONS = MappingProxyType({"quick_gelu": quick_gelu, "gelu": exact_gelu})
+
+
+def scaled_by_depth(width: int, depth: int) -> dict[str, nn.initializers.Initializer]:
+    """How CLIP's blocks start (openai/CLIP): normal, what ends a residual branch the smaller the more blocks there are.
+
+    `kernel_init` and `out_init` of a `Block`.
+    """
+
+    def kernel_init(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
+        square = shape[0] == shape[1]  # a projection of attention, not the MLP's first map
+        return jax.random.normal(key, shape, dtype) * (width if square else 2 * width) ** -0.5
+
+    return {"kernel_init": kernel_init, "out_init": nn.initializers.normal((2 * depth * width) ** -0.5)}
 
 
 class DropPath(nn.Module):
@@ -51,14 +73,15 @@ class Mlp(nn.Module):
     hidden: int
     activation: Callable[[Array], Array] = exact_gelu
     kernel_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
+    out_init: nn.initializers.Initializer | None = None
     dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "*b n d"]) -> Float[Array, "*b n d"]:
         """Same shape as `x`."""
-        dense = partial(nn.Dense, kernel_init=self.kernel_init, dtype=self.dtype)
-        hidden = self.activation(dense(self.hidden, name="fc1")(x))
-        return dense(x.shape[-1], name="fc2")(hidden)
+        dense = partial(nn.Dense, dtype=self.dtype)
+        hidden = self.activation(dense(self.hidden, kernel_init=self.kernel_init, name="fc1")(x))
+        return dense(x.shape[-1], kernel_init=self.out_init or self.kernel_init, name="fc2")(hidden)
 
 
 class Block(nn.Module):
@@ -67,6 +90,7 @@ class Block(nn.Module):
     Attributes:
       key_bias: see `Attention`.
       epsilon: of the layer norms; 1e-6 in timm's line, 1e-5 in CLIP's.
+      out_init: of the linear maps that end the two branches, where they start otherwise than the others.
     """
 
     heads: int
@@ -76,25 +100,32 @@ class Block(nn.Module):
     epsilon: float = 1e-6
     activation: Callable[[Array], Array] = exact_gelu
     kernel_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
+    out_init: nn.initializers.Initializer | None = None
     dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b *n d"], drop_path: float | Array = 0.0, train: bool = False
+        self,
+        x: Float[Array, "b *n d"],
+        drop_path: float | Array = 0.0,
+        train: bool = False,
+        mask: Bool[Array, "*#m #q k"] | None = None,
     ) -> Float[Array, "b *n d"]:
-        """Same shape as `x`."""
+        """Same shape as `x`; `mask` is True where a token may see another."""
         norm = partial(nn.LayerNorm, epsilon=self.epsilon, dtype=self.dtype)
         attention = Attention(
             self.heads,
             self.qkv_bias,
             self.key_bias,
             kernel_init=self.kernel_init,
+            out_init=self.out_init,
             dtype=self.dtype,
             name="attention",
         )
-        mlp = Mlp(int(x.shape[-1] * self.mlp_ratio), self.activation, self.kernel_init, dtype=self.dtype, name="mlp")
+        hidden = int(x.shape[-1] * self.mlp_ratio)
+        mlp = Mlp(hidden, self.activation, self.kernel_init, self.out_init, dtype=self.dtype, name="mlp")
         branch = DropPath(name="drop_path")
-        x = x + branch(attention(norm(name="norm1")(x)), drop_path, train)
+        x = x + branch(attention(norm(name="norm1")(x), mask=mask), drop_path, train)
         return x + branch(mlp(norm(name="norm2")(x)), drop_path, train)
 
 
@@ -116,7 +147,7 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b *n d"], train: bool = False, **context) -> Float[Array, "b *n d"]:
-        """Same shape as `x`; `context` is handed to every block: the grid of tokens, say."""
+        """Same shape as `x`; `context` is handed to every block: a mask, say, or the grid of tokens."""
 
         def run(block: nn.Module, x: Array, rate: float) -> Array:
             return block(x, rate, train, **context)

@@ -1,6 +1,7 @@
 """The model families. A family is one file; this is the one list of them."""
 
 import difflib
+from collections.abc import Callable, Mapping
 from numbers import Integral, Real
 from types import MappingProxyType, NoneType, UnionType
 from typing import Any, Union, get_args, get_origin
@@ -9,16 +10,39 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vidjax.models import c3d, inception3d, p3d, resnet3d, timesformer, uniformer, videomae, vit, vivit
+from vidjax.models import (
+    actionclip,
+    c3d,
+    clip,
+    inception3d,
+    p3d,
+    resnet3d,
+    text,
+    timesformer,
+    uniformer,
+    video_text,
+    videomae,
+    vit,
+    vivit,
+)
 
-FAMILIES = (vit, vivit, timesformer, uniformer, resnet3d, c3d, inception3d, p3d, videomae)
+FAMILIES = (vit, vivit, timesformer, uniformer, resnet3d, c3d, inception3d, p3d, videomae, clip, actionclip)
 
 VARIANTS = MappingProxyType({name: make for family in FAMILIES for name, make in family.VARIANTS.items()})
+TEXT_VARIANTS = text.VARIANTS  # towers, which take ids
 
-# Every module that is a whole model, as checkpoints name it.
+# Every module that a family's file defines, as checkpoints name it: whole models and what they are made of.
 MODULES = MappingProxyType(
-    {f"{make.func.__module__.rsplit('.', 1)[-1]}.{make.func.__name__}": make.func for make in VARIANTS.values()}
+    {
+        f"{family.__name__.rsplit('.', 1)[-1]}.{name}": kind
+        for family in (*FAMILIES, text, video_text)
+        for name, kind in vars(family).items()
+        if isinstance(kind, type) and issubclass(kind, nn.Module) and kind.__module__ == family.__name__
+    }
 )
+
+# Fields that are handed on to the towers of a model made of some.
+OF_TOWERS = ("num_frames", "image_size", "drop_path", "dtype", "remat", "head", "joint", "shift")
 
 
 def list_models(contains: str = "") -> list[str]:
@@ -37,11 +61,56 @@ def create_model(name: str, **overrides) -> nn.Module:
     Raises:
       ValueError: no such model (the nearest names are given), no such field, or a field of the wrong kind.
     """
-    if name not in VARIANTS:
-        nearest = difflib.get_close_matches(name, VARIANTS, n=3, cutoff=0.3) or list_models()
-        raise ValueError(f"there is no model '{name}': the nearest names are {', '.join(nearest)}")
-    check_fields(name, VARIANTS[name].func, overrides)
-    return VARIANTS[name](**overrides)
+    return override(name, _look_up("model", name, VARIANTS), overrides)
+
+
+def create_text_model(name: str, **overrides) -> nn.Module:
+    """A text tower by its name in `TEXT_VARIANTS`; any of its fields can be given another value.
+
+    Example:
+      >>> tower = create_text_model("clip_base", features=256)
+
+    Raises:
+      ValueError: as `create_model`.
+    """
+    return override(name, _look_up("text tower", name, TEXT_VARIANTS), overrides)
+
+
+def _look_up(kind: str, name: str, variants: Mapping[str, Callable[[], nn.Module]]) -> nn.Module:
+    if name not in variants:
+        nearest = difflib.get_close_matches(name, variants, n=3, cutoff=0.3) or sorted(variants)
+        raise ValueError(f"there is no {kind} '{name}': the nearest names are {', '.join(nearest)}")
+    return variants[name]()
+
+
+def towers(model: nn.Module) -> dict[str, nn.Module]:
+    """The fields that are models themselves."""
+    fields = {field: getattr(model, field) for field in model.__dataclass_fields__ if field not in ("parent", "name")}
+    return {field: value for field, value in fields.items() if isinstance(value, nn.Module)}
+
+
+def override(name: str, model: nn.Module, overrides: dict[str, Any]) -> nn.Module:
+    """The model with other values of its fields, and of its towers those in `OF_TOWERS`.
+
+    Args:
+      name: what the sentence calls the model.
+
+    Raises:
+      ValueError: see `check_fields`.
+    """
+    changed, taken = {}, set()
+    for field, tower in towers(model).items():
+        inner = {f: value for f, value in overrides.items() if f in OF_TOWERS and f in _fields(tower)}
+        changed[field] = override(f"{name}'s {field}", tower, inner)
+        taken |= inner.keys()
+    own = {f: value for f, value in overrides.items() if f in model.__dataclass_fields__ or f not in taken}
+    check_fields(name, type(model), own)
+    return model.clone(**changed | own)
+
+
+def _fields(model: nn.Module) -> set[str]:
+    """Fields of the model and of its towers."""
+    return {*model.__dataclass_fields__}.union(*map(_fields, towers(model).values()))
 
 
 def check_fields(name: str, module: type[nn.Module], overrides: dict[str, Any]) -> None:
@@ -59,7 +128,12 @@ def check_fields(name: str, module: type[nn.Module], overrides: dict[str, Any]) 
         if not _is_of(value, kind):
             kind = kind.__name__ if isinstance(kind, type) else kind
             raise ValueError(f"{field} of model '{name}' is {value!r}: it must be {kind}")
-        if isinstance(value, Integral) and kind is not float and not isinstance(value, bool) and value < 1:
+        if (
+            isinstance(value, Integral)
+            and float not in (kind, *get_args(kind))
+            and not isinstance(value, bool)
+            and value < 1
+        ):
             features = ", or None for features" if field == "num_classes" else ""
             raise ValueError(f"{field} of model '{name}' is {value}: it must be 1 or more{features}")
 
@@ -77,7 +151,12 @@ def _is_of(value: Any, kind: Any) -> bool:
 
 
 def example_inputs(model: nn.Module) -> tuple[jax.ShapeDtypeStruct, ...]:
-    """Shapes of what the model is called with, for one clip of the size that its variant is meant for."""
+    """Shapes of what the model is called with, for one clip of the size that its variant is meant for.
+
+    A text tower is called with ids; a pair of towers with a video, or with a video and ids.
+    """
+    if hasattr(model, "context"):
+        return (jax.ShapeDtypeStruct((1, model.context), jnp.int32),)
     shape = (1, model.num_frames, model.image_size, model.image_size, model.channels)
     video = jax.ShapeDtypeStruct(shape, jnp.float32)
     return model.example_inputs(video) if hasattr(model, "example_inputs") else (video,)

@@ -1,0 +1,220 @@
+"""ActionCLIP: its temporal heads against plain PyTorch, the whole against the release's recorded answers."""
+
+import einops
+import jax
+import jax.numpy as jnp
+import numpy as np
+import peers
+import pytest
+import recipe
+
+from vidjax.convert import from_state_dict, load_pretrained, load_weights, rules, save_pretrained
+from vidjax.convert.actionclip import HEADS as RULES
+from vidjax.models import actionclip, create_model, example_inputs
+from vidjax.models.actionclip import VideoTower
+from vidjax.models.clip import ImageTower
+from vidjax.models.text import TextTower
+from vidjax.models.video_text import VideoText
+
+E, T, CONTEXT = 16, 5, 9  # as the heads are recorded
+HEADS = {
+    "conv1d": actionclip.Conv1d(CONTEXT),
+    "lstm": actionclip.Lstm(CONTEXT),
+    "transf": actionclip.Transf(CONTEXT, 2, 2),
+    "transf_cls": actionclip.TransfCls(T, CONTEXT, 2),
+}
+# The release's weights of this one are refused; here the peer is the paper's.
+CONV1D = rules.Rule("fusion.shift.weight", "video/temporal/kernel", lambda value: value.T[:, None, None])
+LAYOUT = rules.Layout("heads", "", (*RULES, CONV1D))
+
+
+def converted(name: str, weights: dict[str, np.ndarray]) -> dict:
+    """The head's parameters, of those of all heads."""
+    weights = {
+        entry.replace(f"{name}.", "fusion.", 1): w for entry, w in weights.items() if entry.startswith(f"{name}.")
+    }
+    shapes = jax.eval_shape(HEADS[name].init, jax.random.key(0), jnp.zeros((1, T, E)))["params"]
+    return rules.apply(LAYOUT, weights, {"video": {"temporal": shapes}}, strict=True)[0]["video"]["temporal"]
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_head_equals_the_recorded_answer(name):
+    golden = recipe.load("actionclip_heads")
+    params = converted(name, golden.weights)
+    found = jax.jit(HEADS[name].apply)({"params": params}, jnp.asarray(golden.inputs[0]))
+    np.testing.assert_allclose(found, golden.outputs[name], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_gradients_of_a_head_equal_pytorchs(name):
+    """In training, of everything; the table of frame positions that three of them do not read has none."""
+    torch = pytest.importorskip("torch")
+    import torch_actionclip
+
+    peer = torch_actionclip.heads(E, CONTEXT, T)
+    weights = peers.perturb(peer)
+    frames, target = recipe.floats("frames", (3, T, E)), recipe.floats("target", (3, E))
+    seen = torch.from_numpy(frames).requires_grad_()
+    (peer[name](seen) * torch.from_numpy(target)).sum().backward()
+    gradients = {
+        entry: np.zeros(value.shape, np.float32) if value.grad is None else value.grad.numpy()
+        for entry, value in peer.named_parameters()
+    }
+
+    def loss(params, frames):
+        return (HEADS[name].apply({"params": params}, frames, train=True) * target).sum()
+
+    found = jax.jit(jax.grad(loss, (0, 1)))(converted(name, weights), jnp.asarray(frames))
+    expected = (converted(name, gradients), seen.grad.numpy())
+    for (path, leaf), other in zip(jax.tree.leaves_with_path(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(leaf, other, rtol=0, atol=1e-4 * max(1, np.abs(other).max()), err_msg=str(path))
+
+
+# As the recorded answers have it.
+IMAGE = ImageTower(128, 2, 2, 64, patch_size=(1, 8, 8), num_frames=8, image_size=32)
+TEXT = TextTower(60, 12, 128, 2, 2, 64)
+RELEASED = {"mean": "meanP", "lstm": "LSTM", "transf": "Transf", "transf_cls": "Transf_cls"}
+
+
+def pair(head: str, image: ImageTower = IMAGE) -> VideoText:
+    return VideoText(VideoTower(image, head, head_heads=2, head_context=12), TEXT)
+
+
+def answers(model: VideoText, variables: dict, video: np.ndarray, ids: np.ndarray):
+    """The videos' embeddings and their logits, of a video `b t c h w`."""
+
+    @jax.jit
+    def call(variables, video, ids):
+        seen, read = model.apply(variables, video, ids)
+        return seen, model.apply(variables, seen, read, method="logits")
+
+    return call(variables, jnp.asarray(np.moveaxis(video, 2, -1)), jnp.asarray(ids, jnp.int32))
+
+
+@pytest.mark.parametrize("head", RELEASED)
+def test_equals_the_releases_recorded_answer(head):
+    golden = recipe.load(f"actionclip_{RELEASED[head]}")
+    variables = from_state_dict(pair(head), golden.weights, strict=True)
+    found = answers(pair(head), variables, *golden.inputs)
+    for ours, theirs in zip(found, (golden.outputs["output0"], golden.outputs["output1"]), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * max(1, np.abs(theirs).max()))
+
+
+def test_shift_equals_the_releases_recorded_answer():
+    """Recorded for each frame by the image tower alone; the mean of the frames is the tower's."""
+    golden = recipe.load("actionclip_visual_shift")
+    text = recipe.load("actionclip_meanP").weights
+    weights = {name: value for name, value in text.items() if not name.startswith("model.visual.")}
+    weights |= {f"model.visual.{name}": value for name, value in golden.weights.items()}
+    model = pair("mean", IMAGE.clone(shift=True))
+    variables = from_state_dict(model, weights, strict=True)
+    video = einops.rearrange(golden.inputs[0], "(b t) c h w -> b t h w c", t=8)
+    frames = golden.outputs["output0"].reshape(2, 8, 64)
+    inside = {"params": variables["params"]["video"]}
+    found = jax.jit(model.video.apply)(inside, jnp.asarray(video))
+    np.testing.assert_allclose(found, frames.mean(axis=1), rtol=0, atol=1e-5 * np.abs(frames).max())
+    with pytest.raises(ValueError, match=r"the weights are of an image tower with shift=True, the model's has shift=F"):
+        from_state_dict(pair("mean"), weights)
+    with pytest.raises(
+        ValueError, match=r"the weights are of an image tower with shift=False, the model's has shift=T"
+    ):
+        from_state_dict(model, text)
+
+
+def test_a_file_of_the_release_loads(tmp_path):
+    """Two state dicts in one file, the head's in the wrapper that it was trained in."""
+    torch = pytest.importorskip("torch")
+    weights = recipe.load("actionclip_Transf").weights
+    parts = {"model": {}, "fusion": {}}
+    for name, value in weights.items():
+        part, name = name.split(".", 1)
+        name = name if part == "model" else f"module.{name}"
+        parts[part][name] = torch.from_numpy(np.asarray(value))
+    saved = {"epoch": 3, "model_state_dict": parts["model"], "fusion_model_state_dict": parts["fusion"]}
+    torch.save(saved | {"optimizer_state_dict": {"state": {}}}, tmp_path / "model_best.pt")
+    save_pretrained(tmp_path / "ours", pair("transf"), from_state_dict(pair("transf"), weights, strict=True))
+    model, expected = load_pretrained(tmp_path / "ours", verbose=False)
+    assert model == pair("transf")
+    found = load_pretrained(tmp_path / "model_best.pt", "actionclip_tiny", verbose=False, **FIELDS)[1]
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+FIELDS = {field: getattr(pair("transf"), field) for field in ("video", "text")}
+
+
+def test_the_releases_conv1d_is_refused():
+    weights = recipe.load("actionclip_meanP").weights | {"fusion.shift.weight": np.ones((64, 1, 3), np.float32)}
+    with pytest.raises(ValueError, match="the release's head Conv_1D, which mixes channels and frames"):
+        from_state_dict(pair("conv1d"), weights)
+
+
+@pytest.mark.parametrize(
+    ("head", "joint", "expected"), [("transf", False, 97), ("conv1d", False, 2), ("mean", True, 1)]
+)
+def test_clips_weights_are_what_it_starts_from(head, joint, expected):
+    """Everything but what CLIP does not know is filled; a new head, and a new time, are initialised."""
+    golden = recipe.load("actionclip_meanP").weights
+    weights = {name.removeprefix("model."): value for name, value in golden.items()}
+    model = pair(head, IMAGE.clone(joint=joint))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *example_inputs(model))
+    _, report = load_weights("clip.pt", model, shapes, weights=weights)
+    new = {path for path in report.fresh if path.startswith(("video/temporal/", "video/image/time/"))}
+    assert new == set(report.fresh) and not report.unused
+    assert len(new) == expected
+
+
+def leaves(tree):
+    return jax.tree_util.tree_leaves_with_path(tree)
+
+
+def test_conv1d_begins_as_a_shift():
+    """A quarter of the channels is the frame before, a quarter the one after, half the frame itself, and a residual."""
+    frames = jnp.asarray(recipe.floats("frames", (2, T, E)))
+    before, after = np.zeros_like(frames), np.zeros_like(frames)
+    before[:, 1:], after[:, :-1] = frames[:, :-1], frames[:, 1:]
+    moved = np.concatenate([before[..., :4], frames[..., 4:12], after[..., 12:]], axis=-1)
+    model = actionclip.Conv1d(CONTEXT)
+    found = model.apply(model.init(jax.random.key(0), frames), frames)
+    np.testing.assert_allclose(found, (frames + moved).mean(axis=1), atol=1e-6)
+
+
+SHALLOW = IMAGE.clone(width=32, depth=1)
+
+
+def test_joint_gives_one_feature_of_all_frames():
+    tower = VideoTower(SHALLOW.clone(joint=True), "mean")
+    video = jnp.asarray(recipe.floats("video", (2, 8, 32, 32, 3)))
+    variables = jax.jit(tower.init)(jax.random.key(0), video)
+    frames = tower.image.apply({"params": variables["params"]["image"]}, video, method="frames")
+    assert frames.shape == (2, 1, 64)
+    found = jax.jit(tower.apply)(variables, video)
+    np.testing.assert_allclose(found, frames[:, 0], rtol=0, atol=1e-5)
+    # The mean of features of frames would not know their order.
+    assert np.abs(jax.jit(tower.apply)(variables, video[:, ::-1]) - found).max() > 1e-3 * np.abs(found).max()
+
+
+def test_gradients_are_finite_and_reach_everything():
+    model = VideoText(VideoTower(SHALLOW.clone(shift=True), head_depth=1, head_context=12), TEXT.clone(depth=1))
+    video = jnp.asarray(recipe.floats("video", (2, 8, 32, 32, 3)))
+    ids = jnp.asarray([[57, 5, 6, 59, 0], [57, 9, 59, 0, 0]])
+    params = jax.jit(model.init)(jax.random.key(0), video)["params"]
+
+    @jax.jit
+    @jax.grad
+    def gradients(params):
+        seen, read = model.apply({"params": params}, video, ids, train=True)
+        logits = model.apply({"params": params}, seen, read, method="logits")
+        return -jax.nn.log_softmax(logits).trace()
+
+    found = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(gradients(params))}
+    assert all(np.isfinite(leaf).all() for leaf in found.values())
+    assert not [path for path, leaf in found.items() if not leaf.any() and "['key']['bias']" not in path]
+
+
+def test_what_does_not_go_together_is_refused():
+    video = jnp.zeros((1, 8, 32, 32, 3))
+    model = create_model("actionclip_tiny", joint=True)
+    with pytest.raises(ValueError, match="head is 'transf' over a joint image tower, which gives one feature a clip"):
+        jax.eval_shape(model.init, jax.random.key(0), video)
+    with pytest.raises(ValueError, match="the clip has 13 frames: the head transf has 12 positions"):
+        jax.eval_shape(pair("transf").init, jax.random.key(0), jnp.zeros((1, 13, 32, 32, 3)))

@@ -1,0 +1,357 @@
+"""CLIP against OpenAI's recorded answers and transformers' model, and what its image tower does with clips."""
+
+import dataclasses
+import sys
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import peers
+import pytest
+import recipe
+from flax.traverse_util import flatten_dict
+
+import vidjax
+from vidjax.convert import from_state_dict, load_pretrained, load_weights, save_pretrained
+from vidjax.layers.card import Card
+from vidjax.models import create_text_model, example_inputs, override
+from vidjax.models.clip import ImageTower
+from vidjax.models.text import TextTower
+from vidjax.models.video_text import Projected, VideoText, unit
+
+CLOSE = {"rtol": 0, "atol": 1e-4}
+IMAGE = {"width": 24, "depth": 2, "heads": 3, "features": 16, "patch_size": (1, 8, 8), "image_size": 32}
+TEXT = {"vocabulary": 60, "context": 12, "width": 24, "depth": 2, "heads": 3, "features": 16}
+
+
+def frames_first(images: np.ndarray, frames: int = 1) -> jax.Array:
+    """Images `(b t) c h w` as videos."""
+    return jnp.moveaxis(jnp.asarray(images), 1, -1).reshape(-1, frames, *images.shape[2:], images.shape[1])
+
+
+def image_tower(c: dict, **more) -> ImageTower:
+    """The image tower of a golden's configuration."""
+    return ImageTower(c["D"], c["L"], c["H"], c["E"], patch_size=(1, c["P"], c["P"]), image_size=c["S"], **more)
+
+
+def text_tower(c: dict) -> TextTower:
+    """Its text tower."""
+    return TextTower(c["V"], c["ctx"], c["tD"], c["tL"], c["tH"], c["E"])
+
+
+def test_equals_openais():
+    golden = recipe.load("openai_clip")
+    model = VideoText(image_tower(golden.config), text_tower(golden.config))
+    sizes = {"input_resolution": np.asarray(32), "context_length": np.asarray(12), "vocab_size": np.asarray(60)}
+    variables = from_state_dict(model, golden.weights | sizes, strict=True)
+    images, ids = golden.inputs
+    video, text = jax.jit(model.apply)(variables, frames_first(images), jnp.asarray(ids, jnp.int32))
+    logits = model.apply(variables, video, text, method="logits")
+    np.testing.assert_allclose(logits, golden.outputs["output0"], **CLOSE)
+    np.testing.assert_allclose(logits.T, golden.outputs["output1"], **CLOSE)
+
+
+@pytest.mark.parametrize("name", ["plain", "shift"])
+def test_equals_actionclips_image_tower(name):
+    golden = recipe.load(f"actionclip_visual_{name}")
+    tower = image_tower(golden.config, shift=name == "shift")
+    variables = from_state_dict(tower, golden.weights, strict=True)
+    found = jax.jit(partial(tower.apply, method="frames"))(variables, frames_first(golden.inputs[0], 8))
+    np.testing.assert_allclose(found.reshape(16, -1), golden.outputs["output0"], **CLOSE)
+
+
+def test_equals_actionclips_text_tower():
+    golden = recipe.load("actionclip_text")
+    tower = text_tower(golden.config)
+    variables = from_state_dict(tower, golden.weights)  # those of the image tower are left out
+    found = jax.jit(tower.apply)(variables, jnp.asarray(golden.inputs[0], jnp.int32))
+    np.testing.assert_allclose(found, golden.outputs["output0"], **CLOSE)
+
+
+def clip_peer(activation: str = "quick_gelu", end: int = 2, epsilon: float = 1e-5):
+    transformers = peers.transformers()
+    blocks = {
+        "hidden_size": 24, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 3,
+        "hidden_act": activation, "layer_norm_eps": epsilon,
+    }  # fmt: skip
+    ids = {"bos_token_id": 58, "eos_token_id": end, "pad_token_id": 0}
+    config = transformers.CLIPConfig(
+        text_config={"vocab_size": 60, "max_position_embeddings": 12, **ids, **blocks},
+        vision_config={"image_size": 32, "patch_size": 8, **blocks},
+        projection_dim=16,
+    )
+    return transformers.CLIPModel(config).eval()
+
+
+def texts() -> np.ndarray:
+    """Two texts that end in 59, the one long, and one that holds 57 twice before its end."""
+    return np.array([[58, 3, 4, 5, 59] + [0] * 7, [58, *range(20, 30), 59], [58, 57, 9, 57, 59] + [0] * 7], np.int32)
+
+
+@pytest.mark.parametrize(
+    ("activation", "end", "epsilon"), [("quick_gelu", 2, 1e-5), ("gelu", 57, 1e-2)], ids=["openai", "others"]
+)
+def test_equals_transformers_by_its_directory(activation, end, epsilon, tmp_path):
+    peer = clip_peer(activation, end, epsilon)
+    import torch
+    from transformers import CLIPImageProcessor
+
+    weights = peers.perturb(peer)
+    peer.save_pretrained(tmp_path)
+    CLIPImageProcessor(image_mean=[0.1, 0.2, 0.3], image_std=[0.4, 0.5, 0.6]).save_pretrained(tmp_path)
+    model, variables = load_pretrained(tmp_path, strict=True)
+    assert (model.card.mean, model.card.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert model.text.end_token == (None if end == 2 else end)
+    jax.tree.map(np.testing.assert_array_equal, from_state_dict(model, weights, strict=True), variables)
+    images, ids = recipe.floats("images", (2, 3, 32, 32)), texts()
+    with torch.no_grad():
+        told = peer(input_ids=torch.from_numpy(ids).long(), pixel_values=torch.from_numpy(images))
+    video, text = jax.jit(model.apply)(variables, frames_first(images), jnp.asarray(ids))
+    np.testing.assert_allclose(video, told.image_embeds, **CLOSE)
+    np.testing.assert_allclose(text, told.text_embeds, **CLOSE)
+    logits = model.apply(variables, video, text, method="logits")
+    np.testing.assert_allclose(logits, told.logits_per_image, **CLOSE)
+
+    # A tower by itself, from the directory of both.
+    alone = jax.eval_shape(model.text.init, jax.random.key(0), jnp.asarray(ids))["params"]
+    jax.tree.map(
+        np.testing.assert_array_equal, load_weights(tmp_path, model.text, alone)[0], variables["params"]["text"]
+    )
+    alone = jax.eval_shape(model.video.init, jax.random.key(0), frames_first(images))["params"]
+    loaded, report = load_weights(tmp_path, model.video, alone)
+    jax.tree.map(np.testing.assert_array_equal, loaded, variables["params"]["video"])
+    assert not report.fresh
+
+
+def test_text_tower_equals_transformers_by_its_directory(tmp_path):
+    import_peer = clip_peer()
+    import torch
+    from transformers import CLIPTextModelWithProjection
+
+    peer = CLIPTextModelWithProjection(import_peer.config.text_config).eval()
+    peers.perturb(peer)
+    peer.save_pretrained(tmp_path)
+    tower, variables = load_pretrained(tmp_path, strict=True)
+    with torch.no_grad():
+        told = peer(torch.from_numpy(texts()).long())
+    np.testing.assert_allclose(tower.apply(variables, jnp.asarray(texts())), told.text_embeds, **CLOSE)
+    tokens = tower.apply(variables, jnp.asarray(texts()), method="tokens")
+    np.testing.assert_allclose(tokens, told.last_hidden_state, **CLOSE)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return VideoText(ImageTower(**IMAGE), TextTower(**TEXT))
+
+
+def perturbed(model) -> dict:
+    """Variables with noise on every parameter: kernels of unit gain, norms near one, the rest near zero."""
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *example_inputs(model))
+
+    def draw(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        noise = recipe.floats(jax.tree_util.keystr(path), leaf.shape)
+        if path[-1].key == "kernel":
+            return jnp.asarray(noise / np.prod(leaf.shape[:-1]) ** 0.5)
+        return jnp.asarray((path[-1].key == "scale") + 0.2 * noise)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+@pytest.fixture(scope="module")
+def variables(model):
+    return perturbed(model)
+
+
+@pytest.fixture(scope="module")
+def clips():
+    return jnp.asarray(recipe.floats("clips", (2, 3, 32, 32, 3)))
+
+
+def test_a_clip_is_the_mean_of_its_frames_and_blind_to_their_order(model, variables, clips):
+    embed = jax.jit(model.apply)
+    each = jax.jit(partial(model.apply, method=lambda m, x: m.video(x)))(variables, clips[0][:, None])
+    np.testing.assert_allclose(embed(variables, clips)[0], unit(each.mean(axis=0)[None])[0], atol=1e-5)
+    np.testing.assert_allclose(embed(variables, clips[:, ::-1]), embed(variables, clips), atol=1e-5)
+    tokens = jax.jit(partial(model.apply, method="encode"))(variables, clips)
+    assert tokens.shape == (2, 3 * 16, 24)
+    one = jax.jit(partial(model.apply, method="encode"))(variables, clips[:, 1:2])
+    np.testing.assert_allclose(tokens[:, 16:32], one, atol=1e-5)
+
+
+def test_joint_is_one_sequence_with_one_class_token_and_a_time(clips):
+    """As the paper says it: the released code of it does not run."""
+    plain, joint = ImageTower(**IMAGE), ImageTower(**IMAGE, joint=True, num_frames=3)
+    variables = perturbed(joint)
+    frames = jax.jit(partial(joint.apply, method="frames"))
+    assert frames(variables, clips).shape == (2, 1, 16)
+    assert jax.eval_shape(partial(joint.apply, method="encode"), variables, clips).shape == (2, 3 * 16, 24)
+    assert np.abs(frames(variables, clips) - frames(variables, clips[:, ::-1])).max() > 0.01
+    timeless = {"params": variables["params"] | {"time": {"table": jnp.zeros((3, 24))}}}
+    np.testing.assert_allclose(frames(timeless, clips), frames(timeless, clips[:, ::-1]), atol=1e-5)
+    alone = {"params": {name: part for name, part in timeless["params"].items() if name != "time"}}
+    one = jax.jit(plain.apply)(alone, clips[:, :1])
+    np.testing.assert_allclose(frames(timeless, clips[:, :1])[:, 0], one, atol=1e-5)
+
+
+def test_a_joint_tower_starts_from_one_that_is_not():
+    golden = recipe.load("actionclip_visual_plain")
+    tower = image_tower(golden.config, joint=True, num_frames=8)
+    params = from_state_dict(tower, golden.weights)["params"]
+    assert params["time"]["table"].shape == (8, 128)
+    released = golden.weights | {"time_embedding": np.ones((4, 128), np.float32)}  # of half the frames
+    np.testing.assert_allclose(from_state_dict(tower, released, strict=True)["params"]["time"]["table"], 1, rtol=1e-6)
+
+
+def test_prompts_exclude_one_another(clips):
+    with pytest.raises(ValueError, match="joint and shift are both set"):
+        jax.eval_shape(ImageTower(**IMAGE, joint=True, shift=True).init, jax.random.key(0), clips)
+
+
+def test_positions_are_resized_at_loading_as_at_every_call(model, variables, tmp_path):
+    save_pretrained(tmp_path / "small", model, variables)
+    larger, resized = load_pretrained(tmp_path / "small", image_size=48)
+    assert larger == VideoText(ImageTower(**IMAGE | {"image_size": 48}), TextTower(**TEXT))
+    assert resized["params"]["video"]["position"]["table"].shape == (6, 6, 24)
+    video = jnp.asarray(recipe.floats("video", (1, 2, 48, 48, 3)))
+    found = jax.jit(model.apply)(variables, video)
+    np.testing.assert_allclose(jax.jit(larger.apply)(resized, video), found, atol=1e-5)
+
+
+def pairs() -> dict[str, VideoText]:
+    """Pairs of each kind of tower."""
+    videomae = vidjax.create_model("videomae_tiny", width=24, depth=1, heads=2, image_size=32, drop_path=0.1)
+    bert = create_text_model("bert_tiny", width=24, depth=1, features=16)
+    card = Card(mean=(0.1, 0.2, 0.3), class_names=("a",))
+    return {
+        "clip": VideoText(ImageTower(**IMAGE, shift=True, num_frames=3), TextTower(**TEXT, end_token=5), card),
+        "any": VideoText(Projected(videomae, 16), bert, card, bias=-10.0),
+    }
+
+
+@pytest.mark.parametrize("kind", ["clip", "any"])
+def test_a_round_trip_of_towers_loses_nothing(kind, tmp_path):
+    model = pairs()[kind]
+    variables = perturbed(model)
+    save_pretrained(tmp_path / "pair", model, variables)
+    again, loaded = vidjax.load_pretrained(tmp_path / "pair", strict=True)
+    assert again == model.clone(card=dataclasses.replace(model.card, class_names=()))  # which no head has
+    ours, theirs = flatten_dict(variables), flatten_dict(loaded)
+    assert ours.keys() == theirs.keys() and ("params", "logit_scale") in ours
+    for path, leaf in ours.items():
+        np.testing.assert_array_equal(leaf, theirs[path], strict=True)
+    fast, _ = vidjax.load_pretrained(tmp_path / "pair", dtype=jnp.bfloat16, remat="blocks", num_frames=4)
+    assert fast.num_frames == 4 and fast.text.dtype == jnp.bfloat16 and fast.text.remat == "blocks"
+    save_pretrained(tmp_path / "fast", fast, variables)  # how it computes is told of no tower
+    assert "bfloat16" not in (tmp_path / "fast" / "vidjax.json").read_text()
+    with pytest.raises(ValueError, match="model 'VideoText' has no field 'width': its fields are video, text"):
+        vidjax.load_pretrained(tmp_path / "pair", width=3)
+
+
+def test_a_name_must_not_contradict_the_towers_of_a_checkpoint(tmp_path):
+    model = vidjax.create_model("clip_tiny", num_frames=4)
+    model = model.clone(text=model.text.clone(heads=2))
+    save_pretrained(tmp_path / "pair", model, perturbed(model))
+    with pytest.raises(ValueError, match="clip_tiny's text has heads 4, the weights are of a model with 2"):
+        vidjax.load_pretrained(tmp_path / "pair", "clip_tiny")
+    model = model.clone(text=model.text.clone(heads=4))
+    save_pretrained(tmp_path / "same", model, perturbed(model))
+    assert vidjax.load_pretrained(tmp_path / "same", "clip_tiny")[0].num_frames == 4
+
+
+@pytest.mark.parametrize("kind", ["clip", "any"])
+def test_remat_changes_no_gradient_and_bfloat16_comes_near(kind, clips):
+    model = pairs()[kind]
+    variables = perturbed(model)
+    video, ids = clips[:, :2], jnp.asarray(texts()[:2])
+
+    def loss(variables, model):
+        embedded = model.apply(variables, video, ids, train=True, rngs={"drop_path": jax.random.key(1)})
+        return model.apply(variables, *embedded, method="logits")[0, 0]
+
+    gradient = jax.jit(jax.grad(loss), static_argnums=1)
+    plain, saving = (gradient(variables, override("", model, {"remat": remat})) for remat in ("none", "blocks"))
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(plain))
+    for (path, one), other in zip(jax.tree.leaves_with_path(plain), jax.tree.leaves(saving), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5 * largest, err_msg=jax.tree_util.keystr(path))
+        assert one.any() and np.isfinite(one).all()
+    half = override("", model, {"dtype": jnp.bfloat16})
+    shapes = jax.eval_shape(half.init, jax.random.key(0), video, ids)
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {np.dtype("float32")}
+    for near, exact in zip(*(jax.jit(m.apply)(variables, video, ids) for m in (half, model)), strict=True):
+        assert near.dtype == jnp.float32
+        np.testing.assert_allclose(near, exact, atol=0.05)
+        np.testing.assert_allclose(jnp.linalg.norm(near, axis=1), 1, rtol=1e-5)
+
+
+def test_a_feature_of_zeros_has_no_direction_and_no_gradient():
+    x = jnp.array([[0.0, 0.0], [3.0, 4.0]])
+    np.testing.assert_allclose(unit(x), [[0, 0], [0.6, 0.8]], rtol=1e-6)
+    assert not jax.grad(lambda x: unit(x)[0].sum())(x).any()
+
+
+def test_scale_and_bias_start_as_published():
+    for bias, params in ((None, {"logit_scale"}), (-10.0, {"logit_scale", "logit_bias"})):
+        model = VideoText(ImageTower(**IMAGE | {"depth": 1}), TextTower(**TEXT | {"depth": 1}), bias=bias)
+        variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1, 32, 32, 3)))  # both towers, from a video
+        assert set(variables["params"]) == {"video", "text"} | params
+        logits = model.apply(variables, jnp.eye(2, 16), jnp.eye(3, 16), method="logits")
+        np.testing.assert_allclose(logits, np.eye(2, 3) / 0.07 + (bias or 0), rtol=1e-5)
+
+
+def test_starts_as_openais(clips):
+    d = 192
+    image, text = (fields | {"width": d, "depth": 1} for fields in (IMAGE, TEXT | {"vocabulary": 400}))
+    params = jax.jit(VideoText(ImageTower(**image), TextTower(**text)).init)(jax.random.key(0), clips[:1])["params"]
+    block = params["text"]["transformer"]["block_0"]
+    expected = [
+        (params["text"]["token_embedding"]["embedding"], 0.02),
+        (params["text"]["position"], 0.01),
+        (block["attention"]["query"]["kernel"], d**-0.5),
+        (block["attention"]["out"]["kernel"], (2 * d) ** -0.5),  # the smaller the more blocks
+        (block["mlp"]["fc1"]["kernel"], (2 * d) ** -0.5),
+        (block["mlp"]["fc2"]["kernel"], (2 * d) ** -0.5),
+        (params["text"]["projection"]["kernel"], d**-0.5),
+        (params["video"]["projection"]["kernel"], d**-0.5),
+    ]
+    for value, deviation in expected:
+        assert value.std() == pytest.approx(deviation, rel=0.05)
+
+
+def test_towers_that_do_not_go_together_are_refused(clips):
+    pair = VideoText(ImageTower(**IMAGE), TextTower(**TEXT | {"features": 12}))
+    with pytest.raises(ValueError, match="the video tower has 16 features and the text tower 12: give both the same"):
+        jax.eval_shape(pair.init, jax.random.key(0), clips)
+    classes = vidjax.create_model("vit_tiny", num_classes=3)
+    with pytest.raises(ValueError, match="the video tower gives 3 classes: make it with num_classes=None"):
+        jax.eval_shape(VideoText(Projected(classes, 16), TextTower(**TEXT)).init, jax.random.key(0), clips)
+
+
+def test_equals_a_torchscript_archive_as_openai_publishes_it(tmp_path, monkeypatch):
+    """Half precision, numbers beside the weights, and code that is never run."""
+    torch = pytest.importorskip("torch")
+    golden = recipe.load("openai_clip")
+
+    class Module(torch.nn.Module):
+        def forward(self, x):
+            return x
+
+    whole = Module()
+    for name, value in golden.weights.items():
+        *path, last = name.split(".")
+        module = whole
+        for part in path:
+            if not hasattr(module, part):
+                module.add_module(part, Module())
+            module = getattr(module, part)
+        module.register_parameter(last, torch.nn.Parameter(torch.from_numpy(value).half()))
+    for name, value in (("input_resolution", 32), ("context_length", 12), ("vocab_size", 60)):
+        whole.register_buffer(name, torch.tensor(value))
+    torch.jit.save(torch.jit.trace(whole, torch.zeros(1)), tmp_path / "tiny.pt")
+    monkeypatch.setitem(sys.modules, "torch", None)  # which is not needed
+    model = VideoText(image_tower(golden.config), text_tower(golden.config))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *example_inputs(model))["params"]
+    loaded, report = load_weights(tmp_path / "tiny.pt", model, shapes)
+    assert not report.fresh and not report.unused
+    expected = from_state_dict(model, {k: v.astype(np.float16).astype(np.float32) for k, v in golden.weights.items()})
+    jax.tree.map(partial(np.testing.assert_array_equal, strict=True), loaded, expected["params"])

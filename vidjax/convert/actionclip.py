@@ -1,0 +1,108 @@
+"""ActionCLIP's release (sallymmx/ActionCLIP), and CLIP's weights to start from.
+
+A file of the release holds two state dicts, which `convert.files` joins under `model.` (CLIP, as OpenAI names it) and
+`fusion.` (the temporal head).
+"""
+
+from dataclasses import replace
+from functools import partial
+
+from vidjax.convert.clip import (
+    BIAS,
+    HUGGING_FACE,
+    OPENAI,
+    SCALE,
+    TIME,
+    fused_attention,
+    hugging_face_image,
+    hugging_face_text,
+    openai_block,
+    openai_image,
+    openai_text,
+)
+from vidjax.convert.files import Weights
+from vidjax.convert.fits import table
+from vidjax.convert.rules import Layout, Rule, dense, kernel, norm
+from vidjax.models.actionclip import VideoTower
+from vidjax.models.video_text import VideoText
+
+IMAGE, HEAD = "video/image/", "video/temporal/"
+SIGN = "model.visual.proj"  # the release's
+
+
+def encoder_layer(source: str, target: str) -> tuple[Rule, ...]:
+    """PyTorch's encoder layer."""
+    return (
+        *fused_attention(f"{source}.self_attn", f"{target}/attention"),
+        *norm(f"{source}.norm1", f"{target}/norm1"),
+        *dense(f"{source}.linear1", f"{target}/mlp/fc1"),
+        *dense(f"{source}.linear2", f"{target}/mlp/fc2"),
+        *norm(f"{source}.norm2", f"{target}/norm2"),
+    )
+
+
+HEADS = (
+    Rule("fusion.frame_position_embeddings.weight", f"{HEAD}frame_position"),
+    Rule("fusion.lstm_visual.weight_ih_l0", f"{HEAD}input_kernel", kernel),
+    Rule("fusion.lstm_visual.weight_hh_l0", f"{HEAD}state_kernel", kernel),
+    Rule("fusion.lstm_visual.bias_ih_l0", f"{HEAD}input_bias"),
+    Rule("fusion.lstm_visual.bias_hh_l0", f"{HEAD}state_bias"),
+    *openai_block("fusion.transformer.resblocks.{i}", f"{HEAD}transformer/block_{{i}}"),
+    Rule("fusion.transformer.cls_token", f"{HEAD}class_token"),
+    Rule("fusion.transformer.pos_embed", f"{HEAD}class_position", lambda value: value[:, :1]),
+    Rule("fusion.transformer.pos_embed", f"{HEAD}position/table", lambda value: value[0, 1:], table("linear")),
+    *encoder_layer("fusion.transformer.transformer_enc.layers.{i}", f"{HEAD}transformer/block_{{i}}"),
+    *norm("fusion.transformer.transformer_enc.norm", f"{HEAD}norm"),
+)
+
+
+def prepare(weights: Weights, shift: bool) -> Weights:
+    """The release's entries without what its wrappers add to their names.
+
+    Args:
+      shift: whether the model's image tower shifts its tokens, for which there is no parameter.
+
+    Raises:
+      ValueError: the weights are of another model: they shift and the model does not or the other way round, or they
+        have the head that the release computes otherwise than we do.
+    """
+    weights = {name.replace("fusion.module.", "fusion."): value for name, value in weights.items()}
+    if SIGN in weights:
+        if "fusion.shift.weight" in weights:
+            raise ValueError(
+                "these are weights of the release's head Conv_1D, which mixes channels and frames by a mistaken "
+                "reshape: no convolution over time has them; leave out what begins with fusion., and train a head"
+            )
+        shifted = any(".net." in name for name in weights)
+        if shifted != shift:
+            raise ValueError(f"the weights are of an image tower with shift={shifted}, the model's has shift={shift}")
+    return {name.replace(".net.", "."): value for name, value in weights.items()}
+
+
+RELEASE = Layout(
+    name="ActionCLIP's release",
+    sign=SIGN,
+    rules=(
+        *openai_image("model.visual.", IMAGE),
+        *openai_text("model.", "text/"),
+        replace(SCALE, source="model.logit_scale"),
+        *HEADS,
+    ),
+    optional=(BIAS,),
+    surplus=(),
+)
+# The rest is what ActionCLIP starts from: a pair that knows images.
+NEW = (f"{IMAGE}{TIME}", BIAS, HEAD)
+FROM_OPENAI = replace(OPENAI, rules=(*openai_image(target=IMAGE), *openai_text(target="text/"), SCALE), optional=NEW)
+FROM_HUGGING_FACE = replace(
+    HUGGING_FACE, rules=(*hugging_face_image(IMAGE), *hugging_face_text("text/"), SCALE), optional=NEW
+)
+
+
+def layouts(model: VideoText) -> tuple[Layout, ...]:
+    """What this model's weights are published in."""
+    release = replace(RELEASE, prepare=partial(prepare, shift=model.video.image.shift))
+    return release, FROM_OPENAI, FROM_HUGGING_FACE
+
+
+LAYOUTS = {(VideoText, VideoTower): layouts}

@@ -1,0 +1,80 @@
+"""BERT's weights from Hugging Face's directories, with or without the heads of its pre-training, which are left out."""
+
+from vidjax.convert.files import Weights
+from vidjax.convert.hub import expect
+from vidjax.convert.rules import Layout, Rule, dense, norm, strip
+from vidjax.models.text import Bert
+
+
+def block(source: str, target: str) -> tuple[Rule, ...]:
+    """A post-norm block."""
+    return (
+        *(
+            rule
+            for part in ("query", "key", "value")
+            for rule in dense(f"{source}.attention.self.{part}", f"{target}/attention/{part}")
+        ),
+        *dense(f"{source}.attention.output.dense", f"{target}/attention/out"),
+        *norm(f"{source}.attention.output.LayerNorm", f"{target}/norm1"),
+        *dense(f"{source}.intermediate.dense", f"{target}/mlp/fc1"),
+        *dense(f"{source}.output.dense", f"{target}/mlp/fc2"),
+        *norm(f"{source}.output.LayerNorm", f"{target}/norm2"),
+    )
+
+
+HEADS = ("pooler.", "cls.")
+
+
+def prepare(weights: Weights) -> Weights:
+    """Without heads and running numbers; norms' entries named as PyTorch's, not as TensorFlow's (older files)."""
+    renamed = {
+        name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias"): value
+        for name, value in strip(weights, "bert.").items()
+    }
+    return {
+        name: value
+        for name, value in renamed.items()
+        if not name.startswith(HEADS) and not name.endswith(".position_ids")
+    }
+
+
+HUGGING_FACE = Layout(
+    name="Hugging Face's BERT",
+    sign="embeddings.word_embeddings.weight",
+    prepare=prepare,
+    rules=(
+        Rule("embeddings.word_embeddings.weight", "token_embedding/embedding"),
+        Rule("embeddings.position_embeddings.weight", "position"),
+        Rule("embeddings.token_type_embeddings.weight", "type"),
+        *norm("embeddings.LayerNorm", "embedding_norm"),
+        *block("encoder.layer.{i}", "transformer/block_{i}"),
+    ),
+    optional=("projection/",),
+    surplus=(),
+)
+
+LAYOUTS = {Bert: (HUGGING_FACE,)}
+
+FEATURES = 512  # of the projection, which no published BERT has
+
+
+def from_config(config: dict) -> Bert:
+    """The tower of a Hugging Face configuration."""
+    expect(config, "hidden_act", "gelu")
+    expect(config, "position_embedding_type", "absolute")
+    expect(config, "pad_token_id", 0)
+    expect(config, "is_decoder", False)
+    return Bert(
+        config["vocab_size"],
+        config["max_position_embeddings"],
+        config["hidden_size"],
+        config["num_hidden_layers"],
+        config["num_attention_heads"],
+        FEATURES,
+        config["intermediate_size"] / config["hidden_size"],
+        config.get("type_vocab_size", 2),
+        epsilon=config.get("layer_norm_eps", 1e-12),
+    )
+
+
+CONFIGS = {"bert": from_config}

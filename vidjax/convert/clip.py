@@ -1,0 +1,232 @@
+"""CLIP's weights, as a whole or of one tower: OpenAI's release and Hugging Face's directories.
+
+OpenAI's names are those of ActionCLIP's release too, where a shifted block has a level more (`resblocks.0.net.`).
+"""
+
+import flax.linen as nn
+
+from vidjax.convert.files import Weights
+from vidjax.convert.fits import inflate, table
+from vidjax.convert.hub import expect
+from vidjax.convert.rules import Layout, Rule, dense, kernel, kernel_rows, norm, strip
+from vidjax.models.clip import CARD, ImageTower
+from vidjax.models.text import TextTower
+from vidjax.models.video_text import VideoText
+
+
+def fused_attention(source: str, target: str) -> tuple[Rule, ...]:
+    """PyTorch's own attention: query, key and value in one entry that belongs to no linear map."""
+    parts = [
+        Rule(f"{source}.in_proj_{entry}", f"{target}/{name}/{ours}", kernel_rows(part, 3))
+        for part, name in enumerate(("query", "key", "value"))
+        for entry, ours in (("weight", "kernel"), ("bias", "bias"))
+    ]
+    return (*parts, *dense(f"{source}.out_proj", f"{target}/out"))
+
+
+def openai_block(source: str, target: str) -> tuple[Rule, ...]:
+    """A block as OpenAI names it."""
+    return (
+        *norm(f"{source}.ln_1", f"{target}/norm1"),
+        *fused_attention(f"{source}.attn", f"{target}/attention"),
+        *norm(f"{source}.ln_2", f"{target}/norm2"),
+        *dense(f"{source}.mlp.c_fc", f"{target}/mlp/fc1"),
+        *dense(f"{source}.mlp.c_proj", f"{target}/mlp/fc2"),
+    )
+
+
+def hugging_face_block(source: str, target: str) -> tuple[Rule, ...]:
+    """A block as Hugging Face's CLIP names it."""
+    attention = (("q_proj", "query"), ("k_proj", "key"), ("v_proj", "value"), ("out_proj", "out"))
+    return (
+        *norm(f"{source}.layer_norm1", f"{target}/norm1"),
+        *(
+            rule
+            for theirs, ours in attention
+            for rule in dense(f"{source}.self_attn.{theirs}", f"{target}/attention/{ours}")
+        ),
+        *norm(f"{source}.layer_norm2", f"{target}/norm2"),
+        *dense(f"{source}.mlp.fc1", f"{target}/mlp/fc1"),
+        *dense(f"{source}.mlp.fc2", f"{target}/mlp/fc2"),
+    )
+
+
+def image_tables(class_token: str, positions: str, target: str) -> tuple[Rule, ...]:
+    """The class token `(d,)`, and a table `(1 + n, d)` whose first entry is its position."""
+    return (
+        Rule(class_token, f"{target}class_token", lambda value: value.reshape(1, 1, -1)),
+        Rule(positions, f"{target}class_position", lambda value: value[None, :1]),
+        Rule(positions, f"{target}position/table", lambda value: value[1:], table("cubic")),
+    )
+
+
+def openai_image(source: str = "visual.", target: str = "") -> tuple[Rule, ...]:
+    """The image tower as OpenAI names it."""
+    return (
+        *image_tables(f"{source}class_embedding", f"{source}positional_embedding", target),
+        Rule(f"{source}time_embedding", f"{target}time/table", fit=table("linear")),  # ActionCLIP's joint prompt
+        Rule(f"{source}conv1.weight", f"{target}patch_embedding/kernel", kernel, inflate),
+        *norm(f"{source}ln_pre", f"{target}norm_pre"),
+        *openai_block(f"{source}transformer.resblocks.{{i}}", f"{target}transformer/block_{{i}}"),
+        *norm(f"{source}ln_post", f"{target}norm_post"),
+        Rule(f"{source}proj", f"{target}projection/kernel"),
+    )
+
+
+def openai_text(source: str = "", target: str = "") -> tuple[Rule, ...]:
+    """The text tower as OpenAI names it."""
+    return (
+        Rule(f"{source}token_embedding.weight", f"{target}token_embedding/embedding"),
+        Rule(f"{source}positional_embedding", f"{target}position"),
+        *openai_block(f"{source}transformer.resblocks.{{i}}", f"{target}transformer/block_{{i}}"),
+        *norm(f"{source}ln_final", f"{target}norm"),
+        Rule(f"{source}text_projection", f"{target}projection/kernel"),
+    )
+
+
+def hugging_face_image(target: str = "") -> tuple[Rule, ...]:
+    """The image tower as Hugging Face names it, its slip of the pen included."""
+    embeddings = "vision_model.embeddings"
+    return (
+        *image_tables(f"{embeddings}.class_embedding", f"{embeddings}.position_embedding.weight", target),
+        Rule(f"{embeddings}.patch_embedding.weight", f"{target}patch_embedding/kernel", kernel, inflate),
+        *norm("vision_model.pre_layrnorm", f"{target}norm_pre"),
+        *hugging_face_block("vision_model.encoder.layers.{i}", f"{target}transformer/block_{{i}}"),
+        *norm("vision_model.post_layernorm", f"{target}norm_post"),
+        Rule("visual_projection.weight", f"{target}projection/kernel", kernel),
+    )
+
+
+def hugging_face_text(target: str = "") -> tuple[Rule, ...]:
+    """The text tower as Hugging Face names it."""
+    return (
+        Rule("text_model.embeddings.token_embedding.weight", f"{target}token_embedding/embedding"),
+        Rule("text_model.embeddings.position_embedding.weight", f"{target}position"),
+        *hugging_face_block("text_model.encoder.layers.{i}", f"{target}transformer/block_{{i}}"),
+        *norm("text_model.final_layer_norm", f"{target}norm"),
+        Rule("text_projection.weight", f"{target}projection/kernel", kernel),
+    )
+
+
+SCALE = Rule("logit_scale", "logit_scale", lambda value: value.reshape(()))
+SIZES = ("input_resolution", "context_length", "vocab_size")  # numbers beside OpenAI's weights
+
+
+def prepare_openai(weights: Weights) -> Weights:
+    """Without the numbers that are no parameters; a shifted block's entries as those of the block."""
+    weights = {name: value for name, value in strip(weights, "module.").items() if name not in SIZES}
+    return {name.replace(".net.", "."): value for name, value in weights.items()}
+
+
+def prepare_openai_image(weights: Weights) -> Weights:
+    """The same; the image tower by itself may come without its prefix."""
+    weights = prepare_openai(weights)
+    bare = "class_embedding" in weights
+    return {f"visual.{name}": value for name, value in weights.items()} if bare else weights
+
+
+def prepare_hugging_face(weights: Weights) -> Weights:
+    """Without the running numbers 0, 1, 2, ... that older files hold."""
+    return {name: value for name, value in weights.items() if not name.endswith(".position_ids")}
+
+
+TIME, BIAS = "time/", "logit_bias"  # a joint tower starts from one that is not; a sigmoid's bias from none
+
+OPENAI = Layout(
+    name="OpenAI's CLIP",
+    sign="visual.proj",
+    prepare=prepare_openai,
+    rules=(*openai_image(target="video/"), *openai_text(target="text/"), SCALE),
+    optional=(f"video/{TIME}", BIAS),
+    surplus=(),
+)
+HUGGING_FACE = Layout(
+    name="Hugging Face's CLIP",
+    sign="vision_model.embeddings.class_embedding",
+    prepare=prepare_hugging_face,
+    rules=(*hugging_face_image("video/"), *hugging_face_text("text/"), SCALE),
+    optional=(f"video/{TIME}", BIAS),
+    surplus=(),
+)
+OPENAI_IMAGE = Layout(
+    name="OpenAI's CLIP", sign="visual.proj", prepare=prepare_openai_image, rules=openai_image(), optional=(TIME,),
+    surplus=(),
+)  # fmt: skip
+HUGGING_FACE_IMAGE = Layout(
+    name="Hugging Face's CLIP", sign=HUGGING_FACE.sign, prepare=prepare_hugging_face, rules=hugging_face_image(),
+    optional=(TIME, "projection/"), surplus=(),
+)  # fmt: skip
+OPENAI_TEXT = Layout(
+    name="OpenAI's CLIP", sign="text_projection", prepare=prepare_openai, rules=openai_text(), optional=(), surplus=()
+)
+HUGGING_FACE_TEXT = Layout(
+    name="Hugging Face's CLIP",
+    sign="text_model.embeddings.token_embedding.weight",
+    prepare=prepare_hugging_face,
+    rules=hugging_face_text(),
+    optional=("projection/",),
+    surplus=(),
+)
+
+LAYOUTS = {
+    (VideoText, ImageTower): (OPENAI, HUGGING_FACE),
+    ImageTower: (OPENAI_IMAGE, HUGGING_FACE_IMAGE),
+    TextTower: (OPENAI_TEXT, HUGGING_FACE_TEXT),
+}
+
+# What a configuration means that does not say it.
+USUAL = {"num_hidden_layers": 12, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "projection_dim": 512}
+USUAL_TEXT = USUAL | {
+    "vocab_size": 49408, "hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8,
+    "max_position_embeddings": 77, "eos_token_id": 49407,
+}  # fmt: skip
+USUAL_IMAGE = USUAL | {
+    "hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_channels": 3, "image_size": 224,
+    "patch_size": 32,
+}  # fmt: skip
+LEGACY_END = 2  # written into every directory once: the end token is the highest id, whatever it is
+
+
+def _block_fields(config: dict) -> dict:
+    """What both towers' blocks are."""
+    expect(config, "hidden_act", "quick_gelu", "gelu")
+    return {
+        "width": config["hidden_size"],
+        "depth": config["num_hidden_layers"],
+        "heads": config["num_attention_heads"],
+        "mlp_ratio": config["intermediate_size"] / config["hidden_size"],
+        "activation": config["hidden_act"],
+        "epsilon": config["layer_norm_eps"],
+    }
+
+
+def text_from_config(config: dict) -> TextTower:
+    """The text tower of a Hugging Face configuration."""
+    config = USUAL_TEXT | config
+    end = config["eos_token_id"]
+    return TextTower(
+        config["vocab_size"],
+        config["max_position_embeddings"],
+        features=config["projection_dim"],
+        end_token=None if end == LEGACY_END else end,
+        **_block_fields(config),
+    )
+
+
+def from_config(config: dict) -> nn.Module:
+    """The pair of a Hugging Face configuration."""
+    features = {"projection_dim": config.get("projection_dim", USUAL["projection_dim"])}
+    text, image = ((config.get(f"{name}_config") or {}) | features for name in ("text", "vision"))
+    image = USUAL_IMAGE | image
+    patch = image["patch_size"]
+    tower = ImageTower(
+        features=image["projection_dim"],
+        patch_size=(1, patch, patch),
+        channels=image["num_channels"],
+        image_size=image["image_size"],
+        **_block_fields(image),
+    )
+    return VideoText(tower, text_from_config(text), CARD)
+
+
+CONFIGS = {"clip": from_config, "clip_text_model": text_from_config}

@@ -1,0 +1,271 @@
+"""ActionCLIP (Wang et al. 2021, arXiv:2109.08472; names as in sallymmx/ActionCLIP): CLIP, made to see videos.
+
+Each frame goes through CLIP's image tower, and a temporal head makes one feature of the frames' features: the paper's
+post-network prompts. The other two are the image tower's own (`models.clip.ImageTower`): `joint` before the network and
+`shift` inside it. Video and text are compared as in CLIP (`models.video_text.VideoText`).
+
+Equal to the released code: the heads `mean`, `lstm`, `transf` and `transf_cls` (the last is not in the paper), and
+`shift`. Equal to the paper where the released code fails:
+  conv1d: a depthwise convolution over time. The release reads `(b, t, c)` as `(b, c, t)` without transposing it, so
+    that its kernel runs over channels and frames mixed up: weights trained like that have no meaning here, and
+    `convert.actionclip` refuses them. Its initial kernel is the release's.
+  joint: the release uses names that it never defines.
+
+Traps: every head but the mean holds a table of 77 frame positions, as in the release, and `transf` alone reads it: in
+the others it counts as parameters and gets no gradient. Norms of `transf` have epsilon 1e-12, those of `transf_cls`
+1e-5. Attention heads of `transf` are as many as the text tower has (8 of base, 12 of large), of `transf_cls` always 8.
+"""
+
+from dataclasses import replace
+from functools import partial
+from types import MappingProxyType
+from typing import Literal, get_args
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from vidjax.layers.attention import Attention
+from vidjax.layers.convolution import depthwise_conv3d, pytorch_bias
+from vidjax.layers.embedding import PositionTable
+from vidjax.layers.transformer import Block, Encoder, Mlp, quick_gelu
+from vidjax.models import clip
+from vidjax.models.clip import ImageTower
+from vidjax.models.video_text import VideoText
+
+NORMAL = nn.initializers.normal(0.02)
+TRUNCATED = nn.initializers.truncated_normal(0.02)
+# Xavier's for query, key and value as one map, as PyTorch draws them: four times the fan of one in all.
+FUSED = nn.initializers.variance_scaling(0.5, "fan_avg", "uniform")
+
+Head = Literal["mean", "conv1d", "lstm", "transf", "transf_cls"]
+
+
+def frame_positions(head: nn.Module, width: int) -> Float[Array, "n e"]:
+    """The table of frame positions that every head but the mean holds."""
+    return head.param("frame_position", NORMAL, (head.context, width))
+
+
+class Mean(nn.Module):
+    """The mean over the frames."""
+
+    def __call__(self, frames: Float[Array, "b t e"], train: bool = False) -> Float[Array, "b e"]:
+        """A feature for each clip."""
+        return frames.mean(axis=1)
+
+
+def shift_kernel(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Float[Array, "3 1 1 1 e"]:
+    """A kernel that moves the first quarter of the channels from the frame before, the last from the one after."""
+    quarter = shape[-1] // 4
+    kernel = jnp.zeros(shape, dtype).at[0, ..., :quarter].set(1).at[2, ..., shape[-1] - quarter :].set(1)
+    return kernel.at[1, ..., quarter : shape[-1] - quarter].set(1)
+
+
+class Conv1d(nn.Module):
+    """Each channel convolved over time by a kernel of three, with a residual, then the mean over the frames.
+
+    Attributes:
+      context: entries of the table of frame positions, which is not read.
+    """
+
+    context: int
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, frames: Float[Array, "b t e"], train: bool = False) -> Float[Array, "b e"]:
+        """A feature for each clip."""
+        frame_positions(self, frames.shape[-1])
+        kernel = self.param("kernel", shift_kernel, (3, 1, 1, 1, frames.shape[-1]))
+        frames, kernel = nn.dtypes.promote_dtype(frames, kernel, dtype=self.dtype)
+        moved = depthwise_conv3d(frames[:, :, None, None], kernel)[:, :, 0, 0]
+        return (frames + moved).mean(axis=1)
+
+
+class Lstm(nn.Module):
+    """PyTorch's LSTM of one layer over the frames, with a residual, then the mean over the frames.
+
+    Gates stand in PyTorch's order, input, forget, cell, output, and each has two biases, of which only the sum matters.
+    The state is float32 whatever the type of the frames.
+
+    Attributes:
+      context: entries of the table of frame positions, which is not read.
+    """
+
+    context: int
+
+    @nn.compact
+    def __call__(self, frames: Float[Array, "b t e"], train: bool = False) -> Float[Array, "b e"]:
+        """A feature for each clip."""
+        width = frames.shape[-1]
+        frame_positions(self, width)
+        uniform = pytorch_bias(width)  # of all four: U(+-1/sqrt(width))
+        input_kernel, state_kernel = (
+            self.param(name, uniform, (width, 4 * width)) for name in ("input_kernel", "state_kernel")
+        )
+        bias = sum(self.param(name, uniform, (4 * width,)) for name in ("input_bias", "state_bias"))
+
+        def step(state: tuple[Array, Array], seen: Float[Array, "b g"]) -> tuple[tuple[Array, Array], Array]:
+            hidden, cell = state
+            enter, keep, new, leave = jnp.split(seen + hidden @ state_kernel, 4, axis=-1)
+            cell = nn.sigmoid(keep) * cell + nn.sigmoid(enter) * jnp.tanh(new)
+            hidden = nn.sigmoid(leave) * jnp.tanh(cell)
+            return (hidden, cell), hidden
+
+        seen = frames.astype(jnp.promote_types(frames.dtype, jnp.float32)) @ input_kernel + bias
+        zeros = jnp.zeros((len(frames), width), seen.dtype)
+        _, hidden = jax.lax.scan(step, (zeros, zeros), jnp.swapaxes(seen, 0, 1))
+        return (frames + jnp.swapaxes(hidden, 0, 1).astype(frames.dtype)).mean(axis=1)
+
+
+class Transf(nn.Module):
+    """A pre-norm transformer over the frames and their positions, with a residual, then the mean over the frames.
+
+    Attributes:
+      context: entries of the table of frame positions: the most frames that it takes.
+    """
+
+    context: int
+    depth: int
+    heads: int
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, frames: Float[Array, "b t e"], train: bool = False) -> Float[Array, "b e"]:
+        """A feature for each clip."""
+        if frames.shape[1] > self.context:
+            raise ValueError(f"the clip has {frames.shape[1]} frames: the head transf has {self.context} positions")
+        position = frame_positions(self, frames.shape[-1])[: frames.shape[1]]
+        block = partial(Block, self.heads, epsilon=1e-12, activation=quick_gelu, kernel_init=NORMAL, dtype=self.dtype)
+        x = Encoder(block, self.depth, name="transformer")(frames + position.astype(frames.dtype), train)
+        return (frames + x).mean(axis=1)
+
+
+class PostNormBlock(nn.Module):
+    """PyTorch's encoder layer: attention, then an MLP of 2048 with ReLU, each added and normed after.
+
+    PyTorch's drops a tenth of everything in training; here nothing is dropped.
+    """
+
+    heads: int
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b n e"], drop_path: float | Array = 0.0, train: bool = False
+    ) -> Float[Array, "b n e"]:
+        """Same shape as `x`; the last two arguments are what `Encoder` hands to any block."""
+        norm = partial(nn.LayerNorm, epsilon=1e-5, dtype=self.dtype)
+        attention = Attention(self.heads, kernel_init=FUSED, out_init=TRUNCATED, dtype=self.dtype, name="attention")
+        x = norm(name="norm1")(x + attention(x))
+        return norm(name="norm2")(x + Mlp(2048, nn.relu, TRUNCATED, dtype=self.dtype, name="mlp")(x))
+
+
+class TransfCls(nn.Module):
+    """A post-norm transformer over a class token and the frames; the class token is the feature, without a residual.
+
+    Attributes:
+      num_frames: positions that are learned; other clips get them resized, linearly.
+      context: entries of the table of frame positions, which is not read.
+    """
+
+    num_frames: int
+    context: int
+    depth: int
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, frames: Float[Array, "b t e"], train: bool = False) -> Float[Array, "b e"]:
+        """A feature for each clip."""
+        batch, time, width = frames.shape
+        frame_positions(self, width)
+        token = self.param("class_token", TRUNCATED, (1, 1, width))
+        token = token + self.param("class_position", TRUNCATED, (1, 1, width))
+        position = PositionTable((self.num_frames,), width, "linear", TRUNCATED, name="position")((time,))
+        x = frames + position.astype(frames.dtype)
+        x = jnp.concatenate([jnp.tile(token.astype(x.dtype), (batch, 1, 1)), x], axis=1)
+        block = partial(PostNormBlock, 8, dtype=self.dtype)
+        x = Encoder(block, self.depth, name="transformer")(x, train)
+        return nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm")(x)[:, 0]
+
+
+class VideoTower(nn.Module):
+    """CLIP's image tower over the frames, then a temporal head.
+
+    Attributes:
+      image: its `joint` and `shift` are the other two prompts; `joint` leaves one feature a clip, which has no time.
+      head: see the top of this file.
+      head_depth: blocks of `transf` and `transf_cls`.
+      head_heads: attention heads of `transf`.
+      head_context: entries of the table of frame positions.
+    """
+
+    image: ImageTower
+    head: Head = "transf"
+    head_depth: int = 6
+    head_heads: int = 8
+    head_context: int = 77
+
+    def setup(self) -> None:
+        """Attributes here name the parameters."""
+        if self.head not in get_args(Head):
+            raise ValueError(f"head is '{self.head}': choose {', '.join(get_args(Head))}")
+        if self.image.joint and self.head != "mean":
+            raise ValueError(
+                f"head is '{self.head}' over a joint image tower, which gives one feature a clip: choose mean"
+            )
+        dtype = self.image.dtype
+        heads = {
+            "mean": Mean,
+            "conv1d": partial(Conv1d, self.head_context, dtype=dtype),
+            "lstm": partial(Lstm, self.head_context),
+            "transf": partial(Transf, self.head_context, self.head_depth, self.head_heads, dtype=dtype),
+            "transf_cls": partial(TransfCls, self.image.num_frames, self.head_context, self.head_depth, dtype=dtype),
+        }
+        self.temporal = heads[self.head]()
+
+    def encode(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b n d"]:
+        """Normed tokens of all patches in `(t h w)` order: the image tower's, which the head does not see."""
+        return self.image.encode(video, train)
+
+    def __call__(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b e"]:
+        """A feature for each clip, not normalised."""
+        return self.temporal(self.image.frames(video, train), train)
+
+    @property
+    def features(self) -> int:
+        """Width of the space shared with texts."""
+        return self.image.features
+
+    @property
+    def num_frames(self) -> int:
+        """Of the clips that the variant is meant for, as the image tower's next two."""
+        return self.image.num_frames
+
+    @property
+    def image_size(self) -> int:
+        """Side of a frame in pixels."""
+        return self.image.image_size
+
+    @property
+    def channels(self) -> int:
+        """Of a frame."""
+        return self.image.channels
+
+
+def actionclip(start: str, accuracy: str = "", **head) -> VideoText:
+    """The CLIP of this name, of eight frames, with a head that has these fields."""
+    pair = clip.VARIANTS[start]()
+    card = replace(pair.card, crop_ratio=224 / 256, source="sallymmx/ActionCLIP", accuracy=accuracy)
+    return pair.clone(video=VideoTower(pair.video.clone(num_frames=8), **head), card=card)
+
+
+VARIANTS = MappingProxyType(
+    {
+        "actionclip_tiny": partial(actionclip, "clip_tiny", head_depth=2, head_heads=4),
+        "actionclip_base_32": partial(actionclip, "clip_base_32", "K400 78.36, 1x1 views"),
+        # 81.68 with 16 frames and 82.32 with 32
+        "actionclip_base_16": partial(actionclip, "clip_base_16", "K400 81.09, 1x1 views"),
+    }
+)

@@ -1,0 +1,165 @@
+"""CLIP (Radford et al. 2021, arXiv:2103.00020; openai/CLIP, Hugging Face's CLIPModel), its image tower on each frame.
+
+The tower is the ViT of images with a norm before its blocks as well, no bias in the patch embedding, QuickGELU, and the
+class token projected into the space that it shares with texts. A clip's feature is the mean of its frames'.
+
+ActionCLIP's two visual prompts that live inside the tower (Wang et al. 2021, arXiv:2109.08472) are fields of it:
+  joint: one sequence of all patches of the clip, with one class token and a learned time added to the patches. The
+    released code of it does not run, so that this follows the paper's text.
+  shift: an eighth of the channels of the patch tokens comes from the next frame and an eighth from the one before,
+    before each block, with zeros where there is no such frame (the released code, without parameters).
+
+Traps: layer-norm epsilon is 1e-5; the projection is stored as `x @ projection` by OpenAI and transposed by Hugging
+Face; the class token has a position of its own, which resizing leaves alone; OpenAI's kernels are half precision.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from types import MappingProxyType
+
+import einops
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from vidjax.layers.card import Card
+from vidjax.layers.embedding import PatchEmbedding, PositionTable
+from vidjax.layers.patches import check_video, grid, patchify
+from vidjax.layers.transformer import ACTIVATIONS, VIT_SIZES, Activation, Block, Encoder, Remat, scaled_by_depth
+from vidjax.models.text import VARIANTS as TEXT
+from vidjax.models.text import TextTower
+from vidjax.models.video_text import VideoText
+
+
+def shift(tokens: Float[Array, "b t m d"]) -> Float[Array, "b t m d"]:
+    """The first eighth of the channels from the next frame, the second from the one before; zeros beyond the ends."""
+    fold = tokens.shape[-1] // 8
+    from_next, from_previous, own = jnp.split(tokens, (fold, 2 * fold), axis=-1)
+    from_next = jnp.pad(from_next[:, 1:], ((0, 0), (0, 1), (0, 0), (0, 0)))
+    from_previous = jnp.pad(from_previous[:, :-1], ((0, 0), (1, 0), (0, 0), (0, 0)))
+    return jnp.concatenate([from_next, from_previous, own], axis=-1)
+
+
+class ShiftedBlock(nn.Module):
+    """A block whose input is shifted in time; its parameters are the block's own."""
+
+    make: partial
+
+    def setup(self) -> None:
+        """The block stands in this module's place."""
+        self.block = self.make()
+        nn.share_scope(self, self.block)
+
+    def __call__(
+        self, x: Float[Array, "bt n d"], drop_path: float | Array = 0.0, train: bool = False, frames: int = 1
+    ) -> Float[Array, "bt n d"]:
+        """Same shape as `x`: tokens of each frame, the class token, which stays, first."""
+        patches = shift(einops.rearrange(x[:, 1:], "(b t) m d -> b t m d", t=frames))
+        patches = einops.rearrange(patches, "b t m d -> (b t) m d")
+        return self.block(jnp.concatenate([x[:, :1], patches], axis=1), drop_path, train)
+
+
+class ImageTower(nn.Module):
+    """The image tower, on each frame.
+
+    Attributes:
+      features: width of the space shared with texts.
+      patch_size: frames, height and width of a patch; one frame for an image.
+      joint, shift: ActionCLIP's prompts, see above; one of them at most.
+      drop_path: rate of the last block.
+      num_frames, image_size: of the clips that the variant is meant for; other sizes get the positions resized.
+      epsilon: of the layer norms.
+    """
+
+    width: int
+    depth: int
+    heads: int
+    features: int
+    mlp_ratio: float = 4.0
+    patch_size: tuple[int, int, int] = (1, 16, 16)
+    joint: bool = False
+    shift: bool = False
+    activation: Activation = "quick_gelu"
+    drop_path: float = 0.0
+    channels: int = 3
+    num_frames: int = 1
+    image_size: int = 224
+    epsilon: float = 1e-5
+    remat: Remat = "none"
+    dtype: DTypeLike | None = None
+
+    def setup(self) -> None:
+        """Attributes here name the parameters."""
+        if self.joint and self.shift:
+            raise ValueError("joint and shift are both set: frames of one sequence are not shifted, choose one of them")
+        normal = nn.initializers.normal(self.width**-0.5)
+        self.patch_embedding = PatchEmbedding(
+            self.width, self.patch_size, nn.initializers.normal(0.02), None, self.dtype
+        )
+        self.class_token = self.param("class_token", normal, (1, 1, self.width))
+        self.class_position = self.param("class_position", normal, (1, 1, self.width))
+        frames, *image = grid((self.num_frames, self.image_size, self.image_size), self.patch_size)
+        self.position = PositionTable(tuple(image), self.width, "cubic", normal)
+        if self.joint:
+            self.time = PositionTable((frames,), self.width, "linear", normal)
+        self.norm_pre = nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype)
+        block = partial(
+            Block, self.heads, self.mlp_ratio, epsilon=self.epsilon, activation=ACTIVATIONS[self.activation],
+            dtype=self.dtype, **scaled_by_depth(self.width, self.depth),
+        )  # fmt: skip
+        self.transformer = Encoder(
+            partial(ShiftedBlock, block) if self.shift else block, self.depth, self.drop_path, self.remat
+        )
+        self.norm_post = nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype)
+        self.projection = nn.Dense(self.features, use_bias=False, kernel_init=normal, dtype=self.dtype)
+
+    def tokens(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b f m d"]:
+        """Normed tokens of each frame (of all frames with `joint`, then `f` is one), their class token first."""
+        check_video(video, self.channels)
+        frames, *image = grid(video.shape[1:4], self.patch_size)
+        x = self.patch_embedding(patchify(video, self.patch_size))
+        x = einops.rearrange(x, "b (t h w) d -> b t h w d", t=frames, h=image[0])
+        x = x + self.position(tuple(image)).astype(x.dtype)
+        if self.joint:
+            x = x + self.time((frames,))[:, None, None].astype(x.dtype)
+        sequences = 1 if self.joint else frames
+        x = einops.rearrange(x, "b (f t) h w d -> (b f) (t h w) d", f=sequences)
+        token = (self.class_token + self.class_position).astype(x.dtype)
+        x = self.norm_pre(jnp.concatenate([jnp.tile(token, (len(x), 1, 1)), x], axis=1))
+        x = self.transformer(x, train, **({"frames": frames} if self.shift else {}))
+        return einops.rearrange(self.norm_post(x), "(b f) m d -> b f m d", f=sequences)
+
+    def frames(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b f e"]:
+        """The feature of each frame, not normalised; with `joint` the one of all frames, `b 1 e`."""
+        return self.projection(self.tokens(video, train)[:, :, 0])
+
+    def encode(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b n d"]:
+        """Normed tokens of all patches in `(t h w)` order, without class tokens and before the projection."""
+        return einops.rearrange(self.tokens(video, train)[:, :, 1:], "b f m d -> b (f m) d")
+
+    def __call__(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b e"]:
+        """The mean of the frames' features, not normalised."""
+        return self.frames(video, train).mean(axis=1)
+
+
+def clip(video: Callable[[], ImageTower], text: Callable[[], TextTower], card: Card) -> VideoText:
+    """The pair as published: both are made when it is asked for."""
+    return VideoText(video(), text(), card)
+
+
+CARD = Card((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711), source="openai/CLIP")
+TINY = {"width": 96, "depth": 4, "heads": 6, "patch_size": (1, 8, 8), "num_frames": 8, "image_size": 32}
+base, large = (partial(ImageTower, **VIT_SIZES[size]) for size in ("base", "large"))
+
+VARIANTS = MappingProxyType(
+    {
+        "clip_tiny": partial(clip, partial(ImageTower, **TINY, features=128), TEXT["text_tiny"], CARD),
+        "clip_base_32": partial(clip, partial(base, patch_size=(1, 32, 32), features=512), TEXT["clip_base"], CARD),
+        "clip_base_16": partial(clip, partial(base, features=512), TEXT["clip_base"], CARD),
+        "clip_large_14": partial(clip, partial(large, patch_size=(1, 14, 14), features=768), TEXT["clip_large"], CARD),
+        "clip_large_14_336": partial(
+            clip, partial(large, patch_size=(1, 14, 14), features=768, image_size=336), TEXT["clip_large"], CARD
+        ),
+    }
+)

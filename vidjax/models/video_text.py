@@ -1,0 +1,139 @@
+"""A video tower and a text tower in one space: what contrastive pre-training trains and zero-shot recognition reads.
+
+Any video model of the library is a tower: those that give features of the space (`clip.ImageTower`,
+`actionclip.VideoTower`) as they are, others inside `Projected`.
+"""
+
+from math import log
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from vidjax.layers.card import Card
+
+INITIAL_SCALE = log(1 / 0.07)  # CLIP's
+
+
+def unit(x: Float[Array, "b e"]) -> Float[Array, "b e"]:
+    """Rows of length one, in float32; a row of zeros stays, and has a gradient of zero."""
+    x = x.astype(jnp.float32)
+    squared = (x**2).sum(axis=-1, keepdims=True)
+    return x * jnp.where(squared > 0, 1 / jnp.sqrt(jnp.where(squared > 0, squared, 1.0)), 0.0)
+
+
+class Projected(nn.Module):
+    """A video model without classes, and a linear map of its features into the space of the texts.
+
+    Attributes:
+      tower: a model with `num_classes=None`.
+      features: width of the space.
+    """
+
+    tower: nn.Module
+    features: int
+    dtype: DTypeLike | None = None
+
+    def setup(self) -> None:
+        """Attributes here name the parameters."""
+        if self.tower.num_classes is not None:
+            raise ValueError(f"the video tower gives {self.tower.num_classes} classes: make it with num_classes=None")
+        self.projection = nn.Dense(
+            self.features, use_bias=False, kernel_init=nn.initializers.lecun_normal(), dtype=self.dtype
+        )
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of the clips that the tower is meant for."""
+        return self.tower.num_frames
+
+    @property
+    def image_size(self) -> int:
+        """Their height and width."""
+        return self.tower.image_size
+
+    @property
+    def channels(self) -> int:
+        """Their channels."""
+        return self.tower.channels
+
+    def encode(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b ..."]:
+        """The tower's tokens (or its map), before the projection."""
+        return self.tower.encode(video, train=train)
+
+    def __call__(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b e"]:
+        """The video's feature, not normalised."""
+        return self.projection(self.tower(video, train=train))
+
+
+class VideoText(nn.Module):
+    """Both towers, and the temperature of their similarities.
+
+    Attributes:
+      video: gives `b e` of a video `b t h w c`; has num_frames, image_size, channels and `encode`.
+      text: gives `b e` of ids `b m`; has context and `tokens`.
+      bias: where the learned bias of the similarities starts (SigLIP: -10); None for none (CLIP).
+    """
+
+    video: nn.Module
+    text: nn.Module
+    card: Card = Card()
+    bias: float | None = None
+
+    def setup(self) -> None:
+        """Attributes here name the parameters."""
+        if self.video.features != self.text.features:
+            raise ValueError(
+                f"the video tower has {self.video.features} features and the text tower {self.text.features}: "
+                "give both the same number"
+            )
+        self.logit_scale = self.param("logit_scale", nn.initializers.constant(INITIAL_SCALE), ())
+        if self.bias is not None:
+            self.logit_bias = self.param("logit_bias", nn.initializers.constant(self.bias), ())
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of the clips that the video tower is meant for."""
+        return self.video.num_frames
+
+    @property
+    def image_size(self) -> int:
+        """Their height and width."""
+        return self.video.image_size
+
+    @property
+    def channels(self) -> int:
+        """Their channels."""
+        return self.video.channels
+
+    @property
+    def num_classes(self) -> None:
+        """There are none: features come out."""
+        return None
+
+    def embed_video(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b e"]:
+        """Unit vectors of videos, in float32."""
+        return unit(self.video(video, train=train))
+
+    def embed_text(self, ids: Int[Array, "b m"], train: bool = False) -> Float[Array, "b e"]:
+        """Unit vectors of texts, in float32."""
+        return unit(self.text(ids, train=train))
+
+    def encode(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b ..."]:
+        """The video tower's tokens (or its map), before it projects."""
+        return self.video.encode(video, train=train)
+
+    def logits(self, video: Float[Array, "v e"], text: Float[Array, "n e"]) -> Float[Array, "v n"]:
+        """Scaled similarities of unit vectors, and the bias where there is one."""
+        similarities = jnp.exp(self.logit_scale) * (video @ text.T)
+        return similarities if self.bias is None else similarities + self.logit_bias
+
+    def __call__(
+        self, video: Float[Array, "b t h w c"], ids: Int[Array, "n m"] | None = None, train: bool = False
+    ) -> Float[Array, "b e"] | tuple[Float[Array, "b e"], Float[Array, "n e"]]:
+        """Unit vectors of the videos; with `ids` those of the texts as well."""
+        if ids is None and self.is_initializing():  # the text tower has its parameters, whoever makes the model
+            self.text(jnp.zeros((1, self.text.context), jnp.int32))
+        embedded = self.embed_video(video, train)
+        return embedded if ids is None else (embedded, self.embed_text(ids, train))
