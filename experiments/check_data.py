@@ -109,7 +109,9 @@ def summarize(source: Any, data: DataConfig, found: list, good: list, bad: list)
         "looked_at": len(found),
         "unreadable": len(bad),
         "labelled": sum(labels.values()),
-        "captioned": sum(bool(clip.caption) for _, clip in good),
+        "captioned": sum(bool(clip.captions) for _, clip in good),
+        "captions": sum(len(clip.captions) for _, clip in good),
+        "caption": next((clip.captions[0] for _, clip in good if clip.captions), None),
         "classes": dict(labels.most_common()),
         "codecs": dict(Counter(info.codec for info in infos).most_common()),
         "seconds": spread([info.duration for info in infos]),
@@ -148,7 +150,12 @@ def report(summary: dict[str, Any], source: Any, data: DataConfig, bad: list[dic
             print(f"           {absent} classes have no readable example")
     else:
         print("labels     none (pre-training needs none)")
-    print(f"captions   {summary['captioned']:,}")
+    if summary["captioned"]:
+        print(
+            f"captions   {summary['captions']:,} of {summary['captioned']:,} examples, such as '{summary['caption']}'"
+        )
+    else:
+        print("captions   none (only contrastive pre-training needs them)")
     print(
         f"sampling   {data.frames} frames, {data.sampling}, "
         + (f"{data.fps:g} a second" if data.fps else f"every {data.stride} frames of the file")
@@ -182,7 +189,9 @@ def draw_sheet(path: Path, source: Any, data: DataConfig, indices: list[int], co
         clips.append(frames.numpy()[np.unique(np.linspace(0, data.frames - 1, 12).astype(int))])
         label = f"{source.class_names[clip.label]}, " if clip.label >= 0 else ""
         when = f"{seen[0] / clip.info.rate:.2f} to {seen[-1] / clip.info.rate:.2f} s of {clip.info.duration:.2f} s"
-        titles.append(f"{Path(source.ids[index]).name}: {label}frames {seen[0]} to {seen[-1]}, {when}")
+        caption = f"; '{clip.captions[0]}'" if clip.captions else ""
+        more = f" and {len(clip.captions) - 1} more" if len(clip.captions) > 1 else ""
+        titles.append(f"{Path(source.ids[index]).name}: {label}frames {seen[0]} to {seen[-1]}, {when}{caption}{more}")
     save_contact_sheet(path, clips, titles)
 
 

@@ -9,8 +9,8 @@ on the same clips by finetune.py; VideoMAE is pre-trained by mae_pretrain.py fir
 fine-tunes VideoMAE on few labelled clips from scratch and from that pre-training, with equal steps, over three seeds.
 
 Each training is a process of its own with a work directory in WORKDIR; one that is there already is not repeated, one
-that was interrupted goes on. What came of them is printed and written: STUDY.md, STUDY.json and STUDY.png. About 40
-minutes each on two cores; expected results stand in the README.
+that was interrupted goes on. What came of them is printed and written: STUDY.md, STUDY.json and STUDY.png. Half an
+hour to an hour each on two cores; expected results stand in the README.
 """
 
 import dataclasses

@@ -99,15 +99,12 @@ def load(config: Config) -> tuple[nn.Module, dict, ClipConfig, dict[str, Any]]:
     if config.pooling == "model":
         if not hasattr(model, "num_classes"):
             raise ValueError(f"{type(model).__name__} has no pooling of its own: use --pooling mean or tokens")
-        model = model.clone(num_classes=None)
+        model = model if model.num_classes is None else model.clone(num_classes=None)
     clips = runs.cut_clips(config.run, model, config.data, config.window)
-    weights = hashlib.sha256()
-    for leaf in jax.tree.leaves(variables):
-        weights.update(np.ascontiguousarray(leaf))
     said = {name: getattr(config, name) for name in ("run", "model", "which", "pooling")}
     cut = {f"data.{name}": value for name, value in dataclasses.asdict(clips).items()}
     cut = {name: value for name, value in cut.items() if name not in ("data.workers", "data.max_bad_share")}
-    return model, variables, clips, said | {"dtype": dtype.name, "weights": weights.hexdigest()} | cut
+    return model, variables, clips, said | {"dtype": dtype.name, "weights": runs.fingerprint(variables)} | cut
 
 
 def make_encode(config: Config, model: nn.Module, variables: dict, clips: ClipConfig) -> Callable:

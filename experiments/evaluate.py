@@ -12,12 +12,9 @@ Prints a table and writes OUT: evaluation.json (every number and every setting),
 predictions.csv (a line a video), confusion.png, and bad_files.jsonl where a video could not be read.
 """
 
-import csv
 import dataclasses
 import json
 import time
-from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import flax.linen as nn
@@ -27,7 +24,8 @@ import numpy as np
 
 from vidjax import cli, runs
 from vidjax.data.config import ClipConfig, SourceConfig
-from vidjax.evaluation.recognition import Recognition, recognition
+from vidjax.evaluation.recognition import recognition
+from vidjax.report import describe_recognition, open_results, per_class, write_csv
 from vidjax.training.metrics import clock
 from vidjax.training.sharding import (
     check_batch_size,
@@ -96,25 +94,6 @@ def label_by_name(source: "Source", model: nn.Module) -> tuple["Source", tuple[s
     return source, source.class_names, "by position, as the weights do not name them"
 
 
-def open_out(config: Config) -> Path:
-    """A new directory for the results.
-
-    Raises:
-      ValueError: there are files in it.
-    """
-    if config.out is not None:
-        out = Path(config.out)
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise ValueError(f"{out} is not an empty directory: choose another --out, nothing is overwritten")
-    else:
-        home = Path(config.run) if runs.is_run(config.run) else Path("runs")
-        number = 1
-        while (out := home / "evaluations" / str(number)).exists():
-            number += 1
-    out.mkdir(parents=True, exist_ok=True)
-    return out
-
-
 def classify(
     config: Config, model: nn.Module, variables: dict, source: "Source", clips: ClipConfig, bad_files: Any
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -148,45 +127,6 @@ def classify(
     return tuple(column[columns[3] >= 0] for column in columns)
 
 
-def describe(found: Recognition, class_names: Sequence[str]) -> str:
-    """The results for a person."""
-    low, high = found.top1_interval
-    lines = [
-        f"top-1                 {found.top1:7.2%}   (95 % interval {low:.2%} to {high:.2%}, bootstrap over videos)",
-        f"top-5                 {found.top5:7.2%}",
-        f"mean class accuracy   {found.mean_class_accuracy:7.2%}",
-        f"calibration error     {found.calibration_error:7.2%}   (expected, 15 bins)",
-        "",
-        f"{'class':30} {'videos':>7} {'correct':>7} {'accuracy':>9}   most often taken for",
-    ]
-    for row in per_class(found, class_names):
-        taken = f"{row['taken_for']} ({row['times']})" if row["taken_for"] else ""
-        share = f"{row['accuracy']:9.1%}" if row["videos"] else f"{'-':>9}"
-        lines.append(f"{row['class'][:30]:30} {row['videos']:7,} {row['correct']:7,} {share}   {taken}".rstrip())
-    return "\n".join(lines)
-
-
-def per_class(found: Recognition, class_names: Sequence[str]) -> list[dict[str, Any]]:
-    """A row a class: videos, how many are correct, and the class that they are most often mistaken for."""
-    rows = []
-    for i, name in enumerate(class_names):
-        counts = found.confusion[i]
-        mistakes = np.where(np.arange(len(counts)) == i, 0, counts)
-        taken, times = class_names[int(mistakes.argmax())], int(mistakes.max())
-        accuracy = float(found.class_accuracy[i]) if counts.sum() else None
-        row = {"class": name, "videos": int(counts.sum()), "correct": int(counts[i]), "accuracy": accuracy}
-        rows.append(row | {"taken_for": taken if times else "", "times": times})
-    return rows
-
-
-def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    """A line a row, under a header."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def main(config: Config) -> dict[str, Any]:
     """Measures, prints and writes; returns what evaluation.json holds."""
     from vidjax.data.pipeline import BadFiles
@@ -201,7 +141,7 @@ def main(config: Config) -> dict[str, Any]:
     model, variables = runs.load_pretrained(config.run, config.model, **settings)
     clips = runs.cut_clips(config.run, model, config.data)
     source, class_names, matched = label_by_name(source, model)
-    out = open_out(config) if chief else None
+    out = open_results(config.out, config.run, "evaluations") if chief else None
     views = f"{config.views} views of {clips.frames} frames, {clips.sampling}, {config.average} averaged"
     if chief:
         print(f"{source.name}: {len(source):,} videos, {views}; classes matched {matched}", flush=True)
@@ -215,7 +155,7 @@ def main(config: Config) -> dict[str, Any]:
     honest = f"{int(valid.sum()):,} of {len(source):,} videos decoded"
     honest += f", {int(counted.sum()):,} of them labelled" if counted.sum() < valid.sum() else ""
     honest += f"; {int((~valid).sum())} unreadable, see evaluation.json" if not valid.all() else ""
-    text = f"{config.run} on {source.name}\n{views}\n{honest}\n\n{describe(found, class_names)}"
+    text = f"{config.run} on {source.name}\n{views}\n{honest}\n\n{describe_recognition(found, class_names)}"
     numbers = {
         **{name: getattr(found, name) for name in ("top1", "top5", "top1_interval", "mean_class_accuracy")},
         "calibration_error": found.calibration_error,

@@ -21,6 +21,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh
 
 import vidjax
@@ -29,7 +30,7 @@ from vidjax.convert.checkpoint import write_model
 from vidjax.data.config import AugmentConfig, LabelledDataConfig
 from vidjax.evaluation.features import collect_features
 from vidjax.evaluation.recognition import recognition
-from vidjax.objectives.classification import cross_entropy, mix_clips, soft_labels
+from vidjax.objectives.classification import mix_clips
 from vidjax.report import describe_run, describe_span, describe_speed
 from vidjax.training.checkpoint import has_checkpoint
 from vidjax.training.cost import count_macs
@@ -153,7 +154,7 @@ DEMO = Config(
 STRONG = AugmentConfig(
     crop="random_resized", flip=True, rand_augment_ops=4, rand_augment_magnitude=7, random_erasing=0.25
 )
-EVERY_EPOCH = LoopConfig(log_every=50, save_every=1000, evaluate_every=1000)
+LONG = LoopConfig(log_every=50)
 # MCG-NJU/VideoMAE, scripts/kinetics and scripts/ssv2: 64 GPUs of 6 (B) or 2 (L) videos, each twice.
 VIDEOMAE_BASE = Config(
     model="videomae_base",
@@ -165,7 +166,7 @@ VIDEOMAE_BASE = Config(
         learning_rate=2.5e-4, warmup_learning_rate=5e-7, final_learning_rate=5e-7, warmup_epochs=5, beta2=0.999,
         layer_decay=0.75,
     ),
-    loop=EVERY_EPOCH,
+    loop=LONG,
 )  # fmt: skip
 VIDEOMAE_LARGE = dataclasses.replace(
     VIDEOMAE_BASE,
@@ -190,7 +191,7 @@ TIMESFORMER = Config(
     optim=OptimizerConfig(
         kind="sgd", learning_rate=0.16, warmup_epochs=0, milestones=(11, 14), weight_decay=1e-4
     ),
-    loop=EVERY_EPOCH,
+    loop=LONG,
 )  # fmt: skip
 # google-research/scenic, projects/vivit/configs: SGD, 0.05 and 0.4 for 64 clips, no weight decay.
 VIVIT = Config(
@@ -205,7 +206,7 @@ VIVIT = Config(
         kind="sgd", learning_rate=0.2, warmup_learning_rate=0.0, final_learning_rate=0.0, warmup_epochs=2.5,
         weight_decay=0.0, clip_norm=1.0,
     ),
-    loop=EVERY_EPOCH,
+    loop=LONG,
 )  # fmt: skip
 # Sense-X/UniFormer, exp/*/run.sh: 1e-4 for 32 videos, each twice. Their colour jitter is set, but no loader reads it.
 UNIFORMER = Config(
@@ -217,7 +218,7 @@ UNIFORMER = Config(
     optim=OptimizerConfig(
         learning_rate=4e-4, warmup_learning_rate=4e-6, final_learning_rate=4e-6, warmup_epochs=10, beta2=0.999
     ),
-    loop=EVERY_EPOCH,
+    loop=LONG,
 )
 # arXiv:1711.11248 and torchvision's reference: 0.01 for 32 clips, a tenth every 10 of 45 epochs; five clips of each
 # video make one of its epochs.
@@ -232,7 +233,7 @@ R2PLUS1D = Config(
     optim=OptimizerConfig(
         kind="sgd", learning_rate=0.08, warmup_epochs=50, milestones=(100, 150, 200), weight_decay=1e-4
     ),
-    loop=EVERY_EPOCH,
+    loop=LONG,
 )
 
 RECIPES = {
@@ -335,7 +336,7 @@ def make_loss(config: Config, model: nn.Module, trained: Any) -> Callable:
         if trained is not None:
             params = jax.tree.map(lambda p, t: p if t else jax.lax.stop_gradient(p), params, trained)
         video, labels, valid = batch["video"].astype(jnp.float32) / 255, batch["label"], batch["valid"]
-        targets = soft_labels(labels, model.num_classes, config.label_smoothing)
+        targets = optax.smooth_labels(jax.nn.one_hot(labels, model.num_classes), config.label_smoothing)
         video, targets = mix_clips(mix_key, video, targets, valid, config.mixup, config.cutmix)
         logits, changed = model.apply(
             {"params": params, **model_state},
@@ -349,7 +350,8 @@ def make_loss(config: Config, model: nn.Module, trained: Any) -> Callable:
             return (values * valid).sum() / jnp.maximum(valid.sum(), 1)
 
         metrics = {"accuracy": mean(logits.argmax(axis=-1) == labels)} if config.train_accuracy else {}
-        return mean(cross_entropy(logits, targets)), ({**model_state, **changed}, metrics)
+        losses = optax.losses.softmax_cross_entropy(logits.astype(jnp.float32), targets)
+        return mean(losses), ({**model_state, **changed}, metrics)
 
     return loss_fn
 
@@ -477,7 +479,7 @@ def main(config: Config) -> dict[str, float]:
             "tune": f"{config.tune}: {counted:,} parameters",
             "classes": f"{len(source.class_names)}; validate {held}",
         }
-        print(describe_run(config, model, source, shapes["params"], macs, steps, more), flush=True)
+        print(describe_run(config, source, shapes["params"], macs, steps, more), flush=True)
 
     def create(variables: dict) -> TrainState:
         return create_state(variables, tx, keys[1], ema=config.ema_decay is not None)

@@ -305,7 +305,7 @@ def main(config: Config) -> dict[str, float]:
         tokens, (kept, predicted, _) = math.prod(grid), masks
         visible = f"{tokens} a clip: {kept.shape[1]} visible, {tokens - kept.shape[1]} masked, "
         visible += f"{predicted.shape[1]} predicted ({config.mask} mask {config.mask_ratio:.0%})"
-        print(describe_run(config, model, source, shapes.params, macs, steps, {"tokens": visible}), flush=True)
+        print(describe_run(config, source, shapes.params, macs, steps, {"tokens": visible}), flush=True)
     if config.init_from and not has_checkpoint(workdir):
         params, report = runs.start_from(config.init_from, model, untrained)
         if chief:

@@ -12,7 +12,7 @@ import json
 import os
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +65,7 @@ def main(config: Config) -> None:
     from vidjax.data.sources import open_source
 
     source = open_source(config.source, config.split)
-    out = open_out(config, source.ids)
+    out = open_out(config, source)
     (out / "classes.json").write_text(json.dumps(source.class_names) + "\n")
     bad_files = BadFiles(source, max_share=1.0, path=out / "bad_files.jsonl")
     shards = np.array_split(np.arange(len(source)), -(-len(source) // config.videos_per_shard))
@@ -100,15 +100,18 @@ def main(config: Config) -> None:
     print(f"train on them with --data.source 'tfrecord:{out}/*.tfrecord'")
 
 
-def open_out(config: Config, ids: list[str]) -> Path:
+def open_out(config: Config, source) -> Path:
     """The folder for the shards, with a meta.json that says what they are made of and how.
 
     Raises:
       ValueError: it cannot be written, or it holds another conversion (the fields that differ are named).
     """
     out = Path(config.out)
-    meta = cli.as_dict(config) | {"videos": len(ids), "list": hashlib.sha256("\n".join(ids).encode()).hexdigest()}
-    meta = {name: value for name, value in meta.items() if name not in ("out", "workers")}
+    meta = {name: value for name, value in cli.as_dict(config).items() if name not in ("out", "workers")}
+    meta |= {"videos": len(source), "list": digest(source.ids)}
+    captions = [source.captions(index) for index in range(len(source))] if source.listed else []
+    if any(captions):
+        meta["captions"] = digest(map(repr, captions))
     try:
         out.mkdir(parents=True, exist_ok=True)
         old = json.loads((out / "meta.json").read_text()) if (out / "meta.json").exists() else None
@@ -127,6 +130,11 @@ def open_out(config: Config, ids: list[str]) -> Path:
             f"{out} holds another conversion ({'; '.join(differing)}): choose another folder or the same options."
         )
     return out
+
+
+def digest(lines: Iterable[str]) -> str:
+    """What tells lists apart."""
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def convert(source, indices: list[int], config: Config) -> Iterator[tuple[int, bytes | Exception]]:
@@ -165,7 +173,7 @@ def make_record(source, index: int, config: Config) -> bytes:
             width=width,
             label=clip.label,
             label_name=source.class_names[clip.label] if clip.label >= 0 else "",
-            caption=clip.caption or "",
+            captions=clip.captions,
             id=source.ids[index],
         )
     )

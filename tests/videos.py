@@ -134,7 +134,7 @@ def write_shards(folder: Path) -> None:
                 frames = records.encode_frames(numbered(6, first=number), quality=90)
                 writer.write(
                     records.encode_record(
-                        records.Record(frames, 12.5, 48, 80, i, "ab"[i], "a text" if i else "", f"clip {number}")
+                        records.Record(frames, 12.5, 48, 80, i, "ab"[i], ("a text", "another") * i, f"clip {number}")
                     )
                 )
     (folder / "classes.json").write_text(json.dumps(["a", "b"]))

@@ -1,27 +1,29 @@
-"""What a run says of itself before it begins, in units."""
+"""What scripts say and leave behind: a run before it begins, in units, and how well classes are recognised."""
 
 import contextlib
-from collections.abc import Mapping
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from vidjax.data.config import ClipConfig
+from vidjax.evaluation.recognition import Recognition
+from vidjax.runs import computing_type, is_run
 from vidjax.training.cost import peak_flops
 
 if TYPE_CHECKING:  # TensorFlow takes seconds, which --help and wrong input need not
     from vidjax.data.sources import Source
 
 
-def describe_run(
-    config: Any, model: nn.Module, source: "Source", shapes: Any, macs: int, steps: int, more: Mapping[str, str]
-) -> str:
+def describe_run(config: Any, source: "Source", shapes: Any, macs: int, steps: int, more: Mapping[str, str]) -> str:
     """Devices, data, model, batch, rate and length of a training run, a line each.
 
     Args:
-      config: of a script; `data`, `model`, `batch_size`, `accumulation`, `fsdp`, `optim` and `workdir` are read.
+      config: of a script; `data`, `model`, `batch_size`, `accumulation`, `dtype`, `fsdp`, `optim` and `workdir` are
+        read.
       shapes: of the parameters.
       macs: multiply-accumulates of one clip forward.
       steps: in all.
@@ -37,7 +39,7 @@ def describe_run(
         "data": f"{source.name}: {len(source):,} videos; clips of {data.frames} frames, {data.size} pixels, "
         f"{describe_span(data, source)}",
         "model": f"{config.model}: {parameters:,} parameters, {macs / 1e9:.3g} GMACs a clip forward, "
-        f"{jnp.dtype(model.dtype or jnp.float32).name}",
+        f"{computing_type(config.dtype).name}",
         **more,
         "batch": f"{config.batch_size} clips in {config.accumulation} micro-batch(es), "
         f"{config.batch_size // len(devices)} a device",
@@ -54,8 +56,6 @@ def describe_span(clips: ClipConfig, source: "Source") -> str:
     Raises:
       ValueError: none of the first ten can.
     """
-    import numpy as np
-
     from vidjax.data.sampling import seconds_covered
 
     for index in range(min(len(source), 10)):
@@ -74,3 +74,60 @@ def describe_speed(clips_per_second: float, data_wait_fraction: float, macs: int
         return speed
     # 2 FLOPs a MAC, once forward and twice that backward.
     return f"{speed}, MFU {6 * macs * clips_per_second / peak / jax.device_count():.1%}"
+
+
+def open_results(out: str | None, run: str, folder: str) -> Path:
+    """A new directory for results: `out`, or the next number in `folder` of the run's directory (of runs/ for others).
+
+    Raises:
+      ValueError: there are files in it.
+    """
+    if out is not None:
+        path = Path(out)
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise ValueError(f"{path} is not an empty directory: choose another --out, nothing is overwritten")
+    else:
+        home, number = Path(run) if is_run(run) else Path("runs"), 1
+        while (path := home / folder / str(number)).exists():
+            number += 1
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def describe_recognition(found: Recognition, class_names: Sequence[str]) -> str:
+    """The numbers and a line a class, for a person."""
+    low, high = found.top1_interval
+    lines = [
+        f"top-1                 {found.top1:7.2%}   (95 % interval {low:.2%} to {high:.2%}, bootstrap over videos)",
+        f"top-5                 {found.top5:7.2%}",
+        f"mean class accuracy   {found.mean_class_accuracy:7.2%}",
+        f"calibration error     {found.calibration_error:7.2%}   (expected, 15 bins)",
+        "",
+        f"{'class':30} {'videos':>7} {'correct':>7} {'accuracy':>9}   most often taken for",
+    ]
+    for row in per_class(found, class_names):
+        taken = f"{row['taken_for']} ({row['times']})" if row["taken_for"] else ""
+        share = f"{row['accuracy']:9.1%}" if row["videos"] else f"{'-':>9}"
+        lines.append(f"{row['class'][:30]:30} {row['videos']:7,} {row['correct']:7,} {share}   {taken}".rstrip())
+    return "\n".join(lines)
+
+
+def per_class(found: Recognition, class_names: Sequence[str]) -> list[dict[str, Any]]:
+    """A row a class: videos, how many are correct, and the class that they are most often mistaken for."""
+    rows = []
+    for i, name in enumerate(class_names):
+        counts = found.confusion[i]
+        mistakes = np.where(np.arange(len(counts)) == i, 0, counts)
+        taken, times = class_names[int(mistakes.argmax())], int(mistakes.max())
+        accuracy = float(found.class_accuracy[i]) if counts.sum() else None
+        row = {"class": name, "videos": int(counts.sum()), "correct": int(counts[i]), "accuracy": accuracy}
+        rows.append(row | {"taken_for": taken if times else "", "times": times})
+    return rows
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """A line a row, under a header."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)

@@ -5,6 +5,7 @@ states; and, where the run validated, `best/`. Everything that reads weights tak
 checkpoint.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vidjax import convert
 from vidjax.cli import read_config
@@ -46,14 +48,22 @@ def load_pretrained(
 
     Args:
       source: a Hugging Face id (through huggingface_hub), a Hugging Face directory, a vidjax checkpoint, the work
-        directory of a run, or a `.safetensors`, `.npz`, `.pth`, `.pyth`, `.pt`, `.bin` or Flax `.msgpack` file of a
-        published layout.
-      name: see `vidjax.list_models`; not needed where the source says what it is.
+        directory of a run, or a file of safetensors, PyTorch (`.pth`, `.pyth`, `.pt`, `.bin`, `.pth.tar`), NumPy
+        (`.npz`) or Flax (`.msgpack`, Scenic's `checkpoint`) in a published layout.
+      name: see `vidjax.list_models`; not needed where the source says what it is, whose fields it must not contradict.
       which: of a run, the checkpoint that validated best (the newest where there was no validation), or the newest.
       strict: nothing may be newly initialised or unused.
       inflation: how kernels of images become kernels of clips: `average` or `central`.
       key: initialises what the weights may lack; `jax.random.key(0)` where not given.
-      **overrides: fields of the model, such as `num_classes=174`; None gives features.
+      verbose: print the report.
+      **overrides: fields of the model, such as `num_classes=174` (None gives features); they come before what the name
+        and the source say, but must fit the weights.
+
+    Raises:
+      ValueError: the source does not say what it is and there is no name, the name's fields contradict it, or its
+        weights are damaged or do not fit the model.
+      FileNotFoundError: there are no weights.
+      ImportError: the source needs a library that is not installed: PyTorch, safetensors or huggingface_hub.
 
     Example:
       >>> model, variables = load_pretrained("MCG-NJU/videomae-base-finetuned-kinetics", dtype=jnp.bfloat16)
@@ -85,15 +95,9 @@ def class_names(source: str | Path) -> tuple[str, ...]:
 
 
 def start_from(
-    source: str | Path,
-    model: nn.Module,
-    variables: dict,
-    *,
-    which: Which = "best",
-    fresh: Sequence[str] = (),
-    inflation: Inflation = "average",
+    source: str | Path, model: nn.Module, variables: dict, *, fresh: Sequence[str] = ()
 ) -> tuple[dict, Report]:
-    """`variables` with those of a run or of a published checkpoint in their place, where there are any.
+    """`variables` with those of a run (its best) or of a published checkpoint in their place, where there are any.
 
     Args:
       source: see `load_pretrained`.
@@ -101,12 +105,21 @@ def start_from(
       fresh: beginnings of parameter paths that stay as they are.
 
     Raises:
-      ValueError: there is nothing, or it does not fit the model.
+      ValueError: the run has saved nothing yet, or the weights do not fit the model.
+      FileNotFoundError: there are no weights.
     """
     if is_run(source):
-        weights, step = read_weights(source, which)
+        weights, step = read_weights(source)
         return convert.load_weights(f"{source}, step {step}", model, variables, weights=weights, fresh=fresh)
-    return convert.load_weights(convert.hub.fetch(source), model, variables, fresh=fresh, inflation=inflation)
+    return convert.load_weights(convert.hub.fetch(source), model, variables, fresh=fresh)
+
+
+def fingerprint(variables: dict) -> str:
+    """A hash of all values, by which work is known to be of the same weights."""
+    weights = hashlib.sha256()
+    for leaf in jax.tree.leaves(variables):
+        weights.update(np.ascontiguousarray(leaf))
+    return weights.hexdigest()
 
 
 def computing_type(dtype: Literal["auto", "float32", "bfloat16"]) -> Any:

@@ -1,5 +1,8 @@
 """The embedded data set: a function of the index, whose label only motion can tell."""
 
+import itertools
+import re
+
 import numpy as np
 import pytest
 
@@ -23,9 +26,34 @@ def test_splits_are_disjoint_and_balanced():
 
 
 def test_captions_say_what_is_seen():
-    label, caption = moving_shapes.describe(11)
+    label, (full, short) = moving_shapes.describe(11)
     assert moving_shapes.CLASSES[label] == "up and left"
-    assert "moves up and to the left over a" in caption
+    assert full == "a large cyan triangle moves up and to the left over a purple background"
+    assert (
+        short == "a cyan triangle moves up and to the left" == moving_shapes.COMPOSITIONS[moving_shapes.composition(11)]
+    )
+    every = [caption for index in range(400) for caption in moving_shapes.describe(index)[1]]
+    assert {"an orange circle moves up", "a red square moves down"} <= set(every)
+    assert not any(f"a {word}" in caption for caption in every for word in ("orange",))
+
+
+def test_no_held_out_composition_is_trained_on_but_every_pair_in_it_is():
+    train, held_out = (
+        [moving_shapes.composition(index) for index in moving_shapes.split_indices(split)]
+        for split in ("compositions_train", "compositions_held_out")
+    )
+    assert set(moving_shapes.split_indices("compositions_train")) < set(moving_shapes.SPLITS["train"])
+    assert set(moving_shapes.split_indices("compositions_held_out")) < set(moving_shapes.SPLITS["validation"])
+    assert {moving_shapes.COMPOSITIONS[position] for position in held_out} == set(moving_shapes.compositions(True))
+    assert {moving_shapes.COMPOSITIONS[position] for position in train} == set(moving_shapes.compositions(False))
+    assert len(set(train)) == 144 and len(set(held_out)) == 48 and not set(train) & set(held_out)
+
+    def pairs(positions):
+        words = [re.match(r"an? (\w+) (\w+) moves (.+)", moving_shapes.COMPOSITIONS[p]).groups() for p in positions]
+        return {pair for word in words for pair in itertools.combinations(word, 2)}
+
+    assert len(pairs(train)) == 8 * 3 + 8 * 8 + 3 * 8
+    assert len(pairs(held_out)) == 8 * 3 + 48 + 3 * 8  # each with two of eight, and one shape where there is one
 
 
 def shape_mask(index, frames, size=64):

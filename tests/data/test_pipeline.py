@@ -14,9 +14,10 @@ import videos
 from vidjax.data import moving_shapes
 from vidjax.data.augment import center_crop
 from vidjax.data.config import AugmentConfig, ClipConfig, DataConfig
-from vidjax.data.decode import decode
+from vidjax.data.decode import VideoInfo, decode
 from vidjax.data.pipeline import BadFiles, evaluation_batches, train_batches
-from vidjax.data.sources import open_source
+from vidjax.data.sources import Clip, open_source
+from vidjax.data.text import open_tokenizer, tokenize
 
 RANDOM = AugmentConfig(flip=True, color_jitter=0.4, grey=0.3)
 
@@ -37,6 +38,24 @@ def folder(tmp_path_factory):
 def settings(source, **changes):
     values = {"source": str(source), "frames": 4, "size": 32, "stride": 3, "max_bad_share": 1.0}
     return DataConfig(**(values | changes))
+
+
+@pytest.fixture(scope="module")
+def captioned(folder):
+    """The same seven videos with 20 captions each, which tell the video's number and their own; every other is long."""
+    lines = [
+        {"path": str(path), "caption": [f"{i} {j}" + " is long" * (j % 2) for j in range(20)]}
+        for i, path in enumerate(sorted(folder.rglob("*.mp4")))
+    ]
+    (folder / "list.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder / "list.jsonl"
+
+
+WORDS = {"tokenizer": open_tokenizer("bytes"), "context": 8}
+
+
+def read_ids(ids):
+    return ["".join(chr(i - 1) for i in row if 0 < i < 257) for row in ids]
 
 
 def train(config, count, **changes):
@@ -248,3 +267,84 @@ def test_real_clips_and_their_damaged_file():
     assert batch["valid"].sum() == 8
     assert [path.rpartition("/")[2] for path in bad.errors] == ["corrupted.mp4"]
     assert batch["video"][batch["valid"]].std(axis=(1, 2, 3, 4)).min() > 10
+
+
+def test_captions_come_as_ids_and_change_nothing_else(captioned):
+    config = settings(captioned, augment=RANDOM)
+    plain, written = (join(train(config, 7, **words)) for words in ({}, WORDS))
+    assert plain.keys() == written.keys() - {"ids", "truncated"}
+    assert_same(plain, {name: written[name] for name in plain})
+    assert written["ids"].shape == (28, 8) and written["ids"].dtype == np.int32
+    assert written["truncated"].shape == (28,) and written["truncated"].dtype == bool
+    texts = read_ids(written["ids"])
+    for text, index, valid, truncated in zip(
+        texts, written["index"], written["valid"], written["truncated"], strict=True
+    ):
+        assert text.startswith(f"{index} ") if valid else text == ""
+        assert truncated == (valid and int(text.split()[1]) % 2)
+    assert len(set(texts)) > 20  # captions are drawn anew each time
+    source = open_source(str(captioned))
+    row = int(np.argmax(written["valid"]))
+    index = int(written["index"][row])
+    ids = [tokenize(WORDS["tokenizer"], caption, 8)[0].tolist() for caption in source.captions(index)]
+    assert written["ids"][row].tolist() in ids
+
+
+def test_the_captions_of_a_batch_are_a_function_of_its_number(captioned):
+    config = settings(captioned, augment=RANDOM)
+    undisturbed = train(config, 5, **WORDS)
+    for first in (1, 4):
+        for later, batch in zip(train(config, 5 - first, first_batch=first, **WORDS), undisturbed[first:], strict=True):
+            assert_same(later, batch)
+    parts = [train(config, 5, process_index=k, process_count=2, **WORDS) for k in range(2)]
+    for whole, *halves in zip(undisturbed, *parts, strict=True):
+        assert_same(whole, join(halves))
+    other = join(train(config, 5, **WORDS, seed=4))
+    assert (other["ids"] != join(undisturbed)["ids"]).any()
+
+
+def test_every_caption_is_drawn_equally_often_and_whatever_the_frames(captioned):
+    clips = {"frames": 1, "size": 8, "augment": AugmentConfig(crop="center")}
+    source, info = open_source(str(captioned)), VideoInfo(1000, 25.0, 8, 8, 40.0, "none")
+    positions = []
+
+    def read(index, choose, short_side):
+        (chosen,) = choose(info)
+        positions.append(chosen)
+        return Clip(np.zeros((1, 8, 8, 3), np.uint8), -1, tuple("abcd"), info)
+
+    config = settings(captioned, workers=1, **clips)
+    batches = itertools.islice(train_batches(replace(source, read=read), config, batch_size=100, seed=0, **WORDS), 20)
+    letters = np.array(read_ids(join(list(batches))["ids"]))
+    counts = np.array([(letters == letter).sum() for letter in "abcd"])
+    assert counts.sum() == 2000 and (np.abs(counts - 500) < 4 * np.sqrt(2000 * 3 / 16)).all()
+    drawn, order = np.array(positions[:2000]), np.array(["abcd".index(letter) for letter in letters])
+    assert abs(np.corrcoef(drawn, order)[0, 1]) < 4 / np.sqrt(2000)
+
+
+def test_each_repeat_has_a_caption_of_its_own(captioned):
+    config = settings(captioned, augment=RANDOM, repeats=4)
+    batch = join(train(config, 5, batch_size=28, **WORDS))
+    assert batch["ids"].shape == (140, 8) and batch["truncated"].shape == (140,)
+    groups = np.array(read_ids(batch["ids"])).reshape(35, 4)
+    numbers = batch["index"].reshape(35, 4)[:, 0]
+    for texts, number in zip(groups, numbers, strict=True):
+        assert all(text.startswith(f"{number} ") for text in texts) or number == 5
+    assert np.mean([len(set(texts)) for texts, number in zip(groups, numbers, strict=True) if number != 5]) > 3
+
+
+def test_an_evaluation_takes_the_first_caption(captioned):
+    for views, shape in ((None, (4, 4)), ((2, 1), (4, 2, 4))):
+        batch = join(evaluate(settings(captioned), view_counts=views, **WORDS))
+        assert read_ids(batch["ids"]) == ["0 0", "1 0", "2 0", "3 0", "4 0", "", "6 0", ""]
+        assert not batch["truncated"].any() and batch["video"].shape[1 : len(shape)] == shape[1:]
+    assert join(evaluate(settings(captioned), **WORDS | {"context": 4}))["truncated"].sum() == 6
+
+
+def test_an_example_without_a_caption_stops_with_its_name(folder, captioned):
+    with pytest.raises(ValueError, match=r"/\d\.mp4 has no caption\.$"):
+        train(settings(folder), 1, **WORDS)
+    with pytest.raises(ValueError, match="a tokenizer needs a context"):
+        train(settings(captioned), 1, tokenizer=WORDS["tokenizer"])
+    with pytest.raises(ValueError, match="the context is 2, but"):
+        evaluate(settings(captioned), **WORDS | {"context": 2})

@@ -12,7 +12,7 @@ from vidjax.data.decode import DecodeError
 def record(count=5, number=0, **changes):
     frames = records.encode_frames(videos.numbered(count, first=number), quality=90)
     values = {"frames": frames, "rate": 12.5, "height": 48, "width": 80, "label": 2, "label_name": "a b"}
-    return records.Record(**(values | {"caption": "a caption – ü", "id": f"clip {number}"} | changes))
+    return records.Record(**(values | {"captions": ("a caption – ü",), "id": f"clip {number}"} | changes))
 
 
 def write(path, contents):
@@ -22,10 +22,22 @@ def write(path, contents):
     return str(path)
 
 
-@pytest.mark.parametrize("changes", [{}, {"label": -1, "label_name": "", "caption": ""}])
+@pytest.mark.parametrize("changes", [{}, {"captions": ("one", "two")}, {"label": -1, "label_name": "", "captions": ()}])
 def test_a_record_comes_back_as_it_was(changes):
     written = record(**changes)
     assert records.decode_record(records.encode_record(written), "x") == written
+
+
+@pytest.mark.parametrize(("stored", "captions"), [([b"a text"], ("a text",)), ([b""], ()), ([], ())])
+def test_captions_are_read_as_they_were_once_written(stored, captions):
+    """Records of before had one text, which was empty for none."""
+    example = tf.train.Example.FromString(records.encode_record(record()))
+    del example.features.feature["video/caption"].bytes_list.value[:]
+    example.features.feature["video/caption"].bytes_list.value.extend(stored)
+    assert records.decode_record(example.SerializeToString(), "x").captions == captions
+    example.features.feature["video/caption"].bytes_list.value.append(b"\xff")
+    with pytest.raises(DecodeError, match=r"^x: its caption is no text"):
+        records.decode_record(example.SerializeToString(), "x")
 
 
 def test_an_unknown_rate_stays_unknown():

@@ -1,4 +1,5 @@
 import functools
+import json
 import re
 
 import numpy as np
@@ -7,7 +8,7 @@ import videos
 
 from vidjax.data import moving_shapes, records
 from vidjax.data.decode import DecodeError
-from vidjax.data.sources import draw, open_source, with_classes
+from vidjax.data.sources import draw, open_source, require_captions, subset, with_captions, with_classes
 
 
 def open_(source, **settings):
@@ -55,7 +56,7 @@ def test_a_flat_folder_has_no_labels(video, tmp_path):
     assert source.class_names == ()
     clip = source.read(1, lambda info: [7, 99, 0], 24)
     assert videos.numbers(clip.frames) == [7, 99, 0]
-    assert (clip.label, clip.caption, clip.info.num_frames, clip.info.rate) == (-1, None, 100, 10)
+    assert (clip.label, clip.captions, clip.info.num_frames, clip.info.rate) == (-1, (), 100, 10)
     assert clip.frames.shape == (3, 24, 40, 3)
 
 
@@ -101,7 +102,9 @@ def test_a_manifest(name, content, video, tmp_path):
     assert source.ids == [f"{video}#t=2,4.5", str(tmp_path / "sub/b.mp4"), f"{video}#t=9.5,20"]
     clips = [source.read(i, everything, None) for i in range(3)]
     assert [clip.label for clip in clips] == [0, 1, -1]
-    assert [clip.caption for clip in clips] == ["a man, who runs", None, None]
+    assert [clip.captions for clip in clips] == [("a man, who runs",), (), ()]
+    assert [source.captions(i) for i in range(3)] == [("a man, who runs",), (), ()]
+    assert [source.label(i) for i in range(3)] == [0, 1, -1]
     assert videos.numbers(clips[0].frames) == list(range(20, 45))
     assert videos.numbers(clips[1].frames) == list(range(100))
     assert videos.numbers(clips[2].frames) == list(range(95, 100))
@@ -148,6 +151,18 @@ def test_a_manifest_without_labels(video, tmp_path):
         ("a.jsonl", '{"file": "x.mp4"}\n', "line 1: it is no object with a 'path'"),
         ("a.jsonl", '["x.mp4"]\n', "line 1: it is no object with a 'path'"),
         ("a.jsonl", '{"path": 3}\n', "line 1: it has no path"),
+        ("a.jsonl", '{"path": "x.mp4", "caption": " "}\n', r"a\.jsonl, line 1: its caption is empty\."),
+        (
+            "a.jsonl",
+            '{"path": "x", "caption": null}\n{"path": "x", "caption": ["a", ""]}\n',
+            "line 2: .* empty in places",
+        ),
+        (
+            "a.jsonl",
+            '{"path": "x.mp4", "caption": ["a", 3]}\n',
+            r"line 1: its caption is \['a', 3\], but it must be a text",
+        ),
+        ("a.jsonl", '{"path": "x.mp4", "caption": "\\ud83d"}\n', "line 1: its caption is no text"),
         ("a.jsonl", "", "has no rows"),
         (
             "a.csv",
@@ -166,7 +181,7 @@ def test_the_embedded_data_set_has_disjoint_splits():
     assert train.class_names == moving_shapes.CLASSES
     clip = train.read(5, lambda info: [3, 0], 40)
     assert clip.frames.shape == (2, 40, 40, 3)
-    assert (clip.label, clip.caption) == moving_shapes.describe(moving_shapes.SPLITS["train"][5])
+    assert (clip.label, clip.captions) == moving_shapes.describe(moving_shapes.SPLITS["train"][5])
     assert not np.array_equal(clip.frames, validation.read(5, lambda info: [3, 0], 40).frames)
     assert len(train) == len(moving_shapes.SPLITS["train"]) == len(set(train.ids))
     refused("synthetic:moving_shapes", "data.split test is unknown", split="test")
@@ -180,9 +195,10 @@ def test_tfrecords_are_read_by_index(tmp_path):
         assert source.class_names == ("a", "b")
         clip = source.read(3, lambda info: [5, 1], 24)
         assert videos.numbers(clip.frames) == [115, 111]
-        assert (clip.label, clip.caption, clip.info.rate, clip.info.num_frames) == (1, "a text", 12.5, 6)
+        assert (clip.label, clip.info.rate, clip.info.num_frames) == (1, 12.5, 6)
+        assert clip.captions == source.captions(3) == ("a text", "another") and source.label(3) == 1
         assert clip.frames.shape == (2, 24, 40, 3)
-        assert source.read(0, lambda info: (), None).caption is None
+        assert source.read(0, lambda info: (), None).captions == source.captions(0) == ()
     refused(f"tfrecord:{tmp_path}/nothing*", "matches no file")
 
 
@@ -235,7 +251,8 @@ def test_tfds_is_read_by_index_and_decodes_only_what_is_used(tfds_folder, monkey
         assert clip.frames.shape == (2, 24, 40, 3)
         number = videos.numbers(clip.frames)[0] // 10
         assert videos.numbers(clip.frames) == [10 * number + 8, 10 * number + 2]
-        assert (clip.label, clip.caption, clip.info.num_frames) == (number % 2, f"number {number}", 9)
+        assert (clip.label, clip.captions, clip.info.num_frames) == (number % 2, (f"number {number}",), 9)
+        assert (source.label(i), source.captions(i)) == (clip.label, clip.captions)
         assert len(decoded) == 3  # the size of the first one, and the two asked for
         seen.append(number)
     assert sorted(seen) == [0, 1, 2, 3, 4]
@@ -296,3 +313,62 @@ def test_a_draw_is_random_kept_in_order_and_the_same_again():
     )
     np.testing.assert_array_equal(clip.frames, same.frames)
     assert draw(source, None, 0) is source and draw(source, 5000, 0) is source
+
+
+def captioned(video, folder):
+    """Four rows, with no, one and two captions."""
+    rows = [("run", None), ("Walk_slowly", "one"), ("run", ["two", "three"]), (None, ["four"])]
+    (folder / "list.jsonl").write_text(
+        "".join(json.dumps({"path": str(video), "label": label, "caption": text}) + "\n" for label, text in rows)
+    )
+    return open_(folder / "list.jsonl")
+
+
+def test_captions_go_along_with_their_examples(video, tmp_path):
+    source = captioned(video, tmp_path)
+    every = [(), ("one",), ("two", "three"), ("four",)]
+    turned = subset(with_classes(source, ("walk slowly", "jump", "Run")), [2, 3, 1])
+    for index, old in enumerate([2, 3, 1]):
+        clip = turned.read(index, lambda info: (), None)
+        assert turned.captions(index) == clip.captions == every[old]
+        assert turned.label(index) == clip.label == [2, 0, 2, -1][old]
+
+
+def test_a_source_without_captions_is_refused_before_any_work(video, tmp_path):
+    source = captioned(video, tmp_path)
+    with pytest.raises(ValueError, match=r"^1 of the 4 examples of \S+ has no caption: \S+/a\.mp4; give them one"):
+        require_captions(source)
+    require_captions(subset(source, [1, 2, 3]))
+    (tmp_path / "plain.csv").write_text("path\n" + f"{video}\n" * 5)
+    with pytest.raises(ValueError, match=r"^5 of the 5 examples of \S+ have no caption: (\S+, ){3}\.\.\.; "):
+        require_captions(open_(tmp_path / "plain.csv"))
+    videos.write_shards(tmp_path)
+    shards = open_(f"tfrecord:{tmp_path}")
+    with pytest.raises(ValueError, match=r"^the first example of \S+ has no caption: \S+videos-0\.tfrecord\[0\]; "):
+        require_captions(shards)
+    require_captions(subset(shards, [1]))
+
+
+def test_captions_are_made_of_classes(video, tmp_path):
+    source = subset(captioned(video, tmp_path), [0, 1])
+    made = with_captions(source, ("a clip of {}", "{}, filmed"))
+    expected = [("a clip of run", "run, filmed"), ("a clip of Walk slowly", "Walk slowly, filmed")]
+    for index in range(2):
+        assert made.captions(index) == made.read(index, lambda info: (), None).captions == expected[index]
+    with pytest.raises(
+        ValueError, match=r"^1 of the 4 examples of \S+ has no label to make captions of: \S+; label them"
+    ):
+        with_captions(captioned(video, tmp_path), ("{}",))
+    with pytest.raises(ValueError, match="'a clip' has no slots"):
+        with_captions(source, ("a clip",))
+    (tmp_path / "plain.csv").write_text(f"path\n{video}\n")
+    with pytest.raises(ValueError, match="has no labels to make captions of"):
+        with_captions(open_(tmp_path / "plain.csv"), ("{}",))
+
+
+def test_compositions_are_the_classes_of_their_splits():
+    source = open_("synthetic:moving_shapes", split="compositions_held_out")
+    assert source.class_names == moving_shapes.COMPOSITIONS
+    clip = source.read(4, lambda info: [0], 16)
+    assert (clip.label, clip.captions) == (source.label(4), source.captions(4))
+    assert clip.captions[1] == source.class_names[clip.label] in moving_shapes.compositions(held_out=True)

@@ -46,3 +46,16 @@ def test_findings_replace_those_of_a_check_and_nothing_else(folder, tmp_path):
     (tmp_path / "out" / "mine.txt").touch()
     with pytest.raises(ValueError, match=r"holds files that are not of a check \(mine.txt\)"):
         run(folder, tmp_path / "out")
+
+
+def test_captions_are_counted_and_shown(folder, tmp_path, capsys):
+    files = sorted(path for path in folder.rglob("*.mp4") if path.name != "damaged.mp4")
+    rows = [
+        {"path": str(path), "caption": text} for path, text in zip(files, (None, ["one", "two"], "three"), strict=True)
+    ]
+    (tmp_path / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    summary = run(tmp_path / "list.jsonl", tmp_path / "out")
+    assert (summary["captioned"], summary["captions"], summary["caption"]) == (2, 3, "one")
+    assert "captions   3 of 2 examples, such as 'one'" in capsys.readouterr().out
+    assert run(folder, tmp_path / "other")["captioned"] == 0
+    assert "captions   none" in capsys.readouterr().out

@@ -138,6 +138,36 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_bytes(checkpoint, folder, tmp
         run(checkpoint, folder, tmp_path / "mine.npz", **settings)
 
 
+def test_other_files_or_labels_than_it_began_with_are_refused_in_one_line(checkpoint, folder, tmp_path, monkeypatch):
+    table, out = tmp_path / "list.csv", tmp_path / "a.npz"
+
+    def run_on(names, labels):
+        lines = [f"{folder / name},{label}" for name, label in zip(names, labels, strict=True)]
+        table.write_text("\n".join(["path,label", *lines]))
+        return run(checkpoint, table, out)
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    others = {"order": ([*LENGTHS][::-1], "aabbb"), "labels": (LENGTHS, "ababb"), "class names": (LENGTHS, "aaccc")}
+
+    def refuses_others():
+        for what, (names, labels) in others.items():
+            with pytest.raises(ValueError, match="the files, parts or labels changed") as refused:
+                run_on(names, labels)
+            assert "\n" not in str(refused.value), what
+
+    with monkeypatch.context() as stopped:
+        stopped.setattr(embed, "join", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_on(LENGTHS, "aabbb")
+    refuses_others()
+    assert not out.exists() and run_on(LENGTHS, "aabbb")["shape"] == (5, 24)
+    refuses_others()
+    assert run_on(LENGTHS, "aabbb") == {"finished": True}
+    assert read(out)["labels"].tolist() == [0, 0, 1, 1, 1]
+
+
 def test_videos_without_features_are_listed_and_too_many_stop_it(checkpoint, folder, tmp_path, capsys):
     videos.write_video(tmp_path / "videos" / "good.mp4", videos.numbered(20, 32, 32))
     videos.write_video(tmp_path / "videos" / "short.mp4", videos.numbered(5, 32, 32))

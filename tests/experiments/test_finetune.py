@@ -240,6 +240,20 @@ def test_killed_and_started_again_the_numbers_are_those_of_an_undisturbed_run(tm
     assert set(ema) == {8, 16, 24} and "evaluation/top1" in ema[24]
 
 
+def test_videos_of_ones_own_choose_their_recipe_and_no_other_flag_does():
+    def parse(*flags):
+        return cli.parse(finetune.Config, finetune.RECIPES, finetune.default_recipe, list(flags))
+
+    demo, own = (finetune.RECIPES[name] for name in ("demo", "videos"))
+    assert parse() == demo
+    few = changed(demo, data__train_examples=64)
+    assert parse("--data.train_examples", "64") == parse("--data.train_examples=64") == few
+    assert parse("--data.train_split", "other") == changed(demo, data__train_split="other")
+    assert parse("--data.train", "mine") == parse("--data.train=mine") == changed(own, data__train="mine")
+    named = changed(finetune.RECIPES["timesformer_base_k400"], data__train="mine")
+    assert parse("timesformer_base_k400", "--data.train", "mine") == named
+
+
 @pytest.mark.parametrize("name", [name for name in finetune.RECIPES if name != "videos"])
 def test_every_recipe_is_of_a_model_that_exists_and_takes_its_clips(name):
     config = finetune.RECIPES[name]

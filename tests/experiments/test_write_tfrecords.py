@@ -95,6 +95,21 @@ def test_an_interrupted_conversion_goes_on(script, folder, tmp_path, monkeypatch
     assert len((tmp_path / "bad_files.jsonl").read_text().splitlines()) == 1
 
 
+def test_every_caption_is_kept_and_others_are_another_conversion(script, folder, tmp_path):
+    def write(captions):
+        lines = [{"path": str(folder / "run" / "0.mp4"), "caption": caption} for caption in captions]
+        (tmp_path / "list.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        script.main(script.Config(str(tmp_path / "list.jsonl"), str(tmp_path / "out"), short_side=24, max_frames=2))
+
+    for _ in range(2):
+        write([["one", "two – ü"], None, "three"])
+    source, clips = read_all(tmp_path / "out")
+    assert [clip.captions for clip in clips] == [("one", "two – ü"), (), ("three",)]
+    assert [source.captions(i) for i in range(3)] == [clip.captions for clip in clips]
+    with pytest.raises(ValueError, match=r"another conversion \(captions was"):
+        write([["one", "two"], None, "three"])
+
+
 def test_another_conversion_in_the_same_folder_is_refused(script, folder, tmp_path):
     script.main(script.Config(str(folder), str(tmp_path)))
     script.main(script.Config(str(folder), str(tmp_path), workers=3))  # of no consequence

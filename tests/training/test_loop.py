@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vidjax.training.checkpoint import load_variables
 from vidjax.training.loop import Feeder, LoopConfig, fit
 from vidjax.training.metrics import read_metrics
 from vidjax.training.optimizer import OptimizerConfig, make_optimizer
@@ -25,7 +26,7 @@ def batches_from(first, poison=()):
         n += 1
 
 
-def run(workdir, steps=10, batches=batches_from, evaluate=None, **loop):
+def run(workdir, steps=10, batches=batches_from, evaluate=None, best=None, **loop):
     schedule = OPTIM.schedule(256, 10, 10)
     tx = make_optimizer(OPTIM, schedule)
     mesh = make_mesh()
@@ -41,7 +42,7 @@ def run(workdir, steps=10, batches=batches_from, evaluate=None, **loop):
     )
     return fit(
         step, state, batches, steps=steps, workdir=workdir, mesh=mesh, config={}, schedule=schedule, evaluate=evaluate,
-        loop=LoopConfig(**{"log_every": 1, "save_every": 4} | loop),
+        best=best, loop=LoopConfig(**{"log_every": 1, "save_every": 4} | loop),
     )  # fmt: skip
 
 
@@ -90,6 +91,35 @@ def test_evaluation_is_logged_under_its_own_name(tmp_path):
     run(tmp_path, evaluate=lambda state, step: {"twice": 2.0 * step}, evaluate_every=5)
     found = {e["step"]: e["evaluation/twice"] for e in read_metrics(tmp_path) if "evaluation/twice" in e}
     assert found == {5: 10.0, 10: 20.0}
+
+
+def test_nothing_is_lost_when_an_evaluation_fails_and_a_run_goes_on_from_there(tmp_path, capsys):
+    def broken(state, step):
+        raise RuntimeError("no validation video can be read")
+
+    run(tmp_path / "whole")
+    with pytest.raises(RuntimeError, match="no validation video can be read"):
+        run(tmp_path / "parts", evaluate=broken, evaluate_every=5, save_every=100)
+    assert [path.name for path in (tmp_path / "parts" / "checkpoints").iterdir()] == ["5"]
+    capsys.readouterr()
+    result = run(tmp_path / "parts", evaluate=lambda state, step: {"twice": 2.0 * step}, evaluate_every=5)
+    assert result.finished and result.steps_taken == 5 and "resumed from step 5 of 10" in capsys.readouterr().out
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")  # to the last bit
+
+
+def test_the_best_state_is_that_of_the_highest_named_number_and_no_later_one_takes_its_place(tmp_path):
+    worth = {2: 0.3, 4: 0.9, 6: 0.5, 8: 0.8, 10: 0.1}
+
+    def evaluate(state, step):
+        return {"step": float(step), "top1": worth[step], "error": 1 - worth[step]}
+
+    run(tmp_path / "until_4", steps=4)
+    for steps in (6, 10):  # of a run that goes on, the best of what came before is still the best
+        run(tmp_path / "run", steps=steps, evaluate=evaluate, evaluate_every=2, best="top1")
+        variables, step = load_variables(tmp_path / "run", "best")
+        assert step == 4 and [path.name for path in (tmp_path / "run" / "best").iterdir()] == ["4"]
+        np.testing.assert_array_equal(variables["params/w"], load_variables(tmp_path / "until_4")[0]["params/w"])
+    assert load_variables(tmp_path / "run", "last")[1] == 10
 
 
 def test_an_error_of_the_data_reaches_the_caller(tmp_path):

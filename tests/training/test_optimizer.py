@@ -125,3 +125,15 @@ def test_values_that_cannot_be_meant_are_refused():
     for field, value in (("learning_rate", 0.0), ("warmup_epochs", -1.0), ("clip_norm", 0.0), ("layer_decay", 1.5)):
         with pytest.raises(ValueError, match=f"optim.{field} is {value}"):
             OptimizerConfig(**{field: value})
+
+
+def test_parameters_below_a_path_learn_by_their_own_factor():
+    params = {"video": {"temporal": {"kernel": jnp.ones((2, 2))}, "image": {"kernel": jnp.ones((2, 2))}}}
+    config = OptimizerConfig(weight_decay=0.2)
+    changes = []
+    for factors in ({}, {"video/temporal/": 10.0}):
+        tx = make_optimizer(config, lambda step: 0.01, factors=factors)
+        changes.append(tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params), params)[0]["video"])
+    plain, faster = changes
+    np.testing.assert_allclose(faster["temporal"]["kernel"], 10 * plain["temporal"]["kernel"], rtol=1e-6)
+    np.testing.assert_array_equal(faster["image"]["kernel"], plain["image"]["kernel"])

@@ -100,7 +100,7 @@ class DataConfig(TrainClipConfig):
     source: str = "synthetic:moving_shapes"
     """A folder, a .csv or .jsonl manifest, tfds:NAME, tfrecord:PATTERN or synthetic:moving_shapes."""
     split: str = "train"
-    """The split of a tfds or synthetic source (synthetic has train and validation)."""
+    """The split of a tfds or synthetic source (synthetic: train, validation, compositions_train or _held_out)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -130,6 +130,25 @@ class LabelledDataConfig(TrainClipConfig):
             value = getattr(self, name)
             _require(value is None or value >= 1, f"data.{name}", value, "1 or more")
         _require(bool(self.train), "data.train", repr(self.train), "a folder, a manifest or KIND:NAME")
+
+
+@dataclass(frozen=True)
+class CaptionedDataConfig(DataConfig):
+    """Videos with captions to train on and to validate with, and how their clips are cut, decoded and augmented."""
+
+    templates: str | None = None
+    """Make captions of class names: actionclip, plain, a file with a template a line, or one template ("a {}")."""
+    validation: str | None = None
+    """Videos with captions or classes to validate with; no validation when not given."""
+    validation_split: str = "validation"
+    """The split of a tfds or synthetic source."""
+    validation_examples: int | None = None
+    """Validate on so many of the videos only, drawn at random."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        value = self.validation_examples
+        _require(value is None or value >= 2, "data.validation_examples", value, "2 or more")
 
 
 @dataclass(frozen=True)

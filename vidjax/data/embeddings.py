@@ -49,7 +49,11 @@ def open_parts(out: Path, meta: Mapping[str, Any]) -> Path | None:
 
 def _compare(where: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     names = sorted(old.keys() | new.keys())
-    differing = [f"{name} was {old.get(name)}, is {new.get(name)}" for name in names if old.get(name) != new.get(name)]
+    differing = [
+        "the files, parts or labels changed" if name == "list" else f"{name} was {old.get(name)}, is {new.get(name)}"
+        for name in names
+        if old.get(name) != new.get(name)
+    ]
     if differing:
         raise ValueError(
             f"{where} holds features made in another way ({'; '.join(differing)}): choose another --out, nothing is "

@@ -25,7 +25,8 @@ class Row:
     path: str
     label: int
     """Position in the class names, -1 for none."""
-    caption: str | None = None
+    captions: tuple[str, ...] = ()
+    """What is seen, in one sentence or several that say it differently."""
     start: float | None = None
     """Seconds, None for the start of the video."""
     end: float | None = None
@@ -63,7 +64,8 @@ def list_folder(folder: Path) -> tuple[tuple[str, ...], list[Row]]:
 def list_manifest(path: Path) -> tuple[tuple[str, ...], list[Row]]:
     """Class names and rows of path and, optionally, label, caption, start, end and reverse.
 
-    Paths are relative to the manifest. Labels that are all whole numbers are taken as they are, others are names.
+    Paths are relative to the manifest. Labels that are all whole numbers are taken as they are, others are names. The
+    caption of a .jsonl may be a list of captions; a row without any has none.
 
     Raises:
       ValueError: no path column, a malformed row (with its line), or files that do not exist (how many, which).
@@ -81,9 +83,9 @@ def list_manifest(path: Path) -> tuple[tuple[str, ...], list[Row]]:
         if end is not None and end <= (start or 0):
             raise ValueError(f"{path}, line {number}: its end ({end} s) is not after its start ({start or 0} s).")
         video = row["path"] if "://" in row["path"] else str(path.parent / row["path"])
-        caption = row.get("caption")
+        captions = _captions(path, number, row.get("caption"))
         reverse = _truth(path, number, row.get("reverse"))
-        rows.append(Row(video, -1, None if caption is None else str(caption), start, end, reverse))
+        rows.append(Row(video, -1, captions, start, end, reverse))
         labels.append(None if row.get("label") is None else str(row["label"]))
     missing = [row.path for row in rows if "://" not in row.path and not os.path.isfile(row.path)]
     if missing:
@@ -123,6 +125,19 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 if not isinstance(row, dict) or "path" not in row:
                     raise ValueError(f"{path}, line {number}: it is no object with a 'path'.")
                 yield number, row
+
+
+def _captions(path: Path, number: int, value: Any) -> tuple[str, ...]:
+    captions = () if value is None else tuple(value) if isinstance(value, list) else (value,)
+    if not all(isinstance(caption, str) for caption in captions):
+        raise ValueError(f"{path}, line {number}: its caption is {value!r}, but it must be a text or a list of texts.")
+    if not all(caption.strip() for caption in captions):
+        raise ValueError(f"{path}, line {number}: its caption is empty{' in places' if len(captions) > 1 else ''}.")
+    try:
+        "".join(captions).encode()
+    except UnicodeEncodeError as error:  # halves of characters, which JSON lets through
+        raise ValueError(f"{path}, line {number}: its caption is no text ({error.reason}).") from error
+    return captions
 
 
 def _truth(path: Path, number: int, value: Any) -> bool:

@@ -6,8 +6,15 @@ direction, so a single frame looks the same for every class: who reads the label
 a clip changes its label (right becomes left), so train on it without flips.
 
 Everything is a function of the index: nothing is stored, and any two machines see the same videos.
+
+Captions tell colour, shape and direction. For zero-shot recognition a quarter of their 192 compositions is held out:
+the splits `compositions_train` and `compositions_held_out` share none, but every pair of a colour, a shape and a
+direction comes in training. The classes of these two splits are the compositions.
 """
 
+from collections.abc import Sequence
+from functools import cache, lru_cache
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +30,8 @@ CLASSES = ("right", "up and right", "up", "up and left", "left", "down and left"
 
 SPLITS = {"train": range(8192), "validation": range(1_000_000, 1_001_024)}
 """Disjoint indices. Both splits hold every class equally often, as do the first 8k examples of each."""
+COMPOSITION_SPLITS = {"compositions_train": ("train", False), "compositions_held_out": ("validation", True)}
+"""Those examples of a split whose composition is held out, or is not: see `split_indices`. Classes vary in number."""
 
 _PHRASES = (
     "to the right", "up and to the right", "up", "up and to the left",
@@ -35,6 +44,16 @@ _COLORS = {  # no channel below 90, and no background above 90: motion has the s
 _SHAPES = ("circle", "square", "triangle")
 _RADII = {"small": (0.10, 0.12), "large": (0.17, 0.20)}  # of the disc with the shape's area, in widths
 _WAVES = 4  # of the background
+
+
+def _article(word: str) -> str:
+    return "an" if word[0] in "aeiou" else "a"
+
+
+COMPOSITIONS = tuple(
+    f"{_article(color)} {color} {shape} moves {phrase}" for color, shape, phrase in product(_COLORS, _SHAPES, _PHRASES)
+)
+"""The short captions of all compositions of a colour, a shape and a direction."""
 
 
 class _Scene(NamedTuple):
@@ -52,6 +71,7 @@ class _Scene(NamedTuple):
     phases: np.ndarray
 
 
+@lru_cache(256)  # label, captions and picture of an example are asked for one after the other
 def _scene(index: int) -> _Scene:
     random = np.random.Generator(np.random.Philox(key=index))
     label = index % len(CLASSES)
@@ -73,13 +93,39 @@ def _scene(index: int) -> _Scene:
     )
 
 
-def describe(index: int) -> tuple[int, str]:
-    """The label (a position in `CLASSES`) and the caption of a video."""
+def describe(index: int) -> tuple[int, tuple[str, ...]]:
+    """The label (a position in `CLASSES`) of a video, and its captions: first the full one, then a short one."""
     scene = _scene(index)
-    phrase = _PHRASES[scene.label]
-    article = "an" if scene.background[0] in "aeiou" else "a"
-    text = f"a {scene.size} {scene.color} {scene.shape} moves {phrase} over {article} {scene.background} background"
-    return scene.label, text
+    moving = f"{scene.color} {scene.shape} moves {_PHRASES[scene.label]}"
+    background = f"{_article(scene.background)} {scene.background} background"
+    return scene.label, (f"a {scene.size} {moving} over {background}", f"{_article(moving)} {moving}")
+
+
+def composition(index: int) -> int:
+    """The composition of a video: a position in `COMPOSITIONS`."""
+    return COMPOSITIONS.index(describe(index)[1][1])
+
+
+def compositions(held_out: bool) -> tuple[str, ...]:
+    """The short captions of the compositions that are held out, or of those that are not."""
+    return tuple(text for position, text in enumerate(COMPOSITIONS) if _is_held_out(position) == held_out)
+
+
+def _is_held_out(position: int) -> bool:
+    # Of the three shapes at most one is held out for each colour and direction, as their sums are consecutive; of the
+    # eight colours or directions it is two for each pair of the others.
+    rest, direction = divmod(position, len(_PHRASES))
+    color, shape = divmod(rest, len(_SHAPES))
+    return (color + shape + direction) % 4 == 0
+
+
+@cache
+def split_indices(split: str) -> Sequence[int]:
+    """The indices of a split of `SPLITS` or `COMPOSITION_SPLITS` (which are found by looking: 0.4 s, once)."""
+    if split in SPLITS:
+        return SPLITS[split]
+    name, held_out = COMPOSITION_SPLITS[split]
+    return tuple(index for index in SPLITS[name] if _is_held_out(composition(index)) == held_out)
 
 
 def render(index: int, frames: np.ndarray, size: int) -> UInt8[np.ndarray, "t h w 3"]:

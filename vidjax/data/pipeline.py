@@ -13,6 +13,7 @@ import os
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +24,19 @@ from vidjax.data.config import ClipConfig, TrainClipConfig
 from vidjax.data.decode import DecodeError
 from vidjax.data.sampling import sample, views
 from vidjax.data.sources import Source
+from vidjax.data.text import Tokenizer, tokenize
 
 tf.config.set_visible_devices([], "GPU")  # the accelerator is JAX's
 
 Batch = dict[str, np.ndarray]
 """`video` uint8 (b t h w c); `label` int32 (b,), -1 for none; `valid` bool (b,), False for rows that could not be
-read or only fill the batch, whose video is black; `index` int32 (b,), the example, -1 for rows that fill."""
+read or only fill the batch, whose video is black; `index` int32 (b,), the example, -1 for rows that fill. With a
+tokeniser also `ids` int32 (b m), of a caption, all 0 for rows that are not valid, and `truncated` bool (b,), whether
+the caption was longer than m tokens."""
 
+
+_Row = tuple[np.ndarray, np.int32, np.ndarray, np.ndarray]
+"""A clip's frames, its label, the ids of its captions and which of them were too long."""
 
 _running: weakref.WeakSet = weakref.WeakSet()
 
@@ -91,6 +98,8 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
     bad_files: BadFiles | None = None,
+    tokenizer: Tokenizer | None = None,
+    context: int | None = None,
 ) -> Iterator[Batch]:
     """This process's rows of the batches first_batch, first_batch + 1, ... without end.
 
@@ -104,17 +113,22 @@ def train_batches(
       process_index: k.
       process_count: P, which must divide the batch size.
       bad_files: told of every example that cannot be read; its row is black and not `valid`, never replaced.
+      tokenizer: makes ids of captions. Of an example's captions one is drawn for each row, whatever is drawn for the
+        pixels; an example without any is an error, raised by the iterator.
+      context: tokens of a caption, start and end included.
     """
     repeats, count = config.repeats, len(source)
     rows = _rows(batch_size, process_count)
     if rows % repeats:
         raise ValueError(f"{rows} clips of a batch are not whole videos of {repeats} repeats: make them a multiple.")
-    groups = rows // repeats
+    groups, write = rows // repeats, _Writer(source, tokenizer, context)
 
-    def read(index: int, position: int, short_side: int) -> tuple[np.ndarray, int]:
+    def read(index: int, position: int, short_side: int) -> _Row:
         rng = np.random.Generator(np.random.Philox(key=[seed, position]))
         clip = source.read(index, lambda info: sample(config, info.num_frames, info.rate, rng), short_side)
-        return clip.frames, clip.label
+        # Far from there in the same stream, so that neither draw moves the other.
+        draws = np.random.Generator(np.random.Philox(key=[seed, position], counter=[0, 0, 0, 1])).random(repeats)
+        return clip.frames, np.int32(clip.label), *write(index, clip.captions, draws)
 
     @tf.autograph.experimental.do_not_convert
     def position_and_index(element: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -130,10 +144,11 @@ def train_batches(
         return tf.stack([augment(video, config.augment, config.size, clip_seed, ratio) for clip_seed in seeds])
 
     def merged() -> Iterator[Batch]:
-        for batch in _batches(elements, source, config, read, crop, (repeats,), groups, bad_files):
-            video = batch.pop("video")
+        ids = (repeats, write.width)
+        for batch in _batches(elements, source, config, read, crop, (repeats,), ids, groups, bad_files):
+            own = {name: batch.pop(name) for name in ("video", "ids", "truncated") if name in batch}
             rows = {name: np.repeat(values, repeats) for name, values in batch.items()}
-            yield {"video": video.reshape(-1, *video.shape[2:]), **rows}
+            yield {name: values.reshape(-1, *values.shape[2:]) for name, values in own.items()} | rows
 
     elements = tf.data.Dataset.range(np.iinfo(np.int64).max).map(position_and_index)
     batches = merged()
@@ -151,6 +166,8 @@ def evaluation_batches(
     process_index: int = 0,
     process_count: int = 1,
     bad_files: BadFiles | None = None,
+    tokenizer: Tokenizer | None = None,
+    context: int | None = None,
 ) -> Iterator[Batch]:
     """This process's rows of batches that hold each example once, in order: middle clip, middle crop, or many views.
 
@@ -167,6 +184,8 @@ def evaluation_batches(
       process_index: this process gets rows [k * b / P, (k + 1) * b / P) of each batch.
       process_count: P, which must divide the batch size.
       bad_files: told of every example that cannot be read; its row is black and not `valid`.
+      tokenizer: makes ids of the first caption of each example; one without any is an error, raised by the iterator.
+      context: tokens of a caption, start and end included.
     """
     rows = _rows(batch_size, process_count)
     indices = np.arange(len(source)) if indices is None else np.asarray(indices, np.int64)
@@ -175,11 +194,12 @@ def evaluation_batches(
     padded[: len(indices)] = indices
     mine = padded.reshape(batches, process_count, rows)[:, process_index].reshape(-1)
 
+    write = _Writer(source, tokenizer, context)
     clips, crops = view_counts or (1, 1)
 
-    def read(index: int, position: int, short_side: int) -> tuple[np.ndarray, int]:
+    def read(index: int, position: int, short_side: int) -> _Row:
         clip = source.read(index, lambda info: views(info.num_frames, info.rate, config, clips).ravel(), short_side)
-        return clip.frames, clip.label
+        return clip.frames, np.int32(clip.label), *write(index, clip.captions, np.zeros(()))
 
     def crop(video: tf.Tensor, position: tf.Tensor) -> tf.Tensor:
         if view_counts is None:
@@ -188,7 +208,7 @@ def evaluation_batches(
 
     elements = tf.data.Dataset.from_tensor_slices((mine, mine))
     leading = () if view_counts is None else (clips * crops,)
-    batches = _batches(elements, source, config, read, crop, leading, rows, bad_files)
+    batches = _batches(elements, source, config, read, crop, leading, (write.width,), rows, bad_files)
     _running.add(batches)
     return batches
 
@@ -199,50 +219,83 @@ def _rows(batch_size: int, process_count: int) -> int:
     return batch_size // process_count
 
 
+@dataclass(frozen=True)
+class _Writer:
+    """Writes an example's captions as ids; without a tokeniser as rows of none."""
+
+    source: Source
+    tokenizer: Tokenizer | None
+    context: int | None
+
+    def __post_init__(self) -> None:
+        if self.tokenizer is not None and self.context is None:
+            raise ValueError("a tokenizer needs a context, the number of tokens that a caption is cut or filled up to.")
+
+    @property
+    def width(self) -> int:
+        return 0 if self.tokenizer is None else self.context
+
+    def __call__(self, index: int, captions: tuple[str, ...], draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """`ids` (... m) and `truncated` (...) of the captions that `draws` (...), numbers in [0, 1), fall on."""
+        if self.tokenizer is None:
+            return np.zeros((*draws.shape, 0), np.int32), np.zeros(draws.shape, bool)
+        if not captions:
+            raise ValueError(f"{self.source.ids[index]} has no caption.")
+        chosen = [captions[int(draw * len(captions))] for draw in draws.ravel()]
+        ids, truncated = zip(*(tokenize(self.tokenizer, text, self.context) for text in chosen), strict=True)
+        return np.stack(ids).reshape(*draws.shape, self.width), np.array(truncated).reshape(draws.shape)
+
+
 def _batches(
     elements: tf.data.Dataset,
     source: Source,
     config: ClipConfig,
-    read: Callable[[int, int, int], tuple[np.ndarray, int]],
+    read: Callable[[int, int, int], _Row],
     crop: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
     leading: tuple[int, ...],
+    ids: tuple[int, ...],
     rows: int,
     bad_files: BadFiles | None,
 ) -> Iterator[Batch]:
     """Reads (position, index) elements side by side, in order; an index of -1 fills a batch.
 
-    What `crop` gives has the axes `leading` before those of a clip.
+    What `crop` gives has the axes `leading` before those of a clip. `ids` is the shape of an example's ids; where its
+    last number is 0, batches have none.
     """
     affinity = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))  # macOS has none
     workers = config.workers or len(affinity(0))
-    nothing = np.zeros((config.frames, 1, 1, 3), np.uint8)
+    black = np.zeros((config.frames, 1, 1, 3), np.uint8)
+    nothing: _Row = (black, np.int32(-1), np.zeros(ids, np.int32), np.zeros(ids[:-1], bool))
     defects: list[Exception] = []
 
-    def read_or_report(position: np.integer, index: np.integer) -> tuple[np.ndarray, np.int32, str]:
+    def read_or_report(position: np.integer, index: np.integer) -> tuple:
         if index < 0:
-            return nothing, np.int32(-1), "fill"
+            return *nothing, "fill"
         try:
-            frames, label = read(int(index), int(position), config.decode_short_side)
-            return frames, np.int32(label), ""
+            return *read(int(index), int(position), config.decode_short_side), ""
         except DecodeError as error:
-            return nothing, np.int32(-1), str(error)
+            return *nothing, str(error)
         except Exception as error:  # ours or the user's, not the file's: raised again where the user can see it
             defects.append(error)
-            return nothing, np.int32(-1), "defect"
+            return *nothing, "defect"
 
     @tf.autograph.experimental.do_not_convert
     def make_row(position: tf.Tensor, index: tf.Tensor) -> dict[str, tf.Tensor]:
-        video, label, error = tf.numpy_function(
-            read_or_report, [position, index], [tf.uint8, tf.int32, tf.string], stateful=False
+        types = [tf.uint8, tf.int32, tf.int32, tf.bool, tf.string]
+        video, label, tokens, truncated, error = tf.numpy_function(
+            read_or_report, [position, index], types, stateful=False
         )
         video.set_shape((None, None, None, 3))
         label.set_shape(())
+        tokens.set_shape(ids)
+        truncated.set_shape(ids[:-1])
         error.set_shape(())
         valid = tf.equal(error, "")
         shape = (*leading, config.frames, config.size, config.size, 3)
         video = tf.cond(valid, lambda: crop(video, position), lambda: tf.zeros(shape, tf.uint8))
         video.set_shape(shape)
-        return {"video": video, "label": label, "valid": valid, "index": tf.cast(index, tf.int32), "error": error}
+        row = {"video": video, "label": label, "valid": valid, "index": tf.cast(index, tf.int32), "error": error}
+        return row | ({"ids": tokens, "truncated": truncated} if ids[-1] else {})
 
     dataset = elements.map(make_row, num_parallel_calls=workers, deterministic=True)
     dataset = dataset.batch(rows).prefetch(2)

@@ -1,7 +1,8 @@
 """Videos as lists of JPEG frames in TFRecord files: the one schema for writing and reading, with random access.
 
 Only the frames that are asked for are decoded, so a record feeds about ten times as many clips a second as the
-video it was made from. A record is a `tf.train.Example`; the fields of `Record` are its keys, under `video/`.
+video it was made from. A record is a `tf.train.Example`; the fields of `Record` are its keys, under `video/`
+(`captions` is `video/caption`, with a value for each; the empty one stands for none).
 """
 
 import struct
@@ -34,8 +35,8 @@ class Record:
     """Position in the list of class names, -1 for none."""
     label_name: str
     """Empty for none."""
-    caption: str
-    """Empty for none."""
+    captions: tuple[str, ...]
+    """What is seen, in one sentence or several."""
     id: str
     """What the video was called where it came from."""
 
@@ -45,14 +46,17 @@ def encode_record(record: Record) -> bytes:
     features = {}
     for field in fields(Record):
         value = getattr(record, field.name)
-        values = list(value) if field.name == "frames" else [value.encode() if isinstance(value, str) else value]
+        values = list(value) if field.name in ("frames", "captions") else [value]
+        if field.name == "captions":
+            values = values or [""]
+        values = [value.encode() if isinstance(value, str) else value for value in values]
         if field.type is float:
             feature = tf.train.Feature(float_list=tf.train.FloatList(value=values))
         elif field.type is int:
             feature = tf.train.Feature(int64_list=tf.train.Int64List(value=values))
         else:
             feature = tf.train.Feature(bytes_list=tf.train.BytesList(value=values))
-        features[f"video/{field.name}"] = feature
+        features[_key(field.name)] = feature
     return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
 
 
@@ -60,15 +64,29 @@ def decode_record(data: bytes, id: str) -> Record:
     """The inverse of `encode_record`; raises DecodeError, in which the record is called `id`."""
     features, values = parse_example(data, id), {}
     for field in fields(Record):
-        feature = features.get(f"video/{field.name}")
+        feature = features.get(_key(field.name))
         if feature is None:
-            raise DecodeError(f"{id}: it is no record of ours, as it has no 'video/{field.name}'.")
+            raise DecodeError(f"{id}: it is no record of ours, as it has no '{_key(field.name)}'.")
         kind = {float: "float_list", int: "int64_list"}.get(field.type, "bytes_list")
         value = list(getattr(feature, kind).value)
-        if field.name != "frames":
+        if field.name == "captions":
+            value = texts(feature, id)
+        elif field.name != "frames":
             value = value[0].decode() if field.type is str else value[0]
         values[field.name] = value
     return Record(**values)
+
+
+def _key(field: str) -> str:
+    return "video/caption" if field == "captions" else f"video/{field}"
+
+
+def texts(feature: tf.train.Feature, id: str) -> tuple[str, ...]:
+    """The texts of a feature without the empty ones; raises DecodeError naming `id`."""
+    try:
+        return tuple(value.decode() for value in feature.bytes_list.value if value)
+    except UnicodeDecodeError as error:
+        raise DecodeError(f"{id}: its caption is no text ({error.reason}).") from error
 
 
 def parse_example(data: bytes, id: str) -> dict[str, tf.train.Feature]:

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 from jaxtyping import UInt8
 
-from vidjax.data import manifest, moving_shapes, records
+from vidjax.data import manifest, moving_shapes, prompts, records
 from vidjax.data.decode import Choose, DecodeError, VideoInfo, read_clip
 from vidjax.data.manifest import CLASSES_FILE
 
@@ -27,7 +27,8 @@ class Clip:
     frames: UInt8[np.ndarray, "t h w 3"]
     label: int
     """Position in the source's class names, -1 for none."""
-    caption: str | None
+    captions: tuple[str, ...]
+    """Empty for none."""
     info: VideoInfo
     """Of the whole video, or of the part of it that the manifest names."""
 
@@ -44,6 +45,12 @@ class Source:
     read: Callable[[int, Choose, int | None], Clip]
     """`read(index, choose, short_side)`: `choose` gets the VideoInfo and gives the indices of the frames to read
     (none are fine), which are shrunk to `short_side` unless smaller. Raises DecodeError."""
+    label: Callable[[int], int]
+    """The label of an example, -1 for none, without decoding its video. Raises DecodeError."""
+    captions: Callable[[int], tuple[str, ...]]
+    """The captions of an example, likewise."""
+    listed: bool
+    """Whether labels and captions are at hand; else they are stored with the video, and a look costs its reading."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -85,7 +92,13 @@ def subset(source: Source, indices: Sequence[int] | np.ndarray) -> Source:
     def read(index: int, choose: Choose, short_side: int | None) -> Clip:
         return source.read(indices[index], choose, short_side)
 
-    return replace(source, ids=ids, read=read)
+    return replace(
+        source,
+        ids=ids,
+        read=read,
+        label=lambda index: source.label(indices[index]),
+        captions=lambda index: source.captions(indices[index]),
+    )
 
 
 def draw(source: Source, count: int | None, seed: int) -> Source:
@@ -116,17 +129,64 @@ def with_classes(source: Source, class_names: Sequence[str]) -> Source:
             f"{' (did you mean ' + ' or '.join(near) + '?)' if near else ''}: it has {len(class_names)} classes, "
             f"{', '.join(class_names[:3])}{', ...' if len(class_names) > 3 else ''}."
         )
-    labels = [positions[_plain(name)] for name in source.class_names]
+    labels = [positions[_plain(name)] for name in source.class_names] + [-1]  # the last one is that of the label -1
 
     def read(index: int, choose: Choose, short_side: int | None) -> Clip:
         clip = source.read(index, choose, short_side)
-        return replace(clip, label=labels[clip.label] if clip.label >= 0 else -1)
+        return replace(clip, label=labels[clip.label])
 
-    return replace(source, class_names=tuple(class_names), read=read)
+    return replace(source, class_names=tuple(class_names), read=read, label=lambda index: labels[source.label(index)])
 
 
 def _plain(class_name: str) -> str:
-    return class_name.replace("_", " ").casefold()
+    return prompts.spoken(class_name).casefold()
+
+
+def with_captions(source: Source, templates: Sequence[str]) -> Source:
+    """The same examples with captions made of their classes: one by each template.
+
+    Raises:
+      ValueError: an example has no label (of a source whose labels are not listed, the first; a later one when it
+        comes), a template has no slot, or class names repeat.
+    """
+    if not source.class_names:
+        raise ValueError(f"{source.name} has no labels to make captions of: use folders of classes or a label column.")
+    _require_everywhere(source, lambda index: source.label(index) >= 0, "label to make captions of", "label them")
+    filled = list(zip(*prompts.fill(templates, source.class_names), strict=True))
+
+    def captions(index: int, label: int) -> tuple[str, ...]:
+        if label < 0:
+            raise ValueError(f"{source.ids[index]} has no label to make captions of.")
+        return filled[label]
+
+    def read(index: int, choose: Choose, short_side: int | None) -> Clip:
+        clip = source.read(index, choose, short_side)
+        return replace(clip, captions=captions(index, clip.label))
+
+    return replace(source, read=read, captions=lambda index: captions(index, source.label(index)))
+
+
+def require_captions(source: Source) -> None:
+    """Refuses a source with an example that has no caption.
+
+    Of a source whose captions are not listed only the first example is looked at; the pipeline refuses later ones.
+
+    Raises:
+      ValueError: how many examples have none, and which.
+    """
+    advice = "give them one in a .csv or .jsonl manifest, or make captions of class names by templates"
+    _require_everywhere(source, lambda index: bool(source.captions(index)), "caption", advice)
+
+
+def _require_everywhere(source: Source, has: Callable[[int], bool], what: str, advice: str) -> None:
+    looked_at = len(source) if source.listed else min(len(source), 1)
+    without = [source.ids[index] for index in range(looked_at) if not has(index)]
+    if without:
+        count = f"{len(without)} of the {len(source)} examples" if source.listed else "the first example"
+        raise ValueError(
+            f"{count} of {source.name} {'has' if len(without) == 1 else 'have'} no {what}: "
+            f"{', '.join(without[:3])}{', ...' if len(without) > 3 else ''}; {advice}."
+        )
 
 
 def video_files(name: str, class_names: tuple[str, ...], rows: Sequence[manifest.Row]) -> Source:
@@ -141,9 +201,10 @@ def video_files(name: str, class_names: tuple[str, ...], rows: Sequence[manifest
             return first + (part.num_frames - 1 - chosen if row.reverse else chosen)
 
         frames, info = read_clip(row.path, choose_in_part, short_side)
-        return Clip(frames, row.label, row.caption, part_of(row, info)[1])
+        return Clip(frames, row.label, row.captions, part_of(row, info)[1])
 
-    return Source(name, class_names, [row.id for row in rows], read)
+    ids = [row.id for row in rows]
+    return Source(name, class_names, ids, read, lambda i: rows[i].label, lambda i: rows[i].captions, listed=True)
 
 
 def part_of(row: manifest.Row, info: VideoInfo) -> tuple[int, VideoInfo]:
@@ -168,11 +229,13 @@ def _tfrecord(name: str, pattern: str) -> Source:
     class_names = tuple(json.loads(tf.io.gfile.GFile(file).read())) if tf.io.gfile.exists(file) else ()
     ids = [index.id(i) for i in range(len(index))]
 
-    def read(i: int, choose: Choose, short_side: int | None) -> Clip:
-        record = records.decode_record(index.read(i), ids[i])
-        return _from_pictures(record, choose, short_side, ids[i])
+    def record(i: int) -> records.Record:
+        return records.decode_record(index.read(i), ids[i])
 
-    return Source(name, class_names, ids, read)
+    def read(i: int, choose: Choose, short_side: int | None) -> Clip:
+        return _from_pictures(record(i), choose, short_side, ids[i])
+
+    return Source(name, class_names, ids, read, lambda i: record(i).label, lambda i: record(i).captions, listed=False)
 
 
 def _tfds(name: str, rest: str, split: str) -> Source:
@@ -222,16 +285,19 @@ def _tfds(name: str, rest: str, split: str) -> Source:
     class_names = tuple(features[labels[0]].names) if labels else ()
     ids = [f"{name}/{split}[{i}]" for i in range(count)]
 
-    def read(i: int, choose: Choose, short_side: int | None) -> Clip:
+    def record(i: int) -> records.Record:
         values = records.parse_example(get(i), ids[i])
         frames = list(values[videos[0]].bytes_list.value)
-        height, width = records.picture_size(frames[0], ids[i]) if frames else (0, 0)
         label = values[labels[0]].int64_list.value[0] if labels else -1
-        caption = values["caption"].bytes_list.value[0].decode() if "caption" in features else ""
-        record = records.Record(frames, math.nan, height, width, label, "", caption, ids[i])
-        return _from_pictures(record, choose, short_side, ids[i])
+        captions = records.texts(values["caption"], ids[i]) if "caption" in features else ()
+        return records.Record(frames, math.nan, 0, 0, label, "", captions, ids[i])
 
-    return Source(name, class_names, ids, read)
+    def read(i: int, choose: Choose, short_side: int | None) -> Clip:
+        found = record(i)
+        height, width = records.picture_size(found.frames[0], ids[i]) if found.frames else (0, 0)
+        return _from_pictures(replace(found, height=height, width=width), choose, short_side, ids[i])
+
+    return Source(name, class_names, ids, read, lambda i: record(i).label, lambda i: record(i).captions, listed=False)
 
 
 def _from_pictures(record: records.Record, choose: Choose, short_side: int | None, id: str) -> Clip:
@@ -240,20 +306,27 @@ def _from_pictures(record: records.Record, choose: Choose, short_side: int | Non
         raise DecodeError(f"{id}: it has no frames.")
     info = VideoInfo(count, record.rate, record.width, record.height, count / record.rate, "pictures")
     frames = records.decode_frames(record.frames, choose(info), short_side, id)
-    return Clip(frames, record.label, record.caption or None, info)
+    return Clip(frames, record.label, record.captions, info)
 
 
 def _moving_shapes(name: str, split: str) -> Source:
-    """The embedded data set, rendered at the asked size."""
-    if split not in moving_shapes.SPLITS:
-        raise ValueError(f"data.split {split} is unknown: {name} has {' and '.join(moving_shapes.SPLITS)}.")
-    numbers = moving_shapes.SPLITS[split]
+    """The embedded data set, rendered at the asked size; the classes of its compositions are those, not directions."""
+    if split not in (splits := (*moving_shapes.SPLITS, *moving_shapes.COMPOSITION_SPLITS)):
+        raise ValueError(f"data.split {split} is unknown: {name} has {', '.join(splits)}.")
+    numbers, composed = moving_shapes.split_indices(split), split in moving_shapes.COMPOSITION_SPLITS
+
+    def label(index: int) -> int:
+        return moving_shapes.composition(numbers[index]) if composed else moving_shapes.describe(numbers[index])[0]
+
+    def captions(index: int) -> tuple[str, ...]:
+        return moving_shapes.describe(numbers[index])[1]
 
     def read(index: int, choose: Choose, short_side: int | None) -> Clip:
         size, count, rate = short_side or 256, moving_shapes.NUM_FRAMES, moving_shapes.RATE
         info = VideoInfo(count, rate, size, size, count / rate, "rendered")
         frames = moving_shapes.render(numbers[index], np.asarray(choose(info), np.int64), size)
-        return Clip(frames, *moving_shapes.describe(numbers[index]), info)
+        return Clip(frames, label(index), captions(index), info)
 
     ids = [f"moving_shapes/{split}[{index}]" for index in range(len(numbers))]
-    return Source(name, moving_shapes.CLASSES, ids, read)
+    class_names = moving_shapes.COMPOSITIONS if composed else moving_shapes.CLASSES
+    return Source(name, class_names, ids, read, label, captions, listed=True)

@@ -23,7 +23,7 @@ def nearest(
         raise ValueError(
             f"queries have {queries.shape[1]} values, features {features.shape[1]}: use one model for both"
         )
-    features, queries = (_unit(x) for x in (features, queries))
+    features, queries = (unit(x) for x in (features, queries))
     indices, similarities = [], []
     for start in range(0, len(queries), chunk):
         similarity = queries[start : start + chunk] @ features.T
@@ -61,5 +61,6 @@ def knn_accuracy(
     return float((votes.argmax(axis=1) == test_labels).mean())
 
 
-def _unit(features: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
-    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+def unit(features: Float[np.ndarray, "*n d"]) -> Float[np.ndarray, "*n d"]:
+    """Every vector at length one; zero stays zero."""
+    return features / np.maximum(np.linalg.norm(features, axis=-1, keepdims=True), 1e-12)

@@ -1,13 +1,8 @@
-"""Classification with soft labels: label smoothing, mixup and CutMix of clips, cross-entropy."""
+"""Mixup and CutMix of clips with soft labels; label smoothing and cross-entropy are Optax'."""
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
-
-
-def soft_labels(labels: Int[Array, "b"], classes: int, smoothing: float = 0.0) -> Float[Array, "b classes"]:
-    """One-hot labels of which the share `smoothing` is spread evenly over all classes (Szegedy et al. 2016)."""
-    return jax.nn.one_hot(labels, classes) * (1 - smoothing) + smoothing / classes
+from jaxtyping import Array, Bool, Float, Key
 
 
 def mix_clips(
@@ -17,13 +12,12 @@ def mix_clips(
     valid: Bool[Array, "b"],
     mixup: float = 0.0,
     cutmix: float = 0.0,
-    probability: float = 1.0,
-    switch: float = 0.5,
 ) -> tuple[Float[Array, "b t h w c"], Float[Array, "b classes"]]:
     """Mixup (Zhang et al. 2018) or CutMix (Yun et al. 2019) of every clip with its mirror place in the batch.
 
     All clips of a batch are mixed alike, as timm does in its batch mode, with which the published recipes were run. The
-    box of CutMix is the same in all frames. A clip whose partner is not valid stays as it is.
+    box of CutMix is the same in all frames. A clip whose partner is not valid stays as it is. Where both are on, each
+    is used for half of the batches.
 
     Args:
       video: pixels.
@@ -31,22 +25,18 @@ def mix_clips(
       valid: false for clips that could not be read or have no label.
       mixup: alpha of mixup's Beta(alpha, alpha); 0 = off.
       cutmix: alpha of CutMix'; 0 = off.
-      probability: of mixing a batch at all.
-      switch: probability of CutMix where both are on.
     """
     if mixup <= 0 and cutmix <= 0:
         return video, targets
-    use_key, switch_key, mixup_key, cutmix_key, box_key = jax.random.split(key, 5)
-    used = jax.random.uniform(use_key) < probability
-    cut = jax.random.uniform(switch_key) < (switch if mixup > 0 and cutmix > 0 else float(cutmix > 0))
-
-    kept = jax.random.beta(mixup_key, mixup, mixup) if mixup > 0 else jnp.ones(())
+    switch_key, mixup_key, cutmix_key, box_key = jax.random.split(key, 4)
+    kept = jax.random.beta(mixup_key, mixup, mixup) if mixup > 0 else 1.0
     share = jnp.full(video.shape[2:4], kept)  # of a pixel that stays the clip's own
     if cutmix > 0:
         inside = cutmix_box(box_key, 1 - jax.random.beta(cutmix_key, cutmix, cutmix), *video.shape[2:4])
+        cut = jax.random.bernoulli(switch_key) if mixup > 0 else True
         share = jnp.where(cut, 1.0 - inside, share)
     # One share of each clip: pixels by place, labels by the mean over places.
-    share = jnp.where(used & valid[::-1, None, None], share, 1.0)  # b h w
+    share = jnp.where(valid[::-1, None, None], share, 1.0)  # b h w
     pixels, labels = share[:, None, :, :, None].astype(video.dtype), share.mean(axis=(1, 2))[:, None]
     return video * pixels + video[::-1] * (1 - pixels), targets * labels + targets[::-1] * (1 - labels)
 
@@ -62,8 +52,3 @@ def cutmix_box(key: Key[Array, ""], area: Float[Array, ""], height: int, width: 
 
     rows, columns = jax.random.split(key)
     return interval(rows, height)[:, None] & interval(columns, width)[None, :]
-
-
-def cross_entropy(logits: Float[Array, "b classes"], targets: Float[Array, "b classes"]) -> Float[Array, "b"]:
-    """Softmax cross-entropy of each clip, in float32."""
-    return -(targets * jax.nn.log_softmax(logits.astype(jnp.float32))).sum(axis=-1)

@@ -2,7 +2,8 @@
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal
 
 import jax
@@ -69,7 +70,10 @@ def decays(params: PyTree[Array]) -> PyTree[bool]:
 
 
 def make_optimizer(
-    config: OptimizerConfig, schedule: optax.Schedule, trained: PyTree[bool] | None = None
+    config: OptimizerConfig,
+    schedule: optax.Schedule,
+    trained: PyTree[bool] | None = None,
+    factors: Mapping[str, float] = MappingProxyType({}),
 ) -> optax.GradientTransformation:
     """The optimiser, which skips a step whose gradient is not finite, and counts it.
 
@@ -78,6 +82,7 @@ def make_optimizer(
 
     Args:
       trained: False for parameters that stay as they are; all are trained when None.
+      factors: of the learning rate of parameters whose path begins so, as in `{"video/temporal/": 10.0}`.
     """
     clip = optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm)
     decay = optax.add_decayed_weights(config.weight_decay, mask=decays)
@@ -91,6 +96,8 @@ def make_optimizer(
         tx = optax.partition({"trained": tx, "frozen": optax.set_to_zero()}, kinds)
     if config.layer_decay != 1:
         tx = optax.chain(tx, scale_by_layer(config.layer_decay))
+    if any(factor != 1 for factor in factors.values()):
+        tx = optax.chain(tx, scale_by_path(factors))
     return optax.apply_if_finite(tx, max_consecutive_errors=np.iinfo(np.int32).max)
 
 
@@ -101,6 +108,19 @@ def scale_by_layer(decay: float) -> optax.GradientTransformation:
         layers = layer_numbers(updates)
         last = max(jax.tree.leaves(layers))
         return jax.tree.map(lambda update, layer: update * decay ** (last - layer), updates, layers)
+
+    return optax.stateless(scale)
+
+
+def scale_by_path(factors: Mapping[str, float]) -> optax.GradientTransformation:
+    """Updates times the factor of the beginning that their path has, if any."""
+
+    def scale(updates: PyTree[Array], _: PyTree[Array] | None = None) -> PyTree[Array]:
+        def one(path: tuple, update: Array) -> Array:
+            name = "/".join(_names(path))
+            return update * next((factor for start, factor in factors.items() if name.startswith(start)), 1.0)
+
+        return jax.tree_util.tree_map_with_path(one, updates)
 
     return optax.stateless(scale)
 

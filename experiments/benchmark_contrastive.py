@@ -1,0 +1,125 @@
+"""Memory and time of the contrastive losses with their gradients, in chunks and as a whole, in one run.
+
+    python experiments/benchmark_contrastive.py
+    python experiments/benchmark_contrastive.py --batch_size 16384 --chunks 1024 512 --json numbers.json
+
+The batch is split over all devices. Memory is what a device needs beside embeddings and gradients, as the compiled
+program says; time is that of the loss and its gradients for both embeddings and the scale, the median and the range of
+all steps, the forms taking turns; `differs` is the largest difference of a gradient from the whole form's, over its
+largest value.
+"""
+
+import dataclasses
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vidjax import cli
+from vidjax.objectives import contrastive
+from vidjax.training.sharding import check_batch_size, make_mesh, put_batch
+
+BIAS = -10.0
+OBJECTIVES: dict[str, Callable] = {
+    "info_nce": lambda batch, scale, chunk: contrastive.info_nce(batch["video"], batch["text"], scale, chunk=chunk),
+    "sigmoid": lambda batch, scale, chunk: contrastive.sigmoid(batch["video"], batch["text"], scale, BIAS, chunk=chunk),
+    "multi_positive_kl": lambda batch, scale, chunk: contrastive.multi_positive_kl(
+        batch["video"], batch["text"], scale, batch["label"], chunk=chunk
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to measure."""
+
+    batch_size: int = 4096
+    """Pairs of a video and a caption, over all devices."""
+    width: int = 512
+    """Values of an embedding."""
+    chunks: tuple[int, ...] = (512,)
+    """Columns of similarities at a time, beside all of them."""
+    classes: int = 400
+    """Labels of multi_positive_kl."""
+    steps: int = 3
+    """Timed steps of each form in a round, after one to warm up."""
+    rounds: int = 3
+    """Turns of each form."""
+    json: str | None = None
+    """Write the numbers to this file."""
+
+    def __post_init__(self) -> None:
+        """Refuses values that cannot be meant."""
+        for name in ("batch_size", "width", "classes", "steps", "rounds"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be 1 or more")
+
+
+def inputs(config: Config) -> dict[str, np.ndarray]:
+    """Unit embeddings of pairs that are somewhat alike."""
+    rng = np.random.default_rng(0)
+    video = rng.standard_normal((config.batch_size, config.width), np.float32)
+    text = video + 2 * rng.standard_normal(video.shape, np.float32)
+    unit = {name: x / np.linalg.norm(x, axis=1, keepdims=True) for name, x in (("video", video), ("text", text))}
+    return {**unit, "label": rng.integers(config.classes, size=config.batch_size)}
+
+
+def measure(config: Config, objective: Callable, batch: dict[str, jax.Array]) -> dict[str, dict[str, Any]]:
+    """Numbers of every form of one loss, by its name."""
+    embeddings, rest = {name: batch[name] for name in ("video", "text")}, {"label": batch["label"]}
+    forms = {"whole": None, **{f"chunks of {size}": size for size in config.chunks}}
+    programs, rows, gradients = {}, {}, {}
+    for form, chunk in forms.items():
+
+        def loss(embeddings: dict, scale: jax.Array, rest: dict, chunk: int | None = chunk) -> jax.Array:
+            return objective({**embeddings, **rest}, scale, chunk)
+
+        start = time.perf_counter()
+        programs[form] = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(embeddings, jnp.float32(20), rest).compile()
+        gradients[form] = jax.device_get(programs[form](embeddings, jnp.float32(20), rest)[1])
+        rows[form] = {
+            "memory": programs[form].memory_analysis().temp_size_in_bytes / 1e6,
+            "compile": time.perf_counter() - start,
+        }
+    times: dict[str, list[float]] = {form: [] for form in forms}
+    for form in [*forms] * config.rounds:
+        for _ in range(config.steps):
+            start = time.perf_counter()
+            jax.block_until_ready(programs[form](embeddings, jnp.float32(20), rest))
+            times[form].append(time.perf_counter() - start)
+    for form, row in rows.items():
+        pairs = zip(*map(jax.tree.leaves, (gradients[form], gradients["whole"])), strict=True)
+        row["differs"] = max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in pairs)
+        row |= {"step": statistics.median(times[form]), "step_range": [min(times[form]), max(times[form])]}
+    return rows
+
+
+def main(config: Config) -> dict[str, dict[str, dict[str, Any]]]:
+    """Measures and prints a table; returns the numbers by objective and form."""
+    check_batch_size(config.batch_size)
+    batch = put_batch(inputs(config), make_mesh())
+    device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    print(f"{config.batch_size} pairs of {config.width} values on {device}, loss and gradients")
+    print(f"{'objective':20}{'form':16}{'memory':>12}{'step':>10}{'range of steps':>20}{'differs':>10}")
+    numbers = {}
+    for name, objective in OBJECTIVES.items():
+        numbers[name] = measure(config, objective, batch)
+        for form, row in numbers[name].items():
+            spread = f"{row['step_range'][0]:.3f} to {row['step_range'][1]:.3f} s"
+            print(
+                f"{name:20}{form:16}{row['memory']:9.1f} MB{row['step']:8.3f} s{spread:>20}{row['differs']:10.1e}",
+                flush=True,
+            )
+    if config.json:
+        Path(config.json).write_text(json.dumps(numbers, indent=2) + "\n")
+    return numbers
+
+
+if __name__ == "__main__":
+    cli.run(main, Config)

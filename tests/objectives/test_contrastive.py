@@ -1,0 +1,197 @@
+"""Contrastive losses are their definitions, in chunks and over eight devices too, and so are their gradients."""
+
+import re
+from functools import partial
+from math import prod
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import peers
+import pytest
+
+from vidjax.objectives.contrastive import clamp_scale, info_nce, multi_positive_kl, sigmoid
+from vidjax.training.sharding import batch_sharding, make_mesh
+
+BATCH, WIDTH = 48, 16
+SCALE, BIAS = 14.0, -3.0
+
+
+def made(batch=BATCH, seed=0):
+    """Unit embeddings that are somewhat alike, labels that repeat, and which clips could be read: not all."""
+    random = np.random.default_rng(seed)
+    video = random.normal(size=(batch, WIDTH)) + 0.5
+    text = video + random.normal(size=(batch, WIDTH))
+    video, text = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (video, text))
+    labels, valid = random.integers(0, 7, batch), np.arange(batch) % 5 != 2
+    return jnp.asarray(video, jnp.float32), jnp.asarray(text, jnp.float32), jnp.asarray(labels), jnp.asarray(valid)
+
+
+VIDEO, TEXT, LABELS, VALID = made()
+LOSSES = {
+    "info_nce": lambda video, text, scale, bias, labels, valid, chunk: info_nce(video, text, scale, valid, chunk),
+    "sigmoid": lambda video, text, scale, bias, labels, valid, chunk: sigmoid(video, text, scale, bias, valid, chunk),
+    "released": lambda video, text, scale, bias, labels, valid, chunk: multi_positive_kl(
+        video, text, scale, labels, False, valid, chunk
+    ),
+    "paper": lambda video, text, scale, bias, labels, valid, chunk: multi_positive_kl(
+        video, text, scale, labels, True, valid, chunk
+    ),
+}
+
+
+def log_softmax(x):
+    return x - np.log(np.exp(x).sum(axis=1, keepdims=True))
+
+
+def defined(name, video, text, labels):
+    """Each loss as its paper has it, over whole matrices in float64."""
+    cosines = np.asarray(video, np.float64) @ np.asarray(text, np.float64).T
+    logits = SCALE * cosines
+    if name == "info_nce":
+        return -(np.trace(log_softmax(logits)) + np.trace(log_softmax(logits.T))) / 2 / len(logits)
+    if name == "sigmoid":
+        signs = 2 * np.eye(len(logits)) - 1
+        return np.log1p(np.exp(-signs * (logits + BIAS))).sum() / len(logits)
+    gt = np.equal.outer(np.asarray(labels), np.asarray(labels)).astype(np.float64)
+    target = np.exp(log_softmax(10 * gt)) if name == "released" else gt / gt.sum(axis=1, keepdims=True)
+    logs = np.log(np.where(target > 0, target, 1))
+    return np.mean([(target * (logs - log_softmax(x))).sum() / len(gt) for x in (logits, logits.T)])
+
+
+def compiled(name, chunk, video, text, labels, valid):
+    """The loss and its gradients for both embeddings, the scale and the bias, compiled for how the arrays lie."""
+    loss = LOSSES[name]
+    wanted = jax.value_and_grad(
+        lambda video, text, scale, bias: loss(video, text, scale, bias, labels, valid, chunk), (0, 1, 2, 3)
+    )
+    return jax.jit(wanted).lower(video, text, jnp.float32(SCALE), jnp.float32(BIAS)).compile()
+
+
+def values(program, video, text):
+    return jax.device_get(program(video, text, jnp.float32(SCALE), jnp.float32(BIAS)))
+
+
+def assert_same(found, expected):
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
+
+
+@pytest.mark.parametrize("chunk", [None, 12])
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_is_its_definition(name, chunk):
+    loss = jax.jit(LOSSES[name], static_argnums=6)
+    found = loss(VIDEO, TEXT, SCALE, BIAS, LABELS, None, chunk)
+    np.testing.assert_allclose(found, defined(name, VIDEO, TEXT, LABELS), rtol=1e-5)
+    # Clips that could not be read are as if they were not there.
+    found = loss(VIDEO, TEXT, SCALE, BIAS, LABELS, VALID, chunk)
+    np.testing.assert_allclose(found, defined(name, VIDEO[VALID], TEXT[VALID], LABELS[VALID]), rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["CLIP", "Siglip"])
+def test_a_loss_is_that_of_transformers(family):
+    transformers = peers.transformers()
+    import torch
+
+    torch.manual_seed(0)
+    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {"vocab_size": 99, "max_position_embeddings": 7, "eos_token_id": 98, **size}
+    vision = {"image_size": 8, "patch_size": 8, **size}
+    config = getattr(transformers, f"{family}Config")(text_config=text, vision_config=vision)
+    model = getattr(transformers, f"{family}Model")(config).eval()
+    with torch.no_grad():
+        ids, pixels = torch.arange(56).reshape(8, 7), torch.randn(8, 3, 8, 8)
+        out = model(input_ids=ids, pixel_values=pixels, return_loss=True)
+    embeddings = [jnp.asarray(x.numpy()) for x in (out.image_embeds, out.text_embeds)]
+    scale = model.logit_scale.exp().item()
+    found = info_nce(*embeddings, scale) if family == "CLIP" else sigmoid(*embeddings, scale, model.logit_bias.item())
+    np.testing.assert_allclose(found, out.loss.numpy(), rtol=1e-5)
+
+
+def test_the_released_kl_is_that_of_its_operators():
+    """utils/KLLoss.py in PyTorch's operators: a mean over elements, times the batch."""
+    torch = pytest.importorskip("torch")
+    gt = torch.from_numpy(np.equal.outer(np.asarray(LABELS), np.asarray(LABELS)).astype(np.float32))
+    found = []
+    for logits in (SCALE * VIDEO @ TEXT.T, SCALE * TEXT @ VIDEO.T):
+        logs = torch.log_softmax(torch.from_numpy(np.array(logits)), dim=1)
+        elements = torch.nn.functional.kl_div(logs, torch.softmax(gt * 10, dim=1), reduction="none")
+        found.append(elements.mean() * len(gt))
+    np.testing.assert_allclose(multi_positive_kl(VIDEO, TEXT, SCALE, LABELS), sum(found).numpy() / 2, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_chunked_loss_has_the_gradients_of_the_whole(name):
+    expected = values(compiled(name, None, VIDEO, TEXT, LABELS, VALID), VIDEO, TEXT)
+    for chunk in (1, 8, BATCH):
+        assert_same(values(compiled(name, chunk, VIDEO, TEXT, LABELS, VALID), VIDEO, TEXT), expected)
+    for gradient in expected[1][:2]:
+        assert np.abs(gradient[VALID]).max() > 1e-3 and not gradient[~VALID].any()
+
+
+@pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
+@pytest.mark.parametrize("name", LOSSES)
+def test_eight_devices_give_the_gradients_of_one_and_none_holds_the_matrix(name):
+    batch, chunk, devices = 256, 32, 8
+    arrays = made(batch)
+    alone = values(compiled(name, None, *arrays), *arrays[:2])
+    spread = [jax.device_put(x, batch_sharding(make_mesh())) for x in arrays]
+    largest = {}
+    for size in (None, chunk):
+        program = compiled(name, size, *spread)
+        assert_same(values(program, *spread[:2]), alone)
+        shapes = re.findall(r"\w\d+\[([\d,]+)\]", program.as_text())
+        largest[size] = max(prod(map(int, shape.split(","))) for shape in shapes)
+    assert largest[None] >= batch * batch // devices
+    assert largest[chunk] <= batch * WIDTH  # the captions of all, and rows of one chunk of similarities
+
+
+@pytest.mark.parametrize("chunk", [None, 8])
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_batch_of_which_nothing_can_be_read_gives_zero_and_no_nan(name, chunk):
+    nothing = jnp.zeros(BATCH, bool)
+    for x in jax.tree.leaves(values(compiled(name, chunk, VIDEO, TEXT, LABELS, nothing), VIDEO, TEXT)):
+        np.testing.assert_array_equal(x, 0)
+    # Nor does a chunk of which nothing can be read, of any row.
+    valid = jnp.arange(BATCH) % (BATCH // 8) != 0
+    for x in jax.tree.leaves(values(compiled(name, 8, VIDEO, TEXT, LABELS, valid), VIDEO, TEXT)):
+        assert np.isfinite(x).all()
+
+
+def test_what_the_losses_say_of_pairs_that_fit_and_of_captions_that_repeat():
+    fit = jnp.eye(8)
+    assert info_nce(fit, fit, 100.0) < 1e-6
+    assert sigmoid(fit, fit, 100.0, -50.0) < 1e-6
+    assert multi_positive_kl(fit, fit, 100.0, jnp.arange(8), normalized=True) < 1e-6
+    # Two clips of each of four classes, all as good as can be: to InfoNCE the class's other clip is a negative.
+    pairs, labels = jnp.repeat(jnp.eye(4), 2, axis=0), jnp.repeat(jnp.arange(4), 2)
+    np.testing.assert_allclose(info_nce(pairs, pairs, 100.0), np.log(2), rtol=1e-5)
+    np.testing.assert_allclose(multi_positive_kl(pairs, pairs, 100.0, labels, normalized=True), 0, atol=2e-5)
+    # The released target is reached at a scale of 10, where its softmax is that of the logits.
+    np.testing.assert_allclose(multi_positive_kl(pairs, pairs, 10.0, labels), 0, atol=2e-5)
+
+
+def test_half_precision_embeddings_are_compared_in_float32():
+    half = VIDEO.astype(jnp.bfloat16), TEXT.astype(jnp.bfloat16)
+    loss = partial(info_nce, scale=100.0)
+    assert loss(*half).dtype == jnp.float32
+    np.testing.assert_allclose(loss(*half), loss(*(x.astype(jnp.float32) for x in half)), rtol=1e-6)
+
+
+def test_a_chunk_that_does_not_divide_the_batch_is_refused():
+    with pytest.raises(ValueError, match="chunks of 10 do not divide a batch of 48"):
+        info_nce(VIDEO, TEXT, SCALE, chunk=10)
+    with pytest.raises(ValueError, match="chunks of 0 do not divide"):
+        sigmoid(VIDEO, TEXT, SCALE, BIAS, chunk=0)
+
+
+def test_the_scale_is_bounded_and_can_come_back():
+    for value in (0.0, np.log(1 / 0.07), 4.6):
+        np.testing.assert_allclose(clamp_scale(jnp.float32(value)), np.exp(value), rtol=1e-6)
+        np.testing.assert_allclose(jax.grad(clamp_scale)(jnp.float32(value)), np.exp(value), rtol=1e-6)
+    above = jnp.float32(5.0)
+    np.testing.assert_allclose(clamp_scale(above), 100, rtol=1e-5)
+    np.testing.assert_allclose(clamp_scale(above, 30.0), 30, rtol=1e-5)
+    # A descent that would raise it further finds no slope, one that lowers it does.
+    assert jax.grad(lambda x: -clamp_scale(x))(above) == 0
+    np.testing.assert_allclose(jax.grad(clamp_scale)(above), 100, rtol=1e-5)
