@@ -1,0 +1,325 @@
+"""Contrastive pre-training and what is done with it: resumed, sharded, started from runs; wrong input."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import videos
+from flax.traverse_util import flatten_dict
+
+import vidjax
+from vidjax import runs
+from vidjax.data.config import AugmentConfig, CaptionedDataConfig, SourceConfig
+from vidjax.data.text import open_tokenizer
+from vidjax.models.video_text import VideoText
+from vidjax.training.loop import LoopConfig
+from vidjax.training.metrics import read_metrics
+from vidjax.training.optimizer import OptimizerConfig
+
+EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
+sys.path.insert(0, str(EXPERIMENTS))
+
+import contrastive_pretrain  # noqa: E402
+import embed  # noqa: E402
+import retrieve  # noqa: E402
+import zero_shot  # noqa: E402
+
+SMALL = contrastive_pretrain.Config(
+    video_model="fr2d_tiny",  # batch norm, and quick to compile
+    text_model="text_tiny",
+    features=16,
+    context=96,
+    data=CaptionedDataConfig(
+        frames=2,
+        size=16,
+        short_side=16,
+        stride=4,
+        workers=1,
+        augment=AugmentConfig(crop="center"),
+        split="compositions_train",
+        validation="synthetic:moving_shapes",
+        validation_split="compositions_held_out",
+        validation_examples=24,
+    ),
+    batch_size=16,
+    steps=6,
+    optim=OptimizerConfig(learning_rate=1e-2, warmup_epochs=0),
+    loop=LoopConfig(log_every=1, save_every=2, evaluate_every=3),
+)
+
+
+def changed(config, **fields):
+    """The config with some fields changed, those of its parts as `data__size`."""
+    for name, value in fields.items():
+        head, _, rest = name.partition("__")
+        part = changed(getattr(config, head), **{rest: value}) if rest else value
+        config = dataclasses.replace(config, **{head: part})
+    return config
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("contrastive") / "run"
+    numbers = contrastive_pretrain.main(changed(SMALL, workdir=str(workdir)))
+    return workdir, numbers
+
+
+def logged(workdir):
+    entries = [entry for entry in read_metrics(workdir) if "loss" in entry]
+    return [(e["step"], e["loss"], e["gradient_norm"], e["learning_rate"], e["logit_scale"]) for e in entries]
+
+
+def test_a_run_leaves_two_towers_that_embed_clips_and_sentences(run):
+    workdir, numbers = run
+    made = {path.name for path in workdir.iterdir()}
+    assert {"config.json", "vidjax.json", "checkpoints", "best", "metrics.jsonl", "curves.png", "similarity"} <= made
+    assert {"top1", "text_to_video_r1", "video_to_text_r1", "score"} <= numbers.keys()
+    model, variables = vidjax.load_pretrained(workdir, verbose=False)
+    assert isinstance(model, VideoText) and (model.num_frames, model.image_size) == (2, 16)
+    video, text = model.apply(variables, jnp.ones((2, 2, 16, 16, 3)), jnp.array([[257, 98, 258], [257, 99, 258]]))
+    np.testing.assert_allclose(np.linalg.norm(np.concatenate([video, text]), axis=1), 1, rtol=1e-5)
+    assert runs.usual_clips(workdir, model)["stride"] == 4
+
+
+COMMAND = """
+--video_model fr2d_tiny --text_model text_tiny --features 16 --context 96 --data.frames 2 --data.size 16
+--data.short_side 16 --data.stride 4 --data.workers 1 --data.augment.crop center --data.split compositions_train
+--data.validation synthetic:moving_shapes --data.validation_split compositions_held_out --data.validation_examples 24
+--batch_size 16 --steps 6 --optim.learning_rate 1e-2 --optim.warmup_epochs 0 --loop.log_every 1 --loop.save_every 2
+--loop.evaluate_every 3
+""".split()
+
+
+def start(workdir, devices=1, *flags):
+    environment = os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
+        "PYTHONPATH": str(EXPERIMENTS.parent),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    command = [sys.executable, str(EXPERIMENTS / "contrastive_pretrain.py"), "videos", *COMMAND, *flags]
+    command += ["--workdir", str(workdir)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process, expected=0):
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == expected, out + err
+    return out + err
+
+
+def test_a_killed_run_goes_on_to_the_same_numbers_and_eight_devices_to_nearly_the_same(tmp_path):
+    finish(start(tmp_path / "whole"))
+    process = start(tmp_path / "killed")
+    metrics = tmp_path / "killed" / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and len(metrics.read_text().splitlines()) >= 3):
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    finish(start(tmp_path / "killed"))
+    assert logged(tmp_path / "killed") == logged(tmp_path / "whole")
+    whole, killed = (runs.read_weights(tmp_path / name, "last")[0] for name in ("whole", "killed"))
+    assert all(np.array_equal(whole[name], killed[name]) for name in whole)
+    finish(start(tmp_path / "sharded", 8, "--chunk", "8"))
+    sharded, whole = np.array(logged(tmp_path / "sharded")), np.array(logged(tmp_path / "whole"))
+    # The first loss is of equal weights; Adam's first steps make much of the rounding of small gradients.
+    np.testing.assert_allclose(sharded[0, 1], whole[0, 1], rtol=1e-5)
+    np.testing.assert_allclose(sharded[:, 1], whole[:, 1], rtol=1e-3)
+
+
+def test_the_kl_objective_learns_from_labels_in_templates_with_a_frozen_tower(tmp_path):
+    folder = tmp_path / "videos"
+    for name, level in (("dark", 20), ("bright", 220)):
+        for i in range(4):
+            videos.write_video(folder / name / f"{i}.mp4", np.full((6, 32, 32, 3), level + 3 * i, np.uint8))
+    config = changed(
+        SMALL,
+        workdir=str(tmp_path / "run"),
+        data__source=str(folder),
+        data__templates="a {} clip",
+        objective="kl",
+        freeze="text",
+        data__validation=str(folder),
+        data__validation_examples=None,
+        batch_size=8,
+        steps=20,
+        optim__learning_rate=0.1,
+        loop__evaluate_every=20,
+    )
+    numbers = contrastive_pretrain.main(config)
+    assert numbers["score"] == numbers["top1"] == 1.0 and numbers["last_loss"] < numbers["first_loss"]
+    model = contrastive_pretrain.make_model(config, open_tokenizer("bytes"))
+    clip, ids = jnp.zeros((1, 2, 16, 16, 3)), jnp.zeros((1, 96), jnp.int32)
+    fresh = jax.jit(model.init)(jax.random.split(jax.random.key(0))[0], clip, ids)
+    fresh = flatten_dict(fresh, sep="/")
+    trained = runs.read_weights(tmp_path / "run", "last")[0]
+    for name, value in fresh.items():
+        assert np.array_equal(value, trained[name]) == name.startswith("params/text/"), name
+
+
+def test_towers_start_from_runs_of_their_own_and_wholes_from_wholes(run, tmp_path, capsys):
+    workdir, _ = run
+    model, variables = vidjax.load_pretrained(workdir, verbose=False)
+    tower = model.video.tower
+    alone = {kind: tree["video"]["tower"] for kind, tree in variables.items() if "video" in tree}
+    vidjax.convert.save_pretrained(tmp_path / "tower", tower, alone)
+    config = changed(SMALL, init_video_from=str(tmp_path / "tower"), seed=5)
+    new = contrastive_pretrain.make_model(config, open_tokenizer("bytes"))
+    clip, ids = jnp.zeros((1, 2, 16, 16, 3)), jnp.zeros((1, 96), jnp.int32)
+    fresh = jax.jit(new.init)(jax.random.key(5), clip, ids)
+    started = flatten_dict(contrastive_pretrain.start(config, new, fresh), sep="/")
+    fresh, old = flatten_dict(fresh, sep="/"), flatten_dict(variables, sep="/")
+    for name in started:
+        of_tower = "/video/tower/" in name
+        np.testing.assert_array_equal(started[name], (old if of_tower else fresh)[name], err_msg=name)
+    assert any(not np.array_equal(fresh[name], old[name]) for name in old if "/video/tower/" in name)
+    whole = contrastive_pretrain.start(changed(SMALL, init_from=str(workdir)), new, unflat(fresh))
+    whole = flatten_dict(whole, sep="/")
+    assert all(np.array_equal(whole[name], old[name]) for name in old)
+
+
+def unflat(flat):
+    from flax.traverse_util import unflatten_dict
+
+    return unflatten_dict(flat, sep="/")
+
+
+VALIDATION = SourceConfig(source="synthetic:moving_shapes", split="compositions_held_out", workers=1)
+
+
+@pytest.fixture(scope="module")
+def captioned(tmp_path_factory):
+    """Twelve videos of four classes with captions, the first with two."""
+    folder = tmp_path_factory.mktemp("captioned")
+    lines = []
+    for i in range(12):
+        videos.write_video(folder / f"{i}.mp4", np.full((9, 24, 24, 3), 60 * (i % 4), np.uint8))
+        captions = [f"a picture of brightness {i}"] + ["a dark picture"] * (i == 0)
+        lines.append({"path": f"{i}.mp4", "label": f"brightness_{i % 4}", "caption": captions})
+    (folder / "captions.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    return folder
+
+
+def test_zero_shot_says_what_was_measured(run, captioned, tmp_path, capsys):
+    workdir, _ = run
+    data = SourceConfig(source=str(captioned / "captions.jsonl"), workers=1)
+    config = zero_shot.Config(run=str(workdir), data=data, templates="actionclip", out=str(tmp_path / "out"))
+    numbers = zero_shot.main(config)
+    assert numbers["counted"] == numbers["decoded"] == 12 and 0 <= numbers["top1"] <= numbers["top5"] == 1
+    assert len(numbers["per_template"]) == 16
+    made = {path.name for path in (tmp_path / "out").iterdir()}
+    assert made == {
+        "zero_shot.json", "zero_shot.txt", "per_template.csv", "per_class.csv", "predictions.csv", "confusion.png"
+    }  # fmt: skip
+    assert "top-1 by each template alone" in capsys.readouterr().out
+    views = zero_shot.main(dataclasses.replace(config, views="2x3", batch_size=16, out=str(tmp_path / "views")))
+    assert views["views"] == "2x3"
+    shots = {"shots": 1, "ways": 3, "queries": 2, "episodes": 20}
+    few = zero_shot.main(dataclasses.replace(config, **shots, out=str(tmp_path / "few")))
+    assert few["accuracy"] == 1.0  # clips of a class are equal
+    support = zero_shot.main(
+        dataclasses.replace(config, shots=3, support=data.source, episodes=2, out=str(tmp_path / "support"))
+    )
+    assert support["accuracy"] == 1.0
+
+
+def test_retrieval_equals_validation_and_answers_queries(run, captioned, tmp_path, capsys):
+    workdir, _ = run
+    data = SourceConfig(source=str(captioned / "captions.jsonl"), workers=1)
+    numbers = retrieve.main(retrieve.Config(run=str(workdir), data=data, out=str(tmp_path / "out")))
+    assert (numbers["videos"], numbers["captions"]) == (12, 13)
+    assert numbers["text_to_video"]["candidates"] == 12 and 1 <= numbers["text_to_video"]["mean_rank"] <= 12
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "retrieval.json", "retrieval.txt", "ranks.csv", "similarity.png"
+    }  # fmt: skip
+    out = tmp_path / "embeddings.npz"
+    embed.main(embed.Config(run=str(workdir), pooling="model", data=data, out=str(out)))
+    capsys.readouterr()
+    query = retrieve.Config(run=str(workdir), query="a dark picture", index=str(out), neighbours=3)
+    answers = retrieve.main(query)
+    assert len(answers) == 3 and answers[0]["similarity"] >= answers[1]["similarity"]
+    assert "'a dark picture' is most like" in capsys.readouterr().out
+    with np.load(out) as arrays:
+        np.testing.assert_allclose(np.linalg.norm(arrays["features"], axis=1), 1, rtol=1e-5)
+    mean = tmp_path / "mean.npz"
+    embed.main(embed.Config(run=str(workdir), data=data, out=str(mean)))
+    with pytest.raises(ValueError, match="--pooling model"):
+        retrieve.main(dataclasses.replace(query, index=str(mean)))
+
+
+def manifest(folder, *captions):
+    path = folder / "captions.jsonl"
+    lines = []
+    for i, caption in enumerate(captions):
+        videos.write_video(folder / f"{i}.mp4", np.full((9, 24, 24, 3), 20 * i, np.uint8))
+        lines.append({"path": f"{i}.mp4", "caption": caption} if caption is not None else {"path": f"{i}.mp4"})
+    path.write_text("\n".join(map(json.dumps, lines)) + "\n")
+    return str(path)
+
+
+def test_captions_over_the_context_are_cut_counted_and_said_once(tmp_path, capsys):
+    source = manifest(tmp_path, "a very long caption " * 10, "short", "also short", "x")
+    config = changed(
+        SMALL,
+        workdir=str(tmp_path / "run"),
+        data__source=source,
+        data__validation=None,
+        context=20,
+        batch_size=8,
+        steps=4,
+    )
+    contrastive_pretrain.main(config)
+    out = capsys.readouterr().out
+    assert out.count("captions of over 20 tokens are cut to that") == 1
+    assert "of those seen were over 20 tokens long and cut" in out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch_size": 1}, "batch_size is 1: a pair is compared with others"),
+        ({"video_model": "clip_tiny"}, "brings its own text tower"),
+        ({"text_model": None}, "needs a text tower"),
+        ({"text_model": "text_small"}, "there is no text tower 'text_small'"),
+        ({"video_model": "videomae_tiny_pretrain"}, "is for masked pre-training"),
+        ({"tokenizer": "nowhere.txt"}, "nowhere.txt"),
+        ({"objective": "kl"}, "give --data.templates"),
+        ({"data__templates": "a template without a slot.txt"}, "a template without a slot.txt"),
+        ({"data__split": "compositions"}, "data.split compositions is unknown"),
+        ({"chunk": 5}, "chunk"),
+        ({"init_from": "a", "init_video_from": "b"}, "init_from is about both towers"),
+    ],
+)
+def test_wrong_settings_are_one_clear_sentence(tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
+        contrastive_pretrain.main(changed(SMALL, workdir=str(tmp_path / "run"), **change))
+    assert not (tmp_path / "run").exists()
+
+
+def test_wrong_captions_are_one_clear_sentence(run, tmp_path):
+    wrong = {"1 of the 3 examples": ("a", None, "c"), "line 2: its caption is empty": ("a", "", "c")}
+    for message, captions in wrong.items():
+        source = manifest(tmp_path, *captions)
+        with pytest.raises(ValueError, match=message):
+            contrastive_pretrain.main(changed(SMALL, workdir=str(tmp_path / "run"), data__source=source))
+    (tmp_path / "classes.txt").write_text("Red\nred\n")
+    config = zero_shot.Config(run=str(run[0]), classes=str(tmp_path / "classes.txt"), out=str(tmp_path / "out"))
+    (tmp_path / "named.csv").write_text("path,label\n0.mp4,red\n")
+    with pytest.raises(ValueError, match="class names repeat"):
+        zero_shot.main(dataclasses.replace(config, data=SourceConfig(source=str(tmp_path / "named.csv"))))
+    vidjax.convert.save_pretrained(tmp_path / "vit", *tiny_vit())
+    with pytest.raises(ValueError, match="which knows no text"):
+        retrieve.main(retrieve.Config(run=str(tmp_path / "vit"), query="x", index="nowhere.npz"))
+
+
+def tiny_vit():
+    model = vidjax.create_model("vit_tiny", depth=1, num_classes=None)
+    return model, jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 32, 32, 3)))
