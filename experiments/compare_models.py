@@ -1,12 +1,15 @@
-"""Two studies on the embedded data set, each one command, with a table and a plot at its end.
+"""Three studies on the embedded data set, each one command, with a table and a plot at its end.
 
     python experiments/compare_models.py               # which models see motion
     python experiments/compare_models.py pretraining   # does pre-training pay where labels are few
+    python experiments/compare_models.py captions      # does it pay where videos are matched with captions
 
 The embedded videos are labelled by the direction of motion, which no single frame tells: a model that looks at each
 frame for itself stays near the 12.5 % of chance, however well it sees. `families` trains a tiny member of every family
 on the same clips by finetune.py; VideoMAE is pre-trained by mae_pretrain.py first, at its own size. `pretraining`
 fine-tunes VideoMAE on few labelled clips from scratch and from that pre-training, with equal steps, over three seeds.
+`captions` trains it as the video tower of contrastive_pretrain.py likewise, and recognises compositions of colour,
+shape and motion that no caption had.
 
 Each training is a process of its own with a work directory in WORKDIR; one that is there already is not repeated, one
 that was interrupted goes on. What came of them is printed and written: STUDY.md, STUDY.json and STUDY.png. Half an
@@ -39,6 +42,10 @@ CLIPS = "--data.frames 8 --data.size 32 --data.short_side 32 --data.stride 2"
 PRETRAINED = "--data.frames 8 --data.size 48 --data.short_side 48 --data.stride 2"  # as mae_pretrain's demo has them
 TRANSFORMER = "--optim.learning_rate 0.016 --optim.beta2 0.95 --label_smoothing 0"
 
+PAIRED = (
+    f"demo --video_model videomae_tiny {PRETRAINED} --steps 384 --loop.evaluate_every 32 --optim.learning_rate 4e-3 "
+    "--optim.final_learning_rate 4e-5"
+)
 FEW = f"--model videomae_tiny --data.train_examples 256 --steps 512 --loop.evaluate_every 64 {TRANSFORMER} {PRETRAINED}"
 
 
@@ -46,16 +53,16 @@ FEW = f"--model videomae_tiny --data.train_examples 256 --steps 512 --loop.evalu
 class Config:
     """Which study, and where."""
 
-    study: Positional[Literal["families", "pretraining"]] = "families"
-    """Which models see motion, or what pre-training is worth."""
+    study: Positional[Literal["families", "pretraining", "captions"]] = "families"
+    """Which models see motion, or what pre-training is worth with labels or with captions."""
     workdir: str = "runs/compare"
     """Where trainings and results go."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Of the pre-training study; the first one is that of the families."""
+    """Of the pre-training studies; the first one is that of the families."""
     models: tuple[str, ...] = ()
     """Families to compare (default: all)."""
     flags: str = ""
-    """More flags for finetune.py, such as fewer --steps for a trial."""
+    """More flags for finetune.py or contrastive_pretrain.py, such as fewer --steps for a trial."""
     pretraining_flags: str = ""
     """More flags for mae_pretrain.py."""
 
@@ -173,26 +180,45 @@ def compare_families(config: Config) -> tuple[dict[str, Any], str]:
     return found, "\n".join(table)
 
 
+def train_pair(config: Config, name: str, flags: str, seed: int) -> dict[str, Any]:
+    """Trains two towers; returns the zero-shot accuracy on compositions that are held out, and how it went up."""
+    workdir = Path(config.workdir) / name
+    train("contrastive_pretrain.py", f"{flags} --seed {seed} {config.flags}".split(), workdir)
+    entries = [entry for entry in read_metrics(workdir) if "evaluation/top1" in entry]
+    curve = [(entry["step"], entry["evaluation/top1"]) for entry in entries]
+    r1 = {name: entries[-1][f"evaluation/{name}"] for name in ("text_to_video_r1", "video_to_text_r1")}
+    return {"top1": curve[-1][1], "curve": curve, **r1}
+
+
 def compare_starts(config: Config) -> tuple[dict[str, Any], str]:
     """From scratch against pre-trained, over seeds."""
+    with_captions = config.study == "captions"
     found: dict[str, list] = {"from scratch": [], "pre-trained": []}
     for seed in config.seeds:
-        starts = {"from scratch": "", "pre-trained": f"--init_from {pretrain(config, 'videomae_tiny', seed)}"}
-        for start, flags in starts.items():
-            result = finetune(config, f"few_{start.replace(' ', '_')}_{seed}", f"{FEW} {flags}", seed)
-            found[start].append(result)
-            print(f"  {start}, seed {seed}: top-1 {result['top1']:.1%}", flush=True)
+        source = pretrain(config, "videomae_tiny", seed)
+        for start, results in found.items():
+            name = f"{'pair' if with_captions else 'few'}_{start.replace(' ', '_')}_{seed}"
+            flag = "" if start == "from scratch" else f"--init_{'video_' if with_captions else ''}from {source}"
+            if with_captions:
+                results.append(train_pair(config, name, f"{PAIRED} {flag}", seed))
+            else:
+                results.append(finetune(config, name, f"{FEW} {flag}", seed))
+            print(f"  {start}, seed {seed}: top-1 {results[-1]['top1']:.1%}", flush=True)
     curves = {
         start: ([step for step, _ in results[0]["curve"]], [[top1 for _, top1 in r["curve"]] for r in results])
         for start, results in found.items()
     }
-    save_bands(Path(config.workdir) / "pretraining.png", curves, "step", "top-1", {"chance": CHANCE})
-    table = ["| start | top-1 of each seed | mean | standard deviation |", "|---|---|---|---|"]
+    chance = 1 / 192 if with_captions else CHANCE  # of the compositions, or of the directions
+    save_bands(Path(config.workdir) / f"{config.study}.png", curves, "step", "top-1", {"chance": chance})
+    goal = min(result["top1"] for result in found["from scratch"])
+    head = f"steps to {goal:.1%}"
+    table = [f"| start | top-1 of each seed | mean | standard deviation | {head} |", "|---|---|---|---|---|"]
     for start, results in found.items():
+        steps = ", ".join(str(next((step for step, top1 in r["curve"] if top1 >= goal), "-")) for r in results)
         values = np.array([result["top1"] for result in results])
         shown = ", ".join(f"{value:.1%}" for value in values)
         spread = f"{values.std(ddof=1):.1%}" if len(values) > 1 else "-"
-        table.append(f"| {start} | {shown} | {values.mean():.1%} | {spread} |")
+        table.append(f"| {start} | {shown} | {values.mean():.1%} | {spread} | {steps} |")
     return found, "\n".join(table)
 
 

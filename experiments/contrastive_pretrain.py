@@ -162,11 +162,11 @@ DEMO = Config(
         validation_examples=256,
     ),
     batch_size=64,
-    steps=300,
+    steps=340,
     optim=OptimizerConfig(
-        learning_rate=8e-3, final_learning_rate=8e-5, warmup_epochs=0.3, beta2=0.98, weight_decay=0.05, clip_norm=1.0
+        learning_rate=4e-3, final_learning_rate=4e-5, warmup_epochs=0.3, beta2=0.98, weight_decay=0.05, clip_norm=1.0
     ),
-    loop=LoopConfig(log_every=10, save_every=100, evaluate_every=100),
+    loop=LoopConfig(log_every=20, save_every=170, evaluate_every=170),
 )
 # sallymmx/ActionCLIP, configs/k400 and utils/solver.py: 5e-6 for 128 clips. Its RandAugment and colour jitter change
 # every frame by itself, here the clip as a whole; it decays biases and norms too, which here nothing does.

@@ -26,12 +26,13 @@ def test_splits_are_disjoint_and_balanced():
 
 
 def test_captions_say_what_is_seen():
-    label, (full, short) = moving_shapes.describe(11)
+    label, (full, short, vague) = moving_shapes.describe(11)
     assert moving_shapes.CLASSES[label] == "up and left"
     assert full == "a large cyan triangle moves up and to the left over a purple background"
     assert (
         short == "a cyan triangle moves up and to the left" == moving_shapes.COMPOSITIONS[moving_shapes.composition(11)]
     )
+    assert vague == "a triangle moves up and to the left"
     every = [caption for index in range(400) for caption in moving_shapes.describe(index)[1]]
     assert {"an orange circle moves up", "a red square moves down"} <= set(every)
     assert not any(f"a {word}" in caption for caption in every for word in ("orange",))

@@ -372,3 +372,9 @@ def test_compositions_are_the_classes_of_their_splits():
     clip = source.read(4, lambda info: [0], 16)
     assert (clip.label, clip.captions) == (source.label(4), source.captions(4))
     assert clip.captions[1] == source.class_names[clip.label] in moving_shapes.compositions(held_out=True)
+    directions = open_("synthetic:moving_shapes", split="directions_held_out")
+    assert len(directions.class_names) == 8
+    moved = directions.read(4, lambda info: [0], 16)
+    np.testing.assert_array_equal(moved.frames, clip.frames)
+    assert moved.captions == clip.captions
+    assert clip.captions[1].endswith(f" moves {directions.class_names[moved.label]}")

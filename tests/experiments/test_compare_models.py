@@ -32,25 +32,38 @@ def test_families_are_trained_once_and_tabled(tmp_path, capsys):
     assert "already finished" in (tmp_path / "vit_tiny.log").read_text()
 
 
-def test_what_is_pretrained_is_compared_with_what_is_not_over_seeds(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("study", "function", "name", "flag"),
+    [("pretraining", "finetune", "few", "--init_from "), ("captions", "train_pair", "pair", "--init_video_from ")],
+)
+def test_what_is_pretrained_is_compared_with_what_is_not_over_seeds(tmp_path, monkeypatch, study, function, name, flag):
     trained = []
 
-    def finetune(config, name, flags, seed):
-        trained.append((name, "--init_from" in flags, seed))
-        top1 = 0.5 + 0.1 * seed + 0.2 * ("--init_from" in flags)
-        return {"top1": top1, "curve": [(1, 0.1), (2, top1)]}
+    def train(config, name, flags, seed):
+        trained.append((name, flag in flags, seed))
+        top1 = 0.5 + 0.1 * seed + 0.2 * (flag in flags)
+        return {"top1": top1, "curve": [(1, 0.1), (2, 0.5), (3, top1)] if flag in flags else [(1, 0.1), (3, top1)]}
 
-    monkeypatch.setattr(compare_models, "finetune", finetune)
+    monkeypatch.setattr(compare_models, function, train)
     monkeypatch.setattr(compare_models, "train", lambda script, flags, workdir: trained.append((script, flags[-1])))
-    compare_models.main(compare_models.Config(study="pretraining", workdir=str(tmp_path), seeds=(0, 2)))
+    compare_models.main(compare_models.Config(study=study, workdir=str(tmp_path), seeds=(0, 2)))
     assert trained == [
-        ("mae_pretrain.py", "0"), ("few_from_scratch_0", False, 0), ("few_pre-trained_0", True, 0),
-        ("mae_pretrain.py", "2"), ("few_from_scratch_2", False, 2), ("few_pre-trained_2", True, 2),
+        ("mae_pretrain.py", "0"), (f"{name}_from_scratch_0", False, 0), (f"{name}_pre-trained_0", True, 0),
+        ("mae_pretrain.py", "2"), (f"{name}_from_scratch_2", False, 2), (f"{name}_pre-trained_2", True, 2),
     ]  # fmt: skip
-    table = (tmp_path / "pretraining.md").read_text()
-    assert "| from scratch | 50.0%, 70.0% | 60.0% | 14.1% |" in table
-    assert "| pre-trained | 70.0%, 90.0% | 80.0% | 14.1% |" in table
-    assert (tmp_path / "pretraining.png").read_bytes()[:4] == b"\x89PNG"
+    table = (tmp_path / f"{study}.md").read_text()
+    assert "| standard deviation | steps to 50.0% |" in table
+    assert "| from scratch | 50.0%, 70.0% | 60.0% | 14.1% | 3, 3 |" in table
+    assert "| pre-trained | 70.0%, 90.0% | 80.0% | 14.1% | 2, 2 |" in table
+    assert (tmp_path / f"{study}.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_pairs_are_trained_and_read(tmp_path):
+    config = compare_models.Config(workdir=str(tmp_path), flags=FLAGS.replace("--data.size 16", "--data.size 24"))
+    flags = compare_models.PAIRED.replace("videomae_tiny", "fr2d_tiny")
+    found = compare_models.train_pair(config, "pair", flags, 0)
+    assert [step for step, _ in found["curve"]] == [1, 2] and found["top1"] == found["curve"][-1][1]
+    assert 0 < found["text_to_video_r1"] <= 1 and 0 < found["video_to_text_r1"] <= 1
 
 
 def test_a_training_that_fails_and_a_model_that_is_not_compared_are_refused(tmp_path):

@@ -9,7 +9,10 @@ Everything is a function of the index: nothing is stored, and any two machines s
 
 Captions tell colour, shape and direction. For zero-shot recognition a quarter of their 192 compositions is held out:
 the splits `compositions_train` and `compositions_held_out` share none, but every pair of a colour, a shape and a
-direction comes in training. The classes of these two splits are the compositions.
+direction comes in training. The classes of these two splits are the compositions; `directions_held_out` are the same
+videos as `compositions_held_out` with the directions in the captions' words as classes. Of a video's captions the full
+one tells size and background too, a short one nothing besides, a vague one not even the colour: who could always go by
+colours would need motion to tell two videos apart but seldom.
 """
 
 from collections.abc import Sequence
@@ -30,7 +33,11 @@ CLASSES = ("right", "up and right", "up", "up and left", "left", "down and left"
 
 SPLITS = {"train": range(8192), "validation": range(1_000_000, 1_001_024)}
 """Disjoint indices. Both splits hold every class equally often, as do the first 8k examples of each."""
-COMPOSITION_SPLITS = {"compositions_train": ("train", False), "compositions_held_out": ("validation", True)}
+COMPOSITION_SPLITS = {
+    "compositions_train": ("train", False),
+    "compositions_held_out": ("validation", True),
+    "directions_held_out": ("validation", True),
+}
 """Those examples of a split whose composition is held out, or is not: see `split_indices`. Classes vary in number."""
 
 _PHRASES = (
@@ -54,6 +61,12 @@ COMPOSITIONS = tuple(
     f"{_article(color)} {color} {shape} moves {phrase}" for color, shape, phrase in product(_COLORS, _SHAPES, _PHRASES)
 )
 """The short captions of all compositions of a colour, a shape and a direction."""
+
+
+def class_names(split: str) -> tuple[str, ...]:
+    """What the labels of a split count in."""
+    composed = COMPOSITIONS if split.startswith("compositions") else _PHRASES
+    return CLASSES if split in SPLITS else composed
 
 
 class _Scene(NamedTuple):
@@ -94,11 +107,12 @@ def _scene(index: int) -> _Scene:
 
 
 def describe(index: int) -> tuple[int, tuple[str, ...]]:
-    """The label (a position in `CLASSES`) of a video, and its captions: first the full one, then a short one."""
+    """The label (a position in `CLASSES`) of a video, and its captions: the full one, a short one, a vague one."""
     scene = _scene(index)
     moving = f"{scene.color} {scene.shape} moves {_PHRASES[scene.label]}"
     background = f"{_article(scene.background)} {scene.background} background"
-    return scene.label, (f"a {scene.size} {moving} over {background}", f"{_article(moving)} {moving}")
+    vague = f"a {scene.shape} moves {_PHRASES[scene.label]}"
+    return scene.label, (f"a {scene.size} {moving} over {background}", f"{_article(moving)} {moving}", vague)
 
 
 def composition(index: int) -> int:

@@ -310,10 +310,11 @@ def _from_pictures(record: records.Record, choose: Choose, short_side: int | Non
 
 
 def _moving_shapes(name: str, split: str) -> Source:
-    """The embedded data set, rendered at the asked size; the classes of its compositions are those, not directions."""
+    """The embedded data set, rendered at the asked size."""
     if split not in (splits := (*moving_shapes.SPLITS, *moving_shapes.COMPOSITION_SPLITS)):
         raise ValueError(f"data.split {split} is unknown: {name} has {', '.join(splits)}.")
-    numbers, composed = moving_shapes.split_indices(split), split in moving_shapes.COMPOSITION_SPLITS
+    numbers, class_names = moving_shapes.split_indices(split), moving_shapes.class_names(split)
+    composed = class_names is moving_shapes.COMPOSITIONS
 
     def label(index: int) -> int:
         return moving_shapes.composition(numbers[index]) if composed else moving_shapes.describe(numbers[index])[0]
@@ -328,5 +329,4 @@ def _moving_shapes(name: str, split: str) -> Source:
         return Clip(frames, label(index), captions(index), info)
 
     ids = [f"moving_shapes/{split}[{index}]" for index in range(len(numbers))]
-    class_names = moving_shapes.COMPOSITIONS if composed else moving_shapes.CLASSES
     return Source(name, class_names, ids, read, label, captions, listed=True)
