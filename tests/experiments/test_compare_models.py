@@ -63,7 +63,6 @@ def test_pairs_are_trained_and_read(tmp_path):
     flags = compare_models.PAIRED.replace("videomae_tiny", "fr2d_tiny")
     found = compare_models.train_pair(config, "pair", flags, 0)
     assert [step for step, _ in found["curve"]] == [1, 2] and found["top1"] == found["curve"][-1][1]
-    assert 0 < found["text_to_video_r1"] <= 1 and 0 < found["video_to_text_r1"] <= 1
 
 
 def test_a_training_that_fails_and_a_model_that_is_not_compared_are_refused(tmp_path):
