@@ -24,13 +24,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 import vidjax
-from vidjax import cli, runs
-from vidjax.convert.checkpoint import write_model
+from vidjax import cli, convert, matching, runs
+from vidjax.convert.checkpoint import read_model, write_model
 from vidjax.data.config import AugmentConfig, CaptionedDataConfig
 from vidjax.evaluation.recognition import recognition
 from vidjax.evaluation.retrieval import retrieval
 from vidjax.evaluation.zero_shot import zero_shot
-from vidjax.matching import check_tokenizer, clip_encoder, text_encoder
+from vidjax.matching import clip_encoder, text_encoder
 from vidjax.models import create_text_model
 from vidjax.models.video_text import Projected, VideoText
 from vidjax.objectives import contrastive
@@ -66,12 +66,12 @@ class Config:
     """One of vidjax.list_models(); clip_* and actionclip_* bring their text tower along."""
     text_model: str | None = "clip_base"
     """text_tiny, clip_base, clip_large, bert_tiny or bert_base; not for models that bring their own."""
-    features: int = 512
-    """Width of the embedding that both towers are projected to."""
+    features: int | None = None
+    """Width of the embedding that both towers are projected to (default: the text model's)."""
     tokenizer: str = "bytes"
     """bytes, CLIP's vocabulary (its file, or a directory that holds it), or any tokenizer.json."""
-    context: int = 77
-    """Tokens of a caption, start and end included; what is longer is cut."""
+    context: int | None = None
+    """Tokens of a caption, start and end included; what is longer is cut (default: as many as the text model has)."""
     init_from: str | None = None
     """Start from the weights of a whole: a run of this script, a CLIP or an ActionCLIP (file, directory or hub id)."""
     init_video_from: str | None = None
@@ -125,8 +125,12 @@ class Config:
             raise ValueError(f"batch_size is {self.batch_size}: a pair is compared with others, so give 2 or more")
         if self.chunk is not None and self.batch_size % self.chunk:
             raise ValueError(f"chunk is {self.chunk}: it must divide the batch of {self.batch_size}")
-        if self.context < 3:
+        if self.context is not None and self.context < 3:
             raise ValueError(f"context is {self.context}: a start, a token and an end need 3")
+        if self.optim.layer_decay != 1:
+            raise ValueError("optim.layer_decay counts the layers of one model, and here are two: leave it out")
+        if self.data.repeats > 1 and not self.objective.startswith("kl"):
+            raise ValueError(f"data.repeats: {self.objective} would tell a video from itself; leave them out")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay is {self.ema_decay}: it must lie between 0 and 1")
         if self.objective.startswith("kl") and self.data.templates is None:
@@ -148,8 +152,6 @@ class Config:
 DEMO = Config(
     video_model="r2plus1d_tiny",
     text_model="text_tiny",
-    features=128,
-    context=96,
     data=CaptionedDataConfig(
         frames=8,
         size=32,
@@ -217,25 +219,33 @@ def make_model(config: Config, tokenizer: "Tokenizer") -> VideoText:
     if config.video_model.endswith("_pretrain"):
         raise ValueError(f"video_model {config.video_model} is for masked pre-training: give it without _pretrain")
     video = vidjax.create_model(config.video_model, num_frames=config.data.frames, image_size=config.data.size, **how)
+    bias = -10.0 if config.objective == "sigmoid" else None
+    given = {name: value for name in ("features", "context") if (value := getattr(config, name)) is not None}
     if isinstance(video, VideoText):
         if config.text_model:
             raise ValueError(f"video_model {config.video_model} brings its own text tower: give --text_model None")
-        check_tokenizer(tokenizer, video)
-        return video
+        for name, value in given.items():
+            if value != getattr(video.text, name):
+                raise ValueError(f"{name} is {value}, but {config.video_model} has {getattr(video.text, name)}")
+        matching.check_tokenizer(tokenizer, video)
+        return video.clone(bias=bias)
     if config.text_model is None:
         raise ValueError(f"video_model {config.video_model} needs a text tower: give --text_model")
     video = video.clone(num_classes=None)
-    words = {"vocabulary": tokenizer.vocabulary, "context": config.context, "features": config.features}
-    text = create_text_model(config.text_model, **words, **how)
+    text = create_text_model(config.text_model, vocabulary=tokenizer.vocabulary, **given, **how)
     if "end_token" in text.__dataclass_fields__:
+        if tokenizer.end is None:
+            raise ValueError(
+                f"tokenizer {tokenizer.name} puts no end token behind a text, where {config.text_model} reads its "
+                "feature: give one that does, or a bert_* as --text_model"
+            )
         text = text.clone(end_token=tokenizer.end)
-    bias = -10.0 if config.objective == "sigmoid" else None
-    return VideoText(Projected(video, config.features, how["dtype"]), text, card=video.card, bias=bias)
+    return VideoText(Projected(video, text.features, how["dtype"]), text, card=video.card, bias=bias)
 
 
 def open_sources(config: Config) -> tuple["Source", "Source | None"]:
     """Training and validation videos, with captions of their own or made of their classes."""
-    from vidjax.data.prompts import read_templates
+    from vidjax.data.prompts import check_names, read_templates
     from vidjax.data.sources import draw, open_source, require_captions, with_captions, with_classes
 
     data = config.data
@@ -250,11 +260,17 @@ def open_sources(config: Config) -> tuple["Source", "Source | None"]:
     source = captioned(open_source(data.source, data.split))
     if len(source) < 2:
         raise ValueError(f"data.source {data.source} has {len(source)} videos: pairs are compared, so give 2 or more")
+    if config.batch_size > len(source) and not config.objective.startswith("kl"):
+        raise ValueError(
+            f"a batch of {config.batch_size} holds some of the {len(source)} videos of {source.name} twice, and "
+            f"{config.objective} would tell them from themselves: give --batch_size {len(source)} or less"
+        )
     if data.validation is None:
         return source, None
     validation = open_source(data.validation, data.validation_split)
     if templates is not None:
         validation = with_classes(validation, source.class_names)
+    check_names(validation.class_names)
     return source, draw(captioned(validation), data.validation_examples, config.seed)
 
 
@@ -306,7 +322,7 @@ def make_validator(
             flat = [prompt for row in prompts for prompt in row]
             texts = embed_texts(variables, flat).reshape(len(prompts), len(source.class_names), -1)
             known = labels >= 0
-            found = recognition(zero_shot(video[known], texts), labels[known])
+            found = recognition(zero_shot(video[known], texts, "probabilities"), labels[known])
             numbers |= {"top1": found.top1, "top5": found.top5}
         if config.data.templates is None:
             captions = [source.captions(int(i)) for i in index]
@@ -336,7 +352,9 @@ def start(config: Config, model: VideoText, variables: dict) -> dict:
     """The variables with given weights in their place: of both towers, or of each by itself."""
     chief = jax.process_index() == 0
     if config.init_from:
-        variables, report = runs.start_from(config.init_from, model, variables)
+        without = runs.is_run(config.init_from) and getattr(read_model(Path(config.init_from)), "bias", None) is None
+        fresh = ("logit_bias",) if model.bias is not None and without else ()
+        variables, report = runs.start_from(config.init_from, model, variables, fresh=fresh)
         if chief:
             print(f"weights   from {config.init_from}: {report}")
     for name, source in (("video", config.init_video_from), ("text", config.init_text_from)):
@@ -346,7 +364,11 @@ def start(config: Config, model: VideoText, variables: dict) -> dict:
         if isinstance(tower, Projected):
             tower, path = tower.tower, (name, "tower")
         part = {kind: tree for kind, of in variables.items() if (tree := _below(of, path)) is not None}
-        part, report = runs.start_from(source, tower, part)
+        weights = matching.tower_weights(source, name)
+        if weights is None:
+            part, report = runs.start_from(source, tower, part)
+        else:
+            part, report = convert.load_weights(f"the {name} tower of {source}", tower, part, weights=weights)
         variables = {kind: _replaced(of, path, part.get(kind)) for kind, of in variables.items()}
         if chief:
             print(f"{name:<9} from {source}: {report}")
@@ -367,7 +389,7 @@ def _replaced(tree: dict, path: Sequence[str], part: dict | None) -> dict:
     return tree | {path[0]: _replaced(tree[path[0]], path[1:], part)}
 
 
-def summarize(config: Config, result: FitResult, macs: int, truncated: int) -> dict[str, float]:
+def summarize(config: Config, result: FitResult, macs: int, truncated: int, seen: int) -> dict[str, float]:
     """Says what was reached, where it is, and what to do with it."""
     workdir = Path(config.workdir)
     entries = read_metrics(workdir)
@@ -389,7 +411,7 @@ def summarize(config: Config, result: FitResult, macs: int, truncated: int) -> d
         if "top1" in last:
             print(f"zero-shot top-1 {last['top1']:.1%}, top-5 {last['top5']:.1%} of the validation videos' classes")
     if truncated:
-        print(f"captions  {truncated:,} of those seen were over {config.context} tokens long and cut")
+        print(f"captions  {truncated:,} of the {seen:,} read since this start were too long and cut")
     if (bad := workdir / "bad_files.jsonl").exists():
         print(f"bad files {len(bad.read_text().splitlines())} could not be read: {bad} says why")
     pictures = "similarity/ (look at the newest PNG first), " if (workdir / "similarity").exists() else ""
@@ -406,7 +428,6 @@ def summarize(config: Config, result: FitResult, macs: int, truncated: int) -> d
 def main(config: Config) -> dict[str, float]:
     """Runs the whole job; returns the first and last loss and the validation's numbers."""
     from vidjax.data.pipeline import BadFiles, train_batches
-    from vidjax.data.text import open_tokenizer
 
     if config.distributed:
         join_processes()
@@ -415,7 +436,7 @@ def main(config: Config) -> dict[str, float]:
     # Whatever is wrong with the config or the source is said here, before anything is made.
     mesh = make_mesh(config.fsdp)
     check_batch_size(config.batch_size, 1, data.repeats)
-    tokenizer = open_tokenizer(config.tokenizer)
+    tokenizer = matching.open_given(config.tokenizer)
     model = make_model(config, tokenizer)
     source, validation = open_sources(config)
     clip = jax.ShapeDtypeStruct((1, data.frames, data.size, data.size, 3), jnp.float32)
@@ -440,6 +461,7 @@ def main(config: Config) -> dict[str, float]:
     workdir = cli.open_workdir(config.workdir, config)
     if chief:
         write_model(workdir, model)
+        matching.keep_tokenizer(config.tokenizer, workdir)
         held = f"{len(validation):,} videos of {validation.name}" if validation else "none"
         more = {
             "text": f"{tokenizer.name}: {tokenizer.vocabulary:,} ids, {model.text.context} tokens a caption; "
@@ -456,16 +478,16 @@ def main(config: Config) -> dict[str, float]:
     state = jax.jit(create, out_shardings=sharding)(variables)
     suffix = "" if chief else f"_{jax.process_index()}"
     bad_files = BadFiles(source, data.max_bad_share, workdir / f"bad_files{suffix}.jsonl")
-    truncated = 0
+    truncated = seen = 0
 
     def batches_from(n: int) -> Iterator[dict[str, np.ndarray]]:
-        nonlocal truncated
+        nonlocal truncated, seen
         settings = {"batch_size": config.batch_size, "seed": config.seed, "first_batch": n, "bad_files": bad_files}
         text = {"tokenizer": tokenizer, "context": model.text.context}
         for batch in train_batches(source, data, **settings, **text, **this_process()):
             if not truncated and batch["truncated"].any() and chief:
                 print(f"note: captions of over {model.text.context} tokens are cut to that; the end says how many")
-            truncated += int(batch["truncated"].sum())
+            truncated, seen = truncated + int(batch["truncated"].sum()), seen + len(batch["truncated"])
             yield {name: batch[name] for name in ("video", "ids", "label", "valid")}
 
     validate = None
@@ -490,7 +512,7 @@ def main(config: Config) -> dict[str, float]:
         if chief:
             print(f"stopped by SIGTERM with step {int(result.state.step)} saved: the same command goes on from there")
         return {}
-    return summarize(config, result, macs, truncated) if chief else {}
+    return summarize(config, result, macs, truncated, seen) if chief else {}
 
 
 if __name__ == "__main__":

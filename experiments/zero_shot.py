@@ -31,6 +31,7 @@ from vidjax.evaluation.few_shot import few_shot, few_shot_from_support
 from vidjax.evaluation.recognition import recognition
 from vidjax.evaluation.zero_shot import zero_shot
 from vidjax.matching import check_tokenizer, clip_encoder, require_video_text, text_encoder, tokenizer_of
+from vidjax.objectives.contrastive import clamp_scale
 from vidjax.report import describe_recognition, open_results, per_class, write_csv
 from vidjax.training.sharding import check_batch_size, make_mesh, replicated
 from vidjax.visualize.confusion import save_confusion
@@ -82,6 +83,8 @@ class Config:
     def __post_init__(self) -> None:
         """Refuses values that cannot be meant."""
         runs.read_views(self.views)
+        if self.shots is not None and self.classes:
+            raise ValueError("classes is about names, which --shots does not look at: leave one of them out")
         for name, least in (("shots", 1), ("ways", 2), ("queries", 1), ("episodes", 2)):
             value = getattr(self, name)
             if value is not None and value < least:
@@ -114,13 +117,15 @@ def main(config: Config) -> dict[str, Any]:
     source, mesh = open_source(config.data.source, config.data.split), make_mesh()
     source = with_classes(source, read_classes(config.classes) if config.classes else source.class_names)
     support = config.support and with_classes(open_source(config.support, config.support_split), source.class_names)
-    templates = read_templates(config.templates)
-    prompts = fill(templates, source.class_names)
+    by_names = config.shots is None
+    templates = read_templates(config.templates) if by_names else ()
+    prompts = fill(templates, source.class_names) if by_names else []
     loaded = {"which": config.which, "strict": True, "dtype": runs.computing_type(config.dtype)}
     model, variables = runs.load_pretrained(config.run, config.model, **loaded)
     model = require_video_text(config.run, model)
-    tokenizer = tokenizer_of(config.run, config.tokenizer)
-    check_tokenizer(tokenizer, model)
+    if by_names:
+        tokenizer = tokenizer_of(config.run, config.tokenizer)
+        check_tokenizer(tokenizer, model)
     clips = runs.cut_clips(config.run, model, config.data)
     variables = jax.device_put(variables, replicated(mesh))
     out = open_results(config.out, config.run, "zero_shot")
@@ -139,24 +144,27 @@ def main(config: Config) -> dict[str, Any]:
     told = {"videos": len(source), "decoded": int(valid.sum()), "counted": len(labels), "views": config.views}
     told |= {"clips": dataclasses.asdict(clips), "config": cli.as_dict(config)}
     heading = f"{config.run} on {source.name}\n{views}\n{honest}\n\n"
-    if config.shots is not None:
+    if not by_names:
         key, features = jax.random.key(config.seed), video.mean(axis=1)
         if support is not None:
-            known, theirs, _, readable = embed_clips(variables, evaluation_batches(support, clips, **settings))
+            bad = BadFiles(support, clips.max_bad_share, out / "bad_support_files.jsonl")
+            batches = evaluation_batches(support, clips, **(settings | {"bad_files": bad}))
+            known, theirs, _, readable = embed_clips(variables, batches)
             known, theirs = known[readable & (theirs >= 0)].mean(axis=1), theirs[readable & (theirs >= 0)]
             found = few_shot_from_support(key, known, theirs, features, labels, config.shots, config.episodes)
             kind, ways = f"all classes, {config.shots} clips of each from {support.name}", len(np.unique(theirs))
         else:
             found = few_shot(key, features, labels, config.ways, config.shots, config.queries, config.episodes)
-            kind, ways = f"{config.ways}-way {config.shots}-shot", config.ways
+            kind, ways = f"{config.ways}-way {config.shots}-shot, {found.queries} others an episode", config.ways
         low, high = found.interval
         text = f"{heading}{kind}: {found.accuracy:.2%} (95 % interval {low:.2%} to {high:.2%} over {config.episodes} "
         text += f"draws, chance {1 / ways:.1%})"
-        return write(out, text, {"accuracy": found.accuracy, "interval": found.interval, **told})
+        numbers = {"accuracy": found.accuracy, "interval": found.interval, "queries": found.queries}
+        return write(out, text, numbers | told)
 
     flat = [prompt for row in prompts for prompt in row]
     texts = text_encoder(model, tokenizer, mesh)(variables, flat).reshape(len(templates), len(source.class_names), -1)
-    scale = float(np.exp(variables["params"]["logit_scale"]))
+    scale = float(clamp_scale(variables["params"]["logit_scale"]))
     shares = zero_shot(video, texts, config.combine, scale)
     found = recognition(shares, labels)
     alone = [

@@ -3,6 +3,7 @@
 Embeddings are those of `models.video_text.VideoText`: unit vectors, float32, on the host and the same on every process.
 """
 
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,11 +17,18 @@ from jaxtyping import Bool, Float, Int
 
 from vidjax import runs
 from vidjax.cli import read_config
-from vidjax.models.video_text import VideoText
+from vidjax.convert import hub
+from vidjax.convert.checkpoint import read_model
+from vidjax.models.video_text import Projected, VideoText
 from vidjax.training.sharding import put_batch, replicated
 
 if TYPE_CHECKING:  # TensorFlow takes seconds, which --help and wrong input need not
     from vidjax.data.text import Tokenizer
+
+FILES = ("merges.txt", "vocab.json", "tokenizer.json")
+"""What a Hugging Face directory holds of a tokeniser."""
+KEPT = "tokenizer"
+"""The folder of a run's directory that keeps its tokeniser's files."""
 
 
 def require_video_text(source: str | Path, model: nn.Module) -> VideoText:
@@ -47,15 +55,54 @@ def tokenizer_of(source: str | Path, given: str | None = None) -> "Tokenizer":
     Raises:
       ValueError: none is given, and the source does not say.
     """
+    if given is not None:
+        return open_given(given)
+    path = hub.fetch(source)
+    if runs.is_run(path):
+        kept = sorted((path / KEPT).iterdir()) if (path / KEPT).is_dir() else []
+        given = read_config(path)["tokenizer"] if not kept else kept[0] if len(kept) == 1 else path / KEPT
+    elif any((path / file).is_file() for file in FILES):
+        given = path
+    else:
+        raise ValueError(f"{source} does not say how text becomes token ids: give --tokenizer, CLIP's vocabulary file")
+    return open_given(str(given))
+
+
+def open_given(name: str) -> "Tokenizer":
+    """`data.text.open_tokenizer`, of a hub id as well."""
     from vidjax.data.text import open_tokenizer
 
-    if given is None and runs.is_run(source):
-        given = read_config(source)["tokenizer"]
-    if given is None and any((Path(source) / file).is_file() for file in ("merges.txt", "tokenizer.json")):
-        given = str(source)
-    if given is None:
-        raise ValueError(f"{source} does not say how text becomes token ids: give --tokenizer, CLIP's vocabulary file")
-    return open_tokenizer(given)
+    return open_tokenizer(name if name == "bytes" else str(hub.fetch(name)))
+
+
+def keep_tokenizer(name: str, workdir: Path) -> None:
+    """Copies the tokeniser's files into a run's directory, which then knows it wherever it is moved."""
+    if name == "bytes" or (workdir / KEPT).exists():
+        return
+    path = hub.fetch(name)
+    folder = path if path.is_dir() else path.parent
+    whole = path.is_dir() or path.name in ("merges.txt", "vocab.json")
+    files = [folder / file for file in FILES if (folder / file).is_file()] if whole else [path]
+    (workdir / KEPT).mkdir()
+    for file in files:
+        shutil.copy(file, workdir / KEPT)
+
+
+def tower_weights(source: str | Path, name: str) -> dict | None:
+    """One tower's weights of a run of two, by their paths in the tower alone; None where the source is no such run.
+
+    Args:
+      name: video or text.
+    """
+    if not runs.is_run(source) or not isinstance(model := read_model(Path(source)), VideoText):
+        return None
+    inner = f"/{name}/tower/" if isinstance(getattr(model, name), Projected) else f"/{name}/"
+    tower = {}
+    for path, value in runs.read_weights(source)[0].items():
+        kind, found, rest = path.partition(inner)
+        if found and "/" not in kind:  # params or batch_stats
+            tower[f"{kind}/{rest}"] = value
+    return tower
 
 
 def check_tokenizer(tokenizer: "Tokenizer", model: VideoText) -> None:
@@ -73,12 +120,19 @@ def text_encoder(
     """`(variables, texts) -> embeddings`, compiled once; `chunk` sentences at a time on each device."""
     from vidjax.data.text import tokenize
 
+    told = False
+
     @jax.jit(out_shardings=replicated(mesh))
     def encode(variables: dict, ids: jax.Array) -> jax.Array:
         return model.apply(variables, ids, method="embed_text").astype(jnp.float32)
 
     def embed(variables: dict, texts: Sequence[str]) -> Float[np.ndarray, "n e"]:
-        ids = np.stack([tokenize(tokenizer, text, model.text.context)[0] for text in texts])
+        nonlocal told
+        found = [tokenize(tokenizer, text, model.text.context) for text in texts]
+        ids, cut = np.stack([ids for ids, _ in found]), sum(truncated for _, truncated in found)
+        if cut and not told and jax.process_index() == 0:
+            told = True
+            print(f"note: {cut} of {len(texts)} texts are over {model.text.context} tokens long and cut to that")
         together = chunk * mesh.size
         mine, parts = slice(*(together * (jax.process_index() + i) // jax.process_count() for i in (0, 1))), []
         for start in range(0, len(ids), together):
@@ -113,6 +167,8 @@ def clip_encoder(
     def embed(variables: dict, batches: Iterable[dict[str, np.ndarray]]) -> tuple[np.ndarray, ...]:
         parts = [jax.device_get(encode(variables, put_batch(batch, mesh))) for batch in batches]
         columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
+        if not columns[3].any():
+            raise ValueError("none of the videos could be read: look with experiments/check_data.py")
         return tuple(column[columns[2] >= 0] for column in columns)
 
     return embed

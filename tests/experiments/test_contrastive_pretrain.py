@@ -17,7 +17,7 @@ import videos
 from flax.traverse_util import flatten_dict
 
 import vidjax
-from vidjax import runs
+from vidjax import matching, runs
 from vidjax.data.config import AugmentConfig, CaptionedDataConfig, SourceConfig
 from vidjax.data.text import open_tokenizer
 from vidjax.models.video_text import VideoText
@@ -37,7 +37,6 @@ SMALL = contrastive_pretrain.Config(
     video_model="fr2d_tiny",  # batch norm, and quick to compile
     text_model="text_tiny",
     features=16,
-    context=96,
     data=CaptionedDataConfig(
         frames=2,
         size=16,
@@ -91,7 +90,7 @@ def test_a_run_leaves_two_towers_that_embed_clips_and_sentences(run):
 
 
 COMMAND = """
---video_model fr2d_tiny --text_model text_tiny --features 16 --context 96 --data.frames 2 --data.size 16
+--video_model clip_tiny --text_model None --data.frames 2 --data.size 16
 --data.short_side 16 --data.stride 4 --data.workers 1 --data.augment.crop center --data.split compositions_train
 --data.validation synthetic:moving_shapes --data.validation_split compositions_held_out --data.validation_examples 24
 --batch_size 16 --steps 6 --optim.learning_rate 1e-2 --optim.warmup_epochs 0 --loop.log_every 1 --loop.save_every 2
@@ -130,9 +129,7 @@ def test_a_killed_run_goes_on_to_the_same_numbers_and_eight_devices_to_nearly_th
     assert all(np.array_equal(whole[name], killed[name]) for name in whole)
     finish(start(tmp_path / "sharded", 8, "--chunk", "8"))
     sharded, whole = np.array(logged(tmp_path / "sharded")), np.array(logged(tmp_path / "whole"))
-    # The first loss is of equal weights; Adam's first steps make much of the rounding of small gradients.
-    np.testing.assert_allclose(sharded[0, 1], whole[0, 1], rtol=1e-5)
-    np.testing.assert_allclose(sharded[:, 1], whole[:, 1], rtol=1e-3)
+    np.testing.assert_allclose(sharded[:, 1], whole[:, 1], rtol=1e-5)
 
 
 def test_the_kl_objective_learns_from_labels_in_templates_with_a_frozen_tower(tmp_path):
@@ -165,22 +162,27 @@ def test_the_kl_objective_learns_from_labels_in_templates_with_a_frozen_tower(tm
         assert np.array_equal(value, trained[name]) == name.startswith("params/text/"), name
 
 
-def test_towers_start_from_runs_of_their_own_and_wholes_from_wholes(run, tmp_path, capsys):
+@pytest.mark.parametrize("tower", ["video", "text", "alone"])
+def test_towers_start_from_runs_of_two_or_alone_and_wholes_from_wholes(run, tmp_path, tower):
     workdir, _ = run
     model, variables = vidjax.load_pretrained(workdir, verbose=False)
-    tower = model.video.tower
-    alone = {kind: tree["video"]["tower"] for kind, tree in variables.items() if "video" in tree}
-    vidjax.convert.save_pretrained(tmp_path / "tower", tower, alone)
-    config = changed(SMALL, init_video_from=str(tmp_path / "tower"), seed=5)
+    config = changed(SMALL, init_video_from=str(workdir), seed=5)
+    if tower == "text":
+        config = changed(SMALL, init_text_from=str(workdir), seed=5)
+    if tower == "alone":
+        alone = {kind: tree["video"]["tower"] for kind, tree in variables.items() if "video" in tree}
+        vidjax.convert.save_pretrained(tmp_path / "tower", model.video.tower, alone)
+        config = changed(SMALL, init_video_from=str(tmp_path / "tower"), seed=5)
+    within = "/text/" if tower == "text" else "/video/tower/"
     new = contrastive_pretrain.make_model(config, open_tokenizer("bytes"))
     clip, ids = jnp.zeros((1, 2, 16, 16, 3)), jnp.zeros((1, 96), jnp.int32)
     fresh = jax.jit(new.init)(jax.random.key(5), clip, ids)
     started = flatten_dict(contrastive_pretrain.start(config, new, fresh), sep="/")
     fresh, old = flatten_dict(fresh, sep="/"), flatten_dict(variables, sep="/")
     for name in started:
-        of_tower = "/video/tower/" in name
+        of_tower = within in name
         np.testing.assert_array_equal(started[name], (old if of_tower else fresh)[name], err_msg=name)
-    assert any(not np.array_equal(fresh[name], old[name]) for name in old if "/video/tower/" in name)
+    assert any(not np.array_equal(fresh[name], old[name]) for name in old if within in name)
     whole = contrastive_pretrain.start(changed(SMALL, init_from=str(workdir)), new, unflat(fresh))
     whole = flatten_dict(whole, sep="/")
     assert all(np.array_equal(whole[name], old[name]) for name in old)
@@ -266,7 +268,7 @@ def manifest(folder, *captions):
 
 
 def test_captions_over_the_context_are_cut_counted_and_said_once(tmp_path, capsys):
-    source = manifest(tmp_path, "a very long caption " * 10, "short", "also short", "x")
+    source = manifest(tmp_path, "a very long caption " * 10, *"abcdefg")
     config = changed(
         SMALL,
         workdir=str(tmp_path / "run"),
@@ -279,7 +281,7 @@ def test_captions_over_the_context_are_cut_counted_and_said_once(tmp_path, capsy
     contrastive_pretrain.main(config)
     out = capsys.readouterr().out
     assert out.count("captions of over 20 tokens are cut to that") == 1
-    assert "of those seen were over 20 tokens long and cut" in out
+    assert "read since this start were too long and cut" in out
 
 
 @pytest.mark.parametrize(
@@ -292,9 +294,11 @@ def test_captions_over_the_context_are_cut_counted_and_said_once(tmp_path, capsy
         ({"video_model": "videomae_tiny_pretrain"}, "is for masked pre-training"),
         ({"tokenizer": "nowhere.txt"}, "nowhere.txt"),
         ({"objective": "kl"}, "give --data.templates"),
-        ({"data__templates": "a template without a slot.txt"}, "a template without a slot.txt"),
         ({"data__split": "compositions"}, "data.split compositions is unknown"),
-        ({"chunk": 5}, "chunk"),
+        ({"chunk": 5}, "chunk is 5: it must divide the batch of 16"),
+        ({"optim__layer_decay": 0.5}, "layer_decay counts the layers of one model"),
+        ({"data__repeats": 2}, "would tell a video from itself"),
+        ({"video_model": "clip_tiny", "text_model": None, "features": 7}, "features is 7, but clip_tiny has 128"),
         ({"init_from": "a", "init_video_from": "b"}, "init_from is about both towers"),
     ],
 )
@@ -310,6 +314,15 @@ def test_wrong_captions_are_one_clear_sentence(run, tmp_path):
         source = manifest(tmp_path, *captions)
         with pytest.raises(ValueError, match=message):
             contrastive_pretrain.main(changed(SMALL, workdir=str(tmp_path / "run"), data__source=source))
+    source = manifest(tmp_path, "a", "b", "c")
+    with pytest.raises(ValueError, match="a batch of 16 holds some of the 3 videos"):
+        contrastive_pretrain.main(changed(SMALL, workdir=str(tmp_path / "run"), data__source=source))
+    (tmp_path / "templates.txt").write_text("a clip of {}\na clip\n")
+    with pytest.raises(ValueError, match="'a clip' has no slots"):
+        contrastive_pretrain.main(
+            changed(SMALL, workdir=str(tmp_path / "run"), data__templates=str(tmp_path / "templates.txt"))
+        )
+    assert not (tmp_path / "run").exists()
     (tmp_path / "classes.txt").write_text("Red\nred\n")
     config = zero_shot.Config(run=str(run[0]), classes=str(tmp_path / "classes.txt"), out=str(tmp_path / "out"))
     (tmp_path / "named.csv").write_text("path,label\n0.mp4,red\n")
@@ -323,3 +336,30 @@ def test_wrong_captions_are_one_clear_sentence(run, tmp_path):
 def tiny_vit():
     model = vidjax.create_model("vit_tiny", depth=1, num_classes=None)
     return model, jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 32, 32, 3)))
+
+
+def test_a_whole_model_gets_the_bias_of_the_sigmoid_loss():
+    config = changed(SMALL, video_model="clip_tiny", text_model=None, features=None, objective="sigmoid")
+    assert contrastive_pretrain.make_model(config, open_tokenizer("bytes")).bias == -10
+
+
+def test_a_run_keeps_the_files_of_its_tokeniser(tmp_path):
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    words = {"[pad]": 0, "[start]": 1, "[end]": 2, "red": 3, "circle": 4}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[pad]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[start] $A [end]", special_tokens=[("[start]", 1), ("[end]", 2)]
+    )
+    (tmp_path / "run").mkdir()
+    tokenizer.save(str(tmp_path / "words.json"))
+    for name in ("config.json", "vidjax.json"):
+        (tmp_path / "run" / name).write_text('{"tokenizer": "gone"}')
+    matching.keep_tokenizer(str(tmp_path / "words.json"), tmp_path / "run")
+    (tmp_path / "words.json").unlink()
+    assert matching.tokenizer_of(tmp_path / "run").encode("red circle") == [1, 3, 4, 2]
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
+    tokenizer.save(str(tmp_path / "endless.json"))
+    with pytest.raises(ValueError, match="puts no end token behind a text"):
+        contrastive_pretrain.make_model(SMALL, open_tokenizer(str(tmp_path / "endless.json")))

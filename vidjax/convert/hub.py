@@ -9,7 +9,10 @@ import flax.linen as nn
 
 from vidjax.convert.files import SUFFIXES
 
-PATTERNS = ("config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json")
+PATTERNS = (
+    "config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json",
+    "merges.txt", "vocab.json", "tokenizer.json",
+)  # fmt: skip
 
 
 def fetch(source: str | Path) -> Path:

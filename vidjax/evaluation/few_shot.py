@@ -21,13 +21,15 @@ class FewShot:
     Attributes:
       accuracy: mean over the episodes.
       interval: 95 % confidence interval of it: 1.96 standard errors each way; of the clips and classes drawn, not of
-        the data set.
+        the data set. It ends at 0 and 1.
       accuracies: of each episode.
+      queries: clips that an episode asks about.
     """
 
     accuracy: float
     interval: tuple[float, float]
     accuracies: Float[np.ndarray, "episodes"]
+    queries: int
 
 
 def nearest_mean(
@@ -83,7 +85,8 @@ def few_shot(
         [
             classifier(features[clips[:, :shots].ravel()], train, features[clips[:, shots:].ravel()], test, ways)
             for clips in drawn
-        ]
+        ],
+        len(test),
     )
 
 
@@ -119,7 +122,7 @@ def few_shot_from_support(
     for clips in drawn:
         chosen = clips[np.argsort(support_labels[clips[:, 0]])].ravel()  # classes come in random order
         accuracies.append(classifier(support_features[chosen], train, features, test, len(classes)))
-    return _summary(accuracies)
+    return _summary(accuracies, len(labels))
 
 
 def draw(
@@ -156,9 +159,9 @@ def _places(
     return jax.lax.map(episode, jnp.arange(episodes))
 
 
-def _summary(accuracies: list[float]) -> FewShot:
+def _summary(accuracies: list[float], queries: int) -> FewShot:
     found = np.array(accuracies)
     if len(found) < 2:
         raise ValueError(f"{len(found)} episodes have no confidence interval: ask for two or more")
     mean, error = float(found.mean()), float(1.96 * found.std(ddof=1) / np.sqrt(len(found)))
-    return FewShot(mean, (mean - error, mean + error), found)
+    return FewShot(mean, (max(mean - error, 0.0), min(mean + error, 1.0)), found, queries)
