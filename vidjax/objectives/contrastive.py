@@ -1,8 +1,9 @@
 """Losses that bring the embeddings of a video and of its caption together and those of others apart.
 
 They take unit embeddings of the global batch, row `i` of `video` and of `text` belonging together, and give one number,
-in float32. Under jit the batch may be split over devices along its leading axis: every row is compared with the
-captions of all devices, and the gradients are those of one device.
+in float32. Under jit the batch may be split over devices along its leading axis (over a mesh of Auto axes, as of
+`training.sharding.make_mesh`): every row is compared with the captions of all devices, and the gradients are those of
+one device.
 
 The similarities are a matrix of batch by batch. With `chunk` they are computed so many columns at a time, and again
 when the gradient is taken, so that a device holds its rows of one chunk and never of the whole matrix:
