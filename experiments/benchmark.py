@@ -91,7 +91,7 @@ def measure_input(config: Input) -> dict[str, Any]:
         good.append(path)
         height, width = clip.frames.shape[1:3]
         pictures = records.encode_frames(clip.frames, 90)
-        stored.append(records.Record(pictures, clip.info.rate, height, width, -1, "", "", path))
+        stored.append(records.Record(pictures, clip.info.rate, height, width, -1, "", (), path))
     if not good:
         raise ValueError(f"no video of {config.source} can be read: look with experiments/check_data.py")
 

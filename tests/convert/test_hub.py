@@ -25,8 +25,8 @@ def folder(tmp_path):
 
 
 def test_an_unknown_kind_of_model_is_told(folder):
-    (folder / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    with pytest.raises(ValueError, match=r"is a model of type 'bert': those that can be read are .*videomae"):
+    (folder / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    with pytest.raises(ValueError, match=r"is a model of type 'gpt2': those that can be read are .*videomae"):
         load_pretrained(folder)
 
 

@@ -118,7 +118,7 @@ def draw_validation(folder, count):
             frames = records.encode_frames(clip.frames, quality=100)
             name = source.class_names[clip.label]
             size = clip.frames.shape[1:3]
-            record = records.Record(frames, clip.info.rate, *size, clip.label, name, "", source.ids[index])
+            record = records.Record(frames, clip.info.rate, *size, clip.label, name, (), source.ids[index])
             writer.write(records.encode_record(record))
     (folder / "classes.json").write_text(json.dumps(source.class_names))
     return f"tfrecord:{folder}"
