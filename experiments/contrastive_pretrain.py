@@ -14,13 +14,14 @@ The same command again goes on where the run stopped. Expected results stand in 
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 import vidjax
@@ -360,33 +361,19 @@ def start(config: Config, model: VideoText, variables: dict) -> dict:
     for name, source in (("video", config.init_video_from), ("text", config.init_text_from)):
         if source is None:
             continue
-        tower, path = getattr(model, name), (name,)
-        if isinstance(tower, Projected):
-            tower, path = tower.tower, (name, "tower")
-        part = {kind: tree for kind, of in variables.items() if (tree := _below(of, path)) is not None}
+        tower, inner = matching.tower(model, name)
+        flat = flatten_dict(variables, sep="/")
+        part = unflatten_dict(matching.below(flat, inner), sep="/")
         weights = matching.tower_weights(source, name)
         if weights is None:
             part, report = runs.start_from(source, tower, part)
         else:
             part, report = convert.load_weights(f"the {name} tower of {source}", tower, part, weights=weights)
-        variables = {kind: _replaced(of, path, part.get(kind)) for kind, of in variables.items()}
+        part = flatten_dict(part, sep="/")
+        variables = unflatten_dict(flat | {path.replace("/", inner, 1): part[path] for path in part}, sep="/")
         if chief:
             print(f"{name:<9} from {source}: {report}")
     return variables
-
-
-def _below(tree: dict, path: Sequence[str]) -> dict | None:
-    for name in path:
-        tree = tree.get(name) if tree is not None else None
-    return tree
-
-
-def _replaced(tree: dict, path: Sequence[str], part: dict | None) -> dict:
-    if part is None:
-        return tree
-    if not path:
-        return part
-    return tree | {path[0]: _replaced(tree[path[0]], path[1:], part)}
 
 
 def summarize(config: Config, result: FitResult, macs: int, truncated: int, seen: int) -> dict[str, float]:

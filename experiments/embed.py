@@ -35,7 +35,7 @@ import vidjax
 from vidjax import cli, runs
 from vidjax.data.config import ClipConfig, SourceConfig
 from vidjax.data.embeddings import join, open_parts, read_bad, read_meta, write_part
-from vidjax.evaluation.knn import nearest
+from vidjax.report import name_nearest
 from vidjax.training.sharding import check_batch_size, make_mesh, put_batch, replicated
 
 
@@ -183,17 +183,8 @@ def search(config: Config) -> list[dict[str, Any]]:
         raise ValueError(f"{made.run} holds other weights than those that made {config.index}: embed again")
     window = next(open_files([config.query]).clip(0, clips))
     feature = make_encode(made, model, variables, clips)(np.stack([window.frames] * jax.device_count()))[:1]
-    with np.load(config.index) as arrays:
-        index = {name: arrays[name] for name in ("features", "ids", "start", "end", "labels", "class_names")}
-    order, similarity = nearest(index["features"], feature, config.neighbours)
-    print(f"\n{config.query}, {window.start:.2f} to {window.end:.2f} s, is most like\n  cosine    start      end")
-    rows = []
-    for i, value in zip(order[0], similarity[0], strict=True):
-        row = {"id": str(index["ids"][i]), "start": float(index["start"][i]), "end": float(index["end"][i])}
-        label = str(index["class_names"][index["labels"][i]]) if index["labels"][i] >= 0 else None
-        rows.append(row | {"similarity": float(value), "label": label})
-        print(f"  {value:.4f} {row['start']:8.2f} {row['end']:8.2f}  {row['id']}{f' ({label})' if label else ''}")
-    return rows
+    query = f"{config.query}, {window.start:.2f} to {window.end:.2f} s,"
+    return name_nearest(config.index, query, feature, config.neighbours)
 
 
 def main(config: Config) -> dict[str, Any] | list[dict[str, Any]]:

@@ -25,7 +25,7 @@ import numpy as np
 from vidjax import cli, runs
 from vidjax.data.config import ClipConfig, SourceConfig
 from vidjax.evaluation.recognition import recognition
-from vidjax.report import describe_recognition, open_results, per_class, write_csv
+from vidjax.report import describe_recognition, open_results, per_class, predictions, write_csv
 from vidjax.training.metrics import clock
 from vidjax.training.sharding import (
     check_batch_size,
@@ -173,18 +173,8 @@ def main(config: Config) -> dict[str, Any]:
     (out / "evaluation.json").write_text(json.dumps(numbers, indent=2) + "\n")
     (out / "evaluation.txt").write_text(text + "\n")
     write_csv(out / "per_class.csv", numbers["per_class"])
-    predicted = probabilities.argmax(axis=1)
-    rows = [
-        {
-            "video": source.ids[i],
-            "label": class_names[labels[row]] if labels[row] >= 0 else "",
-            "predicted": class_names[predicted[row]],
-            "probability": f"{probabilities[row, predicted[row]]:.6f}",
-        }
-        for row, i in enumerate(index)
-        if valid[row]
-    ]
-    write_csv(out / "predictions.csv", rows)
+    ids = [source.ids[i] for i in index[valid]]
+    write_csv(out / "predictions.csv", predictions(probabilities[valid], labels[valid], ids, class_names))
     save_confusion(out / "confusion.png", found.confusion, class_names, f"top-1 {found.top1:.1%}, {honest}")
     print(f"\n{text}\n\nwritten to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
     return numbers

@@ -9,8 +9,8 @@ Without a query, all captions of all videos are compared with all videos: from t
 own video; from video to text, the best rank of a video's own captions. Equal similarities count against the model by
 half their number, so that a model which cannot tell anything apart scores as chance does.
 
-Prints a table and writes OUT: retrieval.json, ranks.csv (a line a caption), similarity.png, and bad_files.jsonl where a
-video could not be read.
+Prints a table and writes OUT: retrieval.json, retrieval.txt, ranks.csv (a line a caption), similarity.png, and
+bad_files.jsonl where a video could not be read.
 """
 
 import dataclasses
@@ -25,10 +25,9 @@ import tyro
 from vidjax import cli, runs
 from vidjax.data.config import SourceConfig
 from vidjax.data.embeddings import read_meta
-from vidjax.evaluation.knn import nearest
 from vidjax.evaluation.retrieval import Ranking, retrieval
 from vidjax.matching import check_tokenizer, clip_encoder, require_video_text, text_encoder, tokenizer_of
-from vidjax.report import open_results, write_csv
+from vidjax.report import name_nearest, open_results, write_csv
 from vidjax.training.sharding import check_batch_size, make_mesh, replicated
 from vidjax.visualize.similarity import save_similarity
 
@@ -87,17 +86,8 @@ def search(config: Config, variables: dict, embed_texts: Any) -> list[dict[str, 
         raise ValueError(f"{config.index} cannot be searched by text: make an .npz file by embed.py --pooling model")
     if meta["weights"] != runs.fingerprint(variables):
         raise ValueError(f"{config.run} holds other weights than those that made {config.index}: embed again")
-    with np.load(config.index) as arrays:
-        index = {name: arrays[name] for name in ("features", "ids", "start", "end", "labels", "class_names")}
-    order, similarity = nearest(index["features"], embed_texts(variables, [config.query]), config.neighbours)
-    print(f"\n{config.query!r} is most like\n  cosine    start      end")
-    rows = []
-    for i, value in zip(order[0], similarity[0], strict=True):
-        label = str(index["class_names"][index["labels"][i]]) if index["labels"][i] >= 0 else None
-        row = {"id": str(index["ids"][i]), "start": float(index["start"][i]), "end": float(index["end"][i])}
-        rows.append(row | {"similarity": float(value), "label": label})
-        print(f"  {value:.4f} {row['start']:8.2f} {row['end']:8.2f}  {row['id']}{f' ({label})' if label else ''}")
-    return rows
+    feature = embed_texts(variables, [config.query])
+    return name_nearest(config.index, repr(config.query), feature, config.neighbours)
 
 
 def describe(name: str, found: Ranking) -> str:

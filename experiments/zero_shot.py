@@ -13,8 +13,10 @@ Probabilities are averaged over the views of a video.
 
 With `--shots` no text is used: so many clips of a class stand for it, and others are told by the nearest mean. Episodes
 are drawn of `--ways` classes, or, with `--support train.csv`, clips of all classes there, to tell all of the source by.
-Prints tables and writes OUT: zero_shot.json, zero_shot.txt, per_template.csv,
-per_class.csv, predictions.csv, confusion.png, and bad_files.jsonl where a video could not be read.
+
+Prints tables and writes OUT: zero_shot.json, zero_shot.txt, by names also per_template.csv, per_class.csv,
+predictions.csv and confusion.png; and bad_files.jsonl (of the support bad_support_files.jsonl) where a video could not
+be read.
 """
 
 import dataclasses
@@ -32,7 +34,7 @@ from vidjax.evaluation.recognition import recognition
 from vidjax.evaluation.zero_shot import zero_shot
 from vidjax.matching import check_tokenizer, clip_encoder, require_video_text, text_encoder, tokenizer_of
 from vidjax.objectives.contrastive import clamp_scale
-from vidjax.report import describe_recognition, open_results, per_class, write_csv
+from vidjax.report import describe_recognition, open_results, per_class, predictions, write_csv
 from vidjax.training.sharding import check_batch_size, make_mesh, replicated
 from vidjax.visualize.confusion import save_confusion
 
@@ -151,10 +153,12 @@ def main(config: Config) -> dict[str, Any]:
             batches = evaluation_batches(support, clips, **(settings | {"bad_files": bad}))
             known, theirs, _, readable = embed_clips(variables, batches)
             known, theirs = known[readable & (theirs >= 0)].mean(axis=1), theirs[readable & (theirs >= 0)]
-            found = few_shot_from_support(key, known, theirs, features, labels, config.shots, config.episodes)
+            drawn = {"shots": config.shots, "episodes": config.episodes}
+            found = few_shot_from_support(key, known, theirs, features, labels, **drawn)
             kind, ways = f"all classes, {config.shots} clips of each from {support.name}", len(np.unique(theirs))
         else:
-            found = few_shot(key, features, labels, config.ways, config.shots, config.queries, config.episodes)
+            drawn = {name: getattr(config, name) for name in ("ways", "shots", "queries", "episodes")}
+            found = few_shot(key, features, labels, **drawn)
             kind, ways = f"{config.ways}-way {config.shots}-shot, {found.queries} others an episode", config.ways
         low, high = found.interval
         text = f"{heading}{kind}: {found.accuracy:.2%} (95 % interval {low:.2%} to {high:.2%} over {config.episodes} "
@@ -175,17 +179,8 @@ def main(config: Config) -> dict[str, Any]:
     text += "\n\ntop-1 by each template alone\n" + "\n".join(f"{row['top1']:7.2%}  {row['template']}" for row in alone)
     write_csv(out / "per_template.csv", alone)
     write_csv(out / "per_class.csv", per_class(found, source.class_names))
-    predicted = shares.argmax(axis=1)
-    rows = [
-        {
-            "video": source.ids[i],
-            "label": source.class_names[labels[row]],
-            "predicted": source.class_names[predicted[row]],
-            "probability": f"{shares[row, predicted[row]]:.6f}",
-        }
-        for row, i in enumerate(index)
-    ]
-    write_csv(out / "predictions.csv", rows)
+    ids = [source.ids[i] for i in index]
+    write_csv(out / "predictions.csv", predictions(shares, labels, ids, source.class_names))
     save_confusion(out / "confusion.png", found.confusion, source.class_names, f"top-1 {found.top1:.1%}, {honest}")
     measured = ("top1", "top5", "top1_interval", "mean_class_accuracy", "calibration_error")
     numbers = {name: getattr(found, name) for name in measured}

@@ -88,6 +88,18 @@ def keep_tokenizer(name: str, workdir: Path) -> None:
         shutil.copy(file, workdir / KEPT)
 
 
+def tower(model: VideoText, name: str) -> tuple[nn.Module, str]:
+    """One of the two as it would be by itself, and where it stands in the paths of variables, behind their kind."""
+    found = getattr(model, name)
+    return (found.tower, f"/{name}/tower/") if isinstance(found, Projected) else (found, f"/{name}/")
+
+
+def below(flat: dict, inner: str) -> dict:
+    """What stands there, by paths without it: `params/video/tower/head` as `params/head`."""
+    parts = {path: path.partition(inner) for path in flat}
+    return {f"{kind}/{rest}": flat[path] for path, (kind, found, rest) in parts.items() if found and "/" not in kind}
+
+
 def tower_weights(source: str | Path, name: str) -> dict | None:
     """One tower's weights of a run of two, by their paths in the tower alone; None where the source is no such run.
 
@@ -96,13 +108,7 @@ def tower_weights(source: str | Path, name: str) -> dict | None:
     """
     if not runs.is_run(source) or not isinstance(model := read_model(Path(source)), VideoText):
         return None
-    inner = f"/{name}/tower/" if isinstance(getattr(model, name), Projected) else f"/{name}/"
-    tower = {}
-    for path, value in runs.read_weights(source)[0].items():
-        kind, found, rest = path.partition(inner)
-        if found and "/" not in kind:  # params or batch_stats
-            tower[f"{kind}/{rest}"] = value
-    return tower
+    return below(runs.read_weights(source)[0], tower(model, name)[1])
 
 
 def check_tokenizer(tokenizer: "Tokenizer", model: VideoText) -> None:

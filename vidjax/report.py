@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from vidjax.data.config import ClipConfig
+from vidjax.evaluation.knn import nearest
 from vidjax.evaluation.recognition import Recognition
 from vidjax.runs import computing_type, is_run
 from vidjax.training.cost import peak_flops
@@ -122,6 +123,44 @@ def per_class(found: Recognition, class_names: Sequence[str]) -> list[dict[str, 
         accuracy = float(found.class_accuracy[i]) if counts.sum() else None
         row = {"class": name, "videos": int(counts.sum()), "correct": int(counts[i]), "accuracy": accuracy}
         rows.append(row | {"taken_for": taken if times else "", "times": times})
+    return rows
+
+
+def predictions(
+    probabilities: np.ndarray, labels: np.ndarray, ids: Sequence[str], class_names: Sequence[str]
+) -> list[dict[str, str]]:
+    """A row a video: its likeliest class, how likely, and its label, empty for -1."""
+    best = probabilities.argmax(axis=1)
+    return [
+        {
+            "video": ids[row],
+            "label": class_names[labels[row]] if labels[row] >= 0 else "",
+            "predicted": class_names[best[row]],
+            "probability": f"{probabilities[row, best[row]]:.6f}",
+        }
+        for row in range(len(ids))
+    ]
+
+
+def name_nearest(path: str, query: str, features: np.ndarray, count: int) -> list[dict[str, Any]]:
+    """The windows of a file of embed.py whose features are nearest to a query's `1 d`, printed and returned.
+
+    Args:
+      query: what the sentence calls it.
+
+    Raises:
+      ValueError: the features have another width.
+    """
+    with np.load(path) as arrays:
+        index = {name: arrays[name] for name in ("features", "ids", "start", "end", "labels", "class_names")}
+    order, similarity = nearest(index["features"], features, count)
+    print(f"\n{query} is most like\n  cosine    start      end")
+    rows = []
+    for i, value in zip(order[0], similarity[0], strict=True):
+        label = str(index["class_names"][index["labels"][i]]) if index["labels"][i] >= 0 else None
+        row = {"id": str(index["ids"][i]), "start": float(index["start"][i]), "end": float(index["end"][i])}
+        rows.append(row | {"similarity": float(value), "label": label})
+        print(f"  {value:.4f} {row['start']:8.2f} {row['end']:8.2f}  {row['id']}{f' ({label})' if label else ''}")
     return rows
 
 
