@@ -1,174 +1,160 @@
 """Measures vidjax on this machine, beside what it is to be compared with, in one run.
 
+    python experiments/benchmark.py train --models videomae_base_pretrain --frames 16 --size 224 --batch_sizes 8 16 32
+    python experiments/benchmark.py infer --models r3d_18 --dtypes float32 bfloat16 --peers eager compile
+    python experiments/benchmark.py memory --models videomae_base_pretrain --budget_gb 40
+    python experiments/benchmark.py loss --batch_size 16384 --chunks 1024 512
     python experiments/benchmark.py input videos.csv
+    python experiments/benchmark.py clips --model videomae_base
 
-`input` prints clips a second of plain PyAV on the same frames with as many threads, of the pipeline without and with
-augmentation, and of the pipeline over TFRecords of the same videos; rounds alternate, the median and the spread count.
+`train` and `infer` time models of vidjax and, where PyTorch and the peer are installed, the same models there, each
+measurement in a process of its own: compile time, step time, clips a second, model FLOP/s and their share of the
+device's peak, memory. `memory` compares what saves memory in a training step, or says the largest batch that fits.
+`loss` compares the contrastive losses whole and in chunks. `input` times reading, decoding and augmenting clips.
+`clips` says how long a clip fits with each implementation of attention, by compiling alone. Without flags each takes at
+most about three minutes on two cores. From Python: `main(Train(models=("r3d_18",)))`.
 """
 
-import dataclasses
 import json
-import statistics
 import sys
-import tempfile
-import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import tyro
-
 from vidjax import cli
-from vidjax.data.config import AugmentConfig, DataConfig
+from vidjax.benchmark import clips, table
+from vidjax.benchmark.budget import largest_batch
+from vidjax.benchmark.input import Input, measure_input
+from vidjax.benchmark.loss import Loss, measure_loss
+from vidjax.benchmark.measure import measure, measure_models, prepare
+from vidjax.benchmark.settings import Infer, Memory, Models, Train, check_files, jobs
+
+Rows = list[dict[str, Any]]
 
 
-@dataclasses.dataclass(frozen=True)
-class Input:
-    """Reading, decoding and augmenting clips."""
-
-    source: tyro.conf.Positional[str]
-    """Video files: a folder, or a .csv or .jsonl manifest."""
-    data: DataConfig = DataConfig(workers=2)
-    """How clips are made (its source is the one above)."""
-    clips: int = 64
-    """Clips in each measurement."""
-    rounds: int = 3
-    """Measurements of each way."""
-    json: str | None = None
-    """Write the numbers to this file."""
+def tell(line: str) -> None:
+    """Says at once what was measured, beside the table."""
+    print(line, file=sys.stderr, flush=True)
 
 
-def plain_decode(path: str, choose: Callable[[int, float], np.ndarray], short_side: int) -> np.ndarray:
-    """What one would write without vidjax: seek before the first frame, decode on, keep and shrink those wanted."""
-    import av
-
-    with av.open(path) as container:
-        stream = container.streams.video[0]
-        stream.codec_context.thread_count = 1
-        rate = float(stream.average_rate)
-        count = stream.frames or round(float(container.duration / 1e6) * rate)
-        indices = choose(count, rate)
-        start = stream.start_time or 0
-        container.seek(int(start + indices[0] / rate / stream.time_base), stream=stream)
-        scale = short_side / min(stream.width, stream.height)
-        size = (
-            (round(stream.width * scale), round(stream.height * scale)) if scale < 1 else (stream.width, stream.height)
-        )
-        wanted, kept = set(indices.tolist()), {}
-        for position, frame in enumerate(container.decode(stream)):
-            index = position if frame.pts is None else round(float((frame.pts - start) * stream.time_base) * rate)
-            if index in wanted:
-                kept[index] = frame.reformat(*size, format="rgb24").to_ndarray()
-            if index >= indices[-1]:
-                break
-        return np.stack(list(kept.values()))
+def main(config: Models | Loss | Input) -> Any:
+    """Measures what the config is for."""
+    return next(run for run, kind in COMMANDS.values() if kind is type(config))(config)
 
 
-def measure_input(config: Input) -> dict[str, Any]:
-    """Clips a second by way, and their ratio to plain decoding."""
-    import tensorflow as tf
+def models(config: Models) -> Rows:
+    """Measures models, prints a table, and returns its rows."""
+    mode = type(config).__name__.lower()
+    machine, remarks = prepare(config)
+    clips = [f"{f['frames']} x {f['size']} x {f['size']}" for f in machine["models"].values()]
+    what = "forward passes in evaluation, loss included," if mode == "infer" else "training steps (AdamW)"
+    title = f"{what} of clips of {', '.join(dict.fromkeys(clips))} on {machine['devices']} x {machine['device']}"
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    print(title, versions, sep="\n")
+    print(*remarks, sep="\n", end="\n" if remarks else "")
+    budget = getattr(config, "budget_gb", None)
+    if budget is not None:
+        return budgets(config, machine, budget, title)
+    sides = [job.side for name in config.models for job in jobs(config, name, "float32", 1)]
+    sides += [f"PyTorch {peer}" for peer in config.peers]
+    batch = table.BEST if len(set(config.batch_sizes)) > 1 else table.BATCH
+    columns = table.MEMORY_COLUMNS if mode == "memory" else table.SPEED_COLUMNS
+    lines = table.Table(names_of(config, sides), (batch, *columns))
+    print(lines.header(), flush=True)
+    rows: Rows = []
+    for group in measure_models(config, machine, tell):
+        print(*(lines.line(row) for row in group), sep="\n", flush=True)
+        for remark in dict.fromkeys(row["remark"] for row in group if row.get("remark")):
+            print(remark, flush=True)
+        rows += group
+        if config.json:  # what is known so far, should the rest never come
+            table.write_json(config.json, mode, config, machine, rows)
+    print("'vidjax is N x' as fast as that row: clips a second of vidjax's best row over this row's")
+    if config.chart:
+        draw(config, mode, f"{title}\n{versions}", rows)
+    return rows
 
-    from vidjax.data import records
-    from vidjax.data.decode import DecodeError
-    from vidjax.data.pipeline import train_batches
-    from vidjax.data.sampling import sample
-    from vidjax.data.sources import open_source
 
-    data = dataclasses.replace(config.data, source=config.source)
-    source = open_source(data.source, data.split)
-    if not all(Path(path).is_file() for path in source.ids):
-        raise ValueError(f"{config.source} is no source of video files: plain decoding has nothing to be measured on")
-    threads = data.workers or 2
-    rng = np.random.default_rng(0)
-    good, stored = [], []
-    for index, path in enumerate(source.ids):
-        try:  # all frames, as TFRecords hold them
-            clip = source.read(index, lambda info: np.arange(min(info.num_frames, 300)), 256)
-        except DecodeError:
-            continue
-        good.append(path)
-        height, width = clip.frames.shape[1:3]
-        pictures = records.encode_frames(clip.frames, 90)
-        stored.append(records.Record(pictures, clip.info.rate, height, width, -1, "", (), path))
-    if not good:
-        raise ValueError(f"no video of {config.source} can be read: look with experiments/check_data.py")
-
-    with tempfile.TemporaryDirectory() as folder:
-        (listed := Path(folder) / "good.csv").write_text("path\n" + "".join(f"{Path(p).resolve()}\n" for p in good))
-        with tf.io.TFRecordWriter(f"{folder}/videos.tfrecord") as writer:
-            for record in stored:
-                writer.write(records.encode_record(record))
-        plain = dataclasses.replace(data, source=str(listed), augment=AugmentConfig(crop="center"))
-        pipelines = {
-            "pipeline, no augmentation": plain,
-            "pipeline": dataclasses.replace(plain, augment=data.augment),
-            "TFRecord pipeline": dataclasses.replace(
-                plain, source=f"tfrecord:{folder}/*.tfrecord", augment=data.augment
-            ),
-        }
-        speeds: dict[str, list[float]] = {"plain PyAV": [], **{name: [] for name in pipelines}}
-        for number in range(config.rounds):
-            generators = [np.random.default_rng((number, n)) for n in range(config.clips)]
-            with ThreadPoolExecutor(threads) as pool:
-                start = time.perf_counter()
-                jobs = [
-                    pool.submit(
-                        plain_decode,
-                        good[n % len(good)],
-                        lambda c, r, g=g: sample(data, c, r, g),
-                        data.decode_short_side,
-                    )
-                    for n, g in enumerate(generators)
-                ]
-                for job in jobs:
-                    job.result()
-                speeds["plain PyAV"].append(config.clips / (time.perf_counter() - start))
-            for name, settings in pipelines.items():
-                batches = train_batches(
-                    open_source(settings.source, settings.split),
-                    settings,
-                    batch_size=len(good),
-                    seed=int(rng.integers(1 << 30)),
-                )
-                next(batches)  # traced and warm
-                start, read = time.perf_counter(), 0
-                while read < config.clips:
-                    read += len(next(batches)["valid"])
-                speeds[name].append(read / (time.perf_counter() - start))
-                batches.close()
+def names_of(config: Models, sides: Sequence[str]) -> dict[str, tuple[str, int]]:
+    """What names a row of models: titles and widths."""
     return {
-        name: {
-            "clips_per_second": statistics.median(values),
-            "least": min(values),
-            "most": max(values),
-            "ratio": statistics.median(values) / statistics.median(speeds["plain PyAV"]),
-        }
-        for name, values in speeds.items()
+        "model": ("model", max(map(len, config.models))),
+        "dtype": ("type", 8),
+        "side": ("side", max(map(len, sides), default=0)),
     }
 
 
-def main(config: Input) -> dict[str, Any]:
-    """Measures and prints a table."""
+def budgets(config: Memory, machine: Mapping[str, Any], budget: float, title: str) -> Rows:
+    """Says the largest batches that fit."""
+    found = [job for name in config.models for dtype in config.dtypes for job in jobs(config, name, dtype, 1)]
+    lines = table.Table(names_of(config, [job.side for job in found]), table.BUDGET_COLUMNS)
+    what = f"what fits into {budget:g} GB a device, by compiling alone"
+    print(what, lines.header(), sep="\n", flush=True)
+    rows: Rows = []
+    for job in found:
+        row = {"model": job.model, "dtype": job.dtype, "side": job.side, "batch_size": 0}
+        rows.append(row | measure(largest_batch, job, budget))
+        print(lines.line(rows[-1]), flush=True)
+    if config.json:
+        table.write_json(config.json, "memory", config, machine, rows)
+    if config.chart:
+        draw(config, "budget", f"{title}\n{what}", rows)
+    return rows
+
+
+def loss(config: Loss) -> Rows:
+    """Measures the contrastive losses."""
+    machine, rows = measure_loss(config)
+    devices = f"{machine['devices']} x {machine['device']}"
+    title = f"{config.batch_size} pairs of {config.width} values on {devices}, loss and gradients"
+    print(title)
+    widths = {name: (name, max(len(row[name]) for row in rows)) for name in ("objective", "form")}
+    lines = table.Table(widths, table.LOSS_COLUMNS)
+    print(lines.header(), *map(lines.line, rows), sep="\n")
+    if config.json:
+        table.write_json(config.json, "loss", config, machine, rows)
+    if config.chart:
+        draw(config, "loss", title, rows)
+    return rows
+
+
+def read(config: Input) -> dict[str, Any]:
+    """Measures reading clips."""
+    check_files(config.json, config.chart)
     numbers = measure_input(config)
     data = config.data
-    print(f"{config.source}: clips of {data.frames} frames, {data.size} pixels, {data.workers or 2} threads")
-    print(f"{'':28}{'clips/s':>9}{'least':>9}{'most':>9}{'to plain':>10}")
-    for name, row in numbers.items():
-        print(
-            f"{name:28}"
-            + "".join(f"{row[k]:9.1f}" for k in ("clips_per_second", "least", "most"))
-            + f"{row['ratio']:10.2f}"
-        )
+    title = f"{config.source}: {config.clips} clips of {data.frames} frames, {data.size} pixels, {data.sampling}"
+    print(title)
+    rows = [{"way": way, **row} for way, row in numbers.items()]
+    lines = table.Table({"way": ("", max(map(len, numbers)))}, table.number_columns(rows))
+    print(lines.header(), *map(lines.line, rows), sep="\n")
     if config.json:
         Path(config.json).write_text(json.dumps(numbers, indent=2) + "\n")
+    if config.chart:
+        draw(config, "input", title, rows)
     return numbers
 
 
-COMMANDS = {"input": (main, Input)}
+def draw(config: Any, mode: str, title: str, rows: Rows) -> None:
+    """Draws the chart."""
+    from vidjax.benchmark import chart  # and matplotlib, which nothing else needs
+
+    chart.draw(config.chart, mode, title, rows)
+
+
+COMMANDS = {
+    "train": (models, Train),
+    "infer": (models, Infer),
+    "input": (read, Input),
+    "memory": (models, Memory),
+    "loss": (loss, Loss),
+    "clips": (clips.main, clips.Clips),
+}
 
 if __name__ == "__main__":
     if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
         cli.fail(f"say what to measure first: {', '.join(COMMANDS)}")
-    cli.run(*COMMANDS[sys.argv.pop(1)])
+    mode = sys.argv.pop(1)
+    if mode == "input" and len(sys.argv) > 1 and not sys.argv[1].startswith("-"):
+        sys.argv.insert(1, "--source")  # the videos may be named without a flag
+    cli.run(*COMMANDS[mode])

@@ -12,9 +12,11 @@ ActionCLIP on labelled videos, from CLIP's weights: python experiments/contrasti
 The same command again goes on where the run stopped. Expected results stand in the README.
 """
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -35,10 +37,11 @@ from vidjax.matching import clip_encoder, text_encoder
 from vidjax.models import create_text_model
 from vidjax.models.video_text import Projected, VideoText
 from vidjax.objectives import contrastive
-from vidjax.report import describe_run, describe_span, describe_speed
+from vidjax.report import describe_run, describe_span, describe_speed, describe_starvation
 from vidjax.training.checkpoint import has_checkpoint
 from vidjax.training.cost import count_macs
 from vidjax.training.loop import FitResult, LoopConfig, fit
+from vidjax.training.memory import dry_run
 from vidjax.training.metrics import read_metrics
 from vidjax.training.optimizer import OptimizerConfig, make_optimizer
 from vidjax.training.sharding import (
@@ -107,10 +110,16 @@ class Config:
     """Type of computation (parameters are float32): auto is bfloat16, on a CPU float32."""
     remat: Literal["none", "dots", "blocks"] = "none"
     """What the backward pass computes again to save memory."""
+    scan: bool = False
+    """Run the blocks as one loop: compiles faster, and costs a copy of the parameters."""
     ema_decay: float | None = None
     """Keep a moving average of the parameters with this decay; it is what is validated."""
     fsdp: int = 1
     """Devices that share one copy of the parameters."""
+    sequence: int = 1
+    """Devices that share the tokens of one clip, for clips too long for one (ring attention)."""
+    dry_run: bool = False
+    """Only say how much memory each device needs, from the compiled step; nothing is loaded or written."""
     distributed: bool = False
     """Join the other processes of a cluster (jax.distributed); all are given the same command."""
     seed: int = 0
@@ -215,11 +224,12 @@ def make_model(config: Config, tokenizer: "Tokenizer") -> VideoText:
     Raises:
       ValueError: towers that do not go together.
     """
-    how = {"dtype": runs.computing_type(config.dtype)}
-    how |= {"remat": config.remat} if config.remat != "none" else {}  # which not all models know
     if config.video_model.endswith("_pretrain"):
         raise ValueError(f"video_model {config.video_model} is for masked pre-training: give it without _pretrain")
-    video = vidjax.create_model(config.video_model, num_frames=config.data.frames, image_size=config.data.size, **how)
+    fields = runs.computing_fields(config, config.video_model)
+    video = vidjax.create_model(
+        config.video_model, num_frames=config.data.frames, image_size=config.data.size, **fields
+    )
     bias = -10.0 if config.objective == "sigmoid" else None
     given = {name: value for name in ("features", "context") if (value := getattr(config, name)) is not None}
     if isinstance(video, VideoText):
@@ -233,7 +243,8 @@ def make_model(config: Config, tokenizer: "Tokenizer") -> VideoText:
     if config.text_model is None:
         raise ValueError(f"video_model {config.video_model} needs a text tower: give --text_model")
     video = video.clone(num_classes=None)
-    text = create_text_model(config.text_model, vocabulary=tokenizer.vocabulary, **given, **how)
+    fields.pop("implementation", None)  # of the video's attention; a caption is short
+    text = create_text_model(config.text_model, vocabulary=tokenizer.vocabulary, **given, **fields)
     if "end_token" in text.__dataclass_fields__:
         if tokenizer.end is None:
             raise ValueError(
@@ -241,7 +252,7 @@ def make_model(config: Config, tokenizer: "Tokenizer") -> VideoText:
                 "feature: give one that does, or a bert_* as --text_model"
             )
         text = text.clone(end_token=tokenizer.end)
-    return VideoText(Projected(video, text.features, how["dtype"]), text, card=video.card, bias=bias)
+    return VideoText(Projected(video, text.features, fields["dtype"]), text, card=video.card, bias=bias)
 
 
 def open_sources(config: Config) -> tuple["Source", "Source | None"]:
@@ -385,7 +396,7 @@ def summarize(config: Config, result: FitResult, macs: int, truncated: int, seen
     numbers = {"first_loss": losses[0], "last_loss": float(np.mean(losses[-5:]))}
     print(f"\nloss      {losses[0]:.4f} at first, {numbers['last_loss']:.4f} at last (mean of the last 5 logged)")
     if result.steps_taken:
-        print("speed     " + describe_speed(result.clips_per_second, result.data_wait_fraction, macs))
+        print("speed     " + describe_speed(result, macs))
     validated = [entry for entry in entries if entry.get("evaluation/score") is not None]
     if validated:
         last = {name.removeprefix("evaluation/"): value for name, value in validated[-1].items()}
@@ -413,16 +424,24 @@ def summarize(config: Config, result: FitResult, macs: int, truncated: int, seen
 
 
 def main(config: Config) -> dict[str, float]:
-    """Runs the whole job; returns the first and last loss and the validation's numbers."""
-    from vidjax.data.pipeline import BadFiles, train_batches
-
+    """Runs the whole job; returns the first and last loss and the validation's numbers, of a dry run the bytes."""
     if config.distributed:
         join_processes()
+    mesh = make_mesh(config.fsdp, config.sequence)
+    with jax.set_mesh(mesh) if config.sequence > 1 else contextlib.nullcontext():
+        return train(config, mesh)
+
+
+def train(config: Config, mesh: Mesh) -> dict[str, float]:
+    """The job on this mesh, which is also that in context where devices share a clip's tokens."""
+    from vidjax.data.pipeline import BadFiles, train_batches
+
     chief, data = jax.process_index() == 0, config.data
 
     # Whatever is wrong with the config or the source is said here, before anything is made.
-    mesh = make_mesh(config.fsdp)
-    check_batch_size(config.batch_size, 1, data.repeats)
+    check_batch_size(config.batch_size, 1, data.repeats, config.sequence)
+    for flag in ("init_from", "init_video_from", "init_text_from"):
+        runs.require_source(flag, getattr(config, flag))
     tokenizer = matching.open_given(config.tokenizer)
     model = make_model(config, tokenizer)
     source, validation = open_sources(config)
@@ -440,6 +459,21 @@ def main(config: Config) -> dict[str, float]:
     schedule = config.optim.schedule(config.batch_size, steps, per_epoch)
     tx = make_optimizer(config.optim, schedule, trained, {"video/temporal/": config.head_factor})
     keys = jax.random.split(jax.random.key(config.seed))
+
+    def create(variables: dict) -> TrainState:
+        return create_state(variables, tx, keys[1], ema=config.ema_decay is not None)
+
+    state_shapes = jax.eval_shape(create, shapes)
+    sharding = state_sharding(mesh, state_shapes)
+    step = jit_step(make_train_step(make_loss(config, model), tx, ema_decay=config.ema_decay), sharding, mesh)
+    if config.dry_run:
+        batch = {
+            "video": jax.ShapeDtypeStruct((config.batch_size, *clip.shape[1:]), jnp.uint8),
+            "ids": jax.ShapeDtypeStruct((config.batch_size, model.text.context), jnp.int32),
+            "label": jax.ShapeDtypeStruct((config.batch_size,), jnp.int32),
+            "valid": jax.ShapeDtypeStruct((config.batch_size,), bool),
+        }
+        return dry_run(config, step, state_shapes, sharding, batch, mesh)
     variables = jax.jit(model.init)(keys[0], jnp.zeros(clip.shape), jnp.zeros(ids.shape, jnp.int32))
     if validation is not None:
         describe_span(data, validation)  # that it can be read should not come out after hours
@@ -458,11 +492,8 @@ def main(config: Config) -> dict[str, float]:
         }
         print(describe_run(config, source, shapes["params"], macs, steps, more), flush=True)
 
-    def create(variables: dict) -> TrainState:
-        return create_state(variables, tx, keys[1], ema=config.ema_decay is not None)
-
-    sharding = state_sharding(mesh, jax.eval_shape(create, variables))
     state = jax.jit(create, out_shardings=sharding)(variables)
+    del variables  # the state has its own
     suffix = "" if chief else f"_{jax.process_index()}"
     bad_files = BadFiles(source, data.max_bad_share, workdir / f"bad_files{suffix}.jsonl")
     truncated = seen = 0
@@ -481,9 +512,8 @@ def main(config: Config) -> dict[str, float]:
     if validation is not None:
         bad = BadFiles(validation, data.max_bad_share, workdir / f"bad_validation_files{suffix}.jsonl")
         validate = make_validator(config, model, tokenizer, validation, bad, mesh)
-    step = make_train_step(make_loss(config, model), tx, ema_decay=config.ema_decay)
     result = fit(
-        jit_step(step, sharding, mesh),
+        step,
         state,
         batches_from,
         steps=steps,
@@ -494,6 +524,7 @@ def main(config: Config) -> dict[str, float]:
         schedule=schedule,
         evaluate=validate,
         best=None if validate is None else "score",
+        advise=partial(describe_starvation, source.name, data.workers),
     )
     if not result.finished:
         if chief:

@@ -10,6 +10,7 @@ A published recipe: python experiments/finetune.py videomae_base_k400 --init_fro
 The same command again goes on where the run stopped. Expected results stand in the README.
 """
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
@@ -31,10 +32,11 @@ from vidjax.data.config import AugmentConfig, LabelledDataConfig
 from vidjax.evaluation.features import collect_features
 from vidjax.evaluation.recognition import recognition
 from vidjax.objectives.classification import mix_clips
-from vidjax.report import describe_run, describe_span, describe_speed
+from vidjax.report import describe_run, describe_span, describe_speed, describe_starvation
 from vidjax.training.checkpoint import has_checkpoint
 from vidjax.training.cost import count_macs
 from vidjax.training.loop import FitResult, LoopConfig, fit
+from vidjax.training.memory import dry_run
 from vidjax.training.metrics import read_metrics
 from vidjax.training.optimizer import OptimizerConfig, make_optimizer, trained_parameters
 from vidjax.training.sharding import (
@@ -103,10 +105,16 @@ class Config:
     """Type of computation (parameters are float32): auto is bfloat16, on a CPU float32."""
     remat: Literal["none", "dots", "blocks"] = "none"
     """What the backward pass computes again to save memory."""
+    scan: bool = False
+    """Run the blocks as one loop: compiles faster, and costs a copy of the parameters."""
     ema_decay: float | None = None
     """Keep a moving average of the parameters with this decay; it is validated beside them, and chosen by."""
     fsdp: int = 1
     """Devices that share one copy of the parameters."""
+    sequence: int = 1
+    """Devices that share the tokens of one clip, for clips too long for one (ring attention)."""
+    dry_run: bool = False
+    """Only say how much memory each device needs, from the compiled step; nothing is loaded or written."""
     distributed: bool = False
     """Join the other processes of a cluster (jax.distributed); all are given the same command."""
     seed: int = 0
@@ -292,13 +300,11 @@ def make_model(config: Config, class_names: tuple[str, ...]) -> nn.Module:
         "num_classes": len(class_names),
         "num_frames": config.data.frames,
         "image_size": config.data.size,
-        "dtype": runs.computing_type(config.dtype),
     }
     fields |= {name: value for name in ("drop_path", "dropout") if (value := getattr(config, name)) is not None}
-    fields |= {"remat": config.remat} if config.remat != "none" else {}
     if config.model.endswith("_pretrain"):
         raise ValueError(f"model {config.model} has no classes: fine-tune {config.model.removesuffix('_pretrain')}")
-    model = vidjax.create_model(config.model, **fields)
+    model = vidjax.create_model(config.model, **fields, **runs.computing_fields(config, config.model))
     return model.clone(card=dataclasses.replace(model.card, class_names=class_names))
 
 
@@ -369,7 +375,8 @@ def make_validator(config: Config, model: nn.Module, source: "Source", bad_files
 
     def validate(state: TrainState, step: int) -> dict[str, float]:
         weights = {"": state.params} | ({} if state.ema is None else {"ema_": state.ema})
-        settings = {"batch_size": config.batch_size, "bad_files": bad_files, **this_process()}
+        size = config.batch_size // config.accumulation  # what has room in training has room here
+        settings = {"batch_size": size, "bad_files": bad_files, **this_process()}
         batches = (put_batch(batch, mesh) for batch in evaluation_batches(source, config.data, **settings))
         both, labels = collect_features(partial(predict, weights, state.model_state), batches)
         numbers = {}
@@ -412,7 +419,7 @@ def summarize(config: Config, result: FitResult, macs: int) -> dict[str, float]:
     numbers = {"first_loss": losses[0], "last_loss": float(np.mean(losses[-5:]))}
     print(f"\nloss      {losses[0]:.4f} at first, {numbers['last_loss']:.4f} at last (mean of the last 5 logged)")
     if result.steps_taken:
-        print("speed     " + describe_speed(result.clips_per_second, result.data_wait_fraction, macs))
+        print("speed     " + describe_speed(result, macs))
     validated = [entry for entry in entries if entry.get(chosen) is not None]
     if validated:
         best, last = max(validated, key=lambda entry: entry[chosen]), validated[-1]
@@ -434,16 +441,23 @@ def summarize(config: Config, result: FitResult, macs: int) -> dict[str, float]:
 
 
 def main(config: Config) -> dict[str, float]:
-    """Runs the whole job; returns the first and last loss and the accuracies."""
-    from vidjax.data.pipeline import BadFiles, train_batches
-
+    """Runs the whole job; returns the first and last loss and the accuracies, of a dry run the bytes."""
     if config.distributed:
         join_processes()
+    mesh = make_mesh(config.fsdp, config.sequence)
+    with jax.set_mesh(mesh) if config.sequence > 1 else contextlib.nullcontext():
+        return train(config, mesh)
+
+
+def train(config: Config, mesh: Mesh) -> dict[str, float]:
+    """The job on this mesh, which is also that in context where devices share a clip's tokens."""
+    from vidjax.data.pipeline import BadFiles, train_batches
+
     chief, data = jax.process_index() == 0, config.data
 
     # Whatever is wrong with the config or the source is said here, before anything is made.
-    mesh = make_mesh(config.fsdp)
-    check_batch_size(config.batch_size, config.accumulation, data.repeats)
+    check_batch_size(config.batch_size, config.accumulation, data.repeats, config.sequence)
+    runs.require_source("init_from", config.init_from)
     source, validation = open_sources(config)
     model = make_model(config, source.class_names)
     clip = jax.ShapeDtypeStruct((1, data.frames, data.size, data.size, 3), jnp.float32)
@@ -456,6 +470,21 @@ def main(config: Config) -> dict[str, float]:
     schedule = config.optim.schedule(config.batch_size, steps, per_epoch)
     tx = make_optimizer(config.optim, schedule, trained)
     keys = jax.random.split(jax.random.key(config.seed))
+
+    def create(variables: dict) -> TrainState:
+        return create_state(variables, tx, keys[1], ema=config.ema_decay is not None)
+
+    state_shapes = jax.eval_shape(create, shapes)
+    sharding = state_sharding(mesh, state_shapes)
+    step = make_train_step(make_loss(config, model, trained), tx, config.accumulation, config.ema_decay)
+    step = jit_step(step, sharding, mesh)
+    if config.dry_run:
+        batch = {
+            "video": jax.ShapeDtypeStruct((config.batch_size, *clip.shape[1:]), jnp.uint8),
+            "label": jax.ShapeDtypeStruct((config.batch_size,), jnp.int32),
+            "valid": jax.ShapeDtypeStruct((config.batch_size,), bool),
+        }
+        return dry_run(config, step, state_shapes, sharding, batch, mesh)
     variables = jax.jit(model.init)(keys[0], jnp.zeros(clip.shape))
     if validation is not None:
         describe_span(data, validation)  # that it can be read should not come out after hours
@@ -481,11 +510,8 @@ def main(config: Config) -> dict[str, float]:
         }
         print(describe_run(config, source, shapes["params"], macs, steps, more), flush=True)
 
-    def create(variables: dict) -> TrainState:
-        return create_state(variables, tx, keys[1], ema=config.ema_decay is not None)
-
-    sharding = state_sharding(mesh, jax.eval_shape(create, variables))
     state = jax.jit(create, out_shardings=sharding)(variables)
+    del variables  # the state has its own
     suffix = "" if chief else f"_{jax.process_index()}"
     bad_files = BadFiles(source, data.max_bad_share, workdir / f"bad_files{suffix}.jsonl")
 
@@ -499,9 +525,8 @@ def main(config: Config) -> dict[str, float]:
     if validation is not None:
         bad = BadFiles(validation, data.max_bad_share, workdir / f"bad_validation_files{suffix}.jsonl")
         validate = make_validator(config, model, validation, bad, mesh)
-    step = make_train_step(make_loss(config, model, trained), tx, config.accumulation, config.ema_decay)
     result = fit(
-        jit_step(step, sharding, mesh),
+        step,
         state,
         batches_from,
         steps=steps,
@@ -512,6 +537,7 @@ def main(config: Config) -> dict[str, float]:
         schedule=schedule,
         evaluate=validate,
         best=None if validate is None else ("ema_top1" if config.ema_decay else "top1"),
+        advise=partial(describe_starvation, source.name, data.workers),
     )
     if not result.finished:
         if chief:

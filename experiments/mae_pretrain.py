@@ -9,6 +9,7 @@ A published recipe: python experiments/mae_pretrain.py k400_base_1600 --data.sou
 The same command again goes on where the run stopped. Expected results stand in the README.
 """
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
@@ -31,10 +32,11 @@ from vidjax.evaluation.knn import knn_accuracy
 from vidjax.evaluation.linear_probe import linear_probe
 from vidjax.layers import patches
 from vidjax.objectives import masking, reconstruction
-from vidjax.report import describe_run, describe_speed
+from vidjax.report import describe_run, describe_speed, describe_starvation
 from vidjax.training.checkpoint import has_checkpoint
 from vidjax.training.cost import count_macs
 from vidjax.training.loop import FitResult, LoopConfig, fit
+from vidjax.training.memory import dry_run
 from vidjax.training.metrics import read_metrics
 from vidjax.training.optimizer import OptimizerConfig, make_optimizer
 from vidjax.training.sharding import (
@@ -90,16 +92,22 @@ class Config:
     """Type of computation (parameters are float32): auto is bfloat16, on a CPU float32."""
     remat: Literal["none", "dots", "blocks"] = "none"
     """What the backward pass computes again to save memory."""
+    scan: bool = False
+    """Run the blocks as one loop: compiles faster, and costs a copy of the parameters."""
     ema_decay: float | None = None
     """Keep a moving average of the parameters with this decay."""
     fsdp: int = 1
     """Devices that share one copy of the parameters."""
+    sequence: int = 1
+    """Devices that share the tokens of one clip, for clips too long for one (ring attention)."""
     init_from: str | None = None
     """Start from the weights of another run's work directory or of a published checkpoint (file or directory)."""
     probe_clips: int = 1024
     """Labelled clips for the linear probe at the end, half to fit and half to score; 0 leaves it out."""
     picture_clips: int = 4
     """Clips in the reconstruction pictures."""
+    dry_run: bool = False
+    """Only say how much memory each device needs, from the compiled step; nothing is loaded or written."""
     distributed: bool = False
     """Join the other processes of a cluster (jax.distributed); all are given the same command."""
     seed: int = 0
@@ -220,9 +228,8 @@ def probe(config: Config, model: nn.Module, source: "Source", mesh: Mesh, encode
 
     accuracy = {}
     for name, params in encoders.items():
-        batches = evaluation_batches(
-            source, config.data, batch_size=config.batch_size, indices=chosen, **this_process()
-        )
+        size = config.batch_size // config.accumulation  # what has room in training has room here
+        batches = evaluation_batches(source, config.data, batch_size=size, indices=chosen, **this_process())
         features, labels = collect_features(partial(encode, params), (put_batch(batch, mesh) for batch in batches))
         half = len(labels) // 2
         halves = features[:half], labels[:half], features[half:], labels[half:], classes
@@ -241,7 +248,7 @@ def summarize(config: Config, result: FitResult, macs: int, accuracy: dict[str, 
     last = float(np.mean(losses[-5:]))
     print(f"\nloss      {losses[0]:.4f} at first, {last:.4f} at last (mean of the last {len(losses[-5:])} logged)")
     if result.steps_taken:
-        print("speed     " + describe_speed(result.clips_per_second, result.data_wait_fraction, macs))
+        print("speed     " + describe_speed(result, macs))
     if accuracy:
         print(
             f"probe     {accuracy['trained']:.1%} of clips classified by a linear probe of the trained encoder, "
@@ -262,28 +269,31 @@ def summarize(config: Config, result: FitResult, macs: int, accuracy: dict[str, 
 
 
 def main(config: Config) -> dict[str, float]:
-    """Runs the whole job; returns the first and last loss and the probe's accuracies."""
+    """Runs the whole job; returns the first and last loss and the probe's accuracies, of a dry run the bytes."""
+    if config.distributed:
+        join_processes()
+    mesh = make_mesh(config.fsdp, config.sequence)
+    with jax.set_mesh(mesh) if config.sequence > 1 else contextlib.nullcontext():
+        return train(config, mesh)
+
+
+def train(config: Config, mesh: Mesh) -> dict[str, float]:
+    """The job on this mesh, which is also that in context where devices share a clip's tokens."""
     from vidjax.data.pipeline import BadFiles, evaluation_batches, train_batches
     from vidjax.data.sources import open_source
 
-    if config.distributed:
-        join_processes()
     chief, data = jax.process_index() == 0, config.data
 
     # Whatever is wrong with the config or the source is said here, before anything is made.
-    mesh = make_mesh(config.fsdp)
-    check_batch_size(config.batch_size, config.accumulation, data.repeats)
-    dtype = runs.computing_type(config.dtype)
-    model = vidjax.create_model(f"{config.model}_pretrain", dtype=dtype, remat=config.remat)
+    check_batch_size(config.batch_size, config.accumulation, data.repeats, config.sequence)
+    name = f"{config.model}_pretrain"
+    model = vidjax.create_model(name, **runs.computing_fields(config, name))
     grid = patches.grid((data.frames, data.size, data.size), model.patch_size)
     draw = partial(masking.draw, grid=grid, mask=config.mask, ratio=config.mask_ratio, decoder_mask=config.decoder_mask)
     masks = jax.eval_shape(partial(draw, clips=1), jax.random.key(0))
     if config.init_from and not Path(config.init_from).exists():
         raise ValueError(f"init_from: there is nothing at {config.init_from}")
     source = open_source(data.source, data.split)
-    workdir = cli.open_workdir(config.workdir, config)
-    if chief:
-        write_model(workdir, model)
 
     per_epoch = len(source) * data.repeats / config.batch_size
     steps = config.steps or math.ceil(config.epochs * per_epoch)
@@ -298,8 +308,18 @@ def main(config: Config) -> dict[str, float]:
 
     shapes = jax.eval_shape(init, jax.random.key(config.seed))
     sharding = state_sharding(mesh, shapes)
+    step = make_train_step(make_loss(config, model, grid), tx, config.accumulation, config.ema_decay)
+    step = jit_step(step, sharding, mesh)
+    if config.dry_run:
+        batch = {
+            "video": jax.ShapeDtypeStruct((config.batch_size, *clip.shape[1:]), jnp.uint8),
+            "valid": jax.ShapeDtypeStruct((config.batch_size,), bool),
+        }
+        return dry_run(config, step, shapes, sharding, batch, mesh)
+    workdir = cli.open_workdir(config.workdir, config)
+    if chief:
+        write_model(workdir, model)
     state = jax.jit(init, out_shardings=sharding)(jax.random.key(config.seed))
-    untrained = jax.tree.map(jnp.copy, state.params)
     macs = count_macs(model.apply, {"params": shapes.params}, clip, *masks[:2])
     if chief:
         tokens, (kept, predicted, _) = math.prod(grid), masks
@@ -307,7 +327,7 @@ def main(config: Config) -> dict[str, float]:
         visible += f"{predicted.shape[1]} predicted ({config.mask} mask {config.mask_ratio:.0%})"
         print(describe_run(config, source, shapes.params, macs, steps, {"tokens": visible}), flush=True)
     if config.init_from and not has_checkpoint(workdir):
-        params, report = runs.start_from(config.init_from, model, untrained)
+        params, report = runs.start_from(config.init_from, model, state.params)
         if chief:
             print(f"weights   from {config.init_from}: {report}")
         params = jax.device_put(params, sharding.params)
@@ -324,9 +344,8 @@ def main(config: Config) -> dict[str, float]:
     shown = np.arange(min(config.picture_clips, len(source)))
     shown = next(evaluation_batches(source, data, batch_size=len(shown), indices=shown)) if len(shown) else None
     paint = shown is not None and shown["valid"].any()
-    step = make_train_step(make_loss(config, model, grid), tx, config.accumulation, config.ema_decay)
     result = fit(
-        jit_step(step, sharding, mesh),
+        step,
         state,
         batches_from,
         steps=steps,
@@ -336,13 +355,18 @@ def main(config: Config) -> dict[str, float]:
         config=cli.as_dict(config),
         schedule=schedule,
         evaluate=make_painter(config, model, grid, shown["video"][shown["valid"]], mesh) if paint else None,
+        advise=partial(describe_starvation, source.name, data.workers),
     )
     if not result.finished:
         if chief:
             print(f"stopped by SIGTERM with step {int(result.state.step)} saved: the same command goes on from there")
         return {}
-    encoders = {"trained": result.state.evaluated_params, "untrained": untrained}
-    accuracy = probe(config, model, source, mesh, encoders) if config.probe_clips else {}
+    accuracy = {}
+    if config.probe_clips:
+        # Made again rather than kept: a copy would take the parameters' memory all the while.
+        untrained = jax.jit(lambda key: init(key).params, out_shardings=sharding.params)(jax.random.key(config.seed))
+        encoders = {"trained": result.state.evaluated_params, "untrained": untrained}
+        accuracy = probe(config, model, source, mesh, encoders)
     return summarize(config, result, macs, accuracy) if chief else accuracy
 
 

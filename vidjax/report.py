@@ -2,6 +2,8 @@
 
 import contextlib
 import csv
+import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,14 +19,15 @@ from vidjax.training.cost import peak_flops
 
 if TYPE_CHECKING:  # TensorFlow takes seconds, which --help and wrong input need not
     from vidjax.data.sources import Source
+    from vidjax.training.loop import FitResult
 
 
 def describe_run(config: Any, source: "Source", shapes: Any, macs: int, steps: int, more: Mapping[str, str]) -> str:
     """Devices, data, model, batch, rate and length of a training run, a line each.
 
     Args:
-      config: of a script; `data`, `model`, `batch_size`, `accumulation`, `dtype`, `fsdp`, `optim` and `workdir` are
-        read.
+      config: of a script; `data`, `model`, `batch_size`, `accumulation`, `dtype`, `fsdp`, `sequence`, `optim` and
+        `workdir` are read.
       shapes: of the parameters.
       macs: multiply-accumulates of one clip forward.
       steps: in all.
@@ -32,18 +35,20 @@ def describe_run(config: Any, source: "Source", shapes: Any, macs: int, steps: i
     """
     data, devices = config.data, jax.devices()
     parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    groups = len(devices) // config.sequence
     per_epoch = len(source) * data.repeats / config.batch_size
     rate, peak = config.optim.learning_rate, config.optim.learning_rate * config.batch_size / 256
     lines = {
         "devices": f"{len(devices)} x {devices[0].device_kind}, {jax.process_count()} process(es), "
-        f"mesh data={len(devices) // config.fsdp} fsdp={config.fsdp}",
+        f"mesh data={groups // config.fsdp} fsdp={config.fsdp}"
+        + (f" sequence={config.sequence}" if config.sequence > 1 else ""),
         "data": f"{source.name}: {len(source):,} videos; clips of {data.frames} frames, {data.size} pixels, "
         f"{describe_span(data, source)}",
         "model": f"{config.model}: {parameters:,} parameters, {macs / 1e9:.3g} GMACs a clip forward, "
         f"{computing_type(config.dtype).name}",
         **more,
         "batch": f"{config.batch_size} clips in {config.accumulation} micro-batch(es), "
-        f"{config.batch_size // len(devices)} a device",
+        f"{config.batch_size // groups} " + ("a device" if config.sequence == 1 else f"for {config.sequence} devices"),
         "rate": f"{rate:g} x {config.batch_size}/256 = {peak:.3g} at its peak",
         "length": f"{steps:,} steps, {per_epoch:,.1f} an epoch: {steps / per_epoch:,.1f} epochs",
         "work in": config.workdir,
@@ -67,14 +72,42 @@ def describe_span(clips: ClipConfig, source: "Source") -> str:
     raise ValueError(f"none of the first videos of {source.name} can be read: look with experiments/check_data.py")
 
 
-def describe_speed(clips_per_second: float, data_wait_fraction: float, macs: int) -> str:
-    """Clips a second, waiting for data, and the share of the devices' peak that was used."""
-    speed = f"{clips_per_second:.1f} clips/s, waiting for data {data_wait_fraction:.0%}"
-    peak = peak_flops(jax.devices()[0].device_kind)
-    if not peak:
-        return speed
-    # 2 FLOPs a MAC, once forward and twice that backward.
-    return f"{speed}, MFU {6 * macs * clips_per_second / peak / jax.device_count():.1%}"
+def describe_speed(result: "FitResult", macs: int) -> str:
+    """Clips a second, waiting for data, the share of the devices' peak that was used; what was amiss in a second line.
+
+    Args:
+      result: of `fit`.
+      macs: multiply-accumulates of one clip forward.
+    """
+    speed = f"{result.clips_per_second:.1f} clips/s, waiting for data {result.data_wait_fraction:.0%}"
+    if peak := peak_flops(jax.devices()[0].device_kind):
+        # 2 FLOPs a MAC, once forward and twice that backward.
+        speed += f", MFU {6 * macs * result.clips_per_second / peak / jax.device_count():.1%}"
+    return f"{speed}\n{'starved':<9} {result.advice}" if result.advice else speed
+
+
+def describe_starvation(source: str, workers: int, wanted: float, made: float) -> str:
+    """What would feed a device that waits for data: so many cores, or another format.
+
+    Args:
+      source: the name of the data source. Video files are worth writing as TFRecords; other sources hold pictures.
+      workers: clips made at the same time, 0 for one a core.
+      wanted: clips a second that the devices of a process could take.
+      made: clips a second that the process makes.
+    """
+    cores = core_count()
+    busy = min(workers or cores, cores)
+    # Clips that come in bursts starve a device too, though enough of them are made on the whole.
+    needed = max(math.ceil(busy * wanted / made - 0.1), busy + 1)
+    remedy = f"--data.workers {needed} (there are {cores} cores)" if needed <= cores else f"about {needed} cores"
+    if not source.startswith(("tfrecord:", "tfds:", "synthetic:")):
+        remedy += ", or TFRecords (experiments/write_tfrecords.py; about 4 times as many clips a core)"
+    return f"the device could take {wanted:.3g} clips/s, {busy} core{'s' * (busy > 1)} made {made:.3g}: {remedy}"
+
+
+def core_count() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def open_results(out: str | None, run: str, folder: str) -> Path:

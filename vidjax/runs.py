@@ -21,6 +21,7 @@ from vidjax.cli import read_config
 from vidjax.convert.checkpoint import NAME, read_model
 from vidjax.convert.rules import Inflation, Report
 from vidjax.data.config import ClipConfig, GivenClipConfig
+from vidjax.models import create_model, towers
 
 Which = Literal["best", "last"]
 
@@ -126,6 +127,46 @@ def computing_type(dtype: Literal["auto", "float32", "bfloat16"]) -> Any:
     """The type of a script's `--dtype`: auto is bfloat16 on accelerators, float32 on a CPU."""
     auto = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     return jnp.dtype(auto if dtype == "auto" else dtype)
+
+
+def computing_fields(config: Any, name: str) -> dict[str, Any]:
+    """Fields of a model by a training script's `dtype`, `remat`, `scan` and `sequence`.
+
+    Args:
+      name: of the model; not all have the last three.
+
+    Raises:
+      ValueError: the model has no blocks to run so, or no attention whose tokens devices could share.
+    """
+    fields = {"dtype": computing_type(config.dtype)}
+    fields |= {"remat": config.remat} if config.remat != "none" else {}
+    fields |= {"scan": True} if config.scan else {}
+    fields |= {"implementation": "ring"} if config.sequence > 1 else {}
+    model = create_model(name)
+    for flag, field in (("remat", "remat"), ("scan", "scan"), ("sequence", "implementation")):
+        if field in fields and not _has_field(model, field):
+            raise ValueError(
+                f"{flag} is {getattr(config, flag)}, but {name} has no transformer blocks for it: leave it out"
+            )
+    return fields
+
+
+def _has_field(model: nn.Module, field: str) -> bool:
+    """Whether the model or a tower of it has it."""
+    return field in type(model).__dataclass_fields__ or any(_has_field(each, field) for each in towers(model).values())
+
+
+def require_source(flag: str, source: str | None) -> None:
+    """Refuses a source of weights that does not exist; what may be an id of Hugging Face's is not asked for.
+
+    Args:
+      flag: of the command line, for the sentence.
+
+    Raises:
+      ValueError: nothing is there.
+    """
+    if source is not None and not Path(source).expanduser().exists() and not convert.hub.is_id(source):
+        raise ValueError(f"{flag}: there are no weights at {source}")
 
 
 def read_views(views: str) -> tuple[int, int]:

@@ -93,6 +93,26 @@ def test_an_index_is_that_frame_in_the_order_of_presentation(name, tmp_path):
         assert videos.numbers(decode.decode(path, indices)) == list(expected[indices])
 
 
+@pytest.mark.parametrize("keyframe_every", [1, 5, 12, 1000])
+@pytest.mark.parametrize("name", ["closed.mp4", "closed.mkv", "open.mp4", "open.mkv", "no_b.mp4"])
+def test_sparse_frames_are_those_of_full_decoding(name, keyframe_every, tmp_path, count_misses, monkeypatch):
+    gop = f"open-gop={int('open' in name)}:keyint={keyframe_every}:min-keyint={keyframe_every}:scenecut=0:bframes=3"
+    settings = {"b_frames": 0} if "no_b" in name else {"b_frames": 3, "options": {"x264-params": gop}}
+    path = videos.write_video(tmp_path / name, videos.numbered(120), keyframe_every=keyframe_every, **settings)
+    expected, jumps, decoded = videos.sequential(path), [], decode._decoded
+    monkeypatch.setattr(decode, "_decoded", lambda *args, **kwargs: jumps.append(1) or decoded(*args, **kwargs))
+    rng = np.random.default_rng(keyframe_every)
+    spread = np.arange(8) * 15 + rng.integers(0, 15, 8)
+    for indices in (spread, np.sort(rng.integers(0, 120, 3)), np.linspace(0, 119, 16).round().astype(int)):
+        np.testing.assert_array_equal(decode.decode(path, indices), expected[indices])
+        streamed = np.stack([*decode.stream_frames(path, lambda info, i=indices: i)])
+        np.testing.assert_array_equal(streamed, expected[indices])
+    assert not count_misses
+    jumps.clear()
+    decode.decode(path, spread)
+    assert len(jumps) >= {1: 7, 5: 6, 12: 4, 1000: 1}[keyframe_every]
+
+
 @pytest.mark.parametrize("length", [1, 2, 3])
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi"])
 def test_videos_of_few_frames(length, suffix, tmp_path):

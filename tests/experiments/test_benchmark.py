@@ -1,40 +1,227 @@
-"""The input benchmark measures every way on the same videos."""
+"""The benchmark measures both sides of the same model, and says plainly what it cannot."""
 
+import dataclasses
+import importlib.util
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
+import jax
 import pytest
-import videos
 
-from vidjax.data.config import DataConfig
+from vidjax.benchmark import budget, measure, table
+from vidjax.benchmark.budget import find_largest
+from vidjax.benchmark.loss import Loss
+from vidjax.benchmark.ours import describe, make_model
+from vidjax.benchmark.peers import NoPeerError, check_parameters, make_peer
+from vidjax.benchmark.settings import Job, Memory, Train, check_models, jobs
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "experiments"))
 import benchmark
 
+ROOT = Path(__file__).resolve().parents[2]
+HAS_TORCH = importlib.util.find_spec("torch") is not None
 
-def test_every_way_is_measured_and_compared(tmp_path, capsys):
-    for n in range(3):
-        videos.write_video(tmp_path / f"{n}.mp4", videos.numbered(30, first=n))
-    (tmp_path / "damaged.mp4").write_bytes(b"no video")
-    data = DataConfig(frames=4, size=32, stride=2, workers=2)
-    numbers = benchmark.main(
-        benchmark.Input(str(tmp_path), data=data, clips=6, rounds=2, json=str(tmp_path / "numbers.json"))
+
+def run(*command: str, path: Path = ROOT) -> subprocess.CompletedProcess:
+    """A script as it is run, on one device, quickly compiled."""
+    flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    environment = {**os.environ, "PYTHONPATH": f"{path}{os.pathsep}{ROOT}", **flags}
+    return subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment)
+
+
+def job(name: str, **fields) -> Job:
+    """A measurement of a model at its own size."""
+    given = {"frames": None, "size": None, "batch_size": 8, "dtype": "float32", "threads": None, "steps": 1, **fields}
+    return Job(name, True, **given)
+
+
+def test_training_is_measured_on_both_sides_without_tyro_av_and_tensorflow(tmp_path):
+    settings = (
+        "Train(models=('videomae_tiny_pretrain',), frames=2, size=32, batch_sizes=(2,), rounds=1, steps=2, threads=1,"
+        f" json=r'{tmp_path / 'numbers.json'}', chart=r'{tmp_path / 'chart.png'}')"
     )
-    assert list(numbers) == ["plain PyAV", "pipeline, no augmentation", "pipeline", "TFRecord pipeline"]
-    assert all(row["least"] <= row["clips_per_second"] <= row["most"] for row in numbers.values())
-    assert numbers["plain PyAV"]["ratio"] == 1
-    assert json.loads((tmp_path / "numbers.json").read_text()) == numbers
-    assert "TFRecord pipeline" in capsys.readouterr().out
+    for name in ("tyro", "av", "tensorflow", "tensorflow_datasets"):  # before the real ones, also in the processes
+        (tmp_path / f"{name}.py").write_text("raise ImportError('the benchmark of models must not need it')\n")
+    (script := tmp_path / "call.py").write_text(
+        f"import sys\nsys.path.insert(0, {str(ROOT / 'experiments')!r})\n"
+        f"from benchmark import Train, main\nif __name__ == '__main__':\n    main({settings})\n"
+    )
+    told = run(str(script), path=tmp_path)
+    assert told.returncode == 0, told.stderr
+    first, *lines = told.stdout.splitlines()
+    assert first == "training steps (AdamW) of clips of 2 x 32 x 32 on 1 x cpu"
+    assert lines[0].startswith("jax ") and lines[1] == "the peak of 'cpu' is unknown: no MFU"
+    assert any(line.startswith("model ") for line in lines)
+    numbers = json.loads((tmp_path / "numbers.json").read_text())
+    assert numbers["mode"] == "train" and numbers["settings"]["steps"] == 2
+    sides = ["vidjax", "PyTorch eager"][: 1 + HAS_TORCH]
+    rows = numbers["rows"]
+    assert [row["side"] for row in rows] == sides
+    for row in rows:
+        assert "failed" not in row, row
+        assert 0 < row["least_seconds"] <= row["step_seconds"] <= row["most_seconds"]
+        assert row["clips_per_second"] == pytest.approx(row["batch_size"] / row["step_seconds"])
+        assert row["mfu"] is None and row["memory_bytes"] > 1e6 and 0 < row["loss"] < 10
+        assert row["parameters"] == rows[0]["parameters"] and row["best"]
+        line = next(line for line in lines if line.startswith("videomae") and f" {row['side']} " in line)
+        for name, factor in (("step_seconds", 1e3), ("clips_per_second", 1)):
+            assert f" {table.digits(factor * row[name])} " in line
+    assert rows[0]["compile_seconds"] > 0 and rows[0]["program_bytes"] > 4 * rows[0]["parameters"]
+    for row in rows:
+        assert row["vidjax_speed"] == pytest.approx(rows[0]["clips_per_second"] / row["clips_per_second"])
+
+    from PIL import Image
+
+    picture = Image.open(tmp_path / "chart.png")
+    assert picture.format == "PNG" and picture.width > 800 and picture.height > 150
+    assert len(picture.convert("RGB").getcolors(1 << 20)) > 10  # not empty
 
 
-def test_plain_decoding_finds_the_same_frames(tmp_path):
-    path = videos.write_video(tmp_path / "a.mp4", videos.numbered(40))
-    frames = benchmark.plain_decode(str(path), lambda count, rate: np.array([7, 20, 33]), 999)
-    assert videos.numbers(frames) == [7, 20, 33]
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        (lambda: Train(models=("uniformer_tinny",)), "there is no model 'uniformer_tinny'"),
+        (lambda: Train(models=("clip_base_16",)), "neither a classifier nor a masked autoencoder"),
+        (lambda: Memory(batch_sizes=(4, 0)), "each 1 or more"),
+        (lambda: Memory(budget_gb=0), "budget_gb is 0"),
+        (lambda: Loss(batch_size=0), "batch_size is 0"),
+        (lambda: Loss(chart="nowhere/a.png"), "its folder does not exist"),
+        (lambda: Loss(batch_size=16, width=2, chunks=(9,)), "chunks of 9 do not divide"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(settings, line):
+    with pytest.raises(ValueError, match=line):
+        benchmark.main(settings())
 
 
-def test_a_source_without_files_is_refused():
-    with pytest.raises(ValueError, match="no source of video files"):
-        benchmark.main(benchmark.Input("synthetic:moving_shapes"))
+def test_a_wrong_name_is_one_line():
+    told = run(str(ROOT / "experiments" / "benchmark.py"), *"train --models uniformer_tinny".split())
+    assert told.returncode == 2 and "there is no model 'uniformer_tinny'" in told.stderr and not told.stdout
+    assert len(told.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.skipif(not HAS_TORCH, reason="needs PyTorch")
+@pytest.mark.parametrize(
+    "name",
+    [
+        "videomae_tiny", "videomae_tiny_pretrain", "vivit_tiny_joint", "timesformer_tiny_divided", "uniformer_tiny",
+        "r2plus1d_34",
+    ],
+)  # fmt: skip
+def test_peers_are_of_our_size(name):
+    import torch
+
+    facts = describe([job(name)])["models"][name]
+    with torch.device("meta"):
+        try:
+            peer, axes = make_peer(name, make_model(job(name)))
+        except NoPeerError as error:
+            pytest.skip(str(error))
+    assert check_parameters(peer, facts["parameters"], 0) == (facts["parameters"], "")
+    assert set(axes.split()) == set("bcthw")
+    with pytest.raises(NoPeerError, match="not the same model"):
+        check_parameters(peer, facts["parameters"] + 2, 1)
+    assert "position tables differ" in check_parameters(peer, facts["parameters"] + 2, 2)[1]
+
+
+def test_models_without_a_peer_say_so():
+    with pytest.raises(NoPeerError, match="no PyTorch peer of c3d"):
+        make_peer("c3d", make_model(job("c3d")))
+
+
+def test_fields_are_compared_where_a_model_has_them():
+    settings = Train(models=("r3d_tiny", "videomae_tiny"), remat=("none", "blocks"), scan=(False, True))
+    assert check_models(settings) == [
+        f"r3d_tiny has no field {field}: it is measured without" for field in ("remat", "scan")
+    ]
+    assert [found.side for found in jobs(settings, "r3d_tiny", "float32", 4)] == ["vidjax"]
+    sides = [found.side for found in jobs(settings, "videomae_tiny", "float32", 4)]
+    assert sides == [f"vidjax remat={remat} scan={scan}" for remat in ("none", "blocks") for scan in (False, True)]
+
+
+def fail(reason: str) -> dict:
+    raise MemoryError(reason)
+
+
+def die() -> dict:
+    os.kill(os.getpid(), 9)
+
+
+def test_what_fails_is_a_row_and_ends_nothing(monkeypatch):
+    """A side that runs out of memory is not tried with larger batches; the others go on."""
+    good = {"compile": None, "memory": 1, "loss": 1.0}
+    asked = []
+
+    def sides_of(settings, facts, name, dtype, batch_size):
+        def ours():
+            asked.append(batch_size)
+            if batch_size == 4:
+                return measure.attempt(fail, "RESOURCE_EXHAUSTED: Out of memory\nand much more")
+            return {**good, "seconds": [0.25 * batch_size] * 3}
+
+        return {"vidjax": ours, "PyTorch eager": lambda: {**good, "seconds": [2.0 if batch_size == 8 else 0.5] * 3}}
+
+    monkeypatch.setattr(measure, "sides_of", sides_of)
+    machine = {
+        "device": "NVIDIA H200",
+        "devices": 2,
+        "platform": "gpu",
+        "models": {"m": {"macs": 1e12, "parameters": 7}},
+    }
+    settings = Train(models=("m",), batch_sizes=(8, 4, 1, 2), rounds=2, dtypes=("bfloat16",))
+    told = []
+    (rows,) = measure.measure_models(settings, machine, told.append)
+    assert asked == [1, 1, 2, 2, 4] and len(told) == 5 + 2 * 4
+    by_side = {(row["side"], row["batch_size"]): row for row in rows}
+    failed = by_side["vidjax", 4]
+    assert failed["out_of_memory"] and "larger batches are left out" in failed["failed"]
+    assert "and much more" not in failed["failed"] and ("vidjax", 8) not in by_side
+    ours, theirs = by_side["vidjax", 2], by_side["PyTorch eager", 4]
+    assert ours["clips_per_second"] == 4 and theirs["best"] and not by_side["PyTorch eager", 8]["best"]
+    assert theirs["vidjax_speed"] == pytest.approx((4 / 2) / 8)  # for each device
+    assert ours["mfu"] == pytest.approx(6e12 * 4 / 989e12 / 2) and theirs["mfu"] == pytest.approx(6e12 * 8 / 989e12)
+
+
+def test_a_killed_process_is_a_row():
+    assert "killed" in measure.measure(die)["failed"]
+
+
+def test_the_largest_number_is_found_in_few_steps():
+    for slope, fixed in ((3, 10), (7, 1000), (1, 0)):
+        asked = []
+
+        def needs(number, slope=slope, fixed=fixed, asked=asked):
+            asked.append(number)
+            return slope * number + fixed + number // 5
+
+        number, needed, count = find_largest(needs, 5000)
+        assert needs(number) == needed <= 5000 < needs(number + 1) and count <= 10
+    assert find_largest(lambda number: 100 * number, 99) == (0, 100, 1)
+
+
+def test_the_largest_batch_is_found_by_compiling_alone(monkeypatch):
+    monkeypatch.setattr(budget, "COMPILATIONS", 3)
+    small = dataclasses.replace(job("videomae_tiny", frames=2, size=32), training=False)
+    found = budget.largest_batch(small, 1.0)
+    assert found["tried"] == 3 and found["batch_size"] == 32 * jax.device_count()  # the most that a third try dares
+    assert 1e6 < found["program_bytes"] < 1e9
+    monkeypatch.setattr(budget, "COMPILATIONS", 1)
+    assert budget.largest_batch(small, 1e-3)["batch_size"] == 0
+
+
+def test_chunks_save_memory_and_change_no_gradient(tmp_path, capsys):
+    rows = benchmark.main(
+        Loss(batch_size=256, width=8, chunks=(16,), steps=2, rounds=1, json=str(tmp_path / "numbers.json"))
+    )
+    header, titles, *lines = capsys.readouterr().out.splitlines()
+    assert header.startswith("256 pairs of 8 values on ") and titles.split()[:3] == ["objective", "form", "temporary"]
+    assert len(lines) == 6 and lines[3].startswith("sigmoid") and "chunks of 16" in lines[3]
+    assert json.loads((tmp_path / "numbers.json").read_text())["rows"] == rows
+    assert [row["form"] for row in rows] == ["whole", "chunks of 16"] * 3
+    for whole, few in zip(rows[::2], rows[1::2], strict=True):
+        assert few["temporary_bytes"] < whole["temporary_bytes"]
+        assert whole["temporary_bytes"] * jax.device_count() > 256 * 256 * 4
+        assert whole["differs"] == 0 < few["differs"] < 1e-5

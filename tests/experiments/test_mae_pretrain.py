@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -117,11 +118,17 @@ def test_sigterm_saves_exits_0_and_the_same_command_goes_on(environment, undistu
 
 
 def start_two(environment, workdir):
+    """As docs/launch.md has it, with another port, work directory and size."""
+    one, two = re.findall(r"^```bash\n(.*?)^```$", (ROOT / "docs" / "launch.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert one == "python experiments/mae_pretrain.py --workdir runs/one\n"  # the README's first command
+    settings = dict(word.split("=") for word in re.search(r"^export (.*)$", two, re.MULTILINE)[1].split())
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    settings = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
-    return [start(environment, workdir, "--distributed", JAX_PROCESS_ID=str(k), **settings) for k in (0, 1)]
+        settings["JAX_COORDINATOR_ADDRESS"] = f"127.0.0.1:{free.getsockname()[1]}"
+    line = r"^JAX_PROCESS_ID=(\d) python experiments/mae_pretrain.py (.*) --workdir runs/two(?: &)?$"
+    processes = dict(re.findall(line, two, re.MULTILINE))
+    assert set(processes) == {"0", "1"}
+    return [start(environment, workdir, *processes[k].split(), JAX_PROCESS_ID=k, **settings) for k in "01"]
 
 
 def test_two_processes_one_of_them_told_to_stop_give_the_losses_of_one(environment, undisturbed, tmp_path):

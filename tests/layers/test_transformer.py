@@ -78,6 +78,15 @@ class Told(nn.Module):
         return x + self.param("one", nn.initializers.ones, ())
 
 
+class Doubling(nn.Module):
+    """A block whose residual branch is its only parameter."""
+
+    @nn.compact
+    def __call__(self, x, drop_path, train):
+        one = self.param("one", nn.initializers.ones, ())
+        return x + DropPath(name="drop_path")(jnp.full_like(x, one), drop_path, train)
+
+
 @pytest.mark.parametrize("depth", [1, 4])
 def test_drop_path_rises_linearly_from_zero_to_its_rate(depth):
     encoder, x = Encoder(Told, depth, drop_path=0.3), jnp.zeros((1, 2, 3))
@@ -94,6 +103,43 @@ def test_parameters_have_the_same_names_under_any_remat(remat):
     plain = Encoder(partial(Block, 2), 2)
     shapes = [jax.eval_shape(encoder.init, jax.random.key(0), x) for encoder in (plain, plain.clone(remat=remat))]
     assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize("remat", ["none", "dots", "blocks"])
+def test_scanned_blocks_are_the_same_function_of_the_same_parameters(remat):
+    x = jnp.asarray(np.random.default_rng(1).standard_normal((2, 3, 8)), jnp.float32)
+    loop = Encoder(partial(Block, 2), 3, remat=remat)
+    scan = loop.clone(scan=True)
+    shapes = [jax.eval_shape(encoder.init, jax.random.key(0), x) for encoder in (loop, scan)]
+    assert shapes[0] == shapes[1]
+    params = noise(shapes[0])
+
+    def value_and_gradients(encoder):
+        return jax.jit(jax.value_and_grad(lambda params, x: jnp.sin(encoder.apply(params, x, True)).sum(), (0, 1)))
+
+    expected, found = (value_and_gradients(encoder)(params, x) for encoder in (loop, scan))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), found, expected)
+    text = [jax.jit(encoder.apply).lower(params, x).as_text() for encoder in (loop, scan)]
+    assert text[0].count("dot_general") == 3 * text[1].count("dot_general")  # of one block, whatever the depth
+
+
+def test_scanned_blocks_drop_each_by_its_own_rate_and_key():
+    x, rates = jnp.ones((2000, 1, 4)), (0.0, 0.5, 0.5)
+    encoder = Encoder(Doubling, 3, rates, scan=True)
+    out = encoder.apply({"params": {f"block_{i}": {"one": jnp.ones(())} for i in range(3)}}, x, True,
+                        rngs={"drop_path": jax.random.key(0)})  # fmt: skip
+    # The first block always adds one; each of the others adds two, or nothing: four outcomes for two of them.
+    values, counts = np.unique(np.asarray(out)[:, 0, 0], return_counts=True)
+    np.testing.assert_array_equal(values, [2, 4, 6])
+    np.testing.assert_allclose(counts / 2000, [0.25, 0.5, 0.25], atol=0.05)
+
+
+def test_scanned_blocks_can_be_looked_into():
+    x = jnp.zeros((1, 2, 8))
+    encoder = Encoder(partial(Block, 2), 2, scan=True)
+    variables = encoder.init(jax.random.key(0), x)
+    _, sown = encoder.apply({"params": variables["params"]}, x, mutable=["intermediates"])
+    assert set(sown["intermediates"]) == {"block_0", "block_1"}
 
 
 def test_unknown_remat_is_refused():

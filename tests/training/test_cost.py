@@ -8,7 +8,7 @@ import pytest
 
 from vidjax.layers.convolution import depthwise_conv3d
 from vidjax.models import create_model
-from vidjax.training.cost import count_macs, peak_flops
+from vidjax.training.cost import PEAKS, count_macs, peak_flops
 
 
 def test_products_convolutions_and_loops_are_counted():
@@ -47,4 +47,12 @@ def test_pretraining_costs_what_is_published_less_the_patches_that_are_never_emb
 def test_peaks_are_found_by_the_device_kind():
     assert peak_flops("NVIDIA H200") == 989e12
     assert peak_flops("TPU v5 lite") == 197e12
-    assert peak_flops("cpu") is None
+    assert peak_flops("cpu") is peak_flops("cpu", "float32") is None
+    assert peak_flops("NVIDIA A10G") < peak_flops("NVIDIA A10") < peak_flops("NVIDIA A100-SXM4-80GB") == 312e12
+    assert peak_flops("NVIDIA H100 PCIe") < peak_flops("NVIDIA H100 80GB HBM3") < peak_flops("NVIDIA GB200")
+
+
+def test_every_peak_can_be_found_and_has_a_source():
+    for kind, peak in PEAKS.items():  # a more general name before a special one would hide it
+        assert (peak_flops(kind), peak_flops(kind, "float32")) == (peak.bfloat16, peak.float32)
+        assert 0 < peak.float32 <= peak.bfloat16 and peak.source

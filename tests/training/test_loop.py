@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vidjax.training import loop
 from vidjax.training.checkpoint import load_variables
 from vidjax.training.loop import Feeder, LoopConfig, fit
 from vidjax.training.metrics import read_metrics
@@ -26,7 +27,7 @@ def batches_from(first, poison=()):
         n += 1
 
 
-def run(workdir, steps=10, batches=batches_from, evaluate=None, best=None, **loop):
+def run(workdir, steps=10, batches=batches_from, evaluate=None, best=None, advise=None, **loop):
     schedule = OPTIM.schedule(256, 10, 10)
     tx = make_optimizer(OPTIM, schedule)
     mesh = make_mesh()
@@ -42,7 +43,7 @@ def run(workdir, steps=10, batches=batches_from, evaluate=None, best=None, **loo
     )
     return fit(
         step, state, batches, steps=steps, workdir=workdir, mesh=mesh, config={}, schedule=schedule, evaluate=evaluate,
-        best=best, loop=LoopConfig(**{"log_every": 1, "save_every": 4} | loop),
+        best=best, advise=advise, loop=LoopConfig(**{"log_every": 1, "save_every": 4} | loop),
     )  # fmt: skip
 
 
@@ -154,3 +155,30 @@ def test_batches_are_made_ahead_and_in_order():
     got = [float(feeder.get(None)[0]["x"][0, 0]) for _ in range(5)]
     feeder.close()
     assert got == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("pause", [0.05, 0.0])
+def test_a_starved_run_is_advised_once_and_a_fed_one_never(pause, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(loop, "NOTICED_AFTER", 0.2)
+    asked = []
+
+    def batches(first):
+        for batch in batches_from(first):
+            time.sleep(pause)
+            yield batch
+
+    def advise(wanted, made):
+        asked.append((wanted, made))
+        return "more cores"
+
+    if not pause:
+        monkeypatch.setattr(loop.Progress, "step", lambda self: time.sleep(0.02))
+    result = run(tmp_path, steps=20, batches=batches, advise=advise, save_every=100)
+    notes = [line for line in capsys.readouterr().out.splitlines() if "more cores" in line]
+    if not pause:
+        assert not asked and not notes and result.advice == ""
+        return
+    assert len(notes) == 1 and notes[0].endswith("waiting for data: more cores") and result.advice == "more cores"
+    wanted, made = asked[-1]
+    assert made == pytest.approx(result.clips_per_second, rel=0.3) and 60 < made < 8 / pause
+    assert wanted == pytest.approx(result.clips_per_second / (1 - result.data_wait_fraction))

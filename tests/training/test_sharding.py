@@ -10,14 +10,14 @@ import pytest
 from vidjax.models import create_model
 from vidjax.objectives import masking, reconstruction
 from vidjax.training.optimizer import OptimizerConfig, make_optimizer
-from vidjax.training.sharding import batch_sharding, check_batch_size, make_mesh, put_batch, replicated, state_sharding
+from vidjax.training.sharding import check_batch_size, jit_step, make_mesh, put_batch, state_sharding
 from vidjax.training.state import create_state
 from vidjax.training.step import make_train_step
 
 GRID = (2, 4, 4)
 
 
-def run(fsdp, devices, steps=3):
+def run(fsdp, devices, sequence=1, implementation="auto", steps=3):
     """Losses of a tiny masked pre-training on so many devices, and the state."""
     model = create_model(
         "videomae_tiny_pretrain",
@@ -28,10 +28,11 @@ def run(fsdp, devices, steps=3):
         decoder_width=32,
         decoder_depth=1,
         decoder_heads=2,
+        implementation=implementation,
     )
     config = dataclasses.replace(OptimizerConfig(), learning_rate=0.02, warmup_epochs=0)
     tx = make_optimizer(config, config.schedule(8, 10, 10))
-    mesh = make_mesh(fsdp, jax.devices()[:devices])
+    mesh = make_mesh(fsdp, sequence, devices=jax.devices()[:devices])
 
     def draw(key):
         return jax.vmap(lambda key: masking.tube(key, GRID, 0.75))(jax.random.split(key, 8))
@@ -48,14 +49,10 @@ def run(fsdp, devices, steps=3):
         variables = model.init(key, jnp.zeros((8, 4, 32, 32, 3)), *draw(key))
         return create_state(variables, tx, key)
 
-    sharding = state_sharding(mesh, jax.eval_shape(init, jax.random.key(0)))
-    state = jax.jit(init, out_shardings=sharding)(jax.random.key(0))
-    step = jax.jit(
-        make_train_step(loss_fn, tx),
-        donate_argnums=0,
-        in_shardings=(sharding, batch_sharding(mesh)),
-        out_shardings=(sharding, replicated(mesh)),
-    )
+    with jax.set_mesh(mesh):
+        sharding = state_sharding(mesh, jax.eval_shape(init, jax.random.key(0)))
+        state = jax.jit(init, out_shardings=sharding)(jax.random.key(0))
+    step = jit_step(make_train_step(loss_fn, tx), sharding, mesh)
     losses = []
     rng = np.random.default_rng(0)
     for _ in range(steps):
@@ -81,9 +78,30 @@ def test_eight_devices_give_the_losses_of_one(on_one_device, fsdp):
     assert moment.sharding == kernel.sharding
 
 
+@pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
+def test_eight_devices_that_share_clips_give_the_losses_of_one(on_one_device):
+    losses, _ = run(fsdp=2, devices=8, sequence=2, implementation="ring")
+    np.testing.assert_allclose(losses, on_one_device, atol=1e-5)
+
+
+def test_frames_are_split_where_devices_share_clips():
+    mesh = make_mesh(sequence=4)
+    clips = {"video": np.zeros((2, 8, 2, 2, 3), np.uint8), "label": np.zeros((2, 8))}
+    put = put_batch(clips, mesh)
+    assert {name: x.addressable_shards[0].data.shape for name, x in put.items()} == {
+        "video": (1, 2, 2, 2, 3),
+        "label": (1, 8),
+    }
+    assert put_batch({"video": clips["video"][:, :6]}, mesh)["video"].addressable_shards[0].data.shape[1] == 6
+
+
 def test_a_mesh_that_does_not_fit_is_refused():
-    with pytest.raises(ValueError, match="does not divide the 8 devices: choose one of"):
+    with pytest.raises(ValueError, match="fsdp 3 does not divide the 8 devices: choose one of"):
         make_mesh(3)
+    with pytest.raises(ValueError, match="sequence 5 does not divide the 8 devices: choose one of"):
+        make_mesh(sequence=5)
+    with pytest.raises(ValueError, match="fsdp 4 times sequence 4 does not divide the 8 devices"):
+        make_mesh(4, 4)
 
 
 def test_a_batch_that_does_not_fit_is_refused():
@@ -92,3 +110,8 @@ def test_a_batch_that_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="times 2 micro-batches: make it a multiple of 16"):
         check_batch_size(8, accumulation=2)
     check_batch_size(16, accumulation=2)
+    with pytest.raises(
+        ValueError, match="a batch of 3 cannot be shared by 2 groups of 4 devices: make it a multiple of 2"
+    ):
+        check_batch_size(3, sequence=4)
+    check_batch_size(2, sequence=4)

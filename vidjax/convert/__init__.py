@@ -27,7 +27,7 @@ from vidjax.convert import (
     vit,
     vivit,
 )
-from vidjax.convert.checkpoint import save_pretrained
+from vidjax.convert.checkpoint import COMPUTING, save_pretrained
 from vidjax.convert.files import Weights
 from vidjax.convert.rules import Inflation, Layout, Report
 from vidjax.models import create_model, example_inputs, override, towers
@@ -223,7 +223,7 @@ def recognize(model: nn.Module, weights: Weights) -> tuple[Layout, Weights]:
 
 # Fields in which a model may differ from what its weights are of: clips, classes, and what is there in training alone.
 FREE = ("num_classes", "num_frames", "image_size", "dropout", "drop_path")
-OWN = ("parent", "name", "card", "dtype", "remat")  # never taken over: the card is put together from both
+OWN = ("parent", "name", "card", *COMPUTING)  # never taken over: the card is put together from both
 
 
 def _reconcile(name: str, model: nn.Module, described: nn.Module, overrides: dict) -> nn.Module:

@@ -15,6 +15,7 @@ from vidjax.layers.card import Card
 from vidjax.models import MODULES, towers
 
 NAME = "vidjax.json"
+COMPUTING = ("dtype", "remat", "scan", "implementation")  # fields that say how a model computes, not what
 OURS = "vidjax's own"
 
 
@@ -26,8 +27,8 @@ def is_one(path: Path) -> bool:
 def save_pretrained(directory: str | Path, model: nn.Module, variables: dict) -> None:
     """Writes a model and its variables so that `load_pretrained(directory)` gives both back, every value as it was.
 
-    Parameters come back as float32, as those of all models are; bfloat16 loses nothing in it. How to compute (`dtype`,
-    `remat`) is no property of weights: it is chosen anew where they are loaded.
+    Parameters come back as float32, as those of all models are; bfloat16 loses nothing in it. How to compute
+    (`COMPUTING`) is no property of weights: it is chosen anew where they are loaded.
 
     Raises:
       FileExistsError: something is there already.
@@ -45,7 +46,7 @@ def save_pretrained(directory: str | Path, model: nn.Module, variables: dict) ->
 
 def describe(model: nn.Module) -> dict:
     """The model's module and fields, and those of the towers among them, as JSON has them, but for how it computes."""
-    left_out = {"parent", "name", "dtype", "remat"}
+    left_out = {"parent", "name", *COMPUTING}
     fields = {f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.name not in left_out}
     fields |= {name: describe(tower) for name, tower in towers(model).items()}
     fields |= {name: dataclasses.asdict(value) for name, value in fields.items() if isinstance(value, Card)}

@@ -17,9 +17,8 @@ PATTERNS = (
 
 def fetch(source: str | Path) -> Path:
     """Where the source is on this machine; an id that is no path here is downloaded through huggingface_hub."""
-    path = Path(source).expanduser()
-    name = str(source)
-    if path.exists() or name.count("/") != 1 or name.startswith((".", "/", "~")) or path.suffix in SUFFIXES:
+    path, name = Path(source).expanduser(), str(source)
+    if path.exists() or not is_id(source):
         return path
     try:
         import huggingface_hub
@@ -36,6 +35,12 @@ def fetch(source: str | Path) -> Path:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise FileNotFoundError(f"nothing is at {source}, and Hugging Face does not give it: {reason}") from error
     return folder
+
+
+def is_id(source: str | Path) -> bool:
+    """Whether the source reads like an id of Hugging Face's, as in owner/name."""
+    name = str(source)
+    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and Path(name).suffix not in SUFFIXES
 
 
 def read_config(path: Path) -> dict | None:

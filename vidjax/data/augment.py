@@ -31,7 +31,7 @@ def augment(
         box = multi_scale_box if config.crop == "multi_scale" else random_resized_box
         video = crop_and_resize(video, box(tf.shape(video)[1], tf.shape(video)[2], size, crop_seed), size)
     if config.flip:
-        video = tf.cond(tf.random.stateless_uniform((), flip_seed) < 0.5, lambda: video[:, :, ::-1], lambda: video)
+        video = tf.cond(tf.random.stateless_uniform((), flip_seed) < 0.5, lambda: tf.reverse(video, [2]), lambda: video)
     if config.rand_augment_ops:
         video = rand_augment.rand_augment(video, config.rand_augment_ops, config.rand_augment_magnitude, ops_seed)
     if config.color_jitter:

@@ -4,8 +4,9 @@ Index i means the frame on screen at `start + i / rate`. In a file of constant r
 order of presentation; in a file of variable rate the timestamps decide, so an index is a time and not a count.
 
 Only what is needed is done: seek to the last keyframe before the first index, decode from there (H.264 and its
-kin can do no less), leave out frames that no other frame refers to, convert and shrink only the frames asked for.
-Where a file does not keep what its index promises, it is read again from its start, frame by frame.
+kin can do no less), jump again where the next index lies behind another keyframe, leave out frames that no other frame
+refers to, convert and shrink only the frames asked for. Where a file does not keep what its index promises, it is read
+again from its start, frame by frame.
 
 `read_clip` gives all frames at once, `stream_frames` the same ones after each other, for videos of any length.
 """
@@ -97,7 +98,8 @@ def read_clip(
         with _open(path) as stream, _one_line(path):
             found = _read(stream, clock, wanted, short_side, shortcuts=False)
     frames, (height, width) = found
-    return frames[order[: len(indices)]], replace(info, height=height, width=width)
+    frames = frames if np.array_equal(wanted, indices) else frames[order[: len(indices)]]  # megabytes not copied
+    return frames, replace(info, height=height, width=width)
 
 
 def stream_frames(
@@ -260,10 +262,11 @@ def _on_screen(
     """Yields the frame on screen at each of `wanted`; a None, and no more, where a shortcut missed one."""
     times = deque(clock.start + clock.step * wanted)
     keyframes = [entry.timestamp for entry in stream.index_entries if entry.is_keyframe] if shortcuts else []
+    reordered, back = bool(stream.codec_context.has_b_frames), 0.0
     while times:
         if shortcuts:
             try:
-                stream.container.seek(int(times[0] + clock.slack), stream=stream)
+                stream.container.seek(int(times[0] + clock.slack - back), stream=stream)
             except av.FFmpegError:
                 yield None
                 return
@@ -273,6 +276,9 @@ def _on_screen(
             if shortcuts and before is None and not frame.key_frame:  # intra refresh: it is not whole yet
                 yield None
                 return
+            if shortcuts and before is None and now > times[0] + clock.slack and not back:
+                back = 8 * clock.step  # open GOP: a keyframe that is decoded before, but shown after; to the one before
+                break
             while times and now > times[0] + clock.slack:  # the one before is still on screen
                 if shortcuts and (before is None or clock.constant):  # or one that was left out
                     yield None
@@ -283,7 +289,8 @@ def _on_screen(
                 yield frame
                 times.popleft()
             before, before_time = frame, now
-            if len(times) < left and (not times or _pays(keyframes, clock, now, times[0])):
+            if len(times) < left and (not times or _pays(keyframes, clock, now, times[0], reordered)):
+                back = 0.0
                 break
         else:
             if shortcuts and (before is None or clock.constant):
@@ -299,9 +306,23 @@ def _on_screen(
                 times.popleft()
 
 
-def _pays(keyframes: list[int], clock: _Clock, now: float, target: float) -> bool:
-    """Is there a keyframe far enough ahead? The index may hold decoding times, a few frames before the shown."""
-    position = bisect_right(keyframes, target - 4 * clock.step) - 1
+def _pays(keyframes: list[int], clock: _Clock, now: float, target: float, reordered: bool) -> bool:
+    """Does a jump to the last keyframe before `target` save decoding more than it costs: is it over 2 frames ahead?
+
+    Measured, CPU time of decoding through to that of jumping over more than 0, 2, 8, 32 frames (340x256, 1190 frames of
+    real clips, H.264 with B-frames, a keyframe every 12, 48 or 250 frames):
+
+        frames wanted      every 12               every 48               every 250
+        16, 4 apart        0.97 0.98 0.98 1.01    1.04 1.07 1.05 1.01    1.00 1.02 1.02 0.98
+        64, uniform        1.57 1.62 1.32 0.96    1.08 1.09 1.06 1.01    0.90 0.96 0.97 0.98
+        16, uniform        6.42 6.36 6.43 6.53    2.26 2.25 2.21 2.10    1.07 1.07 1.07 1.04
+        8 segments         9.86 9.72 9.97 8.22    4.38 4.27 4.27 4.05    1.52 1.51 1.49 1.50
+
+    So a jump costs no more than a frame or two. In real clips (300 frames, 2 to 4 keyframes) jumping gives 1.0 to 1.1;
+    where each frame is a keyframe, 16 frames 4 apart take 0.4 of the time.
+    """
+    # The index may hold decoding times, which come a few frames before the shown ones where frames are reordered.
+    position = bisect_right(keyframes, target + clock.slack - (4 * clock.step if reordered else 0)) - 1
     return position >= 0 and keyframes[position] > now + 2 * clock.step
 
 

@@ -2,7 +2,7 @@
 
 XLA's own 3-D and grouped convolutions are several times slower than PyTorch's on CPUs, and their gradients worse. So a
 convolution along space or time alone is a 2-D one over folded axes, and a depthwise one is a sum of shifted products,
-with gradients of their own where XLA's are slow. `experiments/benchmark.py convolution` measures each against `lax`.
+with gradients of their own where XLA's are slow.
 Such gradients are for reverse mode alone: `jax.jvp`, and what is built on it (`jax.jacfwd`, `jax.hessian`), fails.
 """
 
@@ -57,13 +57,24 @@ def conv3d(
         return y.reshape(b, -1, *x.shape[2:4], d)
     if jax.default_backend() != "cpu":
         return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=("NTHWC", "THWIO", "NTHWC"))
-    x = jnp.pad(x, ((0, 0), padding[0], *[(0, 0)] * 3))
-    frames = (x.shape[1] - kt) // strides[0] + 1
-    taps = [x[:, i : i + (frames - 1) * strides[0] + 1 : strides[0]] for i in range(kt)]  # time goes into channels
-    x = jnp.concatenate(taps, axis=-1).reshape(-1, h, w, kt * c)
-    kernel = jnp.moveaxis(kernel, 0, 2).reshape(kh, kw, kt * c, d)
-    y = _conv2d(x, kernel, tuple(strides[1:]), tuple(padding[1:]))
-    return y.reshape(b, frames, *y.shape[1:])
+    return _sum_over_taps(x, kernel, tuple(strides), tuple(padding))
+
+
+@partial(jax.jit, static_argnums=(2, 3))  # so that training.cost knows it by its name
+def _sum_over_taps(x: Array, kernel: Array, strides: Sequence[int], padding: Pairs) -> Array:
+    """A 2-D convolution for each frame of the kernel, over those frames of `x` that it meets: none of the padding."""
+    (b, t, h, w, c), kt, (before, after), stride = x.shape, len(kernel), padding[0], strides[0]
+    frames = (t + before + after - kt) // stride + 1
+    total, x = 0.0, lax.optimization_barrier(x)  # else what made it is computed again for each
+    for tap in range(kt):
+        met = [i for i in range(frames) if 0 <= i * stride + tap - before < t]
+        if met:
+            first = met[0] * stride + tap - before
+            seen = x[:, first : first + (len(met) - 1) * stride + 1 : stride].reshape(-1, h, w, c)
+            y = _conv2d(seen, kernel[tap], tuple(strides[1:]), tuple(padding[1:]))
+            y = y.reshape(b, len(met), *y.shape[1:])
+            total += jnp.pad(y, ((0, 0), (met[0], frames - 1 - met[-1]), *[(0, 0)] * 3))
+    return total
 
 
 def _plain_conv2d(x: Array, kernel: Array, strides: Sequence[int], padding: Pairs) -> Array:
@@ -88,7 +99,8 @@ def _correlate(shifted: Array, still: Array, kernel_size: tuple[int, int], strid
     if n * height * width <= 2048:
         return (side_by_side(shifted, height).T @ still.reshape(-1, d)).reshape(kh, kw, c, d)
     # A few rows at a time, so that what is multiplied stays in the cache.
-    rows = max(r for r in range(1, height + 1) if height % r == 0 and (r == 1 or r * width <= 4096))
+    most = 2**20 // (width * kh * kw * c)
+    rows = max(r for r in range(1, height + 1) if height % r == 0 and (r == 1 or r <= most))
 
     def add_rows(total: Array, part: tuple[Array, Array]) -> tuple[Array, None]:
         (image, row), still = part

@@ -12,7 +12,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from vidjax.layers.attention import Attention
+from vidjax.layers.attention import Attention, Implementation
 
 Remat = Literal["none", "dots", "blocks"]
 
@@ -90,6 +90,7 @@ class Block(nn.Module):
     Attributes:
       key_bias: see `Attention`.
       epsilon: of the layer norms; 1e-6 in timm's line, 1e-5 in CLIP's.
+      implementation: of the attention, see `attend`.
       out_init: of the linear maps that end the two branches, where they start otherwise than the others.
     """
 
@@ -101,6 +102,7 @@ class Block(nn.Module):
     activation: Callable[[Array], Array] = exact_gelu
     kernel_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
     out_init: nn.initializers.Initializer | None = None
+    implementation: Implementation = "auto"
     dtype: DTypeLike | None = None
 
     @nn.compact
@@ -117,6 +119,7 @@ class Block(nn.Module):
             self.heads,
             self.qkv_bias,
             self.key_bias,
+            self.implementation,
             kernel_init=self.kernel_init,
             out_init=self.out_init,
             dtype=self.dtype,
@@ -138,12 +141,16 @@ class Encoder(nn.Module):
       drop_path: rate of the last block, to which the rates rise linearly from zero; or the rates of all.
       remat: what the backward pass computes again to save memory: `none`; `dots`, all but matrix products; `blocks`,
         everything inside a block.
+      scan: one block is traced and compiled for all, and run in a loop, at the cost of a copy of the parameters, which
+        are named and stored as without it. For blocks without running statistics; where intermediates are asked for,
+        the blocks run one by one.
     """
 
     block: Callable[..., nn.Module]
     depth: int
     drop_path: float | Sequence[float] = 0.0
     remat: Remat = "none"
+    scan: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "b *n d"], train: bool = False, **context) -> Float[Array, "b *n d"]:
@@ -154,10 +161,29 @@ class Encoder(nn.Module):
 
         if self.remat not in ("none", "dots", "blocks"):
             raise ValueError(f"remat is '{self.remat}': choose none, dots or blocks")
-        if self.remat != "none":
-            policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if self.remat == "dots" else None
-            run = nn.remat(run, policy=policy, prevent_cse=False, static_argnums=(2,))
+        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if self.remat == "dots" else None
         ramp = np.linspace(0.0, self.drop_path, self.depth) if np.ndim(self.drop_path) == 0 else self.drop_path
+        if self.scan and not self.is_initializing() and not self.is_mutable_collection("intermediates"):
+            return self._scan(x, np.asarray(ramp, np.float32), train, context, policy)
+        if self.remat != "none":
+            run = nn.remat(run, policy=policy, static_argnums=(2,))
         for i, rate in enumerate(ramp):
             x = run(self.block(name=f"block_{i}"), x, float(rate))
         return x
+
+    def _scan(self, x: Array, ramp: np.ndarray, train: bool, context: dict, policy: Callable | None) -> Array:
+        block, keys = self.block(parent=None), {}
+        layers = [self.variables["params"][f"block_{i}"] for i in range(self.depth)]
+        layers = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
+        if train:
+            chosen = [name for name in ("dropout", "drop_path") if self.has_rng(name)]
+            keys = {name: jax.random.split(self.make_rng(name), self.depth) for name in chosen}
+
+        def run(x: Array, layer: tuple) -> tuple[Array, None]:
+            params, rate, keys = layer
+            rate = rate if ramp.any() else 0.0  # a traced rate would ask for a key
+            return block.apply({"params": params}, x, rate, train, rngs=keys, **context), None
+
+        if self.remat != "none":
+            run = jax.checkpoint(run, policy=policy, prevent_cse=False)  # a loop's body cannot be merged with another's
+        return jax.lax.scan(run, x, (layers, jnp.asarray(ramp), keys))[0]

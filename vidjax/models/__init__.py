@@ -42,7 +42,7 @@ MODULES = MappingProxyType(
 )
 
 # Fields that are handed on to the towers of a model made of some.
-OF_TOWERS = ("num_frames", "image_size", "drop_path", "dtype", "remat", "head", "joint", "shift")
+OF_TOWERS = ("num_frames", "image_size", "drop_path", "dtype", "remat", "scan", "head", "joint", "shift")
 
 
 def list_models(contains: str = "") -> list[str]:

@@ -70,6 +70,7 @@ class ImageTower(nn.Module):
       drop_path: rate of the last block.
       num_frames, image_size: of the clips that the variant is meant for; other sizes get the positions resized.
       epsilon: of the layer norms.
+      remat, scan: see `Encoder`.
     """
 
     width: int
@@ -87,6 +88,7 @@ class ImageTower(nn.Module):
     image_size: int = 224
     epsilon: float = 1e-5
     remat: Remat = "none"
+    scan: bool = False
     dtype: DTypeLike | None = None
 
     def setup(self) -> None:
@@ -109,7 +111,7 @@ class ImageTower(nn.Module):
             dtype=self.dtype, **scaled_by_depth(self.width, self.depth),
         )  # fmt: skip
         self.transformer = Encoder(
-            partial(ShiftedBlock, block) if self.shift else block, self.depth, self.drop_path, self.remat
+            partial(ShiftedBlock, block) if self.shift else block, self.depth, self.drop_path, self.remat, self.scan
         )
         self.norm_post = nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype)
         self.projection = nn.Dense(self.features, use_bias=False, kernel_init=normal, dtype=self.dtype)

@@ -47,6 +47,7 @@ class TextTower(nn.Module):
       end_token: the id whose first place gives the feature; None for the place of the highest id.
       drop_path: rate of the last block.
       epsilon: of the layer norms.
+      remat, scan: see `Encoder`.
     """
 
     vocabulary: int
@@ -61,6 +62,7 @@ class TextTower(nn.Module):
     drop_path: float = 0.0
     epsilon: float = 1e-5
     remat: Remat = "none"
+    scan: bool = False
     dtype: DTypeLike | None = None
 
     def setup(self) -> None:
@@ -71,7 +73,7 @@ class TextTower(nn.Module):
             Block, self.heads, self.mlp_ratio, epsilon=self.epsilon, activation=ACTIVATIONS[self.activation],
             dtype=self.dtype, **scaled_by_depth(self.width, self.depth),
         )  # fmt: skip
-        self.transformer = Encoder(block, self.depth, self.drop_path, self.remat)
+        self.transformer = Encoder(block, self.depth, self.drop_path, self.remat, self.scan)
         self.norm = nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype)
         normal = nn.initializers.normal(self.width**-0.5)
         self.projection = nn.Dense(self.features, use_bias=False, kernel_init=normal, dtype=self.dtype)
@@ -127,6 +129,7 @@ class Bert(nn.Module):
       types: kinds of segment that the table has; all tokens are of the first.
       drop_path: rate of the last block.
       epsilon: of the layer norms.
+      remat, scan: see `Encoder`.
     """
 
     vocabulary: int
@@ -141,6 +144,7 @@ class Bert(nn.Module):
     drop_path: float = 0.0
     epsilon: float = 1e-12
     remat: Remat = "none"
+    scan: bool = False
     dtype: DTypeLike | None = None
 
     def setup(self) -> None:
@@ -152,7 +156,7 @@ class Bert(nn.Module):
         block = partial(
             BertBlock, self.heads, self.mlp_ratio, self.epsilon, activation=self.activation, dtype=self.dtype
         )
-        self.transformer = Encoder(block, self.depth, self.drop_path, self.remat)
+        self.transformer = Encoder(block, self.depth, self.drop_path, self.remat, self.scan)
         self.projection = nn.Dense(self.features, use_bias=False, kernel_init=NORMAL, dtype=self.dtype)
 
     def tokens(self, ids: Int[Array, "b m"], train: bool = False) -> Float[Array, "b m d"]:

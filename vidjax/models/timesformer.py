@@ -26,7 +26,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from vidjax.layers.attention import Attention
+from vidjax.layers.attention import Attention, Implementation
 from vidjax.layers.card import Card
 from vidjax.layers.convolution import pytorch_bias, pytorch_kernel
 from vidjax.layers.embedding import PatchEmbedding, PositionTable
@@ -73,6 +73,7 @@ class GroupedAttention(nn.Module):
 
     heads: int
     grouping: Grouping
+    implementation: Implementation = "auto"
     dtype: DTypeLike | None = None
 
     @nn.compact
@@ -93,7 +94,8 @@ class GroupedAttention(nn.Module):
         grouped = patches if over_time else jnp.concatenate([copies, patches], axis=2)
         seen = grouped.reshape(-1, *grouped.shape[2:])
         seen = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(seen)
-        seen = Attention(self.heads, kernel_init=NORMAL, dtype=self.dtype, name="attention")(seen)
+        attention = partial(Attention, implementation=self.implementation, kernel_init=NORMAL, dtype=self.dtype)
+        seen = attention(self.heads, name="attention")(seen)
         seen = DropPath(name="drop_path")(seen, drop_path, train).reshape(grouped.shape)
         patches = einops.rearrange(seen if over_time else seen[:, :, 1:], f"{together} -> {apart}", **sizes)
         if over_time:
@@ -110,6 +112,7 @@ class GroupedBlock(nn.Module):
     heads: int
     groupings: dict[str, Grouping]
     mlp_ratio: float = 4.0
+    implementation: Implementation = "auto"
     dtype: DTypeLike | None = None
 
     @nn.compact
@@ -122,7 +125,8 @@ class GroupedBlock(nn.Module):
     ) -> Float[Array, "b n d"]:
         """Same shape as `x`."""
         for name, grouping in self.groupings.items():
-            x = x + GroupedAttention(self.heads, grouping, self.dtype, name=name)(x, drop_path, train, grid)
+            attention = GroupedAttention(self.heads, grouping, self.implementation, self.dtype, name=name)
+            x = x + attention(x, drop_path, train, grid)
         mlp = Mlp(int(x.shape[-1] * self.mlp_ratio), kernel_init=NORMAL, dtype=self.dtype, name="mlp")
         seen = mlp(nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm2")(x))
         return x + DropPath(name="drop_path")(seen, drop_path, train)
@@ -137,6 +141,8 @@ class TimeSformer(nn.Module):
       dropout: of that feature before the head.
       drop_path: rate of the last block.
       num_frames, image_size: of the clips that the tables are made for; they are resized to any other.
+      remat, scan: see `Encoder`.
+      implementation: of attention, see `attend`; "ring" is meant for joint attention.
     """
 
     width: int
@@ -153,6 +159,8 @@ class TimeSformer(nn.Module):
     image_size: int = 224
     card: Card = Card()
     remat: Remat = "none"
+    scan: bool = False
+    implementation: Implementation = "auto"
     dtype: DTypeLike | None = None
 
     def setup(self) -> None:
@@ -164,14 +172,15 @@ class TimeSformer(nn.Module):
         self.class_position = self.param("class_position", NORMAL, (1, 1, self.width))
         self.position = PositionTable(tuple(image), self.width, "nearest")
         if self.attention in SCHEMES:
-            block = partial(GroupedBlock, self.heads, SCHEMES[self.attention], self.mlp_ratio, self.dtype)
+            block = partial(GroupedBlock, self.heads, SCHEMES[self.attention])
         elif self.attention in ("joint", "space"):
-            block = partial(Block, self.heads, self.mlp_ratio, kernel_init=NORMAL, dtype=self.dtype)
+            block = partial(Block, self.heads, kernel_init=NORMAL)
         else:
             raise ValueError(f"attention is '{self.attention}': choose joint, space, {', '.join(SCHEMES)}")
         if self.attention != "space":
             self.time = PositionTable((frames,), self.width, "nearest", ZEROS)
-        self.transformer = Encoder(block, self.depth, self.drop_path, self.remat)
+        block = partial(block, mlp_ratio=self.mlp_ratio, implementation=self.implementation, dtype=self.dtype)
+        self.transformer = Encoder(block, self.depth, self.drop_path, self.remat, self.scan)
         self.norm = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)
         if self.num_classes is not None:
             self.head_dropout = nn.Dropout(self.dropout)

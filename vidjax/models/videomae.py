@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from vidjax.layers.attention import Implementation
 from vidjax.layers.card import Card
 from vidjax.layers.convolution import pytorch_bias, pytorch_kernel
 from vidjax.layers.embedding import PatchEmbedding, sinusoid_table
@@ -46,6 +47,8 @@ class VideoMAE(nn.Module):
       dropout: of the mean token before the head.
       drop_path: rate of the last block.
       num_frames, image_size: of the clips that the variant is meant for; any other that patches fit goes as well.
+      remat, scan: see `Encoder`.
+      implementation: of attention, see `attend`.
     """
 
     width: int
@@ -62,6 +65,8 @@ class VideoMAE(nn.Module):
     image_size: int = 224
     card: Card = CARD
     remat: Remat = "none"
+    scan: bool = False
+    implementation: Implementation = "auto"
     dtype: DTypeLike | None = None
 
     def setup(self) -> None:
@@ -70,8 +75,11 @@ class VideoMAE(nn.Module):
         self.patch_embedding = PatchEmbedding(self.width, self.patch_size, pytorch_kernel, bias_init, self.dtype)
         # Pre-training starts from Xavier's kernels, fine-tuning from scratch from timm's.
         kernel_init = XAVIER if self.final_norm else nn.initializers.normal(0.02)
-        block = partial(Block, self.heads, self.mlp_ratio, key_bias=False, kernel_init=kernel_init, dtype=self.dtype)
-        self.transformer = Encoder(block, self.depth, self.drop_path, self.remat)
+        block = partial(
+            Block, self.heads, self.mlp_ratio, key_bias=False, kernel_init=kernel_init,
+            implementation=self.implementation, dtype=self.dtype,
+        )  # fmt: skip
+        self.transformer = Encoder(block, self.depth, self.drop_path, self.remat, self.scan)
         if self.final_norm:
             self.norm = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)
         if self.num_classes is not None:
@@ -114,6 +122,8 @@ class Decoder(nn.Module):
     outputs: int
     mlp_ratio: float = 4.0
     remat: Remat = "none"
+    scan: bool = False
+    implementation: Implementation = "auto"
     dtype: DTypeLike | None = None
 
     @nn.compact
@@ -130,9 +140,11 @@ class Decoder(nn.Module):
         mask_token = self.param("mask_token", nn.initializers.normal(0.02), (1, 1, self.width))
         visible = visible + positions[kept].astype(visible.dtype)
         masked = (mask_token + positions[predicted]).astype(visible.dtype)
-        block = partial(Block, self.heads, self.mlp_ratio, key_bias=False, dtype=self.dtype)
+        block = partial(
+            Block, self.heads, self.mlp_ratio, key_bias=False, implementation=self.implementation, dtype=self.dtype
+        )
         x = jnp.concatenate([visible, masked], axis=1)
-        x = Encoder(block, self.depth, remat=self.remat, name="transformer")(x, train)
+        x = Encoder(block, self.depth, remat=self.remat, scan=self.scan, name="transformer")(x, train)
         x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x[:, kept.shape[1] :])
         return nn.Dense(self.outputs, kernel_init=XAVIER, dtype=self.dtype, name="head")(x)
 
@@ -158,17 +170,20 @@ class Pretraining(nn.Module):
     image_size: int = 224
     card: Card = CARD
     remat: Remat = "none"
+    scan: bool = False
+    implementation: Implementation = "auto"
     dtype: DTypeLike | None = None
 
     def setup(self) -> None:
         """The encoder is the one that fine-tuning uses, with the norm that pre-training puts at its end."""
         self.encoder = VideoMAE(
             self.width, self.depth, self.heads, self.mlp_ratio, self.patch_size,
-            final_norm=True, drop_path=self.drop_path, channels=self.channels, remat=self.remat, dtype=self.dtype,
+            final_norm=True, drop_path=self.drop_path, channels=self.channels,
+            remat=self.remat, scan=self.scan, implementation=self.implementation, dtype=self.dtype,
         )  # fmt: skip
         self.decoder = Decoder(
             self.decoder_width, self.decoder_depth, self.decoder_heads, prod(self.patch_size) * self.channels,
-            self.mlp_ratio, self.remat, self.dtype,
+            self.mlp_ratio, self.remat, self.scan, self.implementation, self.dtype,
         )  # fmt: skip
 
     def encode(

@@ -18,6 +18,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from vidjax.layers.attention import Implementation
 from vidjax.layers.card import Card
 from vidjax.layers.convolution import pytorch_bias, pytorch_kernel
 from vidjax.layers.embedding import PatchEmbedding, PositionTable
@@ -37,6 +38,8 @@ class ViT(nn.Module):
       drop_path: rate of the last block.
       num_frames, image_size: of the clips that the variant is meant for; other sizes get the positions resized.
       epsilon: of the layer norms.
+      remat, scan: see `Encoder`.
+      implementation: of attention, see `attend`.
     """
 
     width: int
@@ -53,6 +56,8 @@ class ViT(nn.Module):
     epsilon: float = 1e-6
     card: Card = Card()
     remat: Remat = "none"
+    scan: bool = False
+    implementation: Implementation = "auto"
     dtype: DTypeLike | None = None
 
     def setup(self) -> None:
@@ -63,8 +68,11 @@ class ViT(nn.Module):
         self.class_position = self.param("class_position", NORMAL, (1, 1, self.width))
         image = (self.image_size, self.image_size)
         self.position = PositionTable(grid((1, *image), (1, *self.patch_size[1:]))[1:], self.width, "cubic")
-        block = partial(Block, self.heads, self.mlp_ratio, epsilon=self.epsilon, kernel_init=NORMAL, dtype=self.dtype)
-        self.transformer = Encoder(block, self.depth, self.drop_path, self.remat)
+        block = partial(
+            Block, self.heads, self.mlp_ratio, epsilon=self.epsilon, kernel_init=NORMAL,
+            implementation=self.implementation, dtype=self.dtype,
+        )  # fmt: skip
+        self.transformer = Encoder(block, self.depth, self.drop_path, self.remat, self.scan)
         self.norm = nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype)
         if self.num_classes is not None:
             self.head_dropout = nn.Dropout(self.dropout)

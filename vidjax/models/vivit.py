@@ -22,7 +22,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from vidjax.layers.attention import Attention, DotProduct
+from vidjax.layers.attention import Attention, DotProduct, Implementation
 from vidjax.layers.card import Card
 from vidjax.layers.embedding import PatchEmbedding, PositionTable
 from vidjax.layers.patches import check_video, grid, patchify
@@ -69,6 +69,7 @@ class FactorizedSelfAttentionBlock(nn.Module):
 
     heads: int
     mlp_ratio: float = 4.0
+    implementation: Implementation = "auto"
     dtype: DTypeLike | None = None
 
     @nn.compact
@@ -77,7 +78,7 @@ class FactorizedSelfAttentionBlock(nn.Module):
     ) -> Float[Array, "b n d"]:
         """Same shape as `x`."""
         norm = partial(nn.LayerNorm, epsilon=1e-6, dtype=self.dtype)
-        attention = partial(Attention, self.heads, dtype=self.dtype)
+        attention = partial(Attention, self.heads, implementation=self.implementation, dtype=self.dtype)
         mlp = Mlp(int(x.shape[-1] * self.mlp_ratio), nn.gelu, dtype=self.dtype, name="mlp")
         branch = DropPath(name="drop_path")
         x = einops.rearrange(x, "b (t n) d -> b n t d", t=frames)
@@ -92,6 +93,7 @@ class FactorizedDotProduct(nn.Module):
     """Attention whose first half of heads sees the same place in all frames, the second half the same frame."""
 
     heads: int
+    implementation: Implementation = "auto"
     dtype: DTypeLike | None = None
 
     @nn.compact
@@ -106,8 +108,8 @@ class FactorizedDotProduct(nn.Module):
             for name in ("query", "key", "value")
         ]
         in_time = (einops.rearrange(half[0], "b t n k d -> b n t k d") for half in halves)
-        over_time = DotProduct(name="temporal_dot_product")(*in_time)
-        over_space = DotProduct(name="spatial_dot_product")(*(half[1] for half in halves))
+        over_time = DotProduct(self.implementation, name="temporal_dot_product")(*in_time)
+        over_space = DotProduct(self.implementation, name="spatial_dot_product")(*(half[1] for half in halves))
         x = jnp.stack([einops.rearrange(over_time, "b n t k d -> b t n k d"), over_space])
         return dense(name="out")(einops.rearrange(x, "s b t n k d -> b (t n) (s k d)"))
 
@@ -117,6 +119,7 @@ class FactorizedDotProductBlock(nn.Module):
 
     heads: int
     mlp_ratio: float = 4.0
+    implementation: Implementation = "auto"
     dtype: DTypeLike | None = None
 
     @nn.compact
@@ -125,7 +128,7 @@ class FactorizedDotProductBlock(nn.Module):
     ) -> Float[Array, "b n d"]:
         """Same shape as `x`."""
         norm = partial(nn.LayerNorm, epsilon=1e-6, dtype=self.dtype)
-        attention = FactorizedDotProduct(self.heads, self.dtype, name="attention")
+        attention = FactorizedDotProduct(self.heads, self.implementation, self.dtype, name="attention")
         mlp = Mlp(int(x.shape[-1] * self.mlp_ratio), nn.gelu, dtype=self.dtype, name="mlp")
         branch = DropPath(name="drop_path")
         x = x + branch(attention(norm(name="norm1")(x), frames), drop_path, train)
@@ -152,6 +155,8 @@ class ViViT(nn.Module):
       dropout: of that feature before the head.
       drop_path: rate of the last block.
       num_frames, image_size: of the clips that the table of positions is made for; it is resized to any other.
+      remat, scan: see `Encoder`.
+      implementation: of attention, see `attend`; "ring" is meant for joint attention.
     """
 
     width: int
@@ -170,6 +175,8 @@ class ViViT(nn.Module):
     image_size: int = 224
     card: Card = Card()
     remat: Remat = "none"
+    scan: bool = False
+    implementation: Implementation = "auto"
     dtype: DTypeLike | None = None
 
     def setup(self) -> None:
@@ -185,8 +192,11 @@ class ViViT(nn.Module):
             self.class_position = self.param("class_position", NORMAL, (1, 1, self.width))
         shape = grid((self.num_frames, self.image_size, self.image_size), self.patch_size)
         self.position = PositionTable(shape, self.width, "linear")
-        block = partial(BLOCKS[self.attention], self.heads, mlp_ratio=self.mlp_ratio, dtype=self.dtype)
-        self.transformer = Encoder(block, self.depth, self.drop_path, self.remat)
+        block = partial(
+            BLOCKS[self.attention], self.heads,
+            mlp_ratio=self.mlp_ratio, implementation=self.implementation, dtype=self.dtype,
+        )  # fmt: skip
+        self.transformer = Encoder(block, self.depth, self.drop_path, self.remat, self.scan)
         self.norm = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)
         if self.num_classes is not None:
             self.head_dropout = nn.Dropout(self.dropout)
@@ -242,6 +252,8 @@ class FactorizedEncoder(nn.Module):
     image_size: int = 224
     card: Card = Card()
     remat: Remat = "none"
+    scan: bool = False
+    implementation: Implementation = "auto"
     dtype: DTypeLike | None = None
 
     def setup(self) -> None:
@@ -256,10 +268,13 @@ class FactorizedEncoder(nn.Module):
         frames, *image = grid((self.num_frames, self.image_size, self.image_size), self.patch_size)
         self.position = PositionTable(tuple(image), self.width, "linear")
         self.temporal_position = PositionTable((frames,), self.width, "linear")
-        block = partial(Block, self.heads, self.mlp_ratio, activation=nn.gelu, dtype=self.dtype)
-        self.spatial_transformer = Encoder(block, self.depth, self.drop_path, self.remat)
+        block = partial(
+            Block, self.heads, self.mlp_ratio, activation=nn.gelu,
+            implementation=self.implementation, dtype=self.dtype,
+        )  # fmt: skip
+        self.spatial_transformer = Encoder(block, self.depth, self.drop_path, self.remat, self.scan)
         self.spatial_norm = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)
-        self.temporal_transformer = Encoder(block, self.temporal_depth, self.drop_path, self.remat)
+        self.temporal_transformer = Encoder(block, self.temporal_depth, self.drop_path, self.remat, self.scan)
         self.norm = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)
         if self.num_classes is not None:
             self.head_dropout = nn.Dropout(self.dropout)

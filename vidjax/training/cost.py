@@ -2,35 +2,68 @@
 
 from collections.abc import Callable
 from math import prod
+from typing import Literal, NamedTuple
 
 import jax
 
-# Dense bfloat16 peak of one device in FLOP/s, by a part of `device_kind`, most specific first. From the makers' data
-# sheets (NVIDIA without sparsity; Google Cloud's TPU pages, per chip).
-PEAK_FLOPS = {
-    "H200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "B200": 2250e12,
-    "A100": 312e12,
-    "A10G": 70e12,
-    "L40S": 362e12,
-    "L4": 121e12,
-    "V100": 125e12,
-    "T4": 65e12,
-    "TPU v6 lite": 918e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5p": 459e12,
-    "TPU v5": 459e12,
-    "TPU v4": 275e12,
-    "TPU v3": 123e12,
-    "TPU v2": 45e12,
+
+class Peak(NamedTuple):
+    """What one device can do at most, in FLOP/s, on dense matrices, and where the maker says so.
+
+    Attributes:
+      bfloat16: with float32 sums; of devices without bfloat16 (V100, T4), in float16.
+      float32: as XLA multiplies float32 by default: in TF32 on GPUs that have it, in bfloat16 on TPUs.
+    """
+
+    bfloat16: float
+    float32: float
+    source: str
+
+
+H100 = "NVIDIA H100 data sheet, halved: it counts sparsity"
+H200 = "NVIDIA H200 data sheet, halved: it counts sparsity"
+BLACKWELL = "NVIDIA Blackwell architecture brief, halved: it counts sparsity"
+AMPERE = "NVIDIA GA102 white paper"
+ADA = "NVIDIA Ada white paper"
+TPU = "cloud.google.com/tpu/docs, by version"
+
+# By a part of JAX's `device_kind`, most specific first.
+PEAKS = {
+    "GB200": Peak(2500e12, 1250e12, BLACKWELL),
+    "B200": Peak(2250e12, 1125e12, BLACKWELL),
+    "H200 NVL": Peak(835e12, 418e12, H200),
+    "H200": Peak(989e12, 494e12, H200),
+    "H100 PCIe": Peak(756e12, 378e12, H100),
+    "H100 NVL": Peak(835e12, 418e12, H100),
+    "H100": Peak(989e12, 494e12, H100),
+    "A100": Peak(312e12, 156e12, "NVIDIA A100 data sheet"),
+    "A10G": Peak(70e12, 35e12, "NVIDIA A10G data sheet (Amazon EC2 G5)"),
+    "A10": Peak(125e12, 62.5e12, "NVIDIA A10 data sheet"),
+    "A30": Peak(165e12, 82e12, "NVIDIA A30 data sheet"),
+    "A40": Peak(149.7e12, 74.8e12, "NVIDIA A40 data sheet"),
+    "RTX A6000": Peak(154.8e12, 77.4e12, AMPERE),
+    "RTX 6000 Ada": Peak(364.2e12, 182.1e12, ADA),
+    "L40S": Peak(362e12, 183e12, "NVIDIA L40S data sheet"),
+    "L40": Peak(181e12, 90.5e12, "NVIDIA L40 data sheet"),
+    "L4": Peak(121e12, 60e12, "NVIDIA L4 data sheet, halved: it counts sparsity"),
+    "RTX 4090": Peak(165.2e12, 82.6e12, ADA),
+    "RTX 3090": Peak(71e12, 35.6e12, AMPERE),
+    "V100-PCIE": Peak(112e12, 14e12, "NVIDIA V100 data sheet, PCIe"),
+    "V100": Peak(125e12, 15.7e12, "NVIDIA V100 data sheet, SXM2"),
+    "T4": Peak(65e12, 8.1e12, "NVIDIA T4 data sheet"),
+    "TPU v6 lite": Peak(918e12, 918e12, TPU),
+    "TPU v5 lite": Peak(197e12, 197e12, TPU),
+    "TPU v5": Peak(459e12, 459e12, TPU),  # v5p
+    "TPU v4": Peak(275e12, 275e12, TPU),
+    "TPU v3": Peak(61.5e12, 61.5e12, f"{TPU}; half a chip, which is JAX's device"),
+    "TPU v2": Peak(22.5e12, 22.5e12, f"{TPU}; half a chip, which is JAX's device"),
 }
 
 
-def peak_flops(device_kind: str) -> float | None:
-    """Peak bfloat16 FLOP/s of a device by its `device_kind`, None where it is not known."""
-    return next((peak for name, peak in PEAK_FLOPS.items() if name.lower() in device_kind.lower()), None)
+def peak_flops(device_kind: str, dtype: Literal["bfloat16", "float32"] = "bfloat16") -> float | None:
+    """Peak FLOP/s of a device by its `device_kind`, None where it is not known, as of any CPU."""
+    found = next((peak for name, peak in PEAKS.items() if name.lower() in device_kind.lower()), None)
+    return None if found is None else getattr(found, dtype)
 
 
 def count_macs(function: Callable, *args, **kwargs) -> int:
@@ -53,10 +86,14 @@ def _count(jaxpr: jax.extend.core.Jaxpr) -> int:
             kernel = equation.invars[1].aval.shape
             spec = equation.params["dimension_numbers"].rhs_spec  # (out, in, space...)
             total += prod(equation.outvars[0].aval.shape) * prod(kernel[axis] for axis in spec[1:])
+        elif equation.params.get("name") == "_sum_over_taps":  # of layers.convolution: leaves out frames of padding
+            total += prod(equation.outvars[0].aval.shape) * prod(equation.invars[1].aval.shape[:-1])
         elif _is_depthwise(equation):
             total += prod(equation.outvars[0].aval.shape) * prod(equation.invars[1].aval.shape[:3])
         else:
             times = equation.params["length"] if equation.primitive.name == "scan" else 1
+            if equation.primitive.name == "shard_map":  # traced once, for one device's share
+                times = equation.params["mesh"].size
             total += times * sum(_count(inner) for inner in _inner(equation.params))
     return total
 

@@ -20,6 +20,11 @@ from vidjax.training.metrics import Meter, MetricWriter, Progress
 from vidjax.training.sharding import put_batch
 from vidjax.training.state import TrainState
 
+STARVED = 0.15
+"""A device that waits for data for more than this share of its time is starved, and the run says what would help."""
+NOTICED_AFTER = 30.0
+"""Seconds of steps until that is judged: the first ones live on what was made during compilation."""
+
 
 @dataclasses.dataclass(frozen=True)
 class LoopConfig:
@@ -54,6 +59,8 @@ class FitResult:
     steps_taken: int
     clips_per_second: float
     data_wait_fraction: float
+    advice: str = ""
+    """What would have fed the device, where it was starved."""
 
 
 class Feeder:
@@ -62,15 +69,22 @@ class Feeder:
     def __init__(self, batches: Iterator[dict[str, np.ndarray]], mesh: Mesh, size: int = 2):
         self._queue: queue.Queue = queue.Queue(size)
         self._stop = threading.Event()
+        self._clips, self._seconds = 0, 0.0
         self._thread = threading.Thread(target=self._run, args=(batches, mesh), daemon=True)
         self._thread.start()
 
     def _run(self, batches: Iterator[dict[str, np.ndarray]], mesh: Mesh) -> None:
         try:
+            start = None  # the first batch's time is that of building the pipeline
             for batch in batches:
-                self._put(put_batch(batch, mesh))
+                item = put_batch(batch, mesh)
+                if start is not None:
+                    self._clips += len(next(iter(batch.values())))
+                    self._seconds += time.monotonic() - start
+                self._put(item)
                 if self._stop.is_set():
                     return
+                start = time.monotonic()
         except Exception as error:  # raised again where the batch is asked for
             self._put(error)
 
@@ -96,6 +110,10 @@ class Feeder:
         if isinstance(item, Exception):
             raise item
         return item, 0.0 if idle_since is None else time.monotonic() - idle_since
+
+    def rate(self) -> float:
+        """Clips a second of this process's batches while no full queue held them up; 0 before the second batch."""
+        return self._clips / max(self._seconds, 1e-9)
 
     def close(self) -> None:
         """Stops the thread."""
@@ -133,16 +151,20 @@ def fit(
     schedule: Callable[[int], Any],
     evaluate: Callable[[TrainState, int], dict[str, float]] | None = None,
     best: str | None = None,
+    advise: Callable[[float, float], str] | None = None,
 ) -> FitResult:
     """Trains from the newest checkpoint in `workdir`, or from `state`, up to `steps` steps.
 
     Args:
       step_fn: jitted, `(state, batch) -> (state, metrics)`, as of `training.step`; the state is donated.
+      state: where there is no checkpoint yet; it is given away either way.
       batches_from: an endless iterator of host batches, starting at the numbered one.
       config: saved with every checkpoint.
       schedule: learning rate of a step, for the log.
       evaluate: called with the state and its step; what it returns is logged with the prefix `evaluation/`.
       best: a number of `evaluate`'s; the state where it is highest stays in `workdir/best`.
+      advise: says what would help, of the clips a second that the devices of a process could take and those that it
+        makes, as `report.describe_starvation`; asked once the devices are starved (`STARVED`), and at the end.
 
     Returns:
       The result; `finished` is False when SIGTERM ended the run, with a checkpoint saved.
@@ -155,6 +177,8 @@ def fit(
     best_checkpoint = Checkpoints(workdir / FOLDERS["best"], keep=1) if best else None
     best_value = best_checkpoint.newest_value() if best else -math.inf
     restored = checkpoints.restore(state)
+    if restored is not None:
+        jax.tree.map(lambda leaf: leaf.delete(), state)  # the caller still names it: both would stay on the device
     state, first = (state, 0) if restored is None else restored
     if restored is not None and chief:
         print(
@@ -168,9 +192,18 @@ def fit(
     progress = Progress(first, steps) if chief else None
     meter = Meter()
     feeder = Feeder(batches_from(first), mesh)
+    noticed = False
+
+    def advice() -> str:
+        speed = meter.overall()
+        busy = 1 - speed["data_wait_fraction"]
+        if advise is None or busy >= 1 - STARVED or meter.seconds < NOTICED_AFTER or not feeder.rate():
+            return ""
+        return advise(speed["clips_per_second"] / max(busy, 0.01) / jax.process_count(), feeder.rate())
 
     def finish(step: int, metrics: dict[str, jax.Array], batch: dict[str, jax.Array], waited: float) -> None:
         """Waits for a step's numbers, logs them, and looks after a gradient that was not finite."""
+        nonlocal noticed
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         skipped_in_a_row = int(values.pop("skipped_in_a_row"))
         if step == first + 1:
@@ -190,6 +223,9 @@ def fit(
             values |= meter.read() if step > first + 1 else {"clips_per_second": 0.0, "data_wait_fraction": 0.0}
             writer.write(step, values)
             progress.log(step, values)
+            if not noticed and (text := advice()):
+                noticed = True
+                progress.note(f"step {step}: waiting for data: {text}")
         if skipped_in_a_row >= loop.max_skipped_in_a_row:
             raise ValueError(
                 f"{skipped_in_a_row} steps in a row had a gradient that is not finite, up to step {step}: stopped; "
@@ -237,7 +273,7 @@ def fit(
         if chief:
             progress.close()
             writer.close()
-    return FitResult(state, not stopped, n - first, **meter.overall())
+    return FitResult(state, not stopped, n - first, **meter.overall(), advice=advice())
 
 
 def _close(*checkpoints: Checkpoints | None) -> None:

@@ -60,7 +60,9 @@ class Meter:
     """Clips a second, and the share of the time for which the device waited for data."""
 
     def __init__(self):
-        self._clips = self._waited = self._seconds = 0.0  # of the intervals read so far
+        self._clips = self._waited = 0.0  # of the intervals read so far
+        self.seconds = 0.0
+        """Of the intervals read so far."""
         self.restart()
 
     def restart(self) -> None:
@@ -83,13 +85,13 @@ class Meter:
         """Rates of the interval, which ends here."""
         clips, waited, since = self._interval
         seconds = max(time.monotonic() - since, 1e-9)
-        self._clips, self._waited, self._seconds = self._clips + clips, self._waited + waited, self._seconds + seconds
+        self._clips, self._waited, self.seconds = self._clips + clips, self._waited + waited, self.seconds + seconds
         self.restart()
         return {"clips_per_second": clips / seconds, "data_wait_fraction": min(waited / seconds, 1.0)}
 
     def overall(self) -> dict[str, float]:
         """Rates of all intervals read."""
-        seconds = max(self._seconds, 1e-9)
+        seconds = max(self.seconds, 1e-9)
         return {"clips_per_second": self._clips / seconds, "data_wait_fraction": min(self._waited / seconds, 1.0)}
 
 

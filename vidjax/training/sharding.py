@@ -1,7 +1,9 @@
-"""Where arrays live: a mesh of all devices with the axes `data` and `fsdp`.
+"""Where arrays live: a mesh of all devices with the axes `data`, `fsdp` and `sequence`.
 
-A batch is split over both axes. Parameters and optimiser state are whole on every device, or, with `fsdp` above one,
-split over that axis; XLA gathers each where it is used. The same code runs on one device, on many, and on many hosts.
+A batch is split over `data` and `fsdp`. Parameters and optimiser state are whole on every device, or, with `fsdp` above
+one, split over that axis; XLA gathers each where it is used. With `sequence` above one so many devices share each clip:
+its frames, and under ring attention (`layers.sequence`) its tokens. The same code runs on one device, on many, and on
+many hosts.
 """
 
 import os
@@ -26,25 +28,42 @@ def join_processes() -> None:
     jax.distributed.initialize(**{key: int(value) for key, value in told.items() if value is not None})
 
 
-def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh over the devices, by default all of all processes; `fsdp` of them share one copy of the parameters.
+def make_mesh(fsdp: int = 1, sequence: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh over the devices, by default all of all processes.
+
+    Args:
+      fsdp: devices that share one copy of the parameters.
+      sequence: devices that share each clip.
 
     Raises:
-      ValueError: the devices cannot be divided into groups of `fsdp`.
+      ValueError: the devices cannot be divided into such groups, or a clip would be shared by several processes.
     """
     devices = jax.devices() if devices is None else devices
     count = len(devices)
-    if fsdp < 1 or count % fsdp:
-        divisors = [d for d in range(1, count + 1) if count % d == 0]
-        raise ValueError(f"fsdp {fsdp} does not divide the {count} devices: choose one of {divisors}")
+    for name, size in (("fsdp", fsdp), ("sequence", sequence)):
+        if size < 1 or count % size:
+            divisors = [d for d in range(1, count + 1) if count % d == 0]
+            raise ValueError(f"{name} {size} does not divide the {count} devices: choose one of {divisors}")
+    if count % (fsdp * sequence):
+        raise ValueError(f"fsdp {fsdp} times sequence {sequence} does not divide the {count} devices")
+    if jax.process_count() > 1 and jax.local_device_count() % sequence:  # each process reads clips of its own
+        raise ValueError(f"sequence {sequence} does not divide the {jax.local_device_count()} devices of a process")
     # jax.make_mesh makes explicit axes by default, which would ask every Linen module for sharding annotations.
-    axes = (AxisType.Auto, AxisType.Auto)
-    return jax.make_mesh((count // fsdp, fsdp), ("data", "fsdp"), axis_types=axes, devices=devices)
+    shape = (count // (fsdp * sequence), fsdp, sequence)
+    return jax.make_mesh(shape, ("data", "fsdp", "sequence"), axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The leading axis over all devices."""
+    """The leading axis over `data` and `fsdp`."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def array_sharding(mesh: Mesh, name: str, shape: tuple[int, ...]) -> NamedSharding:
+    """Of one array of a batch: `batch_sharding`, and a `video`'s frames over `sequence` where that divides them."""
+    parts = mesh.shape["sequence"]
+    if name == "video" and len(shape) == 5 and parts > 1 and shape[1] % parts == 0:
+        return NamedSharding(mesh, PartitionSpec(("data", "fsdp"), "sequence"))
+    return batch_sharding(mesh)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -72,9 +91,11 @@ def state_sharding(mesh: Mesh, state: PyTree[Any]) -> PyTree[NamedSharding]:
 
 
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Global device arrays from this process's share of a batch."""
-    sharding = batch_sharding(mesh)
-    return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
+    """Global device arrays from this process's share of a batch; the frames of `video` split over `sequence`."""
+    return {
+        name: jax.make_array_from_process_local_data(array_sharding(mesh, name, array.shape), array)
+        for name, array in batch.items()
+    }
 
 
 def this_process() -> dict[str, int]:
@@ -83,16 +104,34 @@ def this_process() -> dict[str, int]:
 
 
 def jit_step(step: Callable[..., tuple[Any, Any]], sharding: PyTree[NamedSharding], mesh: Mesh) -> Callable[..., Any]:
-    """`(state, batch) -> (state, metrics)` compiled: the state, of this sharding, is donated, the metrics are whole."""
-    shardings = {"in_shardings": (sharding, batch_sharding(mesh)), "out_shardings": (sharding, replicated(mesh))}
-    return jax.jit(step, donate_argnums=0, **shardings)
+    """`(state, batch) -> (state, metrics)` compiled: the state, of this sharding, is donated, the metrics are whole.
+
+    The batch is a dict of arrays; the mesh is in context inside, as ring attention wants it.
+    """
+
+    def on_mesh(state: Any, batch: Mapping[str, jax.Array]) -> tuple[Any, Any]:
+        batch = {
+            name: jax.lax.with_sharding_constraint(array, array_sharding(mesh, name, array.shape))
+            for name, array in batch.items()
+        }
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return step(state, batch)
+
+    # The batch's shardings follow from what is asked of it inside.
+    shardings = {"in_shardings": (sharding, None), "out_shardings": (sharding, replicated(mesh))}
+    return jax.jit(on_mesh, donate_argnums=0, **shardings)
 
 
-def check_batch_size(batch_size: int, accumulation: int = 1, repeats: int = 1) -> None:
-    """Raises ValueError unless the batch can be split over the devices and micro-batches, and holds whole videos."""
-    devices = jax.device_count()
+def check_batch_size(batch_size: int, accumulation: int = 1, repeats: int = 1, sequence: int = 1) -> None:
+    """Raises ValueError unless the batch can be split over the devices and micro-batches, and holds whole videos.
+
+    Args:
+      sequence: devices that share each clip (see `make_mesh`).
+    """
+    devices = jax.device_count() // sequence
     if batch_size < 1 or batch_size % (devices * accumulation):
-        parts = f"{devices} devices" + (f" times {accumulation} micro-batches" if accumulation > 1 else "")
+        parts = f"{devices} devices" if sequence == 1 else f"{devices} groups of {sequence} devices"
+        parts += f" times {accumulation} micro-batches" if accumulation > 1 else ""
         multiple = devices * accumulation
         raise ValueError(f"a batch of {batch_size} cannot be shared by {parts}: make it a multiple of {multiple}")
     if batch_size // jax.process_count() % repeats:

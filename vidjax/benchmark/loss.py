@@ -1,7 +1,4 @@
-"""Memory and time of the contrastive losses with their gradients, in chunks and as a whole, in one run.
-
-    python experiments/benchmark_contrastive.py
-    python experiments/benchmark_contrastive.py --batch_size 16384 --chunks 1024 512 --json numbers.json
+"""Memory and time of the contrastive losses with their gradients, in chunks and as a whole.
 
 The batch is split over all devices. Memory is what a device needs beside embeddings and gradients, as the compiled
 program says; time is that of the loss and its gradients for both embeddings and the scale, the median and the range of
@@ -10,19 +7,18 @@ largest value.
 """
 
 import dataclasses
-import json
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vidjax import cli
+from vidjax.benchmark.settings import check_files
 from vidjax.objectives import contrastive
+from vidjax.training.memory import program_memory
 from vidjax.training.sharding import check_batch_size, make_mesh, put_batch
 
 BIAS = -10.0
@@ -36,8 +32,8 @@ OBJECTIVES: dict[str, Callable] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    """What to measure."""
+class Loss:
+    """The contrastive losses and their gradients."""
 
     batch_size: int = 4096
     """Pairs of a video and a caption, over all devices."""
@@ -53,15 +49,18 @@ class Config:
     """Turns of each form."""
     json: str | None = None
     """Write the numbers to this file."""
+    chart: str | None = None
+    """Draw the numbers in this PNG."""
 
     def __post_init__(self) -> None:
         """Refuses values that cannot be meant."""
         for name in ("batch_size", "width", "classes", "steps", "rounds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be 1 or more")
+        check_files(self.json, self.chart)
 
 
-def inputs(config: Config) -> dict[str, np.ndarray]:
+def draw_pairs(config: Loss) -> dict[str, np.ndarray]:
     """Unit embeddings of pairs that are somewhat alike."""
     rng = np.random.default_rng(0)
     video = rng.standard_normal((config.batch_size, config.width), np.float32)
@@ -70,7 +69,7 @@ def inputs(config: Config) -> dict[str, np.ndarray]:
     return {**unit, "label": rng.integers(config.classes, size=config.batch_size)}
 
 
-def measure(config: Config, objective: Callable, batch: dict[str, jax.Array]) -> dict[str, dict[str, Any]]:
+def measure_forms(config: Loss, objective: Callable, batch: dict[str, jax.Array]) -> dict[str, dict[str, Any]]:
     """Numbers of every form of one loss, by its name."""
     embeddings, rest = {name: batch[name] for name in ("video", "text")}, {"label": batch["label"]}
     forms = {"whole": None, **{f"chunks of {size}": size for size in config.chunks}}
@@ -82,10 +81,11 @@ def measure(config: Config, objective: Callable, batch: dict[str, jax.Array]) ->
 
         start = time.perf_counter()
         programs[form] = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(embeddings, jnp.float32(20), rest).compile()
+        compile_seconds = time.perf_counter() - start
         gradients[form] = jax.device_get(programs[form](embeddings, jnp.float32(20), rest)[1])
         rows[form] = {
-            "memory": programs[form].memory_analysis().temp_size_in_bytes / 1e6,
-            "compile": time.perf_counter() - start,
+            "temporary_bytes": program_memory(programs[form]).temporary,
+            "compile_seconds": compile_seconds,
         }
     times: dict[str, list[float]] = {form: [] for form in forms}
     for form in [*forms] * config.rounds:
@@ -96,30 +96,26 @@ def measure(config: Config, objective: Callable, batch: dict[str, jax.Array]) ->
     for form, row in rows.items():
         pairs = zip(*map(jax.tree.leaves, (gradients[form], gradients["whole"])), strict=True)
         row["differs"] = max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in pairs)
-        row |= {"step": statistics.median(times[form]), "step_range": [min(times[form]), max(times[form])]}
+        row |= {
+            "step_seconds": statistics.median(times[form]),
+            "least_seconds": min(times[form]),
+            "most_seconds": max(times[form]),
+        }
     return rows
 
 
-def main(config: Config) -> dict[str, dict[str, dict[str, Any]]]:
-    """Measures and prints a table; returns the numbers by objective and form."""
+def measure_loss(config: Loss) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The devices, and a row for each form of each loss.
+
+    Raises:
+      ValueError: the devices cannot share the batch, or chunks do not divide it.
+    """
     check_batch_size(config.batch_size)
-    batch = put_batch(inputs(config), make_mesh())
-    device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-    print(f"{config.batch_size} pairs of {config.width} values on {device}, loss and gradients")
-    print(f"{'objective':20}{'form':16}{'memory':>12}{'step':>10}{'range of steps':>20}{'differs':>10}")
-    numbers = {}
-    for name, objective in OBJECTIVES.items():
-        numbers[name] = measure(config, objective, batch)
-        for form, row in numbers[name].items():
-            spread = f"{row['step_range'][0]:.3f} to {row['step_range'][1]:.3f} s"
-            print(
-                f"{name:20}{form:16}{row['memory']:9.1f} MB{row['step']:8.3f} s{spread:>20}{row['differs']:10.1e}",
-                flush=True,
-            )
-    if config.json:
-        Path(config.json).write_text(json.dumps(numbers, indent=2) + "\n")
-    return numbers
-
-
-if __name__ == "__main__":
-    cli.run(main, Config)
+    batch = put_batch(draw_pairs(config), make_mesh())
+    devices = jax.devices()
+    machine = {"device": devices[0].device_kind, "devices": len(devices), "platform": devices[0].platform}
+    return machine | {"versions": {"jax": jax.__version__}}, [
+        {"objective": name, "form": form, **row}
+        for name, objective in OBJECTIVES.items()
+        for form, row in measure_forms(config, objective, batch).items()
+    ]

@@ -1,0 +1,38 @@
+"""How long a clip fits: read from compiled programs."""
+
+import dataclasses
+
+import jax
+import pytest
+
+from vidjax.benchmark import clips
+from vidjax.benchmark.clips import Clips, main, most_frames
+
+
+def test_the_most_frames_lie_on_the_curve_of_those_compiled():
+    needs = {frames: 1000 + frames**2 for frames in (16, 32, 64, 128)}
+    budgets = (1000, 1000 + 17**2, 1000 + 100**2, 1000 + 300**2)
+    assert [most_frames(needs, budget, 2) for budget in budgets] == [0, 16, 100, 128]
+
+
+@pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
+@pytest.mark.filterwarnings("ignore:JAX runs already")
+def test_longer_clips_need_more_and_the_longest_is_told(capsys, monkeypatch):
+    small = (("depth", 1), ("width", 32), ("heads", 2))
+    make = clips.make_program
+    monkeypatch.setattr(
+        clips, "make_program", lambda job, mesh: make(dataclasses.replace(job, overrides=job.overrides + small), mesh)
+    )
+    settings = {"frames": (12, 4, 8), "size": 16, "remat": ("blocks",), "budgets_gb": (0.001, 1)}
+    (row,) = main(Clips("videomae_tiny", **settings, implementations=("ring",), devices=2))
+    assert list(row["bytes"]) == [4, 8, 12] and sorted(row["bytes"].values()) == list(row["bytes"].values())
+    assert row["fits"]["0.001"] == 0 and row["fits"]["1"] == 12
+    assert "most frames" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore:JAX runs already")
+def test_what_cannot_be_meant_is_refused():
+    with pytest.raises(ValueError, match="give three or more"):
+        Clips(frames=(8, 16))
+    with pytest.raises(ValueError, match="ring over 1024 devices"):
+        main(Clips(devices=1024))

@@ -1,0 +1,73 @@
+"""The input benchmark measures every way on the same clips."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import videos
+
+from vidjax.benchmark import input as reading
+from vidjax.benchmark.input import WAYS, Input, plain_decode, prepare
+from vidjax.data.config import DataConfig
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "experiments"))
+import benchmark
+
+DATA = DataConfig(frames=4, size=32, stride=2)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Three videos that can be read and one that cannot."""
+    folder = tmp_path_factory.mktemp("videos")
+    for n in range(3):
+        videos.write_video(folder / f"{n}.mp4", videos.numbered(30, first=100 * n))
+    (folder / "damaged.mp4").write_bytes(b"no video")
+    return folder
+
+
+def test_every_way_is_measured_and_compared(folder, tmp_path, capsys):
+    numbers = benchmark.main(
+        Input(str(folder), data=DATA, cores=(1,), clips=8, rounds=1, json=str(tmp_path / "numbers.json"))
+    )
+    assert list(numbers) == [f"{way}, 1 core" for way in WAYS]
+    for row in numbers.values():
+        assert row["least"] <= row["clips_per_second"] == row["per_core"] <= row["most"]
+        assert row["scaling"] == 1 and row["cpu_ms"] > 0
+    assert numbers["decode alone, 1 core"]["of_decode"] == numbers["decode alone, 1 core"]["cpu_of_decode"] == 1
+    assert json.loads((tmp_path / "numbers.json").read_text()) == numbers
+    assert "TFRecord, augmented, 1 core" in capsys.readouterr().out
+
+
+def test_decoding_is_timed_on_the_clips_of_the_pipeline(folder, tmp_path, monkeypatch):
+    plan = prepare(Input(str(folder), data=DATA, clips=16), tmp_path)
+    from vidjax.data import decode, pipeline, sources
+
+    read, seen = decode.read_clip, []
+
+    def noting(path, choose, short_side):
+        return read(path, lambda info: seen.append((path, tuple(choose(info)))) or seen[-1][1], short_side)
+
+    monkeypatch.setattr(sources, "read_clip", noting)
+    settings = DataConfig(**{**vars(DATA), "workers": 1})
+    batches = pipeline.train_batches(sources.open_source(plan.listed), settings, batch_size=reading.ROWS, seed=0)
+    for _ in range(3):
+        next(batches)
+    batches.close()
+    assert len(plan.jobs) == 16 and list(plan.jobs) == seen[8:24]
+    assert {Path(path).name for path, _ in plan.jobs} == {"0.mp4", "1.mp4", "2.mp4"}
+
+
+def test_plain_decoding_finds_the_same_frames(folder):
+    frames = plain_decode(str(folder / "1.mp4"), (7, 20, 26), 999)
+    assert videos.numbers(frames) == [107, 120, 126]
+    assert np.shape(plain_decode(str(folder / "1.mp4"), (7,), 24)) == (1, 24, 40, 3)
+
+
+def test_what_cannot_be_measured_is_refused():
+    with pytest.raises(ValueError, match="no source of video files"):
+        benchmark.main(Input("synthetic:moving_shapes"))
+    with pytest.raises(ValueError, match=r"cores \(9999,\): there are 1 to"):
+        Input("videos", cores=(9999,))

@@ -1,0 +1,87 @@
+"""A dry run tells the memory of the run that would follow, of every training script, and leaves nothing behind."""
+
+import dataclasses
+import importlib
+import sys
+from functools import partial
+from pathlib import Path
+
+import jax
+import pytest
+
+from vidjax import runs
+from vidjax.training.memory import BATCHES
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "experiments"))
+
+TINY = "--data.frames 4 --data.size 32 --data.short_side 32 --data.stride 1 --data.workers 1 --batch_size 16 --fsdp 2"
+SCRIPTS = {
+    "mae_pretrain": "--model videomae_tiny --ema_decay 0.9 --mask_ratio 0.75 --picture_clips 0",
+    "finetune": "--model r3d_tiny --accumulation 2 --data.validation None",
+    "contrastive_pretrain": "--video_model r3d_tiny --data.validation None",
+}
+
+
+class Stop(Exception):
+    """Instead of training."""
+
+
+def parse(name, *flags):
+    from vidjax import cli
+
+    script = importlib.import_module(name)
+    argv = [*TINY.split(), *SCRIPTS[name].split(), *flags]
+    return script, cli.parse(script.Config, script.RECIPES, script.default_recipe, argv)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_it_compiles_the_step_of_the_run_that_would_follow(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    script, config = parse(name, "--dry_run", "--workdir", str(tmp_path / "run"))
+    given = []
+    monkeypatch.setattr(script, "dry_run", lambda *arguments: given.extend(arguments) or {"total": 1})
+    assert script.main(config) == {"total": 1}
+    assert list(tmp_path.iterdir()) == []
+
+    def stop(_, state, batches_from, *, mesh, **__):
+        raise Stop(state, next(batches_from(0)), mesh)
+
+    monkeypatch.setattr(script, "fit", stop)
+    monkeypatch.setattr(jax, "jit", lambda function, **_: partial(jax.eval_shape, function))  # shapes are enough here
+    with pytest.raises(Stop) as stopped:
+        script.main(dataclasses.replace(config, dry_run=False))
+    _, _, shapes, sharding, batch_shapes, mesh = given
+    state, batch, real_mesh = stopped.value.args
+    assert mesh == real_mesh and shapes == state
+    assert any(not s.is_fully_replicated for s in jax.tree.leaves(sharding))
+    assert {n: (s.shape, s.dtype) for n, s in batch_shapes.items()} == {n: (x.shape, x.dtype) for n, x in batch.items()}
+
+
+def test_weights_are_looked_for_and_not_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    script, config = parse("finetune", "--dry_run", "--init_from", "checkpoint.pth")
+    with pytest.raises(ValueError, match=r"init_from: there are no weights at checkpoint.pth"):
+        script.main(config)
+    Path("checkpoint.pth").write_bytes(b"no weights")
+    monkeypatch.setattr(script, "dry_run", lambda *_: {"total": 1})
+    assert script.main(config) == {"total": 1}
+    assert runs.require_source("init_from", "owner/model") is None  # that may be one of Hugging Face's is not asked
+
+
+@pytest.mark.parametrize(("flag", "value"), [("--scan", ()), ("--sequence", ("2",)), ("--remat", ("blocks",))])
+def test_a_model_without_blocks_says_what_cannot_be_meant(flag, value):
+    script, config = parse("finetune", "--dry_run", flag, *value)
+    with pytest.raises(ValueError, match=rf"{flag[2:]} is .*, but r3d_tiny has no transformer blocks for it"):
+        script.main(config)
+
+
+def test_devices_that_share_a_clip_hold_a_part_of_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    flags = ("--dry_run", "--fsdp", "1", "--data.validation", "None")
+    script, config = parse("finetune", *flags, "--model", "videomae_tiny", "--sequence", "2", "--scan")
+    numbers = script.main(config)
+    said = capsys.readouterr().out
+    assert said.startswith("dry run of videomae_tiny: 16 clips of 4 x 32 x 32 a step on 8 x cpu; nothing was loaded or")
+    assert numbers["fits"] and "\nfits\n" in said and list(tmp_path.iterdir()) == []
+    # Four groups of two devices: each has a half of four clips' frames, and whole labels.
+    assert numbers["batches"] == BATCHES * (4 * 2 * 32 * 32 * 3 + 4 * 4 + 4)

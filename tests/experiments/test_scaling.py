@@ -1,0 +1,177 @@
+"""Scaling out: four processes give the losses of one, and the arithmetic is the stated one."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+import vidjax
+from vidjax.benchmark import shares
+from vidjax.training.collectives import Collective
+from vidjax.training.optimizer import OptimizerConfig, make_optimizer
+from vidjax.training.sharding import jit_step, make_mesh, put_batch, state_sharding
+from vidjax.training.state import create_state
+from vidjax.training.step import make_train_step
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "experiments"))
+
+import scaling  # noqa: E402  of experiments/
+
+TINY = scaling.Config(
+    model="videomae_tiny_pretrain", batch_per_device=1, fsdp=4, devices=8, frames=4, size=32, dtype="float32"
+)
+
+
+def losses(fsdp, devices, steps=3):
+    """Three steps of a perceptron on these devices; each process brings its share of 16 rows."""
+    tx = make_optimizer(OptimizerConfig(), lambda step: 1e-2)
+    mesh = make_mesh(fsdp, devices=devices)
+
+    def init(key):
+        params = {"in": jax.random.normal(key, (128, 256)) / 16, "out": jax.random.normal(key, (256, 128)) / 16}
+        return create_state({"params": params}, tx, key)
+
+    def loss_fn(params, model_state, batch, key):
+        errors = jnp.square(jnp.tanh(batch["x"] @ params["in"]) @ params["out"] - batch["x"]).mean(axis=-1)
+        return (errors * batch["valid"]).sum() / batch["valid"].sum(), (model_state, {})
+
+    sharding = state_sharding(mesh, jax.eval_shape(init, jax.random.key(0)))
+    assert fsdp == 1 or sharding.params["in"].spec == PartitionSpec(None, "fsdp")
+    state = jax.jit(init, out_shardings=sharding)(jax.random.key(0))
+    step = jit_step(make_train_step(loss_fn, tx), sharding, mesh)
+    rng, found = np.random.default_rng(0), []
+    share = slice(*(16 * (jax.process_index() + k) // jax.process_count() for k in (0, 1)))
+    for _ in range(steps):
+        batch = {"x": rng.standard_normal((16, 128), np.float32)[share], "valid": (np.arange(16) != 5)[share]}
+        state, metrics = step(state, put_batch(batch, mesh))
+        found.append(float(metrics["loss"]))
+    return found
+
+
+WORKER = """
+import json, sys
+sys.path[:0] = [sys.argv[1]]
+import jax
+from vidjax.training.sharding import join_processes
+join_processes()
+import test_scaling
+losses = test_scaling.losses(fsdp=4, devices=jax.devices())
+print(json.dumps([jax.process_count(), jax.local_device_count(), losses]))
+"""
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    return os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "JAX_COORDINATOR_ADDRESS": address,
+        "JAX_PLATFORMS": "cpu",
+    }
+
+
+@pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
+def test_four_processes_that_share_the_parameters_give_the_losses_of_one_device(cluster):
+    cluster |= {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0",
+        "JAX_NUM_PROCESSES": "4",
+    }
+    command = [sys.executable, "-c", WORKER, str(Path(__file__).parent)]
+    processes = [
+        subprocess.Popen(
+            command,
+            env=cluster | {"JAX_PROCESS_ID": str(k)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for k in range(4)
+    ]
+    alone = losses(fsdp=1, devices=jax.devices()[:1])
+    for process in processes:
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+        count, devices, found = json.loads(out.splitlines()[-1])
+        assert (count, devices) == (4, 2)
+        np.testing.assert_allclose(found, alone, atol=1e-5)
+    assert len(set(alone)) == 3  # it learns something
+
+
+@pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
+def test_what_is_printed_is_the_programs_own(tmp_path, capsys):
+    config = scaling.Config(**(vars(TINY) | {"json": str(tmp_path / "numbers.json"), "chips": (8, 256)}))
+    numbers = scaling.main(config)
+    assert json.loads((tmp_path / "numbers.json").read_text()) == numbers
+    rows = {(row["kind"], row["members"], row["distance"]): row for row in numbers["collectives"]}
+    tiny = vidjax.create_model(TINY.model, num_frames=TINY.frames, image_size=TINY.size)
+    params = jax.eval_shape(tiny.init, jax.random.key(0), *vidjax.models.example_inputs(tiny))["params"]
+    sizes = [leaf.size for leaf in jax.tree.leaves(params)]
+    # Copies exchange the gradients of what is shared: of each such parameter a quarter a device, of 4 bytes a value.
+    # XLA treats one of the small ones likewise.
+    assert rows["all-reduce", 2, 4]["bytes"] == pytest.approx(sum(size for size in sizes if size >= 2**14), rel=0.01)
+    whole = rows["all-reduce", 8, 1]  # the loss and the gradients of small parameters
+    assert 0 < whole["bytes"] < 4 * sum(size for size in sizes if size < 2**14) + 100
+    assert whole["wire_bytes"] == pytest.approx(2 * 7 / 8 * whole["bytes"])
+    out = capsys.readouterr().out
+    assert "2 copies of the parameters, each shared by 4" in out
+    for row in numbers["collectives"]:
+        assert f"{row['wire_bytes'] / 1e6:,.2f}" in out
+
+
+def test_the_step_time_is_the_stated_arithmetic():
+    config = scaling.Config(fsdp=8, devices=16, batch_per_device=2, mfu=0.5, latency=1e-5)
+    facts = {"macs": 1e12, "devices": 16}
+    within = Collective("all-gather", 10**8, tuple(range(8)), 3)
+    between = Collective("all-reduce", 10**8, (0, 8), 1)
+    everyone = Collective("all-reduce", 10**6, tuple(range(16)), 1)
+    row = scaling.project(config, facts, [within, between, everyone], "H200", 4096)
+    assert row["compute_seconds"] == pytest.approx(6 * 1e12 * 2 / (989e12 * 0.5))
+    nvlink = 3 * 7 * 1e8 / 450e9
+    alone, side_by_side = 2 * 511 / 512 * 1e8 / 50e9, 2 * 4095 / 4096 * 1e6 / 400e9  # a card; the eight of a node
+    assert row["transfer_seconds"] == pytest.approx(nvlink + alone + side_by_side)
+    assert row["latency_seconds"] == pytest.approx(5e-5)
+    talk = row["transfer_seconds"] + 5e-5
+    assert row["step_seconds"]["no_overlap"] == pytest.approx(row["compute_seconds"] + talk)
+    assert row["step_seconds"]["full_overlap"] == max(row["compute_seconds"], talk)
+    assert row["efficiency"]["no_overlap"] == row["compute_seconds"] / row["step_seconds"]["no_overlap"]
+    assert row["clips_per_second_per_host"] == pytest.approx(8 * 2 / row["step_seconds"]["full_overlap"])
+    one_slice = scaling.project(config, facts, [between], "v5p", 4096)  # never leaves the slice
+    assert one_slice["transfer_seconds"] == pytest.approx(2 * 511 / 512 * 1e8 / 200e9)
+    node = scaling.project(config, facts, [within, between], "H200", 8)  # one copy: nothing between copies
+    assert node["transfer_seconds"] == pytest.approx(nvlink)
+
+
+def test_input_scaling_measures_each_process_alone_and_beside_the_other(capsys):
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("needs two cores")
+    config = shares.Input("synthetic:moving_shapes", rows=2, clips=4, rounds=1, frames=2, size=16)
+    numbers = shares.main(config)
+    for clock in ("second", "cpu_second"):
+        row = numbers[clock]
+        assert row["alone"] > 0 and row["efficiency"] == pytest.approx(row["together"] / row["alone"])
+    assert f"{numbers['second']['together']:.2f}" in capsys.readouterr().out
+
+
+def test_wrong_input_is_refused():
+    for flags, message in (
+        ({"chips": (12,)}, "12 chips are no multiple of fsdp 8"),
+        ({"devices": 8}, "8 devices hold one copy of the parameters: compile for 16"),
+        ({"mfu": 40.0}, "mfu is 40.0"),
+        ({"batch_per_device": 0}, "batch_per_device is 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            scaling.Config(**flags)
+    with pytest.raises(ValueError, match="999 processes want as many cores"):
+        shares.main(shares.Input("synthetic:moving_shapes", processes=999))

@@ -1,0 +1,36 @@
+"""What runs say of themselves."""
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+from vidjax import report
+from vidjax.report import describe_speed, describe_starvation
+from vidjax.training.loop import FitResult
+from vidjax.training.state import create_state
+
+
+@pytest.mark.parametrize(
+    ("source", "workers", "wanted", "cores", "needed"),
+    [
+        ("videos.csv", 0, 84.0, 2, "2 cores made 21: about 8 cores, or TFRecords (experiments/write_tfrecords.py"),
+        ("videos.csv", 2, 84.0, 16, "2 cores made 21: --data.workers 8 (there are 16 cores), or TFRecords"),
+        ("videos.csv", 8, 30.0, 1, "1 core made 21: about 2 cores, or TFRecords"),
+        ("tfrecord:data", 0, 84.0, 2, "2 cores made 21: about 8 cores"),
+        ("synthetic:moving_shapes", 0, 20.0, 2, "2 cores made 21: about 3 cores"),
+    ],
+)
+def test_a_starved_device_is_told_how_many_cores_or_which_format(source, workers, wanted, cores, needed, monkeypatch):
+    monkeypatch.setattr(report, "core_count", lambda: cores)
+    line = describe_starvation(source, workers, wanted, 21.0)
+    assert line.startswith(f"the device could take {wanted:.3g} clips/s, {needed}")
+    assert ("TFRecords" in line) == (source == "videos.csv")
+
+
+def test_the_last_line_of_a_run_says_it_only_where_the_device_was_starved():
+    state = create_state({"params": {"w": jnp.zeros(1)}}, optax.sgd(1.0), jax.random.key(0))
+    fed = FitResult(state, True, 10, 20.0, 0.02)
+    assert describe_speed(fed, 10**9) == "20.0 clips/s, waiting for data 2%"
+    starved = FitResult(state, True, 10, 20.0, 0.5, advice="more cores")
+    assert describe_speed(starved, 10**9) == "20.0 clips/s, waiting for data 50%\nstarved   more cores"

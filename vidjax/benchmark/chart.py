@@ -1,0 +1,58 @@
+"""Numbers as bars."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vidjax.benchmark.table import digits
+from vidjax.visualize.bars import Bar, save_bars
+
+Row = Mapping[str, Any]
+
+
+def draw(path: str, mode: str, title: str, rows: Sequence[Row]) -> None:
+    """Writes the chart of a mode; none where nothing was measured."""
+    panels, label = bars(mode, rows)
+    if panels:
+        save_bars(path, panels, label, title)
+
+
+def bars(mode: str, rows: Sequence[Row]) -> tuple[dict[str, dict[str, Bar]], str]:
+    """A chart's panels, and what the length of its bars is.
+
+    Speed for `train`, `infer` and `input`; memory for `memory`, `budget` and `loss`, with what it costs in time.
+    """
+    panels: dict[str, dict[str, Bar]] = {}
+    sides = [row.get("side") for row in rows]
+    for row in sorted(rows, key=lambda row: sides.index(row.get("side"))):  # the same order in every panel
+        if "failed" in row or not row.get("best", True):
+            continue
+        if mode in ("train", "infer"):
+            panel, way = f"{row['model']}, {row['dtype']}", f"{row['side']}, batch {row['batch_size']}"
+            least, most = (row["batch_size"] / row[name] for name in ("most_seconds", "least_seconds"))
+            note = f"{digits(row['clips_per_second'])} clips/s"
+            note += f", {row['mfu']:.0%} MFU" if row["mfu"] else ""
+            note += (
+                f": vidjax is {digits(row['vidjax_speed'])} x as fast" if row["vidjax_speed"] not in (None, 1) else ""
+            )
+            bar = Bar(row["clips_per_second"], least, most, note, row["side"].startswith("vidjax"))
+            label = "clips a second (line: slowest to fastest step)"
+        elif mode == "memory":
+            panel = f"{row['model']}, {row['dtype']}, batch {row['batch_size']}"
+            way, value = row["side"], row["memory_bytes"] / 1e9
+            note = f"{digits(value)} GB, {digits(1e3 * row['step_seconds'])} ms a step"
+            bar, label = Bar(value, value, value, note, way.startswith("vidjax")), "peak memory of a device in GB"
+        elif mode == "budget":
+            panel, way, value = f"{row['model']}, {row['dtype']}", row["side"], row["batch_size"]
+            note = f"{value} clips"
+            bar, label = Bar(value, value, value, note, True), "largest batch in clips, over all devices"
+        elif mode == "loss":
+            panel, way, value = row["objective"], row["form"], row["temporary_bytes"] / 1e6
+            note = f"{digits(value)} MB, {digits(1e3 * row['step_seconds'])} ms"
+            bar = Bar(value, value, value, note, way != "whole")
+            label = "memory of a device beside embeddings and gradients in MB"
+        else:
+            panel, way, value = "reading clips", row["way"], row["clips_per_second"]
+            bar = Bar(value, row["least"], row["most"], f"{digits(value)} clips/s", "plain" not in way)
+            label = "clips a second (line: slowest to fastest round)"
+        panels.setdefault(panel, {})[way] = bar
+    return panels, label if panels else ""

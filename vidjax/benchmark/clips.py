@@ -1,0 +1,122 @@
+"""The longest clip that a training step has room for, by compiling alone: nothing is run."""
+
+import dataclasses
+import itertools
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+import vidjax
+from vidjax.benchmark.ours import make_program
+from vidjax.benchmark.settings import Job, check_files
+from vidjax.layers.attention import Implementation
+from vidjax.training.memory import program_memory
+from vidjax.training.sharding import make_mesh
+
+
+@dataclasses.dataclass(frozen=True)
+class Clips:
+    """Memory of one clip's training step by its frames, and the most frames that fit.
+
+    Where there is no accelerator, devices are simulated, and memory is that of a program for CPUs, which holds in
+    float32 much of what others hold in bfloat16.
+    """
+
+    model: str = "videomae_base"
+    """A classifier that has the field `implementation`."""
+    frames: tuple[int, ...] = (16, 32, 64, 128, 256)
+    """Lengths to compile, three or more; those between are read from a parabola through three of them."""
+    size: int = 224
+    """Pixels of a side."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Type of computation; parameters and AdamW's moments are float32."""
+    implementations: tuple[Implementation, ...] = ("xla", "chunked", "ring")
+    """Of attention, to compare."""
+    remat: tuple[Literal["none", "dots", "blocks"], ...] = ("none", "blocks")
+    """What the backward pass computes again; other than `none`, blocks run in one scan."""
+    devices: int = 8
+    """That share a clip under `ring`; the others run on one."""
+    budgets_gb: tuple[float, ...] = (16, 24, 80, 141)
+    """Memory of a device, in GB (1e9 bytes)."""
+    json: str | None = None
+    """Write the numbers to this file."""
+
+    def __post_init__(self) -> None:
+        """Refuses what cannot be meant."""
+        if len(set(self.frames)) < 3 or min(self.frames) < 1:
+            raise ValueError(f"frames is {self.frames}: give three or more, each 1 or more")
+        if self.size < 1 or self.devices < 1:
+            raise ValueError(f"size is {self.size} and devices {self.devices}: both must be 1 or more")
+        check_files(self.json)
+
+
+def most_frames(needs: Mapping[int, int], budget: float, multiple: int) -> int:
+    """The most frames, of those up to the most known, that need no more than the budget; 0 where the fewest do not fit.
+
+    Args:
+      needs: bytes by frames, rising; between they are read from a parabola through the three nearest.
+      multiple: frames of one patch.
+    """
+    frames, known = (np.array(list(side), float) for side in (needs.keys(), needs.values()))
+    start = min(max(int(np.searchsorted(known, budget)) - 2, 0), len(frames) - 3)
+    curve = np.polyfit(frames[start : start + 3], known[start : start + 3], 2)
+    asked = np.arange(min(needs), max(needs) + 1, multiple)
+    fits = np.polyval(curve, asked) <= budget * (1 + 1e-9)
+    count = len(asked) if fits.all() else int(np.argmin(fits))
+    return int(asked[count - 1]) if count else 0
+
+
+def measure_clips(config: Clips) -> list[dict[str, Any]]:
+    """A row for every implementation and policy: `bytes` a device by frames, and the most `frames` by budget."""
+    try:
+        jax.config.update("jax_num_cpu_devices", config.devices)
+    except RuntimeError:
+        warnings.warn("JAX runs already: no devices are simulated that it does not have", stacklevel=2)
+    if "ring" in config.implementations and jax.device_count() < config.devices:
+        raise ValueError(
+            f"ring over {config.devices} devices on {jax.device_count()}: simulate them by the environment variable "
+            "JAX_PLATFORMS=cpu, or choose other implementations"
+        )
+    rows = []
+    for implementation, remat in itertools.product(config.implementations, config.remat):
+        count = config.devices if implementation == "ring" else 1
+        mesh = make_mesh(sequence=count, devices=jax.devices()[:count])
+        overrides = (("implementation", implementation), ("remat", remat), ("scan", remat != "none"))
+        needs = {}
+        for frames in sorted(set(config.frames)):
+            job = Job(config.model, True, frames, config.size, 1, config.dtype, None, 1, overrides)
+            with jax.set_mesh(mesh):
+                program, create, batch = make_program(job, mesh)
+                compiled = program.lower(jax.eval_shape(create), batch).compile()
+            needs[frames] = program_memory(compiled).total
+        tubelet = vidjax.create_model(config.model).patch_size[0]
+        fits = {f"{budget:g}": most_frames(needs, 1e9 * budget, tubelet) for budget in config.budgets_gb}
+        rows.append({"implementation": implementation, "remat": remat, "devices": count, "bytes": needs, "fits": fits})
+    return rows
+
+
+def main(config: Clips) -> list[dict[str, Any]]:
+    """Prints a table of gigabytes a device, and of the most frames that fit."""
+    rows = measure_clips(config)
+    print(
+        f"{config.model}, training step of one clip at {config.size} pixels, {config.dtype}, compiled for "
+        f"{jax.devices()[0].device_kind}: GB a device by frames, and most frames (of {max(config.frames)}) by its GB"
+    )
+    titles = [f"{frames} frames" for frames in rows[0]["bytes"]] + [f"in {budget} GB" for budget in rows[0]["fits"]]
+    print(f"{'attention':10}{'remat':8}{'devices':>8}" + "".join(f"{title:>12}" for title in titles))
+    for row in rows:
+        cells = [f"{needed / 1e9:.2f}" for needed in row["bytes"].values()] + [
+            str(most) for most in row["fits"].values()
+        ]
+        print(
+            f"{row['implementation']:10}{row['remat']:8}{row['devices']:>8}" + "".join(f"{cell:>12}" for cell in cells)
+        )
+    if config.json:
+        told = {"mode": "clips", "settings": dataclasses.asdict(config), "rows": rows}
+        Path(config.json).write_text(json.dumps(told, indent=2) + "\n")
+    return rows

@@ -1,0 +1,196 @@
+"""Measurements of models, each in a process of its own, the sides taking turns; what they come to."""
+
+import dataclasses
+import importlib.util
+import itertools
+import os
+import statistics
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from importlib.metadata import version
+from multiprocessing import get_context
+from typing import Any
+
+import jax
+
+from vidjax.benchmark.settings import Infer, Job, Models, check_models, jobs
+from vidjax.training.cost import peak_flops
+
+Row = dict[str, Any]
+
+
+def in_process(function: Callable, *args: Any) -> Any:
+    """`function(*args)` in a new process, whose devices and memory are its own."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        return process.submit(function, *args).result()
+
+
+def attempt(function: Callable, *args: Any) -> dict[str, Any]:
+    """`function(*args)`, or, where it fails, one line on why under `failed`."""
+    try:
+        return function(*args)
+    except Exception as error:  # of any library: the others' measurements go on
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        return {"failed": kind + (lines[0] if lines else "no reason given")[:300]}
+
+
+def measure(function: Callable, *args: Any) -> dict[str, Any]:
+    """`attempt` in a new process, which may also be killed."""
+    try:
+        return in_process(attempt, function, *args)
+    except BrokenProcessPool:
+        return {"failed": "the process was killed: out of memory, most likely"}
+
+
+def is_out_of_memory(reason: str) -> bool:
+    """Whether a larger batch need not be tried."""
+    return any(word in reason.lower() for word in ("out of memory", "resource_exhausted", "outofmemory"))
+
+
+def prepare(settings: Models) -> tuple[dict[str, Any], list[str]]:
+    """Checks everything that can be checked, and makes both sides' surroundings alike.
+
+    Huge pages for malloc, unless GLIBC_TUNABLES is set: XLA on a CPU takes its scratch memory anew at every step, which
+    else costs a quarter of a second a gigabyte in page faults. On a GPU JAX takes memory as it needs it.
+
+    Returns:
+      What `ours.describe` says, and remarks.
+
+    Raises:
+      ValueError: a wrong name or size.
+    """
+    from vidjax.benchmark.ours import describe
+
+    remarks = check_models(settings)
+    os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")  # read when the processes start
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
+    choices = itertools.product(settings.models, settings.batch_sizes)
+    every = [job for name, batch_size in choices for job in jobs(settings, name, "float32", batch_size)]
+    machine = measure(describe, every)
+    if "failed" in machine:
+        raise ValueError(machine["failed"])
+    peers = [name for name in ("torch", "torchvision", "transformers") if importlib.util.find_spec(name)]
+    machine["versions"] = {"jax": jax.__version__, **{name: version(name) for name in peers}}
+    peak = {dtype: peak_flops(machine["device"], dtype) for dtype in settings.dtypes}
+    if not all(peak.values()):
+        remarks.append(f"the peak of '{machine['device']}' is unknown: no MFU")
+    if machine["platform"] == "gpu" and "float32" in settings.dtypes:
+        remarks.append(
+            "float32 by each framework's default: XLA multiplies in TF32, PyTorch convolves in TF32 and multiplies "
+            "matrices in full; MFU counts against TF32's peak"
+        )
+    if machine["platform"] == "cpu":
+        remarks.append("peak memory is what a process takes for its model, batch and steps")
+    busy, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if machine["platform"] == "cpu" and busy > max(1, cores / 4):
+        remarks.append(f"the machine was busy already (load {busy:.1f} on {cores} cores): times may be disturbed")
+    if settings.peers and not importlib.util.find_spec("torch"):
+        remarks.append("PyTorch is not installed: only vidjax is measured")
+    if machine["devices"] > 1 and machine["platform"] != "cpu":
+        remarks.append(f"PyTorch runs on one device, vidjax on {machine['devices']}: ratios are for each device")
+    return machine, remarks
+
+
+def measure_models(settings: Models, machine: dict[str, Any], tell: Callable[[str], Any]) -> Iterator[list[Row]]:
+    """Rows of one model and type of computation at a time.
+
+    Args:
+      machine: of `prepare`.
+      tell: is given a line for each measurement, as soon as it is made.
+    """
+    for name in settings.models:
+        for dtype in settings.dtypes:
+            rows: list[Row] = []
+            given_up: set[str] = set()  # sides that a smaller batch was too large for, or that do not run at all
+            for batch_size in sorted(set(settings.batch_sizes)):
+                sides = sides_of(settings, machine["models"][name], name, dtype, batch_size)
+                sides = {side: run for side, run in sides.items() if side not in given_up}
+                found: dict[str, list[dict]] = {side: [] for side in sides}
+                for number in range(settings.rounds):
+                    for side, run in sides.items():
+                        if found[side] and "failed" in found[side][-1]:
+                            continue
+                        found[side].append(run())
+                        what = f"{name} {dtype} batch {batch_size} {side}, round {number + 1} of {settings.rounds}"
+                        tell(f"{what}: {outcome(found[side][-1])}")
+                for side, rounds in found.items():
+                    rows.append(summarize(settings, machine, name, dtype, batch_size, side, rounds))
+                    if "failed" in rows[-1]:
+                        given_up.add(side)
+            yield compare(rows, machine)
+
+
+def sides_of(
+    settings: Models, facts: dict[str, Any], name: str, dtype: str, batch_size: int
+) -> dict[str, Callable[[], dict[str, Any]]]:
+    """What measures each side of one model, by the side's name."""
+    from vidjax.benchmark.ours import measure_vidjax
+    from vidjax.benchmark.pytorch import measure_pytorch
+
+    ours: list[Job] = list(jobs(settings, name, dtype, batch_size))
+    sides = {job.side: partial(measure, measure_vidjax, job) for job in ours}
+    if importlib.util.find_spec("torch"):
+        for mode in settings.peers:
+            counts = facts["parameters"], facts["positions"]
+            job = dataclasses.replace(ours[0], overrides=())
+            sides[f"PyTorch {mode}"] = partial(measure, measure_pytorch, job, mode == "compile", *counts)
+    return sides
+
+
+def outcome(found: dict[str, Any]) -> str:
+    """One measurement in words."""
+    return found.get("failed") or f"{1e3 * statistics.median(found['seconds']):.4g} ms a step"
+
+
+def summarize(
+    settings: Models, machine: dict[str, Any], name: str, dtype: str, batch_size: int, side: str, rounds: list[dict]
+) -> Row:
+    """The row of one side: medians over the rounds' medians, the range of all steps, the most memory."""
+    facts = machine["models"][name]
+    row: Row = {"model": name, "dtype": dtype, "batch_size": batch_size, "side": side}
+    if failed := next((found["failed"] for found in rounds if "failed" in found), None):
+        mode = "torch.compile failed: " if side == "PyTorch compile" else ""
+        left = "; larger batches are left out" if batch_size < max(settings.batch_sizes) else ""
+        return {**row, "failed": mode + failed + left, "out_of_memory": is_out_of_memory(failed)}
+    step = statistics.median(statistics.median(found["seconds"]) for found in rounds)
+    devices = machine["devices"] if side.startswith("vidjax") else 1
+    # 2 FLOPs a multiply-accumulate, in training once forward and twice that backward.
+    flops = (2 if isinstance(settings, Infer) else 6) * facts["macs"] * batch_size / step
+    peak = peak_flops(machine["device"], dtype)
+    compiling = [found["compile"] for found in rounds if found["compile"] is not None]
+    return row | {
+        "devices": devices,
+        "compile_seconds": statistics.median(compiling) if compiling else None,
+        "step_seconds": step,
+        "least_seconds": min(min(found["seconds"]) for found in rounds),
+        "most_seconds": max(max(found["seconds"]) for found in rounds),
+        "clips_per_second": batch_size / step,
+        "flops_per_second": flops,
+        "mfu": flops / peak / devices if peak else None,
+        "memory_bytes": max(found["memory"] for found in rounds),
+        "program_bytes": rounds[0].get("program"),
+        "parameters": rounds[0].get("parameters", facts["parameters"]),
+        "loss": rounds[-1]["loss"],
+        "remark": rounds[0].get("remark", ""),
+    }
+
+
+def compare(rows: list[Row], machine: dict[str, Any]) -> list[Row]:
+    """The rows with `best` (of a side's batch sizes) and `vidjax_speed`: how many times faster vidjax's best is.
+
+    Speed is clips a second, for each device; simulated devices of a CPU are one.
+    """
+
+    def speed(row: Row) -> float:
+        return row["clips_per_second"] / (1 if machine["platform"] == "cpu" else row["devices"])
+
+    measured = [row for row in rows if "failed" not in row]
+    fastest = {row["side"]: row for row in sorted(measured, key=speed)}
+    ours = max((speed(row) for side, row in fastest.items() if side.startswith("vidjax")), default=None)
+    for row in measured:
+        row["best"] = row is fastest[row["side"]]
+        row["vidjax_speed"] = ours / speed(row) if ours else None
+    return rows

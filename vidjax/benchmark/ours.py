@@ -1,0 +1,203 @@
+"""vidjax's side: a training step or a forward pass made of the library's own parts, compiled and timed."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+import vidjax
+from vidjax.benchmark.process import forget_peak, keep_to, resident, timed
+from vidjax.benchmark.settings import Job
+from vidjax.layers.patches import grid
+from vidjax.objectives import masking, reconstruction
+from vidjax.training.cost import count_macs
+from vidjax.training.memory import program_memory
+from vidjax.training.optimizer import OptimizerConfig, make_optimizer
+from vidjax.training.sharding import (
+    batch_sharding,
+    check_batch_size,
+    jit_step,
+    make_mesh,
+    put_batch,
+    replicated,
+    state_sharding,
+)
+from vidjax.training.state import TrainState, create_state
+from vidjax.training.step import LossFn, make_train_step
+
+CLASSES = 400
+"""Of classifiers, whatever the variant's own number: both sides have as many."""
+MASK_RATIO = 0.9
+
+
+def make_model(job: Job) -> nn.Module:
+    """The model of a job.
+
+    Raises:
+      ValueError: as `create_model`.
+    """
+    own = vidjax.create_model(job.model)
+    fields = {
+        "num_frames": job.frames or own.num_frames,
+        "image_size": job.size or own.image_size,
+        "dtype": jnp.dtype(job.dtype),
+        **dict(job.overrides),
+    }
+    if "num_classes" in own.__dataclass_fields__:
+        fields["num_classes"] = CLASSES
+    return vidjax.create_model(job.model, **fields)
+
+
+def is_masked_autoencoder(model: nn.Module) -> bool:
+    """Whether the model is to reconstruct, and no classifier."""
+    return hasattr(model, "decoder_width")
+
+
+def draw_inputs(model: nn.Module, batch_size: int) -> dict[str, np.ndarray]:
+    """A batch of noise, float32 as the model wants it, with labels. PyTorch's side is given the same."""
+    rng = np.random.default_rng(0)
+    shape = (batch_size, model.num_frames, model.image_size, model.image_size, model.channels)
+    label = rng.integers(CLASSES, size=batch_size, dtype=np.int32)
+    return {"video": rng.standard_normal(shape, np.float32), "label": label, "valid": np.ones(batch_size, bool)}
+
+
+def make_loss(model: nn.Module, train: bool) -> LossFn:
+    """Masked reconstruction as `experiments/mae_pretrain.py` has it (tubes, nine tenths), or cross entropy."""
+    shape = (model.num_frames, model.image_size, model.image_size)
+
+    def reconstruct(params: Any, model_state: Any, batch: dict[str, jax.Array], key: jax.Array) -> tuple:
+        mask_key, drop_key = jax.random.split(key)
+        video, tokens = batch["video"], grid(shape, model.patch_size)
+        kept, masked, _ = masking.draw(mask_key, len(video), tokens, "tube", MASK_RATIO)
+        pixels = video * jnp.asarray(model.card.std) + jnp.asarray(model.card.mean)
+        target = reconstruction.pixel_targets(pixels, model.patch_size)
+        target = jnp.take_along_axis(target, masked[..., None], axis=1)
+        output = model.apply({"params": params}, video, kept, masked, train=train, rngs={"drop_path": drop_key})
+        return reconstruction.reconstruction_loss(output, target).mean(), (model_state, {})
+
+    def classify(params: Any, model_state: Any, batch: dict[str, jax.Array], key: jax.Array) -> tuple:
+        keys = jax.random.split(key)
+        rngs = {"dropout": keys[0], "drop_path": keys[1]}
+        variables, changing = {"params": params, **model_state}, list(model_state) if train else []
+        logits, changed = model.apply(variables, batch["video"], train=train, rngs=rngs, mutable=changing)
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), batch["label"])
+        return loss.mean(), ({**model_state, **changed}, {})
+
+    return reconstruct if is_masked_autoencoder(model) else classify
+
+
+def make_program(job: Job, mesh: Mesh) -> tuple[Callable, Any, dict[str, jax.ShapeDtypeStruct]]:
+    """What is to be compiled, with what it is called with.
+
+    Returns:
+      A jitted `(state, batch) -> (state or None, loss)`; a function of nothing that gives the first state's arrays;
+      and the shapes of a batch.
+    """
+    model = make_model(job)
+    inputs = draw_inputs(model, 1)  # a batch may be more than memory holds: compiling needs its shape alone
+    batch = {
+        name: jax.ShapeDtypeStruct((job.batch_size, *x.shape[1:]), x.dtype, sharding=batch_sharding(mesh))
+        for name, x in inputs.items()
+    }
+    tx = make_optimizer(OptimizerConfig(), OptimizerConfig().schedule(job.batch_size, 1000, 10))
+
+    def init() -> TrainState:
+        keys = jax.random.split(jax.random.key(0), 3)
+        arguments = (jnp.zeros(inputs["video"].shape),)
+        if is_masked_autoencoder(model):
+            tokens = grid(arguments[0].shape[1:4], model.patch_size)
+            arguments += masking.draw(keys[1], 1, tokens, "tube", MASK_RATIO)[:2]
+        return create_state(model.init(keys[0], *arguments), tx, keys[2])
+
+    sharding = state_sharding(mesh, jax.eval_shape(init))
+    create = jax.jit(init, out_shardings=sharding)
+    loss = make_loss(model, train=job.training)
+    if job.training:
+        step = make_train_step(loss, tx)
+        return jit_step(lambda *a: (lambda s, m: (s, m["loss"]))(*step(*a)), sharding, mesh), create, batch
+
+    def evaluate(state: TrainState, batch: dict[str, jax.Array]) -> tuple[None, jax.Array]:
+        return None, loss(state.params, state.model_state, batch, state.key)[0]
+
+    shardings = {"in_shardings": (sharding, batch_sharding(mesh)), "out_shardings": replicated(mesh)}
+    return jax.jit(evaluate, **shardings), create, batch
+
+
+def compile_program(job: Job, mesh: Mesh) -> tuple[jax.stages.Compiled, Any, float]:
+    """The compiled program, what makes its state, and the seconds that tracing and compiling took."""
+    jax.config.update("jax_enable_compilation_cache", False)  # what is read from a cache is not compiled
+    program, create, batch = make_program(job, mesh)
+    state = jax.eval_shape(create)
+    start = time.perf_counter()
+    compiled = program.lower(state, batch).compile()
+    return compiled, create, time.perf_counter() - start
+
+
+def measure_vidjax(job: Job) -> dict[str, Any]:
+    """Runs a job in this process.
+
+    Returns:
+      `seconds` of each step, `compile` (seconds), `memory` (bytes of the fullest device at its peak; on a CPU, what the
+      process takes for state, batch and steps), `program` (bytes a device, as the compiled program says), `loss`.
+    """
+    keep_to(job.threads)
+    mesh = make_mesh()
+    compiled, create, compile_seconds = compile_program(job, mesh)
+    create = create.lower().compile()
+    forget_peak()  # that of the compiler
+    before = resident("now")
+    held = [create()]
+    batch = put_batch(draw_inputs(make_model(job), job.batch_size), mesh)
+
+    def run() -> jax.Array:
+        state, loss = compiled(held[0], batch)
+        if job.training:  # the old state was given away
+            held[0] = state
+        return loss
+
+    seconds = timed(run, jax.block_until_ready, job.steps)
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    peaks = [found["peak_bytes_in_use"] for found in stats if "peak_bytes_in_use" in found]
+    return {
+        "seconds": seconds,
+        "compile": compile_seconds,
+        "memory": max(peaks) if peaks else resident("peak") - before,
+        "program": program_memory(compiled).total,
+        "loss": float(run()),
+    }
+
+
+def describe(found: list[Job]) -> dict[str, Any]:
+    """The devices, and by model what one clip costs, without computing anything.
+
+    Raises:
+      ValueError: a model cannot be made at this size, or a batch cannot be shared by the devices.
+    """
+    for job in found:
+        check_batch_size(job.batch_size)
+    devices, models = jax.devices(), {}
+    for job in {(job.model, job.overrides): job for job in found}.values():  # what a field's value breaks shows here
+        model = make_model(job)
+        inputs = draw_inputs(model, 1)
+        state = jax.eval_shape(make_program(job, make_mesh())[1])
+        macs = count_macs(make_loss(model, train=False), state.params, state.model_state, inputs, state.key)
+        sizes = {jax.tree_util.keystr(path): x.size for path, x in jax.tree_util.tree_leaves_with_path(state.params)}
+        models[job.model] = {
+            "macs": macs,
+            "parameters": sum(sizes.values()),
+            "positions": sum(size for path, size in sizes.items() if path.endswith("['table']")),
+            "frames": model.num_frames,
+            "size": model.image_size,
+        }
+    return {
+        "device": devices[0].device_kind,
+        "devices": len(devices),
+        "platform": devices[0].platform,
+        "models": models,
+    }

@@ -1,0 +1,218 @@
+"""The same architectures in PyTorch, of equal size, from the libraries that people would use instead.
+
+transformers' VideoMAE, ViViT and TimeSformer with SDPA attention (where it has it), torchvision's video ResNets and
+S3D, and for UniFormer, which is on no registry, the plain module that vidjax's tests hold.
+"""
+
+import importlib.util
+from collections.abc import Callable
+from math import prod
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+from unittest import mock
+
+import flax.linen as nn
+
+from vidjax.benchmark.ours import CLASSES, is_masked_autoencoder
+from vidjax.models.inception3d import Inception3D
+from vidjax.models.resnet3d import ResNet3D
+from vidjax.models.timesformer import TimeSformer
+from vidjax.models.uniformer import UniFormer
+from vidjax.models.videomae import Pretraining, VideoMAE
+from vidjax.models.vivit import ViViT
+
+if TYPE_CHECKING:
+    import torch
+
+UNIFORMER = Path(__file__).parents[2] / "tests" / "goldens" / "torch_uniformer.py"
+
+
+class NoPeerError(ValueError):
+    """PyTorch has no such model, or the library that has it is not installed."""
+
+
+def make_peer(name: str, model: nn.Module) -> tuple["torch.nn.Module", str]:
+    """The peer of a model of ours, and how its axes of a video are ordered: `b c t h w` or `b t c h w`.
+
+    Args:
+      name: of the variant.
+      model: ours, whose size the peer is given.
+
+    Raises:
+      NoPeerError: see there.
+    """
+    makers: dict[type, tuple[Callable, str]] = {
+        VideoMAE: (_videomae, "b t c h w"),
+        Pretraining: (_videomae, "b t c h w"),
+        ViViT: (_vivit, "b t c h w"),
+        TimeSformer: (_timesformer, "b t c h w"),
+        UniFormer: (_uniformer, "b c t h w"),
+        ResNet3D: (_resnet3d, "b c t h w"),
+        Inception3D: (_s3d, "b c t h w"),
+    }
+    if type(model) not in makers:
+        raise NoPeerError(f"no PyTorch peer of {name} is known")
+    make, axes = makers[type(model)]
+    return make(name, model), axes
+
+
+def import_torchvision() -> ModuleType:
+    """torchvision; where its compiled operators do not fit the PyTorch installed, without them: no model needs any.
+
+    Raises:
+      NoPeerError: it is not installed.
+    """
+    import torch
+
+    if not importlib.util.find_spec("torchvision"):
+        raise NoPeerError("torchvision is not installed")
+    register = torch.library.register_fake
+
+    def register_what_exists(*args, **kwargs) -> Callable:
+        def decorate(function: Callable) -> Callable:
+            try:
+                return register(*args, **kwargs)(function)
+            except RuntimeError:  # "operator torchvision::nms does not exist"
+                return function
+
+        return decorate
+
+    with mock.patch.object(torch.library, "register_fake", register_what_exists):
+        import torchvision.models.video
+
+    return torchvision
+
+
+def import_transformers() -> ModuleType:
+    """transformers, which imports torchvision where it finds it.
+
+    Raises:
+      NoPeerError: it is not installed.
+    """
+    if not importlib.util.find_spec("transformers"):
+        raise NoPeerError("transformers is not installed")
+    if importlib.util.find_spec("torchvision"):
+        import_torchvision()
+    import transformers
+
+    return transformers
+
+
+def _sizes(model: nn.Module) -> dict[str, Any]:
+    """What transformers' configurations of all three families share."""
+    return {
+        "hidden_size": model.width,
+        "num_hidden_layers": model.depth,
+        "num_attention_heads": model.heads,
+        "intermediate_size": int(model.width * model.mlp_ratio),
+        "num_frames": model.num_frames,
+        "image_size": model.image_size,
+        "num_labels": CLASSES,
+    }
+
+
+def _from_config(kind: type, config: Any) -> "torch.nn.Module":
+    try:
+        return kind._from_config(config, attn_implementation="sdpa")
+    except ValueError:  # of TimeSformer transformers has plain attention alone
+        return kind._from_config(config, attn_implementation="eager")
+
+
+def _videomae(name: str, model: VideoMAE | Pretraining) -> "torch.nn.Module":
+    library = import_transformers()
+    tubelet, patch, _ = model.patch_size
+    sizes = {**_sizes(model), "tubelet_size": tubelet, "patch_size": patch}
+    if not is_masked_autoencoder(model):
+        return _from_config(library.VideoMAEForVideoClassification, library.VideoMAEConfig(**sizes))
+    decoder = {
+        "decoder_hidden_size": model.decoder_width,
+        "decoder_num_hidden_layers": model.decoder_depth,
+        "decoder_num_attention_heads": model.decoder_heads,
+        "decoder_intermediate_size": int(model.decoder_width * model.mlp_ratio),
+    }
+    config = library.VideoMAEConfig(**sizes, **decoder, use_mean_pooling=False)  # the encoder ends in a norm, as ours
+    return _from_config(library.VideoMAEForPreTraining, config)
+
+
+def _vivit(name: str, model: ViViT) -> "torch.nn.Module":
+    if (model.attention, model.embedding) != ("joint", "tubelet"):
+        raise NoPeerError(f"transformers' ViViT has joint attention over tubelets alone, not {name}")
+    library = import_transformers()
+    config = library.VivitConfig(**_sizes(model), tubelet_size=list(model.patch_size))
+    return _from_config(library.VivitForVideoClassification, config)
+
+
+def _timesformer(name: str, model: TimeSformer) -> "torch.nn.Module":
+    kinds = {"divided": "divided_space_time", "joint": "joint_space_time", "space": "space_only"}
+    if model.attention not in kinds:
+        raise NoPeerError(f"transformers' TimeSformer has no {model.attention} attention")
+    library = import_transformers()
+    config = library.TimesformerConfig(
+        **_sizes(model),
+        patch_size=model.patch_size[-1],
+        attention_type=kinds[model.attention],
+    )
+    vars(config)["drop_path_rate"] = model.drop_path  # declared as an integer there, which is checked
+    return _from_config(library.TimesformerForVideoClassification, config)
+
+
+def _uniformer(name: str, model: UniFormer) -> "torch.nn.Module":
+    if not UNIFORMER.exists():
+        raise NoPeerError("UniFormer's PyTorch module lies with vidjax's tests, which are not here")
+    spec = importlib.util.spec_from_file_location("torch_uniformer", UNIFORMER)
+    spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
+    fields = ("widths", "depths", "head_width", "mlp_ratio", "split", "temporal_overlap", "drop_path")
+    return module.UniFormer(**{field: getattr(model, field) for field in fields}, num_classes=CLASSES)
+
+
+def _resnet3d(name: str, model: ResNet3D) -> "torch.nn.Module":
+    plain = model.widths == (64, 128, 256, 512) and not (model.fold_frames or model.factorized_shortcut)
+    if not plain or model.stem_planes != 45:
+        raise NoPeerError(f"torchvision has no {name}")
+    library = import_torchvision().models.video.resnet
+
+    class OfThePaper(library.Conv2Plus1D):
+        """Planes computed for each convolution, not once a block as torchvision does."""
+
+        def __init__(self, inputs: int, outputs: int, planes: int, *args, **kwargs) -> None:
+            planes = 27 * inputs * outputs // (9 * inputs + 3 * outputs)
+            super().__init__(inputs, outputs, planes, *args, **kwargs)
+
+    factorized = library.Conv2Plus1D if model.midplanes == "per_block" else OfThePaper
+    convolutions = {"2d": library.Conv3DNoTemporal, "3d": library.Conv3DSimple, "2plus1d": factorized}
+    stems = {"3d": library.BasicStem, "2plus1d": library.R2Plus1dStem}
+    if model.groups[0] not in stems:
+        raise NoPeerError(f"torchvision has no {name}")
+    return library.VideoResNet(
+        library.BasicBlock,
+        [convolutions[kind] for kind in model.groups[1:]],
+        list(model.depths),
+        stems[model.groups[0]],
+        num_classes=CLASSES,
+    )
+
+
+def _s3d(name: str, model: Inception3D) -> "torch.nn.Module":
+    if name != "s3d":
+        raise NoPeerError(f"torchvision has no {name}")
+    return import_torchvision().models.video.s3d(num_classes=CLASSES)
+
+
+def check_parameters(peer: "torch.nn.Module", ours: int, positions: int) -> tuple[int, str]:
+    """The peer's number of parameters, and a remark where it is not ours.
+
+    Args:
+      ours: our number of parameters.
+      positions: how many of them are position tables, which the libraries may hold otherwise.
+
+    Raises:
+      NoPeerError: they differ by more than position tables, so that a comparison would not be honest.
+    """
+    theirs = sum(prod(parameter.shape) for parameter in peer.parameters())
+    if theirs == ours:
+        return theirs, ""
+    counts = f"PyTorch's model has {theirs:,} parameters, ours {ours:,}"
+    if abs(theirs - ours) > positions:
+        raise NoPeerError(f"not the same model: {counts}")
+    return theirs, f"{counts}: position tables differ"

@@ -1,0 +1,52 @@
+"""What a measuring process does on either side: keeps to its cores, takes times, reads its memory."""
+
+import contextlib
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+
+def keep_to(threads: int | None) -> int:
+    """Holds this process to the first so many of its cores, all when None; returns their number."""
+    if not hasattr(os, "sched_setaffinity"):  # outside of Linux
+        return threads or os.cpu_count() or 1
+    cores = sorted(os.sched_getaffinity(0))[:threads]
+    os.sched_setaffinity(0, cores)
+    return len(cores)
+
+
+def timed(run: Callable[[], Any], wait: Callable[[Any], Any], steps: int) -> list[float]:
+    """Seconds of each of so many calls of `run`, after two that warm it up.
+
+    The next call is made before the last one's result is waited for, as a training loop does, so that an accelerator
+    never waits for Python.
+    """
+    pending, seconds = run(), []
+    for number in range(-2, steps):
+        start = time.perf_counter()
+        following = run()
+        wait(pending)
+        pending = following
+        if number >= 0:
+            seconds.append(time.perf_counter() - start)
+    wait(pending)
+    return seconds
+
+
+def resident(what: Literal["now", "peak"]) -> int:
+    """Resident memory of this process in bytes, at present or at most since `forget_peak`."""
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage's peak may be the parent's: a process begins as its copy
+        field = {"now": "VmRSS:", "peak": "VmHWM:"}[what]
+        return 1024 * next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(field))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def forget_peak() -> None:
+    """Lets the peak of `resident` begin anew, where the system can."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")

@@ -1,0 +1,94 @@
+"""PyTorch's side: the same step of the same model, eager or by torch.compile."""
+
+import time
+from typing import Any
+
+import numpy as np
+
+from vidjax.benchmark.ours import MASK_RATIO, draw_inputs, is_masked_autoencoder, make_model
+from vidjax.benchmark.peers import check_parameters, make_peer
+from vidjax.benchmark.process import forget_peak, keep_to, resident, timed
+from vidjax.benchmark.settings import Job
+from vidjax.layers.patches import grid
+
+
+def tube_masks(model: Any, clips: int) -> np.ndarray:
+    """True for masked tokens `b n`: as many as `objectives.masking.tube` masks, each clip its own."""
+    t, h, w = grid((model.num_frames, model.image_size, model.image_size), model.patch_size)
+    rng = np.random.default_rng(0)
+    order = rng.permuted(np.tile(np.arange(h * w), (clips, 1)), axis=1)
+    return np.tile(order < int(MASK_RATIO * h * w), (1, t))
+
+
+def measure_pytorch(job: Job, compiled: bool, ours: int, positions: int) -> dict[str, Any]:
+    """Runs a job in this process, on one device: CUDA's first, else the CPU.
+
+    Args:
+      compiled: by torch.compile, else eager.
+      ours, positions: parameters of our model, see `peers.check_parameters`.
+
+    Returns:
+      `seconds` of each step, `compile` (seconds that the first step took beyond the others; of torch.compile alone),
+      `memory` (bytes, as `ours.measure_vidjax`), `loss`, `parameters` and a `remark`.
+    """
+    threads = keep_to(job.threads)
+    import torch
+
+    torch.set_num_threads(threads)
+    torch.backends.cudnn.benchmark = True  # chooses kernels by trying, as XLA does
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda" if cuda else "cpu")
+    model = make_model(job)
+    forget_peak()
+    before = resident("now")
+    peer, axes = make_peer(job.model, model)
+    peer = peer.to(device)
+    parameters, remark = check_parameters(peer, ours, positions)
+    if getattr(getattr(peer, "config", None), "_attn_implementation", "") == "eager":
+        remark += f"{'; ' if remark else ''}transformers has no SDPA attention for {job.model}"
+    call = torch.compile(peer) if compiled else peer
+    inputs = draw_inputs(model, job.batch_size)
+    order = (0, 4, 1, 2, 3) if axes == "b c t h w" else (0, 1, 4, 2, 3)
+    video = torch.from_numpy(inputs["video"]).to(device).permute(order).contiguous()
+    label = torch.from_numpy(inputs["label"]).long().to(device)
+    masks = torch.from_numpy(tube_masks(model, job.batch_size)).to(device) if is_masked_autoencoder(model) else None
+
+    def forward() -> torch.Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=job.dtype == "bfloat16"):
+            if masks is not None:
+                return call(video, bool_masked_pos=masks).loss
+            logits = call(video)
+            return torch.nn.functional.cross_entropy(getattr(logits, "logits", logits).float(), label)
+
+    optimizer = torch.optim.AdamW(peer.parameters(), lr=1e-4, weight_decay=0.05, fused=True)
+
+    def step() -> torch.Tensor:
+        optimizer.zero_grad(set_to_none=True)
+        loss = forward()
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    def run() -> tuple[torch.Tensor, Any]:
+        with torch.set_grad_enabled(job.training):
+            loss = step() if job.training else forward()
+        if not cuda:
+            return loss, None
+        done = torch.cuda.Event()
+        done.record()
+        return loss, done
+
+    peer.train(job.training)
+    start = time.perf_counter()
+    loss, _ = run()
+    float(loss)  # waits for the device
+    first = time.perf_counter() - start
+    seconds = timed(run, lambda pending: pending[1].synchronize() if cuda else None, job.steps)
+    return {
+        "seconds": seconds,
+        "compile": max(0.0, first - float(np.median(seconds))) if compiled else None,
+        "memory": torch.cuda.max_memory_allocated() if cuda else resident("peak") - before,
+        "loss": float(run()[0]),
+        "parameters": parameters,
+        "remark": remark,
+    }

@@ -1,0 +1,101 @@
+"""Numbers as a table to read, and as JSON."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+Row = Mapping[str, Any]
+
+
+class Column(NamedTuple):
+    """A column: its title with the unit, and what it says of a row; a value of None is blank."""
+
+    title: str
+    text: Callable[[Row], str | float | None]
+    width: int
+
+
+def digits(value: float | None) -> str:
+    """Three digits that count, and all before the point; whole numbers as they are."""
+    if value is None:
+        return ""
+    if isinstance(value, int) or value == 0 or not math.isfinite(value):
+        return str(value)
+    return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
+
+
+def _scaled(name: str, factor: float) -> Callable[[Row], float | None]:
+    return lambda row: None if row.get(name) is None else factor * row[name]
+
+
+STEP = Column("step ms", _scaled("step_seconds", 1e3), 9)
+SPREAD = Column(
+    "least to most", lambda row: f"{digits(1e3 * row['least_seconds'])} to {digits(1e3 * row['most_seconds'])}", 16
+)
+COMPILE = Column("compile s", _scaled("compile_seconds", 1), 10)
+PEAK = Column("peak GB", _scaled("memory_bytes", 1e-9), 9)
+PROGRAM = Column("program GB", _scaled("program_bytes", 1e-9), 11)
+CLIPS = Column("clips/s", _scaled("clips_per_second", 1), 9)
+FLOPS = Column("TFLOP/s", _scaled("flops_per_second", 1e-12), 9)
+MFU = Column("MFU %", _scaled("mfu", 100), 7)
+SPEED = Column("vidjax is", lambda row: f"{digits(row['vidjax_speed'])} x" if row["vidjax_speed"] else None, 10)
+BATCH = Column("batch", lambda row: str(row["batch_size"]), 6)
+BEST = Column("batch", lambda row: f"{'best ' if row['best'] else ''}{row['batch_size']}", 10)
+
+SPEED_COLUMNS = (COMPILE, STEP, SPREAD, CLIPS, FLOPS, MFU, PEAK, SPEED)
+MEMORY_COLUMNS = (COMPILE, STEP, SPREAD, CLIPS, PROGRAM, PEAK, SPEED)
+BUDGET_COLUMNS = (
+    Column("largest batch", lambda row: str(row["batch_size"]), 14),
+    PROGRAM,
+    COMPILE,
+    Column("compiled", lambda row: str(row["tried"]), 10),
+)
+LOSS_COLUMNS = (
+    Column("temporary MB", _scaled("temporary_bytes", 1e-6), 13),
+    COMPILE,
+    STEP,
+    SPREAD,
+    Column("differs", lambda row: f"{row['differs']:.1e}", 10),
+)
+
+
+class Table:
+    """Rows of text below their titles, of fixed widths, so that they can be printed as they come.
+
+    Attributes:
+      names: keys of a row that name it, with their titles and the longest text to come.
+    """
+
+    def __init__(self, names: Mapping[str, tuple[str, int]], columns: Sequence[Column]) -> None:
+        self.names, self.columns = names, columns
+
+    def header(self) -> str:
+        """The titles."""
+        named = [f"{title:{max(width, len(title))}}" for title, width in self.names.values()]
+        return "  ".join(named) + "".join(f"{column.title:>{column.width + 1}}" for column in self.columns)
+
+    def line(self, row: Row) -> str:
+        """One row; of what failed, its reason."""
+        named = [f"{row[name]:{max(width, len(title))}}" for name, (title, width) in self.names.items()]
+        if "failed" in row:
+            return "  ".join(named) + f"  batch {row['batch_size']}: {row['failed']}"
+        texts = [column.text(row) for column in self.columns]
+        texts = [text if isinstance(text, str) else digits(text) for text in texts]
+        cells = [f"{text:>{column.width + 1}}" for text, column in zip(texts, self.columns, strict=True)]
+        return ("  ".join(named) + "".join(cells)).rstrip()
+
+
+def write_json(path: str, mode: str, settings: Any, machine: Mapping[str, Any], rows: Sequence[Row]) -> None:
+    """Writes settings, machine and rows, in seconds, bytes and FLOP/s."""
+    told = {"mode": mode, "settings": dataclasses.asdict(settings), "machine": machine, "rows": rows}
+    Path(path).write_text(json.dumps(told, indent=2) + "\n")
+
+
+def number_columns(rows: Sequence[Row]) -> list[Column]:
+    """A column for every number that rows have, under its own name."""
+    names = dict.fromkeys(name for row in rows for name, value in row.items() if isinstance(value, int | float))
+    titles = {name: name.replace("clips_per_second", "clips/s").replace("_", " ") for name in names}
+    return [Column(titles[name], lambda row, name=name: row.get(name), max(9, len(titles[name]))) for name in names]

@@ -1,0 +1,286 @@
+"""What the devices say to one another in a step, read from the text of the compiled program.
+
+    compiled = jit_step(step, sharding, mesh).lower(state, batch).compile()
+    for collective in read_collectives(compiled.as_text()):
+        print(collective.kind, collective.group, collective.times, collective.wire_bytes)
+
+XLA's optimised HLO is one device's program: shapes are of what a single device holds. Its text is no stable format;
+what is read here is what XLA of jaxlib 0.10 writes for CPUs, GPUs and TPUs, asynchronous forms included.
+"""
+
+import dataclasses
+import re
+from math import prod
+
+import numpy as np
+
+KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+
+BITS = {"pred": 8, "token": 0}
+
+# Only moves or renames its operand: a slice of its result is a slice of the operand.
+PASSES = {"bitcast", "copy", "transpose", "reshape", "convert", "get-tuple-element", "copy-start", "copy-done"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One collective operation of a compiled program, as a single device takes part in it."""
+
+    kind: str
+    """One of `KINDS`, without the `-start` of its asynchronous form."""
+    operand_bytes: int
+    """What the device puts in, each time."""
+    group: tuple[int, ...]
+    """The devices that take part together, by their places in the mesh (row-major): the group of the first of them."""
+    times: int | None
+    """How often it runs in one run of the program; None inside a loop whose length the program does not say. A branch
+    of a conditional counts as if it were always taken."""
+    sliced: bool = False
+    """Of an all-reduce: each device uses its own part of the result only. GPUs and TPUs run this as a reduce-scatter,
+    XLA on CPUs does not know how; it counts as one."""
+    name: str = ""
+    """What it was made of, such as `jit(step)/jvp()/dot_general`; empty where the program does not say."""
+
+    @property
+    def result_bytes(self) -> int:
+        """What the device gets out, each time."""
+        n = len(self.group)
+        if self.kind == "all-gather":
+            return n * self.operand_bytes
+        return self.operand_bytes // n if self.kind == "reduce-scatter" else self.operand_bytes
+
+    @property
+    def wire_bytes(self) -> float:
+        """What the device sends, each time, where the collective runs over a ring."""
+        return self.wire_bytes_among(len(self.group))
+
+    def wire_bytes_among(self, n: int) -> float:
+        """`wire_bytes` if the group had `n` devices and each put in as much as now.
+
+        A ring passes n - 1 parts on: of the size of the operand to gather, of an n-th of it to reduce and scatter;
+        an all-reduce does one after the other (Patarasuk and Yuan 2009, doi:10.1016/j.jpdc.2008.09.002).
+        """
+        if self.kind == "collective-permute":
+            return self.operand_bytes
+        if self.kind == "all-gather":
+            return (n - 1) * self.operand_bytes
+        rounds = 2 if self.kind == "all-reduce" and not self.sliced else 1
+        return rounds * (n - 1) / n * self.operand_bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class _Instruction:
+    name: str
+    shape: str
+    opcode: str
+    operands: tuple[str, ...]
+    rest: str
+    """Attributes, after the operands."""
+    is_root: bool
+    number: int
+    """Of a parameter, its place among the operands of what calls the computation; else -1."""
+
+
+_Program = dict[str, dict[str, _Instruction]]
+"""Instructions by name, by the computation that they are in."""
+
+
+def read_collectives(compiled_text: str) -> list[Collective]:
+    """The collectives of a compiled program (`compiled.as_text()`), in the program's order.
+
+    Collectives of a single device, which move nothing, are left out.
+
+    Raises:
+      ValueError: the text is no HLO module, or holds a collective that cannot be read.
+    """
+    program, entry = _parse(compiled_text)
+    header = compiled_text.split("\n", 1)[0]
+    devices = prod(int(count) for count in re.findall(r"\b(?:num_partitions|replica_count)=(\d+)", header))
+    # On TPUs a collective that runs beside other work stands in several fusions of one channel: one starts it, some
+    # carry it on while they compute, one waits for its end.
+    starts = {
+        name for name, inside in program.items() if any("AsyncCollectiveStart" in i.rest for i in inside.values())
+    }
+    started = {_channel(i) for name in starts for i in program[name].values() if i.opcode in KINDS}
+    found: list[Collective] = []
+
+    def walk(computation: str, times: int | None) -> None:
+        for instruction in program[computation].values():
+            kind = instruction.opcode.removesuffix("-start")
+            if kind in KINDS and (computation in starts or _channel(instruction) not in started):
+                found.append(_collective(program, computation, instruction, kind, times, devices))
+            inner = times
+            if instruction.opcode == "while":
+                trips = re.search(r'"known_trip_count":\{"n":"(\d+)"', instruction.rest)
+                inner = times * int(trips[1]) if trips and times is not None else None
+            for called in _called(instruction.rest):
+                if called in program:
+                    walk(called, inner)
+
+    walk(entry, 1)
+    return [collective for collective in found if len(collective.group) > 1]
+
+
+def _parse(text: str) -> tuple[_Program, str]:
+    """The computations of a module, and the name of the one that it starts with."""
+    program: _Program = {}
+    entry, current = None, None
+    for line in text.splitlines():
+        if line.startswith(("%", "ENTRY ")) and line.endswith("{"):
+            name = line.removeprefix("ENTRY ").split(" ", 1)[0].lstrip("%")
+            entry = name if line.startswith("ENTRY ") else entry
+            current = program.setdefault(name, {})
+        elif current is not None and (instruction := _read_instruction(line)):
+            current[instruction.name] = instruction
+    if entry is None:
+        raise ValueError("this is not the text of a compiled program: it has no ENTRY computation")
+    return program, entry
+
+
+def _read_instruction(line: str) -> _Instruction | None:
+    """Reads `  ROOT %name = shape opcode(%operand, ...), attributes`."""
+    head = re.match(r"\s+(ROOT )?%?([\w.-]+) = ", line)
+    if not head:
+        return None
+    body = re.sub(r"/\*.*?\*/", "", line[head.end() :])
+    end = _closing(body, 0) if body.startswith("(") else body.find(" ")
+    opcode = re.match(r"\s*([\w-]+)\(", body[end:])
+    if not opcode:
+        return None
+    start = end + opcode.end() - 1
+    close = _closing(body, start)
+    operands = tuple(re.findall(r"%([\w.-]+)", body[start:close]))
+    number = int(body[start + 1 : close - 1]) if opcode[1] == "parameter" else -1
+    return _Instruction(head[2], body[:end], opcode[1], operands, body[close:], bool(head[1]), number)
+
+
+def _closing(text: str, start: int) -> int:
+    """The place after the bracket that closes the one at `start`."""
+    depth = 0
+    for match in re.finditer(r"[()]", text[start:]):
+        depth += 1 if match[0] == "(" else -1
+        if depth == 0:
+            return start + match.end()
+    return len(text)
+
+
+def _channel(instruction: _Instruction) -> str | None:
+    """What tells the collectives of a program apart, where it numbers them."""
+    channel = re.search(r"\bchannel_id=(\d+)", instruction.rest)
+    return f"{instruction.opcode} {channel[1]}" if channel else None
+
+
+def _called(attributes: str) -> list[str]:
+    """Computations that an instruction runs: a loop's body, branches, what is fused or called."""
+    names = re.findall(
+        r"\b(?:body|condition|calls|to_apply|true_computation|false_computation)=%?([\w.-]+)", attributes
+    )
+    branches = re.search(r"\bbranch_computations=\{([^}]*)\}", attributes)
+    return names + (re.findall(r"[\w.-]+", branches[1]) if branches else [])
+
+
+def _collective(
+    program: _Program, computation: str, instruction: _Instruction, kind: str, times: int | None, devices: int
+) -> Collective:
+    """Puts together what the instruction and its neighbours say."""
+    shapes = [program[computation][operand].shape for operand in instruction.operands]
+    name = re.search(r'op_name="([^"]*)"', instruction.rest)
+    group = _pairs(instruction.rest) if kind == "collective-permute" else _group(instruction.rest, devices)
+    if group is None:
+        raise ValueError(f"cannot read who takes part in {instruction.name}: {instruction.rest[:200]}")
+    sliced = kind == "all-reduce" and _is_sliced(program, computation, instruction.name, len(group))
+    return Collective(kind, sum(map(_bytes, shapes)), group, times, sliced, name[1] if name else "")
+
+
+def _arrays(shape: str) -> list[tuple[str, int]]:
+    """Type and number of values of `f32[2,3]{1,0}`, or of each member of a tuple of such."""
+    found = re.findall(r"\b([a-z]\w*)\[([\d,<=]*)\]", re.sub(r"\{[^{}]*\}", "", shape))
+    return [(kind, prod(int(axis.lstrip("<=")) for axis in axes.split(",") if axis)) for kind, axes in found]
+
+
+def _count(shape: str) -> int:
+    """Values in an array, or in all members of a tuple."""
+    return sum(count for _, count in _arrays(shape))
+
+
+def _bytes(shape: str) -> int:
+    """Bytes of an array, or of all members of a tuple."""
+    return sum(-(-count * _bits(kind) // 8) for kind, count in _arrays(shape))
+
+
+def _bits(kind: str) -> int:
+    """Bits of a value: most types carry them in their names, such as f32, s64, u4, c64, bf16, f8e4m3."""
+    return BITS[kind] if kind in BITS else int(re.match(r"[a-z]+(\d+)", kind)[1])
+
+
+def _group(attributes: str, devices: int) -> tuple[int, ...] | None:
+    """Members of the first group of `replica_groups`, in each of the ways of writing them; `{}` is all devices.
+
+    `{{0,1},{2,3}}` lists them; `[2,2]<=[4]` and `[2,2]<=[2,2]T(1,0)` number, transpose and reshape; `mesh['a'=2,'b'=2],
+    device_ids=([2,2]T(1,0)) {'b'}` names the axes of a mesh along which the members lie.
+    """
+    if "replica_groups={}" in attributes:
+        return tuple(range(devices))
+    if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", attributes):
+        return tuple(int(member) for member in listed[1].split(","))
+    if numbered := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes):
+        shape = [int(size) for size in numbered[1].split(",")]
+        return tuple(_numbered(numbered[2], numbered[3]).reshape(shape)[0].tolist())
+    if meshed := re.search(
+        r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? ?\{([^}]*)\}", attributes
+    ):
+        axes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", meshed[1])}
+        chosen = re.findall(r"'([^']+)'", meshed[4])
+        if not all(name in axes for name in chosen):
+            return None
+        members = _numbered(meshed[2] or str(prod(axes.values())), meshed[3]).reshape(list(axes.values()))
+        return tuple(members[tuple(slice(None) if name in chosen else 0 for name in axes)].reshape(-1).tolist())
+    return None
+
+
+def _numbered(sizes: str, order: str | None) -> np.ndarray:
+    """`[2,4]T(1,0)`: 0 to 7 in rows of 4, transposed."""
+    shape = [int(size) for size in sizes.split(",")]
+    numbers = np.arange(prod(shape)).reshape(shape)
+    return numbers.transpose([int(axis) for axis in order.split(",")]) if order else numbers
+
+
+def _pairs(attributes: str) -> tuple[int, ...] | None:
+    """Those whom the first sender of a permutation is joined with: from it on, each sends to the next."""
+    listed = re.search(r"source_target_pairs=\{(.*?)\}\}", attributes)
+    if not listed:
+        return None
+    targets = {int(a): int(b) for a, b in re.findall(r"\{(\d+),(\d+)", listed[1] + "}")}
+    chain = [min(targets)]
+    while (target := targets.get(chain[-1])) is not None and target not in chain:
+        chain.append(target)
+    return tuple(chain)
+
+
+def _is_sliced(
+    program: _Program, computation: str, name: str, parts: int, calls: tuple[tuple[str, str], ...] = ()
+) -> bool:
+    """Whether all that is used of an array is a dynamic slice of one part of `parts`.
+
+    Args:
+      calls: the fusions that the array was followed into, the innermost last: computation and name of each.
+    """
+    instructions = program[computation]
+
+    def is_slice(user: _Instruction) -> bool:
+        if user.opcode == "dynamic-slice":
+            return user.operands[0] == name and _count(user.shape) * parts <= _count(instructions[name].shape)
+        if user.opcode in PASSES:
+            return _is_sliced(program, computation, user.name, parts, calls)
+        if user.opcode != "fusion":
+            return False
+        (inner,) = _called(user.rest)
+        taken = [p for p in program[inner].values() if p.opcode == "parameter" and user.operands[p.number] == name]
+        deeper = (*calls, (computation, user.name))
+        return all(_is_sliced(program, inner, parameter.name, parts, deeper) for parameter in taken)
+
+    uses = [is_slice(user) for user in instructions.values() if name in user.operands]
+    if instructions[name].is_root and calls:  # the array leaves the fusion as its result
+        *outer, (computation, name) = calls
+        uses.append(_is_sliced(program, computation, name, parts, tuple(outer)))
+    return bool(uses) and all(uses)

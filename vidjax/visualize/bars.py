@@ -1,0 +1,59 @@
+"""Bars that compare ways of doing the same thing."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from matplotlib.figure import Figure
+
+OURS, OTHERS = "#1b6ca8", ("#b8b8b8", "#8f8f8f", "#d0c3a5", "#a5b8a0")
+
+
+class Bar(NamedTuple):
+    """One way's value.
+
+    Attributes:
+      least, most: ends of the line that shows the spread; the value itself for none.
+      note: written beside the bar.
+      ours: drawn in the colour that stands out.
+    """
+
+    value: float
+    least: float
+    most: float
+    note: str
+    ours: bool
+
+
+def save_bars(path: str | Path, panels: Mapping[str, Mapping[str, Bar]], xlabel: str, title: str = "") -> Path:
+    """Writes a PNG with one panel of horizontal bars for each thing that was done, each on a scale of its own.
+
+    Args:
+      panels: bars by their names, by what was done.
+      xlabel: what the bars' length is, with its unit.
+    """
+    counts = [len(bars) for bars in panels.values()]
+    height = 0.9 + sum(0.65 + 0.34 * count for count in counts)
+    figure = Figure(figsize=(10, height), layout="constrained")
+    places = figure.subplots(len(panels), 1, squeeze=False, height_ratios=[count + 0.6 for count in counts])[:, 0]
+    for axes, (name, bars) in zip(places, panels.items(), strict=True):
+        greys = iter(OTHERS * len(bars))
+        for row, bar in enumerate(bars.values()):
+            axes.barh(row, bar.value, 0.72, color=OURS if bar.ours else next(greys))
+            if bar.most > bar.least:
+                axes.plot((bar.least, bar.most), (row, row), color="black", linewidth=1, marker="|", markersize=6)
+            axes.annotate(
+                f"  {bar.note}", (max(bar.value, bar.most), row), va="center", fontsize=9,
+                color=OURS if bar.ours else "black",
+            )  # fmt: skip
+        axes.set_yticks(range(len(bars)), list(bars), fontsize=9)
+        axes.invert_yaxis()
+        longest = max(max(bar.value, bar.most) for bar in bars.values()) or 1.0
+        axes.set_xlim(0, 1.75 * longest)  # room for the notes
+        axes.set_xticks([tick for tick in axes.get_xticks() if tick <= longest])
+        axes.set_title(name, loc="left", fontsize=10)
+        axes.spines[["top", "right"]].set_visible(False)
+    places[-1].set_xlabel(xlabel)
+    figure.suptitle(title, fontsize=11)
+    figure.savefig(path, dpi=110)
+    return Path(path)
