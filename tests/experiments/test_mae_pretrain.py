@@ -18,8 +18,9 @@ from vidjax.training.metrics import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "experiments" / "mae_pretrain.py"
-SMALL = """
---model videomae_tiny --data.size 32 --data.frames 4 --data.stride 1 --data.workers 1 --batch_size 8 --steps 40
+STEPS = 24
+SMALL = f"""
+--model videomae_tiny --data.size 32 --data.frames 4 --data.stride 1 --data.workers 1 --batch_size 8 --steps {STEPS}
 --mask tube --mask_ratio 0.75 --loop.log_every 1 --loop.save_every 2 --loop.evaluate_every 1000 --probe_clips 0
 --picture_clips 1
 """.split()
@@ -84,7 +85,7 @@ def test_it_says_what_it_does_and_leaves_what_it_says(undisturbed):
         "8 clips in 1",
     ):
         assert word in out
-    assert [step for step, *_ in numbers(workdir)] == list(range(1, 41))
+    assert [step for step, *_ in numbers(workdir)] == list(range(1, STEPS + 1))
     made = {path.name for path in workdir.iterdir()}
     assert {"config.json", "metrics.jsonl", "tensorboard", "checkpoints", "reconstructions", "curves.png"} <= made
     assert {path.suffix for path in (workdir / "reconstructions").iterdir()} == {".png", ".gif"}
@@ -112,7 +113,7 @@ def test_sigterm_saves_exits_0_and_the_same_command_goes_on(environment, undistu
     process.send_signal(signal.SIGTERM)
     out, _ = finish(process)
     assert "stopped by SIGTERM" in out
-    assert logged(tmp_path / "run") < 40
+    assert logged(tmp_path / "run") < STEPS
     finish(start(environment, tmp_path / "run"))
     assert numbers(tmp_path / "run") == numbers(undisturbed[0])
 
@@ -136,7 +137,7 @@ def test_two_processes_one_of_them_told_to_stop_give_the_losses_of_one(environme
     wait_until(lambda: logged(tmp_path / "run") >= 5, processes[0])
     processes[1].send_signal(signal.SIGTERM)
     out = [finish(process)[0] for process in processes]
-    assert "stopped by SIGTERM" in out[0] and logged(tmp_path / "run") < 40
+    assert "stopped by SIGTERM" in out[0] and logged(tmp_path / "run") < STEPS
     out = [finish(process)[0] for process in start_two(environment, tmp_path / "run")]
     assert "devices   2 x cpu, 2 process(es)" in out[0] and "resumed from step" in out[0] and "devices" not in out[1]
     both, alone = (np.array([row[1] for row in numbers(run)]) for run in (tmp_path / "run", undisturbed[0]))
