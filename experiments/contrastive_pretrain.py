@@ -12,7 +12,6 @@ ActionCLIP on labelled videos, from CLIP's weights: python experiments/contrasti
 The same command again goes on where the run stopped. Expected results stand in the README.
 """
 
-import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
@@ -47,8 +46,6 @@ from vidjax.training.optimizer import OptimizerConfig, make_optimizer
 from vidjax.training.sharding import (
     check_batch_size,
     jit_step,
-    join_processes,
-    make_mesh,
     state_sharding,
     this_process,
 )
@@ -111,7 +108,7 @@ class Config:
     remat: Literal["none", "dots", "blocks"] = "none"
     """What the backward pass computes again to save memory."""
     scan: bool = False
-    """Run the blocks as one loop: compiles faster, and costs a copy of the parameters."""
+    """Compile one block for all and run it in a loop, at the cost of a copy of the parameters."""
     ema_decay: float | None = None
     """Keep a moving average of the parameters with this decay; it is what is validated."""
     fsdp: int = 1
@@ -425,11 +422,7 @@ def summarize(config: Config, result: FitResult, macs: int, truncated: int, seen
 
 def main(config: Config) -> dict[str, float]:
     """Runs the whole job; returns the first and last loss and the validation's numbers, of a dry run the bytes."""
-    if config.distributed:
-        join_processes()
-    mesh = make_mesh(config.fsdp, config.sequence)
-    with jax.set_mesh(mesh) if config.sequence > 1 else contextlib.nullcontext():
-        return train(config, mesh)
+    return runs.on_mesh(config, train)
 
 
 def train(config: Config, mesh: Mesh) -> dict[str, float]:

@@ -10,7 +10,6 @@ A published recipe: python experiments/finetune.py videomae_base_k400 --init_fro
 The same command again goes on where the run stopped. Expected results stand in the README.
 """
 
-import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
@@ -42,8 +41,6 @@ from vidjax.training.optimizer import OptimizerConfig, make_optimizer, trained_p
 from vidjax.training.sharding import (
     check_batch_size,
     jit_step,
-    join_processes,
-    make_mesh,
     put_batch,
     replicated,
     state_sharding,
@@ -106,7 +103,7 @@ class Config:
     remat: Literal["none", "dots", "blocks"] = "none"
     """What the backward pass computes again to save memory."""
     scan: bool = False
-    """Run the blocks as one loop: compiles faster, and costs a copy of the parameters."""
+    """Compile one block for all and run it in a loop, at the cost of a copy of the parameters."""
     ema_decay: float | None = None
     """Keep a moving average of the parameters with this decay; it is validated beside them, and chosen by."""
     fsdp: int = 1
@@ -442,11 +439,7 @@ def summarize(config: Config, result: FitResult, macs: int) -> dict[str, float]:
 
 def main(config: Config) -> dict[str, float]:
     """Runs the whole job; returns the first and last loss and the accuracies, of a dry run the bytes."""
-    if config.distributed:
-        join_processes()
-    mesh = make_mesh(config.fsdp, config.sequence)
-    with jax.set_mesh(mesh) if config.sequence > 1 else contextlib.nullcontext():
-        return train(config, mesh)
+    return runs.on_mesh(config, train)
 
 
 def train(config: Config, mesh: Mesh) -> dict[str, float]:

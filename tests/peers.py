@@ -1,29 +1,21 @@
 """PyTorch implementations to compare with. A test that asks for one is skipped where it is not installed."""
 
 import importlib.util
-from unittest import mock
 
 import numpy as np
 import pytest
 import recipe
 
+from vidjax.benchmark.peers import NoPeerError, import_torchvision
+
 
 def torchvision():
     """torchvision without its compiled operators: `pip install --no-deps torchvision` beside a CPU PyTorch."""
-    torch = pytest.importorskip("torch")
-    register = torch.library.register_fake
-
-    def register_what_exists(name, *args, **kwargs):
-        def decorate(function):
-            try:
-                return register(name, *args, **kwargs)(function)
-            except RuntimeError:  # an operator of the compiled part, which no model of ours needs
-                return function
-
-        return decorate
-
-    with mock.patch.object(torch.library, "register_fake", register_what_exists):
-        return pytest.importorskip("torchvision", exc_type=ImportError)
+    pytest.importorskip("torch")
+    try:
+        return import_torchvision()
+    except (NoPeerError, ImportError) as error:
+        pytest.skip(str(error))
 
 
 def timm():

@@ -6,7 +6,8 @@ checkpoint.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from vidjax import convert
 from vidjax.cli import read_config
@@ -22,6 +24,7 @@ from vidjax.convert.checkpoint import NAME, read_model
 from vidjax.convert.rules import Inflation, Report
 from vidjax.data.config import ClipConfig, GivenClipConfig
 from vidjax.models import create_model, towers
+from vidjax.training.sharding import join_processes, make_mesh
 
 Which = Literal["best", "last"]
 
@@ -127,6 +130,18 @@ def computing_type(dtype: Literal["auto", "float32", "bfloat16"]) -> Any:
     """The type of a script's `--dtype`: auto is bfloat16 on accelerators, float32 on a CPU."""
     auto = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     return jnp.dtype(auto if dtype == "auto" else dtype)
+
+
+def on_mesh(config: Any, job: Callable[[Any, Mesh], Any]) -> Any:
+    """`job(config, mesh)` on the devices that a training script's `distributed`, `fsdp` and `sequence` ask for.
+
+    Where devices share a clip the mesh is in context too, as ring attention wants it.
+    """
+    if config.distributed:
+        join_processes()
+    mesh = make_mesh(config.fsdp, config.sequence)
+    with jax.set_mesh(mesh) if config.sequence > 1 else nullcontext():
+        return job(config, mesh)
 
 
 def computing_fields(config: Any, name: str) -> dict[str, Any]:

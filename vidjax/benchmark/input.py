@@ -28,6 +28,7 @@ import numpy as np
 
 from vidjax.benchmark.process import keep_to
 from vidjax.data.config import AugmentConfig, DataConfig
+from vidjax.report import core_count
 
 ROWS = 8
 """Clips of a batch."""
@@ -61,13 +62,8 @@ class Input:
         for name in ("clips", "rounds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be 1 or more")
-        if any(not 1 <= count <= available() for count in self.cores):
-            raise ValueError(f"cores {self.cores}: there are 1 to {available()} to measure on")
-
-
-def available() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        if any(not 1 <= count <= core_count() for count in self.cores):
+            raise ValueError(f"cores {self.cores}: there are 1 to {core_count()} to measure on")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +114,7 @@ def measure_input(config: Input) -> dict[str, dict[str, float]]:
     Raises:
       ValueError: the source holds no video files, or none that can be read.
     """
-    counts = sorted(set(config.cores or (1, available())))
+    counts = sorted(set(config.cores or (1, core_count())))
     spawn = multiprocessing.get_context("spawn")
     measured: dict[tuple[str, int], list[tuple[float, float]]] = {(w, count): [] for w in WAYS for count in counts}
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:

@@ -20,6 +20,7 @@ from vidjax.training.cost import count_macs
 from vidjax.training.memory import program_memory
 from vidjax.training.optimizer import OptimizerConfig, make_optimizer
 from vidjax.training.sharding import (
+    array_sharding,
     batch_sharding,
     check_batch_size,
     jit_step,
@@ -102,8 +103,9 @@ def make_program(job: Job, mesh: Mesh) -> tuple[Callable, Any, dict[str, jax.Sha
     model = make_model(job)
     inputs = draw_inputs(model, 1)  # a batch may be more than memory holds: compiling needs its shape alone
     batch = {
-        name: jax.ShapeDtypeStruct((job.batch_size, *x.shape[1:]), x.dtype, sharding=batch_sharding(mesh))
+        name: jax.ShapeDtypeStruct(shape, x.dtype, sharding=array_sharding(mesh, name, shape))
         for name, x in inputs.items()
+        for shape in [(job.batch_size, *x.shape[1:])]
     }
     tx = make_optimizer(OptimizerConfig(), OptimizerConfig().schedule(job.batch_size, 1000, 10))
 
