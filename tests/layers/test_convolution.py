@@ -45,12 +45,28 @@ def assert_same_with_gradients(ours, reference, *inputs) -> None:
         ((3, 3, 3), (1, 1, 1), ((1, 1), (1, 1), (1, 1)), 5, 4),
         ((3, 5, 5), (2, 2, 2), ((1, 1), (2, 2), (1, 2)), 3, 4),
         ((2, 3, 3), (2, 1, 1), ((0, 1), (1, 1), (1, 1)), 4, 3),
+        ((3, 3, 3), (1, 1, 1), ((1, 1), (1, 1), (0, 1)), 9, 10),
+        ((3, 3, 3), (2, 1, 2), ((1, 1), (1, 1), (1, 1)), 10, 9),
+        ((1, 3, 3), (1, 1, 1), ((0, 0), (1, 1), (1, 1)), 17, 9),
+        ((5, 3, 3), (3, 1, 1), ((2, 1), (1, 1), (1, 1)), 9, 9),
+        ((3, 3, 3), (1, 1, 1), ((0, 0), (2, 2), (0, 0)), 17, 18),
     ],
 )
 def test_convolution_is_that_of_lax(size, strides, padding, channels, features):
     reference = partial(lax.conv_general_dilated, window_strides=strides, padding=padding, dimension_numbers=DIMENSIONS)
     ours = partial(conv3d, strides=strides, padding=padding)
     assert_same_with_gradients(ours, reference, draw(2, 5, 9, 8, channels), draw(*size, channels, features))
+
+
+@pytest.mark.parametrize(
+    ("size", "strides", "channels", "features"),
+    [((3, 3, 3), (1, 1, 1), 9, 8), ((3, 3, 3), (2, 2, 2), 9, 10), ((3, 1, 1), (1, 1, 1), 9, 8)],
+)
+def test_kernel_gradients_a_few_rows_at_a_time(size, strides, channels, features):
+    padding = tuple((cells // 2, cells // 2) for cells in size)
+    reference = partial(lax.conv_general_dilated, window_strides=strides, padding=padding, dimension_numbers=DIMENSIONS)
+    ours = partial(conv3d, strides=strides, padding=padding)
+    assert_same_with_gradients(ours, reference, draw(2, 6, 48, 40, channels), draw(*size, channels, features))
 
 
 @pytest.mark.parametrize("size", [(3, 3, 3), (5, 5, 5), (3, 1, 1), (1, 3, 3)])
