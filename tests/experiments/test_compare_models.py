@@ -16,7 +16,7 @@ FLAGS = """--steps 2 --loop.evaluate_every 1 --data.validation_examples 8 --data
 
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[2]))
 
 
@@ -67,7 +67,7 @@ def test_pairs_are_trained_and_read(tmp_path):
 
 def test_a_training_that_fails_and_a_model_that_is_not_compared_are_refused(tmp_path):
     config = compare_models.Config(workdir=str(tmp_path), models=("vit_tiny",), flags="--data.train nowhere")
-    with pytest.raises(ValueError, match=r"status 2, see .*vit_tiny.log: .*nowhere does not exist"):
+    with pytest.raises(ValueError, match=r"ended with status 2, see .*vit_tiny.log: .*nowhere does not exist"):
         compare_models.main(config)
     with pytest.raises(ValueError, match="models has c3d_tiny: choose from"):
         compare_models.Config(models=("c3d_tiny",))

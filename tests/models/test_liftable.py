@@ -28,13 +28,26 @@ def family(request):
     model = vidjax.create_model(TINY[request.param], num_classes=5)
     shape = (2, *example_inputs(model)[0].shape[1:])
     video = jnp.asarray(np.random.default_rng(0).standard_normal(shape, np.float32))
-    variables = jax.jit(model.init)(jax.random.key(0), video)
-    # Zero-initialised heads and branches would make everything equal.
-    leaves, structure = jax.tree.flatten(variables)
-    draw = np.random.default_rng(1).standard_normal
-    variables = jax.tree.unflatten(structure, [leaf + 0.02 * draw(leaf.shape, np.float32) for leaf in leaves])
+    # Drawn, not initialised: zero heads and branches would make everything equal, and compiling `init` takes long.
+    draw = np.random.default_rng(1)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), video)
+    variables = jax.tree.map_with_path(lambda path, leaf: draw_leaf(draw, path[-1].key, leaf.shape), shapes)
     logits = jax.jit(model.apply)(variables, video)
     return SimpleNamespace(model=model, variables=variables, video=video, logits=logits)
+
+
+def draw_leaf(draw: np.random.Generator, name: str, shape: tuple[int, ...]) -> jax.Array:
+    """Near what training leaves: scales and variances about one, kernels that keep the size of what they are given."""
+    if name in ("scale", "var"):
+        return jnp.asarray(draw.uniform(0.9, 1.1, shape), jnp.float32)
+    fan_in = np.prod(shape[:-1]) if name == "kernel" else 2500.0
+    return jnp.asarray(draw.standard_normal(shape) * fan_in**-0.5, jnp.float32)
+
+
+# Each of the deep convolutional ones takes as long to compile as the others together; ResNets stand for them.
+SHALLOW = pytest.mark.parametrize(
+    "family", [name for name in TINY if name not in ("inception3d", "p3d")], indirect=True, ids=TINY.get
+)
 
 
 def assert_close(found, expected, within: float = 1e-4) -> None:
@@ -47,6 +60,7 @@ def test_jit(family):
     assert not np.allclose(family.logits[0], family.logits[1])  # it looks at its input
 
 
+@SHALLOW
 def test_pmap(family):
     devices = jax.local_devices()
     assert len(devices) == 8
@@ -56,6 +70,7 @@ def test_pmap(family):
     assert_close(logits[-1, 0], family.logits[1])
 
 
+@SHALLOW
 def test_vmap_over_an_ensemble(family):
     ensemble = jax.tree.map(lambda leaf: jnp.stack([leaf, 1.1 * leaf]), family.variables)
     logits = jax.jit(jax.vmap(family.model.apply, in_axes=(0, None)))(ensemble, family.video)
@@ -63,8 +78,7 @@ def test_vmap_over_an_ensemble(family):
     assert not np.allclose(logits[1], family.logits)
 
 
-# I3D's two backward passes take 40 s to compile, and S3D's are as deep.
-@pytest.mark.parametrize("family", [name for name in TINY if name != "inception3d"], indirect=True, ids=TINY.get)
+@SHALLOW
 def test_checkpoint_changes_no_gradient(family):
     params, rest = family.variables["params"], {k: v for k, v in family.variables.items() if k != "params"}
 
@@ -91,6 +105,7 @@ def test_bfloat16_computes_near_with_float32_parameters(family):
     assert_close(logits, family.logits, within=0.1)
 
 
+@SHALLOW
 def test_nnx(family):
     module = nnx.bridge.ToNNX(family.model, rngs=nnx.Rngs(0))
     nnx.jit(nnx.bridge.lazy_init)(module, family.video)
