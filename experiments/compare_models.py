@@ -72,7 +72,7 @@ class Config:
         if unknown := [name for name in self.models if name not in FAMILIES]:
             raise ValueError(f"models has {unknown[0]}: choose from {', '.join(FAMILIES)}")
         if not self.seeds:
-            raise ValueError("seeds must not be empty")
+            raise ValueError("seeds is empty: give one or more")
 
 
 def train(script: str, flags: Sequence[str], workdir: Path) -> None:

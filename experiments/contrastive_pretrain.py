@@ -133,11 +133,13 @@ class Config:
         if self.chunk is not None and self.batch_size % self.chunk:
             raise ValueError(f"chunk is {self.chunk}: it must divide the batch of {self.batch_size}")
         if self.context is not None and self.context < 3:
-            raise ValueError(f"context is {self.context}: a start, a token and an end need 3")
+            raise ValueError(f"context is {self.context}: it must be 3 or more, for a start, a token and an end")
         if self.optim.layer_decay != 1:
             raise ValueError("optim.layer_decay counts the layers of one model, and here are two: leave it out")
         if self.data.repeats > 1 and not self.objective.startswith("kl"):
-            raise ValueError(f"data.repeats: {self.objective} would tell a video from itself; leave them out")
+            raise ValueError(
+                f"data.repeats is {self.data.repeats}: {self.objective} would tell a video from itself, so leave it out"
+            )
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay is {self.ema_decay}: it must lie between 0 and 1")
         if self.objective.startswith("kl") and self.data.templates is None:
@@ -234,7 +236,9 @@ def make_model(config: Config, tokenizer: "Tokenizer") -> VideoText:
             raise ValueError(f"video_model {config.video_model} brings its own text tower: give --text_model None")
         for name, value in given.items():
             if value != getattr(video.text, name):
-                raise ValueError(f"{name} is {value}, but {config.video_model} has {getattr(video.text, name)}")
+                raise ValueError(
+                    f"{name} is {value}, but {config.video_model} has {getattr(video.text, name)}: leave it out"
+                )
         matching.check_tokenizer(tokenizer, video)
         return video.clone(bias=bias)
     if config.text_model is None:

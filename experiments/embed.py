@@ -173,7 +173,7 @@ def search(config: Config) -> list[dict[str, Any]]:
 
     meta = read_meta(Path(config.index))
     if Path(config.index).suffix != ".npz" or meta["pooling"] == "tokens":
-        raise ValueError(f"{config.index} cannot be searched: it takes an .npz file with one vector a window")
+        raise ValueError(f"{config.index} cannot be searched: give an .npz file with one vector a window")
     cut = {name.removeprefix("data."): value for name, value in meta.items() if name.startswith("data.")}
     told = {name: meta[name] for name in ("run", "model", "which", "pooling", "dtype")}
     told |= {"run": config.run} if config.run else {}
@@ -218,7 +218,8 @@ def main(config: Config) -> dict[str, Any] | list[dict[str, Any]]:
         if len(bad) > clips.max_bad_share * len(source):
             raise ValueError(
                 f"{len(bad)} of the {len(source)} videos of {source.name} give no features, more than "
-                f"data.max_bad_share {clips.max_bad_share:g} allows; the last one: {bad[-1]['error']}"
+                f"data.max_bad_share {clips.max_bad_share:g} allows; mend them or allow more; the last one: "
+                f"{bad[-1]['error']}"
             )
         write_part(parts[k], arrays, unread)
         done += len(arrays["index"])

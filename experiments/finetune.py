@@ -128,7 +128,9 @@ class Config:
             if value is not None and not 0 <= value < 1:
                 raise ValueError(f"{name} is {value}: it must be at least 0 and below 1")
         if min(self.mixup, self.cutmix, self.seed) < 0:
-            raise ValueError("mixup, cutmix and seed must be 0 or more")
+            raise ValueError(
+                f"mixup is {self.mixup}, cutmix {self.cutmix} and seed {self.seed}: each must be 0 or more"
+            )
         if self.train_accuracy and (self.mixup or self.cutmix):
             raise ValueError("train_accuracy needs hard labels: set --mixup 0 --cutmix 0, or leave it out")
         if self.keep_head and not self.init_from:
@@ -396,11 +398,14 @@ def start(config: Config, model: nn.Module, variables: dict) -> dict:
     theirs = runs.class_names(config.init_from) if config.keep_head else ()
     if theirs and theirs != model.card.class_names:
         raise ValueError(
-            f"keep_head: the head in {config.init_from} is of other classes ({', '.join(theirs[:3])}, ...)"
+            f"keep_head: the head in {config.init_from} is of other classes "
+            f"({', '.join(theirs[:3])}, ...): leave it out"
         )
     variables, report = runs.start_from(config.init_from, model, variables, fresh=fresh)
     if config.keep_head and any(path.startswith("head/") for path in report.fresh):
-        raise ValueError(f"keep_head: the head in {config.init_from} is not of the {model.num_classes} classes here")
+        raise ValueError(
+            f"keep_head: the head in {config.init_from} is not of the {model.num_classes} classes here: leave it out"
+        )
     if jax.process_index() == 0:
         print(f"weights   from {config.init_from}: {report}")
     return variables

@@ -119,7 +119,10 @@ class Config:
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay is {self.ema_decay}: it must lie between 0 and 1")
         if min(self.seed, self.probe_clips, self.picture_clips) < 0:
-            raise ValueError("seed, probe_clips and picture_clips must be 0 or more")
+            raise ValueError(
+                f"seed is {self.seed}, probe_clips {self.probe_clips} and picture_clips {self.picture_clips}: "
+                "each must be 0 or more"
+            )
 
 
 DEMO = Config(
@@ -285,7 +288,7 @@ def train(config: Config, mesh: Mesh) -> dict[str, float]:
     draw = partial(masking.draw, grid=grid, mask=config.mask, ratio=config.mask_ratio, decoder_mask=config.decoder_mask)
     masks = jax.eval_shape(partial(draw, clips=1), jax.random.key(0))
     if config.init_from and not Path(config.init_from).exists():
-        raise ValueError(f"init_from: there is nothing at {config.init_from}")
+        raise ValueError(f"init_from: there is nothing at {config.init_from}, give a run or a file of weights")
     source = open_source(data.source, data.split)
 
     per_epoch = len(source) * data.repeats / config.batch_size

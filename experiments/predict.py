@@ -84,7 +84,9 @@ class Config:
             if Path(path).exists():
                 raise FileExistsError(f"{path} is there already: give another --{name}, nothing is overwritten")
             if not Path(path).absolute().parent.is_dir():
-                raise FileNotFoundError(f"there is no folder {Path(path).parent} to write --{name} to")
+                raise FileNotFoundError(
+                    f"there is no folder {Path(path).parent} to write --{name} to: make it, or give another"
+                )
 
 
 def make_classify(model: nn.Module, variables: dict, clips: ClipConfig) -> Callable[[np.ndarray], jax.Array]:
@@ -143,7 +145,7 @@ def main(config: Config) -> dict[str, Any]:
     report = {"config": cli.as_dict(config), "clips": dataclasses.asdict(clips), "files": files}
     write(config, report)
     if not any(file["windows"] for file in files):
-        raise ValueError(f"none of the {len(files)} files could be read")
+        raise ValueError(f"none of the {len(files)} files could be read: see above why")
     if bad := sum("error" in file for file in files):
         print(f"\n{bad} of {len(files)} files could not be read, or not to their end", file=sys.stderr)
     return report

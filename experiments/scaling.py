@@ -105,7 +105,7 @@ class Config:
         if not 0 < self.mfu <= 1:
             raise ValueError(f"mfu is {self.mfu}: it must be above 0 and at most 1")
         if wrong := [count for count in (self.devices, *self.chips) if count < 1 or count % self.fsdp]:
-            raise ValueError(f"{wrong[0]} chips are no multiple of fsdp {self.fsdp}")
+            raise ValueError(f"{wrong[0]} chips are no multiple of fsdp {self.fsdp}: give multiples of it")
         if self.topology is None and self.devices < 2 * self.fsdp:
             raise ValueError(f"{self.devices} devices hold one copy of the parameters: compile for {2 * self.fsdp}")
 
@@ -138,7 +138,7 @@ def describe_slice(topology: str) -> Sequence[jax.Device]:
     try:
         return topologies.get_topology_desc(topology, "tpu").devices
     except (RuntimeError, ValueError, NotImplementedError) as error:
-        raise ValueError(f"cannot compile for {topology}: {str(error).splitlines()[0]} (pip install libtpu)") from None
+        raise ValueError(f"cannot compile for {topology} ({str(error).splitlines()[0]}): pip install libtpu") from None
 
 
 def compile_step(config: Config) -> tuple[list[Collective], dict[str, Any]]:

@@ -79,10 +79,12 @@ def find_class(name: str, names: Sequence[str]) -> int:
       ValueError: there is none of this name.
     """
     if not names:
-        raise ValueError(f"target is '{name}', but the model has no classes")
+        raise ValueError(f"target is '{name}', but the model has no classes: leave it out")
     if name not in names:
         near = difflib.get_close_matches(name, names, n=3) or names[:3]
-        raise ValueError(f"target is '{name}', which is none of the {len(names)} classes, such as {', '.join(near)}")
+        raise ValueError(
+            f"target is '{name}', which is none of the {len(names)} classes: give one, such as {', '.join(near)}"
+        )
     return list(names).index(name)
 
 
@@ -100,7 +102,9 @@ def make_look(config: Config, model: nn.Module, variables: dict, clip: jax.Shape
         video = model.card.normalize(pixels.astype(jnp.float32) / 255)
         activates = classes is not None and bool(saliency.map_layers(model, variables, video))
         if (config.target or config.layer) and not activates:
-            raise ValueError(f"target and layer are of class activation, and {type(model).__name__} here has none")
+            raise ValueError(
+                f"target and layer are of class activation, and {type(model).__name__} here has none: leave them out"
+            )
         pictures = {}
         if saliency.attention_weights(model, variables, video):
             pictures["rollout"] = {"roll-out": saliency.rollout(model, variables, video)[0]}
@@ -192,7 +196,7 @@ def main(config: Config) -> dict[str, list[str]]:
         made[path] = [str(file) for file in files]
 
     if not made:
-        raise ValueError(f"none of the {len(videos.source)} files could be read")
+        raise ValueError(f"none of the {len(videos.source)} files could be read: see above why")
     if bad:
         print(f"\n{bad} of {len(videos.source)} files could not be read", file=sys.stderr)
     return made

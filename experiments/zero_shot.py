@@ -105,7 +105,7 @@ def read_classes(file: str) -> tuple[str, ...]:
         raise ValueError(f"classes {file} does not exist: give a file with one class name a line")
     names = tuple(line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines() if line.strip())
     if not names:
-        raise ValueError(f"classes {file} names no class")
+        raise ValueError(f"classes {file} names no class: give one a line")
     return names
 
 

@@ -19,7 +19,16 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="vidjax_compiled_")
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
-from jaxtyping import install_import_hook
+import pytest
+from jaxtyping import config, install_import_hook
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "goldens")]
 install_import_hook("vidjax", "checker.typechecker")  # before anything imports vidjax
+
+
+@pytest.fixture
+def unchecked():
+    """Signatures promise what they like, as for users: what the library itself refuses is reached."""
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)

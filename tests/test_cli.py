@@ -41,7 +41,10 @@ def test_a_recipe_is_the_first_word_and_flags_change_it():
 
 
 def test_unknown_flags_and_recipes_end_with_one_line_and_status_2(capsys):
-    for argv, message in ((["--part.rat", "1"], "did you mean --part.rate?"), (["huge"], "choose one of small, large")):
+    for argv, message in (
+        (["--part.rat", "1"], "unknown argument --part.rat: did you mean --part.rate?"),
+        (["huge"], "there is no recipe 'huge': choose one of small, large"),
+    ):
         with pytest.raises(SystemExit) as stop:
             parse(*argv)
         assert stop.value.code == 2
@@ -85,7 +88,8 @@ def test_our_sentence_is_one_line_but_a_defect_keeps_its_trace(monkeypatch, caps
     with pytest.raises(SystemExit) as stop:
         cli.run(ours, Config, RECIPES, lambda argv: "small")
     assert stop.value.code == 2
-    assert capsys.readouterr().err == "job.py: error: /nowhere is no vidjax run: it has no config.json\n"
+    said = "job.py: error: /nowhere is no vidjax run, as it has no config.json: give the directory of one\n"
+    assert capsys.readouterr().err == said
     with pytest.raises(ValueError, match="Expecting property name"):
         cli.run(lambda config: json.loads("{"), Config, RECIPES, lambda argv: "small")
 

@@ -6,6 +6,7 @@ import optax
 import pytest
 
 from vidjax import report
+from vidjax.data.config import ClipConfig
 from vidjax.report import describe_speed, describe_starvation
 from vidjax.training.loop import FitResult
 from vidjax.training.state import create_state
@@ -34,3 +35,20 @@ def test_the_last_line_of_a_run_says_it_only_where_the_device_was_starved():
     assert describe_speed(fed, 10**9) == "20.0 clips/s, waiting for data 2%"
     starved = FitResult(state, True, 10, 20.0, 0.5, advice="more cores")
     assert describe_speed(starved, 10**9) == "20.0 clips/s, waiting for data 50%\nstarved   more cores"
+
+
+class Unreadable:
+    """Two videos."""
+
+    name = "videos"
+
+    def __len__(self):
+        return 2
+
+    def read(self, index, choose, short_side):
+        raise ValueError("broken")
+
+
+def test_a_source_of_which_nothing_can_be_read_is_told():
+    with pytest.raises(ValueError, match="none of the first videos of videos can be read: look with experiments/check"):
+        report.describe_span(ClipConfig(), Unreadable())

@@ -160,11 +160,11 @@ def read_config(workdir: str | Path) -> dict[str, Any]:
     """
     path = Path(workdir) / "config.json"
     if not path.is_file():
-        raise ValueError(f"{workdir} is no vidjax run: it has no config.json")
+        raise ValueError(f"{workdir} is no vidjax run, as it has no config.json: give the directory of one")
     try:
         config = json.loads(path.read_text())
     except ValueError as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
+        raise ValueError(f"{path} cannot be read ({error}): restore it from a copy") from error
     return config if isinstance(config, dict) else {}
 
 

@@ -181,7 +181,7 @@ def require_source(flag: str, source: str | None) -> None:
       ValueError: nothing is there.
     """
     if source is not None and not Path(source).expanduser().exists() and not convert.hub.is_id(source):
-        raise ValueError(f"{flag}: there are no weights at {source}")
+        raise ValueError(f"{flag}: there are no weights at {source}, give a run, a file or an id of Hugging Face's")
 
 
 def read_views(views: str) -> tuple[int, int]:

@@ -30,9 +30,12 @@ def test_longer_clips_need_more_and_the_longest_is_told(capsys, monkeypatch):
     assert "most frames" in capsys.readouterr().out
 
 
-@pytest.mark.filterwarnings("ignore:JAX runs already")
 def test_what_cannot_be_meant_is_refused():
     with pytest.raises(ValueError, match="give three or more"):
         Clips(frames=(8, 16))
-    with pytest.raises(ValueError, match="ring over 1024 devices"):
+    with pytest.raises(ValueError, match="size is 0 and devices 8: both must be 1 or more"):
+        Clips(size=0, devices=8)
+    told = pytest.warns(UserWarning, match="JAX runs already and simulates no devices that it does not have: use a")
+    said = "ring over 1024 devices on .*: simulate them by the environment variable"
+    with told, pytest.raises(ValueError, match=said):
         main(Clips(devices=1024))

@@ -26,7 +26,7 @@ def folder(tmp_path):
 
 def test_an_unknown_kind_of_model_is_told(folder):
     (folder / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
-    with pytest.raises(ValueError, match=r"is a model of type 'gpt2': those that can be read are .*videomae"):
+    with pytest.raises(ValueError, match=r"is a model of type 'gpt2': give one of .*videomae"):
         load_pretrained(folder)
 
 
@@ -72,11 +72,17 @@ def test_sizes_are_read_as_transformers_has_written_them(tmp_path, sizes):
 
 
 @pytest.mark.parametrize(
-    "text", ["{trunc", "[1]", '{"image_mean": 0.5}', '{"size": [256], "crop_size": 2, "do_center_crop": 1}']
+    ("text", "sentence"),
+    [
+        ("{trunc", "is not JSON"),
+        ("[1]", "is not a configuration: it must hold named values"),
+        ('{"image_mean": 0.5}', r"cannot be followed \(.*\): fetch it again"),
+        ('{"size": [256], "crop_size": 2, "do_center_crop": 1}', "cannot be followed"),
+    ],
 )
-def test_a_damaged_description_of_the_input_is_told(tmp_path, text):
+def test_a_damaged_description_of_the_input_is_told(tmp_path, text, sentence):
     (tmp_path / "preprocessor_config.json").write_text(text)
-    with pytest.raises(ValueError, match=r"preprocessor_config\.json (is not|cannot be followed)") as refused:
+    with pytest.raises(ValueError, match=rf"preprocessor_config\.json {sentence}") as refused:
         hub.read_card({}, tmp_path)
     assert "\n" not in str(refused.value)
 
@@ -153,7 +159,8 @@ def test_an_id_that_cannot_be_fetched_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=snapshot_download))
     with pytest.raises(FileNotFoundError) as refused:
         load_pretrained("no/such")
-    assert str(refused.value) == "nothing is at no/such, and Hugging Face does not give it: no route to host"
+    said = "nothing is at no/such, and Hugging Face does not give it (no route to host): correct the name"
+    assert str(refused.value) == said
 
 
 def test_without_huggingface_hub_an_id_says_what_to_install(monkeypatch):
@@ -172,3 +179,8 @@ def test_a_mistyped_file_is_no_id(name, monkeypatch):
 def test_a_path_that_is_not_there_is_no_id(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"there are no weights at .*x\.pth"):
         load_pretrained(tmp_path / "x.pth", "videomae_tiny")
+
+
+def test_a_configuration_of_another_function_is_refused():
+    with pytest.raises(ValueError, match="hidden_act is 'relu', and this model is computed with 'gelu' alone: choose"):
+        hub.expect({"hidden_act": "relu"}, "hidden_act", "gelu")

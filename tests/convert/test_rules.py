@@ -89,7 +89,7 @@ def test_whole_variables_are_filled(weights, tree):
 
 def test_a_missing_entry_is_refused(weights, tree):
     del weights["head.bias"]
-    with pytest.raises(ValueError, match=r"do not fit: not in the weights: head/bias$"):
+    with pytest.raises(ValueError, match=r"do not fit: not in the weights: head/bias; choose .* they are of$"):
         apply(RULES, weights, tree)
 
 
@@ -97,19 +97,19 @@ def test_an_unknown_entry_is_told_and_refused_when_strict(weights, tree):
     weights["ema.decay"] = value(1)
     _, report = apply(RULES, weights, tree)
     assert report.unused == ("ema.decay",) and "in the weights and unused: ema.decay" in str(report)
-    with pytest.raises(ValueError, match=r"in the weights and not in the model: ema\.decay$"):
+    with pytest.raises(ValueError, match=r"in the weights and not in the model: ema\.decay; choose"):
         apply(RULES, weights, tree, strict=True)
 
 
 def test_an_unknown_entry_within_a_block_is_refused(weights, tree):
     weights["stages.0.blocks.11.gate.weight"] = value(4)  # would change what the block computes
-    with pytest.raises(ValueError, match=r"not in the model: stages\.0\.blocks\.11\.gate\.weight$"):
+    with pytest.raises(ValueError, match=r"not in the model: stages\.0\.blocks\.11\.gate\.weight; choose"):
         apply(RULES, weights, tree)
 
 
 def test_a_known_entry_without_place_is_refused(weights, tree):
     weights["stages.0.blocks.12.fc.bias"] = value(4)  # a deeper network than the model
-    with pytest.raises(ValueError, match=r"not in the model: stages\.0\.blocks\.12\.fc\.bias$"):
+    with pytest.raises(ValueError, match=r"not in the model: stages\.0\.blocks\.12\.fc\.bias; choose"):
         apply(RULES, weights, tree)
 
 
@@ -126,7 +126,7 @@ def test_values_that_are_not_finite_are_refused(weights, tree):
 
 def test_another_shape_is_refused_with_both(weights, tree):
     weights["stages.0.blocks.11.fc.weight"] = value(7, 3)
-    with pytest.raises(ValueError, match=r"fc/kernel is \(3, 4\) in the model and \(3, 7\) in the weights$"):
+    with pytest.raises(ValueError, match=r"fc/kernel is \(3, 4\) in the model and \(3, 7\) in the weights; choose"):
         apply(RULES, weights, tree)
 
 
@@ -135,7 +135,7 @@ def test_a_head_of_other_classes_stays_and_is_told_unless_strict(weights, tree):
     filled, report = apply(RULES, weights, tree)
     assert filled["head"] == tree["head"] and report.fresh == ("head/kernel", "head/bias")
     assert str(report) == "loaded 2 of 4 parameters; newly initialised: head/kernel, head/bias"
-    with pytest.raises(ValueError, match=r"the head has 7 classes in the weights and 2 in the model"):
+    with pytest.raises(ValueError, match=r"7 classes in the weights and 2 in the model: set num_classes, or .* head$"):
         apply(RULES, weights, tree, strict=True)
 
 
@@ -179,7 +179,7 @@ def test_two_entries_for_one_parameter_are_refused(weights, tree):
 
 
 def test_long_lists_are_cut(tree):
-    with pytest.raises(ValueError, match=r"e\.0, e\.1, e\.2, e\.3 and 96 more$"):
+    with pytest.raises(ValueError, match=r"e\.0, e\.1, e\.2, e\.3 and 96 more; choose"):
         apply(RULES, {f"e.{i}": value(1) for i in range(100)}, tree, fresh=["head", "stage_0"], strict=True)
 
 
@@ -257,3 +257,8 @@ def test_what_was_resized_is_told(tree):
     rule = Rule("pos", "head/kernel", fit=table("linear"))
     _, report = apply([rule], {"pos": value(3, 2)}, {"head": {"kernel": jnp.zeros((4, 2))}})
     assert report.resized == ("head/kernel (3, 2) -> (4, 2)",) and "resized: head/kernel" in str(report)
+
+
+def test_another_inflation_is_refused(weights, tree, unchecked):
+    with pytest.raises(ValueError, match="inflation is 'last': choose average or central"):
+        apply(RULES, weights, tree, inflation="last")

@@ -1,6 +1,7 @@
 import gc
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -50,7 +51,7 @@ def test_real_clips_equal_plain_sequential_decoding(path, count_misses):
 
 @pytest.mark.skipif(not videos.CLIPS.exists(), reason="the real clips are not on this machine")
 def test_a_clip_that_breaks_while_decoding_is_one_line():
-    with pytest.raises(DecodeError, match=r"^\S+corrupted\.mp4: .+\.$"):
+    with pytest.raises(DecodeError, match=r"^\S+corrupted\.mp4: .+[^.]$"):
         decode.decode(videos.CLIPS / "corrupted.mp4", range(0, 50, 3))
 
 
@@ -177,7 +178,7 @@ def test_a_file_cut_short_is_one_line(suffix, share, tmp_path):
     faststart = {"movflags": "+faststart"} if suffix == ".mp4" else None
     path = tmp_path / f"cut{suffix}"
     videos.truncate(videos.write_video(path, videos.numbered(200), container_options=faststart), share)
-    with pytest.raises(DecodeError, match=rf"^\S+cut\{suffix}: [^\n]+\.$"):
+    with pytest.raises(DecodeError, match=rf"^\S+cut\{suffix}: [^\n]+[^.]$"):
         decode.read_clip(path, lambda info: [info.num_frames - 1])
 
 
@@ -218,7 +219,7 @@ def test_damage_in_the_middle_is_an_error_where_it_matters(tmp_path):
 def test_what_is_no_video_is_one_line(content, tmp_path):
     path = tmp_path / "notes.mp4"
     path.write_bytes(content)
-    with pytest.raises(DecodeError, match=r"^\S+notes\.mp4: [^\n]+\.$"):
+    with pytest.raises(DecodeError, match=r"^\S+notes\.mp4: [^\n]+[^.]$"):
         decode.probe(path)
 
 
@@ -226,7 +227,7 @@ def test_missing_files_folders_and_sound_are_one_line(tmp_path):
     for path, reason in ((tmp_path / "absent.mp4", "No such file"), (tmp_path, "Is a directory")):
         with pytest.raises(DecodeError, match=reason):
             decode.probe(path)
-    with pytest.raises(DecodeError, match="holds no video"):
+    with pytest.raises(DecodeError, match="it holds no video"):
         decode.probe(videos.write_sound(tmp_path / "song.mkv"))
 
 
@@ -321,7 +322,7 @@ def test_a_stream_that_breaks_off_has_given_what_came_before(tmp_path):
     videos.write_video(path, videos.numbered(200), container_options={"movflags": "+faststart"})
     videos.truncate(path, 0.6)
     given = []
-    with pytest.raises(DecodeError, match=r"cut\.mp4: [^\n]+\.$"):
+    with pytest.raises(DecodeError, match=r"cut\.mp4: [^\n]+[^.]$"):
         given.extend(frame[None] for frame in decode.stream_frames(path, lambda info: range(info.num_frames)))
     assert [videos.numbers(frame)[0] for frame in given] == list(range(len(given))) and len(given) > 60
 
@@ -329,10 +330,36 @@ def test_a_stream_that_breaks_off_has_given_what_came_before(tmp_path):
 def test_what_cannot_be_streamed_is_said(tmp_path):
     path = videos.write_video(tmp_path / "a.mp4", videos.numbered(8))
     assert list(decode.stream_frames(path, lambda info: [])) == []
-    for indices, reason in (([3, 3], "must ascend"), ([4, 2], "must ascend"), ([7, 8], "frames 0 to 7")):
+    unordered = r"the frames to stream from \S+ must ascend: sort them"
+    for indices, reason in (([3, 3], unordered), ([4, 2], unordered), ([7, 8], "frames 0 to 7, not 7 to 8: choose")):
         with pytest.raises(IndexError, match=reason):
             list(decode.stream_frames(path, lambda info, indices=indices: indices))
     with pytest.raises(DecodeError, match=r"absent.mp4: No such file"):
         next(decode.stream_frames(tmp_path / "absent.mp4", lambda info: [0]))
     with pytest.raises(DecodeError, match="holds no video"):
         next(decode.stream_frames(videos.write_sound(tmp_path / "song.mkv"), lambda info: [0]))
+
+
+def test_what_stops_a_file_midway_is_told(tmp_path):
+    path = videos.write_video(tmp_path / "a.avi", videos.numbered(200), codec="mpeg4")
+    videos.truncate(path, 0.8)
+    with pytest.raises(DecodeError, match=r"a\.avi: it breaks off after frame \d+, before frame 199$"):
+        decode.decode(path, [199])
+    with pytest.raises(DecodeError, match=r"a\.avi: frame \d+ of it is damaged$"):
+        list(decode.stream_frames(path, lambda info: range(info.num_frames)))
+
+
+def test_a_bare_stream_has_no_timestamps(tmp_path):
+    with pytest.raises(DecodeError, match=r"its video has no timestamps$"):
+        decode.probe(videos.write_video(tmp_path / "a.h264", videos.numbered(9)))
+
+
+def test_a_decoder_that_gives_nothing_or_no_times_is_told(tmp_path, monkeypatch, unchecked):
+    path, packet = videos.write_video(tmp_path / "a.mp4", videos.numbered(9)), SimpleNamespace(pts=0)
+    packet.decode = lambda: [SimpleNamespace(pts=None)]
+    stream = SimpleNamespace(codec_context=None, container=SimpleNamespace(demux=lambda stream: [packet]))
+    with pytest.raises(ValueError, match="its frames have no timestamps"):
+        list(decode._decoded(stream, SimpleNamespace(counted=False), np.arange(2), skip=False))
+    monkeypatch.setattr(decode, "_decoded", lambda *args, **settings: iter(()))
+    with pytest.raises(DecodeError, match=r"none of its frames can be decoded$"):
+        decode.decode(path, [0])

@@ -342,9 +342,14 @@ def test_an_evaluation_takes_the_first_caption(captioned):
 
 
 def test_an_example_without_a_caption_stops_with_its_name(folder, captioned):
-    with pytest.raises(ValueError, match=r"/\d\.mp4 has no caption\.$"):
+    with pytest.raises(ValueError, match=r"/\d\.mp4 has no caption: give it one, or leave it out$"):
         train(settings(folder), 1, **WORDS)
     with pytest.raises(ValueError, match="a tokenizer needs a context"):
         train(settings(captioned), 1, tokenizer=WORDS["tokenizer"])
-    with pytest.raises(ValueError, match="the context is 2, but"):
+    with pytest.raises(ValueError, match="the context is 2: it must be 3 or more"):
         evaluate(settings(captioned), **WORDS | {"context": 2})
+
+
+def test_a_batch_of_parts_of_videos_is_refused(folder):
+    with pytest.raises(ValueError, match="4 clips of a batch are not whole videos of 3 repeats: make them a multiple"):
+        next(train_batches(open_source(str(folder)), settings(folder, repeats=3), batch_size=4, seed=0))

@@ -27,11 +27,11 @@ def test_templates_of_a_file_or_one_given_itself(tmp_path):
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (b"a {}\na clip\n", r"t\.txt: 'a clip' has no slots \{\} for the class name: give it one\.$"),
+        (b"a {}\na clip\n", r"t\.txt: 'a clip' has no slots \{\} for the class name: give it one$"),
         (b"{} and {}\n", r"'\{\} and \{\}' has 2 slots"),
-        (b"{}\na {}\n{}\n", r"'\{\}' is there twice\.$"),
+        (b"{}\na {}\n{}\n", r"'\{\}' is there twice, leave one out$"),
         (b"\n \n", r"t\.txt is empty: give one template a line"),
-        (b"\xff\xfe{}", r"t\.txt is no text file\.$"),
+        (b"\xff\xfe{}", r"t\.txt is no text file: write it in UTF-8$"),
         (None, r"t\.txt cannot be read \(No such file or directory\): give actionclip, plain, a text file"),
     ],
 )

@@ -89,9 +89,9 @@ def test_views_of_segments_differ_and_stay_in_their_segments():
 
 
 def test_wrong_views_are_refused():
-    with pytest.raises(ValueError, match="one view"):
+    with pytest.raises(ValueError, match="uniform sampling covers the whole video in one view: use segments"):
         sampling.views(80, 25.0, DataConfig(sampling="uniform"), 2)
-    with pytest.raises(ValueError, match="1 or more"):
+    with pytest.raises(ValueError, match="0 views were asked for: give 1 or more"):
         sampling.views(80, 25.0, DataConfig(), 0)
 
 

@@ -1,9 +1,12 @@
 import functools
 import json
 import re
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import videos
 
 from vidjax.data import moving_shapes, records
@@ -67,7 +70,7 @@ def test_a_folder_may_say_the_order_of_its_classes(video, tmp_path):
     assert source.class_names == ("walk", "run")
     assert source.read(0, lambda info: (), None).label == 1
     (tmp_path / "classes.json").write_text('["walk"]')
-    refused(tmp_path, "classes.json lacks 1 of the classes: run")
+    refused(tmp_path, "classes.json lacks 1 of the classes, run: add")
     (tmp_path / "classes.json").write_text('{"walk": 0}')
     refused(tmp_path, "must be a list of class names")
 
@@ -126,7 +129,7 @@ def test_labels_that_are_numbers_are_taken_as_they_are(video, tmp_path):
     (tmp_path / "classes.json").write_text('["a", "b", "c", "d", "e"]')
     assert open_(tmp_path / "list.csv").class_names == ("a", "b", "c", "d", "e")
     (tmp_path / "classes.json").write_text('["a"]')
-    refused(tmp_path / "list.csv", "the label 3, but classes.json beside it 1 names")
+    refused(tmp_path / "list.csv", r"has the label 3, but classes\.json beside it 1 names: add")
 
 
 def test_a_manifest_without_labels(video, tmp_path):
@@ -141,17 +144,18 @@ def test_a_manifest_without_labels(video, tmp_path):
     [
         ("a.csv", "file,label\nx.mp4,1\n", "has no 'path' column: .* but it is 'file,label'"),
         ("a.csv", "", "has no 'path' column"),
-        ("a.csv", "path,label\n", "has no rows"),
+        ("a.csv", "path,label\n", "has no rows: give one a video"),
         ("a.csv", "path,caption\nx.mp4,one, two\n", "line 2: it has more fields"),
         ("a.csv", "path,label\nx.mp4,1\n,2\n", "line 3: it has no path"),
+        ("a.csv", "path,reverse\nx.mp4,yes\n", "line 2: its reverse is 'yes', but it must be true or false"),
         ("a.csv", "path,start\nx.mp4,soon\n", "line 2: its start is 'soon', but it must be seconds"),
         ("a.csv", "path,start\nx.mp4,-1\n", "line 2: its start is '-1'"),
         ("a.csv", "path,start,end\nx.mp4,5,5\n", r"line 2: its end \(5.0 s\) is not after its start \(5.0 s\)"),
         ("a.jsonl", '{"path": "x.mp4"}\n{"path":\n', "line 2: it is not JSON"),
-        ("a.jsonl", '{"file": "x.mp4"}\n', "line 1: it is no object with a 'path'"),
-        ("a.jsonl", '["x.mp4"]\n', "line 1: it is no object with a 'path'"),
+        ("a.jsonl", '{"file": "x.mp4"}\n', "line 1: it must be an object with a 'path'"),
+        ("a.jsonl", '["x.mp4"]\n', "line 1: it must be an object with a 'path'"),
         ("a.jsonl", '{"path": 3}\n', "line 1: it has no path"),
-        ("a.jsonl", '{"path": "x.mp4", "caption": " "}\n', r"a\.jsonl, line 1: its caption is empty\."),
+        ("a.jsonl", '{"path": "x.mp4", "caption": " "}\n', r"a\.jsonl, line 1: its caption is empty, leave it out"),
         (
             "a.jsonl",
             '{"path": "x", "caption": null}\n{"path": "x", "caption": ["a", ""]}\n',
@@ -378,3 +382,27 @@ def test_compositions_are_the_classes_of_their_splits():
     np.testing.assert_array_equal(moved.frames, clip.frames)
     assert moved.captions == clip.captions
     assert clip.captions[1].endswith(f" moves {directions.class_names[moved.label]}")
+
+
+def test_a_data_set_without_videos_and_a_name_that_tfds_refuses_are_told(monkeypatch):
+    import tensorflow_datasets as tfds
+
+    features = {"image": None, "label": None}
+    images = SimpleNamespace(is_prepared=lambda: True, info=SimpleNamespace(features=features))
+    monkeypatch.setattr(tfds, "builder", lambda name, data_dir: images)
+    refused("tfds:images", "data.source tfds:images holds no video, but image, label: choose another")
+
+
+def test_a_record_without_frames_or_label_is_told(tmp_path):
+    record = records.Record([], 12.5, 48, 80, -1, "", (), "x")
+    with tf.io.TFRecordWriter(str(tmp_path / "a.tfrecord")) as writer:
+        writer.write(records.encode_record(record))
+    (tmp_path / "classes.json").write_text('["a"]')
+    source = open_(f"tfrecord:{tmp_path}")
+    with pytest.raises(DecodeError, match=r"a\.tfrecord\[0\]: it has no frames$"):
+        source.read(0, lambda info: [0], None)
+    with pytest.raises(ValueError, match=r"the first example of \S+ has no label to make captions of"):
+        with_captions(source, ("{}",))
+    late = replace(source, label=lambda index: -index, ids=["first", "second"])
+    with pytest.raises(ValueError, match=r"^second has no label to make captions of: label it, or leave it out"):
+        with_captions(late, ("{}",)).captions(1)

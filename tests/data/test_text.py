@@ -205,7 +205,7 @@ def test_a_text_is_filled_up_or_cut_before_its_end_token(folder):
         assert exact[0].tolist() == ids and longer[0].tolist() == [*ids, 0, 0, 0] and longer[0].dtype == np.int32
         assert shorter[0].tolist() == [*ids[:-2], tokenizer.end]
         assert (exact[1], longer[1], shorter[1]) == (False, False, True)
-    with pytest.raises(ValueError, match="the context is 2, but a start, a token and an end need 3"):
+    with pytest.raises(ValueError, match="the context is 2: it must be 3 or more, for a start, a token and an end"):
         tokenize(tokenizer, "a", 2)
 
 
@@ -266,8 +266,8 @@ def test_clips_own_files_come_before_a_tokenizer_json_but_not_those_of_gpt2(fold
         ("a.txt", b"#version: 0.2\ni n\n", r"no vocabulary of CLIP's, as no merge of it ends a word \(</w>\)"),
         ("merges.txt", b"", "merges.txt is no vocabulary of CLIP's"),
         ("vocab.json", b"{}", "holds neither CLIP's merges.txt and vocab.json nor a tokenizer.json"),
-        ("vocab.json", b"{", "vocab.json is damaged"),
-        ("vocab.json", b'["a"]', "vocab.json is no vocabulary, which is an object of symbols and their ids"),
+        ("vocab.json", b"{", r"vocab.json is damaged \(Expecting .*\): fetch it again"),
+        ("vocab.json", b'["a"]', "vocab.json is no vocabulary: it must be an object of symbols and their ids"),
         ("tokenizer.json", b"{}", "tokenizer.json is no tokenizer.json of the library tokenizers"),
     ],
 )

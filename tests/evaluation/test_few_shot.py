@@ -115,7 +115,7 @@ def test_what_cannot_be_drawn_is_refused():
         few_shot(KEY, features, LABELS, 2, 7)
     with pytest.raises(ValueError, match="cannot draw 5 classes of 4"):
         few_shot(KEY, features, LABELS, 5)
-    with pytest.raises(ValueError, match="0 shots and 15 queries"):
+    with pytest.raises(ValueError, match="0 shots and 15 queries: an episode needs one or more of each"):
         few_shot(KEY, features, LABELS, 2, 0)
     with pytest.raises(ValueError, match="1 episodes have no confidence interval"):
         few_shot(KEY, features, LABELS, 2, 1, 1)
@@ -123,3 +123,8 @@ def test_what_cannot_be_drawn_is_refused():
         few_shot_from_support(KEY, features, LABELS, features, LABELS, 8)
     with pytest.raises(ValueError, match="class 3 has no clip to learn from"):
         few_shot_from_support(KEY, features, LABELS, features[:1], np.array([3]))
+
+
+def test_nothing_to_test_is_refused():
+    with pytest.raises(ValueError, match="there is no clip to test: give one or more"):
+        few_shot_from_support(KEY, np.zeros((4, 2)), np.array([0, 0, 1, 1]), np.zeros((0, 2)), np.zeros(0, int))

@@ -60,5 +60,5 @@ def test_what_cannot_be_measured_is_refused():
         recognition(np.zeros((0, 3)), np.zeros(0, int))
     with pytest.raises(ValueError, match=r"labels must be in 0\.\.2, but run from 0 to 3"):
         recognition(np.full((2, 3), 1 / 3), np.array([0, 3]))
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(ValueError, match="the model gave probabilities that are not finite"):
         recognition(np.array([[np.nan, 1.0]]), np.array([0]))

@@ -191,7 +191,7 @@ def test_class_activation_follows_the_thing_that_speaks_for_the_class(moving):
     np.testing.assert_allclose(against, -last, rtol=1e-5)
     with pytest.raises(ValueError, match="no feature map 'fine': choose one of cells, coarse"):
         saliency.class_activation(model, variables, video, layer="fine")
-    with pytest.raises(ValueError, match="has no classes"):
+    with pytest.raises(ValueError, match="Brightness has no classes: class activation needs a classifier"):
         saliency.class_activation(Brightness(None), variables, video)
     with pytest.raises(ValueError, match="Brightness has no attention to roll out"):
         saliency.rollout(model, variables, video)

@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from vidjax.benchmark import budget, measure, table
+from vidjax.benchmark import budget, measure, peers, table
 from vidjax.benchmark.budget import find_largest
 from vidjax.benchmark.loss import Loss
 from vidjax.benchmark.ours import describe, make_model
@@ -87,7 +87,9 @@ def test_training_is_measured_on_both_sides_without_tyro_av_and_tensorflow(tmp_p
         (lambda: Train(models=("clip_base_16",)), "neither a classifier nor a masked autoencoder"),
         (lambda: Memory(batch_sizes=(4, 0)), "each 1 or more"),
         (lambda: Memory(budget_gb=0), "budget_gb is 0"),
-        (lambda: Loss(batch_size=0), "batch_size is 0"),
+        (lambda: Loss(batch_size=0), "batch_size is 0: it must be 1 or more"),
+        (lambda: Train(rounds=0), "rounds is 0: it must be 1 or more"),
+        (lambda: Train(models=()), r"models is \(\) and dtypes is \('.*',\): name one or more of each"),
         (lambda: Loss(chart="nowhere/a.png"), "its folder does not exist"),
         (lambda: Loss(batch_size=16, width=2, chunks=(9,)), "chunks of 9 do not divide"),
     ],
@@ -225,3 +227,23 @@ def test_chunks_save_memory_and_change_no_gradient(tmp_path, capsys):
         assert few["temporary_bytes"] < whole["temporary_bytes"]
         assert whole["temporary_bytes"] * jax.device_count() > 256 * 256 * 4
         assert whole["differs"] == 0 < few["differs"] < 1e-5
+
+
+@pytest.mark.skipif(not HAS_TORCH, reason="needs PyTorch")
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("vivit_tiny_factorized_self_attention", "ViViT has joint attention over tubelets alone, not vivit_tiny_fact"),
+        ("timesformer_tiny_axial", "transformers' TimeSformer has no axial attention"),
+        ("uniformer_tiny", "UniFormer's PyTorch module lies with vidjax's tests"),
+        ("fr2d_tiny", "torchvision has no fr2d_tiny"),
+        ("i3d_tiny", "torchvision has no i3d_tiny"),
+        ("r2plus1d_18", "torchvision is not installed: pip install torchvision"),
+        ("videomae_tiny", "transformers is not installed: pip install transformers"),
+    ],
+)
+def test_a_side_that_is_not_there_says_why(name, sentence, monkeypatch):
+    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(peers, "UNIFORMER", Path("nowhere"))
+    with pytest.raises(NoPeerError, match=sentence):
+        make_peer(name, make_model(job(name)))

@@ -69,5 +69,13 @@ def test_plain_decoding_finds_the_same_frames(folder):
 def test_what_cannot_be_measured_is_refused():
     with pytest.raises(ValueError, match="no source of video files"):
         benchmark.main(Input("synthetic:moving_shapes"))
-    with pytest.raises(ValueError, match=r"cores \(9999,\): there are 1 to"):
+    with pytest.raises(ValueError, match=r"cores is \(9999,\): choose 1 to \d+"):
         Input("videos", cores=(9999,))
+    with pytest.raises(ValueError, match="rounds is 0: it must be 1 or more"):
+        Input("videos", rounds=0)
+
+
+def test_a_folder_of_damaged_videos_cannot_be_measured(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(b"no video")
+    with pytest.raises(ValueError, match=r"no video of \S+ can be read: look with experiments/check_data\.py"):
+        prepare(Input(str(tmp_path), data=DATA), tmp_path)

@@ -234,7 +234,7 @@ def test_a_query_finds_where_it_comes_from(checkpoint, folder, tmp_path, capsys)
     save_pretrained(tmp_path / "other", model, variables)
     with pytest.raises(ValueError, match="other holds other weights than those that made"):
         embed.main(embed.Config(run=str(tmp_path / "other"), **search))
-    with pytest.raises(ValueError, match=r"absent\.npz does not exist"):
+    with pytest.raises(ValueError, match=r"absent\.npz does not exist: embed videos first"):
         embed.main(embed.Config(**search | {"index": "absent.npz"}))
     with pytest.raises(ValueError, match=r"absent\.mp4: No such file"):
         embed.main(embed.Config(**search | {"query": "absent.mp4"}))

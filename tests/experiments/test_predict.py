@@ -91,6 +91,7 @@ def test_each_file_has_the_models_classes_best_first_and_the_unreadable_are_list
         np.testing.assert_allclose(by_class(window["predictions"]), wanted, atol=1e-5)
     assert [bool(file["windows"]) for file in report["files"]] == [True, True, False, True, False]
     said = capsys.readouterr()
+    assert "cannot be read: " in said.err
     assert "notes.mp4: Invalid data" in said.err and "absent.mp4: No such file" in said.err
     assert "2 of 5 files could not be read" in said.err and "jumping" in said.out
 
@@ -152,7 +153,7 @@ def test_what_cannot_be_meant_is_one_sentence(checkpoint, folder, tmp_path, caps
     (tmp_path / "old.json").write_text("{}")
     for more, reason in (
         ({"json": str(tmp_path / "old.json")}, "old.json is there already"),
-        ({"csv": str(tmp_path / "no" / "a.csv")}, "there is no folder"),
+        ({"csv": str(tmp_path / "no" / "a.csv")}, "there is no folder .* to write --csv to: make it, or give another"),
         ({"topk": 0}, "topk is 0: it must be 1 or more"),
         ({"views": "4"}, "write clips x crops"),
         ({"stride": 4}, "give --window too"),
@@ -165,7 +166,7 @@ def test_what_cannot_be_meant_is_one_sentence(checkpoint, folder, tmp_path, caps
     assert (tmp_path / "old.json").read_text() == "{}"
     with pytest.raises(ValueError, match="no video is given"):
         run(checkpoint)
-    with pytest.raises(ValueError, match="none of the 1 files could be read"):
+    with pytest.raises(ValueError, match="none of the 1 files could be read: see above why"):
         run(checkpoint, folder / "sub" / "notes.mp4")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="holds no videos"):
@@ -180,7 +181,7 @@ def test_the_command_line_says_one_line_and_ends_with_2(checkpoint, folder):
     command = [sys.executable, script, folder / "sub" / "notes.mp4", "--run", checkpoint[0], "--topk", "2"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=script.parents[1], check=False)
     lines = [line for line in done.stderr.splitlines() if "WARNING" not in line]
-    assert done.returncode == 2 and lines[-1] == "predict.py: error: none of the 1 files could be read"
+    assert done.returncode == 2 and lines[-1] == "predict.py: error: none of the 1 files could be read: see above why"
     assert len(lines) == 2 and "Invalid data" in lines[0]
 
 

@@ -2,10 +2,12 @@
 
 import json
 import os
+import queue
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -168,10 +170,12 @@ def test_wrong_input_is_refused():
     for flags, message in (
         ({"chips": (12,)}, "12 chips are no multiple of fsdp 8"),
         ({"devices": 8}, "8 devices hold one copy of the parameters: compile for 16"),
-        ({"mfu": 40.0}, "mfu is 40.0"),
-        ({"batch_per_device": 0}, "batch_per_device is 0"),
+        ({"mfu": 40.0}, "mfu is 40.0: it must be above 0 and at most 1"),
+        ({"batch_per_device": 0}, "batch_per_device is 0: it must be above 0"),
     ):
         with pytest.raises(ValueError, match=message):
             scaling.Config(**flags)
     with pytest.raises(ValueError, match="999 processes want as many cores"):
         shares.main(shares.Input("synthetic:moving_shapes", processes=999))
+    with pytest.raises(ValueError, match="a reading process ended: read what it said above"):
+        shares.wait_for(queue.Queue(), [SimpleNamespace(is_alive=lambda: False)])

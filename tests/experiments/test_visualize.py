@@ -48,7 +48,8 @@ def test_a_transformer_is_looked_at_by_roll_out_and_heads_and_bad_files_are_pass
     (out / "clip" / "notes.txt").write_text("mine")
     made = visualize.main(visualize.Config((str(clips),), run, out=str(out)))
     said = capsys.readouterr()
-    assert "broken.mp4" in said.err and "1 of 3 files could not be read" in said.err
+    assert "cannot be read: " in said.err and "broken.mp4" in said.err
+    assert "1 of 3 files could not be read" in said.err
     assert any(name in said.out for name in CLASSES)
     assert {Path(file).parent.name for files in made.values() for file in files} == {
         "clip_2",
@@ -66,7 +67,7 @@ def test_a_transformer_is_looked_at_by_roll_out_and_heads_and_bad_files_are_pass
         visualize.main(dataclasses.replace(asked, target="waving"))
     with pytest.raises(ValueError, match="there is no block 1 with attention"):
         visualize.main(dataclasses.replace(asked, block=1))
-    with pytest.raises(ValueError, match="none of the 1 files could be read"):
+    with pytest.raises(ValueError, match="none of the 1 files could be read: see above why"):
         visualize.main(dataclasses.replace(asked, paths=(str(clips / "broken.mp4"),)))
 
 
@@ -79,7 +80,7 @@ def test_a_convolutional_network_is_looked_at_by_class_activation(clips, tmp_pat
         assert Path(file).name == "class_activation.png"
         painted.append(np.asarray(Image.open(file))[30:])
     assert (painted[0] != painted[1]).any()
-    with pytest.raises(ValueError, match="target is 'wavin', which is none of the 3 classes, such as waving"):
+    with pytest.raises(ValueError, match="target is 'wavin', which is none of the 3 classes: give one, such as waving"):
         visualize.main(dataclasses.replace(asked, target="wavin"))
     with pytest.raises(ValueError, match="no feature map 'deep': choose one of stem, "):
         visualize.main(dataclasses.replace(asked, layer="deep"))

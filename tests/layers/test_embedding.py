@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vidjax.layers.embedding import PatchEmbedding, sinusoid_table
+from vidjax.layers.embedding import PatchEmbedding, resize_table, sinusoid_table
 from vidjax.layers.patches import patchify
 
 
@@ -41,3 +41,8 @@ def test_sinusoid_table_is_the_published_formula():
     np.testing.assert_allclose(sinusoid_table(9, 6), expected, atol=1e-7)
     assert sinusoid_table(9, 6).dtype == np.float32
     np.testing.assert_array_equal(sinusoid_table(1568, 384)[:9], sinusoid_table(9, 384))
+
+
+def test_another_way_to_resize_is_refused(unchecked):
+    with pytest.raises(ValueError, match="a table cannot be resized by 'area': choose nearest, linear or cubic"):
+        resize_table(jnp.zeros((4, 2)), (8,), "area")

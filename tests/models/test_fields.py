@@ -1,11 +1,14 @@
 """Fields of the wrong kind are refused where the model is named, by a sentence that tells which."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import vidjax
-from vidjax.models import VARIANTS, check_fields
+from vidjax.models import VARIANTS, check_fields, create_model
+from vidjax.models.actionclip import VideoTower
+from vidjax.models.text import check_ids
 
 
 @pytest.mark.parametrize(
@@ -50,3 +53,33 @@ def test_every_variant_is_of_the_kinds_that_its_fields_are_declared_as():
         model = make()
         own = [field for field in model.__dataclass_fields__ if field not in ("parent", "name")]
         check_fields(name, type(model), {field: getattr(model, field) for field in own})
+
+
+def test_a_number_of_another_kind_is_told():
+    with pytest.raises(ValueError, match=r"depth of model 'vit_tiny' is 1.5: it must be int$"):
+        vidjax.create_model("vit_tiny", depth=1.5)
+    with pytest.raises(ValueError, match=r"heads of model 'vit_tiny' is 0: it must be 1 or more$"):
+        vidjax.create_model("vit_tiny", heads=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value", "sentence"),
+    [
+        ("s3d_tiny", "padding", "none", "padding is 'none': choose one of "),
+        ("r2plus1d_tiny", "midplanes", "all", "midplanes is 'all': choose per_convolution or per_block"),
+        ("r2plus1d_tiny", "groups", ("4d",) * 5, "a group of convolutions is '4d': choose 2d, 3d or 2plus1d"),
+        ("timesformer_tiny_joint", "attention", "all", "attention is 'all': choose joint, space, "),
+        ("vivit_tiny_joint", "attention", "some", "attention is 'some': choose joint, factorized"),
+        ("vivit_tiny_joint", "embedding", "all", "embedding is 'all': choose tubelet or uniform_frames"),
+        ("VideoTower", "head", "max", "head is 'max': choose one of mean, conv1d"),
+    ],
+)
+def test_a_choice_that_there_is_not_is_refused_by_the_module(name, field, value, sentence, unchecked):
+    model = VideoTower(create_model("clip_tiny").video) if name == "VideoTower" else create_model(name)
+    with pytest.raises(ValueError, match=sentence):
+        jax.eval_shape(model.clone(**{field: value}).init, jax.random.key(0), jnp.zeros((1, 4, 32, 32, 3)))
+
+
+def test_ids_of_another_shape_are_told(unchecked):
+    with pytest.raises(ValueError, match=r"ids of shape \(5,\) and int32 were given: the tower takes integers \(batch"):
+        check_ids(jnp.zeros(5, jnp.int32), 8)

@@ -64,7 +64,8 @@ def test_every_position_is_masked_as_often_as_others():
 
 @pytest.mark.parametrize(("ratio", "left"), [(0.0, "masked"), (0.01, "masked"), (1.0, "visible"), (1.5, "visible")])
 def test_mask_that_leaves_nothing_is_refused(ratio, left):
-    with pytest.raises(ValueError, match=f"mask ratio {ratio} leaves no {left} one of 60 positions"):
+    said = f"mask ratio {ratio} leaves no {left} one of 60 positions: choose a ratio between 0 and 1"
+    with pytest.raises(ValueError, match=said):
         tube(jax.random.key(0), GRID, ratio)
 
 

@@ -64,7 +64,7 @@ def test_a_damaged_newest_is_reported_set_aside_and_the_one_before_used(tmp_path
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     state, next_batch = checkpoints.restore(make_state(0))
     assert next_batch == 10 and float(state.params["layer"]["bias"][0]) == 10
-    assert "checkpoint 20 cannot be read" in caplog.text
+    assert "checkpoint 20 cannot be read" in caplog.text and "damaged checkpoint 20 was moved to" in caplog.text
     assert (tmp_path / "damaged_checkpoints" / "20").is_dir()
     checkpoints.save(make_state(20), {}, next_batch=20)  # its step is free again
     checkpoints.close()
@@ -114,7 +114,7 @@ def test_a_run_without_checkpoints_and_a_damaged_one_are_refused(tmp_path):
     with pytest.raises(ValueError, match="holds no checkpoint in best/"):
         load_variables(tmp_path, "best")
     truncate_largest(tmp_path / "checkpoints" / "5")
-    with pytest.raises(ValueError, match=r"checkpoint 5 in .* cannot be read"):
+    with pytest.raises(ValueError, match=r"checkpoint 5 in .* cannot be read \(.*\): restore it"):
         load_variables(tmp_path)
 
 

@@ -150,7 +150,7 @@ def test_more_devices_in_the_group_move_what_the_ring_says():
 
 
 def test_no_program_and_an_unknown_group_are_refused():
-    with pytest.raises(ValueError, match="no ENTRY"):
+    with pytest.raises(ValueError, match="this is not the text of a compiled program"):
         read_collectives("hello")
     with pytest.raises(ValueError, match="who takes part in s"):
         read_collectives(TEXT.format(groups="replica_groups=everyone"))

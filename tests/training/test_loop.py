@@ -182,3 +182,8 @@ def test_a_starved_run_is_advised_once_and_a_fed_one_never(pause, tmp_path, monk
     wanted, made = asked[-1]
     assert made == pytest.approx(result.clips_per_second, rel=0.3) and 60 < made < 8 / pause
     assert wanted == pytest.approx(result.clips_per_second / (1 - result.data_wait_fraction))
+
+
+def test_values_that_cannot_be_meant_are_refused():
+    with pytest.raises(ValueError, match=r"loop\.keep is 0: it must be 1 or more"):
+        LoopConfig(keep=0)

@@ -122,8 +122,13 @@ def test_what_is_not_trained_stays_to_the_bit_and_has_no_moments():
 
 
 def test_values_that_cannot_be_meant_are_refused():
-    for field, value in (("learning_rate", 0.0), ("warmup_epochs", -1.0), ("clip_norm", 0.0), ("layer_decay", 1.5)):
-        with pytest.raises(ValueError, match=f"optim.{field} is {value}"):
+    for field, value, said in (
+        ("learning_rate", 0.0, "optim.learning_rate is 0.0: it must be above 0"),
+        ("warmup_epochs", -1.0, "optim.warmup_epochs is -1.0: it must be 0 or more"),
+        ("clip_norm", 0.0, "optim.clip_norm is 0.0: it must be above 0 .leave it out for none"),
+        ("layer_decay", 1.5, "optim.layer_decay is 1.5: it must be above 0 and at most 1"),
+    ):
+        with pytest.raises(ValueError, match=said):
             OptimizerConfig(**{field: value})
 
 

@@ -104,6 +104,13 @@ def test_a_mesh_that_does_not_fit_is_refused():
         make_mesh(4, 4)
 
 
+def test_a_clip_is_not_shared_by_processes(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    monkeypatch.setattr(jax, "local_device_count", lambda: 2)
+    with pytest.raises(ValueError, match="sequence 4 does not divide the 2 devices of a process"):
+        make_mesh(sequence=4)
+
+
 def test_a_batch_that_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="a batch of 12 cannot be shared by 8 devices: make it a multiple of 8"):
         check_batch_size(12)

@@ -76,7 +76,9 @@ def measure_clips(config: Clips) -> list[dict[str, Any]]:
     try:
         jax.config.update("jax_num_cpu_devices", config.devices)
     except RuntimeError:
-        warnings.warn("JAX runs already: no devices are simulated that it does not have", stacklevel=2)
+        warnings.warn(
+            "JAX runs already and simulates no devices that it does not have: use a process of its own", stacklevel=2
+        )
     if "ring" in config.implementations and jax.device_count() < config.devices:
         raise ValueError(
             f"ring over {config.devices} devices on {jax.device_count()}: simulate them by the environment variable "

@@ -63,7 +63,7 @@ class Input:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be 1 or more")
         if any(not 1 <= count <= core_count() for count in self.cores):
-            raise ValueError(f"cores {self.cores}: there are 1 to {core_count()} to measure on")
+            raise ValueError(f"cores is {self.cores}: choose 1 to {core_count()}, which there are to measure on")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +162,9 @@ def prepare(config: Input, folder: Path) -> Plan:
 
     source = open_source(config.source, config.data.split)
     if not all(Path(path).is_file() for path in source.ids):
-        raise ValueError(f"{config.source} is no source of video files: plain decoding has nothing to be measured on")
+        raise ValueError(
+            f"{config.source} is no source of video files: plain decoding needs a folder or a manifest of them"
+        )
     good, infos = [], []
     with tf.io.TFRecordWriter(str(folder / "videos.tfrecord")) as writer:
         for index, path in enumerate(source.ids):

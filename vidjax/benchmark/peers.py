@@ -66,7 +66,7 @@ def import_torchvision() -> ModuleType:
     import torch
 
     if not importlib.util.find_spec("torchvision"):
-        raise NoPeerError("torchvision is not installed")
+        raise NoPeerError("torchvision is not installed: pip install torchvision")
     register = torch.library.register_fake
 
     def register_what_exists(*args, **kwargs) -> Callable:
@@ -91,7 +91,7 @@ def import_transformers() -> ModuleType:
       NoPeerError: it is not installed.
     """
     if not importlib.util.find_spec("transformers"):
-        raise NoPeerError("transformers is not installed")
+        raise NoPeerError("transformers is not installed: pip install transformers")
     if importlib.util.find_spec("torchvision"):
         import_torchvision()
     import transformers
@@ -168,7 +168,8 @@ def _uniformer(name: str, model: UniFormer) -> "torch.nn.Module":
 
 def _resnet3d(name: str, model: ResNet3D) -> "torch.nn.Module":
     plain = model.widths == (64, 128, 256, 512) and not (model.fold_frames or model.factorized_shortcut)
-    if not plain or model.stem_planes != 45:
+    stems = {"3d": "BasicStem", "2plus1d": "R2Plus1dStem"}
+    if not plain or model.stem_planes != 45 or model.groups[0] not in stems:
         raise NoPeerError(f"torchvision has no {name}")
     library = import_torchvision().models.video.resnet
 
@@ -181,14 +182,11 @@ def _resnet3d(name: str, model: ResNet3D) -> "torch.nn.Module":
 
     factorized = library.Conv2Plus1D if model.midplanes == "per_block" else OfThePaper
     convolutions = {"2d": library.Conv3DNoTemporal, "3d": library.Conv3DSimple, "2plus1d": factorized}
-    stems = {"3d": library.BasicStem, "2plus1d": library.R2Plus1dStem}
-    if model.groups[0] not in stems:
-        raise NoPeerError(f"torchvision has no {name}")
     return library.VideoResNet(
         library.BasicBlock,
         [convolutions[kind] for kind in model.groups[1:]],
         list(model.depths),
-        stems[model.groups[0]],
+        getattr(library, stems[model.groups[0]]),
         num_classes=CLASSES,
     )
 

@@ -54,7 +54,7 @@ class Models:
         if not self.batch_sizes or min(self.batch_sizes) < 1:
             raise ValueError(f"batch_sizes is {self.batch_sizes}: give one or more, each 1 or more")
         if not (self.models and self.dtypes):
-            raise ValueError("name one model and one type of computation at least")
+            raise ValueError(f"models is {self.models} and dtypes is {self.dtypes}: name one or more of each")
         check_files(self.json, self.chart)
 
 
@@ -117,7 +117,7 @@ def check_files(*paths: str | None) -> None:
     """Raises ValueError unless every file can be written where it is wanted."""
     for path in paths:
         if path is not None and not Path(path).resolve().parent.is_dir():
-            raise ValueError(f"{path} cannot be written: its folder does not exist")
+            raise ValueError(f"{path} cannot be written: its folder does not exist, make it first")
 
 
 def jobs(settings: Models, model: str, dtype: str, batch_size: int) -> Iterator[Job]:

@@ -61,7 +61,7 @@ def measure_input(config: Input) -> dict[str, Any]:
     """Clips a second of each process alone and beside the others."""
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < config.processes or min(config.processes, config.rows, config.clips, config.rounds) < 1:
-        raise ValueError(f"{config.processes} processes want as many cores, and there are {len(cores)}")
+        raise ValueError(f"{config.processes} processes want as many cores, and there are {len(cores)}: give fewer")
     context = multiprocessing.get_context("spawn")  # TensorFlow cannot be forked
     told, barrier = context.Queue(), context.Barrier(config.processes)
     commands = [context.Queue() for _ in range(config.processes)]
@@ -109,7 +109,7 @@ def wait_for(told: Any, readers: list) -> tuple[int, float, float]:
     """
     while told.empty():
         if not all(reader.is_alive() for reader in readers):
-            raise ValueError("a reading process ended: what it said is above")
+            raise ValueError("a reading process ended: read what it said above")
         time.sleep(0.01)
     return told.get()
 

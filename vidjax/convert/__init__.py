@@ -176,7 +176,10 @@ def assemble(
     try:
         layout, prepared = recognize(model, weights)
         if layout.name == checkpoint.OURS and described is not None and type(described) is not type(model):
-            raise ValueError(f"this is a checkpoint of {type(described).__name__}, not of {type(model).__name__}")
+            raise ValueError(
+                f"this is a checkpoint of {type(described).__name__}, not of {type(model).__name__}: "
+                "leave the name out, or give another checkpoint"
+            )
         if name and described is not None:
             model = _reconcile(name, model, described, overrides)
         classes = layout.classes(prepared)
@@ -217,7 +220,7 @@ def recognize(model: nn.Module, weights: Weights) -> tuple[Layout, Weights]:
     seen = difflib.get_close_matches(known[0].sign, weights, n=3, cutoff=0.0)
     raise ValueError(
         f"these are no weights of {type(model).__name__}: it would be known by {' or '.join(signs)}, "
-        f"the nearest of {len(weights)} names are {', '.join(seen)}"
+        f"the nearest of {len(weights)} names are {', '.join(seen)}; choose the model that they are of"
     )
 
 

@@ -75,7 +75,10 @@ def prepare(weights: Weights, shift: bool) -> Weights:
             )
         shifted = any(".net." in name for name in weights)
         if shifted != shift:
-            raise ValueError(f"the weights are of an image tower with shift={shifted}, the model's has shift={shift}")
+            raise ValueError(
+                f"the weights are of an image tower with shift={shifted}, the model's has "
+                f"shift={shift}: choose one alike"
+            )
     return {name.replace(".net.", "."): value for name, value in weights.items()}
 
 

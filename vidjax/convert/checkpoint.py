@@ -76,7 +76,10 @@ def read_model(directory: Path) -> nn.Module:
     try:
         return _build(json.loads((directory / NAME).read_text()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{directory / NAME} does not describe a model of this version of vidjax: {error}") from error
+        raise ValueError(
+            f"{directory / NAME} does not describe a model of this version of vidjax ({error}): "
+            "save it again by this one"
+        ) from error
 
 
 def _build(told: dict) -> nn.Module:

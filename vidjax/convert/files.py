@@ -53,7 +53,7 @@ def read(path: str | Path) -> Weights:
         if not found and (path / "checkpoints").is_dir():
             raise FileNotFoundError(f"{path} is a run: experiments/convert_weights.py makes weights of it first")
         if not found:
-            raise FileNotFoundError(f"{path} holds no weights: expected one of {', '.join(IN_DIRECTORY)} in it")
+            raise FileNotFoundError(f"{path} holds no weights: it must have one of {', '.join(IN_DIRECTORY)}")
         path = found[0]
     if not path.is_file():
         raise FileNotFoundError(f"there are no weights at {path}: give a file or a Hugging Face directory")
@@ -61,7 +61,7 @@ def read(path: str | Path) -> Weights:
         return _read_shards(path)
     weights = _reader(path)(path)
     if not weights:
-        raise ValueError(f"{path} holds no weights: there is no array in it")
+        raise ValueError(f"{path} holds no weights: there is no array in it, give another file")
     return weights
 
 
@@ -78,14 +78,14 @@ def _reader(path: Path) -> Callable[[Path], Weights]:
         return _read_torch
     if head and (0x80 < head[0] < 0x90 or head[0] in (0xDE, 0xDF)):  # MessagePack's maps that are not empty
         return _read_flax
-    raise ValueError(f"{path} is no file of weights: it is not safetensors, PyTorch's, NumPy's or Flax's (msgpack)")
+    raise ValueError(f"{path} is no file of weights: give one of safetensors, PyTorch, NumPy or Flax (msgpack)")
 
 
 def _read_shards(index: Path) -> Weights:
     try:
         shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ValueError(f"{index} is not an index of weight files: it has no map named weight_map") from error
+        raise ValueError(f"{index} is not an index of weight files: it must have a map named weight_map") from error
     weights = {}
     for shard in shards:
         weights |= read(index.parent / Path(shard).name)  # the bare name: an index may not lead out of its directory
@@ -102,7 +102,7 @@ def read_safetensors(path: Path) -> Weights:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
+        raise ValueError(f"{path} is not a readable safetensors file ({error}): fetch it again") from error
 
 
 def _read_torch(path: Path) -> Weights:
@@ -122,9 +122,9 @@ def _read_torch(path: Path) -> Weights:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, struct.error) as error:
         if foreign := re.search(r"GLOBAL (\S+)", str(error)):
-            said = f"it holds {foreign[1]}, and objects are not unpickled"
+            said = f"it holds {foreign[1]}, and objects are not unpickled, save its tensors alone"
         else:
-            said = "it is damaged, cut short or no file of PyTorch's"
+            said = "it is damaged, cut short or no file of PyTorch's, fetch it again"
         raise ValueError(f"{path} cannot be read as plain weights: {said}") from error
     while isinstance(content, dict) and (key := next((key for key in CONTAINERS if _is_dict(content, key)), None)):
         content = content[key]
@@ -137,7 +137,7 @@ def _read_torch(path: Path) -> Weights:
         if isinstance(value, torch.Tensor)
     }
     if not weights:
-        raise ValueError(f"{path} holds no weights: it is no dictionary of tensors, nor has one as 'model'")
+        raise ValueError(f"{path} holds no weights: it must be a dictionary of tensors, or have one as 'model'")
     return weights
 
 
@@ -147,9 +147,11 @@ def _check_archive(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
     except (zipfile.BadZipFile, EOFError, zlib.error, struct.error, NotImplementedError, ValueError) as error:
-        raise ValueError(f"{path} is damaged or cut short: its list of contents cannot be read") from error
+        raise ValueError(
+            f"{path} is damaged or cut short: its list of contents cannot be read, fetch it again"
+        ) from error
     if damaged:
-        raise ValueError(f"{path} is damaged: the checksum of {damaged} in it is wrong")
+        raise ValueError(f"{path} is damaged: the checksum of {damaged} in it is wrong, fetch it again")
 
 
 def _read_npz(path: Path) -> Weights:
@@ -157,7 +159,9 @@ def _read_npz(path: Path) -> Weights:
         with np.load(path, allow_pickle=False) as arrays:
             return dict(arrays)
     except (ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} cannot be read as NumPy arrays: it is damaged, or holds objects") from error
+        raise ValueError(
+            f"{path} cannot be read as NumPy arrays: it is damaged, or holds objects, which must be saved as arrays"
+        ) from error
 
 
 def _read_flax(path: Path) -> Weights:
@@ -166,7 +170,9 @@ def _read_flax(path: Path) -> Weights:
         tree = msgpack_restore(path.read_bytes())
         flat = flatten_dict(tree, sep="/")
     except Exception as error:  # msgpack has an error for every kind of damage
-        raise ValueError(f"{path} cannot be read as a Flax checkpoint: {type(error).__name__} {error}") from error
+        raise ValueError(
+            f"{path} cannot be read as a Flax checkpoint ({type(error).__name__} {error}): fetch it again"
+        ) from error
     return {name: value for name, value in flat.items() if isinstance(value, np.ndarray)}
 
 

@@ -24,7 +24,7 @@ def fetch(source: str | Path) -> Path:
         import huggingface_hub
     except ImportError as error:
         raise ImportError(
-            f"nothing is at {source}; to fetch it from Hugging Face: pip install huggingface_hub"
+            f"nothing is at {source}, and fetching from Hugging Face lacks a package: pip install huggingface_hub"
         ) from error
     try:
         # The files that hold pickles are left where they are, unless there is nothing else.
@@ -33,7 +33,9 @@ def fetch(source: str | Path) -> Path:
             folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=(*PATTERNS, "pytorch_model*")))
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise FileNotFoundError(f"nothing is at {source}, and Hugging Face does not give it: {reason}") from error
+        raise FileNotFoundError(
+            f"nothing is at {source}, and Hugging Face does not give it ({reason}): correct the name"
+        ) from error
     return folder
 
 
@@ -54,9 +56,9 @@ def _read_json(file: Path) -> dict:
     try:
         content = json.loads(file.read_text())
     except ValueError as error:
-        raise ValueError(f"{file} is not JSON: {error}") from error
+        raise ValueError(f"{file} is not JSON ({error}): fetch it again") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{file} is not a configuration: it holds no named values")
+        raise ValueError(f"{file} is not a configuration: it must hold named values")
     return content
 
 
@@ -68,11 +70,11 @@ def build(config: dict, known: dict[str, Callable[[dict], nn.Module]], source: s
     """
     kind = config["model_type"]
     if kind not in known:
-        raise ValueError(f"{source} is a model of type '{kind}': those that can be read are {', '.join(sorted(known))}")
+        raise ValueError(f"{source} is a model of type '{kind}': give one of {', '.join(sorted(known))}")
     try:
         return known[kind](config)
     except KeyError as error:
-        raise ValueError(f"the config.json of {source} lacks {error}") from error
+        raise ValueError(f"the config.json of {source} lacks {error}: add it, or fetch it again") from error
     except ValueError as error:
         raise ValueError(f"the config.json of {source} cannot be followed: {error}") from error
 
@@ -85,7 +87,10 @@ def expect(config: dict, field: str, *known: object) -> None:
     """
     value = config.get(field, known[0])
     if value not in known:
-        raise ValueError(f"{field} is {value!r}, and this model is computed with {' or '.join(map(repr, known))} alone")
+        raise ValueError(
+            f"{field} is {value!r}, and this model is computed with {' or '.join(map(repr, known))} alone: "
+            "choose another"
+        )
 
 
 def read_card(config: dict, path: Path) -> dict:
@@ -105,7 +110,7 @@ def read_card(config: dict, path: Path) -> dict:
         if preprocessor.get("do_center_crop") and crop and size:
             told["crop_ratio"] = crop / size
     except (TypeError, AttributeError, KeyError) as error:
-        raise ValueError(f"{file} cannot be followed: {error}") from error
+        raise ValueError(f"{file} cannot be followed ({error}): fetch it again") from error
     return told
 
 

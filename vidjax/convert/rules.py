@@ -239,7 +239,9 @@ def apply(
             if strict or any(not begins(path, allowed) for _, path in paths) or (not paths and layout.holds(name)):
                 refused.append(name)
         elif not np.isfinite(value).all():
-            raise ValueError(f"{name} in the weights is not finite: they are damaged, or training had failed")
+            raise ValueError(
+                f"{name} in the weights is not finite: give others, as these are damaged or of no good training"
+            )
         for rule, path in wanted:
             if path in loaded:
                 raise ValueError(f"two entries of the weights are {path}, one of them {name}: keep one")
@@ -266,6 +268,7 @@ def apply(
         said = [_some(list(dict.fromkeys(mismatched.values())), 2)] if mismatched else []
         said += [f"not in the weights: {_some(lacking)}"] if lacking else []
         said += [f"in the weights and not in the model: {_some(refused)}"] if refused else []
+        said += [] if "set num_classes" in "".join(said) else ["choose the model that they are of"]
         raise ValueError(f"the weights do not fit: {'; '.join(said)}")
     filled = flat | {places[path]: value for path, value in loaded.items()}
     return unflatten_dict(filled, sep="/"), Report(tuple(loaded), tuple(resized), left, tuple(unused))

@@ -90,7 +90,9 @@ def read(path: Path) -> dict[str, np.ndarray]:
                 raise ValueError("there is no module in it")
             found = dict(_tensors(module))
         except Exception as error:  # a pickle has an error for every kind of damage
-            raise ValueError(f"{path} cannot be read as TorchScript: {type(error).__name__} {error}") from error
+            raise ValueError(
+                f"{path} cannot be read as TorchScript ({type(error).__name__} {error}): fetch it again"
+            ) from error
     return {
         name: np.array(value, np.float32 if jnp.issubdtype(value.dtype, jnp.floating) else None)
         for name, value in found.items()

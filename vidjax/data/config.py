@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 def _require(holds: bool, field: str, value: object, rule: str) -> None:
     if not holds:
-        raise ValueError(f"{field} is {value}, but it must be {rule}.")
+        raise ValueError(f"{field} is {value}: it must be {rule}")
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ class GivenClipConfig:
         given = {field.name: getattr(self, field.name, None) for field in fields(ClipConfig)}
         given = {name: value for name, value in given.items() if value is not None}
         if {"stride", "fps"} <= given.keys():
-            raise ValueError("data.stride and data.fps both say how far frames are apart: give one of them.")
+            raise ValueError("data.stride and data.fps both say how far frames are apart: give one of them")
         cut = dict(usual) | ({"fps": None} if "stride" in given else {})
         if "size" in given and "short_side" not in given and cut.get("short_side"):
             cut["short_side"] = round(cut["short_side"] * given["size"] / cut["size"])

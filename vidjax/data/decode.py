@@ -122,7 +122,7 @@ def stream_frames(
         wanted = np.asarray(choose(info), np.int64)
         _check_range(path, wanted, info)
         if (np.diff(wanted) <= 0).any():
-            raise IndexError(f"the frames to stream from {path} must ascend: sort them, each once.")
+            raise IndexError(f"the frames to stream from {path} must ascend: sort them, each once")
         with _one_line(path):
             for found in _pictures(stream, clock, wanted, short_side, shortcuts=True) if clock.seekable else ():
                 if found is None:
@@ -137,7 +137,9 @@ def stream_frames(
 
 def _check_range(path: str, indices: np.ndarray, info: VideoInfo) -> None:
     if len(indices) and not 0 <= indices.min() <= indices.max() < info.num_frames:
-        raise IndexError(f"{path} has frames 0 to {info.num_frames - 1}, not {indices.min()} to {indices.max()}.")
+        raise IndexError(
+            f"{path} has frames 0 to {info.num_frames - 1}, not {indices.min()} to {indices.max()}: choose among those"
+        )
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,7 @@ def _one_line(path: str) -> Iterator[None]:
         yield
     except (av.FFmpegError, OSError, ValueError, RuntimeError, MemoryError) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise DecodeError(f"{path}: {' '.join(reason.split()).rstrip('.')}.") from error
+        raise DecodeError(f"{path}: {' '.join(reason.split()).rstrip('.')}") from error
 
 
 @contextmanager
@@ -247,7 +249,7 @@ def _pictures(
             yield None
             return
         if frame.is_corrupt:
-            raise ValueError(f"frame {wanted[position]} is damaged")
+            raise ValueError(f"frame {wanted[position]} of it is damaged")
         if full is None:  # the first frame decides for all
             turns, full = round(frame.rotation / 90), (frame.height, frame.width)
             scale = min(1, (short_side or min(full)) / min(full))

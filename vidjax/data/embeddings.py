@@ -116,7 +116,9 @@ def join(
             shapes.append(part["features"].shape)
     full = [path for path, shape in zip(parts, shapes, strict=True) if shape[0]]
     if not full:
-        raise ValueError(f"no features were made: none of the {len(ids)} videos could be read")
+        raise ValueError(
+            f"no features were made: none of the {len(ids)} videos could be read, look with experiments/check_data.py"
+        )
     shape = (sum(shape[0] for shape in shapes), *next(shape for shape in shapes if shape[0])[1:])
     unfinished = out.with_name(f"{out.name}.partial")
     if out.suffix == ".npz":

@@ -55,7 +55,7 @@ def list_folder(folder: Path) -> tuple[tuple[str, ...], list[Row]]:
             if file.lower().endswith(VIDEO_SUFFIXES) and not file.startswith("."):
                 found.append((os.path.join(place, file), None if label == "." else label))
     if not found:
-        raise ValueError(f"the folder {folder} holds no videos ({' '.join(VIDEO_SUFFIXES)}).")
+        raise ValueError(f"the folder {folder} holds no videos ({' '.join(VIDEO_SUFFIXES)}): give another")
     class_names = _class_names(folder, {label for _, label in found if label is not None})
     labels = {name: position for position, name in enumerate(class_names)} | {None: -1}
     return class_names, [Row(path, labels[label]) for path, label in found]
@@ -71,17 +71,19 @@ def list_manifest(path: Path) -> tuple[tuple[str, ...], list[Row]]:
       ValueError: no path column, a malformed row (with its line), or files that do not exist (how many, which).
     """
     if not path.is_file():
-        raise ValueError(f"the manifest {path} does not exist.")
+        raise ValueError(f"the manifest {path} does not exist: correct its path")
     lines = list(_csv_rows(path) if path.suffix == ".csv" else _jsonl_rows(path))
     if not lines:
-        raise ValueError(f"the manifest {path} has no rows.")
+        raise ValueError(f"the manifest {path} has no rows: give one a video")
     rows, labels = [], []
     for number, row in lines:
         if not isinstance(row.get("path"), str):
-            raise ValueError(f"{path}, line {number}: it has no path.")
+            raise ValueError(f"{path}, line {number}: it has no path, give it one")
         start, end = (_seconds(path, number, name, row.get(name)) for name in ("start", "end"))
         if end is not None and end <= (start or 0):
-            raise ValueError(f"{path}, line {number}: its end ({end} s) is not after its start ({start or 0} s).")
+            raise ValueError(
+                f"{path}, line {number}: its end ({end} s) is not after its start ({start or 0} s), correct one of them"
+            )
         video = row["path"] if "://" in row["path"] else str(path.parent / row["path"])
         captions = _captions(path, number, row.get("caption"))
         reverse = _truth(path, number, row.get("reverse"))
@@ -91,7 +93,8 @@ def list_manifest(path: Path) -> tuple[tuple[str, ...], list[Row]]:
     if missing:
         raise ValueError(
             f"the manifest {path} names {len(missing)} files of {len(rows)} that do not exist: "
-            f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}."
+            f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}; "
+            "correct these paths, which are relative to the manifest"
         )
     class_names, labels = _number_labels(path, labels)
     return class_names, [replace(row, label=label) for row, label in zip(rows, labels, strict=True)]
@@ -103,13 +106,13 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         if "path" not in (reader.fieldnames or ()):
             raise ValueError(
                 f"the manifest {path} has no 'path' column: its first line must name the columns (path, and "
-                f"optionally label, caption, start, end, reverse), but it is '{','.join(reader.fieldnames or ())}'."
+                f"optionally label, caption, start, end, reverse), but it is '{','.join(reader.fieldnames or ())}'"
             )
         for row in reader:
             if None in row:
                 raise ValueError(
                     f"{path}, line {reader.line_num}: it has more fields than the first line names; "
-                    "put a text with commas in quotation marks."
+                    "put a text with commas in quotation marks"
                 )
             yield reader.line_num, {key: value.strip() or None for key, value in row.items() if value is not None}
 
@@ -121,29 +124,33 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 try:
                     row = json.loads(line)
                 except json.JSONDecodeError as error:
-                    raise ValueError(f"{path}, line {number}: it is not JSON ({error}).") from error
+                    raise ValueError(
+                        f"{path}, line {number}: it is not JSON ({error}), write an object a line"
+                    ) from error
                 if not isinstance(row, dict) or "path" not in row:
-                    raise ValueError(f"{path}, line {number}: it is no object with a 'path'.")
+                    raise ValueError(f"{path}, line {number}: it must be an object with a 'path'")
                 yield number, row
 
 
 def _captions(path: Path, number: int, value: Any) -> tuple[str, ...]:
     captions = () if value is None else tuple(value) if isinstance(value, list) else (value,)
     if not all(isinstance(caption, str) for caption in captions):
-        raise ValueError(f"{path}, line {number}: its caption is {value!r}, but it must be a text or a list of texts.")
+        raise ValueError(f"{path}, line {number}: its caption is {value!r}, but it must be a text or a list of texts")
     if not all(caption.strip() for caption in captions):
-        raise ValueError(f"{path}, line {number}: its caption is empty{' in places' if len(captions) > 1 else ''}.")
+        raise ValueError(
+            f"{path}, line {number}: its caption is empty{' in places' if len(captions) > 1 else ''}, leave it out"
+        )
     try:
         "".join(captions).encode()
     except UnicodeEncodeError as error:  # halves of characters, which JSON lets through
-        raise ValueError(f"{path}, line {number}: its caption is no text ({error.reason}).") from error
+        raise ValueError(f"{path}, line {number}: its caption is no text ({error.reason}): write it again") from error
     return captions
 
 
 def _truth(path: Path, number: int, value: Any) -> bool:
     words = {"true": True, "1": True, "false": False, "0": False, "none": False}
     if str(value).lower() not in words:
-        raise ValueError(f"{path}, line {number}: its reverse is {value!r}, but it must be true or false.")
+        raise ValueError(f"{path}, line {number}: its reverse is {value!r}, but it must be true or false")
     return words[str(value).lower()]
 
 
@@ -153,7 +160,7 @@ def _seconds(path: Path, number: int, name: str, value: Any) -> float | None:
     except (TypeError, ValueError):
         seconds = -1.0
     if seconds is not None and not 0 <= seconds < math.inf:
-        raise ValueError(f"{path}, line {number}: its {name} is {value!r}, but it must be seconds, 0 or more.")
+        raise ValueError(f"{path}, line {number}: its {name} is {value!r}, but it must be seconds, 0 or more")
     return seconds
 
 
@@ -165,7 +172,8 @@ def _number_labels(path: Path, labels: Sequence[str | None]) -> tuple[tuple[str,
         class_names = _class_names(path.parent, set()) or tuple(str(number) for number in range(count))
         if count > len(class_names):
             raise ValueError(
-                f"{path} has the label {count - 1}, but {CLASSES_FILE} beside it {len(class_names)} names."
+                f"{path} has the label {count - 1}, but {CLASSES_FILE} beside it {len(class_names)} names: "
+                "add the others"
             )
         return class_names, numbers
     class_names = _class_names(path.parent, given)
@@ -180,8 +188,11 @@ def _class_names(folder: Path, used: set[str]) -> tuple[str, ...]:
         return tuple(sorted(used))
     names = json.loads(file.read_text())
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"{file} must be a list of class names.")
+        raise ValueError(f"{file} must be a list of class names")
     if used - set(names):
         unknown = sorted(used - set(names))
-        raise ValueError(f"{file} lacks {len(unknown)} of the classes: {', '.join(unknown[:3])}.")
+        raise ValueError(
+            f"{file} lacks {len(unknown)} of the classes, {', '.join(unknown[:3])}"
+            f"{', ...' if len(unknown) > 3 else ''}: add them"
+        )
     return tuple(names)

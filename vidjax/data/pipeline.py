@@ -77,7 +77,7 @@ class BadFiles:
             where = f"they are listed in {self._path}" if self._path else f"the last one: {error}"
             raise ValueError(
                 f"{len(self)} of the {len(self._source)} examples of {self._source.name} cannot be read, more than "
-                f"data.max_bad_share {self._max_share:g} allows: {where}."
+                f"data.max_bad_share {self._max_share:g} allows: {where}; mend them or allow more"
             )
 
     def __len__(self) -> int:
@@ -120,7 +120,7 @@ def train_batches(
     repeats, count = config.repeats, len(source)
     rows = _rows(batch_size, process_count)
     if rows % repeats:
-        raise ValueError(f"{rows} clips of a batch are not whole videos of {repeats} repeats: make them a multiple.")
+        raise ValueError(f"{rows} clips of a batch are not whole videos of {repeats} repeats: make them a multiple")
     groups, write = rows // repeats, _Writer(source, tokenizer, context)
 
     def read(index: int, position: int, short_side: int) -> _Row:
@@ -215,7 +215,9 @@ def evaluation_batches(
 
 def _rows(batch_size: int, process_count: int) -> int:
     if batch_size < 1 or batch_size % process_count:
-        raise ValueError(f"the batch size {batch_size} is not divisible by the {process_count} processes.")
+        raise ValueError(
+            f"the batch size {batch_size} is not divisible by the {process_count} processes: make it a multiple"
+        )
     return batch_size // process_count
 
 
@@ -229,7 +231,9 @@ class _Writer:
 
     def __post_init__(self) -> None:
         if self.tokenizer is not None and self.context is None:
-            raise ValueError("a tokenizer needs a context, the number of tokens that a caption is cut or filled up to.")
+            raise ValueError(
+                "a tokenizer needs a context: give the number of tokens that a caption is cut or filled up to"
+            )
 
     @property
     def width(self) -> int:
@@ -240,7 +244,7 @@ class _Writer:
         if self.tokenizer is None:
             return np.zeros((*draws.shape, 0), np.int32), np.zeros(draws.shape, bool)
         if not captions:
-            raise ValueError(f"{self.source.ids[index]} has no caption.")
+            raise ValueError(f"{self.source.ids[index]} has no caption: give it one, or leave it out")
         chosen = [captions[int(draw * len(captions))] for draw in draws.ravel()]
         ids, truncated = zip(*(tokenize(self.tokenizer, text, self.context) for text in chosen), strict=True)
         return np.stack(ids).reshape(*draws.shape, self.width), np.array(truncated).reshape(draws.shape)

@@ -48,11 +48,11 @@ def read_templates(name: str) -> tuple[str, ...]:
     try:
         lines = Path(name).read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
-        raise ValueError(f"templates {name} is no text file.") from error
+        raise ValueError(f"templates {name} is no text file: write it in UTF-8") from error
     except OSError as error:
         raise ValueError(
             f"templates {name} cannot be read ({error.strerror}): give actionclip, plain, a text file with one "
-            "template a line, or one template with a slot {}."
+            "template a line, or one template with a slot {}"
         ) from error
     templates = tuple(line.strip() for line in lines if line.strip())
     _check_templates(templates, f"templates {name}")
@@ -76,7 +76,7 @@ def check_names(class_names: Sequence[str]) -> None:
     if repeated := [name for name in class_names if readings[spoken(name).casefold()] > 1]:
         raise ValueError(
             f"{len(repeated)} class names repeat, up to case and underscores, such as "
-            f"{' and '.join(repr(name) for name in _alike(repeated))}: give each class a name of its own."
+            f"{' and '.join(repr(name) for name in _alike(repeated))}: give each class a name of its own"
         )
 
 
@@ -91,9 +91,9 @@ def _alike(names: Sequence[str]) -> list[str]:
 
 def _check_templates(templates: Sequence[str], where: str) -> None:
     if not templates:
-        raise ValueError(f"{where} is empty: give one template a line, each with a slot {{}} for the class name.")
+        raise ValueError(f"{where} is empty: give one template a line, each with a slot {{}} for the class name")
     for template in templates:
         if (count := template.count("{}")) != 1:
-            raise ValueError(f"{where}: '{template}' has {count or 'no'} slots {{}} for the class name: give it one.")
+            raise ValueError(f"{where}: '{template}' has {count or 'no'} slots {{}} for the class name: give it one")
     if repeated := [template for template, count in Counter(templates).items() if count > 1]:
-        raise ValueError(f"{where}: '{repeated[0]}' is there twice.")
+        raise ValueError(f"{where}: '{repeated[0]}' is there twice, leave one out")

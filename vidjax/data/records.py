@@ -66,7 +66,7 @@ def decode_record(data: bytes, id: str) -> Record:
     for field in fields(Record):
         feature = features.get(_key(field.name))
         if feature is None:
-            raise DecodeError(f"{id}: it is no record of ours, as it has no '{_key(field.name)}'.")
+            raise DecodeError(f"{id}: it is no record of ours, as it has no '{_key(field.name)}'")
         kind = {float: "float_list", int: "int64_list"}.get(field.type, "bytes_list")
         value = list(getattr(feature, kind).value)
         if field.name == "captions":
@@ -86,7 +86,7 @@ def texts(feature: tf.train.Feature, id: str) -> tuple[str, ...]:
     try:
         return tuple(value.decode() for value in feature.bytes_list.value if value)
     except UnicodeDecodeError as error:
-        raise DecodeError(f"{id}: its caption is no text ({error.reason}).") from error
+        raise DecodeError(f"{id}: its caption is no text ({error.reason})") from error
 
 
 def parse_example(data: bytes, id: str) -> dict[str, tf.train.Feature]:
@@ -94,7 +94,7 @@ def parse_example(data: bytes, id: str) -> dict[str, tf.train.Feature]:
     try:
         return dict(tf.train.Example.FromString(data).features.feature)
     except Exception as error:  # protobuf's DecodeError, whose class depends on the installed backend
-        raise DecodeError(f"{id}: the record is damaged ({error}).") from error
+        raise DecodeError(f"{id}: the record is damaged ({error})") from error
 
 
 def encode_frames(frames: UInt8[np.ndarray, "t h w 3"], quality: int) -> list[bytes]:
@@ -114,7 +114,7 @@ def decode_frames(
         try:
             picture = tf.io.decode_image(encoded[position], channels=3, expand_animations=False).numpy()
         except tf.errors.InvalidArgumentError as error:
-            raise DecodeError(f"{id}: frame {position} is no picture that can be decoded.") from error
+            raise DecodeError(f"{id}: frame {position} is no picture that can be decoded") from error
         height, width = picture.shape[:2]
         if short_side is not None and short_side < min(height, width):
             scale = short_side / min(height, width)
@@ -178,7 +178,7 @@ def _scan(path: str) -> list[tuple[int, int]]:
             length = struct.unpack("<Q", header[:8])[0] if len(header) == 12 else size
             if position + 16 + length > size:
                 raise ValueError(
-                    f"{path} is cut short after {len(rows)} records or is no TFRecord file: write it again."
+                    f"{path} is cut short after {len(rows)} records or is no TFRecord file: write it again"
                 )
             rows.append((position + 12, length))
             position += 16 + length

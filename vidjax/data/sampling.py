@@ -66,7 +66,7 @@ def views(num_frames: int, rate: float, config: ClipConfig, count: int) -> Int[n
     segments take frames at equal distances within each segment. Uniform sampling has one view.
     """
     if count < 1:
-        raise ValueError(f"{count} views were asked for, but a video needs 1 or more.")
+        raise ValueError(f"{count} views were asked for: give 1 or more")
     if count == 1:
         return sample(config, num_frames, rate, None)[None]
     if config.sampling == "dense":
@@ -78,7 +78,7 @@ def views(num_frames: int, rate: float, config: ClipConfig, count: int) -> Int[n
     if config.sampling == "segments":
         offsets = (np.arange(count) + 0.5) / count
         return np.stack([segments(num_frames, config.frames, np.full(config.frames, o)) for o in offsets])
-    raise ValueError("Uniform sampling covers the whole video in one view: use segments or dense for more views.")
+    raise ValueError("uniform sampling covers the whole video in one view: use segments or dense for more views")
 
 
 def seconds_covered(config: ClipConfig, num_frames: int, rate: float) -> float:
@@ -97,5 +97,5 @@ def sampling_step(config: ClipConfig, rate: float) -> float:
     if config.fps is None:
         return float(config.stride)
     if np.isnan(rate):
-        raise ValueError("data.fps needs the frame rate, which this source does not store: use data.stride.")
+        raise ValueError("data.fps needs the frame rate, which this source does not store: use data.stride")
     return rate / config.fps

@@ -75,13 +75,13 @@ def open_source(name: str, split: str = "train") -> Source:
     if name == "synthetic:moving_shapes":
         return _moving_shapes(name, split)
     if path.is_file():
-        raise ValueError(f"data.source {name} is a file: give its folder, or a .csv or .jsonl manifest.")
+        raise ValueError(f"data.source {name} is a file: give its folder, or a .csv or .jsonl manifest")
     if rest and "/" not in kind:
         raise ValueError(
             f"data.source {name} is of an unknown kind: use tfds:NAME, tfrecord:PATTERN, synthetic:moving_shapes, "
-            "a folder, or a .csv or .jsonl manifest."
+            "a folder, or a .csv or .jsonl manifest"
         )
-    raise ValueError(f"data.source {name} does not exist: give a folder, a manifest or KIND:NAME.")
+    raise ValueError(f"data.source {name} does not exist: give a folder, a manifest or KIND:NAME")
 
 
 def subset(source: Source, indices: Sequence[int] | np.ndarray) -> Source:
@@ -118,7 +118,7 @@ def with_classes(source: Source, class_names: Sequence[str]) -> Source:
       ValueError: the source has a class that is not among them, or no labels.
     """
     if not source.class_names:
-        raise ValueError(f"{source.name} has no labels, and this needs them: use folders of classes or a label column.")
+        raise ValueError(f"{source.name} has no labels, and this needs them: use folders of classes or a label column")
     if tuple(class_names) == source.class_names:
         return source
     positions = {_plain(name): position for position, name in enumerate(class_names)}
@@ -126,8 +126,9 @@ def with_classes(source: Source, class_names: Sequence[str]) -> Source:
         near = difflib.get_close_matches(unknown[0], class_names, n=2)
         raise ValueError(
             f"{source.name} has {len(unknown)} classes that the model does not know, such as '{unknown[0]}'"
-            f"{' (did you mean ' + ' or '.join(near) + '?)' if near else ''}: it has {len(class_names)} classes, "
-            f"{', '.join(class_names[:3])}{', ...' if len(class_names) > 3 else ''}."
+            f"{' (did you mean ' + ' or '.join(near) + '?)' if near else ''}: "
+            f"rename them to its {len(class_names)} classes, "
+            f"{', '.join(class_names[:3])}{', ...' if len(class_names) > 3 else ''}"
         )
     labels = [positions[_plain(name)] for name in source.class_names] + [-1]  # the last one is that of the label -1
 
@@ -150,13 +151,13 @@ def with_captions(source: Source, templates: Sequence[str]) -> Source:
         comes), a template has no slot, or class names repeat.
     """
     if not source.class_names:
-        raise ValueError(f"{source.name} has no labels to make captions of: use folders of classes or a label column.")
+        raise ValueError(f"{source.name} has no labels to make captions of: use folders of classes or a label column")
     _require_everywhere(source, lambda index: source.label(index) >= 0, "label to make captions of", "label them")
     filled = list(zip(*prompts.fill(templates, source.class_names), strict=True))
 
     def captions(index: int, label: int) -> tuple[str, ...]:
         if label < 0:
-            raise ValueError(f"{source.ids[index]} has no label to make captions of.")
+            raise ValueError(f"{source.ids[index]} has no label to make captions of: label it, or leave it out")
         return filled[label]
 
     def read(index: int, choose: Choose, short_side: int | None) -> Clip:
@@ -185,7 +186,7 @@ def _require_everywhere(source: Source, has: Callable[[int], bool], what: str, a
         count = f"{len(without)} of the {len(source)} examples" if source.listed else "the first example"
         raise ValueError(
             f"{count} of {source.name} {'has' if len(without) == 1 else 'have'} no {what}: "
-            f"{', '.join(without[:3])}{', ...' if len(without) > 3 else ''}; {advice}."
+            f"{', '.join(without[:3])}{', ...' if len(without) > 3 else ''}; {advice}"
         )
 
 
@@ -213,7 +214,7 @@ def part_of(row: manifest.Row, info: VideoInfo) -> tuple[int, VideoInfo]:
     first = math.ceil((row.start or 0) * info.rate - 1e-3)
     stop = info.num_frames if row.end is None else min(math.ceil(row.end * info.rate - 1e-3), info.num_frames)
     if stop <= first:
-        raise DecodeError(f"{row.path}: no frame from {row.start or 0} s on, as it ends at {info.duration:.2f} s.")
+        raise DecodeError(f"{row.path}: no frame from {row.start or 0} s on, as it ends at {info.duration:.2f} s")
     return first, replace(info, num_frames=stop - first, duration=(stop - first) / info.rate)
 
 
@@ -223,7 +224,7 @@ def _tfrecord(name: str, pattern: str) -> Source:
         pattern = os.path.join(pattern, "*.tfrecord")
     paths = sorted(tf.io.gfile.glob(pattern))
     if not paths:
-        raise ValueError(f"data.source {name} matches no file.")
+        raise ValueError(f"data.source {name} matches no file: correct the pattern")
     index = records.index_records(paths)
     file = os.path.join(os.path.dirname(paths[0]), CLASSES_FILE)
     class_names = tuple(json.loads(tf.io.gfile.GFile(file).read())) if tf.io.gfile.exists(file) else ()
@@ -248,23 +249,25 @@ def _tfds(name: str, rest: str, split: str) -> Source:
         near = difflib.get_close_matches(rest.partition("/")[0], tfds.list_builders(with_community_datasets=False))
         raise ValueError(
             f"data.source {name} is no data set that tfds knows or that lies in TFDS_DATA_DIR"
-            f"{' (did you mean ' + ' or '.join(near) + '?)' if near else ''}: correct one of the two."
+            f"{' (did you mean ' + ' or '.join(near) + '?)' if near else ''}: correct one of the two"
         ) from None
     except ValueError as error:
         raise ValueError(f"data.source {name}: {str(error).splitlines()[0]}") from error
     if not builder.is_prepared():
         raise ValueError(
             f"data.source {name} is not prepared in {builder.data_path}: run `tfds build {rest}` first, "
-            "or set TFDS_DATA_DIR to the folder that holds it."
+            "or set TFDS_DATA_DIR to the folder that holds it"
         )
     features = builder.info.features
     videos = [key for key, feature in features.items() if isinstance(feature, tfds.features.Video)]
     if not videos:
-        raise ValueError(f"data.source {name} holds no video, but {', '.join(features)}.")
+        raise ValueError(f"data.source {name} holds no video, but {', '.join(features)}: choose another")
     try:
         parts = builder.info.splits[split].file_instructions
     except (KeyError, ValueError) as error:
-        raise ValueError(f"data.split {split} is unknown: {name} has {', '.join(builder.info.splits)}.") from error
+        raise ValueError(
+            f"data.split {split} is unknown: {name} has {', '.join(builder.info.splits)}, choose one of them"
+        ) from error
     if builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD:
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
@@ -303,7 +306,7 @@ def _tfds(name: str, rest: str, split: str) -> Source:
 def _from_pictures(record: records.Record, choose: Choose, short_side: int | None, id: str) -> Clip:
     count = len(record.frames)
     if not count:
-        raise DecodeError(f"{id}: it has no frames.")
+        raise DecodeError(f"{id}: it has no frames")
     info = VideoInfo(count, record.rate, record.width, record.height, count / record.rate, "pictures")
     frames = records.decode_frames(record.frames, choose(info), short_side, id)
     return Clip(frames, record.label, record.captions, info)
@@ -312,7 +315,7 @@ def _from_pictures(record: records.Record, choose: Choose, short_side: int | Non
 def _moving_shapes(name: str, split: str) -> Source:
     """The embedded data set, rendered at the asked size."""
     if split not in (splits := (*moving_shapes.SPLITS, *moving_shapes.COMPOSITION_SPLITS)):
-        raise ValueError(f"data.split {split} is unknown: {name} has {', '.join(splits)}.")
+        raise ValueError(f"data.split {split} is unknown: {name} has {', '.join(splits)}, choose one of them")
     numbers, class_names = moving_shapes.split_indices(split), moving_shapes.class_names(split)
     composed = class_names is moving_shapes.COMPOSITIONS
 

@@ -83,7 +83,7 @@ class Videos:
             if not len(starts):
                 raise DecodeError(
                     f"{self.source.ids[index]}: its {info.num_frames} frames, {len(sampled)} at this stride or rate, "
-                    f"are too few for a window of {config.frames}: make the window or the sampling distance smaller."
+                    f"are too few for a window of {config.frames}: make the window or the sampling distance smaller"
                 )
             spans = sampled[starts[:, None] + np.arange(config.frames)]
             bounds = np.append(sampled, info.num_frames)[np.stack([starts, starts + config.frames], axis=1)]

@@ -115,7 +115,11 @@ def few_shot_from_support(
     """
     classes = np.unique(support_labels)
     if len(labels) == 0 or len(unknown := np.setdiff1d(labels, classes)):
-        raise ValueError(f"class {unknown[0]} has no clip to learn from" if len(labels) else "there is no clip to test")
+        raise ValueError(
+            f"class {unknown[0]} has no clip to learn from: leave its clips out"
+            if len(labels)
+            else "there is no clip to test: give one or more"
+        )
     drawn = np.sort(draw(key, support_labels, len(classes), shots, episodes), axis=-1)
     train, test = np.repeat(np.arange(len(classes)), shots), np.searchsorted(classes, labels)
     accuracies = []

@@ -54,7 +54,7 @@ def rollout(model: nn.Module, variables: dict, video: Float[Array, "b t h w c"])
     """
     weights = {path: w.mean(axis=-3) for path, w in attention_weights(model, variables, video).items()}
     if not weights:
-        raise ValueError(f"{type(model).__name__} has no attention to roll out")
+        raise ValueError(f"{type(model).__name__} has no attention to roll out: look at its class activation")
     pooled, tokens = _linear(model, variables, video, weights)
     return jnp.maximum(jax.grad(lambda tokens: pooled(tokens).mean(axis=-1).sum())(tokens), 0)
 
@@ -113,7 +113,9 @@ def class_activation(
     layers = map_layers(model, variables, video)
     if getattr(model, "num_classes", None) is None or not layers:
         lack = "convolutional feature map" if not layers else "classes"
-        raise ValueError(f"{type(model).__name__} has no {lack}: there is no class activation to look at")
+        raise ValueError(
+            f"{type(model).__name__} has no {lack}: class activation needs a classifier of convolutional feature maps"
+        )
     if layer is None:
         fine = [name for name, shape in layers.items() if min(shape[2:4]) >= LEAST_ROWS]
         layer = fine[-1] if fine else max(layers, key=lambda name: min(layers[name][2:4]))
@@ -274,6 +276,7 @@ def _of_block(paths: list[Path], block: int) -> list[Path]:
     depth = max(map(len, stacks.values()), default=0)
     if not -depth <= block < depth:
         raise ValueError(
-            f"there is no block {block} with attention: there are {depth}, counted from 0, or from -1 backwards"
+            f"there is no block {block} with attention: there are {depth} to choose from, counted from 0, "
+            "or from -1 backwards"
         )
     return [stack[sorted(stack)[block]] for stack in stacks.values() if -len(stack) <= block < len(stack)]

@@ -35,7 +35,10 @@ class PatchEmbedding(nn.Module):
         """Tokens of the patches, in the patches' order."""
         channels, rest = divmod(patches.shape[-1], int(np.prod(self.patch_size)))
         if rest:
-            raise ValueError(f"patches of {patches.shape[-1]} values are not {self.patch_size} pixels of any channels")
+            raise ValueError(
+                f"patches of {patches.shape[-1]} values are not {self.patch_size} pixels of any channels: "
+                "give patches of this size"
+            )
 
         def kernel_init(key, shape, dtype=jnp.float32):  # fan-in and fan-out of the flat map, as the originals have
             return self.kernel_init(key, (patches.shape[-1], self.width), dtype).reshape(shape)

@@ -135,7 +135,10 @@ class Transf(nn.Module):
     def __call__(self, frames: Float[Array, "b t e"], train: bool = False) -> Float[Array, "b e"]:
         """A feature for each clip."""
         if frames.shape[1] > self.context:
-            raise ValueError(f"the clip has {frames.shape[1]} frames: the head transf has {self.context} positions")
+            raise ValueError(
+                f"the clip has {frames.shape[1]} frames: the head transf has {self.context} positions, "
+                "give so many or fewer"
+            )
         position = frame_positions(self, frames.shape[-1])[: frames.shape[1]]
         block = partial(Block, self.heads, epsilon=1e-12, activation=quick_gelu, kernel_init=NORMAL, dtype=self.dtype)
         x = Encoder(block, self.depth, name="transformer")(frames + position.astype(frames.dtype), train)
@@ -210,7 +213,7 @@ class VideoTower(nn.Module):
     def setup(self) -> None:
         """Attributes here name the parameters."""
         if self.head not in get_args(Head):
-            raise ValueError(f"head is '{self.head}': choose {', '.join(get_args(Head))}")
+            raise ValueError(f"head is '{self.head}': choose one of {', '.join(get_args(Head))}")
         if self.image.joint and self.head != "mean":
             raise ValueError(
                 f"head is '{self.head}' over a joint image tower, which gives one feature a clip: choose mean"

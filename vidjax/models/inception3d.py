@@ -208,7 +208,7 @@ class Inception3D(nn.Module):
         choices = {"gating": (None, "concat", "branch"), "padding": LEAST_VIDEO, "initialization": INITIALIZERS}
         for field, known in choices.items():
             if getattr(self, field) not in known:
-                raise ValueError(f"{field} is '{getattr(self, field)}': choose {', '.join(map(str, known))}")
+                raise ValueError(f"{field} is '{getattr(self, field)}': choose one of {', '.join(map(str, known))}")
         kernel_init = INITIALIZERS[self.initialization]
         norm = partial(
             BatchNorm, momentum=self.norm_momentum, epsilon=self.epsilon, use_scale=self.norm_scale, dtype=self.dtype

@@ -101,7 +101,9 @@ class FactorizedDotProduct(nn.Module):
         """Same shape as `x`."""
         width = x.shape[-1]
         if self.heads % 2 or width % self.heads:
-            raise ValueError(f"{self.heads} heads cannot be halved or do not divide the width {width}")
+            raise ValueError(
+                f"{self.heads} heads cannot be halved or do not divide the width {width}: give an even divisor of it"
+            )
         dense = partial(nn.Dense, width, kernel_init=XAVIER, dtype=self.dtype)
         halves = [
             einops.rearrange(dense(name=name)(x), "b (t n) (s k d) -> s b t n k d", t=frames, s=2, k=self.heads // 2)
@@ -230,10 +232,11 @@ class ViViT(nn.Module):
 class FactorizedEncoder(nn.Module):
     """Model 2: a transformer over space, its weights shared by all frames, then one over time.
 
+    Its other fields are those of `ViViT`.
+
     Attributes:
       temporal_depth: blocks of the second transformer.
       pooling: what stands for a frame, and for the clip.
-      The others are those of `ViViT`.
     """
 
     width: int

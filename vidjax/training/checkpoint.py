@@ -147,7 +147,7 @@ def load_variables(directory: Path, which: Literal["last", "best"] = "last") -> 
     saved_in = Path(directory) / FOLDERS[which]
     steps = ocp.utils.checkpoint_steps(saved_in) if saved_in.is_dir() else []
     if not steps:
-        raise ValueError(f"{directory} holds no checkpoint in {saved_in.name}/: has the run saved one yet?")
+        raise ValueError(f"{directory} holds no checkpoint in {saved_in.name}/: let the run save one first")
     path = (saved_in / str(max(steps)) / "state").absolute()
     handler = ocp.PyTreeCheckpointHandler()
     try:
@@ -160,7 +160,9 @@ def load_variables(directory: Path, which: Literal["last", "best"] = "last") -> 
         restored = handler.restore(path, args=request)
     except Exception as error:  # whatever Orbax or TensorStore makes of a damaged file
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise ValueError(f"checkpoint {max(steps)} in {saved_in} cannot be read: {reason}") from error
+        raise ValueError(
+            f"checkpoint {max(steps)} in {saved_in} cannot be read ({reason}): restore it from a copy"
+        ) from error
     finally:
         handler.close()
     variables = {"params": restored[params], **restored.get("model_state", {})}

@@ -133,7 +133,7 @@ def _parse(text: str) -> tuple[_Program, str]:
         elif current is not None and (instruction := _read_instruction(line)):
             current[instruction.name] = instruction
     if entry is None:
-        raise ValueError("this is not the text of a compiled program: it has no ENTRY computation")
+        raise ValueError("this is not the text of a compiled program: it must have an ENTRY computation")
     return program, entry
 
 

@@ -96,11 +96,12 @@ class Meter:
 
 
 class Progress:
-    """A bar on a terminal, plain lines elsewhere."""
+    """A bar on a terminal and in a notebook, plain lines elsewhere."""
 
     def __init__(self, first_step: int, steps: int):
-        bar = partial(tqdm, initial=first_step, total=steps, unit="step", dynamic_ncols=True)
-        self._bar = bar() if sys.stderr.isatty() else None
+        bar = partial(tqdm, initial=first_step, total=steps, unit="step", dynamic_ncols=True, mininterval=0.5)
+        # A notebook's kernel has no terminal, but the page overwrites a line as one does.
+        self._bar = bar() if sys.stderr.isatty() or "ipykernel" in sys.modules else None
         self._start, self._first, self._steps = time.monotonic(), first_step, steps
 
     def step(self) -> None:

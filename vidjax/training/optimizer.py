@@ -154,7 +154,7 @@ def trained_parameters(params: PyTree[Any], blocks: int) -> PyTree[bool]:
     layers = layer_numbers(params)
     last = max(jax.tree.leaves(layers))
     if not 0 <= blocks < last:
-        raise ValueError(f"{blocks} blocks cannot be trained: the model has {last - 1}")
+        raise ValueError(f"{blocks} blocks cannot be trained: the model has {last - 1}, give so many or fewer")
 
     def is_trained(path: tuple, layer: int) -> bool:
         return layer > last - 1 - blocks or any("norm" in name for name in _names(path))

@@ -45,9 +45,14 @@ def make_mesh(fsdp: int = 1, sequence: int = 1, devices: Sequence[jax.Device] | 
             divisors = [d for d in range(1, count + 1) if count % d == 0]
             raise ValueError(f"{name} {size} does not divide the {count} devices: choose one of {divisors}")
     if count % (fsdp * sequence):
-        raise ValueError(f"fsdp {fsdp} times sequence {sequence} does not divide the {count} devices")
+        raise ValueError(
+            f"fsdp {fsdp} times sequence {sequence} does not divide the {count} devices: make it a divisor"
+        )
     if jax.process_count() > 1 and jax.local_device_count() % sequence:  # each process reads clips of its own
-        raise ValueError(f"sequence {sequence} does not divide the {jax.local_device_count()} devices of a process")
+        raise ValueError(
+            f"sequence {sequence} does not divide the {jax.local_device_count()} devices of a process: "
+            "make it a divisor"
+        )
     # jax.make_mesh makes explicit axes by default, which would ask every Linen module for sharding annotations.
     shape = (count // (fsdp * sequence), fsdp, sequence)
     return jax.make_mesh(shape, ("data", "fsdp", "sequence"), axis_types=(AxisType.Auto,) * 3, devices=devices)
@@ -135,4 +140,7 @@ def check_batch_size(batch_size: int, accumulation: int = 1, repeats: int = 1, s
         multiple = devices * accumulation
         raise ValueError(f"a batch of {batch_size} cannot be shared by {parts}: make it a multiple of {multiple}")
     if batch_size // jax.process_count() % repeats:
-        raise ValueError(f"a process's share of a batch of {batch_size} clips is not whole videos of {repeats} repeats")
+        raise ValueError(
+            f"a process's share of a batch of {batch_size} clips is not whole videos of {repeats} repeats: "
+            "make it a multiple"
+        )

@@ -1,0 +1,171 @@
+"""What the scripts refuse before they make anything, each by one sentence."""
+
+import dataclasses
+import os
+import runpy
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+
+from vidjax import cli, matching
+from vidjax.data import embeddings
+from vidjax.data.text import open_tokenizer
+from vidjax.training.sharding import make_mesh
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "experiments"))
+import compare_models
+import contrastive_pretrain
+import embed
+import evaluate
+import finetune
+import mae_pretrain
+import retrieve
+import scaling
+import visualize
+import zero_shot
+
+REFUSED = [
+    (compare_models, {"seeds": ()}, "seeds is empty: give one or more"),
+    (contrastive_pretrain, {"steps": 0}, "steps is 0: it must be above 0"),
+    (contrastive_pretrain, {"context": 2}, "context is 2: it must be 3 or more, for a start"),
+    (contrastive_pretrain, {"ema_decay": 1.5}, "ema_decay is 1.5: it must lie between 0 and 1"),
+    (finetune, {"accumulation": 0}, "accumulation is 0: it must be above 0"),
+    (finetune, {"dropout": 1.0}, "dropout is 1.0: it must be at least 0 and below 1"),
+    (finetune, {"cutmix": -1.0}, "cutmix -1.0 and seed 0: each must be 0 or more"),
+    (mae_pretrain, {"batch_size": 0}, "batch_size is 0: it must be above 0"),
+    (mae_pretrain, {"ema_decay": 0.0}, "ema_decay is 0.0: it must lie between 0 and 1"),
+    (mae_pretrain, {"seed": -1}, "seed is -1, probe_clips"),
+    (mae_pretrain, {"picture_clips": -1}, "and picture_clips -1: each must be 0 or more"),
+    (retrieve, {"neighbours": 0}, "neighbours is 0: it must be 1 or more"),
+    (retrieve, {"query": "a dog"}, "a query needs embeddings and they a query: give --query"),
+    (retrieve, {"query": " ", "index": "a.npz"}, "query is empty: give a sentence"),
+    (zero_shot, {"shots": 1, "classes": "a.txt"}, "classes is about names, which --shots does not look at"),
+    (zero_shot, {"episodes": 1}, "episodes is 1: it must be 2 or more"),
+    (zero_shot, {"support": "videos"}, "support is about --shots: give them too"),
+]
+
+
+@pytest.mark.parametrize(("script", "settings", "sentence"), REFUSED)
+def test_a_value_that_cannot_be_meant_is_refused(script, settings, sentence):
+    needed = {"run": "run"} if script in (retrieve, zero_shot) else {}
+    with pytest.raises(ValueError, match=sentence):
+        script.Config(**needed, **settings)
+
+
+def test_classes_are_read_from_a_file_of_names(tmp_path):
+    with pytest.raises(ValueError, match=r"classes \S+a\.txt does not exist: give a file with one class name a line"):
+        zero_shot.read_classes(str(tmp_path / "a.txt"))
+    (tmp_path / "a.txt").write_text("\n \n")
+    with pytest.raises(ValueError, match=r"a\.txt names no class: give one a line"):
+        zero_shot.read_classes(str(tmp_path / "a.txt"))
+
+
+def test_classes_without_names_are_matched_only_where_all_are_there():
+    source = SimpleNamespace(name="videos", class_names=("a", "b"))
+    model = SimpleNamespace(num_classes=3, card=SimpleNamespace(class_names=()))
+    with pytest.raises(ValueError, match="videos has 2 classes, the model 3 without names: to match them by position"):
+        evaluate.label_by_name(source, model)
+
+
+def test_a_target_needs_classes():
+    with pytest.raises(ValueError, match="target is 'run', but the model has no classes: leave it out"):
+        visualize.find_class("run", ())
+
+
+def test_a_head_that_does_not_fit_is_not_kept(monkeypatch):
+    monkeypatch.setattr(finetune.runs, "class_names", lambda source: ())
+    monkeypatch.setattr(
+        finetune.runs, "start_from", lambda *args, **kwargs: ({}, SimpleNamespace(fresh=("head/kernel",)))
+    )
+    config = finetune.Config(init_from="old", keep_head=True)
+    with pytest.raises(ValueError, match="keep_head: the head in old is not of the 7 classes here: leave it out"):
+        finetune.start(config, SimpleNamespace(num_classes=7), {})
+
+
+def test_pairs_need_two_videos_and_a_whole_model_its_own_sizes(tmp_path):
+    config = contrastive_pretrain.RECIPES["demo"]
+    (tmp_path / "a.mp4").write_bytes(b"")
+    (tmp_path / "a.csv").write_text("path,caption\na.mp4,a dog\n")
+    data = dataclasses.replace(config.data, source=str(tmp_path / "a.csv"))
+    with pytest.raises(ValueError, match=r"a\.csv has 1 videos: pairs are compared, so give 2 or more"):
+        contrastive_pretrain.open_sources(dataclasses.replace(config, data=data))
+    config = dataclasses.replace(config, video_model="clip_tiny", text_model=None, features=7)
+    with pytest.raises(ValueError, match="features is 7, but clip_tiny has 128: leave it out"):
+        contrastive_pretrain.make_model(config, open_tokenizer("bytes"))
+
+
+def test_embeddings_of_another_kind_or_model_are_not_searched(monkeypatch):
+    monkeypatch.setattr(embed, "read_meta", lambda path: {"pooling": "tokens"})
+    with pytest.raises(ValueError, match=r"a\.npz cannot be searched: give an \.npz file with one vector a window"):
+        embed.search(embed.Config(query="a.mp4", index="a.npz"))
+    monkeypatch.setattr(retrieve, "read_meta", lambda path: {"pooling": "model", "weights": "others"})
+    with pytest.raises(ValueError, match=r"run holds other weights than those that made a\.npz: embed again"):
+        retrieve.search(retrieve.Config(run="run", query="a dog", index="a.npz"), {}, None)
+
+
+def test_devices_are_simulated_only_before_jax_starts(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))
+    count = len(jax.devices("cpu"))
+    with pytest.raises(ValueError, match=rf"JAX has already started with {count} devices, not {count + 1}: use a"):
+        scaling.simulate(count + 1)
+
+
+def test_a_slice_that_cannot_be_described_is_one_line(monkeypatch):
+    from jax.experimental import topologies
+
+    def unknown(name, platform):
+        raise RuntimeError("no such library\nand more")
+
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    monkeypatch.setattr(topologies, "get_topology_desc", unknown)
+    monkeypatch.setattr(jax.config, "update", lambda name, value: None)
+    with pytest.raises(ValueError, match=r"cannot compile for v5e:2x2 \(no such library\): pip install libtpu"):
+        scaling.describe_slice("v5e:2x2")
+
+
+def test_a_benchmark_is_of_something(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["benchmark.py"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(Path(embed.__file__).with_name("benchmark.py"), run_name="__main__")
+    assert stop.value.code == 2
+    assert "say what to measure first: train, infer, input" in capsys.readouterr().err
+
+
+def test_a_flag_that_is_none_is_answered_with_the_nearest(capsys):
+    with pytest.raises(SystemExit):
+        cli.parse(scaling.Config, argv=["--chip", "8"])
+    assert "unknown argument --chip: did you mean --chips?" in capsys.readouterr().err
+
+
+def test_a_video_text_model_wants_its_tokenizer_and_videos(tmp_path, unchecked):
+    pair = SimpleNamespace(text=SimpleNamespace(vocabulary=7))
+    with pytest.raises(ValueError, match="tokenizer bytes has 259 ids, the text tower 7: give the one that it was"):
+        matching.check_tokenizer(open_tokenizer("bytes"), pair)
+    with pytest.raises(ValueError, match="does not say how text becomes token ids: give --tokenizer, CLIP's"):
+        matching.tokenizer_of(tmp_path)
+    blind = SimpleNamespace(card=SimpleNamespace(normalize=lambda video: video))
+    blind.apply = lambda variables, video, method: video.mean((1, 2, 3))
+    rows = len(jax.devices())
+    batch = {"video": np.zeros((rows, 1, 1, 2, 2, 3), np.uint8), "label": np.zeros(rows, int)}
+    batch |= {"index": np.arange(rows), "valid": np.zeros(rows, bool)}
+    with pytest.raises(ValueError, match=r"none of the videos could be read: look with experiments/check_data\.py"):
+        matching.clip_encoder(blind, make_mesh())({}, [batch])
+
+
+def test_embeddings_are_written_only_where_they_can_be_and_of_something(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"cannot write to \S+a\.npz\.parts \(Not a directory\): choose another --out"):
+        embeddings.open_parts(tmp_path / "file" / "a.npz", {})
+    np.savez(tmp_path / "0.npz", features=np.zeros((0, 3)))
+    with pytest.raises(ValueError, match="no features were made: none of the 2 videos could be read, look with"):
+        embeddings.join([tmp_path / "0.npz"], tmp_path / "a.npz", ["a", "b"], (), {})
+
+
+def test_a_config_that_is_damaged_is_told(tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json cannot be read \(Expecting .*\): restore it from a copy"):
+        cli.read_config(tmp_path)
