@@ -10,6 +10,7 @@ products) from the traced program of one clip of the input given. Nothing is com
 
 import dataclasses
 from collections.abc import Iterator
+from itertools import chain
 from math import prod
 
 import jax
@@ -47,20 +48,25 @@ def rows(contains: str) -> Iterator[tuple[str, ...]]:
         yield name, size, f"{parameters:,}", f"{macs / 1e9:,.2f}", model.card.accuracy, model.card.source, formats
 
 
+def markdown(contains: str) -> Iterator[str]:
+    """The lines of a table in Markdown."""
+    yield "| " + " | ".join(COLUMNS) + " |"
+    yield "|" + "---|" * len(COLUMNS)
+    for name, *cells in rows(contains):
+        yield "| " + " | ".join([f"`{name}`", *cells]) + " |"
+
+
 def main(config: Config) -> None:
     """Prints a line a model, as soon as it is counted."""
     if not vidjax.list_models(config.contains):
-        raise ValueError(f"no model's name contains '{config.contains}': without it, all are listed")
-    widths = (44, 16, 13, 10, 44, 32, 0)
+        raise ValueError(f"no model's name contains '{config.contains}': leave it out, and all are listed")
     if config.markdown:
-        print("| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS))
-    else:
-        print(" ".join(f"{title:{width}}" for title, width in zip(COLUMNS, widths, strict=True)))
-    for name, *cells in rows(config.contains):
-        if config.markdown:
-            print("| " + " | ".join([f"`{name}`", *cells]) + " |")
-        else:
-            print(" ".join(f"{cell:{width}}" for cell, width in zip((name, *cells), widths, strict=True)), flush=True)
+        for line in markdown(config.contains):
+            print(line, flush=True)
+        return
+    widths = (44, 16, 13, 10, 44, 32, 0)
+    for cells in chain([COLUMNS], rows(config.contains)):
+        print(" ".join(f"{cell:{width}}" for cell, width in zip(cells, widths, strict=True)), flush=True)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -174,3 +175,12 @@ def test_a_run_is_no_checkpoint_yet(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(FileNotFoundError, match=r"is a run: experiments/convert_weights\.py makes weights of it"):
         vidjax.load_pretrained(tmp_path, "videomae_tiny")
+
+
+def test_a_module_of_ones_own_is_refused_before_anything_is_written(tmp_path):
+    class Mine(nn.Module):
+        pass
+
+    with pytest.raises(ValueError, match="a Mine is none of vidjax's modules, so nothing could make it again: name"):
+        save_pretrained(tmp_path, Mine(), {"params": {}})
+    assert not any(tmp_path.iterdir())

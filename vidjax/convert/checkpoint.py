@@ -32,6 +32,7 @@ def save_pretrained(directory: str | Path, model: nn.Module, variables: dict) ->
 
     Raises:
       FileExistsError: something is there already.
+      ValueError: the model is not of the library's families.
     """
     from safetensors.numpy import save_file
 
@@ -39,9 +40,9 @@ def save_pretrained(directory: str | Path, model: nn.Module, variables: dict) ->
     if directory.exists() and any(directory.iterdir()):
         raise FileExistsError(f"{directory} is not empty: give another directory, nothing is overwritten")
     directory.mkdir(parents=True, exist_ok=True)
+    write_model(directory, model)
     flat = flatten_dict(variables, sep="/")
     save_file({name: np.asarray(value, order="C") for name, value in flat.items()}, directory / "model.safetensors")
-    write_model(directory, model)
 
 
 def describe(model: nn.Module) -> dict:
@@ -50,7 +51,13 @@ def describe(model: nn.Module) -> dict:
     fields = {f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.name not in left_out}
     fields |= {name: describe(tower) for name, tower in towers(model).items()}
     fields |= {name: dataclasses.asdict(value) for name, value in fields.items() if isinstance(value, Card)}
-    return {"module": next(name for name, module in MODULES.items() if module is type(model)), "fields": fields}
+    name = next((name for name, module in MODULES.items() if module is type(model)), None)
+    if name is None:
+        raise ValueError(
+            f"a {type(model).__name__} is none of vidjax's modules, so nothing could make it again: name its file in "
+            "FAMILIES of vidjax.models, or save the variables by yourself"
+        )
+    return {"module": name, "fields": fields}
 
 
 def read(path: Path) -> tuple[nn.Module, Weights]:
