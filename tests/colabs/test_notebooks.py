@@ -1,0 +1,111 @@
+"""The notebooks run from top to bottom as a user runs them, and are stored as they should be.
+
+Running them takes minutes: `pytest -m notebook -n 0 tests/colabs`. Plain `pytest` only looks at what is stored.
+"""
+
+import ast
+import os
+import re
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+ROOT = Path(__file__).parents[2]
+COLABS = ROOT / "colabs"
+LIMIT = 180
+"""Seconds a notebook may take, from the start of its kernel."""
+OF_TESTS = ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES", "MPLBACKEND")
+"""Variables that the tests set for themselves, which no user has."""
+OF_COLAB = ("google",)
+CALLED_OTHERWISE = {"pillow": "PIL", "orbax-checkpoint": "orbax"}
+
+notebooks = pytest.mark.parametrize("name", sorted(path.name for path in COLABS.glob("*.ipynb")))
+
+
+def read(name: str) -> nbformat.NotebookNode:
+    notebook = nbformat.read(COLABS / name, as_version=nbformat.NO_CONVERT)
+    nbformat.validate(notebook)
+    return notebook
+
+
+def code(name: str) -> list[str]:
+    return [cell.source for cell in read(name).cells if cell.cell_type == "code"]
+
+
+def execute(notebook: nbformat.NotebookNode, folder: Path) -> None:
+    """Runs all cells with a kernel of their own, in `folder`, in `LIMIT` seconds; raises what a cell raises."""
+    environment = {key: value for key, value in os.environ.items() if key not in OF_TESTS}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    end = time.monotonic() + LIMIT
+    client = NotebookClient(
+        notebook,
+        timeout_func=lambda cell: max(end - time.monotonic(), 1),
+        kernel_name="python3",
+        resources={"metadata": {"path": str(folder)}},
+    )
+    client.execute(env=environment)
+
+
+@pytest.mark.notebook
+@notebooks
+def test_runs_from_top_to_bottom(name, tmp_path):
+    execute(read(name), tmp_path)
+
+
+@notebooks
+def test_stores_no_outputs(name):
+    notebook = read(name)
+    assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
+    assert notebook.metadata.kernelspec.name == "python3"
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            assert cell.outputs == [] and cell.execution_count is None
+
+
+@notebooks
+def test_first_a_title_then_the_one_install_cell(name):
+    title, install = read(name).cells[:2]
+    assert title.cell_type == "markdown" and title.source.startswith("# ") and "Open in Colab" in title.source
+    assert install.source == code("quickstart.ipynb")[0]
+    assert '"google.colab" in sys.modules' in install.source
+
+
+@notebooks
+def test_imports_only_what_the_extra_train_installs(name):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    asked = project["dependencies"] + project["optional-dependencies"]["train"]
+    distributions = {re.match(r"[\w-]+", requirement).group() for requirement in asked}
+    installed = {CALLED_OTHERWISE.get(each, each.replace("-", "_")) for each in distributions}
+    nodes = [node for source in code(name) for node in ast.walk(ast.parse(source))]
+    imported = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+    known = {"vidjax", "IPython", *installed, *OF_COLAB, *sys.stdlib_module_names}
+    assert {module.split(".")[0] for module in imported} <= known
+
+
+@pytest.mark.notebook
+@pytest.mark.parametrize("source", ["assert False", "import os\nassert 'XLA_FLAGS' in os.environ"])
+def test_a_cell_that_raises_fails(source, tmp_path):
+    """The second one also shows that a kernel is run without the tests' own settings."""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
+    with pytest.raises(CellExecutionError, match="AssertionError"):
+        execute(notebook, tmp_path)
+
+
+def test_the_install_cell_asks_pip_for_what_the_source_says(monkeypatch):
+    install, asked = code("quickstart.ipynb")[0], []
+    monkeypatch.setattr("subprocess.run", lambda command, check: asked.append(command[-1]))
+    exec(install, {})
+    assert asked == []  # no Colab, no pip
+    monkeypatch.setitem(sys.modules, "google.colab", sys)
+    monkeypatch.setattr("glob.glob", lambda pattern: ["/dev/nvidia0"] if "nvidia" in pattern else [])
+    for source in ("vidjax", "/content/vidjax", "git+https://host/vidjax"):
+        exec(install.replace('SOURCE = "vidjax"', f'SOURCE = "{source}"'), {})
+    extras = "[train,cuda]"
+    assert asked == [f"vidjax{extras}", f"/content/vidjax{extras}", f"vidjax{extras} @ git+https://host/vidjax"]
