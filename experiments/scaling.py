@@ -90,9 +90,9 @@ class Config:
     """Assumed share of the peak that a chip reaches where it never waits."""
     latency: float = 20e-6
     """Assumed seconds that each collective takes beside its bytes."""
-    decode_rate: float = 5.0
+    decode_rate: float = 20.0
     """Clips a second that a core decodes from H.264 (benchmark.py input measures it)."""
-    records_rate: float = 50.0
+    records_rate: float = 90.0
     """Clips a second that a core reads from TFRecords."""
     json: str | None = None
     """Write the numbers to this file."""

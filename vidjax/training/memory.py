@@ -8,10 +8,8 @@ of the state while a checkpoint is written.
 
 import dataclasses
 import os
-import resource
 import time
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -83,17 +81,6 @@ def program_memory(compiled: jax.stages.Compiled) -> Memory:
         aliased=stats.alias_size_in_bytes,
         temporary=stats.temp_size_in_bytes,
     )
-
-
-def peak_memory() -> int | None:
-    """Most bytes that were in use at once so far: on the first local device, or, on a CPU, resident in this process."""
-    device = jax.local_devices()[0]
-    if device.platform != "cpu":
-        return (device.memory_stats() or {}).get("peak_bytes_in_use")
-    status = Path("/proc/self/status")
-    if status.exists():  # Linux, whose getrusage counts the process that started this one too; macOS gives bytes
-        return 1024 * int(status.read_text().partition("VmHWM:")[2].split()[0])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def available_memory() -> int | None:
