@@ -9,7 +9,6 @@ summary.json, bad_files.jsonl, and contact_sheet.png of clips as training would 
 
 import dataclasses
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,7 @@ import numpy as np
 from tyro.conf import Positional
 
 from vidjax import cli
-from vidjax.data.config import DataConfig
+from vidjax.data.config import DataConfig, core_count
 from vidjax.visualize.contact_sheet import save_contact_sheet
 
 OURS = {"summary.json", "bad_files.jsonl", "contact_sheet.png"}
@@ -88,7 +87,7 @@ def look(source: Any, data: DataConfig, indices: Sequence[int]) -> Iterator[tupl
         except DecodeError as error:
             return index, error
 
-    with ThreadPoolExecutor(data.workers or os.cpu_count()) as pool:
+    with ThreadPoolExecutor(data.workers or core_count()) as pool:
         for done, result in enumerate(pool.map(look_at, indices), start=1):
             if done % 500 == 0:
                 print(f"{done} of {len(indices)} looked at", flush=True)

@@ -20,7 +20,6 @@ A query is the clip in the middle of its file, as long as a window; the cosine s
 import dataclasses
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -33,7 +32,7 @@ import numpy as np
 
 import vidjax
 from vidjax import cli, runs
-from vidjax.data.config import ClipConfig, SourceConfig
+from vidjax.data.config import ClipConfig, SourceConfig, core_count
 from vidjax.data.embeddings import join, open_parts, read_bad, read_meta, write_part
 from vidjax.report import name_nearest
 from vidjax.training.sharding import check_batch_size, make_mesh, put_batch, replicated
@@ -147,7 +146,7 @@ def embed(
         bad[chosen[number]] = str(error)
 
     streams = (read(index) for index in chosen)
-    for batch, video in batches(streams, config.batch_size, clips.workers or os.cpu_count() or 1, failed):
+    for batch, video in batches(streams, config.batch_size, clips.workers or core_count(), failed):
         for (number, window), feature in zip(batch, encode(video), strict=False):  # without what fills
             found.append((chosen[number], window.start, window.end, feature))
     found = [row for row in found if row[0] not in bad]  # nothing of a video that breaks off

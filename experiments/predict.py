@@ -18,7 +18,6 @@ file could be read, and 2, with one line, where none could or the command cannot
 import csv
 import dataclasses
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,7 +31,7 @@ from tyro.conf import Positional
 
 import vidjax
 from vidjax import cli, runs
-from vidjax.data.config import ClipConfig, GivenClipConfig
+from vidjax.data.config import ClipConfig, GivenClipConfig, core_count
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +134,7 @@ def main(config: Config) -> dict[str, Any]:
     files: list[dict[str, Any]] = [{"path": path, "windows": []} for path in videos.source.ids]
     rows = config.batch_size if config.window is not None else min(config.batch_size, len(files))
     streams = (read(index) for index in range(len(files)))
-    for batch, video in batches(streams, rows, clips.workers or os.cpu_count() or 1, failed):
+    for batch, video in batches(streams, rows, clips.workers or core_count(), failed):
         for (index, window), found in zip(batch, np.asarray(classify(video)), strict=False):  # without what fills
             best = np.argsort(-found, kind="stable")[: config.topk]
             guesses = [{"class": names[i], "probability": float(found[i])} for i in best]

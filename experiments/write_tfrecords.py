@@ -21,6 +21,7 @@ import numpy as np
 from tyro.conf import Positional
 
 from vidjax import cli
+from vidjax.data.config import core_count
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ def convert(source, indices: list[int], config: Config) -> Iterator[tuple[int, b
         except DecodeError as error:
             return error
 
-    workers = config.workers or os.cpu_count() or 1
+    workers = config.workers or core_count()
     with ThreadPoolExecutor(workers) as pool:
         ahead = deque()
         for index in indices:

@@ -3,7 +3,6 @@
 import contextlib
 import csv
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from vidjax.data.config import ClipConfig
+from vidjax.data.config import ClipConfig, core_count
 from vidjax.evaluation.knn import nearest
 from vidjax.evaluation.recognition import Recognition
 from vidjax.runs import computing_type, is_run
@@ -103,11 +102,6 @@ def describe_starvation(source: str, workers: int, wanted: float, made: float) -
     if not source.startswith(("tfrecord:", "tfds:", "synthetic:")):
         remedy += ", or TFRecords (experiments/write_tfrecords.py; about 4 times as many clips a core)"
     return f"the device could take {wanted:.3g} clips/s, {busy} core{'s' * (busy > 1)} made {made:.3g}: {remedy}"
-
-
-def core_count() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def open_results(out: str | None, run: str, folder: str) -> Path:

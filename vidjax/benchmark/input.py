@@ -27,8 +27,7 @@ from typing import Any
 import numpy as np
 
 from vidjax.benchmark.process import keep_to
-from vidjax.data.config import AugmentConfig, DataConfig
-from vidjax.report import core_count
+from vidjax.data.config import AugmentConfig, DataConfig, core_count
 
 ROWS = 8
 """Clips of a batch."""

@@ -1,8 +1,14 @@
 """What to train on and how to look at it. Imports no TensorFlow, so that `--help` stays fast."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
+
+
+def core_count() -> int:
+    """Cores that this process may use: a scheduler often gives it fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _require(holds: bool, field: str, value: object, rule: str) -> None:

@@ -9,7 +9,6 @@ several rows next to each other: one reading, augmented anew for each.
 
 import atexit
 import json
-import os
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -20,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from vidjax.data.augment import augment, center_crop, view_crops
-from vidjax.data.config import ClipConfig, TrainClipConfig
+from vidjax.data.config import ClipConfig, TrainClipConfig, core_count
 from vidjax.data.decode import DecodeError
 from vidjax.data.sampling import sample, views
 from vidjax.data.sources import Source
@@ -266,8 +265,7 @@ def _batches(
     What `crop` gives has the axes `leading` before those of a clip. `ids` is the shape of an example's ids; where its
     last number is 0, batches have none.
     """
-    affinity = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))  # macOS has none
-    workers = config.workers or len(affinity(0))
+    workers = config.workers or core_count()
     black = np.zeros((config.frames, 1, 1, 3), np.uint8)
     nothing: _Row = (black, np.int32(-1), np.zeros(ids, np.int32), np.zeros(ids[:-1], bool))
     defects: list[Exception] = []
