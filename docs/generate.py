@@ -3,6 +3,7 @@
 What they say stands in the code alone: `experiments/list_models.py`, the scripts' RECIPES, and docstrings.
 """
 
+import functools
 import importlib.util
 import re
 import sys
@@ -45,6 +46,7 @@ def load_script(name: str) -> ModuleType:
     return script
 
 
+@functools.cache  # `mkdocs serve` builds anew at each edit
 def models_page(contains: str = "") -> str:
     """The table that `list_models.py --markdown` prints, under a few words on how to read it."""
     table = "\n".join(load_script("list_models").markdown(contains))

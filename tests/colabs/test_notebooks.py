@@ -11,10 +11,16 @@ import time
 import tomllib
 from pathlib import Path
 
+import jax
 import nbformat
+import numpy as np
 import pytest
+import videos
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
+
+import vidjax
+from vidjax.models import example_inputs
 
 ROOT = Path(__file__).parents[2]
 COLABS = ROOT / "colabs"
@@ -58,6 +64,23 @@ def test_runs_from_top_to_bottom(name, tmp_path):
     execute(read(name), tmp_path)
 
 
+@pytest.mark.notebook
+def test_the_quickstart_takes_a_video_and_weights_of_ones_own(tmp_path):
+    model = vidjax.create_model("videomae_tiny", num_classes=3)
+    shapes, draw = jax.eval_shape(model.init, jax.random.key(0), *example_inputs(model)), np.random.default_rng(0)
+    variables = jax.tree.map(lambda leaf: draw.normal(0, 0.1, leaf.shape).astype(np.float32), shapes)
+    vidjax.save_pretrained(tmp_path / "weights", model, variables)
+    videos.write_video(tmp_path / "clip.mp4", videos.numbered(70, 48, 64))
+    notebook = read("quickstart.ipynb")
+    given = {"VIDEO = None": f'VIDEO = "{tmp_path}/clip.mp4"', "WEIGHTS = None": f'WEIGHTS = "{tmp_path}/weights"'}
+    for old, new in given.items():
+        (cell,) = (cell for cell in notebook.cells if re.search(f"^{old}", cell.source, re.MULTILINE))
+        cell.source = cell.source.replace(old, new)
+    execute(notebook, tmp_path)
+    said = "".join(out.get("text", "") for cell in notebook.cells if cell.cell_type == "code" for out in cell.outputs)
+    assert "clip.mp4, 0.0 to" in said and "class 2" in said
+
+
 @notebooks
 def test_stores_no_outputs(name):
     notebook = read(name)
@@ -98,14 +121,18 @@ def test_a_cell_that_raises_fails(source, tmp_path):
         execute(notebook, tmp_path)
 
 
-def test_the_install_cell_asks_pip_for_what_the_source_says(monkeypatch):
-    install, asked = code("quickstart.ipynb")[0], []
+@pytest.mark.parametrize(("driver", "extra"), [("550.54.15", "cuda12"), ("580.65.06", "cuda")])
+def test_the_install_cell_asks_pip_for_what_source_and_driver_say(monkeypatch, tmp_path, driver, extra):
+    install, asked, version = code("quickstart.ipynb")[0], [], tmp_path / "version"
+    version.write_text(
+        f"NVRM version: NVIDIA UNIX x86_64 Kernel Module  {driver}  Thu Mar 14 2024\nGCC version: 12.3.0\n"
+    )
     monkeypatch.setattr("subprocess.run", lambda command, check: asked.append(command[-1]))
     exec(install, {})
     assert asked == []  # no Colab, no pip
     monkeypatch.setitem(sys.modules, "google.colab", sys)
-    monkeypatch.setattr("glob.glob", lambda pattern: ["/dev/nvidia0"] if "nvidia" in pattern else [])
+    monkeypatch.setattr("glob.glob", lambda pattern: [str(version)] if "nvidia" in pattern else [])
     for source in ("vidjax", "/content/vidjax", "git+https://host/vidjax"):
         exec(install.replace('SOURCE = "vidjax"', f'SOURCE = "{source}"'), {})
-    extras = "[train,cuda]"
+    extras = f"[train,{extra}]"
     assert asked == [f"vidjax{extras}", f"/content/vidjax{extras}", f"vidjax{extras} @ git+https://host/vidjax"]
