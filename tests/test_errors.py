@@ -40,12 +40,15 @@ NO_ADVICE = {
     "the config.json of {} cannot be followed: {}": "what follows says what to do",
     "{} ended with status {}, see {}: {}": "what follows is the other script's sentence",
     "unknown argument {}: {}": "what follows says what to do",
+    "{} holds a run of another config: {}; {}": "what follows says what to do",
+    "{} cannot be read as plain weights: {}": "what follows says what to do",
     "cannot read who takes part in {}: {}": "XLA's own text, in a form of later versions",
 }
-ADVICE = re.compile(
-    r"\b(must|needs?|takes|at least|nearest names are|its fields are|did you mean|"
-    r"add|ask|change|choose|compile|correct|embed|fetch|fine-tune|give|install|keep|label|leave|let|load|look|lower|make|"
-    r"mend|name|put|read|rename|restore|run|save|say|see|set|simulate|sort|start|use|write)\b"
+ADVICE = re.compile(  # what must be, or at the head of a clause what to do
+    r"\b(must|needs?|takes|at least|nearest names are|its fields are|did you mean)\b|"
+    r"(^|[:;,(] |\b(or|and|so|first|to) )(add|ask|change|choose|compile|correct|embed|evaluate|fetch|fine-tune|give|"
+    r"install|keep|label|leave|let|load|look|lower|make|mend|name|pip install|put|read|rename|restore|run|save|say|"
+    r"see|set|simulate|sort|start|stop|use|write)\b"
 )
 
 
@@ -241,6 +244,14 @@ def wrong(message: Message) -> list[str]:
         "what to do": not ADVICE.search(said) and not {said, message.kind} & set(NO_ADVICE),
     }
     return [rule for rule, broken in found.items() if broken]
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["none of the {} files could be read", "cannot write to {} ({})", "{} is a run: a script makes weights of it"],
+)
+def test_what_is_wrong_is_no_advice(said):
+    assert not ADVICE.search(said)
 
 
 def test_each_message_reads_like_the_others():

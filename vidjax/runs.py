@@ -211,8 +211,8 @@ def cut_clips(source: str | Path, model: nn.Module, data: GivenClipConfig, windo
     if window is not None:
         if clips.sampling != "dense":
             raise ValueError(
-                f"clips are sampled as {clips.sampling}, over the whole of a video: for windows give "
-                "--data.sampling dense and --data.stride, the distance of their frames"
+                f"clips are sampled as {clips.sampling}, over the whole of a video: give "
+                "--data.sampling dense and --data.stride, the distance of a window's frames"
             )
         clips = replace(clips, frames=window)
     if clips.frames != usual["frames"]:

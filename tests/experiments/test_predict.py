@@ -159,7 +159,7 @@ def test_what_cannot_be_meant_is_one_sentence(checkpoint, folder, tmp_path, caps
         ({"stride": 4}, "give --window too"),
         ({"window": 4, "views": "2x1"}, "a window is one view"),
         ({"window": 3}, "3 frames cannot be cut into patches of 2"),
-        ({"window": 4, "data": GivenClipConfig(sampling="segments")}, "for windows give --data.sampling dense"),
+        ({"window": 4, "data": GivenClipConfig(sampling="segments")}, "give --data.sampling dense and --data.stride"),
     ):
         with pytest.raises((ValueError, OSError), match=reason):
             run(checkpoint, folder / "a.mp4", **more)

@@ -51,7 +51,7 @@ def read(path: str | Path) -> Weights:
     if path.is_dir():
         found = [path / name for name in IN_DIRECTORY if (path / name).is_file()]
         if not found and (path / "checkpoints").is_dir():
-            raise FileNotFoundError(f"{path} is a run: experiments/convert_weights.py makes weights of it first")
+            raise FileNotFoundError(f"{path} is a run: make weights of it by experiments/convert_weights.py")
         if not found:
             raise FileNotFoundError(f"{path} holds no weights: it must have one of {', '.join(IN_DIRECTORY)}")
         path = found[0]
