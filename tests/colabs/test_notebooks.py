@@ -78,7 +78,7 @@ def test_the_quickstart_takes_a_video_and_weights_of_ones_own(tmp_path):
         cell.source = cell.source.replace(old, new)
     execute(notebook, tmp_path)
     said = "".join(out.get("text", "") for cell in notebook.cells if cell.cell_type == "code" for out in cell.outputs)
-    assert "clip.mp4, 0.0 to" in said and "class 2" in said
+    assert "clip.mp4, 0.2 to 2.7 s" in said and "class 2" in said
 
 
 @notebooks
