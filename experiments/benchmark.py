@@ -12,7 +12,7 @@ measurement in a process of its own: compile time, step time, clips a second, mo
 device's peak, memory. `memory` compares what saves memory in a training step, or says the largest batch that fits.
 `loss` compares the contrastive losses whole and in chunks. `input` times reading, decoding and augmenting clips.
 `clips` says how long a clip fits with each implementation of attention, by compiling alone. Without flags each takes at
-most about three minutes on two cores. From Python: `main(Train(models=("r3d_18",)))`.
+most about three minutes on two cores, `clips` more. From Python: `main(Train(models=("r3d_18",)))`.
 """
 
 import json
@@ -155,6 +155,6 @@ if __name__ == "__main__":
     if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
         cli.fail(f"say what to measure first: {', '.join(COMMANDS)}")
     mode = sys.argv.pop(1)
-    if mode == "input" and len(sys.argv) > 1 and not sys.argv[1].startswith("-"):
-        sys.argv.insert(1, "--source")  # the videos may be named without a flag
+    if mode == "input":
+        cli.first_word_is("--source")
     cli.run(*COMMANDS[mode])

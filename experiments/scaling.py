@@ -301,9 +301,7 @@ def main(config: Config) -> dict[str, Any]:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["input"]:
         sys.argv.pop(1)
-        words = sys.argv[1:]
-        if words and not words[0].startswith("-"):
-            sys.argv.insert(1, "--source")
+        cli.first_word_is("--source")
         cli.run(shares.main, shares.Input)
     else:
         cli.run(main, Config)

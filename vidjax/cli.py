@@ -101,6 +101,12 @@ def run(
         fail(str(error))
 
 
+def first_word_is(flag: str) -> None:
+    """Lets the value of `flag` stand first, without it, for configs that must not import tyro to say so."""
+    if len(sys.argv) > 1 and not sys.argv[1].startswith("-"):
+        sys.argv.insert(1, flag)
+
+
 def fail(message: str) -> None:
     """Ends the process with one line and exit status 2."""
     print(f"{Path(sys.argv[0]).name}: error: {' '.join(message.split())}", file=sys.stderr)

@@ -177,5 +177,9 @@ def test_wrong_input_is_refused():
             scaling.Config(**flags)
     with pytest.raises(ValueError, match="999 processes want as many cores"):
         shares.main(shares.Input("synthetic:moving_shapes", processes=999))
+    with pytest.raises(ValueError, match="rows is 0: it must be 1 or more"):
+        shares.Input("synthetic:moving_shapes", rows=0)
+    with pytest.raises(ValueError, match="nowhere does not exist"):
+        shares.main(shares.Input("nowhere", processes=1))
     with pytest.raises(ValueError, match="a reading process ended: read what it said above"):
         shares.wait_for(queue.Queue(), [SimpleNamespace(is_alive=lambda: False)])

@@ -31,6 +31,12 @@ class Input:
     json: str | None = None
     """Write the numbers to this file."""
 
+    def __post_init__(self) -> None:
+        """Refuses what cannot be measured."""
+        for name in ("processes", "rows", "clips", "rounds", "frames", "size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be 1 or more")
+
 
 def read_share(config: Input, place: int, core: int, commands: Any, told: Any, barrier: Any) -> None:
     """A process that reads its share of batches, on one core, whenever it is told to."""
@@ -60,8 +66,11 @@ def read_share(config: Input, place: int, core: int, commands: Any, told: Any, b
 def measure_input(config: Input) -> dict[str, Any]:
     """Clips a second of each process alone and beside the others."""
     cores = sorted(os.sched_getaffinity(0))
-    if len(cores) < config.processes or min(config.processes, config.rows, config.clips, config.rounds) < 1:
+    if len(cores) < config.processes:
         raise ValueError(f"{config.processes} processes want as many cores, and there are {len(cores)}: give fewer")
+    from vidjax.data.sources import open_source
+
+    open_source(config.source)  # what is wrong with it is said once, before any process starts
     context = multiprocessing.get_context("spawn")  # TensorFlow cannot be forked
     told, barrier = context.Queue(), context.Barrier(config.processes)
     commands = [context.Queue() for _ in range(config.processes)]
