@@ -152,9 +152,7 @@ COMMANDS = {
 }
 
 if __name__ == "__main__":
-    if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
-        cli.fail(f"say what to measure first: {', '.join(COMMANDS)}")
-    mode = sys.argv.pop(1)
+    mode = cli.take_command(COMMANDS)
     if mode == "input":
         cli.first_word_is("--source")
     cli.run(*COMMANDS[mode])

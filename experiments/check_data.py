@@ -68,7 +68,7 @@ def main(config: Config) -> dict[str, Any]:
 def open_out(out: str) -> Path:
     """The folder for the findings; one that holds anything else is refused."""
     path = Path(out)
-    path.mkdir(parents=True, exist_ok=True)
+    cli.make_folder(path, "--out")
     if others := sorted(entry.name for entry in path.iterdir() if entry.name not in OURS):
         raise ValueError(f"{out} holds files that are not of a check ({', '.join(others[:3])}): choose another --out")
     return path

@@ -18,6 +18,7 @@ hour to an hour each on two cores; expected results stand in the README.
 import dataclasses
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -32,6 +33,7 @@ from tyro.conf import Positional
 import vidjax
 from vidjax import cli
 from vidjax.convert import save_pretrained
+from vidjax.convert.checkpoint import is_one
 from vidjax.models import example_inputs
 from vidjax.training.cost import count_macs
 from vidjax.training.metrics import clock, read_metrics
@@ -83,7 +85,7 @@ def train(script: str, flags: Sequence[str], workdir: Path) -> None:
     """
     log = workdir.with_suffix(".log")
     log.parent.mkdir(parents=True, exist_ok=True)
-    print(f"{script} {' '.join(flags)}  > {log}", flush=True)
+    print(f"{script} {shlex.join(flags)}  > {log}", flush=True)
     command = [sys.executable, str(Path(__file__).with_name(script)), *flags, "--workdir", str(workdir)]
     with log.open("a") as file:
         done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False)
@@ -95,7 +97,7 @@ def train(script: str, flags: Sequence[str], workdir: Path) -> None:
 def pretrain(config: Config, _: str, seed: int) -> str:
     """The work directory of a pre-training."""
     workdir = Path(config.workdir) / f"pretrained_{seed}"
-    train("mae_pretrain.py", ["demo", "--seed", str(seed), *config.pretraining_flags.split()], workdir)
+    train("mae_pretrain.py", ["demo", "--seed", str(seed), *shlex.split(config.pretraining_flags)], workdir)
     return str(workdir)
 
 
@@ -107,7 +109,8 @@ def spread_times(config: Config, name: str, seed: int) -> str:
     order.
     """
     out = Path(config.workdir) / f"{name}_start_{seed}"
-    if not out.exists():
+    if not is_one(out):
+        shutil.rmtree(out, ignore_errors=True)  # half of one, where this was interrupted
         model = vidjax.create_model(name, num_classes=8)
         variables = model.init(jax.random.key(seed), jnp.zeros(example_inputs(model)[0].shape))
         frames, width = variables["params"]["time"]["table"].shape
@@ -138,7 +141,7 @@ def finetune(config: Config, name: str, flags: str, seed: int) -> dict[str, Any]
     """Fine-tunes; returns the accuracy, how it went up, and what the training cost."""
     workdir = Path(config.workdir) / name
     given = f"demo --seed {seed} --data.validation_examples 1024 {flags} {config.flags}"
-    train("finetune.py", given.split(), workdir)
+    train("finetune.py", shlex.split(given), workdir)
     entries, trained = read_metrics(workdir), cli.read_config(workdir)
     steps = [entry for entry in entries if entry.get("clips_per_second")]
     rate = len(steps) / sum(1 / entry["clips_per_second"] for entry in steps)
@@ -165,7 +168,7 @@ def compare_families(config: Config) -> tuple[dict[str, Any], str]:
         time, flags, start = FAMILIES[name]
         flags = f"--model {name} {CLIPS} {flags}"
         if start is not None:
-            flags += f" --init_from {start(config, name, seed)}"
+            flags += f" --init_from {shlex.quote(start(config, name, seed))}"
         found[name] = {"time": time, **finetune(config, name, flags, seed)}
         print(f"  top-1 {found[name]['top1']:.1%}", flush=True)
     rows = sorted(found.items(), key=lambda item: item[1]["top1"])
@@ -197,7 +200,8 @@ def compare_starts(config: Config) -> tuple[dict[str, Any], str]:
         source = pretrain(config, "videomae_tiny", seed)
         for start, results in found.items():
             name = f"{'pair' if with_captions else 'few'}_{start.replace(' ', '_')}_{seed}"
-            flag = "" if start == "from scratch" else f"--init_{'video_' if with_captions else ''}from {source}"
+            flag = f"--init_{'video_' if with_captions else ''}from {shlex.quote(source)}"
+            flag = "" if start == "from scratch" else flag
             if with_captions:
                 results.append(train_pair(config, name, f"{PAIRED} {flag}", seed))
             else:

@@ -36,7 +36,7 @@ from vidjax.matching import clip_encoder, text_encoder
 from vidjax.models import create_text_model
 from vidjax.models.video_text import Projected, VideoText
 from vidjax.objectives import contrastive
-from vidjax.report import describe_run, describe_span, describe_speed, describe_starvation
+from vidjax.report import describe_losses, describe_run, describe_span, describe_speed, describe_starvation
 from vidjax.training.checkpoint import has_checkpoint
 from vidjax.training.cost import count_macs
 from vidjax.training.loop import FitResult, LoopConfig, fit
@@ -142,6 +142,8 @@ class Config:
             )
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay is {self.ema_decay}: it must lie between 0 and 1")
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}: it must be 0 or more")
         if self.objective.startswith("kl") and self.data.templates is None:
             raise ValueError(f"objective {self.objective} compares labels: give --data.templates, actionclip say")
         if self.init_from and (self.init_video_from or self.init_text_from):
@@ -393,9 +395,8 @@ def summarize(config: Config, result: FitResult, macs: int, truncated: int, seen
     workdir = Path(config.workdir)
     entries = read_metrics(workdir)
     save_curves(workdir / "curves.png", entries, ("loss", "evaluation/score", "learning_rate"), config.model)
-    losses = [entry["loss"] for entry in entries if entry.get("loss") is not None]
-    numbers = {"first_loss": losses[0], "last_loss": float(np.mean(losses[-5:]))}
-    print(f"\nloss      {losses[0]:.4f} at first, {numbers['last_loss']:.4f} at last (mean of the last 5 logged)")
+    losses, numbers = describe_losses(entries)
+    print(f"\nloss      {losses}")
     if result.steps_taken:
         print("speed     " + describe_speed(result, macs))
     validated = [entry for entry in entries if entry.get("evaluation/score") is not None]

@@ -31,7 +31,7 @@ from vidjax.data.config import AugmentConfig, LabelledDataConfig
 from vidjax.evaluation.features import collect_features
 from vidjax.evaluation.recognition import recognition
 from vidjax.objectives.classification import mix_clips
-from vidjax.report import describe_run, describe_span, describe_speed, describe_starvation
+from vidjax.report import describe_losses, describe_run, describe_span, describe_speed, describe_starvation
 from vidjax.training.checkpoint import has_checkpoint
 from vidjax.training.cost import count_macs
 from vidjax.training.loop import FitResult, LoopConfig, fit
@@ -417,9 +417,8 @@ def summarize(config: Config, result: FitResult, macs: int) -> dict[str, float]:
     entries = read_metrics(workdir)
     chosen = "evaluation/ema_top1" if config.ema_decay else "evaluation/top1"
     save_curves(workdir / "curves.png", entries, ("loss", chosen, "learning_rate"), config.model)
-    losses = [entry["loss"] for entry in entries if entry.get("loss") is not None]
-    numbers = {"first_loss": losses[0], "last_loss": float(np.mean(losses[-5:]))}
-    print(f"\nloss      {losses[0]:.4f} at first, {numbers['last_loss']:.4f} at last (mean of the last 5 logged)")
+    losses, numbers = describe_losses(entries)
+    print(f"\nloss      {losses}")
     if result.steps_taken:
         print("speed     " + describe_speed(result, macs))
     validated = [entry for entry in entries if entry.get(chosen) is not None]
@@ -483,7 +482,6 @@ def train(config: Config, mesh: Mesh) -> dict[str, float]:
             "valid": jax.ShapeDtypeStruct((config.batch_size,), bool),
         }
         return dry_run(config, step, state_shapes, sharding, batch, mesh)
-    variables = jax.jit(model.init)(keys[0], jnp.zeros(clip.shape))
     if validation is not None:
         describe_span(data, validation)  # that it can be read should not come out after hours
     began = has_checkpoint(Path(config.workdir))
@@ -492,6 +490,7 @@ def train(config: Config, mesh: Mesh) -> dict[str, float]:
             f"{config.workdir} was begun with the classes {', '.join(before[:5])}, {data.train} now has "
             f"{', '.join(source.class_names[:5])}: give the videos of then, or another --workdir"
         )
+    variables = jax.jit(model.init)(keys[0], jnp.zeros(clip.shape))
     if config.init_from and not began:
         variables = start(config, model, variables)
     workdir = cli.open_workdir(config.workdir, config)

@@ -31,7 +31,7 @@ from vidjax.evaluation.knn import knn_accuracy
 from vidjax.evaluation.linear_probe import linear_probe
 from vidjax.layers import patches
 from vidjax.objectives import masking, reconstruction
-from vidjax.report import describe_run, describe_speed, describe_starvation
+from vidjax.report import describe_losses, describe_run, describe_speed, describe_starvation
 from vidjax.training.checkpoint import has_checkpoint
 from vidjax.training.cost import count_macs
 from vidjax.training.loop import FitResult, LoopConfig, fit
@@ -98,7 +98,7 @@ class Config:
     sequence: int = 1
     """Devices that share the tokens of one clip, for clips too long for one (ring attention)."""
     init_from: str | None = None
-    """Start from the weights of another run's work directory or of a published checkpoint (file or directory)."""
+    """Start from the weights of a run's work directory or of a published checkpoint (file, directory or hub id)."""
     probe_clips: int = 1024
     """Labelled clips for the linear probe at the end, half to fit and half to score; 0 leaves it out."""
     picture_clips: int = 4
@@ -244,9 +244,8 @@ def summarize(config: Config, result: FitResult, macs: int, accuracy: dict[str, 
     save_curves(
         workdir / "curves.png", entries, ("loss", "evaluation/reconstruction_loss", "learning_rate"), config.model
     )
-    losses = [entry["loss"] for entry in entries if entry.get("loss") is not None]
-    last = float(np.mean(losses[-5:]))
-    print(f"\nloss      {losses[0]:.4f} at first, {last:.4f} at last (mean of the last {len(losses[-5:])} logged)")
+    losses, numbers = describe_losses(entries)
+    print(f"\nloss      {losses}")
     if result.steps_taken:
         print("speed     " + describe_speed(result, macs))
     if accuracy:
@@ -265,7 +264,7 @@ def summarize(config: Config, result: FitResult, macs: int, accuracy: dict[str, 
         f"  starting from these weights  --init_from {workdir} --workdir runs/next\n"
         "  looking at a source first  python experiments/check_data.py FOLDER"
     )
-    return {"first_loss": losses[0], "last_loss": last, **accuracy}
+    return {**numbers, **accuracy}
 
 
 def main(config: Config) -> dict[str, float]:
@@ -287,8 +286,7 @@ def train(config: Config, mesh: Mesh) -> dict[str, float]:
     grid = patches.grid((data.frames, data.size, data.size), model.patch_size)
     draw = partial(masking.draw, grid=grid, mask=config.mask, ratio=config.mask_ratio, decoder_mask=config.decoder_mask)
     masks = jax.eval_shape(partial(draw, clips=1), jax.random.key(0))
-    if config.init_from and not Path(config.init_from).exists():
-        raise ValueError(f"init_from: there is nothing at {config.init_from}, give a run or a file of weights")
+    runs.require_source("init_from", config.init_from)
     source = open_source(data.source, data.split)
 
     per_epoch = len(source) * data.repeats / config.batch_size
@@ -312,22 +310,22 @@ def train(config: Config, mesh: Mesh) -> dict[str, float]:
             "valid": jax.ShapeDtypeStruct((config.batch_size,), bool),
         }
         return dry_run(config, step, shapes, sharding, batch, mesh)
-    workdir = cli.open_workdir(config.workdir, config)
-    if chief:
-        write_model(workdir, model)
     state = jax.jit(init, out_shardings=sharding)(jax.random.key(config.seed))
+    report = None
+    if config.init_from and not has_checkpoint(Path(config.workdir)):
+        params, report = runs.start_from(config.init_from, model, state.params)
+        params = jax.device_put(params, sharding.params)
+        state = state.replace(params=params, ema=None if state.ema is None else jax.tree.map(jnp.copy, params))
+    workdir = cli.open_workdir(config.workdir, config)
     macs = count_macs(model.apply, {"params": shapes.params}, clip, *masks[:2])
     if chief:
+        write_model(workdir, model)
         tokens, (kept, predicted, _) = math.prod(grid), masks
         visible = f"{tokens} a clip: {kept.shape[1]} visible, {tokens - kept.shape[1]} masked, "
         visible += f"{predicted.shape[1]} predicted ({config.mask} mask {config.mask_ratio:.0%})"
         print(describe_run(config, source, shapes.params, macs, steps, {"tokens": visible}), flush=True)
-    if config.init_from and not has_checkpoint(workdir):
-        params, report = runs.start_from(config.init_from, model, state.params)
-        if chief:
+        if report is not None:
             print(f"weights   from {config.init_from}: {report}")
-        params = jax.device_put(params, sharding.params)
-        state = state.replace(params=params, ema=None if state.ema is None else jax.tree.map(jnp.copy, params))
 
     name = "bad_files.jsonl" if chief else f"bad_files_{jax.process_index()}.jsonl"
     bad_files = BadFiles(source, data.max_bad_share, workdir / name)

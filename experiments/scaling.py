@@ -25,7 +25,7 @@ import jax
 from vidjax import cli
 from vidjax.benchmark import shares
 from vidjax.benchmark.ours import draw_inputs, make_loss, make_model, make_program
-from vidjax.benchmark.settings import Job
+from vidjax.benchmark.settings import Job, check_files
 from vidjax.training.collectives import Collective, read_collectives
 from vidjax.training.cost import count_macs, peak_flops
 from vidjax.training.sharding import make_mesh
@@ -108,6 +108,7 @@ class Config:
             raise ValueError(f"{wrong[0]} chips are no multiple of fsdp {self.fsdp}: give multiples of it")
         if self.topology is None and self.devices < 2 * self.fsdp:
             raise ValueError(f"{self.devices} devices hold one copy of the parameters: compile for {2 * self.fsdp}")
+        check_files(self.json)
 
 
 def simulate(count: int) -> Sequence[jax.Device]:

@@ -99,11 +99,15 @@ def read_classes(file: str) -> tuple[str, ...]:
     """Names, one a line.
 
     Raises:
-      ValueError: there are none.
+      ValueError: there are none, or the file is no text.
     """
     if not Path(file).is_file():
         raise ValueError(f"classes {file} does not exist: give a file with one class name a line")
-    names = tuple(line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines() if line.strip())
+    try:
+        lines = Path(file).read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"classes {file} is no text file: write it in UTF-8") from error
+    names = tuple(line.strip() for line in lines if line.strip())
     if not names:
         raise ValueError(f"classes {file} names no class: give one a line")
     return names

@@ -14,7 +14,9 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-# What one test, worker or script has compiled is compiled for all; the first of these processes makes and removes it.
+# What one test, worker or script has compiled, unless in no time, is compiled for all; the first of these processes
+# makes and removes it.
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="vidjax_compiled_")
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
@@ -24,6 +26,11 @@ from jaxtyping import config, install_import_hook
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "goldens")]
 install_import_hook("vidjax", "checker.typechecker")  # before anything imports vidjax
+
+
+def pytest_collection_modifyitems(items):
+    """Files that take long come first, so that no worker is left alone with one at the end."""
+    items.sort(key=lambda item: item.path.parent.name not in ("experiments", "docs"))
 
 
 @pytest.fixture

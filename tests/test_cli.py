@@ -123,13 +123,33 @@ def test_a_field_new_since_the_run_began_had_its_default(tmp_path):
 
 
 def test_somebody_elses_directory_is_left_alone(tmp_path):
-    for name, text in (("metrics.jsonl", "{}\n"), ("config.json", '{"model_type": "vit"}'), ("curves.png", "mine")):
+    for name, text in (
+        ("metrics.jsonl", "{}\n"), ("config.json", '{"model_type": "vit"}'), ("curves.png", "mine"),
+        ("tokenizer", "mine"), ("reconstructions", "mine"), ("similarity", "mine"), ("bad_files_1.jsonl", "mine"),
+        ("bad_validation_files.jsonl", "mine"), ("skipped_step_3_process_0.npz", "mine"),
+    ):  # fmt: skip
         folder = tmp_path / name.partition(".")[0]
         folder.mkdir()
         (folder / name).write_text(text)
         with pytest.raises(ValueError, match=rf"holds {name}, which is not of a run of vidjax: choose another"):
             cli.open_workdir(folder, Config())
         assert os.listdir(folder) == [name] and (folder / name).read_text() == text
+
+
+def test_the_first_word_is_a_command_and_help_says_which_there_are(monkeypatch, capsys):
+    monkeypatch.setattr(sys.modules["__main__"], "__doc__", "Measures: read, write.\n")
+    monkeypatch.setattr(sys, "argv", ["job.py", "write", "--size", "8"])
+    assert cli.take_command(("read", "write")) == "write" and sys.argv == ["job.py", "--size", "8"]
+    for argv, status, out, err in (
+        (["--help"], 0, "Measures: read, write.\n", ""),
+        (["-h"], 0, "Measures: read, write.\n", ""),
+        ([], 2, "", "job.py: error: the first word says what to do: choose one of read, write\n"),
+        (["walk"], 2, "", "job.py: error: the first word says what to do: choose one of read, write\n"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["job.py", *argv])
+        with pytest.raises(SystemExit) as stop:
+            cli.take_command(("read", "write"))
+        assert stop.value.code == status and capsys.readouterr() == (out, err)
 
 
 def test_a_directory_that_cannot_be_written_is_said_so(tmp_path):

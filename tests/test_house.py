@@ -32,7 +32,7 @@ import flax.linen as nn
 built = []
 post_init = nn.Module.__post_init__
 nn.Module.__post_init__ = lambda self: (built.append(type(self).__name__), post_init(self))[1]
-import vidjax
+import vidjax, vidjax.data.sampling
 from jax._src import xla_bridge
 print(json.dumps([sorted(sys.modules), built, xla_bridge.backends_are_initialized()]))
 """

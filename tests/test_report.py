@@ -2,12 +2,13 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
 from vidjax import report
 from vidjax.data.config import ClipConfig
-from vidjax.report import describe_speed, describe_starvation
+from vidjax.report import describe_losses, describe_speed, describe_starvation
 from vidjax.training.loop import FitResult
 from vidjax.training.state import create_state
 
@@ -29,12 +30,43 @@ def test_a_starved_device_is_told_how_many_cores_or_which_format(source, workers
     assert ("TFRecords" in line) == (source == "videos.csv")
 
 
+def test_losses_are_told_also_where_none_was_finite():
+    entries = [{"loss": None}, {"loss": 4.0}, {"evaluation/top1": 0.5}, *[{"loss": float(n)} for n in range(5)]]
+    line, numbers = describe_losses(entries)
+    assert line == "4.0000 at first, 2.0000 at last (mean of the last 5 logged)"
+    assert numbers == {"first_loss": 4.0, "last_loss": 2.0}
+    line, numbers = describe_losses([{"loss": None}])
+    assert line == "no logged step had a finite one" and np.isnan([*numbers.values()]).all()
+
+
 def test_the_last_line_of_a_run_says_it_only_where_the_device_was_starved():
     state = create_state({"params": {"w": jnp.zeros(1)}}, optax.sgd(1.0), jax.random.key(0))
     fed = FitResult(state, True, 10, 20.0, 0.02)
     assert describe_speed(fed, 10**9) == "20.0 clips/s, waiting for data 2%"
     starved = FitResult(state, True, 10, 20.0, 0.5, advice="more cores")
     assert describe_speed(starved, 10**9) == "20.0 clips/s, waiting for data 50%\nstarved   more cores"
+
+
+def test_results_go_into_a_directory_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert report.open_results("mine", "run", "evaluations").is_dir()
+    assert report.open_results("mine", "run", "evaluations").name == "mine"  # nothing is in it yet
+    (tmp_path / "mine" / "table.txt").touch()
+    with pytest.raises(ValueError, match="mine is not an empty directory: choose another --out, nothing is"):
+        report.open_results("mine", "run", "evaluations")
+    taken = [report.open_results(None, "run", "evaluations") for _ in range(2)]
+    monkeypatch.setattr(type(tmp_path), "exists", lambda self: False)  # as another sees it that looked at the same time
+    taken.append(report.open_results(None, "run", "evaluations"))
+    assert [str(path) for path in taken] == [f"runs/evaluations/{number}" for number in (1, 2, 3)]
+
+
+def test_where_no_results_can_be_written_is_told(tmp_path):
+    for name in ("config.json", "vidjax.json", "evaluations", "file"):
+        (tmp_path / name).touch()
+    with pytest.raises(OSError, match=r"cannot write to the folder \S+evaluations \(File exists\): choose"):
+        report.open_results(None, str(tmp_path), "evaluations")
+    with pytest.raises(OSError, match=r"file/out \(Not a directory\): choose another --out"):
+        report.open_results(str(tmp_path / "file" / "out"), str(tmp_path), "evaluations")
 
 
 class Unreadable:

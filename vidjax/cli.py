@@ -10,14 +10,18 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 Config = TypeVar("Config")
 
-OURS = ("config.json", "vidjax.json", "metrics.jsonl", "checkpoints", "best", "tensorboard", "curves.png")
-"""What a run writes into its work directory."""
+OURS = (
+    "config.json", "vidjax.json", "metrics.jsonl", "checkpoints", "best", "tensorboard", "curves.png",
+    "reconstructions", "similarity", "tokenizer",
+    "bad_files*.jsonl", "bad_validation_files*.jsonl", "skipped_step_*.npz",
+)  # fmt: skip
+"""What a run writes into its work directory, by name or pattern."""
 
 
 def parse(
@@ -107,6 +111,17 @@ def first_word_is(flag: str) -> None:
         sys.argv.insert(1, flag)
 
 
+def take_command(commands: Collection[str]) -> str:
+    """The first word, which says what to do, taken off the command line; `--help` in its place says what there is."""
+    word = sys.argv[1] if len(sys.argv) > 1 else None
+    if word in ("-h", "--help"):
+        print((sys.modules["__main__"].__doc__ or "").strip())
+        raise SystemExit(0)
+    if word not in commands:
+        fail(f"the first word says what to do: choose one of {', '.join(commands)}")
+    return sys.argv.pop(1)
+
+
 def fail(message: str) -> None:
     """Ends the process with one line and exit status 2."""
     print(f"{Path(sys.argv[0]).name}: error: {' '.join(message.split())}", file=sys.stderr)
@@ -118,6 +133,25 @@ def _is_ours(error: BaseException) -> bool:
     frames = traceback.extract_tb(error.__traceback__)
     ours = (Path(__file__).resolve().parent, Path(sys.argv[0]).resolve().parent)
     return bool(frames) and any(Path(frames[-1].filename).resolve().is_relative_to(place) for place in ours)
+
+
+def make_folder(path: Path, flag: str, called: str = "the folder") -> None:
+    """Makes a folder where there is none, and makes sure that it can be written.
+
+    Args:
+      flag: gives another one.
+      called: in the error.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".writable_{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OSError(f"cannot write to {called} {path} ({error.strerror}): choose another {flag}") from None
 
 
 def as_dict(config: Any) -> dict[str, Any]:
@@ -133,17 +167,10 @@ def open_workdir(workdir: str | Path, config: Any) -> Path:
       OSError: it cannot be written.
     """
     path = Path(workdir)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        probe = path / f".writable_{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        reason = error.strerror
-        raise OSError(f"cannot write to the work directory {path} ({reason}): choose another --workdir") from None
+    make_folder(path, "--workdir", "the work directory")
     saved, began = path / "config.json", (path / "metrics.jsonl").exists() or (path / "checkpoints").exists()
     ours = saved.exists() and "workdir" in read_config(path)
-    if not ours and (others := [name for name in OURS if (path / name).exists()]):
+    if not ours and (others := [found.name for name in OURS for found in sorted(path.glob(name))]):
         raise ValueError(f"{path} holds {others[0]}, which is not of a run of vidjax: choose another --workdir")
     if began:
         differing = differing_fields(read_config(path), as_dict(config), as_dict(type(config)()))

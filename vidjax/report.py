@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
+from vidjax.cli import make_folder
 from vidjax.data.config import ClipConfig, core_count
 from vidjax.evaluation.knn import nearest
 from vidjax.evaluation.recognition import Recognition
@@ -71,6 +73,20 @@ def describe_span(clips: ClipConfig, source: "Source") -> str:
     raise ValueError(f"none of the first videos of {source.name} can be read: look with experiments/check_data.py")
 
 
+def describe_losses(entries: Sequence[dict[str, Any]]) -> tuple[str, dict[str, float]]:
+    """The loss at first and at last, as a line and as numbers; not a number where every logged one was not finite.
+
+    Args:
+      entries: of `read_metrics`.
+    """
+    losses = [entry["loss"] for entry in entries if entry.get("loss") is not None]
+    if not losses:
+        return "no logged step had a finite one", {"first_loss": math.nan, "last_loss": math.nan}
+    first, last, count = losses[0], sum(losses[-5:]) / len(losses[-5:]), len(losses[-5:])
+    line = f"{first:.4f} at first, {last:.4f} at last (mean of the last {count} logged)"
+    return line, {"first_loss": first, "last_loss": last}
+
+
 def describe_speed(result: "FitResult", macs: int) -> str:
     """Clips a second, waiting for data, the share of the devices' peak that was used; what was amiss in a second line.
 
@@ -109,17 +125,21 @@ def open_results(out: str | None, run: str, folder: str) -> Path:
 
     Raises:
       ValueError: there are files in it.
+      OSError: it cannot be written.
     """
     if out is not None:
         path = Path(out)
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise ValueError(f"{path} is not an empty directory: choose another --out, nothing is overwritten")
-    else:
-        home, number = Path(run) if is_run(run) else Path("runs"), 1
-        while (path := home / folder / str(number)).exists():
-            number += 1
-    path.mkdir(parents=True, exist_ok=True)
-    return path
+        make_folder(path, "--out")
+        return path
+    results = (Path(run) if is_run(run) else Path("runs")) / folder
+    make_folder(results, "--out")
+    for number in itertools.count(1):
+        with contextlib.suppress(FileExistsError):  # an earlier one's, or that of one which runs beside
+            (results / str(number)).mkdir()
+            break
+    return results / str(number)
 
 
 def describe_recognition(found: Recognition, class_names: Sequence[str]) -> str:

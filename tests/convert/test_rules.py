@@ -253,7 +253,7 @@ def test_a_table_of_no_grid_is_left_to_be_refused():
     assert table("linear")(value(7, 1), (6, 6, 1), "average").shape == (7, 1)
 
 
-def test_what_was_resized_is_told(tree):
+def test_what_was_resized_is_told():
     rule = Rule("pos", "head/kernel", fit=table("linear"))
     _, report = apply([rule], {"pos": value(3, 2)}, {"head": {"kernel": jnp.zeros((4, 2))}})
     assert report.resized == ("head/kernel (3, 2) -> (4, 2)",) and "resized: head/kernel" in str(report)

@@ -221,7 +221,7 @@ def test_strict_leaves_nothing_to_chance(hugging_face, saved):
     assert model.num_classes is None and "norm" in variables["params"]
 
 
-def test_what_transformers_saves_is_read(tmp_path, hugging_face):
+def test_what_transformers_saves_is_read(tmp_path):
     transformers = peers.transformers()
     import torch
 

@@ -1,16 +1,6 @@
-import subprocess
-import sys
-
 import pytest
 
 from vidjax.data.config import AugmentConfig, ClipConfig, DataConfig, GivenClipConfig
-
-
-def test_config_imports_no_tensorflow_and_no_av():
-    code = "import sys, vidjax.data.config, vidjax.data.sampling; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert "vidjax.data.config" in loaded
-    assert not {"tensorflow", "av"} & set(loaded)
 
 
 @pytest.mark.parametrize(

@@ -202,17 +202,12 @@ def test_damage_in_the_middle_is_an_error_where_it_matters(tmp_path):
     path = videos.write_video(tmp_path / "hurt.mkv", videos.numbered(100, height=96), options={"crf": "5"})
     data = bytearray(path.read_bytes())
     middle = len(data) // 2
-    data[middle : middle + 400] = os.urandom(400)
+    data[middle : middle + 400] = np.random.default_rng(0).bytes(400)
     path.write_bytes(data)
-    expected = None
-    for index in (0, 99):
-        try:
-            frames = decode.decode(path, [index])
-        except DecodeError:
-            continue
-        expected = videos.numbers(frames)
-        assert expected == [index]
-    assert expected is not None
+    assert videos.numbers(decode.decode(path, [0])) == [0]
+    assert videos.numbers(decode.decode(path, [99])) == [99]
+    with pytest.raises(DecodeError, match="frame 50 of it is damaged"):
+        decode.decode(path, [50])
 
 
 @pytest.mark.parametrize("content", [b"", b"no video at all", bytes(4096)])
@@ -266,7 +261,7 @@ def test_files_are_closed_and_memory_stays(tmp_path):
     for _ in range(50):
         read_both()
     files, memory = measure()
-    for _ in range(500):
+    for _ in range(100):
         read_both()
     assert measure()[0] == files
     assert measure()[1] < memory + 5

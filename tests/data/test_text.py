@@ -222,7 +222,7 @@ def library(path, post_processor=None):
     return open_tokenizer(str(path))
 
 
-def test_a_tokenizer_json_decides_about_start_and_end(tmp_path, folder):
+def test_a_tokenizer_json_decides_about_start_and_end(tmp_path):
     specials = [("[CLS]", 2), ("[SEP]", 3)]
     both = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=specials)
     tokenizer = library(tmp_path / "tokenizer.json", both)

@@ -1,56 +1,29 @@
 """Every code block of the README and of docs/ does what it says.
 
-- `python`: executed, page by page in one namespace; a shape in a comment (`# (2, 10)`) is compared with the value's.
+- `python`: executed, page by page in one namespace; shapes and numbers in a comment (`# (2, 10)`, `# 2.56`) are
+  compared with the value's.
 - `bash`, or no name: each line that calls a script is parsed by that script, which refuses wrong flags, values and
-  recipes, and the models that it names must exist. Those of START are run as well.
+  recipes, and the models that it names must exist. test_shell_blocks.py runs them.
 - `csv`, `jsonl`: written under their title, beside tiny videos of the names in them, and opened as a source.
-- `text`: what a program says.
+- `text`: what a program says; test_shell_blocks.py compares it.
 
-Any other fence fails, and so does a line that is none of these.
+Any other fence fails, and so does a line that is none of these. Flags in the running text are those of a script.
 """
 
 import ast
-import contextlib
 import dataclasses
 import functools
-import importlib.util
-import io
 import re
-import shlex
-import sys
 import tomllib
-from pathlib import Path
 
+import blocks  # of this folder
 import jax
-import numpy as np
 import pytest
-import videos
+from blocks import FILES, PAGES, ROOT, SHELL, TABLES, blocks_of, commands, parse, text_of, write_table
 
-import vidjax
-from vidjax import cli, runs
-from vidjax.convert import save_pretrained
-from vidjax.data.sources import open_source
-from vidjax.models import TEXT_VARIANTS, VARIANTS, example_inputs
+from vidjax import cli
+from vidjax.models import TEXT_VARIANTS, VARIANTS
 
-ROOT = Path(__file__).resolve().parents[2]
-
-# What stands in for what cannot be had in a test. Weights by what pages call them: a tiny model, as initialised.
-WEIGHTS = {
-    "MCG-NJU/videomae-base-finetuned-kinetics": "videomae_tiny",
-    "uniformer_base_k400_16x4.pth": "uniformer_tiny",
-    "vit_base.safetensors": "timesformer_tiny_divided",
-}
-# Folders at the root of a machine are folders of the test's own; `/videos` holds six tiny videos of two classes.
-FOLDERS = {"/videos": "videos", "/records": "records"}
-# The page whose scripts are run in its order, but for those that train, which tests/experiments runs; what they leave.
-START = "docs/index.md"
-TRAINED = {"runs/mine": {"name": "fr2d_tiny", "num_frames": 2, "image_size": 16}}
-QUICK = {  # what makes the others quick; later flags win
-    "check_data.py": "--data.frames 2 --data.size 16 --clips 1",
-    "evaluate.py": "--data.workers 1",
-    "predict.py": "--data.workers 1",
-    "embed.py": "--data.workers 1 --batch_size 8",
-}
 # What is said in pages, and less of it here.
 SHORTER = {"steps = 40": "steps = 2", "batch_size=32": "batch_size=4"}
 # Programs that pages call besides ours, which are not there in a test: their lines are taken as they are.
@@ -60,132 +33,63 @@ OF_EXTRAS = {
     "pytest": ("test", "pytest"),
     "tfds": ("train", "tensorflow-datasets"),
 }  # the extra that brings it, and the package in it
-
-
-@dataclasses.dataclass(frozen=True)
-class Block:
-    page: str
-    line: int
-    kind: str
-    title: str
-    text: str
-
-    def __str__(self):
-        return f"{self.page}, line {self.line}"
-
-
-def load(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def read_blocks(page, text):
-    found, opened = [], None
-    for number, line in enumerate(text.splitlines(), 1):
-        fence = re.match(r"\s*```(\w*)(?: title=\"(.+)\")?$", line)
-        assert fence or "```" not in line, f"{page}, line {number}: a fence that cannot be read: {line}"
-        if fence and opened is None:
-            opened = number, fence[1], fence[2] or "", []
-        elif fence:
-            assert not fence[1], f"{page}, line {number}: a block within a block"
-            found.append(Block(page, *opened[:3], "\n".join(opened[3]) + "\n"))
-            opened = None
-        elif opened:
-            opened[3].append(line)
-    assert opened is None, f"{page}: the block of line {opened[0]} has no end"
-    return found
-
-
-def read_pages():
-    generate = load(ROOT / "docs" / "generate.py")
-    pages = {
-        "models.md, generated": generate.models_page("r2plus1d_tiny"),
-        "recipes.md, generated": generate.recipes_page(),
-    }
-    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
-        pages[path.relative_to(ROOT).as_posix()] = path.read_text()
-    return {name: read_blocks(name, text) for name, text in pages.items()}
-
-
-PAGES = read_pages()
+# Flags in the running text that are of other programs.
+OF_OTHERS = {
+    "--help": "every script's, by tyro",
+    "--gpus-per-node": "Slurm",
+    "--gpus-per-task": "Slurm",
+    "--cpus-per-task": "Slurm",
+    "--signal": "Slurm",
+    "--xla_gpu_enable_latency_hiding_scheduler=true": "XLA",
+}
+# First words that choose what a script does.
+FIRST_WORDS = {
+    "benchmark.py": ("train", "infer", "input", "memory", "loss", "clips"),
+    "scaling.py": ("--fsdp", "input"),
+}
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """Directories of the models in WEIGHTS, as their publishers' are called."""
-
-    @functools.cache
-    def saved(name):
-        path = tmp_path_factory.mktemp("weights") / name
-        save(path, ("abseiling", "air drumming"), name)
-        return path
-
-    return saved
-
-
-def save(path, class_names, name, **fields):
-    """A checkpoint of a model with drawn weights: compiling `init` would take longer than all the rest."""
-    model = vidjax.create_model(name, num_classes=len(class_names), **fields)
-    model = model.clone(card=dataclasses.replace(model.card, class_names=class_names))
-    shapes, draw = jax.eval_shape(model.init, jax.random.key(0), *example_inputs(model)), np.random.default_rng(0)
-    save_pretrained(path, model, jax.tree.map(lambda leaf: 0.1 * draw.random(leaf.shape, np.float32), shapes))
-
-
-@pytest.fixture
-def place(tmp_path, monkeypatch, weights):
-    """A directory to work in, with `/videos` and with published weights that are tiny."""
-    monkeypatch.chdir(tmp_path)
-    for i in range(6):
-        videos.write_video(Path("videos") / ("jump", "wave")[i % 2] / f"{i}.mp4", videos.numbered(12, 32, 40, first=i))
-    videos.write_video(Path("clip.mp4"), videos.numbered(12, 32, 40))
-    load_pretrained = runs.load_pretrained
-
-    def load_tiny(source, name=None, **fields):
-        if source not in WEIGHTS:
-            return load_pretrained(source, name, **fields)
-        if name is not None:
-            vidjax.create_model(name, **{k: v for k, v in fields.items() if k == "num_classes"})  # there is such a one
-        return load_pretrained(weights(WEIGHTS[source]), **fields)
-
-    monkeypatch.setattr(vidjax, "load_pretrained", load_tiny)
-    monkeypatch.setattr(runs, "load_pretrained", load_tiny)
-    return tmp_path
+WITH_PYTHON = [page for page in FILES if any(block.kind == "python" for block in blocks_of(page))]
+WITH_PYTHON += ["models.md, generated"]
 
 
 def test_no_fence_is_of_a_kind_that_is_not_tested():
-    kinds = {"": "shell", "bash": "shell", "python": "python", "csv": "table", "jsonl": "table", "text": "output"}
-    for blocks in PAGES.values():
-        for block in blocks:
-            assert block.kind in kinds, f"{block}: ```{block.kind} is not tested; the kinds are {', '.join(kinds)}"
-            assert block.text.strip() and (block.kind not in ("csv", "jsonl") or block.title), f"{block} says nothing"
-    assert sum(map(len, PAGES.values())) > 40  # they are found at all
-    assert all(block.text.count("\n") < 60 for block in PAGES["docs/extend.md"])
+    kinds = {"python", "text", *SHELL, *TABLES}
+    for block in (block for page in PAGES for block in blocks_of(page)):
+        assert block.kind in kinds, f"{block}: ```{block.kind} is not tested; the kinds are {', '.join(sorted(kinds))}"
+        assert block.text.strip() and (block.kind not in TABLES or block.title), f"{block} says nothing"
+    assert sum(len(blocks_of(page)) for page in PAGES) > 40  # they are found at all
+    assert [page for page in PAGES if any(block.kind == "python" for block in blocks_of(page))] == WITH_PYTHON
+    assert all(block.text.count("\n") < 60 for block in blocks_of("docs/extend.md"))
 
 
-@pytest.mark.parametrize("page", [page for page, blocks in PAGES.items() if any(b.kind == "python" for b in blocks)])
+@pytest.mark.parametrize("page", WITH_PYTHON)
 def test_python_runs(page, place):
     names = {"__name__": "page"}
-    for block in PAGES[page]:
+    for block in blocks_of(page):
         if block.kind == "python":
             # A model that is not tiny is traced and not computed; its shapes are what they would be.
             big = any("_tiny" not in name for name in re.findall(r'create_model\("(\w+)"', block.text))
             run = functools.partial(execute, block, names)
             jax.eval_shape(run) if big else run()
-        elif block.kind in ("csv", "jsonl"):
+        elif block.kind in TABLES:
             write_table(block)
 
 
 def execute(block, names):
-    """Statement by statement, each with the shapes that its comment names."""
+    """Statement by statement, each with the shapes or the numbers that its comment names."""
     text = functools.reduce(lambda text, old: text.replace(old, SHORTER[old]), SHORTER, block.text)
     lines = text.splitlines()
     for node in ast.parse(text).body:
-        code = compile(ast.Module([node], []), str(block), "exec")
-        exec(code, names)
         _, _, comment = lines[node.end_lineno - 1].partition("  # ")
+        numbers = re.match(r"(-?\d[\d.]*|\.\.\.)(, (-?\d[\d.]*|\.\.\.))*(?=[:;,]|$)", comment)
+        if isinstance(node, ast.Expr):
+            value = eval(compile(ast.Expression(node.value), str(block), "eval"), names)
+        else:
+            exec(compile(ast.Module([node], []), str(block), "exec"), names)
+            value = names.get(getattr(node.targets[0], "id", "")) if isinstance(node, ast.Assign) else None
+        if numbers:
+            assert says(value, numbers[0]), f"{block}: {comment}, but {value}"
         shapes = [tuple(map(int, s.split(","))) for s in re.findall(r"\((\d+(?:, \d+)+)\)", comment)]
         if shapes and isinstance(node, ast.Assign):
             targets = getattr(node.targets[0], "elts", node.targets)
@@ -193,9 +97,31 @@ def execute(block, names):
             assert made == shapes, f"{block}: {comment}, but {made}"
 
 
-@pytest.mark.parametrize(
-    "block", [b for blocks in PAGES.values() for b in blocks if b.kind in ("csv", "jsonl")], ids=str
-)
+def says(value, comment):
+    """Whether a comment's numbers are the value, to the digits that it gives; `1, 2, ..., 9` leaves some out."""
+    if value is None:
+        return False
+    values = [float(each) for each in (value if hasattr(value, "__len__") else [value])]
+    before, left_out, after = comment.partition("..., ")
+    first, last = (re.findall(r"-?\d[\d.]*", part) for part in (before, after))
+    chosen = values[: len(first)] + values[len(values) - len(last) :] if left_out else values
+    numbers = first + last
+    digits = [len(number.partition(".")[2]) for number in numbers]
+    return len(chosen) == len(numbers) and all(
+        round(value, places) == float(number) for value, places, number in zip(chosen, digits, numbers, strict=True)
+    )
+
+
+def test_numbers_in_comments_are_compared():
+    right = [(2.5600001, "2.56"), ([94, 98, 154], "94, 98, ..., 154"), ([1, 2], "1, 2"), (7, "7")]
+    wrong = [(2.57, "2.56"), ([94, 99, 154], "94, 98, ..., 154"), ([1, 2, 3], "1, 2"), (None, "7")]
+    assert all(says(*each) for each in right) and not any(says(*each) for each in wrong)
+    block = blocks.Block("page", 1, "python", "", "x = 2.5  # 2.56: so long\n")
+    with pytest.raises(AssertionError, match=r"2\.56: so long, but 2\.5"):
+        execute(block, {})
+
+
+@pytest.mark.parametrize("block", [b for page in FILES for b in blocks_of(page) if b.kind in TABLES], ids=str)
 def test_tables_are_sources(block, place):
     source = write_table(block)
     assert len(source) == sum(line.strip() != "" for line in block.text.splitlines()) - (block.kind == "csv")
@@ -203,35 +129,11 @@ def test_tables_are_sources(block, place):
     assert source.class_names or source.captions(0)
 
 
-def write_table(block):
-    Path(block.title).parent.mkdir(parents=True, exist_ok=True)
-    Path(block.title).write_text(block.text)
-    for name in re.findall(r"[\w/ -]+\.mp4", block.text):
-        path = Path(block.title).parent / name
-        if not path.exists():
-            videos.write_video(path, videos.numbered(250, 32, 40))
-    return open_source(block.title)
-
-
-def commands(block):
-    """Words of each command of a block of shell; comments and what is for the scheduler are left out."""
-    for line in block.text.replace("\\\n", " ").splitlines():
-        words = shlex.shlex(line, posix=True, punctuation_chars="&|;")
-        words.whitespace_split = True
-        command = []
-        for word in (*words, "&&"):
-            if word in ("&&", ";", "|", "&"):
-                yield from [command] if command else []
-                command = []
-            else:
-                command.append(word)
-
-
 @pytest.mark.parametrize("page", PAGES)
 def test_shell_is_understood(page):
-    for block in PAGES[page]:
-        if block.kind in ("", "bash"):
-            for words in commands(block):
+    for block in blocks_of(page):
+        if block.kind in SHELL:
+            for words in commands(block.text):
                 check(words, block)
 
 
@@ -255,7 +157,7 @@ def check(words, where):
         assert program in FOREIGN, f"{said}\n{program} is neither ours nor known to this test"
         for word in rest:
             if word.startswith("--command="):
-                for inner in commands(Block(str(where), 0, "bash", "", word.removeprefix("--command="))):
+                for inner in commands(word.removeprefix("--command=")):
                     check(inner, where)
 
 
@@ -274,44 +176,64 @@ def check_config(config, said):
 
 
 @functools.cache
-def compiled(script):
-    return compile((ROOT / script).read_text(), str(ROOT / script), "exec")
+def flags():
+    """Every script's flags, with the fields of the configs that they set."""
+    found = {}
+
+    def collect(config, prefix=""):
+        for field in dataclasses.fields(config):
+            found.setdefault(f"--{prefix}{field.name}", []).append(field)
+            if field.type is bool:
+                found.setdefault(f"--{prefix}no_{field.name}", []).append(field)
+            if dataclasses.is_dataclass(field.type):
+                collect(field.type, f"{prefix}{field.name}.")
+
+    for path in sorted((ROOT / "experiments").glob("*.py")):
+        for word in FIRST_WORDS.get(path.name, ("--help",)):
+            blocks.call(
+                [f"experiments/{path.name}", word], lambda main, config, recipes=None, default=None: collect(config)
+            )
+    return found
 
 
-def call(words, run):
-    """Starts a script as `python SCRIPT WORDS` would, with `run` in the place of `cli.run`."""
-    script, *flags = words
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [script, *flags])
-        patch.setattr(cli, "run", run)
-        said, status = io.StringIO(), 0
-        try:
-            with contextlib.redirect_stderr(said):
-                exec(compiled(script), {"__name__": "__main__", "__file__": str(ROOT / script)})
-        except SystemExit as stop:
-            status = stop.code
-        assert not status, f"{' '.join(words)}\n{said.getvalue()}"
+def inline_code(text):
+    """What stands between backticks in the running text."""
+    return [code.replace("\n", " ") for code in re.findall(r"`([^`]+)`", re.sub(r"(?ms)^```.*?^```$", "", text))]
 
 
-@functools.cache
-def parse(*words):
-    parsed = []
-    call(words, lambda main, config, recipes=None, default=None: parsed.append(cli.parse(config, recipes, default)))
-    return parsed[0]
+def is_flag_of_a_script(code):
+    """Whether each flag in it is one, and has a value that it takes."""
+    for said in re.findall(r"--\S+(?: (?!--)\S+)*", code):
+        flag, *values = said.split(" ")
+        fields = flags().get(flag, ())
+        # A flag without a value is named, not given, unless it takes none.
+        if not any((not values and field.type is not bool) or takes(field, flag, values) for field in fields):
+            return False
+    return True
 
 
-def test_the_first_page_runs_from_videos_to_answers(place, capsys):
-    for workdir, fields in TRAINED.items():
-        save(workdir, ("jump", "wave"), **fields)
-    run = cli.run
-    for words in (words for block in PAGES[START] if block.kind == "bash" for words in commands(block)):
-        script = Path(words[1]).name
-        if words[0] == "python" and script in QUICK:
-            flags = [FOLDERS.get(word, word) for word in words[2:]]
-            call([words[1], *flags, *shlex.split(QUICK[script])], run)
-    said = capsys.readouterr().out
-    assert "6 examples, 6 looked at, 0 unreadable" in said  # check_data
-    assert "top-1" in said and "6 of 6 videos decoded" in said  # evaluate
-    assert "is most like" in said  # embed
-    with np.load("embeddings.npz") as embeddings:
-        assert len(embeddings["features"]) == 6
+def takes(field, flag, values):
+    """Whether tyro takes the flag so."""
+    one = dataclasses.make_dataclass("One", [(field.name, field.type, dataclasses.field(default=field.default))])
+    try:
+        cli.parse(one, argv=[f"--{flag.rpartition('.')[2].removeprefix('--')}", *values])
+    except SystemExit:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_flags_and_commands_in_the_running_text_are_those_of_the_scripts(page):
+    for code in inline_code(text_of(page)):
+        if code.startswith("--") and code not in OF_OTHERS:
+            assert is_flag_of_a_script(code), f"{page}: no script takes `{code}`"
+        elif code.startswith("python experiments/"):
+            check(code.split(), page)
+
+
+def test_wrong_flags_in_the_running_text_are_found():
+    right = ("--remat dots", "--scan", "--no_normalize_target", "--data.fps 6.25", "--query a.mp4 --index b.npz")
+    wrong = ("--remta dots", "--remat many", "--normalize_target False", "--data.frames 1.5", "--query a --idx b")
+    assert [is_flag_of_a_script(code) for code in (*right, *wrong)] == [True] * 5 + [False] * 5
+    text = "`--scan` and `--data.source\nx`\n\n```bash\n`--in a block`\n```\n"
+    assert inline_code(text) == ["--scan", "--data.source x"]

@@ -7,8 +7,6 @@ import pytest
 
 from vidjax.evaluation.retrieval import retrieval
 
-MEASURES = ("r1", "r5", "r10", "median_rank", "mean_rank")
-
 
 def made(videos=60, captions=None, width=16, seed=0):
     """Videos and captions that are somewhat alike, and whose each caption is; all of one video if none is given."""

@@ -116,7 +116,7 @@ def test_a_wrong_name_is_one_line():
 def test_peers_are_of_our_size(name):
     import torch
 
-    facts = describe([job(name)])["models"][name]
+    facts = describe([job(name)], (8,))["models"][name]
     with torch.device("meta"):
         try:
             peer, axes = make_peer(name, make_model(job(name)))

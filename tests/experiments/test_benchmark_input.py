@@ -60,6 +60,15 @@ def test_decoding_is_timed_on_the_clips_of_the_pipeline(folder, tmp_path, monkey
     assert {Path(path).name for path, _ in plan.jobs} == {"0.mp4", "1.mp4", "2.mp4"}
 
 
+def test_no_more_videos_than_clips_are_read_and_written(folder, tmp_path, monkeypatch):
+    from vidjax.data import sources
+
+    read, seen = sources.read_clip, set()
+    monkeypatch.setattr(sources, "read_clip", lambda path, *rest: seen.add(path) or read(path, *rest))
+    plan = prepare(Input(str(folder), data=DATA, clips=2), tmp_path)
+    assert len(seen) == 2 and {path for path, _ in plan.jobs} <= {str(Path(path).resolve()) for path in seen}
+
+
 def test_plain_decoding_finds_the_same_frames(folder):
     frames = plain_decode(str(folder / "1.mp4"), (7, 20, 26), 999)
     assert videos.numbers(frames) == [107, 120, 126]
@@ -77,5 +86,5 @@ def test_what_cannot_be_measured_is_refused():
 
 def test_a_folder_of_damaged_videos_cannot_be_measured(tmp_path):
     (tmp_path / "a.mp4").write_bytes(b"no video")
-    with pytest.raises(ValueError, match=r"no video of \S+ can be read: look with experiments/check_data\.py"):
+    with pytest.raises(ValueError, match=r"none of 1 videos of \S+ can be read: look with experiments/check_data\.py"):
         prepare(Input(str(tmp_path), data=DATA), tmp_path)

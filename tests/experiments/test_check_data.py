@@ -48,6 +48,13 @@ def test_findings_replace_those_of_a_check_and_nothing_else(folder, tmp_path):
         run(folder, tmp_path / "out")
 
 
+def test_findings_that_cannot_be_written_are_one_line_before_any_video_is_looked_at(folder, tmp_path):
+    (tmp_path / "file").touch()
+    for out, reason in (("file", "File exists"), ("file/out", "Not a directory")):
+        with pytest.raises(OSError, match=rf"cannot write to the folder \S+{out} \({reason}\): choose another --out"):
+            run(folder, tmp_path / out)
+
+
 def test_captions_are_counted_and_shown(folder, tmp_path, capsys):
     files = sorted(path for path in folder.rglob("*.mp4") if path.name != "damaged.mp4")
     rows = [

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+import vidjax
 from vidjax import cli, matching
 from vidjax.data import embeddings
 from vidjax.data.text import open_tokenizer
@@ -32,6 +33,7 @@ REFUSED = [
     (compare_models, {"seeds": ()}, "seeds is empty: give one or more"),
     (contrastive_pretrain, {"steps": 0}, "steps is 0: it must be above 0"),
     (contrastive_pretrain, {"context": 2}, "context is 2: it must be 3 or more, for a start"),
+    (contrastive_pretrain, {"seed": -1}, "seed is -1: it must be 0 or more"),
     (contrastive_pretrain, {"ema_decay": 1.5}, "ema_decay is 1.5: it must lie between 0 and 1"),
     (finetune, {"accumulation": 0}, "accumulation is 0: it must be above 0"),
     (finetune, {"dropout": 1.0}, "dropout is 1.0: it must be at least 0 and below 1"),
@@ -62,6 +64,30 @@ def test_classes_are_read_from_a_file_of_names(tmp_path):
     (tmp_path / "a.txt").write_text("\n \n")
     with pytest.raises(ValueError, match=r"a\.txt names no class: give one a line"):
         zero_shot.read_classes(str(tmp_path / "a.txt"))
+    (tmp_path / "a.txt").write_bytes("schön\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"classes \S+a\.txt is no text file: write it in UTF-8"):
+        zero_shot.read_classes(str(tmp_path / "a.txt"))
+    (tmp_path / "a.txt").write_text("schön\n\n b \n", encoding="utf-8")
+    assert zero_shot.read_classes(str(tmp_path / "a.txt")) == ("schön", "b")
+
+
+def test_half_of_a_start_is_written_again_and_flags_are_split_as_a_shell_does(tmp_path, monkeypatch):
+    name = "timesformer_tiny_divided"
+    config = compare_models.Config(workdir=str(tmp_path / "a b"), models=(name,), flags="--c 'd e'")
+    start = tmp_path / "a b" / f"{name}_start_0"
+    start.mkdir(parents=True)
+    (start / "vidjax.json").write_text("{}")
+    seen = []
+    monkeypatch.setattr(compare_models, "train", lambda script, flags, workdir: seen.append(flags))
+    with pytest.raises(FileNotFoundError):  # nothing was trained
+        compare_models.main(config)
+    assert {"d e", str(start)} <= set(seen[0])
+    vidjax.load_pretrained(start, verbose=False)
+    written = (start / "model.safetensors").stat().st_mtime_ns
+    assert compare_models.spread_times(config, name, 0) == str(start)
+    assert (start / "model.safetensors").stat().st_mtime_ns == written
+    compare_models.pretrain(dataclasses.replace(config, pretraining_flags="--c 'd e'"), "videomae_tiny", 0)
+    assert seen[1][-2:] == ["--c", "d e"]
 
 
 def test_classes_without_names_are_matched_only_where_all_are_there():
@@ -132,7 +158,11 @@ def test_a_benchmark_is_of_something(monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         runpy.run_path(Path(embed.__file__).with_name("benchmark.py"), run_name="__main__")
     assert stop.value.code == 2
-    assert "say what to measure first: train, infer, input" in capsys.readouterr().err
+    assert "the first word says what to do: choose one of train, infer, input" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "--help"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(Path(embed.__file__).with_name("benchmark.py"), run_name="__main__")
+    assert not stop.value.code and capsys.readouterr().out
 
 
 def test_a_flag_that_is_none_is_answered_with_the_nearest(capsys):

@@ -2,11 +2,7 @@
 
 import dataclasses
 import json
-import os
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import jax
@@ -15,6 +11,7 @@ import numpy as np
 import pytest
 import videos
 from flax.traverse_util import flatten_dict
+from small_runs import changed, interrupt_after
 
 import vidjax
 from vidjax import matching, runs
@@ -24,6 +21,7 @@ from vidjax.models.video_text import VideoText
 from vidjax.training.loop import LoopConfig
 from vidjax.training.metrics import read_metrics
 from vidjax.training.optimizer import OptimizerConfig
+from vidjax.training.sharding import make_mesh
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 sys.path.insert(0, str(EXPERIMENTS))
@@ -56,15 +54,6 @@ SMALL = contrastive_pretrain.Config(
 )
 
 
-def changed(config, **fields):
-    """The config with some fields changed, those of its parts as `data__size`."""
-    for name, value in fields.items():
-        head, _, rest = name.partition("__")
-        part = changed(getattr(config, head), **{rest: value}) if rest else value
-        config = dataclasses.replace(config, **{head: part})
-    return config
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("contrastive") / "run"
@@ -89,48 +78,24 @@ def test_a_run_leaves_two_towers_that_embed_clips_and_sentences(run):
     assert runs.usual_clips(workdir, model)["stride"] == 4
 
 
-CLIP = changed(
-    SMALL, video_model="clip_tiny", text_model=None, features=None
-)  # no batch norm, whose sums magnify rounding
-
-
-def start(name, workdir, devices):
-    """One of the configs above in a process of its own."""
-    environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
-        "PYTHONPATH": str(EXPERIMENTS.parent),
-    }
-    paths = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-    code = f"""
-import sys
-sys.path[:0] = {paths}
-import test_contrastive_pretrain as test
-test.contrastive_pretrain.main(test.changed(test.{name}, workdir={str(workdir)!r}))
-"""
-    command = [sys.executable, "-c", code]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def test_a_killed_run_goes_on_to_the_same_numbers(run, tmp_path):
-    process, metrics = start("SMALL", tmp_path, 8), tmp_path / "metrics.jsonl"
-    while process.poll() is None and not (metrics.exists() and len(metrics.read_text().splitlines()) >= 3):
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert len(logged(tmp_path)) < SMALL.steps
-    contrastive_pretrain.main(changed(SMALL, workdir=str(tmp_path)))
+def test_an_interrupted_run_goes_on_to_the_same_numbers(run, tmp_path):
+    config = changed(SMALL, workdir=str(tmp_path))
+    interrupt_after(4, contrastive_pretrain.main, config)
+    assert 0 < len(logged(tmp_path)) < SMALL.steps
+    contrastive_pretrain.main(config)
     assert logged(tmp_path) == logged(run[0])
-    whole, killed = (runs.read_weights(workdir, "last")[0] for workdir in (run[0], tmp_path))
-    assert all(np.array_equal(whole[name], killed[name]) for name in whole)
+    whole, broken = (runs.read_weights(workdir, "last")[0] for workdir in (run[0], tmp_path))
+    assert all(np.array_equal(whole[name], broken[name]) for name in whole)
 
 
 def test_eight_devices_in_chunks_give_the_losses_of_one(tmp_path):
-    one = start("CLIP", tmp_path / "one", 1)
-    contrastive_pretrain.main(changed(CLIP, workdir=str(tmp_path / "eight"), chunk=8))
-    out, err = one.communicate(timeout=300)
-    assert one.returncode == 0, out + err
-    eight, one = np.array(logged(tmp_path / "eight")), np.array(logged(tmp_path / "one"))
-    assert len(eight) == CLIP.steps
+    # No batch norm, whose sums magnify rounding.
+    config = changed(SMALL, video_model="clip_tiny", text_model=None, features=None, data__validation=None)
+    contrastive_pretrain.main(changed(config, workdir=str(tmp_path / "eight"), chunk=8))
+    one = make_mesh(devices=jax.devices()[:1])
+    contrastive_pretrain.train(changed(config, workdir=str(tmp_path / "one")), one)
+    eight, one = (np.array(logged(tmp_path / name)) for name in ("eight", "one"))
+    assert len(eight) == config.steps
     np.testing.assert_allclose(eight[:, 1], one[:, 1], rtol=1e-5)
 
 

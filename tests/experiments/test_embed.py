@@ -168,7 +168,7 @@ def test_other_files_or_labels_than_it_began_with_are_refused_in_one_line(checkp
     assert read(out)["labels"].tolist() == [0, 0, 1, 1, 1]
 
 
-def test_videos_without_features_are_listed_and_too_many_stop_it(checkpoint, folder, tmp_path, capsys):
+def test_videos_without_features_are_listed_and_too_many_stop_it(checkpoint, tmp_path, capsys):
     videos.write_video(tmp_path / "videos" / "good.mp4", videos.numbered(20, 32, 32))
     videos.write_video(tmp_path / "videos" / "short.mp4", videos.numbered(5, 32, 32))
     cut = tmp_path / "videos" / "cut.mp4"

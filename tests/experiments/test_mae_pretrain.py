@@ -1,5 +1,7 @@
 """The main job as a user runs it: killed, stopped, resumed, on two processes, on wrong input."""
 
+import contextlib
+import io
 import json
 import os
 import re
@@ -26,32 +28,29 @@ import mae_pretrain  # noqa: E402
 STEPS = 24
 SMALL = f"""
 --model videomae_tiny --data.size 32 --data.frames 4 --data.stride 1 --data.workers 1 --batch_size 8 --steps {STEPS}
---mask tube --mask_ratio 0.75 --loop.log_every 1 --loop.save_every 2 --loop.evaluate_every 1000 --probe_clips 0
+--mask tube --mask_ratio 0.75 --loop.log_every 1 --loop.save_every 4 --loop.evaluate_every 1000 --probe_clips 0
 --picture_clips 1
 """.split()
 
 
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-    """One device, quick compilation, and compiled programs shared by all processes of this module."""
-    return os.environ | {
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
-        "PYTHONPATH": str(ROOT),
-        "PYTHONUNBUFFERED": "1",
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
 
 
-def start(environment, workdir, *flags, **more):
+def start(workdir, *flags, **more):
     command = [sys.executable, str(SCRIPT), *SMALL, "--workdir", str(workdir), *flags]
-    return subprocess.Popen(command, env=environment | more, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, env=ENVIRONMENT | more, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def finish(process, expected=0):
+def finish(process):
     out, err = process.communicate(timeout=300)
-    assert process.returncode == expected, out + err
-    return out, err
+    assert process.returncode == 0, out + err
+    return out
+
+
+def run_here(workdir, *flags):
+    """As `start`, in this process."""
+    flags = [*SMALL, "--workdir", str(workdir), *flags]
+    mae_pretrain.main(cli.parse(mae_pretrain.Config, mae_pretrain.RECIPES, mae_pretrain.default_recipe, flags))
 
 
 def wait_until(condition, process, seconds=120):
@@ -74,17 +73,18 @@ def numbers(workdir):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(environment, tmp_path_factory):
+def undisturbed(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("undisturbed") / "run"
-    out, _ = finish(start(environment, workdir))
-    return workdir, out
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        run_here(workdir)
+    return workdir, out.getvalue()
 
 
 def test_it_says_what_it_does_and_leaves_what_it_says(undisturbed):
     workdir, out = undisturbed
     for word in (
-        "devices   1 x cpu",
-        "mesh data=1 fsdp=1",
+        "devices   8 x cpu",
+        "mesh data=8 fsdp=1",
         "GMACs a clip",
         "8 a clip: 2 visible, 6 masked",
         "8 clips in 1",
@@ -97,30 +97,24 @@ def test_it_says_what_it_does_and_leaves_what_it_says(undisturbed):
     assert json.loads((workdir / "config.json").read_text())["data"]["size"] == 32
 
 
-def test_killed_twice_once_while_saving_then_stopped_the_numbers_are_those_of_an_undisturbed_run(
-    environment, undisturbed, tmp_path
-):
-    process = start(environment, tmp_path / "run")
-    wait_until(lambda: logged(tmp_path / "run") >= 7, process)
-    process.kill()
-    process.wait()
-    process = start(environment, tmp_path / "run")
+def test_killed_while_saving_and_then_stopped_the_numbers_are_those_of_an_undisturbed_run(undisturbed, tmp_path):
+    process = start(tmp_path / "run")
     saving = tmp_path / "run" / "checkpoints"
-    wait_until(lambda: logged(tmp_path / "run") >= 12 and any("tmp" in path.name for path in saving.iterdir()), process)
+    wait_until(lambda: logged(tmp_path / "run") >= 7 and any("tmp" in path.name for path in saving.iterdir()), process)
     process.kill()
     process.wait()
-    process = start(environment, tmp_path / "run")
-    wait_until(lambda: logged(tmp_path / "run") >= 16, process)
+    process = start(tmp_path / "run")
+    wait_until(lambda: logged(tmp_path / "run") >= 14, process)
     process.send_signal(signal.SIGTERM)
-    out, _ = finish(process)
+    out = finish(process)
     assert "resumed from step" in out and "stopped by SIGTERM" in out
     assert logged(tmp_path / "run") < STEPS
-    finish(start(environment, tmp_path / "run"))
+    run_here(tmp_path / "run")
     assert numbers(tmp_path / "run") == numbers(undisturbed[0])
 
 
-def start_two(environment, workdir):
-    """As docs/launch.md has it, with another port, work directory and size."""
+def start_two(workdir):
+    """As docs/launch.md has it, with another port, work directory and size, and two devices that share parameters."""
     one, two = re.findall(r"^```bash\n(.*?)^```$", (ROOT / "docs" / "launch.md").read_text(), re.MULTILINE | re.DOTALL)
     assert one == "python experiments/mae_pretrain.py --workdir runs/one\n"  # the README's first command
     settings = dict(word.split("=") for word in re.search(r"^export (.*)$", two, re.MULTILINE)[1].split())
@@ -130,25 +124,22 @@ def start_two(environment, workdir):
     line = r"^JAX_PROCESS_ID=(\d) python experiments/mae_pretrain.py (.*) --workdir runs/two(?: &)?$"
     processes = dict(re.findall(line, two, re.MULTILINE))
     assert set(processes) == {"0", "1"}
-    return [start(environment, workdir, *processes[k].split(), JAX_PROCESS_ID=k, **settings) for k in "01"]
+    settings["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
+    flags = ["--fsdp", "2"]
+    return [start(workdir, *flags, *processes[k].split(), JAX_PROCESS_ID=k, **settings) for k in "01"]
 
 
-def test_two_processes_one_of_them_told_to_stop_give_the_losses_of_one(environment, undisturbed, tmp_path):
-    processes = start_two(environment, tmp_path / "run")
+def test_two_processes_one_of_them_told_to_stop_give_the_losses_of_one(undisturbed, tmp_path):
+    processes = start_two(tmp_path / "run")
     wait_until(lambda: logged(tmp_path / "run") >= 5, processes[0])
     processes[1].send_signal(signal.SIGTERM)
-    out = [finish(process)[0] for process in processes]
+    out = [finish(process) for process in processes]
     assert "stopped by SIGTERM" in out[0] and logged(tmp_path / "run") < STEPS
-    out = [finish(process)[0] for process in start_two(environment, tmp_path / "run")]
-    assert "devices   2 x cpu, 2 process(es)" in out[0] and "resumed from step" in out[0] and "devices" not in out[1]
+    out = [finish(process) for process in start_two(tmp_path / "run")]
+    assert "devices   4 x cpu, 2 process(es), mesh data=2 fsdp=2" in out[0]
+    assert "resumed from step" in out[0] and "devices" not in out[1]
     both, alone = (np.array([row[1] for row in numbers(run)]) for run in (tmp_path / "run", undisturbed[0]))
     np.testing.assert_allclose(both, alone, atol=1e-5)
-
-
-def run_here(workdir, *flags):
-    """As `start`, on the eight devices of this process."""
-    flags = [*SMALL, "--workdir", str(workdir), *flags]
-    mae_pretrain.main(cli.parse(mae_pretrain.Config, mae_pretrain.RECIPES, mae_pretrain.default_recipe, flags))
 
 
 def test_weights_of_another_run_are_a_start_and_no_resume(undisturbed, tmp_path, capsys):
@@ -158,23 +149,22 @@ def test_weights_of_another_run_are_a_start_and_no_resume(undisturbed, tmp_path,
     assert numbers(tmp_path / "run")[0][1] < numbers(undisturbed[0])[0][1]
 
 
-def test_real_videos_with_a_damaged_one_and_accumulation_average_and_dual_masking(environment, tmp_path):
+def test_real_videos_with_a_damaged_one_and_accumulation_average_and_dual_masking(tmp_path, capsys):
     folder = tmp_path / "videos"
     folder.mkdir()
     for n in range(7):
         videos.write_video(folder / f"{n}.mp4", videos.numbered(12, first=n))
     (folder / "damaged.mp4").write_bytes(b"\x00" * 4096)
-    flags = "--steps 4 --accumulation 2 --ema_decay 0.9 --decoder_mask running_cell --remat blocks --optim.clip_norm 1"
+    flags = """--steps 2 --batch_size 16 --accumulation 2 --ema_decay 0.9 --decoder_mask running_cell --remat blocks
+    --optim.clip_norm 1 --data.max_bad_share 0.2"""
     workdir = tmp_path / "run"
-    out, _ = finish(
-        start(environment, workdir, "--data.source", str(folder), *flags.split(), "--data.max_bad_share", "0.2")
-    )
+    run_here(workdir, "--data.source", str(folder), *flags.split())
+    out = capsys.readouterr().out
     listed = [json.loads(line) for line in (workdir / "bad_files.jsonl").read_text().splitlines()]
     assert [Path(entry["path"]).name for entry in listed] == ["damaged.mp4"]
     assert "1 could not be read" in out
-    assert {entry["clips"] for entry in read_metrics(workdir) if "clips" in entry} == {
-        7.0
-    }  # once an epoch, never swapped
+    # Twice the folder: once an epoch, never swapped.
+    assert {entry["clips"] for entry in read_metrics(workdir) if "clips" in entry} == {14.0}
     with pytest.raises(ValueError, match=r"data\.max_bad_share 0\.1"):
         run_here(tmp_path / "strict", "--data.source", str(folder), "--data.max_bad_share", "0.1")
 
@@ -195,7 +185,7 @@ BAD = [
     (["--batch_size", "12"], "a batch of 12 cannot be shared by 8 devices"),
     (["--workdir", "OTHER_RUN"], "holds a run of another config: seed was 1, is 0"),
     (["--workdir", "FILE/run"], "cannot write to the work directory"),
-    (["--init_from", "NOTHING"], "there is nothing at NOTHING"),
+    (["--init_from", "NOTHING"], "init_from: there are no weights at NOTHING"),
     (["--data.siez", "16"], "did you mean --data.size"),
 ]
 

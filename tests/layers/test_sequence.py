@@ -1,6 +1,6 @@
 """Ring attention on eight simulated devices: the numbers of one, an eighth of its memory."""
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -29,13 +29,20 @@ def attended_and_gradients(implementation, query, key, value):
     return jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))(query, key, value)
 
 
+@cache
+def on_one_device(tokens):
+    """Query, key and value, and what they come to."""
+    arrays = normal(4, tokens, 2, 6), normal(4, tokens, 2, 6), normal(4, tokens, 2, 6)[..., ::-1]
+    return arrays, attended_and_gradients("xla", *arrays)
+
+
 @pytest.mark.parametrize("tokens", [16, 17])  # with a class token
 @pytest.mark.parametrize("shape", [(1, 1, 8), (2, 1, 4), (2, 2, 2)])
 def test_eight_devices_give_the_attention_and_gradients_of_one(shape, tokens):
-    arrays = normal(4, tokens, 2, 6), normal(4, tokens, 2, 6), normal(4, tokens, 2, 6)[..., ::-1]
+    arrays, expected = on_one_device(tokens)
     with jax.set_mesh(make_mesh(*shape[1:])):
         ring = attended_and_gradients("ring", *arrays)
-    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), ring, attended_and_gradients("xla", *arrays))
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), ring, expected)
 
 
 def test_queries_keys_and_clips_may_have_any_number():

@@ -289,7 +289,6 @@ def test_only_layouts_that_fit_are_named():
 )
 def test_kernels_start_as_in_the_original(name, std):
     model = vidjax.create_model(name, num_frames=5, image_size=17)
-    kernels = {}
 
     def init(key, video):
         return model.init(key, video)["params"]

@@ -61,21 +61,16 @@ def test_jit(family):
 
 
 @SHALLOW
-def test_pmap(family):
+def test_pmap_over_devices_and_vmap_over_an_ensemble(family):
     devices = jax.local_devices()
     assert len(devices) == 8
     shards = jnp.stack([family.video[:1], family.video[1:]] * 4)
-    logits = jax.pmap(family.model.apply, in_axes=(None, 0))(family.variables, shards)
-    assert_close(logits[:2, 0], family.logits)
-    assert_close(logits[-1, 0], family.logits[1])
-
-
-@SHALLOW
-def test_vmap_over_an_ensemble(family):
     ensemble = jax.tree.map(lambda leaf: jnp.stack([leaf, 1.1 * leaf]), family.variables)
-    logits = jax.jit(jax.vmap(family.model.apply, in_axes=(0, None)))(ensemble, family.video)
-    assert_close(logits[0], family.logits)
-    assert not np.allclose(logits[1], family.logits)
+    both = jax.pmap(jax.vmap(family.model.apply, in_axes=(0, None)), in_axes=(None, 0))(ensemble, shards)
+    logits, others = both[:, 0, 0], both[:, 1, 0]
+    assert_close(logits[:2], family.logits)
+    assert_close(logits[-1], family.logits[1])
+    assert not np.allclose(others[:2], family.logits)
 
 
 @SHALLOW
@@ -108,7 +103,7 @@ def test_bfloat16_computes_near_with_float32_parameters(family):
 @SHALLOW
 def test_nnx(family):
     module = nnx.bridge.ToNNX(family.model, rngs=nnx.Rngs(0))
-    nnx.jit(nnx.bridge.lazy_init)(module, family.video)
+    nnx.bridge.lazy_init(module, family.video)
     flat = {path: leaf for tree in family.variables.values() for path, leaf in flatten_dict(tree).items()}
     for path, variable in nnx.to_flat_state(nnx.state(module, (nnx.Param, nnx.BatchStat))):
         variable.set_value(flat[path])

@@ -9,7 +9,6 @@ import numpy as np
 import peers
 import pytest
 import recipe
-from flax import nnx
 from flax.traverse_util import flatten_dict
 
 from vidjax.convert import from_state_dict
@@ -244,20 +243,3 @@ def test_classifier_norms_the_mean_token(classifier, video):
     normed = normed * params["head_norm"]["scale"] + params["head_norm"]["bias"]
     logits = normed @ params["head"]["kernel"] + params["head"]["bias"]
     np.testing.assert_allclose(classifier.logits, logits, atol=1e-5)
-
-
-def test_runs_under_pmap(classifier, video):
-    devices = jax.local_devices()[:2]
-    shards = jnp.stack([video] * len(devices))
-    logits = jax.pmap(classifier.model.apply, in_axes=(None, 0), devices=devices)(classifier.variables, shards)
-    np.testing.assert_allclose(logits[-1], classifier.logits, atol=1e-5)
-
-
-def test_runs_as_an_nnx_module(classifier, video):
-    module = nnx.bridge.ToNNX(classifier.model, rngs=nnx.Rngs(0))
-    nnx.bridge.lazy_init(module, video)
-    for path, param in nnx.to_flat_state(nnx.state(module, nnx.Param)):
-        param.set_value(flatten_dict(classifier.variables["params"])[path])
-    np.testing.assert_allclose(
-        nnx.jit(lambda module, video: module(video))(module, video), classifier.logits, atol=1e-5
-    )

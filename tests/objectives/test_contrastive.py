@@ -1,7 +1,7 @@
 """Contrastive losses are their definitions, in chunks and over eight devices too, and so are their gradients."""
 
 import re
-from functools import partial
+from functools import cache, partial
 from math import prod
 
 import jax
@@ -59,17 +59,18 @@ def defined(name, video, text, labels):
     return np.mean([(target * (logs - log_softmax(x))).sum() / len(gt) for x in (logits, logits.T)])
 
 
-def compiled(name, chunk, video, text, labels, valid):
-    """The loss and its gradients for both embeddings, the scale and the bias, compiled for how the arrays lie."""
-    loss = LOSSES[name]
-    wanted = jax.value_and_grad(
-        lambda video, text, scale, bias: loss(video, text, scale, bias, labels, valid, chunk), (0, 1, 2, 3)
-    )
-    return jax.jit(wanted).lower(video, text, jnp.float32(SCALE), jnp.float32(BIAS)).compile()
+@cache
+def gradients(name, chunk):
+    """The loss and its gradients for both embeddings, the scale and the bias, as a function of `arguments`."""
+    return jax.jit(jax.value_and_grad(partial(LOSSES[name], chunk=chunk), (0, 1, 2, 3)))
 
 
-def values(program, video, text):
-    return jax.device_get(program(video, text, jnp.float32(SCALE), jnp.float32(BIAS)))
+def arguments(video, text, labels, valid):
+    return video, text, jnp.float32(SCALE), jnp.float32(BIAS), labels, valid
+
+
+def values(program, *arrays):
+    return jax.device_get(program(*arguments(*arrays)))
 
 
 def assert_same(found, expected):
@@ -122,9 +123,9 @@ def test_the_released_kl_is_that_of_its_operators():
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_chunked_loss_has_the_gradients_of_the_whole(name):
-    expected = values(compiled(name, None, VIDEO, TEXT, LABELS, VALID), VIDEO, TEXT)
+    expected = values(gradients(name, None), VIDEO, TEXT, LABELS, VALID)
     for chunk in (1, 8, BATCH):
-        assert_same(values(compiled(name, chunk, VIDEO, TEXT, LABELS, VALID), VIDEO, TEXT), expected)
+        assert_same(values(gradients(name, chunk), VIDEO, TEXT, LABELS, VALID), expected)
     for gradient in expected[1][:2]:
         assert np.abs(gradient[VALID]).max() > 1e-3 and not gradient[~VALID].any()
 
@@ -134,12 +135,12 @@ def test_a_chunked_loss_has_the_gradients_of_the_whole(name):
 def test_eight_devices_give_the_gradients_of_one_and_none_holds_the_matrix(name):
     batch, chunk, devices = 256, 32, 8
     arrays = made(batch)
-    alone = values(compiled(name, None, *arrays), *arrays[:2])
+    alone = values(gradients(name, None), *arrays)
     spread = [jax.device_put(x, batch_sharding(make_mesh())) for x in arrays]
     largest = {}
     for size in (None, chunk):
-        program = compiled(name, size, *spread)
-        assert_same(values(program, *spread[:2]), alone)
+        program = gradients(name, size).lower(*arguments(*spread)).compile()
+        assert_same(values(program, *spread), alone)
         shapes = re.findall(r"\w\d+\[([\d,]+)\]", program.as_text())
         largest[size] = max(prod(map(int, shape.split(","))) for shape in shapes)
     assert largest[None] >= batch * batch // devices
@@ -150,11 +151,11 @@ def test_eight_devices_give_the_gradients_of_one_and_none_holds_the_matrix(name)
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_batch_of_which_nothing_can_be_read_gives_zero_and_no_nan(name, chunk):
     nothing = jnp.zeros(BATCH, bool)
-    for x in jax.tree.leaves(values(compiled(name, chunk, VIDEO, TEXT, LABELS, nothing), VIDEO, TEXT)):
+    for x in jax.tree.leaves(values(gradients(name, chunk), VIDEO, TEXT, LABELS, nothing)):
         np.testing.assert_array_equal(x, 0)
     # Nor does a chunk of which nothing can be read, of any row.
     valid = jnp.arange(BATCH) % (BATCH // 8) != 0
-    for x in jax.tree.leaves(values(compiled(name, 8, VIDEO, TEXT, LABELS, valid), VIDEO, TEXT)):
+    for x in jax.tree.leaves(values(gradients(name, chunk), VIDEO, TEXT, LABELS, valid)):
         assert np.isfinite(x).all()
 
 

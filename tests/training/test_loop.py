@@ -1,5 +1,6 @@
 """The loop: order of things, waiting counted truly, errors carried from the feeding thread."""
 
+import itertools
 import time
 
 import jax
@@ -130,6 +131,22 @@ def test_an_error_of_the_data_reaches_the_caller(tmp_path):
 
     with pytest.raises(ValueError, match="too many bad files"):
         run(tmp_path, batches=broken)
+
+
+def test_batches_that_end_are_an_error_and_ctrl_c_ends_the_run_with_its_checkpoint(tmp_path):
+    with pytest.raises(ValueError, match="the batches ended before the last step"):
+        run(tmp_path / "ended", batches=lambda first: itertools.islice(batches_from(first), 3))
+
+    def interrupted(first):
+        yield from itertools.islice(batches_from(first), 6)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run", batches=interrupted)
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["4"]
+    run(tmp_path / "whole")
+    assert run(tmp_path / "run").steps_taken == 6
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
 
 
 def test_waiting_counts_only_while_the_device_has_nothing_to_do():

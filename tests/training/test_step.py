@@ -24,8 +24,8 @@ def regression_loss(params, model_state, batch, key):
     return loss, ({"statistics": {"seen": seen}}, {"error": loss})
 
 
-def make(accumulation=1, ema_decay=None, clip_norm=None):
-    config = OptimizerConfig(learning_rate=0.1, warmup_epochs=0, clip_norm=clip_norm)
+def make(accumulation=1, ema_decay=None, **optim):
+    config = OptimizerConfig(learning_rate=0.1, warmup_epochs=0, **optim)
     tx = make_optimizer(config, config.schedule(256, 100, 10))
     state = create_state(VARIABLES, tx, jax.random.key(0), ema=ema_decay is not None)
     return state, make_train_step(regression_loss, tx, accumulation, ema_decay)
@@ -69,18 +69,23 @@ def test_moving_average_follows_the_parameters():
 
 
 def test_clipping_bounds_the_update_but_not_the_reported_norm():
-    state, step = make(clip_norm=1e-3)
-    _, metrics = step(state, batch())
+    state, step = make(kind="sgd", weight_decay=0, clip_norm=1e-3)
+    after, metrics = step(state, batch())
+    update = optax.tree.norm(jax.tree.map(jnp.subtract, after.params, state.params))
     assert metrics["gradient_norm"] > 1e-2
+    np.testing.assert_allclose(update, 0.1 * 1e-3, rtol=2e-3)  # what is left of it after a subtraction
 
 
 def test_the_step_compiles_once_and_donates():
     state, step = make()
     step = jax.jit(chex.assert_max_traces(step, n=1), donate_argnums=0)
-    first = jax.tree.map(jnp.copy, state)
+    state = jax.tree.map(jnp.copy, state)
     for seed in range(3):
-        first, _ = step(first, batch(seed))
-    assert int(first.step) == 3
+        before = state
+        state, _ = step(before, batch(seed))
+        used = before.params, before.model_state, before.opt_state.inner_state, before.key
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(used))
+    assert int(state.step) == 3
 
 
 def test_each_step_has_its_own_randomness():

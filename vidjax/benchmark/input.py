@@ -151,15 +151,18 @@ def measure_input(config: Input) -> dict[str, dict[str, float]]:
 
 
 def prepare(config: Input, folder: Path) -> Plan:
-    """Lists the videos that can be read, writes them as TFRecords, and notes the frames that the pipeline takes."""
+    """Lists videos that can be read, writes them as TFRecords, and notes the frames that the pipeline takes.
+
+    There are no more videos than clips, drawn at random, whatever the source holds.
+    """
     import tensorflow as tf
 
     from vidjax.data import records
     from vidjax.data.decode import Choose, DecodeError
     from vidjax.data.pipeline import train_batches
-    from vidjax.data.sources import Clip, open_source
+    from vidjax.data.sources import Clip, draw, open_source
 
-    source = open_source(config.source, config.data.split)
+    source = draw(open_source(config.source, config.data.split), config.clips, 0)  # each is decoded whole and written
     if not all(Path(path).is_file() for path in source.ids):
         raise ValueError(
             f"{config.source} is no source of video files: plain decoding needs a folder or a manifest of them"
@@ -178,7 +181,9 @@ def prepare(config: Input, folder: Path) -> Plan:
             record = records.Record(pictures, clip.info.rate, height, width, -1, "", (), path)
             writer.write(records.encode_record(record))
     if not good:
-        raise ValueError(f"no video of {config.source} can be read: look with experiments/check_data.py")
+        raise ValueError(
+            f"none of {len(source)} videos of {config.source} can be read: look with experiments/check_data.py"
+        )
     (folder / "good.csv").write_text("path\n" + "".join(f"{path}\n" for path in good))
     jobs = []
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.util
-import itertools
 import os
 import statistics
 from collections.abc import Callable, Iterator
@@ -67,9 +66,9 @@ def prepare(settings: Models) -> tuple[dict[str, Any], list[str]]:
     remarks = check_models(settings)
     os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")  # read when the processes start
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
-    choices = itertools.product(settings.models, settings.batch_sizes)
-    every = [job for name, batch_size in choices for job in jobs(settings, name, "float32", batch_size)]
-    machine = measure(describe, every)
+    every = [job for name in settings.models for job in jobs(settings, name, "float32", 1)]
+    # The largest batch that fits is found, not given.
+    machine = measure(describe, every, () if getattr(settings, "budget_gb", None) else settings.batch_sizes)
     if "failed" in machine:
         raise ValueError(machine["failed"])
     peers = [name for name in ("torch", "torchvision", "transformers") if importlib.util.find_spec(name)]

@@ -1,7 +1,7 @@
 """vidjax's side: a training step or a forward pass made of the library's own parts, compiled and timed."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -175,14 +175,14 @@ def measure_vidjax(job: Job) -> dict[str, Any]:
     }
 
 
-def describe(found: list[Job]) -> dict[str, Any]:
+def describe(found: list[Job], batch_sizes: Sequence[int]) -> dict[str, Any]:
     """The devices, and by model what one clip costs, without computing anything.
 
     Raises:
       ValueError: a model cannot be made at this size, or a batch cannot be shared by the devices.
     """
-    for job in found:
-        check_batch_size(job.batch_size)
+    for batch_size in batch_sizes:
+        check_batch_size(batch_size)
     devices, models = jax.devices(), {}
     for job in {(job.model, job.overrides): job for job in found}.values():  # what a field's value breaks shows here
         model = make_model(job)

@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from vidjax.benchmark.settings import check_files
+
 
 @dataclasses.dataclass(frozen=True)
 class Input:
@@ -36,6 +38,7 @@ class Input:
         for name in ("processes", "rows", "clips", "rounds", "frames", "size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be 1 or more")
+        check_files(self.json)
 
 
 def read_share(config: Input, place: int, core: int, commands: Any, told: Any, barrier: Any) -> None:

@@ -85,7 +85,8 @@ class Feeder:
                 if self._stop.is_set():
                     return
                 start = time.monotonic()
-        except Exception as error:  # raised again where the batch is asked for
+            raise ValueError("the batches ended before the last step: batches_from must give them without end")
+        except BaseException as error:  # raised again where the batch is asked for, which else would wait for ever
             self._put(error)
 
     def _put(self, item: Any) -> None:
@@ -107,7 +108,7 @@ class Feeder:
             except queue.Empty:
                 if idle_since is None and (done is None or done()):
                     idle_since = time.monotonic()
-        if isinstance(item, Exception):
+        if isinstance(item, BaseException):
             raise item
         return item, 0.0 if idle_since is None else time.monotonic() - idle_since
 
@@ -170,7 +171,8 @@ def fit(
       The result; `finished` is False when SIGTERM ended the run, with a checkpoint saved.
 
     Raises:
-      ValueError: too many steps in a row had a gradient that is not finite (their batches are in `workdir`).
+      ValueError: too many steps in a row had a gradient that is not finite (their batches are in `workdir`), or the
+        batches ended.
     """
     workdir, chief = Path(workdir), jax.process_index() == 0
     checkpoints = Checkpoints(workdir / FOLDERS["last"], loop.keep, loop.keep_every)
@@ -255,7 +257,7 @@ def fit(
                                 numbers = evaluate(state, n)
                             except Exception:  # nothing that was trained is lost by it
                                 checkpoints.save(state, config, next_batch=n)
-                                _close(checkpoints, best_checkpoint)
+                                checkpoints.wait()
                                 raise
                             if chief and numbers:
                                 writer.write(n, {f"evaluation/{name}": value for name, value in numbers.items()})
@@ -267,8 +269,10 @@ def fit(
                                 best_checkpoint.wait()
                         if save:  # last: a run that goes on from here has the evaluation of this step behind it
                             checkpoints.save(state, config, next_batch=n)
-            _close(checkpoints, best_checkpoint)
     finally:
+        # What is being saved is saved, but one of several processes that fails does not wait for the others.
+        if n == steps or stopped or jax.process_count() == 1:
+            _close(checkpoints, best_checkpoint)
         feeder.close()
         if chief:
             progress.close()

@@ -1,0 +1,280 @@
+"""Every command of the pages' shell blocks is run, as a user would, with flags behind it that make it small.
+
+`pytest -m pages -n 0 tests/docs`, in a minute or two; plain `pytest` leaves it out and parses the commands alone. Each
+page has a fresh directory with small videos, and its commands are run there in their order, in this process: JAX starts
+once. What is not run is listed in NOT_RUN, with the reason. `text` blocks are compared with what the program says.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+import videos
+from blocks import PAGES, ROOT, SHELL, TABLES, blocks_of, call, commands, parse, text_of, write_table
+
+from vidjax.data import sources
+from vidjax.training import loop
+
+pytestmark = [
+    pytest.mark.pages,
+    pytest.mark.skipif(jax.device_count() < 8, reason="pages share parameters over eight devices"),
+]
+
+# Commands that are only parsed, by how they begin (or a later word of theirs), and why.
+NOT_RUN = {
+    "pip install": "asks the package index; .ci/run installs the library in an environment of its own",
+    "pytest": "would start these tests again",
+    "VIDJAX_DOCS_MODELS=": "serves the site until it is stopped; test_site.py builds it",
+    "tfds build": "fetches the data set",
+    "gcloud": "needs Google's cloud",
+    "srun": "needs Slurm",
+    "export": "belongs to the line after it",
+    "JAX_PROCESS_ID=": "tests/experiments/test_mae_pretrain.py runs the block on two processes",
+    "wait": "belongs to the lines before it",
+}
+
+# Names of models on pages, and the small one of the same kind.
+TINY = {
+    "clip_base": "text_tiny",
+    "r2plus1d_18": "r2plus1d_tiny",
+    "r3d_18": "r3d_tiny",
+    "videomae_base": "videomae_tiny",
+    "videomae_base_pretrain": "videomae_tiny_pretrain",
+    "videomae_large_pretrain": "videomae_tiny_pretrain",
+    "vivit_base_16x2_factorized_encoder": "vivit_tiny_factorized_encoder",
+    "vivit_large_16x2_factorized_encoder": "vivit_tiny_factorized_encoder",
+}
+
+# What makes each script small, behind what the page says: later flags win.
+CLIPS = "--data.frames 4 --data.size 48 --data.short_side 48 --data.workers 1"
+LOOP = "--steps 2 --batch_size 8 --loop.log_every 1 --loop.save_every 2 --loop.evaluate_every 2"
+SMALL = {
+    "benchmark.py clips": "--frames 2 4 8 --size 32",
+    "benchmark.py infer": "--frames 4 --size 32 --batch_sizes 8 --rounds 1 --steps 1 --peers",
+    "benchmark.py input": "--data.frames 2 --data.size 16 --clips 4 --rounds 1 --cores 1",
+    "benchmark.py loss": "--batch_size 64 --chunks 32",
+    "benchmark.py memory": "--frames 4 --size 32 --remat none --budget_gb 0.02",
+    "benchmark.py train": "--frames 4 --size 32 --batch_sizes 8 --rounds 1 --steps 1 --peers",
+    "check_data.py": "--data.frames 2 --data.size 16 --clips 1 --data.workers 1",
+    "compare_models.py": "--seeds 0",
+    "contrastive_pretrain.py": f"{CLIPS} {LOOP} --data.validation_examples 8",
+    "convert_weights.py": "",
+    "embed.py": "--data.workers 1 --batch_size 8",
+    "evaluate.py": "--data.workers 1",
+    "finetune.py": f"{CLIPS} {LOOP} --batch_size 32 --data.validation_examples 8",  # 4 micro-batches on 8 devices
+    "mae_pretrain.py": f"{CLIPS} {LOOP} --probe_clips 32 --picture_clips 1",
+    "predict.py": "--data.workers 1",
+    "retrieve.py": "--data.workers 1",
+    "scaling.py --model": "--batch_per_device 1 --frames 4 --size 32 --chips 8 16",
+    "scaling.py input": "--rows 1 --clips 2 --rounds 1 --frames 2 --size 16",
+    "visualize.py": "--data.workers 1",
+    "write_tfrecords.py": "--workers 1",
+    "zero_shot.py": "--data.workers 1",
+}
+# Flags of these tables that may take the place of a page's own: sizes, and nothing that a page is about.
+SIZES = {
+    "--model", "--models", "--video_model", "--text_model", "--steps", "--batch_size", "--batch_sizes",
+    "--batch_per_device", "--budget_gb", "--chunks", "--frames", "--size", "--peers",
+    "--data.frames", "--data.size", "--data.short_side",
+}  # fmt: skip
+
+# Files that pages take for granted, and what stands in for the folders at the root of a machine.
+MANIFESTS = ("train.csv", "val.csv", "k400.csv", "videos.csv", "k400/train.csv", "k400/val.csv", "captions.jsonl")
+FOLDERS = {r"(^|:)/(videos|records)\b": r"\1\2", "^tfds:ucf101$": "tfds:few_videos"}
+# Runs that pages take for granted, unless a command of theirs makes them.
+RUNS = {
+    "runs/b": "mae_pretrain.py --model videomae_base --data.source /videos --workdir runs/b",
+    "runs/ft": "finetune.py --model videomae_base --data.train train.csv --workdir runs/ft",
+}
+# What users are told, beside the files.
+SAID = {
+    "docs/index.md": (
+        "8 examples, 8 looked at, 0 unreadable",  # check_data
+        "MCG-NJU/videomae-base",  # finetune
+        "8 of 8 videos decoded",  # evaluate
+        "is most like",  # embed
+    ),
+    "docs/data.md": ("3 videos of tfds:few_videos",),
+    "docs/reproduce.md": ("top-1", "pre-trained"),
+    "docs/troubleshooting.md": ("dry run of videomae_tiny: 32 clips", "nothing was loaded or written"),
+}
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """Work directories of the runs in RUNS, made when first asked for, in a place where videos are."""
+    made = tmp_path_factory.mktemp("trained")
+
+    def get(name):
+        if not (made / name).exists():
+            start(["python", *shlex.split(f"experiments/{RUNS[name]}")])
+            shutil.copytree(name, made / name)
+        elif not Path(name).exists():
+            shutil.copytree(made / name, name)
+
+    return get
+
+
+@functools.cache
+def few_videos():
+    """A set of videos for TFDS, which knows a class by its name."""
+    import tensorflow_datasets as tfds
+
+    class FewVideos(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            video = tfds.features.Video(shape=(None, 48, 80, 3), encoding_format="jpeg")
+            features = tfds.features.FeaturesDict({"video": video, "label": tfds.features.ClassLabel(names=["a", "b"])})
+            return tfds.core.DatasetInfo(builder=self, features=features)
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples(5), "test": self._generate_examples(3)}
+
+        def _generate_examples(self, count):
+            for i in range(count):
+                yield i, {"video": videos.numbered(9, first=10 * i), "label": i % 2}
+
+    return FewVideos
+
+
+@pytest.fixture
+def stocked(place, monkeypatch):
+    """The place, with the manifests that pages name and a long video."""
+    found = sorted(path for path in Path("videos").rglob("*.mp4"))
+    for name in MANIFESTS:
+        path = Path(name)
+        path.parent.mkdir(exist_ok=True)
+        rows = [(os.path.relpath(place / video, place / path.parent), i % 2) for i, video in enumerate(found)]
+        if path.suffix == ".csv":
+            path.write_text("path,label\n" + "".join(f"{p},{('abseiling', 'air drumming')[c]}\n" for p, c in rows))
+        else:
+            path.write_text("".join(f'{{"path": "{p}", "caption": "number {i}"}}\n' for i, (p, _) in enumerate(rows)))
+    videos.write_video(Path("lecture.mp4"), videos.numbered(100, 32, 40))
+    monkeypatch.setenv("TFDS_DATA_DIR", str(place / "tfds"))
+    return place
+
+
+def scripts(page):
+    """The page's commands that call a script, in their order; the others must be in NOT_RUN."""
+    for block in blocks_of(page):
+        for words in commands(block.text) if block.kind in SHELL else ():
+            if words[0] == "python":
+                yield words
+            else:
+                said = shlex.join(words)
+                assert reason(said), f"{block}: {said}\nis neither run nor listed in NOT_RUN"
+
+
+def reason(said):
+    return next((why for start, why in NOT_RUN.items() if said.startswith(start)), None)
+
+
+def small(words):
+    """A script's words, with those that make it small behind them."""
+    script, *rest = words[1:]
+    key = Path(script).name
+    key = key if key in SMALL else f"{key} {rest[0]}"
+    config, changed = dataclasses.asdict(parse(*words[1:])), []
+    for field in ("model", "models", "video_model", "text_model"):
+        if named := config.get(field):
+            tiny = [name if "tiny" in name else TINY[name] for name in ([named] if isinstance(named, str) else named)]
+            changed += [f"--{field}", *tiny]
+    changed += shlex.split(SMALL[key])
+    given = {word for word in rest if word.startswith("--")}
+    taken = {word for word in changed if word.startswith("--")} & given
+    assert taken <= SIZES, f"{shlex.join(words)}: {', '.join(taken - SIZES)} must stay as the page has it"
+    flags = rest
+    for old, new in FOLDERS.items():
+        flags = [re.sub(old, new, word) for word in flags]
+    return [script, *flags, *changed]
+
+
+def start(words):
+    """Runs a command of a page, here, but for one that needs devices of its own."""
+    words = small(words)
+    if words[0].endswith("scaling.py"):
+        command = [sys.executable, str(ROOT / words[0]), *words[1:]]
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+        assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}{done.stderr}"
+        print(done.stdout)
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        if words[0].endswith("compare_models.py"):
+            patch.setattr(subprocess, "run", run_here)
+        call(words)
+
+
+def made(words):
+    """Files and folders that a command's words say it makes."""
+    named = dict(itertools.pairwise(words))
+    paths = [named[flag] for flag in ("--out", "--csv", "--json", "--chart", "--workdir") if flag in named]
+    if words[1].endswith(("write_tfrecords.py", "convert_weights.py")):
+        paths.append(words[3])
+    return [Path(re.sub("^/", "", path)) for path in paths]
+
+
+def run_here(command, stdout, stderr, check):
+    """In the place of `subprocess.run` in compare_models.py: a training in this process, and smaller."""
+    script = Path(command[1]).relative_to(ROOT)
+    assert command[0] == sys.executable and script.parent.name == "experiments"
+    with contextlib.redirect_stdout(stdout):
+        call([str(script), *command[2:], *shlex.split(SMALL[script.name])])
+    return subprocess.CompletedProcess(command, 0)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_run(page, stocked, trained, capsys):
+    run = list(scripts(page))
+    said = shlex.join(word for words in run for word in words)
+    for name in RUNS:
+        if name in said and f"--workdir {name} " not in f"{said} ":
+            trained(name)
+    if "tfds:ucf101" in said:
+        few_videos()(data_dir="tfds").download_and_prepare()
+    for block in blocks_of(page):
+        if block.kind in TABLES:
+            write_table(block)
+    for words in run:
+        before = set(Path.cwd().rglob("*"))
+        start(words)
+        if "--dry_run" in words:
+            assert set(Path.cwd().rglob("*")) == before, f"{shlex.join(words)}: it left files"
+        else:
+            missing = [path for path in made(words) if not path.exists()]
+            assert not missing, f"{shlex.join(words)}: it made no {missing}"
+    out = capsys.readouterr().out
+    for sentence in SAID.get(page, ()):
+        assert sentence in out, f"{page}: its commands never say '{sentence}'"
+
+
+class Stop(Exception):
+    """Ends a run whose first lines were said."""
+
+
+def test_text_is_what_the_program_says(stocked, monkeypatch, capsys):
+    """The pre-training of docs/reproduce.md on as many videos as the page has it, up to its first step."""
+    ((place, text),) = [(i, b) for page in PAGES for i, b in enumerate(blocks_of(page)) if b.kind == "text"]
+    examples = int(re.search(r"For ([\d,]+) videos:\n\n```text", text_of(text.page))[1].replace(",", ""))
+    (command,) = commands(blocks_of(text.page)[place - 1].text)
+
+    def fit(*args, **kwargs):
+        raise Stop
+
+    few = sources.open_source("videos")
+    monkeypatch.setattr(sources, "open_source", lambda *_: sources.subset(few, [0] * examples))
+    monkeypatch.setattr(loop, "fit", fit)
+    with pytest.raises(Stop):
+        call([*command[1:], "--fsdp", "8"])
+    said = capsys.readouterr().out.splitlines()
+    assert [line for line in text.text.splitlines() if line not in said] == []
