@@ -303,6 +303,6 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["input"]:
         sys.argv.pop(1)
         cli.first_word_is("--source")
-        cli.run(shares.main, shares.Input)
+        cli.run(shares.main, shares.Shares)
     else:
         cli.run(main, Config)

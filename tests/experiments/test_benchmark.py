@@ -235,7 +235,6 @@ def test_chunks_save_memory_and_change_no_gradient(tmp_path, capsys):
     [
         ("vivit_tiny_factorized_self_attention", "ViViT has joint attention over tubelets alone, not vivit_tiny_fact"),
         ("timesformer_tiny_axial", "transformers' TimeSformer has no axial attention"),
-        ("uniformer_tiny", "UniFormer's PyTorch module lies with vidjax's tests"),
         ("fr2d_tiny", "torchvision has no fr2d_tiny"),
         ("i3d_tiny", "torchvision has no i3d_tiny"),
         ("r2plus1d_18", "torchvision is not installed: pip install torchvision"),
@@ -244,6 +243,5 @@ def test_chunks_save_memory_and_change_no_gradient(tmp_path, capsys):
 )
 def test_a_side_that_is_not_there_says_why(name, sentence, monkeypatch):
     monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(peers, "UNIFORMER", Path("nowhere"))
     with pytest.raises(NoPeerError, match=sentence):
         make_peer(name, make_model(job(name)))

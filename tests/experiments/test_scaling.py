@@ -71,7 +71,7 @@ def test_the_step_time_is_the_stated_arithmetic():
 def test_input_scaling_measures_each_process_alone_and_beside_the_other(capsys):
     if len(os.sched_getaffinity(0)) < 2:
         pytest.skip("needs two cores")
-    config = shares.Input("synthetic:moving_shapes", rows=2, clips=4, rounds=1, frames=2, size=16)
+    config = shares.Shares("synthetic:moving_shapes", rows=2, clips=4, rounds=1, frames=2, size=16)
     numbers = shares.main(config)
     for clock in ("second", "cpu_second"):
         row = numbers[clock]
@@ -89,14 +89,14 @@ def test_wrong_input_is_refused():
         with pytest.raises(ValueError, match=message):
             scaling.Config(**flags)
     with pytest.raises(ValueError, match="999 processes want as many cores"):
-        shares.main(shares.Input("synthetic:moving_shapes", processes=999))
+        shares.main(shares.Shares("synthetic:moving_shapes", processes=999))
     with pytest.raises(ValueError, match="rows is 0: it must be 1 or more"):
-        shares.Input("synthetic:moving_shapes", rows=0)
+        shares.Shares("synthetic:moving_shapes", rows=0)
     with pytest.raises(ValueError, match="nowhere does not exist"):
-        shares.main(shares.Input("nowhere", processes=1))
+        shares.main(shares.Shares("nowhere", processes=1))
     with pytest.raises(ValueError, match=r"nowhere/a\.json cannot be written: its folder does not exist, make"):
         scaling.Config(json="nowhere/a.json")
     with pytest.raises(ValueError, match=r"nowhere/b\.json cannot be written: its folder does not exist"):
-        shares.Input("synthetic:moving_shapes", json="nowhere/b.json")
+        shares.Shares("synthetic:moving_shapes", json="nowhere/b.json")
     with pytest.raises(ValueError, match="a reading process ended: read what it said above"):
         shares.wait_for(queue.Queue(), [SimpleNamespace(is_alive=lambda: False)])

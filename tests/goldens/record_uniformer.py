@@ -1,4 +1,4 @@
-"""Records uniformer_overlap.{json,npz} and uniformer_split.{json,npz} from our own plain PyTorch (torch_uniformer.py).
+"""Records uniformer_overlap.{json,npz} and uniformer_split.{json,npz} from vidjax.benchmark.torch_uniformer.
 
     pip install torch && python tests/goldens/record_uniformer.py
 
@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import recipe
 import torch
-from torch_uniformer import UniFormer
+
+from vidjax.benchmark.torch_uniformer import UniFormer
 
 SIZES = {"T": 4, "S": 64, "D": [8, 16, 24, 32], "L": [1, 2, 1, 1], "hd": 8, "classes": 5}
 CONFIGS = {

@@ -40,7 +40,8 @@ def peer():
     """Our own PyTorch model of these fields, every entry of its state dict perturbed, and its answers."""
     torch = pytest.importorskip("torch")
     import peers
-    import torch_uniformer
+
+    from vidjax.benchmark import torch_uniformer
 
     def make(**fields) -> SimpleNamespace:
         module = torch_uniformer.UniFormer(**{name: FIELDS[name] for name in FIELDS if name != "image_size"} | fields)
@@ -64,7 +65,7 @@ def peer():
         "uniformer_small_split",
         "uniformer_base",
         "uniformer_small_full",
-        "uniformer_overlap",  # those of tests/goldens/torch_uniformer.py, which gives the original's as well
+        "uniformer_overlap",  # those of vidjax/benchmark/torch_uniformer.py, which gives the original's as well
         "uniformer_split",
     ],
 )

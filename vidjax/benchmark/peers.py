@@ -1,13 +1,12 @@
 """The same architectures in PyTorch, of equal size, from the libraries that people would use instead.
 
 transformers' VideoMAE, ViViT and TimeSformer with SDPA attention (where it has it), torchvision's video ResNets and
-S3D, and for UniFormer, which is on no registry, the plain module that vidjax's tests hold.
+S3D, and for UniFormer, which is on no registry, the plain module of `torch_uniformer`.
 """
 
 import importlib.util
 from collections.abc import Callable
 from math import prod
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -24,8 +23,6 @@ from vidjax.models.vivit import ViViT
 
 if TYPE_CHECKING:
     import torch
-
-UNIFORMER = Path(__file__).parents[2] / "tests" / "goldens" / "torch_uniformer.py"
 
 
 class NoPeerError(ValueError):
@@ -158,12 +155,10 @@ def _timesformer(name: str, model: TimeSformer) -> "torch.nn.Module":
 
 
 def _uniformer(name: str, model: UniFormer) -> "torch.nn.Module":
-    if not UNIFORMER.exists():
-        raise NoPeerError("UniFormer's PyTorch module lies with vidjax's tests, which are not here")
-    spec = importlib.util.spec_from_file_location("torch_uniformer", UNIFORMER)
-    spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
+    from vidjax.benchmark import torch_uniformer
+
     fields = ("widths", "depths", "head_width", "mlp_ratio", "split", "temporal_overlap", "drop_path")
-    return module.UniFormer(**{field: getattr(model, field) for field in fields}, num_classes=CLASSES)
+    return torch_uniformer.UniFormer(**{field: getattr(model, field) for field in fields}, num_classes=CLASSES)
 
 
 def _resnet3d(name: str, model: ResNet3D) -> "torch.nn.Module":

@@ -13,8 +13,8 @@ from vidjax.benchmark.settings import check_files
 
 
 @dataclasses.dataclass(frozen=True)
-class Input:
-    """Weak scaling of the input pipeline."""
+class Shares:
+    """Weak scaling of the input pipeline, a core for each process."""
 
     source: str
     """Videos, as for --data.source of the training scripts."""
@@ -41,7 +41,7 @@ class Input:
         check_files(self.json)
 
 
-def read_share(config: Input, place: int, core: int, commands: Any, told: Any, barrier: Any) -> None:
+def read_share(config: Shares, place: int, core: int, commands: Any, told: Any, barrier: Any) -> None:
     """A process that reads its share of batches, on one core, whenever it is told to."""
     os.sched_setaffinity(0, {core})
     from vidjax.data.config import DataConfig
@@ -66,7 +66,7 @@ def read_share(config: Input, place: int, core: int, commands: Any, told: Any, b
         batches.close()
 
 
-def measure_input(config: Input) -> dict[str, Any]:
+def measure_shares(config: Shares) -> dict[str, Any]:
     """Clips a second of each process alone and beside the others."""
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < config.processes:
@@ -126,9 +126,9 @@ def wait_for(told: Any, readers: list) -> tuple[int, float, float]:
     return told.get()
 
 
-def main(config: Input) -> dict[str, Any]:
+def main(config: Shares) -> dict[str, Any]:
     """Measures and prints a table."""
-    numbers = measure_input(config)
+    numbers = measure_shares(config)
     print(f"{config.source}: clips of {config.frames} frames, {config.size} pixels, a core for each process")
     print(f"{'clips of each process':28}{'alone':>8}{f'{config.processes} at once':>12}{'efficiency':>12}{'range':>16}")
     for clock, label in (("second", "a second"), ("cpu_second", "a second of its own core")):

@@ -33,6 +33,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Tokens, `b n c`, attend to one another."""
         b, n, width = x.shape
         query, key, value = self.qkv(x).view(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         return self.proj(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(b, n, width))
@@ -47,6 +48,7 @@ class Mlp(nn.Module):
         self.fc1, self.fc2 = make(width, hidden), make(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Two layers with GELU between."""
         return self.fc2(F.gelu(self.fc1(x)))
 
 
@@ -64,6 +66,7 @@ class LocalBlock(nn.Module):
         self.mlp = Mlp(width, int(width * mlp_ratio), convolutions=True)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Of a map, `b c t h w`."""
         x = x + self.pos_embed(x)
         x = x + drop_path(self.conv2(self.attn(self.conv1(self.norm1(x)))), self.rate, self.training)
         return x + drop_path(self.mlp(self.norm2(x)), self.rate, self.training)
@@ -85,6 +88,7 @@ class GlobalBlock(nn.Module):
         self.mlp = Mlp(width, int(width * mlp_ratio), convolutions=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Of a map, `b c t h w`, as tokens."""
         x = x + self.pos_embed(x)
         b, c, t, h, w = x.shape
         if self.split:
@@ -110,6 +114,7 @@ class PatchEmbedding(nn.Module):
         self.proj = nn.Conv3d(channels, width, kernel_size, strides, padding)
 
     def forward(self, x: Tensor) -> Tensor:
+        """A smaller map, normalised over its channels."""
         return self.norm(self.proj(x).permute(0, 2, 3, 4, 1)).permute(0, 4, 1, 2, 3).contiguous()
 
 
@@ -146,6 +151,7 @@ class UniFormer(nn.Module):
         self.head = nn.Identity() if num_classes is None else nn.Linear(channels, num_classes)
 
     def forward(self, video: Tensor) -> Tensor:
+        """Logits of a video, or its mean features without a head."""
         x = video
         for i in range(1, 5):
             x = getattr(self, f"blocks{i}")(getattr(self, f"patch_embed{i}")(x))
