@@ -7,13 +7,13 @@ A file of the release holds two state dicts, which `convert.files` joins under `
 from dataclasses import replace
 from functools import partial
 
+from vidjax.convert.blocks import block, packed_attention, positions
 from vidjax.convert.clip import (
     BIAS,
     HUGGING_FACE,
     OPENAI,
     SCALE,
     TIME,
-    fused_attention,
     hugging_face_image,
     hugging_face_text,
     openai_block,
@@ -22,7 +22,7 @@ from vidjax.convert.clip import (
 )
 from vidjax.convert.files import Weights
 from vidjax.convert.fits import table
-from vidjax.convert.rules import Layout, Rule, dense, kernel, norm
+from vidjax.convert.rules import Layout, Rule, kernel, norm
 from vidjax.models.actionclip import VideoTower
 from vidjax.models.video_text import VideoText
 
@@ -32,13 +32,8 @@ SIGN = "model.visual.proj"  # the release's
 
 def encoder_layer(source: str, target: str) -> tuple[Rule, ...]:
     """PyTorch's encoder layer."""
-    return (
-        *fused_attention(f"{source}.self_attn", f"{target}/attention"),
-        *norm(f"{source}.norm1", f"{target}/norm1"),
-        *dense(f"{source}.linear1", f"{target}/mlp/fc1"),
-        *dense(f"{source}.linear2", f"{target}/mlp/fc2"),
-        *norm(f"{source}.norm2", f"{target}/norm2"),
-    )
+    attention = packed_attention(f"{source}.self_attn", f"{target}/attention")
+    return block(source, target, attention, ("norm1", "norm2", "linear1", "linear2"))
 
 
 HEADS = (
@@ -49,8 +44,7 @@ HEADS = (
     Rule("fusion.lstm_visual.bias_hh_l0", f"{HEAD}state_bias"),
     *openai_block("fusion.transformer.resblocks.{i}", f"{HEAD}transformer/block_{{i}}"),
     Rule("fusion.transformer.cls_token", f"{HEAD}class_token"),
-    Rule("fusion.transformer.pos_embed", f"{HEAD}class_position", lambda value: value[:, :1]),
-    Rule("fusion.transformer.pos_embed", f"{HEAD}position/table", lambda value: value[0, 1:], table("linear")),
+    *positions("fusion.transformer.pos_embed", HEAD, table("linear")),
     *encoder_layer("fusion.transformer.transformer_enc.layers.{i}", f"{HEAD}transformer/block_{{i}}"),
     *norm("fusion.transformer.transformer_enc.norm", f"{HEAD}norm"),
 )

@@ -1,25 +1,18 @@
 """BERT's weights from Hugging Face's directories, with or without the heads of its pre-training, which are left out."""
 
+from vidjax.convert.blocks import PARTS, block, separate_attention
 from vidjax.convert.files import Weights
 from vidjax.convert.hub import expect
-from vidjax.convert.rules import Layout, Rule, dense, norm, strip
+from vidjax.convert.rules import Layout, Rule, norm, strip
 from vidjax.models.text import Bert
 
 
-def block(source: str, target: str) -> tuple[Rule, ...]:
+def post_norm_block(source: str, target: str) -> tuple[Rule, ...]:
     """A post-norm block."""
-    return (
-        *(
-            rule
-            for part in ("query", "key", "value")
-            for rule in dense(f"{source}.attention.self.{part}", f"{target}/attention/{part}")
-        ),
-        *dense(f"{source}.attention.output.dense", f"{target}/attention/out"),
-        *norm(f"{source}.attention.output.LayerNorm", f"{target}/norm1"),
-        *dense(f"{source}.intermediate.dense", f"{target}/mlp/fc1"),
-        *dense(f"{source}.output.dense", f"{target}/mlp/fc2"),
-        *norm(f"{source}.output.LayerNorm", f"{target}/norm2"),
-    )
+    parts = {part: f"{source}.attention.self.{part}" for part in PARTS}
+    attention = separate_attention(f"{target}/attention", **parts, out=f"{source}.attention.output.dense")
+    names = ("attention.output.LayerNorm", "output.LayerNorm", "intermediate.dense", "output.dense")
+    return block(source, target, attention, names)
 
 
 HEADS = ("pooler.", "cls.")
@@ -47,7 +40,7 @@ HUGGING_FACE = Layout(
         Rule("embeddings.position_embeddings.weight", "position"),
         Rule("embeddings.token_type_embeddings.weight", "type"),
         *norm("embeddings.LayerNorm", "embedding_norm"),
-        *block("encoder.layer.{i}", "transformer/block_{i}"),
+        *post_norm_block("encoder.layer.{i}", "transformer/block_{i}"),
     ),
     optional=("projection/",),
     surplus=(),

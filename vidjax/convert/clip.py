@@ -5,50 +5,28 @@ OpenAI's names are those of ActionCLIP's release too, where a shifted block has 
 
 import flax.linen as nn
 
+from vidjax.convert.blocks import block, packed_attention, separate_attention
 from vidjax.convert.files import Weights
 from vidjax.convert.fits import inflate, table
 from vidjax.convert.hub import expect
-from vidjax.convert.rules import Layout, Rule, dense, kernel, kernel_rows, norm, strip
+from vidjax.convert.rules import Layout, Rule, kernel, norm, strip
 from vidjax.models.clip import CARD, ImageTower
 from vidjax.models.text import TextTower
 from vidjax.models.video_text import VideoText
 
 
-def fused_attention(source: str, target: str) -> tuple[Rule, ...]:
-    """PyTorch's own attention: query, key and value in one entry that belongs to no linear map."""
-    parts = [
-        Rule(f"{source}.in_proj_{entry}", f"{target}/{name}/{ours}", kernel_rows(part, 3))
-        for part, name in enumerate(("query", "key", "value"))
-        for entry, ours in (("weight", "kernel"), ("bias", "bias"))
-    ]
-    return (*parts, *dense(f"{source}.out_proj", f"{target}/out"))
-
-
 def openai_block(source: str, target: str) -> tuple[Rule, ...]:
     """A block as OpenAI names it."""
-    return (
-        *norm(f"{source}.ln_1", f"{target}/norm1"),
-        *fused_attention(f"{source}.attn", f"{target}/attention"),
-        *norm(f"{source}.ln_2", f"{target}/norm2"),
-        *dense(f"{source}.mlp.c_fc", f"{target}/mlp/fc1"),
-        *dense(f"{source}.mlp.c_proj", f"{target}/mlp/fc2"),
-    )
+    attention = packed_attention(f"{source}.attn", f"{target}/attention")
+    return block(source, target, attention, ("ln_1", "ln_2", "mlp.c_fc", "mlp.c_proj"))
 
 
 def hugging_face_block(source: str, target: str) -> tuple[Rule, ...]:
     """A block as Hugging Face's CLIP names it."""
-    attention = (("q_proj", "query"), ("k_proj", "key"), ("v_proj", "value"), ("out_proj", "out"))
-    return (
-        *norm(f"{source}.layer_norm1", f"{target}/norm1"),
-        *(
-            rule
-            for theirs, ours in attention
-            for rule in dense(f"{source}.self_attn.{theirs}", f"{target}/attention/{ours}")
-        ),
-        *norm(f"{source}.layer_norm2", f"{target}/norm2"),
-        *dense(f"{source}.mlp.fc1", f"{target}/mlp/fc1"),
-        *dense(f"{source}.mlp.fc2", f"{target}/mlp/fc2"),
-    )
+    names = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "out": "out_proj"}
+    attention = {ours: f"{source}.self_attn.{theirs}" for ours, theirs in names.items()}
+    names = ("layer_norm1", "layer_norm2", "mlp.fc1", "mlp.fc2")
+    return block(source, target, separate_attention(f"{target}/attention", **attention), names)
 
 
 def image_tables(class_token: str, positions: str, target: str) -> tuple[Rule, ...]:

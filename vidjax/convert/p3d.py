@@ -1,10 +1,7 @@
 """Weights of P3D as qijiezhao/pseudo-3d-pytorch names them; the kernels of its last group are 2-D."""
 
-import re
-
-from vidjax.convert.files import Weights
 from vidjax.convert.fits import inflate
-from vidjax.convert.rules import Layout, Rule, batch_norm, dense, kernel, strip
+from vidjax.convert.rules import Layout, Rule, batch_norm, counted_from_zero, dense, kernel
 from vidjax.models.p3d import P3D
 
 PARTS = (  # ours, their convolution and their norm; space is called otherwise in the last group
@@ -17,16 +14,10 @@ PARTS = (  # ours, their convolution and their norm; space is called otherwise i
 )
 
 
-def counted(weights: Weights) -> Weights:
-    """Without prefix, and with the groups counted from zero, as ours are."""
-    bare = strip(weights, "module.")
-    return {re.sub(r"^layer(\d)\.", lambda m: f"layer{int(m[1]) - 1}.", name): value for name, value in bare.items()}
-
-
 PORT = Layout(
     name="pseudo-3d-pytorch",
     sign="conv1_custom.weight",
-    prepare=counted,
+    prepare=counted_from_zero,
     rules=(
         Rule("conv1_custom.weight", "stem/kernel", kernel),
         *batch_norm("bn1", "stem_norm"),

@@ -7,19 +7,11 @@ torchvision's other stems are 3-D. A (2+1)-D convolution has no counterpart in a
 `stem_pool=True` here; nor has the first convolution of folded frames, which is published nowhere.
 """
 
-import re
 from dataclasses import replace
 
-from vidjax.convert.files import Weights
 from vidjax.convert.fits import inflate
-from vidjax.convert.rules import Layout, Rule, batch_norm, dense, kernel, strip
+from vidjax.convert.rules import Layout, Rule, batch_norm, counted_from_zero, dense, kernel
 from vidjax.models.resnet3d import ResNet3D
-
-
-def counted(weights: Weights, *prefixes: str) -> Weights:
-    """Without prefixes, and with the groups of blocks counted from zero, as ours are."""
-    bare = strip(weights, "module.", *prefixes)
-    return {re.sub(r"^layer(\d)\.", lambda m: f"layer{int(m[1]) - 1}.", name): value for name, value in bare.items()}
 
 
 def single(source: str, target: str) -> tuple[Rule, ...]:
@@ -49,7 +41,7 @@ TORCHVISION_BLOCKS = (
 FACTORIZED = Layout(
     name="torchvision's R(2+1)D",
     sign="stem.3.weight",
-    prepare=counted,
+    prepare=counted_from_zero,
     rules=(
         *single("stem.0", "stem/spatial"),
         *batch_norm("stem.1", "stem/norm"),
@@ -62,7 +54,7 @@ FACTORIZED = Layout(
 TORCHVISION = Layout(
     name="torchvision",
     sign="stem.0.weight",
-    prepare=counted,
+    prepare=counted_from_zero,
     rules=(*single("stem.0", "stem/full"), *batch_norm("stem.1", "stem_norm"), *TORCHVISION_BLOCKS),
 )
 
@@ -83,7 +75,7 @@ def mmaction2_convolution(source: str, target: str, norm: str) -> tuple[Rule, ..
 MMACTION2 = Layout(
     name="mmaction2's R(2+1)D",
     sign="conv1.conv.conv_s.weight",
-    prepare=lambda weights: counted(weights, "backbone."),
+    prepare=lambda weights: counted_from_zero(weights, "backbone."),
     rules=(
         *mmaction2_convolution("conv1", "stem", "stem_norm"),
         *mmaction2_convolution(f"{BLOCK}.conv1", f"{OURS}/conv1", f"{OURS}/norm1"),
@@ -96,7 +88,7 @@ MMACTION2 = Layout(
 IMAGE = Layout(
     name="torchvision's 2-D ResNet",
     sign="conv1.weight",
-    prepare=counted,
+    prepare=counted_from_zero,
     rules=(
         *single("conv1", "stem/full"),
         *batch_norm("bn1", "stem_norm"),

@@ -86,19 +86,6 @@ def batch_norm(source: str, target: str) -> tuple[Rule, ...]:
     )
 
 
-def fused_attention(source: str, target: str) -> tuple[Rule, ...]:
-    """timm's attention: query, key and value in one linear map `qkv`, then `proj`."""
-    parts = [
-        rule
-        for part, name in enumerate(("query", "key", "value"))
-        for rule in (
-            Rule(f"{source}.qkv.weight", f"{target}/{name}/kernel", kernel_rows(part, 3)),
-            Rule(f"{source}.qkv.bias", f"{target}/{name}/bias", kernel_rows(part, 3)),
-        )
-    ]
-    return (*parts, *dense(f"{source}.proj", f"{target}/out"))
-
-
 def strip(weights: Weights, *prefixes: str) -> Weights:
     """The same entries without these beginnings of their names, taken off in this order."""
     stripped = {}
@@ -118,6 +105,12 @@ LAYER_SCALES = (  # of BEiT's line and VideoMAE; of timm's image ViTs (DINOv2, D
     ("ls1.gamma", "attn.proj"),
     ("ls2.gamma", "mlp.fc2"),
 )
+
+
+def counted_from_zero(weights: Weights, *prefixes: str) -> Weights:
+    """Without these prefixes; a ResNet's groups `layer1` to `layer4` become `layer0` to `layer3`, as ours are."""
+    bare = strip(weights, "module.", *prefixes)
+    return {re.sub(r"^layer(\d)\.", lambda m: f"layer{int(m[1]) - 1}.", name): value for name, value in bare.items()}
 
 
 def fold_layer_scale(weights: Weights) -> Weights:

@@ -9,10 +9,11 @@ from dataclasses import replace
 
 import flax.linen as nn
 
+from vidjax.convert.blocks import HUGGING_FACE_NAMES, block, fused_attention, positions, timm_block
 from vidjax.convert.files import Weights
 from vidjax.convert.fits import inflate, table
 from vidjax.convert.hub import expect
-from vidjax.convert.rules import Layout, Rule, dense, fold_layer_scale, fused_attention, norm, strip
+from vidjax.convert.rules import Layout, Rule, dense, fold_layer_scale, norm, strip
 from vidjax.convert.vit import EXACT_GELU
 from vidjax.models.timesformer import TimeSformer, kinetics
 
@@ -25,8 +26,7 @@ def embeddings(token: str, position: str, patch: str) -> tuple[Rule, ...]:
     """Class token, table of positions and patch embedding."""
     return (
         Rule(token, "class_token"),
-        Rule(position, "class_position", lambda value: value[:, :1]),
-        Rule(position, "position/table", lambda value: value[0, 1:], table("nearest")),
+        *positions(position, "", table("nearest")),
         *dense(patch, "patch_embedding", inflate),
     )
 
@@ -54,12 +54,8 @@ def timm_blocks(groups: tuple[str, ...]) -> tuple[Rule, ...]:
         return fused_attention(f"{source}.attn", at)
 
     return (
-        *norm(f"{source}.norm1", f"{target}/norm1"),
-        *attention(f"{target}/attention"),
+        *timm_block(source, target),
         *(rule for group in groups for rule in branch(f"{source}.norm1", attention, f"{target}/{group}")),
-        *norm(f"{source}.norm2", f"{target}/norm2"),
-        *dense(f"{source}.mlp.fc1", f"{target}/mlp/fc1"),
-        *dense(f"{source}.mlp.fc2", f"{target}/mlp/fc2"),
     )
 
 
@@ -118,14 +114,10 @@ def hugging_face() -> Layout:
                 "embeddings.cls_token", "embeddings.position_embeddings", "embeddings.patch_embeddings.projection"
             ),
             times("embeddings.time_embeddings"),
-            *norm(f"{source}.layernorm_before", f"{target}/norm1"),
-            *attention("attention")(f"{target}/attention"),
+            *block(source, target, attention("attention")(f"{target}/attention"), HUGGING_FACE_NAMES),
             *branch(f"{source}.layernorm_before", attention("attention"), f"{target}/space"),
             *branch(f"{source}.temporal_layernorm", attention("temporal_attention"), f"{target}/time"),
             *dense(f"{source}.temporal_dense", f"{target}/time/projection"),
-            *norm(f"{source}.layernorm_after", f"{target}/norm2"),
-            *dense(f"{source}.intermediate.dense", f"{target}/mlp/fc1"),
-            *dense(f"{source}.output.dense", f"{target}/mlp/fc2"),
             *ends("layernorm", "classifier"),
         ),
     )

@@ -1,8 +1,9 @@
 """UniFormer's published weights (Sense-X/UniFormer): of clips, and of images to start from."""
 
+from vidjax.convert.blocks import fused_attention, timm_block
 from vidjax.convert.files import Weights
 from vidjax.convert.fits import inflate
-from vidjax.convert.rules import Layout, Rule, batch_norm, dense, fold_layer_scale, fused_attention, kernel, norm, strip
+from vidjax.convert.rules import Layout, Rule, batch_norm, dense, fold_layer_scale, kernel, norm, strip
 from vidjax.models.uniformer import UniFormer
 
 SIGN = "patch_embed1.proj.weight"
@@ -30,22 +31,12 @@ def local_blocks(source: str, target: str) -> tuple[Rule, ...]:
 
 def global_blocks(source: str, target: str) -> tuple[Rule, ...]:
     """Blocks of the last two stages, of which a model has either the joint or the split ones."""
-    both = (
-        rule
-        for block in (f"{target}/joint", target)
-        for rule in (
-            *norm(f"{source}.norm1", f"{block}/norm1"),
-            *fused_attention(f"{source}.attn", f"{block}/attention"),
-            *norm(f"{source}.norm2", f"{block}/norm2"),
-            *dense(f"{source}.mlp.fc1", f"{block}/mlp/fc1"),
-            *dense(f"{source}.mlp.fc2", f"{block}/mlp/fc2"),
-        )
-    )
     return (
         *dense(f"{source}.pos_embed", f"{target}/position", inflate),
         *norm(f"{source}.t_norm", f"{target}/temporal_norm"),
         *fused_attention(f"{source}.t_attn", f"{target}/temporal_attention"),
-        *both,
+        *timm_block(source, f"{target}/joint"),
+        *timm_block(source, target),
     )
 
 

@@ -2,6 +2,7 @@
 
 import flax.linen as nn
 
+from vidjax.convert.blocks import HUGGING_FACE_NAMES, PARTS, TIMM_NAMES, block
 from vidjax.convert.hub import expect
 from vidjax.convert.rules import Layout, Rule, dense, fold_layer_scale, kernel, kernel_rows, norm, strip
 from vidjax.convert.vit import EXACT_GELU
@@ -11,19 +12,16 @@ from vidjax.models.videomae import CARD, Pretraining, VideoMAE
 def original_blocks(source: str, target: str) -> tuple[Rule, ...]:
     """Blocks as timm names them, with query, key and value fused and no key bias."""
     source, target = f"{source}.{{i}}", f"{target}/block_{{i}}"
-    qkv = f"{source}.attn.qkv.weight"
-    return (
-        *norm(f"{source}.norm1", f"{target}/norm1"),
-        Rule(qkv, f"{target}/attention/query/kernel", kernel_rows(0, 3)),
-        Rule(qkv, f"{target}/attention/key/kernel", kernel_rows(1, 3)),
-        Rule(qkv, f"{target}/attention/value/kernel", kernel_rows(2, 3)),
+    attention = (
+        *(
+            Rule(f"{source}.attn.qkv.weight", f"{target}/attention/{part}/kernel", kernel_rows(number, 3))
+            for number, part in enumerate(PARTS)
+        ),
         Rule(f"{source}.attn.q_bias", f"{target}/attention/query/bias"),
         Rule(f"{source}.attn.v_bias", f"{target}/attention/value/bias"),
         *dense(f"{source}.attn.proj", f"{target}/attention/out"),
-        *norm(f"{source}.norm2", f"{target}/norm2"),
-        *dense(f"{source}.mlp.fc1", f"{target}/mlp/fc1"),
-        *dense(f"{source}.mlp.fc2", f"{target}/mlp/fc2"),
     )
+    return block(source, target, attention, TIMM_NAMES)
 
 
 def original(encoder: str, **partial: tuple[str, ...]) -> Layout:
@@ -51,19 +49,16 @@ def original(encoder: str, **partial: tuple[str, ...]) -> Layout:
 def hugging_face_blocks(source: str, target: str) -> tuple[Rule, ...]:
     """Blocks as transformers names them; published files say q_bias, transformers 5 writes query.bias."""
     source, target = f"{source}.{{i}}", f"{target}/block_{{i}}"
-    attention = f"{source}.attention.attention"
-    return (
-        *norm(f"{source}.layernorm_before", f"{target}/norm1"),
-        *dense(f"{attention}.query", f"{target}/attention/query"),
-        Rule(f"{attention}.key.weight", f"{target}/attention/key/kernel", kernel),
-        *dense(f"{attention}.value", f"{target}/attention/value"),
-        Rule(f"{attention}.q_bias", f"{target}/attention/query/bias"),
-        Rule(f"{attention}.v_bias", f"{target}/attention/value/bias"),
+    theirs = f"{source}.attention.attention"
+    attention = (
+        *dense(f"{theirs}.query", f"{target}/attention/query"),
+        Rule(f"{theirs}.key.weight", f"{target}/attention/key/kernel", kernel),
+        *dense(f"{theirs}.value", f"{target}/attention/value"),
+        Rule(f"{theirs}.q_bias", f"{target}/attention/query/bias"),
+        Rule(f"{theirs}.v_bias", f"{target}/attention/value/bias"),
         *dense(f"{source}.attention.output.dense", f"{target}/attention/out"),
-        *norm(f"{source}.layernorm_after", f"{target}/norm2"),
-        *dense(f"{source}.intermediate.dense", f"{target}/mlp/fc1"),
-        *dense(f"{source}.output.dense", f"{target}/mlp/fc2"),
     )
+    return block(source, target, attention, HUGGING_FACE_NAMES)
 
 
 def hugging_face(encoder: str, **partial: tuple[str, ...]) -> Layout:

@@ -1,10 +1,18 @@
-"""Weights of image ViTs: timm's and Hugging Face's, into our ViT; and what video transformers take from timm's."""
+"""Weights of image ViTs: timm's and Hugging Face's, into our ViT."""
 
 import flax.linen as nn
 
+from vidjax.convert.blocks import (
+    HUGGING_FACE_NAMES,
+    block,
+    hugging_face_block,
+    positions,
+    separate_attention,
+    timm_block,
+)
 from vidjax.convert.fits import inflate, table
 from vidjax.convert.hub import expect
-from vidjax.convert.rules import Layout, Rule, dense, fold_layer_scale, fused_attention, norm, strip
+from vidjax.convert.rules import Layout, Rule, dense, fold_layer_scale, norm, strip
 from vidjax.layers.card import Card
 from vidjax.models.vit import ViT
 
@@ -12,56 +20,12 @@ EXACT_GELU = ("gelu", "gelu_python")  # Hugging Face's names of it, and of its a
 TANH_GELU = ("gelu_fast", "gelu_new", "gelu_pytorch_tanh")
 
 
-def timm_block(source: str, target: str) -> tuple[Rule, ...]:
-    """A standard block as timm names it."""
-    return (
-        *norm(f"{source}.norm1", f"{target}/norm1"),
-        *fused_attention(f"{source}.attn", f"{target}/attention"),
-        *norm(f"{source}.norm2", f"{target}/norm2"),
-        *dense(f"{source}.mlp.fc1", f"{target}/mlp/fc1"),
-        *dense(f"{source}.mlp.fc2", f"{target}/mlp/fc2"),
-    )
-
-
-def hugging_face_block(source: str, target: str) -> tuple[Rule, ...]:
-    """A standard block as Hugging Face's ViT and ViViT name it."""
-    attention = f"{source}.attention.attention"
-    return (
-        *norm(f"{source}.layernorm_before", f"{target}/norm1"),
-        *(
-            rule
-            for part in ("query", "key", "value")
-            for rule in dense(f"{attention}.{part}", f"{target}/attention/{part}")
-        ),
-        *dense(f"{source}.attention.output.dense", f"{target}/attention/out"),
-        *norm(f"{source}.layernorm_after", f"{target}/norm2"),
-        *dense(f"{source}.intermediate.dense", f"{target}/mlp/fc1"),
-        *dense(f"{source}.output.dense", f"{target}/mlp/fc2"),
-    )
-
-
 def transformers_block(source: str, target: str) -> tuple[Rule, ...]:
-    """The same as transformers 5 names it in memory; the files that it writes keep the names above."""
-    attention = (("q_proj", "query"), ("k_proj", "key"), ("v_proj", "value"), ("o_proj", "out"))
-    return (
-        *norm(f"{source}.layernorm_before", f"{target}/norm1"),
-        *(
-            rule
-            for theirs, ours in attention
-            for rule in dense(f"{source}.attention.{theirs}", f"{target}/attention/{ours}")
-        ),
-        *norm(f"{source}.layernorm_after", f"{target}/norm2"),
-        *dense(f"{source}.mlp.fc1", f"{target}/mlp/fc1"),
-        *dense(f"{source}.mlp.fc2", f"{target}/mlp/fc2"),
-    )
-
-
-def positions(source: str) -> tuple[Rule, ...]:
-    """A table `(1, 1 + n, d)` whose first entry is the class token's."""
-    return (
-        Rule(source, "class_position", lambda value: value[:, :1]),
-        Rule(source, "position/table", lambda value: value[0, 1:], table("cubic")),
-    )
+    """A standard block as transformers 5 names it in memory; the files that it writes keep Hugging Face's names."""
+    names = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "out": "o_proj"}
+    attention = {ours: f"{source}.attention.{theirs}" for ours, theirs in names.items()}
+    norms = HUGGING_FACE_NAMES[:2]
+    return block(source, target, separate_attention(f"{target}/attention", **attention), (*norms, "mlp.fc1", "mlp.fc2"))
 
 
 def from_config(config: dict) -> nn.Module:
@@ -87,7 +51,7 @@ TIMM = Layout(
     prepare=lambda weights: fold_layer_scale(strip(weights, "module.")),
     rules=(
         Rule("cls_token", "class_token"),
-        *positions("pos_embed"),
+        *positions("pos_embed", "", table("cubic")),
         *dense("patch_embed.proj", "patch_embedding", inflate),
         *timm_block("blocks.{i}", "transformer/block_{i}"),
         *norm("norm", "norm"),
@@ -101,7 +65,7 @@ HUGGING_FACE = Layout(
     prepare=lambda weights: strip(weights, "vit."),
     rules=(
         Rule("embeddings.cls_token", "class_token"),
-        *positions("embeddings.position_embeddings"),
+        *positions("embeddings.position_embeddings", "", table("cubic")),
         *dense("embeddings.patch_embeddings.projection", "patch_embedding", inflate),
         *hugging_face_block("encoder.layer.{i}", "transformer/block_{i}"),
         *transformers_block("layers.{i}", "transformer/block_{i}"),

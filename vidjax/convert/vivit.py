@@ -3,20 +3,13 @@
 import flax.linen as nn
 import numpy as np
 
+from vidjax.convert.blocks import fused_attention, hugging_face_block, positions, timm_block
 from vidjax.convert.files import Weights
 from vidjax.convert.fits import inflate, table
 from vidjax.convert.hub import expect
-from vidjax.convert.rules import Fit, Layout, Rule, dense, fold_layer_scale, fused_attention, norm, strip
+from vidjax.convert.rules import Fit, Layout, Rule, dense, fold_layer_scale, norm, strip
 from vidjax.convert.vit import TANH_GELU
 from vidjax.models.vivit import FactorizedEncoder, ViViT, kinetics
-
-
-def positions(source: str, target: str, fit: Fit) -> tuple[Rule, ...]:
-    """A table `(1, 1 + n, d)` whose first entry is the class token's."""
-    return (
-        Rule(source, f"{target}class_position", lambda value: value[:, :1]),
-        Rule(source, f"{target}position/table", lambda value: value[0, 1:], fit),
-    )
 
 
 def of_clips(model: ViViT | FactorizedEncoder) -> Fit:
@@ -128,14 +121,10 @@ def image(model: ViViT | FactorizedEncoder) -> Layout:
             Rule("cls_token", "class_token"),
             *positions("pos_embed", "", table("linear", image=True)),
             *dense("patch_embed.proj", "patch_embedding", inflate),
-            *norm(f"{source}.norm1", f"{target}/norm1"),
+            *timm_block(source, target),
             *norm(f"{source}.norm1", f"{target}/spatial_norm"),
-            *fused_attention(f"{source}.attn", f"{target}/attention"),
             *fused_attention(f"{source}.attn", f"{target}/spatial_attention"),
             *fused_attention(f"{source}.attn", f"{target}/temporal_attention"),
-            *norm(f"{source}.norm2", f"{target}/norm2"),
-            *dense(f"{source}.mlp.fc1", f"{target}/mlp/fc1"),
-            *dense(f"{source}.mlp.fc2", f"{target}/mlp/fc2"),
             *norm("norm", "spatial_norm" if factorized else "norm"),
         ),
         optional=("head/", *(fresh if factorized else ("transformer/block_{i}/temporal_norm/",))),
@@ -145,8 +134,6 @@ def image(model: ViViT | FactorizedEncoder) -> Layout:
 
 def hugging_face(model: ViViT) -> Layout:
     """The layout of VivitForVideoClassification, which is model 1."""
-    source, target = "encoder.layer.{i}", "transformer/block_{i}"
-    attention = [f"{source}.attention.attention.{part}" for part in ("query", "key", "value")]
     return Layout(
         name="Hugging Face's ViViT",
         sign="embeddings.position_embeddings",
@@ -155,12 +142,7 @@ def hugging_face(model: ViViT) -> Layout:
             Rule("embeddings.cls_token", "class_token"),
             *positions("embeddings.position_embeddings", "", of_clips(model)),
             *dense("embeddings.patch_embeddings.projection", "patch_embedding"),
-            *norm(f"{source}.layernorm_before", f"{target}/norm1"),
-            *(rule for part in attention for rule in dense(part, f"{target}/attention/{part.rsplit('.', 1)[-1]}")),
-            *dense(f"{source}.attention.output.dense", f"{target}/attention/out"),
-            *norm(f"{source}.layernorm_after", f"{target}/norm2"),
-            *dense(f"{source}.intermediate.dense", f"{target}/mlp/fc1"),
-            *dense(f"{source}.output.dense", f"{target}/mlp/fc2"),
+            *hugging_face_block("encoder.layer.{i}", "transformer/block_{i}"),
             *norm("layernorm", "norm"),
             *dense("classifier", "head"),
         ),

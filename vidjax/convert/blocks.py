@@ -1,0 +1,69 @@
+"""Transformer blocks, and tables of positions, by the names that published weights give to their parts."""
+
+from vidjax.convert.rules import Fit, Rule, dense, kernel_rows, norm
+
+PARTS = ("query", "key", "value")
+
+# Names of a block's first and second norm and of its MLP's first and second linear map.
+TIMM_NAMES = ("norm1", "norm2", "mlp.fc1", "mlp.fc2")
+HUGGING_FACE_NAMES = ("layernorm_before", "layernorm_after", "intermediate.dense", "output.dense")
+
+
+def block(source: str, target: str, attention: tuple[Rule, ...], names: tuple[str, str, str, str]) -> tuple[Rule, ...]:
+    """A block of one attention and one MLP.
+
+    Args:
+      attention: rules of its attention.
+      names: of the other parts, in the order of `TIMM_NAMES`.
+    """
+    norm1, norm2, fc1, fc2 = (f"{source}.{name}" for name in names)
+    return (
+        *norm(norm1, f"{target}/norm1"),
+        *attention,
+        *norm(norm2, f"{target}/norm2"),
+        *dense(fc1, f"{target}/mlp/fc1"),
+        *dense(fc2, f"{target}/mlp/fc2"),
+    )
+
+
+def separate_attention(target: str, **sources: str) -> tuple[Rule, ...]:
+    """Attention whose linear maps `query`, `key`, `value` and `out` have names of their own."""
+    return tuple(rule for ours, theirs in sources.items() for rule in dense(theirs, f"{target}/{ours}"))
+
+
+def fused_attention(source: str, target: str) -> tuple[Rule, ...]:
+    """timm's attention: query, key and value in one linear map `qkv`, then `proj`."""
+    return (*_rows(f"{source}.qkv.", target), *dense(f"{source}.proj", f"{target}/out"))
+
+
+def packed_attention(source: str, target: str) -> tuple[Rule, ...]:
+    """PyTorch's own attention: query, key and value in one entry that belongs to no linear map."""
+    return (*_rows(f"{source}.in_proj_", target), *dense(f"{source}.out_proj", f"{target}/out"))
+
+
+def _rows(source: str, target: str) -> tuple[Rule, ...]:
+    return tuple(
+        Rule(source + entry, f"{target}/{part}/{ours}", kernel_rows(number, len(PARTS)))
+        for number, part in enumerate(PARTS)
+        for entry, ours in (("weight", "kernel"), ("bias", "bias"))
+    )
+
+
+def timm_block(source: str, target: str) -> tuple[Rule, ...]:
+    """A standard block as timm names it."""
+    return block(source, target, fused_attention(f"{source}.attn", f"{target}/attention"), TIMM_NAMES)
+
+
+def hugging_face_block(source: str, target: str) -> tuple[Rule, ...]:
+    """A standard block as Hugging Face's ViT and ViViT name it."""
+    parts = {part: f"{source}.attention.attention.{part}" for part in PARTS}
+    attention = separate_attention(f"{target}/attention", **parts, out=f"{source}.attention.output.dense")
+    return block(source, target, attention, HUGGING_FACE_NAMES)
+
+
+def positions(source: str, target: str, fit: Fit) -> tuple[Rule, ...]:
+    """A table `(1, 1 + n, d)` whose first entry is the class token's."""
+    return (
+        Rule(source, f"{target}class_position", lambda value: value[:, :1]),
+        Rule(source, f"{target}position/table", lambda value: value[0, 1:], fit),
+    )
