@@ -154,7 +154,7 @@ def main(config: Config) -> dict[str, Any]:
     found = recognition(probabilities[counted], labels[counted])
     honest = f"{int(valid.sum()):,} of {len(source):,} videos decoded"
     honest += f", {int(counted.sum()):,} of them labelled" if counted.sum() < valid.sum() else ""
-    honest += f"; {int((~valid).sum())} unreadable, see evaluation.json" if not valid.all() else ""
+    honest += f"; {int((~valid).sum())} unreadable, see bad_files.jsonl" if not valid.all() else ""
     text = f"{config.run} on {source.name}\n{views}\n{honest}\n\n{describe_recognition(found, class_names)}"
     numbers = {
         **{name: getattr(found, name) for name in ("top1", "top5", "top1_interval", "mean_class_accuracy")},

@@ -123,10 +123,12 @@ class Config:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name} is {value}: it must be above 0")
-        for name in ("ema_decay", "drop_path", "dropout", "label_smoothing"):
+        for name in ("drop_path", "dropout", "label_smoothing"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
                 raise ValueError(f"{name} is {value}: it must be at least 0 and below 1")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"ema_decay is {self.ema_decay}: it must lie between 0 and 1")
         if min(self.mixup, self.cutmix, self.seed) < 0:
             raise ValueError(
                 f"mixup is {self.mixup}, cutmix {self.cutmix} and seed {self.seed}: each must be 0 or more"

@@ -32,6 +32,7 @@ from tyro.conf import Positional
 import vidjax
 from vidjax import cli, runs
 from vidjax.data.config import ClipConfig, GivenClipConfig, core_count
+from vidjax.report import class_names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +119,7 @@ def main(config: Config) -> dict[str, Any]:
     model, variables = vidjax.load_pretrained(config.run, config.model, **settings)
     if getattr(model, "num_classes", None) is None:
         raise ValueError(f"{config.run} holds a {type(model).__name__} without classes: fine-tune it first")
-    names = model.card.class_names or tuple(f"class {i}" for i in range(model.num_classes))
+    names = class_names(model)
     clips = runs.cut_clips(config.run, model, config.data, config.window)
     classify = make_classify(model, variables, clips)
 

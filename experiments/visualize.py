@@ -35,6 +35,7 @@ from vidjax.data.config import GivenClipConfig
 from vidjax.evaluation import saliency
 from vidjax.layers import patches
 from vidjax.objectives import masking, reconstruction
+from vidjax.report import class_names
 from vidjax.visualize.overlay import save_overlays
 from vidjax.visualize.reconstruction import save_reconstructions
 
@@ -142,11 +143,6 @@ def make_reconstruct(config: Config, model: nn.Module, variables: dict) -> tuple
         return pictures
 
     return partial(reconstruct, variables), note
-
-
-def class_names(model: nn.Module) -> tuple[str, ...]:
-    """What the classes are called, by number where nobody says."""
-    return model.card.class_names or tuple(f"class {i}" for i in range(getattr(model, "num_classes", None) or 0))
 
 
 def main(config: Config) -> dict[str, list[str]]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 
@@ -71,6 +72,11 @@ def describe_span(clips: ClipConfig, source: "Source") -> str:
             seconds = seconds_covered(clips, info.num_frames, info.rate)
             return f"{seconds:.2f} s of the first video's {info.duration:.2f} s ({clips.sampling})"
     raise ValueError(f"none of the first videos of {source.name} can be read: look with experiments/check_data.py")
+
+
+def class_names(model: nn.Module) -> tuple[str, ...]:
+    """What the model's classes are called, by number where nobody says; none without classes."""
+    return model.card.class_names or tuple(f"class {i}" for i in range(getattr(model, "num_classes", None) or 0))
 
 
 def describe_losses(entries: Sequence[dict[str, Any]]) -> tuple[str, dict[str, float]]:

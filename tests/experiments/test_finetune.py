@@ -327,7 +327,7 @@ BAD = [
     (["--tune", "partial", "--tuned_blocks", "9"], "9 blocks cannot be trained: the model has 4"),
     (["--data.repeats", "3"], "is not whole videos of 3 repeats"),
     (["--batch_size", "12"], "a batch of 12 cannot be shared by 8 devices"),
-    (["--ema_decay", "1.5"], "ema_decay is 1.5"),
+    (["--ema_decay", "0"], "ema_decay is 0.0: it must lie between 0 and 1"),
 ]
 
 
@@ -384,7 +384,7 @@ def test_a_file_that_cannot_be_read_is_listed_and_not_counted(run, folders, tmp_
     found = evaluate.main(evaluate.Config(run=str(run[0]), data=data, out=str(tmp_path / "out")))
     assert (found["videos"], found["decoded"], found["counted"]) == (4, 3, 3)
     assert [Path(path).name for path in found["unreadable"]] == ["broken.mp4"]
-    assert "3 of 4 videos decoded; 1 unreadable, see evaluation.json" in capsys.readouterr().out
+    assert "3 of 4 videos decoded; 1 unreadable, see bad_files.jsonl" in capsys.readouterr().out
     (listed,) = (tmp_path / "out" / "bad_files.jsonl").read_text().splitlines()
     assert "broken.mp4" in listed
     assert [row["videos"] for row in found["per_class"]][:4] == [1, 1, 1, 0]
