@@ -15,10 +15,8 @@ device's peak, memory. `memory` compares what saves memory in a training step, o
 most about three minutes on two cores, `clips` more. From Python: `main(Train(models=("r3d_18",)))`.
 """
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from vidjax import cli
@@ -28,6 +26,7 @@ from vidjax.benchmark.input import Input, measure_input
 from vidjax.benchmark.loss import Loss, measure_loss
 from vidjax.benchmark.measure import measure, measure_models, prepare
 from vidjax.benchmark.settings import Infer, Memory, Models, Train, check_files, jobs
+from vidjax.data.config import core_count
 
 Rows = list[dict[str, Any]]
 
@@ -118,21 +117,19 @@ def loss(config: Loss) -> Rows:
     return rows
 
 
-def read(config: Input) -> dict[str, Any]:
+def read(config: Input) -> Rows:
     """Measures reading clips."""
     check_files(config.json, config.chart)
-    numbers = measure_input(config)
-    data = config.data
+    rows, data = measure_input(config), config.data
     title = f"{config.source}: {config.clips} clips of {data.frames} frames, {data.size} pixels, {data.sampling}"
     print(title)
-    rows = [{"way": way, **row} for way, row in numbers.items()]
-    lines = table.Table({"way": ("", max(map(len, numbers)))}, table.number_columns(rows))
+    lines = table.Table({"way": ("", max(len(row["way"]) for row in rows))}, table.number_columns(rows))
     print(lines.header(), *map(lines.line, rows), sep="\n")
     if config.json:
-        Path(config.json).write_text(json.dumps(numbers, indent=2) + "\n")
+        table.write_json(config.json, "input", config, {"cores": core_count()}, rows)
     if config.chart:
         draw(config, "input", title, rows)
-    return numbers
+    return rows
 
 
 def draw(config: Any, mode: str, title: str, rows: Rows) -> None:

@@ -2,17 +2,16 @@
 
 import dataclasses
 import itertools
-import json
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import numpy as np
 
 import vidjax
-from vidjax.benchmark.ours import make_program
+from vidjax.benchmark import table
+from vidjax.benchmark.ours import describe_devices, make_program
 from vidjax.benchmark.settings import Job, check_files
 from vidjax.layers.attention import Implementation
 from vidjax.training.memory import program_memory
@@ -119,6 +118,6 @@ def main(config: Clips) -> list[dict[str, Any]]:
             f"{row['implementation']:10}{row['remat']:8}{row['devices']:>8}" + "".join(f"{cell:>12}" for cell in cells)
         )
     if config.json:
-        told = {"mode": "clips", "settings": dataclasses.asdict(config), "rows": rows}
-        Path(config.json).write_text(json.dumps(told, indent=2) + "\n")
+        machine = describe_devices() | {"versions": {"jax": jax.__version__}}
+        table.write_json(config.json, "clips", config, machine, rows)
     return rows

@@ -101,11 +101,11 @@ def plain_decode(path: str, indices: Sequence[int], short_side: int) -> np.ndarr
         return np.stack(list(kept.values()))
 
 
-def measure_input(config: Input) -> dict[str, dict[str, float]]:
+def measure_input(config: Input) -> list[dict[str, Any]]:
     """Measures every way on every number of cores.
 
     Returns:
-      A row for each, by its name: `cores`, `clips_per_second` (median), `per_core`, `least`, `most`, `cpu_ms` (CPU
+      A row for each: its `way`, `cores`, `clips_per_second` (median), `per_core`, `least`, `most`, `cpu_ms` (CPU
       time of a clip), `of_decode` (clips a second over those of decode alone on the same cores), `cpu_of_decode` (the
       same by CPU time, which other processes disturb less) and `scaling` (clips a second over those of the same way on
       the fewest cores).
@@ -132,11 +132,12 @@ def measure_input(config: Input) -> dict[str, dict[str, float]]:
         pairs = zip(measured[over], measured[under], strict=True)
         return statistics.median(below[which] / above[which] for above, below in pairs)
 
-    rows = {}
+    rows = []
     for way in WAYS:
         for count in counts:
             speeds = [len(plan.jobs) / seconds for seconds, _ in measured[way, count]]
-            rows[f"{way}, {count} core{'s' * (count > 1)}"] = {
+            row = {
+                "way": f"{way}, {count} core{'s' * (count > 1)}",
                 "cores": count,
                 "clips_per_second": statistics.median(speeds),
                 "per_core": statistics.median(speeds) / count,
@@ -147,6 +148,7 @@ def measure_input(config: Input) -> dict[str, dict[str, float]]:
                 "cpu_of_decode": ratios((way, count), ("decode alone", count), 1),
                 "scaling": ratios((way, count), (way, counts[0])),
             }
+            rows.append(row)
     return rows
 
 

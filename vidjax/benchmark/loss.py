@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vidjax.benchmark.ours import describe_devices
 from vidjax.benchmark.settings import check_files
 from vidjax.objectives import contrastive
 from vidjax.training.memory import program_memory
@@ -112,9 +113,7 @@ def measure_loss(config: Loss) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """
     check_batch_size(config.batch_size)
     batch = put_batch(draw_pairs(config), make_mesh())
-    devices = jax.devices()
-    machine = {"device": devices[0].device_kind, "devices": len(devices), "platform": devices[0].platform}
-    return machine | {"versions": {"jax": jax.__version__}}, [
+    return describe_devices() | {"versions": {"jax": jax.__version__}}, [
         {"objective": name, "form": form, **row}
         for name, objective in OBJECTIVES.items()
         for form, row in measure_forms(config, objective, batch).items()

@@ -175,6 +175,12 @@ def measure_vidjax(job: Job) -> dict[str, Any]:
     }
 
 
+def describe_devices() -> dict[str, Any]:
+    """What vidjax runs on here."""
+    devices = jax.devices()
+    return {"device": devices[0].device_kind, "devices": len(devices), "platform": devices[0].platform}
+
+
 def describe(found: list[Job], batch_sizes: Sequence[int]) -> dict[str, Any]:
     """The devices, and by model what one clip costs, without computing anything.
 
@@ -183,7 +189,7 @@ def describe(found: list[Job], batch_sizes: Sequence[int]) -> dict[str, Any]:
     """
     for batch_size in batch_sizes:
         check_batch_size(batch_size)
-    devices, models = jax.devices(), {}
+    models = {}
     for job in {(job.model, job.overrides): job for job in found}.values():  # what a field's value breaks shows here
         model = make_model(job)
         inputs = draw_inputs(model, 1)
@@ -197,9 +203,4 @@ def describe(found: list[Job], batch_sizes: Sequence[int]) -> dict[str, Any]:
             "frames": model.num_frames,
             "size": model.image_size,
         }
-    return {
-        "device": devices[0].device_kind,
-        "devices": len(devices),
-        "platform": devices[0].platform,
-        "models": models,
-    }
+    return {**describe_devices(), "models": models}
