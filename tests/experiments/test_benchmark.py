@@ -99,6 +99,13 @@ def test_what_cannot_be_meant_is_refused(settings, line):
         benchmark.main(settings())
 
 
+def test_a_batch_that_devices_cannot_share_is_refused_unless_it_is_what_is_looked_for():
+    settings = {"models": ("r2plus1d_tiny",), "frames": 4, "size": 32, "batch_sizes": (3,)}
+    with pytest.raises(ValueError, match="a batch of 3 cannot be shared by 8 devices: make it a multiple of 8"):
+        measure.prepare(Memory(**settings))
+    assert measure.prepare(Memory(**settings, budget_gb=1))[0]["devices"] == 8
+
+
 def test_a_wrong_name_is_one_line():
     told = run(str(ROOT / "experiments" / "benchmark.py"), *"train --models uniformer_tinny".split())
     assert told.returncode == 2 and "there is no model 'uniformer_tinny'" in told.stderr and not told.stdout

@@ -1,5 +1,6 @@
 """The input benchmark measures every way on the same clips."""
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -82,6 +83,16 @@ def test_what_cannot_be_measured_is_refused():
         Input("videos", cores=(9999,))
     with pytest.raises(ValueError, match="rounds is 0: it must be 1 or more"):
         Input("videos", rounds=0)
+
+
+def test_what_goes_wrong_in_a_measuring_process_is_said(folder, monkeypatch):
+    config = Input(str(folder), data=DATA, cores=(1,), clips=4, rounds=1)
+    monkeypatch.setattr(reading, "prepare", lambda *args: dataclasses.replace(prepare(*args), listed="nowhere.csv"))
+    with pytest.raises(ValueError, match=r"nowhere\.csv"):
+        benchmark.main(config)
+    monkeypatch.setattr(reading, "_serve", sys.exit)  # which takes no such arguments: the process ends
+    with pytest.raises(ValueError, match="a process that measures was killed: give fewer --clips or --cores"):
+        benchmark.main(config)
 
 
 def test_a_folder_of_damaged_videos_cannot_be_measured(tmp_path):

@@ -111,7 +111,7 @@ def measure_input(config: Input) -> list[dict[str, Any]]:
       the fewest cores).
 
     Raises:
-      ValueError: the source holds no video files, or none that can be read.
+      ValueError: the source holds no video files, or none that can be read, or a process did not live to tell.
     """
     counts = sorted(set(config.cores or (1, core_count())))
     spawn = multiprocessing.get_context("spawn")
@@ -122,8 +122,11 @@ def measure_input(config: Input) -> list[dict[str, Any]]:
         for _ in range(config.rounds):
             for way in WAYS:
                 for count in counts:
-                    ends[count].send(way)
-                    found = ends[count].recv()
+                    try:
+                        ends[count].send(way)
+                        found = ends[count].recv()
+                    except (EOFError, ConnectionError) as error:
+                        raise ValueError("a process that measures was killed: give fewer --clips or --cores") from error
                     if isinstance(found, Exception):
                         raise found
                     measured[way, count].append(found)
