@@ -1,0 +1,61 @@
+"""The steps of docs/extend.md that give its model and its source a name, taken in a copy of the library."""
+
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from blocks import ROOT, blocks_of, text_of
+
+pytestmark = pytest.mark.pages
+
+# What a user does with the two names: trains, keeps what was trained, and loads it without saying what it is.
+USE = """
+import vidjax
+model, variables = vidjax.load_pretrained("run", verbose=False)
+assert type(model).__name__ == "ShiftNet" and model.card.class_names == ("jump", "wave"), model
+vidjax.save_pretrained("saved", model, variables)
+assert vidjax.load_pretrained("saved", verbose=False)[0] == model
+"""
+
+
+def insert(path, after, line):
+    """A line below the only one that says `after`, as far in."""
+    lines = path.read_text().splitlines()
+    (place,) = [number for number, old in enumerate(lines) if after in old]
+    indent = re.match(" *", lines[place])[0]
+    lines[place + 1 : place + 1] = [indent + new for new in line.splitlines()]
+    path.write_text("\n".join(lines) + "\n")
+
+
+def test_a_model_and_a_source_get_their_names(tmp_path, monkeypatch):
+    page = text_of("docs/extend.md")
+    model, source, pictures = (block.text for block in blocks_of("docs/extend.md")[:3])
+    variants = re.search(r"`(VARIANTS = .+?)`", page)[1]
+    opened = re.search(r"`(if kind == \"pictures\".+?)`", page)[1]
+    for folder in ("vidjax", "experiments"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    models = tmp_path / "vidjax" / "models"
+    rows = f"from types import MappingProxyType\n\n{variants}\n"
+    (models / "shiftnet.py").write_text(model[: model.index("model = ShiftNet")] + rows)
+    insert(models / "__init__.py", "    resnet3d,", "shiftnet,")
+    families = (models / "__init__.py").read_text()
+    (models / "__init__.py").write_text(families.replace("FAMILIES = (", "FAMILIES = (shiftnet, "))
+    (tmp_path / "vidjax" / "data" / "pictures.py").write_text(source)
+    opened = f"from vidjax.data.pictures import open_pictures\n{opened}"
+    insert(tmp_path / "vidjax" / "data" / "sources.py", 'kind, _, rest = name.partition(":")', opened)
+    monkeypatch.chdir(tmp_path)
+    made = {}
+    with contextlib.redirect_stdout(None):
+        exec(source + pictures, made)  # its folders of pictures
+    flags = """--model shiftnet_tiny --data.train pictures:pictures --data.frames 4 --data.size 32 --data.stride 2
+    --data.workers 1 --batch_size 4 --steps 2 --loop.log_every 1 --workdir run"""
+    environment = os.environ | {"PYTHONPATH": str(tmp_path), "XLA_FLAGS": ""}
+    for command in (["experiments/finetune.py", *flags.split()], ["-c", USE]):
+        done = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert (Path("run") / "checkpoints").is_dir()
