@@ -20,12 +20,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vidjax import cli
-from vidjax.benchmark import clips, table
+from vidjax.benchmark import table
 from vidjax.benchmark.budget import largest_batch
+from vidjax.benchmark.clips import Clips, measure_clips
 from vidjax.benchmark.input import Input, measure_input
 from vidjax.benchmark.loss import Loss, measure_loss
 from vidjax.benchmark.measure import measure, measure_models, prepare
-from vidjax.benchmark.settings import Infer, Memory, Models, Train, check_files, jobs
+from vidjax.benchmark.settings import Infer, Memory, Models, Train, jobs
 from vidjax.data.config import core_count
 
 Rows = list[dict[str, Any]]
@@ -36,7 +37,7 @@ def tell(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def main(config: Models | Loss | Input) -> Any:
+def main(config: Models | Loss | Input | Clips) -> Rows:
     """Measures what the config is for."""
     return next(run for run, kind in COMMANDS.values() if kind is type(config))(config)
 
@@ -45,9 +46,9 @@ def models(config: Models) -> Rows:
     """Measures models, prints a table, and returns its rows."""
     mode = type(config).__name__.lower()
     machine, remarks = prepare(config)
-    clips = [f"{f['frames']} x {f['size']} x {f['size']}" for f in machine["models"].values()]
+    shapes = [f"{f['frames']} x {f['size']} x {f['size']}" for f in machine["models"].values()]
     what = "forward passes in evaluation, loss included," if mode == "infer" else "training steps (AdamW)"
-    title = f"{what} of clips of {', '.join(dict.fromkeys(clips))} on {machine['devices']} x {machine['device']}"
+    title = f"{what} of clips of {', '.join(dict.fromkeys(shapes))} on {machine['devices']} x {machine['device']}"
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     print(title, versions, sep="\n")
     print(*remarks, sep="\n", end="\n" if remarks else "")
@@ -119,7 +120,6 @@ def loss(config: Loss) -> Rows:
 
 def read(config: Input) -> Rows:
     """Measures reading clips."""
-    check_files(config.json, config.chart)
     rows, data = measure_input(config), config.data
     title = f"{config.source}: {config.clips} clips of {data.frames} frames, {data.size} pixels, {data.sampling}"
     print(title)
@@ -129,6 +129,24 @@ def read(config: Input) -> Rows:
         table.write_json(config.json, "input", config, {"cores": core_count()}, rows)
     if config.chart:
         draw(config, "input", title, rows)
+    return rows
+
+
+def clips(config: Clips) -> Rows:
+    """Says how long a clip fits: gigabytes a device, and the most frames."""
+    machine, rows = measure_clips(config)
+    print(
+        f"{config.model}, training step of one clip at {config.size} pixels, {config.dtype}, compiled for "
+        f"{machine['device']}: GB a device by frames, and most frames (of {max(config.frames)}) by its GB"
+    )
+    titles = [f"{frames} frames" for frames in rows[0]["bytes"]] + [f"in {budget} GB" for budget in rows[0]["fits"]]
+    print(f"{'attention':10}{'remat':8}{'devices':>8}" + "".join(f"{title:>12}" for title in titles))
+    for row in rows:
+        cells = [f"{needed / 1e9:.2f}" for needed in row["bytes"].values()] + [str(n) for n in row["fits"].values()]
+        named = f"{row['implementation']:10}{row['remat']:8}{row['devices']:>8}"
+        print(named + "".join(f"{cell:>12}" for cell in cells))
+    if config.json:
+        table.write_json(config.json, "clips", config, machine, rows)
     return rows
 
 
@@ -145,7 +163,7 @@ COMMANDS = {
     "input": (read, Input),
     "memory": (models, Memory),
     "loss": (loss, Loss),
-    "clips": (clips.main, clips.Clips),
+    "clips": (clips, Clips),
 }
 
 if __name__ == "__main__":

@@ -3,12 +3,14 @@
     python experiments/check_data.py /videos
     python experiments/check_data.py videos.csv --data.frames 32 --data.stride 2 --out runs/check
 
-Every example is opened and the clip in its middle decoded, on all cores. What it finds is printed and written to OUT:
-summary.json, bad_files.jsonl, and contact_sheet.png of clips as training would sample and augment them.
+Every example is opened and the clip in its middle decoded, on all cores; damage elsewhere in a file stays unseen. What
+it finds is printed and written to OUT: summary.json, bad_files.jsonl, and contact_sheet.png of clips as training would
+sample and augment them.
 """
 
 import dataclasses
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -38,7 +40,14 @@ class Config:
     max_examples: int | None = None
     """Look at so many examples only, drawn at random."""
     clips: int = 8
-    """Clips on the contact sheet."""
+    """Clips on the contact sheet, 0 for none."""
+
+    def __post_init__(self) -> None:
+        """Refuses values that cannot be meant."""
+        if self.max_examples is not None and self.max_examples < 1:
+            raise ValueError(f"max_examples is {self.max_examples}: it must be 1 or more")
+        if self.clips < 0:
+            raise ValueError(f"clips is {self.clips}: it must be 0 (no contact sheet) or more")
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -51,16 +60,18 @@ def main(config: Config) -> dict[str, Any]:
     chosen = np.arange(len(source))
     if config.max_examples is not None and config.max_examples < len(source):
         chosen = np.sort(np.random.default_rng(0).permutation(len(source))[: config.max_examples])
-    found = list(look(source, data, chosen.tolist()))
-    good = [(index, clip) for index, clip in found if not isinstance(clip, Exception)]
-    bad = [{"path": source.ids[index], "error": str(error)} for index, error in found if isinstance(error, Exception)]
+    found = dict(look(source, data, chosen.tolist()))
+    readable = [index for index, clip in found.items() if not isinstance(clip, Exception)]
+    (out / "contact_sheet.png").unlink(missing_ok=True)
+    if readable and config.clips:
+        found |= draw_sheet(out / "contact_sheet.png", source, data, readable, config.clips)
+    good = [clip for clip in found.values() if not isinstance(clip, Exception)]
+    bad = [{"path": source.ids[i], "error": str(error)} for i, error in found.items() if isinstance(error, Exception)]
 
-    summary = summarize(source, data, found, good, bad)
+    summary = summarize(source, data, good, bad)
     report(summary, source, data, bad)
     (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     (out / "bad_files.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in bad))
-    if good and config.clips:
-        draw_sheet(out / "contact_sheet.png", source, data, [index for index, _ in good], config.clips)
     print(f"\nwritten to {out}: {', '.join(sorted(path.name for path in out.iterdir() if path.name in OURS))}")
     return summary
 
@@ -83,7 +94,7 @@ def look(source: Any, data: DataConfig, indices: Sequence[int]) -> Iterator[tupl
         try:
             choose = lambda info: sample(data, info.num_frames, info.rate, None)  # noqa: E731
             clip = source.read(index, choose, data.decode_short_side)
-            return index, dataclasses.replace(clip, frames=clip.frames[:0])
+            return index, dataclasses.replace(clip, frames=clip.frames[:0].copy())  # a view would hold all of them
         except DecodeError as error:
             return index, error
 
@@ -94,23 +105,25 @@ def look(source: Any, data: DataConfig, indices: Sequence[int]) -> Iterator[tupl
             yield result
 
 
-def summarize(source: Any, data: DataConfig, found: list, good: list, bad: list) -> dict[str, Any]:
+def summarize(source: Any, data: DataConfig, good: list, bad: list) -> dict[str, Any]:
     """Counts and ranges."""
-    from vidjax.data.sampling import seconds_covered
+    from vidjax.data.sampling import sampling_step, seconds_covered
 
-    infos = [clip.info for _, clip in good]
-    labels = Counter(source.class_names[clip.label] for _, clip in good if clip.label >= 0)
-    shortfall = DataConfig(frames=data.frames, stride=data.stride, fps=data.fps)
-    span = [shortfall.frames * (shortfall.stride if data.fps is None else info.rate / data.fps) for info in infos]
+    infos = [clip.info for clip in good]
+    labels = Counter(source.class_names[clip.label] for clip in good if clip.label >= 0)
+
+    def shorter(info: Any) -> bool:  # than from a clip's first frame to its last
+        return info.num_frames < math.floor((data.frames - 1) * sampling_step(data, info.rate) + 0.5) + 1
+
     return {
         "source": source.name,
         "examples": len(source),
-        "looked_at": len(found),
+        "looked_at": len(good) + len(bad),
         "unreadable": len(bad),
         "labelled": sum(labels.values()),
-        "captioned": sum(bool(clip.captions) for _, clip in good),
-        "captions": sum(len(clip.captions) for _, clip in good),
-        "caption": next((clip.captions[0] for _, clip in good if clip.captions), None),
+        "captioned": sum(bool(clip.captions) for clip in good),
+        "captions": sum(len(clip.captions) for clip in good),
+        "caption": next((clip.captions[0] for clip in good if clip.captions), None),
         "classes": dict(labels.most_common()),
         "codecs": dict(Counter(info.codec for info in infos).most_common()),
         "seconds": spread([info.duration for info in infos]),
@@ -119,9 +132,7 @@ def summarize(source: Any, data: DataConfig, found: list, good: list, bad: list)
         "height": spread([info.height for info in infos]),
         "width": spread([info.width for info in infos]),
         "seconds_covered": spread([seconds_covered(data, info.num_frames, info.rate) for info in infos]),
-        "shorter_than_a_clip": sum(
-            data.sampling == "dense" and info.num_frames < frames for info, frames in zip(infos, span, strict=True)
-        ),
+        "shorter_than_a_clip": sum(data.sampling == "dense" and shorter(info) for info in infos),
     }
 
 
@@ -166,14 +177,15 @@ def report(summary: dict[str, Any], source: Any, data: DataConfig, bad: list[dic
         print(f"           and {len(bad) - 10} more: see bad_files.jsonl")
 
 
-def draw_sheet(path: Path, source: Any, data: DataConfig, indices: list[int], count: int) -> None:
-    """Clips of examples spread over the source, sampled and augmented as in training."""
+def draw_sheet(path: Path, source: Any, data: DataConfig, indices: list[int], count: int) -> dict[int, Exception]:
+    """Clips of examples spread over the source, sampled and augmented as in training; gives what could not be read."""
     import tensorflow as tf
 
     from vidjax.data.augment import augment
+    from vidjax.data.decode import DecodeError
     from vidjax.data.sampling import sample
 
-    clips, titles = [], []
+    clips, titles, unread = [], [], {}
     for position in np.unique(np.linspace(0, len(indices) - 1, count).astype(int)):
         index, rng, seen = indices[position], np.random.default_rng(position), []
 
@@ -181,7 +193,11 @@ def draw_sheet(path: Path, source: Any, data: DataConfig, indices: list[int], co
             seen[:] = sample(data, info.num_frames, info.rate, rng)
             return np.array(seen)
 
-        clip = source.read(index, choose, data.decode_short_side)
+        try:
+            clip = source.read(index, choose, data.decode_short_side)
+        except DecodeError as error:  # its middle can be read, but not all of it
+            unread[index] = error
+            continue
         frames = augment(
             tf.constant(clip.frames), data.augment, data.size, tf.constant([0, position]), data.center_ratio
         )
@@ -191,7 +207,9 @@ def draw_sheet(path: Path, source: Any, data: DataConfig, indices: list[int], co
         caption = f"; '{clip.captions[0]}'" if clip.captions else ""
         more = f" and {len(clip.captions) - 1} more" if len(clip.captions) > 1 else ""
         titles.append(f"{Path(source.ids[index]).name}: {label}frames {seen[0]} to {seen[-1]}, {when}{caption}{more}")
-    save_contact_sheet(path, clips, titles)
+    if clips:
+        save_contact_sheet(path, clips, titles)
+    return unread
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ import vidjax
 from vidjax import cli
 from vidjax.convert import save_pretrained
 from vidjax.convert.checkpoint import is_one
+from vidjax.fields import check_values
 from vidjax.models import example_inputs
 from vidjax.training.cost import count_macs
 from vidjax.training.metrics import clock, read_metrics
@@ -71,6 +72,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuses values that cannot be meant."""
+        check_values(self)
         if unknown := [name for name in self.models if name not in FAMILIES]:
             raise ValueError(f"models has {unknown[0]}: choose from {', '.join(FAMILIES)}")
         if not self.seeds:

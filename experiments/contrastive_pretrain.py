@@ -32,6 +32,7 @@ from vidjax.data.config import AugmentConfig, CaptionedDataConfig
 from vidjax.evaluation.recognition import recognition
 from vidjax.evaluation.retrieval import retrieval
 from vidjax.evaluation.zero_shot import zero_shot
+from vidjax.fields import check_values
 from vidjax.matching import clip_encoder, text_encoder
 from vidjax.models import create_text_model
 from vidjax.models.video_text import Projected, VideoText
@@ -124,6 +125,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuses values that cannot be meant."""
+        check_values(self)
         for name in ("epochs", "steps", "chunk", "features"):
             value = getattr(self, name)
             if value is not None and value <= 0:

@@ -18,6 +18,7 @@ import vidjax
 from vidjax import cli
 from vidjax.convert import save_pretrained
 from vidjax.convert.rules import Inflation
+from vidjax.fields import check_values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,12 +40,17 @@ class Config:
     inflation: Inflation = "average"
     """How kernels of images become kernels of clips."""
 
+    def __post_init__(self) -> None:
+        """Refuses values that cannot be meant."""
+        check_values(self)
+
 
 def main(config: Config) -> None:
     """Converts and writes."""
     out = Path(config.out)
     if out.exists():
         raise FileExistsError(f"{out} is there already: give another directory, nothing is overwritten")
+    cli.make_folder(out.parent, "OUT")
     fields = {} if config.num_classes is None else {"num_classes": config.num_classes}
     model, variables = vidjax.load_pretrained(
         config.source,

@@ -34,6 +34,7 @@ import vidjax
 from vidjax import cli, runs
 from vidjax.data.config import ClipConfig, SourceConfig, core_count
 from vidjax.data.embeddings import join, open_parts, read_bad, read_meta, write_part
+from vidjax.fields import check_values
 from vidjax.report import name_nearest
 from vidjax.training.sharding import check_batch_size, make_mesh, put_batch, replicated
 
@@ -73,6 +74,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuses values that cannot be meant."""
+        check_values(self)
         for name in ("window", "stride", "batch_size", "videos_per_part", "neighbours"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -25,6 +25,7 @@ import numpy as np
 from vidjax import cli, runs
 from vidjax.data.config import ClipConfig, SourceConfig
 from vidjax.evaluation.recognition import recognition
+from vidjax.fields import check_values
 from vidjax.report import describe_recognition, open_results, per_class, predictions, write_csv
 from vidjax.training.metrics import clock
 from vidjax.training.sharding import (
@@ -71,6 +72,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuses values that cannot be meant."""
+        check_values(self)
         runs.read_views(self.views)
 
 

@@ -30,6 +30,7 @@ from vidjax.convert.checkpoint import write_model
 from vidjax.data.config import AugmentConfig, LabelledDataConfig
 from vidjax.evaluation.features import collect_features
 from vidjax.evaluation.recognition import recognition
+from vidjax.fields import check_values
 from vidjax.objectives.classification import mix_clips
 from vidjax.report import describe_losses, describe_run, describe_span, describe_speed, describe_starvation
 from vidjax.training.checkpoint import has_checkpoint
@@ -119,6 +120,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuses values that cannot be meant."""
+        check_values(self)
         for name in ("batch_size", "accumulation", "epochs", "steps"):
             value = getattr(self, name)
             if value is not None and value <= 0:
@@ -303,8 +305,10 @@ def make_model(config: Config, class_names: tuple[str, ...]) -> nn.Module:
         "image_size": config.data.size,
     }
     fields |= {name: value for name in ("drop_path", "dropout") if (value := getattr(config, name)) is not None}
-    if config.model.endswith("_pretrain"):
-        raise ValueError(f"model {config.model} has no classes: fine-tune {config.model.removesuffix('_pretrain')}")
+    if "num_classes" not in vidjax.create_model(config.model).__dataclass_fields__:
+        name = config.model.removesuffix("_pretrain")
+        other = name if name != config.model else "one that has"
+        raise ValueError(f"model {config.model} has no classes: choose {other}")
     model = vidjax.create_model(config.model, **fields, **runs.computing_fields(config, config.model))
     return model.clone(card=dataclasses.replace(model.card, class_names=class_names))
 

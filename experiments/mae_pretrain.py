@@ -29,6 +29,7 @@ from vidjax.data.config import AugmentConfig, DataConfig
 from vidjax.evaluation.features import collect_features
 from vidjax.evaluation.knn import knn_accuracy
 from vidjax.evaluation.linear_probe import linear_probe
+from vidjax.fields import check_values
 from vidjax.layers import patches
 from vidjax.objectives import masking, reconstruction
 from vidjax.report import describe_losses, describe_run, describe_speed, describe_starvation
@@ -112,6 +113,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuses values that cannot be meant."""
+        check_values(self)
         for name in ("batch_size", "accumulation", "epochs", "steps"):
             value = getattr(self, name)
             if value is not None and value <= 0:
@@ -156,7 +158,7 @@ RECIPES = {
 
 def default_recipe(argv: list[str]) -> str:
     """Without a recipe's name: `videos` for one's own source, `demo` for the embedded one."""
-    return "videos" if any(word.startswith("--data.source") for word in argv) else "demo"
+    return "videos" if any(word.split("=")[0] == "--data.source" for word in argv) else "demo"
 
 
 def make_loss(config: Config, model: nn.Module, grid: masking.Grid) -> Callable:
@@ -282,6 +284,9 @@ def train(config: Config, mesh: Mesh) -> dict[str, float]:
     # Whatever is wrong with the config or the source is said here, before anything is made.
     check_batch_size(config.batch_size, config.accumulation, data.repeats, config.sequence)
     name = f"{config.model}_pretrain"
+    if name not in (known := vidjax.list_models("_pretrain")):
+        known = ", ".join(each.removesuffix("_pretrain") for each in known)
+        raise ValueError(f"model {config.model} has no decoder to be pre-trained with: choose one of {known}")
     model = vidjax.create_model(name, **runs.computing_fields(config, name))
     grid = patches.grid((data.frames, data.size, data.size), model.patch_size)
     draw = partial(masking.draw, grid=grid, mask=config.mask, ratio=config.mask_ratio, decoder_mask=config.decoder_mask)

@@ -18,9 +18,9 @@ file could be read, and 2, with one line, where none could or the command cannot
 import csv
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -32,7 +32,8 @@ from tyro.conf import Positional
 import vidjax
 from vidjax import cli, runs
 from vidjax.data.config import ClipConfig, GivenClipConfig, core_count
-from vidjax.report import class_names
+from vidjax.fields import check_values
+from vidjax.report import check_files, class_names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +69,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuses values that cannot be meant."""
+        check_values(self)
         if not self.paths:
             raise ValueError("no video is given: name files or folders")
         for name in ("topk", "window", "stride", "batch_size"):
@@ -79,14 +81,9 @@ class Config:
         if self.window is not None and runs.read_views(self.views) != (1, 1):
             raise ValueError("a window is one view: give --window or --views")
         for name in ("json", "csv"):
-            if (path := getattr(self, name)) is None:
-                continue
-            if Path(path).exists():
+            if (path := getattr(self, name)) is not None and os.path.lexists(path):
                 raise FileExistsError(f"{path} is there already: give another --{name}, nothing is overwritten")
-            if not Path(path).absolute().parent.is_dir():
-                raise FileNotFoundError(
-                    f"there is no folder {Path(path).parent} to write --{name} to: make it, or give another"
-                )
+        check_files(json=self.json, csv=self.csv)
 
 
 def make_classify(model: nn.Module, variables: dict, clips: ClipConfig) -> Callable[[np.ndarray], jax.Array]:

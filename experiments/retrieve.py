@@ -26,6 +26,7 @@ from vidjax import cli, runs
 from vidjax.data.config import SourceConfig
 from vidjax.data.embeddings import read_meta
 from vidjax.evaluation.retrieval import Ranking, retrieval
+from vidjax.fields import check_values
 from vidjax.matching import check_tokenizer, clip_encoder, require_video_text, text_encoder, tokenizer_of
 from vidjax.report import name_nearest, open_results, write_csv
 from vidjax.training.sharding import check_batch_size, make_mesh, replicated
@@ -66,6 +67,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuses values that cannot be meant."""
+        check_values(self)
         runs.read_views(self.views)
         if self.neighbours < 1:
             raise ValueError(f"neighbours is {self.neighbours}: it must be 1 or more")

@@ -12,20 +12,22 @@ batches, each alone and all at once, in rounds that alternate.
 """
 
 import dataclasses
-import json
 import os
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
 
 from vidjax import cli
-from vidjax.benchmark import shares
+from vidjax.benchmark import table
 from vidjax.benchmark.ours import draw_inputs, make_loss, make_model, make_program
-from vidjax.benchmark.settings import Job, check_files
+from vidjax.benchmark.settings import Job
+from vidjax.benchmark.shares import Shares, measure_shares
+from vidjax.data.config import core_count
+from vidjax.fields import check_values
+from vidjax.report import check_files
 from vidjax.training.collectives import Collective, read_collectives
 from vidjax.training.cost import count_macs, peak_flops
 from vidjax.training.sharding import make_mesh
@@ -36,7 +38,7 @@ class Hardware:
     """What chips are joined by. Bandwidths are bytes a second that one chip can send."""
 
     kind: str
-    """As in `training.cost.PEAK_FLOPS`."""
+    """As in `training.cost.PEAKS`."""
     domain: int
     """Chips that the fast links join: a node of GPUs, the largest slice of TPUs."""
     fast: float
@@ -99,16 +101,22 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuses values that cannot be meant."""
+        check_values(self)
         for name in ("batch_per_device", "fsdp", "devices"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be above 0")
         if not 0 < self.mfu <= 1:
             raise ValueError(f"mfu is {self.mfu}: it must be above 0 and at most 1")
+        if self.latency < 0:
+            raise ValueError(f"latency is {self.latency}: it must be 0 or more")
+        for name in ("decode_rate", "records_rate"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be more than 0")
         if wrong := [count for count in (self.devices, *self.chips) if count < 1 or count % self.fsdp]:
             raise ValueError(f"{wrong[0]} chips are no multiple of fsdp {self.fsdp}: give multiples of it")
         if self.topology is None and self.devices < 2 * self.fsdp:
             raise ValueError(f"{self.devices} devices hold one copy of the parameters: compile for {2 * self.fsdp}")
-        check_files(self.json)
+        check_files(json=self.json)
 
 
 def simulate(count: int) -> Sequence[jax.Device]:
@@ -157,12 +165,9 @@ def compile_step(config: Config) -> tuple[list[Collective], dict[str, Any]]:
     start = time.perf_counter()
     compiled = step.lower(state, batch).compile()
     facts = {
-        "model": config.model,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
         "macs": macs,
-        "batch_per_device": config.batch_per_device,
         "devices": len(devices),
-        "fsdp": config.fsdp,
         "compiled_for": config.topology or f"{len(devices)} simulated devices of a CPU",
         "compile_seconds": time.perf_counter() - start,
     }
@@ -251,7 +256,7 @@ def tally(collectives: list[Collective]) -> list[dict[str, Any]]:
     return sorted(rows.values(), key=lambda row: -row["wire_bytes"])
 
 
-def main(config: Config) -> dict[str, Any]:
+def main(config: Config) -> dict[str, list[dict[str, Any]]]:
     """Compiles, counts and works out; prints two tables and returns what is in them."""
     collectives, facts = compile_step(config)
     rows = tally(collectives)
@@ -293,16 +298,31 @@ def main(config: Config) -> dict[str, Any]:
             f"{talk * 1e3:7.1f} ms{both:>20}{share:>15}{row['clips_per_second_per_host']:16,.0f}"
             f"{cores['decode']:14,.0f}{cores['records']:10,.0f}"
         )
-    numbers = {**facts, "collectives": rows, "projections": projections}
     if config.json:
-        Path(config.json).write_text(json.dumps(numbers, indent=2) + "\n")
-    return numbers
+        told = [{"of": "collective", **row} for row in rows] + [{"of": "projection", **row} for row in projections]
+        machine = facts | {"versions": {"jax": jax.__version__}}
+        table.write_json(config.json, "scaling", config, machine, told)
+    return {"collectives": rows, "projections": projections}
+
+
+def share(config: Shares) -> list[dict[str, Any]]:
+    """Measures the input pipeline and prints a table."""
+    rows = measure_shares(config)
+    print(f"{config.source}: clips of {config.frames} frames, {config.size} pixels, a core for each process")
+    print(f"{'clips of each process':28}{'alone':>8}{f'{config.processes} at once':>12}{'efficiency':>12}{'range':>16}")
+    for row in rows:
+        label = {"second": "a second", "cpu_second": "a second of its own core"}[row["clock"]]
+        span = f"{row['least']:.0%} to {row['most']:.0%}"
+        print(f"{label:28}{row['alone']:8.2f}{row['together']:12.2f}{row['efficiency']:12.0%}{span:>16}")
+    if config.json:
+        table.write_json(config.json, "scaling input", config, {"cores": core_count()}, rows)
+    return rows
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["input"]:
         sys.argv.pop(1)
         cli.first_word_is("--source")
-        cli.run(shares.main, shares.Shares)
+        cli.run(share, Shares)
     else:
         cli.run(main, Config)

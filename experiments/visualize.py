@@ -33,6 +33,7 @@ import vidjax
 from vidjax import cli, runs
 from vidjax.data.config import GivenClipConfig
 from vidjax.evaluation import saliency
+from vidjax.fields import check_values
 from vidjax.layers import patches
 from vidjax.objectives import masking, reconstruction
 from vidjax.report import class_names
@@ -69,6 +70,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuses values that cannot be meant."""
+        check_values(self)
         if not self.paths:
             raise ValueError("no video is given: name files or folders")
 
@@ -160,6 +162,7 @@ def main(config: Config) -> dict[str, list[str]]:
     reconstruct, masked = make_reconstruct(config, model, variables) if hasattr(model, "decoder_width") else (None, "")
     default = Path(config.run) / "visualize" if runs.is_run(config.run) else Path("visualize")
     out = default if config.out is None else Path(config.out)
+    cli.make_folder(out, "--out")
 
     made: dict[str, list[str]] = {}
     bad = 0

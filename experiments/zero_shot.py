@@ -32,6 +32,7 @@ from vidjax.data.config import SourceConfig
 from vidjax.evaluation.few_shot import few_shot, few_shot_from_support
 from vidjax.evaluation.recognition import recognition
 from vidjax.evaluation.zero_shot import zero_shot
+from vidjax.fields import check_values
 from vidjax.matching import check_tokenizer, clip_encoder, require_video_text, text_encoder, tokenizer_of
 from vidjax.objectives.contrastive import clamp_scale
 from vidjax.report import describe_recognition, open_results, per_class, predictions, write_csv
@@ -84,6 +85,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuses values that cannot be meant."""
+        check_values(self)
         runs.read_views(self.views)
         if self.shots is not None and self.classes:
             raise ValueError("classes is about names, which --shots does not look at: leave one of them out")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import flax.linen as nn
 import jax
@@ -74,6 +74,8 @@ def load_pretrained(
       >>> model, variables = load_pretrained("runs/finetune")
     """
     settings = {"strict": strict, "inflation": inflation, "key": key, "verbose": verbose, **overrides}
+    if which not in get_args(Which):
+        raise ValueError(f"which is '{which}': choose one of {', '.join(get_args(Which))}")
     if not is_run(source):
         return convert.load_pretrained(source, name, **settings)
     weights, step = read_weights(source, which)

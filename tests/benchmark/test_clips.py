@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from vidjax.benchmark import clips
-from vidjax.benchmark.clips import Clips, main, most_frames
+from vidjax.benchmark.clips import Clips, measure_clips, most_frames
 
 
 def test_the_most_frames_lie_on_the_curve_of_those_compiled():
@@ -17,17 +17,17 @@ def test_the_most_frames_lie_on_the_curve_of_those_compiled():
 
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
 @pytest.mark.filterwarnings("ignore:JAX runs already")
-def test_longer_clips_need_more_and_the_longest_is_told(capsys, monkeypatch):
+def test_longer_clips_need_more_and_the_longest_is_told(monkeypatch):
     small = (("depth", 1), ("width", 32), ("heads", 2))
     make = clips.make_program
     monkeypatch.setattr(
         clips, "make_program", lambda job, mesh: make(dataclasses.replace(job, overrides=job.overrides + small), mesh)
     )
     settings = {"frames": (12, 4, 8), "size": 16, "remat": ("blocks",), "budgets_gb": (0.001, 1)}
-    (row,) = main(Clips("videomae_tiny", **settings, implementations=("ring",), devices=2))
+    machine, (row,) = measure_clips(Clips("videomae_tiny", **settings, implementations=("ring",), devices=2))
+    assert machine["platform"] == jax.devices()[0].platform
     assert list(row["bytes"]) == [4, 8, 12] and sorted(row["bytes"].values()) == list(row["bytes"].values())
     assert row["fits"]["0.001"] == 0 and row["fits"]["1"] == 12
-    assert "most frames" in capsys.readouterr().out
 
 
 def test_what_cannot_be_meant_is_refused():
@@ -35,7 +35,10 @@ def test_what_cannot_be_meant_is_refused():
         Clips(frames=(8, 16))
     with pytest.raises(ValueError, match="size is 0 and devices 8: both must be 1 or more"):
         Clips(size=0, devices=8)
+    for name in ("implementations", "remat"):
+        with pytest.raises(ValueError, match=f"{name} is empty: name one or more to compare"):
+            Clips(**{name: ()})
     told = pytest.warns(UserWarning, match="JAX runs already and simulates no devices that it does not have: use a")
     said = "ring over 1024 devices on .*: simulate them by the environment variable"
     with told, pytest.raises(ValueError, match=said):
-        main(Clips(devices=1024))
+        measure_clips(Clips(devices=1024))

@@ -121,18 +121,26 @@ def test_a_cell_that_raises_fails(source, tmp_path):
         execute(notebook, tmp_path)
 
 
-@pytest.mark.parametrize(("driver", "extra"), [("550.54.15", "cuda12"), ("580.65.06", "cuda")])
-def test_the_install_cell_asks_pip_for_what_source_and_driver_say(monkeypatch, tmp_path, driver, extra):
-    install, asked, version = code("quickstart.ipynb")[0], [], tmp_path / "version"
-    version.write_text(
-        f"NVRM version: NVIDIA UNIX x86_64 Kernel Module  {driver}  Thu Mar 14 2024\nGCC version: 12.3.0\n"
-    )
+@pytest.mark.parametrize(
+    ("place", "said", "extras"),
+    [
+        ("/proc/driver/nvidia/version", "Kernel Module  550.54.15  Thu Mar 14 2024", "train,cuda12"),
+        ("/proc/driver/nvidia/version", "Kernel Module  580.65.06  Thu Mar 14 2024", "train,cuda"),
+        ("/dev/accel*", "", "train,tpu"),
+        ("none", "", "train"),
+    ],
+)
+def test_the_install_cell_asks_pip_for_what_source_and_machine_say(monkeypatch, tmp_path, place, said, extras):
+    install, asked, found = code("quickstart.ipynb")[0], [], tmp_path / "found"
+    found.write_text(f"NVRM version: NVIDIA UNIX x86_64 {said}\nGCC version: 12.3.0\n")
     monkeypatch.setattr("subprocess.run", lambda command, check: asked.append(command[-1]))
     exec(install, {})
     assert asked == []  # no Colab, no pip
     monkeypatch.setitem(sys.modules, "google.colab", sys)
-    monkeypatch.setattr("glob.glob", lambda pattern: [str(version)] if "nvidia" in pattern else [])
-    for source in ("vidjax", "/content/vidjax", "git+https://host/vidjax"):
-        exec(install.replace('SOURCE = "vidjax"', f'SOURCE = "{source}"'), {})
-    extras = f"[train,{extra}]"
-    assert asked == [f"vidjax{extras}", f"/content/vidjax{extras}", f"vidjax{extras} @ git+https://host/vidjax"]
+    monkeypatch.setattr("glob.glob", lambda pattern: [str(found)] * (pattern == place))
+    with pytest.raises(ValueError, match="SOURCE is empty: say where vidjax comes from"):
+        exec(install, {})
+    assert asked == []
+    for source in ("/content/vidjax", "git+https://host/vidjax"):
+        exec(install.replace('SOURCE = ""', f'SOURCE = "{source}"'), {})
+    assert asked == [f"/content/vidjax[{extras}]", f"vidjax[{extras}] @ git+https://host/vidjax"]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 
 import flax.linen as nn
 import jax
@@ -57,8 +58,31 @@ def test_other_classes_get_a_new_head_without_the_old_names(variables, saved):
 
 
 def test_what_is_there_is_never_overwritten(model, variables, saved):
-    with pytest.raises(FileExistsError, match="is not empty: give another directory"):
+    with pytest.raises(FileExistsError, match="is not an empty directory: give another one, nothing is overwritten"):
         save_pretrained(saved, model, variables)
+    with pytest.raises(FileExistsError, match=r"model\.safetensors is not an empty directory"):
+        save_pretrained(saved / "model.safetensors", model, variables)
+
+
+def test_what_could_not_be_loaded_again_is_not_saved(model, variables, tmp_path):
+    with pytest.raises(ValueError, match=r"the variables are not those of the VideoMAE: .* is on one side alone; give"):
+        save_pretrained(tmp_path / "saved", model, variables["params"])
+    assert not (tmp_path / "saved").exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"cannot make \S+saved \(Not a directory\): give another directory"):
+        save_pretrained(tmp_path / "file" / "saved", model, variables)
+
+
+def test_safetensors_is_asked_for_where_it_is_missing(model, variables, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
+    with pytest.raises(ImportError, match="writing a checkpoint needs safetensors: pip install safetensors"):
+        save_pretrained(tmp_path / "saved", model, variables)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_which_weights_are_meant_is_best_or_last(saved):
+    with pytest.raises(ValueError, match="which is 'latest': choose one of best, last"):
+        vidjax.load_pretrained(saved, which="latest")
 
 
 def test_a_truncated_file_is_told(saved):

@@ -134,10 +134,10 @@ def test_damaged_torchscript_is_told(tmp_path):
 def test_torch_that_is_missing_is_asked_for(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     (tmp_path / "x.pth").write_bytes(b"")
-    with pytest.raises(ImportError, match=r"needs PyTorch: pip install 'vidjax\[convert\]'"):
+    with pytest.raises(ImportError, match=r"needs PyTorch: pip install torch"):
         files.read(tmp_path / "x.pth")
     monkeypatch.setitem(sys.modules, "safetensors", None)
-    with pytest.raises(ImportError, match=r"reading .* needs safetensors: pip install 'vidjax\[convert\]'"):
+    with pytest.raises(ImportError, match=r"reading .* needs safetensors: pip install safetensors"):
         files.read_safetensors(tmp_path / "x.safetensors")
 
 

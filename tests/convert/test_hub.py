@@ -31,6 +31,9 @@ def test_an_unknown_kind_of_model_is_told(folder):
 
 
 def test_a_configuration_that_lacks_something_is_told(folder):
+    (folder / "config.json").write_text(json.dumps({"model_type": ["gpt2"]}))
+    with pytest.raises(ValueError, match=r"is a model of type '\['gpt2'\]': give one of"):
+        load_pretrained(folder)
     (folder / "config.json").write_text(json.dumps({"model_type": "videomae"}))
     with pytest.raises(ValueError, match=r"the config\.json of .* lacks 'hidden_size'"):
         load_pretrained(folder)

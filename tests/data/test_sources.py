@@ -63,6 +63,15 @@ def test_a_flat_folder_has_no_labels(video, tmp_path):
     assert clip.frames.shape == (3, 24, 40, 3)
 
 
+CLASSES = [
+    (b'{"walk": 0}', r"classes\.json must be a list of class names$"),
+    (b'["walk", 1]', r"classes\.json must be a list of class names$"),
+    (b'["walk",', r"classes\.json is not JSON \(Expecting value.*\): write a list of class names"),
+    (b'["caf\xe9"]', r"classes\.json is not JSON \(.* byte 0xe9 .*\): write a list of class names"),
+    (b'["run", "walk", "run"]', r"classes\.json has the class 'run' twice: give each class a name of its own"),
+]
+
+
 def test_a_folder_may_say_the_order_of_its_classes(video, tmp_path):
     place(video, tmp_path / "run" / "1.mp4")
     (tmp_path / "classes.json").write_text('["walk", "run"]')
@@ -71,8 +80,9 @@ def test_a_folder_may_say_the_order_of_its_classes(video, tmp_path):
     assert source.read(0, lambda info: (), None).label == 1
     (tmp_path / "classes.json").write_text('["walk"]')
     refused(tmp_path, "classes.json lacks 1 of the classes, run: add")
-    (tmp_path / "classes.json").write_text('{"walk": 0}')
-    refused(tmp_path, "must be a list of class names")
+    for content, sentence in CLASSES:
+        (tmp_path / "classes.json").write_bytes(content)
+        refused(tmp_path, sentence)
 
 
 def test_a_folder_without_videos_is_refused(tmp_path):
@@ -96,10 +106,12 @@ JSONL = (
 )
 
 
-@pytest.mark.parametrize(("name", "content"), [("list.csv", CSV), ("list.jsonl", JSONL), ("list.csv", "\ufeff" + CSV)])
-def test_a_manifest(name, content, video, tmp_path):
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+@pytest.mark.parametrize(("name", "content"), [("list.csv", CSV), ("list.jsonl", JSONL)])
+def test_a_manifest(name, content, newline, mark, video, tmp_path):
     place(video, tmp_path / "sub" / "b.mp4")
-    (tmp_path / name).write_text(content.format(video), encoding="utf-8")
+    (tmp_path / name).write_text(mark + content.format(video), encoding="utf-8", newline=newline)
     source = open_(tmp_path / name)
     assert source.class_names == ("run", "walk")
     assert source.ids == [f"{video}#t=2,4.5", str(tmp_path / "sub/b.mp4"), f"{video}#t=9.5,20"]
@@ -130,6 +142,16 @@ def test_labels_that_are_numbers_are_taken_as_they_are(video, tmp_path):
     assert open_(tmp_path / "list.csv").class_names == ("a", "b", "c", "d", "e")
     (tmp_path / "classes.json").write_text('["a"]')
     refused(tmp_path / "list.csv", r"has the label 3, but classes\.json beside it 1 names: add")
+
+
+def test_numbers_that_are_no_labels_make_no_classes(video, tmp_path):
+    (tmp_path / "list.csv").write_text(f"path,label\n{video},0\n{video},99999999\n")
+    refused(tmp_path / "list.csv", r"list\.csv has the label 99999999, which would make as many classes: number them")
+    (tmp_path / "list.csv").write_text(f"path,label\n{video},99999\n")
+    assert len(open_(tmp_path / "list.csv").class_names) == 100_000
+    (tmp_path / "list.csv").write_text(f"path,label\n{video},run\n{video},99999999\n{video},-1\n")
+    source = open_(tmp_path / "list.csv")
+    assert source.class_names == ("99999999", "run") and [source.label(i) for i in range(3)] == [1, 0, -1]
 
 
 def test_a_manifest_without_labels(video, tmp_path):
@@ -180,6 +202,34 @@ def test_a_wrong_manifest_is_refused_with_the_line(name, content, sentence, tmp_
     refused(tmp_path / name, sentence)
 
 
+@pytest.mark.parametrize("label", ["-2", "-2.0", "1.0", "NaN", "true", '["x"]', '{"x": 1}', '"-7"'])
+def test_what_is_neither_a_name_nor_a_number_from_0_on_is_no_label(label, tmp_path):
+    (tmp_path / "a.jsonl").write_text(f'{{"path": "x.mp4", "label": 3}}\n{{"path": "x.mp4", "label": {label}}}\n')
+    refused(tmp_path / "a.jsonl", r"a\.jsonl, line 2: its label is .+, but it must be a name, a whole number from 0 on")
+    (tmp_path / "a.csv").write_text("path,label\nx.mp4,-2\n")
+    refused(tmp_path / "a.csv", r"a\.csv, line 2: its label is '-2', but it must be a name")
+
+
+def test_labels_that_are_null_are_none(video, tmp_path):
+    rows = ({"path": str(video), "label": label} for label in (None, -1, "run"))
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = open_(tmp_path / "a.jsonl")
+    assert source.class_names == ("run",) and [source.label(i) for i in range(3)] == [-1, -1, 0]
+
+
+@pytest.mark.parametrize(("name", "rows"), [("a.csv", "path,label\n{},café\n"), ("a.jsonl", '\n{{"path": "{}é"}}\n')])
+def test_a_manifest_is_utf_8(name, rows, video, tmp_path):
+    (tmp_path / name).write_bytes(rows.format(video).encode("latin-1"))
+    refused(tmp_path / name, rf"{name}, line 2: it is not UTF-8 \(.+\), save the file as UTF-8")
+    (tmp_path / name).write_bytes(rows.format(video).encode("utf-16"))
+    refused(tmp_path / name, rf"{name}, line 1: it is not UTF-8 \(.+\), save the file as UTF-8")
+
+
+def test_a_field_without_end_is_refused(tmp_path):
+    (tmp_path / "a.csv").write_text('path,caption\nx.mp4,one\nx.mp4,"two\n' + "x.mp4,three\n" * 20000)
+    refused(tmp_path / "a.csv", r"a\.csv, line 3: it is not CSV \(field larger than .*\), close its quotation marks")
+
+
 def test_the_embedded_data_set_has_disjoint_splits():
     train, validation = open_("synthetic:moving_shapes"), open_("synthetic:moving_shapes", split="validation")
     assert train.class_names == moving_shapes.CLASSES
@@ -204,6 +254,16 @@ def test_tfrecords_are_read_by_index(tmp_path):
         assert clip.frames.shape == (2, 24, 40, 3)
         assert source.read(0, lambda info: (), None).captions == source.captions(0) == ()
     refused(f"tfrecord:{tmp_path}/nothing*", "matches no file")
+    for content, sentence in CLASSES:
+        (tmp_path / "classes.json").write_bytes(content)
+        refused(f"tfrecord:{tmp_path}", sentence)
+
+
+def test_a_source_without_examples_is_refused(tmp_path):
+    tf.io.TFRecordWriter(str(tmp_path / "a.tfrecord")).close()
+    refused(f"tfrecord:{tmp_path}", r"^there are no examples in tfrecord:\S+: give another source$")
+    with pytest.raises(ValueError, match="there are no examples in synthetic:moving_shapes: give another source"):
+        subset(open_("synthetic:moving_shapes"), [])
 
 
 @functools.cache
@@ -265,6 +325,7 @@ def test_tfds_is_read_by_index_and_decodes_only_what_is_used(tfds_folder, monkey
     assert numbers[:2] == seen[1:3] and sorted(numbers[2:]) == [5, 6]
     with pytest.raises(ValueError, match=r"data\.split val is unknown: tfds:tiny_videos has train, test"):
         open_("tfds:tiny_videos", split="val")
+    refused("tfds:tiny_videos", r"data\.split train\[2:2\] of tfds:tiny_videos holds no ex", split="train[2:2]")
 
 
 def test_tfds_sets_that_cannot_be_read_are_refused(tmp_path, monkeypatch):

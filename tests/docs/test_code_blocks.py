@@ -7,13 +7,15 @@
 - `csv`, `jsonl`: written under their title, beside tiny videos of the names in them, and opened as a source.
 - `text`: what a program says; test_shell_blocks.py compares it.
 
-Any other fence fails, and so does a line that is none of these. Flags in the running text are those of a script.
+Any other fence fails, and so does a line that is none of these. In the running text, flags are those of a script, and
+what follows a script's name is parsed by it.
 """
 
 import ast
 import dataclasses
 import functools
 import re
+import shlex
 import tomllib
 
 import blocks  # of this folder
@@ -93,8 +95,18 @@ def execute(block, names):
         shapes = [tuple(map(int, s.split(","))) for s in re.findall(r"\((\d+(?:, \d+)+)\)", comment)]
         if shapes and isinstance(node, ast.Assign):
             targets = getattr(node.targets[0], "elts", node.targets)
-            made = [names[target.id].shape for target in targets]
+            made = shapes_of([names[target.id] for target in targets])
             assert made == shapes, f"{block}: {comment}, but {made}"
+        elif shapes and isinstance(node, ast.Expr):
+            made = shapes_of(value)
+            assert made == shapes, f"{block}: {comment}, but {made}"
+
+
+def shapes_of(value):
+    """Shapes of an array, of several, or of what is itself a shape."""
+    if isinstance(value, tuple) and all(isinstance(each, int) for each in value):
+        return [value]
+    return [each.shape for each in (value if isinstance(value, tuple | list) else [value])]
 
 
 def says(value, comment):
@@ -119,6 +131,15 @@ def test_numbers_in_comments_are_compared():
     block = blocks.Block("page", 1, "python", "", "x = 2.5  # 2.56: so long\n")
     with pytest.raises(AssertionError, match=r"2\.56: so long, but 2\.5"):
         execute(block, {})
+
+
+@pytest.mark.parametrize("line", ["x = jnp.zeros((2, 3))", "jnp.zeros((2, 3))", "jnp.zeros((2, 3)).shape"])
+def test_shapes_in_comments_are_compared(line):
+    execute(blocks.Block("page", 1, "python", "", f"{line}  # (2, 3)\n"), {"jnp": jax.numpy})
+    with pytest.raises(AssertionError, match=r"\(2, 4\), but \[\(2, 3\)\]"):
+        execute(blocks.Block("page", 1, "python", "", f"{line}  # (2, 4)\n"), {"jnp": jax.numpy})
+    several = blocks.Block("page", 1, "python", "", "[jnp.ones((1, 2)), jnp.ones((3, 4))]  # (1, 2) and (3, 4)\n")
+    execute(several, {"jnp": jax.numpy})
 
 
 @pytest.mark.parametrize("block", [b for page in FILES for b in blocks_of(page) if b.kind in TABLES], ids=str)
@@ -198,7 +219,20 @@ def flags():
 
 def inline_code(text):
     """What stands between backticks in the running text."""
-    return [code.replace("\n", " ") for code in re.findall(r"`([^`]+)`", re.sub(r"(?ms)^```.*?^```$", "", text))]
+    without_blocks = re.sub(r"(?ms)^ *```.*?^ *```$", "", text)
+    return [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", without_blocks)]
+
+
+def called(code):
+    """The words of inline code that calls a script, by its path or by its name alone; none of other code."""
+    found = re.fullmatch(r"(python )?(?:experiments/)?(\w+\.py)( .+)?", code)
+    if not found or not (ROOT / "experiments" / found[2]).exists():
+        return []
+    python, script, rest = found[1], found[2], shlex.split(found[3] or "")
+    # By itself a file, or a file and what it does, is named and not called.
+    if not python and (not rest or (len(rest) == 1 and rest[0] in FIRST_WORDS.get(script, ()))):
+        return []
+    return ["python", f"experiments/{script}", *rest]
 
 
 def is_flag_of_a_script(code):
@@ -227,8 +261,10 @@ def test_flags_and_commands_in_the_running_text_are_those_of_the_scripts(page):
     for code in inline_code(text_of(page)):
         if code.startswith("--") and code not in OF_OTHERS:
             assert is_flag_of_a_script(code), f"{page}: no script takes `{code}`"
-        elif code.startswith("python experiments/"):
-            check(code.split(), page)
+        elif words := called(code):
+            check(words, page)
+        else:
+            assert not code.startswith("python "), f"{page}: `{code}` is no script"
 
 
 def test_wrong_flags_in_the_running_text_are_found():
@@ -237,3 +273,18 @@ def test_wrong_flags_in_the_running_text_are_found():
     assert [is_flag_of_a_script(code) for code in (*right, *wrong)] == [True] * 5 + [False] * 5
     text = "`--scan` and `--data.source\nx`\n\n```bash\n`--in a block`\n```\n"
     assert inline_code(text) == ["--scan", "--data.source x"]
+
+
+def test_wrong_commands_in_the_running_text_are_found():
+    assert not any(map(called, ("check_data.py", "benchmark.py input", "absent.py --x", "experiments/embed.py", "a b")))
+    right = ("finetune.py videomae_base_k400\n  --workdir runs/a", "python experiments/list_models.py --markdown")
+    for code in inline_code("".join(f"`{code}` " for code in right)):
+        check(called(code), "page")
+    for wrong, reason in (
+        ("finetune.py videomae_base_k4000 --workdir runs/a", "there is no recipe 'videomae_base_k4000'"),
+        ("mae_pretrain.py --steqs 3", "unknown argument --steqs"),
+        ("benchmark.py inputs", "the first word says what to do"),
+        ("predict.py --run runs/ft clip.mp4 --topk many", "--topk"),
+    ):
+        with pytest.raises(AssertionError, match=reason):
+            check(called(wrong), "page")

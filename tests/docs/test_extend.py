@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 from blocks import ROOT, blocks_of, text_of
 
+from vidjax.data.config import DataConfig
+from vidjax.data.pipeline import evaluation_batches
+
 pytestmark = pytest.mark.pages
 
 # What a user does with the two names: trains, keeps what was trained, and loads it without saying what it is.
@@ -21,6 +24,8 @@ assert type(model).__name__ == "ShiftNet" and model.card.class_names == ("jump",
 vidjax.save_pretrained("saved", model, variables)
 assert vidjax.load_pretrained("saved", verbose=False)[0] == model
 """
+
+LINT = "import sys; from importlinter.cli import lint_imports_command; sys.exit(lint_imports_command(['--no-cache']))"
 
 
 def insert(path, after, line):
@@ -34,14 +39,14 @@ def insert(path, after, line):
 
 def test_a_model_and_a_source_get_their_names(tmp_path, monkeypatch):
     page = text_of("docs/extend.md")
-    model, source, pictures = (block.text for block in blocks_of("docs/extend.md")[:3])
-    variants = re.search(r"`(VARIANTS = .+?)`", page)[1]
+    model, _, source, pictures = (block.text for block in blocks_of("docs/extend.md")[:4])
+    imported, variants = (re.search(rf"`({head} .+?)`", page)[1] for head in ("from types import", "VARIANTS ="))
     opened = re.search(r"`(if kind == \"pictures\".+?)`", page)[1]
     for folder in ("vidjax", "experiments"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
     models = tmp_path / "vidjax" / "models"
-    rows = f"from types import MappingProxyType\n\n{variants}\n"
-    (models / "shiftnet.py").write_text(model[: model.index("model = ShiftNet")] + rows)
+    (models / "shiftnet.py").write_text(f"{imported}\n\n{model}\n\n{variants}\n")
     insert(models / "__init__.py", "    resnet3d,", "shiftnet,")
     families = (models / "__init__.py").read_text()
     (models / "__init__.py").write_text(families.replace("FAMILIES = (", "FAMILIES = (shiftnet, "))
@@ -55,7 +60,24 @@ def test_a_model_and_a_source_get_their_names(tmp_path, monkeypatch):
     flags = """--model shiftnet_tiny --data.train pictures:pictures --data.frames 4 --data.size 32 --data.stride 2
     --data.workers 1 --batch_size 4 --steps 2 --loop.log_every 1 --workdir run"""
     environment = os.environ | {"PYTHONPATH": str(tmp_path), "XLA_FLAGS": ""}
-    for command in (["experiments/finetune.py", *flags.split()], ["-c", USE]):
+    for command in (["-c", LINT], ["experiments/finetune.py", *flags.split()], ["-c", USE]):
         done = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment)
         assert done.returncode == 0, done.stdout + done.stderr
     assert (Path("run") / "checkpoints").is_dir()
+
+
+def test_a_picture_that_cannot_be_read_is_counted_and_no_pictures_are_refused(tmp_path, monkeypatch):
+    source, pictures = (block.text for block in blocks_of("docs/extend.md")[2:4])
+    monkeypatch.chdir(tmp_path)
+    made = {}
+    with contextlib.redirect_stdout(None):
+        exec(source + pictures, made)
+    Path("pictures/jump/2/00000.jpg").write_bytes(b"no picture")
+    whole = Path("pictures/wave/1/00003.jpg").read_bytes()
+    Path("pictures/wave/1/00003.jpg").write_bytes(whole[: len(whole) // 2])
+    batch = next(
+        evaluation_batches(made["open_pictures"]("pictures"), DataConfig(frames=12, size=32, stride=1), batch_size=4)
+    )
+    assert batch["valid"].tolist() == [True, False, False, True]
+    with pytest.raises(ValueError, match="there are no folders CLASS/VIDEO in absent: correct its path"):
+        made["open_pictures"]("absent")

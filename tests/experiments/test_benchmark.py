@@ -9,10 +9,12 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
-from vidjax.benchmark import budget, measure, peers, table
+from vidjax.benchmark import budget, measure, ours, peers, table
 from vidjax.benchmark.budget import find_largest
+from vidjax.benchmark.clips import Clips
 from vidjax.benchmark.loss import Loss
 from vidjax.benchmark.ours import describe, make_model
 from vidjax.benchmark.peers import NoPeerError, check_parameters, make_peer
@@ -90,13 +92,35 @@ def test_training_is_measured_on_both_sides_without_tyro_av_and_tensorflow(tmp_p
         (lambda: Loss(batch_size=0), "batch_size is 0: it must be 1 or more"),
         (lambda: Train(rounds=0), "rounds is 0: it must be 1 or more"),
         (lambda: Train(models=()), r"models is \(\) and dtypes is \('.*',\): name one or more of each"),
-        (lambda: Loss(chart="nowhere/a.png"), "its folder does not exist"),
         (lambda: Loss(batch_size=16, width=2, chunks=(9,)), "chunks of 9 do not divide"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(settings, line):
     with pytest.raises(ValueError, match=line):
         benchmark.main(settings())
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(("field", "value"), [("implementation", "foo"), ("remat", "all")])
+def test_a_value_that_a_models_field_does_not_know_is_refused(field, value):
+    with pytest.raises(ValueError, match=rf"{field} (of model '\w+' )?is '{value}': (choose|it must be) one of"):
+        check_models(Train(**{field: (value,)}))
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(tmp_path):
+    for settings in (Train, Loss, Clips):
+        with pytest.raises(OSError, match=rf"cannot write --json to {tmp_path} \(Is a directory\): give another file"):
+            settings(json=str(tmp_path))
+    with pytest.raises(OSError, match=r"cannot write --chart to nowhere/a\.png \(No such file or directory\)"):
+        Memory(chart="nowhere/a.png")
+
+
+def test_what_a_library_raises_while_models_are_described_is_no_sentence_of_ours(monkeypatch):
+    monkeypatch.setattr(ours, "describe", lambda *_: np.zeros(2).reshape(3))
+    with pytest.raises(ValueError, match="cannot reshape"):
+        measure.describe_or_refuse([], ())
+    monkeypatch.setattr(ours, "describe", lambda *_: make_model(job("nothing")))
+    assert "there is no model 'nothing'" in measure.describe_or_refuse([], ())["refused"]
 
 
 def test_a_batch_that_devices_cannot_share_is_refused_unless_it_is_what_is_looked_for():
@@ -186,7 +210,7 @@ def test_what_fails_is_a_row_and_ends_nothing(monkeypatch):
     assert asked == [1, 1, 2, 2, 4] and len(told) == 5 + 2 * 4
     by_side = {(row["side"], row["batch_size"]): row for row in rows}
     failed = by_side["vidjax", 4]
-    assert failed["out_of_memory"] and "larger batches are left out" in failed["failed"]
+    assert "RESOURCE_EXHAUSTED: Out of memory; larger batches are left out" in failed["failed"]
     assert "and much more" not in failed["failed"] and ("vidjax", 8) not in by_side
     ours, theirs = by_side["vidjax", 2], by_side["PyTorch eager", 4]
     assert ours["clips_per_second"] == 4 and theirs["best"] and not by_side["PyTorch eager", 8]["best"]
@@ -219,6 +243,22 @@ def test_the_largest_batch_is_found_by_compiling_alone(monkeypatch):
     assert 1e6 < found["program_bytes"] < 1e9
     monkeypatch.setattr(budget, "COMPILATIONS", 1)
     assert budget.largest_batch(small, 1e-3)["batch_size"] == 0
+
+
+def test_memory_by_frames_is_a_table(tmp_path, capsys, monkeypatch):
+    row = {"implementation": "ring", "remat": "blocks", "devices": 8}
+    row |= {"bytes": {16: 1.5e9, 32: 2.5e9}, "fits": {"16": 32, "80": 64}}
+    machine = {"device": "TPU v5", "devices": 8, "platform": "tpu"}
+    monkeypatch.setattr(benchmark, "measure_clips", lambda config: (machine, [row]))
+    config = Clips("videomae_tiny", frames=(16, 32, 64), json=str(tmp_path / "numbers.json"))
+    assert benchmark.main(config) == [row]
+    title, titles, line = capsys.readouterr().out.splitlines()
+    assert "compiled for TPU v5: GB a device by frames, and most frames (of 64)" in title
+    assert titles.split() == "attention remat devices 16 frames 32 frames in 16 GB in 80 GB".split()
+    assert line.split() == "ring blocks 8 1.50 2.50 32 64".split()
+    told = json.loads((tmp_path / "numbers.json").read_text())
+    assert told["mode"] == "clips" and told["settings"]["model"] == "videomae_tiny" and told["machine"] == machine
+    assert told["rows"][0]["bytes"] == {"16": 1.5e9, "32": 2.5e9}
 
 
 def test_chunks_save_memory_and_change_no_gradient(tmp_path, capsys):

@@ -81,6 +81,8 @@ def test_what_cannot_be_measured_is_refused():
         benchmark.main(Input("synthetic:moving_shapes"))
     with pytest.raises(ValueError, match=r"cores is \(9999,\): choose 1 to \d+"):
         Input("videos", cores=(9999,))
+    with pytest.raises(OSError, match=r"cannot write --json to / \(Is a directory\): give another file"):
+        Input("videos", json="/")
     with pytest.raises(ValueError, match="rounds is 0: it must be 1 or more"):
         Input("videos", rounds=0)
 

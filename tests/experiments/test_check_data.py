@@ -8,6 +8,8 @@ import pytest
 import videos
 
 from vidjax.data.config import DataConfig
+from vidjax.data.sampling import sample
+from vidjax.data.sources import Clip, open_source
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "experiments"))
 import check_data
@@ -53,6 +55,55 @@ def test_findings_that_cannot_be_written_are_one_line_before_any_video_is_looked
     for out, reason in (("file", "File exists"), ("file/out", "Not a directory")):
         with pytest.raises(OSError, match=rf"cannot write to the folder \S+{out} \({reason}\): choose another --out"):
             run(folder, tmp_path / out)
+
+
+def cut_off(path):
+    """A file that lacks its end: the first clip of the contact sheet is drawn from there, its middle can be read."""
+    videos.write_video(path, videos.numbered(400), container_options={"movflags": "+faststart"})
+    return videos.truncate(path, 0.73)
+
+
+def test_a_file_whose_middle_alone_can_be_read_is_listed_and_left_out_of_the_sheet(folder, tmp_path, capsys):
+    cut = cut_off(folder / "a" / "cut.mp4")
+    (listed,) = (each for each in bad_files(folder, tmp_path / "out") if "damaged" not in each["path"])
+    assert listed["path"] == str(cut) and listed["error"].startswith(str(cut))
+    assert "5 examples, 5 looked at, 2 unreadable" in capsys.readouterr().out
+    assert (tmp_path / "out" / "contact_sheet.png").stat().st_size > 1000
+    assert run(folder, tmp_path / "out", clips=0)["unreadable"] == 1  # nothing else of it was decoded
+    assert not (tmp_path / "out" / "contact_sheet.png").exists()
+    assert len(bad_files(cut.parent, tmp_path / "alone")) == 1
+    assert not (tmp_path / "alone" / "contact_sheet.png").exists()
+
+
+def bad_files(folder, out):
+    run(folder, out)
+    return [json.loads(line) for line in (out / "bad_files.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(("frames", "stride", "fps"), [(4, 5, None), (4, 1, 5.0), (1, 9, None), (6, 3, None)])
+def test_a_clip_that_just_fits_is_not_short(frames, stride, fps, tmp_path):
+    data = DataConfig(frames=frames, size=16, stride=stride, fps=fps)
+    span = sample(data, 1000, 25.0, None)[-1] - sample(data, 1000, 25.0, None)[0] + 1
+    for count in {span, max(span - 1, 1)}:
+        videos.write_video(tmp_path / "videos" / f"{count}.mp4", videos.numbered(count), rate=25)
+    config = check_data.Config(source=str(tmp_path / "videos"), out=str(tmp_path / "out"), data=data, clips=0)
+    assert check_data.main(config)["shorter_than_a_clip"] == (span > 1)
+
+
+def test_counts_that_cannot_be_meant_are_refused():
+    for changes, message in [
+        ({"clips": -1}, r"^clips is -1: it must be 0 \(no contact sheet\) or more$"),
+        ({"max_examples": -3}, r"^max_examples is -3: it must be 1 or more$"),
+        ({"max_examples": 0}, r"^max_examples is 0: it must be 1 or more$"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            check_data.Config(source="videos", **changes)
+
+
+def test_what_was_looked_at_holds_no_pixels(folder):
+    source = open_source(str(folder))
+    clips = [clip for _, clip in check_data.look(source, DataConfig(), range(len(source)))]
+    assert {clip.frames.base is None and clip.frames.nbytes == 0 for clip in clips if isinstance(clip, Clip)} == {True}
 
 
 def test_captions_are_counted_and_shown(folder, tmp_path, capsys):

@@ -133,6 +133,9 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_bytes(checkpoint, folder, tmp
     with pytest.raises(ValueError, match=r"pooling was mean, is tokens.*nothing is overwritten"):
         run(checkpoint, folder, tmp_path / "whole.npz", pooling="tokens", **settings)
     assert (tmp_path / "whole.npz").stat().st_mtime_ns == before.st_mtime_ns
+    tf.io.TFRecordWriter(str(tmp_path / "empty.tfrecord")).close()
+    with pytest.raises(ValueError, match=r"there are no examples in tfrecord:\S+: give another source"):
+        run(checkpoint, f"tfrecord:{tmp_path}/empty.tfrecord", tmp_path / "empty.npz")
     (tmp_path / "mine.npz").write_bytes(b"something else")
     with pytest.raises(ValueError, match=r"holds no features that embed\.py wrote"):
         run(checkpoint, folder, tmp_path / "mine.npz", **settings)

@@ -179,7 +179,11 @@ BAD = [
     (["--data.source", "EMPTY"], "holds no video"),
     (["--data.source", "NO_PATH.csv"], "path"),
     (["--data.source", "MISSING.csv"], "names 2 files of 2 that do not exist: a.mp4, b.mp4"),
-    (["--model", "videomae_bse"], "nearest names are videomae_base_pretrain"),
+    (
+        ["--model", "videomae_bse"],
+        "model videomae_bse has no decoder to be pre-trained with: choose one of videomae_base",
+    ),
+    (["--model", "videomae_tiny_pretrain"], "model videomae_tiny_pretrain has no decoder to be pre-trained with"),
     (["--data.frames", "5"], "5 frames cannot be cut into patches of 2"),
     (
         ["--data.size", "40"],

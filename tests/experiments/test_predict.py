@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -144,7 +145,8 @@ def test_classes_without_names_are_numbered_and_an_encoder_is_refused(checkpoint
     save_pretrained(tmp_path / "encoder", model.clone(num_classes=None), {"params": params})
     with pytest.raises(ValueError, match="holds a VideoMAE without classes: fine-tune it first"):
         run((tmp_path / "encoder",), folder / "a.mp4")
-    save_pretrained(tmp_path / "headless", model, {"params": params})
+    save_pretrained(tmp_path / "headless", model, variables)
+    shutil.copy(tmp_path / "encoder" / "model.safetensors", tmp_path / "headless")
     with pytest.raises(ValueError, match="head"):
         run((tmp_path / "headless",), folder / "a.mp4")
 
@@ -153,7 +155,9 @@ def test_what_cannot_be_meant_is_one_sentence(checkpoint, folder, tmp_path, caps
     (tmp_path / "old.json").write_text("{}")
     for more, reason in (
         ({"json": str(tmp_path / "old.json")}, "old.json is there already"),
-        ({"csv": str(tmp_path / "no" / "a.csv")}, "there is no folder .* to write --csv to: make it, or give another"),
+        ({"csv": str(tmp_path / "no" / "a.csv")}, r"cannot write --csv to \S+ \(No such file or directory\): give"),
+        ({"json": "/proc/a.json", "csv": str(tmp_path / "a.csv")}, "cannot write --json to /proc/a.json"),
+        ({"json": str(tmp_path / "a"), "csv": str(tmp_path / "a")}, "--json and --csv are the same file"),
         ({"topk": 0}, "topk is 0: it must be 1 or more"),
         ({"views": "4"}, "write clips x crops"),
         ({"stride": 4}, "give --window too"),

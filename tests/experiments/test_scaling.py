@@ -28,7 +28,10 @@ TINY = scaling.Config(
 def test_what_is_printed_is_the_programs_own(tmp_path, capsys):
     config = scaling.Config(**(vars(TINY) | {"json": str(tmp_path / "numbers.json"), "chips": (8, 256)}))
     numbers = scaling.main(config)
-    assert json.loads((tmp_path / "numbers.json").read_text()) == numbers
+    told = json.loads((tmp_path / "numbers.json").read_text())
+    assert told["mode"] == "scaling" and told["settings"]["chips"] == [8, 256] and told["machine"]["devices"] == 8
+    for kind in ("collective", "projection"):
+        assert [row for row in told["rows"] if row["of"] == kind] == [{"of": kind, **r} for r in numbers[f"{kind}s"]]
     rows = {(row["kind"], row["members"], row["distance"]): row for row in numbers["collectives"]}
     tiny = vidjax.create_model(TINY.model, num_frames=TINY.frames, image_size=TINY.size)
     params = jax.eval_shape(tiny.init, jax.random.key(0), *vidjax.models.example_inputs(tiny))["params"]
@@ -68,15 +71,18 @@ def test_the_step_time_is_the_stated_arithmetic():
     assert node["transfer_seconds"] == pytest.approx(nvlink)
 
 
-def test_input_scaling_measures_each_process_alone_and_beside_the_other(capsys):
+def test_input_scaling_measures_each_process_alone_and_beside_the_other(tmp_path, capsys):
     if len(os.sched_getaffinity(0)) < 2:
         pytest.skip("needs two cores")
-    config = shares.Shares("synthetic:moving_shapes", rows=2, clips=4, rounds=1, frames=2, size=16)
-    numbers = shares.main(config)
-    for clock in ("second", "cpu_second"):
-        row = numbers[clock]
+    small = {"rows": 2, "clips": 4, "rounds": 1, "frames": 2, "size": 16, "json": str(tmp_path / "numbers.json")}
+    rows = scaling.share(shares.Shares("synthetic:moving_shapes", **small))
+    assert [row["clock"] for row in rows] == ["second", "cpu_second"]
+    out = capsys.readouterr().out
+    for row in rows:
         assert row["alone"] > 0 and row["efficiency"] == pytest.approx(row["together"] / row["alone"])
-    assert f"{numbers['second']['together']:.2f}" in capsys.readouterr().out
+        assert row["least"] == row["efficiency"] == row["most"] and f"{row['together']:.2f}" in out
+    told = json.loads((tmp_path / "numbers.json").read_text())
+    assert told["mode"] == "scaling input" and told["rows"] == rows and told["machine"]["cores"] > 0
 
 
 def test_wrong_input_is_refused():
@@ -84,19 +90,22 @@ def test_wrong_input_is_refused():
         ({"chips": (12,)}, "12 chips are no multiple of fsdp 8"),
         ({"devices": 8}, "8 devices hold one copy of the parameters: compile for 16"),
         ({"mfu": 40.0}, "mfu is 40.0: it must be above 0 and at most 1"),
+        ({"latency": -1.0}, "latency is -1.0: it must be 0 or more"),
+        ({"decode_rate": 0.0}, "decode_rate is 0.0: it must be more than 0"),
+        ({"records_rate": -1.0}, "records_rate is -1.0: it must be more than 0"),
         ({"batch_per_device": 0}, "batch_per_device is 0: it must be above 0"),
     ):
         with pytest.raises(ValueError, match=message):
             scaling.Config(**flags)
     with pytest.raises(ValueError, match="999 processes want as many cores"):
-        shares.main(shares.Shares("synthetic:moving_shapes", processes=999))
+        shares.measure_shares(shares.Shares("synthetic:moving_shapes", processes=999))
     with pytest.raises(ValueError, match="rows is 0: it must be 1 or more"):
         shares.Shares("synthetic:moving_shapes", rows=0)
     with pytest.raises(ValueError, match="nowhere does not exist"):
-        shares.main(shares.Shares("nowhere", processes=1))
-    with pytest.raises(ValueError, match=r"nowhere/a\.json cannot be written: its folder does not exist, make"):
+        shares.measure_shares(shares.Shares("nowhere", processes=1))
+    with pytest.raises(OSError, match=r"cannot write --json to nowhere/a\.json \(No such file or directory\)"):
         scaling.Config(json="nowhere/a.json")
-    with pytest.raises(ValueError, match=r"nowhere/b\.json cannot be written: its folder does not exist"):
+    with pytest.raises(OSError, match=r"cannot write --json to nowhere/b\.json \(No such file or directory\)"):
         shares.Shares("synthetic:moving_shapes", json="nowhere/b.json")
     with pytest.raises(ValueError, match="a reading process ended: read what it said above"):
         shares.wait_for(queue.Queue(), [SimpleNamespace(is_alive=lambda: False)])

@@ -84,6 +84,8 @@ def test_a_convolutional_network_is_looked_at_by_class_activation(clips, tmp_pat
         visualize.main(dataclasses.replace(asked, target="wavin"))
     with pytest.raises(ValueError, match="no feature map 'deep': choose one of stem, "):
         visualize.main(dataclasses.replace(asked, layer="deep"))
+    with pytest.raises(OSError, match=r"cannot write to the folder \S+clip\.mp4 \(File exists\): choose another --out"):
+        visualize.main(dataclasses.replace(asked, out=asked.paths[0]))
 
 
 def test_a_masked_autoencoder_paints_reconstructions_too(clips, tmp_path):

@@ -60,6 +60,10 @@ def test_a_number_of_another_kind_is_told():
         vidjax.create_model("vit_tiny", depth=1.5)
     with pytest.raises(ValueError, match=r"heads of model 'vit_tiny' is 0: it must be 1 or more$"):
         vidjax.create_model("vit_tiny", heads=0)
+    with pytest.raises(ValueError, match=r"drop_path of model 'vit_tiny' is 2.0: it must be at least 0 and below 1$"):
+        vidjax.create_model("vit_tiny", drop_path=2.0)
+    with pytest.raises(ValueError, match=r"remat of model 'vit_tiny' is 'all': it must be one of none, dots, blocks$"):
+        vidjax.create_model("vit_tiny", remat="all")
 
 
 @pytest.mark.parametrize(

@@ -64,9 +64,17 @@ def test_every_position_is_masked_as_often_as_others():
 
 @pytest.mark.parametrize(("ratio", "left"), [(0.0, "masked"), (0.01, "masked"), (1.0, "visible"), (1.5, "visible")])
 def test_mask_that_leaves_nothing_is_refused(ratio, left):
-    said = f"mask ratio {ratio} leaves no {left} one of 60 positions: choose a ratio between 0 and 1"
+    said = f"mask ratio {ratio} leaves no {left} one of 60 positions: choose another ratio, or larger clips"
     with pytest.raises(ValueError, match=said):
         tube(jax.random.key(0), GRID, ratio)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_mask_that_is_none_is_refused():
+    with pytest.raises(ValueError, match="mask is 'block': choose one of tube, random, frame"):
+        draw(jax.random.key(0), 1, GRID, "block")
+    with pytest.raises(ValueError, match="decoder_mask is 'cell': choose none or running_cell"):
+        draw(jax.random.key(0), 1, GRID, decoder_mask="cell")
 
 
 def running_cell_of_the_original(start: int) -> np.ndarray:

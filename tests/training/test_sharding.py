@@ -10,7 +10,7 @@ import pytest
 from vidjax.models import create_model
 from vidjax.objectives import masking, reconstruction
 from vidjax.training.optimizer import OptimizerConfig, make_optimizer
-from vidjax.training.sharding import check_batch_size, jit_step, make_mesh, put_batch, state_sharding
+from vidjax.training.sharding import check_batch_size, jit_step, join_processes, make_mesh, put_batch, state_sharding
 from vidjax.training.state import create_state
 from vidjax.training.step import make_train_step
 
@@ -109,6 +109,29 @@ def test_a_clip_is_not_shared_by_processes(monkeypatch):
     monkeypatch.setattr(jax, "local_device_count", lambda: 2)
     with pytest.raises(ValueError, match="sequence 4 does not divide the 2 devices of a process"):
         make_mesh(sequence=4)
+
+
+@pytest.mark.parametrize(
+    ("told", "sentence"),
+    [
+        ({"COORDINATOR_ADDRESS": "localhost"}, "JAX_COORDINATOR_ADDRESS is localhost: give HOST:PORT of process 0"),
+        ({"NUM_PROCESSES": "two"}, "JAX_NUM_PROCESSES is 'two': give a number"),
+        ({"NUM_PROCESSES": "2", "PROCESS_ID": "2"}, "JAX_PROCESS_ID is 2 of 2 processes: set it to one from 0"),
+        ({}, r"this process does not know the others \(coordinator_address should be defined"),
+    ],
+)
+def test_a_process_that_cannot_join_says_why(told, sentence, monkeypatch):
+    for name in ("COORDINATOR_ADDRESS", "NUM_PROCESSES", "PROCESS_ID"):
+        monkeypatch.delenv(f"JAX_{name}", raising=False)
+    for name, value in told.items():
+        monkeypatch.setenv(f"JAX_{name}", value)
+
+    def initialize(**told):
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    with pytest.raises(ValueError, match=sentence):
+        join_processes()
 
 
 def test_a_batch_that_does_not_fit_is_refused():

@@ -10,10 +10,10 @@ import jax
 import numpy as np
 
 import vidjax
-from vidjax.benchmark import table
 from vidjax.benchmark.ours import describe_devices, make_program
-from vidjax.benchmark.settings import Job, check_files
+from vidjax.benchmark.settings import Job
 from vidjax.layers.attention import Implementation
+from vidjax.report import check_files
 from vidjax.training.memory import program_memory
 from vidjax.training.sharding import make_mesh
 
@@ -51,7 +51,10 @@ class Clips:
             raise ValueError(f"frames is {self.frames}: give three or more, each 1 or more")
         if self.size < 1 or self.devices < 1:
             raise ValueError(f"size is {self.size} and devices {self.devices}: both must be 1 or more")
-        check_files(self.json)
+        for name in ("implementations", "remat"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is empty: name one or more to compare")
+        check_files(json=self.json)
 
 
 def most_frames(needs: Mapping[int, int], budget: float, multiple: int) -> int:
@@ -70,8 +73,15 @@ def most_frames(needs: Mapping[int, int], budget: float, multiple: int) -> int:
     return int(asked[count - 1]) if count else 0
 
 
-def measure_clips(config: Clips) -> list[dict[str, Any]]:
-    """A row for every implementation and policy: `bytes` a device by frames, and the most `frames` by budget."""
+def measure_clips(config: Clips) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The devices, and a row for every implementation and policy.
+
+    Returns:
+      Of a row, `bytes` are a device's by frames, and `fits` are the most frames by gigabytes.
+
+    Raises:
+      ValueError: there are too few devices.
+    """
     try:
         jax.config.update("jax_num_cpu_devices", config.devices)
     except RuntimeError:
@@ -98,26 +108,4 @@ def measure_clips(config: Clips) -> list[dict[str, Any]]:
         tubelet = vidjax.create_model(config.model).patch_size[0]
         fits = {f"{budget:g}": most_frames(needs, 1e9 * budget, tubelet) for budget in config.budgets_gb}
         rows.append({"implementation": implementation, "remat": remat, "devices": count, "bytes": needs, "fits": fits})
-    return rows
-
-
-def main(config: Clips) -> list[dict[str, Any]]:
-    """Prints a table of gigabytes a device, and of the most frames that fit."""
-    rows = measure_clips(config)
-    print(
-        f"{config.model}, training step of one clip at {config.size} pixels, {config.dtype}, compiled for "
-        f"{jax.devices()[0].device_kind}: GB a device by frames, and most frames (of {max(config.frames)}) by its GB"
-    )
-    titles = [f"{frames} frames" for frames in rows[0]["bytes"]] + [f"in {budget} GB" for budget in rows[0]["fits"]]
-    print(f"{'attention':10}{'remat':8}{'devices':>8}" + "".join(f"{title:>12}" for title in titles))
-    for row in rows:
-        cells = [f"{needed / 1e9:.2f}" for needed in row["bytes"].values()] + [
-            str(most) for most in row["fits"].values()
-        ]
-        print(
-            f"{row['implementation']:10}{row['remat']:8}{row['devices']:>8}" + "".join(f"{cell:>12}" for cell in cells)
-        )
-    if config.json:
-        machine = describe_devices() | {"versions": {"jax": jax.__version__}}
-        table.write_json(config.json, "clips", config, machine, rows)
-    return rows
+    return describe_devices() | {"versions": {"jax": jax.__version__}}, rows

@@ -28,6 +28,7 @@ import numpy as np
 
 from vidjax.benchmark.process import keep_to
 from vidjax.data.config import AugmentConfig, DataConfig, core_count
+from vidjax.report import check_files
 
 ROWS = 8
 """Clips of a batch."""
@@ -63,6 +64,7 @@ class Input:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be 1 or more")
         if any(not 1 <= count <= core_count() for count in self.cores):
             raise ValueError(f"cores is {self.cores}: choose 1 to {core_count()}, which there are to measure on")
+        check_files(json=self.json, chart=self.chart)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from vidjax.benchmark.ours import describe_devices
-from vidjax.benchmark.settings import check_files
 from vidjax.objectives import contrastive
+from vidjax.report import check_files
 from vidjax.training.memory import program_memory
 from vidjax.training.sharding import check_batch_size, make_mesh, put_batch
 
@@ -58,7 +58,7 @@ class Loss:
         for name in ("batch_size", "width", "classes", "steps", "rounds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be 1 or more")
-        check_files(self.json, self.chart)
+        check_files(json=self.json, chart=self.chart)
 
 
 def draw_pairs(config: Loss) -> dict[str, np.ndarray]:

@@ -3,10 +3,11 @@
 import dataclasses
 import itertools
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Literal
 
 import vidjax
+from vidjax.layers.attention import Implementation
+from vidjax.report import check_files
 
 OVERRIDES = ("remat", "implementation", "scan")
 """Fields of a model whose values can be compared."""
@@ -30,8 +31,8 @@ class Models:
     """PyTorch's side: as it is, by torch.compile, or both; none to leave it out."""
     remat: tuple[Literal["none", "dots", "blocks"], ...] = ()
     """Values of vidjax's field to compare; the model's own where there are none."""
-    implementation: tuple[str, ...] = ()
-    """Implementations of attention to compare, such as xla, cudnn or chunked."""
+    implementation: tuple[Implementation, ...] = ()
+    """Implementations of attention to compare."""
     scan: tuple[bool, ...] = ()
     """Blocks one by one (False) or in one loop (True), to compare."""
     threads: int | None = None
@@ -55,7 +56,7 @@ class Models:
             raise ValueError(f"batch_sizes is {self.batch_sizes}: give one or more, each 1 or more")
         if not (self.models and self.dtypes):
             raise ValueError(f"models is {self.models} and dtypes is {self.dtypes}: name one or more of each")
-        check_files(self.json, self.chart)
+        check_files(json=self.json, chart=self.chart)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,13 +112,6 @@ class Job:
     def side(self) -> str:
         """How tables call vidjax's side of it."""
         return " ".join(["vidjax", *(f"{name}={value}" for name, value in self.overrides)])
-
-
-def check_files(*paths: str | None) -> None:
-    """Raises ValueError unless every file can be written where it is wanted."""
-    for path in paths:
-        if path is not None and not Path(path).resolve().parent.is_dir():
-            raise ValueError(f"{path} cannot be written: its folder does not exist, make it first")
 
 
 def jobs(settings: Models, model: str, dtype: str, batch_size: int) -> Iterator[Job]:

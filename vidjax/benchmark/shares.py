@@ -1,15 +1,13 @@
 """Weak scaling of the input pipeline: processes of one core each read their shares of the same batches."""
 
 import dataclasses
-import json
 import multiprocessing
 import os
 import statistics
 import time
-from pathlib import Path
 from typing import Any
 
-from vidjax.benchmark.settings import check_files
+from vidjax.report import check_files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +36,7 @@ class Shares:
         for name in ("processes", "rows", "clips", "rounds", "frames", "size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be 1 or more")
-        check_files(self.json)
+        check_files(json=self.json)
 
 
 def read_share(config: Shares, place: int, core: int, commands: Any, told: Any, barrier: Any) -> None:
@@ -66,8 +64,16 @@ def read_share(config: Shares, place: int, core: int, commands: Any, told: Any, 
         batches.close()
 
 
-def measure_shares(config: Shares) -> dict[str, Any]:
-    """Clips a second of each process alone and beside the others."""
+def measure_shares(config: Shares) -> list[dict[str, Any]]:
+    """Clips a second of each process alone and beside the others.
+
+    Returns:
+      A row for each `clock`: `second`, by the wall, and `cpu_second`, of a core's own time. `alone` and `together` are
+      medians, `efficiency` is the median of the rounds' own ratios, `least` and `most` are the range of these.
+
+    Raises:
+      ValueError: there are too few cores, the source cannot be read, or a process ended.
+    """
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < config.processes:
         raise ValueError(f"{config.processes} processes want as many cores, and there are {len(cores)}: give fewer")
@@ -101,16 +107,13 @@ def measure_shares(config: Shares) -> dict[str, Any]:
         for reader in readers:
             reader.join(10)
             reader.kill()
-    numbers: dict[str, Any] = {"processes": config.processes}
+    rows = []
     for i, clock in enumerate(("second", "cpu_second")):
         rates = {kind: [round_[i] for round_ in rounds] for kind, rounds in found.items()}
         ratios = [b / a for a, b in zip(rates["alone"], rates["together"], strict=True)]
-        numbers[clock] = {
-            **{kind: statistics.median(values) for kind, values in rates.items()},
-            "efficiency": statistics.median(ratios),
-            "range": [min(ratios), max(ratios)],
-        }
-    return numbers
+        row = {"clock": clock, **{kind: statistics.median(values) for kind, values in rates.items()}}
+        rows.append(row | {"efficiency": statistics.median(ratios), "least": min(ratios), "most": max(ratios)})
+    return rows
 
 
 def wait_for(told: Any, readers: list) -> tuple[int, float, float]:
@@ -124,17 +127,3 @@ def wait_for(told: Any, readers: list) -> tuple[int, float, float]:
             raise ValueError("a reading process ended: read what it said above")
         time.sleep(0.01)
     return told.get()
-
-
-def main(config: Shares) -> dict[str, Any]:
-    """Measures and prints a table."""
-    numbers = measure_shares(config)
-    print(f"{config.source}: clips of {config.frames} frames, {config.size} pixels, a core for each process")
-    print(f"{'clips of each process':28}{'alone':>8}{f'{config.processes} at once':>12}{'efficiency':>12}{'range':>16}")
-    for clock, label in (("second", "a second"), ("cpu_second", "a second of its own core")):
-        row = numbers[clock]
-        span = f"{row['range'][0]:.0%} to {row['range'][1]:.0%}"
-        print(f"{label:28}{row['alone']:8.2f}{row['together']:12.2f}{row['efficiency']:12.0%}{span:>16}")
-    if config.json:
-        Path(config.json).write_text(json.dumps(numbers, indent=2) + "\n")
-    return numbers

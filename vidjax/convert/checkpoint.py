@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import flax.linen as nn
+import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
 from vidjax.convert.files import Weights, read_safetensors
 from vidjax.convert.rules import Layout, Rule
 from vidjax.layers.card import Card
-from vidjax.models import MODULES, towers
+from vidjax.models import MODULES, example_inputs, towers
 
 NAME = "vidjax.json"
 COMPUTING = ("dtype", "remat", "scan", "implementation")  # fields that say how a model computes, not what
@@ -32,16 +33,30 @@ def save_pretrained(directory: str | Path, model: nn.Module, variables: dict) ->
 
     Raises:
       FileExistsError: something is there already.
-      ValueError: the model is not of the library's families.
+      OSError: the directory cannot be made.
+      ValueError: the model is not of the library's families, or the variables are not of the model.
+      ImportError: safetensors is not installed.
     """
-    from safetensors.numpy import save_file
-
-    directory = Path(directory)
-    if directory.exists() and any(directory.iterdir()):
-        raise FileExistsError(f"{directory} is not empty: give another directory, nothing is overwritten")
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        from safetensors.numpy import save_file
+    except ImportError as error:
+        raise ImportError("writing a checkpoint needs safetensors: pip install safetensors") from error
+    directory, flat = Path(directory), flatten_dict(variables, sep="/")
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise FileExistsError(f"{directory} is not an empty directory: give another one, nothing is overwritten")
+    describe(model)
+    shapes = flatten_dict(jax.eval_shape(model.init, jax.random.key(0), *example_inputs(model)), sep="/")
+    if shapes.keys() != flat.keys():
+        odd = sorted(shapes.keys() ^ flat.keys())
+        raise ValueError(
+            f"the variables are not those of the {type(model).__name__}: {odd[0]} is on one side alone; give the whole "
+            'dictionary that init returns, {"params": ...} and what is beside it'
+        )
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"cannot make {directory} ({error.strerror}): give another directory") from error
     write_model(directory, model)
-    flat = flatten_dict(variables, sep="/")
     save_file({name: np.asarray(value, order="C") for name, value in flat.items()}, directory / "model.safetensors")
 
 

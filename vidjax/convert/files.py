@@ -98,7 +98,7 @@ def read_safetensors(path: Path) -> Weights:
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
     except ImportError as error:
-        raise ImportError(f"reading {path} needs safetensors: pip install 'vidjax[convert]'") from error
+        raise ImportError(f"reading {path} needs safetensors: pip install safetensors") from error
     try:
         return load_file(path)
     except SafetensorError as error:
@@ -115,7 +115,7 @@ def _read_torch(path: Path) -> Weights:
     try:
         import torch
     except ImportError as error:
-        raise ImportError(f"reading {path} needs PyTorch: pip install 'vidjax[convert]'") from error
+        raise ImportError(f"reading {path} needs PyTorch: pip install torch") from error
     try:
         # Published checkpoints carry their command line beside the weights; a Namespace only holds attributes.
         with torch.serialization.safe_globals([argparse.Namespace]):

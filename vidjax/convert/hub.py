@@ -69,13 +69,13 @@ def build(config: dict, known: dict[str, Callable[[dict], nn.Module]], source: s
       known: makers by `model_type`.
     """
     kind = config["model_type"]
-    if kind not in known:
+    if not isinstance(kind, str) or kind not in known:
         raise ValueError(f"{source} is a model of type '{kind}': give one of {', '.join(sorted(known))}")
     try:
         return known[kind](config)
     except KeyError as error:
         raise ValueError(f"the config.json of {source} lacks {error}: add it, or fetch it again") from error
-    except ValueError as error:
+    except (ValueError, TypeError, ZeroDivisionError) as error:
         raise ValueError(f"the config.json of {source} cannot be followed: {error}") from error
 
 

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from vidjax.fields import check_values
+
 
 def core_count() -> int:
     """Cores that this process may use: a scheduler often gives it fewer than the machine has."""
@@ -36,6 +38,7 @@ class AugmentConfig:
     """Probability of erasing one box of a clip."""
 
     def __post_init__(self) -> None:
+        check_values(self, "augment.")
         for name in ("grey", "random_erasing"):
             _require(0 <= getattr(self, name) <= 1, f"augment.{name}", getattr(self, name), "between 0 and 1")
         _require(self.color_jitter >= 0, "augment.color_jitter", self.color_jitter, "0 or more")
@@ -66,6 +69,7 @@ class ClipConfig:
     """Stop when more than this share of the source's examples cannot be read."""
 
     def __post_init__(self) -> None:
+        check_values(self, "data.")
         for name in ("frames", "size", "stride"):
             _require(getattr(self, name) >= 1, f"data.{name}", getattr(self, name), "1 or more")
         _require(self.fps is None or self.fps > 0, "data.fps", self.fps, "more than 0")
@@ -106,7 +110,7 @@ class DataConfig(TrainClipConfig):
     source: str = "synthetic:moving_shapes"
     """A folder, a .csv or .jsonl manifest, tfds:NAME, tfrecord:PATTERN or synthetic:moving_shapes."""
     split: str = "train"
-    """The split of a tfds or synthetic source (synthetic: train, validation, compositions_train or _held_out)."""
+    """Split of a tfds or synthetic source (train, validation; compositions_train, _held_out, directions_held_out)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

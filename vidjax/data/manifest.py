@@ -5,9 +5,11 @@ manifest, else sorted. Give training and validation the same file if one of them
 """
 
 import csv
+import io
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +18,8 @@ from typing import Any
 from vidjax.data.decode import VIDEO_SUFFIXES
 
 CLASSES_FILE = "classes.json"
+MOST_CLASSES = 100_000
+"""Labels that are numbers make no more classes than this: one that is larger is an id, and no place in a list."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +68,12 @@ def list_folder(folder: Path) -> tuple[tuple[str, ...], list[Row]]:
 def list_manifest(path: Path) -> tuple[tuple[str, ...], list[Row]]:
     """Class names and rows of path and, optionally, label, caption, start, end and reverse.
 
-    Paths are relative to the manifest. Labels that are all whole numbers are taken as they are, others are names. The
-    caption of a .jsonl may be a list of captions; a row without any has none.
+    Paths are relative to the manifest. Labels that are all whole numbers are taken as they are, others are names; -1
+    is none. The caption of a .jsonl may be a list of captions; a row without any has none.
 
     Raises:
-      ValueError: no path column, a malformed row (with its line), or files that do not exist (how many, which).
+      ValueError: no path column, a malformed row (with its line), files that do not exist (how many, which), or labels
+        that do not fit the classes.
     """
     if not path.is_file():
         raise ValueError(f"the manifest {path} does not exist: correct its path")
@@ -88,7 +93,7 @@ def list_manifest(path: Path) -> tuple[tuple[str, ...], list[Row]]:
         captions = _captions(path, number, row.get("caption"))
         reverse = _truth(path, number, row.get("reverse"))
         rows.append(Row(video, -1, captions, start, end, reverse))
-        labels.append(None if row.get("label") is None else str(row["label"]))
+        labels.append(_label(path, number, row.get("label")))
     missing = [row.path for row in rows if "://" not in row.path and not os.path.isfile(row.path)]
     if missing:
         raise ValueError(
@@ -101,35 +106,58 @@ def list_manifest(path: Path) -> tuple[tuple[str, ...], list[Row]]:
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        if "path" not in (reader.fieldnames or ()):
+    reader = csv.DictReader(io.StringIO(_text(path), newline=""))
+    try:
+        names, rows = reader.fieldnames or (), [(reader.line_num, row) for row in reader]
+    except csv.Error as error:  # a field without end, as after a quotation mark that is not closed
+        raise ValueError(
+            f"{path}, line {reader.line_num + 1}: it is not CSV ({error}), close its quotation marks or make it shorter"
+        ) from error
+    if "path" not in names:
+        raise ValueError(
+            f"the manifest {path} has no 'path' column: its first line must name the columns (path, and "
+            f"optionally label, caption, start, end, reverse), but it is '{','.join(names)}'"
+        )
+    for number, row in rows:
+        if None in row:
             raise ValueError(
-                f"the manifest {path} has no 'path' column: its first line must name the columns (path, and "
-                f"optionally label, caption, start, end, reverse), but it is '{','.join(reader.fieldnames or ())}'"
+                f"{path}, line {number}: it has more fields than the first line names; "
+                "put a text with commas in quotation marks"
             )
-        for row in reader:
-            if None in row:
-                raise ValueError(
-                    f"{path}, line {reader.line_num}: it has more fields than the first line names; "
-                    "put a text with commas in quotation marks"
-                )
-            yield reader.line_num, {key: value.strip() or None for key, value in row.items() if value is not None}
+        yield number, {key: value.strip() or None for key, value in row.items() if value is not None}
 
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise ValueError(
-                        f"{path}, line {number}: it is not JSON ({error}), write an object a line"
-                    ) from error
-                if not isinstance(row, dict) or "path" not in row:
-                    raise ValueError(f"{path}, line {number}: it must be an object with a 'path'")
-                yield number, row
+    for number, line in enumerate(io.StringIO(_text(path), newline=None), 1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}: it is not JSON ({error}), write an object a line") from error
+            if not isinstance(row, dict) or "path" not in row:
+                raise ValueError(f"{path}, line {number}: it must be an object with a 'path'")
+            yield number, row
+
+
+def _text(path: Path) -> str:
+    """What a file says, without the mark that some programs put before it."""
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:  # as of Excel, unless told
+        line = error.object[: error.start].count(b"\n") + 1
+        raise ValueError(f"{path}, line {line}: it is not UTF-8 ({error.reason}), save the file as UTF-8") from error
+
+
+def _label(path: Path, number: int, value: Any) -> str | None:
+    """A name or a number as text, None for none."""
+    label = None if value is None else str(value)
+    # True is an int to Python, and 1.0 would be the name of a class beside 1.
+    if type(value) not in (str, int, type(None)) or (label != "-1" and re.fullmatch(r"-\d+", label or "")):
+        raise ValueError(
+            f"{path}, line {number}: its label is {value!r}, but it must be a name, a whole number from 0 on, or -1 "
+            "for none"
+        )
+    return None if label == "-1" else label
 
 
 def _captions(path: Path, number: int, value: Any) -> tuple[str, ...]:
@@ -166,10 +194,16 @@ def _seconds(path: Path, number: int, name: str, value: Any) -> float | None:
 
 def _number_labels(path: Path, labels: Sequence[str | None]) -> tuple[tuple[str, ...], list[int]]:
     given = {label for label in labels if label is not None}
-    if all(label.isdecimal() or label == "-1" for label in given):
+    if all(label.isdecimal() for label in given):
         numbers = [-1 if label is None else int(label) for label in labels]
         count = max(numbers) + 1
-        class_names = _class_names(path.parent, set()) or tuple(str(number) for number in range(count))
+        class_names = _class_names(path.parent, set())
+        if not class_names and count > MOST_CLASSES:
+            raise ValueError(
+                f"{path} has the label {count - 1}, which would make as many classes: number them from 0 on, or put "
+                f"their names in a {CLASSES_FILE} beside it"
+            )
+        class_names = class_names or tuple(str(number) for number in range(count))
         if count > len(class_names):
             raise ValueError(
                 f"{path} has the label {count - 1}, but {CLASSES_FILE} beside it {len(class_names)} names: "
@@ -186,13 +220,29 @@ def _class_names(folder: Path, used: set[str]) -> tuple[str, ...]:
     file = folder / CLASSES_FILE
     if not file.is_file():
         return tuple(sorted(used))
-    names = json.loads(file.read_text())
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"{file} must be a list of class names")
+    names = parse_class_names(file, file.read_bytes())
     if used - set(names):
         unknown = sorted(used - set(names))
         raise ValueError(
             f"{file} lacks {len(unknown)} of the classes, {', '.join(unknown[:3])}"
             f"{', ...' if len(unknown) > 3 else ''}: add them"
         )
+    return names
+
+
+def parse_class_names(file: Path | str, content: bytes) -> tuple[str, ...]:
+    """The names in a classes.json.
+
+    Raises:
+      ValueError: it is no list of names, or one comes twice.
+    """
+    try:
+        names = json.loads(content)
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON ({error}): write a list of class names") from error
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{file} must be a list of class names")
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{file} has the class {twice!r} twice: give each class a name of its own")
     return tuple(names)

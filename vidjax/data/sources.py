@@ -4,7 +4,6 @@ A source is opened without reading any video; what an example is becomes known w
 """
 
 import difflib
-import json
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -51,6 +50,10 @@ class Source:
     """The captions of an example, likewise."""
     listed: bool
     """Whether labels and captions are at hand; else they are stored with the video, and a look costs its reading."""
+
+    def __post_init__(self) -> None:
+        if not len(self.ids):  # an epoch of it would have no end
+            raise ValueError(f"there are no examples in {self.name}: give another source")
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -227,7 +230,9 @@ def _tfrecord(name: str, pattern: str) -> Source:
         raise ValueError(f"data.source {name} matches no file: correct the pattern")
     index = records.index_records(paths)
     file = os.path.join(os.path.dirname(paths[0]), CLASSES_FILE)
-    class_names = tuple(json.loads(tf.io.gfile.GFile(file).read())) if tf.io.gfile.exists(file) else ()
+    class_names = ()
+    if tf.io.gfile.exists(file):
+        class_names = manifest.parse_class_names(file, tf.io.gfile.GFile(file, "rb").read())
     ids = [index.id(i) for i in range(len(index))]
 
     def record(i: int) -> records.Record:
@@ -268,6 +273,8 @@ def _tfds(name: str, rest: str, split: str) -> Source:
         raise ValueError(
             f"data.split {split} is unknown: {name} has {', '.join(builder.info.splits)}, choose one of them"
         ) from error
+    if not sum(part.take for part in parts):
+        raise ValueError(f"data.split {split} of {name} holds no examples: choose another")
     if builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD:
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 

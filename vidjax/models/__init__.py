@@ -4,12 +4,13 @@ import difflib
 from collections.abc import Callable, Mapping
 from numbers import Integral, Real
 from types import MappingProxyType, NoneType, UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vidjax.fields import choices
 from vidjax.models import (
     actionclip,
     c3d,
@@ -126,7 +127,8 @@ def check_fields(name: str, module: type[nn.Module], overrides: dict[str, Any]) 
             raise ValueError(f"model '{name}' has no field '{field}': its fields are {known}")
         kind = fields[field].type
         if not _is_of(value, kind):
-            kind = kind.__name__ if isinstance(kind, type) else kind
+            words = ", ".join(map(str, choices(kind)))
+            kind = f"one of {words}" if words else kind.__name__ if isinstance(kind, type) else kind
             raise ValueError(f"{field} of model '{name}' is {value!r}: it must be {kind}")
         if (
             isinstance(value, Integral)
@@ -136,15 +138,19 @@ def check_fields(name: str, module: type[nn.Module], overrides: dict[str, Any]) 
         ):
             features = ", or None for features" if field == "num_classes" else ""
             raise ValueError(f"{field} of model '{name}' is {value}: it must be 1 or more{features}")
+        if field in ("drop_path", "dropout") and not 0 <= value < 1:
+            raise ValueError(f"{field} of model '{name}' is {value}: it must be at least 0 and below 1")
 
 
 def _is_of(value: Any, kind: Any) -> bool:
-    """Whether a number, a truth value or a tuple of them is as declared; the models themselves see to the rest."""
+    """Whether a word, a number, a truth value or a tuple of them is as declared; models see to the rest."""
     if get_origin(kind) in (Union, UnionType):
         return any(_is_of(value, one) for one in get_args(kind))
     if get_origin(kind) is tuple:
         kinds = get_args(kind)
         return isinstance(value, tuple | list) and len(value) == len(kinds) and all(map(_is_of, value, kinds))
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
     if kind in (int, float):
         return isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
     return isinstance(value, kind) if kind in (bool, NoneType) else True

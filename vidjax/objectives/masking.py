@@ -23,7 +23,9 @@ def _split(key: Key[Array, ""], count: int, ratio: float, what: str) -> tuple[Ar
     masked = int(ratio * count)
     if not 0 < masked < count:
         left = "masked" if masked <= 0 else "visible"
-        raise ValueError(f"mask ratio {ratio} leaves no {left} one of {count} {what}: choose a ratio between 0 and 1")
+        raise ValueError(
+            f"mask ratio {ratio} leaves no {left} one of {count} {what}: choose another ratio, or larger clips"
+        )
     order = jax.random.permutation(key, count)
     return jnp.sort(order[masked:]), jnp.sort(order[:masked])
 
@@ -94,7 +96,13 @@ def draw(
     Returns:
       Token indices that the encoder keeps, those that the decoder predicts, and 1 for the predicted ones that count in
       the loss: all masked tokens, or with `running_cell` half of all tokens, of which the masked ones count.
+    Raises:
+      ValueError: there is no such mask, or the ratio leaves no token to keep or to predict.
     """
+    if mask not in MASKS:
+        raise ValueError(f"mask is '{mask}': choose one of {', '.join(MASKS)}")
+    if decoder_mask not in ("none", "running_cell"):
+        raise ValueError(f"decoder_mask is '{decoder_mask}': choose none or running_cell")
 
     def draw_one(key: Key[Array, ""]) -> tuple[Array, Array, Array]:
         key, decoder_key = jax.random.split(key)

@@ -48,6 +48,8 @@ class LoopConfig:
         for name in ("log_every", "save_every", "keep", "evaluate_every", "max_skipped_in_a_row"):
             if getattr(self, name) < 1:
                 raise ValueError(f"loop.{name} is {getattr(self, name)}: it must be 1 or more")
+        if self.keep_every is not None and self.keep_every < 1:
+            raise ValueError(f"loop.keep_every is {self.keep_every}: it must be 1 or more (leave it out for none)")
 
 
 @dataclasses.dataclass(frozen=True)

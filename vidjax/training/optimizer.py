@@ -11,6 +11,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, PyTree
 
+from vidjax.fields import check_values
+
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
@@ -41,12 +43,16 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         """Refuses values that cannot be meant."""
+        check_values(self, "optim.")
         if self.learning_rate <= 0:
             raise ValueError(f"optim.learning_rate is {self.learning_rate}: it must be above 0")
         if self.warmup_epochs < 0:
             raise ValueError(f"optim.warmup_epochs is {self.warmup_epochs}: it must be 0 or more")
         if self.clip_norm is not None and self.clip_norm <= 0:
             raise ValueError(f"optim.clip_norm is {self.clip_norm}: it must be above 0 (leave it out for none)")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"optim.{name} is {getattr(self, name)}: it must be at least 0 and below 1")
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"optim.layer_decay is {self.layer_decay}: it must be above 0 and at most 1")
 

@@ -7,6 +7,7 @@ many hosts.
 """
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -23,9 +24,29 @@ def join_processes() -> None:
 
     Slurm, Open MPI, Kubernetes and Cloud TPUs say by themselves who is who. Elsewhere each process is told by
     JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+
+    Raises:
+      ValueError: these say something else, or nobody says who is who.
     """
-    told = {key: os.environ.get(f"JAX_{key.upper()}") for key in ("num_processes", "process_id")}
-    jax.distributed.initialize(**{key: int(value) for key, value in told.items() if value is not None})
+    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    if address is not None and not re.fullmatch(r".+:\d+", address):
+        raise ValueError(f"JAX_COORDINATOR_ADDRESS is {address}: give HOST:PORT of process 0")
+    told = {name: os.environ[name] for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID") if name in os.environ}
+    for name, value in told.items():
+        if not value.isdecimal():
+            raise ValueError(f"{name} is '{value}': give a number")
+    numbers = {name.removeprefix("JAX_").lower(): int(value) for name, value in told.items()}
+    if len(numbers) == 2 and numbers["process_id"] >= numbers["num_processes"]:
+        raise ValueError(
+            f"JAX_PROCESS_ID is {numbers['process_id']} of {numbers['num_processes']} processes: set it to one from 0"
+        )
+    try:
+        jax.distributed.initialize(**numbers)
+    except ValueError as error:  # "coordinator_address should be defined"
+        raise ValueError(
+            f"this process does not know the others ({error}): start it by Slurm or on a Cloud TPU, set "
+            "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or leave out --distributed"
+        ) from error
 
 
 def make_mesh(fsdp: int = 1, sequence: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:

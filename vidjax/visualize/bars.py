@@ -55,5 +55,5 @@ def save_bars(path: str | Path, panels: Mapping[str, Mapping[str, Bar]], xlabel:
         axes.spines[["top", "right"]].set_visible(False)
     places[-1].set_xlabel(xlabel)
     figure.suptitle(title, fontsize=11)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, format="png")
     return Path(path)

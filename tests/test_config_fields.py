@@ -1,0 +1,63 @@
+"""Configs made in Python refuse what a command line would."""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pytest
+
+from vidjax.data.config import AugmentConfig, ClipConfig
+from vidjax.fields import check_values, choices
+from vidjax.training.loop import LoopConfig
+from vidjax.training.optimizer import OptimizerConfig
+
+SCRIPTS = Path(__file__).resolve().parents[1] / "experiments"
+sys.path.insert(0, str(SCRIPTS))
+
+WRONG = [
+    (OptimizerConfig, {"kind": "adam"}, "optim.kind is 'adam': choose one of adamw, sgd"),
+    (OptimizerConfig, {"learning_rate": float("nan")}, "optim.learning_rate is nan: it must be a finite number"),
+    (OptimizerConfig, {"milestones": (1.0, float("inf"))}, "optim.milestones is inf: it must be a finite number"),
+    (OptimizerConfig, {"beta1": 1.5}, "optim.beta1 is 1.5: it must be at least 0 and below 1"),
+    (LoopConfig, {"keep_every": 0}, "loop.keep_every is 0: it must be 1 or more (leave it out for none)"),
+    (ClipConfig, {"sampling": "tsn"}, "data.sampling is 'tsn': choose one of dense, segments, uniform"),
+    (AugmentConfig, {"crop": None}, "augment.crop is None: choose one of multi_scale, random_resized, center"),
+]
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(("kind", "fields", "sentence"), WRONG)
+def test_what_a_field_does_not_hold_is_refused(kind, fields, sentence):
+    with pytest.raises(ValueError) as refused:
+        kind(**fields)
+    assert str(refused.value) == sentence
+
+
+def test_words_are_found_in_every_part_of_a_type():
+    @dataclasses.dataclass
+    class Some:
+        many: tuple[Literal["a", "b"], ...] = ("a",)
+        one: Annotated[Literal["c"] | None, "of the command line"] = None
+        number: float | None = None
+
+    assert choices(tuple[Literal["a", "b"], ...]) == ("a", "b") and choices(float) == ()
+    check_values(Some(("b", "a"), "c", 1.5))
+    for wrong, sentence in (
+        (Some(("a", "x")), "x.many is 'x': choose one of a, b"),
+        (Some(one="d"), "x.one is 'd'"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            check_values(wrong, "x.")
+
+
+@pytest.mark.parametrize("script", sorted(path.stem for path in SCRIPTS.glob("*.py")))
+def test_every_scripts_config_checks_its_words(script):
+    config = getattr(__import__(script), "Config", None)
+    if config is None or not (worded := [field for field in dataclasses.fields(config) if choices(field.type)]):
+        pytest.skip("it has no field of words")
+    needed = {f.name: "x" for f in dataclasses.fields(config) if f.default is f.default_factory is dataclasses.MISSING}
+    for field in worded:
+        value = ("neither",) if isinstance(field.default, tuple) else "neither"
+        with pytest.raises(ValueError, match=f"{field.name} is 'neither': choose one of"):
+            config(**needed, **{field.name: value})
