@@ -10,7 +10,6 @@ sample and augment them.
 
 import dataclasses
 import json
-import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -107,13 +106,10 @@ def look(source: Any, data: DataConfig, indices: Sequence[int]) -> Iterator[tupl
 
 def summarize(source: Any, data: DataConfig, good: list, bad: list) -> dict[str, Any]:
     """Counts and ranges."""
-    from vidjax.data.sampling import sampling_step, seconds_covered
+    from vidjax.data.sampling import frames_spanned, seconds_covered
 
     infos = [clip.info for clip in good]
     labels = Counter(source.class_names[clip.label] for clip in good if clip.label >= 0)
-
-    def shorter(info: Any) -> bool:  # than from a clip's first frame to its last
-        return info.num_frames < math.floor((data.frames - 1) * sampling_step(data, info.rate) + 0.5) + 1
 
     return {
         "source": source.name,
@@ -132,7 +128,9 @@ def summarize(source: Any, data: DataConfig, good: list, bad: list) -> dict[str,
         "height": spread([info.height for info in infos]),
         "width": spread([info.width for info in infos]),
         "seconds_covered": spread([seconds_covered(data, info.num_frames, info.rate) for info in infos]),
-        "shorter_than_a_clip": sum(data.sampling == "dense" and shorter(info) for info in infos),
+        "shorter_than_a_clip": sum(
+            data.sampling == "dense" and info.num_frames < frames_spanned(data, info.rate) for info in infos
+        ),
     }
 
 

@@ -33,7 +33,6 @@ from tyro.conf import Positional
 import vidjax
 from vidjax import cli
 from vidjax.convert import save_pretrained
-from vidjax.convert.checkpoint import is_one
 from vidjax.fields import check_values
 from vidjax.models import example_inputs
 from vidjax.training.cost import count_macs
@@ -111,14 +110,16 @@ def spread_times(config: Config, name: str, seed: int) -> str:
     order.
     """
     out = Path(config.workdir) / f"{name}_start_{seed}"
-    if not is_one(out):
-        shutil.rmtree(out, ignore_errors=True)  # half of one, where this was interrupted
+    if not out.exists():
+        unfinished = out.with_name(f"{out.name}_unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)  # of a time when this was interrupted
         model = vidjax.create_model(name, num_classes=8)
         variables = model.init(jax.random.key(seed), jnp.zeros(example_inputs(model)[0].shape))
         frames, width = variables["params"]["time"]["table"].shape
         direction = jax.random.normal(jax.random.key(seed), (width,))
         variables["params"]["time"]["table"] = jnp.linspace(-1, 1, frames)[:, None] * direction
-        save_pretrained(out, model, variables)
+        save_pretrained(unfinished, model, variables)
+        unfinished.rename(out)
     return str(out)
 
 

@@ -33,7 +33,7 @@ import vidjax
 from vidjax import cli, runs
 from vidjax.data.config import ClipConfig, GivenClipConfig, core_count
 from vidjax.fields import check_values
-from vidjax.report import check_files, class_names
+from vidjax.report import name_classes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Config:
         for name in ("json", "csv"):
             if (path := getattr(self, name)) is not None and os.path.lexists(path):
                 raise FileExistsError(f"{path} is there already: give another --{name}, nothing is overwritten")
-        check_files(json=self.json, csv=self.csv)
+        cli.check_files(json=self.json, csv=self.csv)
 
 
 def make_classify(model: nn.Module, variables: dict, clips: ClipConfig) -> Callable[[np.ndarray], jax.Array]:
@@ -116,7 +116,7 @@ def main(config: Config) -> dict[str, Any]:
     model, variables = vidjax.load_pretrained(config.run, config.model, **settings)
     if getattr(model, "num_classes", None) is None:
         raise ValueError(f"{config.run} holds a {type(model).__name__} without classes: fine-tune it first")
-    names = class_names(model)
+    names = name_classes(model)
     clips = runs.cut_clips(config.run, model, config.data, config.window)
     classify = make_classify(model, variables, clips)
 

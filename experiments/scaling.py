@@ -27,7 +27,6 @@ from vidjax.benchmark.settings import Job
 from vidjax.benchmark.shares import Shares, measure_shares
 from vidjax.data.config import core_count
 from vidjax.fields import check_values
-from vidjax.report import check_files
 from vidjax.training.collectives import Collective, read_collectives
 from vidjax.training.cost import count_macs, peak_flops
 from vidjax.training.sharding import make_mesh
@@ -116,7 +115,7 @@ class Config:
             raise ValueError(f"{wrong[0]} chips are no multiple of fsdp {self.fsdp}: give multiples of it")
         if self.topology is None and self.devices < 2 * self.fsdp:
             raise ValueError(f"{self.devices} devices hold one copy of the parameters: compile for {2 * self.fsdp}")
-        check_files(json=self.json)
+        cli.check_files(json=self.json)
 
 
 def simulate(count: int) -> Sequence[jax.Device]:

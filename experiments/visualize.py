@@ -36,7 +36,7 @@ from vidjax.evaluation import saliency
 from vidjax.fields import check_values
 from vidjax.layers import patches
 from vidjax.objectives import masking, reconstruction
-from vidjax.report import class_names
+from vidjax.report import name_classes
 from vidjax.visualize.overlay import save_overlays
 from vidjax.visualize.reconstruction import save_reconstructions
 
@@ -98,7 +98,7 @@ def make_look(config: Config, model: nn.Module, variables: dict, clip: jax.Shape
       ValueError: the model cannot take such clips, or has nothing of what is asked for.
     """
     classes = getattr(model, "num_classes", None)
-    target = None if config.target is None else find_class(config.target, class_names(model))
+    target = None if config.target is None else find_class(config.target, name_classes(model))
 
     @jax.jit
     def look(variables: dict, pixels: jax.Array) -> tuple[dict[str, dict[str, jax.Array]], jax.Array | None]:
@@ -181,7 +181,7 @@ def main(config: Config) -> dict[str, list[str]]:
         pictures, probabilities = jax.device_get(look(pixels))
         if probabilities is not None:
             best = int(probabilities.argmax())
-            caption += f": {class_names(model)[best]} {probabilities[best]:.1%}"
+            caption += f": {name_classes(model)[best]} {probabilities[best]:.1%}"
         files = []
         for name, maps in pictures.items():
             about = f"; activation of {config.target}" if config.target and name == "class_activation" else ""

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -156,3 +157,20 @@ def test_a_directory_that_cannot_be_written_is_said_so(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match=r"cannot write to the work directory .*: choose another --workdir"):
         cli.open_workdir(tmp_path / "file" / "run", Config())
+
+
+def test_files_that_cannot_be_written_are_told_before_there_is_anything_to_write(tmp_path):
+    (old := tmp_path / "old.json").write_text("{}")
+    (link := tmp_path / "link").symlink_to(tmp_path / "nothing")
+    cli.check_files(json=str(old), csv=str(tmp_path / "new.csv"), link=str(link), chart=None)
+    assert old.read_text() == "{}" and not (tmp_path / "new.csv").exists() and link.is_symlink()
+    for path, reason in (
+        (tmp_path, "Is a directory"),
+        (tmp_path / "nowhere" / "a.json", "No such file or directory"),
+        (old / "a.json", "Not a directory"),
+        (Path("/proc/a.json"), "No such file or directory"),  # nobody can write there, not even root
+    ):
+        with pytest.raises(OSError, match=rf"cannot write --json to {path} \({reason}\): give another file"):
+            cli.check_files(json=str(path))
+    with pytest.raises(ValueError, match="--json and --csv are the same file: give each its own"):
+        cli.check_files(json=str(old), csv=f"{tmp_path}/./old.json")

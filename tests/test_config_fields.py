@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
+import flax.linen as nn
 import pytest
 
 from vidjax.data.config import AugmentConfig, ClipConfig
@@ -51,11 +52,16 @@ def test_words_are_found_in_every_part_of_a_type():
             check_values(wrong, "x.")
 
 
-@pytest.mark.parametrize("script", sorted(path.stem for path in SCRIPTS.glob("*.py")))
-def test_every_scripts_config_checks_its_words(script):
-    config = getattr(__import__(script), "Config", None)
-    if config is None or not (worded := [field for field in dataclasses.fields(config) if choices(field.type)]):
-        pytest.skip("it has no field of words")
+NAMES = [vars(__import__(path.stem)).values() for path in SCRIPTS.glob("*.py")]
+SEEN = {each for names in NAMES for each in names if isinstance(each, type)}
+CONFIGS = [kind for kind in SEEN if dataclasses.is_dataclass(kind) and not issubclass(kind, nn.Module)]
+WORDED = [kind for kind in CONFIGS if any(choices(field.type) for field in dataclasses.fields(kind))]
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("config", sorted(WORDED, key=str), ids=lambda kind: f"{kind.__module__}.{kind.__name__}")
+def test_every_config_of_a_script_checks_its_words(config):
+    worded = [field for field in dataclasses.fields(config) if choices(field.type)]
     needed = {f.name: "x" for f in dataclasses.fields(config) if f.default is f.default_factory is dataclasses.MISSING}
     for field in worded:
         value = ("neither",) if isinstance(field.default, tuple) else "neither"

@@ -1,7 +1,5 @@
 """What runs say of themselves."""
 
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -69,23 +67,6 @@ def test_where_no_results_can_be_written_is_told(tmp_path):
         report.open_results(None, str(tmp_path), "evaluations")
     with pytest.raises(OSError, match=r"file/out \(Not a directory\): choose another --out"):
         report.open_results(str(tmp_path / "file" / "out"), str(tmp_path), "evaluations")
-
-
-def test_files_that_cannot_be_written_are_told_before_there_is_anything_to_write(tmp_path):
-    (old := tmp_path / "old.json").write_text("{}")
-    (link := tmp_path / "link").symlink_to(tmp_path / "nothing")
-    report.check_files(json=str(old), csv=str(tmp_path / "new.csv"), link=str(link), chart=None)
-    assert old.read_text() == "{}" and not (tmp_path / "new.csv").exists() and link.is_symlink()
-    for path, reason in (
-        (tmp_path, "Is a directory"),
-        (tmp_path / "nowhere" / "a.json", "No such file or directory"),
-        (old / "a.json", "Not a directory"),
-        (Path("/proc/a.json"), "No such file or directory"),  # nobody can write there, not even root
-    ):
-        with pytest.raises(OSError, match=rf"cannot write --json to {path} \({reason}\): give another file"):
-            report.check_files(json=str(path))
-    with pytest.raises(ValueError, match="--json and --csv are the same file: give each its own"):
-        report.check_files(json=str(old), csv=f"{tmp_path}/./old.json")
 
 
 class Unreadable:

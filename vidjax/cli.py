@@ -100,7 +100,7 @@ def run(
     try:
         main(parse(config_class, recipes, default))
     except (ValueError, OSError, ImportError) as error:
-        if not _is_ours(error):
+        if not is_ours(error):
             raise
         fail(str(error))
 
@@ -128,7 +128,7 @@ def fail(message: str) -> None:
     raise SystemExit(2)
 
 
-def _is_ours(error: BaseException) -> bool:
+def is_ours(error: BaseException) -> bool:
     """True for a sentence that our own code raised; what a library raised from inside is a defect to be traced."""
     frames = traceback.extract_tb(error.__traceback__)
     ours = (Path(__file__).resolve().parent, Path(sys.argv[0]).resolve().parent)
@@ -152,6 +152,30 @@ def make_folder(path: Path, flag: str, called: str = "the folder") -> None:
         probe.unlink()
     except OSError as error:
         raise OSError(f"cannot write to {called} {path} ({error.strerror}): choose another {flag}") from None
+
+
+def check_files(**paths: str | None) -> None:
+    """Makes sure that files can be written, while there is nothing to lose yet; what a file holds stays.
+
+    Args:
+      paths: by the flag that gives them; None is not wanted.
+
+    Raises:
+      ValueError: two are the same.
+      OSError: one cannot be written.
+    """
+    wanted = {flag: path for flag, path in paths.items() if path is not None}
+    if len({os.path.realpath(path) for path in wanted.values()}) < len(wanted):
+        raise ValueError(f"--{' and --'.join(wanted)} are the same file: give each its own")
+    for flag, path in wanted.items():
+        is_new = not os.path.lexists(path)
+        try:
+            with open(path, "ab"):
+                pass
+            if is_new:
+                os.remove(path)
+        except OSError as error:
+            raise OSError(f"cannot write --{flag} to {path} ({error.strerror}): give another file") from None
 
 
 def as_dict(config: Any) -> dict[str, Any]:

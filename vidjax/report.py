@@ -4,7 +4,6 @@ import contextlib
 import csv
 import itertools
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,7 +74,7 @@ def describe_span(clips: ClipConfig, source: "Source") -> str:
     raise ValueError(f"none of the first videos of {source.name} can be read: look with experiments/check_data.py")
 
 
-def class_names(model: nn.Module) -> tuple[str, ...]:
+def name_classes(model: nn.Module) -> tuple[str, ...]:
     """What the model's classes are called, by number where nobody says; none without classes."""
     return model.card.class_names or tuple(f"class {i}" for i in range(getattr(model, "num_classes", None) or 0))
 
@@ -147,30 +146,6 @@ def open_results(out: str | None, run: str, folder: str) -> Path:
             (results / str(number)).mkdir()
             break
     return results / str(number)
-
-
-def check_files(**paths: str | None) -> None:
-    """Makes sure that files can be written, while there is nothing to lose yet; what a file holds stays.
-
-    Args:
-      paths: by the flag that gives them; None is not wanted.
-
-    Raises:
-      ValueError: two are the same.
-      OSError: one cannot be written.
-    """
-    wanted = {flag: path for flag, path in paths.items() if path is not None}
-    if len({os.path.realpath(path) for path in wanted.values()}) < len(wanted):
-        raise ValueError(f"--{' and --'.join(wanted)} are the same file: give each its own")
-    for flag, path in wanted.items():
-        is_new = not os.path.lexists(path)
-        try:
-            with open(path, "ab"):
-                pass
-            if is_new:
-                os.remove(path)
-        except OSError as error:
-            raise OSError(f"cannot write --{flag} to {path} ({error.strerror}): give another file") from None
 
 
 def describe_recognition(found: Recognition, class_names: Sequence[str]) -> str:

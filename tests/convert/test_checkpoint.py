@@ -65,8 +65,10 @@ def test_what_is_there_is_never_overwritten(model, variables, saved):
 
 
 def test_what_could_not_be_loaded_again_is_not_saved(model, variables, tmp_path):
-    with pytest.raises(ValueError, match=r"the variables are not those of the VideoMAE: .* is on one side alone; give"):
+    with pytest.raises(ValueError, match=r"the variables are not those of the VideoMAE: \S+ is missing, of another"):
         save_pretrained(tmp_path / "saved", model, variables["params"])
+    with pytest.raises(ValueError, match=r"VideoMAE: params/head/bias is missing, of another shape or too many; give"):
+        save_pretrained(tmp_path / "saved", model.clone(num_classes=3), variables)
     assert not (tmp_path / "saved").exists()
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match=r"cannot make \S+saved \(Not a directory\): give another directory"):

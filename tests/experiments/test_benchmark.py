@@ -116,6 +116,7 @@ def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(tm
 
 
 def test_what_a_library_raises_while_models_are_described_is_no_sentence_of_ours(monkeypatch):
+    monkeypatch.setattr(sys, "argv", [str(ROOT / "experiments" / "benchmark.py")])
     monkeypatch.setattr(ours, "describe", lambda *_: np.zeros(2).reshape(3))
     with pytest.raises(ValueError, match="cannot reshape"):
         measure.describe_or_refuse([], ())

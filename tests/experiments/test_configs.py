@@ -75,13 +75,15 @@ def test_half_of_a_start_is_written_again_and_flags_are_split_as_a_shell_does(tm
     name = "timesformer_tiny_divided"
     config = compare_models.Config(workdir=str(tmp_path / "a b"), models=(name,), flags="--c 'd e'")
     start = tmp_path / "a b" / f"{name}_start_0"
-    start.mkdir(parents=True)
-    (start / "vidjax.json").write_text("{}")
+    half = start.with_name(f"{start.name}_unfinished")
+    half.mkdir(parents=True)
+    (half / "vidjax.json").write_text("{}")
     seen = []
     monkeypatch.setattr(compare_models, "train", lambda script, flags, workdir: seen.append(flags))
     with pytest.raises(FileNotFoundError):  # nothing was trained
         compare_models.main(config)
     assert {"d e", str(start)} <= set(seen[0])
+    assert not half.exists()
     vidjax.load_pretrained(start, verbose=False)
     written = (start / "model.safetensors").stat().st_mtime_ns
     assert compare_models.spread_times(config, name, 0) == str(start)

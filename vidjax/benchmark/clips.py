@@ -12,8 +12,9 @@ import numpy as np
 import vidjax
 from vidjax.benchmark.ours import describe_devices, make_program
 from vidjax.benchmark.settings import Job
+from vidjax.cli import check_files
+from vidjax.fields import check_values
 from vidjax.layers.attention import Implementation
-from vidjax.report import check_files
 from vidjax.training.memory import program_memory
 from vidjax.training.sharding import make_mesh
 
@@ -47,6 +48,7 @@ class Clips:
 
     def __post_init__(self) -> None:
         """Refuses what cannot be meant."""
+        check_values(self)
         if len(set(self.frames)) < 3 or min(self.frames) < 1:
             raise ValueError(f"frames is {self.frames}: give three or more, each 1 or more")
         if self.size < 1 or self.devices < 1:

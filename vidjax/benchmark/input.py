@@ -27,8 +27,9 @@ from typing import Any
 import numpy as np
 
 from vidjax.benchmark.process import keep_to
+from vidjax.cli import check_files
 from vidjax.data.config import AugmentConfig, DataConfig, core_count
-from vidjax.report import check_files
+from vidjax.fields import check_values
 
 ROWS = 8
 """Clips of a batch."""
@@ -59,6 +60,7 @@ class Input:
 
     def __post_init__(self) -> None:
         """Refuses what cannot be measured."""
+        check_values(self)
         for name in ("clips", "rounds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be 1 or more")

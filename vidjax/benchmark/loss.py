@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from vidjax.benchmark.ours import describe_devices
+from vidjax.cli import check_files
+from vidjax.fields import check_values
 from vidjax.objectives import contrastive
-from vidjax.report import check_files
 from vidjax.training.memory import program_memory
 from vidjax.training.sharding import check_batch_size, make_mesh, put_batch
 
@@ -55,6 +56,7 @@ class Loss:
 
     def __post_init__(self) -> None:
         """Refuses values that cannot be meant."""
+        check_values(self)
         for name in ("batch_size", "width", "classes", "steps", "rounds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be 1 or more")

@@ -4,20 +4,18 @@ import dataclasses
 import importlib.util
 import os
 import statistics
-import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from importlib.metadata import version
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 import jax
 
-import vidjax
 from vidjax.benchmark.settings import Infer, Job, Models, check_models, jobs
+from vidjax.cli import is_ours
 from vidjax.training.cost import peak_flops
 
 Row = dict[str, Any]
@@ -57,8 +55,7 @@ def describe_or_refuse(*args: Any) -> dict[str, Any]:
     try:
         return describe(*args)
     except ValueError as error:
-        place = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
-        if not place.is_relative_to(Path(vidjax.__file__).parent):
+        if not is_ours(error):
             raise
         return {"refused": str(error)}
 

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import vidjax
+from vidjax.cli import check_files
+from vidjax.fields import check_values
 from vidjax.layers.attention import Implementation
-from vidjax.report import check_files
 
 OVERRIDES = ("remat", "implementation", "scan")
 """Fields of a model whose values can be compared."""
@@ -48,6 +49,7 @@ class Models:
 
     def __post_init__(self) -> None:
         """Refuses what cannot be meant."""
+        check_values(self)
         for name in ("frames", "size", "threads", "rounds", "steps"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -7,7 +7,7 @@ import statistics
 import time
 from typing import Any
 
-from vidjax.report import check_files
+from vidjax.cli import check_files
 
 
 @dataclasses.dataclass(frozen=True)

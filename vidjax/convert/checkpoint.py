@@ -45,12 +45,12 @@ def save_pretrained(directory: str | Path, model: nn.Module, variables: dict) ->
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise FileExistsError(f"{directory} is not an empty directory: give another one, nothing is overwritten")
     describe(model)
-    shapes = flatten_dict(jax.eval_shape(model.init, jax.random.key(0), *example_inputs(model)), sep="/")
-    if shapes.keys() != flat.keys():
-        odd = sorted(shapes.keys() ^ flat.keys())
+    expected = flatten_dict(jax.eval_shape(model.init, jax.random.key(0), *example_inputs(model)), sep="/")
+    ours, theirs = ({(name, leaf.shape) for name, leaf in each.items()} for each in (expected, flat))
+    if odd := sorted(ours ^ theirs):
         raise ValueError(
-            f"the variables are not those of the {type(model).__name__}: {odd[0]} is on one side alone; give the whole "
-            'dictionary that init returns, {"params": ...} and what is beside it'
+            f"the variables are not those of the {type(model).__name__}: {odd[0][0]} is missing, of another shape or "
+            'too many; give the whole dictionary that init returns, {"params": ...} and what is beside it'
         )
     try:
         directory.mkdir(parents=True, exist_ok=True)

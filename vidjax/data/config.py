@@ -180,6 +180,9 @@ class GivenClipConfig:
     workers: int = 0
     """Clips decoded at the same time, 0 = one a core."""
 
+    def __post_init__(self) -> None:
+        check_values(self, "data.")
+
     def clips(self, usual: Mapping[str, Any]) -> ClipConfig:
         """What is given here, on top of the fields in `usual`.
 

@@ -71,7 +71,7 @@ def views(num_frames: int, rate: float, config: ClipConfig, count: int) -> Int[n
         return sample(config, num_frames, rate, None)[None]
     if config.sampling == "dense":
         step = sampling_step(config, rate)
-        starts = max(num_frames - int(np.floor((config.frames - 1) * step + 0.5)), 1)
+        starts = max(num_frames - frames_spanned(config, rate) + 1, 1)
         # The middle of the k-th start's share of [0, 1), so that rounding down hits exactly that start.
         offsets = (np.floor(np.linspace(0, starts - 1, count) + 0.5) + 0.5) / starts
         return np.stack([dense(num_frames, config.frames, step, offset) for offset in offsets])
@@ -86,6 +86,11 @@ def seconds_covered(config: ClipConfig, num_frames: int, rate: float) -> float:
     if config.sampling != "dense":
         return num_frames / rate
     return min(config.frames * sampling_step(config, rate), num_frames) / rate
+
+
+def frames_spanned(config: ClipConfig, rate: float) -> int:
+    """File frames from a clip's first to its last, both counted, in dense sampling."""
+    return int(np.floor((config.frames - 1) * sampling_step(config, rate) + 0.5)) + 1
 
 
 def sampling_step(config: ClipConfig, rate: float) -> float:

@@ -96,6 +96,7 @@ def draw(
     Returns:
       Token indices that the encoder keeps, those that the decoder predicts, and 1 for the predicted ones that count in
       the loss: all masked tokens, or with `running_cell` half of all tokens, of which the masked ones count.
+
     Raises:
       ValueError: there is no such mask, or the ratio leaves no token to keep or to predict.
     """
