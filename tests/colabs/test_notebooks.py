@@ -44,9 +44,9 @@ def code(name: str) -> list[str]:
     return [cell.source for cell in read(name).cells if cell.cell_type == "code"]
 
 
-def execute(notebook: nbformat.NotebookNode, folder: Path) -> None:
+def execute(notebook: nbformat.NotebookNode, folder: Path, **settings: str) -> None:
     """Runs all cells with a kernel of their own, in `folder`, in `LIMIT` seconds; raises what a cell raises."""
-    environment = {key: value for key, value in os.environ.items() if key not in OF_TESTS}
+    environment = {key: value for key, value in os.environ.items() if key not in OF_TESTS} | settings
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     end = time.monotonic() + LIMIT
     client = NotebookClient(
@@ -62,6 +62,11 @@ def execute(notebook: nbformat.NotebookNode, folder: Path) -> None:
 @notebooks
 def test_runs_from_top_to_bottom(name, tmp_path):
     execute(read(name), tmp_path)
+
+
+@pytest.mark.notebook
+def test_the_quickstart_runs_on_eight_devices_as_a_tpu_has_them(tmp_path):
+    execute(read("quickstart.ipynb"), tmp_path, JAX_NUM_CPU_DEVICES="8")
 
 
 @pytest.mark.notebook
