@@ -13,6 +13,7 @@ import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,7 @@ from blocks import PAGES, ROOT, SHELL, TABLES, blocks_of, call, commands, parse,
 
 from vidjax.data import sources
 from vidjax.training import loop
+from vidjax.training.metrics import read_metrics
 
 pytestmark = [
     pytest.mark.pages,
@@ -36,7 +38,7 @@ NOT_RUN = {
     "pytest": "would start these tests again",
     "tfds build": "fetches the data set",
     "gcloud": "needs Google's cloud",
-    "srun": "needs Slurm",
+    "srun": "needs Slurm; test_the_slurm_script runs the block with a stand-in for it",
     "export": "belongs to the line after it",
     "JAX_PROCESS_ID=": "tests/experiments/test_mae_pretrain.py runs the block on two processes",
     "wait": "belongs to the lines before it",
@@ -49,6 +51,7 @@ TINY = {
     "r3d_18": "r3d_tiny",
     "videomae_base": "videomae_tiny",
     "videomae_base_pretrain": "videomae_tiny_pretrain",
+    "videomae_large": "videomae_tiny",
     "videomae_large_pretrain": "videomae_tiny_pretrain",
     "vivit_base_16x2_factorized_encoder": "vivit_tiny_factorized_encoder",
     "vivit_large_16x2_factorized_encoder": "vivit_tiny_factorized_encoder",
@@ -280,6 +283,35 @@ def test_commands_run(page, stocked, trained, capsys):
     out = capsys.readouterr().out
     for sentence in SAID.get(page, ()):
         assert sentence in out, f"{page}: its commands never say '{sentence}'"
+
+
+def test_the_slurm_script_starts_processes_that_find_each_other(stocked):
+    """The script as it is, with a `srun` that tells two processes what Slurm would, and adds what makes them small."""
+    (script,) = [block.text for block in blocks_of("docs/launch.md") if "\nsrun " in block.text]
+    (words,) = [words[1:] for words in commands(script) if words[0] == "srun"]
+    Path("experiments").symlink_to(ROOT / "experiments")
+    srun = Path("bin/srun")
+    srun.parent.mkdir()
+    srun.write_text(
+        """#!/bin/bash
+        SLURM_PROCID=1 SLURM_LOCALID=1 "$@" $MORE & SLURM_PROCID=0 SLURM_LOCALID=0 "$@" $MORE && wait $!"""
+    )
+    srun.chmod(0o755)
+    first = 65536 - 4096  # JAX takes the job's number for the port
+    job = next(job for job in range(1, 4096) if is_free(first + job))
+    told = {"SLURM_JOB_ID": str(job), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
+    told["PATH"] = os.pathsep.join([str(srun.parent.resolve()), str(Path(sys.executable).parent), os.environ["PATH"]])
+    told |= {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "4"}
+    told["MORE"] = shlex.join([*small(words)[len(words) - 1 :], "--workdir", "run"])
+    done = subprocess.run(["bash", "-e"], input=script, capture_output=True, text=True, env=os.environ | told)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "devices   8 x cpu, 2 process(es), mesh data=1 fsdp=8" in done.stdout
+    assert [entry["step"] for entry in read_metrics(Path("run")) if "loss" in entry] == [1, 2]
+
+
+def is_free(port):
+    with socket.socket() as place:
+        return place.connect_ex(("localhost", port)) != 0
 
 
 class Stop(Exception):
