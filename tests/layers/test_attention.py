@@ -1,4 +1,5 @@
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +50,12 @@ def test_a_query_that_may_see_nothing_sees_all_alike_and_has_a_gradient(implemen
     np.testing.assert_allclose(seen, jnp.broadcast_to(value.mean(axis=0), seen.shape), atol=1e-5)
     np.testing.assert_allclose(attention_weights(query, key, nothing), 1 / 5, rtol=1e-6)
     assert jnp.isfinite(jax.grad(lambda q: attend(q, key, value, implementation, nothing).sum())(query)).all()
+
+
+def test_the_backward_pass_is_kept_one_array_of_all_pairs():
+    query, key, value = normal(2, 50, 3, 4), normal(2, 60, 3, 4), normal(2, 60, 3, 4)
+    pull = jax.vjp(partial(attend, implementation="xla"), query, key, value)[1]
+    assert [leaf.shape for leaf in jax.tree.leaves(pull) if leaf.size >= 2 * 3 * 50 * 60] == [(2, 3, 50, 60)]
 
 
 @pytest.mark.parametrize("implementation", ["xla", "chunked"])

@@ -14,8 +14,9 @@ from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float, Int
 
 from vidjax.layers.attention import DotProduct
-from vidjax.layers.convolution import BatchNorm, Conv3D, DepthwiseConv3D
+from vidjax.layers.convolution import Conv3D, DepthwiseConv3D
 from vidjax.layers.embedding import PatchEmbedding
+from vidjax.layers.normalization import BatchNorm, LayerNorm
 from vidjax.layers.patches import grid
 from vidjax.layers.transformer import Mlp
 
@@ -211,7 +212,7 @@ def _linear(
             if module.path == first:
                 out = next_fun(*args, **kwargs)
                 return jnp.broadcast_to(tokens.reshape(*out.shape[:-1], 1), out.shape)
-            if isinstance(module, nn.LayerNorm | BatchNorm):
+            if isinstance(module, LayerNorm | BatchNorm):
                 return x
             if isinstance(module, Mlp | DepthwiseConv3D):
                 return jnp.zeros_like(x)

@@ -16,11 +16,10 @@ from vidjax.layers.sequence import LOWEST, over_queries, ring_attention, scores_
 
 Implementation = Literal["auto", "xla", "cudnn", "chunked", "ring"]
 
-# Pairs of query and key, of one head and clip, up to which `auto` holds all scores at once (off cuDNN). On a CPU both
-# ways take the same time up to 200 tokens. In chunks, forward and backward of a 12-layer network took 0.9 of the time
-# at 392 tokens, for half as much again of compilation; of attention alone 0.34 at 784, 0.27 at 1,568 and 0.2 at 6,272,
-# where they hold 35 MB instead of 1.26 GB (float32, 2 heads of 64). On an accelerator nothing was measured: there only
-# where the scores of one head take more than 16 MB.
+# Pairs of query and key, of one head and clip, up to which `auto` holds all scores at once (off cuDNN). On a CPU, forward
+# and backward in chunks took 1.0 to 1.26 of the time at 100 and 196 tokens, 0.83 to 1.01 at 392 (for more compilation),
+# 0.7 to 0.8 at 784, 0.7 at 1,568 and 0.8 at 3,136, where they hold 33 MB instead of 482 (float32, 6 heads of 64). On an
+# accelerator nothing was measured: there only where the scores of one head take more than 16 MB.
 FEW_PAIRS_CPU, FEW_PAIRS = 2**18, 2**22
 
 
@@ -61,13 +60,28 @@ def attend(
         if mask is not None:
             raise ValueError("ring attention takes no mask: choose the implementation 'chunked' or 'xla'")
         return ring_attention(query, key, value)
+    if implementation == "xla":
+        query, *pair = (einops.rearrange(x, "... n k d -> ... k n d") for x in (query, key, value))
+        attended = _attend_to_all(query, tuple(pair), None if mask is None else mask[..., None, :, :])
+        return einops.rearrange(attended, "... k n d -> ... n k d")
     leading = query.shape[:-3]
     flat = (x.reshape(-1, *x.shape[-3:]) for x in (query, key, value))
     if mask is not None:
         mask = jnp.broadcast_to(mask, (*leading, query.shape[-3], key.shape[-3]))
         mask = mask.reshape(-1, 1, *mask.shape[-2:])  # one for all heads
-    attended = jax.nn.dot_product_attention(*flat, mask=mask, implementation=implementation)
+    attended = jax.nn.dot_product_attention(*flat, mask=mask, implementation="cudnn")
     return attended.reshape(*leading, *query.shape[-3:])
+
+
+def _attend_to_all(query: Array, pair: tuple[Array, Array], mask: Array | None) -> Array:
+    """Each query `*b q d` sees all keys `*b n d` that its row of the mask `*#b q n` lets it, all at once."""
+    scores = scores_of(query, pair[0])
+    if mask is not None:
+        scores = jnp.where(mask, scores, LOWEST)
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
+    attended = weigh(weights, pair[1])
+    # Divided last, where there are `d` numbers and not `n`, and so that no second array of all pairs is kept.
+    return (attended / weights.sum(axis=-1, keepdims=True)).astype(pair[1].dtype)
 
 
 @jax.checkpoint  # keeps the inputs as they are, not as float32
@@ -79,17 +93,12 @@ def _attend_in_chunks(query: Array, key: Array, value: Array, mask: Array | None
     forward-mode derivatives.
     """
 
-    def some_queries(query: Array, pair: tuple[Array, Array], rows: Array | None) -> Array:
-        scores = scores_of(query, pair[0])
-        if mask is not None:
-            scores = jnp.where(mask if rows is None else rows, scores, LOWEST)
-        weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
-        attended = weigh(weights, pair[1])
-        # Divided last, where there are `d` numbers and not `n`.
-        return (attended / weights.sum(axis=-1, keepdims=True)).astype(value.dtype)
+    one_row = mask is not None and mask.shape[-2] == 1  # the same for all queries
 
-    rows = None if mask is None or mask.shape[-2] == 1 else mask
-    return over_queries(some_queries, query, (key, value), rows)
+    def some_queries(query: Array, pair: tuple[Array, Array], rows: Array | None) -> Array:
+        return _attend_to_all(query, pair, mask if one_row else rows)
+
+    return over_queries(some_queries, query, (key, value), None if one_row else mask)
 
 
 def attention_weights(

@@ -30,6 +30,7 @@ from jaxtyping import Array, Float
 from vidjax.layers.attention import Attention
 from vidjax.layers.convolution import depthwise_conv3d, pytorch_bias
 from vidjax.layers.embedding import PositionTable
+from vidjax.layers.normalization import LayerNorm
 from vidjax.layers.transformer import Block, Encoder, Mlp, quick_gelu
 from vidjax.models import clip
 from vidjax.models.clip import ImageTower
@@ -159,7 +160,7 @@ class PostNormBlock(nn.Module):
         self, x: Float[Array, "b n e"], drop_path: float | Array = 0.0, train: bool = False
     ) -> Float[Array, "b n e"]:
         """Same shape as `x`; the last two arguments are what `Encoder` hands to any block."""
-        norm = partial(nn.LayerNorm, epsilon=1e-5, dtype=self.dtype)
+        norm = partial(LayerNorm, epsilon=1e-5, dtype=self.dtype)
         attention = Attention(self.heads, kernel_init=FUSED, out_init=TRUNCATED, dtype=self.dtype, name="attention")
         x = norm(name="norm1")(x + attention(x))
         return norm(name="norm2")(x + Mlp(2048, nn.relu, TRUNCATED, dtype=self.dtype, name="mlp")(x))
@@ -190,7 +191,7 @@ class TransfCls(nn.Module):
         x = jnp.concatenate([jnp.tile(token.astype(x.dtype), (batch, 1, 1)), x], axis=1)
         block = partial(PostNormBlock, 8, dtype=self.dtype)
         x = Encoder(block, self.depth, name="transformer")(x, train)
-        return nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm")(x)[:, 0]
+        return LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm")(x)[:, 0]
 
 
 class VideoTower(nn.Module):

@@ -25,6 +25,7 @@ from jaxtyping import Array, Float
 
 from vidjax.layers.card import Card
 from vidjax.layers.embedding import PatchEmbedding, PositionTable
+from vidjax.layers.normalization import LayerNorm
 from vidjax.layers.patches import check_video, grid, patchify
 from vidjax.layers.transformer import ACTIVATIONS, VIT_SIZES, Activation, Block, Encoder, Remat, scaled_by_depth
 from vidjax.models.text import VARIANTS as TEXT
@@ -105,7 +106,7 @@ class ImageTower(nn.Module):
         self.position = PositionTable(tuple(image), self.width, "cubic", normal)
         if self.joint:
             self.time = PositionTable((frames,), self.width, "linear", normal)
-        self.norm_pre = nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype)
+        self.norm_pre = LayerNorm(epsilon=self.epsilon, dtype=self.dtype)
         block = partial(
             Block, self.heads, self.mlp_ratio, epsilon=self.epsilon, activation=ACTIVATIONS[self.activation],
             dtype=self.dtype, **scaled_by_depth(self.width, self.depth),
@@ -113,7 +114,7 @@ class ImageTower(nn.Module):
         self.transformer = Encoder(
             partial(ShiftedBlock, block) if self.shift else block, self.depth, self.drop_path, self.remat, self.scan
         )
-        self.norm_post = nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype)
+        self.norm_post = LayerNorm(epsilon=self.epsilon, dtype=self.dtype)
         self.projection = nn.Dense(self.features, use_bias=False, kernel_init=normal, dtype=self.dtype)
 
     def tokens(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b f m d"]:

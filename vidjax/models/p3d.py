@@ -21,7 +21,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vidjax.layers.card import Card
-from vidjax.layers.convolution import BatchNorm, Conv3D, pytorch_bias, pytorch_kernel
+from vidjax.layers.convolution import Conv3D, pytorch_bias, pytorch_kernel
+from vidjax.layers.normalization import BatchNorm
 from vidjax.layers.patches import check_video
 
 Part = Callable[[Array], Array]

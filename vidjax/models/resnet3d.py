@@ -27,7 +27,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vidjax.layers.card import Card
-from vidjax.layers.convolution import BatchNorm, Conv3D, kaiming_normal
+from vidjax.layers.convolution import Conv3D, kaiming_normal
+from vidjax.layers.normalization import BatchNorm
 from vidjax.layers.patches import check_video
 
 Kind = Literal["2d", "3d", "2plus1d"]

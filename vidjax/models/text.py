@@ -18,6 +18,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from vidjax.layers.attention import Attention
+from vidjax.layers.normalization import LayerNorm
 from vidjax.layers.transformer import ACTIVATIONS, Activation, Block, DropPath, Encoder, Mlp, Remat, scaled_by_depth
 
 NORMAL = nn.initializers.normal(0.02)
@@ -74,7 +75,7 @@ class TextTower(nn.Module):
             dtype=self.dtype, **scaled_by_depth(self.width, self.depth),
         )  # fmt: skip
         self.transformer = Encoder(block, self.depth, self.drop_path, self.remat, self.scan)
-        self.norm = nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype)
+        self.norm = LayerNorm(epsilon=self.epsilon, dtype=self.dtype)
         normal = nn.initializers.normal(self.width**-0.5)
         self.projection = nn.Dense(self.features, use_bias=False, kernel_init=normal, dtype=self.dtype)
 
@@ -108,7 +109,7 @@ class BertBlock(nn.Module):
         self, x: Float[Array, "b m d"], drop_path: float, train: bool, mask: Bool[Array, "b 1 m"]
     ) -> Float[Array, "b m d"]:
         """Same shape as `x`."""
-        norm = partial(nn.LayerNorm, epsilon=self.epsilon, dtype=self.dtype)
+        norm = partial(LayerNorm, epsilon=self.epsilon, dtype=self.dtype)
         attention = Attention(self.heads, kernel_init=NORMAL, dtype=self.dtype, name="attention")
         hidden = int(x.shape[-1] * self.mlp_ratio)
         mlp = Mlp(hidden, ACTIVATIONS[self.activation], NORMAL, dtype=self.dtype, name="mlp")
@@ -152,7 +153,7 @@ class Bert(nn.Module):
         self.token_embedding = nn.Embed(self.vocabulary, self.width, embedding_init=NORMAL, dtype=self.dtype)
         self.position = self.param("position", NORMAL, (self.context, self.width))
         self.type = self.param("type", NORMAL, (self.types, self.width))
-        self.embedding_norm = nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype)
+        self.embedding_norm = LayerNorm(epsilon=self.epsilon, dtype=self.dtype)
         block = partial(
             BertBlock, self.heads, self.mlp_ratio, self.epsilon, activation=self.activation, dtype=self.dtype
         )

@@ -30,6 +30,7 @@ from vidjax.layers.attention import Attention, Implementation
 from vidjax.layers.card import Card
 from vidjax.layers.convolution import pytorch_bias, pytorch_kernel
 from vidjax.layers.embedding import PatchEmbedding, PositionTable
+from vidjax.layers.normalization import LayerNorm
 from vidjax.layers.patches import check_video, grid, patchify
 from vidjax.layers.transformer import VIT_SIZES, Block, DropPath, Encoder, Mlp, Remat
 
@@ -93,7 +94,7 @@ class GroupedAttention(nn.Module):
         copies = jnp.repeat(x[:, None, :1], patches.shape[1], axis=1)
         grouped = patches if over_time else jnp.concatenate([copies, patches], axis=2)
         seen = grouped.reshape(-1, *grouped.shape[2:])
-        seen = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(seen)
+        seen = LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(seen)
         attention = partial(Attention, implementation=self.implementation, kernel_init=NORMAL, dtype=self.dtype)
         seen = attention(self.heads, name="attention")(seen)
         seen = DropPath(name="drop_path")(seen, drop_path, train).reshape(grouped.shape)
@@ -128,7 +129,7 @@ class GroupedBlock(nn.Module):
             attention = GroupedAttention(self.heads, grouping, self.implementation, self.dtype, name=name)
             x = x + attention(x, drop_path, train, grid)
         mlp = Mlp(int(x.shape[-1] * self.mlp_ratio), kernel_init=NORMAL, dtype=self.dtype, name="mlp")
-        seen = mlp(nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm2")(x))
+        seen = mlp(LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm2")(x))
         return x + DropPath(name="drop_path")(seen, drop_path, train)
 
 
@@ -181,7 +182,7 @@ class TimeSformer(nn.Module):
             self.time = PositionTable((frames,), self.width, "nearest", ZEROS)
         block = partial(block, mlp_ratio=self.mlp_ratio, implementation=self.implementation, dtype=self.dtype)
         self.transformer = Encoder(block, self.depth, self.drop_path, self.remat, self.scan)
-        self.norm = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)
+        self.norm = LayerNorm(epsilon=1e-6, dtype=self.dtype)
         if self.num_classes is not None:
             self.head_dropout = nn.Dropout(self.dropout)
             self.head = nn.Dense(self.num_classes, kernel_init=NORMAL, dtype=self.dtype)

@@ -25,7 +25,8 @@ from jaxtyping import Array, Float
 
 from vidjax.layers.attention import Attention
 from vidjax.layers.card import Card
-from vidjax.layers.convolution import BatchNorm, Conv3D, DepthwiseConv3D, pytorch_bias, pytorch_kernel
+from vidjax.layers.convolution import Conv3D, DepthwiseConv3D, pytorch_bias, pytorch_kernel
+from vidjax.layers.normalization import BatchNorm, LayerNorm
 from vidjax.layers.patches import check_video
 from vidjax.layers.transformer import Block, DropPath, Encoder, Mlp, Remat, exact_gelu
 
@@ -94,7 +95,7 @@ class SplitBlock(nn.Module):
         """Same shape as `x`."""
         (b, t, h, w, width), heads = x.shape, x.shape[-1] // self.head_width
         branch = DropPath(name="drop_path")
-        norm = partial(nn.LayerNorm, epsilon=1e-6, dtype=self.dtype)
+        norm = partial(LayerNorm, epsilon=1e-6, dtype=self.dtype)
         x = x + DepthwiseConv3D((3, 3, 3), dtype=self.dtype, name="position")(x)
         places = einops.rearrange(x, "b t h w c -> (b h w) t c")
         # Attention over time starts as zero: by its inputs, so that gradients flow through its output projection.
@@ -149,7 +150,7 @@ class UniFormer(nn.Module):
             Conv3D(width, use_bias=True, dtype=self.dtype, **(later if i else first))
             for i, width in enumerate(self.widths)
         ]
-        self.patch_norm = [nn.LayerNorm(epsilon=1e-5, dtype=self.dtype) for _ in self.widths]
+        self.patch_norm = [LayerNorm(epsilon=1e-5, dtype=self.dtype) for _ in self.widths]
         local_block = partial(LocalBlock, self.mlp_ratio, self.dtype)
         global_block = partial(SplitBlock if self.split else GlobalBlock, self.head_width, self.mlp_ratio, self.dtype)
         rates = np.split(np.linspace(0.0, self.drop_path, sum(self.depths)), np.cumsum(self.depths)[:-1])

@@ -24,6 +24,7 @@ from vidjax.layers.attention import Implementation
 from vidjax.layers.card import Card
 from vidjax.layers.convolution import pytorch_bias, pytorch_kernel
 from vidjax.layers.embedding import PatchEmbedding, sinusoid_table
+from vidjax.layers.normalization import LayerNorm
 from vidjax.layers.patches import check_video, grid, patchify
 from vidjax.layers.transformer import VIT_SIZES, Block, Encoder, Remat
 
@@ -81,9 +82,9 @@ class VideoMAE(nn.Module):
         )  # fmt: skip
         self.transformer = Encoder(block, self.depth, self.drop_path, self.remat, self.scan)
         if self.final_norm:
-            self.norm = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)
+            self.norm = LayerNorm(epsilon=1e-6, dtype=self.dtype)
         if self.num_classes is not None:
-            self.head_norm = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)
+            self.head_norm = LayerNorm(epsilon=1e-6, dtype=self.dtype)
             self.head_dropout = nn.Dropout(self.dropout)
             small = nn.initializers.normal(0.02 * 0.001)  # the original scales its head by 0.001
             self.head = nn.Dense(self.num_classes, kernel_init=small, dtype=self.dtype)
@@ -145,7 +146,7 @@ class Decoder(nn.Module):
         )
         x = jnp.concatenate([visible, masked], axis=1)
         x = Encoder(block, self.depth, remat=self.remat, scan=self.scan, name="transformer")(x, train)
-        x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x[:, kept.shape[1] :])
+        x = LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x[:, kept.shape[1] :])
         return nn.Dense(self.outputs, kernel_init=XAVIER, dtype=self.dtype, name="head")(x)
 
 

@@ -22,6 +22,7 @@ from vidjax.layers.attention import Implementation
 from vidjax.layers.card import Card
 from vidjax.layers.convolution import pytorch_bias, pytorch_kernel
 from vidjax.layers.embedding import PatchEmbedding, PositionTable
+from vidjax.layers.normalization import LayerNorm
 from vidjax.layers.patches import check_video, grid, patchify
 from vidjax.layers.transformer import VIT_SIZES, Block, Encoder, Remat
 
@@ -73,7 +74,7 @@ class ViT(nn.Module):
             implementation=self.implementation, dtype=self.dtype,
         )  # fmt: skip
         self.transformer = Encoder(block, self.depth, self.drop_path, self.remat, self.scan)
-        self.norm = nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype)
+        self.norm = LayerNorm(epsilon=self.epsilon, dtype=self.dtype)
         if self.num_classes is not None:
             self.head_dropout = nn.Dropout(self.dropout)
             self.head = nn.Dense(self.num_classes, kernel_init=NORMAL, dtype=self.dtype)

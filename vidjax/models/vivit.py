@@ -25,8 +25,9 @@ from jaxtyping import Array, Float
 from vidjax.layers.attention import Attention, DotProduct, Implementation
 from vidjax.layers.card import Card
 from vidjax.layers.embedding import PatchEmbedding, PositionTable
+from vidjax.layers.normalization import LayerNorm
 from vidjax.layers.patches import check_video, grid, patchify
-from vidjax.layers.transformer import VIT_SIZES, Block, DropPath, Encoder, Mlp, Remat
+from vidjax.layers.transformer import VIT_SIZES, Block, DropPath, Encoder, Mlp, Remat, tanh_gelu
 
 Embedding = Literal["tubelet", "uniform_frames"]
 Pooling = Literal["class_token", "mean"]
@@ -77,9 +78,9 @@ class FactorizedSelfAttentionBlock(nn.Module):
         self, x: Float[Array, "b n d"], drop_path: float | Array = 0.0, train: bool = False, frames: int = 1
     ) -> Float[Array, "b n d"]:
         """Same shape as `x`."""
-        norm = partial(nn.LayerNorm, epsilon=1e-6, dtype=self.dtype)
+        norm = partial(LayerNorm, epsilon=1e-6, dtype=self.dtype)
         attention = partial(Attention, self.heads, implementation=self.implementation, dtype=self.dtype)
-        mlp = Mlp(int(x.shape[-1] * self.mlp_ratio), nn.gelu, dtype=self.dtype, name="mlp")
+        mlp = Mlp(int(x.shape[-1] * self.mlp_ratio), tanh_gelu, dtype=self.dtype, name="mlp")
         branch = DropPath(name="drop_path")
         x = einops.rearrange(x, "b (t n) d -> b n t d", t=frames)
         x = x + branch(attention(name="temporal_attention")(norm(name="temporal_norm")(x)), drop_path, train)
@@ -129,9 +130,9 @@ class FactorizedDotProductBlock(nn.Module):
         self, x: Float[Array, "b n d"], drop_path: float | Array = 0.0, train: bool = False, frames: int = 1
     ) -> Float[Array, "b n d"]:
         """Same shape as `x`."""
-        norm = partial(nn.LayerNorm, epsilon=1e-6, dtype=self.dtype)
+        norm = partial(LayerNorm, epsilon=1e-6, dtype=self.dtype)
         attention = FactorizedDotProduct(self.heads, self.implementation, self.dtype, name="attention")
-        mlp = Mlp(int(x.shape[-1] * self.mlp_ratio), nn.gelu, dtype=self.dtype, name="mlp")
+        mlp = Mlp(int(x.shape[-1] * self.mlp_ratio), tanh_gelu, dtype=self.dtype, name="mlp")
         branch = DropPath(name="drop_path")
         x = x + branch(attention(norm(name="norm1")(x), frames), drop_path, train)
         return x + branch(mlp(norm(name="norm2")(x)), drop_path, train)
@@ -139,7 +140,7 @@ class FactorizedDotProductBlock(nn.Module):
 
 BLOCKS = MappingProxyType(
     {
-        "joint": partial(Block, activation=nn.gelu),
+        "joint": partial(Block, activation=tanh_gelu),
         "factorized_self_attention": FactorizedSelfAttentionBlock,
         "factorized_dot_product": FactorizedDotProductBlock,
     }
@@ -199,7 +200,7 @@ class ViViT(nn.Module):
             mlp_ratio=self.mlp_ratio, implementation=self.implementation, dtype=self.dtype,
         )  # fmt: skip
         self.transformer = Encoder(block, self.depth, self.drop_path, self.remat, self.scan)
-        self.norm = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)
+        self.norm = LayerNorm(epsilon=1e-6, dtype=self.dtype)
         if self.num_classes is not None:
             self.head_dropout = nn.Dropout(self.dropout)
             self.head = nn.Dense(self.num_classes, kernel_init=ZEROS, dtype=self.dtype)
@@ -272,13 +273,13 @@ class FactorizedEncoder(nn.Module):
         self.position = PositionTable(tuple(image), self.width, "linear")
         self.temporal_position = PositionTable((frames,), self.width, "linear")
         block = partial(
-            Block, self.heads, self.mlp_ratio, activation=nn.gelu,
+            Block, self.heads, self.mlp_ratio, activation=tanh_gelu,
             implementation=self.implementation, dtype=self.dtype,
         )  # fmt: skip
         self.spatial_transformer = Encoder(block, self.depth, self.drop_path, self.remat, self.scan)
-        self.spatial_norm = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)
+        self.spatial_norm = LayerNorm(epsilon=1e-6, dtype=self.dtype)
         self.temporal_transformer = Encoder(block, self.temporal_depth, self.drop_path, self.remat, self.scan)
-        self.norm = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)
+        self.norm = LayerNorm(epsilon=1e-6, dtype=self.dtype)
         if self.num_classes is not None:
             self.head_dropout = nn.Dropout(self.dropout)
             self.head = nn.Dense(self.num_classes, kernel_init=ZEROS, dtype=self.dtype)
