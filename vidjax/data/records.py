@@ -1,6 +1,6 @@
 """Videos as lists of JPEG frames in TFRecord files: the one schema for writing and reading, with random access.
 
-Only the frames that are asked for are decoded, so a record feeds about four times as many clips a second as the
+Only the frames that are asked for are decoded, so a record feeds four to six times as many clips a second as the
 video it was made from. A record is a `tf.train.Example`; the fields of `Record` are its keys, under `video/`
 (`captions` is `video/caption`, with a value for each; the empty one stands for none).
 """
