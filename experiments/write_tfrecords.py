@@ -1,4 +1,4 @@
-"""Converts a source of videos into sharded TFRecords of JPEG frames, which feed four to six times as many clips a second.
+"""Converts a source of videos into sharded TFRecords of JPEG frames, four to six times as many clips a second.
 
     python experiments/write_tfrecords.py /videos /records
     python experiments/mae_pretrain.py --data.source 'tfrecord:/records/*.tfrecord'

@@ -16,10 +16,10 @@ from vidjax.layers.sequence import LOWEST, over_queries, ring_attention, scores_
 
 Implementation = Literal["auto", "xla", "cudnn", "chunked", "ring"]
 
-# Pairs of query and key, of one head and clip, up to which `auto` holds all scores at once (off cuDNN). On a CPU, forward
-# and backward in chunks took 1.0 to 1.26 of the time at 100 and 196 tokens, 0.83 to 1.01 at 392 (for more compilation),
-# 0.7 to 0.8 at 784, 0.7 at 1,568 and 0.8 at 3,136, where they hold 33 MB instead of 482 (float32, 6 heads of 64). On an
-# accelerator nothing was measured: there only where the scores of one head take more than 16 MB.
+# Pairs of query and key, of one head and clip, up to which `auto` holds all scores at once (off cuDNN). On a CPU,
+# forward and backward in chunks took 1.0 to 1.26 of the time at 100 and 196 tokens, 0.83 to 1.01 at 392 (for more
+# compilation), 0.7 to 0.8 at 784, 0.7 at 1,568 and 0.8 at 3,136, where they hold 33 MB instead of 482 (float32, 6 heads
+# of 64). On an accelerator nothing was measured: there only where the scores of one head take more than 16 MB.
 FEW_PAIRS_CPU, FEW_PAIRS = 2**18, 2**22
 
 

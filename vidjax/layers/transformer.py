@@ -12,6 +12,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
+from vidjax.layers.activations import exact_gelu
 from vidjax.layers.attention import Attention, Implementation
 from vidjax.layers.normalization import LayerNorm
 
@@ -25,48 +26,6 @@ VIT_SIZES = MappingProxyType(  # Dosovitskiy et al. 2021 and Zhai et al. 2022; "
         "huge": {"width": 1280, "depth": 32, "heads": 16},
     }
 )
-
-
-def _with_slope(function: Callable[[Array], Array], slope: Callable[[Array], Array]) -> Callable[[Array], Array]:
-    """The same function of each number, whose backward pass makes the slope from the number itself.
-
-    Autodiff keeps up to three arrays more. XLA does so too where function and slope share a step, such as an `erfc`:
-    it is computed once and kept. So the slopes below are written in other functions.
-    """
-
-    @jax.custom_jvp
-    def activation(x: Array) -> Array:
-        return function(x)
-
-    @activation.defjvp
-    def derivative(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-        wide = primals[0].astype(jnp.promote_types(primals[0].dtype, jnp.float32))
-        return activation(*primals), slope(wide).astype(primals[0].dtype) * tangents[0]
-
-    return activation
-
-
-def _exact_slope(x: Array) -> Array:
-    return 0.5 * (1 + jax.lax.erf(x * 0.5**0.5)) + x * jnp.exp(-0.5 * x * x) * (2 * np.pi) ** -0.5
-
-
-def _tanh_slope(x: Array) -> Array:
-    factor = (8 / np.pi) ** 0.5
-    share = jax.nn.sigmoid(factor * (x + 0.044715 * x**3))
-    return share + x * share * (1 - share) * factor * (1 + 3 * 0.044715 * x * x)
-
-
-def _quick_slope(x: Array) -> Array:
-    share = 0.5 * (1 + jnp.tanh(0.851 * x))
-    return share + x * share * (1 - share) * 1.702
-
-
-exact_gelu = _with_slope(partial(nn.gelu, approximate=False), _exact_slope)  # PyTorch's default
-tanh_gelu = _with_slope(partial(nn.gelu, approximate=True), _tanh_slope)  # Flax's own
-quick_gelu = _with_slope(lambda x: x * jax.nn.sigmoid(1.702 * x), _quick_slope)  # OpenAI's, in CLIP and what is of it
-
-Activation = Literal["quick_gelu", "gelu"]
-ACTIVATIONS = MappingProxyType({"quick_gelu": quick_gelu, "gelu": exact_gelu})
 
 
 def scaled_by_depth(width: int, depth: int) -> dict[str, nn.initializers.Initializer]:

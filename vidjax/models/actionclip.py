@@ -27,11 +27,12 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from vidjax.layers.activations import quick_gelu
 from vidjax.layers.attention import Attention
 from vidjax.layers.convolution import depthwise_conv3d, pytorch_bias
 from vidjax.layers.embedding import PositionTable
 from vidjax.layers.normalization import LayerNorm
-from vidjax.layers.transformer import Block, Encoder, Mlp, quick_gelu
+from vidjax.layers.transformer import Block, Encoder, Mlp
 from vidjax.models import clip
 from vidjax.models.clip import ImageTower
 from vidjax.models.video_text import VideoText

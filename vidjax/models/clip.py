@@ -23,11 +23,12 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from vidjax.layers.activations import ACTIVATIONS, Activation
 from vidjax.layers.card import Card
 from vidjax.layers.embedding import PatchEmbedding, PositionTable
 from vidjax.layers.normalization import LayerNorm
 from vidjax.layers.patches import check_video, grid, patchify
-from vidjax.layers.transformer import ACTIVATIONS, VIT_SIZES, Activation, Block, Encoder, Remat, scaled_by_depth
+from vidjax.layers.transformer import VIT_SIZES, Block, Encoder, Remat, scaled_by_depth
 from vidjax.models.text import VARIANTS as TEXT
 from vidjax.models.text import TextTower
 from vidjax.models.video_text import VideoText

@@ -17,9 +17,10 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from vidjax.layers.activations import ACTIVATIONS, Activation
 from vidjax.layers.attention import Attention
 from vidjax.layers.normalization import LayerNorm
-from vidjax.layers.transformer import ACTIVATIONS, Activation, Block, DropPath, Encoder, Mlp, Remat, scaled_by_depth
+from vidjax.layers.transformer import Block, DropPath, Encoder, Mlp, Remat, scaled_by_depth
 
 NORMAL = nn.initializers.normal(0.02)
 

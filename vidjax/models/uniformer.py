@@ -23,12 +23,13 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from vidjax.layers.activations import exact_gelu
 from vidjax.layers.attention import Attention
 from vidjax.layers.card import Card
 from vidjax.layers.convolution import Conv3D, DepthwiseConv3D, pytorch_bias, pytorch_kernel
 from vidjax.layers.normalization import BatchNorm, LayerNorm
 from vidjax.layers.patches import check_video
-from vidjax.layers.transformer import Block, DropPath, Encoder, Mlp, Remat, exact_gelu
+from vidjax.layers.transformer import Block, DropPath, Encoder, Mlp, Remat
 
 CARD = Card((0.45, 0.45, 0.45), (0.225, 0.225, 0.225), stride=4, source="Sense-X/UniFormer")
 

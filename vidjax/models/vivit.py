@@ -22,12 +22,13 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from vidjax.layers.activations import tanh_gelu
 from vidjax.layers.attention import Attention, DotProduct, Implementation
 from vidjax.layers.card import Card
 from vidjax.layers.embedding import PatchEmbedding, PositionTable
 from vidjax.layers.normalization import LayerNorm
 from vidjax.layers.patches import check_video, grid, patchify
-from vidjax.layers.transformer import VIT_SIZES, Block, DropPath, Encoder, Mlp, Remat, tanh_gelu
+from vidjax.layers.transformer import VIT_SIZES, Block, DropPath, Encoder, Mlp, Remat
 
 Embedding = Literal["tubelet", "uniform_frames"]
 Pooling = Literal["class_token", "mean"]
