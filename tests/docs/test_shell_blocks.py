@@ -10,9 +10,11 @@ import dataclasses
 import functools
 import itertools
 import os
+import random
 import re
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -294,18 +296,29 @@ def test_the_slurm_script_starts_processes_that_find_each_other(stocked):
     srun.parent.mkdir()
     srun.write_text(
         """#!/bin/bash
-        SLURM_PROCID=1 SLURM_LOCALID=1 "$@" $MORE & SLURM_PROCID=0 SLURM_LOCALID=0 "$@" $MORE && wait $!"""
+        trap 'kill $(jobs -p) 2> /dev/null' EXIT
+        SLURM_PROCID=0 SLURM_LOCALID=0 "$@" $MORE &
+        SLURM_PROCID=1 SLURM_LOCALID=1 "$@" $MORE &
+        wait -n && wait -n"""
     )
     srun.chmod(0o755)
     first = 65536 - 4096  # JAX takes the job's number for the port
-    job = next(job for job in range(1, 4096) if is_free(first + job))
-    told = {"SLURM_JOB_ID": str(job), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
+    number = next(n for n in random.sample(range(1, 4096), 4095) if is_free(first + n))
+    told = {"SLURM_JOB_ID": str(number), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
     told["PATH"] = os.pathsep.join([str(srun.parent.resolve()), str(Path(sys.executable).parent), os.environ["PATH"]])
     told |= {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "4"}
-    told["MORE"] = shlex.join([*small(words)[len(words) - 1 :], "--workdir", "run"])
-    done = subprocess.run(["bash", "-e"], input=script, capture_output=True, text=True, env=os.environ | told)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "devices   8 x cpu, 2 process(es), mesh data=1 fsdp=8" in done.stdout
+    told["MORE"] = " ".join([*small(words)[len(words) - 1 :], "--workdir", "run"])
+    job = subprocess.Popen(
+        ["bash", "-e", "-c", script], env=os.environ | told, start_new_session=True, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    try:
+        said, _ = job.communicate(timeout=300)
+    finally:  # whoever fails, or waits for the other
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(job.pid, signal.SIGKILL)
+    assert job.returncode == 0, said
+    assert "devices   8 x cpu, 2 process(es), mesh data=1 fsdp=8" in said
     assert [entry["step"] for entry in read_metrics(Path("run")) if "loss" in entry] == [1, 2]
 
 

@@ -24,7 +24,9 @@ def test_activations_have_the_slopes_of_what_they_are_and_keep_one_array(activat
     for order, atol in ((lambda f: f, 1e-6), (jax.grad, 1e-5), (twice, 2e-4), (forwards, 2e-4)):
         found, expected = (jax.jit(jax.vmap(order(f)))(x) for f in (activation, plain))
         np.testing.assert_allclose(found, expected, atol=atol)
-    assert activation(x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+    slope = jax.vmap(jax.grad(activation))
+    assert activation(x.astype(jnp.bfloat16)).dtype == slope(x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+    np.testing.assert_allclose(slope(x.astype(jnp.bfloat16)).astype(jnp.float32), slope(x), atol=0.02)
     assert len(jax.tree.leaves(jax.vjp(activation, x)[1])) == 1 < len(jax.tree.leaves(jax.vjp(plain, x)[1]))
 
 

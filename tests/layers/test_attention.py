@@ -52,10 +52,23 @@ def test_a_query_that_may_see_nothing_sees_all_alike_and_has_a_gradient(implemen
     assert jnp.isfinite(jax.grad(lambda q: attend(q, key, value, implementation, nothing).sum())(query)).all()
 
 
-def test_the_backward_pass_is_kept_one_array_of_all_pairs():
-    query, key, value = normal(2, 50, 3, 4), normal(2, 60, 3, 4), normal(2, 60, 3, 4)
-    pull = jax.vjp(partial(attend, implementation="xla"), query, key, value)[1]
-    assert [leaf.shape for leaf in jax.tree.leaves(pull) if leaf.size >= 2 * 3 * 50 * 60] == [(2, 3, 50, 60)]
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_the_backward_pass_is_kept_one_float32_array_of_all_pairs(dtype):
+    query, key, value = (normal(2, n, 3, 4).astype(dtype) for n in (50, 60, 60))
+    kept = jax.tree.leaves(jax.vjp(partial(attend, implementation="xla"), query, key, value)[1])
+    pairs = [leaf for leaf in kept if leaf.size >= 2 * 3 * 50 * 60 and leaf.dtype == jnp.float32]
+    assert [leaf.shape for leaf in pairs] == [(2, 3, 50, 60)]
+
+
+@pytest.mark.parametrize("implementation", ["xla", "chunked"])
+def test_attention_of_float64_is_float64(implementation):
+    with jax.enable_x64(True):
+        draw = np.random.default_rng(0).standard_normal
+        query, key, value = (jnp.asarray(draw((2, n, 3, 4))) for n in (5, 7, 7))
+        seen = attend(query, key, value, implementation)
+        assert seen.dtype == jnp.float64
+        atol = 1e-12 if implementation == "xla" else 1e-6  # whose keys' gradients are summed in float32
+        np.testing.assert_allclose(seen, naive_attend(query, key, value), atol=atol)
 
 
 @pytest.mark.parametrize("implementation", ["xla", "chunked"])

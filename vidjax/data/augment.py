@@ -88,17 +88,24 @@ def crop_and_resize(video: tf.Tensor, box: tuple, size: int) -> tf.Tensor:
     resized = tf.cond(
         unchanged,
         lambda: cut,
-        lambda: tf.cond(
-            much,
-            lambda: _whole(tf.image.resize(cut, (size, size), antialias=True)),
-            lambda: _whole(tf.image.resize(cut, (size, size))),
+        lambda: _round(
+            tf.cond(
+                much,
+                lambda: tf.image.resize(cut, (size, size), antialias=True),
+                lambda: tf.image.resize(cut, (size, size)),
+            )
         ),
     )
     return tf.ensure_shape(resized, (video.shape[0], size, size, 3))
 
 
+def _round(video: tf.Tensor) -> tf.Tensor:
+    """To whole numbers, of what lies between 0 and 255, as weighted means of pixels do."""
+    return tf.cast(tf.round(video), tf.uint8)
+
+
 def _whole(video: tf.Tensor) -> tf.Tensor:
-    return tf.cast(tf.round(tf.clip_by_value(video, 0.0, 255.0)), tf.uint8)
+    return _round(tf.clip_by_value(video, 0.0, 255.0))
 
 
 def multi_scale_box(height: tf.Tensor, width: tf.Tensor, size: int, seed: tf.Tensor) -> tuple:

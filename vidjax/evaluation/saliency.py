@@ -212,7 +212,7 @@ def _linear(
             if module.path == first:
                 out = next_fun(*args, **kwargs)
                 return jnp.broadcast_to(tokens.reshape(*out.shape[:-1], 1), out.shape)
-            if isinstance(module, LayerNorm | BatchNorm):
+            if isinstance(module, nn.LayerNorm | LayerNorm | BatchNorm):
                 return x
             if isinstance(module, Mlp | DepthwiseConv3D):
                 return jnp.zeros_like(x)

@@ -13,10 +13,11 @@ from jaxtyping import Array
 
 
 def _with_slope(function: Callable[[Array], Array], slope: Callable[[Array], Array]) -> Callable[[Array], Array]:
-    """The same function of each number, whose backward pass makes the slope from the number itself.
+    """The same function of each number, for whose backward pass one array of its type is kept.
 
-    Autodiff keeps up to three arrays more. XLA does so too where function and slope share a step, such as an `erfc`:
-    it is computed once and kept. So the slopes below are written in other functions.
+    That is the slope, or what it is made of: XLA may move its making into the backward pass. Autodiff keeps up to four.
+    So does XLA where function and slope share a step, such as an `erfc`, which it computes once and keeps; the slopes
+    below are therefore written in other functions.
     """
 
     @jax.custom_jvp

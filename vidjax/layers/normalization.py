@@ -93,7 +93,7 @@ def _standardize_rows(x: Array, scale: Array, bias: Array, epsilon: float, dtype
 def _standardize_rows_derivative(
     epsilon: float, dtype: DTypeLike, primals: tuple[Array, ...], tangents: tuple[Array, ...]
 ) -> tuple[Array, Array]:
-    @partial(jax.checkpoint, prevent_cse=False)  # so that `x` is kept, and nothing that is made of it
+    @partial(jax.checkpoint, prevent_cse=False)  # so that `x` is kept, and nothing as large that is made of it
     def derivative(x: Array, mean: Array, inverse: Array, scale: Array, tangents: tuple[Array, ...]) -> Array:
         dx, dscale, dbias = tangents
         standard = (x - mean) * inverse

@@ -13,6 +13,7 @@ import einops
 import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, PartitionSpec
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree, Shaped
 
 # Queries whose scores are held at once, of one head (and of all clips). On a CPU 64 to 1,024 took the same time forward
@@ -75,14 +76,14 @@ def over_queries(
 
 
 def scores_of(query: Float[Array, "*b c d"], key: Float[Array, "*b n d"]) -> Float[Array, "*b c n"]:
-    """Scaled dot products, in float32."""
-    scores = jnp.einsum("...cd,...nd->...cn", query, key, preferred_element_type=jnp.float32)
+    """Scaled dot products, in float32 or finer."""
+    scores = jnp.einsum("...cd,...nd->...cn", query, key, preferred_element_type=_wide(query, key))
     return scores * query.shape[-1] ** -0.5
 
 
 @jax.custom_jvp
 def weigh(weights: Float[Array, "*b c n"], value: Float[Array, "*b n d"]) -> Float[Array, "*b c d"]:
-    """Sums of values, weighed in their type, in float32."""
+    """Sums of values, weighed in their type, in float32 or finer."""
     return _sum(weights.astype(value.dtype), value)
 
 
@@ -94,7 +95,11 @@ def _weigh_derivative(primals: tuple[Array, Array], tangents: tuple[Array, Array
 
 
 def _sum(weights: Array, value: Array) -> Array:
-    return jnp.einsum("...cn,...nd->...cd", weights, value, preferred_element_type=jnp.float32)
+    return jnp.einsum("...cn,...nd->...cd", weights, value, preferred_element_type=_wide(weights, value))
+
+
+def _wide(*arrays: Array) -> DTypeLike:
+    return jnp.result_type(jnp.float32, *arrays)
 
 
 class Ring(NamedTuple):
