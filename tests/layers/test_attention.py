@@ -67,8 +67,7 @@ def test_attention_of_float64_is_float64(implementation):
         query, key, value = (jnp.asarray(draw((2, n, 3, 4))) for n in (5, 7, 7))
         seen = attend(query, key, value, implementation)
         assert seen.dtype == jnp.float64
-        atol = 1e-12 if implementation == "xla" else 1e-6  # whose keys' gradients are summed in float32
-        np.testing.assert_allclose(seen, naive_attend(query, key, value), atol=atol)
+        np.testing.assert_allclose(seen, naive_attend(query, key, value), atol=1e-12)
 
 
 @pytest.mark.parametrize("implementation", ["xla", "chunked"])

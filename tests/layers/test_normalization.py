@@ -10,9 +10,8 @@ from vidjax.layers.normalization import BatchNorm, LayerNorm
 
 DRAW = np.random.default_rng(0)
 X = jnp.asarray(3 + 2 * DRAW.standard_normal((4, 5, 16)), jnp.float32)
-PARAMS = {"scale": jnp.asarray(DRAW.standard_normal(16), jnp.float32), "bias": jnp.asarray(DRAW.standard_normal(16))}
+PARAMS = {name: jnp.asarray(DRAW.standard_normal(16), jnp.float32) for name in ("scale", "bias")}
 TOWARDS = jnp.asarray(DRAW.standard_normal(X.shape), jnp.float32)
-PARAMS = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), PARAMS)
 
 
 def test_layer_norm_starts_with_flaxs_variables():

@@ -38,8 +38,7 @@ def attend(
 ) -> Float[Array, "*b q k d"]:
     """Scaled dot-product attention; `k` heads of width `d`; the softmax is computed in float32 or finer.
 
-    Gradients of the scores stay in float32 off cuDNN; what that costs a GPU, which is left to it under a mask, was not
-    measured.
+    Gradients of the scores are float32 off cuDNN, so on GPUs too under a mask: what that costs there was not measured.
 
     Args:
       query, key, value: any number of leading axes, equal in all three.

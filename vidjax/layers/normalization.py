@@ -102,10 +102,9 @@ def _standardize_rows_derivative(
         dx = dx - jnp.mean(dx, -1, keepdims=True) - standard * jnp.mean(dx * standard, -1, keepdims=True)
         return (dx * scale + standard * dscale + dbias).astype(dtype)
 
-    x, scale, bias = primals
+    x, scale, _ = primals
     mean, inverse = _moments(x, epsilon)
-    y = ((x - mean) * inverse * scale + bias).astype(dtype)
-    return y, derivative(x, mean, inverse, scale, tangents)
+    return _standardize_rows(*primals, epsilon, dtype), derivative(x, mean, inverse, scale, tangents)
 
 
 def _moments(x: Array, epsilon: float) -> tuple[Array, Array]:

@@ -55,7 +55,7 @@ def over_queries(
 
         @jax.checkpoint
         def some_queries(arrays: tuple[PyTree, PyTree]) -> Any:
-            # The gradients of the keys are sums over chunks: they are summed in what the keys are outside, float32.
+            # The gradients of the keys are sums over chunks: summed in what the keys are outside, float32 or finer.
             return function(arrays[0], jax.tree.map(lambda x, dtype: x.astype(dtype), keys, dtypes), arrays[1])
 
         split = partial(einops.rearrange, pattern="... (m c) d -> m ... c d", c=chunk)
@@ -69,7 +69,7 @@ def over_queries(
         return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=-2), mapped, rest)
 
     queries = jax.tree.map(lambda x: einops.rearrange(x, "... q k d -> k ... q d"), queries)
-    keys = jax.tree.map(lambda x: einops.rearrange(x, "... n k d -> k ... n d").astype(jnp.float32), keys)
+    keys = jax.tree.map(lambda x: einops.rearrange(x, "... n k d -> k ... n d").astype(_wide(x)), keys)
     # Heads are gone through, clips are not: a batch that is split over devices stays where it is.
     mapped = jax.lax.map(one_head, (queries, keys))
     return jax.tree.map(lambda x: einops.rearrange(x, "k ... q d -> ... q k d"), mapped)
