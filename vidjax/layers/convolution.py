@@ -19,6 +19,8 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from vidjax.layers import winograd
+
 Padding = Literal["SAME", "VALID"] | Sequence[int] | None
 Pairs = tuple[tuple[int, int], ...]
 
@@ -52,6 +54,8 @@ def conv3d(
 
 def _xla_conv3d(x: Array, kernel: Array, strides: Sequence[int], padding: Pairs) -> Array:
     (b, t, h, w, _), (kt, kh, kw, c, d) = x.shape, kernel.shape
+    if jax.default_backend() == "cpu" and winograd.pays(x, kernel, strides, padding):
+        return winograd.winograd_convolution(x, kernel, padding)
     if kt == 1 and padding[0] == (0, 0):
         x = x[:, :: strides[0]]
         y = _conv2d(x.reshape(-1, h, w, c), kernel[0], strides[1:], padding[1:])
@@ -122,6 +126,8 @@ def _cpu_gradients(
     high = [i + k - 1 - b - o for i, k, b, o in zip(x.shape[1:4], size, low, dy.shape[1:4], strict=True)]
     turned = tuple(zip(low, high, strict=True))
     dx = _xla_conv3d(dy, jnp.swapaxes(kernel[::-1, ::-1, ::-1], 3, 4), strides, turned)
+    if winograd.pays(x, kernel, strides, padding):
+        return dx, winograd.kernel_gradient(x, dy, size[0], padding)
     if _copies(size, d, c) < _copies(size, c, d):
         dkernel = _kernel_gradient(dy, x, size, strides, turned)[::-1, ::-1, ::-1]
         return dx, jnp.swapaxes(dkernel, 3, 4)

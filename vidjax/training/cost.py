@@ -86,7 +86,7 @@ def _count(jaxpr: jax.extend.core.Jaxpr) -> int:
             kernel = equation.invars[1].aval.shape
             spec = equation.params["dimension_numbers"].rhs_spec  # (out, in, space...)
             total += prod(equation.outvars[0].aval.shape) * prod(kernel[axis] for axis in spec[1:])
-        elif equation.params.get("name") == "_sum_over_taps":  # of layers.convolution: leaves out frames of padding
+        elif equation.params.get("name") in ("_sum_over_taps", "winograd_convolution"):  # of vidjax.layers
             total += prod(equation.outvars[0].aval.shape) * prod(equation.invars[1].aval.shape[:-1])
         elif _is_depthwise(equation):
             total += prod(equation.outvars[0].aval.shape) * prod(equation.invars[1].aval.shape[:3])
