@@ -81,6 +81,8 @@ class Config:
     """Type of computation."""
     remat: Literal["none", "dots", "blocks"] = "none"
     """What the backward pass computes again."""
+    scan: bool = False
+    """Compile the blocks as one loop."""
     topology: str | None = None
     """Compile for this slice of TPUs, such as v5e:4x4, in place of simulated devices (needs libtpu, but no TPU)."""
     hardware: tuple[Literal["H100", "H200", "v5e", "v5p", "v6e"], ...] = ("H200", "v5p", "v5e")
@@ -143,6 +145,7 @@ def describe_slice(topology: str) -> Sequence[jax.Device]:
 
     jax.config.update("jax_platforms", "cpu")  # else JAX would look for the TPU that libtpu speaks of, for minutes
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # this is no machine of Google's that could be asked
+    simulate(2)  # for one CPU alone, models would choose convolutions of another form
     try:
         return topologies.get_topology_desc(topology, "tpu").devices
     except (RuntimeError, ValueError, NotImplementedError) as error:
@@ -153,10 +156,10 @@ def compile_step(config: Config) -> tuple[list[Collective], dict[str, Any]]:
     """The collectives of the compiled step, and what is to be known of it."""
     devices = describe_slice(config.topology) if config.topology else simulate(config.devices)
     mesh = make_mesh(config.fsdp, devices=devices)
-    job = Job(
-        config.model, True, config.frames, config.size, config.batch_per_device * len(devices), config.dtype,
-        None, 1, (("remat", config.remat),) if config.remat != "none" else (),
-    )  # fmt: skip
+    fields = {"remat": config.remat} if config.remat != "none" else {}
+    fields |= {"scan": True} if config.scan else {}
+    clips = config.batch_per_device * len(devices)
+    job = Job(config.model, True, config.frames, config.size, clips, config.dtype, None, 1, tuple(fields.items()))
     step, create, batch = make_program(job, mesh)
     state, model = jax.eval_shape(create), make_model(job)
     one = draw_inputs(model, 1)

@@ -68,6 +68,18 @@ def test_equals_torchvision_and_vmz(pair):
     assert_close(jax.jit(model.apply)(variables, channels_last(video)), expected)
 
 
+def test_one_cpu_convolves_winograds_way_to_the_same_logits(monkeypatch):
+    model, video = MODELS["r3d"], channels_last(recipe.floats("video", (2, 3, 5, 32, 32)))
+    variables = jax.jit(model.init)(jax.random.key(0), video)
+    expected = jax.jit(model.apply)(variables, video)
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    program = jax.jit(lambda variables, video: model.apply(variables, video)).trace(variables, video)
+    assert (
+        str(program.jaxpr).count("name=winograd_convolution") == 2
+    )  # both of the first block: few tiles in later ones
+    assert_close(program.lower().compile()(variables, video), expected)
+
+
 @pytest.mark.parametrize(("name", "norm"), [("r3d", "stem.1"), ("r2plus1d", "stem.4")])
 def test_a_training_step_equals_torchvisions(name, norm):
     """Gradients, and running statistics: Flax keeps the biased variance, PyTorch n / (n - 1) times as much.

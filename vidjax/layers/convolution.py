@@ -1,8 +1,8 @@
 """3-D, factorised and depthwise convolutions.
 
 XLA's own 3-D and grouped convolutions are several times slower than PyTorch's on CPUs, and their gradients worse. So a
-convolution along space or time alone is a 2-D one over folded axes, and a depthwise one is a sum of shifted products,
-with gradients of their own where XLA's are slow.
+convolution along space or time alone is a 2-D one over folded axes, one by windows of 3 x 3 takes Winograd's way, and a
+depthwise one is a sum of shifted products, with gradients of their own where XLA's are slow.
 Such gradients are for reverse mode alone: `jax.jvp`, and what is built on it (`jax.jacfwd`, `jax.hessian`), fails.
 """
 
@@ -20,9 +20,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vidjax.layers import winograd
+from vidjax.layers.winograd import Pairs
 
 Padding = Literal["SAME", "VALID"] | Sequence[int] | None
-Pairs = tuple[tuple[int, int], ...]
 
 # PyTorch's default for kernels of linear maps and convolutions, kaiming_uniform(a=sqrt(5)), is U(+-1/sqrt(fan_in)).
 pytorch_kernel = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -54,7 +54,7 @@ def conv3d(
 
 def _xla_conv3d(x: Array, kernel: Array, strides: Sequence[int], padding: Pairs) -> Array:
     (b, t, h, w, _), (kt, kh, kw, c, d) = x.shape, kernel.shape
-    if jax.default_backend() == "cpu" and winograd.pays(x, kernel, strides, padding):
+    if winograd.pays(x, kernel, strides, padding):
         return winograd.winograd_convolution(x, kernel, padding)
     if kt == 1 and padding[0] == (0, 0):
         x = x[:, :: strides[0]]
@@ -116,7 +116,7 @@ def _cpu_conv3d(x: Array, kernel: Array, strides: Sequence[int], padding: Pairs)
 def _cpu_gradients(
     strides: Sequence[int], padding: Pairs, saved: tuple[Array, Array], dy: Array
 ) -> tuple[Array, Array]:
-    """The input's gradient is XLA's; the kernel's, which XLA is slow at, is made of matrix products."""
+    """The input's gradient is a convolution, too; the kernel's, which XLA is slow at, is made of matrix products."""
     x, kernel = saved
     size, c, d = kernel.shape[:3], *kernel.shape[3:]
     if any(stride > 1 for stride in strides):
@@ -127,7 +127,7 @@ def _cpu_gradients(
     turned = tuple(zip(low, high, strict=True))
     dx = _xla_conv3d(dy, jnp.swapaxes(kernel[::-1, ::-1, ::-1], 3, 4), strides, turned)
     if winograd.pays(x, kernel, strides, padding):
-        return dx, winograd.kernel_gradient(x, dy, size[0], padding)
+        return dx, winograd.winograd_kernel_gradient(x, dy, size[0], padding)
     if _copies(size, d, c) < _copies(size, c, d):
         dkernel = _kernel_gradient(dy, x, size, strides, turned)[::-1, ::-1, ::-1]
         return dx, jnp.swapaxes(dkernel, 3, 4)
@@ -145,7 +145,8 @@ def _copies(size: Sequence[int], shifted: int, still: int) -> int:
 
 def _kernel_gradient(x: Array, dy: Array, size: Sequence[int], strides: Sequence[int], padding: Pairs) -> Array:
     (kt, kh, kw), stride, before, frames = size, strides[0], padding[0][0], dy.shape[1]
-    x = jnp.pad(x, ((0, 0), (0, 0), *padding[1:], (0, 0)))
+    # Cut, where a convolution padded by more than its window is turned round.
+    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), (0, 0, 0), *((*cells, 0) for cells in padding[1:]), (0, 0, 0)])
     gradient = jnp.zeros((kt, kh, kw, x.shape[-1], dy.shape[-1]), dy.dtype)
     for phase in range(min(stride, x.shape[1])):  # frames of the same phase meet the same taps
         seen = x[:, phase::stride]

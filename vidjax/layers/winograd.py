@@ -1,8 +1,9 @@
 """Convolution by windows of 3 x 3 with a quarter of the products (Lavin & Gray 2016, arXiv:1509.09308), for CPUs.
 
-F(4 x 4, 3 x 3): a tile of 4 x 4 results needs 6 x 6 cells of the input. Cells and kernel are taken as polynomials and
-evaluated at six points along each side, channels multiplied at each of the 36 pairs of points (not 16 x 9 times), and
-the results interpolated. Through time the kernel's frames are convolved as they are. Both gradients are of this form.
+F(4 x 4, 3 x 3): a tile of 4 x 4 results takes 6 x 6 cells of the input. Along each side the kernel is evaluated as a
+polynomial at six points (G), cells go through the transpose of interpolation (B^T), and results come through the
+transpose of evaluation (A^T): channels are multiplied 36 times a tile, once for each pair of points, not 16 x 9 times.
+Through time the kernel's frames are convolved as they are. The kernel's gradient takes the same matrices the other way.
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,8 @@ from jaxtyping import Array, Float
 Pairs = tuple[tuple[int, int], ...]
 
 TILE, CELLS = 4, 6
-# Besides infinity. Errors are a quarter of those of the usual 0, 1, -1, 2, -2, and two to three times a plain sum's.
+# Besides infinity. Errors are half those of the usual 0, 1, -1, 2, -2 (root mean square; the largest, a quarter to a
+# third), and three to five times those of XLA's plain sum.
 POINTS = np.array([0, 3 / 4, -3 / 4, 3 / 2, -3 / 2])
 
 
@@ -35,15 +37,20 @@ B_T, G, A_T = _matrices()
 
 
 def pays(x: Array, kernel: Array, strides: Sequence[int], padding: Pairs) -> bool:
-    """Whether this was the faster way on a CPU, for the convolution and its gradients.
+    """Whether this is the faster way, for the convolution and its gradients; it takes 2.5 times the scratch memory.
 
-    Not in bfloat16, too coarse for the points' powers; not where transforming the kernel is more work than so few tiles
-    save; and not on several devices, which would exchange the kernel's gradient at 36 points instead of 9 taps.
+    On CPUs and in float32 alone: bfloat16 is too coarse for the points' powers, and float64 is asked for to be exact.
+    Where it was measured to be faster: channels enough that products outweigh the transforms, tiles enough to outweigh
+    the kernel's, at least half of each tile used. On one device alone: several would exchange the kernel's gradient at
+    36 points instead of 9 taps.
     """
-    (kh, kw, c, d), (frames, height, width) = kernel.shape[1:], _sides(x, kernel.shape, padding)
-    tiles = len(x) * frames * -(-height // TILE) * -(-width // TILE)
-    suits = (kh, kw) == (3, 3) and tuple(strides) == (1, 1, 1) and x.dtype == jnp.float32 and jax.device_count() == 1
-    return suits and min(c, d) >= 32 and tiles >= max(c, d) and 8 * tiles <= len(x) * frames * height * width
+    if jax.default_backend() != "cpu" or jax.device_count() > 1 or x.dtype != jnp.float32:
+        return False
+    if kernel.shape[1:3] != (3, 3) or tuple(strides) != (1, 1, 1) or not all(isinstance(n, int) for n in x.shape):
+        return False
+    frames, height, width = _sides(x, kernel.shape, padding)
+    tiles, places = (len(x) * frames * n for n in (-(-height // TILE) * -(-width // TILE), height * width))
+    return min(kernel.shape[3:]) >= 32 and tiles >= max(kernel.shape[3:]) and 8 * tiles <= places
 
 
 @partial(jax.jit, static_argnums=2)  # so that training.cost knows it by its name
@@ -52,7 +59,7 @@ def winograd_convolution(
 ) -> Float[Array, "b _ _ _ d"]:
     """A convolution of stride 1; `padding` in cells before and after each axis."""
     frames, height, width = _sides(x, kernel.shape, padding)
-    cells, down, across = _cells_of(x, padding[1:], height, width)
+    cells, down, across = _tiles_of(x, padding[1:], height, width)
     rows = jnp.stack(_transform(G, [kernel[:, i] for i in range(3)]))
     kernels = _transform(G, [rows[:, :, j] for j in range(3)])
     products = [_through_time(*pair, padding[0]) for pair in zip(cells, kernels, strict=True)]
@@ -62,22 +69,21 @@ def winograd_convolution(
     return y[:, :height, :width].reshape(x.shape[0], frames, height, width, -1)
 
 
-def kernel_gradient(
+@partial(jax.jit, static_argnums=(2, 3))
+def winograd_kernel_gradient(
     x: Float[Array, "b t h w c"], dy: Float[Array, "b t2 h2 w2 d"], frames: int, padding: Pairs
 ) -> Float[Array, "kt 3 3 c d"]:
     """The gradient of `winograd_convolution`'s kernel, of that many frames."""
     (t, c), (b, t2, height, width, d) = (x.shape[1], x.shape[-1]), dy.shape
-    cells, down, across = _cells_of(x, padding[1:], height, width)
-    edges = ((0, 0), (0, TILE * down - height), (0, TILE * across - width), (0, 0))
-    dy = jnp.pad(dy.reshape(-1, height, width, d), edges)
-    slopes = _evaluate(A_T.T, dy, down, across)
+    cells, down, across = _tiles_of(x, padding[1:], height, width)
+    dy = _pad(dy.reshape(-1, height, width, d), ((0, TILE * down - height), (0, TILE * across - width)))
+    slopes = _transform_tiles(A_T.T, dy, down, across)
     starts = [tap - padding[0][0] for tap in range(frames)]
 
     def product(cell: Array, slope: Array) -> Array:
         """The slopes that meet each frame of the input at all of the kernel's frames are laid side by side."""
         slope = slope.reshape(CELLS, b, t2, down * across, d)
-        space = ((0, 0, 0), (0, 0, 0))
-        met = [lax.pad(slope, jnp.zeros((), dy.dtype), (*space, (s, t - t2 - s, 0), *space)) for s in starts]
+        met = [_pad(slope, ((0, 0), (s, t - t2 - s), (0, 0))) for s in starts]
         met = jnp.concatenate(met, axis=-1).reshape(CELLS, -1, frames * d)
         return jnp.einsum("umc,umd->ucd", cell.reshape(CELLS, -1, c), met)
 
@@ -92,17 +98,18 @@ def _sides(x: Array, size: Sequence[int], padding: Pairs) -> list[int]:
     return [side + sum(cells) - k + 1 for side, cells, k in zip(x.shape[1:4], padding, size[:3], strict=True)]
 
 
-def _cells_of(x: Array, padding: Pairs, height: int, width: int) -> tuple[list[Array], int, int]:
-    """The input at all pairs of points, clips and frames apart, and how many tiles there are down and across."""
+def _tiles_of(x: Array, padding: Pairs, height: int, width: int) -> tuple[list[Array], int, int]:
+    """The input's tiles transformed, clips and frames apart, and how many tiles there are down and across."""
     (b, t, h, w, c), ((top, _), (left, _)) = x.shape, padding
     down, across = -(-height // TILE), -(-width // TILE)
     bottom, right = TILE * down + 2 - h - top, TILE * across + 2 - w - left
-    x = jnp.pad(x.reshape(-1, h, w, c), ((0, 0), (top, bottom), (left, right), (0, 0)))
-    return [cell.reshape(CELLS, b, t, down * across, c) for cell in _evaluate(B_T, x, down, across)], down, across
+    x = _pad(x.reshape(-1, h, w, c), ((top, bottom), (left, right)))
+    tiles = _transform_tiles(B_T, x, down, across)
+    return [cells.reshape(CELLS, b, t, down * across, c) for cells in tiles], down, across
 
 
-def _evaluate(matrix: np.ndarray, x: Float[Array, "n h w c"], down: int, across: int) -> list[Array]:
-    """Tiles at all pairs of points: a list by the column's point, of arrays `(6, n, down, across, c)` by the row's."""
+def _transform_tiles(matrix: np.ndarray, x: Float[Array, "n h w c"], down: int, across: int) -> list[Array]:
+    """Tiles for all pairs of points: a list by the column's point, of arrays `(6, n, down, across, c)` by the row's."""
     rows = jnp.stack(_transform(matrix, _every(x, 1, matrix.shape[1], down)))
     return _transform(matrix, _every(rows, 3, matrix.shape[1], across))
 
@@ -123,3 +130,8 @@ def _through_time(x: Float[Array, "u b t n c"], kernel: Float[Array, "u kt c d"]
     convolve = partial(lax.conv_general_dilated, dimension_numbers=("NHWC", "HWIO", "NHWC"))
     products = [convolve(a, k[:, None], (1, 1), (padding, (0, 0))) for a, k in zip(x, kernel, strict=True)]
     return jnp.stack(products)
+
+
+def _pad(x: Array, padding: Pairs) -> Array:
+    """Zeros around all axes but the first and the last; fewer than none cut off."""
+    return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((*cells, 0) for cells in padding), (0, 0, 0)])

@@ -69,8 +69,8 @@ def peak_flops(device_kind: str, dtype: Literal["bfloat16", "float32"] = "bfloat
 def count_macs(function: Callable, *args, **kwargs) -> int:
     """Multiply-accumulates of the matrix products and convolutions in `function(*args)`.
 
-    Counted from the traced program, before any compiler; norms, softmax and the like are not counted, as is the custom
-    of published "FLOPs". Arguments may be shapes (`jax.ShapeDtypeStruct`).
+    Counted from the traced program, before any compiler, convolutions as if plain; norms, softmax and the like are not
+    counted, as is the custom of published "FLOPs". Arguments may be shapes (`jax.ShapeDtypeStruct`).
     """
     return _count(jax.make_jaxpr(function)(*args, **kwargs).jaxpr)
 
@@ -86,8 +86,11 @@ def _count(jaxpr: jax.extend.core.Jaxpr) -> int:
             kernel = equation.invars[1].aval.shape
             spec = equation.params["dimension_numbers"].rhs_spec  # (out, in, space...)
             total += prod(equation.outvars[0].aval.shape) * prod(kernel[axis] for axis in spec[1:])
-        elif equation.params.get("name") in ("_sum_over_taps", "winograd_convolution"):  # of vidjax.layers
+        elif equation.params.get("name") in ("_sum_over_taps", "winograd_convolution"):
+            # Of vidjax.layers, counted as the plain convolution: one leaves out frames of padding, one saves products.
             total += prod(equation.outvars[0].aval.shape) * prod(equation.invars[1].aval.shape[:-1])
+        elif equation.params.get("name") == "winograd_kernel_gradient":
+            total += prod(equation.invars[1].aval.shape) * prod(equation.outvars[0].aval.shape[:-1])
         elif _is_depthwise(equation):
             total += prod(equation.outvars[0].aval.shape) * prod(equation.invars[1].aval.shape[:3])
         else:
