@@ -36,7 +36,7 @@ from vidjax.data.config import ClipConfig, SourceConfig, core_count
 from vidjax.data.embeddings import join, open_parts, read_bad, read_meta, write_part
 from vidjax.fields import check_values
 from vidjax.report import name_nearest
-from vidjax.training.sharding import check_batch_size, make_mesh, put_batch, replicated
+from vidjax.training.sharding import check_batch_size, jit_on_mesh, make_mesh, put_batch, replicated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +124,7 @@ def make_encode(config: Config, model: nn.Module, variables: dict, clips: ClipCo
         return tokens if config.pooling == "tokens" else tokens.mean(axis=1)
 
     mesh = make_mesh()
-    jitted = jax.jit(apply, out_shardings=replicated(mesh))
+    jitted = jit_on_mesh(apply, mesh)
     jax.eval_shape(apply, variables, jax.ShapeDtypeStruct((1, 1, clips.frames, clips.size, clips.size, 3), jnp.uint8))
     variables = jax.device_put(variables, replicated(mesh))
     return lambda video: np.asarray(jitted(variables, put_batch({"video": video}, mesh)["video"]))

@@ -15,6 +15,7 @@ predictions.csv (a line a video), confusion.png, and bad_files.jsonl where a vid
 import dataclasses
 import json
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import flax.linen as nn
@@ -30,10 +31,10 @@ from vidjax.report import describe_recognition, open_results, per_class, predict
 from vidjax.training.metrics import clock
 from vidjax.training.sharding import (
     check_batch_size,
+    jit_on_mesh,
     join_processes,
     make_mesh,
     put_batch,
-    replicated,
     state_sharding,
     this_process,
 )
@@ -106,7 +107,7 @@ def classify(
     sharding = state_sharding(mesh, variables)
     variables = jax.jit(lambda tree: tree, out_shardings=sharding)(variables)
 
-    @jax.jit(out_shardings=replicated(mesh))
+    @partial(jit_on_mesh, mesh=mesh)
     def predict(variables: dict, batch: dict[str, jax.Array]) -> tuple[jax.Array, ...]:
         def one_view(video: jax.Array) -> jax.Array:
             logits = model.apply(variables, model.card.normalize(video.astype(jnp.float32) / 255)).astype(jnp.float32)

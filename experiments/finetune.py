@@ -41,9 +41,9 @@ from vidjax.training.metrics import read_metrics
 from vidjax.training.optimizer import OptimizerConfig, make_optimizer, trained_parameters
 from vidjax.training.sharding import (
     check_batch_size,
+    jit_on_mesh,
     jit_step,
     put_batch,
-    replicated,
     state_sharding,
     this_process,
 )
@@ -371,7 +371,7 @@ def make_validator(config: Config, model: nn.Module, source: "Source", bad_files
     """Accuracy on all validation videos, middle clip and crop, with the weights and with their moving average."""
     from vidjax.data.pipeline import evaluation_batches
 
-    @jax.jit(out_shardings=replicated(mesh))
+    @partial(jit_on_mesh, mesh=mesh)
     def predict(weights: dict[str, Any], model_state: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, ...]:
         video = model.card.normalize(batch["video"].astype(jnp.float32) / 255)
         logits = [model.apply({"params": params, **model_state}, video) for params in weights.values()]

@@ -41,6 +41,7 @@ from vidjax.training.metrics import read_metrics
 from vidjax.training.optimizer import OptimizerConfig, make_optimizer
 from vidjax.training.sharding import (
     check_batch_size,
+    jit_on_mesh,
     jit_step,
     put_batch,
     replicated,
@@ -186,7 +187,7 @@ def make_painter(config: Config, model: nn.Module, grid: masking.Grid, clips: np
     """An evaluation that reconstructs the same clips `b t h w c` behind the same masks each time, and paints them."""
     clips = jax.device_put(clips, replicated(mesh))
 
-    @jax.jit(out_shardings=replicated(mesh))
+    @partial(jit_on_mesh, mesh=mesh)
     def reconstruct(params: Any, clips: jax.Array, key: jax.Array) -> tuple[jax.Array, ...]:
         video = clips.astype(jnp.float32) / 255
         kept, masked, _ = masking.draw(key, len(clips), grid, config.mask, config.mask_ratio)
@@ -221,7 +222,7 @@ def probe(config: Config, model: nn.Module, source: "Source", mesh: Mesh, encode
     if classes < 2 or len(chosen) < 4 * classes:
         return {}
 
-    @jax.jit(out_shardings=replicated(mesh))
+    @partial(jit_on_mesh, mesh=mesh)
     def encode(params: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, ...]:
         video = model.card.normalize(batch["video"].astype(jnp.float32) / 255)
         tokens = model.apply({"params": params}, video, method="encode")

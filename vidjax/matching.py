@@ -5,6 +5,7 @@ Embeddings are those of `models.video_text.VideoText`: unit vectors, float32, on
 
 import shutil
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ from vidjax.cli import read_config
 from vidjax.convert import hub
 from vidjax.convert.checkpoint import read_model
 from vidjax.models.video_text import Projected, VideoText
-from vidjax.training.sharding import put_batch, replicated
+from vidjax.training.sharding import jit_on_mesh, put_batch
 
 if TYPE_CHECKING:  # TensorFlow takes seconds, which --help and wrong input need not
     from vidjax.data.text import Tokenizer
@@ -128,7 +129,7 @@ def text_encoder(
 
     told = False
 
-    @jax.jit(out_shardings=replicated(mesh))
+    @partial(jit_on_mesh, mesh=mesh)
     def encode(variables: dict, ids: jax.Array) -> jax.Array:
         return model.apply(variables, ids, method="embed_text").astype(jnp.float32)
 
@@ -161,7 +162,7 @@ def clip_encoder(
     The batches are of `pipeline.evaluation_batches` with `view_counts`; what only fills them is left out.
     """
 
-    @jax.jit(out_shardings=replicated(mesh))
+    @partial(jit_on_mesh, mesh=mesh)
     def encode(variables: dict, batch: dict[str, jax.Array]) -> tuple[jax.Array, ...]:
         def one_view(video: jax.Array) -> jax.Array:
             video = model.card.normalize(video.astype(jnp.float32) / 255)

@@ -10,14 +10,17 @@ from jax import lax
 
 from vidjax.layers import winograd
 from vidjax.layers.convolution import Conv3D, DepthwiseConv3D, conv3d, depthwise_conv3d
+from vidjax.training.collectives import read_collectives
 from vidjax.training.cost import count_macs
+from vidjax.training.sharding import batch_sharding, make_mesh, replicated
 
 DIMENSIONS = ("NTHWC", "THWIO", "NTHWC")
 SAME = ((1, 1), (1, 1), (1, 1))
 
 
 @pytest.fixture(autouse=True)
-def double():
+def one_cpu_in_double_precision(monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
     with jax.enable_x64(True):
         yield
 
@@ -142,8 +145,6 @@ def taken_winograds(x: jax.Array, kernel: jax.Array, strides=(1, 1, 1), padding=
 
 def test_winograds_way_is_taken_where_it_pays(monkeypatch):
     x, kernel = draw(2, 3, 16, 14, 32).astype(jnp.float32), draw(3, 3, 3, 32, 40).astype(jnp.float32)
-    assert not taken_winograds(x, kernel)  # on the tests' eight devices
-    monkeypatch.setattr(jax, "device_count", lambda: 1)
     assert taken_winograds(x, kernel) == 3  # for the result and both gradients
     assert not taken_winograds(x.astype(jnp.float64), kernel.astype(jnp.float64))
     assert not taken_winograds(x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16))
@@ -153,10 +154,11 @@ def test_winograds_way_is_taken_where_it_pays(monkeypatch):
     assert not taken_winograds(x[:1, :1], kernel)  # few tiles
     assert taken_winograds(jnp.tile(x[:, :, :8, :8], (2, 1, 1, 1, 1)), kernel)
     assert not taken_winograds(jnp.tile(x[:, :, :5, :5], (2, 1, 1, 1, 1)), kernel)  # as many tiles, half of them empty
+    monkeypatch.setattr(jax, "device_count", lambda: 8)
+    assert not taken_winograds(x, kernel)
 
 
-def test_convolutions_winograds_way_are_close_to_lax_in_float32(monkeypatch):
-    monkeypatch.setattr(jax, "device_count", lambda: 1)
+def test_convolutions_winograds_way_are_close_to_lax_in_float32():
     ours = partial(conv3d, strides=(1, 1, 1), padding=SAME)
     reference = partial(lax.conv_general_dilated, window_strides=(1, 1, 1), padding=SAME, dimension_numbers=DIMENSIONS)
     exact = draw(2, 3, 16, 14, 32), draw(3, 3, 3, 32, 40)
@@ -174,3 +176,18 @@ def test_convolutions_winograds_way_are_close_to_lax_in_float32(monkeypatch):
     for one, other in zip(*both(exact, rounded), strict=True):
         assert other.dtype == jnp.float32
         np.testing.assert_allclose(other, one, atol=3e-6 * np.abs(one).max())
+
+
+@pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
+@pytest.mark.parametrize("size", [(3, 3, 3), (1, 3, 3), (3, 1, 1), (1, 1, 1)])
+def test_on_several_devices_kernels_travel_and_clips_do_not(monkeypatch, size):
+    monkeypatch.setattr(jax, "device_count", lambda: 8)
+    mesh, padding = make_mesh(), tuple((cells // 2, cells // 2) for cells in size)
+
+    def loss(kernel, x):
+        return (conv3d(conv3d(x, kernel, (1, 1, 1), padding), kernel, (1, 1, 1), padding) ** 2).sum()
+
+    kernel, x = jax.ShapeDtypeStruct((*size, 9, 9), jnp.float32), jax.ShapeDtypeStruct((8, 6, 48, 40, 9), jnp.float32)
+    gradient = jax.jit(jax.grad(loss), in_shardings=(replicated(mesh), batch_sharding(mesh)))
+    found = read_collectives(gradient.lower(kernel, x).compile().as_text())
+    assert found and sum(one.operand_bytes for one in found) <= 2 * 4 * kernel.size  # a gradient of each of the two

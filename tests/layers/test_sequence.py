@@ -2,6 +2,7 @@
 
 from functools import cache, partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,8 +10,9 @@ import pytest
 
 from vidjax.layers.attention import attend
 from vidjax.layers.transformer import Block, Encoder
+from vidjax.training.collectives import read_collectives
 from vidjax.training.cost import count_macs
-from vidjax.training.sharding import batch_sharding, make_mesh, replicated
+from vidjax.training.sharding import batch_sharding, make_mesh, replicated, state_sharding
 
 pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
 
@@ -52,15 +54,16 @@ def test_queries_keys_and_clips_may_have_any_number():
     jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), ring, attended_and_gradients("xla", *arrays))
 
 
-def gradient_of(encoder, mesh, x):
-    """A compiled gradient of a stack of blocks by its parameters, and shapes of these."""
+def gradient_of(model, mesh, x, share=lambda mesh, params: replicated(mesh)):
+    """A compiled gradient of a model by its parameters, which lie as `share` says, and shapes of these."""
 
     def loss(params, x):
-        return (encoder.apply(params, x).astype(jnp.float32).mean(axis=1) ** 2).sum()
+        return (model.apply(params, x).astype(jnp.float32).mean(axis=1) ** 2).sum()
 
-    shardings = {"in_shardings": (replicated(mesh), batch_sharding(mesh)), "out_shardings": replicated(mesh)}
     with jax.set_mesh(mesh):
-        params = jax.eval_shape(encoder.init, jax.random.key(0), x)
+        params = jax.eval_shape(model.init, jax.random.key(0), x)
+        shared = share(mesh, params)
+        shardings = {"in_shardings": (shared, batch_sharding(mesh)), "out_shardings": shared}
         return jax.jit(jax.grad(loss), **shardings).lower(params, x).compile(), params
 
 
@@ -115,3 +118,14 @@ def test_without_a_mesh_and_with_a_mask_it_says_what_to_do():
         attend(x, x, x, "ring")
     with jax.set_mesh(make_mesh(sequence=8)), pytest.raises(ValueError, match="ring attention takes no mask"):
         attend(x, x, x, "ring", jnp.ones((8, 8), bool))
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_shared_parameters_travel_and_clips_do_not(scan):
+    # Before the loop a layer, as in a model: of what it hands on nothing says how it is split.
+    model = nn.Sequential([nn.Dense(64), Encoder(partial(Block, 2), 3, scan=scan)])
+    x = jax.ShapeDtypeStruct((64, 512, 96), jnp.float32)
+    compiled, params = gradient_of(model, make_mesh(fsdp=8), x, state_sharding)
+    sent = sum(found.times * found.wire_bytes for found in read_collectives(compiled.as_text()))
+    # Gathered forwards and again backwards, and their gradients reduced.
+    assert sent < 3 * 4 * sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -4,6 +4,8 @@ XLA's own 3-D and grouped convolutions are several times slower than PyTorch's o
 convolution along space or time alone is a 2-D one over folded axes, one by windows of 3 x 3 takes Winograd's way, and a
 depthwise one is a sum of shifted products, with gradients of their own where XLA's are slow.
 Such gradients are for reverse mode alone: `jax.jvp`, and what is built on it (`jax.jacfwd`, `jax.hessian`), fails.
+Several CPUs, simulated ones too, take XLA's gradients, as accelerators do: ours go from clip to clip, and each device
+would fetch those of all others.
 """
 
 from collections.abc import Sequence
@@ -48,7 +50,7 @@ def conv3d(
     x: Float[Array, "b t h w c"], kernel: Float[Array, "kt kh kw c d"], strides: Sequence[int], padding: Pairs
 ) -> Float[Array, "b _ _ _ d"]:
     """A 3-D convolution, by the way that is fastest for its kernel; `padding` in cells before and after each axis."""
-    convolve = _cpu_conv3d if jax.default_backend() == "cpu" else _xla_conv3d
+    convolve = _cpu_conv3d if winograd.on_one_cpu() else _xla_conv3d
     return convolve(x, kernel, tuple(strides), tuple(padding))
 
 

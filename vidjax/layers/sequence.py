@@ -2,11 +2,13 @@
 
 `over_queries` runs head after head and chunk after chunk, on one device. `ring_attention` (Liu et al. 2023,
 arXiv:2310.01889) splits the tokens over the mesh axis `sequence`: queries stay where they are, keys and values travel
-from device to device until every query has seen all of them, and each device holds its share only.
+from device to device until every query has seen all of them, and each device holds its share only. `split_clips` keeps
+clips where they are.
 """
 
 from collections.abc import Callable
 from functools import partial
+from math import prod
 from typing import Any, NamedTuple
 
 import einops
@@ -234,11 +236,7 @@ def ring_attention(
         )
     leading, queries = query.shape[:-3], query.shape[-3]
     query, key, value = (x.reshape(-1, *x.shape[-3:]) for x in (query, key, value))
-    batch = tuple(axis for axis in ("data", "fsdp") if axis in mesh.axis_names)
-    groups = 1
-    for axis in batch:
-        groups *= mesh.shape[axis]
-    ring = Ring(mesh, batch if query.shape[0] % groups == 0 else None, key.shape[1])
+    ring = Ring(mesh, _clip_axes(mesh, query.shape[0]), key.shape[1])
 
     def fill(x: Array) -> Array:
         missing = -x.shape[1] % ring.parts
@@ -246,3 +244,21 @@ def ring_attention(
 
     attended = _ring(fill(query), fill(key), fill(value), ring)[:, :queries]
     return attended.reshape(*leading, *attended.shape[1:])
+
+
+def split_clips(x: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
+    """Keeps the leading axis split over `data` and `fsdp` of the mesh in context, if there is one; the gradient's too.
+
+    For what blocks hand on: where they run in a loop XLA would split it as the parameters are split, and gather clips
+    in place of weights (VideoMAE-B's pre-training step over eight devices sent 17 times as many bytes).
+    """
+    axes = _clip_axes(jax.sharding.get_abstract_mesh(), x.shape[0])
+    if axes is None:
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(axes, *[PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)))
+
+
+def _clip_axes(mesh: AbstractMesh, rows: int) -> tuple[str, ...] | None:
+    """Mesh axes that so many clips (or frames, one clip's after another's) are split over, if they divide them."""
+    axes = tuple(axis for axis in ("data", "fsdp") if axis in mesh.auto_axes)
+    return axes if axes and rows % prod(mesh.shape[axis] for axis in axes) == 0 else None

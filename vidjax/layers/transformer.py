@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float
 from vidjax.layers.activations import exact_gelu
 from vidjax.layers.attention import Attention, Implementation
 from vidjax.layers.normalization import LayerNorm
+from vidjax.layers.sequence import split_clips
 
 Remat = Literal["none", "dots", "blocks"]
 
@@ -159,7 +160,7 @@ class Encoder(nn.Module):
         if self.remat != "none":
             run = nn.remat(run, policy=policy, static_argnums=(2,))
         for i, rate in enumerate(ramp):
-            x = run(self.block(name=f"block_{i}"), x, float(rate))
+            x = split_clips(run(self.block(name=f"block_{i}"), x, float(rate)))
         return x
 
     def _scan(self, x: Array, ramp: np.ndarray, train: bool, context: dict, policy: Callable | None) -> Array:
@@ -173,8 +174,8 @@ class Encoder(nn.Module):
         def run(x: Array, layer: tuple) -> tuple[Array, None]:
             params, rate, keys = layer
             rate = rate if ramp.any() else 0.0  # a traced rate would ask for a key
-            return block.apply({"params": params}, x, rate, train, rngs=keys, **context), None
+            return split_clips(block.apply({"params": params}, x, rate, train, rngs=keys, **context)), None
 
         if self.remat != "none":
             run = jax.checkpoint(run, policy=policy, prevent_cse=False)  # a loop's body cannot be merged with another's
-        return jax.lax.scan(run, x, (layers, jnp.asarray(ramp), keys))[0]
+        return jax.lax.scan(run, split_clips(x), (layers, jnp.asarray(ramp), keys))[0]

@@ -36,6 +36,11 @@ def _matrices() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 B_T, G, A_T = _matrices()
 
 
+def on_one_cpu() -> bool:
+    """Whether all that is computed is computed by one CPU."""
+    return jax.default_backend() == "cpu" and jax.device_count() == 1
+
+
 def pays(x: Array, kernel: Array, strides: Sequence[int], padding: Pairs) -> bool:
     """Whether this is the faster way, for the convolution and its gradients; it takes 2.5 times the scratch memory.
 
@@ -44,7 +49,7 @@ def pays(x: Array, kernel: Array, strides: Sequence[int], padding: Pairs) -> boo
     the kernel's, at least half of each tile used. On one device alone: several would exchange the kernel's gradient at
     36 points instead of 9 taps.
     """
-    if jax.default_backend() != "cpu" or jax.device_count() > 1 or x.dtype != jnp.float32:
+    if not on_one_cpu() or x.dtype != jnp.float32:
         return False
     if kernel.shape[1:3] != (3, 3) or tuple(strides) != (1, 1, 1) or not all(isinstance(n, int) for n in x.shape):
         return False

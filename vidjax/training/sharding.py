@@ -129,6 +129,16 @@ def this_process() -> dict[str, int]:
     return {"process_index": jax.process_index(), "process_count": jax.process_count()}
 
 
+def jit_on_mesh(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+    """`function` compiled; what it returns is whole on every device, and the mesh is in context inside."""
+
+    def on_mesh(*args: Any) -> Any:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*args)
+
+    return jax.jit(on_mesh, out_shardings=replicated(mesh))
+
+
 def jit_step(step: Callable[..., tuple[Any, Any]], sharding: PyTree[NamedSharding], mesh: Mesh) -> Callable[..., Any]:
     """`(state, batch) -> (state, metrics)` compiled: the state, of this sharding, is donated, the metrics are whole.
 
