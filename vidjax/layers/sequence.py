@@ -261,4 +261,5 @@ def split_clips(x: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
 def _clip_axes(mesh: AbstractMesh, rows: int) -> tuple[str, ...] | None:
     """Mesh axes that so many clips (or frames, one clip's after another's) are split over, if they divide them."""
     axes = tuple(axis for axis in ("data", "fsdp") if axis in mesh.auto_axes)
-    return axes if axes and rows % prod(mesh.shape[axis] for axis in axes) == 0 else None
+    groups = prod(mesh.shape[axis] for axis in axes)
+    return axes if groups > 1 and rows % groups == 0 else None
