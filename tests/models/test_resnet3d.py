@@ -74,9 +74,8 @@ def test_one_cpu_convolves_winograds_way_to_the_same_logits(monkeypatch):
     expected = jax.jit(model.apply)(variables, video)
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     program = jax.jit(lambda variables, video: model.apply(variables, video)).trace(variables, video)
-    assert (
-        str(program.jaxpr).count("name=winograd_convolution") == 2
-    )  # both of the first block: few tiles in later ones
+    # Both of the first block: later ones have few tiles.
+    assert str(program.jaxpr).count("name=winograd_convolution") == 2
     assert_close(program.lower().compile()(variables, video), expected)
 
 

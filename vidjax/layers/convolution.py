@@ -4,8 +4,8 @@ XLA's own 3-D and grouped convolutions are several times slower than PyTorch's o
 convolution along space or time alone is a 2-D one over folded axes, one by windows of 3 x 3 takes Winograd's way, and a
 depthwise one is a sum of shifted products, with gradients of their own where XLA's are slow.
 Such gradients are for reverse mode alone: `jax.jvp`, and what is built on it (`jax.jacfwd`, `jax.hessian`), fails.
-Several CPUs, simulated ones too, take XLA's gradients, as accelerators do: ours go from clip to clip, and each device
-would fetch those of all others.
+Several CPUs, simulated ones too, take XLA's gradients of all but depthwise convolutions, as accelerators do: ours go
+from clip to clip, and each device would fetch those of all others.
 """
 
 from collections.abc import Sequence

@@ -6,7 +6,7 @@ from device to device until every query has seen all of them, and each device ho
 clips where they are.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from math import prod
 from typing import Any, NamedTuple
@@ -236,7 +236,7 @@ def ring_attention(
         )
     leading, queries = query.shape[:-3], query.shape[-3]
     query, key, value = (x.reshape(-1, *x.shape[-3:]) for x in (query, key, value))
-    ring = Ring(mesh, _clip_axes(mesh, query.shape[0]), key.shape[1])
+    ring = Ring(mesh, _clip_axes(mesh, mesh.axis_names, query.shape[0]), key.shape[1])
 
     def fill(x: Array) -> Array:
         missing = -x.shape[1] % ring.parts
@@ -250,16 +250,18 @@ def split_clips(x: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
     """Keeps the leading axis split over `data` and `fsdp` of the mesh in context, if there is one; the gradient's too.
 
     For what blocks hand on: where they run in a loop XLA would split it as the parameters are split, and gather clips
-    in place of weights (VideoMAE-B's pre-training step over eight devices sent 17 times as many bytes).
+    in place of weights (VideoMAE-B's pre-training step over eight devices sent 17 times as many bytes). Frames folded
+    into that axis are not split over `sequence`. Outside of `jax.jit`, and for axes that are not Auto, it does nothing.
     """
-    axes = _clip_axes(jax.sharding.get_abstract_mesh(), x.shape[0])
-    if axes is None:
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = _clip_axes(mesh, mesh.auto_axes, x.shape[0])
+    if axes is None or not isinstance(x, jax.core.Tracer):
         return x
     return jax.lax.with_sharding_constraint(x, PartitionSpec(axes, *[PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)))
 
 
-def _clip_axes(mesh: AbstractMesh, rows: int) -> tuple[str, ...] | None:
+def _clip_axes(mesh: AbstractMesh, among: Sequence[str], rows: int) -> tuple[str, ...] | None:
     """Mesh axes that so many clips (or frames, one clip's after another's) are split over, if they divide them."""
-    axes = tuple(axis for axis in ("data", "fsdp") if axis in mesh.auto_axes)
+    axes = tuple(axis for axis in ("data", "fsdp") if axis in among)
     groups = prod(mesh.shape[axis] for axis in axes)
     return axes if groups > 1 and rows % groups == 0 else None

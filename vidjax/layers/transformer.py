@@ -178,4 +178,4 @@ class Encoder(nn.Module):
 
         if self.remat != "none":
             run = jax.checkpoint(run, policy=policy, prevent_cse=False)  # a loop's body cannot be merged with another's
-        return jax.lax.scan(run, split_clips(x), (layers, jnp.asarray(ramp), keys))[0]
+        return jax.lax.scan(run, x, (layers, jnp.asarray(ramp), keys))[0]

@@ -9,6 +9,7 @@ many hosts.
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from typing import Any
 
 import jax
@@ -132,6 +133,7 @@ def this_process() -> dict[str, int]:
 def jit_on_mesh(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
     """`function` compiled; what it returns is whole on every device, and the mesh is in context inside."""
 
+    @wraps(function)
     def on_mesh(*args: Any) -> Any:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             return function(*args)
