@@ -148,7 +148,7 @@ def _copies(size: Sequence[int], shifted: int, still: int) -> int:
 def _kernel_gradient(x: Array, dy: Array, size: Sequence[int], strides: Sequence[int], padding: Pairs) -> Array:
     (kt, kh, kw), stride, before, frames = size, strides[0], padding[0][0], dy.shape[1]
     # Cut, where a convolution padded by more than its window is turned round.
-    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), (0, 0, 0), *((*cells, 0) for cells in padding[1:]), (0, 0, 0)])
+    x = winograd.pad_or_cut(x, ((0, 0), *padding[1:]))
     gradient = jnp.zeros((kt, kh, kw, x.shape[-1], dy.shape[-1]), dy.dtype)
     for phase in range(min(stride, x.shape[1])):  # frames of the same phase meet the same taps
         seen = x[:, phase::stride]

@@ -81,14 +81,14 @@ def winograd_kernel_gradient(
     """The gradient of `winograd_convolution`'s kernel, of that many frames."""
     (t, c), (b, t2, height, width, d) = (x.shape[1], x.shape[-1]), dy.shape
     cells, down, across = _tiles_of(x, padding[1:], height, width)
-    dy = _pad(dy.reshape(-1, height, width, d), ((0, TILE * down - height), (0, TILE * across - width)))
+    dy = pad_or_cut(dy.reshape(-1, height, width, d), ((0, TILE * down - height), (0, TILE * across - width)))
     slopes = _transform_tiles(A_T.T, dy, down, across)
     starts = [tap - padding[0][0] for tap in range(frames)]
 
     def product(cell: Array, slope: Array) -> Array:
         """The slopes that meet each frame of the input at all of the kernel's frames are laid side by side."""
         slope = slope.reshape(CELLS, b, t2, down * across, d)
-        met = [_pad(slope, ((0, 0), (s, t - t2 - s), (0, 0))) for s in starts]
+        met = [pad_or_cut(slope, ((0, 0), (s, t - t2 - s), (0, 0))) for s in starts]
         met = jnp.concatenate(met, axis=-1).reshape(CELLS, -1, frames * d)
         return jnp.einsum("umc,umd->ucd", cell.reshape(CELLS, -1, c), met)
 
@@ -108,7 +108,7 @@ def _tiles_of(x: Array, padding: Pairs, height: int, width: int) -> tuple[list[A
     (b, t, h, w, c), ((top, _), (left, _)) = x.shape, padding
     down, across = -(-height // TILE), -(-width // TILE)
     bottom, right = TILE * down + 2 - h - top, TILE * across + 2 - w - left
-    x = _pad(x.reshape(-1, h, w, c), ((top, bottom), (left, right)))
+    x = pad_or_cut(x.reshape(-1, h, w, c), ((top, bottom), (left, right)))
     tiles = _transform_tiles(B_T, x, down, across)
     return [cells.reshape(CELLS, b, t, down * across, c) for cells in tiles], down, across
 
@@ -137,6 +137,6 @@ def _through_time(x: Float[Array, "u b t n c"], kernel: Float[Array, "u kt c d"]
     return jnp.stack(products)
 
 
-def _pad(x: Array, padding: Pairs) -> Array:
+def pad_or_cut(x: Array, padding: Pairs) -> Array:
     """Zeros around all axes but the first and the last; fewer than none cut off."""
     return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((*cells, 0) for cells in padding), (0, 0, 0)])
