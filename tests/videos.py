@@ -7,6 +7,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.video.reformatter import Interpolation
 
 CLIPS = Path(__file__).resolve().parents[2] / "shared" / "clips"
 """Real clips, where the machine has them."""
@@ -105,7 +106,13 @@ def write_sound(path: Path) -> Path:
 def sequential(path: Path) -> np.ndarray:
     """Every frame of a file, upright, by plain decoding from start to end."""
     with av.open(str(path)) as container:
-        return np.stack([np.rot90(f.to_ndarray(format="rgb24"), f.rotation // 90) for f in container.decode(video=0)])
+        return np.stack([np.rot90(exact(f), f.rotation // 90) for f in container.decode(video=0)])
+
+
+def exact(frame: av.VideoFrame) -> np.ndarray:
+    """A frame as RGB without swscale's shortcuts (tests/data/test_display.py holds it to arithmetic)."""
+    flags = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+    return frame.reformat(format="rgb24", interpolation=flags).to_ndarray()
 
 
 def average_rate(path: Path) -> float:
