@@ -7,10 +7,11 @@ from pathlib import Path
 
 import av
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 
-from vidjax.data import decode
+from vidjax.data import decode, timeline
 
 RATE = 25
 CODECS = {
@@ -146,3 +147,112 @@ def test_any_file_is_read_as_plain_decoding_reads_it(film, tmp_path_factory):
     except av.EOFError:
         reject()  # a transport stream of few bytes, which FFmpeg does not open
     compare(path)
+
+
+# What stands beside each is what PyAV 18.1 (FFmpeg 8.1) says of such a file, or the numbers that it was made of.
+EVEN = (1,) * 39
+CASES = {
+    # The header of a fragmented MP4 counts the frames of its first fragment.
+    "fragments": (Film("mp4", "libx264", EVEN, options={"movflags": "frag_keyframe"}), 40),
+    # An AVI's header counts frames that were dropped when it was recorded.
+    "dropped frames": (Film("avi", "mjpeg", (1, 1, 1, 2) * 9 + (1, 1, 1)), 49),
+    "dropped frames, reordered": (Film("avi", "mpeg4", (1, 1, 1, 2) * 9 + (1, 1, 1), b_frames=2), 49),
+    # The average rate of an MP4 is made of decoding times, and its length may be too.
+    "a pause at the start": (Film("mp4", "libx264", (60, *EVEN[1:]), b_frames=2), 99),
+    "a pause in the middle": (Film("mp4", "libx264", (*EVEN[:20], 60, *EVEN[21:]), b_frames=2), 99),
+    "a pause at the end": (Film("mp4", "libx264", (*EVEN[1:], 60), b_frames=2), 99),
+    "an edit list at a variable rate": (Film("mp4", "libx264", (1, 3) * 20, b_frames=2, skip=7), 73),
+    # A frame may be a single tick long, so no tolerance may be that wide.
+    "a tick a frame": (Film("mp4", "libx264", EVEN, options={"video_track_timescale": "25"}), 40),
+    "a late start": (Film("mkv", "libx264", EVEN, late=100, b_frames=2), 40),
+    # An MPEG-2 elementary stream has no start time, and its first frame a timestamp of one frame.
+    "an elementary stream": (Film("m2v", "mpeg2video", EVEN), 40),
+    # ffmpeg closes a gap of over 10 s in such streams, which is a jump of the sender's clock.
+    "a jump of the clock": (Film("ts", "libx264", (1, 1, 25 * 60, *EVEN[3:]), b_frames=2), 40),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_frames_and_length_are_those_of_the_packets(case, tmp_path):
+    film, count = CASES[case]
+    path = film.write(tmp_path)
+    info = decode.probe(path) if case == "a jump of the clock" else compare(path)
+    assert (info.num_frames, info.rate, info.duration) == (count, RATE, pytest.approx(count / RATE))
+    times = np.cumsum((0, *film.gaps)) if case != "a jump of the clock" else np.arange(40)
+    first = int(np.searchsorted(times, film.skip))
+    assert numbers(decode.decode(path, [0, count - 1])) == [first, len(times) - 1]
+
+
+@pytest.mark.parametrize(("suffix", "codec"), [("ts", "libx264"), ("vob", "mpeg2video"), ("h264", "libx264")])
+def test_streams_put_together_are_read_one_after_the_other(suffix, codec, tmp_path):
+    one = Film(suffix, codec, (1,) * 19, b_frames=2).write(tmp_path)
+    both = tmp_path / f"both.{suffix}"
+    both.write_bytes(2 * one.read_bytes())
+    assert decode.probe(both).num_frames == 40
+    assert numbers(decode.decode(both, range(40))) == 2 * list(range(20))
+    assert numbers(decode.decode(both, [25, 3])) == [5, 3]
+
+
+def test_reordered_frames_without_times_of_presentation_come_in_their_order(tmp_path):
+    path = Film("mp4", "libx264", EVEN, b_frames=2).write(tmp_path)
+    data = path.read_bytes().replace(b"ctts", b"free").replace(b"edts", b"free")  # as some recorders leave them out
+    path.write_bytes(data)
+    assert decode.probe(path).num_frames == 40
+    assert numbers(decode.decode(path, range(40))) == list(range(40))
+
+
+def test_a_stream_cut_out_of_another_begins_with_its_first_whole_frame(tmp_path):
+    path = Film("ts", "libx264", EVEN, b_frames=2).write(tmp_path)
+    cut = tmp_path / "cut.ts"
+    with av.open(str(path)) as source, av.open(str(cut), "w") as out:
+        stream = out.add_stream_from_template(source.streams.video[0])
+        for packet in [packet for packet in source.demux(video=0) if packet.size][3:]:
+            packet.stream = stream
+            out.mux(packet)
+    first = plain(cut)[1][0]
+    assert first > 3 and numbers(decode.decode(cut, [0])) == [first]
+    assert compare(cut).num_frames == 40 - first
+
+
+def test_an_edit_list_that_hides_everything_is_one_line(tmp_path):
+    path = Film("mp4", "libx264", EVEN, skip=1000).write(tmp_path)
+    with pytest.raises(decode.DecodeError, match=r"film\.mp4: its video has no frames"):
+        decode.probe(path)
+
+
+def test_packets_are_read_only_where_an_index_does_not_tell_and_once_a_file(tmp_path, monkeypatch):
+    scans, scan = [], timeline._from_packets
+    monkeypatch.setattr(timeline, "_from_packets", lambda path, stream: scans.append(path) or scan(path, stream))
+    film = Film("mp4", "libx264", EVEN, b_frames=2).write(tmp_path)
+    assert not decode.probe(film).scanned and not scans
+    fragments = Film("mov", "libx264", EVEN, options={"movflags": "frag_keyframe"}).write(tmp_path)
+    for index in (0, 39, 7):
+        decode.decode(fragments, [index])
+    assert scans == [str(fragments)] and decode.probe(fragments).scanned
+    Film("mov", "libx264", EVEN[:20], options={"movflags": "frag_keyframe"}).write(tmp_path)  # another one of that name
+    assert decode.probe(fragments).num_frames == 21
+
+
+def test_an_index_that_was_wrong_is_found_out_while_decoding(tmp_path, monkeypatch):
+    path = Film("mp4", "libx264", (1,) * 20 + (3, 1) * 5, b_frames=2).write(tmp_path)
+    right = numbers(decode.decode(path, range(41)))
+    with decode.open_video(path) as stream:
+        entries = np.arange(31) * 512
+        wrong = timeline._timeline(
+            stream, entries, np.array([31]), "pts", scanned=False, order_by="dts", order=entries - 1024,
+            keys=np.arange(0, 31, 10), firsts=np.arange(0, 31, 10),
+        )  # fmt: skip
+    monkeypatch.setattr(decode, "measure", lambda path, stream: wrong)
+    assert numbers(decode.decode(path, range(31))) == right[:31]
+
+
+@pytest.mark.parametrize("suffix", ["avi", "ts", "flv", "wmv"])
+def test_a_late_clip_is_decoded_from_the_keyframe_before_it(suffix, tmp_path, monkeypatch):
+    path = Film(suffix, "wmv2" if suffix == "wmv" else "libx264", (1,) * 49, b_frames=0).write(tmp_path)
+    monkeypatch.setattr(decode, "_in_turn", lambda *_: pytest.fail("read from the start"))
+    decoded, screened = [], decode._decoded_from
+    monkeypatch.setattr(
+        decode, "_decoded_from", lambda *args: (decoded.append(found) or found for found in screened(*args))
+    )
+    assert numbers(decode.decode(path, [45, 47])) == [45, 47]
+    assert len(decoded) <= 10

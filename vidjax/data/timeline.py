@@ -105,7 +105,12 @@ def _from_index(path: str, stream: av.VideoStream) -> Timeline | None:
         return None
     order = np.array([timestamp for timestamp, _, _ in entries])
     step = int(order[1] - order[0])
-    if step <= 0 or (np.diff(order) != step).any() or abs(stream.duration - len(order) * step) > step / 2:
+    if (
+        step <= 0
+        or not entries[0][1]
+        or (np.diff(order) != step).any()
+        or abs(stream.duration - len(order) * step) > step / 2
+    ):
         return None
     stamps = stream.start_time + step * np.arange(len(order))
     if stream.codec_context.has_b_frames and not _ends_as(stream, order, stamps):
@@ -161,10 +166,12 @@ def _from_packets(path: str, stream: av.VideoStream) -> Timeline:
         for packet in stream.container.demux(stream)
         if packet.size
     ]
-    if not packets:
-        raise ValueError("its video has no frames")
-    pts, dts, keyframe, hidden = np.array(packets).T
+    pts, dts, keyframe, hidden = np.array(packets, np.int64).reshape(-1, 4).T
     is_shown = hidden == 0
+    if not is_shown.any():
+        raise ValueError("its video has no frames" + (" that are shown" if len(packets) else ""))
+    if stream.codec_context.has_b_frames and (np.diff(hidden) > 0).any():
+        return _from_frames(path, stream)
     clock = _choose_clock(path, stream, pts[is_shown], dts[is_shown])
     if clock == "dts":
         timeline = _by_decoding_times(path, stream, dts[is_shown], np.flatnonzero(keyframe[is_shown]))
@@ -199,6 +206,18 @@ def _from_packets(path: str, stream: av.VideoStream) -> Timeline:
         keys=keys,
         firsts=np.searchsorted(stamps, pts[keys]) if len(keys) else keys,
     )
+
+
+def _from_frames(path: str, stream: av.VideoStream) -> Timeline:
+    """The timeline by decoding everything, for an edit list of several parts.
+
+    Where such parts meet, FFmpeg gives reordered frames timestamps that overlap; the frames come in the right order.
+    """
+    with open_video(path) as again:
+        stamps = np.array([frame.pts for frame in again.container.decode(again)])
+    none = np.zeros(0, np.int64)
+    ends = np.append(np.flatnonzero(np.diff(stamps) <= 0) + 1, len(stamps))
+    return _timeline(stream, stamps, ends, "count", scanned=True, order_by="dts", order=none, keys=none, firsts=none)
 
 
 def _flags(packet: av.Packet) -> tuple[bool, bool]:
@@ -245,12 +264,10 @@ def _by_decoding_times(
 def _between_resets(
     stream: av.VideoStream, pts: Int[np.ndarray, "n"], dts: Int[np.ndarray, "n"]
 ) -> list[Int[np.ndarray, "m"]]:
-    """Timestamps in the order of decoding, cut where the clock of a stream starts again or jumps."""
+    """Timestamps in the order of decoding, cut where the clock of a stream starts again."""
     if stream.container.format.name not in RESETS or (dts == NONE).any():
         return [pts]
-    steps = np.diff(dts)
-    jumps = (steps < 0) | (steps > LONGEST_PAUSE / stream.time_base)
-    return np.split(pts, np.flatnonzero(jumps) + 1)
+    return np.split(pts, np.flatnonzero(np.diff(dts) < 0) + 1)
 
 
 def _first_frame(path: str) -> av.VideoFrame:
@@ -269,7 +286,9 @@ def _timeline(
 ) -> Timeline:
     """A timeline of timestamps in the order of presentation; `ends` are the positions where a clock starts again."""
     steps = np.diff(stamps)
-    steps[ends[:-1] - 1] = 0  # unknown
+    steps[ends[:-1] - 1] = 0  # unknown, and so is one over which the clock jumped
+    if stream.container.format.name in RESETS:
+        steps[steps > LONGEST_PAUSE / stream.time_base] = 0
     rate = _nominal_rate(stream, steps)
     step = float(1 / (rate * stream.time_base))
     shown = np.cumsum(np.append(0.0, np.where(steps == 0, step, steps)))
