@@ -5,6 +5,7 @@ For every number of cores a process of its own, held to them, in which these way
 - plain PyAV, as one would write it, with as many threads as cores;
 - decode alone: `vidjax.data.decode` on the paths and indices of the pipeline's clips, shrunk to the size that the
   pipeline crops from; what the pipeline is measured against;
+- decord and torchcodec on the same frames, where they are installed;
 - the pipeline without augmentation (middle crop) and with it;
 - the pipeline over TFRecords of the same videos, without and with augmentation.
 
@@ -12,6 +13,7 @@ Medians over the rounds count, and ratios are medians of the rounds' own, so tha
 """
 
 import dataclasses
+import importlib.util
 import multiprocessing
 import os
 import statistics
@@ -33,8 +35,10 @@ from vidjax.fields import check_values
 
 ROWS = 8
 """Clips of a batch."""
+PEERS = tuple(name for name in ("decord", "torchcodec") if importlib.util.find_spec(name))
+"""Decoders of others that are installed here."""
 WAYS = (
-    "plain PyAV", "decode alone", "pipeline", "pipeline, augmented", "TFRecord", "TFRecord, augmented",
+    "plain PyAV", "decode alone", *PEERS, "pipeline", "pipeline, augmented", "TFRecord", "TFRecord, augmented",
 )  # fmt: skip
 """What is measured."""
 
@@ -103,6 +107,28 @@ def plain_decode(path: str, indices: Sequence[int], short_side: int) -> np.ndarr
             if index >= last:
                 break
         return np.stack(list(kept.values()))
+
+
+def decord_decode(path: str, indices: Sequence[int], short_side: int) -> np.ndarray:
+    """The same frames by decord 0.6, shrunk by it."""
+    import decord
+
+    width, height = decord.VideoReader(path)[0].shape[1::-1]
+    scale = min(1, short_side / min(width, height))
+    size = {"width": round(width * scale), "height": round(height * scale)}
+    return decord.VideoReader(path, num_threads=1, **size).get_batch(list(indices)).asnumpy()
+
+
+def torchcodec_decode(path: str, indices: Sequence[int], short_side: int) -> np.ndarray:
+    """The same frames by torchcodec 0.17, shrunk by it."""
+    from torchcodec.decoders import VideoDecoder
+    from torchcodec.transforms import Resize
+
+    found = VideoDecoder(path, num_ffmpeg_threads=1).metadata
+    scale = min(1, short_side / min(found.width, found.height))
+    size = Resize((round(found.height * scale), round(found.width * scale)))
+    transforms = [size] if scale < 1 else []
+    return VideoDecoder(path, num_ffmpeg_threads=1, transforms=transforms).get_frames_at(list(indices)).data.numpy()
 
 
 def measure_input(config: Input) -> list[dict[str, Any]]:
@@ -242,10 +268,12 @@ def _serve(ends: Connection, plan: Plan, cores: int) -> None:
 
 def _time(way: str, plan: Plan, cores: int) -> tuple[float, float]:
     data = plan.config.data
-    if way in ("plain PyAV", "decode alone"):
+    if way in ("plain PyAV", "decode alone", *PEERS):
         from vidjax.data.decode import decode
 
-        one: Callable = plain_decode if way == "plain PyAV" else decode
+        one: Callable = {
+            "plain PyAV": plain_decode, "decode alone": decode, "decord": decord_decode, "torchcodec": torchcodec_decode,
+        }[way]  # fmt: skip
         with ThreadPoolExecutor(cores) as pool:
             start, cpu = time.perf_counter(), time.process_time()
             for clip in pool.map(lambda job: one(*job, data.decode_short_side), plan.jobs):
