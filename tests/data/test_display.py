@@ -14,16 +14,19 @@ from vidjax.data.decode import DecodeError
 
 WIDTHS = [(64, 48, None), (640, 480, 128), (644, 480, 128), (322, 240, 171)]
 
+WEIGHTS = {"undef": (0.299, 0.114), "bt709": (0.2126, 0.0722), "bt2020nc": (0.2627, 0.0593)}
+"""Of red and blue in luma, by x264's name of the matrix; what is not named is BT.601."""
 
-def flat(path, width, height, luma, blue, red, color_range=1):
+
+def flat(path, width, height, yuv, pixels="yuv420p", matrix="undef"):
     """One frame of a single colour, stored without loss."""
     with av.open(str(path), "w") as out:
-        stream = out.add_stream("libx264", rate=25, options={"qp": "0"})
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        stream.codec_context.color_range = color_range
-        frame = av.VideoFrame(width, height, "yuv420p")
-        for plane, value in zip(frame.planes, (luma, blue, red), strict=True):
-            plane.update(np.full((plane.height, plane.line_size), value, np.uint8))
+        stream = out.add_stream("libx264", rate=25, options={"qp": "0", "x264-params": f"colormatrix={matrix}"})
+        stream.width, stream.height, stream.pix_fmt = width, height, pixels
+        frame = av.VideoFrame(width, height, pixels)
+        for plane, value in zip(frame.planes, yuv, strict=True):
+            numbers = np.full(plane.buffer_size // (2 if "10" in pixels else 1), value, np.uint16)
+            plane.update(numbers if "10" in pixels else numbers.astype(np.uint8))
         frame.pts, frame.time_base = 0, Fraction(1, 25)
         for packet in (*stream.encode(frame), *stream.encode()):
             out.mux(packet)
@@ -53,10 +56,25 @@ def interpolate(plane, places, axis):
 @pytest.mark.parametrize(("width", "height", "short_side"), WIDTHS)
 def test_a_flat_colour_is_right_to_one_level_at_any_width(width, height, short_side, tmp_path):
     for yuv in ((235, 128, 128), (16, 128, 128), (81, 90, 240), (145, 54, 34), (41, 240, 110), (120, 150, 100)):
-        path = flat(tmp_path / f"{yuv}.mp4", width, height, *yuv)
+        path = flat(tmp_path / f"{yuv}.mp4", width, height, yuv)
         with av.open(str(path)) as file:
             right = arithmetic(next(file.decode(video=0)))[0, 0]
         assert np.abs(decode.decode(path, [0], short_side) - right).max() <= 1
+
+
+@pytest.mark.parametrize(("matrix", "weights"), WEIGHTS.items())
+@pytest.mark.parametrize("pixels", ["yuv420p", "yuvj420p", "yuv444p", "yuv420p10le"])
+def test_colours_follow_the_matrix_the_range_and_the_depth_of_the_file(matrix, weights, pixels, tmp_path):
+    levels, yuv = (1023, (440, 360, 680)) if "10" in pixels else (255, (110, 90, 170))
+    path = flat(tmp_path / "flat.mp4", 66, 48, yuv, pixels, matrix)
+    y, cb, cr = (
+        (value - middle * (levels + 1) / 256) / levels for value, middle in zip(yuv, (16, 128, 128), strict=True)
+    )
+    y, cb, cr = (yuv[0] / levels, cb, cr) if pixels == "yuvj420p" else (y * 255 / 219, cb * 255 / 224, cr * 255 / 224)
+    red, blue = y + 2 * (1 - weights[0]) * cr, y + 2 * (1 - weights[1]) * cb
+    right = np.array([red, (y - weights[0] * red - weights[1] * blue) / (1 - sum(weights)), blue]) * 255
+    for short_side in (None, 24, 23):
+        assert np.abs(decode.decode(path, [0], short_side)[0] - right).max() <= 1
 
 
 @pytest.mark.skipif(not videos.REAL_CLIPS, reason="the real clips are not on this machine")

@@ -271,9 +271,8 @@ def _time(way: str, plan: Plan, cores: int) -> tuple[float, float]:
     if way in ("plain PyAV", "decode alone", *PEERS):
         from vidjax.data.decode import decode
 
-        one: Callable = {
-            "plain PyAV": plain_decode, "decode alone": decode, "decord": decord_decode, "torchcodec": torchcodec_decode,
-        }[way]  # fmt: skip
+        decoders = {"plain PyAV": plain_decode, "decord": decord_decode, "torchcodec": torchcodec_decode}
+        one: Callable = decoders.get(way, decode)
         with ThreadPoolExecutor(cores) as pool:
             start, cpu = time.perf_counter(), time.process_time()
             for clip in pool.map(lambda job: one(*job, data.decode_short_side), plan.jobs):
