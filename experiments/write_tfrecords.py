@@ -10,6 +10,7 @@ finished shards stay. Unreadable videos are left out and listed in OUT/bad_files
 import hashlib
 import json
 import os
+import shlex
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -22,6 +23,7 @@ from tyro.conf import Positional
 
 from vidjax import cli
 from vidjax.data.config import core_count
+from vidjax.report import tell_notes
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ def main(config: Config) -> None:
     from vidjax.data.sources import open_source
 
     source = open_source(config.source, config.split)
+    tell_notes(source)
     out = open_out(config, source)
     (out / "classes.json").write_text(json.dumps(source.class_names) + "\n")
     bad_files = BadFiles(source, max_share=1.0, path=out / "bad_files.jsonl")
@@ -79,7 +82,7 @@ def main(config: Config) -> None:
     start, done, total = time.monotonic(), 0, sum(len(shards[k]) for k in todo)
     for k in todo:
         unfinished = paths[k].with_suffix(".partial")
-        with records.tf.io.TFRecordWriter(str(unfinished)) as writer:
+        with records.tf.io.TFRecordWriter(os.fsencode(unfinished)) as writer:
             for index, data in convert(source, shards[k].tolist(), config):
                 if isinstance(data, bytes):
                     writer.write(data)
@@ -98,7 +101,7 @@ def main(config: Config) -> None:
     print(f"{out}: {count} videos, {size / 1e9:.2f} GB, in {time.monotonic() - start:.0f} s")
     if bad_files.errors:
         print(f"{len(bad_files)} videos could not be read: {out / 'bad_files.jsonl'}")
-    print(f"train on them with --data.source 'tfrecord:{out}/*.tfrecord'")
+    print(f"train on them with --data.source {shlex.quote(f'tfrecord:{out}')}")
 
 
 def open_out(config: Config, source) -> Path:
@@ -135,7 +138,7 @@ def open_out(config: Config, source) -> Path:
 
 def digest(lines: Iterable[str]) -> str:
     """What tells lists apart."""
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    return hashlib.sha256("\n".join(lines).encode(errors="surrogatepass")).hexdigest()
 
 
 def convert(source, indices: list[int], config: Config) -> Iterator[tuple[int, bytes | Exception]]:

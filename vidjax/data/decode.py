@@ -24,10 +24,6 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from jaxtyping import UInt8
 
-VIDEO_SUFFIXES = (
-    ".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv",
-)  # fmt: skip
-
 
 class DecodeError(ValueError):
     """A video that cannot be read: one line with its path and the reason."""
