@@ -179,7 +179,9 @@ def _write_records(path: Path, parts: Sequence[Path], ids: Sequence[str]) -> Non
                 feature = {
                     "features": floats(arrays["features"][row].ravel()),
                     "shape": integers(arrays["features"].shape[1:]),
-                    "id": tf.train.Feature(bytes_list=tf.train.BytesList(value=[ids[index].encode()])),
+                    "id": tf.train.Feature(
+                        bytes_list=tf.train.BytesList(value=[ids[index].encode(errors="surrogateescape")])
+                    ),
                     "start": floats([arrays["start"][row]]),
                     "end": floats([arrays["end"][row]]),
                     "label": integers([arrays["labels"][row]]),

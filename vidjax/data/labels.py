@@ -64,7 +64,8 @@ def _read_label(path: Path, number: int, value: Any) -> str | None:
     )  # to pandas, a column of whole numbers with a gap in it is one of floats
     label = whole[1] if whole else label
     wrong = type(value) not in (str, int, float) or (isinstance(value, float) and not whole)  # True is an int to Python
-    if wrong or (label != "-1" and re.fullmatch(r"-\d+|-?\d*\.\d+", label)):
+    halves = re.search(r"[\ud800-\udc7f\udd00-\udfff]", label)  # of characters, which JSON lets through
+    if wrong or halves or (label != "-1" and re.fullmatch(r"-\d+|-?\d*\.\d+", label)):
         raise ValueError(
             f"{path}, line {number}: its label is {value!r}, but it must be a name, a whole number from 0 on, or -1 "
             "for none"

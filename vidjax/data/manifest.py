@@ -111,7 +111,7 @@ def _places(folder: Path) -> Iterator[tuple[str, list[str]]]:
     """Each real folder from this one on, with its files; by a link only where there is no other way to it."""
 
     def refuse(error: OSError) -> None:
-        raise ValueError(f"the folder {error.filename} cannot be read ({error.strerror}): allow it, or move it away")
+        raise ValueError(f"the folder {error.filename} cannot be read ({error.strerror}): correct its permissions")
 
     seen, tops = set(), [os.fspath(folder)]
     for top in tops:
@@ -225,7 +225,7 @@ def read_csv(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str | Non
         ) from error
     names = [name.strip() for name in lines[0][1]] if lines else []
     if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise ValueError(f"{path} has the column '{twice[0]}' twice: take one out")
+        raise ValueError(f"{path} has the column '{twice[0]}' twice: leave one out")
     rows = []
     for number, cells in lines[1:]:
         if len(cells) > len(names):

@@ -115,7 +115,7 @@ def list_kinetics(path: Path, folder: Path | None, split: str) -> Listing:
         chosen = [i for i, each in enumerate(splits) if each == _usual(split)]
     else:
         known = ", ".join(sorted(set(splits) - {""}))
-        raise ValueError(f"data.split {split} is unknown: {path} has {known}, choose one of them")
+        raise ValueError(f"{path} holds no videos of data.split {split}, but of {known}: choose one of them")
 
     cut, whole = {}, _by_stem(folder)
     for stem, file in whole.items():
@@ -138,7 +138,7 @@ def list_kinetics(path: Path, folder: Path | None, split: str) -> Listing:
     kept = [row for row in rows if row is not None]
     if uncut := sum(row.end is not None for row in kept):
         notes += (
-            f"{path}: {uncut:,} videos are named by their id alone, so time_start and time_end are cut out of them",
+            f"{path}: {uncut:,} of {len(kept):,} videos are named by their id alone, and time_start to time_end is their part",
         )
     return Listing(class_names, kept, notes)
 
