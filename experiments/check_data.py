@@ -32,7 +32,7 @@ class Config:
     """What to look at."""
 
     source: Positional[str]
-    """A folder, a .csv or .jsonl manifest, tfds:NAME, tfrecord:PATTERN or synthetic:moving_shapes."""
+    """A folder, LIST or LIST:FOLDER (.csv .jsonl .json .txt), tfds:NAME, tfrecord:PATTERN, synthetic:moving_shapes."""
     out: str = "runs/check_data"
     """Where the findings go; those of an earlier check there are replaced."""
     data: DataConfig = DataConfig()

@@ -41,7 +41,7 @@ class Config:
     """What to look at, and with what."""
 
     paths: Positional[tuple[str, ...]]
-    """Video files, and folders of them."""
+    """Video files, folders of them, and lists: LIST or LIST:FOLDER (.csv .jsonl .txt .json)."""
     run: str
     """The work directory of a run, or a published checkpoint (file, directory or hub id)."""
     model: str | None = None

@@ -1,7 +1,7 @@
 """Converts a source of videos into sharded TFRecords of JPEG frames, four to six times as many clips a second.
 
     python experiments/write_tfrecords.py /videos /records
-    python experiments/mae_pretrain.py --data.source 'tfrecord:/records/*.tfrecord'
+    python experiments/mae_pretrain.py --data.source tfrecord:/records
 
 Two cores convert about two videos of ten seconds a second. The same command again goes on where it was interrupted:
 finished shards stay. Unreadable videos are left out and listed in OUT/bad_files.jsonl.
@@ -31,11 +31,11 @@ class Config:
     """What to convert, and how small."""
 
     source: Positional[str]
-    """A folder, a .csv or .jsonl manifest, tfds:NAME, tfrecord:PATTERN or synthetic:moving_shapes."""
+    """A folder, LIST or LIST:FOLDER (.csv .jsonl .json .txt), tfds:NAME, tfrecord:PATTERN, synthetic:moving_shapes."""
     out: Positional[str]
     """Folder for the shards, made if need be."""
     split: str = "train"
-    """The split of a tfds or synthetic source."""
+    """The split of a tfds or synthetic source, or of a Kinetics list that holds several."""
     short_side: int = 256
     """Pixels of the shorter side; smaller videos stay as they are."""
     quality: int = 90

@@ -67,7 +67,7 @@ class Config:
     support: str | None = None
     """Draw those clips from these videos, of all their classes."""
     support_split: str = "train"
-    """The split of a tfds or synthetic source."""
+    """The split of a tfds or synthetic source, or of a Kinetics list that holds several."""
     ways: int = 5
     """Classes of an episode, without a support."""
     queries: int = 15

@@ -137,9 +137,8 @@ def list_kinetics(path: Path, folder: Path | None, split: str) -> Listing:
     notes += _check_found(path, folder, rows, [lines[i][1]["youtube_id"] for i in chosen])
     kept = [row for row in rows if row is not None]
     if uncut := sum(row.end is not None for row in kept):
-        notes += (
-            f"{path}: {uncut:,} of {len(kept):,} videos are named by their id alone, and time_start to time_end is their part",
-        )
+        said = "are named by their id alone, and time_start to time_end is their part"
+        notes += (f"{path}: {uncut:,} of {len(kept):,} videos {said}",)
     return Listing(class_names, kept, notes)
 
 

@@ -10,10 +10,9 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
@@ -144,17 +143,17 @@ def open_videos(name: str, split: str) -> Videos:
 
 
 def open_files(paths: Sequence[str]) -> Videos:
-    """Video files, without labels; a folder stands for all videos below it. What cannot be read is told when it is.
+    """Video files, without labels; a folder or a list stands for all of its videos, see `sources.list_files`.
+
+    What cannot be read is told when it is.
 
     Raises:
-      ValueError: a folder holds no videos.
+      ValueError: a folder holds no videos, or what is wrong with a list.
     """
     rows, notes = [], []
     for path in paths:
-        found = manifest.Listing((), [manifest.Row(path, -1)])
-        if Path(path).is_dir():
-            found = manifest.list_folder(Path(path))
-        rows += [manifest.Row(row.path, -1) for row in found.rows]
+        found = sources.list_files(path) or manifest.Listing((), [manifest.Row(path, -1)])
+        rows += [replace(row, label=-1) for row in found.rows]
         notes += found.notes
     return Videos(sources.video_files("the given files", manifest.Listing((), rows, tuple(notes))), rows)
 
