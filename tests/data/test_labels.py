@@ -80,6 +80,8 @@ def test_names_of_columns_are_stripped_as_cells_are(folder):
     assert open_source(str(folder / "list.csv")).ids == [f"{folder / 'a.mp4'}#t=0.08,0.16"]
     (folder / "list.jsonl").write_text('{" path": "a.mp4", "start ": 1}\n')
     assert open_source(str(folder / "list.jsonl")).ids == [f"{folder / 'a.mp4'}#t=1"]
+    source = labels(folder, 'path, "label", "caption"\na.mp4, "run", "one, two"\n')[1]
+    assert source.class_names == ("run",) and source.captions(0) == ("one, two",)
     with pytest.raises(ValueError, match=r"list\.csv has the column 'label' twice: leave one out"):
         labels(folder, "path,label,label \na.mp4,1,2\n")
 
@@ -98,6 +100,8 @@ def test_columns_that_are_not_used_are_told_with_the_one_that_was_meant(folder):
         ValueError, match=r"has no 'path' column: .* but it is 'video_path,label' \(rename 'video_path' t"
     ):
         labels(folder, "video_path,label\na.mp4,1\n")
+    with pytest.raises(ValueError, match=r"but it is 'path;label' \(put commas between them\)"):
+        labels(folder, "path;label\na.mp4;run\n")
 
 
 def test_times_and_captions_that_pandas_left_out_are_absent(folder):

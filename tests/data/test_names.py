@@ -90,11 +90,11 @@ def test_a_table_of_such_names_is_utf_8_all_the_same(tmp_path):
 def test_features_keep_them(tmp_path):
     arrays = {"features": np.ones((1, 3), np.float32), "index": np.zeros(1, np.int64), "labels": np.zeros(1, np.int32)}
     arrays |= {"start": np.zeros(1), "end": np.ones(1)}
-    for name in ("a.tfrecord", "a.npz"):
+    for name in (f"{LATIN}.tfrecord", "a.npz"):
         parts = embeddings.open_parts(tmp_path / name, {"x": 1})
         embeddings.write_part(parts / "0.npz", arrays, [])
         embeddings.join([parts / "0.npz"], tmp_path / name, [LATIN], [LATIN], {"x": 1})
-    (content,) = tf.data.TFRecordDataset([str(tmp_path / "a.tfrecord")]).as_numpy_iterator()
+    (content,) = tf.data.TFRecordDataset([os.fsencode(tmp_path / f"{LATIN}.tfrecord")]).as_numpy_iterator()
     assert tf.train.Example.FromString(content).features.feature["id"].bytes_list.value[0] == b"caf\xe9"
     with np.load(tmp_path / "a.npz") as found:
         assert found["ids"].tolist() == found["class_names"].tolist() == [LATIN]

@@ -112,6 +112,8 @@ def test_a_part_that_was_cut_out_comes_before_the_whole_video(tmp_path):
 
 def test_of_a_kinetics_list_with_several_splits_one_is_chosen(tmp_path):
     touch(tmp_path, *(f"{letter * 11}.mp4" for letter in "abc"))
+    (tmp_path / "ours.csv").write_text("path,youtube_id\naaaaaaaaaaa.mp4,aaaaaaaaaaa\n")
+    assert opened(tmp_path / "ours.csv")[0] == ["aaaaaaaaaaa.mp4"]  # a manifest with a column more
     rows = ["x,aaaaaaaaaaa,0,10,train", "y,bbbbbbbbbbb,0,10,validate", "x,ccccccccccc,0,10,train"]
     (tmp_path / "a.csv").write_text("label,youtube_id,time_start,time_end,split\n" + "\n".join(rows))
     name = f"{tmp_path}/a.csv:{tmp_path}"

@@ -37,9 +37,10 @@ def number_labels(path: Path, cells: Sequence[tuple[int, Any]]) -> tuple[tuple[s
       ValueError: a label is neither a name nor a whole number from 0 on (with its line), or not among the classes.
     """
     names = _named_classes(path.parent)
+    known = set(names)
     labels, none = [], Counter()
     for number, cell in cells:
-        labels.append(cell if cell in names else _read_label(path, number, cell))
+        labels.append(cell if isinstance(cell, str) and cell in known else _read_label(path, number, cell))
         if labels[-1] is None:
             none["empty" if cell is None or cell == "" else str(cell)] += 1
     given = set(labels) - {None}

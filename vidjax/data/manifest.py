@@ -75,7 +75,8 @@ def list_folder(folder: Path) -> Listing:
     if not videos:
         held = f", but {list_counts(left_out)}" if left_out else ""
         raise ValueError(f"the folder {folder} holds no videos ({' '.join(VIDEO_SUFFIXES)}){held}: give another")
-    named = [Path(path).parent.relative_to(folder).as_posix() for path in videos]
+    places = {place: Path(place).relative_to(folder).as_posix() for place in set(map(os.path.dirname, videos))}
+    named = [places[os.path.dirname(path)] for path in videos]
     class_names = order_classes(folder, set(named) - {"."})
     labels = {name: position for position, name in enumerate(class_names)} | {".": -1}
     notes = []
@@ -213,7 +214,7 @@ def read_csv(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str | Non
     Raises:
       ValueError: it is not CSV, a column comes twice, or a row has more cells than there are columns.
     """
-    reader = csv.reader(io.StringIO(read_text(path), newline=""))
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), skipinitialspace=True)
     lines, last = [], 0
     try:
         for cells in reader:
@@ -241,6 +242,7 @@ def _csv_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
     names, rows = read_csv(path)
     if "path" not in names:
         near = next((f" (rename '{name}' to path)" for name in names if _meant(name) == "path"), "")
+        near = " (put commas between them)" if len(names) == 1 and re.search(r"[;\t]", names[0]) else near
         raise ValueError(
             f"the manifest {path} has no 'path' column: its first line must name the columns (path, and "
             f"optionally label, caption, start, end, reverse), but it is '{','.join(names)}'{near}"

@@ -54,15 +54,17 @@ def list_file(path: Path, folder: Path | None, split: str) -> Listing:
         return list_manifest(path, folder)
     first = next((line for line in read_text(path).splitlines() if line.strip()), "")
     columns = [name.strip(' "') for name in first.split(",")]
+    if suffix == ".csv" and "path" in columns:
+        return list_manifest(path, folder)
     if suffix == ".csv" and "youtube_id" in columns:
         return list_kinetics(path, folder, split)
-    # No column is called like a video, or a number.
-    if suffix == ".txt" or ("path" not in columns and _looks_like_a_row(first)):
+    if suffix == ".txt" or _looks_like_a_row(first):
         return list_paths(path, folder)
     return list_manifest(path, folder)
 
 
 def _looks_like_a_row(line: str) -> bool:
+    """No column is called like a video, or has a number at its end."""
     first = re.split(r"[\t,]", line)[0].strip(' "').lower()
     return _LABELLED.fullmatch(line.strip()) is not None or first.endswith(VIDEO_SUFFIXES)
 
