@@ -144,7 +144,8 @@ def list_manifest(path: Path, folder: Path | None = None) -> Listing:
     for number, row in lines:
         unused.update(row.keys() - set(COLUMNS))
         labels.append((number, row.get("label")))
-        cells = {name: None if is_missing(value) else value for name, value in row.items()}
+        # An empty text of JSON was written on purpose: what it stands for is told to be empty.
+        cells = {name: None if value != "" and is_missing(value) else value for name, value in row.items()}
         if not isinstance(cells.get("path"), str):
             raise ValueError(f"{path}, line {number}: it has no path, give it one")
         start, end = (read_seconds(path, number, name, cells.get(name)) for name in ("start", "end"))
