@@ -136,6 +136,8 @@ def test_a_kinetics_list_that_cannot_be_meant_is_one_sentence(tmp_path):
     ):
         path.write_text(HEADER + row)
         refused(name, sentence)
+    path.write_text(HEADER)
+    refused(name, r"the manifest \S+a\.csv has no rows: give one a video")
     path.write_text("label,youtube_id,start\nx,aaaaaaaaaaa,1\n")
     refused(name, r"a\.csv has youtube_id but no column 'time_start': give a list of Kinetics as published")
     path.write_text(HEADER + KINETICS)

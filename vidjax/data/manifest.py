@@ -176,8 +176,7 @@ def finish_list(
     Raises:
       ValueError: there are no rows, files that do not exist (how many, which), or labels that do not fit the classes.
     """
-    if not rows:
-        raise ValueError(f"the manifest {path} has no rows: give one a video")
+    require_rows(path, rows)
     base = path.parent if folder is None else folder
     rows = [row if "://" in row.path else replace(row, path=str(base / row.path)) for row in rows]
     class_names, positions, told = number_labels(path, labels)
@@ -190,6 +189,12 @@ def finish_list(
         )
     rows = [replace(row, label=label) for row, label in zip(rows, positions, strict=True)]
     return Listing(class_names, rows, notes + told)
+
+
+def require_rows(path: Path, rows: Sequence[Any]) -> None:
+    """Refuses a list of nothing."""
+    if not rows:
+        raise ValueError(f"the manifest {path} has no rows: give one a video")
 
 
 def _describe_unused(unused: Counter, rows: int) -> str:

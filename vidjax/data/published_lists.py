@@ -24,6 +24,7 @@ from vidjax.data.manifest import (
     read_csv,
     read_seconds,
     read_text,
+    require_rows,
     walk_videos,
 )
 
@@ -78,7 +79,7 @@ def list_paths(path: Path, folder: Path | None = None) -> Listing:
       ValueError: files that do not exist, or labels that do not fit the classes.
     """
     rows, labels = [], []
-    for number, line in enumerate(read_text(path).splitlines(), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if line := line.strip():
             if found := _LABELLED.fullmatch(line):
                 name, label = found["path"], found["label"]
@@ -109,6 +110,7 @@ def list_kinetics(path: Path, folder: Path | None, split: str) -> Listing:
     names, lines = read_csv(path)
     if lacking := [name for name in ("youtube_id", "time_start", "time_end") if name not in names]:
         raise ValueError(f"{path} has youtube_id but no column '{lacking[0]}': give a list of Kinetics as published")
+    require_rows(path, lines)
     class_names, labels, notes = number_labels(path, [(number, cells.get("label")) for number, cells in lines])
     splits = [_usual(cells.get("split") or "") for _, cells in lines]
     if len(set(splits)) < 2:
