@@ -21,6 +21,7 @@ from tyro.conf import Positional
 
 from vidjax import cli
 from vidjax.data.config import DataConfig, core_count
+from vidjax.report import tell_notes
 from vidjax.visualize.contact_sheet import save_contact_sheet
 
 OURS = {"summary.json", "bad_files.jsonl", "contact_sheet.png"}
@@ -31,7 +32,7 @@ class Config:
     """What to look at."""
 
     source: Positional[str]
-    """A folder, a .csv or .jsonl manifest, tfds:NAME, tfrecord:PATTERN or synthetic:moving_shapes."""
+    """A folder, LIST or LIST:FOLDER (.csv .jsonl .json .txt), tfds:NAME, tfrecord:PATTERN, synthetic:moving_shapes."""
     out: str = "runs/check_data"
     """Where the findings go; those of an earlier check there are replaced."""
     data: DataConfig = DataConfig()
@@ -55,6 +56,7 @@ def main(config: Config) -> dict[str, Any]:
 
     data = dataclasses.replace(config.data, source=config.source)
     source = open_source(data.source, data.split)
+    tell_notes(source)
     out = open_out(config.out)
     chosen = np.arange(len(source))
     if config.max_examples is not None and config.max_examples < len(source):

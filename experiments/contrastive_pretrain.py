@@ -37,7 +37,7 @@ from vidjax.matching import clip_encoder, text_encoder
 from vidjax.models import create_text_model
 from vidjax.models.video_text import Projected, VideoText
 from vidjax.objectives import contrastive
-from vidjax.report import describe_losses, describe_run, describe_span, describe_speed, describe_starvation
+from vidjax.report import describe_losses, describe_run, describe_span, describe_speed, describe_starvation, tell_notes
 from vidjax.training.checkpoint import has_checkpoint
 from vidjax.training.cost import count_macs
 from vidjax.training.loop import FitResult, LoopConfig, fit
@@ -445,6 +445,8 @@ def train(config: Config, mesh: Mesh) -> dict[str, float]:
     tokenizer = matching.open_given(config.tokenizer)
     model = make_model(config, tokenizer)
     source, validation = open_sources(config)
+    if chief:
+        tell_notes(source, validation)
     clip = jax.ShapeDtypeStruct((1, data.frames, data.size, data.size, 3), jnp.float32)
     ids = jax.ShapeDtypeStruct((1, model.text.context), jnp.int32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), clip, ids)

@@ -35,7 +35,7 @@ from vidjax import cli, runs
 from vidjax.data.config import ClipConfig, SourceConfig, core_count
 from vidjax.data.embeddings import join, open_parts, read_bad, read_meta, write_part
 from vidjax.fields import check_values
-from vidjax.report import name_nearest
+from vidjax.report import name_nearest, tell_notes
 from vidjax.training.sharding import check_batch_size, jit_on_mesh, make_mesh, put_batch, replicated
 
 
@@ -197,6 +197,7 @@ def main(config: Config) -> dict[str, Any] | list[dict[str, Any]]:
     check_batch_size(config.batch_size)
     videos, out = open_videos(config.data.source, config.data.split), Path(config.out)
     source = videos.source
+    tell_notes(source)
     model, variables, clips, meta = load(config)
     meta |= {name: getattr(config, name) for name in ("window", "stride", "batch_size", "videos_per_part")}
     meta |= {"source": config.data.source, "split": config.data.split, "videos": len(source)}

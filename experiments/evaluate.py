@@ -27,7 +27,7 @@ from vidjax import cli, runs
 from vidjax.data.config import ClipConfig, SourceConfig
 from vidjax.evaluation.recognition import recognition
 from vidjax.fields import check_values
-from vidjax.report import describe_recognition, open_results, per_class, predictions, write_csv
+from vidjax.report import describe_recognition, open_results, per_class, predictions, tell_notes, write_csv
 from vidjax.training.metrics import clock
 from vidjax.training.sharding import (
     check_batch_size,
@@ -140,6 +140,8 @@ def main(config: Config) -> dict[str, Any]:
     chief = jax.process_index() == 0
     check_batch_size(config.batch_size)
     source = open_source(config.data.source, config.data.split)
+    if chief:
+        tell_notes(source)
     settings = {"which": config.which, "verbose": chief, "dtype": runs.computing_type(config.dtype)}
     model, variables = runs.load_pretrained(config.run, config.model, **settings)
     clips = runs.cut_clips(config.run, model, config.data)
@@ -174,7 +176,7 @@ def main(config: Config) -> dict[str, Any]:
         "per_class": per_class(found, class_names),
     }
     (out / "evaluation.json").write_text(json.dumps(numbers, indent=2) + "\n")
-    (out / "evaluation.txt").write_text(text + "\n")
+    (out / "evaluation.txt").write_text(text + "\n", "utf-8", "backslashreplace")
     write_csv(out / "per_class.csv", numbers["per_class"])
     ids = [source.ids[i] for i in index[valid]]
     write_csv(out / "predictions.csv", predictions(probabilities[valid], labels[valid], ids, class_names))

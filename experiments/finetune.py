@@ -32,7 +32,7 @@ from vidjax.evaluation.features import collect_features
 from vidjax.evaluation.recognition import recognition
 from vidjax.fields import check_values
 from vidjax.objectives.classification import mix_clips
-from vidjax.report import describe_losses, describe_run, describe_span, describe_speed, describe_starvation
+from vidjax.report import describe_losses, describe_run, describe_span, describe_speed, describe_starvation, tell_notes
 from vidjax.training.checkpoint import has_checkpoint
 from vidjax.training.cost import count_macs
 from vidjax.training.loop import FitResult, LoopConfig, fit
@@ -315,7 +315,7 @@ def make_model(config: Config, class_names: tuple[str, ...]) -> nn.Module:
 
 def open_sources(config: Config) -> tuple["Source", "Source | None"]:
     """Training and validation videos, labelled by the training videos' classes."""
-    from vidjax.data.sources import draw, open_source, with_classes
+    from vidjax.data.sources import draw, open_source, require_labels, with_classes
 
     data = config.data
     train = open_source(data.train, data.train_split)
@@ -324,9 +324,11 @@ def open_sources(config: Config) -> tuple["Source", "Source | None"]:
             f"data.train {data.train} has {len(train.class_names)} classes: it needs labels of two or more, "
             "in folders of their names or in the manifest's label column"
         )
+    require_labels(train)
     if data.validation is None:
         return draw(train, data.train_examples, config.seed), None
     validation = with_classes(open_source(data.validation, data.validation_split), train.class_names)
+    require_labels(validation)
     return draw(train, data.train_examples, config.seed), draw(validation, data.validation_examples, config.seed)
 
 
@@ -462,6 +464,8 @@ def train(config: Config, mesh: Mesh) -> dict[str, float]:
     check_batch_size(config.batch_size, config.accumulation, data.repeats, config.sequence)
     runs.require_source("init_from", config.init_from)
     source, validation = open_sources(config)
+    if chief:
+        tell_notes(source, validation)
     model = make_model(config, source.class_names)
     clip = jax.ShapeDtypeStruct((1, data.frames, data.size, data.size, 3), jnp.float32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), clip)

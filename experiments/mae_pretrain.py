@@ -32,7 +32,7 @@ from vidjax.evaluation.linear_probe import linear_probe
 from vidjax.fields import check_values
 from vidjax.layers import patches
 from vidjax.objectives import masking, reconstruction
-from vidjax.report import describe_losses, describe_run, describe_speed, describe_starvation
+from vidjax.report import describe_losses, describe_run, describe_speed, describe_starvation, tell_notes
 from vidjax.training.checkpoint import has_checkpoint
 from vidjax.training.cost import count_macs
 from vidjax.training.loop import FitResult, LoopConfig, fit
@@ -294,6 +294,8 @@ def train(config: Config, mesh: Mesh) -> dict[str, float]:
     masks = jax.eval_shape(partial(draw, clips=1), jax.random.key(0))
     runs.require_source("init_from", config.init_from)
     source = open_source(data.source, data.split)
+    if chief:
+        tell_notes(source)
 
     per_epoch = len(source) * data.repeats / config.batch_size
     steps = config.steps or math.ceil(config.epochs * per_epoch)

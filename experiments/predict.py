@@ -33,7 +33,7 @@ import vidjax
 from vidjax import cli, runs
 from vidjax.data.config import ClipConfig, GivenClipConfig, core_count
 from vidjax.fields import check_values
-from vidjax.report import name_classes
+from vidjax.report import name_classes, tell_notes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Config:
     """What to look at, and with what."""
 
     paths: Positional[tuple[str, ...]]
-    """Video files, and folders of them."""
+    """Video files, folders of them, and lists: LIST or LIST:FOLDER (.csv .jsonl .txt .json)."""
     run: str
     """The work directory of a run, or a published checkpoint (file, directory or hub id)."""
     model: str | None = None
@@ -111,6 +111,7 @@ def main(config: Config) -> dict[str, Any]:
     from vidjax.data.windows import batches, open_files
 
     videos = open_files(config.paths)
+    tell_notes(videos.source)
     # A head that the weights lack would answer at random: strict refuses it.
     settings = {"which": config.which, "strict": True, "verbose": False, "dtype": runs.computing_type(config.dtype)}
     model, variables = vidjax.load_pretrained(config.run, config.model, **settings)
@@ -166,7 +167,7 @@ def write(config: Config, report: dict[str, Any]) -> None:
             file.write(json.dumps(report, indent=1) + "\n")
         print(f"\nwrote {config.json}")
     if config.csv:
-        with open(config.csv, "x", newline="") as file:
+        with open(config.csv, "x", newline="", encoding="utf-8", errors="backslashreplace") as file:
             table = csv.writer(file)
             table.writerow(("path", "start", "end", "rank", "class", "probability", "error"))
             for entry in report["files"]:

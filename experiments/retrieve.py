@@ -28,7 +28,7 @@ from vidjax.data.embeddings import read_meta
 from vidjax.evaluation.retrieval import Ranking, retrieval
 from vidjax.fields import check_values
 from vidjax.matching import check_tokenizer, clip_encoder, require_video_text, text_encoder, tokenizer_of
-from vidjax.report import name_nearest, open_results, write_csv
+from vidjax.report import name_nearest, open_results, tell_notes, write_csv
 from vidjax.training.sharding import check_batch_size, make_mesh, replicated
 from vidjax.visualize.similarity import save_similarity
 
@@ -110,6 +110,7 @@ def main(config: Config) -> dict[str, Any] | list[dict[str, Any]]:
     source = None
     if config.query is None:
         source = open_source(config.data.source, config.data.split)
+        tell_notes(source)
         require_captions(source)
     loaded = {"which": config.which, "strict": True, "dtype": runs.computing_type(config.dtype)}
     model, variables = runs.load_pretrained(config.run, config.model, **loaded)
@@ -148,7 +149,7 @@ def main(config: Config) -> dict[str, Any] | list[dict[str, Any]]:
     numbers |= {"videos": len(source), "decoded": int(valid.sum()), "captions": len(flat), "views": config.views}
     numbers |= {"clips": dataclasses.asdict(clips), "config": cli.as_dict(config)}
     (out / "retrieval.json").write_text(json.dumps(numbers, indent=2) + "\n")
-    (out / "retrieval.txt").write_text(text + "\n")
+    (out / "retrieval.txt").write_text(text + "\n", "utf-8", "backslashreplace")
     ranks = zip(flat, owner, found["text_to_video"].ranks, strict=True)
     write_csv(
         out / "ranks.csv",

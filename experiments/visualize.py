@@ -36,7 +36,7 @@ from vidjax.evaluation import saliency
 from vidjax.fields import check_values
 from vidjax.layers import patches
 from vidjax.objectives import masking, reconstruction
-from vidjax.report import name_classes
+from vidjax.report import name_classes, tell_notes
 from vidjax.visualize.overlay import save_overlays
 from vidjax.visualize.reconstruction import save_reconstructions
 
@@ -48,7 +48,7 @@ class Config:
     """What to look at, and with what."""
 
     paths: Positional[tuple[str, ...]]
-    """Video files, and folders of them."""
+    """Video files, folders of them, and lists: LIST or LIST:FOLDER (.csv .jsonl .txt .json)."""
     run: str
     """The work directory of a run, or a published checkpoint (file, directory or hub id)."""
     model: str | None = None
@@ -153,6 +153,7 @@ def main(config: Config) -> dict[str, list[str]]:
     from vidjax.data.windows import open_files
 
     videos = open_files(config.paths)
+    tell_notes(videos.source)
     settings: dict[str, Any] = {"which": config.which, "strict": True, "verbose": False}
     model, variables = vidjax.load_pretrained(config.run, config.model, **settings)
     clips = runs.cut_clips(config.run, model, config.data)

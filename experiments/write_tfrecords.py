@@ -1,7 +1,7 @@
 """Converts a source of videos into sharded TFRecords of JPEG frames, four to six times as many clips a second.
 
     python experiments/write_tfrecords.py /videos /records
-    python experiments/mae_pretrain.py --data.source 'tfrecord:/records/*.tfrecord'
+    python experiments/mae_pretrain.py --data.source tfrecord:/records
 
 Two cores convert about two videos of ten seconds a second. The same command again goes on where it was interrupted:
 finished shards stay. Unreadable videos are left out and listed in OUT/bad_files.jsonl.
@@ -10,6 +10,7 @@ finished shards stay. Unreadable videos are left out and listed in OUT/bad_files
 import hashlib
 import json
 import os
+import shlex
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -22,6 +23,7 @@ from tyro.conf import Positional
 
 from vidjax import cli
 from vidjax.data.config import core_count
+from vidjax.report import tell_notes
 
 
 @dataclass(frozen=True)
@@ -29,11 +31,11 @@ class Config:
     """What to convert, and how small."""
 
     source: Positional[str]
-    """A folder, a .csv or .jsonl manifest, tfds:NAME, tfrecord:PATTERN or synthetic:moving_shapes."""
+    """A folder, LIST or LIST:FOLDER (.csv .jsonl .json .txt), tfds:NAME, tfrecord:PATTERN, synthetic:moving_shapes."""
     out: Positional[str]
     """Folder for the shards, made if need be."""
     split: str = "train"
-    """The split of a tfds or synthetic source."""
+    """The split of a tfds or synthetic source, or of a Kinetics list that holds several."""
     short_side: int = 256
     """Pixels of the shorter side; smaller videos stay as they are."""
     quality: int = 90
@@ -66,6 +68,7 @@ def main(config: Config) -> None:
     from vidjax.data.sources import open_source
 
     source = open_source(config.source, config.split)
+    tell_notes(source)
     out = open_out(config, source)
     (out / "classes.json").write_text(json.dumps(source.class_names) + "\n")
     bad_files = BadFiles(source, max_share=1.0, path=out / "bad_files.jsonl")
@@ -79,7 +82,7 @@ def main(config: Config) -> None:
     start, done, total = time.monotonic(), 0, sum(len(shards[k]) for k in todo)
     for k in todo:
         unfinished = paths[k].with_suffix(".partial")
-        with records.tf.io.TFRecordWriter(str(unfinished)) as writer:
+        with records.tf.io.TFRecordWriter(os.fsencode(unfinished)) as writer:
             for index, data in convert(source, shards[k].tolist(), config):
                 if isinstance(data, bytes):
                     writer.write(data)
@@ -98,7 +101,7 @@ def main(config: Config) -> None:
     print(f"{out}: {count} videos, {size / 1e9:.2f} GB, in {time.monotonic() - start:.0f} s")
     if bad_files.errors:
         print(f"{len(bad_files)} videos could not be read: {out / 'bad_files.jsonl'}")
-    print(f"train on them with --data.source 'tfrecord:{out}/*.tfrecord'")
+    print(f"train on them with --data.source {shlex.quote(f'tfrecord:{out}')}")
 
 
 def open_out(config: Config, source) -> Path:
@@ -135,7 +138,7 @@ def open_out(config: Config, source) -> Path:
 
 def digest(lines: Iterable[str]) -> str:
     """What tells lists apart."""
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    return hashlib.sha256("\n".join(lines).encode(errors="surrogatepass")).hexdigest()
 
 
 def convert(source, indices: list[int], config: Config) -> Iterator[tuple[int, bytes | Exception]]:

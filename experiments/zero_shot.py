@@ -35,7 +35,7 @@ from vidjax.evaluation.zero_shot import zero_shot
 from vidjax.fields import check_values
 from vidjax.matching import check_tokenizer, clip_encoder, require_video_text, text_encoder, tokenizer_of
 from vidjax.objectives.contrastive import clamp_scale
-from vidjax.report import describe_recognition, open_results, per_class, predictions, write_csv
+from vidjax.report import describe_recognition, open_results, per_class, predictions, tell_notes, write_csv
 from vidjax.training.sharding import check_batch_size, make_mesh, replicated
 from vidjax.visualize.confusion import save_confusion
 
@@ -67,7 +67,7 @@ class Config:
     support: str | None = None
     """Draw those clips from these videos, of all their classes."""
     support_split: str = "train"
-    """The split of a tfds or synthetic source."""
+    """The split of a tfds or synthetic source, or of a Kinetics list that holds several."""
     ways: int = 5
     """Classes of an episode, without a support."""
     queries: int = 15
@@ -125,6 +125,7 @@ def main(config: Config) -> dict[str, Any]:
     source, mesh = open_source(config.data.source, config.data.split), make_mesh()
     source = with_classes(source, read_classes(config.classes) if config.classes else source.class_names)
     support = config.support and with_classes(open_source(config.support, config.support_split), source.class_names)
+    tell_notes(source, support or None)
     by_names = config.shots is None
     templates = read_templates(config.templates) if by_names else ()
     prompts = fill(templates, source.class_names) if by_names else []
@@ -196,7 +197,7 @@ def main(config: Config) -> dict[str, Any]:
 def write(out: Path, text: str, numbers: dict[str, Any]) -> dict[str, Any]:
     """Prints and keeps the results."""
     (out / "zero_shot.json").write_text(json.dumps(numbers, indent=2) + "\n")
-    (out / "zero_shot.txt").write_text(text + "\n")
+    (out / "zero_shot.txt").write_text(text + "\n", "utf-8", "backslashreplace")
     print(f"\n{text}\n\nwritten to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
     return numbers
 

@@ -1,5 +1,7 @@
 """What runs say of themselves."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,6 +30,12 @@ def test_a_starved_device_is_told_how_many_cores_or_which_format(source, workers
     line = describe_starvation(source, workers, wanted, 21.0)
     assert line.startswith(f"the device could take {wanted:.3g} clips/s, {needed}")
     assert ("TFRecords" in line) == (source == "videos.csv")
+
+
+def test_what_was_left_out_is_told_once(capsys):
+    first, second = SimpleNamespace(notes=("a", "b")), SimpleNamespace(notes=("b",))
+    report.tell_notes(first, None, second)
+    assert capsys.readouterr().out == "note: a\nnote: b\n"
 
 
 def test_losses_are_told_also_where_none_was_finite():

@@ -97,6 +97,10 @@ def run(
     default: Callable[[list[str]], str] | None = None,
 ) -> None:
     """Parses the config and calls `main`; an error of the user's is one line and exit status 2."""
+    if hasattr(
+        sys.stdout, "reconfigure"
+    ):  # a name may hold what the locale cannot say: no reason to end after the work
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main(parse(config_class, recipes, default))
     except (ValueError, OSError, ImportError) as error:

@@ -24,6 +24,12 @@ if TYPE_CHECKING:  # TensorFlow takes seconds, which --help and wrong input need
     from vidjax.training.loop import FitResult
 
 
+def tell_notes(*sources: "Source | None") -> None:
+    """Prints what was left out or is not used when the sources were opened, each line once."""
+    for note in dict.fromkeys(note for source in sources if source is not None for note in source.notes):
+        print(f"note: {note}", flush=True)
+
+
 def describe_run(config: Any, source: "Source", shapes: Any, macs: int, steps: int, more: Mapping[str, str]) -> str:
     """Devices, data, model, batch, rate and length of a training run, a line each.
 
@@ -218,8 +224,8 @@ def name_nearest(path: str, query: str, features: np.ndarray, count: int) -> lis
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """A line a row, under a header."""
-    with path.open("w", newline="") as file:
+    """A line a row, under a header, in UTF-8; of a name that is none, its bytes as in `caf\\udce9.mp4`."""
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)

@@ -1,5 +1,6 @@
 import functools
 import json
+import os
 import re
 from dataclasses import replace
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ import videos
 
 from vidjax.data import moving_shapes, records
 from vidjax.data.decode import DecodeError
-from vidjax.data.sources import draw, open_source, require_captions, subset, with_captions, with_classes
+from vidjax.data.sources import draw, open_source, require_captions, require_labels, subset, with_captions, with_classes
 
 
 def open_(source, **settings):
@@ -87,7 +88,65 @@ def test_a_folder_may_say_the_order_of_its_classes(video, tmp_path):
 
 def test_a_folder_without_videos_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("")
-    refused(tmp_path, "holds no videos")
+    refused(tmp_path, r"holds no videos \(.* \.y4m\), but \.txt 1: give another")
+
+
+def test_files_that_are_no_videos_by_their_suffix_are_counted(tmp_path):
+    """A camcorder's .MTS is listed beside .mp4; a .gif, as pictures of runs are, is not."""
+    videos = ("a/1.MTS", "a/2.m2ts", "a/3.ogv", "a/4.VOB", "a/5.mxf", "a/6.hevc", "a/7.mp4")
+    others = ("a/x.gif", "b/y.gif", "notes.txt", "a/README", "classes.json", ".hidden.txt", ".trash/z.gif")
+    for name in (*videos, *others):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text('["a", "b"]')
+    source = open_(tmp_path)
+    assert source.ids == [str(tmp_path / name) for name in videos]
+    counts = r"\(\.gif 2, (\.txt 1, without suffix 1|without suffix 1, \.txt 1)\)"
+    (note,) = source.notes
+    assert re.fullmatch(rf"{tmp_path}: 4 files are left out, as their suffix is none of a video {counts}", note)
+
+
+def test_videos_beside_the_folders_of_classes_are_told_to_have_no_label(tmp_path):
+    for name in ("run/1.mp4", "2.mp4"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    source = open_(tmp_path)
+    assert source.notes == (f"{tmp_path}: 1 of 2 videos lie in no folder of a class and have no label",)
+    assert subset(source, [0, 1]).notes == with_classes(source, ("walk", "run")).notes == source.notes
+    with pytest.raises(
+        ValueError, match=rf"^1 of the 2 examples of {tmp_path} has no label: \S+2\.mp4; label them, or l"
+    ):
+        require_labels(source)
+    require_labels(subset(source, [1]))
+
+
+def test_each_real_folder_is_listed_once(tmp_path):
+    """A link to a folder above goes round; one to a folder elsewhere is the only way to it."""
+    for name in ("tree/run/a.mp4", "tree/walk/b.mp4", "elsewhere/jump/c.mp4"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    tree = tmp_path / "tree"
+    (tree / "run" / "all").symlink_to("..")
+    (tree / "again").symlink_to("run")
+    (tree / "linked").symlink_to(tmp_path / "elsewhere")
+    (tree / "linked" / "back").symlink_to(tree / "walk")
+    source = open_(tree)
+    assert source.ids == [str(tree / name) for name in ("linked/jump/c.mp4", "run/a.mp4", "walk/b.mp4")]
+    assert source.class_names == ("linked/jump", "run", "walk")
+    (tmp_path / "link").symlink_to(tree)
+    assert len(open_(tmp_path / "link")) == 3
+
+
+def test_a_folder_that_cannot_be_read_is_told(video, tmp_path, monkeypatch):
+    place(video, tmp_path / "run" / "1.mp4", tmp_path / "walk" / "2.mp4")
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("walk"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    refused(tmp_path, r"the folder \S+walk cannot be read \(Permission denied\): correct its permissions")
 
 
 def test_what_does_not_exist_is_refused(video, tmp_path):
@@ -202,7 +261,7 @@ def test_a_wrong_manifest_is_refused_with_the_line(name, content, sentence, tmp_
     refused(tmp_path / name, sentence)
 
 
-@pytest.mark.parametrize("label", ["-2", "-2.0", "1.0", "NaN", "true", '["x"]', '{"x": 1}', '"-7"'])
+@pytest.mark.parametrize("label", ["-2", "-2.0", "1.25", "Infinity", "true", '"\\ud83d"', '["x"]', '{"x": 1}', '"-7"'])
 def test_what_is_neither_a_name_nor_a_number_from_0_on_is_no_label(label, tmp_path):
     (tmp_path / "a.jsonl").write_text(f'{{"path": "x.mp4", "label": 3}}\n{{"path": "x.mp4", "label": {label}}}\n')
     refused(tmp_path / "a.jsonl", r"a\.jsonl, line 2: its label is .+, but it must be a name, a whole number from 0 on")

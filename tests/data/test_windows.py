@@ -151,6 +151,15 @@ def test_a_folder_stands_for_its_videos_and_a_damaged_file_gives_what_it_has(tmp
     assert set(failed) == {1, 2} and "absent.mp4: No such file" in str(failed[2])
 
 
+def test_a_list_stands_for_its_videos_and_their_parts(tmp_path):
+    videos.write_video(tmp_path / "videos" / "aaaaaaaaaaa.mp4", numbered(103))
+    (tmp_path / "list.csv").write_text("youtube_id,time_start,time_end,label\naaaaaaaaaaa,1,3,x\nbbbbbbbbbbb,1,3,y\n")
+    found = open_files([f"{tmp_path}/list.csv:{tmp_path}/videos"])
+    assert shown(found.windows(0, CLIPS, hop=4)) == [[25, 30, 35, 40], [45, 50, 55, 60], [55, 60, 65, 70]]
+    assert found.source.class_names == () and found.label(0) == -1
+    assert "1 of 2 videos are not in" in found.source.notes[0]
+
+
 @pytest.mark.parametrize("workers", [1, 2, 5])
 def test_batches_are_in_order_and_full_whoever_reads(workers):
     running, most = set(), []

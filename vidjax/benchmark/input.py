@@ -14,6 +14,7 @@ Medians over the rounds count, and ratios are medians of the rounds' own, so tha
 
 import dataclasses
 import importlib.util
+import json
 import multiprocessing
 import os
 import statistics
@@ -219,21 +220,21 @@ def prepare(config: Input, folder: Path) -> Plan:
         raise ValueError(
             f"none of {len(source)} videos of {config.source} can be read: look with experiments/check_data.py"
         )
-    (folder / "good.csv").write_text("path\n" + "".join(f"{path}\n" for path in good))
+    (folder / "good.jsonl").write_text("".join(json.dumps({"path": str(path)}) + "\n" for path in good))
     jobs = []
 
     def note(index: int, choose: Choose, short_side: int | None) -> Clip:
         jobs.append((good[index], tuple(int(i) for i in choose(infos[index]))))
         return Clip(np.zeros((config.data.frames, 8, 8, 3), np.uint8), -1, (), infos[index])
 
-    source = dataclasses.replace(open_source(str(folder / "good.csv"), "train"), read=note)
+    source = dataclasses.replace(open_source(str(folder / "good.jsonl"), "train"), read=note)
     batches = train_batches(source, dataclasses.replace(config.data, workers=1, repeats=1), batch_size=ROWS, seed=0)
     timed = -(-config.clips // ROWS)
     for _ in range(1 + timed):
         next(batches)
     batches.close()
     # The first batch starts the pipeline and is not timed.
-    return Plan(config, str(folder / "good.csv"), f"tfrecord:{folder}", tuple(jobs[ROWS : ROWS * (1 + timed)]))
+    return Plan(config, str(folder / "good.jsonl"), f"tfrecord:{folder}", tuple(jobs[ROWS : ROWS * (1 + timed)]))
 
 
 @contextmanager

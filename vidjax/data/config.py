@@ -108,7 +108,7 @@ class DataConfig(TrainClipConfig):
     """A source of videos and how its clips are cut, decoded and augmented."""
 
     source: str = "synthetic:moving_shapes"
-    """A folder, a .csv or .jsonl manifest, tfds:NAME, tfrecord:PATTERN or synthetic:moving_shapes."""
+    """A folder, LIST or LIST:FOLDER (.csv .jsonl .json .txt), tfds:NAME, tfrecord:PATTERN, synthetic:moving_shapes."""
     split: str = "train"
     """Split of a tfds or synthetic source (train, validation; compositions_train, _held_out, directions_held_out)."""
 
@@ -122,15 +122,15 @@ class LabelledDataConfig(TrainClipConfig):
     """Labelled videos to train on and to validate with, and how their clips are cut, decoded and augmented."""
 
     train: str = "synthetic:moving_shapes"
-    """A folder, a .csv or .jsonl manifest, tfds:NAME, tfrecord:PATTERN or synthetic:moving_shapes."""
+    """A folder, LIST or LIST:FOLDER (.csv .jsonl .json .txt), tfds:NAME, tfrecord:PATTERN, synthetic:moving_shapes."""
     train_split: str = "train"
-    """The split of a tfds or synthetic source."""
+    """The split of a tfds or synthetic source, or of a Kinetics list that holds several."""
     train_examples: int | None = None
     """Train on so many of the videos only, drawn at random with the run's seed (few labels)."""
     validation: str | None = None
     """Labelled videos to validate with, of the same classes; no validation when not given."""
     validation_split: str = "validation"
-    """The split of a tfds or synthetic source."""
+    """The split of a tfds or synthetic source, or of a Kinetics list that holds several."""
     validation_examples: int | None = None
     """Validate on so many of the videos only, drawn at random."""
 
@@ -151,7 +151,7 @@ class CaptionedDataConfig(DataConfig):
     validation: str | None = None
     """Videos with captions or classes to validate with; no validation when not given."""
     validation_split: str = "validation"
-    """The split of a tfds or synthetic source."""
+    """The split of a tfds or synthetic source, or of a Kinetics list that holds several."""
     validation_examples: int | None = None
     """Validate on so many of the videos only, drawn at random."""
 
@@ -207,8 +207,8 @@ class SourceConfig(GivenClipConfig):
     """A source of videos, and how their clips are cut; what is not given is as in training, or as published."""
 
     source: str = "synthetic:moving_shapes"
-    """A folder, a .csv or .jsonl manifest, tfds:NAME, tfrecord:PATTERN or synthetic:moving_shapes."""
+    """A folder, LIST or LIST:FOLDER (.csv .jsonl .json .txt), tfds:NAME, tfrecord:PATTERN, synthetic:moving_shapes."""
     split: str = "validation"
-    """The split of a tfds or synthetic source."""
+    """The split of a tfds or synthetic source, or of a Kinetics list that holds several."""
     max_bad_share: float = 0.2
     """Stop when more than this share of the source's examples cannot be read."""

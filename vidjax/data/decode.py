@@ -26,10 +26,6 @@ from vidjax.data.container import DecodeError, blame_file, open_video
 from vidjax.data.display import Screen
 from vidjax.data.timeline import Timeline, measure, scan
 
-VIDEO_SUFFIXES = (
-    ".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv",
-)  # fmt: skip
-
 __all__ = ["Choose", "DecodeError", "VideoInfo", "decode", "probe", "read_clip", "stream_frames"]
 
 

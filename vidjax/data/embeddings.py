@@ -171,7 +171,7 @@ def _write_records(path: Path, parts: Sequence[Path], ids: Sequence[str]) -> Non
     def integers(values: Any) -> tf.train.Feature:
         return tf.train.Feature(int64_list=tf.train.Int64List(value=values))
 
-    with tf.io.TFRecordWriter(str(path)) as writer:
+    with tf.io.TFRecordWriter(os.fsencode(path)) as writer:
         for source in parts:
             with np.load(source) as part:
                 arrays = {name: part[name] for name in (*ARRAYS, "index")}
@@ -179,7 +179,9 @@ def _write_records(path: Path, parts: Sequence[Path], ids: Sequence[str]) -> Non
                 feature = {
                     "features": floats(arrays["features"][row].ravel()),
                     "shape": integers(arrays["features"].shape[1:]),
-                    "id": tf.train.Feature(bytes_list=tf.train.BytesList(value=[ids[index].encode()])),
+                    "id": tf.train.Feature(
+                        bytes_list=tf.train.BytesList(value=[ids[index].encode(errors="surrogateescape")])
+                    ),
                     "start": floats([arrays["start"][row]]),
                     "end": floats([arrays["end"][row]]),
                     "label": integers([arrays["labels"][row]]),

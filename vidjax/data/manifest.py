@@ -1,25 +1,31 @@
-"""Lists of video files: class-per-folder trees, and .csv or .jsonl manifests.
+"""Folders of videos, class-per-folder trees among them, and manifests of our own: .csv and .jsonl.
 
-Class names are in the order of the labels: that of a `classes.json` (a list of names) in the folder or beside the
-manifest, else sorted. Give training and validation the same file if one of them lacks a class.
+What a listing leaves out or does not use, it says in notes, which the scripts print when they open a source.
 """
 
 import csv
+import difflib
 import io
 import json
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vidjax.data.decode import VIDEO_SUFFIXES
+from vidjax.data.labels import CLASSES_FILE, is_missing, list_counts, number_labels, order_classes
 
-CLASSES_FILE = "classes.json"
-MOST_CLASSES = 100_000
-"""Labels that are numbers make no more classes than this: one that is larger is an id, and no place in a list."""
+VIDEO_SUFFIXES = (
+    ".264", ".265", ".3g2", ".3gp", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".h264", ".h265", ".hevc", ".ivf",
+    ".m1v", ".m2t", ".m2ts", ".m2v", ".m4v", ".mjpeg", ".mjpg", ".mkv", ".mov", ".mp4", ".mpe", ".mpeg", ".mpg", ".mpv",
+    ".mts", ".mxf", ".nut", ".obu", ".ogm", ".ogv", ".qt", ".rm", ".rmvb", ".ts", ".vob", ".webm", ".wmv", ".y4m",
+)  # fmt: skip
+"""Files of a folder that are videos. A .gif is more often a picture of something than a video to learn from: a manifest
+may name it."""
+COLUMNS = ("path", "label", "caption", "start", "end", "reverse")
 
 
 @dataclass(frozen=True)
@@ -46,100 +52,224 @@ class Row:
         return self.path + (f"#{'&'.join(parts)}" if parts else "")
 
 
-def list_folder(folder: Path) -> tuple[tuple[str, ...], list[Row]]:
-    """Class names, and every video below a folder: its class is the folder that it lies in, none at the top.
+@dataclass(frozen=True)
+class Listing:
+    """What a folder or a list holds."""
 
-    Hidden files and folders are left out. Raises ValueError if there is no video.
+    class_names: tuple[str, ...]
+    """Empty without labels."""
+    rows: Sequence[Row]
+    notes: tuple[str, ...] = ()
+    """What was left out or is not used, a line each, with counts."""
+
+
+def list_folder(folder: Path) -> Listing:
+    """Every video below a folder: its class is the folder that it lies in, none at the top.
+
+    Links are followed, and each real folder is looked into once. Hidden files and folders are left out.
+
+    Raises:
+      ValueError: there is no video, or a folder cannot be read.
     """
-    found = []
-    for place, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        label = Path(place).relative_to(folder).as_posix()
+    videos, left_out = walk_videos(folder)
+    if not videos:
+        held = f", but {list_counts(left_out)}" if left_out else ""
+        raise ValueError(f"the folder {folder} holds no videos ({' '.join(VIDEO_SUFFIXES)}){held}: give another")
+    places = {place: Path(place).relative_to(folder).as_posix() for place in set(map(os.path.dirname, videos))}
+    named = [places[os.path.dirname(path)] for path in videos]
+    class_names = order_classes(folder, set(named) - {"."})
+    labels = {name: position for position, name in enumerate(class_names)} | {".": -1}
+    notes = []
+    if left_out:
+        notes.append(
+            f"{folder}: {left_out.total():,} files are left out, as their suffix is none of a video "
+            f"({list_counts(left_out)})"
+        )
+    if 0 < (stray := named.count(".")) < len(named):
+        notes.append(f"{folder}: {stray:,} of {len(named):,} videos lie in no folder of a class and have no label")
+    rows = [Row(path, labels[name]) for path, name in zip(videos, named, strict=True)]
+    return Listing(class_names, rows, tuple(notes))
+
+
+def walk_videos(folder: Path) -> tuple[list[str], Counter]:
+    """The videos below a folder, those of a place before those of the folders in it, and the other files by suffix.
+
+    Raises:
+      ValueError: a folder cannot be read.
+    """
+    videos, left_out = [], Counter()
+    for place, files in sorted(_places(folder), key=lambda found: Path(found[0]).parts):
         for file in sorted(files):
-            if file.lower().endswith(VIDEO_SUFFIXES) and not file.startswith("."):
-                found.append((os.path.join(place, file), None if label == "." else label))
-    if not found:
-        raise ValueError(f"the folder {folder} holds no videos ({' '.join(VIDEO_SUFFIXES)}): give another")
-    class_names = _class_names(folder, {label for _, label in found if label is not None})
-    labels = {name: position for position, name in enumerate(class_names)} | {None: -1}
-    return class_names, [Row(path, labels[label]) for path, label in found]
+            suffix = os.path.splitext(file)[1].lower()
+            if suffix in VIDEO_SUFFIXES:
+                videos.append(os.path.join(place, file))
+            elif file != CLASSES_FILE:
+                left_out[suffix or "without suffix"] += 1
+    return videos, left_out
 
 
-def list_manifest(path: Path) -> tuple[tuple[str, ...], list[Row]]:
-    """Class names and rows of path and, optionally, label, caption, start, end and reverse.
+def _places(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """Each real folder from this one on, with its files; by a link only where there is no other way to it."""
 
-    Paths are relative to the manifest. Labels that are all whole numbers are taken as they are, others are names; -1
-    is none. The caption of a .jsonl may be a list of captions; a row without any has none.
+    def refuse(error: OSError) -> None:
+        raise ValueError(f"the folder {error.filename} cannot be read ({error.strerror}): correct its permissions")
+
+    seen, tops = set(), [os.fspath(folder)]
+    for top in tops:
+        for place, folders, files in os.walk(top, onerror=refuse):
+            if (real := os.path.realpath(place)) in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            tops += [path for name in folders if os.path.islink(path := os.path.join(place, name))]
+            yield place, [name for name in files if not name.startswith(".")]
+
+
+def list_manifest(path: Path, folder: Path | None = None) -> Listing:
+    """The rows of a manifest of path and, optionally, label, caption, start, end and reverse.
+
+    The caption of a .jsonl may be a list of captions; a row without any has none.
+
+    Args:
+      path: .csv or .jsonl.
+      folder: where the paths begin; beside the manifest where not given.
 
     Raises:
       ValueError: no path column, a malformed row (with its line), files that do not exist (how many, which), or labels
         that do not fit the classes.
     """
-    if not path.is_file():
-        raise ValueError(f"the manifest {path} does not exist: correct its path")
-    lines = list(_csv_rows(path) if path.suffix == ".csv" else _jsonl_rows(path))
-    if not lines:
-        raise ValueError(f"the manifest {path} has no rows: give one a video")
-    rows, labels = [], []
+    lines = list(_csv_rows(path) if path.suffix.lower() == ".csv" else _jsonl_rows(path))
+    rows, labels, unused = [], [], Counter()
     for number, row in lines:
-        if not isinstance(row.get("path"), str):
+        unused.update(row.keys() - set(COLUMNS))
+        labels.append((number, row.get("label")))
+        # An empty text of JSON was written on purpose: what it stands for is told to be empty.
+        cells = {name: None if value != "" and is_missing(value) else value for name, value in row.items()}
+        if not isinstance(cells.get("path"), str):
             raise ValueError(f"{path}, line {number}: it has no path, give it one")
-        start, end = (_seconds(path, number, name, row.get(name)) for name in ("start", "end"))
-        if end is not None and end <= (start or 0):
-            raise ValueError(
-                f"{path}, line {number}: its end ({end} s) is not after its start ({start or 0} s), correct one of them"
-            )
-        video = row["path"] if "://" in row["path"] else str(path.parent / row["path"])
-        captions = _captions(path, number, row.get("caption"))
-        reverse = _truth(path, number, row.get("reverse"))
-        rows.append(Row(video, -1, captions, start, end, reverse))
-        labels.append(_label(path, number, row.get("label")))
+        start, end = (read_seconds(path, number, name, cells.get(name)) for name in ("start", "end"))
+        check_part(path, number, start, end)
+        captions = _captions(path, number, cells.get("caption"))
+        reverse = _truth(path, number, cells.get("reverse"))
+        rows.append(Row(cells["path"], -1, captions, start, end, reverse))
+    notes = () if not unused else (f"{path}: columns that are not used: {_describe_unused(unused, len(rows))}",)
+    return finish_list(path, folder, rows, labels, notes)
+
+
+def finish_list(
+    path: Path,
+    folder: Path | None,
+    rows: Sequence[Row],
+    labels: Sequence[tuple[int, Any]],
+    notes: tuple[str, ...] = (),
+) -> Listing:
+    """A listing of rows that name their files, which must all be there.
+
+    Args:
+      path: of the list.
+      folder: where the files' paths begin; beside the list where not given.
+      rows: without labels.
+      labels: the line and the label of each, see `number_labels`.
+      notes: what is to be told already.
+
+    Raises:
+      ValueError: there are no rows, files that do not exist (how many, which), or labels that do not fit the classes.
+    """
+    require_rows(path, rows)
+    base = path.parent if folder is None else folder
+    rows = [row if "://" in row.path else replace(row, path=str(base / row.path)) for row in rows]
+    class_names, positions, told = number_labels(path, labels)
     missing = [row.path for row in rows if "://" not in row.path and not os.path.isfile(row.path)]
     if missing:
         raise ValueError(
             f"the manifest {path} names {len(missing)} files of {len(rows)} that do not exist: "
             f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}; "
-            "correct these paths, which are relative to the manifest"
+            f"correct these paths, which are relative to {'the manifest' if folder is None else folder}"
         )
-    class_names, labels = _number_labels(path, labels)
-    return class_names, [replace(row, label=label) for row, label in zip(rows, labels, strict=True)]
+    rows = [replace(row, label=label) for row, label in zip(rows, positions, strict=True)]
+    return Listing(class_names, rows, notes + told)
 
 
-def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    reader = csv.DictReader(io.StringIO(_text(path), newline=""))
+def require_rows(path: Path, rows: Sequence[Any]) -> None:
+    """Refuses a list of nothing."""
+    if not rows:
+        raise ValueError(f"the manifest {path} has no rows: give one a video")
+
+
+def _describe_unused(unused: Counter, rows: int) -> str:
+    described = []
+    for name, count in unused.most_common(6):
+        meant = _meant(name)
+        hint = f" (did you mean {meant}?)" if meant else ""
+        described.append(f"{name!r}{f' of {count:,} rows' if count < rows else ''}{hint}")
+    known = f"known are {', '.join(COLUMNS)}"
+    return f"{', '.join(described)}{', ...' if len(unused) > 6 else ''}; {known}"
+
+
+def _meant(name: str) -> str | None:
+    """The column that this name comes near to: one that has it among its words (`start_time`), or spells it so."""
+    words = re.findall(r"[a-z]+", name.lower())
+    near = [column for column in COLUMNS if column in words] + difflib.get_close_matches(name.lower(), COLUMNS, 1, 0.75)
+    return near[0] if near else None
+
+
+def read_csv(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str | None]]]]:
+    """The columns of a CSV file and, for each row, its line and its cells by column, None for empty ones.
+
+    Raises:
+      ValueError: it is not CSV, a column comes twice, or a row has more cells than there are columns.
+    """
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), skipinitialspace=True)
+    lines, last = [], 0
     try:
-        names, rows = reader.fieldnames or (), [(reader.line_num, row) for row in reader]
+        for cells in reader:
+            last = reader.line_num
+            lines += [(last, cells)] if cells else []
     except csv.Error as error:  # a field without end, as after a quotation mark that is not closed
         raise ValueError(
-            f"{path}, line {reader.line_num + 1}: it is not CSV ({error}), close its quotation marks or make it shorter"
+            f"{path}, line {last + 1}: it is not CSV ({error}), close its quotation marks or make it shorter"
         ) from error
-    if "path" not in names:
-        raise ValueError(
-            f"the manifest {path} has no 'path' column: its first line must name the columns (path, and "
-            f"optionally label, caption, start, end, reverse), but it is '{','.join(names)}'"
-        )
-    for number, row in rows:
-        if None in row:
+    names = [name.strip() for name in lines[0][1]] if lines else []
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise ValueError(f"{path} has the column '{twice[0]}' twice: leave one out")
+    rows = []
+    for number, cells in lines[1:]:
+        if len(cells) > len(names):
             raise ValueError(
                 f"{path}, line {number}: it has more fields than the first line names; "
                 "put a text with commas in quotation marks"
             )
-        yield number, {key: value.strip() or None for key, value in row.items() if value is not None}
+        rows.append((number, {name: cell.strip() or None for name, cell in zip(names, cells, strict=False)}))
+    return names, rows
+
+
+def _csv_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    names, rows = read_csv(path)
+    if "path" not in names:
+        near = next((f" (rename '{name}' to path)" for name in names if _meant(name) == "path"), "")
+        near = " (put commas between them)" if len(names) == 1 and re.search(r"[;\t]", names[0]) else near
+        raise ValueError(
+            f"the manifest {path} has no 'path' column: its first line must name the columns (path, and "
+            f"optionally label, caption, start, end, reverse), but it is '{','.join(names)}'{near}"
+        )
+    return rows
 
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(io.StringIO(_text(path), newline=None), 1):
+    for number, line in enumerate(io.StringIO(read_text(path), newline=None), 1):
         if line.strip():
             try:
                 row = json.loads(line)
             except ValueError as error:
                 raise ValueError(f"{path}, line {number}: it is not JSON ({error}), write an object a line") from error
-            if not isinstance(row, dict) or "path" not in row:
+            row = {name.strip(): value for name, value in row.items()} if isinstance(row, dict) else {}
+            if "path" not in row:
                 raise ValueError(f"{path}, line {number}: it must be an object with a 'path'")
             yield number, row
 
 
-def _text(path: Path) -> str:
+def read_text(path: Path) -> str:
     """What a file says, without the mark that some programs put before it."""
     try:
         return path.read_bytes().decode("utf-8-sig")
@@ -148,16 +278,12 @@ def _text(path: Path) -> str:
         raise ValueError(f"{path}, line {line}: it is not UTF-8 ({error.reason}), save the file as UTF-8") from error
 
 
-def _label(path: Path, number: int, value: Any) -> str | None:
-    """A name or a number as text, None for none."""
-    label = None if value is None else str(value)
-    # True is an int to Python, and 1.0 would be the name of a class beside 1.
-    if type(value) not in (str, int, type(None)) or (label != "-1" and re.fullmatch(r"-\d+", label or "")):
+def check_part(path: Path, number: int, start: float | None, end: float | None) -> None:
+    """Refuses a range of seconds that is empty."""
+    if end is not None and end <= (start or 0):
         raise ValueError(
-            f"{path}, line {number}: its label is {value!r}, but it must be a name, a whole number from 0 on, or -1 "
-            "for none"
+            f"{path}, line {number}: its end ({end} s) is not after its start ({start or 0} s), correct one of them"
         )
-    return None if label == "-1" else label
 
 
 def _captions(path: Path, number: int, value: Any) -> tuple[str, ...]:
@@ -182,7 +308,8 @@ def _truth(path: Path, number: int, value: Any) -> bool:
     return words[str(value).lower()]
 
 
-def _seconds(path: Path, number: int, name: str, value: Any) -> float | None:
+def read_seconds(path: Path, number: int, name: str, value: Any) -> float | None:
+    """A number of seconds from 0 on; raises ValueError."""
     try:
         seconds = None if value is None else float(value)
     except (TypeError, ValueError):
@@ -190,59 +317,3 @@ def _seconds(path: Path, number: int, name: str, value: Any) -> float | None:
     if seconds is not None and not 0 <= seconds < math.inf:
         raise ValueError(f"{path}, line {number}: its {name} is {value!r}, but it must be seconds, 0 or more")
     return seconds
-
-
-def _number_labels(path: Path, labels: Sequence[str | None]) -> tuple[tuple[str, ...], list[int]]:
-    given = {label for label in labels if label is not None}
-    if all(label.isdecimal() for label in given):
-        numbers = [-1 if label is None else int(label) for label in labels]
-        count = max(numbers) + 1
-        class_names = _class_names(path.parent, set())
-        if not class_names and count > MOST_CLASSES:
-            raise ValueError(
-                f"{path} has the label {count - 1}, which would make as many classes: number them from 0 on, or put "
-                f"their names in a {CLASSES_FILE} beside it"
-            )
-        class_names = class_names or tuple(str(number) for number in range(count))
-        if count > len(class_names):
-            raise ValueError(
-                f"{path} has the label {count - 1}, but {CLASSES_FILE} beside it {len(class_names)} names: "
-                "add the others"
-            )
-        return class_names, numbers
-    class_names = _class_names(path.parent, given)
-    positions = {name: position for position, name in enumerate(class_names)} | {None: -1}
-    return class_names, [positions[label] for label in labels]
-
-
-def _class_names(folder: Path, used: set[str]) -> tuple[str, ...]:
-    """The names in the folder's classes.json, or those that are used, sorted."""
-    file = folder / CLASSES_FILE
-    if not file.is_file():
-        return tuple(sorted(used))
-    names = parse_class_names(file, file.read_bytes())
-    if used - set(names):
-        unknown = sorted(used - set(names))
-        raise ValueError(
-            f"{file} lacks {len(unknown)} of the classes, {', '.join(unknown[:3])}"
-            f"{', ...' if len(unknown) > 3 else ''}: add them"
-        )
-    return names
-
-
-def parse_class_names(file: Path | str, content: bytes) -> tuple[str, ...]:
-    """The names in a classes.json.
-
-    Raises:
-      ValueError: it is no list of names, or one comes twice.
-    """
-    try:
-        names = json.loads(content)
-    except ValueError as error:
-        raise ValueError(f"{file} is not JSON ({error}): write a list of class names") from error
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"{file} must be a list of class names")
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{file} has the class {twice!r} twice: give each class a name of its own")
-    return tuple(names)

@@ -276,7 +276,7 @@ def _batches(
         try:
             return *read(int(index), int(position), config.decode_short_side), ""
         except DecodeError as error:
-            return *nothing, str(error)
+            return *nothing, str(error).encode(errors="surrogatepass")  # TensorFlow takes no name that is no UTF-8
         except Exception as error:  # ours or the user's, not the file's: raised again where the user can see it
             defects.append(error)
             return *nothing, "defect"
@@ -310,5 +310,5 @@ def _batches(
             raise defects[0]
         for index, error in zip(batch["index"], batch.pop("error"), strict=True):
             if bad_files is not None and error and index >= 0:
-                bad_files.add(source.ids[index], error.decode())
+                bad_files.add(source.ids[index], error.decode(errors="surrogatepass"))
         yield batch

@@ -5,6 +5,8 @@ video it was made from. A record is a `tf.train.Example`; the fields of `Record`
 (`captions` is `video/caption`, with a value for each; the empty one stands for none).
 """
 
+import glob
+import os
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -34,7 +36,7 @@ class Record:
     label: int
     """Position in the list of class names, -1 for none."""
     label_name: str
-    """Empty for none."""
+    """Empty for none. A name of bytes that are no UTF-8 keeps them, as does the id."""
     captions: tuple[str, ...]
     """What is seen, in one sentence or several."""
     id: str
@@ -49,7 +51,7 @@ def encode_record(record: Record) -> bytes:
         values = list(value) if field.name in ("frames", "captions") else [value]
         if field.name == "captions":
             values = values or [""]
-        values = [value.encode() if isinstance(value, str) else value for value in values]
+        values = [value.encode(errors="surrogateescape") if isinstance(value, str) else value for value in values]
         if field.type is float:
             feature = tf.train.Feature(float_list=tf.train.FloatList(value=values))
         elif field.type is int:
@@ -72,7 +74,7 @@ def decode_record(data: bytes, id: str) -> Record:
         if field.name == "captions":
             value = texts(feature, id)
         elif field.name != "frames":
-            value = value[0].decode() if field.type is str else value[0]
+            value = value[0].decode(errors="surrogateescape") if field.type is str else value[0]
         values[field.name] = value
     return Record(**values)
 
@@ -155,6 +157,28 @@ class RecordIndex:
         return f"{self.paths[file]}[{index - int(np.searchsorted(self.file, file))}]"
 
 
+def find_files(pattern: str) -> list[str]:
+    """The files that a pattern matches, sorted; of a folder, the .tfrecord files in it.
+
+    What exists is meant as it is called: a name may hold brackets, which are signs of a pattern.
+    """
+    remote = "://" in pattern
+    is_folder, match = (tf.io.gfile.isdir, tf.io.gfile.glob) if remote else (os.path.isdir, glob.glob)
+    if not remote and os.path.isfile(pattern):
+        return [pattern]
+    folder, name = (pattern, "*.tfrecord") if is_folder(pattern) else os.path.split(pattern)
+    return sorted(match(os.path.join(glob.escape(folder) if is_folder(folder) else folder, name)))
+
+
+def read_file(path: str) -> bytes | None:
+    """What a file holds; None where there is none."""
+    try:
+        with _open(path) as file:
+            return file.read()
+    except (FileNotFoundError, tf.errors.NotFoundError):
+        return None
+
+
 def index_records(paths: Sequence[str]) -> RecordIndex:
     """Finds the records of TFRecord files by their headers, without reading what is in them.
 
@@ -170,7 +194,7 @@ def _scan(path: str) -> list[tuple[int, int]]:
     # A record: its length (8 bytes), a checksum of that (4), the content, a checksum of that (4).
     rows = []
     with _open(path) as file:
-        size = tf.io.gfile.stat(path).length
+        size = tf.io.gfile.stat(path).length if "://" in path else os.path.getsize(path)
         position = 0
         while position < size:
             file.seek(position)

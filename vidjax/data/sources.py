@@ -6,17 +6,17 @@ A source is opened without reading any video; what an example is becomes known w
 import difflib
 import math
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import tensorflow as tf
 from jaxtyping import UInt8
 
-from vidjax.data import manifest, moving_shapes, prompts, records
+from vidjax.data import manifest, moving_shapes, prompts, published_lists, records
 from vidjax.data.decode import Choose, DecodeError, VideoInfo, read_clip
-from vidjax.data.manifest import CLASSES_FILE
+from vidjax.data.labels import CLASSES_FILE, parse_class_names
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,8 @@ class Source:
     """The captions of an example, likewise."""
     listed: bool
     """Whether labels and captions are at hand; else they are stored with the video, and a look costs its reading."""
+    notes: tuple[str, ...] = ()
+    """What was left out or is not used when it was opened, a line each, to be told to the user."""
 
     def __post_init__(self) -> None:
         if not len(self.ids):  # an epoch of it would have no end
@@ -60,16 +62,17 @@ class Source:
 
 
 def open_source(name: str, split: str = "train") -> Source:
-    """The source of this name, see `DataConfig.source`; `split` matters to tfds and synthetic sources.
+    """The source of this name, see `DataConfig.source`.
+
+    Args:
+      name: of it.
+      split: of a tfds or synthetic source, or of a Kinetics list that holds several.
 
     Raises:
       ValueError: one sentence on what is wrong with the source and what to do.
     """
-    path = Path(name)
-    if path.is_dir():
-        return video_files(name, *manifest.list_folder(path))
-    if path.suffix in (".csv", ".jsonl"):
-        return video_files(name, *manifest.list_manifest(path))
+    if (listing := list_files(name, split)) is not None:
+        return video_files(name, listing)
     kind, _, rest = name.partition(":")
     if kind == "tfds" and rest:
         return _tfds(name, rest, split)
@@ -77,7 +80,7 @@ def open_source(name: str, split: str = "train") -> Source:
         return _tfrecord(name, rest)
     if name == "synthetic:moving_shapes":
         return _moving_shapes(name, split)
-    if path.is_file():
+    if Path(name).is_file():
         raise ValueError(f"data.source {name} is a file: give its folder, or a .csv or .jsonl manifest")
     if rest and "/" not in kind:
         raise ValueError(
@@ -85,6 +88,25 @@ def open_source(name: str, split: str = "train") -> Source:
             "a folder, or a .csv or .jsonl manifest"
         )
     raise ValueError(f"data.source {name} does not exist: give a folder, a manifest or KIND:NAME")
+
+
+def list_files(name: str, split: str = "train") -> manifest.Listing | None:
+    """The video files of a source that is a folder or a list, `LIST` or `LIST:FOLDER`; None for other kinds.
+
+    Raises:
+      ValueError: one sentence on what is wrong with it and what to do.
+    """
+    path = Path(name)
+    if path.is_dir():
+        return manifest.list_folder(path)
+    if path.suffix.lower() in published_lists.SUFFIXES and path.is_file():
+        return published_lists.list_file(path, None, split)
+    if name.partition(":")[0] in ("tfds", "tfrecord", "synthetic"):
+        return None
+    suffixes = "|".join(map(re.escape, published_lists.SUFFIXES))
+    if found := re.fullmatch(rf"(.+?(?:{suffixes}))(?::(.+))?", name, re.IGNORECASE):
+        return published_lists.list_file(Path(found[1]), Path(found[2]) if found[2] else None, split)
+    return None
 
 
 def subset(source: Source, indices: Sequence[int] | np.ndarray) -> Source:
@@ -193,8 +215,19 @@ def _require_everywhere(source: Source, has: Callable[[int], bool], what: str, a
         )
 
 
-def video_files(name: str, class_names: tuple[str, ...], rows: Sequence[manifest.Row]) -> Source:
+def require_labels(source: Source) -> None:
+    """Refuses a source in whose list an example has no label.
+
+    Raises:
+      ValueError: how many examples have none, and which.
+    """
+    if source.listed:
+        _require_everywhere(source, lambda index: source.label(index) >= 0, "label", "label them, or leave them out")
+
+
+def video_files(name: str, listing: manifest.Listing) -> Source:
     """Video files, or parts of them."""
+    rows = listing.rows
 
     def read(index: int, choose: Choose, short_side: int | None) -> Clip:
         row = rows[index]
@@ -207,8 +240,16 @@ def video_files(name: str, class_names: tuple[str, ...], rows: Sequence[manifest
         frames, info = read_clip(row.path, choose_in_part, short_side)
         return Clip(frames, row.label, row.captions, part_of(row, info)[1])
 
-    ids = [row.id for row in rows]
-    return Source(name, class_names, ids, read, lambda i: rows[i].label, lambda i: rows[i].captions, listed=True)
+    return Source(
+        name,
+        listing.class_names,
+        [row.id for row in rows],
+        read,
+        lambda i: rows[i].label,
+        lambda i: rows[i].captions,
+        listed=True,
+        notes=listing.notes,
+    )
 
 
 def part_of(row: manifest.Row, info: VideoInfo) -> tuple[int, VideoInfo]:
@@ -223,16 +264,13 @@ def part_of(row: manifest.Row, info: VideoInfo) -> tuple[int, VideoInfo]:
 
 def _tfrecord(name: str, pattern: str) -> Source:
     """Shards that `experiments/write_tfrecords.py` wrote; a folder stands for the .tfrecord files in it."""
-    if tf.io.gfile.isdir(pattern):
-        pattern = os.path.join(pattern, "*.tfrecord")
-    paths = sorted(tf.io.gfile.glob(pattern))
+    paths = records.find_files(pattern)
     if not paths:
         raise ValueError(f"data.source {name} matches no file: correct the pattern")
     index = records.index_records(paths)
     file = os.path.join(os.path.dirname(paths[0]), CLASSES_FILE)
-    class_names = ()
-    if tf.io.gfile.exists(file):
-        class_names = manifest.parse_class_names(file, tf.io.gfile.GFile(file, "rb").read())
+    content = records.read_file(file)
+    class_names = () if content is None else parse_class_names(file, content)
     ids = [index.id(i) for i in range(len(index))]
 
     def record(i: int) -> records.Record:

@@ -10,10 +10,9 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
@@ -138,23 +137,25 @@ def _center_crop(size: int, ratio: float) -> Callable[[tf.Tensor], tf.Tensor]:
 
 def open_videos(name: str, split: str) -> Videos:
     """The source of this name, see `sources.open_source`."""
-    source, path = sources.open_source(name, split), Path(name)
-    if path.is_dir():
-        return Videos(source, manifest.list_folder(path)[1])
-    return Videos(source, manifest.list_manifest(path)[1] if path.suffix in (".csv", ".jsonl") else None)
+    if (listing := sources.list_files(name, split)) is not None:
+        return Videos(sources.video_files(name, listing), listing.rows)
+    return Videos(sources.open_source(name, split), None)
 
 
 def open_files(paths: Sequence[str]) -> Videos:
-    """Video files, without labels; a folder stands for all videos below it. What cannot be read is told when it is.
+    """Video files, without labels; a folder or a list stands for all of its videos, see `sources.list_files`.
+
+    What cannot be read is told when it is.
 
     Raises:
-      ValueError: a folder holds no videos.
+      ValueError: a folder holds no videos, or what is wrong with a list.
     """
-    rows = []
+    rows, notes = [], []
     for path in paths:
-        found = manifest.list_folder(Path(path))[1] if Path(path).is_dir() else [manifest.Row(path, -1)]
-        rows += [manifest.Row(row.path, -1) for row in found]
-    return Videos(sources.video_files("the given files", (), rows), rows)
+        found = sources.list_files(path) or manifest.Listing((), [manifest.Row(path, -1)])
+        rows += [replace(row, label=-1) for row in found.rows]
+        notes += found.notes
+    return Videos(sources.video_files("the given files", manifest.Listing((), rows, tuple(notes))), rows)
 
 
 def sampled_frames(num_frames: int, step: float) -> Int[np.ndarray, "n"]:

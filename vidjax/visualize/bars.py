@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
+from vidjax.visualize.lettering import plain
+
 OURS, OTHERS = "#1b6ca8", ("#b8b8b8", "#8f8f8f", "#d0c3a5", "#a5b8a0")
 
 
@@ -43,17 +45,17 @@ def save_bars(path: str | Path, panels: Mapping[str, Mapping[str, Bar]], xlabel:
             if bar.most > bar.least:
                 axes.plot((bar.least, bar.most), (row, row), color="black", linewidth=1, marker="|", markersize=6)
             axes.annotate(
-                f"  {bar.note}", (max(bar.value, bar.most), row), va="center", fontsize=9,
+                f"  {plain(bar.note)}", (max(bar.value, bar.most), row), va="center", fontsize=9,
                 color=OURS if bar.ours else "black",
             )  # fmt: skip
-        axes.set_yticks(range(len(bars)), list(bars), fontsize=9)
+        axes.set_yticks(range(len(bars)), list(map(plain, bars)), fontsize=9)
         axes.invert_yaxis()
         longest = max(max(bar.value, bar.most) for bar in bars.values()) or 1.0
         axes.set_xlim(0, 1.75 * longest)  # room for the notes
         axes.set_xticks([tick for tick in axes.get_xticks() if tick <= longest])
-        axes.set_title(name, loc="left", fontsize=10)
+        axes.set_title(plain(name), loc="left", fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
-    places[-1].set_xlabel(xlabel)
-    figure.suptitle(title, fontsize=11)
+    places[-1].set_xlabel(plain(xlabel))
+    figure.suptitle(plain(title), fontsize=11)
     figure.savefig(path, dpi=110, format="png")
     return Path(path)

@@ -7,6 +7,8 @@ import numpy as np
 from jaxtyping import Int
 from matplotlib.figure import Figure
 
+from vidjax.visualize.lettering import letter, plain
+
 NAMED = 60
 """Up to so many classes are named on the axes."""
 COUNTED = 20
@@ -15,6 +17,8 @@ COUNTED = 20
 
 def save_confusion(path: Path, confusion: Int[np.ndarray, "c c"], class_names: Sequence[str], title: str = "") -> Path:
     """Writes a PNG: a row a true class, a column a predicted one, darkness the share of the true class's videos.
+
+    Where no installed font has a name's characters, its number stands in its place, and the title says so.
 
     Args:
       confusion: counts.
@@ -29,11 +33,13 @@ def save_confusion(path: Path, confusion: Int[np.ndarray, "c c"], class_names: S
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
     axes.set(xlabel="predicted class", ylabel="true class")
-    axes.set_title(title, fontsize=10)
+    lines = [plain(title)]
     if classes <= NAMED:
-        names = [name if len(name) <= 24 else name[:23] + "…" for name in class_names]
-        axes.set_xticks(range(classes), names, rotation=90, fontsize=8)
-        axes.set_yticks(range(classes), names, fontsize=8)
+        names, families, note = letter([name if len(name) <= 24 else name[:23] + "…" for name in class_names])
+        axes.set_xticks(range(classes), names, rotation=90, fontsize=8, fontfamily=families)
+        axes.set_yticks(range(classes), names, fontsize=8, fontfamily=families)
+        lines.append(note)
+    axes.set_title("\n".join(filter(None, lines)), fontsize=10)
     if classes <= COUNTED:
         for row, column in np.argwhere(confusion > 0):
             color = "white" if shares[row, column] > 0.5 else "black"

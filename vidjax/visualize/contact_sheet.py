@@ -5,7 +5,9 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from vidjax.visualize.lettering import draw_line
 
 
 def save_contact_sheet(
@@ -18,7 +20,7 @@ def save_contact_sheet(
       titles: one for each clip.
       side: height of a frame on the sheet, in pixels.
     """
-    font, line, gap = ImageFont.load_default(14), 22, 3
+    line, gap = 22, 3
     rows = []
     for clip in clips:
         width = max(round(side * clip.shape[2] / clip.shape[1]), 1)
@@ -28,7 +30,7 @@ def save_contact_sheet(
     draw = ImageDraw.Draw(sheet)
     for number, (row, title) in enumerate(zip(rows, titles, strict=True)):
         y, x = number * (side + line + gap), 0
-        draw.text((4, y + 3), title, "black", font)
+        draw_line(draw, (4, y + 3), title)
         for frame in row:
             sheet.paste(frame, (x, y + line))
             x += frame.width + gap

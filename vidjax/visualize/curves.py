@@ -7,6 +7,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from vidjax.visualize.lettering import plain
+
 
 def save_curves(
     path: Path, entries: Sequence[Mapping[str, float]], names: Sequence[str] = ("loss",), title: str = ""
@@ -20,9 +22,9 @@ def save_curves(
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         points = [(e["step"], e[name]) for e in entries if e.get(name) is not None]
         axes.plot(*zip(*points, strict=True), marker="." if len(points) < 30 else "") if points else None
-        axes.set(xlabel="step", title=name.replace("_", " "))
+        axes.set(xlabel="step", title=plain(name.replace("_", " ")))
         axes.grid(alpha=0.3)
-    figure.suptitle(title)
+    figure.suptitle(plain(title))
     figure.savefig(path, dpi=110)
     return Path(path)
 
@@ -40,9 +42,9 @@ def save_points(
     axes = figure.subplots()
     for number, (name, (x, y)) in enumerate(points.items()):  # points may lie on one another: big below small
         size = 13 - 7 * number / max(len(points) - 1, 1)
-        axes.plot(x, y, "osD^vP"[number % 6], markersize=size, alpha=0.8, label=name)
+        axes.plot(x, y, "osD^vP"[number % 6], markersize=size, alpha=0.8, label=plain(name))
     _lines(axes, lines)
-    axes.set(xscale="log", xlabel=xlabel, ylabel=ylabel, ylim=(0, 1.05))
+    axes.set(xscale="log", xlabel=plain(xlabel), ylabel=plain(ylabel), ylim=(0, 1.05))
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize=9)
     figure.savefig(path, dpi=110)
@@ -66,10 +68,10 @@ def save_bands(
     axes = figure.subplots()
     for name, (x, repetitions) in curves.items():
         y = np.asarray(repetitions)
-        (line,) = axes.plot(x, y.mean(axis=0), marker=".", label=f"{name} (mean of {len(y)})")
+        (line,) = axes.plot(x, y.mean(axis=0), marker=".", label=f"{plain(name)} (mean of {len(y)})")
         axes.fill_between(x, y.min(axis=0), y.max(axis=0), alpha=0.2, color=line.get_color())
     _lines(axes, lines)
-    axes.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, 1.05))
+    axes.set(xlabel=plain(xlabel), ylabel=plain(ylabel), ylim=(0, 1.05))
     axes.legend()
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
@@ -79,4 +81,6 @@ def save_bands(
 def _lines(axes: Axes, lines: Mapping[str, float]) -> None:
     for name, height in lines.items():
         axes.axhline(height, color="grey", linestyle="--", linewidth=1)
-        axes.annotate(name, (0.01, height), xycoords=("axes fraction", "data"), va="bottom", fontsize=8, color="grey")
+        axes.annotate(
+            plain(name), (0.01, height), xycoords=("axes fraction", "data"), va="bottom", fontsize=8, color="grey"
+        )

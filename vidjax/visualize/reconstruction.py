@@ -5,7 +5,9 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from vidjax.visualize.lettering import draw_line, line_width
 
 ROWS = ("input", "masked input", "reconstruction")
 
@@ -47,16 +49,15 @@ def _zoom(side: int) -> tuple[int, int]:
 def _sheet(pixels: np.ndarray, caption: str, rows: Sequence[str]) -> Image.Image:
     """A picture of `row b t h w c`: clips below one another, their rows together, frames from left to right."""
     _, clips, frames, height, width, _ = pixels.shape
-    font = ImageFont.load_default(14)
-    gap, label, top = 2, 8 + max(round(font.getlength(row)) for row in rows), 24 if caption else 0
+    gap, label, top = 2, 8 + max(line_width(row) for row in rows), 24 if caption else 0
     block = len(rows) * (height + gap) + 10
     sheet = Image.new("RGB", (max(label + frames * (width + gap), 480), top + clips * block), "white")
     draw = ImageDraw.Draw(sheet)
-    draw.text((4, 4), caption, "black", font)
+    draw_line(draw, (4, 4), caption)
     for clip in range(clips):
         for row, name in enumerate(rows):
             y = top + clip * block + row * (height + gap)
-            draw.text((4, y + height // 2 - 8), name, "black", font)
+            draw_line(draw, (4, y + height // 2 - 8), name)
             for t in range(frames):
                 sheet.paste(Image.fromarray(pixels[row, clip, t]), (label + t * (width + gap), y))
     return sheet

@@ -7,6 +7,8 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
 
+from vidjax.visualize.lettering import letter, plain
+
 LETTERS = 44
 """Of a caption that is written beside its row."""
 
@@ -30,10 +32,12 @@ def save_similarity(path: Path, similarity: Float[np.ndarray, "n n"], captions: 
     right = best == np.arange(count)
     for found, color in ((right, "tab:green"), (~right, "tab:red")):
         axes.scatter(best[found], np.flatnonzero(found), s=18, color=color, edgecolors="white", linewidths=0.6)
-    names = [text if len(text) <= LETTERS else text[: LETTERS - 1] + "…" for text in captions]
-    axes.set_yticks(range(count), names, fontsize=8)
+    short = [text if len(text) <= LETTERS else text[: LETTERS - 1] + "…" for text in captions]
+    names, families, note = letter(short)
+    axes.set_yticks(range(count), names, fontsize=8, fontfamily=families)
     axes.set_xticks([])
     axes.set(xlabel="video, in the order of the captions")
-    axes.set_title(title or f"the nearest video is the right one for {right.sum()} of {count} captions", fontsize=10)
+    said = plain(title) or f"the nearest video is the right one for {right.sum()} of {count} captions"
+    axes.set_title("\n".join(filter(None, (said, note))), fontsize=10)
     figure.savefig(path, dpi=110)
     return Path(path)
