@@ -1,6 +1,7 @@
 """Which frame is on screen when, beside plain decoding from start to end by PyAV."""
 
 import bisect
+import struct
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -256,3 +257,29 @@ def test_a_late_clip_is_decoded_from_the_keyframe_before_it(suffix, tmp_path, mo
     )
     assert numbers(decode.decode(path, [45, 47])) == [45, 47]
     assert len(decoded) <= 10
+
+
+def test_only_an_edit_list_of_several_parts_is_decoded_to_know_its_frames(tmp_path, monkeypatch):
+    decoded, from_frames = [], timeline._from_frames
+    monkeypatch.setattr(timeline, "_from_frames", lambda *args: decoded.append(args) or from_frames(*args))
+    compare(Film("mp4", "libx264", EVEN, b_frames=2, skip=7).write(tmp_path))
+    assert not decoded
+    # Frames 21 to 28, then 13 to 30: where they meet, FFmpeg 8.1 gives reordered frames timestamps that overlap.
+    path = Film("mp4", "libx264", EVEN, b_frames=2, keyframe_every=100).write(tmp_path)
+    path.write_bytes(edited(path.read_bytes(), [(320, 21 * 512 + 1024), (720, 13 * 512 + 1024)]))
+    assert decode.probe(path).num_frames == 26 and decoded
+    assert numbers(decode.decode(path, range(26))) == [*range(21, 29), *range(13, 31)]
+
+
+def edited(data, edits):
+    """An MP4 with an edit list of (milliseconds, first tick) in the place of its own."""
+    entries = b"".join(struct.pack(">IiI", length, first, 1 << 16) for length, first in edits)
+    listed = struct.pack(">I4sII", 16 + len(entries), b"elst", 0, len(edits)) + entries
+    edts = data.index(b"edts") - 4
+    (size,) = struct.unpack_from(">I", data, edts)
+    new = struct.pack(">I4s", 8 + len(listed), b"edts") + listed
+    data = bytearray(data[:edts] + new + data[edts + size :])
+    for box in (b"moov", b"trak"):
+        place = data.index(box) - 4
+        struct.pack_into(">I", data, place, struct.unpack_from(">I", data, place)[0] + len(new) - size)
+    return bytes(data)

@@ -170,7 +170,8 @@ def _from_packets(path: str, stream: av.VideoStream) -> Timeline:
     is_shown = hidden == 0
     if not is_shown.any():
         raise ValueError("its video has no frames" + (" that are shown" if len(packets) else ""))
-    if stream.codec_context.has_b_frames and (np.diff(hidden) > 0).any():
+    within = (pts > pts[is_shown].min()) & (pts < pts[is_shown].max())
+    if stream.codec_context.has_b_frames and (within & ~is_shown).any():
         return _from_frames(path, stream)
     clock = _choose_clock(path, stream, pts[is_shown], dts[is_shown])
     if clock == "dts":
@@ -281,7 +282,7 @@ def _timeline(
     stream: av.VideoStream,
     stamps: Int[np.ndarray, "n"],
     ends: Int[np.ndarray, "p"],
-    clock: Literal["pts", "dts"],
+    clock: Literal["pts", "dts", "count"],
     **fields,
 ) -> Timeline:
     """A timeline of timestamps in the order of presentation; `ends` are the positions where a clock starts again."""
