@@ -15,10 +15,10 @@ from typing import BinaryIO
 import av
 import numpy as np
 import tensorflow as tf
-from av.video.reformatter import VideoReformatter
 from jaxtyping import Int, UInt8
 
-from vidjax.data.decode import DecodeError
+from vidjax.data.container import DecodeError, blame_file
+from vidjax.data.display import Resizer
 
 tf.config.set_visible_devices([], "GPU")  # the accelerator is JAX's
 
@@ -111,20 +111,20 @@ def decode_frames(
     if not len(indices):
         return np.zeros((0, 1, 1, 3), np.uint8)
     wanted, order = np.unique(np.asarray(indices, np.int64), return_inverse=True)
-    pictures, reformatter = [], VideoReformatter()
+    pictures, resize = [], Resizer()
     for position in wanted:
         try:
-            picture = tf.io.decode_image(encoded[position], channels=3, expand_animations=False).numpy()
+            # PNG too. The default, a fast transform, is 0.8 levels darker than what libjpeg and Pillow give (TF 2.21).
+            picture = tf.io.decode_jpeg(encoded[position], channels=3, dct_method="INTEGER_ACCURATE").numpy()
         except tf.errors.InvalidArgumentError as error:
             raise DecodeError(f"{id}: frame {position} is no picture that can be decoded") from error
         height, width = picture.shape[:2]
         if short_side is not None and short_side < min(height, width):
             scale = short_side / min(height, width)
-            frame = av.VideoFrame.from_ndarray(picture)
-            frame = reformatter.reformat(frame, round(width * scale), round(height * scale), "rgb24", threads=1)
-            picture = frame.to_ndarray()
+            picture = resize(av.VideoFrame.from_ndarray(picture), round(height * scale), round(width * scale))
         pictures.append(picture)
-    return np.stack(pictures)[order]
+    with blame_file(id):  # pictures of several sizes
+        return np.stack(pictures)[order]
 
 
 def picture_size(encoded: bytes, id: str) -> tuple[int, int]:

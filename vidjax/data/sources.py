@@ -15,7 +15,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from vidjax.data import manifest, moving_shapes, prompts, published_lists, records
-from vidjax.data.decode import Choose, DecodeError, VideoInfo, read_clip
+from vidjax.data.container import DecodeError, blame_file
+from vidjax.data.decode import Choose, VideoInfo, read_clip
 from vidjax.data.labels import CLASSES_FILE, parse_class_names
 
 
@@ -225,8 +226,8 @@ def require_labels(source: Source) -> None:
         _require_everywhere(source, lambda index: source.label(index) >= 0, "label", "label them, or leave them out")
 
 
-def video_files(name: str, listing: manifest.Listing) -> Source:
-    """Video files, or parts of them."""
+def video_files(name: str, listing: manifest.Listing, square_pixels: bool = True) -> Source:
+    """Video files, or parts of them; pixels that are not square are stretched, or left."""
     rows = listing.rows
 
     def read(index: int, choose: Choose, short_side: int | None) -> Clip:
@@ -237,7 +238,7 @@ def video_files(name: str, listing: manifest.Listing) -> Source:
             chosen = np.asarray(choose(part), np.int64)
             return first + (part.num_frames - 1 - chosen if row.reverse else chosen)
 
-        frames, info = read_clip(row.path, choose_in_part, short_side)
+        frames, info = read_clip(row.path, choose_in_part, short_side, square_pixels)
         return Clip(frames, row.label, row.captions, part_of(row, info)[1])
 
     return Source(
@@ -274,7 +275,8 @@ def _tfrecord(name: str, pattern: str) -> Source:
     ids = [index.id(i) for i in range(len(index))]
 
     def record(i: int) -> records.Record:
-        return records.decode_record(index.read(i), ids[i])
+        with blame_file(ids[i]):
+            return records.decode_record(index.read(i), ids[i])
 
     def read(i: int, choose: Choose, short_side: int | None) -> Clip:
         return _from_pictures(record(i), choose, short_side, ids[i])
@@ -334,10 +336,11 @@ def _tfds(name: str, rest: str, split: str) -> Source:
     ids = [f"{name}/{split}[{i}]" for i in range(count)]
 
     def record(i: int) -> records.Record:
-        values = records.parse_example(get(i), ids[i])
-        frames = list(values[videos[0]].bytes_list.value)
-        label = values[labels[0]].int64_list.value[0] if labels else -1
-        captions = records.texts(values["caption"], ids[i]) if "caption" in features else ()
+        with blame_file(ids[i]):
+            values = records.parse_example(get(i), ids[i])
+            frames = list(values[videos[0]].bytes_list.value)
+            label = values[labels[0]].int64_list.value[0] if labels else -1
+            captions = records.texts(values["caption"], ids[i]) if "caption" in features else ()
         return records.Record(frames, math.nan, 0, 0, label, "", captions, ids[i])
 
     def read(i: int, choose: Choose, short_side: int | None) -> Clip:
