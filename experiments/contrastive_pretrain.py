@@ -33,6 +33,7 @@ from vidjax.evaluation.recognition import recognition
 from vidjax.evaluation.retrieval import retrieval
 from vidjax.evaluation.zero_shot import zero_shot
 from vidjax.fields import check_values
+from vidjax.layers.normalization import valid_clips
 from vidjax.matching import clip_encoder, text_encoder
 from vidjax.models import create_text_model
 from vidjax.models.video_text import Projected, VideoText
@@ -300,9 +301,10 @@ def make_loss(config: Config, model: VideoText) -> Callable:
             params = params | {config.freeze: jax.lax.stop_gradient(params[config.freeze])}
         variables, valid = {"params": params, **model_state}, batch["valid"]
         clips = model.card.normalize(batch["video"].astype(jnp.float32) / 255)
-        video, changed = model.apply(
-            variables, clips, config.freeze != "video", method="embed_video", mutable=list(model_state), rngs=keys
-        )
+        with valid_clips(valid):
+            video, changed = model.apply(
+                variables, clips, config.freeze != "video", method="embed_video", mutable=list(model_state), rngs=keys
+            )
         text = model.apply(variables, batch["ids"], config.freeze != "text", method="embed_text", rngs=keys)
         scale = contrastive.clamp_scale(params["logit_scale"])
         settings = {"valid": valid, "chunk": config.chunk}

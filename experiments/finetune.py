@@ -31,6 +31,7 @@ from vidjax.data.config import AugmentConfig, LabelledDataConfig
 from vidjax.evaluation.features import collect_features
 from vidjax.evaluation.recognition import recognition
 from vidjax.fields import check_values
+from vidjax.layers.normalization import valid_clips
 from vidjax.objectives.classification import mix_clips
 from vidjax.report import describe_losses, describe_run, describe_span, describe_speed, describe_starvation
 from vidjax.training.checkpoint import has_checkpoint
@@ -349,16 +350,17 @@ def make_loss(config: Config, model: nn.Module, trained: Any) -> Callable:
         video, labels, valid = batch["video"].astype(jnp.float32) / 255, batch["label"], batch["valid"]
         targets = optax.smooth_labels(jax.nn.one_hot(labels, model.num_classes), config.label_smoothing)
         video, targets = mix_clips(mix_key, video, targets, valid, config.mixup, config.cutmix)
-        logits, changed = model.apply(
-            {"params": params, **model_state},
-            model.card.normalize(video),
-            train=config.tune != "linear_probe",
-            mutable=list(model_state),
-            rngs={"dropout": dropout_key, "drop_path": path_key},
-        )
+        with valid_clips(valid):
+            logits, changed = model.apply(
+                {"params": params, **model_state},
+                model.card.normalize(video),
+                train=config.tune != "linear_probe",
+                mutable=list(model_state),
+                rngs={"dropout": dropout_key, "drop_path": path_key},
+            )
 
         def mean(values: jax.Array) -> jax.Array:
-            return (values * valid).sum() / jnp.maximum(valid.sum(), 1)
+            return jnp.where(valid, values, 0).sum() / jnp.maximum(valid.sum(), 1)
 
         metrics = {"accuracy": mean(logits.argmax(axis=-1) == labels)} if config.train_accuracy else {}
         losses = optax.losses.softmax_cross_entropy(logits.astype(jnp.float32), targets)

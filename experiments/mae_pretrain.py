@@ -178,7 +178,8 @@ def make_loss(config: Config, model: nn.Module, grid: masking.Grid) -> Callable:
             variables, model.card.normalize(video), kept, predicted, train=True, rngs={"drop_path": drop_key}
         )
         loss = reconstruction.reconstruction_loss(output, target, counted)
-        return (loss * batch["valid"]).sum() / jnp.maximum(batch["valid"].sum(), 1), (model_state, {})
+        loss = jnp.where(batch["valid"], loss, 0).sum() / jnp.maximum(batch["valid"].sum(), 1)
+        return loss, (model_state, {})
 
     return loss_fn
 
