@@ -7,6 +7,7 @@ checkpoint.
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, fields, replace
@@ -214,7 +215,9 @@ def open_workdir(config: Any, state: Any, **sources: "Source") -> Path:
                 f"note: {name} has other examples than before ({known[name]['examples']:,} then, "
                 f"{found[name]['examples']:,} now): from here on other clips come"
             )
-        path.write_text(json.dumps(found, indent=2) + "\n")
+        unfinished = path.with_suffix(".json.tmp")  # other processes may be reading
+        unfinished.write_text(json.dumps(found, indent=2) + "\n")
+        os.replace(unfinished, path)
     return workdir
 
 
