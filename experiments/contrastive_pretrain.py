@@ -32,7 +32,8 @@ from vidjax.data.config import AugmentConfig, CaptionedDataConfig
 from vidjax.evaluation.recognition import recognition
 from vidjax.evaluation.retrieval import retrieval
 from vidjax.evaluation.zero_shot import zero_shot
-from vidjax.fields import check_values
+from vidjax.fields import check_values, free, initial
+from vidjax.layers.normalization import valid_clips
 from vidjax.matching import clip_encoder, text_encoder
 from vidjax.models import create_text_model
 from vidjax.models.video_text import Projected, VideoText
@@ -74,11 +75,11 @@ class Config:
     """bytes, CLIP's vocabulary (its file, or a directory that holds it), or any tokenizer.json."""
     context: int | None = None
     """Tokens of a caption, start and end included; what is longer is cut (default: as many as the text model has)."""
-    init_from: str | None = None
+    init_from: str | None = initial(None)
     """Start from the weights of a whole: a run of this script, a CLIP or an ActionCLIP (file, directory or hub id)."""
-    init_video_from: str | None = None
+    init_video_from: str | None = initial(None)
     """Start the video tower from another run's work directory or from a published checkpoint of its family."""
-    init_text_from: str | None = None
+    init_text_from: str | None = initial(None)
     """Start the text tower likewise."""
     freeze: Literal["none", "video", "text"] = "none"
     """A tower that stays as it is."""
@@ -88,7 +89,7 @@ class Config:
     """The videos and their captions."""
     objective: Literal["info_nce", "sigmoid", "kl", "kl_normalized"] = "info_nce"
     """CLIP's; SigLIP's; ActionCLIP's for labels, as released (targets softmax(10 gt)) or as in the paper (gt / sum)."""
-    chunk: int | None = None
+    chunk: int | None = free(None)
     """Columns of the similarity matrix computed at once, to save memory (default: all)."""
     batch_size: int = 256
     """Pairs a step, over all devices, all compared with each other; the learning rate is scaled by it."""
@@ -102,24 +103,26 @@ class Config:
     """Optimiser and schedule."""
     head_factor: float = 1.0
     """Factor of the learning rate of ActionCLIP's temporal head."""
-    loop: LoopConfig = LoopConfig()
+    loop: LoopConfig = free(LoopConfig())
     """Logging, saving, validating, stopping."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of computation (parameters are float32): auto is bfloat16, on a CPU float32."""
-    remat: Literal["none", "dots", "blocks"] = "none"
+    remat: Literal["none", "dots", "blocks"] = free("none")
     """What the backward pass computes again to save memory."""
-    scan: bool = False
+    scan: bool = free(False)
     """Compile one block for all and run it in a loop, at the cost of a copy of the parameters."""
     ema_decay: float | None = None
     """Keep a moving average of the parameters with this decay; it is what is validated."""
-    fsdp: int = 1
+    fsdp: int = free(1)
     """Devices that share one copy of the parameters."""
-    sequence: int = 1
+    sequence: int = free(1)
     """Devices that share the tokens of one clip, for clips too long for one (ring attention)."""
-    dry_run: bool = False
+    dry_run: bool = free(False)
     """Only say how much memory each device needs, from the compiled step; nothing is loaded or written."""
-    distributed: bool = False
+    distributed: bool = free(False)
     """Join the other processes of a cluster (jax.distributed); all are given the same command."""
+    accept_changes: bool = False
+    """Go on with a begun run although flags that change its numbers are other ones; metrics.jsonl says since when."""
     seed: int = 0
     """Of everything random."""
 
@@ -300,9 +303,10 @@ def make_loss(config: Config, model: VideoText) -> Callable:
             params = params | {config.freeze: jax.lax.stop_gradient(params[config.freeze])}
         variables, valid = {"params": params, **model_state}, batch["valid"]
         clips = model.card.normalize(batch["video"].astype(jnp.float32) / 255)
-        video, changed = model.apply(
-            variables, clips, config.freeze != "video", method="embed_video", mutable=list(model_state), rngs=keys
-        )
+        with valid_clips(valid):
+            video, changed = model.apply(
+                variables, clips, config.freeze != "video", method="embed_video", mutable=list(model_state), rngs=keys
+            )
         text = model.apply(variables, batch["ids"], config.freeze != "text", method="embed_text", rngs=keys)
         scale = contrastive.clamp_scale(params["logit_scale"])
         settings = {"valid": valid, "chunk": config.chunk}
@@ -481,7 +485,8 @@ def train(config: Config, mesh: Mesh) -> dict[str, float]:
         describe_span(data, validation)  # that it can be read should not come out after hours
     if not has_checkpoint(Path(config.workdir)):
         variables = start(config, model, variables)
-    workdir = cli.open_workdir(config.workdir, config)
+    sources = {"source": source} | ({} if validation is None else {"validation": validation})
+    workdir = runs.open_workdir(config, state_shapes, **sources)
     if chief:
         write_model(workdir, model)
         matching.keep_tokenizer(config.tokenizer, workdir)

@@ -30,7 +30,8 @@ from vidjax.convert.checkpoint import write_model
 from vidjax.data.config import AugmentConfig, LabelledDataConfig
 from vidjax.evaluation.features import collect_features
 from vidjax.evaluation.recognition import recognition
-from vidjax.fields import check_values
+from vidjax.fields import check_values, free, initial
+from vidjax.layers.normalization import valid_clips
 from vidjax.objectives.classification import mix_clips
 from vidjax.report import describe_losses, describe_run, describe_span, describe_speed, describe_starvation, tell_notes
 from vidjax.training.checkpoint import has_checkpoint
@@ -61,9 +62,9 @@ class Config:
 
     model: str = "videomae_base"
     """One of vidjax.list_models()."""
-    init_from: str | None = None
+    init_from: str | None = initial(None)
     """Start from the weights of a run's work directory or of a published checkpoint (file, directory or hub id)."""
-    keep_head: bool = False
+    keep_head: bool = initial(False)
     """Keep the head of those weights, whose classes must be the same; without it the head is new."""
     workdir: str = "runs/finetune"
     """Where everything goes; the same command again resumes."""
@@ -95,26 +96,28 @@ class Config:
         learning_rate=5e-4, final_learning_rate=1e-6, warmup_epochs=5, beta2=0.999, layer_decay=0.75
     )
     """Optimiser and schedule."""
-    loop: LoopConfig = LoopConfig()
+    loop: LoopConfig = free(LoopConfig())
     """Logging, saving, validating, stopping."""
     accumulation: int = 1
     """Micro-batches a step, to save memory."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of computation (parameters are float32): auto is bfloat16, on a CPU float32."""
-    remat: Literal["none", "dots", "blocks"] = "none"
+    remat: Literal["none", "dots", "blocks"] = free("none")
     """What the backward pass computes again to save memory."""
-    scan: bool = False
+    scan: bool = free(False)
     """Compile one block for all and run it in a loop, at the cost of a copy of the parameters."""
     ema_decay: float | None = None
     """Keep a moving average of the parameters with this decay; it is validated beside them, and chosen by."""
-    fsdp: int = 1
+    fsdp: int = free(1)
     """Devices that share one copy of the parameters."""
-    sequence: int = 1
+    sequence: int = free(1)
     """Devices that share the tokens of one clip, for clips too long for one (ring attention)."""
-    dry_run: bool = False
+    dry_run: bool = free(False)
     """Only say how much memory each device needs, from the compiled step; nothing is loaded or written."""
-    distributed: bool = False
+    distributed: bool = free(False)
     """Join the other processes of a cluster (jax.distributed); all are given the same command."""
+    accept_changes: bool = False
+    """Go on with a begun run although flags that change its numbers are other ones; metrics.jsonl says since when."""
     seed: int = 0
     """Of everything random."""
 
@@ -351,16 +354,17 @@ def make_loss(config: Config, model: nn.Module, trained: Any) -> Callable:
         video, labels, valid = batch["video"].astype(jnp.float32) / 255, batch["label"], batch["valid"]
         targets = optax.smooth_labels(jax.nn.one_hot(labels, model.num_classes), config.label_smoothing)
         video, targets = mix_clips(mix_key, video, targets, valid, config.mixup, config.cutmix)
-        logits, changed = model.apply(
-            {"params": params, **model_state},
-            model.card.normalize(video),
-            train=config.tune != "linear_probe",
-            mutable=list(model_state),
-            rngs={"dropout": dropout_key, "drop_path": path_key},
-        )
+        with valid_clips(valid):
+            logits, changed = model.apply(
+                {"params": params, **model_state},
+                model.card.normalize(video),
+                train=config.tune != "linear_probe",
+                mutable=list(model_state),
+                rngs={"dropout": dropout_key, "drop_path": path_key},
+            )
 
         def mean(values: jax.Array) -> jax.Array:
-            return (values * valid).sum() / jnp.maximum(valid.sum(), 1)
+            return jnp.where(valid, values, 0).sum() / jnp.maximum(valid.sum(), 1)
 
         metrics = {"accuracy": mean(logits.argmax(axis=-1) == labels)} if config.train_accuracy else {}
         losses = optax.losses.softmax_cross_entropy(logits.astype(jnp.float32), targets)
@@ -503,7 +507,8 @@ def train(config: Config, mesh: Mesh) -> dict[str, float]:
     variables = jax.jit(model.init)(keys[0], jnp.zeros(clip.shape))
     if config.init_from and not began:
         variables = start(config, model, variables)
-    workdir = cli.open_workdir(config.workdir, config)
+    sources = {"train": source} | ({} if validation is None else {"validation": validation})
+    workdir = runs.open_workdir(config, state_shapes, **sources)
     if chief:
         write_model(workdir, model)
         counted = sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))

@@ -29,7 +29,7 @@ from vidjax.data.config import AugmentConfig, DataConfig
 from vidjax.evaluation.features import collect_features
 from vidjax.evaluation.knn import knn_accuracy
 from vidjax.evaluation.linear_probe import linear_probe
-from vidjax.fields import check_values
+from vidjax.fields import check_values, free, initial
 from vidjax.layers import patches
 from vidjax.objectives import masking, reconstruction
 from vidjax.report import describe_losses, describe_run, describe_speed, describe_starvation, tell_notes
@@ -83,32 +83,34 @@ class Config:
     """Steps in all, instead of epochs."""
     optim: OptimizerConfig = OptimizerConfig()
     """AdamW and its schedule."""
-    loop: LoopConfig = LoopConfig()
+    loop: LoopConfig = free(LoopConfig())
     """Logging, saving, stopping."""
     accumulation: int = 1
     """Micro-batches a step, to save memory."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of computation (parameters are float32): auto is bfloat16, on a CPU float32."""
-    remat: Literal["none", "dots", "blocks"] = "none"
+    remat: Literal["none", "dots", "blocks"] = free("none")
     """What the backward pass computes again to save memory."""
-    scan: bool = False
+    scan: bool = free(False)
     """Compile one block for all and run it in a loop, at the cost of a copy of the parameters."""
     ema_decay: float | None = None
     """Keep a moving average of the parameters with this decay."""
-    fsdp: int = 1
+    fsdp: int = free(1)
     """Devices that share one copy of the parameters."""
-    sequence: int = 1
+    sequence: int = free(1)
     """Devices that share the tokens of one clip, for clips too long for one (ring attention)."""
-    init_from: str | None = None
+    init_from: str | None = initial(None)
     """Start from the weights of a run's work directory or of a published checkpoint (file, directory or hub id)."""
     probe_clips: int = 1024
     """Labelled clips for the linear probe at the end, half to fit and half to score; 0 leaves it out."""
     picture_clips: int = 4
     """Clips in the reconstruction pictures."""
-    dry_run: bool = False
+    dry_run: bool = free(False)
     """Only say how much memory each device needs, from the compiled step; nothing is loaded or written."""
-    distributed: bool = False
+    distributed: bool = free(False)
     """Join the other processes of a cluster (jax.distributed); all are given the same command."""
+    accept_changes: bool = False
+    """Go on with a begun run although flags that change its numbers are other ones; metrics.jsonl says since when."""
     seed: int = 0
     """Of everything random."""
 
@@ -178,7 +180,8 @@ def make_loss(config: Config, model: nn.Module, grid: masking.Grid) -> Callable:
             variables, model.card.normalize(video), kept, predicted, train=True, rngs={"drop_path": drop_key}
         )
         loss = reconstruction.reconstruction_loss(output, target, counted)
-        return (loss * batch["valid"]).sum() / jnp.maximum(batch["valid"].sum(), 1), (model_state, {})
+        loss = jnp.where(batch["valid"], loss, 0).sum() / jnp.maximum(batch["valid"].sum(), 1)
+        return loss, (model_state, {})
 
     return loss_fn
 
@@ -324,7 +327,7 @@ def train(config: Config, mesh: Mesh) -> dict[str, float]:
         params, report = runs.start_from(config.init_from, model, state.params)
         params = jax.device_put(params, sharding.params)
         state = state.replace(params=params, ema=None if state.ema is None else jax.tree.map(jnp.copy, params))
-    workdir = cli.open_workdir(config.workdir, config)
+    workdir = runs.open_workdir(config, shapes, source=source)
     macs = count_macs(model.apply, {"params": shapes.params}, clip, *masks[:2])
     if chief:
         write_model(workdir, model)

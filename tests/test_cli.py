@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from vidjax import cli
+from vidjax.fields import free, initial
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +104,57 @@ def test_a_work_directory_takes_its_own_config_again_and_no_other(tmp_path):
     cli.open_workdir(config.workdir, dataclasses.replace(config, workdir="elsewhere"))
     with pytest.raises(ValueError, match=r"another config: part.rate was 0.1, is 0.2; size was 8, is 9"):
         cli.open_workdir(config.workdir, dataclasses.replace(config, size=9, part=Part(0.2)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Begun(Config):
+    """A job whose fields say what they matter for."""
+
+    threads: int = free(1)
+    """Never."""
+    log: Part = free(Part())
+    """Nothing in it."""
+    weights: str = initial("none")
+    """At the start."""
+    accept_changes: bool = False
+    """Go on."""
+
+
+def begin(folder, **changes):
+    """A begun run with these fields, and what another config is told."""
+    cli.open_workdir(folder, Begun(**changes))
+    (folder / "checkpoints").mkdir()
+
+
+def test_a_begun_run_goes_on_with_fields_that_change_no_number_and_its_config_shows_them(tmp_path):
+    begin(tmp_path)
+    cli.open_workdir(tmp_path, Begun(threads=4, log=Part(0.5), workdir=str(tmp_path)))
+    assert cli.read_config(tmp_path) | {"threads": 4, "log": {"rate": 0.5}} == cli.read_config(tmp_path)
+
+
+def test_a_begun_run_goes_on_with_other_fields_by_the_flag_that_the_refusal_names(tmp_path):
+    begin(tmp_path)
+    changed = Begun(size=9, threads=4)
+    before = cli.read_config(tmp_path)
+    with pytest.raises(ValueError, match=r"another config: size was 8, is 9; .* --accept_changes") as refused:
+        cli.open_workdir(tmp_path, changed)
+    assert "threads" not in str(refused.value) and cli.read_config(tmp_path) == before
+    cli.open_workdir(tmp_path, dataclasses.replace(changed, accept_changes=True))
+    assert cli.read_config(tmp_path)["size"] == 9
+    cli.open_workdir(tmp_path, changed)  # it is of this config now
+    cli.open_workdir(tmp_path, Begun(size=10), same=["size"])  # what means the same needs no flag
+
+
+def test_what_a_begun_run_cannot_take_is_refused_with_the_way_to_begin_anew(tmp_path):
+    begin(tmp_path)
+    for changed, fits in (
+        (Begun(weights="mine", accept_changes=True), True),
+        (Begun(accept_changes=True, size=9), False),
+    ):
+        with pytest.raises(ValueError, match=rf"another --workdir, with --init_from {tmp_path} to start") as refused:
+            cli.open_workdir(tmp_path, changed, fits=lambda fits=fits: fits)
+        assert "accept_changes" not in str(refused.value)
+    assert cli.read_config(tmp_path) == cli.as_dict(Begun())
 
 
 def test_a_run_that_took_no_step_may_be_given_another_config(tmp_path):

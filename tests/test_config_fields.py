@@ -8,8 +8,9 @@ from typing import Annotated, Literal
 import flax.linen as nn
 import pytest
 
+from vidjax import cli
 from vidjax.data.config import AugmentConfig, ClipConfig
-from vidjax.fields import check_values, choices
+from vidjax.fields import check_values, choices, matters
 from vidjax.training.loop import LoopConfig
 from vidjax.training.optimizer import OptimizerConfig
 
@@ -50,6 +51,23 @@ def test_words_are_found_in_every_part_of_a_type():
     ):
         with pytest.raises(ValueError, match=sentence):
             check_values(wrong, "x.")
+
+
+LOOP = {f"loop.{field.name}" for field in dataclasses.fields(LoopConfig)}
+NEVER = LOOP | {"data.workers", "data.max_bad_share", "remat", "scan", "fsdp", "sequence", "dry_run", "distributed"}
+SCRIPTS_THAT_TRAIN = {
+    "mae_pretrain": (NEVER, {"init_from"}),
+    "finetune": (NEVER, {"init_from", "keep_head"}),
+    "contrastive_pretrain": (NEVER | {"chunk"}, {"init_from", "init_video_from", "init_text_from"}),
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS_THAT_TRAIN)
+def test_what_may_change_in_a_begun_run(script):
+    config = __import__(script).Config()
+    when = {name: matters(config, name) for name in cli._flags(config)}
+    found = [{name for name in when if when[name] == kind} for kind in ("never", "at the start")]
+    assert found == list(SCRIPTS_THAT_TRAIN[script])
 
 
 NAMES = [vars(__import__(path.stem)).values() for path in SCRIPTS.glob("*.py")]

@@ -14,10 +14,12 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from vidjax.fields import describe_changes, differing_fields, matters
+
 Config = TypeVar("Config")
 
 OURS = (
-    "config.json", "vidjax.json", "metrics.jsonl", "checkpoints", "best", "tensorboard", "curves.png",
+    "config.json", "vidjax.json", "sources.json", "metrics.jsonl", "checkpoints", "best", "tensorboard", "curves.png",
     "reconstructions", "similarity", "tokenizer",
     "bad_files*.jsonl", "bad_validation_files*.jsonl", "skipped_step_*.npz",
 )  # fmt: skip
@@ -187,8 +189,17 @@ def as_dict(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def open_workdir(workdir: str | Path, config: Any) -> Path:
+def open_workdir(
+    workdir: str | Path, config: Any, *, same: Collection[str] = (), fits: Callable[[], bool] = lambda: True
+) -> Path:
     """The run's directory, made if need be, with the effective config in `config.json`.
+
+    A begun run goes on with another config where only fields differ that change no number (`fields.free`), or where
+    `config.accept_changes` says so.
+
+    Args:
+      same: names of further fields whose new value means what the old one meant, as the path of data that was moved.
+      fits: whether the run's checkpoints fit this config; asked where other fields differ.
 
     Raises:
       ValueError: it belongs to a run of another config (the fields that differ are named), or to no run of ours.
@@ -202,11 +213,17 @@ def open_workdir(workdir: str | Path, config: Any) -> Path:
         raise ValueError(f"{path} holds {others[0]}, which is not of a run of vidjax: choose another --workdir")
     if began:
         differing = differing_fields(read_config(path), as_dict(config), as_dict(type(config)()))
-        if differing:
-            lines = "; ".join(f"{name} was {old!r}, is {new!r}" for name, (old, new) in differing.items())
-            advice = "choose another --workdir or mend the flags"
-            raise ValueError(f"{path} holds a run of another config: {lines}; {advice}")
-        return path
+        differing = {name: both for name, both in differing.items() if name not in same}
+        when = {name: matters(config, name) for name in differing}
+        counting = {name: both for name, both in differing.items() if when[name] != "never"}
+        if counting:
+            said = (
+                f"{path} holds a run of another config: {describe_changes(counting)}; give what it was begun with, or"
+            )
+            if "at the start" in when.values() or not fits():
+                raise ValueError(f"{said} another --workdir, with --init_from {path} to start from its weights")
+            if not getattr(config, "accept_changes", False):
+                raise ValueError(f"{said} --accept_changes to go on with this from its last checkpoint")
     unfinished = path / f".config_{os.getpid()}.json"  # a run that took no step may begin anew
     unfinished.write_text(json.dumps(as_dict(config), indent=2) + "\n")
     os.replace(unfinished, saved)
@@ -227,16 +244,3 @@ def read_config(workdir: str | Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path} cannot be read ({error}): restore it from a copy") from error
     return config if isinstance(config, dict) else {}
-
-
-def differing_fields(old: dict, new: dict, default: dict, prefix: str = "") -> dict[str, tuple[Any, Any]]:
-    """Fields that differ, by dotted name. `workdir` does not count; a field new since then had its default."""
-    found = {}
-    for name in old.keys() | new.keys():
-        before, after, usual = (config.get(name) for config in (old, new, default))
-        before = before if name in old else usual
-        if isinstance(before, dict) and isinstance(after, dict):
-            found |= differing_fields(before, after, usual if isinstance(usual, dict) else {}, f"{prefix}{name}.")
-        elif before != after and prefix + name != "workdir":
-            found[prefix + name] = (before, after)
-    return dict(sorted(found.items()))

@@ -6,11 +6,15 @@ checkpoint.
 """
 
 import hashlib
+import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, fields, replace
+from functools import partial
+from itertools import takewhile
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import flax.linen as nn
 import jax
@@ -18,13 +22,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from vidjax import convert
-from vidjax.cli import read_config
+from vidjax import cli, convert
 from vidjax.convert.checkpoint import NAME, read_model
 from vidjax.convert.rules import Inflation, Report
 from vidjax.data.config import ClipConfig, GivenClipConfig
+from vidjax.fields import matters
 from vidjax.models import create_model, towers
 from vidjax.training.sharding import join_processes, make_mesh
+
+if TYPE_CHECKING:  # TensorFlow takes seconds, which models need not
+    from vidjax.data.sources import Source
 
 Which = Literal["best", "last"]
 
@@ -186,6 +193,48 @@ def require_source(flag: str, source: str | None) -> None:
         raise ValueError(f"{flag}: there are no weights at {source}, give a run, a file or an id of Hugging Face's")
 
 
+def open_workdir(config: Any, state: Any, **sources: "Source") -> Path:
+    """The work directory of a training script, see `cli.open_workdir`: what is in it fits the state and the data.
+
+    `sources.json` knows the data by its examples, so that a run goes on where they were moved.
+
+    Args:
+      state: its shapes.
+      sources: by the name of their field in `config.data`.
+    """
+    from vidjax.training.checkpoint import fits, has_checkpoint  # Orbax is no dependency of a model
+
+    path, goes_on = Path(config.workdir) / "sources.json", has_checkpoint(Path(config.workdir))
+    known = json.loads(path.read_text()) if path.exists() else {}
+    found = {f"data.{name}": describe_examples(source) for name, source in sources.items()}
+    same = [name for name in found if found[name] == known.get(name)]
+    workdir = cli.open_workdir(config.workdir, config, same=same, fits=partial(fits, Path(config.workdir), state))
+    if jax.process_index() == 0:
+        for name in (found.keys() & known.keys() - set(same)) if goes_on else ():
+            print(
+                f"note: {name} has other examples than before ({known[name]['examples']:,} then, "
+                f"{found[name]['examples']:,} now): from here on other clips come"
+            )
+        unfinished = path.with_suffix(".json.tmp")  # other processes may be reading
+        unfinished.write_text(json.dumps(found, indent=2) + "\n")
+        os.replace(unfinished, path)
+    return workdir
+
+
+def describe_examples(source: "Source") -> dict[str, Any]:
+    """How many examples a source has, and a hash of their names below the folder that they share.
+
+    And of their labels and captions, where these can be had without reading all of the data.
+    """
+    folders = (name.split("/")[:-1] for name in (min(source.ids), max(source.ids)))
+    shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(*folders, strict=False)))
+    described = hashlib.sha256(repr(source.class_names).encode())
+    for index, name in enumerate(source.ids):
+        told = (source.label(index), source.captions(index)) if source.listed else ()
+        described.update(repr((name.split("/", shared)[-1], *told)).encode())
+    return {"examples": len(source), "sha256": described.hexdigest()}
+
+
 def read_views(views: str) -> tuple[int, int]:
     """Clips over time and crops over space of a script's `--views`: `4x3` as (4, 3).
 
@@ -225,9 +274,9 @@ def cut_clips(source: str | Path, model: nn.Module, data: GivenClipConfig, windo
 def usual_clips(source: str | Path, model: nn.Module) -> dict[str, Any]:
     """Fields of a `ClipConfig`: how clips were cut when a run was trained, or as a model's card and fields have it."""
     if is_run(source):
-        saved: Mapping[str, Any] = read_config(source)["data"]
-        names = {field.name for field in fields(ClipConfig)} - {"workers", "max_bad_share"}
-        return {name: value for name, value in saved.items() if name in names}
+        saved: Mapping[str, Any] = cli.read_config(source)["data"]
+        counting = {field.name for field in fields(ClipConfig) if matters(ClipConfig(), field.name) == "always"}
+        return {name: value for name, value in saved.items() if name in counting}
     return {
         "frames": model.num_frames,
         "size": model.image_size,

@@ -1,3 +1,6 @@
+"""Our norms are Flax's, with their derivatives; what is not valid changes nothing."""
+
+import contextlib
 from functools import partial
 
 import flax.linen as nn
@@ -6,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vidjax.layers.normalization import BatchNorm, LayerNorm
+from vidjax.layers.normalization import BatchNorm, LayerNorm, valid_clips
 
 DRAW = np.random.default_rng(0)
 X = jnp.asarray(3 + 2 * DRAW.standard_normal((4, 5, 16)), jnp.float32)
@@ -66,3 +69,65 @@ def test_batch_norm_is_flaxs_with_its_gradients_and_running_statistics():
     flaxs = nn.BatchNorm(use_running_average=False, momentum=0.9)
     ours, flaxs = (jax.jit(partial(derivatives, module))() for module in (BatchNorm(False), flaxs))
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), ours, flaxs)
+
+
+VALID = jnp.array([True, False, True, True])
+STATISTICS = {"batch_stats": {"mean": jnp.linspace(-1, 1, 16), "var": jnp.linspace(0.5, 2, 16)}}
+assert_close = partial(jax.tree.map, partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4))
+
+
+def normed(module, x, valid=None):
+    """Output, running statistics, and the gradients of all three inputs of a training step."""
+
+    def total(params, x):
+        with contextlib.nullcontext() if valid is None else valid_clips(valid):
+            y, state = module.apply({"params": params} | STATISTICS, x, mutable=["batch_stats"])
+        return jnp.sin(y).sum(), (y, state)
+
+    (_, (y, state)), (params, dx) = jax.value_and_grad(total, (0, 1), has_aux=True)(PARAMS, x)
+    return y, dx, state, params
+
+
+def test_batch_norm_of_valid_clips_is_flaxs_of_these_alone():
+    y, dx, *rest = jax.jit(partial(normed, BatchNorm(False)))(X, VALID)
+    flaxs = nn.BatchNorm(use_running_average=False, momentum=0.9)
+    assert_close([y[VALID], dx[VALID], *rest], list(normed(flaxs, X[VALID])))
+    assert not y[~VALID].any() and not dx[~VALID].any()
+
+
+def test_batch_norm_without_a_valid_clip_changes_nothing():
+    y, dx, state, params = normed(BatchNorm(False), X, jnp.zeros(4, bool))
+    jax.tree.map(np.testing.assert_array_equal, state, STATISTICS)
+    assert not any(leaf.any() for leaf in jax.tree.leaves((y, dx, params)))
+
+
+class Stack(nn.Module):
+    """Two layers with batch norm, in a loop that computes them again in the backward pass."""
+
+    @nn.compact
+    def __call__(self, x):
+        layer = nn.remat(lambda stack, x: (BatchNorm(False, name="norm")(nn.Dense(16, name="linear")(x)), None))
+        axes = {"variable_axes": {"params": 0, "batch_stats": 0}, "split_rngs": {"params": True}, "length": 2}
+        return nn.scan(layer, **axes)(self, x)[0]
+
+
+def test_valid_clips_reach_the_batch_norms_in_lifted_modules():
+    variables = Stack().init(jax.random.key(0), X)
+
+    def gradients(x, valid=None):
+        def total(params, x):
+            with contextlib.nullcontext() if valid is None else valid_clips(valid):
+                y, state = Stack().apply(variables | {"params": params}, x, mutable=["batch_stats"])
+            return (jnp.sin(y) * (1 if valid is None else valid[:, None, None])).sum(), state
+
+        return jax.value_and_grad(total, has_aux=True)(variables["params"], x)
+
+    assert_close(jax.jit(gradients)(X, VALID), gradients(X[VALID]))
+
+
+def test_under_pmap_each_device_norms_by_its_own_valid_clips():
+    found = jax.pmap(partial(normed, BatchNorm(False)))(X.reshape(2, 2, 5, 16), VALID.reshape(2, 2))
+    for device, alone in enumerate((X[:1], X[2:])):
+        y, dx, *rest = jax.tree.map(lambda leaf, device=device: leaf[device], found)
+        kept = VALID.reshape(2, 2)[device]
+        assert_close([y[kept], dx[kept], *rest], list(normed(BatchNorm(False), alone)))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vidjax.training.checkpoint import Checkpoints, load_variables
+from vidjax.training.checkpoint import Checkpoints, fits, load_variables
 from vidjax.training.optimizer import OptimizerConfig, make_optimizer
 from vidjax.training.state import create_state
 
@@ -127,3 +127,17 @@ def test_the_value_of_the_newest_is_remembered(tmp_path):
     checkpoints = Checkpoints(tmp_path / "best", keep=1)
     assert checkpoints.newest_value() == 0.5
     checkpoints.close()
+
+
+def test_a_checkpoint_fits_states_of_its_form_alone(tmp_path):
+    def state(width=64, ema=False, **optim):
+        config = OptimizerConfig(**optim)
+        tx = make_optimizer(config, config.schedule(256, 100, 10))
+        variables = {"params": {"layer": {"kernel": jnp.zeros((width, width)), "bias": jnp.zeros(3)}}}
+        return jax.eval_shape(lambda: create_state(variables, tx, jax.random.key(0), ema))
+
+    assert fits(tmp_path, state())  # there is none yet
+    save(tmp_path, 3)
+    assert fits(tmp_path, state()) and fits(tmp_path, state(learning_rate=1.0, clip_norm=1.0, warmup_epochs=1.0))
+    for other in (state(65), state(ema=True), state(kind="sgd"), state(layer_decay=0.5)):
+        assert not fits(tmp_path, other)

@@ -30,6 +30,16 @@ def test_resuming_drops_the_lines_that_will_be_written_again(tmp_path):
     assert [entry["step"] for entry in read_metrics(tmp_path)] == [10, 20]
 
 
+def test_what_changed_in_the_config_is_one_line_however_often_the_run_goes_on_from_there(tmp_path):
+    writer = MetricWriter(tmp_path)
+    writer.write(10, VALUES)
+    writer.close()
+    for rate in (2.0, 3.0):
+        MetricWriter(tmp_path, 10, {"optim.rate": (1.0, rate)}).close()
+    MetricWriter(tmp_path, 20).close()
+    assert read_metrics(tmp_path) == [{"step": 10} | VALUES, {"step": 10, "config": {"optim.rate": [1.0, 3.0]}}]
+
+
 def test_meter_counts_what_was_waited_and_not_what_was_paused(monkeypatch):
     now = [0.0]
     monkeypatch.setattr("vidjax.training.metrics.time.monotonic", lambda: now[0])

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from vidjax.fields import check_values
+from vidjax.fields import check_values, free
 
 
 def core_count() -> int:
@@ -63,9 +63,9 @@ class ClipConfig:
     """Frames next to each other (dense), one of each equal part (segments), or evenly over the whole."""
     short_side: int | None = None
     """Decode to this many pixels on the shorter side, never enlarging (default: 8/7 of size)."""
-    workers: int = 0
+    workers: int = free(0)
     """Clips decoded at the same time, 0 = one a core."""
-    max_bad_share: float = 0.2
+    max_bad_share: float = free(0.2)
     """Stop when more than this share of the source's examples cannot be read."""
 
     def __post_init__(self) -> None:

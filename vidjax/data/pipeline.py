@@ -58,8 +58,10 @@ class BadFiles:
         """By the example's id."""
         self._source, self._max_share, self._path = source, max_share, path and Path(path)
         if self._path and self._path.exists():
-            for line in self._path.read_text().splitlines():
-                self._remember(**json.loads(line))
+            ids = set(source.ids)  # data that were moved have other names
+            for entry in map(json.loads, self._path.read_text().splitlines()):
+                if entry["path"] in ids:
+                    self._remember(**entry)
 
     def add(self, path: str, error: str) -> None:
         """Lists an example's id with its error, unless it is listed.

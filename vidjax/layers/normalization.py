@@ -3,45 +3,88 @@
 Batch norm's gradient is for reverse mode alone; layer norm's is for all modes.
 """
 
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _standardize(x: Array, scale: Array, bias: Array, epsilon: float) -> tuple[Array, Array, Array]:
-    """`x` of mean `bias` and deviation `scale` in each channel; and the mean and biased variance that it had."""
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    axes = tuple(range(x.ndim - 1))
-    mean = jnp.mean(x, axes, dtype=wide)
-    variance = jnp.maximum(jnp.mean(jnp.square(x.astype(wide)), axes) - jnp.square(mean), 0)
+def valid_clips(valid: Bool[Array, "b"]) -> AbstractContextManager[None]:
+    """Batch norms that are called inside take these clips of the batch alone into account; see `BatchNorm`.
+
+    Which clips could be read does not concern a model, and no model has to hand it on:
+
+        with valid_clips(batch["valid"]):  # in what is compiled, not around it
+            logits, changed = model.apply(variables, video, train=True, mutable=["batch_stats"])
+
+    Args:
+      valid: false for clips that do not count.
+    """
+
+    def hand_on(call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
+        if isinstance(context.module, BatchNorm) and context.method_name == "__call__":
+            kwargs = {"valid": valid} | kwargs
+        return call(*args, **kwargs)
+
+    return nn.intercept_methods(hand_on)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _standardize(x: Array, scale: Array, bias: Array, valid: Array, epsilon: float) -> tuple[Array, Array, Array]:
+    """`x` of mean `bias` and deviation `scale` in each channel; and the mean and biased variance that it had.
+
+    Rows that are not valid are zeros in the result, and in its gradient.
+    """
+    wide, count = jnp.promote_types(x.dtype, jnp.float32), _count(x, valid)
+    mean = _sum(x.astype(wide), valid) / count
+    variance = jnp.maximum(_sum(jnp.square(x.astype(wide)), valid) / count - jnp.square(mean), 0)
     factor = scale * lax.rsqrt(variance + epsilon)
-    return (x * factor + (bias - mean * factor)).astype(x.dtype), mean, variance
+    y = x * _of_valid(factor, x, valid) + _of_valid(bias - mean * factor, x, valid)
+    return y.astype(x.dtype), mean, variance
 
 
-def _standardize_forward(x: Array, scale: Array, bias: Array, epsilon: float) -> tuple:
-    y, mean, variance = _standardize(x, scale, bias, epsilon)
-    return (y, mean, variance), (x, scale, mean, lax.rsqrt(variance + epsilon))
+def _standardize_forward(x: Array, scale: Array, bias: Array, valid: Array, epsilon: float) -> tuple:
+    y, mean, variance = _standardize(x, scale, bias, valid, epsilon)
+    return (y, mean, variance), (x, scale, valid, mean, lax.rsqrt(variance + epsilon))
 
 
-def _standardize_gradients(epsilon: float, saved: tuple, gradients: tuple) -> tuple[Array, Array, Array]:
+def _standardize_gradients(epsilon: float, saved: tuple, gradients: tuple) -> tuple[Array, Array, Array, None]:
     """Linear in `dy` and `x`, so that one pass over both is enough; the statistics get no gradient of their own."""
-    (x, scale, mean, inverse), dy = saved, gradients[0]
-    axes, count = tuple(range(x.ndim - 1)), x.size // x.shape[-1]
-    dbias = jnp.sum(dy, axes, dtype=mean.dtype)
-    dscale = jnp.sum(dy.astype(mean.dtype) * (x - mean), axes) * inverse
+    (x, scale, valid, mean, inverse), dy = saved, gradients[0]
+    count = _count(x, valid)
+    dbias = _sum(dy.astype(mean.dtype), valid)
+    dscale = _sum(dy.astype(mean.dtype) * (x - mean), valid) * inverse
     by_dy = scale * inverse
     by_x = -by_dy * inverse * dscale / count
-    dx = dy * by_dy + x * by_x - (by_dy * dbias / count + mean * by_x)
-    return dx.astype(x.dtype), dscale, dbias
+    constant = by_dy * dbias / count + mean * by_x
+    dx = dy * _of_valid(by_dy, x, valid) + x * _of_valid(by_x, x, valid) - _of_valid(constant, x, valid)
+    return dx.astype(x.dtype), dscale, dbias, None
 
 
 _standardize.defvjp(_standardize_forward, _standardize_gradients)
+
+
+def _count(x: Array, valid: Array) -> Array:
+    """Values of a channel in the valid rows; not 0 where there are none."""
+    return jnp.maximum(valid.sum(), 1) * math.prod(x.shape[1:-1])
+
+
+def _sum(x: Array, valid: Array) -> Array:
+    """Of each channel over the valid rows: first within each row, so that choosing costs nothing."""
+    return jnp.where(valid[:, None], x.sum(axis=tuple(range(1, x.ndim - 1))), 0).sum(axis=0)
+
+
+def _of_valid(values: Array, x: Array, valid: Array) -> Array:
+    """A value a channel in the valid rows of `x`, 0 in the others."""
+    return jnp.where(valid[:, None], values, 0).reshape(len(x), *(1,) * (x.ndim - 2), -1)
 
 
 class BatchNorm(nn.Module):
@@ -50,6 +93,10 @@ class BatchNorm(nn.Module):
     Flax's own keeps `x - mean` for the backward pass and goes over the data twice as often: on a CPU, a third of a
     training step of R(2+1)D. Statistics are float32. PyTorch's momentum of 0.1 is 0.9 here; its running variance is
     unbiased, this one is not. Under `jit` the batch is the global one; under `pmap` each device's own.
+
+    Rows of the batch that are not valid change nothing: they are in no statistic, come out as zeros and get and give no
+    gradient, so that the other rows are normed as if they were the whole batch. Without a valid row the running
+    statistics stay as they are. Norming by the running statistics is the same for all rows.
 
     Attributes:
       use_running_average: norm by the running statistics, as in evaluation; may be given to the call instead.
@@ -64,8 +111,13 @@ class BatchNorm(nn.Module):
     dtype: DTypeLike | None = None
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*b c"], use_running_average: bool | None = None) -> Float[Array, "*b c"]:
-        """Same shape as `x`."""
+    def __call__(
+        self,
+        x: Float[Array, "b *n c"],
+        use_running_average: bool | None = None,
+        valid: Bool[Array, "b"] | None = None,
+    ) -> Float[Array, "b *n c"]:
+        """Same shape as `x`; `valid` is false for rows that do not count (see `valid_clips`)."""
         evaluating = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
         shape = (x.shape[-1],)
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
@@ -76,10 +128,12 @@ class BatchNorm(nn.Module):
         if evaluating:
             factor = scale * lax.rsqrt(variance.value + self.epsilon)
             return (x * factor + (bias - mean.value * factor)).astype(x.dtype)
-        y, batch_mean, batch_variance = _standardize(x, scale, bias, self.epsilon)
+        valid = jnp.ones(len(x), bool) if valid is None else valid
+        y, batch_mean, batch_variance = _standardize(x, scale, bias, valid, self.epsilon)
         if not self.is_initializing():
             for running, now in ((mean, batch_mean), (variance, batch_variance)):
-                running.value = self.momentum * running.value + (1 - self.momentum) * lax.stop_gradient(now)
+                moved = self.momentum * running.value + (1 - self.momentum) * lax.stop_gradient(now)
+                running.value = jnp.where(valid.any(), moved, running.value)
         return y
 
 

@@ -1,5 +1,6 @@
 """Checkpoints of a run, by Orbax: state, config and data position together, written in the background."""
 
+import contextlib
 import logging
 import math
 import shutil
@@ -63,6 +64,11 @@ class Checkpoints:
             self._set_aside([step])
             return -math.inf
         return -math.inf if restored.data["value"] is None else float(restored.data["value"])
+
+    def newest_config(self) -> dict[str, Any]:
+        """What the newest checkpoint was saved with; it must be whole, as it is after `restore`."""
+        items = ocp.args.Composite(config=ocp.args.JsonRestore())
+        return self._manager.restore(self._manager.latest_step(), args=items).config
 
     def restore(self, like: TrainState) -> tuple[TrainState, int] | None:
         """The newest whole checkpoint, and the number of the next batch; None when there is none yet.
@@ -130,6 +136,29 @@ def has_checkpoint(directory: Path, which: Literal["last", "best"] = "last") -> 
     """Whether the run in this work directory has saved a checkpoint to go on from, or a best one."""
     saved_in = Path(directory) / FOLDERS[which]
     return saved_in.is_dir() and bool(ocp.utils.checkpoint_steps(saved_in))
+
+
+def fits(directory: Path, like: TrainState) -> bool:
+    """Whether the newest checkpoint of a work directory holds a state of this form.
+
+    True where there is none, or a damaged one, which `Checkpoints.restore` sees to.
+
+    Args:
+      like: a state, or the shapes of one.
+    """
+    if not has_checkpoint(directory):
+        return True
+    saved_in = Path(directory) / FOLDERS["last"]
+    path = (saved_in / str(max(ocp.utils.checkpoint_steps(saved_in))) / "state").absolute()
+    with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
+        try:
+            saved = handler.metadata(path).tree
+        except Exception:  # whatever Orbax makes of a damaged file
+            return True
+    # Random keys are saved as the integers in them.
+    forms = [ocp.tree.to_flat_dict(tree | {"key": None}, sep="/") for tree in (saved, vars(like))]
+    shapes = [{name: getattr(leaf, "shape", None) for name, leaf in flat.items()} for flat in forms]
+    return shapes[0] == shapes[1]
 
 
 def load_variables(directory: Path, which: Literal["last", "best"] = "last") -> tuple[dict[str, np.ndarray], int]:

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from vidjax.fields import describe_changes, differing_fields
 from vidjax.training.checkpoint import FOLDERS, Checkpoints
 from vidjax.training.metrics import Meter, MetricWriter, Progress
 from vidjax.training.sharding import put_batch
@@ -162,7 +163,8 @@ def fit(
       step_fn: jitted, `(state, batch) -> (state, metrics)`, as of `training.step`; the state is donated.
       state: where there is no checkpoint yet; it is given away either way.
       batches_from: an endless iterator of host batches, starting at the numbered one.
-      config: saved with every checkpoint.
+      config: saved with every checkpoint; what differs from that of the one gone on from is said, here and in
+        metrics.jsonl.
       schedule: learning rate of a step, for the log.
       evaluate: called with the state and its step; what it returns is logged with the prefix `evaluation/`.
       best: a number of `evaluate`'s; the state where it is highest stays in `workdir/best`.
@@ -184,15 +186,18 @@ def fit(
     if restored is not None:
         jax.tree.map(lambda leaf: leaf.delete(), state)  # the caller still names it: both would stay on the device
     state, first = (state, 0) if restored is None else restored
+    changes = {} if restored is None else differing_fields(checkpoints.newest_config(), config, config)
     if restored is not None and chief:
         print(
             f"resumed from step {first} of {steps}" if first < steps else f"already finished: all {steps} steps taken"
         )
+        if changes and first < steps:
+            print(f"note: from here on {describe_changes(changes)}")
     if first >= steps:
         _close(checkpoints, best_checkpoint)
         return FitResult(state, True, 0, 0.0, 0.0)
 
-    writer = MetricWriter(workdir, first) if chief else None
+    writer = MetricWriter(workdir, first, changes) if chief else None
     progress = Progress(first, steps) if chief else None
     meter = Meter()
     feeder = Feeder(batches_from(first), mesh)
@@ -233,7 +238,8 @@ def fit(
         if skipped_in_a_row >= loop.max_skipped_in_a_row:
             raise ValueError(
                 f"{skipped_in_a_row} steps in a row had a gradient that is not finite, up to step {step}: stopped; "
-                f"look at skipped_step_*.npz in {workdir}, lower the learning rate or clip the gradient"
+                f"look at skipped_step_*.npz in {workdir}, and go on from the last checkpoint with --accept_changes "
+                "and a lower --optim.learning_rate or --optim.clip_norm 1"
             )
 
     n, stopped, pending = first, False, None

@@ -6,9 +6,10 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
@@ -18,26 +19,33 @@ class MetricWriter:
     """Appends to `metrics.jsonl` and to TensorBoard's events in a work directory.
 
     Lines of steps from `first_step` on, which a killed run left and a resumed one will write again, are dropped first.
+    What has changed in the config since the checkpoint of that step is a line of its own, `{"step": ..., "config":
+    {"optim.learning_rate": [OLD, NEW]}}`.
     """
 
-    def __init__(self, workdir: Path, first_step: int = 0):
+    def __init__(self, workdir: Path, first_step: int = 0, changes: Mapping[str, tuple[Any, Any]] | None = None):
         self._path = Path(workdir) / "metrics.jsonl"
         if self._path.exists():
-            kept = [entry for entry in read_metrics(workdir) if entry["step"] <= first_step]
+            kept = [e for e in read_metrics(workdir) if e["step"] < first_step + ("config" not in e)]
             unfinished = self._path.with_suffix(".jsonl.tmp")
             unfinished.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
             os.replace(unfinished, self._path)
         self._file = self._path.open("a")
+        if changes:
+            self._write({"step": first_step, "config": changes})
         self._events = SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=first_step + 1, flush_secs=30)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """One line, `{"step": ..., ...}`, flushed; a value that is not finite is written as null."""
         entry = {"step": step} | {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._file.write(json.dumps(entry) + "\n")
-        self._file.flush()
+        self._write(entry)
         for name, value in entry.items():
             if name != "step" and value is not None:
                 self._events.add_scalar(name, value, step)
+
+    def _write(self, entry: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(entry) + "\n")
+        self._file.flush()
 
     def close(self) -> None:
         """Flushes and closes both."""
@@ -45,7 +53,7 @@ class MetricWriter:
         self._events.close()
 
 
-def read_metrics(workdir: Path) -> list[dict[str, float]]:
+def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     """The lines of `metrics.jsonl`; a last line that a killed run wrote in part is left out."""
     entries = []
     for line in (Path(workdir) / "metrics.jsonl").read_text().splitlines():

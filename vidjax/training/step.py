@@ -13,7 +13,8 @@ from vidjax.training.state import TrainState
 
 Batch = dict[str, Array]
 Metrics = dict[str, Float[Array, ""]]
-# (params, model_state, batch, key) -> (loss, (model_state, metrics)); the loss is a mean over the batch's valid clips.
+# (params, model_state, batch, key) -> (loss, (model_state, metrics)); the loss is a mean over the batch's valid clips,
+# and the statistics of batch norms are of these alone (`layers.normalization.valid_clips`).
 LossFn = Callable[[PyTree, PyTree, Batch, Key[Array, ""]], tuple[Float[Array, ""], tuple[PyTree, Metrics]]]
 
 

@@ -1,0 +1,152 @@
+"""A clip that is not valid changes nothing: loss, gradient, running statistics and metrics are those of the others.
+
+In all three training scripts, for all families. Dropout and drop path draw numbers for the places in a batch, mixup
+mixes places: what is compared with a batch of other places goes without them; with them the pixels are compared.
+"""
+
+import sys
+from pathlib import Path
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+from small_runs import changed
+
+import vidjax
+from vidjax.data.config import CaptionedDataConfig
+from vidjax.data.text import open_tokenizer
+from vidjax.models import FAMILIES, example_inputs
+from vidjax.training.sharding import make_mesh, put_batch
+
+EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
+sys.path.insert(0, str(EXPERIMENTS))
+
+import contrastive_pretrain  # noqa: E402
+import finetune  # noqa: E402
+import mae_pretrain  # noqa: E402
+
+CLASSIFIERS = [
+    min(name for name in family.VARIANTS if "_tiny" in name)
+    for family in FAMILIES
+    if not family.__name__.endswith("clip")  # pairs of towers have no classes
+]
+PLAIN = finetune.Config(mixup=0.0, cutmix=0.0, train_accuracy=True)
+
+
+class Loss:
+    """A script's loss of a model with drawn variables, and its gradient unless that takes too long to compile."""
+
+    def __init__(self, model, loss, gradient=True):
+        self.clip = example_inputs(model)[0].shape[1:]
+        shapes = jax.eval_shape(model.init, jax.random.key(0), *example_inputs(model))
+        draw = np.random.default_rng(1)
+        variables = jax.tree.map_with_path(lambda path, leaf: draw_leaf(draw, path[-1].key, leaf.shape), shapes)
+        self.params, self.state = variables.pop("params"), variables
+        self.program = jax.jit(jax.value_and_grad(loss, has_aux=True) if gradient else lambda *args: (loss(*args), ()))
+
+    def __call__(self, batch):
+        """The loss with state and metrics, and the gradient."""
+        return self.program(self.params, self.state, batch, jax.random.key(0))
+
+    def assert_nothing_of(self, batch):
+        """A batch without a valid clip has no loss and no gradient, and leaves the running statistics."""
+        (loss, (state, _)), gradient = self(batch | {"valid": np.zeros_like(batch["valid"])})
+        assert loss == 0 and not any(leaf.any() for leaf in jax.tree.leaves(gradient))
+        chex.assert_trees_all_equal(state, self.state)
+
+
+def draw_leaf(draw, name, shape):
+    """Nothing degenerate: heads and branches that start as zeros would make everything equal."""
+    if name in ("scale", "var"):
+        return jnp.asarray(draw.uniform(0.9, 1.1, shape), jnp.float32)
+    fan_in = np.prod(shape[:-1]) if name == "kernel" else 2500.0
+    return jnp.asarray(draw.standard_normal(shape) * fan_in**-0.5, jnp.float32)
+
+
+def make_batch(clip, valid, unreadable=0):
+    """A batch whose valid clips are always the same, and whose others are of pixels drawn by `unreadable`."""
+    valid = np.array(valid, bool)
+    good, bad = (
+        np.random.default_rng(seed).integers(0, 256, (len(valid), *clip), np.uint8) for seed in (9, unreadable)
+    )
+    video = np.where(valid[:, None, None, None, None], good, bad)
+    return {"video": video, "label": np.where(valid, np.arange(len(valid)) % 4, -1), "valid": valid}
+
+
+def chosen(batch, rows):
+    return {name: array[rows] for name, array in batch.items()}
+
+
+def assert_same(found, expected, within=1e-3):
+    """The gradient as a whole: some of its leaves are zero but for rounding, which batch norm magnifies."""
+    chex.assert_trees_all_close(found[0], expected[0], rtol=within, atol=within)
+    one, other = (ravel_pytree(jax.device_get(gradient))[0] for _, gradient in (found, expected))
+    assert np.linalg.norm(one - other) <= within * np.linalg.norm(other)
+
+
+def classify(name, config=PLAIN, **fields):
+    model = vidjax.create_model(name, num_classes=4)
+    model = model.clone(**{field: value for field, value in fields.items() if field in model.__dataclass_fields__})
+    # The gradient of an Inception takes a minute to compile; its batch norms are those of the others.
+    return Loss(model, finetune.make_loss(config, model, None), gradient=name != "i3d_tiny")
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_fine_tuning_any_family_is_of_the_valid_clips(name):
+    loss = classify(name, dropout=0.0, drop_path=0.0)
+    batch = make_batch(loss.clip, [True, False, True, False, False, True])
+    found = loss(batch)
+    # The same program on three clips, each of them twice: all means are those of the three.
+    assert_same(found, loss(chosen(batch, [0, 0, 2, 2, 5, 5])))
+    chex.assert_trees_all_equal(loss(make_batch(loss.clip, batch["valid"], unreadable=1)), found)
+    loss.assert_nothing_of(batch)
+
+
+def test_other_pixels_of_an_unreadable_clip_change_nothing_with_all_that_is_random_and_computed_again():
+    config = changed(PLAIN, train_accuracy=False, mixup=0.8, cutmix=1.0)
+    loss = classify("uniformer_tiny", config, dropout=0.5, drop_path=0.2, remat="blocks")
+    valid = [False, True, True, True, False, True]
+    found = loss(make_batch(loss.clip, valid))
+    chex.assert_trees_all_equal(loss(make_batch(loss.clip, valid, unreadable=1)), found)
+
+
+def test_on_several_devices_too_of_which_some_hold_no_valid_clip():
+    loss = classify("fr2d_tiny")
+    batch = make_batch(loss.clip, [False] * 4 + [True, True, False, True])
+    alone = loss(chosen(batch, batch["valid"]))
+    for devices in (2, 8):
+        assert_same(loss(put_batch(batch, make_mesh(devices=jax.devices()[:devices]))), alone)
+
+
+@pytest.mark.parametrize("objective", ["info_nce", "sigmoid", "kl"])
+def test_contrastive_pre_training_is_of_the_valid_pairs(objective):
+    config = contrastive_pretrain.Config(
+        video_model="fr2d_tiny",
+        text_model="text_tiny",
+        features=16,
+        data=CaptionedDataConfig(frames=2, size=16, templates="plain"),
+        objective=objective,
+    )
+    pair = contrastive_pretrain.make_model(config, open_tokenizer("bytes"))
+    loss = Loss(pair, contrastive_pretrain.make_loss(config, pair))
+    batch = make_batch(loss.clip, [True, False, True, True, False])
+    batch["ids"] = np.random.default_rng(2).integers(1, 256, (5, pair.text.context)) * batch["valid"][:, None]
+    found = loss(batch)
+    assert_same(found, loss(chosen(batch, batch["valid"])))
+    chex.assert_trees_all_equal(loss(batch | {"video": make_batch(loss.clip, batch["valid"], 1)["video"]}), found)
+    loss.assert_nothing_of(batch)
+
+
+def test_masked_pre_training_is_of_the_valid_clips():
+    model = vidjax.create_model("videomae_tiny_pretrain")
+    config = mae_pretrain.Config(model="videomae_tiny", mask_ratio=0.75)
+    grid = (model.num_frames // 2, model.image_size // 16, model.image_size // 16)
+    loss = Loss(model, mae_pretrain.make_loss(config, model, grid))
+    batch = make_batch(loss.clip, [True, True, True, False])
+    del batch["label"]
+    # The masks of the first clips of a batch are the same, however many follow.
+    assert_same(loss(batch), loss(chosen(batch, batch["valid"])))
+    loss.assert_nothing_of(batch)

@@ -1,0 +1,119 @@
+"""A begun run with other flags: it follows the advice that it printed, and where its data were moved."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import videos
+from small_runs import interrupt_after
+
+from vidjax import cli
+from vidjax.training.metrics import read_metrics
+
+EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
+sys.path.insert(0, str(EXPERIMENTS))
+
+import finetune  # noqa: E402
+
+FLAGS = """demo --model fr2d_tiny --data.frames 2 --data.size 16 --data.short_side 16 --data.workers 1 --batch_size 8
+--data.validation None --steps 4 --loop.log_every 1 --loop.save_every 1 --optim.warmup_epochs 0""".split()
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Runs the same command, with further flags; beside it lie eight videos of two classes, two of them damaged."""
+    monkeypatch.chdir(tmp_path)
+    for name, level in (("dark", 20), ("bright", 220)):
+        for i in range(3):
+            videos.write_video(Path("videos") / name / f"{i}.mp4", np.full((6, 16, 16, 3), level + i, np.uint8))
+        (Path("videos") / name / "damaged.mp4").write_bytes(b"no video")
+
+    def main(*flags):
+        argv = [*FLAGS, "--workdir", "run", *flags]
+        return finetune.main(cli.parse(finetune.Config, finetune.RECIPES, finetune.default_recipe, argv))
+
+    return main
+
+
+def config_lines():
+    return [entry for entry in read_metrics(Path("run")) if "config" in entry]
+
+
+def steps():
+    return [entry["step"] for entry in read_metrics(Path("run")) if "loss" in entry]
+
+
+def test_a_run_with_too_many_bad_files_goes_on_with_a_larger_share(run):
+    data = ["--data.train", "videos"]
+    with pytest.raises(ValueError, match=r"more than data.max_bad_share 0.2 allows: .*; mend them or allow more"):
+        run(*data)
+    run(*data, "--data.max_bad_share", "0.5")
+    assert steps() == [1, 2, 3, 4] and cli.read_config("run")["data"]["max_bad_share"] == 0.5
+
+
+def test_a_run_whose_gradient_is_not_finite_goes_on_as_it_says(run, monkeypatch, capsys):
+    def make_loss(config, *args):
+        loss_fn, spoilt = make(config, *args), config.optim.learning_rate > 1
+
+        def loss_of(*args):
+            loss, aux = loss_fn(*args)
+            return loss * (np.nan if spoilt else 1.0), aux
+
+        return loss_of
+
+    make = finetune.make_loss
+    monkeypatch.setattr(finetune, "make_loss", make_loss)
+    flags = ["--data.train_examples", "16", "--loop.max_skipped_in_a_row", "2"]
+    with pytest.raises(ValueError, match="2 steps in a row had a gradient that is not finite") as stopped:
+        run(*flags, "--optim.learning_rate", "10", "--optim.clip_norm", "None")
+    advice = re.findall(r"--\S+(?: \d+)?", str(stopped.value))
+    assert advice == ["--accept_changes", "--optim.learning_rate", "--optim.clip_norm 1"]
+    flags += ["--optim.learning_rate", "0.01", *advice[2].split()]
+    with pytest.raises(
+        ValueError, match=r"clip_norm was None, is 1.0; optim.learning_rate was 10.0, is 0.01; .*--accept"
+    ):
+        run(*flags)
+    capsys.readouterr()
+    run(*flags, "--accept_changes")
+    said = "resumed from step 1 of 4\nnote: from here on optim.clip_norm was None, is 1.0; optim.learning_rate was 10.0"
+    assert said in capsys.readouterr().out
+    changes = {"optim.clip_norm": [None, 1.0], "optim.learning_rate": [10.0, 0.01]}
+    assert steps() == [1, 2, 3, 4] and config_lines() == [{"step": 1, "config": changes}]
+    assert cli.read_config("run")["optim"]["learning_rate"] == 0.01
+
+
+def test_a_run_goes_on_where_its_data_were_moved_and_not_with_other_data(run, capsys):
+    share = ["--data.max_bad_share", "0.5"]
+    interrupt_after(2, run, "--data.train", "videos", *share)
+    Path("elsewhere").mkdir()
+    Path("videos").rename("elsewhere/moved")
+    moved = str(Path("elsewhere/moved").resolve())
+    interrupt_after(1, run, "--data.train", moved, *share)
+    assert cli.read_config("run")["data"]["train"] == moved
+    Path("elsewhere/moved/dark/0.mp4").rename("elsewhere/moved/dark/another.mp4")
+    Path("elsewhere/moved").rename("other")
+    with pytest.raises(ValueError, match=r"another config: data.train was '.*moved', is 'other'; .* --accept_changes"):
+        run("--data.train", "other", *share)
+    capsys.readouterr()
+    run("--data.train", "other", *share, "--accept_changes")
+    assert "note: data.train has other examples than before (8 then, 8 now)" in capsys.readouterr().out
+    assert [list(entry["config"]) for entry in config_lines()] == [["data.train"], ["data.train"]]
+
+
+def test_a_run_of_before_goes_on_with_the_same_command_and_one_of_another_form_is_told_to_begin_anew(run):
+    examples = ["--data.train_examples", "16"]
+    interrupt_after(2, run, *examples)
+    # As it was left before configs had these fields and data were known.
+    Path("run/sources.json").unlink()
+    old = cli.read_config("run")
+    del old["accept_changes"], old["sequence"], old["data"]["max_bad_share"]
+    Path("run/config.json").write_text(json.dumps(old))
+    with pytest.raises(ValueError, match=r"ema_decay was None, is 0.9; .* another --workdir, with --init_from run"):
+        run(*examples, "--ema_decay", "0.9", "--accept_changes")
+    assert cli.read_config("run") == old
+    run(*examples)
+    assert steps() == [1, 2, 3, 4] and not config_lines()
+    run(*examples, "--ema_decay", "0.9", "--init_from", "run", "--workdir", "next")
