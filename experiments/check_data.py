@@ -55,7 +55,7 @@ def main(config: Config) -> dict[str, Any]:
     from vidjax.data.sources import open_source
 
     data = dataclasses.replace(config.data, source=config.source)
-    source = open_source(data.source, data.split)
+    source = open_source(data.source, data.split, data.square_pixels)
     tell_notes(source)
     out = open_out(config.out)
     chosen = np.arange(len(source))
@@ -66,7 +66,7 @@ def main(config: Config) -> dict[str, Any]:
     (out / "contact_sheet.png").unlink(missing_ok=True)
     if readable and config.clips:
         found |= draw_sheet(out / "contact_sheet.png", source, data, readable, config.clips)
-    good = [clip for clip in found.values() if not isinstance(clip, Exception)]
+    good = {source.ids[i]: clip for i, clip in found.items() if not isinstance(clip, Exception)}
     bad = [{"path": source.ids[i], "error": str(error)} for i, error in found.items() if isinstance(error, Exception)]
 
     summary = summarize(source, data, good, bad)
@@ -106,10 +106,12 @@ def look(source: Any, data: DataConfig, indices: Sequence[int]) -> Iterator[tupl
             yield result
 
 
-def summarize(source: Any, data: DataConfig, good: list, bad: list) -> dict[str, Any]:
-    """Counts and ranges."""
+def summarize(source: Any, data: DataConfig, good: dict[str, Any], bad: list) -> dict[str, Any]:
+    """Counts and ranges of the clips in `good`, by the ids of their examples."""
     from vidjax.data.sampling import frames_spanned, seconds_covered
 
+    scanned = [name for name, clip in good.items() if clip.info.scanned]
+    good = list(good.values())
     infos = [clip.info for clip in good]
     labels = Counter(source.class_names[clip.label] for clip in good if clip.label >= 0)
 
@@ -124,6 +126,8 @@ def summarize(source: Any, data: DataConfig, good: list, bad: list) -> dict[str,
         "caption": next((clip.captions[0] for clip in good if clip.captions), None),
         "classes": dict(labels.most_common()),
         "codecs": dict(Counter(info.codec for info in infos).most_common()),
+        "hdr": dict(Counter(info.hdr for info in infos if info.hdr).most_common()),
+        "packets_read": scanned,
         "seconds": spread([info.duration for info in infos]),
         "frames": spread([info.num_frames for info in infos]),
         "frames_a_second": spread([info.rate for info in infos]),
@@ -150,6 +154,16 @@ def report(summary: dict[str, Any], source: Any, data: DataConfig, bad: list[dic
         if summary[name]:
             print(f"{name.replace('_', ' '):18}" + "".join(f"{value:10.5g}" for value in summary[name].values()))
     print(f"\ncodecs     {', '.join(f'{name} {count}' for name, count in summary['codecs'].items())}")
+    if summary["hdr"]:
+        kinds = ", ".join(f"{name} {count}" for name, count in summary["hdr"].items())
+        print(f"HDR        {kinds}: not tone-mapped, so these look pale beside the others")
+    if summary["packets_read"]:
+        suffixes = Counter(Path(name.partition("#")[0]).suffix for name in summary["packets_read"])
+        print(
+            f"times      of {len(summary['packets_read']):,} files come from reading all packets once, as their "
+            f"container does not tell them ({', '.join(f'{name} {count}' for name, count in suffixes.most_common())}; "
+            "listed in summary.json)"
+        )
     classes, counts = summary["classes"], list(summary["classes"].values())
     if classes:
         print(

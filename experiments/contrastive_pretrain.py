@@ -277,7 +277,7 @@ def open_sources(config: Config) -> tuple["Source", "Source | None"]:
         require_captions(source)
         return source
 
-    source = captioned(open_source(data.source, data.split))
+    source = captioned(open_source(data.source, data.split, data.square_pixels))
     if len(source) < 2:
         raise ValueError(f"data.source {data.source} has {len(source)} videos: pairs are compared, so give 2 or more")
     if config.batch_size > len(source) and not config.objective.startswith("kl"):
@@ -287,7 +287,7 @@ def open_sources(config: Config) -> tuple["Source", "Source | None"]:
         )
     if data.validation is None:
         return source, None
-    validation = open_source(data.validation, data.validation_split)
+    validation = open_source(data.validation, data.validation_split, data.square_pixels)
     if templates is not None:
         validation = with_classes(validation, source.class_names)
     check_names(validation.class_names)

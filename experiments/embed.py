@@ -182,7 +182,7 @@ def search(config: Config) -> list[dict[str, Any]]:
     model, variables, clips, now = load(made)
     if now["weights"] != meta["weights"]:
         raise ValueError(f"{made.run} holds other weights than those that made {config.index}: embed again")
-    window = next(open_files([config.query]).clip(0, clips))
+    window = next(open_files([config.query], clips.square_pixels).clip(0, clips))
     feature = make_encode(made, model, variables, clips)(np.stack([window.frames] * jax.device_count()))[:1]
     query = f"{config.query}, {window.start:.2f} to {window.end:.2f} s,"
     return name_nearest(config.index, query, feature, config.neighbours)
@@ -195,7 +195,8 @@ def main(config: Config) -> dict[str, Any] | list[dict[str, Any]]:
     from vidjax.data.windows import open_videos
 
     check_batch_size(config.batch_size)
-    videos, out = open_videos(config.data.source, config.data.split), Path(config.out)
+    square = config.run is None or runs.square_pixels(config.run, config.data)
+    videos, out = open_videos(config.data.source, config.data.split, square), Path(config.out)
     source = videos.source
     tell_notes(source)
     model, variables, clips, meta = load(config)

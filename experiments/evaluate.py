@@ -139,7 +139,7 @@ def main(config: Config) -> dict[str, Any]:
         join_processes()
     chief = jax.process_index() == 0
     check_batch_size(config.batch_size)
-    source = open_source(config.data.source, config.data.split)
+    source = open_source(config.data.source, config.data.split, runs.square_pixels(config.run, config.data))
     if chief:
         tell_notes(source)
     settings = {"which": config.which, "verbose": chief, "dtype": runs.computing_type(config.dtype)}

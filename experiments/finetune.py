@@ -321,7 +321,7 @@ def open_sources(config: Config) -> tuple["Source", "Source | None"]:
     from vidjax.data.sources import draw, open_source, require_labels, with_classes
 
     data = config.data
-    train = open_source(data.train, data.train_split)
+    train = open_source(data.train, data.train_split, data.square_pixels)
     if len(train.class_names) < 2:
         raise ValueError(
             f"data.train {data.train} has {len(train.class_names)} classes: it needs labels of two or more, "
@@ -330,7 +330,9 @@ def open_sources(config: Config) -> tuple["Source", "Source | None"]:
     require_labels(train)
     if data.validation is None:
         return draw(train, data.train_examples, config.seed), None
-    validation = with_classes(open_source(data.validation, data.validation_split), train.class_names)
+    validation = with_classes(
+        open_source(data.validation, data.validation_split, data.square_pixels), train.class_names
+    )
     require_labels(validation)
     return draw(train, data.train_examples, config.seed), draw(validation, data.validation_examples, config.seed)
 

@@ -296,7 +296,7 @@ def train(config: Config, mesh: Mesh) -> dict[str, float]:
     draw = partial(masking.draw, grid=grid, mask=config.mask, ratio=config.mask_ratio, decoder_mask=config.decoder_mask)
     masks = jax.eval_shape(partial(draw, clips=1), jax.random.key(0))
     runs.require_source("init_from", config.init_from)
-    source = open_source(data.source, data.split)
+    source = open_source(data.source, data.split, data.square_pixels)
     if chief:
         tell_notes(source)
 

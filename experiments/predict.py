@@ -110,7 +110,7 @@ def main(config: Config) -> dict[str, Any]:
     """Looks, prints and writes; returns what the JSON file holds."""
     from vidjax.data.windows import batches, open_files
 
-    videos = open_files(config.paths)
+    videos = open_files(config.paths, runs.square_pixels(config.run, config.data))
     tell_notes(videos.source)
     # A head that the weights lack would answer at random: strict refuses it.
     settings = {"which": config.which, "strict": True, "verbose": False, "dtype": runs.computing_type(config.dtype)}

@@ -109,7 +109,7 @@ def main(config: Config) -> dict[str, Any] | list[dict[str, Any]]:
     mesh = make_mesh()
     source = None
     if config.query is None:
-        source = open_source(config.data.source, config.data.split)
+        source = open_source(config.data.source, config.data.split, runs.square_pixels(config.run, config.data))
         tell_notes(source)
         require_captions(source)
     loaded = {"which": config.which, "strict": True, "dtype": runs.computing_type(config.dtype)}

@@ -152,7 +152,7 @@ def main(config: Config) -> dict[str, list[str]]:
     from vidjax.data.decode import DecodeError
     from vidjax.data.windows import open_files
 
-    videos = open_files(config.paths)
+    videos = open_files(config.paths, runs.square_pixels(config.run, config.data))
     tell_notes(videos.source)
     settings: dict[str, Any] = {"which": config.which, "strict": True, "verbose": False}
     model, variables = vidjax.load_pretrained(config.run, config.model, **settings)

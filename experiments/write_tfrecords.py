@@ -36,6 +36,8 @@ class Config:
     """Folder for the shards, made if need be."""
     split: str = "train"
     """The split of a tfds or synthetic source, or of a Kinetics list that holds several."""
+    square_pixels: bool = True
+    """Stretch pixels that are not square in width, as players do; False leaves frames as files store them."""
     short_side: int = 256
     """Pixels of the shorter side; smaller videos stay as they are."""
     quality: int = 90
@@ -67,7 +69,7 @@ def main(config: Config) -> None:
     from vidjax.data.pipeline import BadFiles
     from vidjax.data.sources import open_source
 
-    source = open_source(config.source, config.split)
+    source = open_source(config.source, config.split, config.square_pixels)
     tell_notes(source)
     out = open_out(config, source)
     (out / "classes.json").write_text(json.dumps(source.class_names) + "\n")

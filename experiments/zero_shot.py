@@ -122,9 +122,12 @@ def main(config: Config) -> dict[str, Any]:
     from vidjax.data.sources import open_source, with_classes
 
     check_batch_size(config.batch_size)
-    source, mesh = open_source(config.data.source, config.data.split), make_mesh()
+    square, mesh = runs.square_pixels(config.run, config.data), make_mesh()
+    source = open_source(config.data.source, config.data.split, square)
     source = with_classes(source, read_classes(config.classes) if config.classes else source.class_names)
-    support = config.support and with_classes(open_source(config.support, config.support_split), source.class_names)
+    support = config.support and with_classes(
+        open_source(config.support, config.support_split, square), source.class_names
+    )
     tell_notes(source, support or None)
     by_names = config.shots is None
     templates = read_templates(config.templates) if by_names else ()

@@ -365,8 +365,8 @@ def test_tfds_is_read_by_index_and_decodes_only_what_is_used(tfds_folder, monkey
     assert source.class_names == ("run", "walk")
     assert len(source) == 5
     decoded = []
-    decode_image = records.tf.io.decode_image
-    monkeypatch.setattr(records.tf.io, "decode_image", lambda *a, **k: decoded.append(1) or decode_image(*a, **k))
+    decode_jpeg = records.tf.io.decode_jpeg
+    monkeypatch.setattr(records.tf.io, "decode_jpeg", lambda *a, **k: decoded.append(1) or decode_jpeg(*a, **k))
     seen = []
     for i in range(5):
         decoded.clear()

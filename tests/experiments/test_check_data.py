@@ -42,6 +42,16 @@ def test_it_counts_lists_and_shows(folder, tmp_path, capsys):
     assert "4 examples, 4 looked at, 1 unreadable" in capsys.readouterr().out
 
 
+def test_it_says_whose_packets_were_read_and_what_is_not_tone_mapped(tmp_path, capsys):
+    hdr = {"options": {"x264-params": "transfer=smpte2084"}}
+    for name, more in (("a.mp4", {}), ("b.mp4", hdr), ("c.mkv", {})):
+        videos.write_video(tmp_path / "videos" / name, videos.numbered(20), **more)
+    summary = run(tmp_path / "videos", tmp_path / "out", clips=0)
+    assert summary["hdr"] == {"PQ": 1} and summary["packets_read"] == [str(tmp_path / "videos" / "c.mkv")]
+    printed = capsys.readouterr().out
+    assert "HDR        PQ 1: not tone-mapped" in printed and "(.mkv 1;" in printed
+
+
 def test_findings_replace_those_of_a_check_and_nothing_else(folder, tmp_path):
     run(folder, tmp_path / "out", max_examples=2, clips=0)
     assert run(folder, tmp_path / "out", max_examples=2, clips=0)["looked_at"] == 2

@@ -198,7 +198,9 @@ def prepare(config: Input, folder: Path) -> Plan:
     from vidjax.data.pipeline import train_batches
     from vidjax.data.sources import Clip, draw, open_source
 
-    source = draw(open_source(config.source, config.data.split), config.clips, 0)  # each is decoded whole and written
+    source = draw(
+        open_source(config.source, config.data.split, config.data.square_pixels), config.clips, 0
+    )  # each is decoded whole and written
     if not all(Path(path).is_file() for path in source.ids):
         raise ValueError(
             f"{config.source} is no source of video files: plain decoding needs a folder or a manifest of them"

@@ -63,6 +63,8 @@ class ClipConfig:
     """Frames next to each other (dense), one of each equal part (segments), or evenly over the whole."""
     short_side: int | None = None
     """Decode to this many pixels on the shorter side, never enlarging (default: 8/7 of size)."""
+    square_pixels: bool = True
+    """Stretch pixels that are not square in width, as players do; False leaves frames as files store them."""
     workers: int = free(0)
     """Clips decoded at the same time, 0 = one a core."""
     max_bad_share: float = free(0.2)
@@ -177,6 +179,8 @@ class GivenClipConfig:
     """Frames next to each other (dense), one of each equal part (segments), or evenly over the whole."""
     short_side: int | None = None
     """Decode to this many pixels on the shorter side, never enlarging."""
+    square_pixels: bool | None = None
+    """Stretch pixels that are not square in width, as players do; False leaves frames as files store them."""
     workers: int = 0
     """Clips decoded at the same time, 0 = one a core."""
 

@@ -62,18 +62,19 @@ class Source:
         return len(self.ids)
 
 
-def open_source(name: str, split: str = "train") -> Source:
+def open_source(name: str, split: str = "train", square_pixels: bool = True) -> Source:
     """The source of this name, see `DataConfig.source`.
 
     Args:
       name: of it.
       split: of a tfds or synthetic source, or of a Kinetics list that holds several.
+      square_pixels: stretch pixels of video files that are not square.
 
     Raises:
       ValueError: one sentence on what is wrong with the source and what to do.
     """
     if (listing := list_files(name, split)) is not None:
-        return video_files(name, listing)
+        return video_files(name, listing, square_pixels)
     kind, _, rest = name.partition(":")
     if kind == "tfds" and rest:
         return _tfds(name, rest, split)

@@ -47,6 +47,8 @@ class Videos:
     source: Source
     rows: Sequence[manifest.Row] | None
     """The examples' files; None where they are no files."""
+    square_pixels: bool = True
+    """Stretch pixels of these files that are not square, as the source does."""
 
     def label(self, index: int) -> int:
         """Position in the source's class names, -1 for none. Raises DecodeError."""
@@ -112,7 +114,7 @@ class Videos:
             first, part = sources.part_of(row, info)
             return first + np.asarray(choose(part), np.int64)
 
-        return stream_frames(row.path, choose_in_part, short_side)
+        return stream_frames(row.path, choose_in_part, short_side, self.square_pixels)
 
     def _pieces(self, index: int, choose: Choose, short_side: int) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
         """The same for what is no file, or a file to be played backwards: many frames at a time."""
@@ -135,14 +137,14 @@ def _center_crop(size: int, ratio: float) -> Callable[[tf.Tensor], tf.Tensor]:
     return tf.function(lambda video: center_crop(video, size, ratio), signature, autograph=False)
 
 
-def open_videos(name: str, split: str) -> Videos:
+def open_videos(name: str, split: str, square_pixels: bool = True) -> Videos:
     """The source of this name, see `sources.open_source`."""
     if (listing := sources.list_files(name, split)) is not None:
-        return Videos(sources.video_files(name, listing), listing.rows)
+        return Videos(sources.video_files(name, listing, square_pixels), listing.rows, square_pixels)
     return Videos(sources.open_source(name, split), None)
 
 
-def open_files(paths: Sequence[str]) -> Videos:
+def open_files(paths: Sequence[str], square_pixels: bool = True) -> Videos:
     """Video files, without labels; a folder or a list stands for all of its videos, see `sources.list_files`.
 
     What cannot be read is told when it is.
@@ -155,7 +157,8 @@ def open_files(paths: Sequence[str]) -> Videos:
         found = sources.list_files(path) or manifest.Listing((), [manifest.Row(path, -1)])
         rows += [replace(row, label=-1) for row in found.rows]
         notes += found.notes
-    return Videos(sources.video_files("the given files", manifest.Listing((), rows, tuple(notes))), rows)
+    listing = manifest.Listing((), rows, tuple(notes))
+    return Videos(sources.video_files("the given files", listing, square_pixels), rows, square_pixels)
 
 
 def sampled_frames(num_frames: int, step: float) -> Int[np.ndarray, "n"]:
