@@ -365,3 +365,50 @@ def test_a_bare_stream_without_timestamps_is_read_frame_by_frame(tmp_path):
     path = videos.write_video(tmp_path / "a.h264", videos.numbered(40))
     assert decode.probe(path).num_frames == 40
     assert videos.numbers(decode.decode(path, [39, 3, 17])) == [39, 3, 17]
+
+
+def test_a_file_without_a_decoder_is_one_line(tmp_path):
+    """PyAV 18.1 gives such streams no codec context, whose absence was met as an AttributeError."""
+    path = videos.write_video(tmp_path / "a.mp4", videos.numbered(20), container_options={"movflags": "+faststart"})
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"avc1\0", b"encv\0", 1))  # as of an encrypted film
+    with pytest.raises(DecodeError, match=r"a\.mp4: there is no decoder for its video$"):
+        decode.probe(path)
+    path.write_bytes(data[:400])  # a download that was cut off within the header
+    with pytest.raises(DecodeError, match=r"a\.mp4: [^\n]+$"):
+        decode.probe(path)
+
+
+@pytest.mark.parametrize("error", [IndexError("list"), AttributeError("none"), OverflowError(), ZeroDivisionError("x")])
+@pytest.mark.parametrize("place", ["measure", "_jumping"])
+def test_whatever_a_file_raises_is_its_fault(error, place, tmp_path, monkeypatch):
+    path = videos.write_video(tmp_path / "a.mp4", videos.numbered(8))
+
+    def fail(*_):
+        raise error
+
+    def frames(*_):
+        raise error
+        yield
+
+    monkeypatch.setattr(decode, place, fail if place == "measure" else frames)
+    with pytest.raises(DecodeError, match=rf"a\.mp4: {str(error) or type(error).__name__}$"):
+        decode.decode(path, [3])
+    with pytest.raises(DecodeError, match=rf"a\.mp4: {str(error) or type(error).__name__}$"):
+        list(decode.stream_frames(path, lambda info: [3]))
+
+
+def test_what_the_callers_function_raises_is_the_callers(tmp_path):
+    path = videos.write_video(tmp_path / "a.mp4", videos.numbered(8))
+
+    def choose(info):
+        return {}["absent"]
+
+    with pytest.raises(KeyError):
+        decode.read_clip(path, choose)
+    with pytest.raises(KeyError):
+        list(decode.stream_frames(path, choose))
+    stream = decode.stream_frames(path, lambda info: range(8))
+    next(stream)
+    with pytest.raises(KeyError):
+        stream.throw(KeyError("the caller's"))
