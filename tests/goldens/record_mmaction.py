@@ -23,7 +23,13 @@ from mmengine.registry import DefaultScope
 MMACTION2, CLIP = map(Path, sys.argv[1:3])
 sys.path += [str(MMACTION2), str(CLIP)]
 # Packages whose own first lines import detectors and decoders that no backbone needs.
-for package in ("mmaction.models", "mmaction.models.backbones", "mmaction.models.common", "mmaction.models.heads", "clip"):
+for package in (
+    "mmaction.models",
+    "mmaction.models.backbones",
+    "mmaction.models.common",
+    "mmaction.models.heads",
+    "clip",
+):
     module = ModuleType(package)
     module.__path__ = [str((CLIP if package == "clip" else MMACTION2) / package.replace(".", "/"))]
     sys.modules[package] = module

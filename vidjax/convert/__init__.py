@@ -193,7 +193,7 @@ def assemble(
         if "num_classes" not in overrides and classes is not None and hasattr(model, "num_classes"):
             model = model.clone(num_classes=classes)
         if hasattr(model, "card"):  # a text tower has none
-            card = dataclasses.replace(model.card, **card)
+            card = dataclasses.replace(model.card, **{**layout.card, **card})
             if len(card.class_names) != getattr(model, "num_classes", None):
                 card = dataclasses.replace(card, class_names=())  # those of another head
             model = model.clone(card=card)

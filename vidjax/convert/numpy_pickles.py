@@ -30,7 +30,7 @@ class DType:
           ValueError: the type is none of plain values, or the shape none of so many.
         """
         if not isinstance(self.code, str) or not PLAIN.fullmatch(self.code) or self.order not in ("<", ">", "|", "="):
-            raise ValueError(f"it holds an array of NumPy's type {self.code!r}, which is none of plain values")
+            raise ValueError(f"it holds an array of NumPy's type {self.code!r}, which must be one of plain values")
         code = "i8" if self.code[0] in "mM" else self.code  # times without their unit are numbers
         return np.ndarray(shape, self.order + code, data, order="F" if fortran else "C")
 

@@ -64,7 +64,7 @@ def read(config: dict, path: Path) -> Preprocessing:
         if content:
             try:
                 return follow(content, config)
-            except (ValueError, TypeError, AttributeError, KeyError, ZeroDivisionError) as error:
+            except ValueError as error:
                 raise ValueError(f"{file} cannot be followed: {error}") from error
     return Preprocessing({})
 
@@ -90,8 +90,8 @@ def follow(content: dict, config: dict) -> Preprocessing:
     for field, value in fields.items():
         if field.startswith("do_") and value and field not in (*USUAL, *IDLE):
             raise ValueError(f"{field} is {value!r}, a step that is not known here: choose another model")
-    if (name, suffix) == ("vivit", "VideoProcessor"):  # which shifts whatever it scales
-        fields["offset"] = fields["do_rescale"]
+    if name in PROCESSORS and (name != "vivit" or suffix == "VideoProcessor"):  # these do not read it
+        fields["offset"] = name == "vivit" and fields["do_rescale"]
     channels = (config.get("vision_config") or config).get("num_channels", 3)
     card = scaling(fields, channels) | cropping(fields)
     notes = resizing(fields)
@@ -125,14 +125,14 @@ def scaling(fields: dict, channels: int) -> dict:
     if given["mean"]:
         told["mean"] = tuple((value + shift) / factor for value in given["mean"])
     if given["std"]:
-        told["std"] = tuple(number("image_std", value) / factor for value in given["std"])
+        told["std"] = tuple(value / factor for value in given["std"])
     return told
 
 
-def number(field: str, value: Any) -> float:
-    """A factor that can be divided by."""
-    if isinstance(value, bool) or not isfinite(float(value)) or float(value) == 0:
-        raise ValueError(f"{field} is {value!r}: it must be a number other than 0")
+def number(field: str, value: Any, factor: bool = True) -> float:
+    """The number itself, which as a factor must be one to divide by."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value) or (factor and not value):
+        raise ValueError(f"{field} is {value!r}: it must be a finite number{' other than 0' if factor else ''}")
     return float(value)
 
 
@@ -140,10 +140,10 @@ def per_channel(field: str, value: Any, channels: int) -> tuple[float, ...] | No
     """One number a channel, of which transformers also takes one for all; None where there is none."""
     if value is None:
         return None
-    values = (value,) * channels if isinstance(value, int | float) else tuple(value)
+    values = tuple(value) if isinstance(value, list | tuple) else (value,) * channels
     if len(values) != channels:
         raise ValueError(f"{field} has {len(values)} numbers for {channels} channels: give one for each")
-    return tuple(map(float, values))
+    return tuple(number(field, each, factor=field == "image_std") for each in values)
 
 
 def cropping(fields: dict) -> dict:
@@ -156,7 +156,7 @@ def cropping(fields: dict) -> dict:
     if size is None or crop is None:
         return {}
     if crop > size:
-        raise ValueError(f"crop_size is {crop} and size {size}: frames would be padded, which is not known here")
+        raise ValueError(f"crop_size is {crop} and size {size}: frames would be padded, choose a smaller crop_size")
     return {"crop_ratio": crop / size}
 
 
@@ -168,7 +168,7 @@ def side(field: str, size: Any) -> int | None:
     elif not isinstance(size, list | tuple):
         sides = (size,)
     if len(set(sides)) != 1 or not all(one is None or (isinstance(one, int) and one > 0) for one in sides):
-        raise ValueError(f"{field} is {size!r}: only the side of a square, or a shortest_edge, can be followed")
+        raise ValueError(f"{field} is {size!r}: it must be the side of a square, or a shortest_edge")
     return next(iter(sides))
 
 

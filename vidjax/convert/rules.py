@@ -2,10 +2,10 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, reduce
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -146,6 +146,7 @@ class Layout:
         initialised.
       surplus: beginnings of our paths that the weights may have and the model lack.
       check: raises ValueError for a model that is computed otherwise than this publisher's, which no entry would tell.
+      card: fields of the model's `Card` that are others with this publisher.
     """
 
     name: str
@@ -155,6 +156,7 @@ class Layout:
     optional: tuple[str, ...] = ("head/",)
     surplus: tuple[str, ...] = ("head/",)
     check: Callable[[nn.Module], None] = lambda model: None
+    card: Mapping[str, Any] = field(default_factory=dict)
 
     def knows(self, name: str) -> bool:
         """Whether a rule is about the entry."""
@@ -277,7 +279,7 @@ def apply(
     allowed = (*fresh, *heads, *([] if strict else whole))
     lacking = [path for path in left if path not in mismatched and not begins(path, allowed)]
     met = {_kind(path) for path in (*loaded, *mismatched)}
-    if foreign and (unmet := [path for path in lacking if _kind(path) not in met]):
+    if foreign and not mismatched and (unmet := [path for path in lacking if _kind(path) not in met]):
         raise ValueError(
             f"the layout of the weights is unknown: the nearest known one is {layout.name}, which does not know "
             f"{_some(foreign)} and needs what becomes {_some(unmet)}; choose the model that they are of, or name them "
