@@ -162,14 +162,16 @@ def cropping(fields: dict) -> dict:
 
 def side(field: str, size: Any) -> int | None:
     """Side of a square, or a frame's shorter side; transformers has written sizes in four ways."""
-    sides = size
+    if size is None:
+        return None
+    sides = size if isinstance(size, list) else [size, size]
     if isinstance(size, dict):
-        sides = size.values() if set(size) in ({"height", "width"}, {"shortest_edge"}) else ()
-    elif not isinstance(size, list | tuple):
-        sides = (size,)
-    if len(set(sides)) != 1 or not all(one is None or (isinstance(one, int) and one > 0) for one in sides):
+        edges = {edge: value for edge, value in size.items() if value is not None}
+        sides = [edges.get(edge) for edge in ("height", "width")]
+        sides = [edges["shortest_edge"]] * 2 if edges.keys() == {"shortest_edge"} else sides
+    if len(sides) != 2 or not all(isinstance(one, int) and one > 0 for one in sides) or sides[0] != sides[1]:
         raise ValueError(f"{field} is {size!r}: it must be the side of a square, or a shortest_edge")
-    return next(iter(sides))
+    return sides[0]
 
 
 def resizing(fields: dict) -> list[str]:
