@@ -17,25 +17,28 @@ PLAIN = re.compile(r"[biufcSU]\d+|[mM]8")  # codes of types: truth values, numbe
 class DType:
     """Stands for `numpy.dtype`."""
 
-    def __init__(self, code: str = "", *rest: Any) -> None:
+    def __init__(self, code: Any = None, *rest: Any) -> None:
         self.code, self.order = code, "|"
 
-    def __setstate__(self, state: tuple) -> None:
+    def __setstate__(self, state: Any) -> None:
         self.order = state[1]
 
-    def read(self, data: bytes, shape: tuple[int, ...], fortran: bool = False) -> np.ndarray:
+    def read(self, data: Any, shape: Any, fortran: Any = False) -> np.ndarray:
         """The array of these bytes.
 
         Raises:
-          ValueError: the type is none of plain values, or the shape none of so many.
+          ValueError: the type is none of plain values, or the bytes are no array of this shape.
         """
-        if not isinstance(self.code, str) or not PLAIN.fullmatch(self.code) or self.order not in ("<", ">", "|", "="):
-            raise ValueError(f"it holds an array of NumPy's type {self.code!r}, which must be one of plain values")
-        code = "i8" if self.code[0] in "mM" else self.code  # times without their unit are numbers
-        return np.ndarray(shape, self.order + code, data, order="F" if fortran else "C")
+        code, order = str(self.code), str(self.order)
+        if not PLAIN.fullmatch(code) or order not in ("<", ">", "|", "="):
+            raise ValueError(f"it holds an array of NumPy's type '{code}', which must be one of plain values")
+        code = "i8" if code[0] in "mM" else code  # times without their unit are numbers
+        if min(shape, default=0) < 0:
+            raise ValueError(f"it holds an array of shape {shape}, which must be one of sizes")
+        return np.ndarray(shape, order + code, data, order="F" if fortran else "C")
 
 
-def scalar(dtype: DType, data: bytes) -> np.generic:
+def scalar(dtype: DType, data: Any) -> np.generic:
     """Stands for `numpy.core.multiarray.scalar`."""
     return dtype.read(data, ())[()]
 
@@ -45,7 +48,7 @@ class Array:
 
     value: np.ndarray | None = None
 
-    def __setstate__(self, state: tuple) -> None:
+    def __setstate__(self, state: Any) -> None:
         _, shape, dtype, fortran, data = state
         self.value = dtype.read(data, shape, fortran)
 
