@@ -130,7 +130,7 @@ def test_numpys_objects_are_refused(tmp_path, torch, beside):
 def test_an_array_keeps_to_its_bytes(shape):
     """No memory beside them is ever looked at, whatever a file says of the shape."""
     with pytest.raises(
-        (ValueError, TypeError), match="too small|too big|it holds an array of shape .*, which must be one"
+        (ValueError, TypeError), match=r"too small|too big|it holds an array of shape .*, which must be one"
     ):
         numpy_pickles.Array().__setstate__((1, shape, numpy_pickles.DType("f8"), False, b"8 bytes."))
 

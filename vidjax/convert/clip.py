@@ -94,9 +94,7 @@ def hugging_face_text(target: str = "") -> tuple[Rule, ...]:
 
 
 SCALE = Rule("logit_scale", "logit_scale", lambda value: value.reshape(()))
-TEMPERATURE = Rule(
-    "temp", "logit_scale", lambda value: -np.log(np.maximum(value, 0.01)).reshape(())
-)  # ViCLIP's divides
+TEMPERATURE = Rule("temp", "logit_scale", lambda value: np.asarray(-np.log(np.maximum(value, 0.01))))  # ViCLIP divides
 VICLIP_TIME = "temporal_positional_embedding"
 HEAD_WIDTH = 64  # in every release, which is where the number of heads comes from
 SIZES = ("input_resolution", "context_length", "vocab_size")  # numbers beside OpenAI's weights

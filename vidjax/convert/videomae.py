@@ -15,16 +15,15 @@ MMACTION2_NAMES = ("norm1", "norm2", "mlp.layers.0.0", "mlp.layers.1")
 
 
 def prepare(weights: Weights) -> Weights:
-    """Without prefixes and the table of sines, which mmaction2's files hold; layer scale is folded.
-
-    Raises:
-      ValueError: the table is another: it was learned.
-    """
+    """Without prefixes and a table of sines, which mmaction2's files hold; layer scale is folded."""
     weights = fold_layer_scale(strip(weights, "module.", "backbone.", "encoder."))
-    table = weights.pop("pos_embed", None)
-    if table is not None and not np.allclose(table[0], sinusoid_table(*table.shape[-2:]), atol=1e-4):
-        raise ValueError("pos_embed is learned in the weights, and of sines in every VideoMAE here: choose others")
+    table = weights.get("pos_embed")
+    if table is not None and np.allclose(table[0], sinusoid_table(*table.shape[-2:]), atol=1e-4):
+        del weights["pos_embed"]
     return weights
+
+
+LEARNED = Rule("pos_embed", "position/table")  # which no model here has: it is refused
 
 
 def original_blocks(source: str, target: str, names: tuple[str, str, str, str] = TIMM_NAMES) -> tuple[Rule, ...]:
@@ -53,6 +52,7 @@ def original(encoder: str, **partial: tuple[str, ...]) -> Layout:
         sign="patch_embed.proj.weight",
         prepare=prepare,
         rules=(
+            LEARNED,
             *dense("patch_embed.proj", f"{encoder}patch_embedding"),
             *original_blocks("blocks", f"{encoder}transformer"),
             *norm("norm", f"{encoder}norm"),
@@ -75,6 +75,7 @@ def mmaction2(**partial: tuple[str, ...]) -> Layout:
         sign="patch_embed.projection.weight",
         prepare=prepare,
         rules=(
+            LEARNED,
             *dense("patch_embed.projection", "patch_embedding"),
             *original_blocks("blocks", "transformer", MMACTION2_NAMES),
             *norm("norm", "norm"),
