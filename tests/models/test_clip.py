@@ -116,6 +116,17 @@ def test_viclip_as_a_whole_is_its_towers_and_a_temperature(temperature, scale, t
         from_state_dict(model.clone(text=text.clone(heads=2)), weights)
 
 
+def test_a_tower_of_shorter_texts_has_the_first_positions_of_a_longer_one():
+    """As ViCLIP cuts CLIP's 77 to its 32 (InternVideo 3965eef, viclip_text.py)."""
+    golden = recipe.load("openai_clip")
+    longer, shorter = text_tower(golden.config), text_tower(golden.config).clone(context=7)
+    ids = jnp.asarray([[58, 5, 9, 59, 0, 0, 0]])
+    found = [tower.apply(from_state_dict(tower, golden.weights), ids) for tower in (longer, shorter)]
+    np.testing.assert_allclose(*found, rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match=r"position is \(13, 128\) in the model and \(12, 128\) in the weights"):
+        from_state_dict(longer.clone(context=13), golden.weights)
+
+
 def clip_peer(activation: str = "quick_gelu", end: int = 2, epsilon: float = 1e-5):
     transformers = peers.transformers()
     blocks = {

@@ -28,6 +28,9 @@ PUBLISHED = {
     # CLIP's towers on eight frames, and the head transf
     "actionclip_base_16": (168_574_465, 8 * 17.563, {}),
     "actionclip_base_32": (170_231_041, 8 * 4.409, {}),
+    # The same with 8 frame positions for 77.
+    "actionclip_base_16_mmaction2": (168_574_465 - 69 * 512, 8 * 17.563, {}),
+    "actionclip_base_32_mmaction2": (170_231_041 - 69 * 512, 8 * 4.409, {}),
     "c3d": (79_991_015, 38.549, {}),
     # Both towers; the cost is the image tower's, of one frame.
     "clip_base_16": (149_620_737, 17.563, {}),

@@ -2,7 +2,7 @@
 
 A file of the release holds two state dicts, which `convert.files` joins under `model.` (CLIP, as OpenAI names it) and
 `fusion.` (the temporal head). mmaction2 calls them `clip.` and `adapter.`, and its table of frame positions is as long
-as its clips: `head_context` of the model must be so too.
+as its clips, which `head_context` of the model must be too.
 """
 
 import re

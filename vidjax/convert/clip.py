@@ -10,7 +10,7 @@ import numpy as np
 
 from vidjax.convert.blocks import block, packed_attention, separate_attention
 from vidjax.convert.files import Weights
-from vidjax.convert.fits import inflate, table
+from vidjax.convert.fits import first, inflate, table
 from vidjax.convert.hub import expect
 from vidjax.convert.rules import Layout, Rule, kernel, norm, strip
 from vidjax.models.clip import CARD, ImageTower
@@ -62,7 +62,7 @@ def openai_text(source: str = "", target: str = "") -> tuple[Rule, ...]:
     """The text tower as OpenAI names it."""
     return (
         Rule(f"{source}token_embedding.weight", f"{target}token_embedding/embedding"),
-        Rule(f"{source}positional_embedding", f"{target}position"),
+        Rule(f"{source}positional_embedding", f"{target}position", fit=first),
         *openai_block(f"{source}transformer.resblocks.{{i}}", f"{target}transformer/block_{{i}}"),
         *norm(f"{source}ln_final", f"{target}norm"),
         Rule(f"{source}text_projection", f"{target}projection/kernel"),
@@ -86,7 +86,7 @@ def hugging_face_text(target: str = "") -> tuple[Rule, ...]:
     """The text tower as Hugging Face names it."""
     return (
         Rule("text_model.embeddings.token_embedding.weight", f"{target}token_embedding/embedding"),
-        Rule("text_model.embeddings.position_embedding.weight", f"{target}position"),
+        Rule("text_model.embeddings.position_embedding.weight", f"{target}position", fit=first),
         *hugging_face_block("text_model.encoder.layers.{i}", f"{target}transformer/block_{{i}}"),
         *norm("text_model.final_layer_norm", f"{target}norm"),
         Rule("text_projection.weight", f"{target}projection/kernel", kernel),
