@@ -113,6 +113,8 @@ def test_how_frames_are_resized_is_told_where_it_differs(tmp_path):
     assert notes(size={"height": 224, "width": 224})[0].startswith("frames are cropped to a square (by the directory's")
     assert notes(resample=3)[0].startswith("frames are resized as for every model (resample is 3")
     assert notes(do_resize=False)[0].startswith("frames are resized (do_resize is false")
+    assert notes(image_processor_type="ViTFeatureExtractor", size=224)[0].startswith("frames are cropped to a square")
+    write(tmp_path, do_resize=False)
     assert "crop_ratio" not in preprocessing.read({"model_type": "videomae"}, tmp_path).card
 
 

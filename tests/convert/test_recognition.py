@@ -110,6 +110,10 @@ def test_names_that_no_layout_knows_are_told_with_the_nearest_one(model, weights
     assert "the nearest known one is MCG-NJU/VideoMAE, without student. before its names: choose the model" in said
 
 
+def test_no_weights_at_all_are_in_no_layout(model):
+    assert "the nearest of 0 names are none; their layout is unknown" in told(model, {})
+
+
 def test_two_entries_of_one_name_are_not_taken_for_a_wrapper(model, weights):
     both = {f"{around}stem.{name}": value for name, value in weights.items() for around in ("", "model.")}
     assert "these are no weights of VideoMAE: it would be known by" in told(model, both)

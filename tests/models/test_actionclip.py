@@ -8,7 +8,7 @@ import peers
 import pytest
 import recipe
 
-from vidjax.convert import from_state_dict, load_pretrained, load_weights, rules, save_pretrained
+from vidjax.convert import files, from_state_dict, load_pretrained, load_weights, rules, save_pretrained
 from vidjax.convert.actionclip import HEADS as RULES
 from vidjax.models import actionclip, create_model, example_inputs
 from vidjax.models.actionclip import VideoTower
@@ -137,6 +137,15 @@ def test_a_file_of_the_release_loads(tmp_path):
     assert model == pair("transf")
     found = load_pretrained(tmp_path / "model_best.pt", "actionclip_tiny", verbose=False, **FIELDS)[1]
     jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_a_file_of_the_release_without_a_head_loads(tmp_path):
+    """The mean has no parameters: the second state dict is empty, and the first is still the release's CLIP."""
+    torch = pytest.importorskip("torch")
+    weights = recipe.load("actionclip_meanP").weights
+    saved = {name.removeprefix("model."): torch.from_numpy(np.asarray(value)) for name, value in weights.items()}
+    torch.save({"model_state_dict": saved, "fusion_model_state_dict": {}}, tmp_path / "model_best.pt")
+    assert files.read(tmp_path / "model_best.pt").keys() == weights.keys()
 
 
 def test_equals_mmaction2(tmp_path, capsys):

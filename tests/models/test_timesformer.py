@@ -33,7 +33,7 @@ def test_equals_the_original(name):
 
 
 @pytest.mark.parametrize("attention", ["divided", "joint", "space"])
-def test_equals_mmaction2(attention, tmp_path):
+def test_equals_mmaction2(attention, tmp_path, capsys):
     """Its files hold `backbone.` and `cls_head.` in `state_dict`; its configurations scale pixels to [-1, 1]."""
     torch = pytest.importorskip("torch")
     golden = recipe.load(f"mm_timesformer_{attention}")
@@ -45,6 +45,7 @@ def test_equals_mmaction2(attention, tmp_path):
     expected = golden.outputs["output0"]
     np.testing.assert_allclose(jax.jit(model.apply)(variables, video), expected, rtol=0, atol=1e-5)
     assert (model.card.mean, model.card.std) == ((0.5,) * 3, (0.5,) * 3)
+    assert "the card's mean is that of mmaction2's TimeSformer" in capsys.readouterr().out
 
 
 KINDS = {"divided": "divided_space_time", "joint": "joint_space_time", "space": "space_only"}

@@ -200,7 +200,8 @@ def assemble(
         variables, report = _fill(model, layout, prepared, strict, inflation, key, described=described)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
-    report = dataclasses.replace(report, notes=tuple(notes))
+    said = [f"the card's {field} is that of {layout.name}" for field in layout.card]
+    report = dataclasses.replace(report, notes=(*notes, *said))
     if verbose:
         print(f"{source} ({layout.name}) in {name or type(model).__name__}: {report}")
     return model, variables
@@ -252,7 +253,7 @@ def recognize(model: nn.Module, weights: Weights) -> tuple[Layout, Weights]:
     seen = difflib.get_close_matches(known[0].sign, weights, n=3, cutoff=0.0)
     raise ValueError(
         f"these are no weights of {type(model).__name__}: it would be known by {' or '.join(signs)}, the nearest of "
-        f"{len(weights)} names are {', '.join(seen)}; their layout is unknown, the nearest known one is "
+        f"{len(weights)} names are {', '.join(seen) or 'none'}; their layout is unknown, the nearest known one is "
         f"{_nearest(known, weights)}: choose the model that they are of"
     )
 
@@ -264,7 +265,9 @@ def _nearest(known: Sequence[Layout], weights: Weights) -> str:
             return f"{layout.name}, without {' or '.join(around)} before its names"
     counts = {layout.name: sum(map(layout.knows, layout.prepare(weights))) for layout in known}
     signs = {layout.sign: layout.name for layout in known}
-    likest = max(signs, key=lambda sign: max(difflib.SequenceMatcher(None, sign, name).ratio() for name in weights))
+    likest = max(
+        signs, key=lambda sign: max((difflib.SequenceMatcher(None, sign, name).ratio() for name in weights), default=0)
+    )
     best = max(counts, key=lambda name: (counts[name], name == signs[likest]))
     return f"{best}, which knows {counts[best]} of them"
 

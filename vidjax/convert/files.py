@@ -159,7 +159,7 @@ def _unwrapped(content: Any, tell: Callable[[str], None]) -> dict:
     """The tensors by their names, from whatever a training script put around them."""
     if not isinstance(content, dict):
         return {}
-    if all(_has_tensors(content.get(key)) for key in PARTS):
+    if all(isinstance(content.get(key), dict) for key in PARTS):  # the second is empty where the head is a mean
         return {prefix + name: value for key, prefix in PARTS.items() for name, value in content[key].items()}
     fits = [key for key in CONTAINERS if _has_tensors(content.get(key))]
     if not fits:

@@ -92,6 +92,8 @@ def follow(content: dict, config: dict) -> Preprocessing:
             raise ValueError(f"{field} is {value!r}, a step that is not known here: choose another model")
     if name in PROCESSORS and (name != "vivit" or suffix == "VideoProcessor"):  # these do not read it
         fields["offset"] = name == "vivit" and fields["do_rescale"]
+    if name == "vit" and isinstance(fields["size"], int):  # of a square; elsewhere of the shorter side
+        fields["size"] = {"height": fields["size"], "width": fields["size"]}
     channels = (config.get("vision_config") or config).get("num_channels", 3)
     card = scaling(fields, channels) | cropping(fields)
     notes = resizing(fields)
@@ -100,7 +102,8 @@ def follow(content: dict, config: dict) -> Preprocessing:
         if max(abs(low + 1), abs(high - 1)) > 1e-3:
             notes.append(
                 f"pixels are scaled to [{low:.4g}, {high:.4g}], as transformers does by this directory's file; Google "
-                "trained its own ViViTs on [-1, 1], which they get where a copy of that file says do_normalize false"
+                "trained its own ViViTs on [-1, 1]: for those say rescale_factor 1/127.5, offset true and do_normalize "
+                "false in a copy of it"
             )
     return Preprocessing(card, tuple(notes))
 

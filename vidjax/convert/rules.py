@@ -134,6 +134,9 @@ def fold_layer_scale(weights: Weights) -> Weights:
     return weights
 
 
+COUNTS = ("num_batches_tracked", "n_averaged")  # PyTorch's, of steps: nothing reads them
+
+
 @dataclass(frozen=True)
 class Layout:
     """One published naming of a family's weights.
@@ -240,9 +243,7 @@ def apply(
     fresh = (fresh,) if isinstance(fresh, str) else tuple(fresh)  # one name would be read letter by letter
     loaded, resized, mismatched, unused, refused, heads, foreign = {}, [], {}, [], [], [], []
     for name, value in weights.items():
-        if (
-            name.endswith("num_batches_tracked") or name == "n_averaged"
-        ):  # PyTorch's counts of steps: nothing reads them
+        if name.endswith(COUNTS):
             continue
         paths = [(rule, path) for rule in layout.rules if (path := rule.path(name)) is not None]
         wanted = [(rule, path) for rule, path in paths if path in places and not begins(path, fresh)]
