@@ -158,11 +158,11 @@ def layouts(model: TimeSformer) -> tuple[Layout, ...]:
     theirs, sign = "facebookresearch/TimeSformer", "blocks.0.attn.qkv.weight"
     fresh = ("head/", "time/", "transformer/block_{i}/time/projection/")
     image = original(sign, GROUPED_FROM_IMAGE, "timm's image ViT", None, fresh)
-    others = (mmaction2(model.attention), hugging_face())
+    mm, hf = mmaction2(model.attention), hugging_face()
     if model.attention == "space":
-        return replace(image, prepare=of_images), original(sign, (), theirs, "head", ("head/",)), *others
-    official = original("time_embed", ("space",), theirs, "head", ("head/",))
-    return (*others, official, image) if model.attention in ("divided", "joint") else (image,)
+        return replace(image, prepare=of_images), original(sign, (), theirs, "head", ("head/",)), hf, mm
+    official = original("time_embed", ("space",), theirs, "head", ("head/",))  # a name that mmaction2's have as well
+    return (mm, official, hf, image) if model.attention in ("divided", "joint") else (image,)
 
 
 def from_config(config: dict) -> nn.Module:

@@ -169,7 +169,7 @@ OURS = Layout(
 )
 
 LAYOUTS = {
-    VideoMAE: (original("", **CLASSIFIER), mmaction2(**CLASSIFIER), hugging_face("", **CLASSIFIER), OURS),
+    VideoMAE: (original("", **CLASSIFIER), hugging_face("", **CLASSIFIER), mmaction2(**CLASSIFIER), OURS),
     Pretraining: (original("encoder/", **PRETRAINING), hugging_face("encoder/", **PRETRAINING)),
 }
 CONFIGS = {"videomae": from_config}
