@@ -38,6 +38,7 @@ NO_ADVICE = {
     "there is no module in it": "becomes the reason of a TorchScript file that cannot be read",
     "the weights do not fit: {}": "each of the parts, or the last, says what to do",
     "the config.json of {} cannot be followed: {}": "what follows says what to do",
+    "{} cannot be followed: {}": "the same, of a file of preprocessing",
     "{} ended with status {}, see {}: {}": "what follows is the other script's sentence",
     "unknown argument {}: {}": "what follows says what to do",
     "{} holds a run of another config: {}; {}": "what follows says what to do",

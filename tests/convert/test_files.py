@@ -9,7 +9,7 @@ import pytest
 from flax.serialization import msgpack_serialize
 from safetensors.numpy import save_file
 
-from vidjax.convert import files, torchscript
+from vidjax.convert import files, numpy_pickles, torchscript
 
 WEIGHTS = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "b.bias": np.ones(2, np.float32)}
 
@@ -53,13 +53,91 @@ def test_an_index_leads_nowhere_else(tmp_path):
         files.read(tmp_path / "inside")
 
 
-@pytest.mark.parametrize("containers", [(), ("model",), ("state_dict",), ("module",), ("state_dict", "model")])
+CONTAINERS = [(), *((name,) for name in files.CONTAINERS), ("state_dict", "model"), ("model_ema", "module")]
+
+
+@pytest.mark.parametrize("containers", CONTAINERS, ids=".".join)
 def test_torch_file_in_any_container(tmp_path, torch, containers):
+    """Beside what training scripts put there: an optimizer's state has tensors too."""
     content = {name: torch.from_numpy(value) for name, value in WEIGHTS.items()}
-    for container in containers:
-        content = {container: content, "epoch": 3, "args": argparse.Namespace(lr=0.1)}
+    for container in reversed(containers):
+        optimizer = {"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": [{"lr": 0.1}]}
+        content = {"epoch": 3, "optimizer": optimizer, "args": argparse.Namespace(lr=0.1), container: content}
     torch.save(content, tmp_path / "x.pth")
     assert_same(files.read(tmp_path / "x.pth"))
+
+
+@pytest.mark.parametrize(
+    ("taken", "left"), [("model", "model_ema"), ("state_dict", "state_dict_ema"), ("model_state_dict", "ema")]
+)
+def test_trained_weights_come_before_their_average_and_the_line_says_so(tmp_path, torch, taken, left):
+    """As MCG-NJU/VideoMAE and mmengine read their own files; a dictionary without tensors is none of weights."""
+    trained = {name: torch.from_numpy(value) for name, value in WEIGHTS.items()}
+    average = {name: value + 1 for name, value in trained.items()}
+    torch.save({left: average, "params": {"lr": 0.1}, taken: trained}, tmp_path / "x.pth")
+    lines = []
+    assert_same(files.read(tmp_path / "x.pth", lines.append))
+    assert lines == [f"the weights are the file's {taken}, and not its {left}"]
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_parameters_are_arrays(tmp_path, torch, zipped):
+    """Tensors that ask for gradients, as of `named_parameters()` and `state_dict(keep_vars=True)`."""
+    content = {name: torch.nn.Parameter(torch.from_numpy(value)) for name, value in WEIGHTS.items()}
+    torch.save(content, tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
+    assert_same(files.read(tmp_path / "x.pth"))
+
+
+def test_a_tensor_without_values_is_told(tmp_path, torch):
+    torch.save({"a": torch.ones(2, device="meta")}, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=r"a in .*x\.pth is no plain tensor \(.*\): save it as one"):
+        files.read(tmp_path / "x.pth")
+
+
+BESIDE = {
+    "best_acc": np.float64(81.5), "half": np.float16(0.5), "epoch": np.int64(3), "early": np.bool_(True),
+    "name": np.str_("k400"), "none": np.str_(""), "when": np.datetime64("2024-05-01"), "type": np.dtype("float32"),
+    "kind": np.float32, "lengths": np.arange(6, dtype=">i2").reshape(2, 3), "empty": np.zeros((0, 2)),
+    "random": np.random.RandomState(0).get_state(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("beside", BESIDE)
+def test_numpys_values_beside_the_weights_are_harmless(tmp_path, torch, beside, zipped):
+    content = {"model": {name: torch.from_numpy(value) for name, value in WEIGHTS.items()}, beside: BESIDE[beside]}
+    torch.save(content, tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
+    allowed = torch.serialization.get_safe_globals()
+    assert_same(files.read(tmp_path / "x.pth"))
+    assert torch.serialization.get_safe_globals() == allowed  # nothing stays allowed for others
+
+
+def test_arrays_are_weights_as_well(tmp_path, torch):
+    weights = WEIGHTS | {"c": np.asfortranarray(np.arange(6.0, dtype=np.float32).reshape(2, 3))}
+    torch.save({"model": weights | {"d": torch.ones(1)}}, tmp_path / "x.pth")
+    assert_same(files.read(tmp_path / "x.pth"), weights | {"d": np.ones(1)})
+
+
+@pytest.mark.parametrize("beside", [np.array([None]), np.zeros(2, "i4,f8"), np.array([{}])[:0]])
+def test_numpys_objects_are_refused(tmp_path, torch, beside):
+    """Arrays of objects are pickles themselves."""
+    torch.save({"model": {"a": torch.ones(2)}, "x": beside}, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=r"holds an array of NumPy's type '(O8|V12)', and objects are not unpickled"):
+        files.read(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize("shape", [(4,), (2**62, 4), (-1,)])
+def test_an_array_keeps_to_its_bytes(shape):
+    """No memory beside them is ever looked at, whatever a file says of the shape."""
+    with pytest.raises(
+        (ValueError, TypeError), match=r"too small|too big|it holds an array of shape .*, which must be one"
+    ):
+        numpy_pickles.Array().__setstate__((1, shape, numpy_pickles.DType("f8"), False, b"8 bytes."))
+
+
+def test_a_scalar_is_none_of_objects():
+    with pytest.raises(ValueError, match="it holds an array of NumPy's type 'O', which must be one of plain values"):
+        numpy_pickles.scalar(numpy_pickles.DType("O"), b"8 bytes.")
 
 
 def test_torch_directory_of_half_precision(tmp_path, torch):
@@ -166,9 +244,26 @@ def test_files_of_something_else(tmp_path, name, sentence):
     assert name in str(refused.value) and "\n" not in str(refused.value)
 
 
-def test_a_torch_file_without_tensors(tmp_path, torch):
-    torch.save({"epoch": 3}, tmp_path / "x.pt")
-    with pytest.raises(ValueError, match="holds no weights: it must be a dictionary of tensors, or have one"):
+@pytest.mark.parametrize(
+    ("content", "there"),
+    [
+        ({"epoch": 3, "my_net": {"encoder": {"a": 1}}}, "its keys are epoch, my_net, save the weights alone"),
+        ([1, 2], "it is a list, save the weights alone"),
+    ],
+)
+def test_a_torch_file_without_tensors_says_what_there_is(tmp_path, torch, content, there):
+    torch.save(content, tmp_path / "x.pt")
+    with pytest.raises(
+        ValueError, match="holds no weights: it must be a dictionary of tensors, or have one"
+    ) as refused:
+        files.read(tmp_path / "x.pt")
+    said = str(refused.value)
+    assert said.endswith(there) and "\n" not in said and "model_state_dict, " in said
+
+
+def test_weights_under_a_key_of_their_own_are_not_guessed(tmp_path, torch):
+    torch.save({"epoch": 3, "generator": {"a": torch.ones(2)}}, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match="its keys are epoch, generator, save the weights alone"):
         files.read(tmp_path / "x.pt")
 
 

@@ -8,7 +8,7 @@ import peers
 import pytest
 import recipe
 
-from vidjax.convert import from_state_dict, load_pretrained, load_weights, rules, save_pretrained
+from vidjax.convert import files, from_state_dict, load_pretrained, load_weights, rules, save_pretrained
 from vidjax.convert.actionclip import HEADS as RULES
 from vidjax.models import actionclip, create_model, example_inputs
 from vidjax.models.actionclip import VideoTower
@@ -137,6 +137,59 @@ def test_a_file_of_the_release_loads(tmp_path):
     assert model == pair("transf")
     found = load_pretrained(tmp_path / "model_best.pt", "actionclip_tiny", verbose=False, **FIELDS)[1]
     jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_a_file_of_the_release_without_a_head_loads(tmp_path):
+    """The mean has no parameters: the second state dict is empty, and the first is still the release's CLIP."""
+    torch = pytest.importorskip("torch")
+    weights = recipe.load("actionclip_meanP").weights
+    saved = {name.removeprefix("model."): torch.from_numpy(np.asarray(value)) for name, value in weights.items()}
+    torch.save({"model_state_dict": saved, "fusion_model_state_dict": {}}, tmp_path / "model_best.pt")
+    assert files.read(tmp_path / "model_best.pt").keys() == weights.keys()
+
+
+def test_equals_mmaction2(tmp_path, capsys):
+    """Its files hold as many frame positions as their clips have frames, and the model is asked for so many."""
+    torch = pytest.importorskip("torch")
+    golden = recipe.load("mm_actionclip")
+    c = golden.config
+    state = {name: torch.from_numpy(np.asarray(value)) for name, value in golden.weights.items()}
+    torch.save({"meta": {}, "state_dict": state}, tmp_path / "mmaction2.pth")
+    tower = FIELDS["video"].clone(image=IMAGE.clone(num_frames=c["T"]), head_depth=c["layers"])
+    with pytest.raises(
+        ValueError, match="the weights' head has 4 frame positions and the model's 12: set head_context"
+    ):
+        load_pretrained(tmp_path / "mmaction2.pth", "actionclip_tiny", **FIELDS | {"video": tower})
+    fields = FIELDS | {"video": tower.clone(head_context=c["T"])}
+    model, variables = load_pretrained(tmp_path / "mmaction2.pth", "actionclip_tiny", strict=True, **fields)
+    video = jnp.moveaxis(jnp.asarray(golden.inputs[0]), 2, -1)
+    found = jax.jit(model.video.apply)({"params": variables["params"]["video"]}, video)
+    expected = golden.outputs["output0"]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * max(1, np.abs(expected).max()))
+    assert "(mmaction2's ActionCLIP) in actionclip_tiny" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("layout", ["actionclip_Transf", "mm_actionclip"])
+@pytest.mark.parametrize("part", ["head_heads", "the text tower", "the image tower"])
+def test_another_number_of_heads_than_the_releases_is_refused(layout, part):
+    """No entry tells it: the release divides widths by 64 (`transformer_width // 64`), here 128 // 64."""
+    golden = recipe.load(layout)
+    model = pair("transf")
+    tower = model.video.clone(head_context=4) if layout == "mm_actionclip" else model.video
+    if part == "head_heads":
+        model = model.clone(video=tower.clone(head_heads=4))
+    elif part == "the text tower":
+        model = model.clone(video=tower, text=model.text.clone(heads=4))
+    else:
+        model = model.clone(video=tower.clone(image=tower.image.clone(heads=4)))
+    name = part if part == "head_heads" else f"heads of {part}"
+    with pytest.raises(ValueError, match=f"{name} is 4, and the release's 128 // 64: set it to 2"):
+        from_state_dict(model, golden.weights)
+
+
+def test_fields_of_the_head_are_given_by_name():
+    tower = create_model("actionclip_base_16", head_context=16, head_heads=4, head_depth=2).video
+    assert (tower.head_context, tower.head_heads, tower.head_depth) == (16, 4, 2)
 
 
 FIELDS = {field: getattr(pair("transf"), field) for field in ("video", "text")}

@@ -69,6 +69,64 @@ def test_equals_actionclips_text_tower():
     np.testing.assert_allclose(found, golden.outputs["output0"], **CLOSE)
 
 
+def viclip(tower: str) -> tuple:
+    """A tower of ViCLIP and its golden."""
+    golden = recipe.load(f"viclip_{tower}")
+    c = golden.config
+    if tower == "vision":
+        return image_tower(c, joint=True, num_frames=c["T"]), golden
+    return text_tower(c), golden
+
+
+@pytest.mark.parametrize("around", ["", "encoder"])
+@pytest.mark.parametrize("tower", ["vision", "text"])
+def test_equals_viclips_towers(tower, around):
+    """By themselves, as recorded, and under their names in the whole."""
+    model, golden = viclip(tower)
+    prefix = f"{tower}_{around}." if around else ""
+    weights = {f"{prefix}{name}": value for name, value in golden.weights.items()}
+    variables = from_state_dict(model, weights, strict=True)
+    seen = frames_first(golden.inputs[0].swapaxes(1, 2).reshape(-1, 3, 42, 42), 5) if tower == "vision" else None
+    seen = jnp.asarray(golden.inputs[0], jnp.int32) if seen is None else seen
+    expected = golden.outputs["output0"]
+    found = jax.jit(model.apply)(variables, seen)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * max(1, np.abs(expected).max()))
+    with pytest.raises(ValueError, match="heads is 1, and the release's 192 // 64: set it to 3"):
+        from_state_dict(model.clone(heads=1), {f"{tower}_encoder.{k}": v for k, v in golden.weights.items()})
+
+
+@pytest.mark.parametrize(("temperature", "scale"), [(0.02, 50.0), (0.004, 100.0)])
+def test_viclip_as_a_whole_is_its_towers_and_a_temperature(temperature, scale, tmp_path):
+    """Similarities are divided by it, and it is kept from falling below 0.01 (InternVideo 3965eef, viclip.py)."""
+    torch = pytest.importorskip("torch")
+    (image, vision), (text, texts) = viclip("vision"), viclip("text")
+    weights = {f"vision_encoder.{name}": value for name, value in vision.weights.items()}
+    weights |= {f"text_encoder.{name}": value for name, value in texts.weights.items()}
+    weights |= {"temp": np.float32(temperature)}
+    torch.save({"model": {k: torch.from_numpy(np.asarray(v)) for k, v in weights.items()}}, tmp_path / "viclip.pth")
+    fields = {"video": image, "text": text}
+    model, variables = load_pretrained(tmp_path / "viclip.pth", "viclip_base_16", strict=True, **fields)
+    logits = model.apply(variables, jnp.eye(2, 40), jnp.eye(3, 40), method="logits")
+    np.testing.assert_allclose(logits, scale * np.eye(2, 3), rtol=1e-5)
+    for tower, name in ((image, "video"), (text, "text")):
+        alone = from_state_dict(tower, (vision if name == "video" else texts).weights)["params"]
+        jax.tree.map(np.testing.assert_array_equal, variables["params"][name], alone)
+    assert model.card.mean == Card().mean  # ImageNet's, not CLIP's
+    with pytest.raises(ValueError, match="heads of the text tower is 2, and the release's 192 // 64: set it to 3"):
+        from_state_dict(model.clone(text=text.clone(heads=2)), weights)
+
+
+def test_a_tower_of_shorter_texts_has_the_first_positions_of_a_longer_one():
+    """As ViCLIP cuts CLIP's 77 to its 32 (InternVideo 3965eef, viclip_text.py)."""
+    golden = recipe.load("openai_clip")
+    longer, shorter = text_tower(golden.config), text_tower(golden.config).clone(context=7)
+    ids = jnp.asarray([[58, 5, 9, 59, 0, 0, 0]])
+    found = [tower.apply(from_state_dict(tower, golden.weights), ids) for tower in (longer, shorter)]
+    np.testing.assert_allclose(*found, rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match=r"position is \(13, 128\) in the model and \(12, 128\) in the weights"):
+        from_state_dict(longer.clone(context=13), golden.weights)
+
+
 def clip_peer(activation: str = "quick_gelu", end: int = 2, epsilon: float = 1e-5):
     transformers = peers.transformers()
     blocks = {

@@ -28,6 +28,9 @@ PUBLISHED = {
     # CLIP's towers on eight frames, and the head transf
     "actionclip_base_16": (168_574_465, 8 * 17.563, {}),
     "actionclip_base_32": (170_231_041, 8 * 4.409, {}),
+    # The same with 8 frame positions for 77.
+    "actionclip_base_16_mmaction2": (168_574_465 - 69 * 512, 8 * 17.563, {}),
+    "actionclip_base_32_mmaction2": (170_231_041 - 69 * 512, 8 * 4.409, {}),
     "c3d": (79_991_015, 38.549, {}),
     # Both towers; the cost is the image tower's, of one frame.
     "clip_base_16": (149_620_737, 17.563, {}),
@@ -85,6 +88,9 @@ PUBLISHED = {
     "vit_base_16": (86_567_656, 17.564, {}),
     "vit_base_32": (88_224_232, None, {}),
     "vit_large_16": (304_326_632, None, {}),
+    # The towers' counts of SYSTEMS-2.md, of a text table of 32 rows for 77 (width 512 and 768), and the temperature.
+    "viclip_base_16": (86_198_784 + 63_428_096 - 45 * 512 + 1, 179.563, {}),
+    "viclip_large_14": (303_974_400 + 123_650_304 - 45 * 768 + 1, 826.371, {}),
     "vivit_base_16x2_joint": (88_954_000, 451.5, {}),
     "vivit_base_16x2_factorized_encoder": (115_062_928, 283.3, {}),
     "vivit_base_16x2_factorized_self_attention": (117_319_312, 371.1, {}),

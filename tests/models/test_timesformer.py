@@ -32,6 +32,22 @@ def test_equals_the_original(name):
     np.testing.assert_allclose(jax.jit(model.apply)(variables, video), golden.outputs["output0"][:1], **CLOSE)
 
 
+@pytest.mark.parametrize("attention", ["divided", "joint", "space"])
+def test_equals_mmaction2(attention, tmp_path, capsys):
+    """Its files hold `backbone.` and `cls_head.` in `state_dict`; its configurations scale pixels to [-1, 1]."""
+    torch = pytest.importorskip("torch")
+    golden = recipe.load(f"mm_timesformer_{attention}")
+    state = {name: torch.from_numpy(np.asarray(value)) for name, value in golden.weights.items()}
+    torch.save({"meta": {"epoch": 15}, "state_dict": state}, tmp_path / "mmaction2.pth")
+    name = f"timesformer_tiny_{attention}"
+    model, variables = load_pretrained(tmp_path / "mmaction2.pth", name, strict=True, **SMALL)
+    video = jnp.moveaxis(jnp.asarray(golden.inputs[0]), 1, -1)
+    expected = golden.outputs["output0"]
+    np.testing.assert_allclose(jax.jit(model.apply)(variables, video), expected, rtol=0, atol=1e-5)
+    assert (model.card.mean, model.card.std) == ((0.5,) * 3, (0.5,) * 3)
+    assert "the card's mean is that of mmaction2's TimeSformer" in capsys.readouterr().out
+
+
 KINDS = {"divided": "divided_space_time", "joint": "joint_space_time", "space": "space_only"}
 
 

@@ -11,7 +11,7 @@ import pytest
 import recipe
 from flax.traverse_util import flatten_dict
 
-from vidjax.convert import from_state_dict
+from vidjax.convert import from_state_dict, load_pretrained
 from vidjax.layers.patches import grid
 from vidjax.models import videomae
 from vidjax.objectives.masking import running_cell, tube
@@ -104,6 +104,51 @@ def test_classifier_equals_the_original(name):
     model = videomae.VideoMAE(c["D"], c["L"], c["H"], patch_size=(2, c["P"], c["P"]), num_classes=c["classes"])
     variables = from_state_dict(model, golden.weights, strict=True)
     np.testing.assert_allclose(jax.jit(model.apply)(variables, video), golden.outputs["output0"][:1], **CLOSE)
+
+
+def test_classifier_equals_mmaction2():
+    """Layer scale and all; its files also hold the table of positions, which is computed and must be that of sines."""
+    golden = recipe.load("mm_videomae")
+    c, video = golden.config, jnp.moveaxis(jnp.asarray(golden.inputs[0]), 1, -1)
+    patches = c["T"] // 2 * (c["S"] // c["P"]) ** 2
+    angle = np.arange(patches)[:, None] / 10000 ** (np.arange(c["D"]) // 2 * 2 / c["D"])
+    table = np.where(np.arange(c["D"]) % 2, np.cos(angle), np.sin(angle)).astype(np.float32)[None]
+    model = videomae.VideoMAE(c["D"], c["L"], c["H"], patch_size=(2, c["P"], c["P"]), num_classes=c["classes"])
+    variables = from_state_dict(model, golden.weights | {"backbone.pos_embed": table}, strict=True)
+    expected = golden.outputs["output0"]
+    np.testing.assert_allclose(jax.jit(model.apply)(variables, video), expected, rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="in the weights and not in the model: pos_embed; choose"):  # a learned one
+        from_state_dict(model, golden.weights | {"backbone.pos_embed": table + 0.1})
+
+
+def test_pretraining_without_the_encoders_norm_equals_transformers(tmp_path):
+    """What VideoMAEForPreTraining is by its default configuration: `use_mean_pooling` leaves the norm out (5.24)."""
+    transformers = peers.transformers()
+    import torch
+
+    config = transformers.VideoMAEConfig(
+        image_size=16, patch_size=4, num_frames=4, hidden_size=24, num_hidden_layers=2, num_attention_heads=3,
+        intermediate_size=96, decoder_hidden_size=12, decoder_num_hidden_layers=1, decoder_num_attention_heads=3,
+        decoder_intermediate_size=48, layer_norm_eps=1e-6,
+    )  # fmt: skip
+    peer = transformers.VideoMAEForPreTraining(config).eval()
+    peer.decoder.norm.eps = 1e-6  # does not ask the configuration
+    peers.perturb(peer)
+    peer.save_pretrained(tmp_path)
+    model, variables = load_pretrained(tmp_path, strict=True)
+    assert config.use_mean_pooling and "norm" not in variables["params"]["encoder"]
+    video, masked = recipe.floats("video", (2, 4, 16, 16, 3)), np.zeros((2, 32), bool)
+    masked[0, ::2] = masked[1, 16:] = True
+    with torch.no_grad():
+        expected = peer(torch.from_numpy(video).permute(0, 1, 4, 2, 3), torch.from_numpy(masked)).logits.numpy()
+    predicted = jax.jit(model.apply)(variables, jnp.asarray(video), *indices(masked))
+    np.testing.assert_allclose(predicted, expected, rtol=0, atol=1e-5)
+    fields = {f: getattr(model, f) for f in ("width", "depth", "heads", "patch_size", "num_frames", "image_size")}
+    tuned, encoder = load_pretrained(tmp_path, "videomae_tiny", num_classes=5, **fields)  # where fine-tuning starts
+    assert not tuned.final_norm
+    jax.tree.map(
+        np.testing.assert_array_equal, encoder["params"]["transformer"], variables["params"]["encoder"]["transformer"]
+    )
 
 
 def assert_equals_transformers(config: dict, weights: dict, video, masked, expected: dict) -> None:

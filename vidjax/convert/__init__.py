@@ -2,7 +2,7 @@
 
 import dataclasses
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import flax.linen as nn
@@ -19,6 +19,7 @@ from vidjax.convert import (
     hub,
     inception3d,
     p3d,
+    preprocessing,
     resnet3d,
     rules,
     timesformer,
@@ -103,10 +104,12 @@ def load_weights(
     """
     config = hub.read_config(Path(path).expanduser()) if weights is None else None
     described = hub.build(config, CONFIGS, path) if config and config["model_type"] in CONFIGS else None
+    notes = []
     try:
-        layout, prepared = recognize(model, files.read(path) if weights is None else weights)
+        layout, prepared = recognize(model, files.read(path, notes.append) if weights is None else weights)
         native = _native(model, described)
-        return rules.apply(layout, prepared, params, fresh=fresh, inflation=inflation, native=native)
+        filled, report = rules.apply(layout, prepared, params, fresh=fresh, inflation=inflation, native=native)
+        return filled, dataclasses.replace(report, notes=tuple(notes))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -123,14 +126,15 @@ def load_pretrained(
 ) -> tuple[nn.Module, dict]:
     """What `vidjax.load_pretrained` (see there) is for everything but the work directories of runs."""
     path = hub.fetch(source)
-    described, card = None, {}
+    described, card, notes = None, {}, []
     if checkpoint.is_one(path):
         described, weights = checkpoint.read(path)
         card = dataclasses.asdict(described.card)
     else:
-        weights = files.read(path)
+        weights = files.read(path, notes.append)
         if config := hub.read_config(path):
             card = hub.read_card(config, path)
+            notes += preprocessing.read(config, path).notes
             # Under a name, another family's weights may be where this one starts.
             known = name is None or config["model_type"] in CONFIGS
             described = hub.build(config, CONFIGS, source) if known else None
@@ -144,6 +148,7 @@ def load_pretrained(
         inflation=inflation,
         key=key,
         verbose=verbose,
+        notes=notes,
         **overrides,
     )
 
@@ -159,6 +164,7 @@ def assemble(
     inflation: Inflation,
     key: jax.Array | None,
     verbose: bool,
+    notes: Sequence[str] = (),
     **overrides,
 ) -> tuple[nn.Module, dict]:
     """What `load_pretrained` does once the weights are read.
@@ -166,6 +172,7 @@ def assemble(
     Args:
       described: the model that the source says it is.
       card: what the source says of input and classes besides.
+      notes: what the report says besides, see `Report`.
     """
     if name is None and described is None:
         raise ValueError(f"{source} does not say what model it is: give name=, one of vidjax.list_models()")
@@ -186,13 +193,15 @@ def assemble(
         if "num_classes" not in overrides and classes is not None and hasattr(model, "num_classes"):
             model = model.clone(num_classes=classes)
         if hasattr(model, "card"):  # a text tower has none
-            card = dataclasses.replace(model.card, **card)
+            card = dataclasses.replace(model.card, **{**layout.card, **card})
             if len(card.class_names) != getattr(model, "num_classes", None):
                 card = dataclasses.replace(card, class_names=())  # those of another head
             model = model.clone(card=card)
         variables, report = _fill(model, layout, prepared, strict, inflation, key, described=described)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
+    said = [f"the card's {field} is that of {layout.name}" for field in layout.card]
+    report = dataclasses.replace(report, notes=(*notes, *said))
     if verbose:
         print(f"{source} ({layout.name}) in {name or type(model).__name__}: {report}")
     return model, variables
@@ -205,23 +214,62 @@ def layouts(model: nn.Module) -> tuple[Layout, ...]:
     return known(model) if callable(known) else known
 
 
+# What training adds to names: compiling, sharding and recomputing a module at any level of them; and modules around the
+# model, of which Lightning's has no name of its own.
+LEVELS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+AROUND = ("module.", "model.", "net.", "network.")
+
+
+def unwrapped(weights: Weights) -> Iterator[Weights]:
+    """The weights as they are but for `LEVELS`, then with one of `AROUND` less before their names, as often as it goes.
+
+    Entries that have nothing before their names, such as those of a loss, stay.
+    """
+    try:
+        weights = rules.rename(weights, lambda name: ".".join(part for part in name.split(".") if part not in LEVELS))
+        yield weights
+        while around := next((one for one in AROUND if any(name.startswith(one) for name in weights)), None):
+            weights = rules.strip(weights, around)
+            yield weights
+    except ValueError:  # two entries would have one name
+        return
+
+
 def recognize(model: nn.Module, weights: Weights) -> tuple[Layout, Weights]:
     """The layout that the weights are in, and they as its rules name them.
 
     Raises:
-      ValueError: the layout is none that the model's family is published in.
+      ValueError: the layout is none that the model's family is published in, or the model is computed otherwise than
+        the weights' own, which they do not tell.
     """
     known = [*layouts(model), checkpoint.layout(weights, layouts(model))]
-    for layout in known:
-        prepared = layout.prepare(weights)
-        if layout.sign in prepared:
-            return layout, prepared
+    for named in unwrapped(weights):
+        for layout in known:
+            prepared = layout.prepare(named)
+            if layout.sign in prepared:
+                layout.check(model)
+                return layout, prepared
     signs = [f"{layout.sign} ({layout.name})" for layout in known]
     seen = difflib.get_close_matches(known[0].sign, weights, n=3, cutoff=0.0)
     raise ValueError(
-        f"these are no weights of {type(model).__name__}: it would be known by {' or '.join(signs)}, "
-        f"the nearest of {len(weights)} names are {', '.join(seen)}; choose the model that they are of"
+        f"these are no weights of {type(model).__name__}: it would be known by {' or '.join(signs)}, the nearest of "
+        f"{len(weights)} names are {', '.join(seen) or 'none'}; their layout is unknown, the nearest known one is "
+        f"{_nearest(known, weights)}: choose the model that they are of"
     )
+
+
+def _nearest(known: Sequence[Layout], weights: Weights) -> str:
+    """The layout that these names are most like, and how far they are from it."""
+    for layout in known:
+        if around := [name.removesuffix(layout.sign) for name in weights if name.endswith(f".{layout.sign}")]:
+            return f"{layout.name}, without {' or '.join(around)} before its names"
+    counts = {layout.name: sum(map(layout.knows, layout.prepare(weights))) for layout in known}
+    signs = {layout.sign: layout.name for layout in known}
+    likest = max(
+        signs, key=lambda sign: max((difflib.SequenceMatcher(None, sign, name).ratio() for name in weights), default=0)
+    )
+    best = max(counts, key=lambda name: (counts[name], name == signs[likest]))
+    return f"{best}, which knows {counts[best]} of them"
 
 
 # Fields in which a model may differ from what its weights are of: clips, classes, and what is there in training alone.

@@ -1,9 +1,11 @@
-"""ActionCLIP's release (sallymmx/ActionCLIP), and CLIP's weights to start from.
+"""ActionCLIP's release (sallymmx/ActionCLIP), mmaction2's, and CLIP's weights to start from.
 
 A file of the release holds two state dicts, which `convert.files` joins under `model.` (CLIP, as OpenAI names it) and
-`fusion.` (the temporal head).
+`fusion.` (the temporal head). mmaction2 calls them `clip.` and `adapter.`, and its table of frame positions is as long
+as its clips, which `head_context` of the model must be too.
 """
 
+import re
 from dataclasses import replace
 from functools import partial
 
@@ -14,6 +16,7 @@ from vidjax.convert.clip import (
     OPENAI,
     SCALE,
     TIME,
+    check_heads,
     hugging_face_image,
     hugging_face_text,
     openai_block,
@@ -22,7 +25,7 @@ from vidjax.convert.clip import (
 )
 from vidjax.convert.files import Weights
 from vidjax.convert.fits import table
-from vidjax.convert.rules import Layout, Rule, kernel, norm
+from vidjax.convert.rules import Layout, Rule, kernel, norm, rename
 from vidjax.models.actionclip import VideoTower
 from vidjax.models.video_text import VideoText
 
@@ -50,15 +53,15 @@ HEADS = (
 )
 
 
-def prepare(weights: Weights, shift: bool) -> Weights:
+def prepare(weights: Weights, tower: VideoTower) -> Weights:
     """The release's entries without what its wrappers add to their names.
 
     Args:
-      shift: whether the model's image tower shifts its tokens, for which there is no parameter.
+      tower: of the model: whether it shifts its tokens, for which there is no parameter, and its head.
 
     Raises:
-      ValueError: the weights are of another model: they shift and the model does not or the other way round, or they
-        have the head that the release computes otherwise than we do.
+      ValueError: the weights are of another model: they shift and the model does not or the other way round, their head
+        has more or fewer frame positions, or is the one that the release computes otherwise than we do.
     """
     weights = {name.replace("fusion.module.", "fusion."): value for name, value in weights.items()}
     if SIGN in weights:
@@ -67,13 +70,33 @@ def prepare(weights: Weights, shift: bool) -> Weights:
                 "these are weights of the release's head Conv_1D, which mixes channels and frames by a mistaken "
                 "reshape: no convolution over time has them; leave out what begins with fusion., and train a head"
             )
-        shifted = any(".net." in name for name in weights)
+        shifted, shift = any(".net." in name for name in weights), tower.image.shift
         if shifted != shift:
             raise ValueError(
                 f"the weights are of an image tower with shift={shifted}, the model's has "
                 f"shift={shift}: choose one alike"
             )
+        table = weights.get("fusion.frame_position_embeddings.weight")
+        if table is not None and len(table) != tower.head_context:
+            raise ValueError(
+                f"the weights' head has {len(table)} frame positions and the model's {tower.head_context}: "
+                f"set head_context to {len(table)}"
+            )
     return {name.replace(".net.", "."): value for name, value in weights.items()}
+
+
+def prepare_mmaction2(weights: Weights, tower: VideoTower) -> Weights:
+    """The same, of mmaction2's entries under the release's names."""
+    return prepare(rename(weights, lambda name: re.sub("^clip", "model", re.sub("^adapter", "fusion", name))), tower)
+
+
+def check(model: VideoText) -> None:
+    """Refuses other numbers of attention heads than the release derives from its widths."""
+    image, text = model.video.image, model.text
+    check_heads("heads of the image tower", image.heads, image.width)
+    check_heads("heads of the text tower", text.heads, text.width)
+    if model.video.head == "transf":
+        check_heads("head_heads", model.video.head_heads, text.width)
 
 
 RELEASE = Layout(
@@ -87,6 +110,7 @@ RELEASE = Layout(
     ),
     optional=(BIAS,),
     surplus=(),
+    check=check,
 )
 # The rest is what ActionCLIP starts from: a pair that knows images.
 NEW = (f"{IMAGE}{TIME}", BIAS, HEAD)
@@ -98,8 +122,9 @@ FROM_HUGGING_FACE = replace(
 
 def layouts(model: VideoText) -> tuple[Layout, ...]:
     """What this model's weights are published in."""
-    release = replace(RELEASE, prepare=partial(prepare, shift=model.video.image.shift))
-    return release, FROM_OPENAI, FROM_HUGGING_FACE
+    release = replace(RELEASE, prepare=partial(prepare, tower=model.video))
+    mmaction2 = replace(RELEASE, name="mmaction2's ActionCLIP", prepare=partial(prepare_mmaction2, tower=model.video))
+    return release, mmaction2, FROM_OPENAI, FROM_HUGGING_FACE
 
 
 LAYOUTS = {(VideoText, VideoTower): layouts}

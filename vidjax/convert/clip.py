@@ -1,13 +1,16 @@
-"""CLIP's weights, as a whole or of one tower: OpenAI's release and Hugging Face's directories.
+"""CLIP's and ViCLIP's weights, as a whole or of one tower: the releases, and Hugging Face's directories of CLIP.
 
-OpenAI's names are those of ActionCLIP's release too, where a shifted block has a level more (`resblocks.0.net.`).
+OpenAI's names are those of ActionCLIP's release too, where a shifted block has a level more (`resblocks.0.net.`), and
+of ViCLIP's towers, whose image tower is joint. For a clip of one frame ViCLIP adds the mean of its times, ours the
+first.
 """
 
 import flax.linen as nn
+import numpy as np
 
 from vidjax.convert.blocks import block, packed_attention, separate_attention
 from vidjax.convert.files import Weights
-from vidjax.convert.fits import inflate, table
+from vidjax.convert.fits import first, inflate, table
 from vidjax.convert.hub import expect
 from vidjax.convert.rules import Layout, Rule, kernel, norm, strip
 from vidjax.models.clip import CARD, ImageTower
@@ -38,11 +41,15 @@ def image_tables(class_token: str, positions: str, target: str) -> tuple[Rule, .
     )
 
 
-def openai_image(source: str = "visual.", target: str = "") -> tuple[Rule, ...]:
-    """The image tower as OpenAI names it."""
+def openai_image(source: str = "visual.", target: str = "", time: str = "time_embedding") -> tuple[Rule, ...]:
+    """The image tower as OpenAI names it.
+
+    Args:
+      time: the table of times of a joint tower; as ActionCLIP's release calls it where nothing is said.
+    """
     return (
         *image_tables(f"{source}class_embedding", f"{source}positional_embedding", target),
-        Rule(f"{source}time_embedding", f"{target}time/table", fit=table("linear")),  # ActionCLIP's joint prompt
+        Rule(f"{source}{time}", f"{target}time/table", lambda value: value.reshape(value.shape[-2:]), table("linear")),
         Rule(f"{source}conv1.weight", f"{target}patch_embedding/kernel", kernel, inflate),
         *norm(f"{source}ln_pre", f"{target}norm_pre"),
         *openai_block(f"{source}transformer.resblocks.{{i}}", f"{target}transformer/block_{{i}}"),
@@ -55,7 +62,7 @@ def openai_text(source: str = "", target: str = "") -> tuple[Rule, ...]:
     """The text tower as OpenAI names it."""
     return (
         Rule(f"{source}token_embedding.weight", f"{target}token_embedding/embedding"),
-        Rule(f"{source}positional_embedding", f"{target}position"),
+        Rule(f"{source}positional_embedding", f"{target}position", fit=first),
         *openai_block(f"{source}transformer.resblocks.{{i}}", f"{target}transformer/block_{{i}}"),
         *norm(f"{source}ln_final", f"{target}norm"),
         Rule(f"{source}text_projection", f"{target}projection/kernel"),
@@ -79,7 +86,7 @@ def hugging_face_text(target: str = "") -> tuple[Rule, ...]:
     """The text tower as Hugging Face names it."""
     return (
         Rule("text_model.embeddings.token_embedding.weight", f"{target}token_embedding/embedding"),
-        Rule("text_model.embeddings.position_embedding.weight", f"{target}position"),
+        Rule("text_model.embeddings.position_embedding.weight", f"{target}position", fit=first),
         *hugging_face_block("text_model.encoder.layers.{i}", f"{target}transformer/block_{{i}}"),
         *norm("text_model.final_layer_norm", f"{target}norm"),
         Rule("text_projection.weight", f"{target}projection/kernel", kernel),
@@ -87,6 +94,9 @@ def hugging_face_text(target: str = "") -> tuple[Rule, ...]:
 
 
 SCALE = Rule("logit_scale", "logit_scale", lambda value: value.reshape(()))
+TEMPERATURE = Rule("temp", "logit_scale", lambda value: np.asarray(-np.log(np.maximum(value, 0.01))))  # ViCLIP divides
+VICLIP_TIME = "temporal_positional_embedding"
+HEAD_WIDTH = 64  # in every release, which is where the number of heads comes from
 SIZES = ("input_resolution", "context_length", "vocab_size")  # numbers beside OpenAI's weights
 
 
@@ -101,6 +111,34 @@ def prepare_openai_image(weights: Weights) -> Weights:
     weights = prepare_openai(weights)
     bare = "class_embedding" in weights
     return {f"visual.{name}": value for name, value in weights.items()} if bare else weights
+
+
+def prepare_viclip_image(weights: Weights) -> Weights:
+    """ViCLIP's; the image tower by itself may come without its prefix."""
+    bare = VICLIP_TIME in weights
+    return {f"vision_encoder.{name}": value for name, value in weights.items()} if bare else weights
+
+
+def check_heads(field: str, heads: int, width: int) -> None:
+    """Refuses another number of heads than the release's, of which the weights hold no sign.
+
+    Args:
+      width: what the release divides for it.
+    """
+    theirs = width // HEAD_WIDTH
+    if heads != theirs:
+        raise ValueError(f"{field} is {heads}, and the release's {width} // {HEAD_WIDTH}: set it to {theirs}")
+
+
+def check_towers(model: VideoText) -> None:
+    """The same, of both towers."""
+    check_heads("heads of the video tower", model.video.heads, model.video.width)
+    check_heads("heads of the text tower", model.text.heads, model.text.width)
+
+
+def check_tower(model: ImageTower | TextTower) -> None:
+    """The same, of one."""
+    check_heads("heads", model.heads, model.width)
 
 
 def prepare_hugging_face(weights: Weights) -> Weights:
@@ -146,10 +184,42 @@ HUGGING_FACE_TEXT = Layout(
     surplus=(),
 )
 
+VICLIP = Layout(
+    name="OpenGVLab's ViCLIP",
+    sign=f"vision_encoder.{VICLIP_TIME}",
+    rules=(
+        *openai_image("vision_encoder.", "video/", VICLIP_TIME),
+        *openai_text("text_encoder.", "text/"),
+        TEMPERATURE,
+    ),
+    optional=(BIAS,),
+    surplus=(),
+    check=check_towers,
+)
+VICLIP_IMAGE = Layout(
+    name=VICLIP.name, sign=VICLIP.sign, prepare=prepare_viclip_image,
+    rules=openai_image("vision_encoder.", time=VICLIP_TIME), optional=(), surplus=(), check=check_tower,
+)  # fmt: skip
+VICLIP_TEXT = Layout(
+    name=VICLIP.name, sign="text_encoder.text_projection", rules=openai_text("text_encoder."), optional=(), surplus=(),
+    check=check_tower,
+)  # fmt: skip
+
+
+def layouts(model: VideoText) -> tuple[Layout, ...]:
+    """What a pair's weights may be in; ViCLIP's image tower is a joint one."""
+    return OPENAI, HUGGING_FACE, *((VICLIP,) if model.video.joint else ())
+
+
+def image_layouts(model: ImageTower) -> tuple[Layout, ...]:
+    """The same, of an image tower by itself."""
+    return *((VICLIP_IMAGE,) if model.joint else ()), OPENAI_IMAGE, HUGGING_FACE_IMAGE
+
+
 LAYOUTS = {
-    (VideoText, ImageTower): (OPENAI, HUGGING_FACE),
-    ImageTower: (OPENAI_IMAGE, HUGGING_FACE_IMAGE),
-    TextTower: (OPENAI_TEXT, HUGGING_FACE_TEXT),
+    (VideoText, ImageTower): layouts,
+    ImageTower: image_layouts,
+    TextTower: (VICLIP_TEXT, OPENAI_TEXT, HUGGING_FACE_TEXT),
 }
 
 # What a configuration means that does not say it.

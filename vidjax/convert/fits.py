@@ -27,6 +27,11 @@ def inflate(value: np.ndarray, shape: Shape, inflation: Inflation, native: Shape
     return clip
 
 
+def first(value: np.ndarray, shape: Shape, inflation: Inflation, native: Shape | None = None) -> np.ndarray:
+    """The first rows of a table of positions of a text, which a shorter text needs (as ViCLIP starts from CLIP)."""
+    return value[: shape[0]]
+
+
 def table(method: Resizing, image: bool = False, usual: Shape | None = None) -> Fit:
     """Published positions `(n, d)` as our table `(*grid, d)`, resized where the grid is another.
 

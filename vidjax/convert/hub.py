@@ -1,16 +1,15 @@
-"""Hugging Face's directories: fetched by id, and told by their `config.json` and `preprocessor_config.json`."""
+"""Hugging Face's directories: fetched by id, and told by their `config.json` and their files of preprocessing."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import flax.linen as nn
 
+from vidjax.convert import preprocessing
 from vidjax.convert.files import SUFFIXES
 
 PATTERNS = (
-    "config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json",
+    "config.json", *preprocessing.FILES, "*.safetensors", "*.safetensors.index.json",
     "merges.txt", "vocab.json", "tokenizer.json",
 )  # fmt: skip
 
@@ -48,18 +47,8 @@ def is_id(source: str | Path) -> bool:
 def read_config(path: Path) -> dict | None:
     """The directory's `config.json`; None where there is none."""
     file = path / "config.json"
-    config = _read_json(file) if file.is_file() else {}
+    config = preprocessing.read_json(file) if file.is_file() else {}
     return config if "model_type" in config else None
-
-
-def _read_json(file: Path) -> dict:
-    try:
-        content = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file} is not JSON ({error}): fetch it again") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} is not a configuration: it must hold named values")
-    return content
 
 
 def build(config: dict, known: dict[str, Callable[[dict], nn.Module]], source: str | Path) -> nn.Module:
@@ -95,25 +84,13 @@ def expect(config: dict, field: str, *known: object) -> None:
 
 def read_card(config: dict, path: Path) -> dict:
     """What the directory says of input and classes, as fields of a `Card`."""
-    told = {}
-    file = path / "config.json"
+    told = dict(preprocessing.read(config, path).card)
     try:
         names = config.get("id2label") or {}
         if names and not all(str(name).startswith("LABEL_") for name in names.values()):
             told["class_names"] = tuple(names[index] for index in sorted(names, key=int))
-        file = path / "preprocessor_config.json"
-        preprocessor = _read_json(file) if file.is_file() else {}
-        for field, key in (("mean", "image_mean"), ("std", "image_std")):
-            if preprocessor.get(key) is not None:
-                told[field] = tuple(float(value) for value in preprocessor[key])
-        crop, size = _side(preprocessor.get("crop_size")), _side(preprocessor.get("size"))
-        if preprocessor.get("do_center_crop") and crop and size:
-            told["crop_ratio"] = crop / size
-    except (TypeError, AttributeError, KeyError) as error:
-        raise ValueError(f"{file} cannot be followed ({error}): fetch it again") from error
+    except (TypeError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"the id2label of {path / 'config.json'} cannot be followed ({error}): fetch it again"
+        ) from error
     return told
-
-
-def _side(size: Any) -> Any:
-    """Height of the picture where it says so, or of its shorter side; transformers has written sizes in three ways."""
-    return size.get("height", size.get("shortest_edge")) if isinstance(size, dict) else size

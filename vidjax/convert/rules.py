@@ -2,11 +2,12 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, field
+from functools import cache, reduce
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
+import flax.linen as nn
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -88,20 +89,27 @@ def batch_norm(source: str, target: str) -> tuple[Rule, ...]:
 
 def strip(weights: Weights, *prefixes: str) -> Weights:
     """The same entries without these beginnings of their names, taken off in this order."""
-    stripped = {}
+    return rename(weights, lambda name: reduce(str.removeprefix, prefixes, name))
+
+
+def rename(weights: Weights, new: Callable[[str], str]) -> Weights:
+    """The same entries under other names.
+
+    Raises:
+      ValueError: two of them would have one name.
+    """
+    renamed = {}
     for name, value in weights.items():
-        bare = name
-        for prefix in prefixes:
-            bare = bare.removeprefix(prefix)
-        if bare in stripped:
+        if (bare := new(name)) in renamed:
             raise ValueError(f"two entries of the weights are called {bare}, one of them {name}: keep one")
-        stripped[bare] = value
-    return stripped
+        renamed[bare] = value
+    return renamed
 
 
-LAYER_SCALES = (  # of BEiT's line and VideoMAE; of timm's image ViTs (DINOv2, DeiT-III)
+LAYER_SCALES = (  # of BEiT's line and VideoMAE, mmaction2's too; of timm's image ViTs (DINOv2, DeiT-III)
     ("gamma_1", "attn.proj"),
     ("gamma_2", "mlp.fc2"),
+    ("gamma_2", "mlp.layers.1"),
     ("ls1.gamma", "attn.proj"),
     ("ls2.gamma", "mlp.fc2"),
 )
@@ -126,6 +134,9 @@ def fold_layer_scale(weights: Weights) -> Weights:
     return weights
 
 
+COUNTS = ("num_batches_tracked", "n_averaged")  # PyTorch's, of steps: nothing reads them
+
+
 @dataclass(frozen=True)
 class Layout:
     """One published naming of a family's weights.
@@ -137,6 +148,8 @@ class Layout:
       optional: beginnings of our paths (`{i}` is any number) that the weights may lack, each as a whole: they are newly
         initialised.
       surplus: beginnings of our paths that the weights may have and the model lack.
+      check: raises ValueError for a model that is computed otherwise than this publisher's, which no entry would tell.
+      card: fields of the model's `Card` that are others with this publisher.
     """
 
     name: str
@@ -145,6 +158,12 @@ class Layout:
     prepare: Callable[[Weights], Weights] = strip
     optional: tuple[str, ...] = ("head/",)
     surplus: tuple[str, ...] = ("head/",)
+    check: Callable[[nn.Module], None] = lambda model: None
+    card: Mapping[str, Any] = field(default_factory=dict)
+
+    def knows(self, name: str) -> bool:
+        """Whether a rule is about the entry."""
+        return any(rule.path(name) is not None for rule in self.rules)
 
     def holds(self, name: str) -> bool:
         """Whether the entry stands in one of the repeated blocks that the rules name."""
@@ -168,19 +187,21 @@ class Report:
       resized: what was resized or inflated among them, in words.
       fresh: paths of those that the weights did not fill: newly initialised, or left as they were.
       unused: names of the entries that went nowhere.
+      notes: what else must be known: which weights of a file were taken, how the input is prepared.
     """
 
     loaded: tuple[str, ...]
     resized: tuple[str, ...]
     fresh: tuple[str, ...]
     unused: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         said = [f"loaded {len(self.loaded)} of {len(self.loaded) + len(self.fresh)} parameters"]
         said += [f"resized: {_some(self.resized)}"] if self.resized else []
         said += [f"newly initialised: {_some(self.fresh)}"] if self.fresh else []
         said += [f"in the weights and unused: {_some(self.unused)}"] if self.unused else []
-        return "; ".join(said)
+        return "; ".join([*said, *self.notes])
 
 
 def _some(names: Sequence[str], most: int = 4) -> str:
@@ -220,12 +241,13 @@ def apply(
     flat = flatten_dict(tree, sep="/")
     places = {place.removeprefix("params/"): place for place in flat}
     fresh = (fresh,) if isinstance(fresh, str) else tuple(fresh)  # one name would be read letter by letter
-    loaded, resized, mismatched, unused, refused, heads = {}, [], {}, [], [], []
+    loaded, resized, mismatched, unused, refused, heads, foreign = {}, [], {}, [], [], [], []
     for name, value in weights.items():
-        if name.endswith("num_batches_tracked"):  # PyTorch's count of steps, which nothing reads
+        if name.endswith(COUNTS):
             continue
         paths = [(rule, path) for rule in layout.rules if (path := rule.path(name)) is not None]
         wanted = [(rule, path) for rule, path in paths if path in places and not begins(path, fresh)]
+        foreign += [] if paths else [name]
         if not wanted:
             unused.append(name)
             allowed = (*layout.surplus, *layout.optional, *fresh)
@@ -257,6 +279,13 @@ def apply(
     whole = [part for part in layout.optional if not any(begins(path, [part]) for path in loaded)]
     allowed = (*fresh, *heads, *([] if strict else whole))
     lacking = [path for path in left if path not in mismatched and not begins(path, allowed)]
+    met = {_kind(path) for path in (*loaded, *mismatched)}
+    if foreign and not mismatched and (unmet := [path for path in lacking if _kind(path) not in met]):
+        raise ValueError(
+            f"the layout of the weights is unknown: the nearest known one is {layout.name}, which does not know "
+            f"{_some(foreign)} and needs what becomes {_some(unmet)}; choose the model that they are of, or name them "
+            "as that layout does"
+        )
     if mismatched or lacking or refused:
         said = [_some(list(dict.fromkeys(mismatched.values())), 2)] if mismatched else []
         said += [f"not in the weights: {_some(lacking)}"] if lacking else []
@@ -265,6 +294,11 @@ def apply(
         raise ValueError(f"the weights do not fit: {'; '.join(said)}")
     filled = flat | {places[path]: value for path, value in loaded.items()}
     return unflatten_dict(filled, sep="/"), Report(tuple(loaded), tuple(resized), left, tuple(unused))
+
+
+def _kind(path: str) -> str:
+    """The path without its numbers: what is alike in all blocks."""
+    return re.sub(r"[0-9]+", "", path)
 
 
 def _like(leaf: jax.Array | jax.ShapeDtypeStruct, value: np.ndarray) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Weights of TimeSformers: the original's, Hugging Face's, and an image ViT's to start from.
+"""Weights of TimeSformers: the original's, Hugging Face's, mmaction2's, and an image ViT's to start from.
 
 A table of positions of another size is resized in the plane, as the original's model does at inference; its loader
 resizes the flattened table instead, which puts the positions of one row into another.
@@ -6,10 +6,11 @@ resizes the flattened table instead, which puts the positions of one row into an
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import flax.linen as nn
 
-from vidjax.convert.blocks import HUGGING_FACE_NAMES, block, fused_attention, positions, timm_block
+from vidjax.convert.blocks import HUGGING_FACE_NAMES, block, fused_attention, packed_attention, positions, timm_block
 from vidjax.convert.files import Weights
 from vidjax.convert.fits import inflate, table
 from vidjax.convert.hub import expect
@@ -123,15 +124,45 @@ def hugging_face() -> Layout:
     )
 
 
+def mmaction2(attention: str) -> Layout:
+    """The layout of mmaction2's recognizer, whose blocks of divided attention hold a norm in each part."""
+    source, target = "transformer_layers.layers.{i}", "transformer/block_{i}"
+    first, second = (partial(packed_attention, f"{source}.attentions.{number}.attn") for number in (0, 1))
+    mlp = ("ffns.0.layers.0.0", "ffns.0.layers.1")
+    if attention == "divided":
+        time, space = f"{target}/time", f"{target}/space"
+        blocks = (
+            *branch(f"{source}.attentions.0.norm", first, time),
+            *dense(f"{source}.attentions.0.temporal_fc", f"{time}/projection"),
+            *branch(f"{source}.attentions.1.norm", second, space),
+            *block(source, target, (), ("norms.0", "ffns.0.norm", *mlp)),
+        )
+    else:
+        blocks = block(source, target, first(f"{target}/attention"), ("norms.0", "norms.1", *mlp))
+    return Layout(
+        name="mmaction2's TimeSformer",
+        sign="patch_embed.projection.weight",
+        prepare=lambda weights: strip(weights, "module.", "backbone."),
+        rules=(
+            *embeddings("cls_token", "pos_embed", "patch_embed.projection"),
+            times("time_embed"),
+            *blocks,
+            *ends("norm", "cls_head.fc_cls"),
+        ),
+        card={"mean": (0.5,) * 3, "std": (0.5,) * 3},  # of its configurations
+    )
+
+
 def layouts(model: TimeSformer) -> tuple[Layout, ...]:
     """What the model's weights may be in. An image ViT gives all but its head."""
     theirs, sign = "facebookresearch/TimeSformer", "blocks.0.attn.qkv.weight"
     fresh = ("head/", "time/", "transformer/block_{i}/time/projection/")
     image = original(sign, GROUPED_FROM_IMAGE, "timm's image ViT", None, fresh)
+    mm, hf = mmaction2(model.attention), hugging_face()
     if model.attention == "space":
-        return replace(image, prepare=of_images), original(sign, (), theirs, "head", ("head/",)), hugging_face()
-    official = original("time_embed", ("space",), theirs, "head", ("head/",))
-    return (official, hugging_face(), image) if model.attention in ("divided", "joint") else (image,)
+        return replace(image, prepare=of_images), original(sign, (), theirs, "head", ("head/",)), hf, mm
+    official = original("time_embed", ("space",), theirs, "head", ("head/",))  # a name that mmaction2's have as well
+    return (mm, official, hf, image) if model.attention in ("divided", "joint") else (image,)
 
 
 def from_config(config: dict) -> nn.Module:

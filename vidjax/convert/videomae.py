@@ -1,16 +1,37 @@
-"""VideoMAE's published weights: the original's (MCG-NJU/VideoMAE) and Hugging Face's."""
+"""VideoMAE's published weights: the original's (MCG-NJU/VideoMAE), mmaction2's and Hugging Face's."""
 
 import flax.linen as nn
+import numpy as np
 
 from vidjax.convert.blocks import HUGGING_FACE_NAMES, PARTS, TIMM_NAMES, block
+from vidjax.convert.files import Weights
 from vidjax.convert.hub import expect
 from vidjax.convert.rules import Layout, Rule, dense, fold_layer_scale, kernel, kernel_rows, norm, strip
 from vidjax.convert.vit import EXACT_GELU
+from vidjax.layers.embedding import sinusoid_table
 from vidjax.models.videomae import CARD, Pretraining, VideoMAE
 
+MMACTION2_NAMES = ("norm1", "norm2", "mlp.layers.0.0", "mlp.layers.1")
 
-def original_blocks(source: str, target: str) -> tuple[Rule, ...]:
-    """Blocks as timm names them, with query, key and value fused and no key bias."""
+
+def prepare(weights: Weights) -> Weights:
+    """Without prefixes and a table of sines, which mmaction2's files hold; layer scale is folded."""
+    weights = fold_layer_scale(strip(weights, "module.", "backbone.", "encoder."))
+    table = weights.get("pos_embed")
+    if table is not None and np.allclose(table[0], sinusoid_table(*table.shape[-2:]), atol=1e-4):
+        del weights["pos_embed"]
+    return weights
+
+
+LEARNED = Rule("pos_embed", "position/table")  # which no model here has: it is refused
+
+
+def original_blocks(source: str, target: str, names: tuple[str, str, str, str] = TIMM_NAMES) -> tuple[Rule, ...]:
+    """Blocks as timm names them, with query, key and value fused and no key bias.
+
+    Args:
+      names: see `blocks.block`.
+    """
     source, target = f"{source}.{{i}}", f"{target}/block_{{i}}"
     attention = (
         *(
@@ -21,7 +42,7 @@ def original_blocks(source: str, target: str) -> tuple[Rule, ...]:
         Rule(f"{source}.attn.v_bias", f"{target}/attention/value/bias"),
         *dense(f"{source}.attn.proj", f"{target}/attention/out"),
     )
-    return block(source, target, attention, TIMM_NAMES)
+    return block(source, target, attention, names)
 
 
 def original(encoder: str, **partial: tuple[str, ...]) -> Layout:
@@ -29,8 +50,9 @@ def original(encoder: str, **partial: tuple[str, ...]) -> Layout:
     return Layout(
         name="MCG-NJU/VideoMAE",
         sign="patch_embed.proj.weight",
-        prepare=lambda weights: fold_layer_scale(strip(weights, "module.", "backbone.", "encoder.")),
+        prepare=prepare,
         rules=(
+            LEARNED,
             *dense("patch_embed.proj", f"{encoder}patch_embedding"),
             *original_blocks("blocks", f"{encoder}transformer"),
             *norm("norm", f"{encoder}norm"),
@@ -41,6 +63,24 @@ def original(encoder: str, **partial: tuple[str, ...]) -> Layout:
             *original_blocks("decoder.blocks", "decoder/transformer"),
             *norm("decoder.norm", "decoder/norm"),
             *dense("decoder.head", "decoder/head"),
+        ),
+        **partial,
+    )
+
+
+def mmaction2(**partial: tuple[str, ...]) -> Layout:
+    """The layout of mmaction2's recognizer."""
+    return Layout(
+        name="mmaction2's VideoMAE",
+        sign="patch_embed.projection.weight",
+        prepare=prepare,
+        rules=(
+            LEARNED,
+            *dense("patch_embed.projection", "patch_embedding"),
+            *original_blocks("blocks", "transformer", MMACTION2_NAMES),
+            *norm("norm", "norm"),
+            *norm("fc_norm", "head_norm"),
+            *dense("cls_head.fc_cls", "head"),
         ),
         **partial,
     )
@@ -111,7 +151,7 @@ def from_config(config: dict) -> nn.Module:
             "decoder_depth": config["decoder_num_hidden_layers"],
             "decoder_heads": config["decoder_num_attention_heads"],
         }
-        return Pretraining(**fields, **decoder)
+        return Pretraining(**fields, **decoder, encoder_norm=not config.get("use_mean_pooling", True))
     return VideoMAE(**fields, final_norm=not config.get("use_mean_pooling", True))
 
 
@@ -129,7 +169,7 @@ OURS = Layout(
 )
 
 LAYOUTS = {
-    VideoMAE: (original("", **CLASSIFIER), hugging_face("", **CLASSIFIER), OURS),
+    VideoMAE: (original("", **CLASSIFIER), hugging_face("", **CLASSIFIER), mmaction2(**CLASSIFIER), OURS),
     Pretraining: (original("encoder/", **PRETRAINING), hugging_face("encoder/", **PRETRAINING)),
 }
 CONFIGS = {"videomae": from_config}

@@ -8,7 +8,7 @@ from vidjax.convert.files import Weights
 from vidjax.convert.fits import inflate, table
 from vidjax.convert.hub import expect
 from vidjax.convert.rules import Fit, Layout, Rule, dense, fold_layer_scale, norm, strip
-from vidjax.convert.vit import TANH_GELU
+from vidjax.convert.vit import TANH_GELU, transformers_block
 from vidjax.models.vivit import FactorizedEncoder, ViViT, kinetics
 
 
@@ -143,6 +143,7 @@ def hugging_face(model: ViViT) -> Layout:
             *positions("embeddings.position_embeddings", "", of_clips(model)),
             *dense("embeddings.patch_embeddings.projection", "patch_embedding"),
             *hugging_face_block("encoder.layer.{i}", "transformer/block_{i}"),
+            *transformers_block("layers.{i}", "transformer/block_{i}"),
             *norm("layernorm", "norm"),
             *dense("classifier", "head"),
         ),

@@ -43,7 +43,10 @@ MODULES = MappingProxyType(
 )
 
 # Fields that are handed on to the towers of a model made of some.
-OF_TOWERS = ("num_frames", "image_size", "drop_path", "dtype", "remat", "scan", "head", "joint", "shift")
+OF_TOWERS = (
+    "num_frames", "image_size", "drop_path", "dtype", "remat", "scan", "joint", "shift", "head", "head_depth",
+    "head_heads", "head_context",
+)  # fmt: skip
 
 
 def list_models(contains: str = "") -> list[str]:

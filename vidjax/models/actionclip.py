@@ -259,12 +259,14 @@ class VideoTower(nn.Module):
         return self.image.channels
 
 
-def actionclip(start: str, accuracy: str = "", **head) -> VideoText:
+def actionclip(start: str, accuracy: str = "", source: str = "sallymmx/ActionCLIP", **head) -> VideoText:
     """The CLIP of this name, of eight frames, with a head that has these fields."""
     pair = clip.VARIANTS[start]()
-    card = replace(pair.card, crop_ratio=224 / 256, source="sallymmx/ActionCLIP", accuracy=accuracy)
+    card = replace(pair.card, crop_ratio=224 / 256, source=source, accuracy=accuracy)
     return pair.clone(video=VideoTower(pair.video.clone(num_frames=8), **head), card=card)
 
+
+mmaction2 = partial(actionclip, source="open-mmlab/mmaction2", head_context=8)
 
 VARIANTS = MappingProxyType(
     {
@@ -272,5 +274,8 @@ VARIANTS = MappingProxyType(
         "actionclip_base_32": partial(actionclip, "clip_base_32", "K400 78.36, 1x1 views"),
         # 81.68 with 16 frames and 82.32 with 32
         "actionclip_base_16": partial(actionclip, "clip_base_16", "K400 81.09, 1x1 views"),
+        # Of 16 and 32 frames: num_frames and head_context are so many.
+        "actionclip_base_32_mmaction2": partial(mmaction2, "clip_base_32", "K400 77.5, 1x1 views"),
+        "actionclip_base_16_mmaction2": partial(mmaction2, "clip_base_16", "K400 81.3, 1x1 views"),
     }
 )

@@ -152,6 +152,15 @@ def clip(video: Callable[[], ImageTower], text: Callable[[], TextTower], card: C
     return VideoText(video(), text(), card)
 
 
+def viclip(image: Callable[..., ImageTower], text: str, accuracy: str) -> VideoText:
+    """ViCLIP (Wang et al. 2023, arXiv:2307.06942; OpenGVLab/InternVideo): CLIP's towers, the image tower a joint one.
+
+    Its pixels are normalised as ImageNet's; it squeezes frames to squares, where the pipeline crops them.
+    """
+    card = Card(source="OpenGVLab/InternVideo", accuracy=accuracy)
+    return VideoText(image(joint=True, num_frames=8), TEXT[text](context=32), card)
+
+
 CARD = Card((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711), source="openai/CLIP")
 TINY = {"width": 96, "depth": 4, "heads": 6, "patch_size": (1, 8, 8), "num_frames": 8, "image_size": 32}
 base, large = (partial(ImageTower, **VIT_SIZES[size]) for size in ("base", "large"))
@@ -164,6 +173,10 @@ VARIANTS = MappingProxyType(
         "clip_large_14": partial(clip, partial(large, patch_size=(1, 14, 14), features=768), TEXT["clip_large"], CARD),
         "clip_large_14_336": partial(
             clip, partial(large, patch_size=(1, 14, 14), features=768, image_size=336), TEXT["clip_large"], CARD
+        ),
+        "viclip_base_16": partial(viclip, partial(base, features=512), "clip_base", "K400 58.52, zero-shot"),
+        "viclip_large_14": partial(
+            viclip, partial(large, patch_size=(1, 14, 14), features=768), "clip_large", "K400 64.80, zero-shot"
         ),
     }
 )

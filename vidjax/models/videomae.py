@@ -155,6 +155,10 @@ class Pretraining(nn.Module):
 
     VideoMAE predicts every masked token; VideoMAE v2 asks the decoder for a part of all tokens only
     (`objectives.masking.running_cell`).
+
+    Attributes:
+      encoder_norm: the encoder ends in a norm over tokens; transformers leaves it out with its default configuration
+        (`use_mean_pooling`).
     """
 
     width: int
@@ -165,6 +169,7 @@ class Pretraining(nn.Module):
     decoder_heads: int
     mlp_ratio: float = 4.0
     patch_size: tuple[int, int, int] = (2, 16, 16)
+    encoder_norm: bool = True
     drop_path: float = 0.0
     channels: int = 3
     num_frames: int = 16
@@ -179,7 +184,7 @@ class Pretraining(nn.Module):
         """The encoder is the one that fine-tuning uses, with the norm that pre-training puts at its end."""
         self.encoder = VideoMAE(
             self.width, self.depth, self.heads, self.mlp_ratio, self.patch_size,
-            final_norm=True, drop_path=self.drop_path, channels=self.channels,
+            final_norm=self.encoder_norm, drop_path=self.drop_path, channels=self.channels,
             remat=self.remat, scan=self.scan, implementation=self.implementation, dtype=self.dtype,
         )  # fmt: skip
         self.decoder = Decoder(
@@ -190,7 +195,7 @@ class Pretraining(nn.Module):
     def encode(
         self, video: Float[Array, "b t h w c"], kept: Int[Array, "b m"] | None = None, train: bool = False
     ) -> Float[Array, "b m d"]:
-        """Tokens of the encoder after its norm: of all patches, or only of those at `kept`."""
+        """Tokens of the encoder: of all patches, or only of those at `kept`."""
         return self.encoder.encode(video, kept, train)
 
     def __call__(

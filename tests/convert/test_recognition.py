@@ -1,0 +1,138 @@
+"""Which layout weights are in: through what training put around the model, and what is said where it is none."""
+
+import jax
+import numpy as np
+import pytest
+import recipe
+
+from vidjax.convert import from_state_dict, load_pretrained
+from vidjax.models.clip import ImageTower
+from vidjax.models.text import TextTower
+from vidjax.models.timesformer import TimeSformer
+from vidjax.models.video_text import VideoText
+from vidjax.models.videomae import VideoMAE
+
+
+@pytest.fixture(scope="module")
+def weights() -> dict[str, np.ndarray]:
+    return recipe.load("videomae_finetune").weights
+
+
+@pytest.fixture(scope="module")
+def model() -> VideoMAE:
+    c = recipe.load("videomae_finetune").config
+    return VideoMAE(
+        c["D"], c["L"], c["H"], patch_size=(2, c["P"], c["P"]), num_classes=c["classes"], num_frames=c["T"],
+        image_size=c["S"],
+    )  # fmt: skip
+
+
+AROUND = {
+    "a compiled model": lambda name: f"_orig_mod.{name}",
+    "one compiled before it was distributed": lambda name: f"module._orig_mod.{name}",
+    "one compiled after": lambda name: f"_orig_mod.module.{name}",
+    "Lightning's": lambda name: f"model.{name}",
+    "Lightning's, compiled": lambda name: f"model._orig_mod.{name}",
+    "Lightning's, of a wrapper": lambda name: f"model.net.{name}",
+    "a compiled part": lambda name: name.replace("blocks.", "blocks._orig_mod."),
+    "each block compiled": lambda name: name.replace("blocks.0.", "blocks.0._orig_mod."),
+    "sharded": lambda name: f"_fsdp_wrapped_module.{name}",
+}
+
+
+@pytest.mark.parametrize("around", AROUND)
+def test_what_training_puts_around_a_model_is_taken_off(around, model, weights):
+    """`torch.compile`'s, `DistributedDataParallel`'s and FSDP's levels, and Lightning's attribute (PyTorch 2.13)."""
+    named = {AROUND[around](name): value for name, value in weights.items()}
+    assert set(named) != set(weights)
+    expected = from_state_dict(model, weights, strict=True)
+    jax.tree.map(np.testing.assert_array_equal, from_state_dict(model, named, strict=True), expected)
+
+
+def test_what_else_a_lightning_module_holds_is_left_out_and_told(model, weights, tmp_path, capsys):
+    torch = pytest.importorskip("torch")
+    named = {f"model.{name}": torch.from_numpy(np.asarray(value)) for name, value in weights.items()}
+    content = {"state_dict": named | {"criterion.weight": torch.ones(3)}, "pytorch-lightning_version": "2.5"}
+    torch.save(content | {"callbacks": {}, "hyper_parameters": {"lr": np.float64(0.1)}}, tmp_path / "x.ckpt")
+    fields = {f: getattr(model, f) for f in ("width", "depth", "heads", "patch_size", "num_frames", "image_size")}
+    _, variables = load_pretrained(tmp_path / "x.ckpt", "videomae_tiny", **fields)
+    expected = from_state_dict(model, weights)
+    jax.tree.map(np.testing.assert_array_equal, variables, expected)
+    assert "in the weights and unused: criterion.weight" in capsys.readouterr().out
+
+
+def test_which_weights_of_a_file_were_taken_stands_in_the_report(model, weights, tmp_path, capsys):
+    torch = pytest.importorskip("torch")
+    tensors = {name: torch.from_numpy(np.asarray(value)) for name, value in weights.items()}
+    average = {f"module.{name}": value + 1 for name, value in tensors.items()} | {"n_averaged": torch.tensor(3)}
+    torch.save({"model": tensors, "model_ema": average}, tmp_path / "x.pth")
+    fields = {f: getattr(model, f) for f in ("width", "depth", "heads", "patch_size", "num_frames", "image_size")}
+    _, variables = load_pretrained(tmp_path / "x.pth", "videomae_tiny", **fields)
+    jax.tree.map(np.testing.assert_array_equal, variables, from_state_dict(model, weights))
+    assert "; the weights are the file's model, and not its model_ema\n" in capsys.readouterr().out
+    torch.save({"model_ema": average}, tmp_path / "average.pth")
+    load_pretrained(tmp_path / "average.pth", "videomae_tiny", strict=True, **fields)
+
+
+# Layouts that are not known
+
+
+def told(model, weights: dict) -> str:
+    with pytest.raises(ValueError) as refused:
+        from_state_dict(model, weights)
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+def test_an_unknown_layout_that_shares_names_with_a_known_one_is_told_to_be_unknown(model, weights):
+    """As mmaction2's TimeSformer was: a few names are the original's."""
+    renamed = {name.replace("blocks.", "layers."): value for name, value in weights.items()}
+    said = told(model, renamed)
+    assert said.startswith(
+        "the layout of the weights is unknown: the nearest known one is MCG-NJU/VideoMAE, which does not know layers.0."
+    )
+    assert "and needs what becomes transformer/block_0/" in said and "do not fit" not in said
+
+
+def test_a_part_under_other_names_is_an_unknown_layout_too(model, weights):
+    """timm fuses the biases that VideoMAE keeps apart."""
+    fused = {name: value for name, value in weights.items() if not name.endswith("_bias")}
+    said = told(model, fused | {f"blocks.{i}.attn.qkv.bias": np.ones(3 * 48) for i in range(2)})
+    assert "which does not know blocks.0.attn.qkv.bias, blocks.1.attn.qkv.bias and needs what becomes" in said
+    assert "transformer/block_0/attention/query/bias" in said and "choose the model that they are of" in said
+
+
+def test_names_that_no_layout_knows_are_told_with_the_nearest_one(model, weights):
+    said = told(model, {name.replace("patch_embed", "stem"): value for name, value in weights.items()})
+    nearest = len([name for name in weights if "patch_embed" not in name and "gamma" not in name])  # those are folded
+    assert f"their layout is unknown, the nearest known one is MCG-NJU/VideoMAE, which knows {nearest} of them:" in said
+    said = told(model, {f"student.{name}": value for name, value in weights.items()})
+    assert "the nearest known one is MCG-NJU/VideoMAE, without student. before its names: choose the model" in said
+
+
+def test_no_weights_at_all_are_in_no_layout(model):
+    assert "the nearest of 0 names are none; their layout is unknown" in told(model, {})
+
+
+def test_two_entries_of_one_name_are_not_taken_for_a_wrapper(model, weights):
+    both = {f"{around}stem.{name}": value for name, value in weights.items() for around in ("", "model.")}
+    assert "these are no weights of VideoMAE: it would be known by" in told(model, both)
+
+
+def test_another_depth_of_a_known_layout_does_not_fit(model, weights):
+    """Nor does one with other entries beside it, such as another tower's."""
+    said = told(model.clone(depth=3), weights | {"text.embedding": np.ones(2)})
+    assert said.startswith("the weights do not fit: not in the weights: transformer/block_2/")
+    wider = told(TimeSformer(24, 2, 3, "joint"), recipe.load("timesformer_joint").weights | {"other": np.ones(2)})
+    assert wider.startswith("the weights do not fit: ")
+
+
+def test_one_tower_of_a_pair_is_found_among_both():
+    golden = recipe.load("openai_clip")
+    c = golden.config
+    image = ImageTower(c["D"], c["L"], c["H"], c["E"], patch_size=(1, c["P"], c["P"]), image_size=c["S"])
+    text = TextTower(c["V"], c["ctx"], c["tD"], c["tL"], c["tH"], c["E"])
+    named = {f"model._orig_mod.{name}": value for name, value in golden.weights.items()}
+    pair = from_state_dict(VideoText(image, text), named, strict=True)["params"]
+    for tower, name in ((image, "video"), (text, "text")):
+        jax.tree.map(np.testing.assert_array_equal, from_state_dict(tower, named)["params"], pair[name])
