@@ -76,9 +76,10 @@ class BadFiles:
                     file.write(json.dumps({"path": path, "error": error}) + "\n")
         if len(self) > self._max_share * len(self._source):
             where = f"they are listed in {self._path}" if self._path else f"the last one: {error}"
+            mend = "mend them and delete that list" if self._path else "mend them"
             raise ValueError(
                 f"{len(self)} of the {len(self._source)} examples of {self._source.name} cannot be read, more than "
-                f"data.max_bad_share {self._max_share:g} allows: {where}; mend them or allow more"
+                f"data.max_bad_share {self._max_share:g} allows: {where}; {mend}, or allow more"
             )
 
     def __len__(self) -> int:
