@@ -251,7 +251,7 @@ def square_pixels(source: str | Path, data: GivenClipConfig) -> bool:
     """Whether pixels that are not square are stretched: as given, or as when a run was trained."""
     if data.square_pixels is not None:
         return data.square_pixels
-    return cli.read_config(source)["data"].get("square_pixels", True) if is_run(source) else True
+    return cli.read_config(source).get("data", {}).get("square_pixels", True) if is_run(source) else True
 
 
 def cut_clips(source: str | Path, model: nn.Module, data: GivenClipConfig, window: int | None = None) -> ClipConfig:

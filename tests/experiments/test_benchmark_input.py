@@ -29,7 +29,8 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_every_way_is_measured_and_compared(folder, tmp_path, capsys):
+def test_every_way_is_measured_and_compared(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(reading, "find_peers", lambda: ())
     rows = benchmark.main(
         Input(str(folder), data=DATA, cores=(1,), clips=8, rounds=1, json=str(tmp_path / "numbers.json"))
     )
@@ -48,8 +49,10 @@ def test_decoding_is_timed_on_the_clips_of_the_pipeline(folder, tmp_path, monkey
 
     read, seen = decode.read_clip, []
 
-    def noting(path, choose, short_side):
-        return read(path, lambda info: seen.append((path, tuple(choose(info)))) or seen[-1][1], short_side)
+    def noting(path, choose, short_side, square_pixels):
+        return read(
+            path, lambda info: seen.append((path, tuple(choose(info)))) or seen[-1][1], short_side, square_pixels
+        )
 
     monkeypatch.setattr(sources, "read_clip", noting)
     settings = DataConfig(**{**vars(DATA), "workers": 1})

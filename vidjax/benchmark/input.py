@@ -13,7 +13,7 @@ Medians over the rounds count, and ratios are medians of the rounds' own, so tha
 """
 
 import dataclasses
-import importlib.util
+import importlib
 import json
 import multiprocessing
 import os
@@ -36,12 +36,10 @@ from vidjax.fields import check_values
 
 ROWS = 8
 """Clips of a batch."""
-PEERS = tuple(name for name in ("decord", "torchcodec") if importlib.util.find_spec(name))
-"""Decoders of others that are installed here."""
-WAYS = (
-    "plain PyAV", "decode alone", *PEERS, "pipeline", "pipeline, augmented", "TFRecord", "TFRecord, augmented",
-)  # fmt: skip
+WAYS = ("plain PyAV", "decode alone", "pipeline", "pipeline, augmented", "TFRecord", "TFRecord, augmented")
 """What is measured."""
+PEERS = {"decord": "decord", "torchcodec": "torchcodec.transforms"}
+"""Decoders of others, measured too where this module of theirs can be imported."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +108,19 @@ def plain_decode(path: str, indices: Sequence[int], short_side: int) -> np.ndarr
         return np.stack(list(kept.values()))
 
 
+def find_peers() -> tuple[str, ...]:
+    """Those of PEERS that work here."""
+    found = []
+    for name, module in PEERS.items():
+        try:
+            importlib.import_module(module)
+        except Exception as error:  # of a library of theirs, which may be of any class
+            print(f"{name} is not measured: {' '.join(str(error).split())[:200]}")
+            continue
+        found.append(name)
+    return tuple(found)
+
+
 def decord_decode(path: str, indices: Sequence[int], short_side: int) -> np.ndarray:
     """The same frames by decord 0.6, shrunk by it."""
     import decord
@@ -146,12 +157,13 @@ def measure_input(config: Input) -> list[dict[str, Any]]:
     """
     counts = sorted(set(config.cores or (1, core_count())))
     spawn = multiprocessing.get_context("spawn")
-    measured: dict[tuple[str, int], list[tuple[float, float]]] = {(w, count): [] for w in WAYS for count in counts}
+    ways = (*WAYS, *find_peers())
+    measured: dict[tuple[str, int], list[tuple[float, float]]] = {(w, count): [] for w in ways for count in counts}
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         plan = prepare(config, Path(folder))
         ends = {count: stack.enter_context(_process(spawn, plan, count)) for count in counts}
         for _ in range(config.rounds):
-            for way in WAYS:
+            for way in ways:
                 for count in counts:
                     try:
                         ends[count].send(way)
@@ -167,7 +179,7 @@ def measure_input(config: Input) -> list[dict[str, Any]]:
         return statistics.median(below[which] / above[which] for above, below in pairs)
 
     rows = []
-    for way in WAYS:
+    for way in ways:
         for count in counts:
             speeds = [len(plan.jobs) / seconds for seconds, _ in measured[way, count]]
             row = {

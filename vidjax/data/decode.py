@@ -17,6 +17,7 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import av
 import numpy as np
@@ -24,6 +25,7 @@ from jaxtyping import Int, UInt8
 
 from vidjax.data.container import DecodeError, blame_file, open_video
 from vidjax.data.display import Screen
+from vidjax.data.packets import Packets
 from vidjax.data.timeline import Timeline, measure, scan
 
 __all__ = ["Choose", "DecodeError", "VideoInfo", "decode", "probe", "read_clip", "stream_frames"]
@@ -98,12 +100,13 @@ def read_clip(
         asked = indices if len(indices) else np.zeros(1, np.int64)
         wanted, order = np.unique(timeline.at(asked), return_inverse=True)
         with blame_file(path):
-            found = _read(_jumping(stream, timeline, wanted), stream, wanted, short_side, square_pixels)
+            screen = _screen(stream, info, short_side, square_pixels)
+            found = _read(_jumping(stream, timeline, wanted), screen, wanted)
     if found is None:
         with open_video(path) as stream, blame_file(path):
             timeline, positions = _without_index(path, stream, timeline, asked)
             wanted, order = np.unique(positions, return_inverse=True)
-            found = _read(_in_turn(stream, timeline, wanted), stream, wanted, short_side, square_pixels)
+            found = _read(_in_turn(stream, timeline, wanted), screen, wanted)
     frames, screen = found
     if len(order) != len(wanted) or (np.diff(order) != 1).any():  # else megabytes need not be copied
         frames = frames[order]
@@ -133,7 +136,8 @@ def stream_frames(
         asked = _checked(path, choose(info), info)
         if (np.diff(asked) <= 0).any():
             raise IndexError(f"the frames to stream from {path} must ascend: sort them, each once")
-        pictures = _pictures(_jumping(stream, timeline, timeline.at(asked)), stream, short_side, square_pixels)
+        screen = _screen(stream, info, short_side, square_pixels)
+        pictures = _pictures(_jumping(stream, timeline, timeline.at(asked)), screen)
         while given < len(asked):
             with blame_file(path):  # but not around the yield, where the caller's own errors come in
                 found = next(pictures)
@@ -145,7 +149,7 @@ def stream_frames(
         with open_video(path) as stream:
             with blame_file(path):
                 timeline, positions = _without_index(path, stream, timeline, asked[given:])
-            pictures = _pictures(_in_turn(stream, timeline, positions), stream, short_side, square_pixels)
+            pictures = _pictures(_in_turn(stream, timeline, positions), screen)
             for _ in positions:
                 with blame_file(path):
                     picture, _ = next(pictures)
@@ -156,6 +160,14 @@ def _info(stream: av.VideoStream, timeline: Timeline) -> VideoInfo:
     context, count, rate = stream.codec_context, timeline.num_frames, timeline.rate
     size = context.width, context.height
     return VideoInfo(count, float(rate), *size, float(count / rate), context.name, timeline.scanned)
+
+
+def _screen(
+    stream: av.VideoStream, info: VideoInfo, short_side: int | None, square_pixels: bool
+) -> Callable[[av.VideoFrame], Screen]:
+    """Makes the screen for the first frame that is decoded; the video's first one decides the size."""
+    aspect = stream.sample_aspect_ratio if square_pixels else None
+    return partial(Screen, stored=(info.height, info.width), pixel_aspect=aspect, short_side=short_side)
 
 
 def _checked(path: str, indices: Sequence[int] | np.ndarray, info: VideoInfo) -> Int[np.ndarray, "m"]:
@@ -186,11 +198,11 @@ _Frames = Iterator[av.VideoFrame | None]
 
 
 def _read(
-    frames: _Frames, stream: av.VideoStream, wanted: Int[np.ndarray, "n"], short_side: int | None, square_pixels: bool
+    frames: _Frames, make_screen: Callable[[av.VideoFrame], Screen], wanted: Int[np.ndarray, "n"]
 ) -> tuple[UInt8[np.ndarray, "t h w 3"], Screen] | None:
     """The frames as displayed; None if a shortcut missed."""
     pictures = None
-    for position, found in enumerate(_pictures(frames, stream, short_side, square_pixels)):
+    for position, found in enumerate(_pictures(frames, make_screen)):
         if found is None:
             return None
         picture, screen = found
@@ -201,7 +213,7 @@ def _read(
 
 
 def _pictures(
-    frames: _Frames, stream: av.VideoStream, short_side: int | None, square_pixels: bool
+    frames: _Frames, make_screen: Callable[[av.VideoFrame], Screen]
 ) -> Iterator[tuple[UInt8[np.ndarray, "h w 3"], Screen] | None]:
     """Each frame as displayed, with what displays it; a None where a shortcut missed."""
     screen = None
@@ -210,20 +222,21 @@ def _pictures(
             yield None
             return
         if screen is None:
-            screen = Screen(frame, stream.sample_aspect_ratio if square_pixels else None, short_side)
+            screen = make_screen(frame)
         yield screen.show(frame), screen
 
 
 def _jumping(stream: av.VideoStream, timeline: Timeline, wanted: Int[np.ndarray, "n"]) -> _Frames:
     """The frames at `wanted` (ascending), from keyframe to keyframe, without the others that nothing refers to."""
-    firsts, left, back = timeline.firsts.tolist(), deque(wanted.tolist()), 0
+    firsts = timeline.packets.firsts.tolist() if timeline.packets else []
+    left, back = deque(wanted.tolist()), 0
     while left:
         key = bisect_right(firsts, left[0]) - 1 - back
         if key < 0:
             yield None
             return
         begun = False
-        for position, frame in _decoded_from(stream, timeline, key, wanted):
+        for position, frame in _decoded_from(stream, timeline.packets, key, wanted):
             if position is None or frame.is_corrupt or (position > left[0] and begun):
                 yield None  # a frame that no packet promised, a damaged one, or one was left out that is wanted
                 return
@@ -268,66 +281,31 @@ def _pays(firsts: list[int], now: int, target: int) -> bool:
 
 
 def _decoded_from(
-    stream: av.VideoStream, timeline: Timeline, key: int, wanted: Int[np.ndarray, "n"]
-) -> Iterator[tuple[int | None, av.VideoFrame]]:
+    stream: av.VideoStream, packets: Packets, key: int, wanted: Int[np.ndarray, "n"]
+) -> Iterator[tuple[int | None, av.VideoFrame | None]]:
     """Frames with their positions from a keyframe on; a position of None where packets or frames are not as known."""
-    context, position = stream.codec_context, None
-    stamps = set(timeline.stamps[wanted].tolist()) if timeline.clock == "pts" else None
-    for packet in _packets_from(stream, timeline, int(timeline.keys[key])):
-        if packet is None:
+    context, position, asked = stream.codec_context, None, set(wanted.tolist())
+    skips = packets.delay is None and context.name != "libdav1d"  # which decides what to skip before it begins
+    for found in packets.packets_from(stream, key):
+        if found is None:
             yield None, None
             return
-        if stamps is not None and packet.size:
-            context.skip_frame = "DEFAULT" if packet.pts in stamps else "NONREF"
+        number, packet = found
+        if packet.size:
+            frame_of = packets.label(packet, number)
+            if skips:
+                context.skip_frame = "DEFAULT" if frame_of in asked else "NONREF"
         for frame in packet.decode():
-            stamp = frame.pts if timeline.clock == "pts" else frame.dts
-            if stamp is None and position is not None:  # the decoder is emptied at the end
-                position += 1
-            else:
-                position = _index_of(timeline.stamps, stamp)
+            labelled = packets.position(frame)
+            position = position + 1 if labelled is None and position is not None else labelled
             yield position, frame
-
-
-def _index_of(values: Int[np.ndarray, "n"], value: int | None) -> int | None:
-    index = len(values) if value is None else int(values.searchsorted(value))
-    return index if index < len(values) and values[index] == value else None
-
-
-def _packets_from(stream: av.VideoStream, timeline: Timeline, first: int) -> Iterator[av.Packet | None]:
-    """The packets from number `first` on; a None, and no more, where they are not those of the timeline."""
-    order, stamp_of = timeline.order, (lambda p: p.dts) if timeline.order_by == "dts" else (lambda p: p.pts)
-    for seconds in (0, 1, 10, 100):  # an MPEG stream is entered anywhere, also too late
-        try:
-            stream.container.seek(int(order[first] - seconds / stream.time_base), stream=stream)
-        except av.FFmpegError:
-            continue
-        number = None
-        for packet in stream.container.demux(stream):
-            if packet.size:
-                stamp = stamp_of(packet)
-                if number is None:
-                    if stamp is None or stamp > order[first]:
-                        break
-                    if stamp < order[first]:
-                        continue
-                    number = first
-                elif number >= len(order) or stamp != order[number]:
-                    yield None
-                    return
-                number += 1
-            elif packet.dts is not None or number is None:  # empty; the last one, which empties the decoder, has none
-                continue
-            yield packet
-        if number is not None:
-            return
-    yield None
 
 
 def _in_turn(stream: av.VideoStream, timeline: Timeline, wanted: Int[np.ndarray, "n"]) -> _Frames:
     """The frames at `wanted` (ascending) or those on screen then, with every frame decoded from the start."""
     left, position, before = deque(wanted.tolist()), -1, None
-    for frame in stream.container.decode(stream):
-        position = _next_position(timeline, position + 1, frame.pts if timeline.clock == "pts" else frame.dts)
+    for labelled, frame in _decoded(stream, timeline.packets):
+        position = max(position + 1, labelled or 0)
         while left and position > left[0]:  # the one before is still on screen
             yield _whole(before or frame, left.popleft())
         while left and position == left[0]:
@@ -337,19 +315,22 @@ def _in_turn(stream: av.VideoStream, timeline: Timeline, wanted: Int[np.ndarray,
         before = frame
     if before is None:
         raise ValueError("none of its frames can be decoded")
+    position = min(position, len(timeline.shown) - 1)
     if timeline.shown[left[-1]] > timeline.shown[position] + 2 * timeline.step:
         raise ValueError(f"it breaks off after frame {position}, before frame {left[-1]}")
     for wanted_position in left:
         yield _whole(before, wanted_position)
 
 
-def _next_position(timeline: Timeline, least: int, stamp: int | None) -> int:
-    """The position of a frame that is not before `least`: some packets give no frame."""
-    stamps = timeline.stamps
-    if timeline.clock == "count" or stamp is None or (least < len(stamps) and stamps[least] == stamp):
-        return least
-    later = np.flatnonzero(stamps[least:] == stamp)
-    return least + int(later[0]) if len(later) else least
+def _decoded(stream: av.VideoStream, packets: Packets | None) -> Iterator[tuple[int | None, av.VideoFrame]]:
+    """Every frame from the start, with its position where its packet tells."""
+    number = 0
+    for packet in stream.container.demux(stream):
+        if packet.size and packets is not None:
+            packets.label(packet, number)
+            number += 1
+        for frame in packet.decode():
+            yield packets.position(frame) if packets is not None else None, frame
 
 
 def _whole(frame: av.VideoFrame, position: int) -> av.VideoFrame:

@@ -16,18 +16,24 @@ EXACT = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL
 ROUNDED = 0.01
 """Pixels nearer to squares than this are squares: encoders write such a ratio where a side was rounded to be even."""
 
+TURNS = ((1, 0, 0, 1), (0, -1, 1, 0), (-1, 0, 0, -1), (0, 1, -1, 0))
+"""Display matrices of 0, 90, 180 and 270 degrees, counter-clockwise."""
+
 HDR_TRANSFERS = {16: "PQ", 18: "HLG"}
 """FFmpeg's numbers of the transfer functions of high dynamic range (ITU-T H.273)."""
 
 
 class Screen:
-    """Converts the frames of one video, all to the size that its first frame decides."""
+    """Converts the frames of one video, all to one size."""
 
-    def __init__(self, first: av.VideoFrame, pixel_aspect: Fraction | None, short_side: int | None):
-        """Takes the size and the display matrix of the first frame.
+    def __init__(
+        self, first: av.VideoFrame, stored: tuple[int, int], pixel_aspect: Fraction | None, short_side: int | None
+    ):
+        """Takes the display matrix of the first frame that is given.
 
         Args:
           first: a decoded frame.
+          stored: height and width of the video's first frame; 0 if unknown.
           pixel_aspect: width to height of a pixel; None for square.
           short_side: shrink to this many pixels on the shorter side; smaller videos stay as they are.
         """
@@ -36,7 +42,8 @@ class Screen:
         aspect = pixel_aspect or 1
         if abs(aspect - 1) < ROUNDED:
             aspect = 1
-        full = first.height, max(round(first.width * aspect), 1)
+        height, width = stored if all(stored) else (first.height, first.width)
+        full = height, max(round(width * aspect), 1)
         scale = min(1, (short_side or min(full)) / min(full))
         self._size = tuple(max(round(side * scale), 1) for side in full)
         self.size: tuple[int, int] = full[::-1] if _swaps_sides(self._turn) else full
@@ -80,8 +87,11 @@ def _swaps_sides(matrix: tuple[int, int, int, int]) -> bool:
 
 def _display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
     # frame.rotation is an angle, which a mirrored picture has none of.
-    data = frame.side_data.get("DISPLAYMATRIX")
+    try:
+        data = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # PyAV 18.1 knows fewer kinds of side data than FFmpeg 8.1, and then gives none of them
+        return TURNS[round(frame.rotation / 90) % 4]
     if data is None:
-        return 1, 0, 0, 1
+        return TURNS[0]
     a, b, _, c, d = np.frombuffer(bytes(data), np.int32)[:5].tolist()
     return a, b, c, d

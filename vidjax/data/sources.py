@@ -259,8 +259,10 @@ def part_of(row: manifest.Row, info: VideoInfo) -> tuple[int, VideoInfo]:
     # A frame belongs to the part if it begins in it; the small number forgives the rounding of seconds.
     first = math.ceil((row.start or 0) * info.rate - 1e-3)
     stop = info.num_frames if row.end is None else min(math.ceil(row.end * info.rate - 1e-3), info.num_frames)
-    if stop <= first:
+    if first >= info.num_frames:
         raise DecodeError(f"{row.path}: no frame from {row.start or 0} s on, as it ends at {info.duration:.2f} s")
+    if stop <= first:
+        raise DecodeError(f"{row.path}: no frame begins from {row.start or 0} to {row.end} s")
     return first, replace(info, num_frames=stop - first, duration=(stop - first) / info.rate)
 
 

@@ -1,25 +1,25 @@
-"""When each frame of a video is on screen and where decoding may begin, without decoding it.
+"""When each frame of a video is on screen, without decoding it.
 
 Headers lie in ways that change frames: they count what an edit list hides, the first fragment alone, or packets that
 were dropped, and average rates are made of decoding times. So the packets are asked: their timestamps, sorted, are the
 frames. Only an MP4 or MOV whose index already says the same (one step between all samples, nothing hidden, no
-fragments, a length that agrees) is spared that pass.
+fragments, an end that agrees) is spared that pass.
 """
 
 import math
 import os
 import struct
-from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from itertools import islice
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import av
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from vidjax.data.container import open_video
+from vidjax.data.packets import Packets
 
 NONE = np.iinfo(np.int64).min
 """A packet without this timestamp."""
@@ -27,13 +27,15 @@ RESETS = {"mpegts", "mpeg", "flv"}
 """Containers of streams, whose timestamps may start again or jump where the sender did."""
 LONGEST_PAUSE = 10
 """Seconds: a longer distance between frames of such a stream is a jump of its clock and no pause, as in ffmpeg."""
-
 REORDERED = 17
 """Packets after which a frame is shown at the latest, by H.264 and its kin."""
+STILLS = {"mjpeg", "png", "bmp", "gif", "tiff", "webp"}
+"""Codecs of covers."""
+MOST_FRAMES = 10**7
+"""A video with fewer frames and as long as that, four days at 30 a second, has a damaged timestamp."""
 
 
-@dataclass(frozen=True)
-class Timeline:
+class Timeline(NamedTuple):
     """The frames of a video in the order of presentation, which is the order of positions; times in ticks."""
 
     num_frames: int
@@ -46,20 +48,10 @@ class Timeline:
     """From one frame to the next at the nominal rate."""
     constant: bool
     """All frames are where the nominal rate puts them."""
-    clock: Literal["pts", "dts", "count"]
-    """What tells which frame a decoded one is: its timestamp, its decoding time (AVI and WMV hold no other if frames
-    are reordered), or nothing but its turn."""
-    stamps: Int[np.ndarray, "s"]
-    """The value of that clock for each frame; empty for a count."""
+    packets: Packets | None
+    """Which packet is which frame, and where to jump; None where only decoding from the start tells, by turns."""
     scanned: bool
-    """Whether the packets had to be read."""
-    order_by: Literal["pts", "dts"]
-    order: Int[np.ndarray, "p"]
-    """The dts or pts of all packets, in the order of decoding."""
-    keys: Int[np.ndarray, "k"]
-    """Which of those packets are keyframes that can be jumped to; none where timestamps are not unique."""
-    firsts: Int[np.ndarray, "k"]
-    """The earliest frame that decoding from each keyframe may give."""
+    """Whether all packets had to be read."""
 
     def at(self, indices: Int[np.ndarray, "m"]) -> Int[np.ndarray, "m"]:
         """The position of the frame on screen at `indices` frames of the nominal rate after the first one."""
@@ -84,7 +76,7 @@ def scan(path: str, stream: av.VideoStream) -> Timeline:
     if "://" in path:  # it may change unseen
         return _from_packets(path, stream)
     status = os.stat(path)
-    known = _remembered(path, status.st_size, status.st_mtime_ns)
+    known = _remembered(os.path.abspath(path), status.st_size, status.st_mtime_ns)
     if not known:
         known.append(_from_packets(path, stream))
     return known[0]
@@ -100,33 +92,20 @@ def _from_index(path: str, stream: av.VideoStream) -> Timeline | None:
     """The timeline of an MP4 whose index shows a constant rate; None if it does not, or does not know all."""
     if "mp4" not in stream.container.format.name or stream.start_time is None or not stream.duration:
         return None
-    entries = [(entry.timestamp, entry.is_keyframe, entry.is_discard) for entry in stream.index_entries]
-    if len(entries) < 2 or any(discard for _, _, discard in entries) or _has_fragments(path):
+    entries = [(e.timestamp, e.size, e.pos, e.is_keyframe, e.is_discard) for e in stream.index_entries]
+    if len(entries) < 2 or _has_fragments(path):
         return None
-    order = np.array([timestamp for timestamp, _, _ in entries])
+    order, sizes, places, keyframe, hidden = np.array(entries, np.int64).T
     step = int(order[1] - order[0])
-    if (
-        step <= 0
-        or not entries[0][1]
-        or (np.diff(order) != step).any()
-        or abs(stream.duration - len(order) * step) > step / 2
-    ):
+    even = step > 0 and (np.diff(order) == step).all() and abs(stream.duration - len(order) * step) <= step / 2
+    if not even or hidden.any() or not keyframe[0]:
         return None
     stamps = stream.start_time + step * np.arange(len(order))
     if stream.codec_context.has_b_frames and not _ends_as(stream, order, stamps):
         return None
-    keys = np.flatnonzero([keyframe for _, keyframe, _ in entries])
-    return _timeline(
-        stream,
-        stamps,
-        np.array([len(stamps)]),
-        "pts",
-        scanned=False,
-        order_by="dts",
-        order=order,
-        keys=keys,
-        firsts=keys,
-    )
+    keys = np.flatnonzero(keyframe)
+    packets = Packets(sizes, places, "dts", order, keys, keys, grid=(int(stream.start_time), step))
+    return _timeline(stream, np.diff(stamps), np.zeros(len(stamps) - 1, bool), packets, scanned=False)
 
 
 def _ends_as(stream: av.VideoStream, order: Int[np.ndarray, "n"], stamps: Int[np.ndarray, "n"]) -> bool:
@@ -160,53 +139,90 @@ def _has_fragments(path: str) -> bool:
     return False
 
 
+class _Read(NamedTuple):
+    """What the packets say, in the order of decoding."""
+
+    pts: Int[np.ndarray, "p"]
+    dts: Int[np.ndarray, "p"]
+    sizes: Int[np.ndarray, "p"]
+    places: Int[np.ndarray, "p"]
+    keyframe: Int[np.ndarray, "p"]
+    hidden: Int[np.ndarray, "p"]
+    """By an edit list."""
+
+
 def _from_packets(path: str, stream: av.VideoStream) -> Timeline:
-    packets = [
-        (NONE if packet.pts is None else packet.pts, NONE if packet.dts is None else packet.dts, *_flags(packet))
+    rows = [
+        (
+            NONE if packet.pts is None else packet.pts,
+            NONE if packet.dts is None else packet.dts,
+            packet.size,
+            -1 if packet.pos is None else packet.pos,
+            packet.is_keyframe,
+            packet.is_discard,
+        )
         for packet in stream.container.demux(stream)
         if packet.size
     ]
-    pts, dts, keyframe, hidden = np.array(packets, np.int64).reshape(-1, 4).T
-    is_shown = hidden == 0
-    if not is_shown.any():
-        raise ValueError("its video has no frames" + (" that are shown" if len(packets) else ""))
-    within = (pts > pts[is_shown].min()) & (pts < pts[is_shown].max())
-    if stream.codec_context.has_b_frames and (within & ~is_shown).any():
+    read = _Read(*np.array(rows, np.int64).reshape(-1, 6).T)
+    _, which, count = np.unique(read.places, return_inverse=True, return_counts=True)
+    read = read._replace(places=np.where(count[which] > 1, -1, read.places))
+    shown = read.hidden == 0
+    pts, dts = read.pts[shown], read.dts[shown]
+    if not len(pts):
+        raise ValueError("its video has no frames" + (" that are shown" if rows else ""))
+    name, context = stream.container.format.name, stream.codec_context
+    if len(pts) == 1 and context.name in STILLS and stream.container.streams.audio:
+        raise ValueError("it holds no video, only a cover picture")
+    within = (read.pts > pts.min()) & (read.pts < pts.max()) & ~shown
+    if context.has_b_frames and within.any():
         return _from_frames(path, stream)
-    clock = _choose_clock(path, stream, pts[is_shown], dts[is_shown])
-    if clock == "dts":
-        timeline = _by_decoding_times(path, stream, dts[is_shown], np.flatnonzero(keyframe[is_shown]))
-        if timeline is not None:
-            return timeline
-    if clock != "pts":
-        count = int(is_shown.sum())
-        rate, none = _header_rates(stream)[-1], np.zeros(0, np.int64)
-        step = float(1 / (rate * stream.time_base))
-        return Timeline(
-            count, rate, step * np.arange(count), step, constant=True, clock="count", stamps=none, scanned=True,
-            order_by="dts", order=none, keys=none, firsts=none,
-        )  # fmt: skip
-    parts = _between_resets(stream, pts[is_shown], dts[is_shown])
-    parts = [np.unique(part) for part in parts]
-    if not keyframe[0] or pts[is_shown][0] > parts[0][0]:  # cut out of a stream: what comes first may be lost
-        parts[0] = parts[0][parts[0] >= (_first_frame(path).pts or parts[0][0])]
-    stamps = np.concatenate(parts)
-    order_by = "pts" if (dts == NONE).any() else "dts"
-    order = pts if order_by == "pts" else dts
-    keys = np.flatnonzero(keyframe)
-    if (np.diff(stamps) <= 0).any() or (order == NONE).any() or len(np.unique(order)) < len(order):
-        keys = keys[:0]
-    return _timeline(
-        stream,
-        stamps,
-        np.cumsum([len(part) for part in parts]),
-        "pts",
-        scanned=True,
-        order_by=order_by,
-        order=order,
-        keys=keys,
-        firsts=np.searchsorted(stamps, pts[keys]) if len(keys) else keys,
+    if (pts == NONE).any() or name == "mpegvideo" or _made_up(path, stream, pts, dts):
+        told = name != "mpegvideo" and (dts != NONE).all() and (np.diff(dts) > 0).all()
+        return (told and _by_delay(path, stream, read)) or _by_turns(stream, len(pts))
+    parts = _between_resets(stream, pts, dts)
+    in_order = [np.argsort(part, kind="stable") for part in parts]
+    stamps = np.concatenate([part[order] for part, order in zip(parts, in_order, strict=True)])
+    ends = np.cumsum([len(part) for part in parts])
+    unknown = np.zeros(len(stamps) - 1, bool)
+    unknown[ends[:-1] - 1] = True
+    if name == "mpeg":  # the last frame of a part that was cut off is stamped as if others came before it
+        for end in ends[:-1]:
+            unknown[max(end - 3, 0) : end] = True
+    if (np.diff(stamps)[~unknown] == 0).any():
+        return _by_turns(stream, len(stamps), np.diff(stamps), unknown)
+    # Of packets that were cut out of a stream the first ones may give no frame.
+    lost = 0
+    if not read.keyframe[0] or pts[0] > stamps[0]:
+        lost = int(np.searchsorted(stamps[: ends[0]], _first_frame(path).pts or stamps[0]))
+    ranks = np.full(len(shown), -1)
+    ranks[shown] = np.concatenate(
+        [start + np.argsort(order) for start, order in zip(np.append(0, ends), in_order, strict=False)]
     )
+    stamps, unknown = stamps[lost:], unknown[lost:]
+    order_by: Literal["pts", "dts"] = "pts" if (read.dts == NONE).any() else "dts"
+    order = read.pts if order_by == "pts" else read.dts
+    keys = np.flatnonzero(read.keyframe)
+    if len(parts) > 1 or (order == NONE).any() or len(np.unique(order)) < len(order) or context.name == "apng":
+        keys = keys[:0]  # where to jump is not clear; APNG's keyframes are none
+    firsts = np.searchsorted(stamps, read.pts[keys]) if len(keys) else keys
+    packets = Packets(read.sizes, read.places, order_by, order, keys, firsts, ranks=np.maximum(ranks - lost, -1))
+    return _timeline(stream, np.diff(stamps), unknown, packets, scanned=True)
+
+
+def _by_turns(
+    stream: av.VideoStream,
+    count: int,
+    steps: Int[np.ndarray, "m"] | None = None,
+    unknown: Bool[np.ndarray, "m"] | None = None,
+) -> Timeline:
+    """The timeline of frames of which only the order is known, or some of which share a timestamp."""
+    if steps is not None and stream.container.format.name != "mpeg":
+        return _timeline(stream, steps, unknown, None, scanned=True)
+    # FFmpeg gives one time to several small frames in a pack of a program stream, and leaves a gap behind them.
+    rate = _nominal_rate(stream, np.zeros(0, np.int64) if steps is None else steps[~unknown])
+    step = float(1 / (rate * stream.time_base))
+    return Timeline(count, rate, step * np.arange(count), step, constant=True, packets=None, scanned=True)
 
 
 def _from_frames(path: str, stream: av.VideoStream) -> Timeline:
@@ -215,28 +231,18 @@ def _from_frames(path: str, stream: av.VideoStream) -> Timeline:
     Where such parts meet, FFmpeg gives reordered frames timestamps that overlap; the frames come in the right order.
     """
     with open_video(path) as again:
-        stamps = np.array([frame.pts for frame in again.container.decode(again)])
-    none = np.zeros(0, np.int64)
-    ends = np.append(np.flatnonzero(np.diff(stamps) <= 0) + 1, len(stamps))
-    return _timeline(stream, stamps, ends, "count", scanned=True, order_by="dts", order=none, keys=none, firsts=none)
+        steps = np.diff([frame.pts for frame in again.container.decode(again)])
+    return _timeline(stream, steps, steps <= 0, None, scanned=True)
 
 
-def _flags(packet: av.Packet) -> tuple[bool, bool]:
-    return packet.is_keyframe, packet.is_discard  # an edit list hides what it discards
+def _made_up(path: str, stream: av.VideoStream, pts: Int[np.ndarray, "n"], dts: Int[np.ndarray, "n"]) -> bool:
+    """Whether timestamps are FFmpeg's own, and wrong, as frames are reordered.
 
-
-def _choose_clock(
-    path: str, stream: av.VideoStream, pts: Int[np.ndarray, "n"], dts: Int[np.ndarray, "n"]
-) -> Literal["pts", "dts", "count"]:
-    has_pts, has_dts = (pts != NONE).all(), (dts != NONE).all()
-    made_up = False
-    if stream.codec_context.has_b_frames:
-        # AVI and WMV store decoding times alone, and FFmpeg makes timestamps of them which are wrong if frames are
-        # reordered. So are those of an MP4 without composition offsets.
-        made_up = stream.container.format.name in ("avi", "asf") or ((pts == dts).all() and _is_shuffled(path))
-    if has_pts and not made_up:
-        return "pts"
-    return "dts" if has_dts and (np.diff(dts) > 0).all() else "count"
+    AVI and WMV store decoding times alone, and so does an MP4 without composition offsets.
+    """
+    if not stream.codec_context.has_b_frames:
+        return False
+    return stream.container.format.name in ("avi", "asf") or (bool((pts == dts).all()) and _is_shuffled(path))
 
 
 def _is_shuffled(path: str) -> bool:
@@ -246,20 +252,18 @@ def _is_shuffled(path: str) -> bool:
     return None in stamps or stamps != sorted(stamps)
 
 
-def _by_decoding_times(
-    path: str, stream: av.VideoStream, dts: Int[np.ndarray, "n"], keys: Int[np.ndarray, "k"]
-) -> Timeline | None:
+def _by_delay(path: str, stream: av.VideoStream, read: _Read) -> Timeline | None:
     """The timeline of frames that leave the decoder some packets after their own; None if it does not say when."""
-    first = _first_frame(path).dts
+    first, dts = _first_frame(path).dts, read.dts
     delay = int(np.searchsorted(dts, NONE if first is None else first))
-    if delay == len(dts) or dts[delay] != first:
+    if delay == len(dts) or dts[delay] != first or read.hidden.any():
         return None
     step = max(round(1 / (_header_rates(stream)[-1] * stream.time_base)), 1)
-    stamps = np.append(dts[delay:], dts[-1] + step * np.arange(1, delay + 1))
+    steps = np.append(np.diff(dts[delay:]), np.full(delay, step))
+    keys = np.flatnonzero(read.keyframe)
     keys = keys[keys < len(dts) - delay]  # the last frames leave when all packets are in, and do not say when
-    return _timeline(
-        stream, stamps, np.array([len(stamps)]), "dts", scanned=True, order_by="dts", order=dts, keys=keys, firsts=keys
-    )
+    packets = Packets(read.sizes, read.places, "dts", dts, keys, keys, delay=delay)
+    return _timeline(stream, steps, np.zeros(len(steps), bool), packets, scanned=True)
 
 
 def _between_resets(
@@ -268,7 +272,12 @@ def _between_resets(
     """Timestamps in the order of decoding, cut where the clock of a stream starts again."""
     if stream.container.format.name not in RESETS or (dts == NONE).any():
         return [pts]
-    return np.split(pts, np.flatnonzero(np.diff(dts) < 0) + 1)
+    steps = np.diff(dts)
+    begun, small = [0], 5 * np.median(np.abs(steps)) if len(steps) else 0
+    for back in np.flatnonzero(steps < 0) + 1:
+        if dts[back] <= dts[begun[-1]] or dts[back - 1] - dts[back] > small:  # else a slip of FFmpeg's within a pack
+            begun.append(int(back))
+    return np.split(pts, begun[1:])
 
 
 def _first_frame(path: str) -> av.VideoFrame:
@@ -280,24 +289,26 @@ def _first_frame(path: str) -> av.VideoFrame:
 
 def _timeline(
     stream: av.VideoStream,
-    stamps: Int[np.ndarray, "n"],
-    ends: Int[np.ndarray, "p"],
-    clock: Literal["pts", "dts", "count"],
-    **fields,
+    steps: Int[np.ndarray, "m"],
+    unknown: Bool[np.ndarray, "m"],
+    packets: Packets | None,
+    scanned: bool,
 ) -> Timeline:
-    """A timeline of timestamps in the order of presentation; `ends` are the positions where a clock starts again."""
-    steps = np.diff(stamps)
-    steps[ends[:-1] - 1] = 0  # unknown, and so is one over which the clock jumped
+    """A timeline of the steps from frame to frame; those that are not known are as usual."""
     if stream.container.format.name in RESETS:
-        steps[steps > LONGEST_PAUSE / stream.time_base] = 0
-    rate = _nominal_rate(stream, steps)
+        unknown = unknown | (steps > LONGEST_PAUSE / stream.time_base)
+    rate = _nominal_rate(stream, steps[~unknown])
     step = float(1 / (rate * stream.time_base))
-    shown = np.cumsum(np.append(0.0, np.where(steps == 0, step, steps)))
+    shown = np.cumsum(np.append(0.0, np.where(unknown, step, steps)))
     late = np.abs(shown - step * np.arange(len(shown))).max()
     constant = bool(late <= max(_slack(step), step / 10))  # cameras jitter
     # Elsewhere as many as it takes to see the last frame.
     count = len(shown) if constant else math.ceil((float(shown[-1]) - _slack(step)) / step) + 1
-    return Timeline(count, rate, shown, step, constant, clock, stamps, **fields)
+    if count > MOST_FRAMES > len(shown):
+        raise ValueError(
+            f"its timestamps are damaged: its {len(shown)} frames would last for {float(count / rate):.3g} s"
+        )
+    return Timeline(count, rate, shown, step, constant, packets, scanned)
 
 
 def _slack(step: float) -> float:
