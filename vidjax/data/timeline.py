@@ -166,7 +166,7 @@ def _from_packets(path: str, stream: av.VideoStream) -> Timeline:
     ]
     read = _Read(*np.array(rows, np.int64).reshape(-1, 6).T)
     _, which, count = np.unique(read.places, return_inverse=True, return_counts=True)
-    read = read._replace(places=np.where(count[which] > 1, -1, read.places))
+    read = read._replace(places=np.where(count[which] > 1, -1, read.places))  # shared ones tell nothing
     shown = read.hidden == 0
     pts, dts = read.pts[shown], read.dts[shown]
     if not len(pts):
@@ -180,7 +180,13 @@ def _from_packets(path: str, stream: av.VideoStream) -> Timeline:
     if (pts == NONE).any() or name == "mpegvideo" or _made_up(path, stream, pts, dts):
         told = name != "mpegvideo" and (dts != NONE).all() and (np.diff(dts) > 0).all()
         return (told and _by_delay(path, stream, read)) or _by_turns(stream, len(pts))
-    parts = _between_resets(stream, pts, dts)
+    return _by_times(path, stream, read, shown)
+
+
+def _by_times(path: str, stream: av.VideoStream, read: _Read, shown: Bool[np.ndarray, "p"]) -> Timeline:
+    """The timeline of frames whose packets bear their times."""
+    pts, name = read.pts[shown], stream.container.format.name
+    parts = _between_resets(stream, pts, read.dts[shown])
     in_order = [np.argsort(part, kind="stable") for part in parts]
     stamps = np.concatenate([part[order] for part, order in zip(parts, in_order, strict=True)])
     ends = np.cumsum([len(part) for part in parts])
@@ -194,7 +200,8 @@ def _from_packets(path: str, stream: av.VideoStream) -> Timeline:
     # Of packets that were cut out of a stream the first ones may give no frame.
     lost = 0
     if not read.keyframe[0] or pts[0] > stamps[0]:
-        lost = int(np.searchsorted(stamps[: ends[0]], _first_frame(path).pts or stamps[0]))
+        first = _first_frame(path).pts
+        lost = 0 if first is None else int(np.searchsorted(stamps[: ends[0]], first))
     ranks = np.full(len(shown), -1)
     ranks[shown] = np.concatenate(
         [start + np.argsort(order) for start, order in zip(np.append(0, ends), in_order, strict=False)]
@@ -203,7 +210,12 @@ def _from_packets(path: str, stream: av.VideoStream) -> Timeline:
     order_by: Literal["pts", "dts"] = "pts" if (read.dts == NONE).any() else "dts"
     order = read.pts if order_by == "pts" else read.dts
     keys = np.flatnonzero(read.keyframe)
-    if len(parts) > 1 or (order == NONE).any() or len(np.unique(order)) < len(order) or context.name == "apng":
+    if (
+        len(parts) > 1
+        or (order == NONE).any()
+        or len(np.unique(order)) < len(order)
+        or stream.codec_context.name == "apng"
+    ):
         keys = keys[:0]  # where to jump is not clear; APNG's keyframes are none
     firsts = np.searchsorted(stamps, read.pts[keys]) if len(keys) else keys
     packets = Packets(read.sizes, read.places, order_by, order, keys, firsts, ranks=np.maximum(ranks - lost, -1))
