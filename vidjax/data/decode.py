@@ -95,7 +95,7 @@ def read_clip(
         with blame_file(path):
             timeline = measure(path, stream)
             info = _info(stream, timeline)
-        indices = _checked(path, choose(info), info)
+        indices = _checked(path, np.asarray(choose(info), np.int64), info)
         # Where no frame is chosen, the first one still tells the rotation.
         asked = indices if len(indices) else np.zeros(1, np.int64)
         wanted, order = np.unique(timeline.at(asked), return_inverse=True)
@@ -133,7 +133,7 @@ def stream_frames(
         with blame_file(path):
             timeline = measure(path, stream)
             info = _info(stream, timeline)
-        asked = _checked(path, choose(info), info)
+        asked = _checked(path, np.asarray(choose(info), np.int64), info)
         if (np.diff(asked) <= 0).any():
             raise IndexError(f"the frames to stream from {path} must ascend: sort them, each once")
         screen = _screen(stream, info, short_side, square_pixels)
@@ -170,8 +170,7 @@ def _screen(
     return partial(Screen, stored=(info.height, info.width), pixel_aspect=aspect, short_side=short_side)
 
 
-def _checked(path: str, indices: Sequence[int] | np.ndarray, info: VideoInfo) -> Int[np.ndarray, "m"]:
-    indices = np.asarray(indices, np.int64)
+def _checked(path: str, indices: Int[np.ndarray, "m"], info: VideoInfo) -> Int[np.ndarray, "m"]:
     if len(indices) and not 0 <= indices.min() <= indices.max() < info.num_frames:
         raise IndexError(
             f"{path} has frames 0 to {info.num_frames - 1}, not {indices.min()} to {indices.max()}: choose among those"
