@@ -3,7 +3,7 @@
 Headers lie in ways that change frames: they count what an edit list hides, the first fragment alone, or packets that
 were dropped, and average rates are made of decoding times. So the packets are asked: their timestamps, sorted, are the
 frames. Only an MP4 or MOV whose index already says the same (one step between all samples, nothing hidden, no
-fragments, an end that agrees) is spared that pass.
+fragments, an end that agrees) is spared that pass, and an AVI with a whole index.
 """
 
 import math
@@ -68,7 +68,7 @@ def measure(path: str, stream: av.VideoStream) -> Timeline:
     Raises:
       ValueError: the video has no frames.
     """
-    return _from_index(path, stream) or scan(path, stream)
+    return _from_index(path, stream) or _from_avi_index(path, stream) or scan(path, stream)
 
 
 def scan(path: str, stream: av.VideoStream) -> Timeline:
@@ -106,6 +106,26 @@ def _from_index(path: str, stream: av.VideoStream) -> Timeline | None:
     keys = np.flatnonzero(keyframe)
     packets = Packets(sizes, places, "dts", order, keys, keys, grid=(int(stream.start_time), step))
     return _timeline(stream, np.diff(stamps), np.zeros(len(stamps) - 1, bool), packets, scanned=False)
+
+
+def _from_avi_index(path: str, stream: av.VideoStream) -> Timeline | None:
+    """The timeline of an AVI whose index is whole and leaves no doubt of when frames are shown; else None."""
+    if stream.container.format.name != "avi":
+        return None
+    entries = [(e.timestamp, e.size, e.pos, e.is_keyframe) for e in stream.index_entries]
+    if not entries or entries[-1][0] + 1 != stream.frames or not entries[0][3]:
+        return None
+    dts, sizes, places, keyframe = np.array(entries, np.int64).T
+    if not sizes.all() or (np.diff(dts) <= 0).any():
+        return None
+    places = places + 8  # the head of a chunk
+    if stream.codec_context.has_b_frames:
+        return _by_delay(path, stream, _Read(dts, dts, sizes, places, keyframe, np.zeros_like(dts)), scanned=False)
+    if (np.diff(dts) != 1).any():
+        return None
+    keys = np.flatnonzero(keyframe)
+    packets = Packets(sizes, places, "dts", dts, keys, keys, ranks=np.arange(len(dts)))
+    return _timeline(stream, np.diff(dts), np.zeros(len(dts) - 1, bool), packets, scanned=False)
 
 
 def _ends_as(stream: av.VideoStream, order: Int[np.ndarray, "n"], stamps: Int[np.ndarray, "n"]) -> bool:
@@ -179,7 +199,7 @@ def _from_packets(path: str, stream: av.VideoStream) -> Timeline:
         return _from_frames(path, stream)
     if (pts == NONE).any() or name == "mpegvideo" or _made_up(path, stream, pts, dts):
         told = name != "mpegvideo" and (dts != NONE).all() and (np.diff(dts) > 0).all()
-        return (told and _by_delay(path, stream, read)) or _by_turns(stream, len(pts))
+        return (told and _by_delay(path, stream, read, scanned=True)) or _by_turns(stream, len(pts))
     return _by_times(path, stream, read, shown)
 
 
@@ -264,7 +284,7 @@ def _is_shuffled(path: str) -> bool:
     return None in stamps or stamps != sorted(stamps)
 
 
-def _by_delay(path: str, stream: av.VideoStream, read: _Read) -> Timeline | None:
+def _by_delay(path: str, stream: av.VideoStream, read: _Read, scanned: bool) -> Timeline | None:
     """The timeline of frames that leave the decoder some packets after their own; None if it does not say when."""
     first, dts = _first_frame(path).dts, read.dts
     delay = int(np.searchsorted(dts, NONE if first is None else first))
@@ -275,7 +295,7 @@ def _by_delay(path: str, stream: av.VideoStream, read: _Read) -> Timeline | None
     keys = np.flatnonzero(read.keyframe)
     keys = keys[keys < len(dts) - delay]  # the last frames leave when all packets are in, and do not say when
     packets = Packets(read.sizes, read.places, "dts", dts, keys, keys, delay=delay)
-    return _timeline(stream, steps, np.zeros(len(steps), bool), packets, scanned=True)
+    return _timeline(stream, steps, np.zeros(len(steps), bool), packets, scanned)
 
 
 def _between_resets(
@@ -325,7 +345,7 @@ def _timeline(
 
 def _slack(step: float) -> float:
     """Ticks by which a timestamp may be late for its rounding: Matroska has milliseconds, others one tick a frame."""
-    return min(1.0, max(min(0.7, 0.49 * step), step / 10))
+    return min(0.99, 0.49 * step)
 
 
 def _nominal_rate(stream: av.VideoStream, steps: Int[np.ndarray, "n"]) -> Fraction:
