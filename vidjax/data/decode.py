@@ -26,7 +26,7 @@ from jaxtyping import Int, UInt8
 from vidjax.data.container import DecodeError, blame_file, open_video
 from vidjax.data.display import Screen
 from vidjax.data.packets import Packets
-from vidjax.data.timeline import Timeline, measure, scan
+from vidjax.data.timeline import Timeline, measure
 
 __all__ = ["Choose", "DecodeError", "VideoInfo", "decode", "probe", "read_clip", "stream_frames"]
 
@@ -184,7 +184,7 @@ def _without_index(
     """A timeline by packets for one by an index that was wrong, with the positions of `indices`."""
     if timeline.scanned:
         return timeline, timeline.at(indices)
-    by_packets, times = scan(path, stream), indices * timeline.step
+    by_packets, times = measure(path, stream, trust_index=False), indices * timeline.step
     if times.max() > by_packets.shown[-1] + 2 * by_packets.step:
         last = len(by_packets.shown) - 1
         raise ValueError(f"it breaks off after frame {last}, before frame {indices.max()}")
@@ -285,6 +285,7 @@ def _decoded_from(
     """Frames with their positions from a keyframe on; a position of None where packets or frames are not as known."""
     context, position, asked = stream.codec_context, None, set(wanted.tolist())
     skips = packets.delay is None and context.name != "libdav1d"  # which decides what to skip before it begins
+    missing = asked.copy() if packets.delay is None else {-1}  # after a delay no packet tells
     for found in packets.packets_from(stream, key):
         if found is None:
             yield None, None
@@ -292,12 +293,18 @@ def _decoded_from(
         number, packet = found
         if packet.size:
             frame_of = packets.label(packet, number)
+            missing.discard(frame_of)
             if skips:
                 context.skip_frame = "DEFAULT" if frame_of in asked else "NONREF"
-        for frame in packet.decode():
+        frames = packet.decode()
+        if not missing:  # empty the decoder, which would else want some packets more to give what it has
+            frames += context.decode(None)
+        for frame in frames:
             labelled = packets.position(frame)
             position = position + 1 if labelled is None and position is not None else labelled
             yield position, frame
+        if not missing:
+            return
 
 
 def _in_turn(stream: av.VideoStream, timeline: Timeline, wanted: Int[np.ndarray, "n"]) -> _Frames:

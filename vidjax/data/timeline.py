@@ -62,30 +62,31 @@ class Timeline(NamedTuple):
         return np.searchsorted(self.shown, times + _slack(self.step), "right") - 1
 
 
-def measure(path: str, stream: av.VideoStream) -> Timeline:
-    """The timeline of an opened video; may leave the file at its end.
+def measure(path: str, stream: av.VideoStream, trust_index: bool = True) -> Timeline:
+    """The timeline of an opened video, made once for many clips of a file; may leave the file at its end.
+
+    Args:
+      path: of the file.
+      stream: of it.
+      trust_index: false where the index was found to be wrong, and all packets are to be read.
 
     Raises:
       ValueError: the video has no frames.
     """
-    return _from_index(path, stream) or _from_avi_index(path, stream) or scan(path, stream)
-
-
-def scan(path: str, stream: av.VideoStream) -> Timeline:
-    """The timeline by all packets, which are read once for many clips of a file."""
-    if "://" in path:  # it may change unseen
-        return _from_packets(path, stream)
-    status = os.stat(path)
-    known = _remembered(os.path.abspath(path), status.st_size, status.st_mtime_ns)
-    if not known:
-        known.append(_from_packets(path, stream))
-    return known[0]
+    known: dict[bool, Timeline] = {}
+    if "://" not in path:  # what lies there may change unseen
+        status = os.stat(path)
+        known = _remembered(os.path.abspath(path), status.st_size, status.st_mtime_ns)
+    if trust_index not in known:  # both are kept, so that a file is as long as it was at first
+        by_index = (_from_index(path, stream) or _from_avi_index(path, stream)) if trust_index else None
+        known[trust_index] = by_index or _from_packets(path, stream)
+    return known[trust_index]
 
 
 @lru_cache(maxsize=256)
-def _remembered(path: str, size: int, modified: int) -> list[Timeline]:
-    """A place for what the packets of a file said."""
-    return []
+def _remembered(path: str, size: int, modified: int) -> dict[bool, Timeline]:
+    """A place for the timelines of a file, by whether its index is trusted."""
+    return {}
 
 
 def _from_index(path: str, stream: av.VideoStream) -> Timeline | None:
