@@ -30,7 +30,7 @@ def folder(tmp_path_factory):
 
 
 def test_every_way_is_measured_and_compared(folder, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(reading, "find_peers", lambda: ())
+    monkeypatch.setattr(reading, "find_peers", lambda plan: ())
     rows = benchmark.main(
         Input(str(folder), data=DATA, cores=(1,), clips=8, rounds=1, json=str(tmp_path / "numbers.json"))
     )
@@ -41,6 +41,16 @@ def test_every_way_is_measured_and_compared(folder, tmp_path, capsys, monkeypatc
     assert rows[1]["way"].startswith("decode alone") and rows[1]["of_decode"] == rows[1]["cpu_of_decode"] == 1
     assert json.loads((tmp_path / "numbers.json").read_text())["rows"] == rows
     assert "TFRecord, augmented, 1 core" in capsys.readouterr().out
+
+
+def test_a_peer_that_cannot_read_the_videos_is_not_measured(folder, tmp_path, monkeypatch, capsys):
+    def broken(path, indices, short_side):
+        raise RuntimeError("theirs")
+
+    plan = prepare(Input(str(folder), data=DATA, clips=8), tmp_path)
+    monkeypatch.setattr(reading, "PEERS", {"broken": broken, "whole": plain_decode})
+    assert reading.find_peers(plan) == ("whole",)
+    assert "broken is not measured: theirs" in capsys.readouterr().out
 
 
 def test_decoding_is_timed_on_the_clips_of_the_pipeline(folder, tmp_path, monkeypatch):

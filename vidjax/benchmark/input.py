@@ -13,7 +13,6 @@ Medians over the rounds count, and ratios are medians of the rounds' own, so tha
 """
 
 import dataclasses
-import importlib
 import json
 import multiprocessing
 import os
@@ -38,8 +37,6 @@ ROWS = 8
 """Clips of a batch."""
 WAYS = ("plain PyAV", "decode alone", "pipeline", "pipeline, augmented", "TFRecord", "TFRecord, augmented")
 """What is measured."""
-PEERS = {"decord": "decord", "torchcodec": "torchcodec.transforms"}
-"""Decoders of others, measured too where this module of theirs can be imported."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,19 +105,6 @@ def plain_decode(path: str, indices: Sequence[int], short_side: int) -> np.ndarr
         return np.stack(list(kept.values()))
 
 
-def find_peers() -> tuple[str, ...]:
-    """Those of PEERS that work here."""
-    found = []
-    for name, module in PEERS.items():
-        try:
-            importlib.import_module(module)
-        except Exception as error:  # of a library of theirs, which may be of any class
-            print(f"{name} is not measured: {' '.join(str(error).split())[:200]}")
-            continue
-        found.append(name)
-    return tuple(found)
-
-
 def decord_decode(path: str, indices: Sequence[int], short_side: int) -> np.ndarray:
     """The same frames by decord 0.6, shrunk by it."""
     import decord
@@ -143,6 +127,23 @@ def torchcodec_decode(path: str, indices: Sequence[int], short_side: int) -> np.
     return VideoDecoder(path, num_ffmpeg_threads=1, transforms=transforms).get_frames_at(list(indices)).data.numpy()
 
 
+PEERS = {"decord": decord_decode, "torchcodec": torchcodec_decode}
+"""Decoders of others, measured too where they are installed and can read the videos."""
+
+
+def find_peers(plan: "Plan") -> tuple[str, ...]:
+    """Those of PEERS that read every video of the plan."""
+    found = []
+    for name, decode in PEERS.items():
+        try:
+            for path, indices in dict(plan.jobs).items():
+                decode(path, indices, plan.config.data.decode_short_side)
+            found.append(name)
+        except Exception as error:  # of a library of theirs, which may be of any class
+            print(f"{name} is not measured: {' '.join(str(error).split())[:200]}")
+    return tuple(found)
+
+
 def measure_input(config: Input) -> list[dict[str, Any]]:
     """Measures every way on every number of cores.
 
@@ -157,10 +158,10 @@ def measure_input(config: Input) -> list[dict[str, Any]]:
     """
     counts = sorted(set(config.cores or (1, core_count())))
     spawn = multiprocessing.get_context("spawn")
-    ways = (*WAYS, *find_peers())
-    measured: dict[tuple[str, int], list[tuple[float, float]]] = {(w, count): [] for w in ways for count in counts}
+    measured: dict[tuple[str, int], list[tuple[float, float]]] = {}
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         plan = prepare(config, Path(folder))
+        ways = (*WAYS, *find_peers(plan))
         ends = {count: stack.enter_context(_process(spawn, plan, count)) for count in counts}
         for _ in range(config.rounds):
             for way in ways:
@@ -172,7 +173,7 @@ def measure_input(config: Input) -> list[dict[str, Any]]:
                         raise ValueError("a process that measures was killed: give fewer --clips or --cores") from error
                     if isinstance(found, Exception):
                         raise found
-                    measured[way, count].append(found)
+                    measured.setdefault((way, count), []).append(found)
 
     def ratios(over: tuple[str, int], under: tuple[str, int], which: int = 0) -> float:
         pairs = zip(measured[over], measured[under], strict=True)
@@ -286,8 +287,7 @@ def _time(way: str, plan: Plan, cores: int) -> tuple[float, float]:
     if way in ("plain PyAV", "decode alone", *PEERS):
         from vidjax.data.decode import decode
 
-        decoders = {"plain PyAV": plain_decode, "decord": decord_decode, "torchcodec": torchcodec_decode}
-        one: Callable = decoders.get(way, decode)
+        one: Callable = ({"plain PyAV": plain_decode} | PEERS).get(way, decode)
         with ThreadPoolExecutor(cores) as pool:
             start, cpu = time.perf_counter(), time.process_time()
             for clip in pool.map(lambda job: one(*job, data.decode_short_side), plan.jobs):
