@@ -285,7 +285,6 @@ def _decoded_from(
     """Frames with their positions from a keyframe on; a position of None where packets or frames are not as known."""
     context, position, asked = stream.codec_context, None, set(wanted.tolist())
     skips = packets.delay is None and context.name != "libdav1d"  # which decides what to skip before it begins
-    missing = asked.copy() if packets.delay is None else {-1}  # after a delay no packet tells
     for found in packets.packets_from(stream, key):
         if found is None:
             yield None, None
@@ -293,18 +292,12 @@ def _decoded_from(
         number, packet = found
         if packet.size:
             frame_of = packets.label(packet, number)
-            missing.discard(frame_of)
             if skips:
                 context.skip_frame = "DEFAULT" if frame_of in asked else "NONREF"
-        frames = packet.decode()
-        if not missing:  # empty the decoder, which would else want some packets more to give what it has
-            frames += context.decode(None)
-        for frame in frames:
+        for frame in packet.decode():
             labelled = packets.position(frame)
             position = position + 1 if labelled is None and position is not None else labelled
             yield position, frame
-        if not missing:
-            return
 
 
 def _in_turn(stream: av.VideoStream, timeline: Timeline, wanted: Int[np.ndarray, "n"]) -> _Frames:
