@@ -21,6 +21,7 @@ from tyro.conf import Positional
 
 from vidjax import cli
 from vidjax.data.config import DataConfig, core_count
+from vidjax.errors import UserError
 from vidjax.report import tell_notes
 from vidjax.visualize.contact_sheet import save_contact_sheet
 
@@ -45,9 +46,9 @@ class Config:
     def __post_init__(self) -> None:
         """Refuses values that cannot be meant."""
         if self.max_examples is not None and self.max_examples < 1:
-            raise ValueError(f"max_examples is {self.max_examples}: it must be 1 or more")
+            raise UserError(f"max_examples is {self.max_examples}: it must be 1 or more")
         if self.clips < 0:
-            raise ValueError(f"clips is {self.clips}: it must be 0 (no contact sheet) or more")
+            raise UserError(f"clips is {self.clips}: it must be 0 (no contact sheet) or more")
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -82,7 +83,7 @@ def open_out(out: str) -> Path:
     path = Path(out)
     cli.make_folder(path, "--out")
     if others := sorted(entry.name for entry in path.iterdir() if entry.name not in OURS):
-        raise ValueError(f"{out} holds files that are not of a check ({', '.join(others[:3])}): choose another --out")
+        raise UserError(f"{out} holds files that are not of a check ({', '.join(others[:3])}): choose another --out")
     return path
 
 

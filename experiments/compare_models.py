@@ -33,6 +33,7 @@ from tyro.conf import Positional
 import vidjax
 from vidjax import cli
 from vidjax.convert import save_pretrained
+from vidjax.errors import UserError
 from vidjax.fields import check_values
 from vidjax.models import example_inputs
 from vidjax.training.cost import count_macs
@@ -73,16 +74,16 @@ class Config:
         """Refuses values that cannot be meant."""
         check_values(self)
         if unknown := [name for name in self.models if name not in FAMILIES]:
-            raise ValueError(f"models has {unknown[0]}: choose from {', '.join(FAMILIES)}")
+            raise UserError(f"models has {unknown[0]}: choose from {', '.join(FAMILIES)}")
         if not self.seeds:
-            raise ValueError("seeds is empty: give one or more")
+            raise UserError("seeds is empty: give one or more")
 
 
 def train(script: str, flags: Sequence[str], workdir: Path) -> None:
     """Runs a training in a process of its own; what it says goes to a log beside its work directory.
 
     Raises:
-      ValueError: it failed.
+      UserError: it failed.
     """
     log = workdir.with_suffix(".log")
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -92,7 +93,7 @@ def train(script: str, flags: Sequence[str], workdir: Path) -> None:
         done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False)
     if done.returncode:
         last = log.read_text().strip().splitlines()[-1:]
-        raise ValueError(f"{script} ended with status {done.returncode}, see {log}: {' '.join(last)}")
+        raise UserError(f"{script} ended with status {done.returncode}, see {log}: {' '.join(last)}")
 
 
 def pretrain(config: Config, _: str, seed: int) -> str:

@@ -29,6 +29,7 @@ import vidjax
 from vidjax import cli, convert, matching, runs
 from vidjax.convert.checkpoint import read_model, write_model
 from vidjax.data.config import AugmentConfig, CaptionedDataConfig
+from vidjax.errors import UserError
 from vidjax.evaluation.recognition import recognition
 from vidjax.evaluation.retrieval import retrieval
 from vidjax.evaluation.zero_shot import zero_shot
@@ -132,27 +133,27 @@ class Config:
         for name in ("epochs", "steps", "chunk", "features"):
             value = getattr(self, name)
             if value is not None and value <= 0:
-                raise ValueError(f"{name} is {value}: it must be above 0")
+                raise UserError(f"{name} is {value}: it must be above 0")
         if self.batch_size < 2:
-            raise ValueError(f"batch_size is {self.batch_size}: a pair is compared with others, so give 2 or more")
+            raise UserError(f"batch_size is {self.batch_size}: a pair is compared with others, so give 2 or more")
         if self.chunk is not None and self.batch_size % self.chunk:
-            raise ValueError(f"chunk is {self.chunk}: it must divide the batch of {self.batch_size}")
+            raise UserError(f"chunk is {self.chunk}: it must divide the batch of {self.batch_size}")
         if self.context is not None and self.context < 3:
-            raise ValueError(f"context is {self.context}: it must be 3 or more, for a start, a token and an end")
+            raise UserError(f"context is {self.context}: it must be 3 or more, for a start, a token and an end")
         if self.optim.layer_decay != 1:
-            raise ValueError("optim.layer_decay counts the layers of one model, and here are two: leave it out")
+            raise UserError("optim.layer_decay counts the layers of one model, and here are two: leave it out")
         if self.data.repeats > 1 and not self.objective.startswith("kl"):
-            raise ValueError(
+            raise UserError(
                 f"data.repeats is {self.data.repeats}: {self.objective} would tell a video from itself, so leave it out"
             )
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise ValueError(f"ema_decay is {self.ema_decay}: it must lie between 0 and 1")
+            raise UserError(f"ema_decay is {self.ema_decay}: it must lie between 0 and 1")
         if self.seed < 0:
-            raise ValueError(f"seed is {self.seed}: it must be 0 or more")
+            raise UserError(f"seed is {self.seed}: it must be 0 or more")
         if self.objective.startswith("kl") and self.data.templates is None:
-            raise ValueError(f"objective {self.objective} compares labels: give --data.templates, actionclip say")
+            raise UserError(f"objective {self.objective} compares labels: give --data.templates, actionclip say")
         if self.init_from and (self.init_video_from or self.init_text_from):
-            raise ValueError("init_from is about both towers: give it, or init_video_from and init_text_from")
+            raise UserError("init_from is about both towers: give it, or init_video_from and init_text_from")
 
     @property
     def accumulation(self) -> int:
@@ -228,10 +229,10 @@ def make_model(config: Config, tokenizer: "Tokenizer") -> VideoText:
     """The two towers for these clips and this tokeniser.
 
     Raises:
-      ValueError: towers that do not go together.
+      UserError: towers that do not go together.
     """
     if config.video_model.endswith("_pretrain"):
-        raise ValueError(f"video_model {config.video_model} is for masked pre-training: give it without _pretrain")
+        raise UserError(f"video_model {config.video_model} is for masked pre-training: give it without _pretrain")
     fields = runs.computing_fields(config, config.video_model)
     video = vidjax.create_model(
         config.video_model, num_frames=config.data.frames, image_size=config.data.size, **fields
@@ -240,22 +241,22 @@ def make_model(config: Config, tokenizer: "Tokenizer") -> VideoText:
     given = {name: value for name in ("features", "context") if (value := getattr(config, name)) is not None}
     if isinstance(video, VideoText):
         if config.text_model:
-            raise ValueError(f"video_model {config.video_model} brings its own text tower: give --text_model None")
+            raise UserError(f"video_model {config.video_model} brings its own text tower: give --text_model None")
         for name, value in given.items():
             if value != getattr(video.text, name):
-                raise ValueError(
+                raise UserError(
                     f"{name} is {value}, but {config.video_model} has {getattr(video.text, name)}: leave it out"
                 )
         matching.check_tokenizer(tokenizer, video)
         return video.clone(bias=bias)
     if config.text_model is None:
-        raise ValueError(f"video_model {config.video_model} needs a text tower: give --text_model")
+        raise UserError(f"video_model {config.video_model} needs a text tower: give --text_model")
     video = video.clone(num_classes=None)
     fields.pop("implementation", None)  # of the video's attention; a caption is short
     text = create_text_model(config.text_model, vocabulary=tokenizer.vocabulary, **given, **fields)
     if "end_token" in text.__dataclass_fields__:
         if tokenizer.end is None:
-            raise ValueError(
+            raise UserError(
                 f"tokenizer {tokenizer.name} puts no end token behind a text, where {config.text_model} reads its "
                 "feature: give one that does, or a bert_* as --text_model"
             )
@@ -279,9 +280,9 @@ def open_sources(config: Config) -> tuple["Source", "Source | None"]:
 
     source = captioned(open_source(data.source, data.split, data.square_pixels))
     if len(source) < 2:
-        raise ValueError(f"data.source {data.source} has {len(source)} videos: pairs are compared, so give 2 or more")
+        raise UserError(f"data.source {data.source} has {len(source)} videos: pairs are compared, so give 2 or more")
     if config.batch_size > len(source) and not config.objective.startswith("kl"):
-        raise ValueError(
+        raise UserError(
             f"a batch of {config.batch_size} holds some of the {len(source)} videos of {source.name} twice, and "
             f"{config.objective} would tell them from themselves: give --batch_size {len(source)} or less"
         )
@@ -302,7 +303,7 @@ def make_loss(config: Config, model: VideoText) -> Callable:
         if config.freeze != "none":
             params = params | {config.freeze: jax.lax.stop_gradient(params[config.freeze])}
         variables, valid = {"params": params, **model_state}, batch["valid"]
-        clips = model.card.normalize(batch["video"].astype(jnp.float32) / 255)
+        clips = model.card.preprocess(batch["video"])
         with valid_clips(valid):
             video, changed = model.apply(
                 variables, clips, config.freeze != "video", method="embed_video", mutable=list(model_state), rngs=keys

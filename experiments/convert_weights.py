@@ -18,6 +18,7 @@ import vidjax
 from vidjax import cli
 from vidjax.convert import save_pretrained
 from vidjax.convert.rules import Inflation
+from vidjax.errors import UserError
 from vidjax.fields import check_values
 
 
@@ -49,7 +50,7 @@ def main(config: Config) -> None:
     """Converts and writes."""
     out = Path(config.out)
     if out.exists():
-        raise FileExistsError(f"{out} is there already: give another directory, nothing is overwritten")
+        raise UserError(f"{out} is there already: give another directory, nothing is overwritten")
     cli.make_folder(out.parent, "OUT")
     fields = {} if config.num_classes is None else {"num_classes": config.num_classes}
     model, variables = vidjax.load_pretrained(

@@ -34,6 +34,7 @@ import vidjax
 from vidjax import cli, runs
 from vidjax.data.config import ClipConfig, SourceConfig, core_count
 from vidjax.data.embeddings import join, open_parts, read_bad, read_meta, write_part
+from vidjax.errors import UserError
 from vidjax.fields import check_values
 from vidjax.report import name_nearest, tell_notes
 from vidjax.training.sharding import check_batch_size, jit_on_mesh, make_mesh, put_batch, replicated
@@ -78,28 +79,28 @@ class Config:
         for name in ("window", "stride", "batch_size", "videos_per_part", "neighbours"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}: it must be 1 or more")
+                raise UserError(f"{name} is {value}: it must be 1 or more")
         if self.stride is not None and self.window is None:
-            raise ValueError("stride is about windows: give --window too (the clips' own stride is --data.stride)")
+            raise UserError("stride is about windows: give --window too (the clips' own stride is --data.stride)")
         if (self.query is None) != (self.index is None):
-            raise ValueError("a query needs an index and an index a query: give --query clip.mp4 --index FILE.npz")
+            raise UserError("a query needs an index and an index a query: give --query clip.mp4 --index FILE.npz")
         if self.run is None and self.query is None:
-            raise ValueError("there is nothing to embed with: give --run")
+            raise UserError("there is nothing to embed with: give --run")
         if Path(self.out).suffix not in (".npz", ".tfrecord"):
-            raise ValueError(f"out is {self.out}: it must end in .npz or .tfrecord")
+            raise UserError(f"out is {self.out}: it must end in .npz or .tfrecord")
 
 
 def load(config: Config) -> tuple[nn.Module, dict, ClipConfig, dict[str, Any]]:
     """The model, its weights, how clips are cut; and what says all that, as JSON has it.
 
     Raises:
-      ValueError: windows of no dense sampling, or a model without pooling.
+      UserError: windows of no dense sampling, or a model without pooling.
     """
     dtype = runs.computing_type(config.dtype)
     model, variables = vidjax.load_pretrained(config.run, config.model, which=config.which, dtype=dtype)
     if config.pooling == "model":
         if not hasattr(model, "num_classes"):
-            raise ValueError(f"{type(model).__name__} has no pooling of its own: use --pooling mean or tokens")
+            raise UserError(f"{type(model).__name__} has no pooling of its own: use --pooling mean or tokens")
         model = model if model.num_classes is None else model.clone(num_classes=None)
     clips = runs.cut_clips(config.run, model, config.data, config.window)
     said = {name: getattr(config, name) for name in ("run", "model", "which", "pooling")}
@@ -112,11 +113,11 @@ def make_encode(config: Config, model: nn.Module, variables: dict, clips: ClipCo
     """Pixels (b 1 t h w c) to float32 features on the host, on all devices; compiled once for a shape.
 
     Raises:
-      ValueError: the model cannot take such clips.
+      UserError: the model cannot take such clips.
     """
 
     def apply(variables: dict, video: jax.Array) -> jax.Array:
-        video = model.card.normalize(video[:, 0].astype(jnp.float32) / 255)
+        video = model.card.preprocess(video[:, 0])
         if config.pooling == "model":
             return model.apply(variables, video).astype(jnp.float32)
         found = model.apply(variables, video, method="encode").astype(jnp.float32)
@@ -168,20 +169,20 @@ def search(config: Config) -> list[dict[str, Any]]:
     """The windows of the index that are nearest to the query, printed and returned.
 
     Raises:
-      ValueError: the index does not fit.
+      UserError: the index does not fit.
     """
     from vidjax.data.windows import open_files
 
     meta = read_meta(Path(config.index))
     if Path(config.index).suffix != ".npz" or meta["pooling"] == "tokens":
-        raise ValueError(f"{config.index} cannot be searched: give an .npz file with one vector a window")
+        raise UserError(f"{config.index} cannot be searched: give an .npz file with one vector a window")
     cut = {name.removeprefix("data."): value for name, value in meta.items() if name.startswith("data.")}
     told = {name: meta[name] for name in ("run", "model", "which", "pooling", "dtype")}
     told |= {"run": config.run} if config.run else {}
     made = Config(**told, data=SourceConfig(**cut, workers=config.data.workers))
     model, variables, clips, now = load(made)
     if now["weights"] != meta["weights"]:
-        raise ValueError(f"{made.run} holds other weights than those that made {config.index}: embed again")
+        raise UserError(f"{made.run} holds other weights than those that made {config.index}: embed again")
     window = next(open_files([config.query], clips.square_pixels).clip(0, clips))
     feature = make_encode(made, model, variables, clips)(np.stack([window.frames] * jax.device_count()))[:1]
     query = f"{config.query}, {window.start:.2f} to {window.end:.2f} s,"
@@ -219,7 +220,7 @@ def main(config: Config) -> dict[str, Any] | list[dict[str, Any]]:
         arrays, unread = embed(config, videos, chosen[k].tolist(), clips, encode)
         bad += unread
         if len(bad) > clips.max_bad_share * len(source):
-            raise ValueError(
+            raise UserError(
                 f"{len(bad)} of the {len(source)} videos of {source.name} give no features, more than "
                 f"data.max_bad_share {clips.max_bad_share:g} allows; mend them or allow more; the last one: "
                 f"{bad[-1]['error']}"

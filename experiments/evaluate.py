@@ -25,6 +25,7 @@ import numpy as np
 
 from vidjax import cli, runs
 from vidjax.data.config import ClipConfig, SourceConfig
+from vidjax.errors import UserError
 from vidjax.evaluation.recognition import recognition
 from vidjax.fields import check_values
 from vidjax.report import describe_recognition, open_results, per_class, predictions, tell_notes, write_csv
@@ -81,16 +82,16 @@ def label_by_name(source: "Source", model: nn.Module) -> tuple["Source", tuple[s
     """The source with the model's classes, their names, and how they were matched.
 
     Raises:
-      ValueError: the model gives no classes, or they cannot be matched.
+      UserError: the model gives no classes, or they cannot be matched.
     """
     from vidjax.data.sources import with_classes
 
     if getattr(model, "num_classes", None) is None:
-        raise ValueError(f"a {type(model).__name__} has no classes to evaluate: fine-tune it first (finetune.py)")
+        raise UserError(f"a {type(model).__name__} has no classes to evaluate: fine-tune it first (finetune.py)")
     if model.card.class_names:
         return with_classes(source, model.card.class_names), model.card.class_names, "by name"
     if len(source.class_names) != model.num_classes:
-        raise ValueError(
+        raise UserError(
             f"{source.name} has {len(source.class_names)} classes, the model {model.num_classes} without names: "
             "to match them by position, the source must have them all"
         )
@@ -110,7 +111,7 @@ def classify(
     @partial(jit_on_mesh, mesh=mesh)
     def predict(variables: dict, batch: dict[str, jax.Array]) -> tuple[jax.Array, ...]:
         def one_view(video: jax.Array) -> jax.Array:
-            logits = model.apply(variables, model.card.normalize(video.astype(jnp.float32) / 255)).astype(jnp.float32)
+            logits = model.apply(variables, model.card.preprocess(video)).astype(jnp.float32)
             return jax.nn.softmax(logits) if config.average == "softmax" else logits
 
         views = jax.lax.map(one_view, jnp.swapaxes(batch["video"], 0, 1)).mean(axis=0)

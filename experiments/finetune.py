@@ -28,6 +28,7 @@ import vidjax
 from vidjax import cli, runs
 from vidjax.convert.checkpoint import write_model
 from vidjax.data.config import AugmentConfig, LabelledDataConfig
+from vidjax.errors import UserError
 from vidjax.evaluation.features import collect_features
 from vidjax.evaluation.recognition import recognition
 from vidjax.fields import check_values, free, initial
@@ -127,21 +128,19 @@ class Config:
         for name in ("batch_size", "accumulation", "epochs", "steps"):
             value = getattr(self, name)
             if value is not None and value <= 0:
-                raise ValueError(f"{name} is {value}: it must be above 0")
+                raise UserError(f"{name} is {value}: it must be above 0")
         for name in ("drop_path", "dropout", "label_smoothing"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
-                raise ValueError(f"{name} is {value}: it must be at least 0 and below 1")
+                raise UserError(f"{name} is {value}: it must be at least 0 and below 1")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise ValueError(f"ema_decay is {self.ema_decay}: it must lie between 0 and 1")
+            raise UserError(f"ema_decay is {self.ema_decay}: it must lie between 0 and 1")
         if min(self.mixup, self.cutmix, self.seed) < 0:
-            raise ValueError(
-                f"mixup is {self.mixup}, cutmix {self.cutmix} and seed {self.seed}: each must be 0 or more"
-            )
+            raise UserError(f"mixup is {self.mixup}, cutmix {self.cutmix} and seed {self.seed}: each must be 0 or more")
         if self.train_accuracy and (self.mixup or self.cutmix):
-            raise ValueError("train_accuracy needs hard labels: set --mixup 0 --cutmix 0, or leave it out")
+            raise UserError("train_accuracy needs hard labels: set --mixup 0 --cutmix 0, or leave it out")
         if self.keep_head and not self.init_from:
-            raise ValueError("keep_head is about the weights of init_from: give them, or leave it out")
+            raise UserError("keep_head is about the weights of init_from: give them, or leave it out")
 
 
 DEMO = Config(
@@ -311,7 +310,7 @@ def make_model(config: Config, class_names: tuple[str, ...]) -> nn.Module:
     if "num_classes" not in vidjax.create_model(config.model).__dataclass_fields__:
         name = config.model.removesuffix("_pretrain")
         other = name if name != config.model else "one that has"
-        raise ValueError(f"model {config.model} has no classes: choose {other}")
+        raise UserError(f"model {config.model} has no classes: choose {other}")
     model = vidjax.create_model(config.model, **fields, **runs.computing_fields(config, config.model))
     return model.clone(card=dataclasses.replace(model.card, class_names=class_names))
 
@@ -323,7 +322,7 @@ def open_sources(config: Config) -> tuple["Source", "Source | None"]:
     data = config.data
     train = open_source(data.train, data.train_split, data.square_pixels)
     if len(train.class_names) < 2:
-        raise ValueError(
+        raise UserError(
             f"data.train {data.train} has {len(train.class_names)} classes: it needs labels of two or more, "
             "in folders of their names or in the manifest's label column"
         )
@@ -381,7 +380,7 @@ def make_validator(config: Config, model: nn.Module, source: "Source", bad_files
 
     @partial(jit_on_mesh, mesh=mesh)
     def predict(weights: dict[str, Any], model_state: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, ...]:
-        video = model.card.normalize(batch["video"].astype(jnp.float32) / 255)
+        video = model.card.preprocess(batch["video"])
         logits = [model.apply({"params": params, **model_state}, video) for params in weights.values()]
         probabilities = [jax.nn.softmax(each.astype(jnp.float32)) for each in logits]
         return jnp.concatenate(probabilities, axis=-1), batch["label"], batch["valid"]
@@ -411,13 +410,13 @@ def start(config: Config, model: nn.Module, variables: dict) -> dict:
     fresh = () if config.keep_head else ("head/",)
     theirs = runs.class_names(config.init_from) if config.keep_head else ()
     if theirs and theirs != model.card.class_names:
-        raise ValueError(
+        raise UserError(
             f"keep_head: the head in {config.init_from} is of other classes "
             f"({', '.join(theirs[:3])}, ...): leave it out"
         )
     variables, report = runs.start_from(config.init_from, model, variables, fresh=fresh)
     if config.keep_head and any(path.startswith("head/") for path in report.fresh):
-        raise ValueError(
+        raise UserError(
             f"keep_head: the head in {config.init_from} is not of the {model.num_classes} classes here: leave it out"
         )
     if jax.process_index() == 0:
@@ -502,7 +501,7 @@ def train(config: Config, mesh: Mesh) -> dict[str, float]:
         describe_span(data, validation)  # that it can be read should not come out after hours
     began = has_checkpoint(Path(config.workdir))
     if began and (before := runs.class_names(config.workdir)) not in ((), source.class_names):
-        raise ValueError(
+        raise UserError(
             f"{config.workdir} was begun with the classes {', '.join(before[:5])}, {data.train} now has "
             f"{', '.join(source.class_names[:5])}: give the videos of then, or another --workdir"
         )

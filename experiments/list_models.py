@@ -19,6 +19,7 @@ from tyro.conf import Positional
 import vidjax
 from vidjax import cli
 from vidjax.convert import layouts
+from vidjax.errors import UserError
 from vidjax.models import example_inputs
 from vidjax.training.cost import count_macs
 
@@ -59,7 +60,7 @@ def markdown(contains: str) -> Iterator[str]:
 def main(config: Config) -> None:
     """Prints a line a model, as soon as it is counted."""
     if not vidjax.list_models(config.contains):
-        raise ValueError(f"no model's name contains '{config.contains}': leave it out, and all are listed")
+        raise UserError(f"no model's name contains '{config.contains}': leave it out, and all are listed")
     if config.markdown:
         for line in markdown(config.contains):
             print(line, flush=True)

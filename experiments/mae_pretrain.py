@@ -26,6 +26,7 @@ import vidjax
 from vidjax import cli, runs
 from vidjax.convert.checkpoint import write_model
 from vidjax.data.config import AugmentConfig, DataConfig
+from vidjax.errors import UserError
 from vidjax.evaluation.features import collect_features
 from vidjax.evaluation.knn import knn_accuracy
 from vidjax.evaluation.linear_probe import linear_probe
@@ -120,11 +121,11 @@ class Config:
         for name in ("batch_size", "accumulation", "epochs", "steps"):
             value = getattr(self, name)
             if value is not None and value <= 0:
-                raise ValueError(f"{name} is {value}: it must be above 0")
+                raise UserError(f"{name} is {value}: it must be above 0")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise ValueError(f"ema_decay is {self.ema_decay}: it must lie between 0 and 1")
+            raise UserError(f"ema_decay is {self.ema_decay}: it must lie between 0 and 1")
         if min(self.seed, self.probe_clips, self.picture_clips) < 0:
-            raise ValueError(
+            raise UserError(
                 f"seed is {self.seed}, probe_clips {self.probe_clips} and picture_clips {self.picture_clips}: "
                 "each must be 0 or more"
             )
@@ -227,7 +228,7 @@ def probe(config: Config, model: nn.Module, source: "Source", mesh: Mesh, encode
 
     @partial(jit_on_mesh, mesh=mesh)
     def encode(params: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, ...]:
-        video = model.card.normalize(batch["video"].astype(jnp.float32) / 255)
+        video = model.card.preprocess(batch["video"])
         tokens = model.apply({"params": params}, video, method="encode")
         features = jnp.concatenate([tokens.mean(axis=1), tokens.std(axis=1)], axis=-1)
         return features.astype(jnp.float32), batch["label"], batch["valid"]
@@ -290,7 +291,7 @@ def train(config: Config, mesh: Mesh) -> dict[str, float]:
     name = f"{config.model}_pretrain"
     if name not in (known := vidjax.list_models("_pretrain")):
         known = ", ".join(each.removesuffix("_pretrain") for each in known)
-        raise ValueError(f"model {config.model} has no decoder to be pre-trained with: choose one of {known}")
+        raise UserError(f"model {config.model} has no decoder to be pre-trained with: choose one of {known}")
     model = vidjax.create_model(name, **runs.computing_fields(config, name))
     grid = patches.grid((data.frames, data.size, data.size), model.patch_size)
     draw = partial(masking.draw, grid=grid, mask=config.mask, ratio=config.mask_ratio, decoder_mask=config.decoder_mask)

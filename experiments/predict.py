@@ -32,6 +32,7 @@ from tyro.conf import Positional
 import vidjax
 from vidjax import cli, runs
 from vidjax.data.config import ClipConfig, GivenClipConfig, core_count
+from vidjax.errors import UserError
 from vidjax.fields import check_values
 from vidjax.report import name_classes, tell_notes
 
@@ -71,18 +72,18 @@ class Config:
         """Refuses values that cannot be meant."""
         check_values(self)
         if not self.paths:
-            raise ValueError("no video is given: name files or folders")
+            raise UserError("no video is given: name files or folders")
         for name in ("topk", "window", "stride", "batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}: it must be 1 or more")
+                raise UserError(f"{name} is {value}: it must be 1 or more")
         if self.stride is not None and self.window is None:
-            raise ValueError("stride is about windows: give --window too (the clips' own stride is --data.stride)")
+            raise UserError("stride is about windows: give --window too (the clips' own stride is --data.stride)")
         if self.window is not None and runs.read_views(self.views) != (1, 1):
-            raise ValueError("a window is one view: give --window or --views")
+            raise UserError("a window is one view: give --window or --views")
         for name in ("json", "csv"):
             if (path := getattr(self, name)) is not None and os.path.lexists(path):
-                raise FileExistsError(f"{path} is there already: give another --{name}, nothing is overwritten")
+                raise UserError(f"{path} is there already: give another --{name}, nothing is overwritten")
         cli.check_files(json=self.json, csv=self.csv)
 
 
@@ -90,13 +91,13 @@ def make_classify(model: nn.Module, variables: dict, clips: ClipConfig) -> Calla
     """Pixels (b v t h w c) to probabilities (b classes), averaged over views; compiled once for a shape.
 
     Raises:
-      ValueError: the model cannot take such clips.
+      UserError: the model cannot take such clips.
     """
 
     @jax.jit
     def classify(variables: dict, video: jax.Array) -> jax.Array:
         def one_view(view: jax.Array) -> jax.Array:
-            logits = model.apply(variables, model.card.normalize(view.astype(jnp.float32) / 255))
+            logits = model.apply(variables, model.card.preprocess(view))
             return jax.nn.softmax(logits.astype(jnp.float32))
 
         return jax.lax.map(one_view, jnp.swapaxes(video, 0, 1)).mean(axis=0)
@@ -116,7 +117,7 @@ def main(config: Config) -> dict[str, Any]:
     settings = {"which": config.which, "strict": True, "verbose": False, "dtype": runs.computing_type(config.dtype)}
     model, variables = vidjax.load_pretrained(config.run, config.model, **settings)
     if getattr(model, "num_classes", None) is None:
-        raise ValueError(f"{config.run} holds a {type(model).__name__} without classes: fine-tune it first")
+        raise UserError(f"{config.run} holds a {type(model).__name__} without classes: fine-tune it first")
     names = name_classes(model)
     clips = runs.cut_clips(config.run, model, config.data, config.window)
     classify = make_classify(model, variables, clips)
@@ -143,7 +144,7 @@ def main(config: Config) -> dict[str, Any]:
     report = {"config": cli.as_dict(config), "clips": dataclasses.asdict(clips), "files": files}
     write(config, report)
     if not any(file["windows"] for file in files):
-        raise ValueError(f"none of the {len(files)} files could be read: see above why")
+        raise UserError(f"none of the {len(files)} files could be read: see above why")
     if bad := sum("error" in file for file in files):
         print(f"\n{bad} of {len(files)} files could not be read, or not to their end", file=sys.stderr)
     return report

@@ -25,6 +25,7 @@ import tyro
 from vidjax import cli, runs
 from vidjax.data.config import SourceConfig
 from vidjax.data.embeddings import read_meta
+from vidjax.errors import UserError
 from vidjax.evaluation.retrieval import Ranking, retrieval
 from vidjax.fields import check_values
 from vidjax.matching import check_tokenizer, clip_encoder, require_video_text, text_encoder, tokenizer_of
@@ -70,24 +71,24 @@ class Config:
         check_values(self)
         runs.read_views(self.views)
         if self.neighbours < 1:
-            raise ValueError(f"neighbours is {self.neighbours}: it must be 1 or more")
+            raise UserError(f"neighbours is {self.neighbours}: it must be 1 or more")
         if (self.query is None) != (self.index is None):
-            raise ValueError('a query needs embeddings and they a query: give --query "a sentence" --in FILE.npz')
+            raise UserError('a query needs embeddings and they a query: give --query "a sentence" --in FILE.npz')
         if self.query is not None and not self.query.strip():
-            raise ValueError("query is empty: give a sentence")
+            raise UserError("query is empty: give a sentence")
 
 
 def search(config: Config, variables: dict, embed_texts: Any) -> list[dict[str, Any]]:
     """The windows of the embeddings that are nearest to the sentence, printed and returned.
 
     Raises:
-      ValueError: the embeddings are not of this model, or not of the kind that sentences are compared with.
+      UserError: the embeddings are not of this model, or not of the kind that sentences are compared with.
     """
     meta = read_meta(Path(config.index))
     if Path(config.index).suffix != ".npz" or meta["pooling"] != "model":
-        raise ValueError(f"{config.index} cannot be searched by text: make an .npz file by embed.py --pooling model")
+        raise UserError(f"{config.index} cannot be searched by text: make an .npz file by embed.py --pooling model")
     if meta["weights"] != runs.fingerprint(variables):
-        raise ValueError(f"{config.run} holds other weights than those that made {config.index}: embed again")
+        raise UserError(f"{config.run} holds other weights than those that made {config.index}: embed again")
     feature = embed_texts(variables, [config.query])
     return name_nearest(config.index, repr(config.query), feature, config.neighbours)
 

@@ -26,6 +26,7 @@ from vidjax.benchmark.ours import draw_inputs, make_loss, make_model, make_progr
 from vidjax.benchmark.settings import Job
 from vidjax.benchmark.shares import Shares, measure_shares
 from vidjax.data.config import core_count
+from vidjax.errors import UserError
 from vidjax.fields import check_values
 from vidjax.training.collectives import Collective, read_collectives
 from vidjax.training.cost import count_macs, peak_flops
@@ -105,18 +106,18 @@ class Config:
         check_values(self)
         for name in ("batch_per_device", "fsdp", "devices"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be above 0")
+                raise UserError(f"{name} is {getattr(self, name)}: it must be above 0")
         if not 0 < self.mfu <= 1:
-            raise ValueError(f"mfu is {self.mfu}: it must be above 0 and at most 1")
+            raise UserError(f"mfu is {self.mfu}: it must be above 0 and at most 1")
         if self.latency < 0:
-            raise ValueError(f"latency is {self.latency}: it must be 0 or more")
+            raise UserError(f"latency is {self.latency}: it must be 0 or more")
         for name in ("decode_rate", "records_rate"):
             if getattr(self, name) <= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be more than 0")
+                raise UserError(f"{name} is {getattr(self, name)}: it must be more than 0")
         if wrong := [count for count in (self.devices, *self.chips) if count < 1 or count % self.fsdp]:
-            raise ValueError(f"{wrong[0]} chips are no multiple of fsdp {self.fsdp}: give multiples of it")
+            raise UserError(f"{wrong[0]} chips are no multiple of fsdp {self.fsdp}: give multiples of it")
         if self.topology is None and self.devices < 2 * self.fsdp:
-            raise ValueError(f"{self.devices} devices hold one copy of the parameters: compile for {2 * self.fsdp}")
+            raise UserError(f"{self.devices} devices hold one copy of the parameters: compile for {2 * self.fsdp}")
         cli.check_files(json=self.json)
 
 
@@ -124,14 +125,14 @@ def simulate(count: int) -> Sequence[jax.Device]:
     """So many devices of this CPU.
 
     Raises:
-      ValueError: JAX has started with fewer.
+      UserError: JAX has started with fewer.
     """
     # Unrolled loops of machine code are of no interest: only the program's collectives are.
     flags = f" --xla_force_host_platform_device_count={count} --xla_backend_optimization_level=0"
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + flags  # read when JAX first looks for devices
     devices = jax.devices("cpu")
     if len(devices) < count:
-        raise ValueError(f"JAX has already started with {len(devices)} devices, not {count}: use a process of its own")
+        raise UserError(f"JAX has already started with {len(devices)} devices, not {count}: use a process of its own")
     return devices[:count]
 
 
@@ -139,7 +140,7 @@ def describe_slice(topology: str) -> Sequence[jax.Device]:
     """The chips of a TPU slice to compile for.
 
     Raises:
-      ValueError: there is no libtpu, or it knows no such slice.
+      UserError: there is no libtpu, or it knows no such slice.
     """
     from jax.experimental import topologies
 
@@ -149,7 +150,7 @@ def describe_slice(topology: str) -> Sequence[jax.Device]:
     try:
         return topologies.get_topology_desc(topology, "tpu").devices
     except (RuntimeError, ValueError, NotImplementedError) as error:
-        raise ValueError(f"cannot compile for {topology} ({str(error).splitlines()[0]}): pip install libtpu") from None
+        raise UserError(f"cannot compile for {topology} ({str(error).splitlines()[0]}): pip install libtpu") from None
 
 
 def compile_step(config: Config) -> tuple[list[Collective], dict[str, Any]]:

@@ -32,6 +32,7 @@ from tyro.conf import Positional
 import vidjax
 from vidjax import cli, runs
 from vidjax.data.config import GivenClipConfig
+from vidjax.errors import UserError
 from vidjax.evaluation import saliency
 from vidjax.fields import check_values
 from vidjax.layers import patches
@@ -72,20 +73,20 @@ class Config:
         """Refuses values that cannot be meant."""
         check_values(self)
         if not self.paths:
-            raise ValueError("no video is given: name files or folders")
+            raise UserError("no video is given: name files or folders")
 
 
 def find_class(name: str, names: Sequence[str]) -> int:
     """Position of a class.
 
     Raises:
-      ValueError: there is none of this name.
+      UserError: there is none of this name.
     """
     if not names:
-        raise ValueError(f"target is '{name}', but the model has no classes: leave it out")
+        raise UserError(f"target is '{name}', but the model has no classes: leave it out")
     if name not in names:
         near = difflib.get_close_matches(name, names, n=3) or names[:3]
-        raise ValueError(
+        raise UserError(
             f"target is '{name}', which is none of the {len(names)} classes: give one, such as {', '.join(near)}"
         )
     return list(names).index(name)
@@ -95,17 +96,17 @@ def make_look(config: Config, model: nn.Module, variables: dict, clip: jax.Shape
     """A function of a clip's pixels `1 t h w c` to maps by picture and row, and probabilities if there are classes.
 
     Raises:
-      ValueError: the model cannot take such clips, or has nothing of what is asked for.
+      UserError: the model cannot take such clips, or has nothing of what is asked for.
     """
     classes = getattr(model, "num_classes", None)
     target = None if config.target is None else find_class(config.target, name_classes(model))
 
     @jax.jit
     def look(variables: dict, pixels: jax.Array) -> tuple[dict[str, dict[str, jax.Array]], jax.Array | None]:
-        video = model.card.normalize(pixels.astype(jnp.float32) / 255)
+        video = model.card.preprocess(pixels)
         activates = classes is not None and bool(saliency.map_layers(model, variables, video))
         if (config.target or config.layer) and not activates:
-            raise ValueError(
+            raise UserError(
                 f"target and layer are of class activation, and {type(model).__name__} here has none: leave them out"
             )
         pictures = {}
@@ -196,7 +197,7 @@ def main(config: Config) -> dict[str, list[str]]:
         made[path] = [str(file) for file in files]
 
     if not made:
-        raise ValueError(f"none of the {len(videos.source)} files could be read: see above why")
+        raise UserError(f"none of the {len(videos.source)} files could be read: see above why")
     if bad:
         print(f"\n{bad} of {len(videos.source)} files could not be read", file=sys.stderr)
     return made

@@ -23,6 +23,7 @@ from tyro.conf import Positional
 
 from vidjax import cli
 from vidjax.data.config import core_count
+from vidjax.errors import UserError
 from vidjax.report import tell_notes
 
 
@@ -54,13 +55,13 @@ class Config:
     def __post_init__(self) -> None:
         for name in ("short_side", "max_frames", "videos_per_shard"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be 1 or more")
+                raise UserError(f"{name} is {getattr(self, name)}: it must be 1 or more")
         if not 1 <= self.quality <= 100:
-            raise ValueError(f"quality is {self.quality}: it must be between 1 and 100")
+            raise UserError(f"quality is {self.quality}: it must be between 1 and 100")
         if self.fps is not None and self.fps <= 0:
-            raise ValueError(f"fps is {self.fps}: it must be more than 0")
+            raise UserError(f"fps is {self.fps}: it must be more than 0")
         if self.workers < 0:
-            raise ValueError(f"workers is {self.workers}: it must be 0 (one a core) or more")
+            raise UserError(f"workers is {self.workers}: it must be 0 (one a core) or more")
 
 
 def main(config: Config) -> None:
@@ -110,7 +111,7 @@ def open_out(config: Config, source) -> Path:
     """The folder for the shards, with a meta.json that says what they are made of and how.
 
     Raises:
-      ValueError: it cannot be written, or it holds another conversion (the fields that differ are named).
+      UserError: it cannot be written, or it holds another conversion (the fields that differ are named).
     """
     out = Path(config.out)
     meta = {name: value for name, value in cli.as_dict(config).items() if name not in ("out", "workers")}
@@ -127,12 +128,12 @@ def open_out(config: Config, source) -> Path:
             os.replace(unfinished, out / "meta.json")
             return out
     except OSError as error:
-        raise ValueError(f"cannot write to {out} ({error.strerror}): choose another folder") from None
+        raise UserError(f"cannot write to {out} ({error.strerror}): choose another folder") from None
     if old is None:
-        raise ValueError(f"{out} holds .tfrecord files but no meta.json of an earlier run: choose another folder")
+        raise UserError(f"{out} holds .tfrecord files but no meta.json of an earlier run: choose another folder")
     differing = [f"{name} was {old.get(name)}, is {meta[name]}" for name in meta if old.get(name) != meta[name]]
     if differing:
-        raise ValueError(
+        raise UserError(
             f"{out} holds another conversion ({'; '.join(differing)}): choose another folder or the same options"
         )
     return out
@@ -190,7 +191,7 @@ def kept_frames(num_frames: int, rate: float, config: Config) -> np.ndarray:
     count = num_frames
     if config.fps is not None:
         if np.isnan(rate):
-            raise ValueError(f"fps needs the frame rate, which {config.source} does not store: leave it out")
+            raise UserError(f"fps needs the frame rate, which {config.source} does not store: leave it out")
         count = max(min(round(num_frames * config.fps / rate), num_frames), 1)
     count = min(count, config.max_frames)
     return np.arange(count) * num_frames // count

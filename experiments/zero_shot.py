@@ -29,6 +29,7 @@ import numpy as np
 
 from vidjax import cli, runs
 from vidjax.data.config import SourceConfig
+from vidjax.errors import UserError
 from vidjax.evaluation.few_shot import few_shot, few_shot_from_support
 from vidjax.evaluation.recognition import recognition
 from vidjax.evaluation.zero_shot import zero_shot
@@ -88,30 +89,30 @@ class Config:
         check_values(self)
         runs.read_views(self.views)
         if self.shots is not None and self.classes:
-            raise ValueError("classes is about names, which --shots does not look at: leave one of them out")
+            raise UserError("classes is about names, which --shots does not look at: leave one of them out")
         for name, least in (("shots", 1), ("ways", 2), ("queries", 1), ("episodes", 2)):
             value = getattr(self, name)
             if value is not None and value < least:
-                raise ValueError(f"{name} is {value}: it must be {least} or more")
+                raise UserError(f"{name} is {value}: it must be {least} or more")
         if self.support and not self.shots:
-            raise ValueError("support is about --shots: give them too, or leave it out")
+            raise UserError("support is about --shots: give them too, or leave it out")
 
 
 def read_classes(file: str) -> tuple[str, ...]:
     """Names, one a line.
 
     Raises:
-      ValueError: there are none, or the file is no text.
+      UserError: there are none, or the file is no text.
     """
     if not Path(file).is_file():
-        raise ValueError(f"classes {file} does not exist: give a file with one class name a line")
+        raise UserError(f"classes {file} does not exist: give a file with one class name a line")
     try:
         lines = Path(file).read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
-        raise ValueError(f"classes {file} is no text file: write it in UTF-8") from error
+        raise UserError(f"classes {file} is no text file: write it in UTF-8") from error
     names = tuple(line.strip() for line in lines if line.strip())
     if not names:
-        raise ValueError(f"classes {file} names no class: give one a line")
+        raise UserError(f"classes {file} names no class: give one a line")
     return names
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from vidjax import cli
+from vidjax.errors import UserError
 from vidjax.fields import free, initial
 
 
@@ -52,6 +53,25 @@ def test_unknown_flags_and_recipes_end_with_one_line_and_status_2(capsys):
         assert stop.value.code == 2
         line = capsys.readouterr().err
         assert message in line and line.count("\n") == 1
+
+
+def test_a_user_error_alone_becomes_a_line_and_debug_shows_its_traceback(monkeypatch, capsys):
+    def stop(error):
+        def main(config):
+            raise error
+
+        return main
+
+    monkeypatch.setattr(sys, "argv", ["job.py", "--size", "3"])
+    with pytest.raises(SystemExit):
+        cli.run(stop(UserError("no such video:\n  give another")), Config)
+    assert capsys.readouterr().err == "job.py: error: no such video: give another\n"
+    for error in (ValueError("of a library"), OSError("no space"), ImportError("a module"), KeyError("a key")):
+        with pytest.raises(type(error)):
+            cli.run(stop(error), Config)
+    monkeypatch.setattr(sys, "argv", ["job.py", "--debug", "--size", "3"])
+    with pytest.raises(UserError, match="no such video"):
+        cli.run(stop(UserError("no such video")), Config)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,7 +227,7 @@ def test_the_first_word_is_a_command_and_help_says_which_there_are(monkeypatch, 
 
 def test_a_directory_that_cannot_be_written_is_said_so(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match=r"cannot write to the work directory .*: choose another --workdir"):
+    with pytest.raises(UserError, match=r"cannot write to the work directory .*: choose another --workdir"):
         cli.open_workdir(tmp_path / "file" / "run", Config())
 
 
@@ -222,7 +242,7 @@ def test_files_that_cannot_be_written_are_told_before_there_is_anything_to_write
         (old / "a.json", "Not a directory"),
         (Path("/proc/a.json"), "No such file or directory"),  # nobody can write there, not even root
     ):
-        with pytest.raises(OSError, match=rf"cannot write --json to {path} \({reason}\): give another file"):
+        with pytest.raises(UserError, match=rf"cannot write --json to {path} \({reason}\): give another file"):
             cli.check_files(json=str(path))
     with pytest.raises(ValueError, match="--json and --csv are the same file: give each its own"):
         cli.check_files(json=str(old), csv=f"{tmp_path}/./old.json")

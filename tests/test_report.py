@@ -10,6 +10,7 @@ import pytest
 
 from vidjax import report
 from vidjax.data.config import ClipConfig
+from vidjax.errors import UserError
 from vidjax.report import describe_losses, describe_speed, describe_starvation
 from vidjax.training.loop import FitResult
 from vidjax.training.state import create_state
@@ -71,9 +72,9 @@ def test_results_go_into_a_directory_of_their_own(tmp_path, monkeypatch):
 def test_where_no_results_can_be_written_is_told(tmp_path):
     for name in ("config.json", "vidjax.json", "evaluations", "file"):
         (tmp_path / name).touch()
-    with pytest.raises(OSError, match=r"cannot write to the folder \S+evaluations \(File exists\): choose"):
+    with pytest.raises(UserError, match=r"cannot write to the folder \S+evaluations \(File exists\): choose"):
         report.open_results(None, str(tmp_path), "evaluations")
-    with pytest.raises(OSError, match=r"file/out \(Not a directory\): choose another --out"):
+    with pytest.raises(UserError, match=r"file/out \(Not a directory\): choose another --out"):
         report.open_results(str(tmp_path / "file" / "out"), str(tmp_path), "evaluations")
 
 

@@ -9,11 +9,11 @@ import json
 import os
 import re
 import sys
-import traceback
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from vidjax.errors import UserError
 from vidjax.fields import describe_changes, differing_fields, matters
 
 Config = TypeVar("Config")
@@ -46,6 +46,7 @@ def parse(
 
     argv = sys.argv[1:] if argv is None else argv
     base, description = None, (sys.modules["__main__"].__doc__ or "").strip()
+    description += "\n\n--debug shows the traceback of an error that is otherwise one line."
     if recipes:
         words = [argv[0]] if argv and not argv[0].startswith("-") else []
         name = words[0] if words else default(argv)
@@ -98,15 +99,15 @@ def run(
     recipes: Mapping[str, Config] | None = None,
     default: Callable[[list[str]], str] | None = None,
 ) -> None:
-    """Parses the config and calls `main`; an error of the user's is one line and exit status 2."""
-    if hasattr(
-        sys.stdout, "reconfigure"
-    ):  # a name may hold what the locale cannot say: no reason to end after the work
-        sys.stdout.reconfigure(errors="backslashreplace")
+    """Parses the config and calls `main`; a UserError is one line and exit status 2, or raised with `--debug`."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file name may hold what the locale cannot print
+    debug = "--debug" in sys.argv[1:]
+    argv = [word for word in sys.argv[1:] if word != "--debug"]
     try:
-        main(parse(config_class, recipes, default))
-    except (ValueError, OSError, ImportError) as error:
-        if not is_ours(error):
+        main(parse(config_class, recipes, default, argv))
+    except UserError as error:
+        if debug:
             raise
         fail(str(error))
 
@@ -134,13 +135,6 @@ def fail(message: str) -> None:
     raise SystemExit(2)
 
 
-def is_ours(error: BaseException) -> bool:
-    """True for a sentence that our own code raised; what a library raised from inside is a defect to be traced."""
-    frames = traceback.extract_tb(error.__traceback__)
-    ours = (Path(__file__).resolve().parent, Path(sys.argv[0]).resolve().parent)
-    return bool(frames) and any(Path(frames[-1].filename).resolve().is_relative_to(place) for place in ours)
-
-
 def make_folder(path: Path, flag: str, called: str = "the folder") -> None:
     """Makes a folder where there is none, and makes sure that it can be written.
 
@@ -149,7 +143,7 @@ def make_folder(path: Path, flag: str, called: str = "the folder") -> None:
       called: in the error.
 
     Raises:
-      OSError: it cannot be written.
+      UserError: it cannot be written.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -157,7 +151,7 @@ def make_folder(path: Path, flag: str, called: str = "the folder") -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise OSError(f"cannot write to {called} {path} ({error.strerror}): choose another {flag}") from None
+        raise UserError(f"cannot write to {called} {path} ({error.strerror}): choose another {flag}") from None
 
 
 def check_files(**paths: str | None) -> None:
@@ -167,12 +161,12 @@ def check_files(**paths: str | None) -> None:
       paths: by the flag that gives them; None is not wanted.
 
     Raises:
-      ValueError: two are the same.
-      OSError: one cannot be written.
+      UserError: two are the same.
+      UserError: one cannot be written.
     """
     wanted = {flag: path for flag, path in paths.items() if path is not None}
     if len({os.path.realpath(path) for path in wanted.values()}) < len(wanted):
-        raise ValueError(f"--{' and --'.join(wanted)} are the same file: give each its own")
+        raise UserError(f"--{' and --'.join(wanted)} are the same file: give each its own")
     for flag, path in wanted.items():
         is_new = not os.path.lexists(path)
         try:
@@ -181,7 +175,7 @@ def check_files(**paths: str | None) -> None:
             if is_new:
                 os.remove(path)
         except OSError as error:
-            raise OSError(f"cannot write --{flag} to {path} ({error.strerror}): give another file") from None
+            raise UserError(f"cannot write --{flag} to {path} ({error.strerror}): give another file") from None
 
 
 def as_dict(config: Any) -> dict[str, Any]:
@@ -202,15 +196,15 @@ def open_workdir(
       fits: whether the run's checkpoints fit this config; asked where other fields differ.
 
     Raises:
-      ValueError: it belongs to a run of another config (the fields that differ are named), or to no run of ours.
-      OSError: it cannot be written.
+      UserError: it belongs to a run of another config (the fields that differ are named), or to no run of ours.
+      UserError: it cannot be written.
     """
     path = Path(workdir)
     make_folder(path, "--workdir", "the work directory")
     saved, began = path / "config.json", (path / "metrics.jsonl").exists() or (path / "checkpoints").exists()
     ours = saved.exists() and "workdir" in read_config(path)
     if not ours and (others := [found.name for name in OURS for found in sorted(path.glob(name))]):
-        raise ValueError(f"{path} holds {others[0]}, which is not of a run of vidjax: choose another --workdir")
+        raise UserError(f"{path} holds {others[0]}, which is not of a run of vidjax: choose another --workdir")
     if began:
         differing = differing_fields(read_config(path), as_dict(config), as_dict(type(config)()))
         differing = {name: both for name, both in differing.items() if name not in same}
@@ -221,9 +215,9 @@ def open_workdir(
                 f"{path} holds a run of another config: {describe_changes(counting)}; give what it was begun with, or"
             )
             if "at the start" in when.values() or not fits():
-                raise ValueError(f"{said} another --workdir, with --init_from {path} to start from its weights")
+                raise UserError(f"{said} another --workdir, with --init_from {path} to start from its weights")
             if not getattr(config, "accept_changes", False):
-                raise ValueError(f"{said} --accept_changes to go on with this from its last checkpoint")
+                raise UserError(f"{said} --accept_changes to go on with this from its last checkpoint")
     unfinished = path / f".config_{os.getpid()}.json"  # a run that took no step may begin anew
     unfinished.write_text(json.dumps(as_dict(config), indent=2) + "\n")
     os.replace(unfinished, saved)
@@ -234,13 +228,13 @@ def read_config(workdir: str | Path) -> dict[str, Any]:
     """The config of the run in a work directory, as a dict.
 
     Raises:
-      ValueError: there is none.
+      UserError: there is none.
     """
     path = Path(workdir) / "config.json"
     if not path.is_file():
-        raise ValueError(f"{workdir} is no vidjax run, as it has no config.json: give the directory of one")
+        raise UserError(f"{workdir} is no vidjax run, as it has no config.json: give the directory of one")
     try:
         config = json.loads(path.read_text())
     except ValueError as error:
-        raise ValueError(f"{path} cannot be read ({error}): restore it from a copy") from error
+        raise UserError(f"{path} cannot be read ({error}): restore it from a copy") from error
     return config if isinstance(config, dict) else {}

@@ -5,6 +5,8 @@ import math
 from types import NoneType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from vidjax.errors import UserError
+
 Value = TypeVar("Value")
 
 
@@ -15,15 +17,15 @@ def check_values(config: Any, prefix: str = "") -> None:
       prefix: of the fields' names in the sentence, such as `optim.`.
 
     Raises:
-      ValueError: see there.
+      UserError: see there.
     """
     for name, kind in get_type_hints(type(config)).items():
         value, words = getattr(config, name), choices(kind)
         for one in value if isinstance(value, tuple) else (value,):
             if words and one not in words and not (one is None and NoneType in get_args(kind)):
-                raise ValueError(f"{prefix}{name} is {one!r}: choose one of {', '.join(map(str, words))}")
+                raise UserError(f"{prefix}{name} is {one!r}: choose one of {', '.join(map(str, words))}")
             if isinstance(one, float) and not math.isfinite(one):
-                raise ValueError(f"{prefix}{name} is {one}: it must be a finite number")
+                raise UserError(f"{prefix}{name} is {one}: it must be a finite number")
 
 
 def choices(kind: Any) -> tuple[Any, ...]:

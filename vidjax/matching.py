@@ -20,6 +20,7 @@ from vidjax import runs
 from vidjax.cli import read_config
 from vidjax.convert import hub
 from vidjax.convert.checkpoint import read_model
+from vidjax.errors import UserError
 from vidjax.models.video_text import Projected, VideoText
 from vidjax.training.sharding import jit_on_mesh, put_batch
 
@@ -36,10 +37,10 @@ def require_video_text(source: str | Path, model: nn.Module) -> VideoText:
     """The model, if it has a text tower.
 
     Raises:
-      ValueError: it has none.
+      UserError: it has none.
     """
     if not isinstance(model, VideoText):
-        raise ValueError(
+        raise UserError(
             f"{source} is a {type(model).__name__}, which knows no text: give a run of contrastive_pretrain.py or a "
             "published CLIP"
         )
@@ -54,7 +55,7 @@ def tokenizer_of(source: str | Path, given: str | None = None) -> "Tokenizer":
       given: takes its place.
 
     Raises:
-      ValueError: none is given, and the source does not say.
+      UserError: none is given, and the source does not say.
     """
     if given is not None:
         return open_given(given)
@@ -65,7 +66,7 @@ def tokenizer_of(source: str | Path, given: str | None = None) -> "Tokenizer":
     elif any((path / file).is_file() for file in FILES):
         given = path
     else:
-        raise ValueError(f"{source} does not say how text becomes token ids: give --tokenizer, CLIP's vocabulary file")
+        raise UserError(f"{source} does not say how text becomes token ids: give --tokenizer, CLIP's vocabulary file")
     return open_given(str(given))
 
 
@@ -115,7 +116,7 @@ def tower_weights(source: str | Path, name: str) -> dict | None:
 def check_tokenizer(tokenizer: "Tokenizer", model: VideoText) -> None:
     """Refuses a tokeniser whose ids are not those of the text tower."""
     if tokenizer.vocabulary != model.text.vocabulary:
-        raise ValueError(
+        raise UserError(
             f"tokenizer {tokenizer.name} has {tokenizer.vocabulary} ids, the text tower {model.text.vocabulary}: give "
             "the one that it was trained with"
         )
@@ -165,7 +166,7 @@ def clip_encoder(
     @partial(jit_on_mesh, mesh=mesh)
     def encode(variables: dict, batch: dict[str, jax.Array]) -> tuple[jax.Array, ...]:
         def one_view(video: jax.Array) -> jax.Array:
-            video = model.card.normalize(video.astype(jnp.float32) / 255)
+            video = model.card.preprocess(video)
             return model.apply(variables, video, method="embed_video").astype(jnp.float32)
 
         views = jax.lax.map(one_view, jnp.swapaxes(batch["video"], 0, 1))
@@ -175,7 +176,7 @@ def clip_encoder(
         parts = [jax.device_get(encode(variables, put_batch(batch, mesh))) for batch in batches]
         columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
         if not columns[3].any():
-            raise ValueError("none of the videos could be read: look with experiments/check_data.py")
+            raise UserError("none of the videos could be read: look with experiments/check_data.py")
         return tuple(column[columns[2] >= 0] for column in columns)
 
     return embed

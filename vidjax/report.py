@@ -14,6 +14,7 @@ import numpy as np
 
 from vidjax.cli import make_folder
 from vidjax.data.config import ClipConfig, core_count
+from vidjax.errors import UserError
 from vidjax.evaluation.knn import nearest
 from vidjax.evaluation.recognition import Recognition
 from vidjax.runs import computing_type, is_run
@@ -68,7 +69,7 @@ def describe_span(clips: ClipConfig, source: "Source") -> str:
     """Seconds that a clip covers, by the first video that can be read.
 
     Raises:
-      ValueError: none of the first ten can.
+      UserError: none of the first ten can.
     """
     from vidjax.data.sampling import seconds_covered
 
@@ -77,7 +78,7 @@ def describe_span(clips: ClipConfig, source: "Source") -> str:
             info = source.read(index, lambda _: np.zeros(0, np.int64), None).info
             seconds = seconds_covered(clips, info.num_frames, info.rate)
             return f"{seconds:.2f} s of the first video's {info.duration:.2f} s ({clips.sampling})"
-    raise ValueError(f"none of the first videos of {source.name} can be read: look with experiments/check_data.py")
+    raise UserError(f"none of the first videos of {source.name} can be read: look with experiments/check_data.py")
 
 
 def name_classes(model: nn.Module) -> tuple[str, ...]:
@@ -136,13 +137,13 @@ def open_results(out: str | None, run: str, folder: str) -> Path:
     """A new directory for results: `out`, or the next number in `folder` of the run's directory (of runs/ for others).
 
     Raises:
-      ValueError: there are files in it.
-      OSError: it cannot be written.
+      UserError: there are files in it.
+      UserError: it cannot be written.
     """
     if out is not None:
         path = Path(out)
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise ValueError(f"{path} is not an empty directory: choose another --out, nothing is overwritten")
+            raise UserError(f"{path} is not an empty directory: choose another --out, nothing is overwritten")
         make_folder(path, "--out")
         return path
     results = (Path(run) if is_run(run) else Path("runs")) / folder
@@ -208,7 +209,7 @@ def name_nearest(path: str, query: str, features: np.ndarray, count: int) -> lis
       query: what the sentence calls it.
 
     Raises:
-      ValueError: the features have another width.
+      UserError: the features have another width.
     """
     with np.load(path) as arrays:
         index = {name: arrays[name] for name in ("features", "ids", "start", "end", "labels", "class_names")}

@@ -26,6 +26,7 @@ from vidjax import cli, convert
 from vidjax.convert.checkpoint import NAME, read_model
 from vidjax.convert.rules import Inflation, Report
 from vidjax.data.config import ClipConfig, GivenClipConfig
+from vidjax.errors import UserError
 from vidjax.fields import matters
 from vidjax.models import create_model, towers
 from vidjax.training.sharding import join_processes, make_mesh
@@ -71,10 +72,10 @@ def load_pretrained(
         and the source say, but must fit the weights.
 
     Raises:
-      ValueError: the source does not say what it is and there is no name, the name's fields contradict it, or its
+      UserError: the source does not say what it is and there is no name, the name's fields contradict it, or its
         weights are damaged or do not fit the model.
-      FileNotFoundError: there are no weights.
-      ImportError: the source needs a library that is not installed: PyTorch, safetensors or huggingface_hub.
+      UserError: there are no weights.
+      UserError: the source needs a library that is not installed: PyTorch, safetensors or huggingface_hub.
 
     Example:
       >>> model, variables = load_pretrained("MCG-NJU/videomae-base-finetuned-kinetics", dtype=jnp.bfloat16)
@@ -82,7 +83,7 @@ def load_pretrained(
     """
     settings = {"strict": strict, "inflation": inflation, "key": key, "verbose": verbose, **overrides}
     if which not in get_args(Which):
-        raise ValueError(f"which is '{which}': choose one of {', '.join(get_args(Which))}")
+        raise UserError(f"which is '{which}': choose one of {', '.join(get_args(Which))}")
     if not is_run(source):
         return convert.load_pretrained(source, name, **settings)
     weights, step = read_weights(source, which)
@@ -118,8 +119,8 @@ def start_from(
       fresh: beginnings of parameter paths that stay as they are.
 
     Raises:
-      ValueError: the run has saved nothing yet, or the weights do not fit the model.
-      FileNotFoundError: there are no weights.
+      UserError: the run has saved nothing yet, or the weights do not fit the model.
+      UserError: there are no weights.
     """
     if is_run(source):
         weights, step = read_weights(source)
@@ -160,7 +161,7 @@ def computing_fields(config: Any, name: str) -> dict[str, Any]:
       name: of the model; not all have the last three.
 
     Raises:
-      ValueError: the model has no blocks to run so, or no attention whose tokens devices could share.
+      UserError: the model has no blocks to run so, or no attention whose tokens devices could share.
     """
     fields = {"dtype": computing_type(config.dtype)}
     fields |= {"remat": config.remat} if config.remat != "none" else {}
@@ -169,7 +170,7 @@ def computing_fields(config: Any, name: str) -> dict[str, Any]:
     model = create_model(name)
     for flag, field in (("remat", "remat"), ("scan", "scan"), ("sequence", "implementation")):
         if field in fields and not _has_field(model, field):
-            raise ValueError(
+            raise UserError(
                 f"{flag} is {getattr(config, flag)}, but {name} has no transformer blocks for it: leave it out"
             )
     return fields
@@ -187,10 +188,10 @@ def require_source(flag: str, source: str | None) -> None:
       flag: of the command line, for the sentence.
 
     Raises:
-      ValueError: nothing is there.
+      UserError: nothing is there.
     """
     if source is not None and not Path(source).expanduser().exists() and not convert.hub.is_id(source):
-        raise ValueError(f"{flag}: there are no weights at {source}, give a run, a file or an id of Hugging Face's")
+        raise UserError(f"{flag}: there are no weights at {source}, give a run, a file or an id of Hugging Face's")
 
 
 def open_workdir(config: Any, state: Any, **sources: "Source") -> Path:
@@ -239,11 +240,11 @@ def read_views(views: str) -> tuple[int, int]:
     """Clips over time and crops over space of a script's `--views`: `4x3` as (4, 3).
 
     Raises:
-      ValueError: it is not of this form.
+      UserError: it is not of this form.
     """
     clips, _, crops = views.partition("x")
     if not (clips.isdecimal() and crops.isdecimal() and int(clips) and int(crops)):
-        raise ValueError(f"views is {views}: write clips x crops, such as 4x3")
+        raise UserError(f"views is {views}: write clips x crops, such as 4x3")
     return int(clips), int(crops)
 
 
@@ -262,13 +263,13 @@ def cut_clips(source: str | Path, model: nn.Module, data: GivenClipConfig, windo
       window: sampled frames of a window; None for clips of whole videos.
 
     Raises:
-      ValueError: windows are not of dense sampling.
+      UserError: windows are not of dense sampling.
     """
     usual = usual_clips(source, model)
     clips = data.clips(usual)
     if window is not None:
         if clips.sampling != "dense":
-            raise ValueError(
+            raise UserError(
                 f"clips are sampled as {clips.sampling}, over the whole of a video: give "
                 "--data.sampling dense and --data.stride, the distance of a window's frames"
             )

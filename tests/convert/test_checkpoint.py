@@ -13,6 +13,7 @@ from flax.traverse_util import flatten_dict
 
 import vidjax
 from vidjax.convert import save_pretrained
+from vidjax.errors import UserError
 from vidjax.models import example_inputs
 
 SIZES = {"width": 24, "depth": 1, "heads": 3, "num_frames": 4, "image_size": 32}
@@ -58,9 +59,9 @@ def test_other_classes_get_a_new_head_without_the_old_names(variables, saved):
 
 
 def test_what_is_there_is_never_overwritten(model, variables, saved):
-    with pytest.raises(FileExistsError, match="is not an empty directory: give another one, nothing is overwritten"):
+    with pytest.raises(UserError, match="is not an empty directory: give another one, nothing is overwritten"):
         save_pretrained(saved, model, variables)
-    with pytest.raises(FileExistsError, match=r"model\.safetensors is not an empty directory"):
+    with pytest.raises(UserError, match=r"model\.safetensors is not an empty directory"):
         save_pretrained(saved / "model.safetensors", model, variables)
 
 
@@ -71,13 +72,13 @@ def test_what_could_not_be_loaded_again_is_not_saved(model, variables, tmp_path)
         save_pretrained(tmp_path / "saved", model.clone(num_classes=3), variables)
     assert not (tmp_path / "saved").exists()
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match=r"cannot make \S+saved \(Not a directory\): give another directory"):
+    with pytest.raises(UserError, match=r"cannot make \S+saved \(Not a directory\): give another directory"):
         save_pretrained(tmp_path / "file" / "saved", model, variables)
 
 
 def test_safetensors_is_asked_for_where_it_is_missing(model, variables, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
-    with pytest.raises(ImportError, match="writing a checkpoint needs safetensors: pip install safetensors"):
+    with pytest.raises(UserError, match="writing a checkpoint needs safetensors: pip install safetensors"):
         save_pretrained(tmp_path / "saved", model, variables)
 
 
@@ -199,7 +200,7 @@ def test_batch_statistics_travel(tmp_path):
 
 def test_a_run_is_no_checkpoint_yet(tmp_path):
     (tmp_path / "checkpoints").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"is a run: make weights of it by experiments/convert_weights\.py"):
+    with pytest.raises(UserError, match=r"is a run: make weights of it by experiments/convert_weights\.py"):
         vidjax.load_pretrained(tmp_path, "videomae_tiny")
 
 

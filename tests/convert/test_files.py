@@ -10,6 +10,7 @@ from flax.serialization import msgpack_serialize
 from safetensors.numpy import save_file
 
 from vidjax.convert import files, numpy_pickles, torchscript
+from vidjax.errors import UserError
 
 WEIGHTS = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "b.bias": np.ones(2, np.float32)}
 
@@ -49,7 +50,7 @@ def test_an_index_leads_nowhere_else(tmp_path):
     save_file(WEIGHTS, tmp_path / "outside.safetensors")
     index = {"weight_map": {"a.weight": "../outside.safetensors"}}
     (tmp_path / "inside" / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(FileNotFoundError, match="outside"):
+    with pytest.raises(UserError, match="outside"):
         files.read(tmp_path / "inside")
 
 
@@ -212,17 +213,17 @@ def test_damaged_torchscript_is_told(tmp_path):
 def test_torch_that_is_missing_is_asked_for(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     (tmp_path / "x.pth").write_bytes(b"")
-    with pytest.raises(ImportError, match=r"needs PyTorch: pip install torch"):
+    with pytest.raises(UserError, match=r"needs PyTorch: pip install torch"):
         files.read(tmp_path / "x.pth")
     monkeypatch.setitem(sys.modules, "safetensors", None)
-    with pytest.raises(ImportError, match=r"reading .* needs safetensors: pip install safetensors"):
+    with pytest.raises(UserError, match=r"reading .* needs safetensors: pip install safetensors"):
         files.read_safetensors(tmp_path / "x.safetensors")
 
 
 def test_nothing_there(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"there are no weights at .*gone\.pth"):
+    with pytest.raises(UserError, match=r"there are no weights at .*gone\.pth"):
         files.read(tmp_path / "gone.pth")
-    with pytest.raises(FileNotFoundError, match="holds no weights: it must have one of model"):
+    with pytest.raises(UserError, match="holds no weights: it must have one of model"):
         files.read(tmp_path)
 
 

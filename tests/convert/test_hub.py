@@ -9,6 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from vidjax.convert import CONFIGS, hub, load_pretrained
+from vidjax.errors import UserError
 from vidjax.models import timesformer, videomae, vit, vivit
 
 CONFIG = {
@@ -132,7 +133,7 @@ def test_an_id_that_cannot_be_fetched_is_one_line(monkeypatch):
         raise ConnectionError("no route to host\nmore")
 
     monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=snapshot_download))
-    with pytest.raises(FileNotFoundError) as refused:
+    with pytest.raises(UserError) as refused:
         load_pretrained("no/such")
     said = "nothing is at no/such, and Hugging Face does not give it (no route to host): correct the name"
     assert str(refused.value) == said
@@ -140,19 +141,19 @@ def test_an_id_that_cannot_be_fetched_is_one_line(monkeypatch):
 
 def test_without_huggingface_hub_an_id_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(ImportError, match="pip install huggingface_hub"):
+    with pytest.raises(UserError, match="pip install huggingface_hub"):
         load_pretrained("MCG-NJU/videomae-base")
 
 
 @pytest.mark.parametrize("name", ["x.pth", "x.safetensors", "x.npz", "x.msgpack", "x.pth.tar", "x.bin", "x.ckpt"])
 def test_a_mistyped_file_is_no_id(name, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(FileNotFoundError, match=rf"there are no weights at weights/{name}"):
+    with pytest.raises(UserError, match=rf"there are no weights at weights/{name}"):
         load_pretrained(f"weights/{name}", "videomae_tiny")
 
 
 def test_a_path_that_is_not_there_is_no_id(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"there are no weights at .*x\.pth"):
+    with pytest.raises(UserError, match=r"there are no weights at .*x\.pth"):
         load_pretrained(tmp_path / "x.pth", "videomae_tiny")
 
 

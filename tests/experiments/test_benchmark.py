@@ -19,6 +19,7 @@ from vidjax.benchmark.loss import Loss
 from vidjax.benchmark.ours import describe, make_model
 from vidjax.benchmark.peers import NoPeerError, check_parameters, make_peer
 from vidjax.benchmark.settings import Job, Memory, Train, check_models, jobs
+from vidjax.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "experiments"))
 import benchmark
@@ -109,9 +110,11 @@ def test_a_value_that_a_models_field_does_not_know_is_refused(field, value):
 
 def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(tmp_path):
     for settings in (Train, Loss, Clips):
-        with pytest.raises(OSError, match=rf"cannot write --json to {tmp_path} \(Is a directory\): give another file"):
+        with pytest.raises(
+            UserError, match=rf"cannot write --json to {tmp_path} \(Is a directory\): give another file"
+        ):
             settings(json=str(tmp_path))
-    with pytest.raises(OSError, match=r"cannot write --chart to nowhere/a\.png \(No such file or directory\)"):
+    with pytest.raises(UserError, match=r"cannot write --chart to nowhere/a\.png \(No such file or directory\)"):
         Memory(chart="nowhere/a.png")
 
 

@@ -12,6 +12,7 @@ import videos
 from vidjax.benchmark import input as reading
 from vidjax.benchmark.input import WAYS, Input, plain_decode, prepare
 from vidjax.data.config import DataConfig
+from vidjax.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "experiments"))
 import benchmark
@@ -94,7 +95,7 @@ def test_what_cannot_be_measured_is_refused():
         benchmark.main(Input("synthetic:moving_shapes"))
     with pytest.raises(ValueError, match=r"cores is \(9999,\): choose 1 to \d+"):
         Input("videos", cores=(9999,))
-    with pytest.raises(OSError, match=r"cannot write --json to / \(Is a directory\): give another file"):
+    with pytest.raises(UserError, match=r"cannot write --json to / \(Is a directory\): give another file"):
         Input("videos", json="/")
     with pytest.raises(ValueError, match="rounds is 0: it must be 1 or more"):
         Input("videos", rounds=0)

@@ -10,6 +10,7 @@ import videos
 from vidjax.data.config import DataConfig
 from vidjax.data.sampling import sample
 from vidjax.data.sources import Clip, open_source
+from vidjax.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "experiments"))
 import check_data
@@ -63,7 +64,7 @@ def test_findings_replace_those_of_a_check_and_nothing_else(folder, tmp_path):
 def test_findings_that_cannot_be_written_are_one_line_before_any_video_is_looked_at(folder, tmp_path):
     (tmp_path / "file").touch()
     for out, reason in (("file", "File exists"), ("file/out", "Not a directory")):
-        with pytest.raises(OSError, match=rf"cannot write to the folder \S+{out} \({reason}\): choose another --out"):
+        with pytest.raises(UserError, match=rf"cannot write to the folder \S+{out} \({reason}\): choose another --out"):
             run(folder, tmp_path / out)
 
 

@@ -15,6 +15,7 @@ import vidjax
 from vidjax import cli, matching
 from vidjax.data import embeddings
 from vidjax.data.text import open_tokenizer
+from vidjax.errors import UserError
 from vidjax.training.sharding import make_mesh
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "experiments"))
@@ -179,7 +180,7 @@ def test_a_video_text_model_wants_its_tokenizer_and_videos(tmp_path, unchecked):
         matching.check_tokenizer(open_tokenizer("bytes"), pair)
     with pytest.raises(ValueError, match="does not say how text becomes token ids: give --tokenizer, CLIP's"):
         matching.tokenizer_of(tmp_path)
-    blind = SimpleNamespace(card=SimpleNamespace(normalize=lambda video: video))
+    blind = SimpleNamespace(card=SimpleNamespace(preprocess=lambda video: video))
     blind.apply = lambda variables, video, method: video.mean((1, 2, 3))
     rows = len(jax.devices())
     batch = {"video": np.zeros((rows, 1, 1, 2, 2, 3), np.uint8), "label": np.zeros(rows, int)}
@@ -190,7 +191,7 @@ def test_a_video_text_model_wants_its_tokenizer_and_videos(tmp_path, unchecked):
 
 def test_embeddings_are_written_only_where_they_can_be_and_of_something(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match=r"cannot write to \S+a\.npz\.parts \(Not a directory\): choose another --out"):
+    with pytest.raises(UserError, match=r"cannot write to \S+a\.npz\.parts \(Not a directory\): choose another --out"):
         embeddings.open_parts(tmp_path / "file" / "a.npz", {})
     np.savez(tmp_path / "0.npz", features=np.zeros((0, 3)))
     with pytest.raises(ValueError, match="no features were made: none of the 2 videos could be read, look with"):

@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 
 import vidjax
 from vidjax.convert import from_state_dict
+from vidjax.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "experiments"))
 import convert_weights
@@ -44,7 +45,7 @@ def test_published_weights_are_converted_once_for_all(published, tmp_path, capsy
         convert_weights.main(convert_weights.Config(str(file), str(tmp_path / "new")))
     with pytest.raises(ValueError, match="weights do not fit"):
         convert_weights.main(convert_weights.Config(str(file), str(tmp_path / "new"), name="r2plus1d_18"))
-    with pytest.raises(FileExistsError, match="nothing is overwritten"):
+    with pytest.raises(UserError, match="nothing is overwritten"):
         convert_weights.main(convert_weights.Config(str(tmp_path / "narrow"), str(tmp_path / "out")))
     assert not (tmp_path / "new").exists()
 

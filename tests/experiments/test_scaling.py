@@ -12,6 +12,7 @@ import pytest
 
 import vidjax
 from vidjax.benchmark import shares
+from vidjax.errors import UserError
 from vidjax.training.collectives import Collective
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -103,9 +104,9 @@ def test_wrong_input_is_refused():
         shares.Shares("synthetic:moving_shapes", rows=0)
     with pytest.raises(ValueError, match="nowhere does not exist"):
         shares.measure_shares(shares.Shares("nowhere", processes=1))
-    with pytest.raises(OSError, match=r"cannot write --json to nowhere/a\.json \(No such file or directory\)"):
+    with pytest.raises(UserError, match=r"cannot write --json to nowhere/a\.json \(No such file or directory\)"):
         scaling.Config(json="nowhere/a.json")
-    with pytest.raises(OSError, match=r"cannot write --json to nowhere/b\.json \(No such file or directory\)"):
+    with pytest.raises(UserError, match=r"cannot write --json to nowhere/b\.json \(No such file or directory\)"):
         shares.Shares("synthetic:moving_shapes", json="nowhere/b.json")
     with pytest.raises(ValueError, match="a reading process ended: read what it said above"):
         shares.wait_for(queue.Queue(), [SimpleNamespace(is_alive=lambda: False)])

@@ -12,6 +12,7 @@ import videos
 from PIL import Image
 
 import vidjax
+from vidjax.errors import UserError
 from vidjax.models import example_inputs
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "experiments"))
@@ -84,7 +85,9 @@ def test_a_convolutional_network_is_looked_at_by_class_activation(clips, tmp_pat
         visualize.main(dataclasses.replace(asked, target="wavin"))
     with pytest.raises(ValueError, match="no feature map 'deep': choose one of stem, "):
         visualize.main(dataclasses.replace(asked, layer="deep"))
-    with pytest.raises(OSError, match=r"cannot write to the folder \S+clip\.mp4 \(File exists\): choose another --out"):
+    with pytest.raises(
+        UserError, match=r"cannot write to the folder \S+clip\.mp4 \(File exists\): choose another --out"
+    ):
         visualize.main(dataclasses.replace(asked, out=asked.paths[0]))
 
 

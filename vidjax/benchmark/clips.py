@@ -13,6 +13,7 @@ import vidjax
 from vidjax.benchmark.ours import describe_devices, make_program
 from vidjax.benchmark.settings import Job
 from vidjax.cli import check_files
+from vidjax.errors import UserError
 from vidjax.fields import check_values
 from vidjax.layers.attention import Implementation
 from vidjax.training.memory import program_memory
@@ -50,12 +51,12 @@ class Clips:
         """Refuses what cannot be meant."""
         check_values(self)
         if len(set(self.frames)) < 3 or min(self.frames) < 1:
-            raise ValueError(f"frames is {self.frames}: give three or more, each 1 or more")
+            raise UserError(f"frames is {self.frames}: give three or more, each 1 or more")
         if self.size < 1 or self.devices < 1:
-            raise ValueError(f"size is {self.size} and devices {self.devices}: both must be 1 or more")
+            raise UserError(f"size is {self.size} and devices {self.devices}: both must be 1 or more")
         for name in ("implementations", "remat"):
             if not getattr(self, name):
-                raise ValueError(f"{name} is empty: name one or more to compare")
+                raise UserError(f"{name} is empty: name one or more to compare")
         check_files(json=self.json)
 
 
@@ -82,7 +83,7 @@ def measure_clips(config: Clips) -> tuple[dict[str, Any], list[dict[str, Any]]]:
       Of a row, `bytes` are a device's by frames, and `fits` are the most frames by gigabytes.
 
     Raises:
-      ValueError: there are too few devices.
+      UserError: there are too few devices.
     """
     try:
         jax.config.update("jax_num_cpu_devices", config.devices)
@@ -91,7 +92,7 @@ def measure_clips(config: Clips) -> tuple[dict[str, Any], list[dict[str, Any]]]:
             "JAX runs already and simulates no devices that it does not have: use a process of its own", stacklevel=2
         )
     if "ring" in config.implementations and jax.device_count() < config.devices:
-        raise ValueError(
+        raise UserError(
             f"ring over {config.devices} devices on {jax.device_count()}: simulate them by the environment variable "
             "JAX_PLATFORMS=cpu, or choose other implementations"
         )

@@ -31,6 +31,7 @@ import numpy as np
 from vidjax.benchmark.process import keep_to
 from vidjax.cli import check_files
 from vidjax.data.config import AugmentConfig, DataConfig, core_count
+from vidjax.errors import UserError
 from vidjax.fields import check_values
 
 ROWS = 8
@@ -63,9 +64,9 @@ class Input:
         check_values(self)
         for name in ("clips", "rounds"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be 1 or more")
+                raise UserError(f"{name} is {getattr(self, name)}: it must be 1 or more")
         if any(not 1 <= count <= core_count() for count in self.cores):
-            raise ValueError(f"cores is {self.cores}: choose 1 to {core_count()}, which there are to measure on")
+            raise UserError(f"cores is {self.cores}: choose 1 to {core_count()}, which there are to measure on")
         check_files(json=self.json, chart=self.chart)
 
 
@@ -154,7 +155,7 @@ def measure_input(config: Input) -> list[dict[str, Any]]:
       the fewest cores).
 
     Raises:
-      ValueError: the source holds no video files, or none that can be read, or a process did not live to tell.
+      UserError: the source holds no video files, or none that can be read, or a process did not live to tell.
     """
     counts = sorted(set(config.cores or (1, core_count())))
     spawn = multiprocessing.get_context("spawn")
@@ -170,7 +171,7 @@ def measure_input(config: Input) -> list[dict[str, Any]]:
                         ends[count].send(way)
                         found = ends[count].recv()
                     except (EOFError, ConnectionError) as error:
-                        raise ValueError("a process that measures was killed: give fewer --clips or --cores") from error
+                        raise UserError("a process that measures was killed: give fewer --clips or --cores") from error
                     if isinstance(found, Exception):
                         raise found
                     measured.setdefault((way, count), []).append(found)
@@ -215,7 +216,7 @@ def prepare(config: Input, folder: Path) -> Plan:
         open_source(config.source, config.data.split, config.data.square_pixels), config.clips, 0
     )  # each is decoded whole and written
     if not all(Path(path).is_file() for path in source.ids):
-        raise ValueError(
+        raise UserError(
             f"{config.source} is no source of video files: plain decoding needs a folder or a manifest of them"
         )
     good, infos = [], []
@@ -232,7 +233,7 @@ def prepare(config: Input, folder: Path) -> Plan:
             record = records.Record(pictures, clip.info.rate, height, width, -1, "", (), path)
             writer.write(records.encode_record(record))
     if not good:
-        raise ValueError(
+        raise UserError(
             f"none of {len(source)} videos of {config.source} can be read: look with experiments/check_data.py"
         )
     (folder / "good.jsonl").write_text("".join(json.dumps({"path": str(path)}) + "\n" for path in good))

@@ -18,6 +18,7 @@ import numpy as np
 
 from vidjax.benchmark.ours import describe_devices
 from vidjax.cli import check_files
+from vidjax.errors import UserError
 from vidjax.fields import check_values
 from vidjax.objectives import contrastive
 from vidjax.training.memory import program_memory
@@ -59,7 +60,7 @@ class Loss:
         check_values(self)
         for name in ("batch_size", "width", "classes", "steps", "rounds"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be 1 or more")
+                raise UserError(f"{name} is {getattr(self, name)}: it must be 1 or more")
         check_files(json=self.json, chart=self.chart)
 
 
@@ -111,7 +112,7 @@ def measure_loss(config: Loss) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The devices, and a row for each form of each loss.
 
     Raises:
-      ValueError: the devices cannot share the batch, or chunks do not divide it.
+      UserError: the devices cannot share the batch, or chunks do not divide it.
     """
     check_batch_size(config.batch_size)
     batch = put_batch(draw_pairs(config), make_mesh())

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 
 from vidjax.benchmark.settings import Infer, Job, Models, check_models, jobs
-from vidjax.cli import is_ours
+from vidjax.errors import UserError
 from vidjax.training.cost import peak_flops
 
 Row = dict[str, Any]
@@ -46,17 +46,12 @@ def measure(function: Callable, *args: Any) -> dict[str, Any]:
 
 
 def describe_or_refuse(*args: Any) -> dict[str, Any]:
-    """`ours.describe`, or under `refused` what our own code says against it: a process passes on no place of an error.
-
-    What a library raises is raised: it is a defect to be traced.
-    """
+    """`ours.describe`, or under `refused` the message of the UserError that it raises."""
     from vidjax.benchmark.ours import describe
 
     try:
         return describe(*args)
-    except ValueError as error:
-        if not is_ours(error):
-            raise
+    except UserError as error:
         return {"refused": str(error)}
 
 
@@ -70,7 +65,7 @@ def prepare(settings: Models) -> tuple[dict[str, Any], list[str]]:
       What `ours.describe` says, and remarks.
 
     Raises:
-      ValueError: a wrong name or size.
+      UserError: a wrong name or size.
     """
     remarks = check_models(settings)
     os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")  # read when the processes start
@@ -80,7 +75,7 @@ def prepare(settings: Models) -> tuple[dict[str, Any], list[str]]:
     sizes = () if getattr(settings, "budget_gb", None) else settings.batch_sizes
     machine = in_process(describe_or_refuse, every, sizes)
     if "refused" in machine:
-        raise ValueError(machine["refused"])
+        raise UserError(machine["refused"])
     peers = [name for name in ("torch", "torchvision", "transformers") if importlib.util.find_spec(name)]
     machine["versions"] = {"jax": jax.__version__, **{name: version(name) for name in peers}}
     peak = {dtype: peak_flops(machine["device"], dtype) for dtype in settings.dtypes}

@@ -14,6 +14,7 @@ from unittest import mock
 import flax.linen as nn
 
 from vidjax.benchmark.ours import CLASSES, is_masked_autoencoder
+from vidjax.errors import UserError
 from vidjax.models.inception3d import Inception3D
 from vidjax.models.resnet3d import ResNet3D
 from vidjax.models.timesformer import TimeSformer
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     import torch
 
 
-class NoPeerError(ValueError):
+class NoPeerError(UserError):
     """PyTorch has no such model, or the library that has it is not installed."""
 
 

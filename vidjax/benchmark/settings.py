@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import vidjax
 from vidjax.cli import check_files
+from vidjax.errors import UserError
 from vidjax.fields import check_values
 from vidjax.layers.attention import Implementation
 
@@ -53,11 +54,11 @@ class Models:
         for name in ("frames", "size", "threads", "rounds", "steps"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}: it must be 1 or more")
+                raise UserError(f"{name} is {value}: it must be 1 or more")
         if not self.batch_sizes or min(self.batch_sizes) < 1:
-            raise ValueError(f"batch_sizes is {self.batch_sizes}: give one or more, each 1 or more")
+            raise UserError(f"batch_sizes is {self.batch_sizes}: give one or more, each 1 or more")
         if not (self.models and self.dtypes):
-            raise ValueError(f"models is {self.models} and dtypes is {self.dtypes}: name one or more of each")
+            raise UserError(f"models is {self.models} and dtypes is {self.dtypes}: name one or more of each")
         check_files(json=self.json, chart=self.chart)
 
 
@@ -88,7 +89,7 @@ class Memory(Models):
         """Refuses what cannot be meant."""
         super().__post_init__()
         if self.budget_gb is not None and self.budget_gb <= 0:
-            raise ValueError(f"budget_gb is {self.budget_gb}: it must be above 0")
+            raise UserError(f"budget_gb is {self.budget_gb}: it must be above 0")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,14 +133,14 @@ def check_models(settings: Models) -> list[str]:
     """Sentences on fields that a model lacks, which are left out for it.
 
     Raises:
-      ValueError: no such model, not one that is measured here, or no such value of a field.
+      UserError: no such model, not one that is measured here, or no such value of a field.
     """
     remarks = []
     for name in settings.models:
         model = vidjax.create_model(name)
         fields = model.__dataclass_fields__
         if "num_classes" not in fields and "decoder_width" not in fields:
-            raise ValueError(f"{name} is neither a classifier nor a masked autoencoder: choose another model")
+            raise UserError(f"{name} is neither a classifier nor a masked autoencoder: choose another model")
         for field in OVERRIDES:
             values = getattr(settings, field)
             if values and field not in fields:

@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 from vidjax.cli import check_files
+from vidjax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Shares:
         """Refuses what cannot be measured."""
         for name in ("processes", "rows", "clips", "rounds", "frames", "size"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be 1 or more")
+                raise UserError(f"{name} is {getattr(self, name)}: it must be 1 or more")
         check_files(json=self.json)
 
 
@@ -72,11 +73,11 @@ def measure_shares(config: Shares) -> list[dict[str, Any]]:
       medians, `efficiency` is the median of the rounds' own ratios, `least` and `most` are the range of these.
 
     Raises:
-      ValueError: there are too few cores, the source cannot be read, or a process ended.
+      UserError: there are too few cores, the source cannot be read, or a process ended.
     """
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < config.processes:
-        raise ValueError(f"{config.processes} processes want as many cores, and there are {len(cores)}: give fewer")
+        raise UserError(f"{config.processes} processes want as many cores, and there are {len(cores)}: give fewer")
     from vidjax.data.sources import open_source
 
     open_source(config.source)  # what is wrong with it is said once, before any process starts
@@ -120,10 +121,10 @@ def wait_for(told: Any, readers: list) -> tuple[int, float, float]:
     """The next report: a reader's place, clips a second and clips a second of its processor time.
 
     Raises:
-      ValueError: a reader has ended.
+      UserError: a reader has ended.
     """
     while told.empty():
         if not all(reader.is_alive() for reader in readers):
-            raise ValueError("a reading process ended: read what it said above")
+            raise UserError("a reading process ended: read what it said above")
         time.sleep(0.01)
     return told.get()

@@ -31,6 +31,7 @@ from vidjax.convert import (
 from vidjax.convert.checkpoint import COMPUTING, save_pretrained
 from vidjax.convert.files import Weights
 from vidjax.convert.rules import Inflation, Layout, Report
+from vidjax.errors import UserError
 from vidjax.models import create_model, example_inputs, override, towers
 from vidjax.models.video_text import VideoText
 
@@ -66,13 +67,13 @@ def from_state_dict(
       key: initialises what the weights may lack, such as a head; `jax.random.key(0)` where not given.
 
     Raises:
-      ValueError: the names are of no known layout, or do not fit the model.
+      UserError: the names are of no known layout, or do not fit the model.
     """
     layout, prepared = recognize(model, state_dict)
     variables, report = _fill(model, layout, prepared, strict, inflation, key, fresh=fresh)
     classes = layout.classes(prepared)
     if classes is not None and "head/kernel" in report.fresh and not rules.begins("head/kernel", fresh):
-        raise ValueError(
+        raise UserError(
             f"the head has {classes} classes in the weights and {model.num_classes} in the model: set num_classes, or "
             'give fresh=["head"] for a new head'
         )
@@ -111,7 +112,7 @@ def load_weights(
         filled, report = rules.apply(layout, prepared, params, fresh=fresh, inflation=inflation, native=native)
         return filled, dataclasses.replace(report, notes=tuple(notes))
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise UserError(f"{path}: {error}") from error
 
 
 def load_pretrained(
@@ -175,7 +176,7 @@ def assemble(
       notes: what the report says besides, see `Report`.
     """
     if name is None and described is None:
-        raise ValueError(f"{source} does not say what model it is: give name=, one of vidjax.list_models()")
+        raise UserError(f"{source} does not say what model it is: give name=, one of vidjax.list_models()")
     if name is None:
         model = override(type(described).__name__, described, overrides)
     else:
@@ -183,7 +184,7 @@ def assemble(
     try:
         layout, prepared = recognize(model, weights)
         if layout.name == checkpoint.OURS and described is not None and type(described) is not type(model):
-            raise ValueError(
+            raise UserError(
                 f"this is a checkpoint of {type(described).__name__}, not of {type(model).__name__}: "
                 "leave the name out, or give another checkpoint"
             )
@@ -199,7 +200,7 @@ def assemble(
             model = model.clone(card=card)
         variables, report = _fill(model, layout, prepared, strict, inflation, key, described=described)
     except ValueError as error:
-        raise ValueError(f"{source}: {error}") from error
+        raise UserError(f"{source}: {error}") from error
     said = [f"the card's {field} is that of {layout.name}" for field in layout.card]
     report = dataclasses.replace(report, notes=(*notes, *said))
     if verbose:
@@ -239,7 +240,7 @@ def recognize(model: nn.Module, weights: Weights) -> tuple[Layout, Weights]:
     """The layout that the weights are in, and they as its rules name them.
 
     Raises:
-      ValueError: the layout is none that the model's family is published in, or the model is computed otherwise than
+      UserError: the layout is none that the model's family is published in, or the model is computed otherwise than
         the weights' own, which they do not tell.
     """
     known = [*layouts(model), checkpoint.layout(weights, layouts(model))]
@@ -251,7 +252,7 @@ def recognize(model: nn.Module, weights: Weights) -> tuple[Layout, Weights]:
                 return layout, prepared
     signs = [f"{layout.sign} ({layout.name})" for layout in known]
     seen = difflib.get_close_matches(known[0].sign, weights, n=3, cutoff=0.0)
-    raise ValueError(
+    raise UserError(
         f"these are no weights of {type(model).__name__}: it would be known by {' or '.join(signs)}, the nearest of "
         f"{len(weights)} names are {', '.join(seen) or 'none'}; their layout is unknown, the nearest known one is "
         f"{_nearest(known, weights)}: choose the model that they are of"
@@ -281,7 +282,7 @@ def _reconcile(name: str, model: nn.Module, described: nn.Module, overrides: dic
     """The model of this name with what its weights say of themselves, where the caller does not say it.
 
     Raises:
-      ValueError: they say something else than the name: the outputs would not be those of the weights.
+      UserError: they say something else than the name: the outputs would not be those of the weights.
     """
     both = [f.name for f in dataclasses.fields(model) if f.name in described.__dataclass_fields__]
     kept = {field: getattr(described, field) for field in both if field not in (*OWN, *overrides)}
@@ -291,7 +292,7 @@ def _reconcile(name: str, model: nn.Module, described: nn.Module, overrides: dic
             kept[field] = _reconcile(f"{name}'s {field}", tower, theirs, overrides)
     for field, value in kept.items():
         if field not in (*FREE, *towers(model)) and value != getattr(model, field):
-            raise ValueError(
+            raise UserError(
                 f"{name} has {field} {getattr(model, field)!r}, the weights are of a model with {value!r}: leave the "
                 f"name out, or give {field} as well"
             )

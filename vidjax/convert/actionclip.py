@@ -26,6 +26,7 @@ from vidjax.convert.clip import (
 from vidjax.convert.files import Weights
 from vidjax.convert.fits import table
 from vidjax.convert.rules import Layout, Rule, kernel, norm, rename
+from vidjax.errors import UserError
 from vidjax.models.actionclip import VideoTower
 from vidjax.models.video_text import VideoText
 
@@ -60,25 +61,25 @@ def prepare(weights: Weights, tower: VideoTower) -> Weights:
       tower: of the model: whether it shifts its tokens, for which there is no parameter, and its head.
 
     Raises:
-      ValueError: the weights are of another model: they shift and the model does not or the other way round, their head
+      UserError: the weights are of another model: they shift and the model does not or the other way round, their head
         has more or fewer frame positions, or is the one that the release computes otherwise than we do.
     """
     weights = {name.replace("fusion.module.", "fusion."): value for name, value in weights.items()}
     if SIGN in weights:
         if "fusion.shift.weight" in weights:
-            raise ValueError(
+            raise UserError(
                 "these are weights of the release's head Conv_1D, which mixes channels and frames by a mistaken "
                 "reshape: no convolution over time has them; leave out what begins with fusion., and train a head"
             )
         shifted, shift = any(".net." in name for name in weights), tower.image.shift
         if shifted != shift:
-            raise ValueError(
+            raise UserError(
                 f"the weights are of an image tower with shift={shifted}, the model's has "
                 f"shift={shift}: choose one alike"
             )
         table = weights.get("fusion.frame_position_embeddings.weight")
         if table is not None and len(table) != tower.head_context:
-            raise ValueError(
+            raise UserError(
                 f"the weights' head has {len(table)} frame positions and the model's {tower.head_context}: "
                 f"set head_context to {len(table)}"
             )

@@ -12,6 +12,7 @@ from flax.traverse_util import flatten_dict
 
 from vidjax.convert.files import Weights, read_safetensors
 from vidjax.convert.rules import Layout, Rule
+from vidjax.errors import UserError
 from vidjax.layers.card import Card
 from vidjax.models import MODULES, example_inputs, towers
 
@@ -32,30 +33,30 @@ def save_pretrained(directory: str | Path, model: nn.Module, variables: dict) ->
     (`COMPUTING`) is no property of weights: it is chosen anew where they are loaded.
 
     Raises:
-      FileExistsError: something is there already.
-      OSError: the directory cannot be made.
-      ValueError: the model is not of the library's families, or the variables are not of the model.
-      ImportError: safetensors is not installed.
+      UserError: something is there already.
+      UserError: the directory cannot be made.
+      UserError: the model is not of the library's families, or the variables are not of the model.
+      UserError: safetensors is not installed.
     """
     try:
         from safetensors.numpy import save_file
     except ImportError as error:
-        raise ImportError("writing a checkpoint needs safetensors: pip install safetensors") from error
+        raise UserError("writing a checkpoint needs safetensors: pip install safetensors") from error
     directory, flat = Path(directory), flatten_dict(variables, sep="/")
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise FileExistsError(f"{directory} is not an empty directory: give another one, nothing is overwritten")
+        raise UserError(f"{directory} is not an empty directory: give another one, nothing is overwritten")
     describe(model)
     expected = flatten_dict(jax.eval_shape(model.init, jax.random.key(0), *example_inputs(model)), sep="/")
     ours, theirs = ({(name, leaf.shape) for name, leaf in each.items()} for each in (expected, flat))
     if odd := sorted(ours ^ theirs):
-        raise ValueError(
+        raise UserError(
             f"the variables are not those of the {type(model).__name__}: {odd[0][0]} is missing, of another shape or "
             'too many; give the whole dictionary that init returns, {"params": ...} and what is beside it'
         )
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OSError(f"cannot make {directory} ({error.strerror}): give another directory") from error
+        raise UserError(f"cannot make {directory} ({error.strerror}): give another directory") from error
     write_model(directory, model)
     save_file({name: np.asarray(value, order="C") for name, value in flat.items()}, directory / "model.safetensors")
 
@@ -68,7 +69,7 @@ def describe(model: nn.Module) -> dict:
     fields |= {name: dataclasses.asdict(value) for name, value in fields.items() if isinstance(value, Card)}
     name = next((name for name, module in MODULES.items() if module is type(model)), None)
     if name is None:
-        raise ValueError(
+        raise UserError(
             f"a {type(model).__name__} is none of vidjax's modules, so nothing could make it again: name its file in "
             "FAMILIES of vidjax.models, or save the variables by yourself"
         )
@@ -79,7 +80,7 @@ def read(path: Path) -> tuple[nn.Module, Weights]:
     """The model and its weights.
 
     Raises:
-      ValueError: the description is damaged or of another version.
+      UserError: the description is damaged or of another version.
     """
     return read_model(path), read_safetensors(path / "model.safetensors")
 
@@ -93,12 +94,12 @@ def read_model(directory: Path) -> nn.Module:
     """The model that the directory's `vidjax.json` describes.
 
     Raises:
-      ValueError: the description is damaged or of another version.
+      UserError: the description is damaged or of another version.
     """
     try:
         return _build(json.loads((directory / NAME).read_text()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
+        raise UserError(
             f"{directory / NAME} does not describe a model of this version of vidjax ({error}): "
             "save it again by this one"
         ) from error

@@ -13,6 +13,7 @@ from vidjax.convert.files import Weights
 from vidjax.convert.fits import first, inflate, table
 from vidjax.convert.hub import expect
 from vidjax.convert.rules import Layout, Rule, kernel, norm, strip
+from vidjax.errors import UserError
 from vidjax.models.clip import CARD, ImageTower
 from vidjax.models.text import TextTower
 from vidjax.models.video_text import VideoText
@@ -127,7 +128,7 @@ def check_heads(field: str, heads: int, width: int) -> None:
     """
     theirs = width // HEAD_WIDTH
     if heads != theirs:
-        raise ValueError(f"{field} is {heads}, and the release's {width} // {HEAD_WIDTH}: set it to {theirs}")
+        raise UserError(f"{field} is {heads}, and the release's {width} // {HEAD_WIDTH}: set it to {theirs}")
 
 
 def check_towers(model: VideoText) -> None:

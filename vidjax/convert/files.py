@@ -16,6 +16,7 @@ from flax.serialization import msgpack_restore
 from flax.traverse_util import flatten_dict
 
 from vidjax.convert import numpy_pickles, torchscript
+from vidjax.errors import UserError
 
 Weights = dict[str, np.ndarray]
 
@@ -48,25 +49,25 @@ def read(path: str | Path, tell: Callable[[str], None] = lambda line: None) -> W
       tell: takes a line on which weights were taken, where there were several.
 
     Raises:
-      FileNotFoundError: nothing is there, or the directory holds no weights.
-      ValueError: the file holds no weights, or more than weights, or is damaged.
-      ImportError: PyTorch's formats need PyTorch.
+      UserError: nothing is there, or the directory holds no weights.
+      UserError: the file holds no weights, or more than weights, or is damaged.
+      UserError: PyTorch's formats need PyTorch.
     """
     path = Path(path).expanduser()
     if path.is_dir():
         found = [path / name for name in IN_DIRECTORY if (path / name).is_file()]
         if not found and (path / "checkpoints").is_dir():
-            raise FileNotFoundError(f"{path} is a run: make weights of it by experiments/convert_weights.py")
+            raise UserError(f"{path} is a run: make weights of it by experiments/convert_weights.py")
         if not found:
-            raise FileNotFoundError(f"{path} holds no weights: it must have one of {', '.join(IN_DIRECTORY)}")
+            raise UserError(f"{path} holds no weights: it must have one of {', '.join(IN_DIRECTORY)}")
         path = found[0]
     if not path.is_file():
-        raise FileNotFoundError(f"there are no weights at {path}: give a file or a Hugging Face directory")
+        raise UserError(f"there are no weights at {path}: give a file or a Hugging Face directory")
     if path.name.endswith(".index.json"):
         return _read_shards(path)
     weights = _reader(path, tell)(path)
     if not weights:
-        raise ValueError(f"{path} holds no weights: there is no array in it, give another file")
+        raise UserError(f"{path} holds no weights: there is no array in it, give another file")
     return weights
 
 
@@ -84,14 +85,14 @@ def _reader(path: Path, tell: Callable[[str], None]) -> Callable[[Path], Weights
         return read_torch
     if head and (0x80 < head[0] < 0x90 or head[0] in (0xDE, 0xDF)):  # MessagePack's maps that are not empty
         return _read_flax
-    raise ValueError(f"{path} is no file of weights: give one of safetensors, PyTorch, NumPy or Flax (msgpack)")
+    raise UserError(f"{path} is no file of weights: give one of safetensors, PyTorch, NumPy or Flax (msgpack)")
 
 
 def _read_shards(index: Path) -> Weights:
     try:
         shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ValueError(f"{index} is not an index of weight files: it must have a map named weight_map") from error
+        raise UserError(f"{index} is not an index of weight files: it must have a map named weight_map") from error
     weights = {}
     for shard in shards:
         weights |= read(index.parent / Path(shard).name)  # the bare name: an index may not lead out of its directory
@@ -104,11 +105,11 @@ def read_safetensors(path: Path) -> Weights:
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
     except ImportError as error:
-        raise ImportError(f"reading {path} needs safetensors: pip install safetensors") from error
+        raise UserError(f"reading {path} needs safetensors: pip install safetensors") from error
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{path} is not a readable safetensors file ({error}): fetch it again") from error
+        raise UserError(f"{path} is not a readable safetensors file ({error}): fetch it again") from error
 
 
 def _read_torch(path: Path, tell: Callable[[str], None]) -> Weights:
@@ -121,7 +122,7 @@ def _read_torch(path: Path, tell: Callable[[str], None]) -> Weights:
     try:
         import torch
     except ImportError as error:
-        raise ImportError(f"reading {path} needs PyTorch: pip install torch") from error
+        raise UserError(f"reading {path} needs PyTorch: pip install torch") from error
     try:
         # Published checkpoints carry their command line beside the weights; a Namespace only holds attributes.
         with torch.serialization.safe_globals([argparse.Namespace, *numpy_pickles.STANDING_IN]):
@@ -131,7 +132,7 @@ def _read_torch(path: Path, tell: Callable[[str], None]) -> Weights:
             said = f"it holds {foreign[1] or foreign[2]}, and objects are not unpickled, save its tensors alone"
         else:
             said = "it is damaged, cut short or no file of PyTorch's, fetch it again"
-        raise ValueError(f"{path} cannot be read as plain weights: {said}") from error
+        raise UserError(f"{path} cannot be read as plain weights: {said}") from error
     tensors = _unwrapped(content, tell)
     weights = {}
     for name, value in tensors.items():
@@ -142,13 +143,13 @@ def _read_torch(path: Path, tell: Callable[[str], None]) -> Weights:
                 value = value.detach().resolve_conj().to_dense()
                 weights[str(name)] = (value.float() if value.is_floating_point() else value).numpy()
             except (RuntimeError, TypeError, NotImplementedError) as error:
-                raise ValueError(
+                raise UserError(
                     f"{name} in {path} is no plain tensor ({str(error).splitlines()[0]}): save it as one"
                 ) from error
     if not weights:
         keys = [str(key) for key in content] if isinstance(content, dict) else []
         there = f"its keys are {', '.join(keys[:20])}" if keys else f"it is a {type(content).__name__}"
-        raise ValueError(
+        raise UserError(
             f"{path} holds no weights: it must be a dictionary of tensors, or have one as "
             f"{', '.join(CONTAINERS[:-1])} or {CONTAINERS[-1]}; {there}, save the weights alone"
         )
@@ -183,11 +184,11 @@ def _check_archive(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
     except (zipfile.BadZipFile, EOFError, zlib.error, struct.error, NotImplementedError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path} is damaged or cut short: its list of contents cannot be read, fetch it again"
         ) from error
     if damaged:
-        raise ValueError(f"{path} is damaged: the checksum of {damaged} in it is wrong, fetch it again")
+        raise UserError(f"{path} is damaged: the checksum of {damaged} in it is wrong, fetch it again")
 
 
 def _read_npz(path: Path) -> Weights:
@@ -195,7 +196,7 @@ def _read_npz(path: Path) -> Weights:
         with np.load(path, allow_pickle=False) as arrays:
             return dict(arrays)
     except (ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(
+        raise UserError(
             f"{path} cannot be read as NumPy arrays: it is damaged, or holds objects, which must be saved as arrays"
         ) from error
 
@@ -206,7 +207,7 @@ def _read_flax(path: Path) -> Weights:
         tree = msgpack_restore(path.read_bytes())
         flat = flatten_dict(tree, sep="/")
     except Exception as error:  # msgpack has an error for every kind of damage
-        raise ValueError(
+        raise UserError(
             f"{path} cannot be read as a Flax checkpoint ({type(error).__name__} {error}): fetch it again"
         ) from error
     return {name: value for name, value in flat.items() if isinstance(value, np.ndarray)}

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vidjax.convert.rules import Fit, Inflation
+from vidjax.errors import UserError
 from vidjax.layers.embedding import Resizing, resize_table
 
 Shape = tuple[int, ...]
@@ -62,7 +63,7 @@ def _grid(tokens: int, ours: Shape, image: bool, usual: Shape | None) -> Shape |
     """The grid that a published table of so many tokens has, where ours is this; None where there is none.
 
     Raises:
-      ValueError: it can be read in more than one way.
+      UserError: it can be read in more than one way.
     """
     side = isqrt(tokens)
     if len(ours) == 1:
@@ -79,7 +80,7 @@ def _grid(tokens: int, ours: Shape, image: bool, usual: Shape | None) -> Shape |
         read |= {(tokens // (h * w), h, w) for _, h, w in known if tokens % (h * w) == 0}
     if len(read) > 1:
         grids = " or ".join("x".join(map(str, grid)) for grid in sorted(read))
-        raise ValueError(
+        raise UserError(
             f"a table of {tokens} positions may be one of {grids}: load it with the num_frames and image_size that the "
             "weights were trained with, the model resizes it for other clips"
         )

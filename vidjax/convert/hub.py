@@ -7,6 +7,7 @@ import flax.linen as nn
 
 from vidjax.convert import preprocessing
 from vidjax.convert.files import SUFFIXES
+from vidjax.errors import UserError
 
 PATTERNS = (
     "config.json", *preprocessing.FILES, "*.safetensors", "*.safetensors.index.json",
@@ -22,7 +23,7 @@ def fetch(source: str | Path) -> Path:
     try:
         import huggingface_hub
     except ImportError as error:
-        raise ImportError(
+        raise UserError(
             f"nothing is at {source}, and fetching from Hugging Face lacks a package: pip install huggingface_hub"
         ) from error
     try:
@@ -32,7 +33,7 @@ def fetch(source: str | Path) -> Path:
             folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=(*PATTERNS, "pytorch_model*")))
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise FileNotFoundError(
+        raise UserError(
             f"nothing is at {source}, and Hugging Face does not give it ({reason}): correct the name"
         ) from error
     return folder
@@ -59,13 +60,13 @@ def build(config: dict, known: dict[str, Callable[[dict], nn.Module]], source: s
     """
     kind = config["model_type"]
     if not isinstance(kind, str) or kind not in known:
-        raise ValueError(f"{source} is a model of type '{kind}': give one of {', '.join(sorted(known))}")
+        raise UserError(f"{source} is a model of type '{kind}': give one of {', '.join(sorted(known))}")
     try:
         return known[kind](config)
     except KeyError as error:
-        raise ValueError(f"the config.json of {source} lacks {error}: add it, or fetch it again") from error
+        raise UserError(f"the config.json of {source} lacks {error}: add it, or fetch it again") from error
     except (ValueError, TypeError, ZeroDivisionError) as error:
-        raise ValueError(f"the config.json of {source} cannot be followed: {error}") from error
+        raise UserError(f"the config.json of {source} cannot be followed: {error}") from error
 
 
 def expect(config: dict, field: str, *known: object) -> None:
@@ -76,7 +77,7 @@ def expect(config: dict, field: str, *known: object) -> None:
     """
     value = config.get(field, known[0])
     if value not in known:
-        raise ValueError(
+        raise UserError(
             f"{field} is {value!r}, and this model is computed with {' or '.join(map(repr, known))} alone: "
             "choose another"
         )
@@ -90,7 +91,7 @@ def read_card(config: dict, path: Path) -> dict:
         if names and not all(str(name).startswith("LABEL_") for name in names.values()):
             told["class_names"] = tuple(names[index] for index in sorted(names, key=int))
     except (TypeError, AttributeError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"the id2label of {path / 'config.json'} cannot be followed ({error}): fetch it again"
         ) from error
     return told

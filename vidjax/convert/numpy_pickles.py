@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from vidjax.errors import UserError
+
 PLAIN = re.compile(r"[biufcSU]\d+|[mM]8")  # codes of types: truth values, numbers, text, and times
 
 
@@ -27,14 +29,14 @@ class DType:
         """The array of these bytes.
 
         Raises:
-          ValueError: the type is none of plain values, or the bytes are no array of this shape.
+          UserError: the type is none of plain values, or the bytes are no array of this shape.
         """
         code, order = str(self.code), str(self.order)
         if not PLAIN.fullmatch(code) or order not in ("<", ">", "|", "="):
-            raise ValueError(f"it holds an array of NumPy's type '{code}', which must be one of plain values")
+            raise UserError(f"it holds an array of NumPy's type '{code}', which must be one of plain values")
         code = "i8" if code[0] in "mM" else code  # times without their unit are numbers
         if min(shape, default=0) < 0:
-            raise ValueError(f"it holds an array of shape {shape}, which must be one of sizes")
+            raise UserError(f"it holds an array of shape {shape}, which must be one of sizes")
         return np.ndarray(shape, order + code, data, order="F" if fortran else "C")
 
 

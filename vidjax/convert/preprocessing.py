@@ -12,6 +12,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vidjax.errors import UserError
 from vidjax.layers.card import IMAGENET_MEAN, IMAGENET_STD
 from vidjax.models.clip import CARD as CLIP
 
@@ -54,7 +55,7 @@ def read(config: dict, path: Path) -> Preprocessing:
       config: the directory's `config.json`.
 
     Raises:
-      ValueError: the file is damaged, or asks for what a card cannot hold.
+      UserError: the file is damaged, or asks for what a card cannot hold.
     """
     for name in FILES:
         file = path / name
@@ -65,7 +66,7 @@ def read(config: dict, path: Path) -> Preprocessing:
             try:
                 return follow(content, config)
             except ValueError as error:
-                raise ValueError(f"{file} cannot be followed: {error}") from error
+                raise UserError(f"{file} cannot be followed: {error}") from error
     return Preprocessing({})
 
 
@@ -74,9 +75,9 @@ def read_json(file: Path) -> dict:
     try:
         content = json.loads(file.read_text())
     except ValueError as error:
-        raise ValueError(f"{file} is not JSON ({error}): fetch it again") from error
+        raise UserError(f"{file} is not JSON ({error}): fetch it again") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{file} is not a configuration: it must hold named values")
+        raise UserError(f"{file} is not a configuration: it must hold named values")
     return content
 
 
@@ -89,7 +90,7 @@ def follow(content: dict, config: dict) -> Preprocessing:
     fields = usual | {key: value for key, value in content.items() if value is not None}
     for field, value in fields.items():
         if field.startswith("do_") and value and field not in (*USUAL, *IDLE):
-            raise ValueError(f"{field} is {value!r}, a step that is not known here: choose another model")
+            raise UserError(f"{field} is {value!r}, a step that is not known here: choose another model")
     if name in PROCESSORS and (name != "vivit" or suffix == "VideoProcessor"):  # these do not read it
         fields["offset"] = name == "vivit" and fields["do_rescale"]
     if name == "vit" and isinstance(fields["size"], int):  # of a square; elsewhere of the shorter side
@@ -115,7 +116,7 @@ def scaling(fields: dict, channels: int) -> dict:
         factor *= number("rescale_factor", fields["rescale_factor"])
         shift = 1.0 if fields["offset"] else 0.0
     elif fields["offset"]:
-        raise ValueError("offset is true and do_rescale is not, which transformers refuses too: set offset to false")
+        raise UserError("offset is true and do_rescale is not, which transformers refuses too: set offset to false")
     if fields["do_normalize"]:
         given = {
             field: per_channel(f"image_{field}", fields.get(f"image_{field}"), channels) for field in ("mean", "std")
@@ -123,7 +124,7 @@ def scaling(fields: dict, channels: int) -> dict:
     else:
         given = {"mean": (0.0,) * channels, "std": (1.0,) * channels}
     if (factor, shift) != (1.0, 0.0) and None in given.values():
-        raise ValueError("pixels are scaled in a way of its own, and image_mean or image_std is missing: add them")
+        raise UserError("pixels are scaled in a way of its own, and image_mean or image_std is missing: add them")
     told = {}
     if given["mean"]:
         told["mean"] = tuple((value + shift) / factor for value in given["mean"])
@@ -135,7 +136,7 @@ def scaling(fields: dict, channels: int) -> dict:
 def number(field: str, value: Any, factor: bool = True) -> float:
     """The number itself, which as a factor must be one to divide by."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value) or (factor and not value):
-        raise ValueError(f"{field} is {value!r}: it must be a finite number{' other than 0' if factor else ''}")
+        raise UserError(f"{field} is {value!r}: it must be a finite number{' other than 0' if factor else ''}")
     return float(value)
 
 
@@ -145,7 +146,7 @@ def per_channel(field: str, value: Any, channels: int) -> tuple[float, ...] | No
         return None
     values = tuple(value) if isinstance(value, list | tuple) else (value,) * channels
     if len(values) != channels:
-        raise ValueError(f"{field} has {len(values)} numbers for {channels} channels: give one for each")
+        raise UserError(f"{field} has {len(values)} numbers for {channels} channels: give one for each")
     return tuple(number(field, each, factor=field == "image_std") for each in values)
 
 
@@ -159,7 +160,7 @@ def cropping(fields: dict) -> dict:
     if size is None or crop is None:
         return {}
     if crop > size:
-        raise ValueError(f"crop_size is {crop} and size {size}: frames would be padded, choose a smaller crop_size")
+        raise UserError(f"crop_size is {crop} and size {size}: frames would be padded, choose a smaller crop_size")
     return {"crop_ratio": crop / size}
 
 
@@ -173,7 +174,7 @@ def side(field: str, size: Any) -> int | None:
         sides = [edges.get(edge) for edge in ("height", "width")]
         sides = [edges["shortest_edge"]] * 2 if edges.keys() == {"shortest_edge"} else sides
     if len(sides) != 2 or not all(isinstance(one, int) and one > 0 for one in sides) or sides[0] != sides[1]:
-        raise ValueError(f"{field} is {size!r}: it must be the side of a square, or a shortest_edge")
+        raise UserError(f"{field} is {size!r}: it must be the side of a square, or a shortest_edge")
     return sides[0]
 
 

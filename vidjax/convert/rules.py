@@ -13,6 +13,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vidjax.convert.files import Weights
+from vidjax.errors import UserError
 
 Inflation = Literal["average", "central"]
 Transform = Callable[[np.ndarray], np.ndarray]
@@ -96,12 +97,12 @@ def rename(weights: Weights, new: Callable[[str], str]) -> Weights:
     """The same entries under other names.
 
     Raises:
-      ValueError: two of them would have one name.
+      UserError: two of them would have one name.
     """
     renamed = {}
     for name, value in weights.items():
         if (bare := new(name)) in renamed:
-            raise ValueError(f"two entries of the weights are called {bare}, one of them {name}: keep one")
+            raise UserError(f"two entries of the weights are called {bare}, one of them {name}: keep one")
         renamed[bare] = value
     return renamed
 
@@ -234,10 +235,10 @@ def apply(
       native: shapes by our paths in the model that the weights are of, where its configuration is known.
 
     Raises:
-      ValueError: something is missing, left over, of another shape or not finite.
+      UserError: something is missing, left over, of another shape or not finite.
     """
     if inflation not in ("average", "central"):
-        raise ValueError(f"inflation is '{inflation}': choose average or central")
+        raise UserError(f"inflation is '{inflation}': choose average or central")
     flat = flatten_dict(tree, sep="/")
     places = {place.removeprefix("params/"): place for place in flat}
     fresh = (fresh,) if isinstance(fresh, str) else tuple(fresh)  # one name would be read letter by letter
@@ -254,12 +255,12 @@ def apply(
             if strict or any(not begins(path, allowed) for _, path in paths) or (not paths and layout.holds(name)):
                 refused.append(name)
         elif not np.isfinite(value).all():
-            raise ValueError(
+            raise UserError(
                 f"{name} in the weights is not finite: give others, as these are damaged or of no good training"
             )
         for rule, path in wanted:
             if path in loaded:
-                raise ValueError(f"two entries of the weights are {path}, one of them {name}: keep one")
+                raise UserError(f"two entries of the weights are {path}, one of them {name}: keep one")
             ours, theirs = flat[places[path]], rule.transform(value)
             if ours.shape != theirs.shape and rule.fit is not None:
                 fitted = rule.fit(theirs, ours.shape, inflation, native.get(path))
@@ -281,7 +282,7 @@ def apply(
     lacking = [path for path in left if path not in mismatched and not begins(path, allowed)]
     met = {_kind(path) for path in (*loaded, *mismatched)}
     if foreign and not mismatched and (unmet := [path for path in lacking if _kind(path) not in met]):
-        raise ValueError(
+        raise UserError(
             f"the layout of the weights is unknown: the nearest known one is {layout.name}, which does not know "
             f"{_some(foreign)} and needs what becomes {_some(unmet)}; choose the model that they are of, or name them "
             "as that layout does"
@@ -291,7 +292,7 @@ def apply(
         said += [f"not in the weights: {_some(lacking)}"] if lacking else []
         said += [f"in the weights and not in the model: {_some(refused)}"] if refused else []
         said += [] if "set num_classes" in "".join(said) else ["choose the model that they are of"]
-        raise ValueError(f"the weights do not fit: {'; '.join(said)}")
+        raise UserError(f"the weights do not fit: {'; '.join(said)}")
     filled = flat | {places[path]: value for path, value in loaded.items()}
     return unflatten_dict(filled, sep="/"), Report(tuple(loaded), tuple(resized), left, tuple(unused))
 

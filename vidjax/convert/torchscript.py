@@ -14,6 +14,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from vidjax.errors import UserError
+
 STORAGES = {
     "DoubleStorage": np.float64, "FloatStorage": np.float32, "HalfStorage": np.float16,
     "BFloat16Storage": jnp.bfloat16, "LongStorage": np.int64, "IntStorage": np.int32, "ShortStorage": np.int16,
@@ -80,7 +82,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
     """Parameters and buffers of the module by their names; floats as float32.
 
     Raises:
-      ValueError: it is damaged.
+      UserError: it is damaged.
     """
     with zipfile.ZipFile(path) as archive:
         root = next(PurePosixPath(name).parent for name in archive.namelist() if name.endswith("constants.pkl"))
@@ -90,7 +92,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
                 raise ValueError("there is no module in it")
             found = dict(_tensors(module))
         except Exception as error:  # a pickle has an error for every kind of damage
-            raise ValueError(
+            raise UserError(
                 f"{path} cannot be read as TorchScript ({type(error).__name__} {error}): fetch it again"
             ) from error
     return {

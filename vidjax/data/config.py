@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from vidjax.errors import UserError
 from vidjax.fields import check_values, free
 
 
@@ -15,7 +16,7 @@ def core_count() -> int:
 
 def _require(holds: bool, field: str, value: object, rule: str) -> None:
     if not holds:
-        raise ValueError(f"{field} is {value}: it must be {rule}")
+        raise UserError(f"{field} is {value}: it must be {rule}")
 
 
 @dataclass(frozen=True)
@@ -194,12 +195,12 @@ class GivenClipConfig:
         picture that is cropped.
 
         Raises:
-          ValueError: stride and frames a second are both given.
+          UserError: stride and frames a second are both given.
         """
         given = {field.name: getattr(self, field.name, None) for field in fields(ClipConfig)}
         given = {name: value for name, value in given.items() if value is not None}
         if {"stride", "fps"} <= given.keys():
-            raise ValueError("data.stride and data.fps both say how far frames are apart: give one of them")
+            raise UserError("data.stride and data.fps both say how far frames are apart: give one of them")
         cut = dict(usual) | ({"fps": None} if "stride" in given else {})
         if "size" in given and "short_side" not in given and cut.get("short_side"):
             cut["short_side"] = round(cut["short_side"] * given["size"] / cut["size"])

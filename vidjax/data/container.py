@@ -7,8 +7,10 @@ from contextlib import contextmanager
 import av
 from av.stream import Disposition
 
+from vidjax.errors import UserError
 
-class DecodeError(ValueError):
+
+class DecodeError(UserError):
     """A video that cannot be read: one line with its path and the reason."""
 
 

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from vidjax.errors import UserError
+
 ARRAYS = ("features", "start", "end", "labels")
 """What parts and a finished file both hold, but for the ids that the index stands for."""
 
@@ -27,8 +29,8 @@ def open_parts(out: Path, meta: Mapping[str, Any]) -> Path | None:
     """The folder for the parts, with what is done of them; None where the file is finished.
 
     Raises:
-      ValueError: it was made, or begun, in another way (what differs is named), or is no file of ours.
-      OSError: the folder cannot be made.
+      UserError: it was made, or begun, in another way (what differs is named), or is no file of ours.
+      UserError: the folder cannot be made.
     """
     folder = parts_of(out)
     if out.exists():
@@ -43,7 +45,7 @@ def open_parts(out: Path, meta: Mapping[str, Any]) -> Path | None:
         (folder / "meta.partial").write_text(json.dumps(meta, indent=1) + "\n")
         os.replace(folder / "meta.partial", folder / "meta.json")
     except OSError as error:
-        raise OSError(f"cannot write to {folder} ({error.strerror}): choose another --out") from None
+        raise UserError(f"cannot write to {folder} ({error.strerror}): choose another --out") from None
     return folder
 
 
@@ -55,7 +57,7 @@ def _compare(where: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None
         if old.get(name) != new.get(name)
     ]
     if differing:
-        raise ValueError(
+        raise UserError(
             f"{where} holds features made in another way ({'; '.join(differing)}): choose another --out, nothing is "
             "overwritten"
         )
@@ -65,17 +67,17 @@ def read_meta(out: Path) -> dict[str, Any]:
     """How a finished file was made.
 
     Raises:
-      ValueError: it is no file of ours.
+      UserError: it is no file of ours.
     """
     if not out.is_file():
-        raise ValueError(f"{out} does not exist: embed videos first")
+        raise UserError(f"{out} does not exist: embed videos first")
     try:
         if out.suffix == ".npz":
             with np.load(out) as arrays:
                 return json.loads(str(arrays["meta"]))
         return json.loads(_beside(out).read_text())["meta"]
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{out} holds no features that embed.py wrote: choose another file") from error
+        raise UserError(f"{out} holds no features that embed.py wrote: choose another file") from error
 
 
 def write_part(path: Path, arrays: Mapping[str, np.ndarray], bad: Sequence[Mapping[str, str]]) -> None:
@@ -108,7 +110,7 @@ def join(
       meta: how the features were made.
 
     Raises:
-      ValueError: there are no features in any part.
+      UserError: there are no features in any part.
     """
     shapes = []
     for path in parts:
@@ -116,7 +118,7 @@ def join(
             shapes.append(part["features"].shape)
     full = [path for path, shape in zip(parts, shapes, strict=True) if shape[0]]
     if not full:
-        raise ValueError(
+        raise UserError(
             f"no features were made: none of the {len(ids)} videos could be read, look with experiments/check_data.py"
         )
     shape = (sum(shape[0] for shape in shapes), *next(shape for shape in shapes if shape[0])[1:])

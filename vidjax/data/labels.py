@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vidjax.errors import UserError
+
 CLASSES_FILE = "classes.json"
 MOST_CLASSES = 100_000
 """Labels that are numbers make no more classes than this: one that is larger is an id, and no place in a list."""
@@ -34,7 +36,7 @@ def number_labels(path: Path, cells: Sequence[tuple[int, Any]]) -> tuple[tuple[s
       cells: the line and the label of each row, as they stand in the list.
 
     Raises:
-      ValueError: a label is neither a name nor a whole number from 0 on (with its line), or not among the classes.
+      UserError: a label is neither a name nor a whole number from 0 on (with its line), or not among the classes.
     """
     names = _named_classes(path.parent)
     known = set(names)
@@ -67,7 +69,7 @@ def _read_label(path: Path, number: int, value: Any) -> str | None:
     wrong = type(value) not in (str, int, float) or (isinstance(value, float) and not whole)  # True is an int to Python
     halves = re.search(r"[\ud800-\udc7f\udd00-\udfff]", label)  # of characters, which JSON lets through
     if wrong or halves or (label != "-1" and re.fullmatch(r"-\d+|-?\d*\.\d+", label)):
-        raise ValueError(
+        raise UserError(
             f"{path}, line {number}: its label is {value!r}, but it must be a name, a whole number from 0 on, or -1 "
             "for none"
         )
@@ -77,13 +79,13 @@ def _read_label(path: Path, number: int, value: Any) -> str | None:
 def _number_classes(path: Path, count: int, names: tuple[str, ...]) -> tuple[str, ...]:
     """The names of so many classes, which are numbers where classes.json does not say more."""
     if not names and count > MOST_CLASSES:
-        raise ValueError(
+        raise UserError(
             f"{path} has the label {count - 1}, which would make as many classes: number them from 0 on, or put "
             f"their names in a {CLASSES_FILE} beside it"
         )
     names = names or tuple(str(number) for number in range(count))
     if count > len(names):
-        raise ValueError(
+        raise UserError(
             f"{path} has the label {count - 1}, but {CLASSES_FILE} beside it {len(names)} names: add the others"
         )
     return names
@@ -93,11 +95,11 @@ def order_classes(folder: Path, used: set[str]) -> tuple[str, ...]:
     """The names in the folder's classes.json, or those that are used, sorted.
 
     Raises:
-      ValueError: a used name is not in classes.json.
+      UserError: a used name is not in classes.json.
     """
     names = _named_classes(folder) or tuple(sorted(used))
     if unknown := sorted(used - set(names)):
-        raise ValueError(
+        raise UserError(
             f"{folder / CLASSES_FILE} lacks {len(unknown)} of the classes, {', '.join(unknown[:3])}"
             f"{', ...' if len(unknown) > 3 else ''}: add them"
         )
@@ -113,17 +115,17 @@ def parse_class_names(file: Path | str, content: bytes) -> tuple[str, ...]:
     """The names in a classes.json.
 
     Raises:
-      ValueError: it is no list of names, or one comes twice.
+      UserError: it is no list of names, or one comes twice.
     """
     try:
         names = json.loads(content)
     except ValueError as error:
-        raise ValueError(f"{file} is not JSON ({error}): write a list of class names") from error
+        raise UserError(f"{file} is not JSON ({error}): write a list of class names") from error
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"{file} must be a list of class names")
+        raise UserError(f"{file} must be a list of class names")
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{file} has the class {twice!r} twice: give each class a name of its own")
+        raise UserError(f"{file} has the class {twice!r} twice: give each class a name of its own")
     return tuple(names)
 
 

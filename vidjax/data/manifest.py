@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vidjax.data.labels import CLASSES_FILE, is_missing, list_counts, number_labels, order_classes
+from vidjax.errors import UserError
 
 VIDEO_SUFFIXES = (
     ".264", ".265", ".3g2", ".3gp", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".h264", ".h265", ".hevc", ".ivf",
@@ -69,12 +70,12 @@ def list_folder(folder: Path) -> Listing:
     Links are followed, and each real folder is looked into once. Hidden files and folders are left out.
 
     Raises:
-      ValueError: there is no video, or a folder cannot be read.
+      UserError: there is no video, or a folder cannot be read.
     """
     videos, left_out = walk_videos(folder)
     if not videos:
         held = f", but {list_counts(left_out)}" if left_out else ""
-        raise ValueError(f"the folder {folder} holds no videos ({' '.join(VIDEO_SUFFIXES)}){held}: give another")
+        raise UserError(f"the folder {folder} holds no videos ({' '.join(VIDEO_SUFFIXES)}){held}: give another")
     places = {place: Path(place).relative_to(folder).as_posix() for place in set(map(os.path.dirname, videos))}
     named = [places[os.path.dirname(path)] for path in videos]
     class_names = order_classes(folder, set(named) - {"."})
@@ -95,7 +96,7 @@ def walk_videos(folder: Path) -> tuple[list[str], Counter]:
     """The videos below a folder, those of a place before those of the folders in it, and the other files by suffix.
 
     Raises:
-      ValueError: a folder cannot be read.
+      UserError: a folder cannot be read.
     """
     videos, left_out = [], Counter()
     for place, files in sorted(_places(folder), key=lambda found: Path(found[0]).parts):
@@ -112,7 +113,7 @@ def _places(folder: Path) -> Iterator[tuple[str, list[str]]]:
     """Each real folder from this one on, with its files; by a link only where there is no other way to it."""
 
     def refuse(error: OSError) -> None:
-        raise ValueError(f"the folder {error.filename} cannot be read ({error.strerror}): correct its permissions")
+        raise UserError(f"the folder {error.filename} cannot be read ({error.strerror}): correct its permissions")
 
     seen, tops = set(), [os.fspath(folder)]
     for top in tops:
@@ -136,7 +137,7 @@ def list_manifest(path: Path, folder: Path | None = None) -> Listing:
       folder: where the paths begin; beside the manifest where not given.
 
     Raises:
-      ValueError: no path column, a malformed row (with its line), files that do not exist (how many, which), or labels
+      UserError: no path column, a malformed row (with its line), files that do not exist (how many, which), or labels
         that do not fit the classes.
     """
     lines = list(_csv_rows(path) if path.suffix.lower() == ".csv" else _jsonl_rows(path))
@@ -147,7 +148,7 @@ def list_manifest(path: Path, folder: Path | None = None) -> Listing:
         # An empty text of JSON was written on purpose: what it stands for is told to be empty.
         cells = {name: None if value != "" and is_missing(value) else value for name, value in row.items()}
         if not isinstance(cells.get("path"), str):
-            raise ValueError(f"{path}, line {number}: it has no path, give it one")
+            raise UserError(f"{path}, line {number}: it has no path, give it one")
         start, end = (read_seconds(path, number, name, cells.get(name)) for name in ("start", "end"))
         check_part(path, number, start, end)
         captions = _captions(path, number, cells.get("caption"))
@@ -174,7 +175,7 @@ def finish_list(
       notes: what is to be told already.
 
     Raises:
-      ValueError: there are no rows, files that do not exist (how many, which), or labels that do not fit the classes.
+      UserError: there are no rows, files that do not exist (how many, which), or labels that do not fit the classes.
     """
     require_rows(path, rows)
     base = path.parent if folder is None else folder
@@ -182,7 +183,7 @@ def finish_list(
     class_names, positions, told = number_labels(path, labels)
     missing = [row.path for row in rows if "://" not in row.path and not os.path.isfile(row.path)]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"the manifest {path} names {len(missing)} files of {len(rows)} that do not exist: "
             f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}; "
             f"correct these paths, which are relative to {'the manifest' if folder is None else folder}"
@@ -194,7 +195,7 @@ def finish_list(
 def require_rows(path: Path, rows: Sequence[Any]) -> None:
     """Refuses a list of nothing."""
     if not rows:
-        raise ValueError(f"the manifest {path} has no rows: give one a video")
+        raise UserError(f"the manifest {path} has no rows: give one a video")
 
 
 def _describe_unused(unused: Counter, rows: int) -> str:
@@ -218,7 +219,7 @@ def read_csv(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str | Non
     """The columns of a CSV file and, for each row, its line and its cells by column, None for empty ones.
 
     Raises:
-      ValueError: it is not CSV, a column comes twice, or a row has more cells than there are columns.
+      UserError: it is not CSV, a column comes twice, or a row has more cells than there are columns.
     """
     reader = csv.reader(io.StringIO(read_text(path), newline=""), skipinitialspace=True)
     lines, last = [], 0
@@ -227,16 +228,16 @@ def read_csv(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str | Non
             last = reader.line_num
             lines += [(last, cells)] if cells else []
     except csv.Error as error:  # a field without end, as after a quotation mark that is not closed
-        raise ValueError(
+        raise UserError(
             f"{path}, line {last + 1}: it is not CSV ({error}), close its quotation marks or make it shorter"
         ) from error
     names = [name.strip() for name in lines[0][1]] if lines else []
     if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise ValueError(f"{path} has the column '{twice[0]}' twice: leave one out")
+        raise UserError(f"{path} has the column '{twice[0]}' twice: leave one out")
     rows = []
     for number, cells in lines[1:]:
         if len(cells) > len(names):
-            raise ValueError(
+            raise UserError(
                 f"{path}, line {number}: it has more fields than the first line names; "
                 "put a text with commas in quotation marks"
             )
@@ -249,7 +250,7 @@ def _csv_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
     if "path" not in names:
         near = next((f" (rename '{name}' to path)" for name in names if _meant(name) == "path"), "")
         near = " (put commas between them)" if len(names) == 1 and re.search(r"[;\t]", names[0]) else near
-        raise ValueError(
+        raise UserError(
             f"the manifest {path} has no 'path' column: its first line must name the columns (path, and "
             f"optionally label, caption, start, end, reverse), but it is '{','.join(names)}'{near}"
         )
@@ -262,10 +263,10 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             try:
                 row = json.loads(line)
             except ValueError as error:
-                raise ValueError(f"{path}, line {number}: it is not JSON ({error}), write an object a line") from error
+                raise UserError(f"{path}, line {number}: it is not JSON ({error}), write an object a line") from error
             row = {name.strip(): value for name, value in row.items()} if isinstance(row, dict) else {}
             if "path" not in row:
-                raise ValueError(f"{path}, line {number}: it must be an object with a 'path'")
+                raise UserError(f"{path}, line {number}: it must be an object with a 'path'")
             yield number, row
 
 
@@ -275,13 +276,13 @@ def read_text(path: Path) -> str:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:  # as of Excel, unless told
         line = error.object[: error.start].count(b"\n") + 1
-        raise ValueError(f"{path}, line {line}: it is not UTF-8 ({error.reason}), save the file as UTF-8") from error
+        raise UserError(f"{path}, line {line}: it is not UTF-8 ({error.reason}), save the file as UTF-8") from error
 
 
 def check_part(path: Path, number: int, start: float | None, end: float | None) -> None:
     """Refuses a range of seconds that is empty."""
     if end is not None and end <= (start or 0):
-        raise ValueError(
+        raise UserError(
             f"{path}, line {number}: its end ({end} s) is not after its start ({start or 0} s), correct one of them"
         )
 
@@ -289,22 +290,22 @@ def check_part(path: Path, number: int, start: float | None, end: float | None) 
 def _captions(path: Path, number: int, value: Any) -> tuple[str, ...]:
     captions = () if value is None else tuple(value) if isinstance(value, list) else (value,)
     if not all(isinstance(caption, str) for caption in captions):
-        raise ValueError(f"{path}, line {number}: its caption is {value!r}, but it must be a text or a list of texts")
+        raise UserError(f"{path}, line {number}: its caption is {value!r}, but it must be a text or a list of texts")
     if not all(caption.strip() for caption in captions):
-        raise ValueError(
+        raise UserError(
             f"{path}, line {number}: its caption is empty{' in places' if len(captions) > 1 else ''}, leave it out"
         )
     try:
         "".join(captions).encode()
     except UnicodeEncodeError as error:  # halves of characters, which JSON lets through
-        raise ValueError(f"{path}, line {number}: its caption is no text ({error.reason}): write it again") from error
+        raise UserError(f"{path}, line {number}: its caption is no text ({error.reason}): write it again") from error
     return captions
 
 
 def _truth(path: Path, number: int, value: Any) -> bool:
     words = {"true": True, "1": True, "false": False, "0": False, "none": False}
     if str(value).lower() not in words:
-        raise ValueError(f"{path}, line {number}: its reverse is {value!r}, but it must be true or false")
+        raise UserError(f"{path}, line {number}: its reverse is {value!r}, but it must be true or false")
     return words[str(value).lower()]
 
 
@@ -315,5 +316,5 @@ def read_seconds(path: Path, number: int, name: str, value: Any) -> float | None
     except (TypeError, ValueError):
         seconds = -1.0
     if seconds is not None and not 0 <= seconds < math.inf:
-        raise ValueError(f"{path}, line {number}: its {name} is {value!r}, but it must be seconds, 0 or more")
+        raise UserError(f"{path}, line {number}: its {name} is {value!r}, but it must be seconds, 0 or more")
     return seconds

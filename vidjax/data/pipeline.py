@@ -24,6 +24,7 @@ from vidjax.data.decode import DecodeError
 from vidjax.data.sampling import sample, views
 from vidjax.data.sources import Source
 from vidjax.data.text import Tokenizer, tokenize
+from vidjax.errors import UserError
 
 tf.config.set_visible_devices([], "GPU")  # the accelerator is JAX's
 
@@ -67,7 +68,7 @@ class BadFiles:
         """Lists an example's id with its error, unless it is listed.
 
         Raises:
-          ValueError: more than the allowed share of the source's examples is bad.
+          UserError: more than the allowed share of the source's examples is bad.
         """
         if path not in self.errors:
             self._remember(path, error)
@@ -77,7 +78,7 @@ class BadFiles:
         if len(self) > self._max_share * len(self._source):
             where = f"they are listed in {self._path}" if self._path else f"the last one: {error}"
             mend = "mend them and delete that list" if self._path else "mend them"
-            raise ValueError(
+            raise UserError(
                 f"{len(self)} of the {len(self._source)} examples of {self._source.name} cannot be read, more than "
                 f"data.max_bad_share {self._max_share:g} allows: {where}; {mend}, or allow more"
             )
@@ -122,7 +123,7 @@ def train_batches(
     repeats, count = config.repeats, len(source)
     rows = _rows(batch_size, process_count)
     if rows % repeats:
-        raise ValueError(f"{rows} clips of a batch are not whole videos of {repeats} repeats: make them a multiple")
+        raise UserError(f"{rows} clips of a batch are not whole videos of {repeats} repeats: make them a multiple")
     groups, write = rows // repeats, _Writer(source, tokenizer, context)
 
     def read(index: int, position: int, short_side: int) -> _Row:
@@ -217,7 +218,7 @@ def evaluation_batches(
 
 def _rows(batch_size: int, process_count: int) -> int:
     if batch_size < 1 or batch_size % process_count:
-        raise ValueError(
+        raise UserError(
             f"the batch size {batch_size} is not divisible by the {process_count} processes: make it a multiple"
         )
     return batch_size // process_count
@@ -233,7 +234,7 @@ class _Writer:
 
     def __post_init__(self) -> None:
         if self.tokenizer is not None and self.context is None:
-            raise ValueError(
+            raise UserError(
                 "a tokenizer needs a context: give the number of tokens that a caption is cut or filled up to"
             )
 
@@ -246,7 +247,7 @@ class _Writer:
         if self.tokenizer is None:
             return np.zeros((*draws.shape, 0), np.int32), np.zeros(draws.shape, bool)
         if not captions:
-            raise ValueError(f"{self.source.ids[index]} has no caption: give it one, or leave it out")
+            raise UserError(f"{self.source.ids[index]} has no caption: give it one, or leave it out")
         chosen = [captions[int(draw * len(captions))] for draw in draws.ravel()]
         ids, truncated = zip(*(tokenize(self.tokenizer, text, self.context) for text in chosen), strict=True)
         return np.stack(ids).reshape(*draws.shape, self.width), np.array(truncated).reshape(draws.shape)

@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from vidjax.errors import UserError
+
 ACTIONCLIP = (
     # The label alone, and after a prefix.
     "{}",
@@ -38,7 +40,7 @@ def read_templates(name: str) -> tuple[str, ...]:
     """The templates `actionclip` or `plain`, those in a text file, one a line, or one that is given itself ("a {}").
 
     Raises:
-      ValueError: no such file, no template in it, one without a slot or with two, or one that is there twice.
+      UserError: no such file, no template in it, one without a slot or with two, or one that is there twice.
     """
     if name in ("actionclip", "plain"):
         return ACTIONCLIP if name == "actionclip" else PLAIN
@@ -48,9 +50,9 @@ def read_templates(name: str) -> tuple[str, ...]:
     try:
         lines = Path(name).read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
-        raise ValueError(f"templates {name} is no text file: write it in UTF-8") from error
+        raise UserError(f"templates {name} is no text file: write it in UTF-8") from error
     except OSError as error:
-        raise ValueError(
+        raise UserError(
             f"templates {name} cannot be read ({error.strerror}): give actionclip, plain, a text file with one "
             "template a line, or one template with a slot {}"
         ) from error
@@ -63,7 +65,7 @@ def fill(templates: Sequence[str], class_names: Sequence[str]) -> list[list[str]
     """The prompts: a list for each template, with one for each class, whose underscores become blanks.
 
     Raises:
-      ValueError: a template without a slot or given twice, or class names that repeat.
+      UserError: a template without a slot or given twice, or class names that repeat.
     """
     _check_templates(templates, "the templates")
     check_names(class_names)
@@ -74,7 +76,7 @@ def check_names(class_names: Sequence[str]) -> None:
     """Refuses class names that read the same, whatever their case and underscores: no text could tell them apart."""
     readings = Counter(spoken(name).casefold() for name in class_names)
     if repeated := [name for name in class_names if readings[spoken(name).casefold()] > 1]:
-        raise ValueError(
+        raise UserError(
             f"{len(repeated)} class names repeat, up to case and underscores, such as "
             f"{' and '.join(repr(name) for name in _alike(repeated))}: give each class a name of its own"
         )
@@ -91,9 +93,9 @@ def _alike(names: Sequence[str]) -> list[str]:
 
 def _check_templates(templates: Sequence[str], where: str) -> None:
     if not templates:
-        raise ValueError(f"{where} is empty: give one template a line, each with a slot {{}} for the class name")
+        raise UserError(f"{where} is empty: give one template a line, each with a slot {{}} for the class name")
     for template in templates:
         if (count := template.count("{}")) != 1:
-            raise ValueError(f"{where}: '{template}' has {count or 'no'} slots {{}} for the class name: give it one")
+            raise UserError(f"{where}: '{template}' has {count or 'no'} slots {{}} for the class name: give it one")
     if repeated := [template for template, count in Counter(templates).items() if count > 1]:
-        raise ValueError(f"{where}: '{repeated[0]}' is there twice, leave one out")
+        raise UserError(f"{where}: '{repeated[0]}' is there twice, leave one out")

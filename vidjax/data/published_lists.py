@@ -27,6 +27,7 @@ from vidjax.data.manifest import (
     require_rows,
     walk_videos,
 )
+from vidjax.errors import UserError
 
 SUFFIXES = (".csv", ".jsonl", ".txt", ".json")
 _LABELLED = re.compile(r"(?P<path>.+?)[ \t,]+(?:0[ \t,]+(?=-1))?(?P<label>-?\d+(?:\.0*)?)")
@@ -42,12 +43,12 @@ def list_file(path: Path, folder: Path | None, split: str) -> Listing:
       split: of a Kinetics list that holds several.
 
     Raises:
-      ValueError: one sentence on what is wrong and what to do.
+      UserError: one sentence on what is wrong and what to do.
     """
     if not path.is_file():
-        raise ValueError(f"the manifest {path} does not exist: correct its path")
+        raise UserError(f"the manifest {path} does not exist: correct its path")
     if folder is not None and not folder.is_dir():
-        raise ValueError(f"{folder}, where the videos of {path} should be, is no folder: correct its path")
+        raise UserError(f"{folder}, where the videos of {path} should be, is no folder: correct its path")
     suffix = path.suffix.lower()
     if suffix == ".json":
         return list_something(path, folder)
@@ -76,7 +77,7 @@ def list_paths(path: Path, folder: Path | None = None) -> Listing:
     A label is the whole number that ends a line, or what follows a tab or the last comma; paths may hold spaces.
 
     Raises:
-      ValueError: files that do not exist, or labels that do not fit the classes.
+      UserError: files that do not exist, or labels that do not fit the classes.
     """
     rows, labels = [], []
     for number, line in enumerate(read_text(path).split("\n"), 1):
@@ -104,12 +105,12 @@ def list_kinetics(path: Path, folder: Path | None, split: str) -> Listing:
       split: of a list that holds several, the one that is meant.
 
     Raises:
-      ValueError: there is no folder or none of the videos in it, the split is unknown, or a row is malformed.
+      UserError: there is no folder or none of the videos in it, the split is unknown, or a row is malformed.
     """
     folder = _require_folder(path, folder, "YouTube ids")
     names, lines = read_csv(path)
     if lacking := [name for name in ("youtube_id", "time_start", "time_end") if name not in names]:
-        raise ValueError(f"{path} has youtube_id but no column '{lacking[0]}': give a list of Kinetics as published")
+        raise UserError(f"{path} has youtube_id but no column '{lacking[0]}': give a list of Kinetics as published")
     require_rows(path, lines)
     class_names, labels, notes = number_labels(path, [(number, cells.get("label")) for number, cells in lines])
     splits = [_usual(cells.get("split") or "") for _, cells in lines]
@@ -119,7 +120,7 @@ def list_kinetics(path: Path, folder: Path | None, split: str) -> Listing:
         chosen = [i for i, each in enumerate(splits) if each == _usual(split)]
     else:
         known = ", ".join(sorted(set(splits) - {""}))
-        raise ValueError(f"{path} holds no videos of data.split {split}, but of {known}: choose one of them")
+        raise UserError(f"{path} holds no videos of data.split {split}, but of {known}: choose one of them")
 
     cut, whole = {}, _by_stem(folder)
     for stem, file in whole.items():
@@ -130,7 +131,7 @@ def list_kinetics(path: Path, folder: Path | None, split: str) -> Listing:
         number, cells = lines[i]
         start, end = (read_seconds(path, number, name, cells.get(name)) for name in ("time_start", "time_end"))
         if is_missing(cells.get("youtube_id")) or start is None or end is None:
-            raise ValueError(f"{path}, line {number}: it has no youtube_id, time_start or time_end, give it all three")
+            raise UserError(f"{path}, line {number}: it has no youtube_id, time_start or time_end, give it all three")
         if file := cut.get((cells["youtube_id"], int(start), int(end))):
             rows.append(Row(file, labels[i]))
         elif file := whole.get(cells["youtube_id"]):
@@ -162,11 +163,11 @@ def list_something(path: Path, folder: Path | None) -> Listing:
       folder: where the videos are.
 
     Raises:
-      ValueError: there is no folder or none of the videos in it, the file is of another kind, or templates are unknown.
+      UserError: there is no folder or none of the videos in it, the file is of another kind, or templates are unknown.
     """
     items = _json(path)
     if not isinstance(items, list) or not items or not all(isinstance(item, dict) and "id" in item for item in items):
-        raise ValueError(
+        raise UserError(
             f"{path} is no list of Something-Something, which is one of objects with an 'id': give that, or a .csv or "
             ".jsonl manifest"
         )
@@ -179,7 +180,7 @@ def list_something(path: Path, folder: Path | None) -> Listing:
         file = max(labels_files, key=lambda file: len(file.name))
         class_names = _ordered(file, _json(file))
         if unknown := sorted(used - set(class_names)):
-            raise ValueError(
+            raise UserError(
                 f"{path} has {len(unknown)} templates that are not in {file}, such as '{unknown[0]}': give both files "
                 "of the same release"
             )
@@ -203,7 +204,7 @@ def _json(path: Path) -> object:
     try:
         return json.loads(read_text(path))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON ({error}): give it as published") from error
+        raise UserError(f"{path} is not JSON ({error}): give it as published") from error
 
 
 def _ordered(file: Path, numbers: object) -> tuple[str, ...]:
@@ -212,13 +213,13 @@ def _ordered(file: Path, numbers: object) -> tuple[str, ...]:
     if isinstance(numbers, dict):
         ordered = {int(number): name for name, number in numbers.items() if re.fullmatch(r"\d+", str(number))}
     if not ordered or sorted(ordered) != list(range(len(numbers))):
-        raise ValueError(f"{file} must give each template a number, from 0 on: give it as published")
+        raise UserError(f"{file} must give each template a number, from 0 on: give it as published")
     return tuple(re.sub(r"[\[\]]", "", ordered[number]) for number in range(len(ordered)))
 
 
 def _require_folder(path: Path, folder: Path | None, named: str) -> Path:
     if folder is None:
-        raise ValueError(f"{path} names videos by {named}: say which folder they are in, as {path}:FOLDER")
+        raise UserError(f"{path} names videos by {named}: say which folder they are in, as {path}:FOLDER")
     return folder
 
 
@@ -234,7 +235,7 @@ def _check_found(path: Path, folder: Path, rows: Sequence[Row | None], ids: Sequ
     """What is to be told of videos that are not there; refuses a folder without any of them."""
     missing = [id for id, row in zip(ids, rows, strict=True) if row is None]
     if len(missing) == len(rows):
-        raise ValueError(f"none of the {len(rows)} videos of {path} is in {folder} ({ids[0]}, ...): correct the folder")
+        raise UserError(f"none of the {len(rows)} videos of {path} is in {folder} ({ids[0]}, ...): correct the folder")
     if not missing:
         return ()
     first = f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}"

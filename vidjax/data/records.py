@@ -19,6 +19,7 @@ from jaxtyping import Int, UInt8
 
 from vidjax.data.container import DecodeError, blame_file
 from vidjax.data.display import Resizer
+from vidjax.errors import UserError
 
 tf.config.set_visible_devices([], "GPU")  # the accelerator is JAX's
 
@@ -183,7 +184,7 @@ def index_records(paths: Sequence[str]) -> RecordIndex:
     """Finds the records of TFRecord files by their headers, without reading what is in them.
 
     Raises:
-      ValueError: a file is cut short or is no TFRecord file.
+      UserError: a file is cut short or is no TFRecord file.
     """
     rows = [(k, *row) for k, path in enumerate(paths) for row in _scan(path)]
     file, offset, length = np.array(rows, np.int64).reshape(-1, 3).T
@@ -201,9 +202,7 @@ def _scan(path: str) -> list[tuple[int, int]]:
             header = file.read(12)
             length = struct.unpack("<Q", header[:8])[0] if len(header) == 12 else size
             if position + 16 + length > size:
-                raise ValueError(
-                    f"{path} is cut short after {len(rows)} records or is no TFRecord file: write it again"
-                )
+                raise UserError(f"{path} is cut short after {len(rows)} records or is no TFRecord file: write it again")
             rows.append((position + 12, length))
             position += 16 + length
     return rows

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from vidjax.data.config import ClipConfig
+from vidjax.errors import UserError
 
 
 def dense(num_frames: int, frames: int, step: float | int, offset: float | None = None) -> Int[np.ndarray, "t"]:
@@ -66,7 +67,7 @@ def views(num_frames: int, rate: float, config: ClipConfig, count: int) -> Int[n
     segments take frames at equal distances within each segment. Uniform sampling has one view.
     """
     if count < 1:
-        raise ValueError(f"{count} views were asked for: give 1 or more")
+        raise UserError(f"{count} views were asked for: give 1 or more")
     if count == 1:
         return sample(config, num_frames, rate, None)[None]
     if config.sampling == "dense":
@@ -78,7 +79,7 @@ def views(num_frames: int, rate: float, config: ClipConfig, count: int) -> Int[n
     if config.sampling == "segments":
         offsets = (np.arange(count) + 0.5) / count
         return np.stack([segments(num_frames, config.frames, np.full(config.frames, o)) for o in offsets])
-    raise ValueError("uniform sampling covers the whole video in one view: use segments or dense for more views")
+    raise UserError("uniform sampling covers the whole video in one view: use segments or dense for more views")
 
 
 def seconds_covered(config: ClipConfig, num_frames: int, rate: float) -> float:
@@ -97,10 +98,10 @@ def sampling_step(config: ClipConfig, rate: float) -> float:
     """File frames from one sampled frame to the next in dense sampling, of a video of `rate` frames a second.
 
     Raises:
-      ValueError: the config asks for frames a second, and the rate is not known (nan).
+      UserError: the config asks for frames a second, and the rate is not known (nan).
     """
     if config.fps is None:
         return float(config.stride)
     if np.isnan(rate):
-        raise ValueError("data.fps needs the frame rate, which this source does not store: use data.stride")
+        raise UserError("data.fps needs the frame rate, which this source does not store: use data.stride")
     return rate / config.fps

@@ -18,6 +18,7 @@ from vidjax.data import manifest, moving_shapes, prompts, published_lists, recor
 from vidjax.data.container import DecodeError, blame_file
 from vidjax.data.decode import Choose, VideoInfo, read_clip
 from vidjax.data.labels import CLASSES_FILE, parse_class_names
+from vidjax.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Source:
 
     def __post_init__(self) -> None:
         if not len(self.ids):  # an epoch of it would have no end
-            raise ValueError(f"there are no examples in {self.name}: give another source")
+            raise UserError(f"there are no examples in {self.name}: give another source")
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -71,7 +72,7 @@ def open_source(name: str, split: str = "train", square_pixels: bool = True) -> 
       square_pixels: stretch pixels of video files that are not square.
 
     Raises:
-      ValueError: one sentence on what is wrong with the source and what to do.
+      UserError: one sentence on what is wrong with the source and what to do.
     """
     if (listing := list_files(name, split)) is not None:
         return video_files(name, listing, square_pixels)
@@ -83,20 +84,20 @@ def open_source(name: str, split: str = "train", square_pixels: bool = True) -> 
     if name == "synthetic:moving_shapes":
         return _moving_shapes(name, split)
     if Path(name).is_file():
-        raise ValueError(f"data.source {name} is a file: give its folder, or a .csv or .jsonl manifest")
+        raise UserError(f"data.source {name} is a file: give its folder, or a .csv or .jsonl manifest")
     if rest and "/" not in kind:
-        raise ValueError(
+        raise UserError(
             f"data.source {name} is of an unknown kind: use tfds:NAME, tfrecord:PATTERN, synthetic:moving_shapes, "
             "a folder, or a .csv or .jsonl manifest"
         )
-    raise ValueError(f"data.source {name} does not exist: give a folder, a manifest or KIND:NAME")
+    raise UserError(f"data.source {name} does not exist: give a folder, a manifest or KIND:NAME")
 
 
 def list_files(name: str, split: str = "train") -> manifest.Listing | None:
     """The video files of a source that is a folder or a list, `LIST` or `LIST:FOLDER`; None for other kinds.
 
     Raises:
-      ValueError: one sentence on what is wrong with it and what to do.
+      UserError: one sentence on what is wrong with it and what to do.
     """
     path = Path(name)
     if path.is_dir():
@@ -142,16 +143,16 @@ def with_classes(source: Source, class_names: Sequence[str]) -> Source:
     checkpoint does.
 
     Raises:
-      ValueError: the source has a class that is not among them, or no labels.
+      UserError: the source has a class that is not among them, or no labels.
     """
     if not source.class_names:
-        raise ValueError(f"{source.name} has no labels, and this needs them: use folders of classes or a label column")
+        raise UserError(f"{source.name} has no labels, and this needs them: use folders of classes or a label column")
     if tuple(class_names) == source.class_names:
         return source
     positions = {_plain(name): position for position, name in enumerate(class_names)}
     if unknown := [name for name in source.class_names if _plain(name) not in positions]:
         near = difflib.get_close_matches(unknown[0], class_names, n=2)
-        raise ValueError(
+        raise UserError(
             f"{source.name} has {len(unknown)} classes that the model does not know, such as '{unknown[0]}'"
             f"{' (did you mean ' + ' or '.join(near) + '?)' if near else ''}: "
             f"rename them to its {len(class_names)} classes, "
@@ -174,17 +175,17 @@ def with_captions(source: Source, templates: Sequence[str]) -> Source:
     """The same examples with captions made of their classes: one by each template.
 
     Raises:
-      ValueError: an example has no label (of a source whose labels are not listed, the first; a later one when it
+      UserError: an example has no label (of a source whose labels are not listed, the first; a later one when it
         comes), a template has no slot, or class names repeat.
     """
     if not source.class_names:
-        raise ValueError(f"{source.name} has no labels to make captions of: use folders of classes or a label column")
+        raise UserError(f"{source.name} has no labels to make captions of: use folders of classes or a label column")
     _require_everywhere(source, lambda index: source.label(index) >= 0, "label to make captions of", "label them")
     filled = list(zip(*prompts.fill(templates, source.class_names), strict=True))
 
     def captions(index: int, label: int) -> tuple[str, ...]:
         if label < 0:
-            raise ValueError(f"{source.ids[index]} has no label to make captions of: label it, or leave it out")
+            raise UserError(f"{source.ids[index]} has no label to make captions of: label it, or leave it out")
         return filled[label]
 
     def read(index: int, choose: Choose, short_side: int | None) -> Clip:
@@ -200,7 +201,7 @@ def require_captions(source: Source) -> None:
     Of a source whose captions are not listed only the first example is looked at; the pipeline refuses later ones.
 
     Raises:
-      ValueError: how many examples have none, and which.
+      UserError: how many examples have none, and which.
     """
     advice = "give them one in a .csv or .jsonl manifest, or make captions of class names by templates"
     _require_everywhere(source, lambda index: bool(source.captions(index)), "caption", advice)
@@ -211,7 +212,7 @@ def _require_everywhere(source: Source, has: Callable[[int], bool], what: str, a
     without = [source.ids[index] for index in range(looked_at) if not has(index)]
     if without:
         count = f"{len(without)} of the {len(source)} examples" if source.listed else "the first example"
-        raise ValueError(
+        raise UserError(
             f"{count} of {source.name} {'has' if len(without) == 1 else 'have'} no {what}: "
             f"{', '.join(without[:3])}{', ...' if len(without) > 3 else ''}; {advice}"
         )
@@ -221,7 +222,7 @@ def require_labels(source: Source) -> None:
     """Refuses a source in whose list an example has no label.
 
     Raises:
-      ValueError: how many examples have none, and which.
+      UserError: how many examples have none, and which.
     """
     if source.listed:
         _require_everywhere(source, lambda index: source.label(index) >= 0, "label", "label them, or leave them out")
@@ -270,7 +271,7 @@ def _tfrecord(name: str, pattern: str) -> Source:
     """Shards that `experiments/write_tfrecords.py` wrote; a folder stands for the .tfrecord files in it."""
     paths = records.find_files(pattern)
     if not paths:
-        raise ValueError(f"data.source {name} matches no file: correct the pattern")
+        raise UserError(f"data.source {name} matches no file: correct the pattern")
     index = records.index_records(paths)
     file = os.path.join(os.path.dirname(paths[0]), CLASSES_FILE)
     content = records.read_file(file)
@@ -295,29 +296,29 @@ def _tfds(name: str, rest: str, split: str) -> Source:
         builder = tfds.builder(rest, data_dir=os.environ.get("TFDS_DATA_DIR"))
     except tfds.core.DatasetNotFoundError:
         near = difflib.get_close_matches(rest.partition("/")[0], tfds.list_builders(with_community_datasets=False))
-        raise ValueError(
+        raise UserError(
             f"data.source {name} is no data set that tfds knows or that lies in TFDS_DATA_DIR"
             f"{' (did you mean ' + ' or '.join(near) + '?)' if near else ''}: correct one of the two"
         ) from None
     except ValueError as error:
-        raise ValueError(f"data.source {name}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"data.source {name}: {str(error).splitlines()[0]}") from error
     if not builder.is_prepared():
-        raise ValueError(
+        raise UserError(
             f"data.source {name} is not prepared in {builder.data_path}: run `tfds build {rest}` first, "
             "or set TFDS_DATA_DIR to the folder that holds it"
         )
     features = builder.info.features
     videos = [key for key, feature in features.items() if isinstance(feature, tfds.features.Video)]
     if not videos:
-        raise ValueError(f"data.source {name} holds no video, but {', '.join(features)}: choose another")
+        raise UserError(f"data.source {name} holds no video, but {', '.join(features)}: choose another")
     try:
         parts = builder.info.splits[split].file_instructions
     except (KeyError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"data.split {split} is unknown: {name} has {', '.join(builder.info.splits)}, choose one of them"
         ) from error
     if not sum(part.take for part in parts):
-        raise ValueError(f"data.split {split} of {name} holds no examples: choose another")
+        raise UserError(f"data.split {split} of {name} holds no examples: choose another")
     if builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD:
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
@@ -366,7 +367,7 @@ def _from_pictures(record: records.Record, choose: Choose, short_side: int | Non
 def _moving_shapes(name: str, split: str) -> Source:
     """The embedded data set, rendered at the asked size."""
     if split not in (splits := (*moving_shapes.SPLITS, *moving_shapes.COMPOSITION_SPLITS)):
-        raise ValueError(f"data.split {split} is unknown: {name} has {', '.join(splits)}, choose one of them")
+        raise UserError(f"data.split {split} is unknown: {name} has {', '.join(splits)}, choose one of them")
     numbers, class_names = moving_shapes.split_indices(split), moving_shapes.class_names(split)
     composed = class_names is moving_shapes.COMPOSITIONS
 

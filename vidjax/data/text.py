@@ -20,6 +20,8 @@ import tokenizers
 from jaxtyping import Int
 from tokenizers import models, pre_tokenizers
 
+from vidjax.errors import UserError
+
 _START, _END, _WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
 _WORD = tokenizers.Regex(
     r"<\|startoftext\|>|<\|endoftext\|>|(?i:'s|'t|'re|'ve|'m|'ll|'d)|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
@@ -50,7 +52,7 @@ def open_tokenizer(name: str) -> Tokenizer:
         own post-processor decides about start and end.
 
     Raises:
-      ValueError: there is no such file, or it is damaged or something else.
+      UserError: there is no such file, or it is damaged or something else.
     """
     if name == "bytes":
         return Tokenizer(name, 259, lambda text: [257, *(byte + 1 for byte in text.encode()), 258], 258)
@@ -61,7 +63,7 @@ def open_tokenizer(name: str) -> Tokenizer:
         return _open_json(name, path)
     if path.is_file() and path.name.endswith((".txt", ".txt.gz")):
         return _clip(name, *_read_merges(path))
-    raise ValueError(
+    raise UserError(
         f"tokenizer {name} {'is of an unknown kind' if path.exists() else 'does not exist'}: give bytes, CLIP's "
         "bpe_simple_vocab_16e6.txt.gz, a directory with merges.txt and vocab.json, or a tokenizer.json"
     )
@@ -73,10 +75,10 @@ def tokenize(tokenizer: Tokenizer, text: str, context: int) -> tuple[Int[np.ndar
     Of a longer one the first tokens are kept, and the end token takes the last place.
 
     Raises:
-      ValueError: the context has no room for a token between start and end.
+      UserError: the context has no room for a token between start and end.
     """
     if context < 3:
-        raise ValueError(f"the context is {context}: it must be 3 or more, for a start, a token and an end")
+        raise UserError(f"the context is {context}: it must be 3 or more, for a start, a token and an end")
     ids = tokenizer.encode(text)
     truncated = len(ids) > context
     if truncated:
@@ -93,14 +95,14 @@ def _open_directory(name: str, folder: Path) -> Tokenizer:
     if merges.is_file() and (given is None or _START in given):  # GPT-2's files are called the same
         pairs, ids = _read_merges(merges)
         if given is not None and (lacking := sorted(ids.keys() - given.keys())):
-            raise ValueError(
+            raise UserError(
                 f"{vocabulary} lacks {len(lacking)} symbols of {merges.name}, such as {lacking[0]!r}: "
                 "give two files of one tokenizer"
             )
         return _clip(name, pairs, given or ids)
     if library.is_file():
         return _open_json(name, library)
-    raise ValueError(
+    raise UserError(
         f"{folder} holds neither CLIP's merges.txt and vocab.json nor a tokenizer.json: give a directory with either"
     )
 
@@ -110,7 +112,7 @@ def _open_json(name: str, path: Path) -> Tokenizer:
     try:
         library = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library knows no narrower one
-        raise ValueError(f"{path} is no tokenizer.json of the library tokenizers ({error}): fetch it again") from error
+        raise UserError(f"{path} is no tokenizer.json of the library tokenizers ({error}): fetch it again") from error
     library.no_truncation()
     library.no_padding()
     probe = library.encode("a")
@@ -151,9 +153,9 @@ def _read_merges(path: Path) -> tuple[list[tuple[str, str]], dict[str, int]]:
         data = path.read_bytes()
         lines = (gzip.decompress(data) if path.suffix == ".gz" else data).decode().rstrip().split("\n")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is damaged or no vocabulary of CLIP's ({error}): fetch it again") from error
+        raise UserError(f"{path} is damaged or no vocabulary of CLIP's ({error}): fetch it again") from error
     if "#version" not in lines[0]:
-        raise ValueError(f"{path} is no vocabulary of CLIP's, as its first line names no #version: fetch it again")
+        raise UserError(f"{path} is no vocabulary of CLIP's, as its first line names no #version: fetch it again")
     # A byte is shown as its character where that can be seen, the others as the characters from 256 on.
     seen = [chr(byte) for byte in range(33, 256) if chr(byte).isprintable()]
     symbols = seen + [chr(256 + number) for number in range(256 - len(seen))]
@@ -163,13 +165,13 @@ def _read_merges(path: Path) -> tuple[list[tuple[str, str]], dict[str, int]]:
     for number, line in enumerate(lines[1 : _MERGES + 1], 2):
         pair = line.split()
         if len(pair) != 2 or not set(pair) <= ids.keys():
-            raise ValueError(
+            raise UserError(
                 f"{path}, line {number}: {line[:40]!r} does not merge two symbols known by then, fetch it again"
             )
         ids["".join(pair)] = len(symbols) + len(merges)
         merges.append((pair[0], pair[1]))
     if not any(second.endswith(_WORD_END) for _, second in merges):
-        raise ValueError(
+        raise UserError(
             f"{path} is no vocabulary of CLIP's, as no merge of it ends a word ({_WORD_END}): fetch it again"
         )
     count = len(symbols) + len(merges)
@@ -180,7 +182,7 @@ def _read_json(path: Path) -> dict[str, int]:
     try:
         ids = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # of JSON or of UTF-8
-        raise ValueError(f"{path} is damaged ({error}): fetch it again") from error
+        raise UserError(f"{path} is damaged ({error}): fetch it again") from error
     if not isinstance(ids, dict) or not all(isinstance(value, int) for value in ids.values()):
-        raise ValueError(f"{path} is no vocabulary: it must be an object of symbols and their ids")
+        raise UserError(f"{path} is no vocabulary: it must be an object of symbols and their ids")
     return ids

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+from vidjax.errors import UserError
 from vidjax.evaluation.knn import unit
 
 Classifier = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int], float]
@@ -71,13 +72,13 @@ def few_shot(
       classifier: `nearest_mean`, or a function alike: `linear_probe.linear_probe`, `knn.knn_accuracy`.
 
     Raises:
-      ValueError: fewer classes than `ways`, a class with fewer than `shots + 1` clips, or fewer than two episodes.
+      UserError: fewer classes than `ways`, a class with fewer than `shots + 1` clips, or fewer than two episodes.
     """
     classes, counts = np.unique(labels, return_counts=True)
     if ways < 2 or ways > len(classes):
-        raise ValueError(f"cannot draw {ways} classes of {len(classes)}: an episode needs two or more that there are")
+        raise UserError(f"cannot draw {ways} classes of {len(classes)}: an episode needs two or more that there are")
     if shots < 1 or queries < 1:
-        raise ValueError(f"{shots} shots and {queries} queries: an episode needs one or more of each")
+        raise UserError(f"{shots} shots and {queries} queries: an episode needs one or more of each")
     queries = max(1, min(queries, int(counts.min()) - shots))
     drawn = draw(key, labels, ways, shots + queries, episodes)
     train, test = np.repeat(np.arange(ways), shots), np.repeat(np.arange(ways), queries)
@@ -111,11 +112,11 @@ def few_shot_from_support(
       classifier: `nearest_mean`, or a function alike: `linear_probe.linear_probe`, `knn.knn_accuracy`.
 
     Raises:
-      ValueError: a class with fewer than `shots` clips, one of the test set alone, or fewer than two episodes.
+      UserError: a class with fewer than `shots` clips, one of the test set alone, or fewer than two episodes.
     """
     classes = np.unique(support_labels)
     if len(labels) == 0 or len(unknown := np.setdiff1d(labels, classes)):
-        raise ValueError(
+        raise UserError(
             f"class {unknown[0]} has no clip to learn from: leave its clips out"
             if len(labels)
             else "there is no clip to test: give one or more"
@@ -135,12 +136,12 @@ def draw(
     """For each episode, different clips of different classes, as indices; the classes in random order.
 
     Raises:
-      ValueError: a class with too few clips.
+      UserError: a class with too few clips.
     """
     classes, members, counts = np.unique(labels, return_inverse=True, return_counts=True)
     if counts.min() < clips:
         least = counts.argmin()
-        raise ValueError(
+        raise UserError(
             f"class {classes[least]} has {counts[least]} clips, an episode needs {clips} of each: ask for fewer shots"
         )
     order = np.argsort(members, kind="stable")  # clips of class 0, then of class 1, ...
@@ -166,6 +167,6 @@ def _places(
 def _summary(accuracies: list[float], queries: int) -> FewShot:
     found = np.array(accuracies)
     if len(found) < 2:
-        raise ValueError(f"{len(found)} episodes have no confidence interval: ask for two or more")
+        raise UserError(f"{len(found)} episodes have no confidence interval: ask for two or more")
     mean, error = float(found.mean()), float(1.96 * found.std(ddof=1) / np.sqrt(len(found)))
     return FewShot(mean, (max(mean - error, 0.0), min(mean + error, 1.0)), found, queries)

@@ -3,6 +3,8 @@
 import numpy as np
 from jaxtyping import Float, Int
 
+from vidjax.errors import UserError
+
 
 def nearest(
     features: Float[np.ndarray, "n d"], queries: Float[np.ndarray, "q _"], k: int, chunk: int = 1024
@@ -15,14 +17,12 @@ def nearest(
       chunk: queries compared at a time, to bound memory.
 
     Raises:
-      ValueError: nothing to search, or features of another width.
+      UserError: nothing to search, or features of another width.
     """
     if len(features) == 0 or k < 1:
-        raise ValueError(f"cannot find the {k} nearest of {len(features)} features: both must be 1 or more")
+        raise UserError(f"cannot find the {k} nearest of {len(features)} features: both must be 1 or more")
     if features.shape[1] != queries.shape[1]:
-        raise ValueError(
-            f"queries have {queries.shape[1]} values, features {features.shape[1]}: use one model for both"
-        )
+        raise UserError(f"queries have {queries.shape[1]} values, features {features.shape[1]}: use one model for both")
     features, queries = (unit(x) for x in (features, queries))
     indices, similarities = [], []
     for start in range(0, len(queries), chunk):
@@ -49,11 +49,11 @@ def knn_accuracy(
     Features are centred by the train features' mean; a neighbour's vote weighs exp(cosine similarity / temperature).
 
     Raises:
-      ValueError: no features, or a label outside `range(classes)`.
+      UserError: no features, or a label outside `range(classes)`.
     """
     for name, labels in (("train", train_labels), ("test", test_labels)):
         if len(labels) == 0 or labels.min() < 0 or labels.max() >= classes:
-            raise ValueError(f"{name} labels must be in 0..{classes - 1}, and at least one; leave out unlabelled clips")
+            raise UserError(f"{name} labels must be in 0..{classes - 1}, and at least one; leave out unlabelled clips")
     mean = train_features.mean(axis=0)
     indices, similarity = nearest(train_features - mean, test_features - mean, k)
     votes = np.zeros((len(test_labels), classes))

@@ -6,6 +6,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
+from vidjax.errors import UserError
+
 
 def linear_probe(
     train_features: Float[np.ndarray, "n d"],
@@ -23,11 +25,11 @@ def linear_probe(
     seed, no learning rate and no step count to tune.
 
     Raises:
-      ValueError: no features, or a label outside `range(classes)`.
+      UserError: no features, or a label outside `range(classes)`.
     """
     for name, labels in (("train", train_labels), ("test", test_labels)):
         if len(labels) == 0 or labels.min() < 0 or labels.max() >= classes:
-            raise ValueError(f"{name} labels must be in 0..{classes - 1}, and at least one; leave out unlabelled clips")
+            raise UserError(f"{name} labels must be in 0..{classes - 1}, and at least one; leave out unlabelled clips")
     mean, deviation = train_features.mean(axis=0), train_features.std(axis=0) + 1e-6
     train, test = ((features - mean) / deviation for features in (train_features, test_features))
     weights = _fit(jnp.asarray(train, jnp.float32), jnp.asarray(train_labels), classes, penalty, iterations)

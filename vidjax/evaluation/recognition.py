@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
+from vidjax.errors import UserError
+
 
 @dataclass(frozen=True)
 class Recognition:
@@ -44,15 +46,15 @@ def recognition(probabilities: Float[np.ndarray, "n c"], labels: Int[np.ndarray,
       seed: of the bootstrap.
 
     Raises:
-      ValueError: no video, a label that is no class, or a probability that is not finite.
+      UserError: no video, a label that is no class, or a probability that is not finite.
     """
     count, classes = probabilities.shape
     if count == 0:
-        raise ValueError("there is no video with a label to measure accuracy on: label one or more")
+        raise UserError("there is no video with a label to measure accuracy on: label one or more")
     if labels.min() < 0 or labels.max() >= classes:
-        raise ValueError(f"labels must be in 0..{classes - 1}, but run from {labels.min()} to {labels.max()}")
+        raise UserError(f"labels must be in 0..{classes - 1}, but run from {labels.min()} to {labels.max()}")
     if not np.isfinite(probabilities).all():
-        raise ValueError("the model gave probabilities that are not finite: its weights are damaged, give others")
+        raise UserError("the model gave probabilities that are not finite: its weights are damaged, give others")
     rank = (probabilities > probabilities[np.arange(count), labels][:, None]).sum(axis=1)
     # Of equal scores the first class is the predicted one, so that confusion and top-1 agree.
     predicted = probabilities.argmax(axis=1)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from vidjax.errors import UserError
 from vidjax.evaluation.knn import unit
 
 TIE = 1e-6
@@ -69,24 +70,24 @@ def retrieval(
       block: rows and columns of a block.
 
     Raises:
-      ValueError: nothing to search, embeddings that differ in width or are not finite, an owner that is no video, or a
+      UserError: nothing to search, embeddings that differ in width or are not finite, an owner that is no video, or a
         video without a caption.
     """
     count = len(video)
     if count == 0 or len(text) == 0:
-        raise ValueError(f"there is nothing to retrieve: {count} videos and {len(text)} captions, give both")
+        raise UserError(f"there is nothing to retrieve: {count} videos and {len(text)} captions, give both")
     if video.shape[1] != text.shape[1]:
-        raise ValueError(f"videos have {video.shape[1]} values, captions {text.shape[1]}: use one model for both")
+        raise UserError(f"videos have {video.shape[1]} values, captions {text.shape[1]}: use one model for both")
     if not (np.isfinite(video).all() and np.isfinite(text).all()):
-        raise ValueError("the model gave embeddings that are not finite: its weights are damaged, give others")
+        raise UserError("the model gave embeddings that are not finite: its weights are damaged, give others")
     if owner is None and len(text) != count:
-        raise ValueError(f"{len(text)} captions of {count} videos: say which video each one belongs to")
+        raise UserError(f"{len(text)} captions of {count} videos: say which video each one belongs to")
     owner = np.arange(count) if owner is None else owner
     if owner.min() < 0 or owner.max() >= count:
-        raise ValueError(f"captions must belong to videos 0..{count - 1}, but run from {owner.min()} to {owner.max()}")
+        raise UserError(f"captions must belong to videos 0..{count - 1}, but run from {owner.min()} to {owner.max()}")
     captions = np.bincount(owner, minlength=count)
     if captions.min() == 0:
-        raise ValueError(f"video {captions.argmin()} of {count} has no caption to be found by: leave it out")
+        raise UserError(f"video {captions.argmin()} of {count} has no caption to be found by: leave it out")
 
     video, text = (unit(x.astype(np.float32)) for x in (video, text))
     own = np.empty(len(text), np.float32)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float, Int
 
+from vidjax.errors import UserError
 from vidjax.layers.attention import DotProduct
 from vidjax.layers.convolution import Conv3D, DepthwiseConv3D
 from vidjax.layers.embedding import PatchEmbedding
@@ -51,11 +52,11 @@ def rollout(model: nn.Module, variables: dict, video: Float[Array, "b t h w c"])
       there are any, add up to one.
 
     Raises:
-      ValueError: there is no attention in the model.
+      UserError: there is no attention in the model.
     """
     weights = {path: w.mean(axis=-3) for path, w in attention_weights(model, variables, video).items()}
     if not weights:
-        raise ValueError(f"{type(model).__name__} has no attention to roll out: look at its class activation")
+        raise UserError(f"{type(model).__name__} has no attention to roll out: look at its class activation")
     pooled, tokens = _linear(model, variables, video, weights)
     return jnp.maximum(jax.grad(lambda tokens: pooled(tokens).mean(axis=-1).sum())(tokens), 0)
 
@@ -77,7 +78,7 @@ def head_maps(
       For each attention, by its name in the model, the maps of all heads over the grid of tokens.
 
     Raises:
-      ValueError: there is no such block, or no attention in the model.
+      UserError: there is no such block, or no attention in the model.
     """
     weights = attention_weights(model, variables, video)
     averaged = {path: w.mean(axis=-3) for path, w in weights.items()}
@@ -109,19 +110,19 @@ def class_activation(
         map may be too coarse to show a place.
 
     Raises:
-      ValueError: the model has no classes, or no such layer.
+      UserError: the model has no classes, or no such layer.
     """
     layers = map_layers(model, variables, video)
     if getattr(model, "num_classes", None) is None or not layers:
         lack = "convolutional feature map" if not layers else "classes"
-        raise ValueError(
+        raise UserError(
             f"{type(model).__name__} has no {lack}: class activation needs a classifier of convolutional feature maps"
         )
     if layer is None:
         fine = [name for name, shape in layers.items() if min(shape[2:4]) >= LEAST_ROWS]
         layer = fine[-1] if fine else max(layers, key=lambda name: min(layers[name][2:4]))
     if layer not in layers:
-        raise ValueError(f"there is no feature map '{layer}': choose one of {', '.join(layers)}")
+        raise UserError(f"there is no feature map '{layer}': choose one of {', '.join(layers)}")
 
     def score(change: Array) -> tuple[Array, Array]:
         seen = []
@@ -268,7 +269,7 @@ def _of_block(paths: list[Path], block: int) -> list[Path]:
     """Of each transformer, the dot products of one of its blocks.
 
     Raises:
-      ValueError: none has it.
+      UserError: none has it.
     """
     stacks: dict[tuple[Path, Path], dict[int, Path]] = {}
     for path in paths:
@@ -276,7 +277,7 @@ def _of_block(paths: list[Path], block: int) -> list[Path]:
         stacks.setdefault((path[:at], path[at + 1 :]), {})[int(path[at].removeprefix("block_"))] = path
     depth = max(map(len, stacks.values()), default=0)
     if not -depth <= block < depth:
-        raise ValueError(
+        raise UserError(
             f"there is no block {block} with attention: there are {depth} to choose from, counted from 0, "
             "or from -1 backwards"
         )

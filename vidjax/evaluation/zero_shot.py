@@ -5,6 +5,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 
+from vidjax.errors import UserError
 from vidjax.evaluation.knn import unit
 
 BLOCK = 1024
@@ -32,13 +33,13 @@ def zero_shot(
         ends.
 
     Raises:
-      ValueError: no class or no template, or embeddings that differ in width.
+      UserError: no class or no template, or embeddings that differ in width.
     """
     templates, classes, width = text.shape
     if templates == 0 or classes == 0:
-        raise ValueError(f"{classes} classes in {templates} templates: there must be one or more of each")
+        raise UserError(f"{classes} classes in {templates} templates: there must be one or more of each")
     if video.shape[-1] != width:
-        raise ValueError(f"videos have {video.shape[-1]} values, class names {width}: use one model for both")
+        raise UserError(f"videos have {video.shape[-1]} values, class names {width}: use one model for both")
     views, text = unit(video if video.ndim == 3 else video[:, None]), unit(text)
     classifiers = unit(text.mean(axis=0, keepdims=True)) if combine == "embeddings" else text
     probabilities = np.zeros((len(views), classes))

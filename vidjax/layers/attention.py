@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
+from vidjax.errors import UserError
 from vidjax.layers.sequence import LOWEST, over_queries, ring_attention, scores_of, weigh
 
 Implementation = Literal["auto", "xla", "cudnn", "chunked", "ring"]
@@ -48,7 +49,7 @@ def attend(
       mask: True where the query may see the key, in all heads. A query that may see nothing sees all keys alike.
 
     Raises:
-      ValueError: `ring` is given a mask, or has no mesh to run on.
+      UserError: `ring` is given a mask, or has no mesh to run on.
     """
     if implementation == "auto":
         # cuDNN's kernel has no gradient under a mask where a length is odd, as CLIP's 77 is.
@@ -60,7 +61,7 @@ def attend(
         return _attend_in_chunks(query, key, value, mask)
     if implementation == "ring":
         if mask is not None:
-            raise ValueError("ring attention takes no mask: choose the implementation 'chunked' or 'xla'")
+            raise UserError("ring attention takes no mask: choose the implementation 'chunked' or 'xla'")
         return ring_attention(query, key, value)
     if implementation == "xla":
         query, *pair = (einops.rearrange(x, "... n k d -> ... k n d") for x in (query, key, value))
@@ -167,7 +168,7 @@ class Attention(nn.Module):
         context = query if context is None else context
         width = query.shape[-1]
         if width % self.heads:
-            raise ValueError(f"width {width} cannot be shared by {self.heads} heads: it must be a multiple of them")
+            raise UserError(f"width {width} cannot be shared by {self.heads} heads: it must be a multiple of them")
 
         def project(x: Array, name: str, use_bias: bool) -> Array:
             x = nn.Dense(width, use_bias=use_bias, kernel_init=self.kernel_init, dtype=self.dtype, name=name)(x)

@@ -10,6 +10,8 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from vidjax.errors import UserError
+
 
 class PatchEmbedding(nn.Module):
     """One linear map from the pixels of a patch (or tubelet) to a token.
@@ -35,7 +37,7 @@ class PatchEmbedding(nn.Module):
         """Tokens of the patches, in the patches' order."""
         channels, rest = divmod(patches.shape[-1], int(np.prod(self.patch_size)))
         if rest:
-            raise ValueError(
+            raise UserError(
                 f"patches of {patches.shape[-1]} values are not {self.patch_size} pixels of any channels: "
                 "give patches of this size"
             )
@@ -95,7 +97,7 @@ def _resizing(old: int, new: int, method: Resizing) -> np.ndarray:
     if method == "cubic":
         with jax.ensure_compile_time_eval():
             return np.asarray(jax.image.resize(jnp.asarray(identity, jnp.float32), (new, old), "cubic"))
-    raise ValueError(f"a table cannot be resized by '{method}': choose nearest, linear or cubic")
+    raise UserError(f"a table cannot be resized by '{method}': choose nearest, linear or cubic")
 
 
 class PositionTable(nn.Module):

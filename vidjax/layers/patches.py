@@ -8,12 +8,14 @@ import einops
 import jax.numpy as jnp
 from jaxtyping import Array, Shaped
 
+from vidjax.errors import UserError
+
 
 def grid(video_shape: tuple[int, int, int], patch_size: tuple[int, int, int]) -> tuple[int, int, int]:
     """How many patches fit: `(frames, height, width)` over `(frames, height, width)` of one patch.
 
     Raises:
-      ValueError: a side of the video is not a whole number of patches.
+      UserError: a side of the video is not a whole number of patches.
     """
     for name, side, patch in zip(
         ("frames", "pixels of height", "pixels of width"), video_shape, patch_size, strict=True
@@ -21,7 +23,7 @@ def grid(video_shape: tuple[int, int, int], patch_size: tuple[int, int, int]) ->
         if side % patch or side < patch:
             low, high = side // patch * patch, (side // patch + 1) * patch
             nearest = f"{low} or {high}" if low else f"{high}"
-            raise ValueError(
+            raise UserError(
                 f"{side} {name} cannot be cut into patches of {patch}: use a multiple of {patch}, such as {nearest}"
             )
     return tuple(side // patch for side, patch in zip(video_shape, patch_size, strict=True))
@@ -31,21 +33,21 @@ def check_video(video: Shaped[Array, "..."], channels: int, least: tuple[int, in
     """Refuses what is no batch of float videos of these channels, or smaller than `least` (frames, height, width).
 
     Raises:
-      ValueError: with the shape found and the shape wanted.
+      UserError: with the shape found and the shape wanted.
     """
     if video.ndim != 5 or video.shape[-1] != channels:
-        raise ValueError(
+        raise UserError(
             f"a video of shape {video.shape} was given: the model takes (batch, frames, height, width, {channels})"
         )
     if not jnp.issubdtype(video.dtype, jnp.floating):
-        raise ValueError(
+        raise UserError(
             f"a video of {video.dtype} was given: the model takes floats, such as model.card.normalize(video / 255)"
         )
     for name, side, wanted in zip(
         ("frames", "pixels of height", "pixels of width"), video.shape[1:4], least, strict=True
     ):
         if side < wanted:
-            raise ValueError(f"{side} {name} are too few: the model's strides and pooling need at least {wanted}")
+            raise UserError(f"{side} {name} are too few: the model's strides and pooling need at least {wanted}")
 
 
 def patchify(video: Shaped[Array, "*b t h w c"], patch_size: tuple[int, int, int]) -> Shaped[Array, "*b n p"]:

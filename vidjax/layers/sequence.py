@@ -18,6 +18,8 @@ from jax.sharding import AbstractMesh, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree, Shaped
 
+from vidjax.errors import UserError
+
 # Queries whose scores are held at once, of one head (and of all clips). On a CPU 64 to 1,024 took the same time forward
 # and backward at 12,544 keys, 64 a tenth more at 1,568; memory grows with them, sevenfold from 128 to 1,024. An
 # accelerator's step should be worth its launch; that number is reasoned, not measured.
@@ -226,11 +228,11 @@ def ring_attention(
     may have any number. A device needs memory for its share of tokens; forward-mode derivatives are not defined.
 
     Raises:
-      ValueError: there is no mesh in context, or it has no axis `sequence`.
+      UserError: there is no mesh in context, or it has no axis `sequence`.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if "sequence" not in mesh.axis_names:
-        raise ValueError(
+        raise UserError(
             "ring attention splits tokens over the mesh axis 'sequence': run it under "
             "`with jax.set_mesh(vidjax.training.sharding.make_mesh(sequence=...)):`, or choose another implementation"
         )

@@ -12,6 +12,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
+from vidjax.errors import UserError
 from vidjax.layers.activations import exact_gelu
 from vidjax.layers.attention import Attention, Implementation
 from vidjax.layers.normalization import LayerNorm
@@ -152,7 +153,7 @@ class Encoder(nn.Module):
             return block(x, rate, train, **context)
 
         if self.remat not in ("none", "dots", "blocks"):
-            raise ValueError(f"remat is '{self.remat}': choose none, dots or blocks")
+            raise UserError(f"remat is '{self.remat}': choose none, dots or blocks")
         policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if self.remat == "dots" else None
         ramp = np.linspace(0.0, self.drop_path, self.depth) if np.ndim(self.drop_path) == 0 else self.drop_path
         if self.scan and not self.is_initializing() and not self.is_mutable_collection("intermediates"):

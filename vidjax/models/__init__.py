@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vidjax.errors import UserError
 from vidjax.fields import choices
 from vidjax.models import (
     actionclip,
@@ -63,7 +64,7 @@ def create_model(name: str, **overrides) -> nn.Module:
       >>> model = create_model("videomae_tiny", num_classes=8)
 
     Raises:
-      ValueError: no such model (the nearest names are given), no such field, or a field of the wrong kind.
+      UserError: no such model (the nearest names are given), no such field, or a field of the wrong kind.
     """
     return override(name, _look_up("model", name, VARIANTS), overrides)
 
@@ -75,7 +76,7 @@ def create_text_model(name: str, **overrides) -> nn.Module:
       >>> tower = create_text_model("clip_base", features=256)
 
     Raises:
-      ValueError: as `create_model`.
+      UserError: as `create_model`.
     """
     return override(name, _look_up("text tower", name, TEXT_VARIANTS), overrides)
 
@@ -83,7 +84,7 @@ def create_text_model(name: str, **overrides) -> nn.Module:
 def _look_up(kind: str, name: str, variants: Mapping[str, Callable[[], nn.Module]]) -> nn.Module:
     if name not in variants:
         nearest = difflib.get_close_matches(name, variants, n=3, cutoff=0.3) or sorted(variants)
-        raise ValueError(f"there is no {kind} '{name}': the nearest names are {', '.join(nearest)}")
+        raise UserError(f"there is no {kind} '{name}': the nearest names are {', '.join(nearest)}")
     return variants[name]()
 
 
@@ -100,7 +101,7 @@ def override(name: str, model: nn.Module, overrides: dict[str, Any]) -> nn.Modul
       name: what the sentence calls the model.
 
     Raises:
-      ValueError: see `check_fields`.
+      UserError: see `check_fields`.
     """
     changed, taken = {}, set()
     for field, tower in towers(model).items():
@@ -127,12 +128,12 @@ def check_fields(name: str, module: type[nn.Module], overrides: dict[str, Any]) 
     for field, value in overrides.items():
         if field not in fields:
             known = ", ".join(field for field in fields if field not in ("parent", "name"))
-            raise ValueError(f"model '{name}' has no field '{field}': its fields are {known}")
+            raise UserError(f"model '{name}' has no field '{field}': its fields are {known}")
         kind = fields[field].type
         if not _is_of(value, kind):
             words = ", ".join(map(str, choices(kind)))
             kind = f"one of {words}" if words else kind.__name__ if isinstance(kind, type) else kind
-            raise ValueError(f"{field} of model '{name}' is {value!r}: it must be {kind}")
+            raise UserError(f"{field} of model '{name}' is {value!r}: it must be {kind}")
         if (
             isinstance(value, Integral)
             and float not in (kind, *get_args(kind))
@@ -140,9 +141,9 @@ def check_fields(name: str, module: type[nn.Module], overrides: dict[str, Any]) 
             and value < 1
         ):
             features = ", or None for features" if field == "num_classes" else ""
-            raise ValueError(f"{field} of model '{name}' is {value}: it must be 1 or more{features}")
+            raise UserError(f"{field} of model '{name}' is {value}: it must be 1 or more{features}")
         if field in ("drop_path", "dropout") and not 0 <= value < 1:
-            raise ValueError(f"{field} of model '{name}' is {value}: it must be at least 0 and below 1")
+            raise UserError(f"{field} of model '{name}' is {value}: it must be at least 0 and below 1")
 
 
 def _is_of(value: Any, kind: Any) -> bool:

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from vidjax.errors import UserError
 from vidjax.layers.activations import quick_gelu
 from vidjax.layers.attention import Attention
 from vidjax.layers.convolution import depthwise_conv3d, pytorch_bias
@@ -137,7 +138,7 @@ class Transf(nn.Module):
     def __call__(self, frames: Float[Array, "b t e"], train: bool = False) -> Float[Array, "b e"]:
         """A feature for each clip."""
         if frames.shape[1] > self.context:
-            raise ValueError(
+            raise UserError(
                 f"the clip has {frames.shape[1]} frames: the head transf has {self.context} positions, "
                 "give so many or fewer"
             )
@@ -215,9 +216,9 @@ class VideoTower(nn.Module):
     def setup(self) -> None:
         """Attributes here name the parameters."""
         if self.head not in get_args(Head):
-            raise ValueError(f"head is '{self.head}': choose one of {', '.join(get_args(Head))}")
+            raise UserError(f"head is '{self.head}': choose one of {', '.join(get_args(Head))}")
         if self.image.joint and self.head != "mean":
-            raise ValueError(
+            raise UserError(
                 f"head is '{self.head}' over a joint image tower, which gives one feature a clip: choose mean"
             )
         dtype = self.image.dtype

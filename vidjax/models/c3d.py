@@ -13,6 +13,7 @@ import flax.linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from vidjax.errors import UserError
 from vidjax.layers.card import Card
 from vidjax.layers.convolution import Conv3D, kaiming_normal
 from vidjax.layers.patches import check_video
@@ -66,7 +67,7 @@ class C3D(nn.Module):
         check_video(video, self.channels, least=(16, 32, 32))
         made_for = (self.num_frames, self.image_size, self.image_size)
         if video.shape[1:4] != made_for:
-            raise ValueError(
+            raise UserError(
                 f"clips of {video.shape[1:4]} were given to a C3D made for {made_for}: "
                 "see its fields num_frames and image_size"
             )

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from vidjax.errors import UserError
 from vidjax.layers.activations import ACTIVATIONS, Activation
 from vidjax.layers.card import Card
 from vidjax.layers.embedding import PatchEmbedding, PositionTable
@@ -96,7 +97,7 @@ class ImageTower(nn.Module):
     def setup(self) -> None:
         """Attributes here name the parameters."""
         if self.joint and self.shift:
-            raise ValueError("joint and shift are both set: frames of one sequence are not shifted, choose one of them")
+            raise UserError("joint and shift are both set: frames of one sequence are not shifted, choose one of them")
         normal = nn.initializers.normal(self.width**-0.5)
         self.patch_embedding = PatchEmbedding(
             self.width, self.patch_size, nn.initializers.normal(0.02), None, self.dtype

@@ -28,6 +28,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from vidjax.errors import UserError
 from vidjax.layers.card import Card
 from vidjax.layers.convolution import Conv3D, pytorch_bias, pytorch_kernel
 from vidjax.layers.normalization import BatchNorm
@@ -209,7 +210,7 @@ class Inception3D(nn.Module):
         choices = {"gating": (None, "concat", "branch"), "padding": LEAST_VIDEO, "initialization": INITIALIZERS}
         for field, known in choices.items():
             if getattr(self, field) not in known:
-                raise ValueError(f"{field} is '{getattr(self, field)}': choose one of {', '.join(map(str, known))}")
+                raise UserError(f"{field} is '{getattr(self, field)}': choose one of {', '.join(map(str, known))}")
         kernel_init = INITIALIZERS[self.initialization]
         norm = partial(
             BatchNorm, momentum=self.norm_momentum, epsilon=self.epsilon, use_scale=self.norm_scale, dtype=self.dtype

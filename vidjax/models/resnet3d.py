@@ -26,6 +26,7 @@ import flax.linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from vidjax.errors import UserError
 from vidjax.layers.card import Card
 from vidjax.layers.convolution import Conv3D, kaiming_normal
 from vidjax.layers.normalization import BatchNorm
@@ -135,9 +136,9 @@ class ResNet3D(nn.Module):
         """Attributes here name the parameters."""
         for kind in self.groups:
             if kind not in ("2d", "3d", "2plus1d"):
-                raise ValueError(f"a group of convolutions is '{kind}': choose 2d, 3d or 2plus1d")
+                raise UserError(f"a group of convolutions is '{kind}': choose 2d, 3d or 2plus1d")
         if self.midplanes not in ("per_convolution", "per_block"):
-            raise ValueError(f"midplanes is '{self.midplanes}': choose per_convolution or per_block")
+            raise UserError(f"midplanes is '{self.midplanes}': choose per_convolution or per_block")
         stem, width = self.groups[0], self.widths[0]
         kernel_size = (1 if stem == "2d" else 3, 7, 7)
         planes = None
@@ -176,7 +177,7 @@ class ResNet3D(nn.Module):
         x = video
         if self.fold_frames:
             if x.shape[1] != self.num_frames:
-                raise ValueError(
+                raise UserError(
                     f"{x.shape[1]} frames were given to a model whose first convolution is made for {self.num_frames}: "
                     "give so many, or set its field num_frames"
                 )

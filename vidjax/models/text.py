@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from vidjax.errors import UserError
 from vidjax.layers.activations import ACTIVATIONS, Activation
 from vidjax.layers.attention import Attention
 from vidjax.layers.normalization import LayerNorm
@@ -29,14 +30,14 @@ def check_ids(ids: Int[Array, "b m"], context: int) -> None:
     """Refuses what is no batch of texts, or longer than the positions that the tower has.
 
     Raises:
-      ValueError: with the shape found and the shape wanted.
+      UserError: with the shape found and the shape wanted.
     """
     if ids.ndim != 2 or not jnp.issubdtype(ids.dtype, jnp.integer):
-        raise ValueError(
+        raise UserError(
             f"ids of shape {ids.shape} and {ids.dtype} were given: the tower takes integers (batch, tokens)"
         )
     if not 1 <= ids.shape[1] <= context:
-        raise ValueError(f"texts of {ids.shape[1]} tokens were given: the text tower takes 1 to {context}")
+        raise UserError(f"texts of {ids.shape[1]} tokens were given: the text tower takes 1 to {context}")
 
 
 class TextTower(nn.Module):

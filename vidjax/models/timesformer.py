@@ -26,6 +26,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from vidjax.errors import UserError
 from vidjax.layers.attention import Attention, Implementation
 from vidjax.layers.card import Card
 from vidjax.layers.convolution import pytorch_bias, pytorch_kernel
@@ -86,7 +87,7 @@ class GroupedAttention(nn.Module):
         sizes = dict(zip("thw", grid, strict=True)) | {letter: 2 for _, letter in halves}
         for axis, _ in halves:
             if sizes[axis] % 2:
-                raise ValueError(f"patches of a grid {grid} cannot be halved: local-global attention needs even sides")
+                raise UserError(f"patches of a grid {grid} cannot be halved: local-global attention needs even sides")
             sizes[axis] //= 2
         apart, together = f"b ({tokens}) d", f"b ({groups}) ({members}) d"
 
@@ -177,7 +178,7 @@ class TimeSformer(nn.Module):
         elif self.attention in ("joint", "space"):
             block = partial(Block, self.heads, kernel_init=NORMAL)
         else:
-            raise ValueError(f"attention is '{self.attention}': choose joint, space, {', '.join(SCHEMES)}")
+            raise UserError(f"attention is '{self.attention}': choose joint, space, {', '.join(SCHEMES)}")
         if self.attention != "space":
             self.time = PositionTable((frames,), self.width, "nearest", ZEROS)
         block = partial(block, mlp_ratio=self.mlp_ratio, implementation=self.implementation, dtype=self.dtype)

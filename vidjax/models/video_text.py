@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from vidjax.errors import UserError
 from vidjax.layers.card import Card
 
 INITIAL_SCALE = log(1 / 0.07)  # CLIP's
@@ -38,7 +39,7 @@ class Projected(nn.Module):
     def setup(self) -> None:
         """Attributes here name the parameters."""
         if self.tower.num_classes is not None:
-            raise ValueError(f"the video tower gives {self.tower.num_classes} classes: make it with num_classes=None")
+            raise UserError(f"the video tower gives {self.tower.num_classes} classes: make it with num_classes=None")
         self.projection = nn.Dense(
             self.features, use_bias=False, kernel_init=nn.initializers.lecun_normal(), dtype=self.dtype
         )
@@ -84,7 +85,7 @@ class VideoText(nn.Module):
     def setup(self) -> None:
         """Attributes here name the parameters."""
         if self.video.features != self.text.features:
-            raise ValueError(
+            raise UserError(
                 f"the video tower has {self.video.features} features and the text tower {self.text.features}: "
                 "give both the same number"
             )

@@ -22,6 +22,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from vidjax.errors import UserError
 from vidjax.layers.activations import tanh_gelu
 from vidjax.layers.attention import Attention, DotProduct, Implementation
 from vidjax.layers.card import Card
@@ -57,7 +58,7 @@ def cut(
 def kernel_patch(patch_size: tuple[int, int, int], embedding: Embedding) -> tuple[int, int, int]:
     """The patch that the embedding's kernel covers."""
     if embedding not in ("tubelet", "uniform_frames"):
-        raise ValueError(f"embedding is '{embedding}': choose tubelet or uniform_frames")
+        raise UserError(f"embedding is '{embedding}': choose tubelet or uniform_frames")
     return patch_size if embedding == "tubelet" else (1, *patch_size[1:])
 
 
@@ -103,7 +104,7 @@ class FactorizedDotProduct(nn.Module):
         """Same shape as `x`."""
         width = x.shape[-1]
         if self.heads % 2 or width % self.heads:
-            raise ValueError(
+            raise UserError(
                 f"{self.heads} heads cannot be halved or do not divide the width {width}: give an even divisor of it"
             )
         dense = partial(nn.Dense, width, kernel_init=XAVIER, dtype=self.dtype)
@@ -186,9 +187,9 @@ class ViViT(nn.Module):
     def setup(self) -> None:
         """Attributes here name the parameters."""
         if self.attention not in BLOCKS:
-            raise ValueError(f"attention is '{self.attention}': choose {', '.join(BLOCKS)}")
+            raise UserError(f"attention is '{self.attention}': choose {', '.join(BLOCKS)}")
         if self.pooling == "class_token" and self.attention != "joint":
-            raise ValueError(f"ViViT with {self.attention} has no class token: set pooling to mean")
+            raise UserError(f"ViViT with {self.attention} has no class token: set pooling to mean")
         patch = kernel_patch(self.patch_size, self.embedding)
         self.patch_embedding = PatchEmbedding(self.width, patch, dtype=self.dtype)
         if self.pooling == "class_token":

@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from vidjax.errors import UserError
+
 Sums = dict[str, Float[Array, "_"]]
 
 
@@ -41,7 +43,7 @@ def info_nce(
       chunk: columns at a time; all when None.
 
     Raises:
-      ValueError: `chunk` does not divide the batch.
+      UserError: `chunk` does not divide the batch.
     """
     video, text, valid = _prepared(video, text, valid)
     rows, columns = _softmaxes(video, text, scale, valid, None, chunk)
@@ -70,7 +72,7 @@ def sigmoid(
       chunk: columns at a time; all when None.
 
     Raises:
-      ValueError: `chunk` does not divide the batch.
+      UserError: `chunk` does not divide the batch.
     """
     video, text, valid = _prepared(video, text, valid)
     places = jnp.arange(len(video))
@@ -116,7 +118,7 @@ def multi_positive_kl(
       chunk: columns at a time; all when None.
 
     Raises:
-      ValueError: `chunk` does not divide the batch.
+      UserError: `chunk` does not divide the batch.
     """
     video, text, valid = _prepared(video, text, valid)
     rows, columns = _softmaxes(video, text, scale, valid, labels, chunk)
@@ -225,7 +227,7 @@ def _by_columns(
         return block(columns)
     size = len(start[next(iter(start))])
     if chunk < 1 or size % chunk:
-        raise ValueError(f"chunks of {chunk} do not divide a batch of {size}: choose a divisor of it")
+        raise UserError(f"chunks of {chunk} do not divide a batch of {size}: choose a divisor of it")
 
     # Not neighbours but every so-manieth column make a chunk: of a batch that is split over devices each then gives its
     # share of every chunk, and none has to hold the captions of all.

@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Key
 
+from vidjax.errors import UserError
+
 Grid = tuple[int, int, int]
 
 
@@ -23,7 +25,7 @@ def _split(key: Key[Array, ""], count: int, ratio: float, what: str) -> tuple[Ar
     masked = int(ratio * count)
     if not 0 < masked < count:
         left = "masked" if masked <= 0 else "visible"
-        raise ValueError(
+        raise UserError(
             f"mask ratio {ratio} leaves no {left} one of {count} {what}: choose another ratio, or larger clips"
         )
     order = jax.random.permutation(key, count)
@@ -67,11 +69,11 @@ def running_cell(key: Key[Array, ""], grid: Grid) -> Int[Array, "r"]:
     decoder a mask token for them all the same and leaves them out of the loss (`objectives.reconstruction`).
 
     Raises:
-      ValueError: height or width of the grid is odd.
+      UserError: height or width of the grid is odd.
     """
     t, h, w = grid
     if h % 2 or w % 2:
-        raise ValueError(f"running cell masking wants an even grid of patches, not {h} by {w}: change the clip's size")
+        raise UserError(f"running cell masking wants an even grid of patches, not {h} by {w}: change the clip's size")
     start = jax.random.randint(key, (), 0, 4)
     time, row, column = jnp.meshgrid(jnp.arange(t), jnp.arange(h), jnp.arange(w), indexing="ij")
     place = (2 * (row % 2) + column % 2 + time + 1 + start) % 4  # places 2 and 3 of the running cell are kept
@@ -98,12 +100,12 @@ def draw(
       the loss: all masked tokens, or with `running_cell` half of all tokens, of which the masked ones count.
 
     Raises:
-      ValueError: there is no such mask, or the ratio leaves no token to keep or to predict.
+      UserError: there is no such mask, or the ratio leaves no token to keep or to predict.
     """
     if mask not in MASKS:
-        raise ValueError(f"mask is '{mask}': choose one of {', '.join(MASKS)}")
+        raise UserError(f"mask is '{mask}': choose one of {', '.join(MASKS)}")
     if decoder_mask not in ("none", "running_cell"):
-        raise ValueError(f"decoder_mask is '{decoder_mask}': choose none or running_cell")
+        raise UserError(f"decoder_mask is '{decoder_mask}': choose none or running_cell")
 
     def draw_one(key: Key[Array, ""]) -> tuple[Array, Array, Array]:
         key, decoder_key = jax.random.split(key)

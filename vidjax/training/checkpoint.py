@@ -13,6 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict
 
+from vidjax.errors import UserError
 from vidjax.training.state import TrainState
 
 log = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ class Checkpoints:
           like: a state of the shapes and shardings wanted.
 
         Raises:
-          ValueError: there are checkpoints, and none can be read.
+          UserError: there are checkpoints, and none can be read.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         items = ocp.args.Composite(state=ocp.args.StandardRestore(like), data=ocp.args.JsonRestore())
@@ -95,7 +96,7 @@ class Checkpoints:
             self._set_aside(damaged)
             return restored.state, int(restored.data["next_batch"])
         if damaged:
-            raise ValueError(
+            raise UserError(
                 f"none of the {len(damaged)} checkpoints in {self.directory} can be read: restore them from a copy, "
                 "or start again in a new work directory"
             )
@@ -171,12 +172,12 @@ def load_variables(directory: Path, which: Literal["last", "best"] = "last") -> 
       which: the newest checkpoint, or the one that validated best.
 
     Raises:
-      ValueError: no such checkpoint there.
+      UserError: no such checkpoint there.
     """
     saved_in = Path(directory) / FOLDERS[which]
     steps = ocp.utils.checkpoint_steps(saved_in) if saved_in.is_dir() else []
     if not steps:
-        raise ValueError(f"{directory} holds no checkpoint in {saved_in.name}/: let the run save one first")
+        raise UserError(f"{directory} holds no checkpoint in {saved_in.name}/: let the run save one first")
     path = (saved_in / str(max(steps)) / "state").absolute()
     handler = ocp.PyTreeCheckpointHandler()
     try:
@@ -189,7 +190,7 @@ def load_variables(directory: Path, which: Literal["last", "best"] = "last") -> 
         restored = handler.restore(path, args=request)
     except Exception as error:  # whatever Orbax or TensorStore makes of a damaged file
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise ValueError(
+        raise UserError(
             f"checkpoint {max(steps)} in {saved_in} cannot be read ({reason}): restore it from a copy"
         ) from error
     finally:

@@ -14,6 +14,8 @@ from math import prod
 
 import numpy as np
 
+from vidjax.errors import UserError
+
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
 BITS = {"pred": 8, "token": 0}
@@ -91,7 +93,7 @@ def read_collectives(compiled_text: str) -> list[Collective]:
     Collectives of a single device, which move nothing, are left out.
 
     Raises:
-      ValueError: the text is no HLO module, or holds a collective that cannot be read.
+      UserError: the text is no HLO module, or holds a collective that cannot be read.
     """
     program, entry = _parse(compiled_text)
     header = compiled_text.split("\n", 1)[0]
@@ -133,7 +135,7 @@ def _parse(text: str) -> tuple[_Program, str]:
         elif current is not None and (instruction := _read_instruction(line)):
             current[instruction.name] = instruction
     if entry is None:
-        raise ValueError("this is not the text of a compiled program: it must have an ENTRY computation")
+        raise UserError("this is not the text of a compiled program: it must have an ENTRY computation")
     return program, entry
 
 
@@ -187,7 +189,7 @@ def _collective(
     name = re.search(r'op_name="([^"]*)"', instruction.rest)
     group = _pairs(instruction.rest) if kind == "collective-permute" else _group(instruction.rest, devices)
     if group is None:
-        raise ValueError(f"cannot read who takes part in {instruction.name}: {instruction.rest[:200]}")
+        raise UserError(f"cannot read who takes part in {instruction.name}: {instruction.rest[:200]}")
     sliced = kind == "all-reduce" and _is_sliced(program, computation, instruction.name, len(group))
     return Collective(kind, sum(map(_bytes, shapes)), group, times, sliced, name[1] if name else "")
 

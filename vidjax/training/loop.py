@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from vidjax.errors import UserError
 from vidjax.fields import describe_changes, differing_fields
 from vidjax.training.checkpoint import FOLDERS, Checkpoints
 from vidjax.training.metrics import Meter, MetricWriter, Progress
@@ -48,9 +49,9 @@ class LoopConfig:
         """Refuses values that cannot be meant."""
         for name in ("log_every", "save_every", "keep", "evaluate_every", "max_skipped_in_a_row"):
             if getattr(self, name) < 1:
-                raise ValueError(f"loop.{name} is {getattr(self, name)}: it must be 1 or more")
+                raise UserError(f"loop.{name} is {getattr(self, name)}: it must be 1 or more")
         if self.keep_every is not None and self.keep_every < 1:
-            raise ValueError(f"loop.keep_every is {self.keep_every}: it must be 1 or more (leave it out for none)")
+            raise UserError(f"loop.keep_every is {self.keep_every}: it must be 1 or more (leave it out for none)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +89,7 @@ class Feeder:
                 if self._stop.is_set():
                     return
                 start = time.monotonic()
-            raise ValueError("the batches ended before the last step: batches_from must give them without end")
+            raise UserError("the batches ended before the last step: batches_from must give them without end")
         except BaseException as error:  # raised again where the batch is asked for, which else would wait for ever
             self._put(error)
 
@@ -175,7 +176,7 @@ def fit(
       The result; `finished` is False when SIGTERM ended the run, with a checkpoint saved.
 
     Raises:
-      ValueError: too many steps in a row had a gradient that is not finite (their batches are in `workdir`), or the
+      UserError: too many steps in a row had a gradient that is not finite (their batches are in `workdir`), or the
         batches ended.
     """
     workdir, chief = Path(workdir), jax.process_index() == 0
@@ -236,7 +237,7 @@ def fit(
                 noticed = True
                 progress.note(f"step {step}: waiting for data: {text}")
         if skipped_in_a_row >= loop.max_skipped_in_a_row:
-            raise ValueError(
+            raise UserError(
                 f"{skipped_in_a_row} steps in a row had a gradient that is not finite, up to step {step}: stopped; "
                 f"look at skipped_step_*.npz in {workdir}, and go on from the last checkpoint with --accept_changes "
                 "and a lower --optim.learning_rate or --optim.clip_norm 1"

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, PyTree
 
+from vidjax.errors import UserError
 from vidjax.fields import check_values
 
 
@@ -45,16 +46,16 @@ class OptimizerConfig:
         """Refuses values that cannot be meant."""
         check_values(self, "optim.")
         if self.learning_rate <= 0:
-            raise ValueError(f"optim.learning_rate is {self.learning_rate}: it must be above 0")
+            raise UserError(f"optim.learning_rate is {self.learning_rate}: it must be above 0")
         if self.warmup_epochs < 0:
-            raise ValueError(f"optim.warmup_epochs is {self.warmup_epochs}: it must be 0 or more")
+            raise UserError(f"optim.warmup_epochs is {self.warmup_epochs}: it must be 0 or more")
         if self.clip_norm is not None and self.clip_norm <= 0:
-            raise ValueError(f"optim.clip_norm is {self.clip_norm}: it must be above 0 (leave it out for none)")
+            raise UserError(f"optim.clip_norm is {self.clip_norm}: it must be above 0 (leave it out for none)")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"optim.{name} is {getattr(self, name)}: it must be at least 0 and below 1")
+                raise UserError(f"optim.{name} is {getattr(self, name)}: it must be at least 0 and below 1")
         if not 0 < self.layer_decay <= 1:
-            raise ValueError(f"optim.layer_decay is {self.layer_decay}: it must be above 0 and at most 1")
+            raise UserError(f"optim.layer_decay is {self.layer_decay}: it must be above 0 and at most 1")
 
     def schedule(self, batch_size: int, steps: int, steps_per_epoch: float) -> optax.Schedule:
         """Learning rate as a function of the step, for `steps` steps in all."""
@@ -155,12 +156,12 @@ def trained_parameters(params: PyTree[Any], blocks: int) -> PyTree[bool]:
     """True for the parameters of the last `blocks` blocks, what comes after them, and every norm.
 
     Raises:
-      ValueError: the model has fewer blocks.
+      UserError: the model has fewer blocks.
     """
     layers = layer_numbers(params)
     last = max(jax.tree.leaves(layers))
     if not 0 <= blocks < last:
-        raise ValueError(f"{blocks} blocks cannot be trained: the model has {last - 1}, give so many or fewer")
+        raise UserError(f"{blocks} blocks cannot be trained: the model has {last - 1}, give so many or fewer")
 
     def is_trained(path: tuple, layer: int) -> bool:
         return layer > last - 1 - blocks or any("norm" in name for name in _names(path))

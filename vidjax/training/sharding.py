@@ -17,6 +17,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
+from vidjax.errors import UserError
+
 FSDP_SMALLEST = 2**14  # values; below this, gathering costs more than the memory saved
 
 
@@ -27,24 +29,24 @@ def join_processes() -> None:
     JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
 
     Raises:
-      ValueError: these say something else, or nobody says who is who.
+      UserError: these say something else, or nobody says who is who.
     """
     address = os.environ.get("JAX_COORDINATOR_ADDRESS")
     if address is not None and not re.fullmatch(r".+:\d+", address):
-        raise ValueError(f"JAX_COORDINATOR_ADDRESS is {address}: give HOST:PORT of process 0")
+        raise UserError(f"JAX_COORDINATOR_ADDRESS is {address}: give HOST:PORT of process 0")
     told = {name: os.environ[name] for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID") if name in os.environ}
     for name, value in told.items():
         if not value.isdecimal():
-            raise ValueError(f"{name} is '{value}': give a number")
+            raise UserError(f"{name} is '{value}': give a number")
     numbers = {name.removeprefix("JAX_").lower(): int(value) for name, value in told.items()}
     if len(numbers) == 2 and numbers["process_id"] >= numbers["num_processes"]:
-        raise ValueError(
+        raise UserError(
             f"JAX_PROCESS_ID is {numbers['process_id']} of {numbers['num_processes']} processes: set it to one from 0"
         )
     try:
         jax.distributed.initialize(**numbers)
     except ValueError as error:  # "coordinator_address should be defined"
-        raise ValueError(
+        raise UserError(
             f"this process does not know the others ({error}): start it by Slurm or on a Cloud TPU, set "
             "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or leave out --distributed"
         ) from error
@@ -58,20 +60,18 @@ def make_mesh(fsdp: int = 1, sequence: int = 1, devices: Sequence[jax.Device] | 
       sequence: devices that share each clip.
 
     Raises:
-      ValueError: the devices cannot be divided into such groups, or a clip would be shared by several processes.
+      UserError: the devices cannot be divided into such groups, or a clip would be shared by several processes.
     """
     devices = jax.devices() if devices is None else devices
     count = len(devices)
     for name, size in (("fsdp", fsdp), ("sequence", sequence)):
         if size < 1 or count % size:
             divisors = [d for d in range(1, count + 1) if count % d == 0]
-            raise ValueError(f"{name} {size} does not divide the {count} devices: choose one of {divisors}")
+            raise UserError(f"{name} {size} does not divide the {count} devices: choose one of {divisors}")
     if count % (fsdp * sequence):
-        raise ValueError(
-            f"fsdp {fsdp} times sequence {sequence} does not divide the {count} devices: make it a divisor"
-        )
+        raise UserError(f"fsdp {fsdp} times sequence {sequence} does not divide the {count} devices: make it a divisor")
     if jax.process_count() > 1 and jax.local_device_count() % sequence:  # each process reads clips of its own
-        raise ValueError(
+        raise UserError(
             f"sequence {sequence} does not divide the {jax.local_device_count()} devices of a process: "
             "make it a divisor"
         )
@@ -171,9 +171,9 @@ def check_batch_size(batch_size: int, accumulation: int = 1, repeats: int = 1, s
         parts = f"{devices} devices" if sequence == 1 else f"{devices} groups of {sequence} devices"
         parts += f" times {accumulation} micro-batches" if accumulation > 1 else ""
         multiple = devices * accumulation
-        raise ValueError(f"a batch of {batch_size} cannot be shared by {parts}: make it a multiple of {multiple}")
+        raise UserError(f"a batch of {batch_size} cannot be shared by {parts}: make it a multiple of {multiple}")
     if batch_size // jax.process_count() % repeats:
-        raise ValueError(
+        raise UserError(
             f"a process's share of a batch of {batch_size} clips is not whole videos of {repeats} repeats: "
             "make it a multiple"
         )
