@@ -91,12 +91,15 @@ def look(source: Any, data: DataConfig, indices: Sequence[int]) -> Iterator[tupl
     """Each index with the clip in the middle of its video, without the pixels, or the error that kept it from one."""
     from vidjax.data.decode import DecodeError
     from vidjax.data.sampling import sample
+    from vidjax.data.sources import Clip
 
     def look_at(index: int) -> tuple[int, Any]:
         try:
-            choose = lambda info: sample(data, info.num_frames, info.rate, None)  # noqa: E731
-            clip = source.read(index, choose, data.decode_short_side)
-            return index, dataclasses.replace(clip, frames=clip.frames[:0].copy())  # a view would hold all of them
+            with source.open(index, ()) as example:
+                video = example.streams["video"]
+                indices = sample(data, video.info.num_frames, video.info.rate, None)
+                _, info = video.read(indices, data.decode_short_side)
+            return index, Clip(np.zeros((0, 1, 1, 3), np.uint8), example.label, example.captions, info)
         except DecodeError as error:
             return index, error
 
@@ -202,25 +205,21 @@ def draw_sheet(path: Path, source: Any, data: DataConfig, indices: list[int], co
 
     clips, titles, unread = [], [], {}
     for position in np.unique(np.linspace(0, len(indices) - 1, count).astype(int)):
-        index, rng, seen = indices[position], np.random.default_rng(position), []
-
-        def choose(info: Any, rng: np.random.Generator = rng, seen: list = seen) -> np.ndarray:
-            seen[:] = sample(data, info.num_frames, info.rate, rng)
-            return np.array(seen)
-
+        index, rng = indices[position], np.random.default_rng(position)
         try:
-            clip = source.read(index, choose, data.decode_short_side)
+            with source.open(index, ()) as example:
+                video = example.streams["video"]
+                seen = sample(data, video.info.num_frames, video.info.rate, rng)
+                frames, info = video.read(seen, data.decode_short_side)
         except DecodeError as error:  # its middle can be read, but not all of it
             unread[index] = error
             continue
-        frames = augment(
-            tf.constant(clip.frames), data.augment, data.size, tf.constant([0, position]), data.center_ratio
-        )
-        clips.append(frames.numpy()[np.unique(np.linspace(0, data.frames - 1, 12).astype(int))])
-        label = f"{source.class_names[clip.label]}, " if clip.label >= 0 else ""
-        when = f"{seen[0] / clip.info.rate:.2f} to {seen[-1] / clip.info.rate:.2f} s of {clip.info.duration:.2f} s"
-        caption = f"; '{clip.captions[0]}'" if clip.captions else ""
-        more = f" and {len(clip.captions) - 1} more" if len(clip.captions) > 1 else ""
+        clip = augment(tf.constant(frames), data.augment, data.size, tf.constant([0, position]), data.center_ratio)
+        clips.append(clip.numpy()[np.unique(np.linspace(0, data.frames - 1, 12).astype(int))])
+        label = f"{source.class_names[example.label]}, " if example.label >= 0 else ""
+        when = f"{seen[0] / info.rate:.2f} to {seen[-1] / info.rate:.2f} s of {info.duration:.2f} s"
+        caption = f"; '{example.captions[0]}'" if example.captions else ""
+        more = f" and {len(example.captions) - 1} more" if len(example.captions) > 1 else ""
         titles.append(f"{Path(source.ids[index]).name}: {label}frames {seen[0]} to {seen[-1]}, {when}{caption}{more}")
     if clips:
         save_contact_sheet(path, clips, titles)

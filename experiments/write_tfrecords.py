@@ -67,6 +67,7 @@ class Config:
 def main(config: Config) -> None:
     """Writes what is missing of the shards, then says what there is."""
     from vidjax.data import records
+    from vidjax.data.example import FIELDS_FILE, write_specs
     from vidjax.data.pipeline import BadFiles
     from vidjax.data.sources import open_source
 
@@ -74,6 +75,8 @@ def main(config: Config) -> None:
     tell_notes(source)
     out = open_out(config, source)
     (out / "classes.json").write_text(json.dumps(source.class_names) + "\n")
+    if further := further_fields(source):
+        (out / FIELDS_FILE).write_text(write_specs(further))
     bad_files = BadFiles(source, max_share=1.0, path=out / "bad_files.jsonl")
     shards = np.array_split(np.arange(len(source)), -(-len(source) // config.videos_per_shard))
     paths = [out / f"videos-{k:05d}-of-{len(shards):05d}.tfrecord" for k in range(len(shards))]
@@ -119,6 +122,8 @@ def open_out(config: Config, source) -> Path:
     captions = [source.captions(index) for index in range(len(source))] if source.listed else []
     if any(captions):
         meta["captions"] = digest(map(repr, captions))
+    if further := further_fields(source):
+        meta["fields"] = digest(map(repr, further.items()))
     try:
         out.mkdir(parents=True, exist_ok=True)
         old = json.loads((out / "meta.json").read_text()) if (out / "meta.json").exists() else None
@@ -137,6 +142,11 @@ def open_out(config: Config, source) -> Path:
             f"{out} holds another conversion ({'; '.join(differing)}): choose another folder or the same options"
         )
     return out
+
+
+def further_fields(source) -> dict:
+    """The specs of the fields that are stored beside the video, its label and its captions."""
+    return {name: spec for name, spec in source.fields.items() if name not in ("video", "label")}
 
 
 def digest(lines: Iterable[str]) -> str:
@@ -169,19 +179,31 @@ def convert(source, indices: list[int], config: Config) -> Iterator[tuple[int, b
 def make_record(source, index: int, config: Config) -> bytes:
     """One video, thinned, shrunk and encoded."""
     from vidjax.data import records
+    from vidjax.data.sampling import frames_at
 
-    clip = source.read(index, lambda info: kept_frames(info.num_frames, info.rate, config), config.short_side)
-    count, height, width = clip.frames.shape[:3]
+    with source.open(index, list(source.fields)) as example:
+        streams = dict(example.streams)
+        video = streams.pop("video")
+        kept = kept_frames(video.info.num_frames, video.info.rate, config)
+        frames, _ = video.read(kept, config.short_side)
+        further = {}
+        for name, stream in streams.items():
+            same = stream.info.rate == video.info.rate or np.isnan(video.info.rate)
+            at = kept if same else frames_at(kept / video.info.rate, stream.info.num_frames, stream.info.rate)
+            further[name], _ = stream.read(np.minimum(at, stream.info.num_frames - 1), config.short_side)
+    count, height, width = frames.shape[:3]
     return records.encode_record(
         records.Record(
-            frames=records.encode_frames(clip.frames, config.quality),
-            rate=clip.info.rate * count / clip.info.num_frames,
+            frames=records.encode_frames(frames, config.quality),
+            rate=video.info.rate * count / video.info.num_frames,
             height=height,
             width=width,
-            label=clip.label,
-            label_name=source.class_names[clip.label] if clip.label >= 0 else "",
-            captions=clip.captions,
+            label=example.label,
+            label_name=source.class_names[example.label] if example.label >= 0 else "",
+            captions=example.captions,
             id=source.ids[index],
+            values=example.values,
+            streams={name: records.encode_stream(frames) for name, frames in further.items()},
         )
     )
 

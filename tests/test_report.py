@@ -86,7 +86,7 @@ class Unreadable:
     def __len__(self):
         return 2
 
-    def read(self, index, choose, short_side):
+    def read(self, index, indices, short_side):
         raise ValueError("broken")
 
 

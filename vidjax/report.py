@@ -75,7 +75,7 @@ def describe_span(clips: ClipConfig, source: "Source") -> str:
 
     for index in range(min(len(source), 10)):
         with contextlib.suppress(ValueError):
-            info = source.read(index, lambda _: np.zeros(0, np.int64), None).info
+            info = source.read(index, (), None).info
             seconds = seconds_covered(clips, info.num_frames, info.rate)
             return f"{seconds:.2f} s of the first video's {info.duration:.2f} s ({clips.sampling})"
     raise UserError(f"none of the first videos of {source.name} can be read: look with experiments/check_data.py")

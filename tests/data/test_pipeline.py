@@ -4,7 +4,9 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,8 +17,9 @@ from vidjax.data import moving_shapes
 from vidjax.data.augment import center_crop
 from vidjax.data.config import AugmentConfig, ClipConfig, DataConfig
 from vidjax.data.decode import VideoInfo, decode
+from vidjax.data.example import Example
 from vidjax.data.pipeline import BadFiles, evaluation_batches, train_batches
-from vidjax.data.sources import Clip, open_source
+from vidjax.data.sources import open_source
 from vidjax.data.text import open_tokenizer, tokenize
 
 RANDOM = AugmentConfig(flip=True, color_jitter=0.4, grey=0.3)
@@ -86,6 +89,8 @@ def test_a_batch_has_these_arrays(folder):
         "label": ((4,), "int32"),
         "valid": ((4,), "bool"),
         "index": ((4,), "int32"),
+        "times": ((4, 4), "float32"),
+        "crop": ((4, 7), "int32"),
     }
 
 
@@ -203,11 +208,11 @@ def test_a_slow_file_does_not_change_the_order(folder):
     config = settings(folder, workers=3)
     source = open_source(config.source, config.split)
 
-    def read(index, choose, short_side):
+    def open_slowly(index, names):
         time.sleep(0.3 * (index == 1))
-        return source.read(index, choose, short_side)
+        return source.open(index, names)
 
-    batch = join(list(evaluation_batches(replace(source, read=read), config, batch_size=7)))
+    batch = join(list(evaluation_batches(replace(source, open=open_slowly), config, batch_size=7)))
     assert batch["index"].tolist() == list(range(7))
 
 
@@ -234,12 +239,16 @@ def test_a_mistake_of_the_user_is_raised_as_it_is_and_no_bad_file(tmp_path):
     source = open_source(config.source, config.split)
     assert len(next(evaluation_batches(source, config, batch_size=4))["index"]) == 4
 
-    def without_rate(index, choose, short_side):
-        return source.read(index, lambda info: choose(replace(info, rate=float("nan"))), short_side)
+    @contextmanager
+    def without_rate(index, names):
+        with source.open(index, names) as example:
+            video = example.streams["video"]
+            video = replace(video, record=replace(video.record, rate=float("nan")))
+            yield replace(example, streams={"video": video})
 
     bad = BadFiles(source, 0.0)
     with pytest.raises(ValueError, match=r"data.fps needs the frame rate"):
-        next(evaluation_batches(replace(source, read=without_rate), config, batch_size=4, bad_files=bad))
+        next(evaluation_batches(replace(source, open=without_rate), config, batch_size=4, bad_files=bad))
     assert len(bad) == 0
 
 
@@ -250,8 +259,8 @@ def test_a_script_may_end_while_its_batches_are_open():
         "from vidjax.data.sources import open_source\n"
         "config = DataConfig(size=16, frames=2)\n"
         "source = open_source(config.source, config.split)\n"
-        "def read(*args):\n    time.sleep(0.2)\n    return source.read(*args)\n"  # so that some are under way
-        "batches = train_batches(replace(source, read=read), config, batch_size=2, seed=0)\n"
+        "def open(*args):\n    time.sleep(0.2)\n    return source.open(*args)\n"  # so that some are under way
+        "batches = train_batches(replace(source, open=open), config, batch_size=2, seed=0)\n"
         "next(batches); print('done')"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
@@ -308,13 +317,14 @@ def test_every_caption_is_drawn_equally_often_and_whatever_the_frames(captioned)
     source, info = open_source(str(captioned)), VideoInfo(1000, 25.0, 8, 8, 40.0, "none")
     positions = []
 
-    def read(index, choose, short_side):
-        (chosen,) = choose(info)
-        positions.append(chosen)
-        return Clip(np.zeros((1, 8, 8, 3), np.uint8), -1, tuple("abcd"), info)
+    def read(indices, short_side):
+        positions.extend(indices)
+        return np.zeros((1, 8, 8, 3), np.uint8), info
 
+    example = Example({"video": SimpleNamespace(info=info, read=read, iterate=read)}, captions=tuple("abcd"))
     config = settings(captioned, workers=1, **clips)
-    batches = itertools.islice(train_batches(replace(source, read=read), config, batch_size=100, seed=0, **WORDS), 20)
+    source = replace(source, open=lambda index, names: nullcontext(example))
+    batches = itertools.islice(train_batches(source, config, batch_size=100, seed=0, **WORDS), 20)
     letters = np.array(read_ids(join(list(batches))["ids"]))
     counts = np.array([(letters == letter).sum() for letter in "abcd"])
     assert counts.sum() == 2000 and (np.abs(counts - 500) < 4 * np.sqrt(2000 * 3 / 16)).all()

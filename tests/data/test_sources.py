@@ -19,10 +19,6 @@ def open_(source, **settings):
     return open_source(str(source), **settings)
 
 
-def everything(info):
-    return range(info.num_frames)
-
-
 def refused(source, sentence, **settings):
     """The source is refused by one sentence that holds these words."""
     with pytest.raises(ValueError) as caught:
@@ -51,14 +47,14 @@ def test_a_folder_of_classes(video, tmp_path):
     source = open_(tmp_path)
     assert source.class_names == ("a c", "b", "deep/er")
     assert [re.sub(r".*(a c|b|deep)/", "", path) for path in source.ids] == ["x.avi", "1.MP4", "2.mp4", "er/z.mkv"]
-    assert [source.read(i, lambda info: (), None).label for i in range(4)] == [0, 1, 1, 2]
+    assert [source.read(i, (), None).label for i in range(4)] == [0, 1, 1, 2]
 
 
 def test_a_flat_folder_has_no_labels(video, tmp_path):
     place(video, tmp_path / "2.mp4", tmp_path / "1.mp4")
     source = open_(tmp_path)
     assert source.class_names == ()
-    clip = source.read(1, lambda info: [7, 99, 0], 24)
+    clip = source.read(1, [7, 99, 0], 24)
     assert videos.numbers(clip.frames) == [7, 99, 0]
     assert (clip.label, clip.captions, clip.info.num_frames, clip.info.rate) == (-1, (), 100, 10)
     assert clip.frames.shape == (3, 24, 40, 3)
@@ -78,7 +74,7 @@ def test_a_folder_may_say_the_order_of_its_classes(video, tmp_path):
     (tmp_path / "classes.json").write_text('["walk", "run"]')
     source = open_(tmp_path)
     assert source.class_names == ("walk", "run")
-    assert source.read(0, lambda info: (), None).label == 1
+    assert source.read(0, (), None).label == 1
     (tmp_path / "classes.json").write_text('["walk"]')
     refused(tmp_path, "classes.json lacks 1 of the classes, run: add")
     for content, sentence in CLASSES:
@@ -174,7 +170,7 @@ def test_a_manifest(name, content, newline, mark, video, tmp_path):
     source = open_(tmp_path / name)
     assert source.class_names == ("run", "walk")
     assert source.ids == [f"{video}#t=2,4.5", str(tmp_path / "sub/b.mp4"), f"{video}#t=9.5,20"]
-    clips = [source.read(i, everything, None) for i in range(3)]
+    clips = [source.read(i) for i in range(3)]
     assert [clip.label for clip in clips] == [0, 1, -1]
     assert [clip.captions for clip in clips] == [("a man, who runs",), (), ()]
     assert [source.captions(i) for i in range(3)] == [("a man, who runs",), (), ()]
@@ -189,14 +185,14 @@ def test_a_part_behind_the_end_cannot_be_read(video, tmp_path):
     (tmp_path / "list.csv").write_text(f"path,start\n{video},10\n")
     source = open_(tmp_path / "list.csv")
     with pytest.raises(DecodeError, match=r"a\.mp4: no frame from 10\.0 s on, as it ends at 10\.00 s"):
-        source.read(0, everything, None)
+        source.read(0)
 
 
 def test_labels_that_are_numbers_are_taken_as_they_are(video, tmp_path):
     (tmp_path / "list.csv").write_text(f"path,label\n{video},3\n{video},\n{video},1\n{video},-1\n")
     source = open_(tmp_path / "list.csv")
     assert source.class_names == ("0", "1", "2", "3")
-    assert [source.read(i, lambda info: (), None).label for i in range(4)] == [3, -1, 1, -1]
+    assert [source.read(i, (), None).label for i in range(4)] == [3, -1, 1, -1]
     (tmp_path / "classes.json").write_text('["a", "b", "c", "d", "e"]')
     assert open_(tmp_path / "list.csv").class_names == ("a", "b", "c", "d", "e")
     (tmp_path / "classes.json").write_text('["a"]')
@@ -217,7 +213,7 @@ def test_a_manifest_without_labels(video, tmp_path):
     (tmp_path / "list.csv").write_text(f"path\n{video}\n")
     source = open_(tmp_path / "list.csv")
     assert source.class_names == ()
-    assert source.read(0, lambda info: (), None).label == -1
+    assert source.read(0, (), None).label == -1
 
 
 @pytest.mark.parametrize(
@@ -292,10 +288,10 @@ def test_a_field_without_end_is_refused(tmp_path):
 def test_the_embedded_data_set_has_disjoint_splits():
     train, validation = open_("synthetic:moving_shapes"), open_("synthetic:moving_shapes", split="validation")
     assert train.class_names == moving_shapes.CLASSES
-    clip = train.read(5, lambda info: [3, 0], 40)
+    clip = train.read(5, [3, 0], 40)
     assert clip.frames.shape == (2, 40, 40, 3)
     assert (clip.label, clip.captions) == moving_shapes.describe(moving_shapes.SPLITS["train"][5])
-    assert not np.array_equal(clip.frames, validation.read(5, lambda info: [3, 0], 40).frames)
+    assert not np.array_equal(clip.frames, validation.read(5, [3, 0], 40).frames)
     assert len(train) == len(moving_shapes.SPLITS["train"]) == len(set(train.ids))
     refused("synthetic:moving_shapes", "data.split test is unknown", split="test")
 
@@ -306,12 +302,12 @@ def test_tfrecords_are_read_by_index(tmp_path):
         source = open_(f"tfrecord:{pattern}")
         assert len(source) == 4
         assert source.class_names == ("a", "b")
-        clip = source.read(3, lambda info: [5, 1], 24)
+        clip = source.read(3, [5, 1], 24)
         assert videos.numbers(clip.frames) == [115, 111]
         assert (clip.label, clip.info.rate, clip.info.num_frames) == (1, 12.5, 6)
         assert clip.captions == source.captions(3) == ("a text", "another") and source.label(3) == 1
         assert clip.frames.shape == (2, 24, 40, 3)
-        assert source.read(0, lambda info: (), None).captions == source.captions(0) == ()
+        assert source.read(0, (), None).captions == source.captions(0) == ()
     refused(f"tfrecord:{tmp_path}/nothing*", "matches no file")
     for content, sentence in CLASSES:
         (tmp_path / "classes.json").write_bytes(content)
@@ -370,7 +366,7 @@ def test_tfds_is_read_by_index_and_decodes_only_what_is_used(tfds_folder, monkey
     seen = []
     for i in range(5):
         decoded.clear()
-        clip = source.read(i, lambda info: [8, 2], 24)
+        clip = source.read(i, [8, 2], 24)
         assert clip.frames.shape == (2, 24, 40, 3)
         number = videos.numbers(clip.frames)[0] // 10
         assert videos.numbers(clip.frames) == [10 * number + 8, 10 * number + 2]
@@ -380,7 +376,7 @@ def test_tfds_is_read_by_index_and_decodes_only_what_is_used(tfds_folder, monkey
         seen.append(number)
     assert sorted(seen) == [0, 1, 2, 3, 4]
     part = open_("tfds:tiny_videos", split="train[1:3]+test")
-    numbers = [videos.numbers(part.read(i, lambda info: [0], None).frames)[0] // 10 for i in range(len(part))]
+    numbers = [videos.numbers(part.read(i, [0], None).frames)[0] // 10 for i in range(len(part))]
     assert numbers[:2] == seen[1:3] and sorted(numbers[2:]) == [5, 6]
     with pytest.raises(ValueError, match=r"data\.split val is unknown: tfds:tiny_videos has train, test"):
         open_("tfds:tiny_videos", split="val")
@@ -400,11 +396,11 @@ def test_a_part_may_be_played_backwards(video, tmp_path):
     (tmp_path / "list.csv").write_text(rows)
     source = open_(tmp_path / "list.csv")
     assert source.ids == [f"{video}#t=,1.5&reverse", f"{video}#t=,1.5", f"{video}#reverse"]
-    backward, forward, whole = (source.read(i, everything, None) for i in range(3))
+    backward, forward, whole = (source.read(i) for i in range(3))
     assert videos.numbers(forward.frames) == list(range(15))
     assert videos.numbers(backward.frames) == list(range(14, -1, -1))
     assert videos.numbers(whole.frames) == list(range(99, -1, -1))
-    first = source.read(0, lambda info: np.array([0, 3]), None)
+    first = source.read(0, np.array([0, 3]), None)
     assert videos.numbers(first.frames) == [14, 11]
 
 
@@ -414,8 +410,8 @@ def test_labels_are_matched_by_their_names(video, tmp_path):
     source = open_(tmp_path)
     matched = with_classes(source, ("archery", "Riding a bike", "yoga"))
     assert matched.class_names == ("archery", "Riding a bike", "yoga")
-    assert [matched.read(i, lambda info: (), None).label for i in range(2)] == [1, 2]
-    assert [source.read(i, lambda info: (), None).label for i in range(2)] == [0, 1]
+    assert [matched.read(i, (), None).label for i in range(2)] == [1, 2]
+    assert [source.read(i, (), None).label for i in range(2)] == [0, 1]
     assert with_classes(source, source.class_names) is source
     with pytest.raises(ValueError, match=r"1 classes that the model does not know, such as 'yoga' \(did you mean yogi"):
         with_classes(source, ("riding a bike", "yogi"))
@@ -432,8 +428,8 @@ def test_a_draw_is_random_kept_in_order_and_the_same_again():
     assert positions == sorted(positions) and positions != list(range(20))
     assert draw(source, 20, seed=1).ids == few.ids != draw(source, 20, seed=2).ids
     clip, same = (
-        few.read(3, lambda info: np.arange(2), None),
-        source.read(positions[3], lambda info: np.arange(2), None),
+        few.read(3, np.arange(2), None),
+        source.read(positions[3], np.arange(2), None),
     )
     np.testing.assert_array_equal(clip.frames, same.frames)
     assert draw(source, None, 0) is source and draw(source, 5000, 0) is source
@@ -453,7 +449,7 @@ def test_captions_go_along_with_their_examples(video, tmp_path):
     every = [(), ("one",), ("two", "three"), ("four",)]
     turned = subset(with_classes(source, ("walk slowly", "jump", "Run")), [2, 3, 1])
     for index, old in enumerate([2, 3, 1]):
-        clip = turned.read(index, lambda info: (), None)
+        clip = turned.read(index, (), None)
         assert turned.captions(index) == clip.captions == every[old]
         assert turned.label(index) == clip.label == [2, 0, 2, -1][old]
 
@@ -478,7 +474,7 @@ def test_captions_are_made_of_classes(video, tmp_path):
     made = with_captions(source, ("a clip of {}", "{}, filmed"))
     expected = [("a clip of run", "run, filmed"), ("a clip of Walk slowly", "Walk slowly, filmed")]
     for index in range(2):
-        assert made.captions(index) == made.read(index, lambda info: (), None).captions == expected[index]
+        assert made.captions(index) == made.read(index, (), None).captions == expected[index]
     with pytest.raises(
         ValueError, match=r"^1 of the 4 examples of \S+ has no label to make captions of: \S+; label them"
     ):
@@ -493,12 +489,12 @@ def test_captions_are_made_of_classes(video, tmp_path):
 def test_compositions_are_the_classes_of_their_splits():
     source = open_("synthetic:moving_shapes", split="compositions_held_out")
     assert source.class_names == moving_shapes.COMPOSITIONS
-    clip = source.read(4, lambda info: [0], 16)
+    clip = source.read(4, [0], 16)
     assert (clip.label, clip.captions) == (source.label(4), source.captions(4))
     assert clip.captions[1] == source.class_names[clip.label] in moving_shapes.compositions(held_out=True)
     directions = open_("synthetic:moving_shapes", split="directions_held_out")
     assert len(directions.class_names) == 8
-    moved = directions.read(4, lambda info: [0], 16)
+    moved = directions.read(4, [0], 16)
     np.testing.assert_array_equal(moved.frames, clip.frames)
     assert moved.captions == clip.captions
     assert clip.captions[1].endswith(f" moves {directions.class_names[moved.label]}")
@@ -520,7 +516,7 @@ def test_a_record_without_frames_or_label_is_told(tmp_path):
     (tmp_path / "classes.json").write_text('["a"]')
     source = open_(f"tfrecord:{tmp_path}")
     with pytest.raises(DecodeError, match=r"a\.tfrecord\[0\]: it has no frames$"):
-        source.read(0, lambda info: [0], None)
+        source.read(0, [0], None)
     with pytest.raises(ValueError, match=r"the first example of \S+ has no label to make captions of"):
         with_captions(source, ("{}",))
     late = replace(source, label=lambda index: -index, ids=["first", "second"])

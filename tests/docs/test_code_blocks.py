@@ -146,7 +146,9 @@ def test_shapes_in_comments_are_compared(line):
 def test_tables_are_sources(block, place):
     source = write_table(block)
     assert len(source) == sum(line.strip() != "" for line in block.text.splitlines()) - (block.kind == "csv")
-    source.read(0, lambda info: [info.num_frames - 1], 16)
+    with source.open(0, ()) as example:
+        video = example.streams["video"]
+        video.read([video.info.num_frames - 1], 16)
     assert source.class_names or source.captions(0)
 
 

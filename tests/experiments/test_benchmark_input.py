@@ -58,14 +58,13 @@ def test_decoding_is_timed_on_the_clips_of_the_pipeline(folder, tmp_path, monkey
     plan = prepare(Input(str(folder), data=DATA, clips=16), tmp_path)
     from vidjax.data import decode, pipeline, sources
 
-    read, seen = decode.read_clip, []
+    read, seen = decode.OpenClip.read, []
 
-    def noting(path, choose, short_side, square_pixels):
-        return read(
-            path, lambda info: seen.append((path, tuple(choose(info)))) or seen[-1][1], short_side, square_pixels
-        )
+    def noting(clip, indices, short_side):
+        seen.append((clip.path, tuple(indices)))
+        return read(clip, indices, short_side)
 
-    monkeypatch.setattr(sources, "read_clip", noting)
+    monkeypatch.setattr(decode.OpenClip, "read", noting)
     settings = DataConfig(**{**vars(DATA), "workers": 1})
     batches = pipeline.train_batches(sources.open_source(plan.listed), settings, batch_size=reading.ROWS, seed=0)
     for _ in range(3):
@@ -78,8 +77,8 @@ def test_decoding_is_timed_on_the_clips_of_the_pipeline(folder, tmp_path, monkey
 def test_no_more_videos_than_clips_are_read_and_written(folder, tmp_path, monkeypatch):
     from vidjax.data import sources
 
-    read, seen = sources.read_clip, set()
-    monkeypatch.setattr(sources, "read_clip", lambda path, *rest: seen.add(path) or read(path, *rest))
+    open_clip, seen = sources.open_clip, set()
+    monkeypatch.setattr(sources, "open_clip", lambda path, *rest: seen.add(path) or open_clip(path, *rest))
     plan = prepare(Input(str(folder), data=DATA, clips=2), tmp_path)
     assert len(seen) == 2 and {path for path, _ in plan.jobs} <= {str(Path(path).resolve()) for path in seen}
 

@@ -36,7 +36,7 @@ def folder(tmp_path_factory):
 
 def read_all(out):
     source = open_source(f"tfrecord:{out}/*.tfrecord")
-    clips = [source.read(i, lambda info: range(info.num_frames), None) for i in range(len(source))]
+    clips = [source.read(i) for i in range(len(source))]
     return source, clips
 
 

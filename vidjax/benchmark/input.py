@@ -21,7 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -208,9 +208,10 @@ def prepare(config: Input, folder: Path) -> Plan:
     import tensorflow as tf
 
     from vidjax.data import records
-    from vidjax.data.decode import Choose, DecodeError
+    from vidjax.data.decode import DecodeError, VideoInfo
+    from vidjax.data.example import Example
     from vidjax.data.pipeline import train_batches
-    from vidjax.data.sources import Clip, draw, open_source
+    from vidjax.data.sources import draw, open_source
 
     source = draw(
         open_source(config.source, config.data.split, config.data.square_pixels), config.clips, 0
@@ -223,7 +224,7 @@ def prepare(config: Input, folder: Path) -> Plan:
     with tf.io.TFRecordWriter(str(folder / "videos.tfrecord")) as writer:
         for index, path in enumerate(source.ids):
             try:  # all frames, as TFRecords hold them
-                clip = source.read(index, lambda info: np.arange(info.num_frames), config.data.decode_short_side)
+                clip = source.read(index, None, config.data.decode_short_side)
             except DecodeError:
                 continue
             good.append(str(Path(path).resolve()))
@@ -239,11 +240,26 @@ def prepare(config: Input, folder: Path) -> Plan:
     (folder / "good.jsonl").write_text("".join(json.dumps({"path": str(path)}) + "\n" for path in good))
     jobs = []
 
-    def note(index: int, choose: Choose, short_side: int | None) -> Clip:
-        jobs.append((good[index], tuple(int(i) for i in choose(infos[index]))))
-        return Clip(np.zeros((config.data.frames, 8, 8, 3), np.uint8), -1, (), infos[index])
+    @dataclasses.dataclass
+    class Noting:
+        """A stream that notes what is read from it."""
 
-    source = dataclasses.replace(open_source(str(folder / "good.jsonl"), "train"), read=note)
+        index: int
+
+        @property
+        def info(self) -> VideoInfo:
+            return infos[self.index]
+
+        def read(self, indices: np.ndarray, short_side: int | None) -> tuple[np.ndarray, VideoInfo]:
+            jobs.append((good[self.index], tuple(int(i) for i in indices)))
+            return np.zeros((len(indices), 8, 8, 3), np.uint8), self.info
+
+        iterate = read
+
+    source = dataclasses.replace(
+        open_source(str(folder / "good.jsonl"), "train"),
+        open=lambda index, names: nullcontext(Example({"video": Noting(index)})),
+    )
     batches = train_batches(source, dataclasses.replace(config.data, workers=1, repeats=1), batch_size=ROWS, seed=0)
     timed = -(-config.clips // ROWS)
     for _ in range(1 + timed):

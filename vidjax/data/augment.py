@@ -1,5 +1,7 @@
 """Random changes of a clip, the same for all of its frames, as pure functions of a seed (tf.data runs them)."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import tensorflow as tf
 
@@ -24,14 +26,82 @@ def augment(
     Returns:
       uint8 (t, size, size, 3).
     """
-    crop_seed, flip_seed, ops_seed, jitter_seed, grey_seed, erase_seed = tf.unstack(tf.random.split(seed, 6), num=6)
+    crop = random_crop(tf.shape(video)[1], tf.shape(video)[2], config, size, seed, center_ratio)
+    return change_pixels(cut(video, crop, size), config, seed)
+
+
+def random_crop(
+    height: tf.Tensor, width: tf.Tensor, config: AugmentConfig, size: int, seed: tf.Tensor, center_ratio: float = 7 / 8
+) -> tf.Tensor:
+    """Where a clip is cut from its frames, and whether it is mirrored: one geometry for all frames and streams.
+
+    Returns:
+      int32 (7,): top, left, height and width of the square in the frame, height and width of the frame, and 1 for a
+      mirrored clip.
+    """
+    crop_seed, flip_seed = _seeds(seed)[:2]
     if config.crop == "center":
-        video = center_crop(video, size, center_ratio)
+        box = center_box(height, width, center_ratio)
     else:
-        box = multi_scale_box if config.crop == "multi_scale" else random_resized_box
-        video = crop_and_resize(video, box(tf.shape(video)[1], tf.shape(video)[2], size, crop_seed), size)
-    if config.flip:
-        video = tf.cond(tf.random.stateless_uniform((), flip_seed) < 0.5, lambda: tf.reverse(video, [2]), lambda: video)
+        box = (multi_scale_box if config.crop == "multi_scale" else random_resized_box)(height, width, size, crop_seed)
+    flipped = tf.cast(tf.random.stateless_uniform((), flip_seed) < 0.5, tf.int32) if config.flip else 0
+    return tf.stack([*box, height, width, flipped])
+
+
+def cut(video: tf.Tensor, crop: tf.Tensor, size: int, mirrored: Sequence[int] = ()) -> tf.Tensor:
+    """Cuts a clip from frames, brings it to a square of `size` pixels, and mirrors it if the crop says so.
+
+    Args:
+      video: uint8 (t, h, w, c). Where its frames are of another size than those that the crop was drawn for, the same
+        fractions of them are cut.
+      crop: int32 (7,), see `random_crop`.
+      size: pixels.
+      mirrored: channels that change sign in a mirror image (255 - v), as the horizontal one of optical flow.
+    """
+    cut_out = crop_and_resize(video, _scaled(crop, tf.shape(video)[1], tf.shape(video)[2]), size)
+
+    def mirror() -> tf.Tensor:
+        turned = tf.reverse(cut_out, [2])
+        if not mirrored:
+            return turned
+        changes = tf.constant([channel in mirrored for channel in range(video.shape[3])])
+        return tf.where(changes, 255 - turned, turned)
+
+    return tf.cond(crop[6] > 0, mirror, lambda: cut_out)
+
+
+def _scaled(crop: tf.Tensor, height: tf.Tensor, width: tf.Tensor) -> tuple:
+    """The crop's box in frames of this size."""
+    box = tuple(tf.unstack(crop[:4], num=4))
+    same = tf.logical_and(tf.equal(crop[4], height), tf.equal(crop[5], width))
+
+    def scale() -> tuple:
+        y, x = (
+            tf.cast(height, tf.float64) / tf.cast(crop[4], tf.float64),
+            tf.cast(width, tf.float64) / tf.cast(crop[5], tf.float64),
+        )
+        top, left, tall, wide = (
+            tf.cast(tf.round(tf.cast(side, tf.float64) * ratio), tf.int32)
+            for side, ratio in zip(box, (y, x, y, x), strict=True)
+        )
+        tall, wide = tf.maximum(tall, 1), tf.maximum(wide, 1)
+        return tf.minimum(top, height - tall), tf.minimum(left, width - wide), tall, wide
+
+    return tf.cond(same, lambda: box, scale)
+
+
+def change_pixels(video: tf.Tensor, config: AugmentConfig, seed: tf.Tensor) -> tf.Tensor:
+    """Random changes of a clip's colours, and erasing: RandAugment, colour jitter, grey, erasing, in this order.
+
+    RandAugment may turn, shear and move the clip by a few degrees or pixels, which the crop does not tell.
+
+    Args:
+      video: uint8 (t, size, size, 3), RGB.
+      config: what is on, and how strong.
+      seed: (2,) integers, those of the crop.
+    """
+    _, _, ops_seed, jitter_seed, grey_seed, erase_seed = _seeds(seed)
+    shape = video.shape
     if config.rand_augment_ops:
         video = rand_augment.rand_augment(video, config.rand_augment_ops, config.rand_augment_magnitude, ops_seed)
     if config.color_jitter:
@@ -43,39 +113,70 @@ def augment(
         use_seed, box_seed = tf.unstack(tf.random.split(erase_seed, 2), num=2)
         chosen = tf.random.stateless_uniform((), use_seed) < config.random_erasing
         video = tf.cond(chosen, lambda v=video: erase(v, box_seed), lambda v=video: v)
-    return tf.ensure_shape(video, (None, size, size, 3))
+    return tf.ensure_shape(video, shape)
+
+
+def _seeds(seed: tf.Tensor) -> list[tf.Tensor]:
+    """Of the crop, the flip, RandAugment, colour jitter, grey and erasing."""
+    return tf.unstack(tf.random.split(seed, 6), num=6)
+
+
+def center_box(height: tf.Tensor, width: tf.Tensor, ratio: float = 7 / 8) -> tuple:
+    """The central square of `ratio` of the shorter side: top, left, height, width."""
+    side = tf.cast(tf.round(tf.cast(tf.minimum(height, width), tf.float32) * ratio), tf.int32)
+    return (height - side) // 2, (width - side) // 2, side, side
 
 
 def center_crop(video: tf.Tensor, size: int, ratio: float = 7 / 8) -> tf.Tensor:
     """The central square of `ratio` of the shorter side, as `size` pixels."""
-    height, width = tf.shape(video)[1], tf.shape(video)[2]
-    side = tf.cast(tf.round(tf.cast(tf.minimum(height, width), tf.float32) * ratio), tf.int32)
-    return crop_and_resize(video, ((height - side) // 2, (width - side) // 2, side, side), size)
+    return crop_and_resize(video, center_box(tf.shape(video)[1], tf.shape(video)[2], ratio), size)
 
 
-def view_crops(video: tf.Tensor, frames: int, size: int, crops: int, ratio: float = 7 / 8) -> tf.Tensor:
-    """Views for a test: each clip cut at equal distances along its longer side, from one end to the other.
+def view_crops(height: tf.Tensor, width: tf.Tensor, count: int, ratio: float = 7 / 8) -> list[tf.Tensor]:
+    """Crops for a test, at equal distances along the longer side, from one end to the other; one is the central one.
 
     Args:
-      video: uint8 (v * frames, h, w, 3), clips one after the other.
-      frames: of a clip.
-      crops: squares of each clip; one is the central one.
-      ratio: share of the shorter side that a square keeps.
+      height: of the frames.
+      width: of the frames.
+      count: of the crops.
+      ratio: fraction of the shorter side that a square keeps.
 
     Returns:
-      uint8 (v * crops, frames, size, size, 3), the crops of a clip next to each other.
+      `count` crops of int32 (7,), see `random_crop`.
     """
-    height, width = tf.shape(video)[1], tf.shape(video)[2]
-    side = tf.cast(tf.round(tf.cast(tf.minimum(height, width), tf.float32) * ratio), tf.int32)
-    views = []
-    for i in range(crops):
-        across, along = (height - side) // 2, (width - side) // 2
-        if crops > 1:
-            across = tf.where(height > width, (height - side) * i // (crops - 1), across)
-            along = tf.where(height > width, along, (width - side) * i // (crops - 1))
-        cut = crop_and_resize(video, (across, along, side, side), size)
-        views.append(tf.reshape(cut, (-1, frames, size, size, 3)))
-    return tf.reshape(tf.stack(views, axis=1), (-1, frames, size, size, 3))
+    across, along, side, _ = center_box(height, width, ratio)
+    crops = []
+    for i in range(count):
+        top, left = across, along
+        if count > 1:
+            top = tf.where(height > width, (height - side) * i // (count - 1), across)
+            left = tf.where(height > width, along, (width - side) * i // (count - 1))
+        crops.append(tf.stack([top, left, side, side, height, width, 0]))
+    return crops
+
+
+def cut_views(video: tf.Tensor, crops: Sequence[tf.Tensor], frames: int, size: int) -> tf.Tensor:
+    """Each clip cut by each crop.
+
+    Args:
+      video: uint8 (v * frames, h, w, c), clips one after the other.
+      crops: see `random_crop`.
+      frames: of a clip.
+      size: pixels of the squares.
+
+    Returns:
+      uint8 (v * crops, frames, size, size, c), the crops of a clip next to each other.
+    """
+    return join_views([cut(video, crop, size) for crop in crops], frames)
+
+
+def join_views(cuts: Sequence[tf.Tensor], frames: int) -> tf.Tensor:
+    """Clips (v * frames, size, size, c) by several crops, as (v * crops, frames, size, size, c)."""
+    shape = (-1, frames, *cuts[0].shape[1:])
+    if len(cuts) == 1:
+        return tf.reshape(cuts[0], shape)
+    views = [tf.reshape(each, shape) for each in cuts]
+    return tf.reshape(tf.stack(views, axis=1), shape)
 
 
 def crop_and_resize(video: tf.Tensor, box: tuple, size: int) -> tf.Tensor:
@@ -96,7 +197,7 @@ def crop_and_resize(video: tf.Tensor, box: tuple, size: int) -> tf.Tensor:
             )
         ),
     )
-    return tf.ensure_shape(resized, (video.shape[0], size, size, 3))
+    return tf.ensure_shape(resized, (video.shape[0], size, size, video.shape[3]))
 
 
 def _round(video: tf.Tensor) -> tf.Tensor:

@@ -66,6 +66,8 @@ class ClipConfig:
     """Decode to this many pixels on the shorter side, never enlarging (default: 8/7 of size)."""
     square_pixels: bool = True
     """Stretch pixels that are not square in width, as players do; False leaves frames as files store them."""
+    stream: str = "video"
+    """The stream of the examples that makes the clips: video, or another field of frames, such as flow."""
     workers: int = free(0)
     """Clips decoded at the same time, 0 = one a core."""
     max_bad_share: float = free(0.2)

@@ -16,6 +16,7 @@ import os
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -28,7 +29,17 @@ from vidjax.data.display import Screen
 from vidjax.data.packets import Packets
 from vidjax.data.timeline import Timeline, measure
 
-__all__ = ["Choose", "DecodeError", "VideoInfo", "decode", "probe", "read_clip", "stream_frames"]
+__all__ = [
+    "Choose",
+    "DecodeError",
+    "OpenClip",
+    "VideoInfo",
+    "decode",
+    "open_clip",
+    "probe",
+    "read_clip",
+    "stream_frames",
+]
 
 
 @dataclass(frozen=True)
@@ -90,28 +101,8 @@ def read_clip(
     The width and height that `choose` sees are those of the stored frame, before stretching and rotation. It may
     choose no frames at all.
     """
-    path = os.fspath(path)
-    with open_video(path) as stream:
-        with blame_file(path):
-            timeline = measure(path, stream)
-            info = _info(stream, timeline)
-        indices = _checked(path, np.asarray(choose(info), np.int64), info)
-        # Where no frame is chosen, the first one still tells the rotation.
-        asked = indices if len(indices) else np.zeros(1, np.int64)
-        wanted, order = np.unique(timeline.at(asked), return_inverse=True)
-        with blame_file(path):
-            screen = _screen(stream, info, short_side, square_pixels)
-            found = _read(_jumping(stream, timeline, wanted), screen, wanted)
-    if found is None:
-        with open_video(path) as stream, blame_file(path):
-            timeline, positions = _without_index(path, stream, timeline, asked)
-            wanted, order = np.unique(positions, return_inverse=True)
-            found = _read(_in_turn(stream, timeline, wanted), screen, wanted)
-    frames, screen = found
-    if len(order) != len(wanted) or (np.diff(order) != 1).any():  # else megabytes need not be copied
-        frames = frames[order]
-    height, width = screen.size
-    return frames[: len(indices)], replace(info, height=height, width=width, hdr=screen.hdr)
+    with open_clip(path, square_pixels) as clip:
+        return clip.read(choose(clip.info), short_side)
 
 
 def stream_frames(
@@ -336,3 +327,60 @@ def _whole(frame: av.VideoFrame, position: int) -> av.VideoFrame:
     if frame.is_corrupt:
         raise ValueError(f"frame {position} of it is damaged")
     return frame
+
+
+@dataclass(frozen=True)
+class OpenClip:
+    """An opened video file, see `open_clip`."""
+
+    path: str
+    stream: av.VideoStream
+    timeline: Timeline
+    info: VideoInfo
+    """Its width and height are those of the stored frame, before stretching and rotation."""
+    square_pixels: bool
+
+    def read(
+        self, indices: Sequence[int] | np.ndarray, short_side: int | None = None
+    ) -> tuple[UInt8[np.ndarray, "t h w 3"], VideoInfo]:
+        """The frames at `indices`, as `decode` gives them, and the info with the size as displayed.
+
+        There may be no indices; the video's first frame is decoded all the same. Raises DecodeError.
+        """
+        path, stream, timeline = self.path, self.stream, self.timeline
+        indices = _checked(path, np.asarray(indices, np.int64), self.info)
+        # Where no frame is chosen, the first one still tells the rotation.
+        asked = indices if len(indices) else np.zeros(1, np.int64)
+        wanted, order = np.unique(timeline.at(asked), return_inverse=True)
+        with blame_file(path):
+            screen = _screen(stream, self.info, short_side, self.square_pixels)
+            found = _read(_jumping(stream, timeline, wanted), screen, wanted)
+        if found is None:
+            with open_video(path) as stream, blame_file(path):
+                timeline, positions = _without_index(path, stream, timeline, asked)
+                wanted, order = np.unique(positions, return_inverse=True)
+                found = _read(_in_turn(stream, timeline, wanted), screen, wanted)
+        frames, screen = found
+        if len(order) != len(wanted) or (np.diff(order) != 1).any():  # else megabytes need not be copied
+            frames = frames[order]
+        height, width = screen.size
+        return frames[: len(indices)], replace(self.info, height=height, width=width, hdr=screen.hdr)
+
+
+@contextmanager
+def open_clip(path: str | os.PathLike[str], square_pixels: bool = True) -> Iterator[OpenClip]:
+    """A video file whose length and rate are known before it is said which of its frames to read.
+
+    Args:
+      path: a video file.
+      square_pixels: stretch pixels that are not square in width, as players do.
+
+    Raises:
+      DecodeError: the file cannot be read.
+    """
+    path = os.fspath(path)
+    with open_video(path) as stream:
+        with blame_file(path):
+            timeline = measure(path, stream)
+            info = _info(stream, timeline)
+        yield OpenClip(path, stream, timeline, info, square_pixels)

@@ -11,11 +11,12 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from vidjax.data.example import FIELDS_FILE, Field, check_value, read_specs
 from vidjax.data.labels import CLASSES_FILE, is_missing, list_counts, number_labels, order_classes
 from vidjax.errors import UserError
 
@@ -26,6 +27,8 @@ VIDEO_SUFFIXES = (
 )  # fmt: skip
 """Files of a folder that are videos. A .gif is more often a picture of something than a video to learn from: a manifest
 may name it."""
+BATCH = ("video", "ids", "truncated", "valid", "index", "times", "crop", "error")
+"""Arrays that a batch has beside an example's fields."""
 COLUMNS = ("path", "label", "caption", "start", "end", "reverse")
 
 
@@ -44,6 +47,8 @@ class Row:
     """Seconds, None for the end of the video."""
     reverse: bool = False
     """Played backwards."""
+    fields: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    """Further fields that it has: arrays, or of frames and samples the path of a .npy file."""
 
     @property
     def id(self) -> str:
@@ -62,6 +67,8 @@ class Listing:
     rows: Sequence[Row]
     notes: tuple[str, ...] = ()
     """What was left out or is not used, a line each, with counts."""
+    fields: Mapping[str, Field] = field(default_factory=dict)
+    """The specs of the rows' further fields."""
 
 
 def list_folder(folder: Path) -> Listing:
@@ -104,7 +111,7 @@ def walk_videos(folder: Path) -> tuple[list[str], Counter]:
             suffix = os.path.splitext(file)[1].lower()
             if suffix in VIDEO_SUFFIXES:
                 videos.append(os.path.join(place, file))
-            elif file != CLASSES_FILE:
+            elif file not in (CLASSES_FILE, FIELDS_FILE):
                 left_out[suffix or "without suffix"] += 1
     return videos, left_out
 
@@ -130,7 +137,8 @@ def _places(folder: Path) -> Iterator[tuple[str, list[str]]]:
 def list_manifest(path: Path, folder: Path | None = None) -> Listing:
     """The rows of a manifest of path and, optionally, label, caption, start, end and reverse.
 
-    The caption of a .jsonl may be a list of captions; a row without any has none.
+    The caption of a .jsonl may be a list of captions; a row without any has none. Further columns are fields where a
+    fields.json beside the manifest describes them, see `example.Field`; others are not used.
 
     Args:
       path: .csv or .jsonl.
@@ -140,10 +148,15 @@ def list_manifest(path: Path, folder: Path | None = None) -> Listing:
       UserError: no path column, a malformed row (with its line), files that do not exist (how many, which), or labels
         that do not fit the classes.
     """
+    specs = read_specs(path.parent)
+    if taken := sorted(specs.keys() & {*COLUMNS, *BATCH}):
+        raise UserError(
+            f"{path.parent / FIELDS_FILE} describes '{taken[0]}', a name with a meaning of its own: rename it"
+        )
     lines = list(_csv_rows(path) if path.suffix.lower() == ".csv" else _jsonl_rows(path))
     rows, labels, unused = [], [], Counter()
     for number, row in lines:
-        unused.update(row.keys() - set(COLUMNS))
+        unused.update(row.keys() - set(COLUMNS) - specs.keys())
         labels.append((number, row.get("label")))
         # An empty text of JSON was written on purpose: what it stands for is told to be empty.
         cells = {name: None if value != "" and is_missing(value) else value for name, value in row.items()}
@@ -153,9 +166,32 @@ def list_manifest(path: Path, folder: Path | None = None) -> Listing:
         check_part(path, number, start, end)
         captions = _captions(path, number, cells.get("caption"))
         reverse = _truth(path, number, cells.get("reverse"))
-        rows.append(Row(cells["path"], -1, captions, start, end, reverse))
+        given = {name: cells[name] for name in specs if cells.get(name) is not None}
+        values = {name: _value(path, number, folder, specs[name], name, value) for name, value in given.items()}
+        if reverse and (forward := [name for name in values if specs[name].kind in ("frames", "samples")]):
+            raise UserError(
+                f"{path}, line {number}: it is played backwards, but its {forward[0]} is not: leave out one"
+            )
+        rows.append(Row(cells["path"], -1, captions, start, end, reverse, values))
     notes = () if not unused else (f"{path}: columns that are not used: {_describe_unused(unused, len(rows))}",)
-    return finish_list(path, folder, rows, labels, notes)
+    if lacking := [name for name in specs if not any(name in row.fields for row in rows)]:
+        notes += (f"{path}: no row has {', '.join(lacking)}, which {FIELDS_FILE} describes",)
+    return replace(finish_list(path, folder, rows, labels, notes), fields=specs)
+
+
+def _value(path: Path, number: int, folder: Path | None, spec: Field, name: str, value: Any) -> Any:
+    """A further field of a row, as an array, or of frames and samples as the path of a file."""
+    if spec.kind in ("frames", "samples"):
+        file = str((path.parent if folder is None else folder) / str(value))
+        if not os.path.isfile(file):
+            raise UserError(f"{path}, line {number}: its {name}, {file}, does not exist: correct the path")
+        return file
+    try:
+        return check_value(spec, json.loads(value) if isinstance(value, str) else value)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise UserError(
+            f"{path}, line {number}: its {name} is {str(value)[:60]}, and no {spec.kind}: {error}"
+        ) from error
 
 
 def finish_list(

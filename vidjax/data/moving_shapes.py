@@ -51,6 +51,14 @@ _COLORS = {  # no channel below 90, and no background above 90: motion has the s
 _SHAPES = ("circle", "square", "triangle")
 _RADII = {"small": (0.10, 0.12), "large": (0.17, 0.20)}  # of the disc with the shape's area, in widths
 _WAVES = 4  # of the background
+FLOW_BOUND = 20
+"""Pixels of motion that the values of stored flow reach to."""
+_INRADIUS = np.sqrt(np.pi / (3 * np.sqrt(3)))  # of the triangle: equilateral, one corner up
+_EXTENTS = {  # left, up, right and down of the centre, in radii
+    "circle": (1, 1, 1, 1),
+    "square": (np.sqrt(np.pi) / 2,) * 4,
+    "triangle": (np.sqrt(3) * _INRADIUS, 2 * _INRADIUS, np.sqrt(3) * _INRADIUS, _INRADIUS),
+}
 
 
 def _article(word: str) -> str:
@@ -154,11 +162,52 @@ def render(index: int, frames: np.ndarray, size: int) -> UInt8[np.ndarray, "t h 
       The frames, RGB. The picture is the same at every size, up to anti-aliasing.
     """
     scene = _scene(index)
-    frames = np.asarray(frames, np.int64)
     background = _background(scene, size)
     video = np.broadcast_to(np.round(background).astype(np.uint8), (len(frames), size, size, 3)).copy()
+    place, alpha = _cover(scene, frames, size)
+    color = np.array(_COLORS[scene.color], np.float32)
+    painted = background[place[1:]] * (1 - alpha) + color * alpha
+    video[place] = np.round(painted)
+    return video
 
-    # Draw only the box around the shape; the indices wrap around the borders.
+
+def render_flow(index: int, frames: np.ndarray, size: int) -> UInt8[np.ndarray, "t h w 2"]:
+    """The optical flow of frames, from each to the one after it: the shape moves, the background stands still.
+
+    Args:
+      index: which video; any integer from 0.
+      frames: (t,) frame numbers, in any order.
+      size: pixels of a side.
+
+    Returns:
+      Horizontal and vertical motion in pixels a frame, of -20 to 20 as 0 to 255 (128 for none), as flow is usually
+      stored for two-stream networks (Simonyan and Zisserman 2014).
+    """
+    scene = _scene(index)
+    flow = np.full((len(frames), size, size, 2), 128, np.uint8)
+    place, alpha = _cover(scene, frames, size)
+    motion = (np.clip(scene.velocity * size / FLOW_BOUND, -1, 1) + 1) * 127.5
+    flow[place] = np.where(alpha > 0.5, np.floor(motion + 0.5), 128)
+    return flow
+
+
+def tracks(index: int) -> Float[np.ndarray, "m 6"]:
+    """The box around the shape in each frame, as a track: 0, seconds, x1, y1, x2, y2 in fractions of the frame.
+
+    Of a shape that leaves on one side and comes in on the other, the box is around the part with the shape's centre.
+    """
+    scene = _scene(index)
+    frames = np.arange(NUM_FRAMES)
+    center = (scene.start + frames[:, None] * scene.velocity) % 1
+    before, after = np.array(_EXTENTS[scene.shape]).reshape(2, 2) * scene.radius
+    box = np.concatenate([center - before, center + after], axis=1).clip(0, 1)
+    return np.concatenate([np.zeros((NUM_FRAMES, 1)), frames[:, None] / RATE, box], axis=1)
+
+
+def _cover(scene: _Scene, frames: np.ndarray, size: int) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
+    """The pixels in a box around the shape, as an index of frames (t h w), and how much of each it covers."""
+    frames = np.asarray(frames, np.int64)
+    # The indices wrap around the borders.
     center = (scene.start + frames[:, None] * scene.velocity) % 1 * size  # (t, x y)
     reach = min(int(np.ceil(1.6 * scene.radius * size)) + 1, (size - 1) // 2)
     pixels = np.floor(center).astype(np.int64)[:, :, None] + np.arange(-reach, reach + 1)  # (t, x y, box)
@@ -166,10 +215,7 @@ def render(index: int, frames: np.ndarray, size: int) -> UInt8[np.ndarray, "t h 
     distance = _distance(scene.shape, x[:, None, :], y[:, :, None]) * scene.radius * size  # (t, box, box)
     alpha = np.clip(0.5 - distance, 0, 1)[..., None].astype(np.float32)
     columns, rows = np.moveaxis(pixels % size, 1, 0)
-    color = np.array(_COLORS[scene.color], np.float32)
-    painted = background[rows[:, :, None], columns[:, None, :]] * (1 - alpha) + color * alpha
-    video[np.arange(len(frames))[:, None, None], rows[:, :, None], columns[:, None, :]] = np.round(painted)
-    return video
+    return (np.arange(len(frames))[:, None, None], rows[:, :, None], columns[:, None, :]), alpha
 
 
 def _background(scene: _Scene, size: int) -> Float[np.ndarray, "h w 3"]:
@@ -189,5 +235,4 @@ def _distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         return np.hypot(x, y) - 1
     if shape == "square":
         return np.maximum(np.abs(x), np.abs(y)) - np.sqrt(np.pi) / 2
-    inradius = np.sqrt(np.pi / (3 * np.sqrt(3)))  # equilateral, one corner up
-    return np.maximum(y, np.sqrt(3) / 2 * np.abs(x) - y / 2) - inradius
+    return np.maximum(y, np.sqrt(3) / 2 * np.abs(x) - y / 2) - _INRADIUS

@@ -10,33 +10,44 @@ several rows next to each other: one reading, augmented anew for each.
 import atexit
 import json
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
+from jaxtyping import Int
 
-from vidjax.data.augment import augment, center_crop, view_crops
+from vidjax.data.augment import change_pixels, cut, join_views, random_crop, view_crops
 from vidjax.data.config import ClipConfig, TrainClipConfig, core_count
 from vidjax.data.decode import DecodeError
-from vidjax.data.sampling import sample, views
-from vidjax.data.sources import Source
-from vidjax.data.text import Tokenizer, tokenize
+from vidjax.data.example import Example, Field, Source, boxes_in_crop, cut_value
+from vidjax.data.sampling import frame_times, frames_at, sample, views
+from vidjax.data.text import CaptionWriter, Tokenizer
 from vidjax.errors import UserError
 
 tf.config.set_visible_devices([], "GPU")  # the accelerator is JAX's
 
 Batch = dict[str, np.ndarray]
-"""`video` uint8 (b t h w c); `label` int32 (b,), -1 for none; `valid` bool (b,), False for rows that could not be
-read or only fill the batch, whose video is black; `index` int32 (b,), the example, -1 for rows that fill. With a
-tokeniser also `ids` int32 (b m), of a caption, all 0 for rows that are not valid, and `truncated` bool (b,), whether
-the caption was longer than m tokens."""
+"""What every batch holds:
 
+    video   uint8 (b t h w c)
+    label   int32 (b,), -1 for none
+    valid   bool (b,), False for rows that could not be read or only fill the batch, whose video is black
+    index   int32 (b,), the example, -1 for rows that fill
+    times   float32 (b t), seconds of the frames from the start of the video or of the part of it; nan without a rate
+    crop    int32 (b 7): top, left, height and width of the square in the decoded frame, the height and width of that
+            frame, and 1 if it was mirrored; all 0 for rows that are not valid
 
-_Row = tuple[np.ndarray, np.int32, np.ndarray, np.ndarray]
-"""A clip's frames, its label, the ids of its captions and which of them were too long."""
+and, with a tokeniser, `ids` int32 (b m), of a caption, all 0 for rows that are not valid, and `truncated` bool (b,),
+whether the caption was longer than m tokens; and the further fields that were asked for, see `example.Field`."""
+
+_Arrays = dict[str, tuple[str, tuple[int | None, ...], float]]
+"""By name the type, shape and filling of what is read for a row, before it is cropped."""
+_Crops = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], list[tuple[tf.Tensor, tf.Tensor | None]]]
+"""Height, width and position of a row to its crops, each with the seed of its random changes (None for none)."""
+BY_TIME = ("segments", "tracks", "samples")
+"""Kinds of fields that each clip of an example has of its own."""
 
 _running: weakref.WeakSet = weakref.WeakSet()
 
@@ -103,35 +114,49 @@ def train_batches(
     bad_files: BadFiles | None = None,
     tokenizer: Tokenizer | None = None,
     context: int | None = None,
+    fields: Sequence[str] = (),
 ) -> Iterator[Batch]:
     """This process's rows of the batches first_batch, first_batch + 1, ... without end.
 
     Args:
       source: the examples; each comes once an epoch, in an order of the epoch's own.
-      config: sampling, size, augmentation, repeats and workers.
+      config: stream, sampling, size, augmentation, repeats and workers.
       batch_size: rows of the batch over all processes; process k gets rows [k * b / P, (k + 1) * b / P). The repeats
         must divide them.
       seed: of the order, the sampling and the augmentation.
       first_batch: number of the first batch.
       process_index: k.
       process_count: P, which must divide the batch size.
-      bad_files: told of every example that cannot be read; its row is black and not `valid`, never replaced.
+      bad_files: lists every example that cannot be read; its row is black and not `valid`, never replaced.
       tokenizer: makes ids of captions. Of an example's captions one is drawn for each row, whatever is drawn for the
         pixels; an example without any is an error, raised by the iterator.
       context: tokens of a caption, start and end included.
+      fields: further fields of the source that the batches hold.
     """
     repeats, count = config.repeats, len(source)
     rows = _rows(batch_size, process_count)
     if rows % repeats:
         raise UserError(f"{rows} clips of a batch are not whole videos of {repeats} repeats: make them a multiple")
-    groups, write = rows // repeats, _Writer(source, tokenizer, context)
+    specs = _specs(source, config, fields)
+    if config.augment.rand_augment_ops and (boxes := [n for n in fields if specs[n].kind in ("boxes", "tracks")]):
+        raise UserError(f"augment.rand_augment_ops turns and shifts frames, and {boxes[0]} cannot follow: set it to 0")
+    groups, write = rows // repeats, CaptionWriter(tokenizer, context)
 
-    def read(index: int, position: int, short_side: int) -> _Row:
+    def read(index: int, position: int) -> dict[str, np.ndarray]:
         rng = np.random.Generator(np.random.Philox(key=[seed, position]))
-        clip = source.read(index, lambda info: sample(config, info.num_frames, info.rate, rng), short_side)
+        with source.open(index, (*fields, config.stream)) as example:
+            info = example.streams[config.stream].info
+            indices = sample(config, info.num_frames, info.rate, rng)
+            row = read_clips(example, indices[None], config, specs)
         # Far from there in the same stream, so that neither draw moves the other.
         draws = np.random.Generator(np.random.Philox(key=[seed, position], counter=[0, 0, 0, 1])).random(repeats)
-        return clip.frames, np.int32(clip.label), *write(index, clip.captions, draws)
+        return row | write(source.ids[index], example.captions, draws)
+
+    def crops(height: tf.Tensor, width: tf.Tensor, position: tf.Tensor) -> list[tuple[tf.Tensor, tf.Tensor | None]]:
+        seeds = [tf.stack([tf.constant(seed, tf.int64), position * repeats + i]) for i in range(repeats)]
+        return [
+            (random_crop(height, width, config.augment, config.size, each, config.center_ratio), each) for each in seeds
+        ]
 
     @tf.autograph.experimental.do_not_convert
     def position_and_index(element: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -141,22 +166,10 @@ def train_batches(
         index = tf.random.experimental.index_shuffle(position % count, order_seed, count - 1)
         return position, index
 
-    def crop(video: tf.Tensor, position: tf.Tensor) -> tf.Tensor:
-        seeds = [tf.stack([tf.constant(seed, tf.int64), position * repeats + i]) for i in range(repeats)]
-        ratio = config.center_ratio
-        return tf.stack([augment(video, config.augment, config.size, clip_seed, ratio) for clip_seed in seeds])
-
-    def merged() -> Iterator[Batch]:
-        ids = (repeats, write.width)
-        for batch in _batches(elements, source, config, read, crop, (repeats,), ids, groups, bad_files):
-            own = {name: batch.pop(name) for name in ("video", "ids", "truncated") if name in batch}
-            rows = {name: np.repeat(values, repeats) for name, values in batch.items()}
-            yield {name: values.reshape(-1, *values.shape[2:]) for name, values in own.items()} | rows
-
     elements = tf.data.Dataset.range(np.iinfo(np.int64).max).map(position_and_index)
-    batches = merged()
-    _running.add(batches)
-    return batches
+    arrays = _arrays(specs, config, 1) | write.arrays((repeats,))
+    batches = _batches(elements, source, config, specs, arrays, read, crops, repeats, groups, bad_files)
+    return _closing(_merge_views(shared, own) for shared, own in batches)
 
 
 def evaluation_batches(
@@ -171,6 +184,7 @@ def evaluation_batches(
     bad_files: BadFiles | None = None,
     tokenizer: Tokenizer | None = None,
     context: int | None = None,
+    fields: Sequence[str] = (),
 ) -> Iterator[Batch]:
     """This process's rows of batches that hold each example once, in order: middle clip, middle crop, or many views.
 
@@ -179,16 +193,18 @@ def evaluation_batches(
 
     Args:
       source: the examples.
-      config: sampling, size and workers; the augmentation is not used.
+      config: stream, sampling, size and workers; the augmentation is not used.
       batch_size: rows of the batch over all processes.
       view_counts: clips over time and crops over space of each example, as in (4, 3): `video` is then (b v t h w c),
-        the crops of a clip next to each other.
+        the crops of a clip next to each other, and so have `times`, `crop` and the further fields that follow the clip
+        an axis v.
       indices: which examples, all when None.
       process_index: this process gets rows [k * b / P, (k + 1) * b / P) of each batch.
       process_count: P, which must divide the batch size.
-      bad_files: told of every example that cannot be read; its row is black and not `valid`.
+      bad_files: lists every example that cannot be read; its row is black and not `valid`.
       tokenizer: makes ids of the first caption of each example; one without any is an error, raised by the iterator.
       context: tokens of a caption, start and end included.
+      fields: further fields of the source that the batches hold.
     """
     rows = _rows(batch_size, process_count)
     indices = np.arange(len(source)) if indices is None else np.asarray(indices, np.int64)
@@ -197,23 +213,54 @@ def evaluation_batches(
     padded[: len(indices)] = indices
     mine = padded.reshape(batches, process_count, rows)[:, process_index].reshape(-1)
 
-    write = _Writer(source, tokenizer, context)
-    clips, crops = view_counts or (1, 1)
+    write, specs = CaptionWriter(tokenizer, context), _specs(source, config, fields)
+    clips, squares = view_counts or (1, 1)
 
-    def read(index: int, position: int, short_side: int) -> _Row:
-        clip = source.read(index, lambda info: views(info.num_frames, info.rate, config, clips).ravel(), short_side)
-        return clip.frames, np.int32(clip.label), *write(index, clip.captions, np.zeros(()))
+    def read(index: int, position: int) -> dict[str, np.ndarray]:
+        with source.open(index, (*fields, config.stream)) as example:
+            info = example.streams[config.stream].info
+            row = read_clips(example, views(info.num_frames, info.rate, config, clips), config, specs)
+        return row | write(source.ids[index], example.captions, np.zeros(()))
 
-    def crop(video: tf.Tensor, position: tf.Tensor) -> tf.Tensor:
-        if view_counts is None:
-            return center_crop(video, config.size, config.center_ratio)
-        return view_crops(video, config.frames, config.size, crops, config.center_ratio)
+    def crops(height: tf.Tensor, width: tf.Tensor, position: tf.Tensor) -> list[tuple[tf.Tensor, tf.Tensor | None]]:
+        return [(crop, None) for crop in view_crops(height, width, squares, config.center_ratio)]
 
     elements = tf.data.Dataset.from_tensor_slices((mine, mine))
-    leading = () if view_counts is None else (clips * crops,)
-    batches = _batches(elements, source, config, read, crop, leading, (write.width,), rows, bad_files)
-    _running.add(batches)
-    return batches
+    arrays = _arrays(specs, config, clips) | write.arrays(())
+    batches = _batches(elements, source, config, specs, arrays, read, crops, squares, rows, bad_files)
+    return _closing(shared | (own if view_counts else _only_view(own)) for shared, own in batches)
+
+
+def read_clips(
+    example: Example, indices: Int[np.ndarray, "v t"], config: ClipConfig, specs: Mapping[str, Field]
+) -> dict[str, np.ndarray]:
+    """Some clips of an open example: decoded frames, one clip after the other, and what is cut with them by time.
+
+    Args:
+      example: to read from.
+      indices: frames of the stream that the config names.
+      config: of the clips.
+      specs: of what is read: `video`, which is that stream, and the further fields.
+    """
+    stream = example.streams[config.stream]
+    times = frame_times(indices, stream.info.rate)
+    frames, _ = stream.read(indices.ravel(), config.decode_short_side)
+    row = {"video": frames, "times": times.astype(np.float32), "label": np.int32(example.label)}
+    for name in specs.keys() - row.keys():
+        if specs[name].kind != "frames":
+            row[name] = cut_value(specs[name], example.values.get(name), times)
+        else:
+            other = example.streams[name]
+            same = other.info.rate == stream.info.rate or np.isnan(other.info.rate)
+            chosen = indices if same else frames_at(times, other.info.num_frames, other.info.rate)
+            chosen = np.minimum(chosen, other.info.num_frames - 1)  # of flow between frames there is one less
+            row[name], _ = other.read(chosen.ravel(), config.decode_short_side)
+    return row
+
+
+def select(batches: Iterable[Batch], *names: str) -> Iterator[Batch]:
+    """The batches with the arrays of these names alone: what a model does not need is not brought to the device."""
+    return ({name: batch[name] for name in names} for batch in batches)
 
 
 def _rows(batch_size: int, process_count: int) -> int:
@@ -224,84 +271,102 @@ def _rows(batch_size: int, process_count: int) -> int:
     return batch_size // process_count
 
 
-@dataclass(frozen=True)
-class _Writer:
-    """Writes an example's captions as ids; without a tokeniser as rows of none."""
+def _specs(source: Source, config: ClipConfig, fields: Sequence[str]) -> dict[str, Field]:
+    """Of the stream that makes the clips, as `video`, and of the further fields."""
+    (video,) = source.specs([config.stream]).values()
+    if video.kind != "frames":
+        raise UserError(f"data.stream {config.stream} is no field of frames of {source.name}: choose another")
+    if {"video", "label"} & set(fields):
+        raise UserError("video and label are in every batch: leave them out of the fields")
+    return {"video": video, **source.specs(fields)}
 
-    source: Source
-    tokenizer: Tokenizer | None
-    context: int | None
 
-    def __post_init__(self) -> None:
-        if self.tokenizer is not None and self.context is None:
-            raise UserError(
-                "a tokenizer needs a context: give the number of tokens that a caption is cut or filled up to"
-            )
-
-    @property
-    def width(self) -> int:
-        return 0 if self.tokenizer is None else self.context
-
-    def __call__(self, index: int, captions: tuple[str, ...], draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """`ids` (... m) and `truncated` (...) of the captions that `draws` (...), numbers in [0, 1), fall on."""
-        if self.tokenizer is None:
-            return np.zeros((*draws.shape, 0), np.int32), np.zeros(draws.shape, bool)
-        if not captions:
-            raise UserError(f"{self.source.ids[index]} has no caption: give it one, or leave it out")
-        chosen = [captions[int(draw * len(captions))] for draw in draws.ravel()]
-        ids, truncated = zip(*(tokenize(self.tokenizer, text, self.context) for text in chosen), strict=True)
-        return np.stack(ids).reshape(*draws.shape, self.width), np.array(truncated).reshape(draws.shape)
+def _arrays(specs: Mapping[str, Field], config: ClipConfig, clips: int) -> _Arrays:
+    arrays: _Arrays = {"label": ("int32", (), -1), "times": ("float32", (clips, config.frames), 0)}
+    for name, spec in specs.items():
+        shape = spec.shape
+        if spec.kind == "frames":
+            shape = (None, None, None, *shape)
+        elif spec.kind == "tracks":
+            shape = (clips, config.frames, *shape)
+        elif spec.kind in BY_TIME:
+            shape = (clips, *shape)
+        arrays[name] = (spec.dtype, shape, spec.filling)
+    return arrays
 
 
 def _batches(
     elements: tf.data.Dataset,
     source: Source,
     config: ClipConfig,
-    read: Callable[[int, int, int], _Row],
-    crop: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
-    leading: tuple[int, ...],
-    ids: tuple[int, ...],
+    specs: Mapping[str, Field],
+    arrays: _Arrays,
+    read: Callable[[int, int], dict[str, np.ndarray]],
+    crops: _Crops,
+    squares: int,
     rows: int,
     bad_files: BadFiles | None,
-) -> Iterator[Batch]:
+) -> Iterator[tuple[Batch, Batch]]:
     """Reads (position, index) elements side by side, in order; an index of -1 fills a batch.
 
-    What `crop` gives has the axes `leading` before those of a clip. `ids` is the shape of an example's ids; where its
-    last number is 0, batches have none.
+    `crops` gives `squares` of them. Yields what all views of a row share (b ...), and what each has for itself
+    (b v ...).
     """
     workers = config.workers or core_count()
-    black = np.zeros((config.frames, 1, 1, 3), np.uint8)
-    nothing: _Row = (black, np.int32(-1), np.zeros(ids, np.int32), np.zeros(ids[:-1], bool))
+    streams = [name for name, spec in specs.items() if spec.kind == "frames"]
+    clips = arrays["times"][1][0]
+    black = {name: (clips * config.frames, 1, 1, *specs[name].shape) for name in streams}
+    nothing = {name: np.full(black.get(name, shape), fill, dtype) for name, (dtype, shape, fill) in arrays.items()}
     defects: list[Exception] = []
 
     def read_or_report(position: np.integer, index: np.integer) -> tuple:
-        if index < 0:
-            return *nothing, "fill"
-        try:
-            return *read(int(index), int(position), config.decode_short_side), ""
-        except DecodeError as error:
-            return *nothing, str(error).encode(errors="surrogatepass")  # TensorFlow takes no name that is no UTF-8
-        except Exception as error:  # ours or the user's, not the file's: raised again where the user can see it
-            defects.append(error)
-            return *nothing, "defect"
+        found, error = nothing, "fill"
+        if index >= 0:
+            try:
+                found, error = read(int(index), int(position)), ""
+            except DecodeError as failure:
+                error = str(failure).encode(errors="surrogatepass")  # TensorFlow takes no name that is no UTF-8
+            except Exception as failure:  # ours or the user's, not the file's: raised again where the user can see it
+                defects.append(failure)
+                error = "defect"
+        return *(found[name] for name in arrays), error
 
     @tf.autograph.experimental.do_not_convert
     def make_row(position: tf.Tensor, index: tf.Tensor) -> dict[str, tf.Tensor]:
-        types = [tf.uint8, tf.int32, tf.int32, tf.bool, tf.string]
-        video, label, tokens, truncated, error = tf.numpy_function(
-            read_or_report, [position, index], types, stateful=False
-        )
-        video.set_shape((None, None, None, 3))
-        label.set_shape(())
-        tokens.set_shape(ids)
-        truncated.set_shape(ids[:-1])
+        types = [*(tf.as_dtype(dtype) for dtype, _, _ in arrays.values()), tf.string]
+        *values, error = tf.numpy_function(read_or_report, [position, index], types, stateful=False)
+        row = dict(zip(arrays, values, strict=True))
+        for name, (_, shape, _) in arrays.items():
+            row[name].set_shape(shape)
         error.set_shape(())
         valid = tf.equal(error, "")
-        shape = (*leading, config.frames, config.size, config.size, 3)
-        video = tf.cond(valid, lambda: crop(video, position), lambda: tf.zeros(shape, tf.uint8))
-        video.set_shape(shape)
-        row = {"video": video, "label": label, "valid": valid, "index": tf.cast(index, tf.int32), "error": error}
-        return row | ({"ids": tokens, "truncated": truncated} if ids[-1] else {})
+        decoded = {name: row.pop(name) for name in streams}
+
+        def cut_views() -> dict[str, tf.Tensor]:
+            """The decoded frames cut by each crop, (v t size size c), and the crops (v 7)."""
+            made = crops(tf.shape(decoded["video"])[1], tf.shape(decoded["video"])[2], position)
+            squares = {}
+            for name in streams:
+                views = [cut(decoded[name], crop, config.size, specs[name].mirrored) for crop, _ in made]
+                if specs[name].color and made[0][1] is not None:
+                    views = [
+                        change_pixels(view, config.augment, seed) for view, (_, seed) in zip(views, made, strict=True)
+                    ]
+                squares[name] = join_views(views, config.frames)
+            return squares | {"crop": tf.tile(tf.stack([crop for crop, _ in made]), (clips, 1))}
+
+        count = clips * squares
+        shapes = {name: (count, config.frames, config.size, config.size, *specs[name].shape) for name in streams}
+
+        def leave_black() -> dict[str, tf.Tensor]:
+            empty = {name: tf.zeros(shape, tf.uint8) for name, shape in shapes.items()}
+            return empty | {"crop": tf.zeros((count, 7), tf.int32)}
+
+        row |= tf.cond(valid, cut_views, leave_black)
+        for name, shape in shapes.items():
+            row[name].set_shape(shape)
+        row["crop"].set_shape((count, 7))
+        return row | {"valid": valid, "index": tf.cast(index, tf.int32), "error": error}
 
     dataset = elements.map(make_row, num_parallel_calls=workers, deterministic=True)
     dataset = dataset.batch(rows).prefetch(2)
@@ -315,4 +380,42 @@ def _batches(
         for index, error in zip(batch["index"], batch.pop("error"), strict=True):
             if bad_files is not None and error and index >= 0:
                 bad_files.add(source.ids[index], error.decode(errors="surrogatepass"))
-        yield batch
+        yield _follow_crops(batch, specs, clips)
+
+
+def _follow_crops(batch: Batch, specs: Mapping[str, Field], clips: int) -> tuple[Batch, Batch]:
+    """What the views of a row share, and their own: a clip's times and values for each of its crops, boxes within."""
+    crop = batch.pop("crop")
+    squares = crop.shape[1] // clips
+    own = {"crop": crop, "times": np.repeat(batch.pop("times"), squares, axis=1)}
+    for name, spec in specs.items():
+        if spec.kind == "numbers":
+            continue
+        own[name] = batch.pop(name)
+        if spec.kind in BY_TIME:
+            own[name] = np.repeat(own[name], squares, axis=1)  # (b v ...)
+        if spec.kind == "boxes":
+            own[name] = np.repeat(own[name][:, None], crop.shape[1], axis=1)
+        if spec.kind in ("boxes", "tracks"):
+            middle = (1,) * (own[name].ndim - 3)  # n, or t and n
+            own[name] = boxes_in_crop(own[name], crop.reshape(*crop.shape[:2], *middle, 7), spec.filling)
+    return batch, own
+
+
+def _merge_views(shared: Batch, own: Batch) -> Batch:
+    """Rows (b * v) of views (b v)."""
+    own |= {name: shared.pop(name) for name in ("ids", "truncated") if name in shared}  # drawn for each
+    views = own["crop"].shape[1]
+    merged = {name: values.reshape(-1, *values.shape[2:]) for name, values in own.items()}
+    return merged | {name: np.repeat(values, views, axis=0) for name, values in shared.items()}
+
+
+def _only_view(own: Batch) -> Batch:
+    return {name: values[:, 0] for name, values in own.items()}
+
+
+def _closing(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The batches, in a generator that is closed at the end of the program."""
+    running = (batch for batch in batches)
+    _running.add(running)
+    return running

@@ -2,14 +2,17 @@
 
 Only the frames that are asked for are decoded, so a record feeds four to six times as many clips a second as the
 video it was made from. A record is a `tf.train.Example`; the fields of `Record` are its keys, under `video/`
-(`captions` is `video/caption`, with a value for each; the empty one stands for none).
+(`captions` is `video/caption`, with a value for each; the empty one stands for none). Further fields of an example are
+`field/NAME`, an array as a .npy file, or `stream/NAME`, the pictures of a further stream as PNG; older records have
+none.
 """
 
 import glob
+import io
 import os
 import struct
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import BinaryIO
 
 import av
@@ -42,42 +45,70 @@ class Record:
     """What is seen, in one sentence or several."""
     id: str
     """What the video was called where it came from."""
+    values: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Further fields that are no frames."""
+    streams: Mapping[str, Sequence[bytes]] = field(default_factory=dict)
+    """Further streams: for each stored frame of the video an encoded picture, PNG of 1 to 4 channels."""
+
+
+_VIDEO = tuple(each for each in fields(Record) if each.name not in ("values", "streams"))
 
 
 def encode_record(record: Record) -> bytes:
     """The record as a serialised `tf.train.Example`."""
     features = {}
-    for field in fields(Record):
-        value = getattr(record, field.name)
-        values = list(value) if field.name in ("frames", "captions") else [value]
-        if field.name == "captions":
+    for each in _VIDEO:
+        value = getattr(record, each.name)
+        values = list(value) if each.name in ("frames", "captions") else [value]
+        if each.name == "captions":
             values = values or [""]
         values = [value.encode(errors="surrogateescape") if isinstance(value, str) else value for value in values]
-        if field.type is float:
+        if each.type is float:
             feature = tf.train.Feature(float_list=tf.train.FloatList(value=values))
-        elif field.type is int:
+        elif each.type is int:
             feature = tf.train.Feature(int64_list=tf.train.Int64List(value=values))
         else:
-            feature = tf.train.Feature(bytes_list=tf.train.BytesList(value=values))
-        features[_key(field.name)] = feature
+            feature = _bytes(values)
+        features[_key(each.name)] = feature
+    for name, value in record.values.items():
+        features[f"field/{name}"] = _bytes([_to_npy(value)])
+    for name, frames in record.streams.items():
+        features[f"stream/{name}"] = _bytes(frames)
     return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
 
 
 def decode_record(data: bytes, id: str) -> Record:
     """The inverse of `encode_record`; raises DecodeError, in which the record is called `id`."""
     features, values = parse_example(data, id), {}
-    for field in fields(Record):
-        feature = features.get(_key(field.name))
+    for each in _VIDEO:
+        feature = features.get(_key(each.name))
         if feature is None:
-            raise DecodeError(f"{id}: it is no record of ours, as it has no '{_key(field.name)}'")
-        kind = {float: "float_list", int: "int64_list"}.get(field.type, "bytes_list")
+            raise DecodeError(f"{id}: it is no record of ours, as it has no '{_key(each.name)}'")
+        kind = {float: "float_list", int: "int64_list"}.get(each.type, "bytes_list")
         value = list(getattr(feature, kind).value)
-        if field.name == "captions":
+        if each.name == "captions":
             value = texts(feature, id)
-        elif field.name != "frames":
-            value = value[0].decode(errors="surrogateescape") if field.type is str else value[0]
-        values[field.name] = value
-    return Record(**values)
+        elif each.name != "frames":
+            value = value[0].decode(errors="surrogateescape") if each.type is str else value[0]
+        values[each.name] = value
+    arrays, streams = {}, {}
+    for key, feature in features.items():
+        kind, _, name = key.partition("/")
+        if kind == "field":
+            arrays[name] = np.load(io.BytesIO(feature.bytes_list.value[0]), allow_pickle=False)
+        elif kind == "stream":
+            streams[name] = list(feature.bytes_list.value)
+    return Record(**values, values=arrays, streams=streams)
+
+
+def _bytes(values: Sequence[bytes]) -> tf.train.Feature:
+    return tf.train.Feature(bytes_list=tf.train.BytesList(value=values))
+
+
+def _to_npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=False)
+    return file.getvalue()
 
 
 def _key(field: str) -> str:
@@ -105,22 +136,39 @@ def encode_frames(frames: UInt8[np.ndarray, "t h w 3"], quality: int) -> list[by
     return [tf.io.encode_jpeg(frame, quality=quality).numpy() for frame in frames]
 
 
+def encode_stream(frames: UInt8[np.ndarray, "t h w c"]) -> list[bytes]:
+    """Frames of 1 to 4 channels as PNG, without loss."""
+    return [tf.io.encode_png(frame).numpy() for frame in frames]
+
+
+def channels(encoded: bytes, id: str) -> int:
+    """The channels of an encoded picture; raises DecodeError naming `id`."""
+    with blame_file(id):
+        return tf.io.decode_png(encoded).shape[-1]
+
+
 def decode_frames(
-    encoded: Sequence[bytes], indices: Sequence[int] | np.ndarray, short_side: int | None, id: str
-) -> UInt8[np.ndarray, "t h w 3"]:
-    """The pictures at `indices`, RGB, shrunk to `short_side` unless smaller; raises DecodeError naming `id`."""
+    encoded: Sequence[bytes], indices: Sequence[int] | np.ndarray, short_side: int | None, id: str, channels: int = 3
+) -> UInt8[np.ndarray, "t h w c"]:
+    """The pictures at `indices`, RGB, shrunk to `short_side` unless smaller; raises DecodeError naming `id`.
+
+    Pictures of another number of channels, as of optical flow, are PNG and stay as large as they are.
+    """
     if not len(indices):
-        return np.zeros((0, 1, 1, 3), np.uint8)
+        return np.zeros((0, 1, 1, channels), np.uint8)
     wanted, order = np.unique(np.asarray(indices, np.int64), return_inverse=True)
     pictures, resize = [], Resizer()
     for position in wanted:
         try:
             # PNG too. The default, a fast transform, is 0.8 levels darker than what libjpeg and Pillow give (TF 2.21).
-            picture = tf.io.decode_jpeg(encoded[position], channels=3, dct_method="INTEGER_ACCURATE").numpy()
+            if channels == 3:
+                picture = tf.io.decode_jpeg(encoded[position], channels=3, dct_method="INTEGER_ACCURATE").numpy()
+            else:
+                picture = tf.io.decode_png(encoded[position], channels=channels).numpy()
         except tf.errors.InvalidArgumentError as error:
             raise DecodeError(f"{id}: frame {position} is no picture that can be decoded") from error
         height, width = picture.shape[:2]
-        if short_side is not None and short_side < min(height, width):
+        if channels == 3 and short_side is not None and short_side < min(height, width):
             scale = short_side / min(height, width)
             picture = resize(av.VideoFrame.from_ndarray(picture), round(height * scale), round(width * scale))
         pictures.append(picture)

@@ -89,6 +89,17 @@ def seconds_covered(config: ClipConfig, num_frames: int, rate: float) -> float:
     return min(config.frames * sampling_step(config, rate), num_frames) / rate
 
 
+def frame_times(indices: Int[np.ndarray, "v t"], rate: float) -> Float[np.ndarray, "v t"]:
+    """Seconds from the start of the video, or of the part of it, at which frames come on screen; nan without a rate."""
+    return indices / rate
+
+
+def frames_at(times: Float[np.ndarray, "v t"], num_frames: int, rate: float) -> Int[np.ndarray, "v t"]:
+    """The frames of another stream that are on screen at these times: the last one goes on to stand."""
+    # The small number forgives the rounding of seconds.
+    return np.clip(np.floor(times * rate + 1e-3).astype(np.int64), 0, num_frames - 1)
+
+
 def frames_spanned(config: ClipConfig, rate: float) -> int:
     """File frames from a clip's first to its last, both counted, in dense sampling."""
     return int(np.floor((config.frames - 1) * sampling_step(config, rate) + 0.5)) + 1

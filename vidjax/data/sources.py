@@ -5,62 +5,35 @@ A source is opened without reading any video; what an example is becomes known w
 
 import difflib
 import math
-import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 
-from vidjax.data import manifest, moving_shapes, prompts, published_lists, records
+from vidjax.data import manifest, moving_shapes, prompts, published_lists, stored
 from vidjax.data.container import DecodeError, blame_file
-from vidjax.data.decode import Choose, VideoInfo, read_clip
-from vidjax.data.labels import CLASSES_FILE, parse_class_names
+from vidjax.data.decode import OpenClip, VideoInfo, open_clip, stream_frames
+from vidjax.data.example import LABEL, VIDEO, Clip, Example, Field, Source, in_pieces
 from vidjax.errors import UserError
 
-
-@dataclass(frozen=True)
-class Clip:
-    """What reading an example gives."""
-
-    frames: UInt8[np.ndarray, "t h w 3"]
-    label: int
-    """Position in the source's class names, -1 for none."""
-    captions: tuple[str, ...]
-    """Empty for none."""
-    info: VideoInfo
-    """Of the whole video, or of the part of it that the manifest names."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """A sequence of videos."""
-
-    name: str
-    class_names: tuple[str, ...]
-    """Empty without labels."""
-    ids: Sequence[str]
-    """What each example is called: its path (with the part of it, as in `path#t=2.5,7`), or its record."""
-    read: Callable[[int, Choose, int | None], Clip]
-    """`read(index, choose, short_side)`: `choose` gets the VideoInfo and gives the indices of the frames to read
-    (none are fine), which are shrunk to `short_side` unless smaller. Raises DecodeError."""
-    label: Callable[[int], int]
-    """The label of an example, -1 for none, without decoding its video. Raises DecodeError."""
-    captions: Callable[[int], tuple[str, ...]]
-    """The captions of an example, likewise."""
-    listed: bool
-    """Whether labels and captions are at hand; else they are stored with the video, and a look costs its reading."""
-    notes: tuple[str, ...] = ()
-    """What was left out or is not used when it was opened, a line each, to be told to the user."""
-
-    def __post_init__(self) -> None:
-        if not len(self.ids):  # an epoch of it would have no end
-            raise UserError(f"there are no examples in {self.name}: give another source")
-
-    def __len__(self) -> int:
-        return len(self.ids)
+__all__ = [
+    "Clip",
+    "Source",
+    "draw",
+    "list_files",
+    "open_source",
+    "part_of",
+    "require_captions",
+    "require_labels",
+    "subset",
+    "video_files",
+    "with_captions",
+    "with_classes",
+]
 
 
 def open_source(name: str, split: str = "train", square_pixels: bool = True) -> Source:
@@ -78,9 +51,9 @@ def open_source(name: str, split: str = "train", square_pixels: bool = True) -> 
         return video_files(name, listing, square_pixels)
     kind, _, rest = name.partition(":")
     if kind == "tfds" and rest:
-        return _tfds(name, rest, split)
+        return stored.tfds_videos(name, rest, split)
     if kind == "tfrecord" and rest:
-        return _tfrecord(name, rest)
+        return stored.tfrecords(name, rest)
     if name == "synthetic:moving_shapes":
         return _moving_shapes(name, split)
     if Path(name).is_file():
@@ -117,13 +90,10 @@ def subset(source: Source, indices: Sequence[int] | np.ndarray) -> Source:
     indices = [int(index) for index in indices]
     ids = [source.ids[index] for index in indices]
 
-    def read(index: int, choose: Choose, short_side: int | None) -> Clip:
-        return source.read(indices[index], choose, short_side)
-
     return replace(
         source,
         ids=ids,
-        read=read,
+        open=lambda index, names: source.open(indices[index], names),
         label=lambda index: source.label(indices[index]),
         captions=lambda index: source.captions(indices[index]),
     )
@@ -160,11 +130,14 @@ def with_classes(source: Source, class_names: Sequence[str]) -> Source:
         )
     labels = [positions[_plain(name)] for name in source.class_names] + [-1]  # the last one is that of the label -1
 
-    def read(index: int, choose: Choose, short_side: int | None) -> Clip:
-        clip = source.read(index, choose, short_side)
-        return replace(clip, label=labels[clip.label])
+    @contextmanager
+    def open_example(index: int, names: Sequence[str]) -> Iterator[Example]:
+        with source.open(index, names) as example:
+            yield replace(example, label=labels[example.label])
 
-    return replace(source, class_names=tuple(class_names), read=read, label=lambda index: labels[source.label(index)])
+    return replace(
+        source, class_names=tuple(class_names), open=open_example, label=lambda index: labels[source.label(index)]
+    )
 
 
 def _plain(class_name: str) -> str:
@@ -188,11 +161,12 @@ def with_captions(source: Source, templates: Sequence[str]) -> Source:
             raise UserError(f"{source.ids[index]} has no label to make captions of: label it, or leave it out")
         return filled[label]
 
-    def read(index: int, choose: Choose, short_side: int | None) -> Clip:
-        clip = source.read(index, choose, short_side)
-        return replace(clip, captions=captions(index, clip.label))
+    @contextmanager
+    def open_example(index: int, names: Sequence[str]) -> Iterator[Example]:
+        with source.open(index, names) as example:
+            yield replace(example, captions=captions(index, example.label))
 
-    return replace(source, read=read, captions=lambda index: captions(index, source.label(index)))
+    return replace(source, open=open_example, captions=lambda index: captions(index, source.label(index)))
 
 
 def require_captions(source: Source) -> None:
@@ -232,27 +206,107 @@ def video_files(name: str, listing: manifest.Listing, square_pixels: bool = True
     """Video files, or parts of them; pixels that are not square are stretched, or left."""
     rows = listing.rows
 
-    def read(index: int, choose: Choose, short_side: int | None) -> Clip:
+    @contextmanager
+    def open_example(index: int, names: Sequence[str]) -> Iterator[Example]:
         row = rows[index]
-
-        def choose_in_part(info: VideoInfo) -> np.ndarray:
-            first, part = part_of(row, info)
-            chosen = np.asarray(choose(part), np.int64)
-            return first + (part.num_frames - 1 - chosen if row.reverse else chosen)
-
-        frames, info = read_clip(row.path, choose_in_part, short_side, square_pixels)
-        return Clip(frames, row.label, row.captions, part_of(row, info)[1])
+        with open_clip(row.path, square_pixels) as clip:
+            first, part = part_of(row, clip.info)
+            streams, values = {"video": FilePart(clip, row, first, part)}, {}
+            for field in listing.fields.keys() & set(names):
+                spec, value = listing.fields[field], row.fields.get(field)
+                if spec.kind == "frames":
+                    streams[field] = ArrayPart.open(row, field, spec, clip.info)
+                elif spec.kind == "samples" and value is not None:
+                    values[field] = load_array(value)[round(first / clip.info.rate * spec.rate) :]
+                elif value is not None:
+                    values[field] = value
+            yield Example(streams, row.label, row.captions, values)
 
     return Source(
         name,
         listing.class_names,
         [row.id for row in rows],
-        read,
+        open_example,
         lambda i: rows[i].label,
         lambda i: rows[i].captions,
         listed=True,
         notes=listing.notes,
+        fields={"video": VIDEO, "label": LABEL, **listing.fields},
     )
+
+
+@dataclass(frozen=True)
+class FilePart:
+    """The stream of a video file, or of the part of it that a row names."""
+
+    clip: OpenClip
+    row: manifest.Row
+    first: int
+    """Frame of the file."""
+    info: VideoInfo
+
+    def _in_file(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        indices = np.asarray(indices, np.int64)
+        return self.first + (self.info.num_frames - 1 - indices if self.row.reverse else indices)
+
+    def read(
+        self, indices: Sequence[int] | np.ndarray, short_side: int | None = None
+    ) -> tuple[UInt8[np.ndarray, "t h w 3"], VideoInfo]:
+        """See `example.Stream`."""
+        frames, info = self.clip.read(self._in_file(indices), short_side)
+        return frames, part_of(self.row, info)[1]
+
+    def iterate(self, indices: np.ndarray, short_side: int | None) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+        """See `example.Stream`; what is played backwards is read in pieces."""
+        if self.row.reverse:
+            yield from in_pieces(self, indices, short_side)
+            return
+        asked = self._in_file(indices)
+        yield from stream_frames(self.row.path, lambda info: asked, short_side, self.clip.square_pixels)
+
+
+@dataclass(frozen=True)
+class ArrayPart:
+    """Frames of a .npy file (t h w c), which lie beside a video or beside the part of it that a row names."""
+
+    frames: UInt8[np.ndarray, "t h w c"]
+    first: int
+    info: VideoInfo
+
+    @classmethod
+    def open(cls, row: manifest.Row, field: str, spec: Field, video: VideoInfo) -> "ArrayPart":
+        """The frames of a field, without reading them. Raises DecodeError."""
+        if field not in row.fields:
+            raise DecodeError(f"{row.id}: it has no {field}")
+        frames = load_array(row.fields[field])
+        if frames.ndim != 4 or frames.dtype != np.uint8 or frames.shape[-1] != spec.shape[0]:
+            shape = "x".join(map(str, frames.shape))
+            raise DecodeError(
+                f"{row.fields[field]}: it is {frames.dtype} {shape}, not uint8 t x h x w x {spec.shape[0]}"
+            )
+        rate = spec.rate or video.rate
+        count, height, width = frames.shape[:3]
+        # Of flow between frames there is one less than of frames: the last one stands for it.
+        count = max(count, video.num_frames) if spec.rate is None else count
+        first, part = part_of(row, VideoInfo(count, rate, width, height, count / rate, "array"))
+        return cls(frames, first, part)
+
+    def read(
+        self, indices: Sequence[int] | np.ndarray, short_side: int | None = None
+    ) -> tuple[UInt8[np.ndarray, "t h w c"], VideoInfo]:
+        """See `example.Stream`; arrays are not shrunk before the crop."""
+        places = np.minimum(self.first + np.asarray(indices, np.int64), len(self.frames) - 1)
+        return np.asarray(self.frames[places]), self.info
+
+    def iterate(self, indices: np.ndarray, short_side: int | None) -> Iterator[UInt8[np.ndarray, "h w c"]]:
+        """See `example.Stream`."""
+        return in_pieces(self, indices, short_side)
+
+
+def load_array(path: str) -> np.ndarray:
+    """A .npy file, of which only what is used is read. Raises DecodeError."""
+    with blame_file(path):
+        return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
 def part_of(row: manifest.Row, info: VideoInfo) -> tuple[int, VideoInfo]:
@@ -265,103 +319,6 @@ def part_of(row: manifest.Row, info: VideoInfo) -> tuple[int, VideoInfo]:
     if stop <= first:
         raise DecodeError(f"{row.path}: no frame begins from {row.start or 0} to {row.end} s")
     return first, replace(info, num_frames=stop - first, duration=(stop - first) / info.rate)
-
-
-def _tfrecord(name: str, pattern: str) -> Source:
-    """Shards that `experiments/write_tfrecords.py` wrote; a folder stands for the .tfrecord files in it."""
-    paths = records.find_files(pattern)
-    if not paths:
-        raise UserError(f"data.source {name} matches no file: correct the pattern")
-    index = records.index_records(paths)
-    file = os.path.join(os.path.dirname(paths[0]), CLASSES_FILE)
-    content = records.read_file(file)
-    class_names = () if content is None else parse_class_names(file, content)
-    ids = [index.id(i) for i in range(len(index))]
-
-    def record(i: int) -> records.Record:
-        with blame_file(ids[i]):
-            return records.decode_record(index.read(i), ids[i])
-
-    def read(i: int, choose: Choose, short_side: int | None) -> Clip:
-        return _from_pictures(record(i), choose, short_side, ids[i])
-
-    return Source(name, class_names, ids, read, lambda i: record(i).label, lambda i: record(i).captions, listed=False)
-
-
-def _tfds(name: str, rest: str, split: str) -> Source:
-    """A prepared set of TensorFlow Datasets with a video feature, read by index without TFDS' decoding."""
-    import tensorflow_datasets as tfds  # here, as it takes seconds and few need it
-
-    try:
-        builder = tfds.builder(rest, data_dir=os.environ.get("TFDS_DATA_DIR"))
-    except tfds.core.DatasetNotFoundError:
-        near = difflib.get_close_matches(rest.partition("/")[0], tfds.list_builders(with_community_datasets=False))
-        raise UserError(
-            f"data.source {name} is no data set that tfds knows or that lies in TFDS_DATA_DIR"
-            f"{' (did you mean ' + ' or '.join(near) + '?)' if near else ''}: correct one of the two"
-        ) from None
-    except ValueError as error:
-        raise UserError(f"data.source {name}: {str(error).splitlines()[0]}") from error
-    if not builder.is_prepared():
-        raise UserError(
-            f"data.source {name} is not prepared in {builder.data_path}: run `tfds build {rest}` first, "
-            "or set TFDS_DATA_DIR to the folder that holds it"
-        )
-    features = builder.info.features
-    videos = [key for key, feature in features.items() if isinstance(feature, tfds.features.Video)]
-    if not videos:
-        raise UserError(f"data.source {name} holds no video, but {', '.join(features)}: choose another")
-    try:
-        parts = builder.info.splits[split].file_instructions
-    except (KeyError, ValueError) as error:
-        raise UserError(
-            f"data.split {split} is unknown: {name} has {', '.join(builder.info.splits)}, choose one of them"
-        ) from error
-    if not sum(part.take for part in parts):
-        raise UserError(f"data.split {split} of {name} holds no examples: choose another")
-    if builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD:
-        from array_record.python.array_record_data_source import ArrayRecordDataSource
-
-        get = ArrayRecordDataSource(parts).__getitem__
-        count = sum(part.take for part in parts)
-    else:
-        index = records.index_records([part.filename for part in parts])
-        starts = np.searchsorted(index.file, np.arange(len(parts)))
-        chosen = np.concatenate(
-            [start + np.arange(part.skip, part.skip + part.take) for start, part in zip(starts, parts, strict=True)]
-        )
-        count = len(chosen)
-
-        def get(i: int) -> bytes:
-            return index.read(int(chosen[i]))
-
-    labels = [key for key, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)]
-    class_names = tuple(features[labels[0]].names) if labels else ()
-    ids = [f"{name}/{split}[{i}]" for i in range(count)]
-
-    def record(i: int) -> records.Record:
-        with blame_file(ids[i]):
-            values = records.parse_example(get(i), ids[i])
-            frames = list(values[videos[0]].bytes_list.value)
-            label = values[labels[0]].int64_list.value[0] if labels else -1
-            captions = records.texts(values["caption"], ids[i]) if "caption" in features else ()
-        return records.Record(frames, math.nan, 0, 0, label, "", captions, ids[i])
-
-    def read(i: int, choose: Choose, short_side: int | None) -> Clip:
-        found = record(i)
-        height, width = records.picture_size(found.frames[0], ids[i]) if found.frames else (0, 0)
-        return _from_pictures(replace(found, height=height, width=width), choose, short_side, ids[i])
-
-    return Source(name, class_names, ids, read, lambda i: record(i).label, lambda i: record(i).captions, listed=False)
-
-
-def _from_pictures(record: records.Record, choose: Choose, short_side: int | None, id: str) -> Clip:
-    count = len(record.frames)
-    if not count:
-        raise DecodeError(f"{id}: it has no frames")
-    info = VideoInfo(count, record.rate, record.width, record.height, count / record.rate, "pictures")
-    frames = records.decode_frames(record.frames, choose(info), short_side, id)
-    return Clip(frames, record.label, record.captions, info)
 
 
 def _moving_shapes(name: str, split: str) -> Source:
@@ -377,11 +334,46 @@ def _moving_shapes(name: str, split: str) -> Source:
     def captions(index: int) -> tuple[str, ...]:
         return moving_shapes.describe(numbers[index])[1]
 
-    def read(index: int, choose: Choose, short_side: int | None) -> Clip:
-        size, count, rate = short_side or 256, moving_shapes.NUM_FRAMES, moving_shapes.RATE
-        info = VideoInfo(count, rate, size, size, count / rate, "rendered")
-        frames = moving_shapes.render(numbers[index], np.asarray(choose(info), np.int64), size)
-        return Clip(frames, label(index), captions(index), info)
+    @contextmanager
+    def open_example(index: int, names: Sequence[str]) -> Iterator[Example]:
+        number = numbers[index]
+        streams = {"video": Rendered(number, moving_shapes.render), "flow": Rendered(number, moving_shapes.render_flow)}
+        values = {"tracks": moving_shapes.tracks(number)} if "tracks" in names else {}
+        yield Example(streams, label(index), captions(index), values)
 
     ids = [f"moving_shapes/{split}[{index}]" for index in range(len(numbers))]
-    return Source(name, class_names, ids, read, label, captions, listed=True)
+    fields = {
+        "video": VIDEO,
+        "label": LABEL,
+        "flow": Field("frames", (2,), "uint8", mirrored=(0,)),
+        "tracks": Field("tracks", (1, 4)),
+    }
+    return Source(name, class_names, ids, open_example, label, captions, listed=True, fields=fields)
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A stream of a video of the embedded data set, drawn as it is read."""
+
+    number: int
+    render: Callable[[int, np.ndarray, int], np.ndarray]
+
+    @property
+    def info(self) -> VideoInfo:
+        """See `example.Stream`."""
+        return self._info(256)
+
+    def _info(self, size: int) -> VideoInfo:
+        count, rate = moving_shapes.NUM_FRAMES, moving_shapes.RATE
+        return VideoInfo(count, rate, size, size, count / rate, "rendered")
+
+    def read(
+        self, indices: Sequence[int] | np.ndarray, short_side: int | None = None
+    ) -> tuple[UInt8[np.ndarray, "t h w c"], VideoInfo]:
+        """See `example.Stream`; frames are as large as is asked."""
+        size = short_side or 256
+        return self.render(self.number, np.asarray(indices, np.int64), size), self._info(size)
+
+    def iterate(self, indices: np.ndarray, short_side: int | None) -> Iterator[UInt8[np.ndarray, "h w c"]]:
+        """See `example.Stream`."""
+        return in_pieces(self, indices, short_side)

@@ -9,7 +9,7 @@ import gzip
 import html
 import json
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -86,6 +86,44 @@ def tokenize(tokenizer: Tokenizer, text: str, context: int) -> tuple[Int[np.ndar
     row = np.zeros(context, np.int32)
     row[: len(ids)] = ids
     return row, truncated
+
+
+@dataclass(frozen=True)
+class CaptionWriter:
+    """Writes captions as ids; without a tokeniser nothing."""
+
+    tokenizer: Tokenizer | None
+    context: int | None
+    """Tokens of a caption."""
+
+    def __post_init__(self) -> None:
+        if self.tokenizer is not None and self.context is None:
+            raise UserError(
+                "a tokenizer needs a context: give the number of tokens that a caption is cut or filled up to"
+            )
+
+    def arrays(self, draws: tuple[int, ...]) -> dict[str, tuple[str, tuple[int, ...], float]]:
+        """The type, shape and filling of what a call gives for so many draws."""
+        if self.tokenizer is None:
+            return {}
+        return {"ids": ("int32", (*draws, self.context), 0), "truncated": ("bool", draws, False)}
+
+    def __call__(self, id: str, captions: Sequence[str], draws: np.ndarray) -> dict[str, np.ndarray]:
+        """`ids` (... m) and `truncated` (...) of the captions that `draws` (...), numbers in [0, 1), fall on.
+
+        Raises:
+          UserError: the example, which is called `id`, has no captions.
+        """
+        if self.tokenizer is None:
+            return {}
+        if not captions:
+            raise UserError(f"{id} has no caption: give it one, or leave it out")
+        chosen = [captions[int(draw * len(captions))] for draw in draws.ravel()]
+        ids, truncated = zip(*(tokenize(self.tokenizer, text, self.context) for text in chosen), strict=True)
+        return {
+            "ids": np.stack(ids).reshape(*draws.shape, self.context),
+            "truncated": np.array(truncated).reshape(draws.shape),
+        }
 
 
 def _open_directory(name: str, folder: Path) -> Tokenizer:

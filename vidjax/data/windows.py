@@ -19,13 +19,11 @@ import tensorflow as tf
 from jaxtyping import Int, UInt8
 
 from vidjax.data import manifest, sources
-from vidjax.data.augment import center_crop, view_crops
+from vidjax.data.augment import center_crop, cut_views, view_crops
 from vidjax.data.config import ClipConfig
-from vidjax.data.decode import Choose, DecodeError, VideoInfo, stream_frames
+from vidjax.data.decode import DecodeError
+from vidjax.data.example import Source
 from vidjax.data.sampling import sampling_step, seconds_covered, views
-from vidjax.data.sources import Source
-
-PIECE = 256  # frames read at a time where there is no file to read through
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class Window:
     """Seconds, of the first frame; nan where the source does not store a rate."""
     end: float
     """Seconds, of the sampled frame that would follow, or the example's end."""
-    frames: UInt8[np.ndarray, "v t h w 3"]
+    frames: UInt8[np.ndarray, "v t h w c"]
     """Views of the same time; a window has one."""
 
 
@@ -47,28 +45,25 @@ class Videos:
     source: Source
     rows: Sequence[manifest.Row] | None
     """The examples' files; None where they are no files."""
-    square_pixels: bool = True
-    """Stretch pixels of these files that are not square, as the source does."""
 
     def label(self, index: int) -> int:
         """Position in the source's class names, -1 for none. Raises DecodeError."""
-        return self.source.read(index, lambda info: (), None).label if self.rows is None else self.rows[index].label
+        return self.source.label(index)
 
     def clip(self, index: int, config: ClipConfig, view_counts: tuple[int, int] = (1, 1)) -> Iterator[Window]:
         """The one clip of an example that an evaluation looks at, with its views. Raises DecodeError."""
-        chosen: list[np.ndarray] = []
-
-        def choose(info: VideoInfo) -> Int[np.ndarray, "n"]:
-            chosen.append(views(info.num_frames, info.rate, config, view_counts[0]))
-            return chosen[0].ravel()
-
-        clip = self.source.read(index, choose, config.decode_short_side)
-        info, firsts = clip.info, chosen[0][:, 0]
+        with self.source.open(index, [config.stream]) as example:
+            stream = example.streams[config.stream]
+            info = stream.info
+            indices = views(info.num_frames, info.rate, config, view_counts[0])
+            frames, _ = stream.read(indices.ravel(), config.decode_short_side)
+        firsts = indices[:, 0]
         start = firsts.min() / info.rate if config.sampling == "dense" else 0.0
         end = start + (firsts.max() - firsts.min()) / info.rate + seconds_covered(config, info.num_frames, info.rate)
-        frames = tf.constant(clip.frames)
-        cut = view_crops(frames, config.frames, config.size, view_counts[1], config.center_ratio)
-        yield Window(float(start), float(min(end, info.duration)), cut.numpy())
+        video = tf.constant(frames)
+        crops = view_crops(tf.shape(video)[1], tf.shape(video)[2], view_counts[1], config.center_ratio)
+        squares = cut_views(video, crops, config.frames, config.size)
+        yield Window(float(start), float(min(end, info.duration)), squares.numpy())
 
     def windows(self, index: int, config: ClipConfig, hop: int) -> Iterator[Window]:
         """Windows of `config.frames` sampled frames, every `hop` sampled frames; centre crop.
@@ -76,9 +71,9 @@ class Videos:
         Raises:
           DecodeError: the example cannot be read (further), or has fewer sampled frames than a window.
         """
-        plan: list[tuple[np.ndarray, ...]] = []
-
-        def choose(info: VideoInfo) -> Int[np.ndarray, "n"]:
+        with self.source.open(index, [config.stream]) as example:
+            stream = example.streams[config.stream]
+            info = stream.info
             sampled = sampled_frames(info.num_frames, sampling_step(config, info.rate))
             starts = window_starts(len(sampled), config.frames, hop)
             if not len(starts):
@@ -88,59 +83,33 @@ class Videos:
                 )
             spans = sampled[starts[:, None] + np.arange(config.frames)]
             bounds = np.append(sampled, info.num_frames)[np.stack([starts, starts + config.frames], axis=1)]
-            plan.append((np.unique(spans), spans, bounds / info.rate))
-            return plan[0][0]
+            wanted, seconds = np.unique(spans), bounds / info.rate
+            (channels,) = self.source.fields[config.stream].shape
 
-        held: deque[tuple[int, np.ndarray]] = deque()  # cropped frames by their index, from the next window's first on
-        following, crop = 0, _center_crop(config.size, config.center_ratio)
-        for position, frame in enumerate(self._stream(index, choose, config.decode_short_side)):
-            wanted, spans, seconds = plan[0]
-            held.append((int(wanted[position]), crop(tf.constant(frame[None])).numpy()[0]))
-            while following < len(spans) and spans[following, -1] == wanted[position]:
-                while held[0][0] < spans[following, 0]:
-                    held.popleft()
-                by_index = dict(held)
-                start, end = seconds[following].tolist()
-                yield Window(start, end, np.stack([by_index[i] for i in spans[following].tolist()])[None])
-                following += 1
-
-    def _stream(self, index: int, choose: Choose, short_side: int) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
-        """The frames of an example that `choose` names, which ascend."""
-        row = None if self.rows is None else self.rows[index]
-        if row is None or row.reverse:
-            return self._pieces(index, choose, short_side)
-
-        def choose_in_part(info: VideoInfo) -> Int[np.ndarray, "n"]:
-            first, part = sources.part_of(row, info)
-            return first + np.asarray(choose(part), np.int64)
-
-        return stream_frames(row.path, choose_in_part, short_side, self.square_pixels)
-
-    def _pieces(self, index: int, choose: Choose, short_side: int) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
-        """The same for what is no file, or a file to be played backwards: many frames at a time."""
-        wanted: list[np.ndarray] = []
-
-        def choose_first(info: VideoInfo) -> Int[np.ndarray, "n"]:
-            wanted.append(np.asarray(choose(info), np.int64))
-            return wanted[0][:PIECE]
-
-        yield from self.source.read(index, choose_first, short_side).frames
-        for start in range(PIECE, len(wanted[0]), PIECE):
-            piece = wanted[0][start : start + PIECE]
-            yield from self.source.read(index, lambda info, piece=piece: piece, short_side).frames
+            kept: deque[tuple[int, np.ndarray]] = deque()  # cropped frames by their index, from the next window's first
+            following, crop = 0, _center_crop(config.size, config.center_ratio, channels)
+            for position, frame in enumerate(stream.iterate(wanted, config.decode_short_side)):
+                kept.append((int(wanted[position]), crop(tf.constant(frame[None])).numpy()[0]))
+                while following < len(spans) and spans[following, -1] == wanted[position]:
+                    while kept[0][0] < spans[following, 0]:
+                        kept.popleft()
+                    by_index = dict(kept)
+                    start, end = seconds[following].tolist()
+                    yield Window(start, end, np.stack([by_index[i] for i in spans[following].tolist()])[None])
+                    following += 1
 
 
 @cache
-def _center_crop(size: int, ratio: float) -> Callable[[tf.Tensor], tf.Tensor]:
+def _center_crop(size: int, ratio: float, channels: int) -> Callable[[tf.Tensor], tf.Tensor]:
     """`augment.center_crop`, traced once: for single frames it would else take longer than their decoding."""
-    signature = [tf.TensorSpec((None, None, None, 3), tf.uint8)]
+    signature = [tf.TensorSpec((None, None, None, channels), tf.uint8)]
     return tf.function(lambda video: center_crop(video, size, ratio), signature, autograph=False)
 
 
 def open_videos(name: str, split: str, square_pixels: bool = True) -> Videos:
     """The source of this name, see `sources.open_source`."""
     if (listing := sources.list_files(name, split)) is not None:
-        return Videos(sources.video_files(name, listing, square_pixels), listing.rows, square_pixels)
+        return Videos(sources.video_files(name, listing, square_pixels), listing.rows)
     return Videos(sources.open_source(name, split), None)
 
 
@@ -152,13 +121,14 @@ def open_files(paths: Sequence[str], square_pixels: bool = True) -> Videos:
     Raises:
       ValueError: a folder holds no videos, or what is wrong with a list.
     """
-    rows, notes = [], []
+    rows, notes, fields = [], [], {}
     for path in paths:
         found = sources.list_files(path) or manifest.Listing((), [manifest.Row(path, -1)])
         rows += [replace(row, label=-1) for row in found.rows]
         notes += found.notes
-    listing = manifest.Listing((), rows, tuple(notes))
-    return Videos(sources.video_files("the given files", listing, square_pixels), rows, square_pixels)
+        fields |= found.fields
+    listing = manifest.Listing((), rows, tuple(notes), fields)
+    return Videos(sources.video_files("the given files", listing, square_pixels), rows)
 
 
 def sampled_frames(num_frames: int, step: float) -> Int[np.ndarray, "n"]:
@@ -181,7 +151,7 @@ def window_starts(count: int, window: int, hop: int) -> Int[np.ndarray, "w"]:
 
 def batches(
     streams: Iterable[Iterator[Window]], rows: int, workers: int, failed: Callable[[int, DecodeError], None]
-) -> Iterator[tuple[list[tuple[int, Window]], UInt8[np.ndarray, "b v t h w 3"]]]:
+) -> Iterator[tuple[list[tuple[int, Window]], UInt8[np.ndarray, "b v t h w c"]]]:
     """Windows of many streams, in order, in batches of `rows`; the last one is filled up with black.
 
     Args:
