@@ -102,7 +102,7 @@ def classify(
     config: Config, model: nn.Module, variables: dict, source: "Source", clips: ClipConfig, bad_files: Any
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Probabilities (n c), labels, whether each could be read, and each one's number in the source."""
-    from vidjax.data.pipeline import evaluation_batches
+    from vidjax.data.pipeline import evaluation_batches, select
 
     mesh = make_mesh(config.fsdp)
     sharding = state_sharding(mesh, variables)
@@ -120,7 +120,8 @@ def classify(
 
     settings = {"batch_size": config.batch_size, "view_counts": runs.read_views(config.views), "bad_files": bad_files}
     parts, began, said = [], time.monotonic(), 0.0
-    for batch in evaluation_batches(source, clips, **settings, **this_process()):
+    batches = evaluation_batches(source, clips, **settings, **this_process())
+    for batch in select(batches, "video", "label", "valid", "index"):
         parts.append(jax.device_get(predict(variables, put_batch(batch, mesh))))
         done, gone = min(len(parts) * config.batch_size, len(source)), time.monotonic() - began
         if jax.process_index() == 0 and (gone - said > 15 or done == len(source)):

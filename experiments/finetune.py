@@ -376,7 +376,7 @@ def make_loss(config: Config, model: nn.Module, trained: Any) -> Callable:
 
 def make_validator(config: Config, model: nn.Module, source: "Source", bad_files: Any, mesh: Mesh) -> Callable:
     """Accuracy on all validation videos, middle clip and crop, with the weights and with their moving average."""
-    from vidjax.data.pipeline import evaluation_batches
+    from vidjax.data.pipeline import evaluation_batches, select
 
     @partial(jit_on_mesh, mesh=mesh)
     def predict(weights: dict[str, Any], model_state: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, ...]:
@@ -389,7 +389,8 @@ def make_validator(config: Config, model: nn.Module, source: "Source", bad_files
         weights = {"": state.params} | ({} if state.ema is None else {"ema_": state.ema})
         size = config.batch_size // config.accumulation  # what has room in training has room here
         settings = {"batch_size": size, "bad_files": bad_files, **this_process()}
-        batches = (put_batch(batch, mesh) for batch in evaluation_batches(source, config.data, **settings))
+        batches = select(evaluation_batches(source, config.data, **settings), "video", "label", "valid")
+        batches = (put_batch(batch, mesh) for batch in batches)
         both, labels = collect_features(partial(predict, weights, state.model_state), batches)
         numbers = {}
         for prefix, probabilities in zip(weights, np.split(both, len(weights), axis=1), strict=True):
@@ -472,7 +473,7 @@ def train(config: Config, mesh: Mesh) -> dict[str, float]:
     if chief:
         tell_notes(source, validation)
     model = make_model(config, source.class_names)
-    clip = jax.ShapeDtypeStruct((1, data.frames, data.size, data.size, 3), jnp.float32)
+    clip = jax.ShapeDtypeStruct((1, data.frames, data.size, data.size, len(model.card.mean)), jnp.float32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), clip)
     trained = choose_trained(config, shapes["params"])
     macs = count_macs(model.apply, shapes, clip)

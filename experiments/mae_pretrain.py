@@ -219,7 +219,7 @@ def probe(config: Config, model: nn.Module, source: "Source", mesh: Mesh, encode
 
     Features are the mean and the deviation of the tokens: the mean alone hides a small thing that moves.
     """
-    from vidjax.data.pipeline import evaluation_batches
+    from vidjax.data.pipeline import evaluation_batches, select
 
     classes = len(source.class_names)
     chosen = np.random.default_rng(config.seed).permutation(len(source))[: config.probe_clips]
@@ -237,7 +237,8 @@ def probe(config: Config, model: nn.Module, source: "Source", mesh: Mesh, encode
     for name, params in encoders.items():
         size = config.batch_size // config.accumulation  # what has room in training has room here
         batches = evaluation_batches(source, config.data, batch_size=size, indices=chosen, **this_process())
-        features, labels = collect_features(partial(encode, params), (put_batch(batch, mesh) for batch in batches))
+        batches = (put_batch(batch, mesh) for batch in select(batches, "video", "label", "valid"))
+        features, labels = collect_features(partial(encode, params), batches)
         half = len(labels) // 2
         halves = features[:half], labels[:half], features[half:], labels[half:], classes
         accuracy |= {name: linear_probe(*halves), f"{name}_knn": knn_accuracy(*halves)}

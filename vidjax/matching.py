@@ -173,7 +173,8 @@ def clip_encoder(
         return jnp.swapaxes(views, 0, 1), batch["label"], batch["index"], batch["valid"]
 
     def embed(variables: dict, batches: Iterable[dict[str, np.ndarray]]) -> tuple[np.ndarray, ...]:
-        parts = [jax.device_get(encode(variables, put_batch(batch, mesh))) for batch in batches]
+        used = ({name: batch[name] for name in ("video", "label", "index", "valid")} for batch in batches)
+        parts = [jax.device_get(encode(variables, put_batch(batch, mesh))) for batch in used]
         columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
         if not columns[3].any():
             raise UserError("none of the videos could be read: look with experiments/check_data.py")

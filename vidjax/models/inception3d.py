@@ -267,8 +267,9 @@ def two_stream(rgb: Float[Array, "b classes"], flow: Float[Array, "b classes"]) 
 I3D_SOURCE = "google-deepmind/kinetics-i3d"
 I3D_TEST = "(both streams 74.2), test set, all frames, one crop"
 I3D_RGB_CARD = Card((0.5,) * 3, (0.5,) * 3, crop_ratio=224 / 256, source=I3D_SOURCE, accuracy=f"K400 71.1 {I3D_TEST}")
-# TV-L1 flow in pixels, clipped to +-20 and divided by 20, is the model's input as it is: horizontal, then vertical.
-I3D_FLOW_CARD = Card((0.0,) * 2, (1.0,) * 2, crop_ratio=224 / 256, source=I3D_SOURCE, accuracy=f"K400 63.4 {I3D_TEST}")
+# The model's input is TV-L1 flow in pixels, clipped to +-20 and divided by 20: horizontal, then vertical. Stored as 8
+# bits, -20 is 0 and 20 is 255, as pixels are.
+I3D_FLOW_CARD = Card((0.5,) * 2, (0.5,) * 2, crop_ratio=224 / 256, source=I3D_SOURCE, accuracy=f"K400 63.4 {I3D_TEST}")
 S3D_CARD = Card(
     (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989), stride=2, crop_ratio=224 / 256,
     source="torchvision", accuracy="K400 68.368, 1x1 views of 128 frames",

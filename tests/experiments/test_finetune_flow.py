@@ -1,0 +1,94 @@
+"""A model of optical flow is fine-tuned as one of RGB is: the stream is named, the card scales its two channels."""
+
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import vidjax
+from vidjax import runs
+from vidjax.data.config import AugmentConfig, LabelledDataConfig
+from vidjax.data.pipeline import evaluation_batches
+from vidjax.data.sources import draw, open_source
+from vidjax.errors import UserError
+from vidjax.training.loop import LoopConfig
+from vidjax.training.metrics import read_metrics
+from vidjax.training.optimizer import OptimizerConfig
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "experiments"))
+import finetune
+
+DATA = LabelledDataConfig(
+    stream="flow",
+    frames=2,
+    size=32,
+    short_side=32,
+    stride=4,
+    workers=1,
+    augment=AugmentConfig(crop="center"),
+    train_examples=16,
+    validation="synthetic:moving_shapes",
+    validation_examples=8,
+)
+
+
+@pytest.fixture
+def small_flow_model(monkeypatch):
+    """A model with the input of i3d_flow, two channels and its card, that compiles in no time."""
+    create = vidjax.create_model
+    like = create("i3d_flow")
+
+    def create_small(name, **fields):
+        return create("fr2d_tiny", channels=like.channels, card=like.card, **fields)
+
+    monkeypatch.setattr(vidjax, "create_model", create_small)
+    monkeypatch.setattr(runs, "create_model", create_small)
+
+
+def config(workdir):
+    return finetune.Config(
+        model="i3d_flow",
+        data=DATA,
+        batch_size=8,
+        steps=3,
+        optim=OptimizerConfig(learning_rate=1e-3, warmup_epochs=0),
+        loop=LoopConfig(log_every=1, save_every=3, evaluate_every=3),
+        workdir=str(workdir),
+    )
+
+
+@pytest.mark.usefixtures("small_flow_model")
+def test_a_model_of_flow_is_fine_tuned_on_flow(tmp_path):
+    numbers = finetune.main(config(tmp_path / "run"))
+    losses = [entry["loss"] for entry in read_metrics(tmp_path / "run") if "loss" in entry]
+    assert len(losses) == 3 and np.isfinite(losses).all() and "top1" in numbers
+    model, variables = vidjax.load_pretrained(tmp_path / "run")
+    assert (model.channels, model.card.mean) == (2, (0.5, 0.5)) and "params" in variables
+    clips = runs.usual_clips(tmp_path / "run", model)
+    assert clips["stream"] == "flow"  # so that evaluation looks at what training looked at
+
+
+def test_the_card_gives_flow_its_sign_and_size():
+    source = draw(open_source("synthetic:moving_shapes", "validation"), 8, 0)
+    (batch,) = evaluation_batches(source, DATA, batch_size=8)
+    flow = np.asarray(vidjax.create_model("i3d_flow").card.preprocess(jnp.asarray(batch["video"])))
+    assert flow.shape == (8, 2, 32, 32, 2)
+    assert np.abs(np.median(flow, axis=(1, 2, 3))).max() < 0.005  # the background stands still
+    for clip, label in zip(flow, batch["label"], strict=True):
+        moved = clip[np.abs(clip).max(axis=-1) > 0.01].mean(axis=0)  # in units of 20 pixels
+        angle = label * np.pi / 4
+        expected = np.array([np.cos(angle), -np.sin(angle)])
+        assert moved @ expected / np.linalg.norm(moved) > 0.95
+        assert 32 / 40 / 20 - 0.01 < np.linalg.norm(moved) < 32 / 20 / 20 + 0.01
+
+
+@pytest.mark.parametrize(
+    ("stream", "sentence"),
+    [("sound", "has no field 'sound': choose among video, label, flow, tracks"), ("tracks", "is no field of frames")],
+)
+def test_a_stream_that_is_not_there_is_one_line(stream, sentence):
+    data = LabelledDataConfig(stream=stream, frames=2, size=32)
+    with pytest.raises(UserError, match=sentence):
+        evaluation_batches(open_source("synthetic:moving_shapes"), data, batch_size=2)
