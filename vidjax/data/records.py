@@ -164,7 +164,7 @@ def decode_frames(
             if channels == 3:
                 picture = tf.io.decode_jpeg(encoded[position], channels=3, dct_method="INTEGER_ACCURATE").numpy()
             else:
-                picture = tf.io.decode_png(encoded[position], channels=channels).numpy()
+                picture = tf.io.decode_png(encoded[position]).numpy()
         except tf.errors.InvalidArgumentError as error:
             raise DecodeError(f"{id}: frame {position} is no picture that can be decoded") from error
         height, width = picture.shape[:2]
