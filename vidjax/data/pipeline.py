@@ -345,15 +345,14 @@ def _batches(
         def cut_views() -> dict[str, tf.Tensor]:
             """The decoded frames cut by each crop, (v t size size c), and the crops (v 7)."""
             made = crops(tf.shape(decoded["video"])[1], tf.shape(decoded["video"])[2], position)
-            squares = {}
+            made_of = {}
             for name in streams:
-                views = [cut(decoded[name], crop, config.size, specs[name].mirrored) for crop, _ in made]
-                if specs[name].color and made[0][1] is not None:
-                    views = [
-                        change_pixels(view, config.augment, seed) for view, (_, seed) in zip(views, made, strict=True)
-                    ]
-                squares[name] = join_views(views, config.frames)
-            return squares | {"crop": tf.tile(tf.stack([crop for crop, _ in made]), (clips, 1))}
+                cuts = [cut(decoded[name], crop, config.size, specs[name].mirrored) for crop, _ in made]
+                if specs[name].color:
+                    pairs = zip(cuts, (seed for _, seed in made), strict=True)
+                    cuts = [each if seed is None else change_pixels(each, config.augment, seed) for each, seed in pairs]
+                made_of[name] = join_views(cuts, config.frames)
+            return made_of | {"crop": tf.tile(tf.stack([crop for crop, _ in made]), (clips, 1))}
 
         count = clips * squares
         shapes = {name: (count, config.frames, config.size, config.size, *specs[name].shape) for name in streams}
