@@ -1,4 +1,4 @@
-"""Images of what a masked autoencoder reconstructs."""
+"""Images and animations of masked-autoencoder reconstructions."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,13 +19,14 @@ def save_reconstructions(
     rows: Sequence[str] = ROWS,
     frame_milliseconds: int = 160,
 ) -> tuple[Path, Path]:
-    """Writes `path.png`, every frame of each clip side by side, and `path.gif`, the clips side by side and moving.
+    """Writes `path.png`, all frames of each clip side by side, and `path.gif`, the clips side by side and animated.
 
     Args:
-      path: without ending.
-      videos: one for each of `rows`, pixels in [0, 1] (clipped).
+      path: without suffix.
+      videos: one per row, pixels in [0, 1] (clipped).
       caption: a line above the image.
-      frame_milliseconds: time of a frame in the GIF.
+      rows: names of the rows.
+      frame_milliseconds: duration of a frame in the GIF.
 
     Returns:
       The paths of the two files.
@@ -41,13 +42,13 @@ def save_reconstructions(
 
 
 def _zoom(side: int) -> tuple[int, int]:
-    """Whole factors that bring small frames to about 64 pixels or more."""
+    """Integer factors that enlarge small frames to about 64 pixels or more."""
     factor = max(1, round(96 / side))
     return factor, factor
 
 
 def _sheet(pixels: np.ndarray, caption: str, rows: Sequence[str]) -> Image.Image:
-    """An image of `row b t h w c`: clips below one another, each a block of rows, with frames from left to right."""
+    """Lays out `row b t h w c`: one block of rows per clip from top to bottom, frames from left to right."""
     _, clips, frames, height, width, _ = pixels.shape
     gap, label, top = 2, 8 + max(line_width(row) for row in rows), 24 if caption else 0
     block = len(rows) * (height + gap) + 10
