@@ -103,6 +103,6 @@ def test_names_are_drawn_in_an_installed_font_that_has_their_characters(chinese_
 def test_a_font_that_cannot_be_opened_or_has_no_outlines_is_skipped(monkeypatch, tmp_path):
     (tmp_path / "broken.ttf").write_bytes(b"?")
     assert lettering._characters(str(tmp_path / "broken.ttf")) == frozenset()
-    pixels = type("Font", (), {"scalable": False, "get_charmap": lambda self: {ord("第"): 1}})  # like bitmap emoji fonts
+    pixels = type("Font", (), {"scalable": False, "get_charmap": lambda self: {ord("第"): 1}})  # as of emoji fonts
     monkeypatch.setattr(lettering, "get_font", lambda path: pixels())
     assert lettering._characters("emoji.ttf") == frozenset()
