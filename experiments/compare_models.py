@@ -12,7 +12,7 @@ fine-tunes VideoMAE on few labelled clips from scratch and from that pre-trainin
 
 Each training is a process of its own with a work directory in WORKDIR; one that is there already is not repeated, one
 that was interrupted goes on. What came of them is printed and written: STUDY.md, STUDY.json and STUDY.png. Half an
-hour to an hour each on two cores; expected results stand in the README.
+hour to an hour each on two cores; expected results: docs/results.md.
 """
 
 import dataclasses

@@ -9,7 +9,7 @@ python experiments/contrastive_pretrain.py --video_model vivit_base_16x2_factori
 ActionCLIP on labelled videos, from CLIP's weights: python experiments/contrastive_pretrain.py actionclip_base_16_k400 \
     --init_from openai/clip-vit-base-patch16 --tokenizer openai/clip-vit-base-patch16 --data.source k400.csv
 
-The same command again goes on where the run stopped. Expected results stand in the README.
+The same command again goes on where the run stopped. Expected results: docs/results.md.
 """
 
 import dataclasses

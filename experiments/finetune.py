@@ -7,7 +7,7 @@ python experiments/finetune.py --model videomae_base --init_from runs/b --data.t
 
 A published recipe: python experiments/finetune.py videomae_base_k400 --init_from checkpoint.pth --data.train k400.csv
 
-The same command again goes on where the run stopped. Expected results stand in the README.
+The same command again goes on where the run stopped. Expected results: docs/results.md.
 """
 
 import dataclasses

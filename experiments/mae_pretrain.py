@@ -6,7 +6,7 @@ VideoMAE-B on a folder of videos: python experiments/mae_pretrain.py --data.sour
 
 A published recipe: python experiments/mae_pretrain.py k400_base_1600 --data.source k400.csv --workdir runs/b
 
-The same command again goes on where the run stopped. Expected results stand in the README.
+The same command again goes on where the run stopped. Expected results: docs/results.md.
 """
 
 import dataclasses

@@ -13,21 +13,21 @@ from vidjax.data.decode import DecodeError
 
 @pytest.fixture
 def count_misses(monkeypatch):
-    """Counts how often the shortcuts missed and the file was read from its start."""
+    """Records each time seeking failed and the file was read from its start."""
     misses, read = [], decode._read
 
     def counting(*args, **kwargs):
-        found = read(*args, **kwargs)
-        if found is None:
+        result = read(*args, **kwargs)
+        if result is None:
             misses.append(args)
-        return found
+        return result
 
     monkeypatch.setattr(decode, "_read", counting)
     return misses
 
 
 def draws(num_frames, seed=0):
-    """Index lists of many kinds: near, far, repeated, unsorted, first, last."""
+    """Index lists of many kinds: adjacent, sparse, repeated, unsorted, first, last."""
     rng = np.random.default_rng(seed)
     for _ in range(4):
         yield np.minimum(rng.integers(num_frames) + 4 * np.arange(16), num_frames - 1)
@@ -81,7 +81,7 @@ CONTAINERS = {
 
 
 @pytest.mark.parametrize("name", CONTAINERS)
-def test_an_index_is_that_frame_in_the_order_of_presentation(name, tmp_path):
+def test_index_i_is_frame_i_in_presentation_order(name, tmp_path):
     settings = {"rate": 25} | CONTAINERS[name]
     path = videos.write_video(tmp_path / name, videos.numbered(60 + settings.get("skip", 0)), **settings)
     expected = np.array(videos.numbers(videos.sequential(path)))
@@ -96,12 +96,12 @@ def test_an_index_is_that_frame_in_the_order_of_presentation(name, tmp_path):
 
 @pytest.mark.parametrize("keyframe_every", [1, 5, 12, 1000])
 @pytest.mark.parametrize("name", ["closed.mp4", "closed.mkv", "open.mp4", "open.mkv", "no_b.mp4"])
-def test_sparse_frames_are_those_of_full_decoding(name, keyframe_every, tmp_path, count_misses, monkeypatch):
+def test_sparse_frames_equal_full_decoding(name, keyframe_every, tmp_path, count_misses, monkeypatch):
     gop = f"open-gop={int('open' in name)}:keyint={keyframe_every}:min-keyint={keyframe_every}:scenecut=0:bframes=3"
     settings = {"b_frames": 0} if "no_b" in name else {"b_frames": 3, "options": {"x264-params": gop}}
     path = videos.write_video(tmp_path / name, videos.numbered(120), keyframe_every=keyframe_every, **settings)
-    expected, jumps, decoded = videos.sequential(path), [], decode._decoded_from
-    monkeypatch.setattr(decode, "_decoded_from", lambda *args, **kwargs: jumps.append(1) or decoded(*args, **kwargs))
+    expected, seeks, decoded = videos.sequential(path), [], decode._decoded_from
+    monkeypatch.setattr(decode, "_decoded_from", lambda *args, **kwargs: seeks.append(1) or decoded(*args, **kwargs))
     rng = np.random.default_rng(keyframe_every)
     spread = np.arange(8) * 15 + rng.integers(0, 15, 8)
     for indices in (spread, np.sort(rng.integers(0, 120, 3)), np.linspace(0, 119, 16).round().astype(int)):
@@ -109,9 +109,9 @@ def test_sparse_frames_are_those_of_full_decoding(name, keyframe_every, tmp_path
         streamed = np.stack([*decode.stream_frames(path, lambda info, i=indices: i)])
         np.testing.assert_array_equal(streamed, expected[indices])
     assert not count_misses
-    jumps.clear()
+    seeks.clear()
     decode.decode(path, spread)
-    assert len(jumps) >= {1: 7, 5: 6, 12: 4, 1000: 1}[keyframe_every]
+    assert len(seeks) >= {1: 7, 5: 6, 12: 4, 1000: 1}[keyframe_every]
 
 
 @pytest.mark.parametrize("length", [1, 2, 3])
@@ -128,7 +128,7 @@ def test_a_variable_rate_is_read_by_timestamps(name, tmp_path):
     times = np.concatenate([[0], np.cumsum(gaps)])
     path = videos.write_video(tmp_path / name, videos.numbered(60), times=times)
     info = decode.probe(path)
-    # One millisecond is the clock of these files.
+    # These files store times in milliseconds.
     shown = [int(np.searchsorted(times, i / info.rate + 0.0011, "right")) - 1 for i in range(info.num_frames)]
     assert info.duration == pytest.approx(times[-1], rel=0.02)
     assert videos.numbers(decode.decode(path, range(info.num_frames))) == shown
@@ -141,10 +141,10 @@ def test_the_display_rotation_is_applied(rotation, tmp_path):
     frames = videos.numbered(6)
     path = videos.write_video(tmp_path / "phone.mp4", frames, rotation=rotation)
     plain = videos.write_video(tmp_path / "plain.mp4", frames)
-    found = decode.decode(path, [4])
-    np.testing.assert_array_equal(found, np.rot90(decode.decode(plain, [4]), rotation // 90, axes=(1, 2)))
+    frames = decode.decode(path, [4])
+    np.testing.assert_array_equal(frames, np.rot90(decode.decode(plain, [4]), rotation // 90, axes=(1, 2)))
     info = decode.probe(path)
-    assert (info.height, info.width) == found.shape[1:3] == ((48, 80) if rotation == 180 else (80, 48))
+    assert (info.height, info.width) == frames.shape[1:3] == ((48, 80) if rotation == 180 else (80, 48))
 
 
 def test_frames_shrink_to_the_short_side_and_never_grow(tmp_path):
@@ -165,7 +165,7 @@ def test_read_clip_lets_the_caller_choose_once_the_length_is_known(tmp_path):
     assert len(decode.decode(path, [])) == 0
 
 
-def test_a_frame_that_does_not_exist_is_a_mistake_of_the_caller(tmp_path):
+def test_an_index_out_of_range_raises_index_error(tmp_path):
     path = videos.write_video(tmp_path / "a.mp4", videos.numbered(8))
     for indices in ([8], [-1, 2]):
         with pytest.raises(IndexError, match="frames 0 to 7"):
@@ -173,23 +173,23 @@ def test_a_frame_that_does_not_exist_is_a_mistake_of_the_caller(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".avi"])
-@pytest.mark.parametrize("share", [0.0, 0.02, 0.5])
-def test_a_file_cut_short_is_one_line(suffix, share, tmp_path):
+@pytest.mark.parametrize("fraction", [0.0, 0.02, 0.5])
+def test_a_truncated_file_is_one_line(suffix, fraction, tmp_path):
     faststart = {"movflags": "+faststart"} if suffix == ".mp4" else None
     path = tmp_path / f"cut{suffix}"
-    videos.truncate(videos.write_video(path, videos.numbered(200), container_options=faststart), share)
+    videos.truncate(videos.write_video(path, videos.numbered(200), container_options=faststart), fraction)
     with pytest.raises(DecodeError, match=rf"^\S+cut\{suffix}: [^\n]+[^.]$"):
         decode.read_clip(path, lambda info: [info.num_frames - 1])
 
 
-def test_a_stream_that_does_not_state_its_length_is_read_to_where_it_goes(tmp_path):
+def test_a_truncated_file_without_a_stated_length_is_read_to_its_end(tmp_path):
     path = videos.truncate(videos.write_video(tmp_path / "cut.mkv", videos.numbered(200)), 0.5)
     frames, info = decode.read_clip(path, lambda info: [info.num_frames // 2])
     assert 50 < info.num_frames < 150
     assert videos.numbers(frames) == [info.num_frames // 2]
 
 
-def test_what_comes_before_the_cut_can_be_read(tmp_path):
+def test_frames_before_the_truncation_can_be_read(tmp_path):
     path = tmp_path / "cut.mp4"
     videos.write_video(path, videos.numbered(200), container_options={"movflags": "+faststart"})
     videos.truncate(path, 0.6)
@@ -198,7 +198,7 @@ def test_what_comes_before_the_cut_can_be_read(tmp_path):
         decode.decode(path, [10, 199])
 
 
-def test_damage_in_the_middle_is_an_error_where_it_matters(tmp_path):
+def test_damage_in_the_middle_is_an_error_only_for_affected_frames(tmp_path):
     path = videos.write_video(tmp_path / "hurt.mkv", videos.numbered(100, height=96), options={"crf": "5"})
     data = bytearray(path.read_bytes())
     middle = len(data) // 2
@@ -206,12 +206,12 @@ def test_damage_in_the_middle_is_an_error_where_it_matters(tmp_path):
     path.write_bytes(data)
     assert videos.numbers(decode.decode(path, [0])) == [0]
     assert videos.numbers(decode.decode(path, [99])) == [99]
-    with pytest.raises(DecodeError, match=r"frame \d+ of it is damaged"):
+    with pytest.raises(DecodeError, match=r"frame \d+ is damaged"):
         decode.decode(path, [50])
 
 
 @pytest.mark.parametrize("content", [b"", b"no video at all", bytes(4096)])
-def test_what_is_no_video_is_one_line(content, tmp_path):
+def test_a_file_that_is_not_a_video_is_one_line(content, tmp_path):
     path = tmp_path / "notes.mp4"
     path.write_bytes(content)
     with pytest.raises(DecodeError, match=r"^\S+notes\.mp4: [^\n]+[^.]$"):
@@ -222,7 +222,7 @@ def test_missing_files_folders_and_sound_are_one_line(tmp_path):
     for path, reason in ((tmp_path / "absent.mp4", "No such file"), (tmp_path, "Is a directory")):
         with pytest.raises(DecodeError, match=reason):
             decode.probe(path)
-    with pytest.raises(DecodeError, match="it holds no video"):
+    with pytest.raises(DecodeError, match="it contains no video"):
         decode.probe(videos.write_sound(tmp_path / "song.mkv"))
 
 
@@ -235,14 +235,14 @@ def test_a_name_with_a_colon_or_a_percent_sign_is_a_file(tmp_path, monkeypatch):
         assert decode.probe(name).num_frames == 5
 
 
-def test_a_last_frame_that_lasts_longer_does_not_spoil_a_constant_rate(tmp_path):
+def test_a_longer_last_frame_does_not_change_a_constant_rate(tmp_path):
     path = videos.write_video(tmp_path / "a.mp4", videos.numbered(50), b_frames=0, last=2)
     assert abs(videos.average_rate(path) - 25) > 0.2
     assert decode.probe(path).rate == 25
     assert videos.numbers(decode.decode(path, range(50))) == list(range(50))
 
 
-def test_files_are_closed_and_memory_stays(tmp_path):
+def test_files_are_closed_and_memory_does_not_grow(tmp_path):
     good = videos.write_video(tmp_path / "a.mp4", videos.numbered(30))
     bad = videos.truncate(videos.write_video(tmp_path / "b.avi", videos.numbered(30)), 0.5)
 
@@ -257,7 +257,7 @@ def test_files_are_closed_and_memory_stays(tmp_path):
         return len(os.listdir("/proc/self/fd")), pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
     if not Path("/proc/self/statm").exists():
-        pytest.skip("this machine does not tell a process's memory")
+        pytest.skip("needs /proc/self/statm")
     for _ in range(50):
         read_both()
     files, memory = measure()
@@ -281,12 +281,12 @@ STREAMED = [
 
 @pytest.mark.parametrize("name", STREAMED)
 @pytest.mark.parametrize("step", [1, 4, 29])
-def test_a_stream_gives_the_frames_that_a_clip_has(name, step, tmp_path):
+def test_streamed_frames_equal_those_of_a_clip(name, step, tmp_path):
     settings = {"rate": 25} | CONTAINERS[name]
     path = videos.write_video(tmp_path / name, videos.numbered(90 + settings.get("skip", 0)), **settings)
     indices = np.arange(0, 90, step)
-    found = np.stack(list(decode.stream_frames(path, lambda info: indices, 32)))
-    np.testing.assert_array_equal(found, decode.decode(path, indices, 32))
+    streamed = np.stack(list(decode.stream_frames(path, lambda info: indices, 32)))
+    np.testing.assert_array_equal(streamed, decode.decode(path, indices, 32))
 
 
 @pytest.mark.parametrize("rotation", [90, 180])
@@ -294,62 +294,66 @@ def test_a_stream_is_upright_and_follows_timestamps(rotation, tmp_path):
     times = np.cumsum(np.random.default_rng(1).choice([0.02, 0.04, 0.1, 0.5], 40)) - 0.02
     for name, settings in (("turned.mp4", {"rotation": rotation}), ("variable.mp4", {"times": times - times[0]})):
         path = videos.write_video(tmp_path / name, videos.numbered(40), **settings)
-        found = np.stack(list(decode.stream_frames(path, lambda info: range(0, info.num_frames, 3))))
-        np.testing.assert_array_equal(found, decode.decode(path, range(0, decode.probe(path).num_frames, 3)))
+        streamed = np.stack(list(decode.stream_frames(path, lambda info: range(0, info.num_frames, 3))))
+        np.testing.assert_array_equal(streamed, decode.decode(path, range(0, decode.probe(path).num_frames, 3)))
 
 
-def test_a_stream_whose_shortcut_misses_midway_goes_on_without(tmp_path, monkeypatch):
+def test_a_stream_continues_sequentially_if_seeking_fails_midway(tmp_path, monkeypatch):
     path = videos.write_video(tmp_path / "a.mp4", videos.numbered(60))
-    jumping, in_turn, modes = decode._jumping, decode._in_turn, []
+    seeking, sequential, modes = decode._seeking, decode._sequential, []
 
     def miss_after_five(stream, timeline, wanted):
-        for position, frame in enumerate(jumping(stream, timeline, wanted)):
+        for position, frame in enumerate(seeking(stream, timeline, wanted)):
             yield None if position == 5 else frame
 
     def count(stream, timeline, wanted):
         modes.append(len(wanted))
-        return in_turn(stream, timeline, wanted)
+        return sequential(stream, timeline, wanted)
 
-    monkeypatch.setattr(decode, "_jumping", miss_after_five)
-    monkeypatch.setattr(decode, "_in_turn", count)
-    found = np.stack(list(decode.stream_frames(path, lambda info: range(0, 60, 4))))
-    assert videos.numbers(found) == list(range(0, 60, 4)) and modes == [10]
+    monkeypatch.setattr(decode, "_seeking", miss_after_five)
+    monkeypatch.setattr(decode, "_sequential", count)
+    streamed = np.stack(list(decode.stream_frames(path, lambda info: range(0, 60, 4))))
+    assert videos.numbers(streamed) == list(range(0, 60, 4)) and modes == [10]
 
 
-def test_a_stream_that_breaks_off_has_given_what_came_before(tmp_path):
+def test_a_truncated_stream_yields_the_frames_before_the_error(tmp_path):
     path = tmp_path / "cut.mp4"
     videos.write_video(path, videos.numbered(200), container_options={"movflags": "+faststart"})
     videos.truncate(path, 0.6)
-    given = []
+    yielded = []
     with pytest.raises(DecodeError, match=r"cut\.mp4: [^\n]+[^.]$"):
-        given.extend(frame[None] for frame in decode.stream_frames(path, lambda info: range(info.num_frames)))
-    assert [videos.numbers(frame)[0] for frame in given] == list(range(len(given))) and len(given) > 60
+        yielded.extend(frame[None] for frame in decode.stream_frames(path, lambda info: range(info.num_frames)))
+    assert [videos.numbers(frame)[0] for frame in yielded] == list(range(len(yielded))) and len(yielded) > 60
 
 
-def test_what_cannot_be_streamed_is_said(tmp_path):
+def test_what_cannot_be_streamed_raises(tmp_path):
     path = videos.write_video(tmp_path / "a.mp4", videos.numbered(8))
     assert list(decode.stream_frames(path, lambda info: [])) == []
-    unordered = r"the frames to stream from \S+ must ascend: sort them"
-    for indices, reason in (([3, 3], unordered), ([4, 2], unordered), ([7, 8], "frames 0 to 7, not 7 to 8: choose")):
+    unordered = r"frame indices to stream from \S+ must be strictly increasing: sort them"
+    for indices, reason in (
+        ([3, 3], unordered),
+        ([4, 2], unordered),
+        ([7, 8], "frames 0 to 7, but 7 to 8 were requested"),
+    ):
         with pytest.raises(IndexError, match=reason):
             list(decode.stream_frames(path, lambda info, indices=indices: indices))
     with pytest.raises(DecodeError, match=r"absent.mp4: No such file"):
         next(decode.stream_frames(tmp_path / "absent.mp4", lambda info: [0]))
-    with pytest.raises(DecodeError, match="holds no video"):
+    with pytest.raises(DecodeError, match="it contains no video"):
         next(decode.stream_frames(videos.write_sound(tmp_path / "song.mkv"), lambda info: [0]))
 
 
-def test_what_stops_a_file_midway_is_said(tmp_path):
+def test_a_truncation_is_reported_with_its_frame(tmp_path):
     path = tmp_path / "a.mp4"
     videos.write_video(path, videos.numbered(200), b_frames=0, container_options={"movflags": "+faststart"})
     with av.open(str(path)) as file:
         end = [packet.pos for packet in file.demux(video=0)][150]
     path.write_bytes(path.read_bytes()[:end])
-    with pytest.raises(DecodeError, match=r"a\.mp4: it breaks off after frame 149, before frame 199$"):
+    with pytest.raises(DecodeError, match=r"a\.mp4: it is cut off after frame 149, before frame 199$"):
         decode.decode(path, [199])
 
 
-def test_a_file_of_which_nothing_can_be_decoded_is_one_line(tmp_path):
+def test_a_file_without_decodable_frames_is_one_line(tmp_path):
     whole = videos.write_video(tmp_path / "whole.mkv", videos.numbered(30), keyframe_every=1000, b_frames=0)
     path = tmp_path / "cut.mkv"
     with av.open(str(whole)) as source, av.open(str(path), "w") as out:  # all but the only keyframe
@@ -368,20 +372,20 @@ def test_a_bare_stream_without_timestamps_is_read_frame_by_frame(tmp_path):
 
 
 def test_a_file_without_a_decoder_is_one_line(tmp_path):
-    """PyAV 18.1 gives such streams no codec context, whose absence was met as an AttributeError."""
+    """PyAV 18.1 gives such streams no codec context, which used to raise an AttributeError."""
     path = videos.write_video(tmp_path / "a.mp4", videos.numbered(20), container_options={"movflags": "+faststart"})
     data = path.read_bytes()
-    path.write_bytes(data.replace(b"avc1\0", b"encv\0", 1))  # as of an encrypted film
-    with pytest.raises(DecodeError, match=r"a\.mp4: there is no decoder for its video$"):
+    path.write_bytes(data.replace(b"avc1\0", b"encv\0", 1))  # like an encrypted video
+    with pytest.raises(DecodeError, match=r"a\.mp4: there is no decoder for its video codec$"):
         decode.probe(path)
-    path.write_bytes(data[:400])  # a download that was cut off within the header
+    path.write_bytes(data[:400])  # a download that ended within the header
     with pytest.raises(DecodeError, match=r"a\.mp4: [^\n]+$"):
         decode.probe(path)
 
 
 @pytest.mark.parametrize("error", [IndexError("list"), AttributeError("none"), OverflowError(), ZeroDivisionError("x")])
-@pytest.mark.parametrize("place", ["measure", "_jumping"])
-def test_whatever_a_file_raises_is_its_fault(error, place, tmp_path, monkeypatch):
+@pytest.mark.parametrize("function", ["measure", "_seeking"])
+def test_any_error_while_reading_becomes_a_decode_error(error, function, tmp_path, monkeypatch):
     path = videos.write_video(tmp_path / "a.mp4", videos.numbered(8))
 
     def fail(*_):
@@ -391,14 +395,14 @@ def test_whatever_a_file_raises_is_its_fault(error, place, tmp_path, monkeypatch
         raise error
         yield
 
-    monkeypatch.setattr(decode, place, fail if place == "measure" else frames)
+    monkeypatch.setattr(decode, function, fail if function == "measure" else frames)
     with pytest.raises(DecodeError, match=rf"a\.mp4: {str(error) or type(error).__name__}$"):
         decode.decode(path, [3])
     with pytest.raises(DecodeError, match=rf"a\.mp4: {str(error) or type(error).__name__}$"):
         list(decode.stream_frames(path, lambda info: [3]))
 
 
-def test_what_the_callers_function_raises_is_the_callers(tmp_path):
+def test_errors_of_the_callers_function_pass_unchanged(tmp_path):
     path = videos.write_video(tmp_path / "a.mp4", videos.numbered(8))
 
     def choose(info):

@@ -1,4 +1,4 @@
-"""Colours beside arithmetic, and the shape and side of frames beside what players show."""
+"""Colours against exact arithmetic, and size and orientation of frames against players."""
 
 import struct
 from fractions import Fraction
@@ -15,11 +15,11 @@ from vidjax.data.decode import DecodeError
 WIDTHS = [(64, 48, None), (640, 480, 128), (644, 480, 128), (322, 240, 171)]
 
 WEIGHTS = {"undef": (0.299, 0.114), "bt709": (0.2126, 0.0722), "bt2020nc": (0.2627, 0.0593)}
-"""Of red and blue in luma, by x264's name of the matrix; what is not named is BT.601."""
+"""Weights of red and blue in luma by x264's matrix name; unspecified means BT.601."""
 
 
 def flat(path, width, height, yuv, pixels="yuv420p", matrix="undef"):
-    """One frame of a single colour, stored without loss."""
+    """Writes one frame of a single colour, losslessly."""
     with av.open(str(path), "w") as out:
         stream = out.add_stream("libx264", rate=25, options={"qp": "0", "x264-params": f"colormatrix={matrix}"})
         stream.width, stream.height, stream.pix_fmt = width, height, pixels
@@ -36,7 +36,7 @@ def flat(path, width, height, yuv, pixels="yuv420p", matrix="undef"):
 def arithmetic(frame):
     """A yuv420p frame as float RGB (h w 3) by the equations of ITU-T H.273.
 
-    Chroma is interpolated from where it was sampled: with every other pixel in width, between two rows in height.
+    Chroma is interpolated from its sampling positions: every other pixel in width, between two rows in height.
     """
     y, cb, cr = (np.frombuffer(p, np.uint8).reshape(p.height, p.line_size)[:, : p.width] for p in frame.planes)
     across, down = np.arange(frame.width) / 2, np.arange(frame.height) / 2 - 0.25
@@ -49,12 +49,12 @@ def arithmetic(frame):
     return np.stack([red, green, blue], -1).clip(0, 255)
 
 
-def interpolate(plane, places, axis):
-    return np.apply_along_axis(lambda line: np.interp(places, np.arange(len(line)), line), axis, plane)
+def interpolate(plane, positions, axis):
+    return np.apply_along_axis(lambda line: np.interp(positions, np.arange(len(line)), line), axis, plane)
 
 
 @pytest.mark.parametrize(("width", "height", "short_side"), WIDTHS)
-def test_a_flat_colour_is_right_to_one_level_at_any_width(width, height, short_side, tmp_path):
+def test_flat_colours_are_exact_to_one_level_at_any_width(width, height, short_side, tmp_path):
     for yuv in ((235, 128, 128), (16, 128, 128), (81, 90, 240), (145, 54, 34), (41, 240, 110), (120, 150, 100)):
         path = flat(tmp_path / f"{yuv}.mp4", width, height, yuv)
         with av.open(str(path)) as file:
@@ -79,22 +79,22 @@ def test_colours_follow_the_matrix_the_range_and_the_depth_of_the_file(matrix, w
 
 @pytest.mark.skipif(not videos.REAL_CLIPS, reason="the real clips are not on this machine")
 @pytest.mark.parametrize("path", videos.REAL_CLIPS, ids=lambda path: path.name)
-def test_real_frames_are_right_to_seven_tenths_of_a_level(path):
+def test_real_frames_are_exact_to_a_mean_of_seven_tenths_of_a_level(path):
     with av.open(str(path)) as file:
         right = arithmetic(next(file.decode(video=0)))
     for short_side in (None, 171, 128):
-        found = decode.decode(path, [0], short_side, square_pixels=False)[0]
+        frame = decode.decode(path, [0], short_side, square_pixels=False)[0]
         if path.suffix == ".mov":  # turned by 180 degrees
-            found = found[::-1, ::-1]
-        height, width = found.shape[:2]
+            frame = frame[::-1, ::-1]
+        height, width = frame.shape[:2]
         channels = [
             Image.fromarray(right[..., i].astype(np.float32)).resize((width, height), Image.BILINEAR) for i in range(3)
         ]
-        error = found - np.stack([np.asarray(channel) for channel in channels], -1)
+        error = frame - np.stack([np.asarray(channel) for channel in channels], -1)
         assert abs(error.mean()) < 0.1 and np.abs(error).mean() < 0.7
 
 
-CORNERS = {  # a, b, c, d of a matrix, and where it takes what is bright at the top left: x' = a x + c y, y' = b x + d y
+CORNERS = {  # a, b, c, d of x' = a x + c y, y' = b x + d y, and the corner to which it maps a bright top left corner
     (1, 0, 0, 1): "top left", (0, 1, -1, 0): "top right", (-1, 0, 0, -1): "bottom right", (0, -1, 1, 0): "bottom left",
     (-1, 0, 0, 1): "top right", (1, 0, 0, -1): "bottom left", (0, 1, 1, 0): "top left", (0, -1, -1, 0): "bottom right",
 }  # fmt: skip
@@ -124,7 +124,7 @@ def test_a_display_matrix_turns_and_mirrors(matrix, tmp_path):
 @pytest.mark.parametrize(
     ("aspect", "width"), [((16, 15), 85), ((4, 3), 107), ((8, 9), 71), ((1, 1), 80), ((641, 640), 80)]
 )
-def test_pixels_that_are_not_square_are_stretched_in_width(aspect, width, tmp_path):
+def test_non_square_pixels_are_stretched_in_width(aspect, width, tmp_path):
     path = tmp_path / "wide.mp4"
     with av.open(str(path), "w") as out:
         stream = out.add_stream("libx264", rate=25)
@@ -143,7 +143,7 @@ def test_pixels_that_are_not_square_are_stretched_in_width(aspect, width, tmp_pa
 
 
 def write_streams(path, film_first, cover):
-    """A film of five frames and a picture: a stream of one frame that is marked as a cover, or not."""
+    """Writes a video of five frames and a still image, which is marked as a cover or not."""
     with av.open(str(path), "w") as out:
         film, still = None, None
         for kind in ("film", "still") if film_first else ("still", "film"):
@@ -154,8 +154,8 @@ def write_streams(path, film_first, cover):
         film.disposition = av.stream.Disposition.default
         still.disposition = av.stream.Disposition.attached_pic if cover else av.stream.Disposition(0)
         out.start_encoding()
-        picture = av.VideoFrame.from_ndarray(videos.numbered(1, first=777)[0], "rgb24").reformat(format="yuvj420p")
-        for packet in still.encode(picture):
+        image = av.VideoFrame.from_ndarray(videos.numbered(1, first=777)[0], "rgb24").reformat(format="yuvj420p")
+        for packet in still.encode(image):
             out.mux(packet)
         for i, number in enumerate(videos.numbered(5)):
             frame = av.VideoFrame.from_ndarray(number, "rgb24")
@@ -167,14 +167,14 @@ def write_streams(path, film_first, cover):
 
 @pytest.mark.parametrize("film_first", [True, False])
 @pytest.mark.parametrize(("suffix", "cover"), [("mkv", False), ("mp4", False), ("mp4", True)])
-def test_the_film_is_read_and_not_a_picture_beside_it(suffix, cover, film_first, tmp_path):
+def test_the_video_is_read_and_not_a_still_image_beside_it(suffix, cover, film_first, tmp_path):
     path = write_streams(tmp_path / f"film.{suffix}", film_first, cover)
     assert decode.probe(path).num_frames == 5
     assert videos.numbers(decode.decode(path, range(5))) == list(range(5))
 
 
-@pytest.mark.parametrize("suffix", ["mp4", "mkv"])  # Matroska's muxer drops the mark of a cover
-def test_sound_with_a_cover_is_no_video(suffix, tmp_path):
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])  # Matroska's muxer drops the cover flag
+def test_audio_with_a_cover_image_is_not_a_video(suffix, tmp_path):
     path = tmp_path / f"song.{suffix}"
     with av.open(str(path), "w") as out:
         sound = out.add_stream("aac", rate=8000)
@@ -182,25 +182,25 @@ def test_sound_with_a_cover_is_no_video(suffix, tmp_path):
         cover.width, cover.height, cover.pix_fmt = 80, 48, "yuvj420p"
         cover.disposition = av.stream.Disposition.attached_pic
         out.start_encoding()
-        picture = av.VideoFrame.from_ndarray(videos.numbered(1)[0], "rgb24").reformat(format="yuvj420p")
-        for packet in cover.encode(picture):
+        image = av.VideoFrame.from_ndarray(videos.numbered(1)[0], "rgb24").reformat(format="yuvj420p")
+        for packet in cover.encode(image):
             out.mux(packet)
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
         frame.sample_rate = 8000
         for packet in (*sound.encode(frame), *sound.encode()):
             out.mux(packet)
-    with pytest.raises(DecodeError, match=r"song\.\w+: it holds no video, only a cover picture$"):
+    with pytest.raises(DecodeError, match=r"song\.\w+: it contains no video, only a cover image$"):
         decode.probe(path)
 
 
 @pytest.mark.parametrize(("transfer", "name"), [("smpte2084", "PQ"), ("arib-std-b67", "HLG"), ("bt709", "")])
-def test_high_dynamic_range_is_said(transfer, name, tmp_path):
+def test_high_dynamic_range_is_reported(transfer, name, tmp_path):
     options = {"x264-params": f"transfer={transfer}"}
     assert decode.probe(videos.write_video(tmp_path / "a.mp4", videos.numbered(3), options=options)).hdr == name
 
 
-def test_side_data_of_a_kind_that_pyav_does_not_know_are_no_matter(tmp_path):
-    """FFmpeg 8.1 gives TIFF's EXIF a number that PyAV 18.1 has no name for; then it gives no side data at all."""
+def test_side_data_unknown_to_pyav_do_no_harm(tmp_path):
+    """PyAV 18.1 does not know FFmpeg 8.1's side data type for TIFF's EXIF and then raises for all side data."""
     path = tmp_path / "a.mov"
     with av.open(str(path), "w") as out:
         stream = out.add_stream("tiff", rate=25)

@@ -1,4 +1,4 @@
-"""The embedded data set: a function of the index, whose label only motion can tell."""
+"""The embedded data set: a function of the index, with a label that only motion determines."""
 
 import itertools
 import re
@@ -25,7 +25,7 @@ def test_splits_are_disjoint_and_balanced():
         assert all(moving_shapes.describe(index)[0] == index % 8 for index in split[:16])
 
 
-def test_captions_say_what_is_seen():
+def test_captions_describe_the_video():
     label, (full, short, vague) = moving_shapes.describe(11)
     assert moving_shapes.CLASSES[label] == "up and left"
     assert full == "a large cyan triangle moves up and to the left over a purple background"
@@ -38,7 +38,7 @@ def test_captions_say_what_is_seen():
     assert not any(f"a {word}" in caption for caption in every for word in ("orange",))
 
 
-def test_no_held_out_composition_is_trained_on_but_every_pair_in_it_is():
+def test_compositions_are_held_out_but_all_their_attribute_pairs_are_in_training():
     train, held_out = (
         [moving_shapes.composition(index) for index in moving_shapes.split_indices(split)]
         for split in ("compositions_train", "compositions_held_out")
@@ -54,17 +54,17 @@ def test_no_held_out_composition_is_trained_on_but_every_pair_in_it_is():
         return {pair for word in words for pair in itertools.combinations(word, 2)}
 
     assert len(pairs(train)) == 8 * 3 + 8 * 8 + 3 * 8
-    assert len(pairs(held_out)) == 8 * 3 + 48 + 3 * 8  # each with two of eight, and one shape where there is one
+    assert len(pairs(held_out)) == 8 * 3 + 48 + 3 * 8  # two of eight for each pair, and at most one shape
 
 
 def shape_mask(index, frames, size=64):
-    """Where the shape is: what differs from the frame without it (the darkest value over time at each pixel)."""
+    """Mask of the shape: the difference from the background, which is the darkest value over time of each pixel."""
     video = moving_shapes.render(index, np.arange(64), size).astype(int)
     return (np.abs(video[frames] - video.min(axis=0)).sum(axis=-1) > 60).astype(float)
 
 
 @pytest.mark.parametrize("label", range(8))
-def test_motion_tells_the_label(label):
+def test_motion_determines_the_label(label):
     """The shift between two frames, by phase correlation on the torus, points in the label's direction."""
     for index in (label, label + 8, label + 80):
         now, later = (np.fft.fft2(mask) for mask in shape_mask(index, [0, 3]))
@@ -74,8 +74,8 @@ def test_motion_tells_the_label(label):
         assert round(angle / (2 * np.pi / 8)) % 8 == label
 
 
-def test_a_single_frame_does_not_tell_the_label():
-    """The shape's place is uniform for every class: its mean position on the circle vanishes, in x and in y."""
+def test_a_single_frame_has_no_information_about_the_label():
+    """The position is uniform for every class: its mean on the circle vanishes, in x and in y."""
     for frame in (0, 40):
         for label in range(8):
             phases = []
@@ -88,8 +88,8 @@ def test_a_single_frame_does_not_tell_the_label():
     assert np.ptp(by_label) < 0.02
 
 
-def test_the_picture_is_a_torus_and_the_same_at_every_size():
-    """A column rolled over the border is as smooth as inside, and sizes agree."""
+def test_frames_are_periodic_and_the_same_at_every_size():
+    """The background is as smooth across the border as inside, and sizes agree."""
     video = moving_shapes.render(3, np.arange(64), 48).astype(int)
     background = video.min(axis=0)
     inside = np.abs(np.diff(background, axis=1)).max()

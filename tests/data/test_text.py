@@ -1,4 +1,4 @@
-"""Ids of texts: CLIP's against plain code and transformers, bytes, and files of the library tokenizers."""
+"""Token ids: CLIP's against a simple reference and transformers, bytes, and files of the library tokenizers."""
 
 import gzip
 import html
@@ -54,7 +54,7 @@ TEXTS = [
 
 
 def symbols():
-    """How OpenAI's file writes the bytes, in the order of their ids."""
+    """The characters by which OpenAI's file represents bytes, in the order of their ids."""
     shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
     hidden = [byte for byte in range(256) if byte not in shown]
     return {byte: chr(byte) for byte in shown} | {byte: chr(256 + number) for number, byte in enumerate(hidden)}
@@ -76,7 +76,7 @@ def spell(word):
 
 
 def learn(count):
-    """The most frequent pairs of the corpus, one after the other."""
+    """The merges that byte-pair encoding learns from the corpus."""
     words, merges = [spell(word) for word in CORPUS.split()], []
     while len(merges) < count:
         pairs = Counter(pair for word in words for pair in pairwise(word))
@@ -93,7 +93,7 @@ def numbered(merges):
 
 
 def reference(merges):
-    """CLIP's ids by the plainest code."""
+    """CLIP's encoding written as simply as possible."""
     regex = pytest.importorskip("regex")
     ids, ranks = numbered(merges), {pair: rank for rank, pair in enumerate(merges)}
     special = ["<|startoftext|>", "<|endoftext|>"]
@@ -104,13 +104,13 @@ def reference(merges):
 
     def encode(text):
         text = html.unescape(html.unescape(ftfy.fix_text(text))).strip()
-        found = []
+        names = []
         for word in pattern.findall(regex.sub(r"\s+", " ", text).strip().lower()):
             parts = [word] if word in special else spell(word)
             while known := [pair for pair in pairwise(parts) if pair in ranks]:
                 parts = merge(parts, min(known, key=ranks.get))
-            found += parts
-        return [ids[name] for name in [special[0], *found, special[1]]]
+            names += parts
+        return [ids[name] for name in [special[0], *names, special[1]]]
 
     return encode
 
@@ -128,7 +128,7 @@ def merges():
 
 @pytest.fixture(scope="module")
 def folder(merges, tmp_path_factory):
-    """A directory as transformers writes it, with OpenAI's file beside."""
+    """A directory as transformers writes it, and OpenAI's file."""
     folder = tmp_path_factory.mktemp("clip")
     write_merges(folder / "bpe.txt.gz", merges)
     write_merges(folder / "bpe.txt", merges)
@@ -138,7 +138,7 @@ def folder(merges, tmp_path_factory):
 
 
 @pytest.mark.parametrize("file", ["bpe.txt.gz", "bpe.txt", "merges.txt", "vocab.json", ""])
-def test_ids_are_those_of_plain_code(file, merges, folder):
+def test_ids_equal_the_reference(file, merges, folder):
     tokenizer, plain = open_tokenizer(str(folder / file)), reference(merges)
     assert (tokenizer.vocabulary, tokenizer.end) == (512 + MERGES + 2, 512 + MERGES + 1)
     for text in TEXTS:
@@ -146,25 +146,25 @@ def test_ids_are_those_of_plain_code(file, merges, folder):
     assert len(tokenizer.encode("the dog")) == len(tokenizer.encode("犬")) == 4  # three bytes, two of them merged
 
 
-def test_ids_are_those_of_transformers(folder):
-    """Which puts accents together but repairs nothing else: on texts that need no repair."""
+def test_ids_equal_those_of_transformers(folder):
+    """On texts that ftfy leaves unchanged, since transformers only composes accents."""
     peer = pytest.importorskip("transformers").CLIPTokenizer.from_pretrained(folder)
     tokenizer = open_tokenizer(str(folder))
     texts = [text for text in TEXTS if ftfy.fix_text(text) == text == html.unescape(text) and "|>" not in text]
     assert len(texts) >= 12
     for text in texts:
         expected = peer(text).input_ids
-        if "Σ" in text:  # there a final sigma is as any other
+        if "Σ" in text:  # transformers does not distinguish the final sigma
             text = text.lower().replace("ς", "σ")
         assert tokenizer.encode(text) == expected, text
 
 
 def test_clips_own_ids(tmp_path):
-    """Of words whose merges are known, at their places in a file as long as OpenAI's, of which CLIP uses 48,894."""
+    """Known ids of words, with their merges at the same lines as in OpenAI's file, of which CLIP uses 48,894."""
     first = "a n|t o</w>|a t</w>|a t|h o|p ho|r e|t re|d o|g s</w>|at s</w>|e l|el l|ell o</w>".split("|")
     known = dict(enumerate(first)) | {25: "an d</w>", 27: "o f</w>", 56: "' s</w>", 73: "i t</w>", 613: "pho to</w>"}
     known |= {1856: "c at</w>", 2165: "tre e</w>", 2743: "do gs</w>", 2794: "h ello</w>", 3477: "c ats</w>"}
-    known |= {48894: "z z</w>"}  # the first one that CLIP does not use
+    known |= {48894: "z z</w>"}  # the first merge that CLIP does not use
     foreign = [symbol for symbol in symbols().values() if ord(symbol) > 126]
     fill = (f"{a} {b}{end}" for end in ("", "</w>") for a, b in product(foreign, foreign))
     lines = [known.get(rank) or next(fill) for rank in range(50_000)]
@@ -197,7 +197,7 @@ def test_bytes():
         assert (start, end) == (257, 258) and bytes(byte - 1 for byte in ids).decode() == text
 
 
-def test_a_text_is_filled_up_or_cut_before_its_end_token(folder):
+def test_a_text_is_padded_or_truncated_before_its_end_token(folder):
     for name in ("bytes", str(folder)):
         tokenizer = open_tokenizer(name)
         ids = tokenizer.encode("the dog, the cat")
@@ -205,7 +205,9 @@ def test_a_text_is_filled_up_or_cut_before_its_end_token(folder):
         assert exact[0].tolist() == ids and longer[0].tolist() == [*ids, 0, 0, 0] and longer[0].dtype == np.int32
         assert shorter[0].tolist() == [*ids[:-2], tokenizer.end]
         assert (exact[1], longer[1], shorter[1]) == (False, False, True)
-    with pytest.raises(ValueError, match="the context is 2: it must be 3 or more, for a start, a token and an end"):
+    with pytest.raises(
+        ValueError, match="the context is 2: it must be 3 or more, for a start token, a token and an end token"
+    ):
         tokenize(tokenizer, "a", 2)
 
 
@@ -216,13 +218,13 @@ def library(path, post_processor=None):
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     if post_processor is not None:
         words.post_processor = post_processor
-    words.enable_truncation(4)  # what the file says of lengths does not count
+    words.enable_truncation(4)  # the file's truncation and padding are ignored
     words.enable_padding(length=9)
     words.save(str(path))
     return open_tokenizer(str(path))
 
 
-def test_a_tokenizer_json_decides_about_start_and_end(tmp_path):
+def test_a_tokenizer_json_determines_start_and_end(tmp_path):
     specials = [("[CLS]", 2), ("[SEP]", 3)]
     both = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=specials)
     tokenizer = library(tmp_path / "tokenizer.json", both)
@@ -237,7 +239,7 @@ def test_a_tokenizer_json_decides_about_start_and_end(tmp_path):
         assert tokenize(tokenizer, "a dog a dog", 3)[0].tolist() == [*start, 4, 9, 4][:3]
 
 
-def test_clips_own_files_come_before_a_tokenizer_json_but_not_those_of_gpt2(folder, tmp_path):
+def test_clips_files_take_precedence_over_a_tokenizer_json_unlike_those_of_gpt2(folder, tmp_path):
     library(tmp_path / "tokenizer.json")
     (tmp_path / "merges.txt").write_text("#version: 0.2\ni n\n")
     (tmp_path / "vocab.json").write_text(json.dumps({"i": 0, "n": 1, "in": 2}))
@@ -251,24 +253,28 @@ def test_clips_own_files_come_before_a_tokenizer_json_but_not_those_of_gpt2(fold
     ("name", "content", "sentence"),
     [
         ("absent.txt.gz", None, "does not exist: give bytes, CLIP's bpe_simple_vocab_16e6.txt.gz, a directory with"),
-        ("a.model", b"x", "a.model is of an unknown kind: give bytes"),
-        ("a.txt.gz", b"no gzip", r"a.txt.gz is damaged or no vocabulary of CLIP's \(Not a gzipped file"),
+        ("a.model", b"x", "a.model is not a known format: give bytes"),
+        ("a.txt.gz", b"no gzip", r"a.txt.gz is damaged or not a CLIP vocabulary \(Not a gzipped file"),
         (
             "a.txt.gz",
             gzip.compress(b"x" * 99, mtime=0)[:-9],
-            r"a.txt.gz is damaged or no vocabulary of CLIP's \(Compressed file",
+            r"a.txt.gz is damaged or not a CLIP vocabulary \(Compressed file",
         ),
-        ("a.txt", b"\xff\xfe", r"a.txt is damaged or no vocabulary of CLIP's \('utf-8' codec"),
-        ("a.txt", b"", "a.txt is no vocabulary of CLIP's, as its first line names no #version"),
-        ("a.txt", b"i n\nt h\n", "its first line names no #version"),
-        ("a.txt", b"#version: 0.2\ni n\nt h e\n", "a.txt, line 3: 't h e' does not merge two symbols known by then"),
+        ("a.txt", b"\xff\xfe", r"a.txt is damaged or not a CLIP vocabulary \('utf-8' codec"),
+        ("a.txt", b"", "a.txt is not a CLIP vocabulary: its first line has no #version"),
+        ("a.txt", b"i n\nt h\n", "its first line has no #version"),
+        ("a.txt", b"#version: 0.2\ni n\nt h e\n", "a.txt, line 3: 't h e' does not merge two symbols of earlier lines"),
         ("a.txt", b"#version: 0.2\ni n\nth e</w>\n", "a.txt, line 3: 'th e</w>' does not merge two symbols"),
-        ("a.txt", b"#version: 0.2\ni n\n", r"no vocabulary of CLIP's, as no merge of it ends a word \(</w>\)"),
-        ("merges.txt", b"", "merges.txt is no vocabulary of CLIP's"),
-        ("vocab.json", b"{}", "holds neither CLIP's merges.txt and vocab.json nor a tokenizer.json"),
-        ("vocab.json", b"{", r"vocab.json is damaged \(Expecting .*\): fetch it again"),
-        ("vocab.json", b'["a"]', "vocab.json is no vocabulary: it must be an object of symbols and their ids"),
-        ("tokenizer.json", b"{}", "tokenizer.json is no tokenizer.json of the library tokenizers"),
+        ("a.txt", b"#version: 0.2\ni n\n", "not a CLIP vocabulary: no merge has the end-of-word mark </w>"),
+        ("merges.txt", b"", "merges.txt is not a CLIP vocabulary"),
+        ("vocab.json", b"{}", "contains neither CLIP's merges.txt and vocab.json nor a tokenizer.json"),
+        ("vocab.json", b"{", r"vocab.json is damaged \(Expecting .*\): download it again"),
+        (
+            "vocab.json",
+            b'["a"]',
+            "vocab.json is not a vocabulary: it must be a JSON object from symbols to integer ids",
+        ),
+        ("tokenizer.json", b"{}", "tokenizer.json is not a tokenizer.json of the library tokenizers"),
     ],
 )
 def test_a_wrong_or_damaged_file_is_one_line(name, content, sentence, tmp_path):
@@ -279,7 +285,7 @@ def test_a_wrong_or_damaged_file_is_one_line(name, content, sentence, tmp_path):
     assert re.search(sentence, str(caught.value)) and "\n" not in str(caught.value), caught.value
 
 
-def test_a_vocabulary_without_its_merges_symbols_is_refused(merges, folder, tmp_path):
+def test_a_vocabulary_that_lacks_symbols_of_the_merges_is_refused(merges, folder, tmp_path):
     (tmp_path / "merges.txt").write_text((folder / "merges.txt").read_text())
     ids = numbered(merges)
     del ids["".join(merges[7])]

@@ -1,4 +1,4 @@
-"""Which frame is on screen when, beside plain decoding from start to end by PyAV."""
+"""Frame times and frames against plain sequential decoding by PyAV."""
 
 import bisect
 import struct
@@ -43,20 +43,20 @@ REORDERING = {"libx264", "mpeg4", "mpeg2video", "mpeg1video"}
 
 @dataclass(frozen=True)
 class Film:
-    """What a file is made of; frame i is of grey 5 i."""
+    """Description of a generated file; frame i has grey value 5 i."""
 
     suffix: str
     codec: str
     gaps: tuple[int, ...]
-    """Twenty-fifths of a second from each frame to the next."""
+    """Time from each frame to the next, in 1/25 s."""
     late: int = 0
-    """Twenty-fifths of a second before the first frame."""
+    """Time before the first frame, in 1/25 s."""
     b_frames: int = 0
     keyframe_every: int = 10
     skip: int = 0
-    """Twenty-fifths of a second that an edit list hides at the start."""
+    """Time at the start that an edit list hides, in 1/25 s."""
     options: dict[str, str] = field(default_factory=dict)
-    """Of the container."""
+    """Container options."""
 
     def write(self, folder: Path) -> Path:
         path = folder / f"film.{self.suffix}"
@@ -87,22 +87,22 @@ def numbers(frames):
 
 
 def plain(path):
-    """Seconds after the first frame and number of every frame, by PyAV from start to end, and the clock's tick."""
+    """Times (seconds after the first frame) and numbers of all frames, decoded sequentially, and seconds per tick."""
     with av.open(str(path)) as file:
         stream = file.streams.video[0]
         stream.codec_context.thread_count = 1
-        found = [(frame.pts, frame.dts, frame.to_ndarray(format="rgb24")) for frame in file.decode(stream)]
-        # AVI and WMV hold decoding times alone, and no others if frames are reordered; the last frames have none.
+        frames = [(frame.pts, frame.dts, frame.to_ndarray(format="rgb24")) for frame in file.decode(stream)]
+        # AVI and WMV store only decoding times, and the last frames have none if frames are reordered.
         by_decoding = file.format.name in ("avi", "asf") and stream.codec_context.has_b_frames
         tick, times = float(stream.time_base), []
-        for pts, dts, _ in found:
+        for pts, dts, _ in frames:
             time = dts if by_decoding else pts
             times.append(times[-1] + 1 / RATE if time is None and times else (time or 0) * tick)
-    return [time - times[0] for time in times], numbers(picture for _, _, picture in found), tick
+    return [time - times[0] for time in times], numbers(image for _, _, image in frames), tick
 
 
 def compare(path):
-    """Asserts that every way to read a file agrees with plain decoding; gives what is known of it."""
+    """Asserts that every way to read a file agrees with plain decoding; returns its VideoInfo."""
     times, seen, tick = plain(path)
     info = decode.probe(path)
     slack = min(0.99 * tick, 0.4 / info.rate)  # times are rounded to ticks
@@ -140,7 +140,7 @@ def films(draw):
     )
 
 
-# What stands beside each is what PyAV 18.1 (FFmpeg 8.1) says of such a file, or the numbers that it was made of.
+# Comments describe such files in PyAV 18.1 (FFmpeg 8.1); the number is the expected `num_frames`.
 EVEN = (1,) * 39
 CASES = {
     # The header of a fragmented MP4 counts the frames of its first fragment.
@@ -148,26 +148,26 @@ CASES = {
     # An AVI's header counts frames that were dropped when it was recorded.
     "dropped frames": (Film("avi", "mjpeg", (1, 1, 1, 2) * 9 + (1, 1, 1)), 49),
     "dropped frames, reordered": (Film("avi", "mpeg4", (1, 1, 1, 2) * 9 + (1, 1, 1), b_frames=2), 49),
-    # The average rate of an MP4 is made of decoding times, and its length may be too.
+    # The average rate of an MP4, and sometimes its length, is computed from decoding times.
     "a pause at the start": (Film("mp4", "libx264", (60, *EVEN[1:]), b_frames=2), 99),
     "a pause in the middle": (Film("mp4", "libx264", (*EVEN[:20], 60, *EVEN[21:]), b_frames=2), 99),
     "a pause at the end": (Film("mp4", "libx264", (*EVEN[1:], 60), b_frames=2), 99),
     "an edit list at a variable rate": (Film("mp4", "libx264", (1, 3) * 20, b_frames=2, skip=7), 73),
-    # A frame may be a single tick long, so no tolerance may be that wide.
+    # A frame may last a single tick, so tolerances must be smaller.
     "a tick a frame": (Film("mp4", "libx264", EVEN, options={"video_track_timescale": "25"}), 40),
     "a late start": (Film("mkv", "libx264", EVEN, late=100, b_frames=2), 40),
-    # An MPEG-2 elementary stream has no start time, and its first frame a timestamp of one frame; those of an MPEG-1
-    # stream are in no order.
+    # An MPEG-2 elementary stream has no start time, and its first timestamp is one frame; those of an MPEG-1 stream are
+    # unordered.
     "an elementary stream": (Film("m2v", "mpeg2video", EVEN), 40),
     "an older one": (Film("m1v", "mpeg1video", EVEN, b_frames=2), 40),
-    # Small frames of a program stream share a pack, and FFmpeg gives several of them one time.
+    # Small frames of a program stream share a pack, and FFmpeg gives several of them the same timestamp.
     "small frames": (Film("vob", "mpeg1video", EVEN, b_frames=2, keyframe_every=12), 40),
-    # All packets of an animated PNG are marked as keyframes, and are none.
-    "an animated picture": (Film("apng", "apng", EVEN), 40),
-    # FFmpeg gives the packets of a WMV other times after a jump than when it reads from the start.
-    "times that change with a jump": (Film("wmv", "libx264", (3, 2) * 18, keyframe_every=250), 91),
-    # ffmpeg closes a gap of over 10 s in such streams, which is a jump of the sender's clock.
-    "a jump of the clock": (Film("ts", "libx264", (1, 1, 25 * 60, *EVEN[3:]), b_frames=2), 40),
+    # All packets of an animated PNG are wrongly marked as keyframes.
+    "an animated image": (Film("apng", "apng", EVEN), 40),
+    # FFmpeg gives the packets of a WMV other timestamps after a seek than when reading from the start.
+    "times that change with a seek": (Film("wmv", "libx264", (3, 2) * 18, keyframe_every=250), 91),
+    # In such streams ffmpeg treats a gap of more than 10 s as a clock jump and closes it.
+    "a clock jump": (Film("ts", "libx264", (1, 1, 25 * 60, *EVEN[3:]), b_frames=2), 40),
 }
 
 
@@ -177,31 +177,31 @@ CASES = {
 @example(film=CASES["dropped frames"][0])
 @example(film=CASES["a pause at the end"][0])
 @example(film=CASES["a tick a frame"][0])
-def test_any_file_is_read_as_plain_decoding_reads_it(film, tmp_path_factory):
+def test_random_files_agree_with_plain_decoding(film, tmp_path_factory):
     path = film.write(tmp_path_factory.mktemp("film"))
     try:
         plain(path)
     except av.EOFError:
-        reject()  # a transport stream of few bytes, which FFmpeg does not open
+        reject()  # FFmpeg does not open very short transport streams
     compare(path)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_frames_and_length_are_those_of_the_packets(case, tmp_path):
+def test_frames_and_length_come_from_the_packets(case, tmp_path):
     film, count = CASES[case]
     path = film.write(tmp_path)
-    info = decode.probe(path) if case in ("a jump of the clock", "an older one") else compare(path)
-    if case == "times that change with a jump":
+    info = decode.probe(path) if case in ("a clock jump", "an older one") else compare(path)
+    if case == "times that change with a seek":
         return
     assert (info.num_frames, info.rate, info.duration) == (count, RATE, pytest.approx(count / RATE))
-    times = np.cumsum((0, *film.gaps)) if case != "a jump of the clock" else np.arange(40)
+    times = np.cumsum((0, *film.gaps)) if case != "a clock jump" else np.arange(40)
     first = int(np.searchsorted(times, film.skip))
     assert numbers(decode.decode(path, [0, count - 1])) == [first, len(times) - 1]
 
 
 @pytest.mark.parametrize("counts", [(20, 20), (5, 40, 3)])
 @pytest.mark.parametrize(("suffix", "codec"), [("ts", "libx264"), ("vob", "mpeg2video"), ("h264", "libx264")])
-def test_streams_put_together_are_read_one_after_the_other(suffix, codec, counts, tmp_path):
+def test_concatenated_streams_are_read_in_order(suffix, codec, counts, tmp_path):
     together = tmp_path / f"together.{suffix}"
     parts = [Film(suffix, codec, (1,) * (n - 1), b_frames=2).write(tmp_path).read_bytes() for n in counts]
     together.write_bytes(b"".join(parts))
@@ -211,15 +211,15 @@ def test_streams_put_together_are_read_one_after_the_other(suffix, codec, counts
     assert numbers(decode.decode(together, [25, 3])) == [right[25], 3]
 
 
-def test_reordered_frames_without_times_of_presentation_come_in_their_order(tmp_path):
+def test_reordered_frames_without_presentation_times_are_in_order(tmp_path):
     path = Film("mp4", "libx264", EVEN, b_frames=2).write(tmp_path)
-    data = path.read_bytes().replace(b"ctts", b"free").replace(b"edts", b"free")  # as some recorders leave them out
+    data = path.read_bytes().replace(b"ctts", b"free").replace(b"edts", b"free")  # some recorders omit these boxes
     path.write_bytes(data)
     assert decode.probe(path).num_frames == 40
     assert numbers(decode.decode(path, range(40))) == list(range(40))
 
 
-def test_a_stream_cut_out_of_another_begins_with_its_first_whole_frame(tmp_path):
+def test_a_stream_cut_from_another_starts_at_its_first_complete_frame(tmp_path):
     path = Film("ts", "libx264", EVEN, b_frames=2).write(tmp_path)
     cut = tmp_path / "cut.ts"
     with av.open(str(path)) as source, av.open(str(cut), "w") as out:
@@ -238,7 +238,7 @@ def test_an_edit_list_that_hides_everything_is_one_line(tmp_path):
         decode.probe(path)
 
 
-def test_packets_are_read_only_where_an_index_does_not_tell_and_once_a_file(tmp_path, monkeypatch):
+def test_packets_are_read_only_if_the_index_is_insufficient_and_once_per_file(tmp_path, monkeypatch):
     scans, scan = [], timeline._from_packets
     monkeypatch.setattr(timeline, "_from_packets", lambda path, stream: scans.append(path) or scan(path, stream))
     film = Film("mp4", "libx264", EVEN, b_frames=2).write(tmp_path)
@@ -247,17 +247,19 @@ def test_packets_are_read_only_where_an_index_does_not_tell_and_once_a_file(tmp_
     for index in (0, 39, 7):
         decode.decode(fragments, [index])
     assert scans == [str(fragments)] and decode.probe(fragments).scanned
-    Film("mov", "libx264", EVEN[:20], options={"movflags": "frag_keyframe"}).write(tmp_path)  # another one of that name
+    Film("mov", "libx264", EVEN[:20], options={"movflags": "frag_keyframe"}).write(
+        tmp_path
+    )  # another file with the same name
     assert decode.probe(fragments).num_frames == 21
 
 
-def test_an_index_that_was_wrong_is_found_out_while_decoding(tmp_path, monkeypatch):
+def test_a_wrong_index_is_detected_while_decoding(tmp_path, monkeypatch):
     path = Film("mp4", "libx264", (1,) * 20 + (3, 1) * 5, b_frames=2).write(tmp_path)
     right = numbers(decode.decode(path, range(41)))
-    even, found = np.full(30, 512), timeline._from_index
+    even, from_index = np.full(30, 512), timeline._from_index
     with decode.open_video(path) as stream:
-        assert found(str(path), stream) is None
-        monkeypatch.setattr(timeline, "_ends_as", lambda *_: True)
+        assert from_index(str(path), stream) is None
+        monkeypatch.setattr(timeline, "_ends_match", lambda *_: True)
         packets = timeline.measure(str(path), stream, trust_index=False).packets
         keys = np.arange(0, 31, 10)
         packets = replace(packets, ranks=None, grid=(0, 512), keys=keys, firsts=keys)
@@ -283,16 +285,16 @@ LATE = [
 @pytest.mark.parametrize(("suffix", "codec"), LATE)
 def test_a_late_clip_is_decoded_from_the_keyframe_before_it(suffix, codec, b_frames, tmp_path, monkeypatch):
     path = Film(suffix, codec, (1,) * 49, b_frames=b_frames if codec == "libx264" else 0).write(tmp_path)
-    monkeypatch.setattr(decode, "_in_turn", lambda *_: pytest.fail("read from the start"))
-    decoded, screened = [], decode._decoded_from
+    monkeypatch.setattr(decode, "_sequential", lambda *_: pytest.fail("read from the start"))
+    decoded, decoded_from = [], decode._decoded_from
     monkeypatch.setattr(
-        decode, "_decoded_from", lambda *args: (decoded.append(found) or found for found in screened(*args))
+        decode, "_decoded_from", lambda *args: (decoded.append(item) or item for item in decoded_from(*args))
     )
     assert numbers(decode.decode(path, [45, 47])) == [45, 47]
     assert len(decoded) <= 12
 
 
-def test_only_an_edit_list_of_several_parts_is_decoded_to_know_its_frames(tmp_path, monkeypatch):
+def test_only_edit_lists_with_several_parts_need_decoding_for_the_timeline(tmp_path, monkeypatch):
     decoded, from_frames = [], timeline._from_frames
     monkeypatch.setattr(timeline, "_from_frames", lambda *args: decoded.append(args) or from_frames(*args))
     compare(Film("mp4", "libx264", EVEN, b_frames=2, skip=7).write(tmp_path))
@@ -305,7 +307,7 @@ def test_only_an_edit_list_of_several_parts_is_decoded_to_know_its_frames(tmp_pa
 
 
 def edited(data, edits):
-    """An MP4 with an edit list of (milliseconds, first tick) in the place of its own."""
+    """Replaces the edit list of an MP4 by one of (milliseconds, first tick)."""
     entries = b"".join(struct.pack(">IiI", length, first, 1 << 16) for length, first in edits)
     listed = struct.pack(">I4sII", 16 + len(entries), b"elst", 0, len(edits)) + entries
     edts = data.index(b"edts") - 4
@@ -313,21 +315,19 @@ def edited(data, edits):
     new = struct.pack(">I4s", 8 + len(listed), b"edts") + listed
     data = bytearray(data[:edts] + new + data[edts + size :])
     for box in (b"moov", b"trak"):
-        place = data.index(box) - 4
-        struct.pack_into(">I", data, place, struct.unpack_from(">I", data, place)[0] + len(new) - size)
+        start = data.index(box) - 4
+        struct.pack_into(">I", data, start, struct.unpack_from(">I", data, start)[0] + len(new) - size)
     return bytes(data)
 
 
-def test_a_damaged_timestamp_is_one_line_and_no_video_of_years(tmp_path):
+def test_a_damaged_timestamp_is_one_line_and_not_a_video_of_years(tmp_path):
     path = Film("ivf", "libvpx-vp9", EVEN).write(tmp_path)
     data = bytearray(path.read_bytes())
     with av.open(str(path)) as file:
         last = [packet.pos for packet in file.demux(video=0) if packet.size][-1]
     struct.pack_into("<Q", data, last + 4, 1 << 40)  # after the size of the frame
     path.write_bytes(data)
-    with pytest.raises(
-        decode.DecodeError, match=r"film\.ivf: its timestamps are damaged: its 40 frames would last for"
-    ):
+    with pytest.raises(decode.DecodeError, match=r"film\.ivf: its timestamps are damaged: its 40 frames would last"):
         decode.probe(path)
 
 

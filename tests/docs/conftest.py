@@ -44,7 +44,7 @@ def place(tmp_path, monkeypatch, weights):
     monkeypatch.chdir(tmp_path)
     for i in range(8):
         videos.write_video(Path("videos") / ("jump", "wave")[i % 2] / f"{i}.mp4", videos.numbered(70, 32, 40, first=i))
-    videos.write_video(Path("clip.mp4"), videos.numbered(12, 32, 40))
+    videos.write_video(Path("clip.mp4"), videos.numbered(70, 96, 128))
     load_pretrained, fetch = runs.load_pretrained, convert.hub.fetch
 
     def load_tiny(source, name=None, **fields):

@@ -38,6 +38,7 @@ OF_EXTRAS = {
 # Flags in the running text that are of other programs.
 OF_OTHERS = {
     "--help": "every script's, by tyro",
+    "--debug": "every script's, by vidjax.cli",
     "--gpus-per-node": "Slurm",
     "--gpus-per-task": "Slurm",
     "--cpus-per-task": "Slurm",
@@ -52,7 +53,6 @@ FIRST_WORDS = {
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 
 WITH_PYTHON = [page for page in FILES if any(block.kind == "python" for block in blocks_of(page))]
-WITH_PYTHON += ["models.md, generated"]
 
 
 def test_no_fence_is_of_a_kind_that_is_not_tested():

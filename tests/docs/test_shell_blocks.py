@@ -105,6 +105,9 @@ SAID = {
     "README.md": (
         "8 examples, 8 looked at, 0 unreadable",  # check_data
         "8 of 8 videos decoded",  # evaluate
+    ),
+    "docs/usage.md": ("8 examples, 8 looked at, 0 unreadable", "8 of 8 videos decoded"),
+    "docs/speed.md": (
         "training steps (AdamW) of clips of",  # benchmark train
         "forward passes in evaluation",  # infer
         "what fits into 0.02 GB a device, by compiling alone",  # memory

@@ -1,4 +1,4 @@
-"""Nearest neighbours against all distances written out."""
+"""Nearest neighbours against all similarities."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import pytest
 from vidjax.evaluation.knn import knn_accuracy, nearest
 
 
-def test_the_nearest_are_those_of_all_cosines_in_any_chunks():
+def test_nearest_equals_sorting_all_cosines_for_any_chunk():
     random = np.random.default_rng(0)
     features, queries = random.normal(size=(50, 8)), random.normal(size=(7, 8))
     cosines = np.array([[q @ f / np.linalg.norm(q) / np.linalg.norm(f) for f in features] for q in queries])
@@ -18,15 +18,15 @@ def test_the_nearest_are_those_of_all_cosines_in_any_chunks():
     assert nearest(features, queries[:0], 5)[0].shape == (0, 5)
 
 
-def test_a_vote_weighs_by_similarity():
+def test_votes_are_weighted_by_similarity():
     train = np.array([[1.0, 0.02], [-1.0, 0.9], [-1.0, 1.0], [1.0, -1.92]])
     labels = np.array([0, 1, 1, 0])
     assert knn_accuracy(train, labels, train, labels, classes=2, k=1) == 1.0
-    # Of three neighbours two are of class 1, but the one of class 0 is far nearer.
+    # Two of the neighbours are of class 1, but the one of class 0 is far more similar.
     assert knn_accuracy(train, labels, np.array([[2.0, 0.05]]), np.array([0]), classes=2, k=4) == 1.0
 
 
-def test_clusters_are_told_apart_and_noise_is_not():
+def test_clusters_are_separated_and_noise_is_not():
     random = np.random.default_rng(0)
     labels = np.arange(300) % 3
     centres = 4 * random.normal(size=(3, 16))
@@ -36,10 +36,10 @@ def test_clusters_are_told_apart_and_noise_is_not():
     assert knn_accuracy(noise[:200], labels[:200], noise[200:], labels[200:], 3) < 0.5
 
 
-def test_what_cannot_be_searched_is_refused():
+def test_impossible_searches_are_refused():
     with pytest.raises(ValueError, match="5 nearest of 0 features"):
         nearest(np.zeros((0, 4)), np.zeros((1, 4)), 5)
-    with pytest.raises(ValueError, match="queries have 3 values, features 4"):
+    with pytest.raises(ValueError, match="queries have width 3, features 4"):
         nearest(np.ones((2, 4)), np.ones((1, 3)), 1)
-    with pytest.raises(ValueError, match="train labels must be in"):
+    with pytest.raises(ValueError, match="train labels must be non-empty and in"):
         knn_accuracy(np.ones((2, 4)), np.array([0, -1]), np.ones((1, 4)), np.array([0]), 2)

@@ -1,4 +1,4 @@
-"""Mixed clips keep their labels' shares, and valid clips are never mixed with invalid ones."""
+"""Labels are mixed in the proportion of the pixels, and valid clips are never mixed with invalid ones."""
 
 import jax
 import jax.numpy as jnp
@@ -10,30 +10,30 @@ from vidjax.objectives.classification import cutmix_box, mix_clips
 CLASSES = 5
 LABELS = jnp.array([0, 1, 2, 3, 4, 0])
 VALID = jnp.array([True, True, True, True, False, True])
-# Each clip is of one value, so that a mixed pixel tells the share of the clip's own.
+# Each clip has one constant value, from which the mixing weight of a pixel can be read.
 VIDEO = jnp.broadcast_to(jnp.arange(6.0)[:, None, None, None, None], (6, 2, 16, 12, 3))
 mix = jax.jit(mix_clips, static_argnums=(4, 5))
 
 
 @pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0.0), (0.0, 1.0), (0.8, 1.0)])
-def test_labels_are_mixed_by_the_share_of_the_pixels(mixup, cutmix):
+def test_labels_are_mixed_in_proportion_to_the_pixels(mixup, cutmix):
     targets, seen = jax.nn.one_hot(LABELS, CLASSES), []
     for seed in range(20):
         video, mixed = mix(jax.random.key(seed), VIDEO, targets, VALID, mixup, cutmix)
-        assert (video == video[:, :1]).all()  # alike in every frame
+        assert (video == video[:, :1]).all()  # the same in every frame
         partner = np.arange(6)[::-1]
         own = (np.asarray(video).mean(axis=(1, 2, 3, 4)) - partner) / (np.arange(6) - partner)
         expected = targets * own[:, None] + targets[::-1] * (1 - own[:, None])
         np.testing.assert_allclose(mixed, expected, atol=1e-5)
         np.testing.assert_allclose(mixed.sum(axis=1), 1, atol=1e-5)
-        # Clip 4 is not valid, so its partner, clip 1, stays; clip 4 itself counts nowhere.
+        # Clip 4 is not valid, so its partner, clip 1, is not mixed; clip 4 itself does not count.
         np.testing.assert_array_equal(video[1], VIDEO[1])
         np.testing.assert_array_equal(mixed[1], targets[1])
         values = set(np.unique(np.asarray(video)[0]).tolist())
         seen.append("nothing" if values == {0.0} else "box" if values <= {0.0, 5.0} else "blend")
     kinds = [name for name, alpha in (("blend", mixup), ("box", cutmix)) if alpha]
     assert set(seen) - {"nothing"} == set(kinds) and seen.count("nothing") < 4  # the smallest boxes are empty
-    assert all(seen.count(kind) > 5 for kind in kinds)  # of two, each for half of the batches
+    assert all(seen.count(kind) > 5 for kind in kinds)  # if both are enabled, each applies to half of the batches
 
 
 def test_nothing_is_mixed_when_both_are_off():
@@ -43,7 +43,7 @@ def test_nothing_is_mixed_when_both_are_off():
     np.testing.assert_array_equal(mixed, targets)
 
 
-def test_a_cutmix_box_has_its_area_on_average_unless_the_border_cuts_it():
+def test_a_cutmix_box_has_its_area_unless_the_border_clips_it():
     boxes = jax.vmap(lambda key: cutmix_box(key, jnp.asarray(0.25), 32, 32))(jax.random.split(jax.random.key(0), 200))
     areas = np.asarray(boxes).mean(axis=(1, 2))
     assert areas.max() == 0.25 and 0.0 < areas.min() < 0.25

@@ -1,4 +1,4 @@
-"""Contrastive losses are their definitions, in chunks and over eight devices too, and so are their gradients."""
+"""Contrastive losses and their gradients equal their definitions, also in chunks and on eight devices."""
 
 import re
 from functools import cache, partial
@@ -17,8 +17,8 @@ BATCH, WIDTH = 48, 16
 SCALE, BIAS = 14.0, -3.0
 
 
-def made(batch=BATCH, seed=0):
-    """Unit embeddings that are somewhat alike, labels that repeat, and which clips could be read: not all."""
+def make_batch(batch=BATCH, seed=0):
+    """Correlated unit embeddings, labels that repeat, and a validity mask with invalid clips."""
     random = np.random.default_rng(seed)
     video = random.normal(size=(batch, WIDTH)) + 0.5
     text = video + random.normal(size=(batch, WIDTH))
@@ -27,7 +27,7 @@ def made(batch=BATCH, seed=0):
     return jnp.asarray(video, jnp.float32), jnp.asarray(text, jnp.float32), jnp.asarray(labels), jnp.asarray(valid)
 
 
-VIDEO, TEXT, LABELS, VALID = made()
+VIDEO, TEXT, LABELS, VALID = make_batch()
 LOSSES = {
     "info_nce": lambda video, text, scale, bias, labels, valid, chunk: info_nce(video, text, scale, valid, chunk),
     "sigmoid": lambda video, text, scale, bias, labels, valid, chunk: sigmoid(video, text, scale, bias, valid, chunk),
@@ -45,7 +45,7 @@ def log_softmax(x):
 
 
 def defined(name, video, text, labels):
-    """Each loss as its paper has it, over whole matrices in float64."""
+    """Each loss as its paper defines it, on whole matrices in float64."""
     cosines = np.asarray(video, np.float64) @ np.asarray(text, np.float64).T
     logits = SCALE * cosines
     if name == "info_nce":
@@ -61,7 +61,7 @@ def defined(name, video, text, labels):
 
 @cache
 def gradients(name, chunk):
-    """The loss and its gradients for both embeddings, the scale and the bias, as a function of `arguments`."""
+    """The loss and its gradients with respect to both embeddings, scale and bias, as a function of `arguments`."""
     return jax.jit(jax.value_and_grad(partial(LOSSES[name], chunk=chunk), (0, 1, 2, 3)))
 
 
@@ -73,24 +73,24 @@ def values(program, *arrays):
     return jax.device_get(program(*arguments(*arrays)))
 
 
-def assert_same(found, expected):
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+def assert_same(actual, expected):
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
 
 
 @pytest.mark.parametrize("chunk", [None, 12])
 @pytest.mark.parametrize("name", LOSSES)
-def test_a_loss_is_its_definition(name, chunk):
+def test_each_loss_equals_its_definition(name, chunk):
     loss = jax.jit(LOSSES[name], static_argnums=6)
-    found = loss(VIDEO, TEXT, SCALE, BIAS, LABELS, None, chunk)
-    np.testing.assert_allclose(found, defined(name, VIDEO, TEXT, LABELS), rtol=1e-5)
-    # Clips that could not be read are as if they were not there.
-    found = loss(VIDEO, TEXT, SCALE, BIAS, LABELS, VALID, chunk)
-    np.testing.assert_allclose(found, defined(name, VIDEO[VALID], TEXT[VALID], LABELS[VALID]), rtol=1e-5)
+    value = loss(VIDEO, TEXT, SCALE, BIAS, LABELS, None, chunk)
+    np.testing.assert_allclose(value, defined(name, VIDEO, TEXT, LABELS), rtol=1e-5)
+    # Invalid clips are ignored.
+    value = loss(VIDEO, TEXT, SCALE, BIAS, LABELS, VALID, chunk)
+    np.testing.assert_allclose(value, defined(name, VIDEO[VALID], TEXT[VALID], LABELS[VALID]), rtol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["CLIP", "Siglip"])
-def test_a_loss_is_that_of_transformers(family):
+def test_each_loss_equals_that_of_transformers(family):
     transformers = peers.transformers()
     import torch
 
@@ -105,24 +105,24 @@ def test_a_loss_is_that_of_transformers(family):
         out = model(input_ids=ids, pixel_values=pixels, return_loss=True)
     embeddings = [jnp.asarray(x.numpy()) for x in (out.image_embeds, out.text_embeds)]
     scale = model.logit_scale.exp().item()
-    found = info_nce(*embeddings, scale) if family == "CLIP" else sigmoid(*embeddings, scale, model.logit_bias.item())
-    np.testing.assert_allclose(found, out.loss.numpy(), rtol=1e-5)
+    loss = info_nce(*embeddings, scale) if family == "CLIP" else sigmoid(*embeddings, scale, model.logit_bias.item())
+    np.testing.assert_allclose(loss, out.loss.numpy(), rtol=1e-5)
 
 
-def test_the_released_kl_is_that_of_its_operators():
-    """utils/KLLoss.py in PyTorch's operators: a mean over elements, times the batch."""
+def test_the_released_kl_equals_its_pytorch_code():
+    """utils/KLLoss.py written in PyTorch's operators: a mean over elements, times the batch."""
     torch = pytest.importorskip("torch")
     gt = torch.from_numpy(np.equal.outer(np.asarray(LABELS), np.asarray(LABELS)).astype(np.float32))
-    found = []
+    losses = []
     for logits in (SCALE * VIDEO @ TEXT.T, SCALE * TEXT @ VIDEO.T):
         logs = torch.log_softmax(torch.from_numpy(np.array(logits)), dim=1)
         elements = torch.nn.functional.kl_div(logs, torch.softmax(gt * 10, dim=1), reduction="none")
-        found.append(elements.mean() * len(gt))
-    np.testing.assert_allclose(multi_positive_kl(VIDEO, TEXT, SCALE, LABELS), sum(found).numpy() / 2, rtol=1e-5)
+        losses.append(elements.mean() * len(gt))
+    np.testing.assert_allclose(multi_positive_kl(VIDEO, TEXT, SCALE, LABELS), sum(losses).numpy() / 2, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_a_chunked_loss_has_the_gradients_of_the_whole(name):
+def test_a_chunked_loss_has_the_same_gradients(name):
     expected = values(gradients(name, None), VIDEO, TEXT, LABELS, VALID)
     for chunk in (1, 8, BATCH):
         assert_same(values(gradients(name, chunk), VIDEO, TEXT, LABELS, VALID), expected)
@@ -132,43 +132,43 @@ def test_a_chunked_loss_has_the_gradients_of_the_whole(name):
 
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
 @pytest.mark.parametrize("name", LOSSES)
-def test_eight_devices_give_the_gradients_of_one_and_none_holds_the_matrix(name):
+def test_eight_devices_give_the_gradients_of_one_and_none_stores_the_matrix(name):
     batch, chunk, devices = 256, 32, 8
-    arrays = made(batch)
-    alone = values(gradients(name, None), *arrays)
-    spread = [jax.device_put(x, batch_sharding(make_mesh())) for x in arrays]
+    arrays = make_batch(batch)
+    expected = values(gradients(name, None), *arrays)
+    sharded = [jax.device_put(x, batch_sharding(make_mesh())) for x in arrays]
     largest = {}
     for size in (None, chunk):
-        program = gradients(name, size).lower(*arguments(*spread)).compile()
-        assert_same(values(program, *spread), alone)
+        program = gradients(name, size).lower(*arguments(*sharded)).compile()
+        assert_same(values(program, *sharded), expected)
         shapes = re.findall(r"\w\d+\[([\d,]+)\]", program.as_text())
         largest[size] = max(prod(map(int, shape.split(","))) for shape in shapes)
     assert largest[None] >= batch * batch // devices
-    assert largest[chunk] <= batch * WIDTH  # the captions of all, and rows of one chunk of similarities
+    assert largest[chunk] <= batch * WIDTH  # all captions, and the rows of one chunk of similarities
 
 
 @pytest.mark.parametrize("chunk", [None, 8])
 @pytest.mark.parametrize("name", LOSSES)
-def test_a_batch_of_which_nothing_can_be_read_gives_zero_and_no_nan(name, chunk):
+def test_a_batch_without_valid_clips_gives_zero_and_no_nan(name, chunk):
     nothing = jnp.zeros(BATCH, bool)
     for x in jax.tree.leaves(values(gradients(name, chunk), VIDEO, TEXT, LABELS, nothing)):
         np.testing.assert_array_equal(x, 0)
-    # Nor does a chunk of which nothing can be read, of any row.
+    # A chunk without valid clips gives no nan either.
     valid = jnp.arange(BATCH) % (BATCH // 8) != 0
     for x in jax.tree.leaves(values(gradients(name, chunk), VIDEO, TEXT, LABELS, valid)):
         assert np.isfinite(x).all()
 
 
-def test_what_the_losses_say_of_pairs_that_fit_and_of_captions_that_repeat():
-    fit = jnp.eye(8)
-    assert info_nce(fit, fit, 100.0) < 1e-6
-    assert sigmoid(fit, fit, 100.0, -50.0) < 1e-6
-    assert multi_positive_kl(fit, fit, 100.0, jnp.arange(8), normalized=True) < 1e-6
-    # Two clips of each of four classes, all as good as can be: to InfoNCE the class's other clip is a negative.
+def test_losses_of_perfect_pairs_and_of_repeated_captions():
+    perfect = jnp.eye(8)
+    assert info_nce(perfect, perfect, 100.0) < 1e-6
+    assert sigmoid(perfect, perfect, 100.0, -50.0) < 1e-6
+    assert multi_positive_kl(perfect, perfect, 100.0, jnp.arange(8), normalized=True) < 1e-6
+    # Two clips of each of four classes with ideal embeddings: for InfoNCE the other clip of the class is a negative.
     pairs, labels = jnp.repeat(jnp.eye(4), 2, axis=0), jnp.repeat(jnp.arange(4), 2)
     np.testing.assert_allclose(info_nce(pairs, pairs, 100.0), np.log(2), rtol=1e-5)
     np.testing.assert_allclose(multi_positive_kl(pairs, pairs, 100.0, labels, normalized=True), 0, atol=2e-5)
-    # The released target is reached at a scale of 10, where its softmax is that of the logits.
+    # The released target is reached at a scale of 10, where it equals the softmax of the logits.
     np.testing.assert_allclose(multi_positive_kl(pairs, pairs, 10.0, labels), 0, atol=2e-5)
 
 
@@ -180,19 +180,19 @@ def test_half_precision_embeddings_are_compared_in_float32():
 
 
 def test_a_chunk_that_does_not_divide_the_batch_is_refused():
-    with pytest.raises(ValueError, match="chunks of 10 do not divide a batch of 48"):
+    with pytest.raises(ValueError, match="chunk size 10 does not divide the batch of 48"):
         info_nce(VIDEO, TEXT, SCALE, chunk=10)
-    with pytest.raises(ValueError, match="chunks of 0 do not divide"):
+    with pytest.raises(ValueError, match="chunk size 0 does not divide"):
         sigmoid(VIDEO, TEXT, SCALE, BIAS, chunk=0)
 
 
-def test_the_scale_is_bounded_and_can_come_back():
+def test_the_scale_is_bounded_and_can_decrease_again():
     for value in (0.0, np.log(1 / 0.07), 4.6):
         np.testing.assert_allclose(clamp_scale(jnp.float32(value)), np.exp(value), rtol=1e-6)
         np.testing.assert_allclose(jax.grad(clamp_scale)(jnp.float32(value)), np.exp(value), rtol=1e-6)
     above = jnp.float32(5.0)
     np.testing.assert_allclose(clamp_scale(above), 100, rtol=1e-5)
     np.testing.assert_allclose(clamp_scale(above, 30.0), 30, rtol=1e-5)
-    # A descent that would raise it further finds no slope, one that lowers it does.
+    # Above the bound, gradient descent can lower the scale but not raise it.
     assert jax.grad(lambda x: -clamp_scale(x))(above) == 0
     np.testing.assert_allclose(jax.grad(clamp_scale)(above), 100, rtol=1e-5)

@@ -1,3 +1,5 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,7 @@ RATIOS = (0.1, 0.3, 0.5, 0.75, 0.9, 0.95)
 
 
 def as_mask(masked) -> np.ndarray:
-    """True where masked, `t (h w)`."""
+    """A boolean mask `t (h w)` of the masked tokens."""
     mask = np.zeros(TOKENS, bool)
     mask[np.asarray(masked)] = True
     return mask.reshape(GRID[0], -1)
@@ -38,7 +40,7 @@ def test_random_mask_counts_tokens_of_the_whole_clip(ratio):
 
 
 @pytest.mark.parametrize("ratio", [0.25, 0.5, 0.75, 0.9])
-def test_frame_mask_takes_whole_times(ratio):
+def test_frame_mask_masks_whole_times(ratio):
     mask = as_mask(frame(jax.random.key(1), GRID, ratio)[1])
     assert (mask.all(axis=1) | ~mask.any(axis=1)).all() and mask[:, 0].sum() == int(ratio * 4)
 
@@ -58,36 +60,36 @@ def test_mask_is_a_function_of_its_key(draw):
 
 def test_every_position_is_masked_as_often_as_others():
     masks = jax.vmap(lambda key: tube(key, (1, 6, 10), 0.5)[1])(jax.random.split(jax.random.key(0), 2000))
-    often = np.bincount(np.asarray(masks).ravel(), minlength=60) / 2000
-    assert np.abs(often - 0.5).max() < 0.06  # five standard deviations
+    frequency = np.bincount(np.asarray(masks).ravel(), minlength=60) / 2000
+    assert np.abs(frequency - 0.5).max() < 0.06  # five standard deviations
 
 
-@pytest.mark.parametrize(("ratio", "left"), [(0.0, "masked"), (0.01, "masked"), (1.0, "visible"), (1.5, "visible")])
-def test_mask_that_leaves_nothing_is_refused(ratio, left):
-    said = f"mask ratio {ratio} leaves no {left} one of 60 positions: choose another ratio, or larger clips"
-    with pytest.raises(ValueError, match=said):
+@pytest.mark.parametrize(("ratio", "kind"), [(0.0, "masked"), (0.01, "masked"), (1.0, "visible"), (1.5, "visible")])
+def test_mask_that_leaves_nothing_is_refused(ratio, kind):
+    message = f"mask ratio {ratio} leaves no {kind} positions (of 60): choose another ratio or larger clips"
+    with pytest.raises(ValueError, match=re.escape(message)):
         tube(jax.random.key(0), GRID, ratio)
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_a_mask_that_is_none_is_refused():
-    with pytest.raises(ValueError, match="mask is 'block': choose one of tube, random, frame"):
+def test_unknown_masks_are_refused():
+    with pytest.raises(ValueError, match="unknown mask 'block': choose one of tube, random, frame"):
         draw(jax.random.key(0), 1, GRID, "block")
-    with pytest.raises(ValueError, match="decoder_mask is 'cell': choose none or running_cell"):
+    with pytest.raises(ValueError, match="unknown decoder_mask 'cell': choose none or running_cell"):
         draw(jax.random.key(0), 1, GRID, decoder_mask="cell")
 
 
-def running_cell_of_the_original(start: int) -> np.ndarray:
-    """VideoMAE v2's: a queue of two masked and two kept runs round each 2x2 cell, one step before each time."""
+def original_running_cell(start: int) -> np.ndarray:
+    """VideoMAE v2: a queue of two masked and two kept positions rotates in each 2x2 cell, a step before each time."""
     queue = np.array([True, True, False, False])
     times = [np.roll(queue, -(start + time + 1)).reshape(2, 2) for time in range(GRID[0])]
     return np.stack([np.tile(cell, (GRID[1] // 2, GRID[2] // 2)).ravel() for cell in times])
 
 
-def test_running_cell_is_that_of_the_original():
+def test_running_cell_equals_the_original():
     masks = jax.jit(jax.vmap(lambda key: running_cell(key, GRID)))(jax.random.split(jax.random.key(0), 64))
     kept = {np.asarray(mask).tobytes() for mask in masks}
-    originals = [np.flatnonzero(~running_cell_of_the_original(start)).astype(np.int32) for start in range(4)]
+    originals = [np.flatnonzero(~original_running_cell(start)).astype(np.int32) for start in range(4)]
     assert kept == {original.tobytes() for original in originals}
 
 
@@ -95,19 +97,19 @@ def test_running_cell_keeps_half_of_each_time_and_moves():
     mask = as_mask(jax.jit(lambda key: running_cell(key, GRID))(jax.random.key(0)))
     assert (mask.sum(axis=1) == 30).all()
     assert (mask[1:] != mask[:-1]).any(axis=1).all()
-    assert (mask.sum(axis=0) == 2).all()  # in four times each position has had its two turns
+    assert (mask.sum(axis=0) == 2).all()  # in four times each position is kept twice
 
 
-def test_running_cell_wants_an_even_grid():
+def test_running_cell_needs_an_even_grid():
     with pytest.raises(ValueError, match="even grid of patches, not 5 by 10"):
         running_cell(jax.random.key(0), (4, 5, 10))
 
 
-def test_membership_is_numpys():
+def test_membership_equals_isin():
     rng = np.random.default_rng(0)
     indices, of = rng.permutation(TOKENS)[:100], rng.permutation(TOKENS)[:50]
-    found = membership(jnp.asarray(indices), jnp.asarray(of), TOKENS)
-    np.testing.assert_array_equal(found, np.isin(indices, of).astype(int))
+    members = membership(jnp.asarray(indices), jnp.asarray(of), TOKENS)
+    np.testing.assert_array_equal(members, np.isin(indices, of).astype(int))
 
 
 @pytest.mark.parametrize("mask", MASKS)
@@ -119,7 +121,7 @@ def test_every_clip_of_a_batch_draws_its_own_mask(mask):
     assert len({tuple(row.tolist()) for row in kept}) == 3
 
 
-def test_of_a_running_cell_only_what_the_encoder_did_not_see_counts():
+def test_with_a_running_cell_only_tokens_hidden_from_the_encoder_count():
     kept, predicted, counted = draw(jax.random.key(0), 2, (4, 4, 4), "tube", 0.75, "running_cell")
     for clip in range(2):
         seen = np.isin(np.asarray(predicted[clip]), np.asarray(kept[clip]))

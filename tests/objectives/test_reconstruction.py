@@ -22,7 +22,7 @@ def video():
 
 
 def naive_targets(video: np.ndarray, normalize: bool) -> np.ndarray:
-    """One patch after another, as the paper says it."""
+    """Patch by patch, as the paper defines it."""
     targets = []
     for clip in video:
         for t in range(0, SHAPE[1], PATCH[0]):
@@ -36,7 +36,7 @@ def naive_targets(video: np.ndarray, normalize: bool) -> np.ndarray:
 
 
 @pytest.mark.parametrize("normalize", [True, False])
-def test_targets_are_those_of_a_plain_loop(video, normalize):
+def test_targets_equal_a_plain_loop(video, normalize):
     targets = jax.jit(pixel_targets, static_argnums=(1, 2))
     expected = naive_targets(np.asarray(video, np.float64), normalize)
     np.testing.assert_allclose(targets(video, PATCH, normalize), expected, atol=1e-5)
@@ -72,7 +72,7 @@ def test_no_gradient_comes_from_tokens_that_do_not_count(pair):
 
 
 @pytest.mark.parametrize("normalize", [True, False])
-def test_painting_the_true_target_gives_the_video_back(video, normalize):
+def test_painting_the_true_target_reproduces_the_video(video, normalize):
     indices = jnp.array([[0, 5, 3], [7, 2, 11]])
     target = jnp.take_along_axis(pixel_targets(video, PATCH, normalize), indices[..., None], axis=1)
     painted = jax.jit(paint, static_argnums=(3, 4))(video, target, indices, PATCH, normalize)

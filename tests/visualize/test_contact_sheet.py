@@ -1,4 +1,4 @@
-"""The contact sheet, read back."""
+"""Contact sheets: the pixels that are written."""
 
 import numpy as np
 from PIL import Image

@@ -1,4 +1,4 @@
-"""Names on pictures: drawn as they are, in a font that has their characters, and never the end of a run."""
+"""Arbitrary names on images and plots are drawn literally, in a font that has their characters, and never raise."""
 
 import warnings
 
@@ -21,14 +21,14 @@ from vidjax.visualize.reconstruction import save_reconstructions
 from vidjax.visualize.similarity import save_similarity
 
 AWKWARD = ("the $ sign # of $5", r"50 % of \$_$", "caf\udce9", "two\nlines\x00", "$x^2$", "第一", "")
-"""What matplotlib reads as mathematics, sometimes wrongly; bytes of a file name that are no UTF-8; other scripts."""
+"""Text that matplotlib would parse as mathematics, undecodable bytes of a file name, other scripts."""
 
 
 @pytest.fixture(autouse=True)
 def few_fonts(monkeypatch):
-    """What comes with matplotlib, whatever the machine has."""
-    own = [entry for entry in font_manager.fontManager.ttflist if "mpl-data" in entry.fname]
-    monkeypatch.setattr(font_manager.fontManager, "ttflist", own)
+    """Only the fonts bundled with matplotlib, whatever the machine has installed."""
+    bundled = [entry for entry in font_manager.fontManager.ttflist if "mpl-data" in entry.fname]
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", bundled)
 
 
 @pytest.fixture
@@ -49,8 +49,8 @@ def chinese_font(few_fonts, tmp_path):
     font_manager.fontManager.addfont(tmp_path / "squares.ttf")
 
 
-def picture(text, **settings):
-    """The pixels of a text that matplotlib draws."""
+def rendered(text, **settings):
+    """The pixels of a text drawn by matplotlib."""
     figure = Figure(figsize=(3, 0.5), dpi=60)
     figure.text(0, 0.5, text, **settings)
     canvas = FigureCanvasAgg(figure)
@@ -60,15 +60,15 @@ def picture(text, **settings):
 
 @pytest.mark.parametrize("text", ["the $ sign # of $5", r"\$5 or $6", "$", "no", r"a\b $ c $"])
 def test_dollars_are_drawn_as_dollars(text):
-    """matplotlib 3.11 reads what stands between two `$` as mathematics, unless told `parse_math=False`."""
-    np.testing.assert_array_equal(picture(plain(text)), picture(text, parse_math=False))
+    """matplotlib 3.11 parses text between two `$` as mathematics, unless given `parse_math=False`."""
+    np.testing.assert_array_equal(rendered(plain(text)), rendered(text, parse_math=False))
 
 
-def test_no_name_ends_a_picture(tmp_path):
-    """`$_$`, and `#` or `%` between two `$`, raise in matplotlib 3.11, as does half a character."""
+def test_no_name_makes_a_plot_fail(tmp_path):
+    """`$_$`, and `#` or `%` between two `$`, raise in matplotlib 3.11, as does a lone surrogate."""
     count, square = len(AWKWARD), np.eye(len(AWKWARD))
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # as of a glyph that is missing
+        warnings.simplefilter("error")  # matplotlib warns about missing glyphs
         save_similarity(tmp_path / "1.png", square, AWKWARD, AWKWARD[0])
         save_confusion(tmp_path / "2.png", square.astype(int), AWKWARD, AWKWARD[0])
         save_contact_sheet(tmp_path / "3.png", [np.zeros((1, 4, 4, 3), np.uint8)] * count, AWKWARD)
@@ -81,17 +81,17 @@ def test_no_name_ends_a_picture(tmp_path):
         save_bands(tmp_path / "8.png", {text: ([1], [[0.5]])}, text, text, {text: 0.5})
 
 
-def test_names_that_no_font_can_draw_are_numbers_and_the_picture_says_so(tmp_path):
+def test_names_that_no_font_can_draw_become_numbers_with_a_note():
     names, families, note = letter(["run", "第一", "jump $5"])
     assert names == ["run", "#1", r"jump \$5"] and families == ["DejaVu Sans"]
-    assert note == "1 of 3 names are numbers, from #0 on: no font here has their characters"
+    assert note == "1 of 3 names are shown as numbers: no installed font has their characters"
     assert letter(["run", "walk"]).note == ""
 
 
 def test_names_are_drawn_in_an_installed_font_that_has_their_characters(chinese_font, tmp_path):
     names, families, note = letter(["run", "第一", "第二"])
     assert names == ["run", "第一", "#2"] and families == ["DejaVu Sans", "Squares"]
-    assert note.startswith("1 of 3 names are numbers")
+    assert note.startswith("1 of 3 names are shown as numbers")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         save_confusion(tmp_path / "c.png", np.eye(2, dtype=int), ["第一", "run"])
@@ -100,9 +100,9 @@ def test_names_are_drawn_in_an_installed_font_that_has_their_characters(chinese_
     assert black == pytest.approx((14 * 0.9) ** 2, rel=0.2)  # a square of nine tenths of the font's height
 
 
-def test_a_font_that_cannot_be_opened_or_has_no_outlines_is_passed_over(monkeypatch, tmp_path):
+def test_a_font_that_cannot_be_opened_or_has_no_outlines_is_skipped(monkeypatch, tmp_path):
     (tmp_path / "broken.ttf").write_bytes(b"?")
     assert lettering._characters(str(tmp_path / "broken.ttf")) == frozenset()
-    pixels = type("Font", (), {"scalable": False, "get_charmap": lambda self: {ord("第"): 1}})  # as of emoji
+    pixels = type("Font", (), {"scalable": False, "get_charmap": lambda self: {ord("第"): 1}})  # as of emoji fonts
     monkeypatch.setattr(lettering, "get_font", lambda path: pixels())
     assert lettering._characters("emoji.ttf") == frozenset()

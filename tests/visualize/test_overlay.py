@@ -1,4 +1,4 @@
-"""Overlays, read back."""
+"""Overlays: the pixels that are written."""
 
 import numpy as np
 from PIL import Image
@@ -10,7 +10,7 @@ def test_the_highest_places_are_bright_and_the_lowest_are_the_grey_frame():
     video = np.random.default_rng(0).uniform(size=(4, 32, 32, 3)).astype(np.float32)
     heat = np.zeros((2, 4, 4), np.float32)
     heat[0, 1, 2] = 3.0
-    heat[1] = -5.0  # as good as zero
+    heat[1] = -5.0  # counts as zero
     painted = overlay(video, heat)
     assert painted.shape == video.shape and painted.min() >= 0 and painted.max() <= 1
     hot, cold = painted[0, 12, 20], painted[3]
@@ -30,9 +30,9 @@ def test_frames_and_every_map_have_a_row_and_the_gif_moves(tmp_path):
     video = np.broadcast_to(np.linspace(0.1, 0.9, 3, dtype=np.float32)[:, None, None, None], (3, 96, 96, 3))
     maps = [np.random.default_rng(i).uniform(size=(3, 4, 4)).astype(np.float32) for i in range(2)]
     png, gif = save_overlays(tmp_path / "new" / "rollout", video, maps, ["one", "two"], "a caption")
-    picture = np.asarray(Image.open(png))
-    assert picture.shape[0] > 3 * 96 and picture.shape[1] > 3 * 96
-    colored = (np.ptp(picture.astype(int), axis=-1) > 20).any(axis=1)  # rows of pixels that hold colour
+    image = np.asarray(Image.open(png))
+    assert image.shape[0] > 3 * 96 and image.shape[1] > 3 * 96
+    colored = (np.ptp(image.astype(int), axis=-1) > 20).any(axis=1)  # pixel rows with colour
     assert not colored[:120].any() and colored[125:215].all() and colored[222:310].all()
     with Image.open(gif) as animation:
         assert animation.n_frames == 3

@@ -1,4 +1,4 @@
-"""Pictures, read back."""
+"""Reconstruction images and curves: what the files contain."""
 
 import numpy as np
 from PIL import Image
@@ -7,7 +7,7 @@ from vidjax.visualize.curves import save_curves
 from vidjax.visualize.reconstruction import save_reconstructions
 
 
-def test_every_frame_of_every_clip_is_in_the_picture_and_the_gif_moves(tmp_path):
+def test_every_frame_of_every_clip_is_in_the_image_and_the_gif_moves(tmp_path):
     shades = np.linspace(0.1, 0.9, 24).reshape(3, 2, 4, 1, 1, 1)  # three rows, two clips, four frames
     videos = list(np.broadcast_to(shades, (3, 2, 4, 32, 32, 3)))
     png, gif = save_reconstructions(tmp_path / "new" / "step_1", videos, "a caption")

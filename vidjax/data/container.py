@@ -1,4 +1,4 @@
-"""Opening video files: the stream that a person would watch, and one error for whatever a file does wrong."""
+"""Opening video files: choice of the video stream, and one error class for everything that can go wrong."""
 
 import os
 from collections.abc import Iterator
@@ -11,15 +11,15 @@ from vidjax.errors import UserError
 
 
 class DecodeError(UserError):
-    """A video that cannot be read: one line with its path and the reason."""
+    """A video cannot be read; the message is one line with path and reason."""
 
 
 @contextmanager
 def blame_file(path: str) -> Iterator[None]:
-    """Whatever is raised inside becomes a DecodeError of this file.
+    """Converts every exception raised inside the block to a DecodeError of this file.
 
-    PyAV raises more than FFmpeg's errors for damaged files (AttributeError, IndexError, ... seen in PyAV 18.1), so no
-    list of classes is complete. Nothing of the caller's may run inside.
+    For damaged files PyAV raises other errors than FFmpeg's too (AttributeError, IndexError, ... in PyAV 18.1), so no
+    list of classes would be complete. Do not run the caller's code inside the block: its errors would be converted too.
     """
     try:
         yield
@@ -32,24 +32,24 @@ def blame_file(path: str) -> Iterator[None]:
 
 @contextmanager
 def open_video(path: str | os.PathLike[str]) -> Iterator[av.VideoStream]:
-    """The video of a file, which is closed in the end whatever happens. Raises DecodeError."""
+    """Opens a file and yields its video stream; closes the file on exit. Raises DecodeError."""
     path = os.fspath(path)
     with blame_file(path):
-        # The protocol's name keeps FFmpeg from seeing one in a file name with a colon.
+        # The prefix keeps FFmpeg from taking the part of a file name before a colon for a protocol.
         container = av.open(path if "://" in path else f"file:{path}", metadata_errors="ignore")
     with container:
         with blame_file(path):
-            stream = _watched(container)
+            stream = _choose_stream(container)
             if stream.codec_context is None:
-                raise ValueError("there is no decoder for its video")
-            stream.codec_context.thread_count = 1  # clips are decoded side by side, a thread each
+                raise ValueError("there is no decoder for its video codec")
+            stream.codec_context.thread_count = 1  # parallelism is over clips, one thread each
         yield stream
 
 
-def _watched(container: av.container.InputContainer) -> av.VideoStream:
-    """FFmpeg's choice among the video streams, but never the cover of a song or film."""
-    films = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
-    if not films:
-        raise ValueError("it holds no video" + (", only a cover picture" if container.streams.video else ""))
+def _choose_stream(container: av.container.InputContainer) -> av.VideoStream:
+    """FFmpeg's choice among the video streams, excluding cover images."""
+    candidates = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+    if not candidates:
+        raise ValueError("it contains no video" + (", only a cover image" if container.streams.video else ""))
     best = container.streams.best("video")
-    return best if best in films else films[0]
+    return best if best in candidates else candidates[0]

@@ -1,15 +1,15 @@
-"""Video files: a pure function from (path, frame indices) to uint8 frames, on PyAV.
+"""Video decoding: a pure function from (path, frame indices) to uint8 frames, based on PyAV.
 
-Index i means the frame on screen `i / rate` seconds after the first one. In a file of constant rate that is its i-th
-frame in the order of presentation; elsewhere the timestamps decide, so an index is a time and not a count, and a frame
-that stands for long has many indices. `timeline` says which frame that is, before anything is decoded.
+Index i denotes the frame on screen `i / rate` seconds after the first one. In a file with a constant frame rate that is
+its i-th frame in presentation order. At a variable rate the timestamps decide: an index is a time rather than a count,
+and a frame that stays on screen for long has several indices. `timeline` maps indices to frames without decoding.
 
-Only what is needed is done: seek to the last keyframe before the first frame, decode from there (H.264 and its kin can
-do no less), jump again where the next frame lies behind another keyframe, leave out frames that no other frame refers
-to, convert and shrink only the frames asked for. Where a file does not keep what its packets promise, it is read again
-from its start, frame by frame.
+Decoding does as little as possible: it seeks to the last keyframe before the first requested frame and decodes from
+there, seeks again if another keyframe comes before the next requested frame, skips frames that no other frame refers
+to, and converts and resizes only the requested frames. If the decoded frames do not match the packets, the file is
+decoded again from its start.
 
-`read_clip` gives all frames at once, `stream_frames` the same ones after each other, for videos of any length.
+`read_clip` returns all frames at once; `stream_frames` yields them one by one, for videos of any length.
 """
 
 import os
@@ -44,12 +44,12 @@ __all__ = [
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What is known of a video."""
+    """Properties of a video."""
 
     num_frames: int
     """Frames at the nominal rate; indices run from 0 to num_frames - 1."""
     rate: float
-    """Frames a second where they follow each other as usual, without pauses and drops; nan if unknown."""
+    """Nominal rate in frames per second, not counting pauses and dropped frames; nan if unknown."""
     width: int
     """Pixels, as displayed (after stretching and rotation)."""
     height: int
@@ -59,17 +59,17 @@ class VideoInfo:
     codec: str
     """FFmpeg's name, such as h264."""
     scanned: bool = False
-    """Whether all packets had to be read to know the times of the frames, as the container does not tell them."""
+    """Whether all packets were read to determine the frame times, the container's index being missing or unreliable."""
     hdr: str = ""
-    """PQ or HLG of a video of high dynamic range, whose colours are given as they are, not tone-mapped."""
+    """`PQ` or `HLG` for high dynamic range, which is not tone-mapped; else empty."""
 
 
 Choose = Callable[[VideoInfo], Sequence[int] | np.ndarray]
-"""Says which frames to read once the length and the rate of a video are known."""
+"""Chooses the frame indices to read, given the length and rate of the video."""
 
 
 def probe(path: str | os.PathLike[str], square_pixels: bool = True) -> VideoInfo:
-    """Length, rate and displayed size of a file; decodes one frame. Raises DecodeError."""
+    """Length, rate and displayed size of a video; decodes one frame. Raises DecodeError."""
     return read_clip(path, lambda info: (), None, square_pixels)[1]
 
 
@@ -79,16 +79,17 @@ def decode(
     short_side: int | None = None,
     square_pixels: bool = True,
 ) -> UInt8[np.ndarray, "t h w 3"]:
-    """The frames at `indices`, RGB, upright.
+    """The frames at `indices`, in RGB and upright.
 
     Args:
       path: a video file.
-      indices: frames in any order, repeated or not, each in 0 .. num_frames - 1.
-      short_side: shrink to this many pixels on the shorter side; smaller videos stay as they are.
-      square_pixels: stretch pixels that are not square in width, as players do.
+      indices: frame indices in any order, with or without repetition, each in 0 .. num_frames - 1.
+      short_side: shrink the shorter side to this many pixels; smaller videos are not enlarged.
+      square_pixels: stretch non-square pixels in width, as players do.
 
     Raises:
       DecodeError: the file cannot be read, or not up to the last index.
+      IndexError: an index is out of range.
     """
     return read_clip(path, lambda info: indices, short_side, square_pixels)[0]
 
@@ -96,10 +97,10 @@ def decode(
 def read_clip(
     path: str | os.PathLike[str], choose: Choose, short_side: int | None = None, square_pixels: bool = True
 ) -> tuple[UInt8[np.ndarray, "t h w 3"], VideoInfo]:
-    """`probe` and `decode` in one opening of the file: `choose` gets the info and says which frames to read.
+    """Combines `probe` and `decode`: `choose` receives the info and returns the indices to read, possibly none.
 
-    The width and height that `choose` sees are those of the stored frame, before stretching and rotation. It may
-    choose no frames at all.
+    The width and height that `choose` receives are those of the stored frame, before stretching and rotation.
+    Arguments and errors are those of `decode`.
     """
     with open_clip(path, square_pixels) as clip:
         return clip.read(choose(clip.info), short_side)
@@ -108,43 +109,44 @@ def read_clip(
 def stream_frames(
     path: str | os.PathLike[str], choose: Choose, short_side: int | None = None, square_pixels: bool = True
 ) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
-    """The frames that `read_clip` would give, one after the other: memory does not grow with their number.
+    """Yields the frames that `read_clip` would return, in constant memory.
 
     Args:
       path: a video file.
-      choose: as in `read_clip`, but indices that ascend, none twice.
-      short_side: shrink to this many pixels on the shorter side; smaller videos stay as they are.
-      square_pixels: stretch pixels that are not square in width, as players do.
+      choose: as in `read_clip`, but the indices must be strictly increasing.
+      short_side: shrink the shorter side to this many pixels; smaller videos are not enlarged.
+      square_pixels: stretch non-square pixels in width, as players do.
 
     Raises:
-      DecodeError: the file cannot be read, or not further; what could be read has been given by then.
+      DecodeError: the file cannot be read, or not any further; the frames before that have been yielded.
+      IndexError: an index is out of range, or the indices do not increase.
     """
-    path, given = os.fspath(path), 0
+    path, done = os.fspath(path), 0
     with open_video(path) as stream:
         with blame_file(path):
             timeline = measure(path, stream)
             info = _info(stream, timeline)
-        asked = _checked(path, np.asarray(choose(info), np.int64), info)
-        if (np.diff(asked) <= 0).any():
-            raise IndexError(f"the frames to stream from {path} must ascend: sort them, each once")
-        screen = _screen(stream, info, short_side, square_pixels)
-        pictures = _pictures(_jumping(stream, timeline, timeline.at(asked)), screen)
-        while given < len(asked):
-            with blame_file(path):  # but not around the yield, where the caller's own errors come in
-                found = next(pictures)
-            if found is None:
+        indices = _check_indices(path, np.asarray(choose(info), np.int64), info)
+        if (np.diff(indices) <= 0).any():
+            raise IndexError(f"frame indices to stream from {path} must be strictly increasing: sort them")
+        make_screen = _screen_factory(stream, info, short_side, square_pixels)
+        images = _display(_seeking(stream, timeline, timeline.at(indices)), make_screen)
+        while done < len(indices):
+            with blame_file(path):  # not around the yield, where errors of the caller can be thrown in
+                image_and_screen = next(images)
+            if image_and_screen is None:
                 break
-            yield found[0]
-            given += 1
-    if given < len(asked):
+            yield image_and_screen[0]
+            done += 1
+    if done < len(indices):
         with open_video(path) as stream:
             with blame_file(path):
-                timeline, positions = _without_index(path, stream, timeline, asked[given:])
-            pictures = _pictures(_in_turn(stream, timeline, positions), screen)
+                timeline, positions = _remeasure(path, stream, timeline, indices[done:])
+            images = _display(_sequential(stream, timeline, positions), make_screen)
             for _ in positions:
                 with blame_file(path):
-                    picture, _ = next(pictures)
-                yield picture
+                    image, _ = next(images)
+                yield image
 
 
 def _info(stream: av.VideoStream, timeline: Timeline) -> VideoInfo:
@@ -153,59 +155,59 @@ def _info(stream: av.VideoStream, timeline: Timeline) -> VideoInfo:
     return VideoInfo(count, float(rate), *size, float(count / rate), context.name, timeline.scanned)
 
 
-def _screen(
+def _screen_factory(
     stream: av.VideoStream, info: VideoInfo, short_side: int | None, square_pixels: bool
 ) -> Callable[[av.VideoFrame], Screen]:
-    """Makes the screen for the first frame that is decoded; the video's first one decides the size."""
+    """A function that makes the Screen from the first decoded frame; the size is that of the video's first frame."""
     aspect = stream.sample_aspect_ratio if square_pixels else None
     return partial(Screen, stored=(info.height, info.width), pixel_aspect=aspect, short_side=short_side)
 
 
-def _checked(path: str, indices: Int[np.ndarray, "m"], info: VideoInfo) -> Int[np.ndarray, "m"]:
+def _check_indices(path: str, indices: Int[np.ndarray, "m"], info: VideoInfo) -> Int[np.ndarray, "m"]:
     if len(indices) and not 0 <= indices.min() <= indices.max() < info.num_frames:
         raise IndexError(
-            f"{path} has frames 0 to {info.num_frames - 1}, not {indices.min()} to {indices.max()}: choose among those"
+            f"{path} has frames 0 to {info.num_frames - 1}, but {indices.min()} to {indices.max()} were requested"
         )
     return indices
 
 
-def _without_index(
+def _remeasure(
     path: str, stream: av.VideoStream, timeline: Timeline, indices: Int[np.ndarray, "m"]
 ) -> tuple[Timeline, Int[np.ndarray, "m"]]:
-    """A timeline by packets for one by an index that was wrong, with the positions of `indices`."""
+    """The timeline from packets, in place of one from a wrong container index, and the positions of `indices`."""
     if timeline.scanned:
         return timeline, timeline.at(indices)
     by_packets, times = measure(path, stream, trust_index=False), indices * timeline.step
     if times.max() > by_packets.shown[-1] + 2 * by_packets.step:
         last = len(by_packets.shown) - 1
-        raise ValueError(f"it breaks off after frame {last}, before frame {indices.max()}")
+        raise ValueError(f"it is cut off after frame {last}, before frame {indices.max()}")
     stream.container.seek(0)
     return by_packets, by_packets.on_screen(times)
 
 
 _Frames = Iterator[av.VideoFrame | None]
-"""A frame for each position that is wanted; a None, and no more, where a shortcut missed one."""
+"""A frame for each wanted position. None, as the last item, if seeking did not find a frame."""
 
 
 def _read(
     frames: _Frames, make_screen: Callable[[av.VideoFrame], Screen], wanted: Int[np.ndarray, "n"]
 ) -> tuple[UInt8[np.ndarray, "t h w 3"], Screen] | None:
-    """The frames as displayed; None if a shortcut missed."""
-    pictures = None
-    for position, found in enumerate(_pictures(frames, make_screen)):
-        if found is None:
+    """The frames as displayed and their Screen; None if seeking did not find a frame."""
+    images = None
+    for i, image_and_screen in enumerate(_display(frames, make_screen)):
+        if image_and_screen is None:
             return None
-        picture, screen = found
-        if pictures is None:
-            pictures = np.empty((len(wanted), *picture.shape), np.uint8)
-        pictures[position] = picture
-    return pictures, screen
+        image, screen = image_and_screen
+        if images is None:
+            images = np.empty((len(wanted), *image.shape), np.uint8)
+        images[i] = image
+    return images, screen
 
 
-def _pictures(
+def _display(
     frames: _Frames, make_screen: Callable[[av.VideoFrame], Screen]
 ) -> Iterator[tuple[UInt8[np.ndarray, "h w 3"], Screen] | None]:
-    """Each frame as displayed, with what displays it; a None where a shortcut missed."""
+    """Each frame as displayed, with its Screen; None, as the last item, if seeking did not find a frame."""
     screen = None
     for frame in frames:
         if frame is None:
@@ -216,34 +218,34 @@ def _pictures(
         yield screen.show(frame), screen
 
 
-def _jumping(stream: av.VideoStream, timeline: Timeline, wanted: Int[np.ndarray, "n"]) -> _Frames:
-    """The frames at `wanted` (ascending), from keyframe to keyframe, without the others that nothing refers to."""
+def _seeking(stream: av.VideoStream, timeline: Timeline, wanted: Int[np.ndarray, "n"]) -> _Frames:
+    """The frames at `wanted` (increasing), seeking to keyframes and skipping frames that no other frame refers to."""
     firsts = timeline.packets.firsts.tolist() if timeline.packets else []
-    left, back = deque(wanted.tolist()), 0
-    while left:
-        key = bisect_right(firsts, left[0]) - 1 - back
+    remaining, back = deque(wanted.tolist()), 0
+    while remaining:
+        key = bisect_right(firsts, remaining[0]) - 1 - back
         if key < 0:
             yield None
             return
-        begun = False
+        started = False
         for position, frame in _decoded_from(stream, timeline.packets, key, wanted):
-            if position is None or frame.is_corrupt or (position > left[0] and begun):
-                yield None  # a frame that no packet promised, a damaged one, or one was left out that is wanted
+            if position is None or frame.is_corrupt or (position > remaining[0] and started):
+                yield None  # an unexpected frame, a damaged one, or a wanted one is missing
                 return
-            if not begun and position < firsts[key]:
+            if not started and position < firsts[key]:
                 continue  # open GOP: shown before its keyframe, and refers to frames before that
-            if not begun and not frame.key_frame:  # intra refresh: it is not whole yet
+            if not started and not frame.key_frame:  # intra refresh: the image is still incomplete
                 yield None
                 return
-            if position > left[0]:  # open GOP: the wanted frame needs the keyframe before
+            if position > remaining[0]:  # open GOP: the wanted frame needs the previous keyframe
                 back += 1
                 break
-            begun = True
-            found = position == left[0]
-            while left and position == left[0]:
+            started = True
+            is_wanted = position == remaining[0]
+            while remaining and position == remaining[0]:
                 yield frame
-                left.popleft()
-            if found and (not left or _pays(firsts, position, left[0])):
+                remaining.popleft()
+            if is_wanted and (not remaining or _should_seek(firsts, position, remaining[0])):
                 back = 0
                 break
         else:
@@ -251,11 +253,11 @@ def _jumping(stream: av.VideoStream, timeline: Timeline, wanted: Int[np.ndarray,
             return
 
 
-def _pays(firsts: list[int], now: int, target: int) -> bool:
-    """Does a jump to the last keyframe before `target` save decoding more than it costs: is it over 2 frames ahead?
+def _should_seek(firsts: list[int], now: int, target: int) -> bool:
+    """Whether to seek to the last keyframe before `target`: true if that skips more than 2 frames.
 
-    Measured, CPU time of decoding through to that of jumping over more than 0, 2, 8, 32 frames (340x256, 1190 frames of
-    real clips, H.264 with B-frames, a keyframe every 12, 48 or 250 frames):
+    CPU time of decoding all frames in between, divided by that of seeking if it skips more than 0, 2, 8, 32 frames
+    (340x256, 1190 frames of real clips, H.264 with B-frames, a keyframe every 12, 48 or 250 frames):
 
         frames wanted      every 12               every 48               every 250
         16, 4 apart        0.97 0.98 0.98 1.01    1.04 1.07 1.05 1.01    1.00 1.02 1.02 0.98
@@ -263,8 +265,8 @@ def _pays(firsts: list[int], now: int, target: int) -> bool:
         16, uniform        6.42 6.36 6.43 6.53    2.26 2.25 2.21 2.10    1.07 1.07 1.07 1.04
         8 segments         9.86 9.72 9.97 8.22    4.38 4.27 4.27 4.05    1.52 1.51 1.49 1.50
 
-    So a jump costs no more than a frame or two. In real clips (300 frames, 2 to 4 keyframes) jumping gives 1.0 to 1.1;
-    where each frame is a keyframe, 16 frames 4 apart take 0.4 of the time.
+    A seek thus costs no more than decoding a frame or two. For real clips (300 frames, 2 to 4 keyframes) the ratio is
+    1.0 to 1.1; if every frame is a keyframe, 16 frames 4 apart take 0.4 of the time.
     """
     key = bisect_right(firsts, target) - 1
     return key >= 0 and firsts[key] > now + 2
@@ -273,47 +275,47 @@ def _pays(firsts: list[int], now: int, target: int) -> bool:
 def _decoded_from(
     stream: av.VideoStream, packets: Packets, key: int, wanted: Int[np.ndarray, "n"]
 ) -> Iterator[tuple[int | None, av.VideoFrame | None]]:
-    """Frames with their positions from a keyframe on; a position of None where packets or frames are not as known."""
-    context, position, asked = stream.codec_context, None, set(wanted.tolist())
-    skips = packets.delay is None and context.name != "libdav1d"  # which decides what to skip before it begins
-    for found in packets.packets_from(stream, key):
-        if found is None:
+    """Frames from a keyframe on, with their positions; the position is None if packets differ from the timeline."""
+    context, position, wanted_set = stream.codec_context, None, set(wanted.tolist())
+    can_skip = packets.delay is None and context.name != "libdav1d"  # dav1d reads skip_frame only when it is opened
+    for item in packets.packets_from(stream, key):
+        if item is None:
             yield None, None
             return
-        number, packet = found
+        number, packet = item
         if packet.size:
-            frame_of = packets.label(packet, number)
-            if skips:
-                context.skip_frame = "DEFAULT" if frame_of in asked else "NONREF"
+            packet_position = packets.label(packet, number)
+            if can_skip:
+                context.skip_frame = "DEFAULT" if packet_position in wanted_set else "NONREF"
         for frame in packet.decode():
-            labelled = packets.position(frame)
-            position = position + 1 if labelled is None and position is not None else labelled
+            label = packets.position(frame)
+            position = position + 1 if label is None and position is not None else label
             yield position, frame
 
 
-def _in_turn(stream: av.VideoStream, timeline: Timeline, wanted: Int[np.ndarray, "n"]) -> _Frames:
-    """The frames at `wanted` (ascending) or those on screen then, with every frame decoded from the start."""
-    left, position, before = deque(wanted.tolist()), -1, None
-    for labelled, frame in _decoded(stream, timeline.packets):
-        position = max(position + 1, labelled or 0)
-        while left and position > left[0]:  # the one before is still on screen
-            yield _whole(before or frame, left.popleft())
-        while left and position == left[0]:
-            yield _whole(frame, left.popleft())
-        if not left:
+def _sequential(stream: av.VideoStream, timeline: Timeline, wanted: Int[np.ndarray, "n"]) -> _Frames:
+    """The frames on screen at `wanted` (increasing), decoding every frame from the start of the file."""
+    remaining, position, previous = deque(wanted.tolist()), -1, None
+    for label, frame in _decoded(stream, timeline.packets):
+        position = max(position + 1, label or 0)
+        while remaining and position > remaining[0]:  # the previous frame is still on screen
+            yield _check_undamaged(previous or frame, remaining.popleft())
+        while remaining and position == remaining[0]:
+            yield _check_undamaged(frame, remaining.popleft())
+        if not remaining:
             return
-        before = frame
-    if before is None:
+        previous = frame
+    if previous is None:
         raise ValueError("none of its frames can be decoded")
     position = min(position, len(timeline.shown) - 1)
-    if timeline.shown[left[-1]] > timeline.shown[position] + 2 * timeline.step:
-        raise ValueError(f"it breaks off after frame {position}, before frame {left[-1]}")
-    for wanted_position in left:
-        yield _whole(before, wanted_position)
+    if timeline.shown[remaining[-1]] > timeline.shown[position] + 2 * timeline.step:
+        raise ValueError(f"it is cut off after frame {position}, before frame {remaining[-1]}")
+    for wanted_position in remaining:
+        yield _check_undamaged(previous, wanted_position)
 
 
 def _decoded(stream: av.VideoStream, packets: Packets | None) -> Iterator[tuple[int | None, av.VideoFrame]]:
-    """Every frame from the start, with its position where its packet tells."""
+    """Every frame from the start, with its position if its packet determines it."""
     number = 0
     for packet in stream.container.demux(stream):
         if packet.size and packets is not None:
@@ -323,9 +325,9 @@ def _decoded(stream: av.VideoStream, packets: Packets | None) -> Iterator[tuple[
             yield packets.position(frame) if packets is not None else None, frame
 
 
-def _whole(frame: av.VideoFrame, position: int) -> av.VideoFrame:
+def _check_undamaged(frame: av.VideoFrame, position: int) -> av.VideoFrame:
     if frame.is_corrupt:
-        raise ValueError(f"frame {position} of it is damaged")
+        raise ValueError(f"frame {position} is damaged")
     return frame
 
 
@@ -343,25 +345,25 @@ class OpenClip:
     def read(
         self, indices: Sequence[int] | np.ndarray, short_side: int | None = None
     ) -> tuple[UInt8[np.ndarray, "t h w 3"], VideoInfo]:
-        """The frames at `indices`, as `decode` gives them, and the info with the size as displayed.
+        """The frames at `indices` as `decode` returns them, and the info with the displayed size.
 
-        There may be no indices; the video's first frame is decoded all the same. Raises DecodeError.
+        Without indices the first frame is decoded all the same, for its size. Raises DecodeError.
         """
         path, stream, timeline = self.path, self.stream, self.timeline
-        indices = _checked(path, np.asarray(indices, np.int64), self.info)
-        # Where no frame is chosen, the first one still tells the rotation.
-        asked = indices if len(indices) else np.zeros(1, np.int64)
-        wanted, order = np.unique(timeline.at(asked), return_inverse=True)
+        indices = _check_indices(path, np.asarray(indices, np.int64), self.info)
+        # The displayed size depends on a decoded frame: read the first one if none is chosen.
+        requested = indices if len(indices) else np.zeros(1, np.int64)
+        wanted, order = np.unique(timeline.at(requested), return_inverse=True)
         with blame_file(path):
-            screen = _screen(stream, self.info, short_side, self.square_pixels)
-            found = _read(_jumping(stream, timeline, wanted), screen, wanted)
-        if found is None:
+            make_screen = _screen_factory(stream, self.info, short_side, self.square_pixels)
+            result = _read(_seeking(stream, timeline, wanted), make_screen, wanted)
+        if result is None:
             with open_video(path) as stream, blame_file(path):
-                timeline, positions = _without_index(path, stream, timeline, asked)
+                timeline, positions = _remeasure(path, stream, timeline, requested)
                 wanted, order = np.unique(positions, return_inverse=True)
-                found = _read(_in_turn(stream, timeline, wanted), screen, wanted)
-        frames, screen = found
-        if len(order) != len(wanted) or (np.diff(order) != 1).any():  # else megabytes need not be copied
+                result = _read(_sequential(stream, timeline, wanted), make_screen, wanted)
+        frames, screen = result
+        if len(order) != len(wanted) or (np.diff(order) != 1).any():  # avoids a copy in the usual case
             frames = frames[order]
         height, width = screen.size
         return frames[: len(indices)], replace(self.info, height=height, width=width, hdr=screen.hdr)
@@ -369,7 +371,7 @@ class OpenClip:
 
 @contextmanager
 def open_clip(path: str | os.PathLike[str], square_pixels: bool = True) -> Iterator[OpenClip]:
-    """A video file whose length and rate are known before it is said which of its frames to read.
+    """An opened video file, whose length and rate are known before its frames are chosen.
 
     Args:
       path: a video file.

@@ -1,18 +1,18 @@
-"""The embedded data set: videos rendered from an index, with a label that only motion can tell.
+"""The embedded data set: synthetic videos whose label is the direction of motion.
 
-One coloured shape moves at constant speed in one of eight directions over a smooth background. The picture is a
-torus: what leaves on one side comes in on the other. The start is uniform on the torus and independent of the
-direction, so a single frame looks the same for every class: who reads the label must have seen the motion. Mirroring
-a clip changes its label (right becomes left), so train on it without flips.
+One coloured shape moves at constant speed in one of eight directions over a smooth background. The frame is a torus: a
+shape that leaves on one side re-enters on the other. The start is uniform on the torus and independent of the
+direction, so a single frame carries no information about the label. Mirroring a clip changes its label (right becomes
+left), so train without flips.
 
-Everything is a function of the index: nothing is stored, and any two machines see the same videos.
+Every video is a function of its index: nothing is stored, and all machines render the same videos.
 
-Captions tell colour, shape and direction. For zero-shot recognition a quarter of their 192 compositions is held out:
-the splits `compositions_train` and `compositions_held_out` share none, but every pair of a colour, a shape and a
-direction comes in training. The classes of these two splits are the compositions; `directions_held_out` are the same
-videos as `compositions_held_out` with the directions in the captions' words as classes. Of a video's captions the full
-one tells size and background too, a short one nothing besides, a vague one not even the colour: who could always go by
-colours would need motion to tell two videos apart but seldom.
+Captions describe colour, shape and direction. For zero-shot recognition a quarter of the 192 compositions is held out:
+the splits `compositions_train` and `compositions_held_out` are disjoint, but every pair of attributes (colour and
+shape, colour and direction, shape and direction) occurs in training. The classes of these two splits are the
+compositions; `directions_held_out` has the videos of `compositions_held_out` with the directions, as phrased in
+captions, as classes. Each video has three captions: a full one with size and background, a short one, and a vague one
+without the colour. Without vague captions a model could match most pairs by colour and would rarely need motion.
 """
 
 from collections.abc import Sequence
@@ -24,32 +24,32 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 NUM_FRAMES = 64
-"""Frames of a video. As a torus has no end, later frames exist too."""
+"""Frames per video. Later frames can be rendered too."""
 RATE = 16.0
-"""Frames a second."""
+"""Frames per second."""
 
 CLASSES = ("right", "up and right", "up", "up and left", "left", "down and left", "down", "down and right")
 """The direction of motion, counter-clockwise: class k moves at an angle of k * 45 degrees."""
 
 SPLITS = {"train": range(8192), "validation": range(1_000_000, 1_001_024)}
-"""Disjoint indices. Both splits hold every class equally often, as do the first 8k examples of each."""
+"""Disjoint indices. In both splits, and in their first 8k examples for any k, all classes are equally frequent."""
 COMPOSITION_SPLITS = {
     "compositions_train": ("train", False),
     "compositions_held_out": ("validation", True),
     "directions_held_out": ("validation", True),
 }
-"""Those examples of a split whose composition is held out, or is not: see `split_indices`. Classes vary in number."""
+"""Base split, and whether its held-out compositions are taken or the others; see `split_indices`. Not balanced."""
 
 _PHRASES = (
     "to the right", "up and to the right", "up", "up and to the left",
     "to the left", "down and to the left", "down", "down and to the right",
 )  # fmt: skip
-_COLORS = {  # no channel below 90, and no background above 90: motion has the same sign everywhere
+_COLORS = {  # all channels are at least 90 and backgrounds at most 90: shapes are always brighter
     "red": (245, 90, 90), "orange": (250, 160, 90), "yellow": (250, 225, 90), "green": (100, 210, 110),
     "cyan": (90, 215, 225), "blue": (105, 140, 245), "purple": (180, 110, 235), "pink": (250, 150, 200),
 }  # fmt: skip
 _SHAPES = ("circle", "square", "triangle")
-_RADII = {"small": (0.10, 0.12), "large": (0.17, 0.20)}  # of the disc with the shape's area, in widths
+_RADII = {"small": (0.10, 0.12), "large": (0.17, 0.20)}  # of the disc with the shape's area, in frame widths
 _WAVES = 4  # of the background
 FLOW_BOUND = 20
 """Pixels of motion that the values of stored flow reach to."""
@@ -68,17 +68,17 @@ def _article(word: str) -> str:
 COMPOSITIONS = tuple(
     f"{_article(color)} {color} {shape} moves {phrase}" for color, shape, phrase in product(_COLORS, _SHAPES, _PHRASES)
 )
-"""The short captions of all compositions of a colour, a shape and a direction."""
+"""The short captions of all compositions of colour, shape and direction."""
 
 
 def class_names(split: str) -> tuple[str, ...]:
-    """What the labels of a split count in."""
+    """Class names of a split."""
     composed = COMPOSITIONS if split.startswith("compositions") else _PHRASES
     return CLASSES if split in SPLITS else composed
 
 
 class _Scene(NamedTuple):
-    """What the index decides; lengths in widths of the picture, y downwards, speed in widths a frame."""
+    """Parameters drawn from the index. Lengths are in frame widths, y points down, velocity is in widths per frame."""
 
     label: int
     shape: str
@@ -92,7 +92,7 @@ class _Scene(NamedTuple):
     phases: np.ndarray
 
 
-@lru_cache(256)  # label, captions and picture of an example are asked for one after the other
+@lru_cache(256)  # label, captions and frames of an example are requested one after the other
 def _scene(index: int) -> _Scene:
     random = np.random.Generator(np.random.Philox(key=index))
     label = index % len(CLASSES)
@@ -115,7 +115,7 @@ def _scene(index: int) -> _Scene:
 
 
 def describe(index: int) -> tuple[int, tuple[str, ...]]:
-    """The label (a position in `CLASSES`) of a video, and its captions: the full one, a short one, a vague one."""
+    """The label (a position in `CLASSES`) of a video and its full, short and vague captions."""
     scene = _scene(index)
     moving = f"{scene.color} {scene.shape} moves {_PHRASES[scene.label]}"
     background = f"{_article(scene.background)} {scene.background} background"
@@ -129,13 +129,13 @@ def composition(index: int) -> int:
 
 
 def compositions(held_out: bool) -> tuple[str, ...]:
-    """The short captions of the compositions that are held out, or of those that are not."""
+    """The short captions of the held-out compositions, or of the others."""
     return tuple(text for position, text in enumerate(COMPOSITIONS) if _is_held_out(position) == held_out)
 
 
 def _is_held_out(position: int) -> bool:
-    # Of the three shapes at most one is held out for each colour and direction, as their sums are consecutive; of the
-    # eight colours or directions it is two for each pair of the others.
+    # The sums of the three shapes are consecutive, so for each colour and direction at most one shape is held out. For
+    # each pair of the other attributes, two of the eight colours or directions are.
     rest, direction = divmod(position, len(_PHRASES))
     color, shape = divmod(rest, len(_SHAPES))
     return (color + shape + direction) % 4 == 0
@@ -143,7 +143,7 @@ def _is_held_out(position: int) -> bool:
 
 @cache
 def split_indices(split: str) -> Sequence[int]:
-    """The indices of a split of `SPLITS` or `COMPOSITION_SPLITS` (which are found by looking: 0.4 s, once)."""
+    """The indices of a split of `SPLITS` or `COMPOSITION_SPLITS`. The latter are computed once, in 0.4 s."""
     if split in SPLITS:
         return SPLITS[split]
     name, held_out = COMPOSITION_SPLITS[split]
@@ -151,15 +151,15 @@ def split_indices(split: str) -> Sequence[int]:
 
 
 def render(index: int, frames: np.ndarray, size: int) -> UInt8[np.ndarray, "t h w 3"]:
-    """Draws frames of a video.
+    """Renders frames of a video.
 
     Args:
-      index: which video; any integer from 0.
+      index: the video; any non-negative integer.
       frames: (t,) frame numbers, in any order.
-      size: pixels of a side.
+      size: height and width in pixels.
 
     Returns:
-      The frames, RGB. The picture is the same at every size, up to anti-aliasing.
+      RGB frames. The content is the same at every size, up to anti-aliasing.
     """
     scene = _scene(index)
     background = _background(scene, size)
@@ -219,7 +219,7 @@ def _cover(scene: _Scene, frames: np.ndarray, size: int) -> tuple[tuple[np.ndarr
 
 
 def _background(scene: _Scene, size: int) -> Float[np.ndarray, "h w 3"]:
-    """A few long waves between dark tones of one colour, continuing across the borders; shapes are brighter."""
+    """A few long waves in dark tones of one colour, periodic across the borders."""
     position = (np.arange(size) + 0.5) / size
     x = np.exp(2j * np.pi * scene.waves[:, :1] * position + 1j * scene.phases[:, None])
     y = np.exp(2j * np.pi * scene.waves[:, 1:] * position)
@@ -230,7 +230,7 @@ def _background(scene: _Scene, size: int) -> Float[np.ndarray, "h w 3"]:
 
 
 def _distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Signed distance to the shape's border, negative inside; all shapes have the unit disc's area, pi."""
+    """Signed distance to the border of the shape, negative inside; all shapes have the area of the unit disc, pi."""
     if shape == "circle":
         return np.hypot(x, y) - 1
     if shape == "square":

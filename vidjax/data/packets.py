@@ -1,4 +1,4 @@
-"""Which packet of a video becomes which frame, and where decoding may begin."""
+"""The packets of a video: which frame each packet decodes to, and where decoding can start."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,76 +11,77 @@ from jaxtyping import Int
 
 @dataclass(frozen=True)
 class Packets:
-    """The packets of a video in the order of decoding.
+    """The packets of a video in decoding order.
 
-    A packet is known by its size and its place in the file, for after a jump FFmpeg may give it other times than when
-    it reads from the start. So each is given the position of its frame for a time before it is decoded, and the frame
-    brings that along. One of `ranks`, `grid` and `delay` says the position.
+    A packet is identified by its size and its byte offset, because after seeking FFmpeg may assign it other timestamps
+    than when reading from the start. Before a packet is decoded, its timestamp is replaced by the position of its frame
+    in presentation order, which the decoder passes on to the frame. Exactly one of `ranks`, `grid` and `delay` is set
+    and determines that position.
     """
 
     sizes: Int[np.ndarray, "p"]
-    places: Int[np.ndarray, "p"]
-    """Bytes from the start of the file; -1 if unknown, or shared with other packets."""
+    offsets: Int[np.ndarray, "p"]
+    """Byte offset in the file; -1 if unknown or shared with other packets."""
     order_by: Literal["pts", "dts"]
     order: Int[np.ndarray, "p"]
-    """The dts or pts of each packet, by which to seek."""
+    """The dts or pts of each packet, used for seeking."""
     keys: Int[np.ndarray, "k"]
-    """Numbers of the packets that can be jumped to."""
+    """Numbers of the packets that can be sought to (keyframes)."""
     firsts: Int[np.ndarray, "k"]
-    """The earliest frame that decoding from each of them may give."""
+    """Position of the first frame that decoding from each of `keys` can produce."""
     ranks: Int[np.ndarray, "p"] | None = None
-    """The position of each packet's frame, -1 if it is not shown."""
+    """Position of each packet's frame; -1 if it is not shown."""
     grid: tuple[int, int] | None = None
-    """First timestamp and step of frames at a constant rate, of which the index of the file tells no more."""
+    """First timestamp and step of frames at a constant rate, for files whose index does not give presentation order."""
     delay: int | None = None
-    """Packets after its own that a frame leaves the decoder, where nothing tells how frames are reordered."""
+    """Number of packets by which the decoder outputs a frame later, for files without presentation timestamps."""
 
     def label(self, packet: av.Packet, number: int) -> int | None:
-        """Gives a packet the position of its frame, which is returned too; None if it has none that is known."""
+        """Replaces a packet's timestamp by the position of its frame and returns it; None if it is unknown."""
         if self.delay is not None:
             packet.dts = number - self.delay
             return None
         if self.ranks is not None:
             position = int(self.ranks[number]) if number < len(self.ranks) else -1
         else:
-            position, off = divmod((packet.pts or 0) - self.grid[0], self.grid[1])
-            position = -1 if off or packet.pts is None else position
+            position, remainder = divmod((packet.pts or 0) - self.grid[0], self.grid[1])
+            position = -1 if remainder or packet.pts is None else position
         packet.pts = position
         return position if position >= 0 else None
 
     def position(self, frame: av.VideoFrame) -> int | None:
-        """The position that a frame brings along; None if it does not, as the last ones after a delay."""
+        """The position of a decoded frame; None if unknown, as for the last frames of a file with a delay."""
         position = frame.pts if self.delay is None else frame.dts
         return None if position is None or position < 0 else position
 
     def packets_from(self, stream: av.VideoStream, key: int) -> Iterator[tuple[int, av.Packet] | None]:
-        """The packets from a keyframe on, with their numbers; a None, and no more, where they are others than known."""
+        """Numbered packets from the keyframe `keys[key]` on; None, as the last item, if others come."""
         first = number = int(self.keys[key])
         stamp = int(self.order[first])
-        for seconds in (0, 1, 10, 100):  # an MPEG stream is entered anywhere, also too late
+        for seconds in (0, 1, 10, 100):  # MPEG streams have no index: a seek may land too late
             try:
                 stream.container.seek(int(stamp - seconds / stream.time_base), stream=stream)
             except av.FFmpegError:
                 continue
-            begun = False
+            started = False
             for packet in stream.container.demux(stream):
                 if not packet.size:
-                    if begun and packet.dts is None:  # the last one, which empties the decoder
+                    if started and packet.dts is None:  # the final empty packet, which flushes the decoder
                         yield number, packet
                     continue
-                if not begun:
-                    found = packet.pts if self.order_by == "pts" else packet.dts
-                    place = self.places[first]
-                    if packet.size != self.sizes[first] or (packet.pos != place if place >= 0 else found != stamp):
-                        if found is not None and found > stamp and (place < 0 or (packet.pos or 0) > place):
+                if not started:
+                    time = packet.pts if self.order_by == "pts" else packet.dts
+                    offset = self.offsets[first]
+                    if packet.size != self.sizes[first] or (packet.pos != offset if offset >= 0 else time != stamp):
+                        if time is not None and time > stamp and (offset < 0 or (packet.pos or 0) > offset):
                             break
                         continue
-                    begun = True
+                    started = True
                 elif number >= len(self.sizes) or packet.size != self.sizes[number]:
                     yield None
                     return
                 yield number, packet
                 number += 1
-            if begun:
+            if started:
                 return
         yield None

@@ -1,7 +1,7 @@
-"""Sentences made of class names: templates with one slot `{}` each.
+"""Prompts from class names: templates with one slot `{}` each.
 
-ActionCLIP (arXiv:2109.08472) tells three kinds by where the label stands: at the end of a prefix, in the middle of a
-sentence to be filled in (cloze), or at the start, before a suffix.
+ActionCLIP (arXiv:2109.08472) distinguishes three kinds by the position of the label: after a prefix, in the middle of a
+sentence (cloze), or before a suffix.
 """
 
 from collections import Counter
@@ -31,16 +31,19 @@ ACTIONCLIP = (
     "{}, seen in a clip",
     "{}, filmed from start to end",
 )
-"""Sixteen, as many as the released code has (utils/Text_Prompt.py), of its three kinds, in words of our own."""
+"""Sixteen templates of the same three kinds as in the released code (utils/Text_Prompt.py), in different words."""
 PLAIN = ("{}",)
-"""The class name and nothing else."""
+"""The class name alone."""
 
 
 def read_templates(name: str) -> tuple[str, ...]:
-    """The templates `actionclip` or `plain`, those in a text file, one a line, or one that is given itself ("a {}").
+    """Reads prompt templates.
+
+    Args:
+      name: `actionclip`, `plain`, a text file with one template per line, or a single template such as "a {}".
 
     Raises:
-      UserError: no such file, no template in it, one without a slot or with two, or one that is there twice.
+      UserError: the file does not exist or is empty, or a template is repeated or does not have exactly one slot.
     """
     if name in ("actionclip", "plain"):
         return ACTIONCLIP if name == "actionclip" else PLAIN
@@ -50,11 +53,11 @@ def read_templates(name: str) -> tuple[str, ...]:
     try:
         lines = Path(name).read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
-        raise UserError(f"templates {name} is no text file: write it in UTF-8") from error
+        raise UserError(f"templates {name} is not a text file: save it as UTF-8") from error
     except OSError as error:
         raise UserError(
             f"templates {name} cannot be read ({error.strerror}): give actionclip, plain, a text file with one "
-            "template a line, or one template with a slot {}"
+            "template per line, or a template with a slot {}"
         ) from error
     templates = tuple(line.strip() for line in lines if line.strip())
     _check_templates(templates, f"templates {name}")
@@ -62,10 +65,13 @@ def read_templates(name: str) -> tuple[str, ...]:
 
 
 def fill(templates: Sequence[str], class_names: Sequence[str]) -> list[list[str]]:
-    """The prompts: a list for each template, with one for each class, whose underscores become blanks.
+    """Fills class names into templates; underscores become spaces.
+
+    Returns:
+      For each template, one prompt per class.
 
     Raises:
-      UserError: a template without a slot or given twice, or class names that repeat.
+      UserError: a template is repeated or does not have exactly one slot, or class names repeat.
     """
     _check_templates(templates, "the templates")
     check_names(class_names)
@@ -73,17 +79,17 @@ def fill(templates: Sequence[str], class_names: Sequence[str]) -> list[list[str]
 
 
 def check_names(class_names: Sequence[str]) -> None:
-    """Refuses class names that read the same, whatever their case and underscores: no text could tell them apart."""
-    readings = Counter(spoken(name).casefold() for name in class_names)
-    if repeated := [name for name in class_names if readings[spoken(name).casefold()] > 1]:
+    """Raises UserError if class names are equal up to case and underscores, as their prompts would be equal too."""
+    counts = Counter(spoken(name).casefold() for name in class_names)
+    if repeated := [name for name in class_names if counts[spoken(name).casefold()] > 1]:
         raise UserError(
             f"{len(repeated)} class names repeat, up to case and underscores, such as "
-            f"{' and '.join(repr(name) for name in _alike(repeated))}: give each class a name of its own"
+            f"{' and '.join(repr(name) for name in _alike(repeated))}: give each class a distinct name"
         )
 
 
 def spoken(class_name: str) -> str:
-    """A class name as it stands in a sentence."""
+    """A class name as written in a sentence, with spaces for underscores."""
     return class_name.replace("_", " ")
 
 
@@ -93,9 +99,9 @@ def _alike(names: Sequence[str]) -> list[str]:
 
 def _check_templates(templates: Sequence[str], where: str) -> None:
     if not templates:
-        raise UserError(f"{where} is empty: give one template a line, each with a slot {{}} for the class name")
+        raise UserError(f"{where} is empty: give one template per line, each with a slot {{}} for the class name")
     for template in templates:
         if (count := template.count("{}")) != 1:
-            raise UserError(f"{where}: '{template}' has {count or 'no'} slots {{}} for the class name: give it one")
+            raise UserError(f"{where}: '{template}' has {count or 'no'} slots {{}} for the class name: use exactly one")
     if repeated := [template for template, count in Counter(templates).items() if count > 1]:
-        raise UserError(f"{where}: '{repeated[0]}' is there twice, leave one out")
+        raise UserError(f"{where}: '{repeated[0]}' is repeated: remove one of them")

@@ -1,14 +1,14 @@
-"""RandAugment (Cubuk et al. 2020) for clips: each operation drawn once and the same for all frames.
+"""RandAugment (Cubuk et al. 2020) for clips: operations are drawn once per clip and applied equally to all frames.
 
-Operations and strengths are those of timm's `rand-m{M}-n{N}-mstd0.5-inc1`, with which VideoMAE and UniFormer are
-fine-tuned. Histograms (autocontrast, equalize) and the mean that contrast turns around are taken over the whole clip,
-as frames of their own would flicker. Videos here are float32 (t, h, w, 3) with values 0 to 255.
+Operations and magnitudes follow timm's `rand-m{M}-n{N}-mstd0.5-inc1`, with which VideoMAE and UniFormer are fine-tuned.
+Histograms (autocontrast, equalize) and the mean in contrast are computed over the whole clip, since per-frame
+statistics would make it flicker. The operations take float32 videos (t, h, w, 3) with values from 0 to 255.
 """
 
 import tensorflow as tf
 
-PROBABILITY = 0.5  # of each drawn operation
-FILL = (124.0, 116.0, 104.0)  # ImageNet's mean colour, where a moved picture leaves nothing
+PROBABILITY = 0.5  # that a drawn operation is applied
+FILL = (124.0, 116.0, 104.0)  # ImageNet's mean colour, for areas outside of a transformed image
 
 
 def rand_augment(video: tf.Tensor, operations: int, magnitude: float, seed: tf.Tensor) -> tf.Tensor:
@@ -16,8 +16,8 @@ def rand_augment(video: tf.Tensor, operations: int, magnitude: float, seed: tf.T
 
     Args:
       video: uint8 (t, h, w, 3).
-      operations: how many are drawn, with replacement.
-      magnitude: strength from 0 to 10; each operation gets it with a deviation of 0.5.
+      operations: number of operations, drawn with replacement.
+      magnitude: from 0 to 10; each operation draws its own from a normal distribution around it with std 0.5.
       seed: (2,) integers.
     """
     video = tf.cast(video, tf.float32)
@@ -33,28 +33,28 @@ def rand_augment(video: tf.Tensor, operations: int, magnitude: float, seed: tf.T
 
 
 def grey(video: tf.Tensor) -> tf.Tensor:
-    """Luma in all channels (ITU-R 601, as PIL)."""
+    """Luma in all channels (ITU-R 601, as in PIL)."""
     return tf.repeat(tf.round(tf.tensordot(video, tf.constant([0.299, 0.587, 0.114]), 1))[..., None], 3, axis=-1)
 
 
 def blend(video: tf.Tensor, other: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-    """`other` at factor 0, `video` at 1, beyond it above 1; whole values from 0 to 255."""
+    """Interpolates from `other` (factor 0) to `video` (factor 1) and extrapolates above 1; integers from 0 to 255."""
     return tf.floor(tf.clip_by_value(other + factor * (video - other), 0.0, 255.0))
 
 
 def brightness(video: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-    """Darker below factor 1, brighter above."""
+    """Scales brightness: darker below factor 1, brighter above."""
     return blend(video, tf.zeros_like(video), factor)
 
 
 def contrast(video: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-    """Towards or away from the clip's mean luma."""
+    """Scales contrast around the mean luma of the clip."""
     mean = tf.floor(tf.reduce_mean(grey(video)) + 0.5)
     return blend(video, tf.fill(tf.shape(video), mean), factor)
 
 
 def saturation(video: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-    """Towards or away from grey."""
+    """Scales saturation: grey at factor 0."""
     return blend(video, grey(video), factor)
 
 
@@ -63,7 +63,7 @@ def _sharpness(video: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
     kernel = tf.tile(kernel[:, :, None, None], (1, 1, 3, 1))
     smooth = tf.nn.depthwise_conv2d(video, kernel, (1, 1, 1, 1), "VALID")
     smooth = tf.pad(tf.floor(smooth + 0.5), ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-1.0)
-    return blend(video, tf.where(smooth < 0, video, smooth), factor)  # the border stays, as in PIL
+    return blend(video, tf.where(smooth < 0, video, smooth), factor)  # borders are unchanged, as in PIL
 
 
 def _autocontrast(video: tf.Tensor) -> tf.Tensor:
@@ -99,9 +99,9 @@ def _solarize_add(video: tf.Tensor, addition: tf.Tensor) -> tf.Tensor:
 
 
 def _move(video: tf.Tensor, matrix: tuple) -> tf.Tensor:
-    """Takes each pixel (x, y) from (a x + b y + c, d x + e y + f), positions of pixel centres, bilinear."""
+    """Affine transform: pixel (x, y) is sampled bilinearly at (a x + b y + c, d x + e y + f)."""
     a, b, c, d, e, f = (tf.cast(value, tf.float32) for value in matrix)
-    # The kernel counts pixels from their own centres; positions here run from the picture's corner.
+    # The TensorFlow operation has the origin at the centre of the first pixel; here it is the corner of the image.
     c, f = c + (a + b - 1) / 2, f + (d + e - 1) / 2
     transform = tf.stack([a, b, c, d, e, f, tf.constant(0.0), tf.constant(0.0)])[None]
     fill = tf.constant(FILL)
@@ -127,7 +127,7 @@ def _width(video: tf.Tensor) -> tf.Tensor:
     return tf.cast(tf.shape(video)[2], tf.float32)
 
 
-# Name to (video, level from 0 to 1, random sign) -> video, in timm's order.
+# Name to a function of (video, level from 0 to 1, random sign) -> video, in timm's order.
 OPERATIONS = {
     "autocontrast": lambda v, x, s: _autocontrast(v),
     "equalize": lambda v, x, s: _equalize(v),

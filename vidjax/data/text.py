@@ -1,8 +1,9 @@
-"""Text to token ids: bytes, CLIP's byte-pair encoding from a given vocabulary, or any tokenizer.json.
+"""Tokenisers: bytes, CLIP's byte-pair encoding from a given vocabulary file, or any tokenizer.json.
 
-CLIP's ids are those of OpenAI's release: ftfy repairs the text, HTML entities are undone (twice), letters become lower
-case; words, single digits and runs of other signs are then merged, pair by pair, from the symbols of their bytes, of
-which the last one of a word is marked. The merging itself is the library `tokenizers`'.
+CLIP's ids equal those of OpenAI's release: ftfy repairs the text, HTML entities are unescaped (twice) and letters are
+lowercased. The text is split into words, single digits and runs of other characters, and each of these is merged pair
+by pair from the symbols of its bytes, of which the last one is marked as the end of the word. The library `tokenizers`
+does the merging.
 """
 
 import gzip
@@ -26,33 +27,33 @@ _START, _END, _WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
 _WORD = tokenizers.Regex(
     r"<\|startoftext\|>|<\|endoftext\|>|(?i:'s|'t|'re|'ve|'m|'ll|'d)|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 )
-_MERGES = 49152 - 256 - 2  # of the 262,144 in OpenAI's file, CLIP uses so many
+_MERGES = 49152 - 256 - 2  # CLIP uses this many of the 262,144 merges in OpenAI's file
 
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """Texts as ids; deterministic, and safe to be used by several threads."""
+    """Converts texts to token ids. Deterministic and thread-safe."""
 
     name: str
-    """What `open_tokenizer` was given."""
+    """The argument of `open_tokenizer`."""
     vocabulary: int
-    """All ids lie below it. The id 0 also pads."""
+    """Size of the vocabulary: all ids are smaller. Id 0 is also used for padding."""
     encode: Callable[[str], list[int]]
-    """The ids of a text of any length, its start and end tokens with it."""
+    """The ids of a text of any length, including start and end tokens."""
     end: int | None
-    """The id at the end of every text; None where the tokeniser adds nothing there, so that there is no end to see."""
+    """The id of the end token; None if the tokeniser does not add one."""
 
 
 def open_tokenizer(name: str) -> Tokenizer:
-    """The tokeniser of this name.
+    """Opens a tokeniser.
 
     Args:
-      name: `bytes` (byte b of the UTF-8 text is id b + 1, start 257, end 258); OpenAI's `bpe_simple_vocab_16e6.txt.gz`,
-        packed or not; a Hugging Face directory, or its `merges.txt` or `vocab.json`; or a `tokenizer.json`, whose
-        own post-processor decides about start and end.
+      name: `bytes` (byte b of the UTF-8 text has id b + 1, start 257, end 258); OpenAI's
+        `bpe_simple_vocab_16e6.txt.gz`, compressed or not; a Hugging Face directory, or its `merges.txt` or
+        `vocab.json`; or a `tokenizer.json`, whose post-processor determines start and end tokens.
 
     Raises:
-      UserError: there is no such file, or it is damaged or something else.
+      UserError: the file does not exist, is damaged or is not a tokeniser.
     """
     if name == "bytes":
         return Tokenizer(name, 259, lambda text: [257, *(byte + 1 for byte in text.encode()), 258], 258)
@@ -64,21 +65,24 @@ def open_tokenizer(name: str) -> Tokenizer:
     if path.is_file() and path.name.endswith((".txt", ".txt.gz")):
         return _clip(name, *_read_merges(path))
     raise UserError(
-        f"tokenizer {name} {'is of an unknown kind' if path.exists() else 'does not exist'}: give bytes, CLIP's "
+        f"tokenizer {name} {'is not a known format' if path.exists() else 'does not exist'}: give bytes, CLIP's "
         "bpe_simple_vocab_16e6.txt.gz, a directory with merges.txt and vocab.json, or a tokenizer.json"
     )
 
 
 def tokenize(tokenizer: Tokenizer, text: str, context: int) -> tuple[Int[np.ndarray, "m"], bool]:
-    """The ids of a text, int32, filled up with 0 to `context`, and whether it was longer.
+    """Tokenises a text to a fixed length.
 
-    Of a longer one the first tokens are kept, and the end token takes the last place.
+    A longer text is truncated, keeping the end token in the last position.
+
+    Returns:
+      The int32 ids, padded with 0 to `context`, and whether the text was truncated.
 
     Raises:
       UserError: the context has no room for a token between start and end.
     """
     if context < 3:
-        raise UserError(f"the context is {context}: it must be 3 or more, for a start, a token and an end")
+        raise UserError(f"the context is {context}: it must be 3 or more, for a start token, a token and an end token")
     ids = tokenizer.encode(text)
     truncated = len(ids) > context
     if truncated:
@@ -127,30 +131,32 @@ class CaptionWriter:
 
 
 def _open_directory(name: str, folder: Path) -> Tokenizer:
-    """CLIP's merges before a tokenizer.json, which cleans the text less than OpenAI's code."""
+    """Prefers CLIP's merges to a tokenizer.json, which normalises text less than OpenAI's code."""
     merges, vocabulary, library = (folder / file for file in ("merges.txt", "vocab.json", "tokenizer.json"))
     given = _read_json(vocabulary) if vocabulary.is_file() else None
-    if merges.is_file() and (given is None or _START in given):  # GPT-2's files are called the same
+    if merges.is_file() and (given is None or _START in given):  # GPT-2's files have the same names
         pairs, ids = _read_merges(merges)
-        if given is not None and (lacking := sorted(ids.keys() - given.keys())):
+        if given is not None and (missing := sorted(ids.keys() - given.keys())):
             raise UserError(
-                f"{vocabulary} lacks {len(lacking)} symbols of {merges.name}, such as {lacking[0]!r}: "
-                "give two files of one tokenizer"
+                f"{vocabulary} lacks {len(missing)} symbols of {merges.name}, such as {missing[0]!r}: "
+                "use two files of the same tokenizer"
             )
         return _clip(name, pairs, given or ids)
     if library.is_file():
         return _open_json(name, library)
     raise UserError(
-        f"{folder} holds neither CLIP's merges.txt and vocab.json nor a tokenizer.json: give a directory with either"
+        f"{folder} contains neither CLIP's merges.txt and vocab.json nor a tokenizer.json: choose another directory"
     )
 
 
 def _open_json(name: str, path: Path) -> Tokenizer:
-    """A file of the library tokenizers; the length is `tokenize`'s affair."""
+    """A tokenizer.json. Its truncation and padding are disabled, as `tokenize` takes care of the length."""
     try:
         library = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library knows no narrower one
-        raise UserError(f"{path} is no tokenizer.json of the library tokenizers ({error}): fetch it again") from error
+    except Exception as error:  # the library raises plain Exception
+        raise UserError(
+            f"{path} is not a tokenizer.json of the library tokenizers ({error}): download it again"
+        ) from error
     library.no_truncation()
     library.no_padding()
     probe = library.encode("a")
@@ -170,33 +176,33 @@ def _clip(name: str, merges: list[tuple[str, str]], ids: dict[str, int]) -> Toke
     start, end = ids[_START], ids[_END]
 
     @lru_cache(2**16)
-    def merged(word: str) -> list[int]:
-        # As in the release, the two special tokens may stand in a text.
+    def merge_word(word: str) -> list[int]:
+        # As in the release, the two special tokens may occur in a text.
         return [ids[word]] if word in (_START, _END) else [token.id for token in bpe.tokenize(word)]
 
     def encode(text: str) -> list[int]:
-        return [start, *(id for word, _ in words.pre_tokenize_str(_clean(text)) for id in merged(word)), end]
+        return [start, *(id for word, _ in words.pre_tokenize_str(_clean(text)) for id in merge_word(word)), end]
 
     return Tokenizer(name, max(ids.values()) + 1, encode, end)
 
 
 def _clean(text: str) -> str:
-    # The release also makes white space single blanks, which changes no word.
+    # The release also collapses white space, which does not affect the words.
     return html.unescape(html.unescape(ftfy.fix_text(text))).lower()
 
 
 def _read_merges(path: Path) -> tuple[list[tuple[str, str]], dict[str, int]]:
-    """The merges of OpenAI's file that CLIP uses, and the ids: bytes, bytes that end a word, merges, start and end."""
+    """The merges of OpenAI's file that CLIP uses, and the ids: bytes, word-final bytes, merges, start and end."""
     try:
         data = path.read_bytes()
         lines = (gzip.decompress(data) if path.suffix == ".gz" else data).decode().rstrip().split("\n")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is damaged or no vocabulary of CLIP's ({error}): fetch it again") from error
+        raise UserError(f"{path} is damaged or not a CLIP vocabulary ({error}): download it again") from error
     if "#version" not in lines[0]:
-        raise UserError(f"{path} is no vocabulary of CLIP's, as its first line names no #version: fetch it again")
-    # A byte is shown as its character where that can be seen, the others as the characters from 256 on.
-    seen = [chr(byte) for byte in range(33, 256) if chr(byte).isprintable()]
-    symbols = seen + [chr(256 + number) for number in range(256 - len(seen))]
+        raise UserError(f"{path} is not a CLIP vocabulary: its first line has no #version; download it again")
+    # A printable byte is written as its character, any other one as a character from 256 on.
+    printable = [chr(byte) for byte in range(33, 256) if chr(byte).isprintable()]
+    symbols = printable + [chr(256 + number) for number in range(256 - len(printable))]
     symbols += [symbol + _WORD_END for symbol in symbols]
     ids = {symbol: position for position, symbol in enumerate(symbols)}
     merges: list[tuple[str, str]] = []
@@ -204,13 +210,13 @@ def _read_merges(path: Path) -> tuple[list[tuple[str, str]], dict[str, int]]:
         pair = line.split()
         if len(pair) != 2 or not set(pair) <= ids.keys():
             raise UserError(
-                f"{path}, line {number}: {line[:40]!r} does not merge two symbols known by then, fetch it again"
+                f"{path}, line {number}: {line[:40]!r} does not merge two symbols of earlier lines; download it again"
             )
         ids["".join(pair)] = len(symbols) + len(merges)
         merges.append((pair[0], pair[1]))
     if not any(second.endswith(_WORD_END) for _, second in merges):
         raise UserError(
-            f"{path} is no vocabulary of CLIP's, as no merge of it ends a word ({_WORD_END}): fetch it again"
+            f"{path} is not a CLIP vocabulary: no merge has the end-of-word mark {_WORD_END}; download it again"
         )
     count = len(symbols) + len(merges)
     return merges, ids | {_START: count, _END: count + 1}
@@ -220,7 +226,7 @@ def _read_json(path: Path) -> dict[str, int]:
     try:
         ids = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # of JSON or of UTF-8
-        raise UserError(f"{path} is damaged ({error}): fetch it again") from error
+        raise UserError(f"{path} is damaged ({error}): download it again") from error
     if not isinstance(ids, dict) or not all(isinstance(value, int) for value in ids.values()):
-        raise UserError(f"{path} is no vocabulary: it must be an object of symbols and their ids")
+        raise UserError(f"{path} is not a vocabulary: it must be a JSON object from symbols to integer ids")
     return ids

@@ -1,1 +1,1 @@
-"""Arrays in, numbers out."""
+"""Evaluation measures: functions from arrays to numbers."""

@@ -1,4 +1,4 @@
-"""Features of a whole data set, on the host."""
+"""Collecting features of a whole data set on the host."""
 
 from collections.abc import Callable, Iterable
 
@@ -11,14 +11,14 @@ def collect_features(
     encode: Callable[[dict[str, Array]], tuple[Float[Array, "b d"], Int[Array, "b"], Bool[Array, "b"]]],
     batches: Iterable[dict[str, Array]],
 ) -> tuple[Float[np.ndarray, "n d"], Int[np.ndarray, "n"]]:
-    """Features and labels of all clips that could be read and have a label.
+    """Features and labels of all valid, labelled clips.
 
     Args:
-      encode: jitted; batch to features, labels and which rows are valid, whole on every device, so that every process
-        returns the same.
+      encode: jitted function from a batch to features, labels and validity, replicated over all devices so that every
+        process returns the same arrays.
       batches: global batches on the devices.
     """
     parts = [jax.device_get(encode(batch)) for batch in batches]
     features, labels, valid = (np.concatenate(column) for column in zip(*parts, strict=True))
-    known = valid & (labels >= 0)
-    return features[known], labels[known]
+    labelled = valid & (labels >= 0)
+    return features[labelled], labels[labelled]

@@ -1,4 +1,4 @@
-"""Recognition from a few labelled clips a class, over many draws of them."""
+"""Few-shot recognition: accuracy from a few labelled clips per class, averaged over episodes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,14 +17,14 @@ Classifier = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int], flo
 
 @dataclass(frozen=True)
 class FewShot:
-    """Accuracy over episodes; shares are between 0 and 1.
+    """Accuracy over episodes, between 0 and 1.
 
     Attributes:
       accuracy: mean over the episodes.
-      interval: 95 % confidence interval of it: 1.96 standard errors each way; of the clips and classes drawn, not of
-        the data set. It ends at 0 and 1.
-      accuracies: of each episode.
-      queries: clips that an episode asks about.
+      interval: 95 % confidence interval of `accuracy`, plus or minus 1.96 standard errors, clipped to [0, 1]. It covers
+        the draw of clips and classes, not the choice of the data set.
+      accuracies: accuracy of each episode.
+      queries: test clips per episode.
     """
 
     accuracy: float
@@ -40,9 +40,10 @@ def nearest_mean(
     test_labels: Int[np.ndarray, "m"],
     classes: int,
 ) -> float:
-    """Top-1 accuracy of the class whose mean of unit features has the highest cosine.
+    """Top-1 accuracy of classifying by the class mean of unit features with the highest cosine similarity.
 
-    Prototypical networks (Snell et al. 2017, arXiv:1703.05175) with cosines, as for features of contrastive training.
+    This is prototypical networks (Snell et al. 2017, arXiv:1703.05175) with cosine similarity, as suits contrastively
+    trained features.
     """
     features = unit(train_features)
     means = unit(np.stack([features[train_labels == c].mean(axis=0) for c in range(classes)]))
@@ -59,33 +60,35 @@ def few_shot(
     queries: int = 15,
     classifier: Classifier = nearest_mean,
 ) -> FewShot:
-    """Episodes of some classes: so many clips of each are learnt from, others of them are asked about.
+    """N-way k-shot accuracy: each episode draws classes, and from each class clips to train and clips to test on.
 
     Args:
-      key: decides which classes and clips are drawn; episodes are drawn one by one, so that more of them begin alike.
-      features: of the clips.
-      labels: classes; any whole numbers.
-      ways: classes in an episode.
-      shots: clips of each to learn from.
-      episodes: how many.
-      queries: other clips of each to ask about; fewer, where the smallest class has not so many more.
-      classifier: `nearest_mean`, or a function alike: `linear_probe.linear_probe`, `knn.knn_accuracy`.
+      key: determines the classes and clips. Episode i depends only on the key and i, so a larger number of episodes
+        begins with the same ones.
+      features: one row per clip.
+      labels: class of each clip; any integers.
+      ways: classes per episode.
+      shots: training clips per class.
+      episodes: number of episodes.
+      queries: test clips per class; fewer if the smallest class does not have that many left.
+      classifier: `nearest_mean` or a function with the same signature, such as `linear_probe.linear_probe` or
+        `knn.knn_accuracy`.
 
     Raises:
       UserError: fewer classes than `ways`, a class with fewer than `shots + 1` clips, or fewer than two episodes.
     """
     classes, counts = np.unique(labels, return_counts=True)
     if ways < 2 or ways > len(classes):
-        raise UserError(f"cannot draw {ways} classes of {len(classes)}: an episode needs two or more that there are")
+        raise UserError(f"cannot draw {ways} of {len(classes)} classes: choose between 2 and the number of classes")
     if shots < 1 or queries < 1:
-        raise UserError(f"{shots} shots and {queries} queries: an episode needs one or more of each")
+        raise UserError(f"got {shots} shots and {queries} queries: an episode needs at least one of each")
     queries = max(1, min(queries, int(counts.min()) - shots))
-    drawn = draw(key, labels, ways, shots + queries, episodes)
+    episode_clips = draw(key, labels, ways, shots + queries, episodes)
     train, test = np.repeat(np.arange(ways), shots), np.repeat(np.arange(ways), queries)
-    return _summary(
+    return _summarize(
         [
             classifier(features[clips[:, :shots].ravel()], train, features[clips[:, shots:].ravel()], test, ways)
-            for clips in drawn
+            for clips in episode_clips
         ],
         len(test),
     )
@@ -101,72 +104,74 @@ def few_shot_from_support(
     episodes: int = 10,
     classifier: Classifier = nearest_mean,
 ) -> FewShot:
-    """All classes: so many clips of each are drawn from a support set, and all clips of a test set are asked about.
+    """k-shot accuracy over all classes: training clips are drawn from a support set, and the whole test set is tested.
 
     Args:
-      key: decides which clips are drawn.
-      support_features, support_labels: of the clips to draw from, as of a training split.
-      features, labels: of the test set, whose classes are among those of the support set.
-      shots: clips of each class to learn from.
-      episodes: how many draws.
-      classifier: `nearest_mean`, or a function alike: `linear_probe.linear_probe`, `knn.knn_accuracy`.
+      key: determines which clips are drawn.
+      support_features, support_labels: clips to draw from, such as a training split.
+      features, labels: the test set; its classes must occur in the support set.
+      shots: training clips per class.
+      episodes: number of draws.
+      classifier: `nearest_mean` or a function with the same signature, such as `linear_probe.linear_probe` or
+        `knn.knn_accuracy`.
 
     Raises:
-      UserError: a class with fewer than `shots` clips, one of the test set alone, or fewer than two episodes.
+      UserError: a class with fewer than `shots` clips, a test class without support clips, an empty test set, or fewer
+        than two episodes.
     """
     classes = np.unique(support_labels)
     if len(labels) == 0 or len(unknown := np.setdiff1d(labels, classes)):
         raise UserError(
-            f"class {unknown[0]} has no clip to learn from: leave its clips out"
+            f"class {unknown[0]} has no clip in the support set: add one, or remove the class from the test set"
             if len(labels)
-            else "there is no clip to test: give one or more"
+            else "the test set is empty: give at least one clip"
         )
-    drawn = np.sort(draw(key, support_labels, len(classes), shots, episodes), axis=-1)
+    episode_clips = np.sort(draw(key, support_labels, len(classes), shots, episodes), axis=-1)
     train, test = np.repeat(np.arange(len(classes)), shots), np.searchsorted(classes, labels)
     accuracies = []
-    for clips in drawn:
-        chosen = clips[np.argsort(support_labels[clips[:, 0]])].ravel()  # classes come in random order
+    for clips in episode_clips:
+        chosen = clips[np.argsort(support_labels[clips[:, 0]])].ravel()  # by class: `draw` shuffles the classes
         accuracies.append(classifier(support_features[chosen], train, features, test, len(classes)))
-    return _summary(accuracies, len(labels))
+    return _summarize(accuracies, len(labels))
 
 
 def draw(
     key: Key[Array, ""], labels: Int[np.ndarray, "n"], ways: int, clips: int, episodes: int
 ) -> Int[np.ndarray, "episodes ways clips"]:
-    """For each episode, different clips of different classes, as indices; the classes in random order.
+    """Draws for each episode distinct classes, in random order, and distinct clips of each, as indices into `labels`.
 
     Raises:
-      UserError: a class with too few clips.
+      UserError: a class has too few clips.
     """
     classes, members, counts = np.unique(labels, return_inverse=True, return_counts=True)
     if counts.min() < clips:
         least = counts.argmin()
         raise UserError(
-            f"class {classes[least]} has {counts[least]} clips, an episode needs {clips} of each: ask for fewer shots"
+            f"class {classes[least]} has {counts[least]} clips, but an episode needs {clips} per class: use fewer shots"
         )
     order = np.argsort(members, kind="stable")  # clips of class 0, then of class 1, ...
-    return order[np.asarray(_places(key, jnp.asarray(counts), int(counts.max()), ways, clips, episodes))]
+    return order[np.asarray(_draw_positions(key, jnp.asarray(counts), int(counts.max()), ways, clips, episodes))]
 
 
 @jax.jit(static_argnums=(2, 3, 4, 5))
-def _places(
-    key: Key[Array, ""], counts: Int[Array, "c"], most: int, ways: int, clips: int, episodes: int
+def _draw_positions(
+    key: Key[Array, ""], counts: Int[Array, "c"], max_count: int, ways: int, clips: int, episodes: int
 ) -> Int[Array, "episodes ways clips"]:
-    """Places of the clips drawn, where clips are ordered by class."""
+    """Positions of the drawn clips in a list of the clips ordered by class."""
 
     def episode(number: Int[Array, ""]) -> Int[Array, "ways clips"]:
         class_key, clip_key = jax.random.split(jax.random.fold_in(key, number))
         classes = jax.random.permutation(class_key, len(counts))[:ways, None]
-        lots = jax.random.uniform(clip_key, (ways, most))
-        lots = jnp.where(jnp.arange(most) < counts[classes], lots, 2)  # a place after the last clip is never drawn
-        return (jnp.cumsum(counts) - counts)[classes] + jnp.argsort(lots, axis=1)[:, :clips]
+        scores = jax.random.uniform(clip_key, (ways, max_count))
+        scores = jnp.where(jnp.arange(max_count) < counts[classes], scores, 2)  # never draw beyond the last clip
+        return (jnp.cumsum(counts) - counts)[classes] + jnp.argsort(scores, axis=1)[:, :clips]
 
     return jax.lax.map(episode, jnp.arange(episodes))
 
 
-def _summary(accuracies: list[float], queries: int) -> FewShot:
-    found = np.array(accuracies)
-    if len(found) < 2:
-        raise UserError(f"{len(found)} episodes have no confidence interval: ask for two or more")
-    mean, error = float(found.mean()), float(1.96 * found.std(ddof=1) / np.sqrt(len(found)))
-    return FewShot(mean, (max(mean - error, 0.0), min(mean + error, 1.0)), found, queries)
+def _summarize(accuracies: list[float], queries: int) -> FewShot:
+    values = np.array(accuracies)
+    if len(values) < 2:
+        raise UserError(f"a confidence interval needs at least 2 episodes, got {len(values)}: increase the number")
+    mean, error = float(values.mean()), float(1.96 * values.std(ddof=1) / np.sqrt(len(values)))
+    return FewShot(mean, (max(mean - error, 0.0), min(mean + error, 1.0)), values, queries)

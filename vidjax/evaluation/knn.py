@@ -1,4 +1,4 @@
-"""Nearest neighbours of frozen features: retrieval of clips, and a classifier that fits nothing."""
+"""Nearest neighbours of frozen features: search and kNN classification."""
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -9,20 +9,28 @@ from vidjax.errors import UserError
 def nearest(
     features: Float[np.ndarray, "n d"], queries: Float[np.ndarray, "q _"], k: int, chunk: int = 1024
 ) -> tuple[Int[np.ndarray, "q k"], Float[np.ndarray, "q k"]]:
-    """The `k` features of highest cosine similarity to each query, best first, and the similarities.
+    """The `k` features with the highest cosine similarity to each query.
 
     Args:
-      features: searched; all of them are answers when there are fewer than `k`.
-      queries: of the same width.
+      features: the index to search.
+      queries: vectors of the same width.
+      k: neighbours per query; with fewer features, all of them are returned.
       chunk: queries compared at a time, to bound memory.
 
+    Returns:
+      Indices into `features`, most similar first, and the similarities.
+
     Raises:
-      UserError: nothing to search, or features of another width.
+      UserError: no features, `k` below 1, or different widths.
     """
     if len(features) == 0 or k < 1:
-        raise UserError(f"cannot find the {k} nearest of {len(features)} features: both must be 1 or more")
+        raise UserError(
+            f"cannot search for the {k} nearest of {len(features)} features: both numbers must be at least 1"
+        )
     if features.shape[1] != queries.shape[1]:
-        raise UserError(f"queries have {queries.shape[1]} values, features {features.shape[1]}: use one model for both")
+        raise UserError(
+            f"queries have width {queries.shape[1]}, features {features.shape[1]}: compute both with the same model"
+        )
     features, queries = (unit(x) for x in (features, queries))
     indices, similarities = [], []
     for start in range(0, len(queries), chunk):
@@ -44,16 +52,17 @@ def knn_accuracy(
     k: int = 20,
     temperature: float = 0.07,
 ) -> float:
-    """Top-1 accuracy of the weighted vote of the `k` nearest train features (Wu et al. 2018, arXiv:1805.01978).
+    """Top-1 accuracy of weighted kNN classification (Wu et al. 2018, arXiv:1805.01978).
 
-    Features are centred by the train features' mean; a neighbour's vote weighs exp(cosine similarity / temperature).
+    Features are centred by the mean of the train features; a neighbour's vote has weight
+    exp(cosine similarity / temperature).
 
     Raises:
       UserError: no features, or a label outside `range(classes)`.
     """
     for name, labels in (("train", train_labels), ("test", test_labels)):
         if len(labels) == 0 or labels.min() < 0 or labels.max() >= classes:
-            raise UserError(f"{name} labels must be in 0..{classes - 1}, and at least one; leave out unlabelled clips")
+            raise UserError(f"{name} labels must be non-empty and in 0..{classes - 1}: leave out unlabelled clips")
     mean = train_features.mean(axis=0)
     indices, similarity = nearest(train_features - mean, test_features - mean, k)
     votes = np.zeros((len(test_labels), classes))
@@ -62,5 +71,5 @@ def knn_accuracy(
 
 
 def unit(features: Float[np.ndarray, "*n d"]) -> Float[np.ndarray, "*n d"]:
-    """Every vector at length one; zero stays zero."""
+    """Scales every vector to unit length; zero vectors stay zero."""
     return features / np.maximum(np.linalg.norm(features, axis=-1, keepdims=True), 1e-12)

@@ -1,4 +1,4 @@
-"""A linear classifier on frozen features: how much a label is worth to an encoder that never saw one."""
+"""Linear probing: a linear classifier on frozen features."""
 
 import jax
 import jax.numpy as jnp
@@ -18,20 +18,20 @@ def linear_probe(
     penalty: float = 1e-3,
     iterations: int = 200,
 ) -> float:
-    """Top-1 accuracy on the test features of multinomial logistic regression fitted to the train features by L-BFGS.
+    """Top-1 test accuracy of multinomial logistic regression fitted to the train features by L-BFGS.
 
-    Features are standardised by the train features' mean and deviation; `penalty` is half the weight of the squared
-    weights beside the mean cross-entropy (scikit-learn's C = 1 / (penalty * n)). The problem is convex, so there is no
-    seed, no learning rate and no step count to tune.
+    Features are standardised by the mean and std of the train features. The loss is the mean cross-entropy plus
+    `penalty` / 2 times the squared norm of the weights (scikit-learn's C = 1 / (penalty * n)). The problem is
+    convex: there is no seed or learning rate to tune.
 
     Raises:
       UserError: no features, or a label outside `range(classes)`.
     """
     for name, labels in (("train", train_labels), ("test", test_labels)):
         if len(labels) == 0 or labels.min() < 0 or labels.max() >= classes:
-            raise UserError(f"{name} labels must be in 0..{classes - 1}, and at least one; leave out unlabelled clips")
-    mean, deviation = train_features.mean(axis=0), train_features.std(axis=0) + 1e-6
-    train, test = ((features - mean) / deviation for features in (train_features, test_features))
+            raise UserError(f"{name} labels must be non-empty and in 0..{classes - 1}: leave out unlabelled clips")
+    mean, std = train_features.mean(axis=0), train_features.std(axis=0) + 1e-6
+    train, test = ((features - mean) / std for features in (train_features, test_features))
     weights = _fit(jnp.asarray(train, jnp.float32), jnp.asarray(train_labels), classes, penalty, iterations)
     predicted = np.asarray(jnp.asarray(test, jnp.float32) @ weights["kernel"] + weights["bias"]).argmax(axis=1)
     return float((predicted == test_labels).mean())

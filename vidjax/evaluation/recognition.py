@@ -1,4 +1,4 @@
-"""Accuracy of a classifier, from the probabilities that it gave to each video."""
+"""Recognition accuracy and calibration from predicted class probabilities."""
 
 from dataclasses import dataclass
 
@@ -10,15 +10,15 @@ from vidjax.errors import UserError
 
 @dataclass(frozen=True)
 class Recognition:
-    """What `recognition` measures; shares are between 0 and 1.
+    """Results of `recognition`; accuracies are between 0 and 1.
 
     Attributes:
-      videos: how many were counted.
-      top1, top5: share of videos whose label is the likeliest class, or among the five likeliest (all, if fewer).
+      videos: number of videos.
+      top1, top5: fraction of videos whose label is the most likely class, or among the five most likely.
       top1_interval: 95 % bootstrap interval of `top1` over videos.
-      mean_class_accuracy: mean over the classes that occur of the share that is right.
-      calibration_error: expected calibration error (Guo et al. 2017): the distance of confidence and accuracy, averaged
-        over 15 bins of the confidence by their number of videos.
+      mean_class_accuracy: accuracy per class, averaged over the classes that occur.
+      calibration_error: expected calibration error (Guo et al. 2017): the difference between confidence and accuracy in
+        15 bins of the confidence, averaged with the number of videos as weights.
       confusion: counts, true class by predicted class.
     """
 
@@ -32,35 +32,35 @@ class Recognition:
 
     @property
     def class_accuracy(self) -> Float[np.ndarray, "c"]:
-        """Share of each class that is right; nan for a class that does not occur."""
+        """Accuracy of each class; nan for a class that does not occur."""
         counts = self.confusion.sum(axis=1)
         return np.divide(self.confusion.diagonal(), counts, out=np.full(len(counts), np.nan), where=counts > 0)
 
 
 def recognition(probabilities: Float[np.ndarray, "n c"], labels: Int[np.ndarray, "n"], seed: int = 0) -> Recognition:
-    """Accuracy, its interval, calibration and confusion.
+    """Computes accuracy with its confidence interval, calibration error and confusion matrix.
 
     Args:
-      probabilities: of each class for each video; rows sum to one.
+      probabilities: one row per video, which sums to one.
       labels: true classes.
-      seed: of the bootstrap.
+      seed: seed of the bootstrap.
 
     Raises:
-      UserError: no video, a label that is no class, or a probability that is not finite.
+      UserError: no videos, a label that is not a class, or a probability that is not finite.
     """
     count, classes = probabilities.shape
     if count == 0:
-        raise UserError("there is no video with a label to measure accuracy on: label one or more")
+        raise UserError("cannot measure accuracy: there are no labelled videos")
     if labels.min() < 0 or labels.max() >= classes:
-        raise UserError(f"labels must be in 0..{classes - 1}, but run from {labels.min()} to {labels.max()}")
+        raise UserError(f"labels must be in 0..{classes - 1}, but range from {labels.min()} to {labels.max()}")
     if not np.isfinite(probabilities).all():
-        raise UserError("the model gave probabilities that are not finite: its weights are damaged, give others")
+        raise UserError("the model's probabilities are not finite: use other weights, these seem to be damaged")
     rank = (probabilities > probabilities[np.arange(count), labels][:, None]).sum(axis=1)
-    # Of equal scores the first class is the predicted one, so that confusion and top-1 agree.
+    # With equal scores the first class is predicted, for top-1 as in the confusion matrix.
     predicted = probabilities.argmax(axis=1)
-    right = predicted == labels
-    top1 = float(right.mean())
-    # A resampled mean of zeros and ones is a binomial number: no need to resample the videos one by one.
+    correct = predicted == labels
+    top1 = float(correct.mean())
+    # A bootstrap sample of zeros and ones has a binomially distributed sum: no need to resample single videos.
     resampled = np.random.default_rng(seed).binomial(count, top1, 10_000) / count
     low, high = np.percentile(resampled, [2.5, 97.5])
     confusion = np.zeros((classes, classes), np.int64)
@@ -69,16 +69,16 @@ def recognition(probabilities: Float[np.ndarray, "n c"], labels: Int[np.ndarray,
     return Recognition(
         videos=count,
         top1=top1,
-        top5=float((right | (rank < 5)).mean()),
+        top5=float((correct | (rank < 5)).mean()),
         top1_interval=(float(low), float(high)),
         mean_class_accuracy=float((confusion.diagonal()[counts > 0] / counts[counts > 0]).mean()),
-        calibration_error=calibration_error(probabilities.max(axis=1), right),
+        calibration_error=calibration_error(probabilities.max(axis=1), correct),
         confusion=confusion,
     )
 
 
-def calibration_error(confidence: Float[np.ndarray, "n"], right: np.ndarray, bins: int = 15) -> float:
-    """Expected calibration error over equal bins of the confidence."""
-    which = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
-    gaps = np.bincount(which, weights=confidence - right, minlength=bins)
+def calibration_error(confidence: Float[np.ndarray, "n"], correct: np.ndarray, bins: int = 15) -> float:
+    """Expected calibration error over `bins` equal intervals of the confidence."""
+    bin_index = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
+    gaps = np.bincount(bin_index, weights=confidence - correct, minlength=bins)
     return float(np.abs(gaps).sum() / len(confidence))

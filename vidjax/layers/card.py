@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Float32, UInt8
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -30,9 +31,9 @@ class Card:
     source: str = ""
     accuracy: str = ""
 
-    def preprocess(self, video: UInt8[Array, "*b c"]) -> Float32[Array, "*b c"]:
+    def preprocess(self, video: UInt8[Array | np.ndarray, "*b c"]) -> Float32[Array, "*b c"]:
         """Pixels of 8 bits as the model wants them: the one place where pixels are scaled."""
-        return self.normalize(video.astype(jnp.float32) / 255)
+        return self.normalize(jnp.asarray(video, jnp.float32) / 255)
 
     def normalize(self, video: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
         """Pixels in [0, 1] as the model wants them."""

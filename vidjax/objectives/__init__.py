@@ -1,1 +1,1 @@
-"""Pre-training objectives: pure functions on arrays."""
+"""Training objectives as pure functions on arrays."""

@@ -1,12 +1,12 @@
-"""Losses that bring the embeddings of a video and of its caption together and those of others apart.
+"""Contrastive losses between video and text embeddings.
 
-They take unit embeddings of the global batch, row `i` of `video` and of `text` belonging together, and give one number,
-in float32. Under jit the batch may be split over devices along its leading axis (over a mesh of Auto axes, as of
-`training.sharding.make_mesh`): every row is compared with the captions of all devices, and the gradients are those of
-one device.
+The losses take unit embeddings of the global batch, where row `i` of `video` matches row `i` of `text`, and return a
+float32 scalar. Under jit the batch may be sharded over devices along its leading axis (over a mesh of Auto axes, as
+`training.sharding.make_mesh` makes): every row is compared with the captions of all devices, and the gradients equal
+those of a single device.
 
-The similarities are a matrix of batch by batch. With `chunk` they are computed so many columns at a time, and again
-when the gradient is taken, so that a device holds its rows of one chunk and never of the whole matrix:
+The similarities form a batch by batch matrix. With `chunk` they are computed that many columns at a time, and again in
+the backward pass, so that a device stores its rows of one chunk instead of the whole matrix:
 
     loss = info_nce(video, text, clamp_scale(params["logit_scale"]), valid=batch["valid"], chunk=512)
 """
@@ -32,20 +32,20 @@ def info_nce(
 ) -> Float[Array, ""]:
     """Symmetric InfoNCE (CLIP; Radford et al. 2021, arXiv:2103.00020, figure 3).
 
-    The cross-entropy of finding each clip's caption among those of the batch, and each caption's clip, averaged over
-    both directions and the valid rows. Everything off the diagonal is a negative, also the caption of another clip that
-    says the same: where captions repeat, as class names do, use `multi_positive_kl`.
+    The cross-entropy of identifying each clip's caption among those of the batch, and each caption's clip, averaged
+    over both directions and the valid rows. All other pairs are negatives, even if another clip has the same caption:
+    where captions repeat, as class names do, use `multi_positive_kl`.
 
     Args:
       video, text: unit embeddings.
-      scale: what cosines are multiplied by, one over the temperature (`clamp_scale`).
-      valid: false for clips that could not be read; they are out as rows and as columns.
-      chunk: columns at a time; all when None.
+      scale: factor on the cosines, the inverse temperature (see `clamp_scale`).
+      valid: false for clips that could not be read; they are excluded as rows and as columns.
+      chunk: columns computed at a time; all if None.
 
     Raises:
       UserError: `chunk` does not divide the batch.
     """
-    video, text, valid = _prepared(video, text, valid)
+    video, text, valid = _prepare(video, text, valid)
     rows, columns = _softmaxes(video, text, scale, valid, None, chunk)
     matched = scale * (video * text).sum(axis=-1)
     return _mean((rows["normaliser"] + columns["normaliser"]) / 2 - matched, valid)
@@ -61,33 +61,33 @@ def sigmoid(
 ) -> Float[Array, ""]:
     """Pairwise sigmoid loss (SigLIP; Zhai et al. 2023, arXiv:2303.15343, algorithm 1).
 
-    Every pair of a clip and a caption is a question of its own, whether they belong together: `-log sigmoid(z logit)`
-    with z = 1 on the diagonal and -1 elsewhere, summed over the captions and averaged over the valid clips.
+    Every pair of a clip and a caption is a binary classification of whether they match: `-log sigmoid(z logit)` with
+    z = 1 on the diagonal and -1 elsewhere, summed over the captions and averaged over the valid clips.
 
     Args:
       video, text: unit embeddings.
-      scale: what cosines are multiplied by; the paper starts at 10.
-      bias: added to the logits; the paper starts at -10, as nearly all pairs are negative.
-      valid: false for clips that could not be read; they are out as rows and as columns.
-      chunk: columns at a time; all when None.
+      scale: factor on the cosines; initialised to 10 in the paper.
+      bias: added to the logits; initialised to -10 in the paper, since nearly all pairs are negatives.
+      valid: false for clips that could not be read; they are excluded as rows and as columns.
+      chunk: columns computed at a time; all if None.
 
     Raises:
       UserError: `chunk` does not divide the batch.
     """
-    video, text, valid = _prepared(video, text, valid)
-    places = jnp.arange(len(video))
+    video, text, valid = _prepare(video, text, valid)
+    positions = jnp.arange(len(video))
 
     def block(columns: dict[str, Array]) -> tuple[Sums, Sums]:
         logits = scale * _cosines(video, columns["text"]) + bias
-        sign = jnp.where(places[:, None] == columns["place"], 1, -1)
+        z = jnp.where(positions[:, None] == columns["position"], 1, -1)
         pairs = valid[:, None] & columns["valid"]
-        return {"loss": jnp.where(pairs, jax.nn.softplus(-sign * logits), 0).sum(axis=1)}, {}
+        return {"loss": jnp.where(pairs, jax.nn.softplus(-z * logits), 0).sum(axis=1)}, {}
 
     rows, _ = _by_columns(
         block,
         lambda a, b: {"loss": a["loss"] + b["loss"]},
         {"loss": jnp.zeros(len(video))},
-        {"text": text, "valid": valid, "place": places},
+        {"text": text, "valid": valid, "position": positions},
         chunk,
     )
     return _mean(rows["loss"], valid)
@@ -104,66 +104,66 @@ def multi_positive_kl(
 ) -> Float[Array, ""]:
     """ActionCLIP's loss (Wang et al. 2021, arXiv:2109.08472): every clip of a caption's class is a positive.
 
-    The Kullback-Leibler divergence of the softmax of the logits from a target over the valid rows, averaged over these
-    and both directions. With `gt` 1 where labels are equal and 0 elsewhere, the target is softmax(10 gt) of each row,
-    as in the released code (utils/KLLoss.py), or gt divided by its sum, as in the paper's section 3.2. They differ: of
-    4096 clips with one positive each, the released target gives this 0.84, the paper's 1.
+    The Kullback-Leibler divergence between a target and the softmax of the logits, averaged over the valid rows and
+    both directions. With `gt` 1 where labels are equal and 0 elsewhere, the target of a row is softmax(10 gt), as in
+    the released code (utils/KLLoss.py), or gt divided by its sum, as in section 3.2 of the paper. They differ: for 4096
+    clips with one positive each, the released target gives the positive a probability of 0.84, the paper's 1.
 
     Args:
       video, text: unit embeddings.
-      scale: what cosines are multiplied by.
-      labels: classes; only whether they are equal counts.
-      normalized: the paper's target instead of the released one.
-      valid: false for clips that could not be read or have no label; they are out as rows and as columns.
-      chunk: columns at a time; all when None.
+      scale: factor on the cosines.
+      labels: class of each clip; only their equality matters.
+      normalized: use the paper's target instead of the released code's.
+      valid: false for clips that could not be read or have no label; they are excluded as rows and as columns.
+      chunk: columns computed at a time; all if None.
 
     Raises:
       UserError: `chunk` does not divide the batch.
     """
-    video, text, valid = _prepared(video, text, valid)
+    video, text, valid = _prepare(video, text, valid)
     rows, columns = _softmaxes(video, text, scale, valid, labels, chunk)
-    # A row of the target has two values, so that its product with the logits is one of two sums. The target is the
-    # same matrix in both directions.
+    # A row of the target has only two distinct values, so its product with the logits needs two sums and no matrix. The
+    # target is symmetric: rows and columns share it.
     count, positives = valid.sum(), jnp.maximum(rows["positives"], 1)
     high, low = (0.0, -jnp.inf) if normalized else (10.0, 0.0)
-    whole = jnp.logaddexp(high + jnp.log(positives), low + jnp.log(jnp.maximum(count - positives, 1e-30)))
-    log_positive, log_negative = high - whole, low - whole
+    total = jnp.logaddexp(high + jnp.log(positives), low + jnp.log(jnp.maximum(count - positives, 1e-30)))
+    log_positive, log_negative = high - total, low - total
     positive, negative = jnp.exp(log_positive), jnp.exp(log_negative)
     entropy = positives * positive * log_positive
     if not normalized:
         entropy += (count - positives) * negative * log_negative
-    held = jnp.where(valid[:, None], video, 0), jnp.where(valid[:, None], text, 0)
+    embeddings = jnp.where(valid[:, None], video, 0), jnp.where(valid[:, None], text, 0)
     losses = []
-    for found, own, others in ((rows, *held), (columns, *held[::-1])):
-        everything = scale * (own * others.sum(axis=0)).sum(axis=-1)
-        expected = negative * everything + (positive - negative) * found["matched"]
-        losses.append(entropy + found["normaliser"] - expected)
+    for sums, own, others in ((rows, *embeddings), (columns, *embeddings[::-1])):
+        logit_sum = scale * (own * others.sum(axis=0)).sum(axis=-1)
+        expected = negative * logit_sum + (positive - negative) * sums["matched"]
+        losses.append(entropy + sums["normaliser"] - expected)
     return _mean(sum(losses) / 2, valid)
 
 
 def clamp_scale(log_scale: Float[Array, ""], maximum: float = 100.0) -> Float[Array, ""]:
-    """The multiplier of cosines from its logarithm, which is what is learnt, at most `maximum` (CLIP's is 100).
+    """The factor on the cosines from its learnt logarithm, at most `maximum` (100 in CLIP).
 
-    CLIP cuts the parameter itself after every step. Here it stays whole, and at the bound only a gradient that would
-    lower it comes through: it neither runs away above the bound nor is stuck there, as with a plain minimum.
+    CLIP clamps the parameter itself after every step. Here the parameter is not modified; above the bound only
+    gradients that lower it pass, so it neither grows further nor gets stuck there, as it would with `jnp.minimum`.
     """
     return jnp.exp(_bounded(log_scale, jnp.log(jnp.float32(maximum))))
 
 
 @jax.custom_vjp
-def _bounded(value: Float[Array, ""], most: Float[Array, ""]) -> Float[Array, ""]:
-    return jnp.minimum(value, most)
+def _bounded(value: Float[Array, ""], maximum: Float[Array, ""]) -> Float[Array, ""]:
+    return jnp.minimum(value, maximum)
 
 
 def _bounded_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
-    value, most = saved
-    return jnp.where((value < most) | (gradient > 0), gradient, 0), jnp.zeros_like(most)
+    value, maximum = saved
+    return jnp.where((value < maximum) | (gradient > 0), gradient, 0), jnp.zeros_like(maximum)
 
 
-_bounded.defvjp(lambda value, most: (_bounded(value, most), (value, most)), _bounded_backward)
+_bounded.defvjp(lambda value, maximum: (_bounded(value, maximum), (value, maximum)), _bounded_backward)
 
 
-def _prepared(
+def _prepare(
     video: Float[Array, "b e"], text: Float[Array, "b e"], valid: Bool[Array, "b"] | None
 ) -> tuple[Float[Array, "b e"], Float[Array, "b e"], Bool[Array, "b"]]:
     valid = jnp.ones(len(video), bool) if valid is None else valid
@@ -171,7 +171,7 @@ def _prepared(
 
 
 def _cosines(video: Float[Array, "b e"], text: Float[Array, "c e"]) -> Float[Array, "b c"]:
-    # Accelerators would round the factors to 8 or 10 bits: errors of 0.1 and more in logits of 100.
+    # At default precision accelerators round the factors to 8 or 10 bits: errors of 0.1 and more in logits of 100.
     return jnp.einsum("be,ce->bc", video, text, precision="highest")
 
 
@@ -187,23 +187,23 @@ def _softmaxes(
     labels: Int[Array, "b"] | None,
     chunk: int | None,
 ) -> tuple[Sums, Sums]:
-    """What the softmax of each row of the logits needs, and of each column.
+    """Statistics of the softmax over each row of the logits, and over each column.
 
-    The logarithm of its denominator (`normaliser`) and, with labels, how many positives there are and the sum of their
-    logits (`positives`, `matched`). What invalid rows and columns get means nothing.
+    These are the logarithm of its denominator (`normaliser`) and, with labels, the number of positives and the sum of
+    their logits (`positives`, `matched`). The values of invalid rows and columns are meaningless.
     """
 
     def block(columns: dict[str, Array]) -> tuple[Sums, Sums]:
         logits = scale * _cosines(video, columns["text"])
         pairs = valid[:, None] & columns["valid"]
-        held = jnp.where(pairs, logits, -jnp.inf)
-        found = [{"normaliser": jax.nn.logsumexp(held, axis=axis)} for axis in (1, 0)]
+        masked = jnp.where(pairs, logits, -jnp.inf)
+        sums_by_axis = [{"normaliser": jax.nn.logsumexp(masked, axis=axis)} for axis in (1, 0)]
         if labels is not None:
             equal = pairs & (labels[:, None] == columns["label"])
-            for axis, sums in zip((1, 0), found, strict=True):
+            for axis, sums in zip((1, 0), sums_by_axis, strict=True):
                 sums["positives"] = equal.sum(axis=axis, dtype=jnp.float32)
                 sums["matched"] = jnp.where(equal, logits, 0).sum(axis=axis)
-        return found[0], found[1]
+        return sums_by_axis[0], sums_by_axis[1]
 
     def join(a: Sums, b: Sums) -> Sums:
         return {name: (jnp.logaddexp if name == "normaliser" else jnp.add)(a[name], b[name]) for name in a}
@@ -222,19 +222,19 @@ def _by_columns(
     columns: PyTree,
     chunk: int | None,
 ) -> tuple[Sums, Sums]:
-    """`block` of all columns, so many at a time: what it says of all rows, joined, and of each column."""
+    """Applies `block` to the columns in chunks; joins its sums over rows and concatenates those over columns."""
     if chunk is None:
         return block(columns)
     size = len(start[next(iter(start))])
     if chunk < 1 or size % chunk:
-        raise UserError(f"chunks of {chunk} do not divide a batch of {size}: choose a divisor of it")
+        raise UserError(f"chunk size {chunk} does not divide the batch of {size}: choose a divisor")
 
-    # Not neighbours but every so-manieth column make a chunk: of a batch that is split over devices each then gives its
-    # share of every chunk, and none has to hold the captions of all.
+    # A chunk takes columns at regular intervals rather than neighbours: if the batch is sharded over devices, each of
+    # them then contributes equally to every chunk, and none has to store the captions of all.
     def split(x: Array) -> Array:
         return jnp.moveaxis(x.reshape(chunk, -1, *x.shape[1:]), 1, 0)
 
-    @partial(jax.checkpoint, prevent_cse=False)  # within scan, its default would only forbid fusion
+    @partial(jax.checkpoint, prevent_cse=False)  # not needed within scan, and it would prevent fusion
     def step(carry: Sums, part: PyTree) -> tuple[Sums, Sums]:
         rows, own = block(part)
         return join(carry, rows), own

@@ -1,7 +1,7 @@
-"""Which tokens a masked autoencoder keeps, and which it predicts.
+"""Masks of masked autoencoders: the tokens that the encoder sees and the tokens that the decoder predicts.
 
-Each function draws one clip's mask from a key and returns sorted token indices in `(t h w)` order. The counts follow
-from the grid and the ratio alone, so shapes are static under jit; `jax.vmap` over keys makes a batch:
+Each function draws the mask of one clip from a key and returns sorted token indices in `(t h w)` order. The counts
+depend only on the grid and the ratio, so shapes are static under jit; `jax.vmap` over keys makes a batch:
 
     keys = jax.random.split(key, batch)
     kept, masked = jax.vmap(lambda key: tube(key, (8, 14, 14), 0.9))(keys)   # (batch, 160), (batch, 1408)
@@ -21,22 +21,22 @@ Grid = tuple[int, int, int]
 
 
 def _split(key: Key[Array, ""], count: int, ratio: float, what: str) -> tuple[Array, Array]:
-    """A random subset of `range(count)` of `int(ratio * count)` masked members, and the kept ones, each sorted."""
+    """Splits `range(count)` at random into kept indices and `int(ratio * count)` masked ones, each sorted."""
     masked = int(ratio * count)
     if not 0 < masked < count:
-        left = "masked" if masked <= 0 else "visible"
+        kind = "masked" if masked <= 0 else "visible"
         raise UserError(
-            f"mask ratio {ratio} leaves no {left} one of {count} {what}: choose another ratio, or larger clips"
+            f"mask ratio {ratio} leaves no {kind} {what} (of {count}): choose another ratio or larger clips"
         )
     order = jax.random.permutation(key, count)
     return jnp.sort(order[masked:]), jnp.sort(order[:masked])
 
 
 def tube(key: Key[Array, ""], grid: Grid, ratio: float) -> tuple[Int[Array, "m"], Int[Array, "r"]]:
-    """Tube masking (VideoMAE, section 3.2): one spatial mask, the same at every time.
+    """Tube masking (VideoMAE, section 3.2): the same spatial mask at all times.
 
     Returns:
-      Indices of the kept tokens and of the masked ones; `int(ratio * h * w)` are masked at each time.
+      Indices of the kept and of the masked tokens; `int(ratio * h * w)` tokens are masked at each time.
     """
     t, h, w = grid
     offsets = jnp.arange(t)[:, None] * (h * w)
@@ -45,13 +45,13 @@ def tube(key: Key[Array, ""], grid: Grid, ratio: float) -> tuple[Int[Array, "m"]
 
 
 def random(key: Key[Array, ""], grid: Grid, ratio: float) -> tuple[Int[Array, "m"], Int[Array, "r"]]:
-    """Space-time-agnostic masking (Feichtenhofer et al. 2022): `int(ratio * t * h * w)` tokens anywhere."""
+    """Space-time-agnostic masking (Feichtenhofer et al. 2022): `int(ratio * t * h * w)` tokens are masked anywhere."""
     t, h, w = grid
     return _split(key, t * h * w, ratio, "tokens")
 
 
 def frame(key: Key[Array, ""], grid: Grid, ratio: float) -> tuple[Int[Array, "m"], Int[Array, "r"]]:
-    """Frame masking: `int(ratio * t)` whole times are masked."""
+    """Frame masking: all tokens of `int(ratio * t)` times are masked."""
     t, h, w = grid
     within = jnp.arange(h * w)
     kept, masked = _split(key, t, ratio, "times")
@@ -62,26 +62,26 @@ MASKS: dict[str, Callable] = {"tube": tube, "random": random, "frame": frame}
 
 
 def running_cell(key: Key[Array, ""], grid: Grid) -> Int[Array, "r"]:
-    """Half of all tokens, for the decoder (running cell masking of VideoMAE v2, arXiv:2303.16727, section 3.1).
+    """Running cell masking for the decoder (VideoMAE v2, arXiv:2303.16727, section 3.1): indices of half of all tokens.
 
-    Every 2x2 cell of positions keeps two of its four, and the pair runs round the cell with time, from a start drawn
-    once a clip; the same in all cells. Some of these tokens are visible to the encoder: the released code gives the
-    decoder a mask token for them all the same and leaves them out of the loss (`objectives.reconstruction`).
+    Every 2x2 cell of positions keeps two of its four positions, and the pair moves around the cell with time. The start
+    is drawn per clip and is the same in all cells. Some of these tokens are visible to the encoder: as in the released
+    code, the decoder still gets a mask token for them, and the loss excludes them (`objectives.reconstruction`).
 
     Raises:
-      UserError: height or width of the grid is odd.
+      UserError: the height or width of the grid is odd.
     """
     t, h, w = grid
     if h % 2 or w % 2:
-        raise UserError(f"running cell masking wants an even grid of patches, not {h} by {w}: change the clip's size")
+        raise UserError(f"running cell masking needs an even grid of patches, not {h} by {w}: change the clip size")
     start = jax.random.randint(key, (), 0, 4)
     time, row, column = jnp.meshgrid(jnp.arange(t), jnp.arange(h), jnp.arange(w), indexing="ij")
-    place = (2 * (row % 2) + column % 2 + time + 1 + start) % 4  # places 2 and 3 of the running cell are kept
-    return jnp.flatnonzero(place.reshape(-1) >= 2, size=t * h * w // 2)
+    phase = (2 * (row % 2) + column % 2 + time + 1 + start) % 4  # the cell keeps the positions of phase 2 and 3
+    return jnp.flatnonzero(phase.reshape(-1) >= 2, size=t * h * w // 2)
 
 
 def membership(indices: Int[Array, "r"], of: Int[Array, "m"], tokens: int) -> Int[Array, "r"]:
-    """1 where a token of `indices` is one of `of`, else 0, in a clip of `tokens` tokens."""
+    """For each of `indices`, 1 if it is among `of`, else 0; `tokens` is the number of tokens in the clip."""
     return jnp.zeros(tokens, jnp.int32).at[of].set(1)[indices]
 
 
@@ -93,19 +93,26 @@ def draw(
     ratio: float = 0.9,
     decoder_mask: Literal["none", "running_cell"] = "none",
 ) -> tuple[Int[Array, "b m"], Int[Array, "b r"], Int[Array, "b r"]]:
-    """The masks of a batch, every clip its own.
+    """Draws an independent mask for each clip of a batch.
+
+    Args:
+      clips: size of the batch.
+      grid: times, rows and columns of tokens.
+      mask: what the encoder does not see; one of `MASKS`.
+      ratio: fraction of masked tokens.
+      decoder_mask: `none` predicts all masked tokens; `running_cell` predicts half of all tokens.
 
     Returns:
-      Token indices that the encoder keeps, those that the decoder predicts, and 1 for the predicted ones that count in
-      the loss: all masked tokens, or with `running_cell` half of all tokens, of which the masked ones count.
+      Indices of the tokens that the encoder sees, indices of those that the decoder predicts, and 1 for the predicted
+      tokens that count in the loss: those that are masked.
 
     Raises:
-      UserError: there is no such mask, or the ratio leaves no token to keep or to predict.
+      UserError: unknown mask, or a ratio that leaves no token visible or none masked.
     """
     if mask not in MASKS:
-        raise UserError(f"mask is '{mask}': choose one of {', '.join(MASKS)}")
+        raise UserError(f"unknown mask '{mask}': choose one of {', '.join(MASKS)}")
     if decoder_mask not in ("none", "running_cell"):
-        raise UserError(f"decoder_mask is '{decoder_mask}': choose none or running_cell")
+        raise UserError(f"unknown decoder_mask '{decoder_mask}': choose none or running_cell")
 
     def draw_one(key: Key[Array, ""]) -> tuple[Array, Array, Array]:
         key, decoder_key = jax.random.split(key)

@@ -1,4 +1,4 @@
-"""The pixel targets of masked autoencoders and their loss."""
+"""Pixel targets and loss of masked autoencoders."""
 
 import einops
 import jax.numpy as jnp
@@ -10,13 +10,13 @@ from vidjax.layers.patches import grid, patchify, unpatchify
 def pixel_targets(
     video: Float[Array, "b t h w c"], patch_size: tuple[int, int, int], normalize: bool = True
 ) -> Float[Array, "b n p"]:
-    """What a masked autoencoder predicts: the pixels of each patch, `(frame row column channel)`, in float32.
+    """The pixels of each patch, `(frame row column channel)`, in float32: what a masked autoencoder predicts.
 
     Args:
       video: un-normalised pixels in [0, 1].
       patch_size: frames, height and width of a patch.
-      normalize: bring every patch, each channel on its own, to mean 0 and deviation 1, with the unbiased variance and
-        1e-6 added to the deviation, as MCG-NJU/VideoMAE (engine_for_pretraining.py) does.
+      normalize: normalise each channel of every patch to mean 0 and std 1, with the unbiased variance and 1e-6 added to
+        the std, as MCG-NJU/VideoMAE (engine_for_pretraining.py) does.
 
     Example:
       >>> targets = pixel_targets(video, (2, 16, 16))            # (b, 1568, 1536) of 16 frames of 224 pixels
@@ -27,8 +27,8 @@ def pixel_targets(
         return patches
     channels = einops.rearrange(patches, "b n (s c) -> b n s c", c=video.shape[-1])
     mean = channels.mean(axis=2, keepdims=True)
-    deviation = channels.std(axis=2, keepdims=True, ddof=1)
-    return ((channels - mean) / (deviation + 1e-6)).reshape(patches.shape)
+    std = channels.std(axis=2, keepdims=True, ddof=1)
+    return ((channels - mean) / (std + 1e-6)).reshape(patches.shape)
 
 
 def reconstruction_loss(
@@ -37,8 +37,8 @@ def reconstruction_loss(
     """Mean squared error of each clip over its tokens and their values, in float32.
 
     Args:
-      predicted, target: patches, as of `pixel_targets`.
-      counted: 1 for the tokens that count (VideoMAE v2 leaves those out that the encoder saw); all when None.
+      predicted, target: patches, as returned by `pixel_targets`.
+      counted: 1 for the tokens that count (VideoMAE v2 excludes those that the encoder saw); all if None.
 
     Example:
       >>> loss = reconstruction_loss(model.apply(variables, video, kept, masked), targets).mean()
@@ -56,10 +56,10 @@ def paint(
     patch_size: tuple[int, int, int],
     normalized: bool = True,
 ) -> Float[Array, "b t h w c"]:
-    """The video with its patches at `indices` replaced by the predicted ones, for pictures.
+    """Replaces the patches of the video at `indices` by the predicted ones, for visualisation.
 
-    A model of normalised targets predicts no brightness: each predicted patch is given back the mean and deviation of
-    the true one, so such a picture is better than the model alone could paint.
+    A model trained on normalised targets does not predict brightness and contrast: each predicted patch gets the mean
+    and std of the true patch, so the image looks better than the prediction alone.
     """
     patches = patchify(video.astype(jnp.float32), patch_size)
     index = indices[..., None]
@@ -67,8 +67,8 @@ def paint(
     if normalized:
         channels = einops.rearrange(patches, "b n (s c) -> b n s c", c=video.shape[-1])
         mean = jnp.take_along_axis(channels.mean(axis=2), index, axis=1)[:, :, None]
-        deviation = jnp.take_along_axis(channels.std(axis=2, ddof=1), index, axis=1)[:, :, None]
-        scaled = einops.rearrange(predicted, "b r (s c) -> b r s c", c=video.shape[-1]) * (deviation + 1e-6) + mean
+        std = jnp.take_along_axis(channels.std(axis=2, ddof=1), index, axis=1)[:, :, None]
+        scaled = einops.rearrange(predicted, "b r (s c) -> b r s c", c=video.shape[-1]) * (std + 1e-6) + mean
         predicted = scaled.reshape(predicted.shape)
     rows = jnp.arange(video.shape[0])[:, None]
     painted = patches.at[rows, indices].set(predicted)

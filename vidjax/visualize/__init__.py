@@ -1,1 +1,1 @@
-"""Arrays in, pictures out."""
+"""Images, animations and charts from arrays."""

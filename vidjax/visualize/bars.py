@@ -1,4 +1,4 @@
-"""Bars that compare ways of doing the same thing."""
+"""Bar charts that compare implementations of the same job."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,12 +12,12 @@ OURS, OTHERS = "#1b6ca8", ("#b8b8b8", "#8f8f8f", "#d0c3a5", "#a5b8a0")
 
 
 class Bar(NamedTuple):
-    """One way's value.
+    """The measurement of one implementation.
 
     Attributes:
-      least, most: ends of the line that shows the spread; the value itself for none.
+      least, most: range of the measurement, drawn as a line; equal to the value for no line.
       note: written beside the bar.
-      ours: drawn in the colour that stands out.
+      ours: drawn in the highlight colour.
     """
 
     value: float
@@ -28,11 +28,11 @@ class Bar(NamedTuple):
 
 
 def save_bars(path: str | Path, panels: Mapping[str, Mapping[str, Bar]], xlabel: str, title: str = "") -> Path:
-    """Writes a PNG with one panel of horizontal bars for each thing that was done, each on a scale of its own.
+    """Writes a PNG with one panel of horizontal bars for each job, each panel with its own scale.
 
     Args:
-      panels: bars by their names, by what was done.
-      xlabel: what the bars' length is, with its unit.
+      panels: for each job, bars by implementation.
+      xlabel: quantity that the bars show, with its unit.
     """
     counts = [len(bars) for bars in panels.values()]
     height = 0.9 + sum(0.65 + 0.34 * count for count in counts)

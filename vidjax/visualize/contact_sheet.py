@@ -1,4 +1,4 @@
-"""A contact sheet: which frames of which clips a model is given."""
+"""Contact sheets: the frames of clips as a model receives them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,11 +13,11 @@ from vidjax.visualize.lettering import draw_line
 def save_contact_sheet(
     path: Path, clips: Sequence[UInt8[np.ndarray, "t h w 3"]], titles: Sequence[str], side: int = 112
 ) -> Path:
-    """Writes a PNG with a row for each clip, its title above it and its frames from left to right.
+    """Writes a PNG with one row of frames per clip and its title above the row.
 
     Args:
-      clips: any lengths and sizes.
-      titles: one for each clip.
+      clips: may differ in length and size.
+      titles: one per clip.
       side: height of a frame on the sheet, in pixels.
     """
     line, gap = 22, 3

@@ -1,4 +1,4 @@
-"""Curves of runs, and points and bands that compare them."""
+"""Training curves, and plots that compare runs."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,10 +13,10 @@ from vidjax.visualize.lettering import plain
 def save_curves(
     path: Path, entries: Sequence[Mapping[str, float]], names: Sequence[str] = ("loss",), title: str = ""
 ) -> Path:
-    """Writes a PNG with one panel for each of `names` over the step.
+    """Writes a PNG with one panel for each metric in `names`, plotted over the step.
 
     Args:
-      entries: logged steps, as in metrics.jsonl; those without a name, or with null, are left out of its panel.
+      entries: logged steps, as in metrics.jsonl. A panel skips entries that lack its metric or have null there.
     """
     figure = Figure(figsize=(5 * len(names), 3.6), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
@@ -32,15 +32,15 @@ def save_curves(
 def save_points(
     path: Path, points: Mapping[str, tuple[float, float]], xlabel: str, ylabel: str, lines: Mapping[str, float]
 ) -> Path:
-    """Writes a PNG of named points over a logarithmic axis.
+    """Writes a PNG of named points with a logarithmic x axis.
 
     Args:
       points: x and y by name.
-      lines: heights of dashed lines, by name.
+      lines: y of horizontal dashed lines, by name.
     """
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     axes = figure.subplots()
-    for number, (name, (x, y)) in enumerate(points.items()):  # points may lie on one another: big below small
+    for number, (name, (x, y)) in enumerate(points.items()):  # points may coincide: draw the larger ones first
         size = 13 - 7 * number / max(len(points) - 1, 1)
         axes.plot(x, y, "osD^vP"[number % 6], markersize=size, alpha=0.8, label=plain(name))
     _lines(axes, lines)
@@ -58,11 +58,11 @@ def save_bands(
     ylabel: str,
     lines: Mapping[str, float],
 ) -> Path:
-    """Writes a PNG of named curves, each the mean over repetitions in a band from the least to the greatest.
+    """Writes a PNG of named curves: the mean over repetitions, within a band from minimum to maximum.
 
     Args:
       curves: by name, x (n,) and y (repetitions, n).
-      lines: heights of dashed lines, by name.
+      lines: y of horizontal dashed lines, by name.
     """
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()

@@ -1,4 +1,4 @@
-"""Names that users gave, on pictures: as they are, whatever signs and scripts they are of."""
+"""Drawing arbitrary text (class names, file names, captions) on images and plots, in any script."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -10,12 +10,12 @@ from PIL import ImageDraw, ImageFont
 
 
 class Lettering(NamedTuple):
-    """How names are drawn by matplotlib.
+    """Text and fonts with which matplotlib draws a list of names.
 
     Attributes:
-      texts: one for each name, its number where no font has its characters.
-      families: of fonts, the usual one first; each character is of the first one that has it.
-      note: a sentence on names that are numbers, empty where all can be drawn.
+      texts: one per name; `#i` for name number i if no font has its characters.
+      families: font families, the default first; matplotlib takes each character from the first one that has it.
+      note: a sentence about the names that were replaced by numbers; empty if there are none.
     """
 
     texts: list[str]
@@ -24,34 +24,34 @@ class Lettering(NamedTuple):
 
 
 def letter(names: Sequence[str]) -> Lettering:
-    """The names in fonts that are installed; those that none of these can draw become `#0`, `#1`, their position."""
+    """Chooses installed fonts for the names; a name that they cannot draw becomes its position (`#0`, `#1`, ...)."""
     printable = [_printable(name) for name in names]
-    paths, lacking = _choose_fonts("".join(printable))
-    texts = [f"#{i}" if lacking & set(name) else plain(name) for i, name in enumerate(printable)]
-    numbered = sum(bool(lacking & set(name)) for name in printable)
-    note = f"{numbered} of {len(names)} names are numbers, from #0 on: no font here has their characters"
+    paths, missing = _choose_fonts("".join(printable))
+    texts = [f"#{i}" if missing & set(name) else plain(name) for i, name in enumerate(printable)]
+    numbered = sum(bool(missing & set(name)) for name in printable)
+    note = f"{numbered} of {len(names)} names are shown as numbers: no installed font has their characters"
     return Lettering(texts, [get_font(path).family_name for path in paths], note if numbered else "")
 
 
 def plain(text: str) -> str:
-    """Text that matplotlib draws as it is: what stands between two dollar signs would be mathematics to it."""
+    """Escapes text so that matplotlib draws it literally instead of parsing `$...$` as mathematics."""
     return _printable(text).replace("$", r"\$")
 
 
-def draw_line(draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str) -> None:
-    """Writes a text into a picture of Pillow, black, in one line whose upper left corner is at `place` (x, y)."""
+def draw_line(draw: ImageDraw.ImageDraw, position: tuple[int, int], text: str) -> None:
+    """Draws one line of black text on a Pillow image; `position` is its upper left corner (x, y)."""
     text = _printable(text)
-    draw.text(place, text, "black", _pillow_font(text))
+    draw.text(position, text, "black", _pillow_font(text))
 
 
 def line_width(text: str) -> int:
-    """Pixels that `draw_line` takes."""
+    """Width in pixels of the text that `draw_line` draws."""
     text = _printable(text)
     return round(_pillow_font(text).getlength(text))
 
 
 def _pillow_font(text: str) -> ImageFont.FreeTypeFont:
-    """Of those that together draw a text, the font that has most of its characters; Pillow takes one."""
+    """The font that has most of the text's characters: Pillow does not fall back to a second font."""
     paths, _ = _choose_fonts(text)
     return _open_font(max(paths, key=lambda path: sum(character in _characters(path) for character in text)))
 
@@ -62,32 +62,32 @@ def _open_font(path: str) -> ImageFont.FreeTypeFont:
 
 
 def _printable(text: str) -> str:
-    """One line, without what no font can have: half a character, or a byte of a file name that is no UTF-8."""
+    """Makes the text one line and replaces what no font can draw, such as surrogates from undecodable file names."""
     return "".join(c if c.isprintable() else " " if c.isspace() else "\ufffd" for c in text)
 
 
 def _choose_fonts(text: str) -> tuple[list[str], set[str]]:
-    """Files of fonts that together draw a text, matplotlib's usual one first, and the characters that none has."""
+    """Font files that together draw a text, matplotlib's default first, and the characters that no font has."""
     chosen = [findfont(FontProperties(family="DejaVu Sans"))]  # comes with matplotlib
-    lacking = set(text) - _characters(chosen[0])
-    while lacking:
-        most = max(_installed(), key=lambda path: len(lacking & _characters(path)), default=chosen[0])
-        if not lacking & _characters(most):
+    missing = set(text) - _characters(chosen[0])
+    while missing:
+        best = max(_installed(), key=lambda path: len(missing & _characters(path)), default=chosen[0])
+        if not missing & _characters(best):
             break
-        chosen.append(most)
-        lacking -= _characters(most)
-    return chosen, lacking
+        chosen.append(best)
+        missing -= _characters(best)
+    return chosen, missing
 
 
 def _installed() -> list[str]:
-    """Files of upright fonts but for those that come with matplotlib, which are of mathematics, or of boxes alone."""
+    """Upright fonts of the system. Those bundled with matplotlib are left out: they cover mathematics or only boxes."""
     own = matplotlib.get_data_path()
     return sorted({e.fname for e in fontManager.ttflist if e.style == "normal" and not e.fname.startswith(own)})
 
 
 @cache
 def _characters(path: str) -> frozenset[str]:
-    """What a font can draw; nothing where it cannot be opened, or has pixels in place of outlines."""
+    """The characters of a font; empty if it cannot be opened or is a bitmap font."""
     try:
         font = get_font(path)
     except (OSError, RuntimeError):

@@ -1,4 +1,4 @@
-"""Pictures of what a masked autoencoder reconstructs."""
+"""Images and animations of masked-autoencoder reconstructions."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,13 +19,14 @@ def save_reconstructions(
     rows: Sequence[str] = ROWS,
     frame_milliseconds: int = 160,
 ) -> tuple[Path, Path]:
-    """Writes `path.png`, every frame of every clip side by side, and `path.gif`, the clips moving.
+    """Writes `path.png`, all frames of each clip side by side, and `path.gif`, the clips side by side and animated.
 
     Args:
-      path: without ending.
-      videos: one for each of `rows`, pixels in [0, 1] (clipped).
-      caption: a line above the picture.
-      frame_milliseconds: time of a frame in the GIF.
+      path: without suffix.
+      videos: one per row, pixels in [0, 1] (clipped).
+      caption: a line above the image.
+      rows: names of the rows.
+      frame_milliseconds: duration of a frame in the GIF.
 
     Returns:
       The paths of the two files.
@@ -35,23 +36,24 @@ def save_reconstructions(
     png, gif = Path(f"{path}.png"), Path(f"{path}.gif")
     png.parent.mkdir(parents=True, exist_ok=True)
     _sheet(pixels, caption, rows).save(png)
-    frames = [_sheet(pixels[:, :, [t]], caption, rows) for t in range(pixels.shape[2])]
+    frames = [_sheet(pixels[:, None, :, t], caption, rows) for t in range(pixels.shape[2])]
     frames[0].save(gif, save_all=True, append_images=frames[1:], duration=frame_milliseconds, loop=0)
     return png, gif
 
 
 def _zoom(side: int) -> tuple[int, int]:
-    """Whole factors that bring small frames to about 64 pixels or more."""
+    """Integer factors that enlarge small frames to about 64 pixels or more."""
     factor = max(1, round(96 / side))
     return factor, factor
 
 
 def _sheet(pixels: np.ndarray, caption: str, rows: Sequence[str]) -> Image.Image:
-    """A picture of `row b t h w c`: clips below one another, their rows together, frames from left to right."""
+    """Lays out `row b t h w c`: one block of rows per clip from top to bottom, frames from left to right."""
     _, clips, frames, height, width, _ = pixels.shape
     gap, label, top = 2, 8 + max(line_width(row) for row in rows), 24 if caption else 0
     block = len(rows) * (height + gap) + 10
-    sheet = Image.new("RGB", (max(label + frames * (width + gap), 480), top + clips * block), "white")
+    size = max(label + frames * (width + gap), 8 + line_width(caption)), top + clips * block
+    sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
     draw_line(draw, (4, 4), caption)
     for clip in range(clips):
