@@ -9,6 +9,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from av.bitstream import BitStreamFilterContext
 from hypothesis import HealthCheck, example, given, reject, settings
 from hypothesis import strategies as st
 
@@ -57,6 +58,8 @@ class Film:
     """Time at the start that an edit list hides, in 1/25 s."""
     options: dict[str, str] = field(default_factory=dict)
     """Container options."""
+    even_dts: bool = False
+    """Decoding times without the gaps."""
 
     def write(self, folder: Path) -> Path:
         path = folder / f"film.{self.suffix}"
@@ -67,19 +70,21 @@ class Film:
             context = stream.codec_context
             context.gop_size, context.max_b_frames, context.thread_count = self.keyframe_every, self.b_frames, 1
             context.bit_rate = 2_000_000
+            if self.b_frames and self.codec == "libx264":
+                context.options = {"x264-params": "b-adapt=0:scenecut=0"}  # x264 makes none of such images by itself
+            packets = []
             for i, time in enumerate(np.cumsum((self.late, *self.gaps))):
                 frame = av.VideoFrame.from_ndarray(np.full((stream.height, stream.width, 3), 5 * i, np.uint8), "rgb24")
                 frame = frame.reformat(format=stream.pix_fmt)
                 frame.pts, frame.time_base = int(time), Fraction(1, RATE)
-                self._mux(out, stream.encode(frame))
-            self._mux(out, stream.encode())
+                packets += stream.encode(frame)
+            for number, packet in enumerate(packets + stream.encode()):
+                hidden = round(self.skip / (RATE * packet.time_base))
+                packet.pts, packet.dts = packet.pts - hidden, packet.dts - hidden
+                if self.even_dts:
+                    packet.dts = number - 3
+                out.mux(packet)
         return path
-
-    def _mux(self, out: av.container.OutputContainer, packets: list[av.Packet]) -> None:
-        for packet in packets:
-            hidden = round(self.skip / (RATE * packet.time_base))
-            packet.pts, packet.dts = packet.pts - hidden, packet.dts - hidden
-            out.mux(packet)
 
 
 def numbers(frames):
@@ -155,6 +160,15 @@ CASES = {
     "an edit list at a variable rate": (Film("mp4", "libx264", (1, 3) * 20, b_frames=2, skip=7), 73),
     # A frame may last a single tick, so tolerances must be smaller.
     "a tick a frame": (Film("mp4", "libx264", EVEN, options={"video_track_timescale": "25"}), 40),
+    # The index of an MP4 has decoding times: these are even here, and the pause is in the composition offsets alone.
+    "a pause in the composition offsets": (
+        Film("mp4", "libx264", (*EVEN[:20], 60, *EVEN[21:]), even_dts=True),
+        99,
+    ),
+    "the same, reordered": (
+        Film("mp4", "libx264", (*EVEN[:20], 60, *EVEN[21:]), b_frames=2, even_dts=True),
+        99,
+    ),
     "a late start": (Film("mkv", "libx264", EVEN, late=100, b_frames=2), 40),
     # An MPEG-2 elementary stream has no start time, and its first timestamp is one frame; those of an MPEG-1 stream are
     # unordered.
@@ -199,13 +213,56 @@ def test_frames_and_length_come_from_the_packets(case, tmp_path):
     assert numbers(decode.decode(path, [0, count - 1])) == [first, len(times) - 1]
 
 
+def copy(source, target):
+    """Copies the packets of a video into another container without decoding."""
+    with av.open(str(source)) as a, av.open(str(target), "w") as b:
+        stream = b.add_stream_from_template(a.streams.video[0])
+        for packet in a.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                b.mux(packet)
+    return target
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mov", "mkv", "nut", "flv", "avi"])
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
+def test_reordered_frames_copied_out_of_an_avi_are_in_order(codec, suffix, tmp_path):
+    # An AVI has no presentation times. PyAV 18.1 (FFmpeg 8.1), like `ffmpeg -c copy`, then writes decoding times for
+    # them, in MP4 moved by a tick or a frame.
+    if (codec, suffix) == ("mpeg4", "flv"):
+        pytest.skip("FLV has no MPEG-4 part 2")
+    path = copy(Film("avi", codec, EVEN, b_frames=2).write(tmp_path), tmp_path / f"copy.{suffix}")
+    right = plain(path)[1]
+    assert len(right) == 40 and decode.probe(path).num_frames == 40
+    assert numbers(decode.decode(path, range(40))) == right
+    assert [numbers(decode.decode(path, [i])) for i in (2, 17, 39)] == [[right[i]] for i in (2, 17, 39)]
+
+
+def test_an_avi_with_fine_ticks_keeps_its_last_frames(tmp_path):
+    film = Film("mp4", "libx264", EVEN, b_frames=2, options={"video_track_timescale": "12800"}).write(tmp_path)
+    path = tmp_path / "copy.avi"
+    with av.open(str(film)) as a, av.open(str(path), "w") as b:
+        source = a.streams.video[0]
+        stream = b.add_stream_from_template(source)
+        annexb = BitStreamFilterContext("h264_mp4toannexb", source, stream)
+        for packet in a.demux(video=0):
+            for filtered in annexb.filter(packet) if packet.size else ():
+                filtered.stream = stream
+                b.mux(filtered)
+    assert plain(path)[1] == list(range(40)) == numbers(decode.decode(path, range(decode.probe(path).num_frames)))
+
+
 @pytest.mark.parametrize("counts", [(20, 20), (5, 40, 3)])
-@pytest.mark.parametrize(("suffix", "codec"), [("ts", "libx264"), ("vob", "mpeg2video"), ("h264", "libx264")])
+@pytest.mark.parametrize(
+    ("suffix", "codec"), [("ts", "libx264"), ("vob", "mpeg2video"), ("h264", "libx264"), ("mkv", "libx264")]
+)
 def test_concatenated_streams_are_read_in_order(suffix, codec, counts, tmp_path):
     together = tmp_path / f"together.{suffix}"
     parts = [Film(suffix, codec, (1,) * (n - 1), b_frames=2).write(tmp_path).read_bytes() for n in counts]
     together.write_bytes(b"".join(parts))
     right = [number for n in counts for number in range(n)]
+    if suffix == "mkv":  # FFmpeg 8.1 does not find a very short last part
+        right = right[: len(plain(together)[1])]
     assert decode.probe(together).num_frames == len(right)
     assert numbers(decode.decode(together, range(len(right)))) == right
     assert numbers(decode.decode(together, [25, 3])) == [right[25], 3]
@@ -232,6 +289,24 @@ def test_a_stream_cut_from_another_starts_at_its_first_complete_frame(tmp_path):
     assert compare(cut).num_frames == 40 - first
 
 
+def test_a_program_stream_cut_within_a_gop_counts_the_frames_that_can_be_decoded(tmp_path):
+    data = Film("vob", "mpeg2video", EVEN, b_frames=2).write(tmp_path).read_bytes()
+    cut = tmp_path / "cut.mpg"
+    cut.write_bytes(data[data.index(b"\0\0\1\xba", len(data) // 2) :])  # from a pack header on
+    right = plain(cut)[1]
+    assert 0 < len(right) < 30
+    assert numbers(decode.decode(cut, range(decode.probe(cut).num_frames)))[: len(right)] == right
+
+
+def test_avis_joined_byte_by_byte_are_read_as_ffmpeg_reads_them(tmp_path):
+    data = Film("avi", "mjpeg", EVEN[:9]).write(tmp_path).read_bytes()
+    path = tmp_path / "joined.avi"
+    path.write_bytes(data * 3)
+    right = plain(path)[1]
+    assert len(right) > 10
+    assert numbers(decode.decode(path, range(decode.probe(path).num_frames))) == right
+
+
 def test_an_edit_list_that_hides_everything_is_one_line(tmp_path):
     path = Film("mp4", "libx264", EVEN, skip=1000).write(tmp_path)
     with pytest.raises(decode.DecodeError, match=r"film\.mp4: its video has no frames"):
@@ -256,10 +331,9 @@ def test_packets_are_read_only_if_the_index_is_insufficient_and_once_per_file(tm
 def test_a_wrong_index_is_detected_while_decoding(tmp_path, monkeypatch):
     path = Film("mp4", "libx264", (1,) * 20 + (3, 1) * 5, b_frames=2).write(tmp_path)
     right = numbers(decode.decode(path, range(41)))
-    even, from_index = np.full(30, 512), timeline._from_index
+    even = np.full(30, 512)
     with decode.open_video(path) as stream:
-        assert from_index(str(path), stream) is None
-        monkeypatch.setattr(timeline, "_ends_match", lambda *_: True)
+        assert timeline._from_index(str(path), stream) is None
         packets = timeline.measure(str(path), stream, trust_index=False).packets
         keys = np.arange(0, 31, 10)
         packets = replace(packets, ranks=None, grid=(0, 512), keys=keys, firsts=keys)
