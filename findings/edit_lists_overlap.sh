@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Where two parts of an MP4's edit list meet, frames that were reordered get timestamps that go back in time.
+# Where two parts of an MP4's edit list meet, timestamps of reordered frames go back in time.
 #
-# PyAV 18.1.0 (FFmpeg 8.1), NumPy 2.4.0. A film of 40 frames with two B-frames in a row is cut by its edit list to frames
-# 21 to 28, then 13 to 30, as an editor cuts without encoding again. The frames come in the order of the edits, but the
-# second part begins before the first one ends: sorted by their timestamps, or searched by them, they are mixed up.
-# Without B-frames the timestamps ascend.
+# PyAV 18.1.0 (FFmpeg 8.1), NumPy 2.4.0. A video of 40 frames with two consecutive B-frames has an edit list that plays
+# frames 21 to 28, then 13 to 30, as editors write it to cut without re-encoding. Frames are output in the order of the
+# edits, but the timestamps of the second part start before the first part ends: sorting or searching by timestamp mixes
+# the parts up. Without B-frames the timestamps increase.
 #
 # Seen: with B-frames the timestamps go back at [8], without at []
 set -euo pipefail
@@ -34,7 +34,7 @@ def write(b_frames):
 
 
 def box(data, path, start=0, end=None):
-    """Where the boxes of a path begin, and the size of the last one."""
+    """Offsets of the boxes of a path, and the size of the last one."""
     end = len(data) if end is None else end
     while start < end:
         size, kind = struct.unpack(">I4s", data[start : start + 8])
@@ -46,7 +46,7 @@ def box(data, path, start=0, end=None):
 
 
 def edit(edits):
-    """Puts an edit list of (milliseconds, first tick) in the place of the film's own."""
+    """Replaces the edit list of the video by one of (milliseconds, first tick)."""
     data = bytearray(open("film.mp4", "rb").read())
     (moov, trak, edts), size = box(data, [b"moov", b"trak", b"edts"])
     entries = b"".join(struct.pack(">IiI", length, first, 1 << 16) for length, first in edits)

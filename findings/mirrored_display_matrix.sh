@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# A mirrored video looks to PyAV like one that is turned.
+# PyAV reports a mirrored video as rotated.
 #
 # PyAV 18.1.0 (FFmpeg 8.1), NumPy 2.4.0. Front cameras write a display matrix that mirrors left and right. frame.rotation
-# is an angle, which such a matrix has none of: it says -180, and turning by it puts the picture upside down. The matrix
-# itself is in frame.side_data, nine 32-bit numbers, of which the first, second, fourth and fifth are a, b, c, d of
-# x' = a x + c y, y' = b x + d y.
+# is an angle and cannot express this: it is -180, and rotating by it turns the image upside down. The matrix itself is in
+# frame.side_data: nine 32-bit numbers, of which the first, second, fourth and fifth are a, b, c, d of x' = a x + c y,
+# y' = b x + d y.
 #
 # Seen: rotation -180; matrix -65536 0 0 65536
 set -euo pipefail
