@@ -21,7 +21,7 @@ import av
 import numpy as np
 
 for suffix in ("avi", "wmv", "mp4"):
-    with av.open(f"film.{suffix}", "w") as out:
+    with av.open(f"video.{suffix}", "w") as out:
         stream = out.add_stream("libx264", rate=25)
         stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
         stream.codec_context.gop_size, stream.codec_context.max_b_frames = 10, 2
@@ -30,7 +30,7 @@ for suffix in ("avi", "wmv", "mp4"):
             frame.pts, frame.time_base = i, Fraction(1, 25)
             out.mux(stream.encode(frame))
         out.mux(stream.encode())
-    with av.open(f"film.{suffix}") as file:
+    with av.open(f"video.{suffix}") as file:
         stream = file.streams.video[0]
         stream.codec_context.thread_count = 1
         frames = [(frame.pts, frame.dts, round(float(frame.to_ndarray(format="rgb24").mean()) / 10)) for frame in file.decode(stream)]

@@ -22,7 +22,7 @@ import numpy as np
 
 
 def write(b_frames):
-    with av.open("film.mp4", "w") as out:
+    with av.open("video.mp4", "w") as out:
         stream = out.add_stream("libx264", rate=25)
         stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
         stream.codec_context.gop_size, stream.codec_context.max_b_frames = 100, b_frames
@@ -47,14 +47,14 @@ def box(data, path, start=0, end=None):
 
 def edit(edits):
     """Replaces the edit list of the video by one of (milliseconds, first tick)."""
-    data = bytearray(open("film.mp4", "rb").read())
+    data = bytearray(open("video.mp4", "rb").read())
     (moov, trak, edts), size = box(data, [b"moov", b"trak", b"edts"])
     entries = b"".join(struct.pack(">IiI", length, first, 1 << 16) for length, first in edits)
     listed = struct.pack(">I4sII", 16 + len(entries), b"elst", 0, len(edits)) + entries
     data[edts : edts + size] = struct.pack(">I4s", 8 + len(listed), b"edts") + listed
     for place in (moov, trak):
         struct.pack_into(">I", data, place, struct.unpack_from(">I", data, place)[0] + 8 + len(listed) - size)
-    open("film.mp4", "wb").write(data)
+    open("video.mp4", "wb").write(data)
 
 
 back = {}
@@ -62,7 +62,7 @@ for b_frames in (2, 0):
     write(b_frames)
     delay = 1024 if b_frames else 0  # ticks from the first packet to the first frame
     edit([(320, 21 * 512 + delay), (720, 13 * 512 + delay)])
-    with av.open("film.mp4") as file:
+    with av.open("video.mp4") as file:
         stamps = [frame.pts for frame in file.decode(video=0)]
     back[b_frames] = (np.flatnonzero(np.diff(stamps) <= 0) + 1).tolist()
 print(f"with B-frames the timestamps go back at {back[2]}, without at {back[0]}")

@@ -19,7 +19,7 @@ import av
 import numpy as np
 
 for flags, reported in (("frag_keyframe", 10), ("frag_keyframe+empty_moov", 0)):
-    with av.open("film.mp4", "w", options={"movflags": flags}) as out:
+    with av.open("video.mp4", "w", options={"movflags": flags}) as out:
         stream = out.add_stream("libx264", rate=25)
         stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
         stream.codec_context.gop_size, stream.codec_context.max_b_frames = 10, 0
@@ -28,7 +28,7 @@ for flags, reported in (("frag_keyframe", 10), ("frag_keyframe+empty_moov", 0)):
             frame.pts, frame.time_base = i, Fraction(1, 25)
             out.mux(stream.encode(frame))
         out.mux(stream.encode())
-    with av.open("film.mp4") as file:
+    with av.open("video.mp4") as file:
         stream = file.streams.video[0]
         frames = stream.frames
         decoded = sum(1 for _ in file.decode(stream))

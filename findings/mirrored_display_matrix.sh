@@ -20,7 +20,7 @@ from fractions import Fraction
 import av
 import numpy as np
 
-with av.open("film.mp4", "w") as out:
+with av.open("video.mp4", "w") as out:
     stream = out.add_stream("libx264", rate=25)
     stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
     for i in range(5):
@@ -28,10 +28,10 @@ with av.open("film.mp4", "w") as out:
         frame.pts, frame.time_base = i, Fraction(1, 25)
         out.mux(stream.encode(frame))
     out.mux(stream.encode())
-data = bytearray(open("film.mp4", "rb").read())
+data = bytearray(open("video.mp4", "rb").read())
 struct.pack_into(">9i", data, data.index(b"tkhd") + 44, -65536, 0, 0, 0, 65536, 0, 64 << 16, 0, 1 << 30)
-open("film.mp4", "wb").write(data)
-with av.open("film.mp4") as file:
+open("video.mp4", "wb").write(data)
+with av.open("video.mp4") as file:
     frame = next(file.decode(video=0))
     a, b, _, c, d = np.frombuffer(bytes(frame.side_data["DISPLAYMATRIX"]), np.int32)[:5].tolist()
 print(f"rotation {frame.rotation}; matrix {a} {b} {c} {d}")

@@ -19,7 +19,7 @@ from fractions import Fraction
 import av
 import numpy as np
 
-with av.open("film.mp4", "w") as out:
+with av.open("video.mp4", "w") as out:
     stream = out.add_stream("libx264", rate=25)
     stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
     stream.codec_context.gop_size, stream.codec_context.max_b_frames = 10, 2
@@ -28,7 +28,7 @@ with av.open("film.mp4", "w") as out:
         frame.pts, frame.time_base = time, Fraction(1, 25)
         out.mux(stream.encode(frame))
     out.mux(stream.encode())
-with av.open("film.mp4") as file:
+with av.open("video.mp4") as file:
     stream = file.streams.video[0]
     length, rate = float(stream.duration * stream.time_base), stream.average_rate
     steps = set(np.diff([entry.timestamp for entry in stream.index_entries]).tolist())
