@@ -153,7 +153,7 @@ def main(config: Config) -> dict[str, Any]:
     if chief:
         print(f"{source.name}: {len(source):,} videos, {views}; classes matched {matched}", flush=True)
 
-    bad_files = BadFiles(source, clips.max_bad_share, out and out / "bad_files.jsonl")
+    bad_files = BadFiles(source, clips.max_bad_share)  # written at the end, so that the same --out can be tried again
     probabilities, labels, valid, index = classify(config, model, variables, source, clips, bad_files)
     if not chief:
         return {}
@@ -177,6 +177,9 @@ def main(config: Config) -> dict[str, Any]:
         "config": cli.as_dict(config),
         "per_class": per_class(found, class_names),
     }
+    if bad_files.errors:
+        lines = [json.dumps({"path": path, "error": error}) for path, error in bad_files.errors.items()]
+        (out / "bad_files.jsonl").write_text("\n".join(lines) + "\n")
     (out / "evaluation.json").write_text(json.dumps(numbers, indent=2) + "\n")
     (out / "evaluation.txt").write_text(text + "\n", "utf-8", "backslashreplace")
     write_csv(out / "per_class.csv", numbers["per_class"])

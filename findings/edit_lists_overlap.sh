@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Where two parts of an MP4's edit list meet, frames that were reordered get timestamps that go back in time.
+# Where two parts of an MP4's edit list meet, timestamps of reordered frames go back in time.
 #
-# PyAV 18.1.0 (FFmpeg 8.1), NumPy 2.4.0. A film of 40 frames with two B-frames in a row is cut by its edit list to frames
-# 21 to 28, then 13 to 30, as an editor cuts without encoding again. The frames come in the order of the edits, but the
-# second part begins before the first one ends: sorted by their timestamps, or searched by them, they are mixed up.
-# Without B-frames the timestamps ascend.
+# PyAV 18.1.0 (FFmpeg 8.1), NumPy 2.4.0. A video of 40 frames with two consecutive B-frames has an edit list that plays
+# frames 21 to 28, then 13 to 30, as editors write it to cut without re-encoding. Frames are output in the order of the
+# edits, but the timestamps of the second part start before the first part ends: sorting or searching by timestamp mixes
+# the parts up. Without B-frames the timestamps increase.
 #
 # Seen: with B-frames the timestamps go back at [8], without at []
 set -euo pipefail
@@ -22,7 +22,7 @@ import numpy as np
 
 
 def write(b_frames):
-    with av.open("film.mp4", "w") as out:
+    with av.open("video.mp4", "w") as out:
         stream = out.add_stream("libx264", rate=25)
         stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
         stream.codec_context.gop_size, stream.codec_context.max_b_frames = 100, b_frames
@@ -34,7 +34,7 @@ def write(b_frames):
 
 
 def box(data, path, start=0, end=None):
-    """Where the boxes of a path begin, and the size of the last one."""
+    """Offsets of the boxes of a path, and the size of the last one."""
     end = len(data) if end is None else end
     while start < end:
         size, kind = struct.unpack(">I4s", data[start : start + 8])
@@ -46,15 +46,15 @@ def box(data, path, start=0, end=None):
 
 
 def edit(edits):
-    """Puts an edit list of (milliseconds, first tick) in the place of the film's own."""
-    data = bytearray(open("film.mp4", "rb").read())
+    """Replaces the edit list of the video by one of (milliseconds, first tick)."""
+    data = bytearray(open("video.mp4", "rb").read())
     (moov, trak, edts), size = box(data, [b"moov", b"trak", b"edts"])
     entries = b"".join(struct.pack(">IiI", length, first, 1 << 16) for length, first in edits)
     listed = struct.pack(">I4sII", 16 + len(entries), b"elst", 0, len(edits)) + entries
     data[edts : edts + size] = struct.pack(">I4s", 8 + len(listed), b"edts") + listed
     for place in (moov, trak):
         struct.pack_into(">I", data, place, struct.unpack_from(">I", data, place)[0] + 8 + len(listed) - size)
-    open("film.mp4", "wb").write(data)
+    open("video.mp4", "wb").write(data)
 
 
 back = {}
@@ -62,7 +62,7 @@ for b_frames in (2, 0):
     write(b_frames)
     delay = 1024 if b_frames else 0  # ticks from the first packet to the first frame
     edit([(320, 21 * 512 + delay), (720, 13 * 512 + delay)])
-    with av.open("film.mp4") as file:
+    with av.open("video.mp4") as file:
         stamps = [frame.pts for frame in file.decode(video=0)]
     back[b_frames] = (np.flatnonzero(np.diff(stamps) <= 0) + 1).tolist()
 print(f"with B-frames the timestamps go back at {back[2]}, without at {back[0]}")

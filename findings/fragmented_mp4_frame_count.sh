@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# A fragmented MP4 tells the number of frames of its first fragment as that of the file.
+# The frame count of a fragmented MP4 covers only its first fragment.
 #
-# PyAV 18.1.0 (FFmpeg 8.1), NumPy 2.4.0. stream.frames is what the `moov` box lists. With movflags=frag_keyframe that is
-# the first fragment, not zero and not everything, so that a test for zero does not find out; with empty_moov it is 0.
-# Decoding gives all frames in both.
+# PyAV 18.1.0 (FFmpeg 8.1), NumPy 2.4.0. stream.frames is the number of frames listed in the `moov` box. With
+# movflags=frag_keyframe these are the frames of the first fragment, so comparing with zero does not detect the problem;
+# with empty_moov the number is 0. Decoding outputs all frames in both cases.
 #
-# Seen: frag_keyframe: says 10, decodes 40; frag_keyframe+empty_moov: says 0, decodes 40
+# Seen: frag_keyframe: reports 10, decodes 40; frag_keyframe+empty_moov: reports 0, decodes 40
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
@@ -18,8 +18,8 @@ from fractions import Fraction
 import av
 import numpy as np
 
-for flags, said in (("frag_keyframe", 10), ("frag_keyframe+empty_moov", 0)):
-    with av.open("film.mp4", "w", options={"movflags": flags}) as out:
+for flags, reported in (("frag_keyframe", 10), ("frag_keyframe+empty_moov", 0)):
+    with av.open("video.mp4", "w", options={"movflags": flags}) as out:
         stream = out.add_stream("libx264", rate=25)
         stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
         stream.codec_context.gop_size, stream.codec_context.max_b_frames = 10, 0
@@ -28,10 +28,10 @@ for flags, said in (("frag_keyframe", 10), ("frag_keyframe+empty_moov", 0)):
             frame.pts, frame.time_base = i, Fraction(1, 25)
             out.mux(stream.encode(frame))
         out.mux(stream.encode())
-    with av.open("film.mp4") as file:
+    with av.open("video.mp4") as file:
         stream = file.streams.video[0]
         frames = stream.frames
         decoded = sum(1 for _ in file.decode(stream))
-    print(f"{flags}: says {frames}, decodes {decoded}")
-    assert (frames, decoded) == (said, 40)
+    print(f"{flags}: reports {frames}, decodes {decoded}")
+    assert (frames, decoded) == (reported, 40)
 PYTHON

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# A mirrored video looks to PyAV like one that is turned.
+# PyAV reports a mirrored video as rotated.
 #
 # PyAV 18.1.0 (FFmpeg 8.1), NumPy 2.4.0. Front cameras write a display matrix that mirrors left and right. frame.rotation
-# is an angle, which such a matrix has none of: it says -180, and turning by it puts the picture upside down. The matrix
-# itself is in frame.side_data, nine 32-bit numbers, of which the first, second, fourth and fifth are a, b, c, d of
-# x' = a x + c y, y' = b x + d y.
+# is an angle and cannot express this: it is -180, and rotating by it turns the image upside down. The matrix itself is in
+# frame.side_data: nine 32-bit numbers, of which the first, second, fourth and fifth are a, b, c, d of x' = a x + c y,
+# y' = b x + d y.
 #
 # Seen: rotation -180; matrix -65536 0 0 65536
 set -euo pipefail
@@ -20,7 +20,7 @@ from fractions import Fraction
 import av
 import numpy as np
 
-with av.open("film.mp4", "w") as out:
+with av.open("video.mp4", "w") as out:
     stream = out.add_stream("libx264", rate=25)
     stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
     for i in range(5):
@@ -28,10 +28,10 @@ with av.open("film.mp4", "w") as out:
         frame.pts, frame.time_base = i, Fraction(1, 25)
         out.mux(stream.encode(frame))
     out.mux(stream.encode())
-data = bytearray(open("film.mp4", "rb").read())
+data = bytearray(open("video.mp4", "rb").read())
 struct.pack_into(">9i", data, data.index(b"tkhd") + 44, -65536, 0, 0, 0, 65536, 0, 64 << 16, 0, 1 << 30)
-open("film.mp4", "wb").write(data)
-with av.open("film.mp4") as file:
+open("video.mp4", "wb").write(data)
+with av.open("video.mp4") as file:
     frame = next(file.decode(video=0))
     a, b, _, c, d = np.frombuffer(bytes(frame.side_data["DISPLAYMATRIX"]), np.int32)[:5].tolist()
 print(f"rotation {frame.rotation}; matrix {a} {b} {c} {d}")

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# transformers' VivitImageProcessor, as it is made without arguments, gives a ViViT pixels in [-3, 1].
+# transformers' VivitImageProcessor with default arguments produces pixels in [-3, 1] instead of [-1, 1].
 #
-# It shifts them to [-1, 1] (rescale_factor 1/127.5, offset) and then normalises what is centred already with mean and
-# std 0.5 (do_normalize). ViViT was trained on [-1, 1]: google-research/scenic feeds it zero-centred frames and
-# normalises nothing more. The published preprocessor_config.json of google/vivit-b-16x2-kinetics400 holds the same
-# values. With do_normalize=False the range is the one of training.
+# It scales pixels to [-1, 1] (rescale_factor 1/127.5, offset) and then normalises the result again with mean and std 0.5
+# (do_normalize). ViViT was trained on [-1, 1]: google-research/scenic feeds it zero-centred frames without further
+# normalisation. The published preprocessor_config.json of google/vivit-b-16x2-kinetics400 has the same values. With
+# do_normalize=False the range is that of training.
 #
 # Seen with transformers 4.57.1 and 5.24.0:
 #   default: -3.0 to 1.0

@@ -66,10 +66,27 @@ def test_pixels_are_those_of_transformers(kind, said, tmp_path):
 def test_what_a_file_does_not_say_is_its_class_default(kind, tmp_path):
     """Files of older versions hold a few fields, and some hold null."""
     key = "image_processor_type" if "Image" in kind else "video_processor_type"
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps({key: kind, "image_mean": None, "do_rescale": None}))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({key: kind, "image_mean": None}))
     found = hub.read_card({}, tmp_path)
     getattr(processors(), kind)().save_pretrained(tmp_path / "whole")
     assert found == hub.read_card({}, tmp_path / "whole") and len(found) == 3
+
+
+@pytest.mark.parametrize("step", ["do_rescale", "do_normalize", "do_center_crop"])
+def test_a_step_that_is_null_is_off(step, tmp_path):
+    """As in transformers 5.24 (image_processing_backends.py): null and false give the same pixels."""
+    for folder, value in (("null", None), ("false", False)):
+        (tmp_path / folder).mkdir()
+        write(tmp_path / folder, image_processor_type="VideoMAEImageProcessor", **{step: value})
+    assert hub.read_card({}, tmp_path / "null") == hub.read_card({}, tmp_path / "false")
+
+
+def test_an_unknown_processor_must_give_its_mean_and_std(tmp_path):
+    write(tmp_path, image_processor_type="BitImageProcessor", image_std=[0.5] * 3)
+    with pytest.raises(ValueError, match="of BitImageProcessor are not known here and it lacks image_mean"):
+        hub.read_card({"model_type": "videomae"}, tmp_path)
+    write(tmp_path, image_processor_type="BitImageProcessor", image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    assert hub.read_card({"model_type": "videomae"}, tmp_path)["mean"] == (0.5,) * 3
 
 
 def write(folder, name: str = "preprocessor_config.json", **fields) -> None:
@@ -134,7 +151,7 @@ def test_how_frames_are_resized_is_told_where_it_differs(tmp_path):
         ({"crop_size": 256}, "crop_size is 256 and size 224: frames would be padded, choose a smaller crop_size"),
         (
             {"image_processor_type": "OtherImageProcessor", "rescale_factor": 1 / 127.5},
-            "pixels are scaled in a way of its own, and image_mean or image_std is missing: add them",
+            "the defaults of OtherImageProcessor are not known here and it lacks image_mean",
         ),
         (
             {"image_processor_type": "VivitImageProcessor", "do_rescale": False},  # transformers raises ValueError too

@@ -142,16 +142,16 @@ def test_non_square_pixels_are_stretched_in_width(aspect, width, tmp_path):
     assert next(decode.stream_frames(path, lambda info: [1])).shape == (48, width, 3)
 
 
-def write_streams(path, film_first, cover):
+def write_streams(path, video_first, cover):
     """Writes a video of five frames and a still image, which is marked as a cover or not."""
     with av.open(str(path), "w") as out:
-        film, still = None, None
-        for kind in ("film", "still") if film_first else ("still", "film"):
-            stream = out.add_stream("libx264" if kind == "film" else "mjpeg", rate=25)
+        video, still = None, None
+        for kind in ("video", "still") if video_first else ("still", "video"):
+            stream = out.add_stream("libx264" if kind == "video" else "mjpeg", rate=25)
             stream.width, stream.height = 80, 48
-            stream.pix_fmt = "yuv420p" if kind == "film" else "yuvj420p"
-            film, still = (stream, still) if kind == "film" else (film, stream)
-        film.disposition = av.stream.Disposition.default
+            stream.pix_fmt = "yuv420p" if kind == "video" else "yuvj420p"
+            video, still = (stream, still) if kind == "video" else (video, stream)
+        video.disposition = av.stream.Disposition.default
         still.disposition = av.stream.Disposition.attached_pic if cover else av.stream.Disposition(0)
         out.start_encoding()
         image = av.VideoFrame.from_ndarray(videos.numbered(1, first=777)[0], "rgb24").reformat(format="yuvj420p")
@@ -160,15 +160,15 @@ def write_streams(path, film_first, cover):
         for i, number in enumerate(videos.numbered(5)):
             frame = av.VideoFrame.from_ndarray(number, "rgb24")
             frame.pts, frame.time_base = i, Fraction(1, 25)
-            out.mux(film.encode(frame))
-        out.mux(film.encode())
+            out.mux(video.encode(frame))
+        out.mux(video.encode())
     return path
 
 
-@pytest.mark.parametrize("film_first", [True, False])
+@pytest.mark.parametrize("video_first", [True, False])
 @pytest.mark.parametrize(("suffix", "cover"), [("mkv", False), ("mp4", False), ("mp4", True)])
-def test_the_video_is_read_and_not_a_still_image_beside_it(suffix, cover, film_first, tmp_path):
-    path = write_streams(tmp_path / f"film.{suffix}", film_first, cover)
+def test_the_video_is_read_and_not_a_still_image_beside_it(suffix, cover, video_first, tmp_path):
+    path = write_streams(tmp_path / f"video.{suffix}", video_first, cover)
     assert decode.probe(path).num_frames == 5
     assert videos.numbers(decode.decode(path, range(5))) == list(range(5))
 

@@ -27,8 +27,8 @@ USUAL = {
     "offset": False, "do_normalize": True,
 }  # fmt: skip
 CROPPED = USUAL | {"size": {"shortest_edge": 224}, "do_center_crop": True, "crop_size": SQUARE}
-# What a file means by a field that it lacks (or gives as null): defaults of transformers 5.24, by what the processor's
-# name begins with.
+# Defaults of transformers 5.24 for fields that a file lacks, by the start of the processor's name. A step that a file
+# sets to null (`do_rescale`) is off; other nulls are read as the default, where transformers refuses them.
 PROCESSORS = {
     "videomae": CROPPED | HALF,
     "vivit": CROPPED | HALF | {"size": {"shortest_edge": 256}, "rescale_factor": 1 / 127.5, "offset": True},
@@ -87,7 +87,9 @@ def follow(content: dict, config: dict) -> Preprocessing:
     name, suffix = match.groups() if (match := PROCESSOR.fullmatch(kind)) else (str(config.get("model_type")), "")
     name = name.lower()
     usual = PROCESSORS.get(name, USUAL)
-    fields = usual | {key: value for key, value in content.items() if value is not None}
+    if kind and name not in PROCESSORS and (missing := [key for key in HALF if content.get(key) is None]):
+        raise UserError(f"the defaults of {kind} are not known here and it lacks {missing[0]}: add the value to a copy")
+    fields = usual | {key: value for key, value in content.items() if value is not None or key.startswith("do_")}
     for field, value in fields.items():
         if field.startswith("do_") and value and field not in (*USUAL, *IDLE):
             raise UserError(f"{field} is {value!r}, a step that is not known here: choose another model")

@@ -9,6 +9,9 @@ from av.stream import Disposition
 
 from vidjax.errors import UserError
 
+STILL_CODECS = {"mjpeg", "png", "bmp", "gif", "tiff", "webp"}
+"""Codecs of cover images."""
+
 
 class DecodeError(UserError):
     """A video cannot be read; the message is one line with path and reason."""
@@ -47,8 +50,10 @@ def open_video(path: str | os.PathLike[str]) -> Iterator[av.VideoStream]:
 
 
 def _choose_stream(container: av.container.InputContainer) -> av.VideoStream:
-    """FFmpeg's choice among the video streams, excluding cover images."""
+    """FFmpeg's choice among the video streams, excluding cover images, also those that are not marked as such."""
     candidates = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+    films = [stream for stream in candidates if stream.frames != 1 or stream.name not in STILL_CODECS]
+    candidates = films or candidates
     if not candidates:
         raise ValueError("it contains no video" + (", only a cover image" if container.streams.video else ""))
     best = container.streams.best("video")

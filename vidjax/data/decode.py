@@ -278,19 +278,22 @@ def _decoded_from(
     """Frames from a keyframe on, with their positions; the position is None if packets differ from the timeline."""
     context, position, wanted_set = stream.codec_context, None, set(wanted.tolist())
     can_skip = packets.delay is None and context.name != "libdav1d"  # dav1d reads skip_frame only when it is opened
-    for item in packets.packets_from(stream, key):
-        if item is None:
-            yield None, None
-            return
-        number, packet = item
-        if packet.size:
-            packet_position = packets.label(packet, number)
-            if can_skip:
-                context.skip_frame = "DEFAULT" if packet_position in wanted_set else "NONREF"
-        for frame in packet.decode():
-            label = packets.position(frame)
-            position = position + 1 if label is None and position is not None else label
-            yield position, frame
+    try:
+        for item in packets.packets_from(stream, key):
+            if item is None:
+                yield None, None
+                return
+            number, packet = item
+            if packet.size:
+                packet_position = packets.label(packet, number)
+                if can_skip:
+                    context.skip_frame = "DEFAULT" if packet_position in wanted_set else "NONREF"
+            for frame in packet.decode():
+                label = packets.position(frame)
+                position = position + 1 if label is None and position is not None else label
+                yield position, frame
+    except av.FFmpegError:  # some demuxers fail after a seek, though not from the start
+        yield None, None
 
 
 def _sequential(stream: av.VideoStream, timeline: Timeline, wanted: Int[np.ndarray, "n"]) -> _Frames:

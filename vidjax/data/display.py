@@ -29,11 +29,13 @@ class Screen:
     def __init__(
         self, first: av.VideoFrame, stored: tuple[int, int], pixel_aspect: Fraction | None, short_side: int | None
     ):
-        """Args:
-        first: a decoded frame, whose display matrix applies to all frames.
-        stored: height and width of the video's first frame; 0 if unknown.
-        pixel_aspect: width divided by height of a pixel; None for square.
-        short_side: shrink the shorter side to this many pixels; smaller videos are not enlarged.
+        """Chooses size and orientation from the first decoded frame.
+
+        Args:
+          first: a decoded frame, whose display matrix applies to all frames.
+          stored: height and width of the video's first frame; 0 if unknown.
+          pixel_aspect: width divided by height of a pixel; None for square.
+          short_side: shrink the shorter side to this many pixels; smaller videos are not enlarged.
         """
         self._resizer = Resizer()
         self._turn = _display_matrix(first)

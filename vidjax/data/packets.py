@@ -55,7 +55,7 @@ class Packets:
         return None if position is None or position < 0 else position
 
     def packets_from(self, stream: av.VideoStream, key: int) -> Iterator[tuple[int, av.Packet] | None]:
-        """Numbered packets from the keyframe `keys[key]` on; None, as the last item, if others come."""
+        """Numbered packets from the keyframe `keys[key]` on; None, as the last item, if they do not match."""
         first = number = int(self.keys[key])
         stamp = int(self.order[first])
         for seconds in (0, 1, 10, 100):  # MPEG streams have no index: a seek may land too late

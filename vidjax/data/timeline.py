@@ -3,7 +3,7 @@
 Headers are unreliable: frame counts include frames that an edit list hides, only the first fragment, or packets that
 were dropped, and average rates are computed from decoding times. Therefore all packets are read; their sorted
 timestamps are the frame times. This pass is skipped for an MP4 or MOV whose index is consistent (equal steps between
-all samples, nothing hidden, no fragments, matching last packets), and for an AVI with a complete index.
+all samples, also in the order of presentation, nothing hidden, no fragments), and for an AVI with a complete index.
 """
 
 import math
@@ -18,7 +18,8 @@ import av
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from vidjax.data.container import open_video
+from vidjax.data.container import STILL_CODECS, open_video
+from vidjax.data.mp4_boxes import composition_offsets
 from vidjax.data.packets import Packets
 
 NONE = np.iinfo(np.int64).min
@@ -29,8 +30,6 @@ LONGEST_PAUSE = 10
 """Seconds. In a streaming container a longer gap between frames is a clock jump rather than a pause, as in ffmpeg."""
 MAX_REORDER = 17
 """Maximum number of packets from a frame's own to its presentation in H.264 and similar codecs."""
-STILL_CODECS = {"mjpeg", "png", "bmp", "gif", "tiff", "webp"}
-"""Codecs of cover images."""
 MOST_FRAMES = 10**7
 """A video that lasts longer than this many frames (four days at 30 fps) but has fewer has a damaged timestamp."""
 
@@ -94,19 +93,24 @@ def _from_index(path: str, stream: av.VideoStream) -> Timeline | None:
     if "mp4" not in stream.container.format.name or stream.start_time is None or not stream.duration:
         return None
     entries = [(e.timestamp, e.size, e.pos, e.is_keyframe, e.is_discard) for e in stream.index_entries]
-    if len(entries) < 2 or _has_fragments(path):
+    if len(entries) < 2:
         return None
     order, sizes, offsets, keyframe, hidden = np.array(entries, np.int64).T
     step = int(order[1] - order[0])
     even = step > 0 and (np.diff(order) == step).all() and abs(stream.duration - len(order) * step) <= step / 2
     if not even or hidden.any() or not keyframe[0]:
         return None
-    stamps = stream.start_time + step * np.arange(len(order))
-    if stream.codec_context.has_b_frames and not _ends_match(stream, order, stamps):
+    if (offsets_in_time := composition_offsets(path, stream.id, len(order))) is None:
+        return None
+    stamps = order + offsets_in_time
+    reordered = (np.diff(stamps) < 0).any()
+    if stream.codec_context.has_b_frames and (not reordered or stream.codec_context.name == "mpeg4"):
+        return None  # frames may be reordered without a word of it, or two be packed into one packet
+    if (np.diff(np.sort(stamps)) != step).any():
         return None
     keys = np.flatnonzero(keyframe)
     packets = Packets(sizes, offsets, "dts", order, keys, keys, grid=(int(stream.start_time), step))
-    return _timeline(stream, np.diff(stamps), np.zeros(len(stamps) - 1, bool), packets, scanned=False)
+    return _timeline(stream, np.diff(np.sort(stamps)), np.zeros(len(stamps) - 1, bool), packets, scanned=False)
 
 
 def _from_avi_index(path: str, stream: av.VideoStream) -> Timeline | None:
@@ -114,7 +118,7 @@ def _from_avi_index(path: str, stream: av.VideoStream) -> Timeline | None:
     if stream.container.format.name != "avi":
         return None
     entries = [(e.timestamp, e.size, e.pos, e.is_keyframe) for e in stream.index_entries]
-    if not entries or entries[-1][0] + 1 != stream.frames or not entries[0][3]:
+    if not entries or entries[-1][0] + 1 != stream.frames or not entries[0][3] or _is_followed_by_another(path):
         return None
     dts, sizes, offsets, keyframe = np.array(entries, np.int64).T
     if not sizes.all() or (np.diff(dts) <= 0).any():
@@ -130,35 +134,13 @@ def _from_avi_index(path: str, stream: av.VideoStream) -> Timeline | None:
     return _timeline(stream, np.diff(dts), np.zeros(len(dts) - 1, bool), packets, scanned=False)
 
 
-def _ends_match(stream: av.VideoStream, order: Int[np.ndarray, "n"], stamps: Int[np.ndarray, "n"]) -> bool:
-    """Whether the last packets have the last timestamps; the index has no presentation times of reordered frames.
-
-    Also true for a file that is cut off before them: reading a lost frame then raises an error.
-    """
-    tail = order[-MAX_REORDER:]
-    stream.container.seek(int(tail[0]), stream=stream, any_frame=True)
-    last = [packet.pts for packet in stream.container.demux(stream) if packet.size]
-    stream.container.seek(int(order[0]), stream=stream)
-    return len(last) < len(tail) or (set(last) <= set(stamps[-2 * MAX_REORDER :].tolist()) and stamps[-1] in last)
-
-
-def _has_fragments(path: str) -> bool:
-    """Whether an MP4 is fragmented, so that its header does not list all frames; True if this cannot be determined."""
-    try:
-        with open(path, "rb") as file:
-            size, position = os.fstat(file.fileno()).st_size, 0
-            while position + 8 <= size:  # a box: length in bytes, kind, content
-                file.seek(position)
-                header = file.read(16)
-                length, kind = struct.unpack(">I4s", header[:8])
-                if kind == b"moof":
-                    return True
-                if length == 1:
-                    length = int.from_bytes(header[8:], "big")
-                position += max(length, 8) if length else size
-    except OSError:
-        return True
-    return False
+def _is_followed_by_another(path: str) -> bool:
+    """Whether an AVI was joined to others byte by byte: the index is of the first one alone, FFmpeg reads them all."""
+    with open(path, "rb") as file:
+        (length,) = struct.unpack("<4xI", file.read(8))
+        file.seek(8 + length + length % 2)
+        following = file.read(12)
+    return following[:4] == b"RIFF" and following[8:] == b"AVI "
 
 
 class _PacketTable(NamedTuple):
@@ -199,7 +181,7 @@ def _from_packets(path: str, stream: av.VideoStream) -> Timeline:
     within = (table.pts > pts.min()) & (table.pts < pts.max()) & ~shown
     if context.has_b_frames and within.any():
         return _from_frames(path, stream)
-    if (pts == NONE).any() or name == "mpegvideo" or _has_invented_pts(path, stream, pts, dts):
+    if (pts == NONE).any() or name == "mpegvideo" or _has_invented_pts(path, stream, pts):
         dts_usable = name != "mpegvideo" and (dts != NONE).all() and (np.diff(dts) > 0).all()
         return (dts_usable and _by_delay(path, stream, table, scanned=True)) or _by_order(stream, len(pts))
     return _by_times(path, stream, table, shown)
@@ -217,13 +199,16 @@ def _by_times(path: str, stream: av.VideoStream, table: _PacketTable, shown: Boo
     if name == "mpeg":  # the last timestamps of a part that was cut off are wrong
         for end in ends[:-1]:
             unknown[max(end - 3, 0) : end] = True
-    if (np.diff(stamps)[~unknown] == 0).any():
-        return _by_order(stream, len(stamps), np.diff(stamps), unknown)
+    begins = np.flatnonzero(shown)[np.append(0, ends[:-1])]
+    if not table.keyframe[begins[1:]].all():
+        return _from_frames(path, stream)  # how many frames are lost at a joint only the decoder tells
     # If the packets were cut out of a stream, the first ones may not decode to a frame.
     lost = 0
     if not table.keyframe[0] or pts[0] > stamps[0]:
         first = _first_frame(path).pts
         lost = 0 if first is None else int(np.searchsorted(stamps[: ends[0]], first))
+    if (np.diff(stamps)[~unknown] == 0).any():
+        return _by_order(stream, len(stamps) - lost, np.diff(stamps)[lost:], unknown[lost:])
     ranks = np.full(len(shown), -1)
     ranks[shown] = np.concatenate(
         [start + np.argsort(order) for start, order in zip(np.append(0, ends), in_order, strict=False)]
@@ -260,23 +245,30 @@ def _by_order(
 
 
 def _from_frames(path: str, stream: av.VideoStream) -> Timeline:
-    """The timeline by decoding all frames, for an edit list with several parts.
+    """The timeline by decoding all frames, for an edit list with several parts and for streams joined within a GOP.
 
     Where two parts meet, FFmpeg gives reordered frames overlapping timestamps, but outputs them in the right order.
     """
     with open_video(path) as again:
-        steps = np.diff([frame.pts for frame in again.container.decode(again)])
+        stamps = [frame.pts for frame in again.container.decode(again)]
+    if None in stamps:
+        return _by_order(stream, len(stamps))
+    steps = np.diff(stamps)
     return _timeline(stream, steps, steps <= 0, None, scanned=True)
 
 
-def _has_invented_pts(path: str, stream: av.VideoStream, pts: Int[np.ndarray, "n"], dts: Int[np.ndarray, "n"]) -> bool:
+def _has_invented_pts(path: str, stream: av.VideoStream, pts: Int[np.ndarray, "n"]) -> bool:
     """Whether presentation timestamps are invented by FFmpeg, and wrong because frames are reordered.
 
-    AVI and WMV store only decoding times, as does an MP4 without composition offsets.
+    AVI and WMV store only decoding times, as does an MP4 without composition offsets, and whatever is copied from these
+    without decoding. Two frames packed into one packet (MPEG-4 in AVI) share a timestamp.
     """
     if not stream.codec_context.has_b_frames:
         return False
-    return stream.container.format.name in ("avi", "asf") or (bool((pts == dts).all()) and _is_shuffled(path))
+    if stream.container.format.name in ("avi", "asf"):
+        return True
+    suspicious = stream.codec_context.name == "mpeg4" or (np.diff(pts) > 0).all()
+    return bool(suspicious) and _is_shuffled(path)
 
 
 def _is_shuffled(path: str) -> bool:
@@ -292,7 +284,10 @@ def _by_delay(path: str, stream: av.VideoStream, table: _PacketTable, scanned: b
     delay = int(np.searchsorted(dts, NONE if first is None else first))
     if delay == len(dts) or dts[delay] != first or table.hidden.any():
         return None
-    step = max(round(1 / (_header_rates(stream)[-1] * stream.time_base)), 1)
+    # The header of an AVI may give the time base in place of a rate.
+    step = max(
+        round(1 / (_header_rates(stream)[-1] * stream.time_base)), int(np.diff(dts).min()) if len(dts) > 1 else 1
+    )
     steps = np.append(np.diff(dts[delay:]), np.full(delay, step))
     keys = np.flatnonzero(table.keyframe)
     keys = keys[keys < len(dts) - delay]  # the last frames are flushed at the end without dts
@@ -304,8 +299,11 @@ def _between_resets(
     stream: av.VideoStream, pts: Int[np.ndarray, "n"], dts: Int[np.ndarray, "n"]
 ) -> list[Int[np.ndarray, "m"]]:
     """Timestamps in decoding order, split where the clock of a stream restarts."""
-    if stream.container.format.name not in RESETS or (dts == NONE).any():
+    known = np.flatnonzero(dts != NONE)
+    if "mp4" in stream.container.format.name or not len(known):
         return [pts]
+    following = np.minimum(np.searchsorted(known, np.arange(len(dts))), len(known) - 1)
+    dts = dts[known[following]]  # the first packets of a part may have none
     steps = np.diff(dts)
     starts, small = [0], 5 * np.median(np.abs(steps)) if len(steps) else 0
     for back in np.flatnonzero(steps < 0) + 1:

@@ -16,7 +16,7 @@ class Bar(NamedTuple):
 
     Attributes:
       least, most: range of the measurement, drawn as a line; equal to the value for no line.
-      note: written beside the bar.
+      note: text next to the bar.
       ours: drawn in the highlight colour.
     """
 
@@ -37,8 +37,8 @@ def save_bars(path: str | Path, panels: Mapping[str, Mapping[str, Bar]], xlabel:
     counts = [len(bars) for bars in panels.values()]
     height = 0.9 + sum(0.65 + 0.34 * count for count in counts)
     figure = Figure(figsize=(10, height), layout="constrained")
-    places = figure.subplots(len(panels), 1, squeeze=False, height_ratios=[count + 0.6 for count in counts])[:, 0]
-    for axes, (name, bars) in zip(places, panels.items(), strict=True):
+    all_axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=[count + 0.6 for count in counts])[:, 0]
+    for axes, (name, bars) in zip(all_axes, panels.items(), strict=True):
         greys = iter(OTHERS * len(bars))
         for row, bar in enumerate(bars.values()):
             axes.barh(row, bar.value, 0.72, color=OURS if bar.ours else next(greys))
@@ -55,7 +55,7 @@ def save_bars(path: str | Path, panels: Mapping[str, Mapping[str, Bar]], xlabel:
         axes.set_xticks([tick for tick in axes.get_xticks() if tick <= longest])
         axes.set_title(plain(name), loc="left", fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
-    places[-1].set_xlabel(plain(xlabel))
+    all_axes[-1].set_xlabel(plain(xlabel))
     figure.suptitle(plain(title), fontsize=11)
     figure.savefig(path, dpi=110, format="png")
     return Path(path)
