@@ -157,6 +157,15 @@ def test_frames_shrink_to_the_short_side_and_never_grow(tmp_path):
     assert decode.decode(tall, [3], short_side=32).shape == (1, 53, 32, 3)
 
 
+def test_an_open_clip_is_read_as_often_as_one_likes(tmp_path):
+    path = videos.write_video(tmp_path / "a.mp4", videos.numbered(60))
+    with decode.open_clip(path) as clip:
+        assert (clip.info.num_frames, clip.info.rate) == (60, 25)
+        for indices in ([50, 3], [10, 11, 40], [], [59, 59]):
+            frames, info = clip.read(indices, 24)
+            assert videos.numbers(frames) == indices and (info.height, info.width) == (48, 80)
+
+
 def test_read_clip_lets_the_caller_choose_once_the_length_is_known(tmp_path):
     path = videos.write_video(tmp_path / "a.mp4", videos.numbered(33))
     frames, info = decode.read_clip(path, lambda info: [info.num_frames - 1, info.num_frames // 2])

@@ -91,12 +91,12 @@ class Stream(Protocol):
     """Frames of an open example, counted from 0 at the start of the video or of the part of it."""
 
     info: VideoInfo
-    """Length and rate; the size may be another than that of the frames that are read."""
+    """Length and rate; the size may be another than `read` gives, as a frame has to be decoded to know it."""
 
     def read(
         self, indices: Sequence[int] | np.ndarray, short_side: int | None = None
     ) -> tuple[UInt8[np.ndarray, "t h w c"], VideoInfo]:
-        """The frames at `indices`, shrunk to `short_side` unless smaller, and the info with their size."""
+        """The frames at `indices`, shrunk to `short_side` unless smaller, and the info with the size before that."""
         ...
 
     def iterate(self, indices: Int[np.ndarray, "n"], short_side: int | None) -> Iterator[UInt8[np.ndarray, "h w c"]]:
