@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 
 import vidjax  # noqa: E402
 
-ROOMS = ("models", "layers", "objectives", "data", "training", "evaluation", "visualize", "convert")
+ROOMS = ("models", "layers", "kernels", "objectives", "data", "training", "evaluation", "visualize", "convert")
 TRAINING = ("mae_pretrain", "finetune", "contrastive_pretrain")
 
 

@@ -77,7 +77,7 @@ def _sum_over_taps(x: Array, kernel: Array, strides: Sequence[int], padding: Pai
         kernel = jnp.moveaxis(kernel, 0, 2).reshape(kh, kw, kt * c, d)
         y = _conv2d(x.reshape(-1, h, w, kt * c), kernel, strides[1:], padding[1:])
         return y.reshape(b, frames, *y.shape[1:])
-    total, x = 0.0, lax.optimization_barrier(x)  # else what made it is computed again for each
+    total = 0.0
     for tap in range(kt):
         met = [i for i in range(frames) if 0 <= i * stride + tap - before < t]
         if met:
