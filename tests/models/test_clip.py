@@ -316,8 +316,8 @@ def test_a_round_trip_of_towers_loses_nothing(kind, tmp_path):
     assert fast.num_frames == 4 and fast.text.dtype == jnp.bfloat16 and fast.text.remat == "blocks"
     save_pretrained(tmp_path / "fast", fast, variables)  # how it computes is told of no tower
     assert "bfloat16" not in (tmp_path / "fast" / "vidjax.json").read_text()
-    with pytest.raises(ValueError, match="model 'VideoText' has no field 'width': its fields are video, text"):
-        vidjax.load_pretrained(tmp_path / "pair", width=3)
+    with pytest.raises(ValueError, match="model 'VideoText' has no field 'classes': its fields are video, text"):
+        vidjax.load_pretrained(tmp_path / "pair", classes=3)
 
 
 def test_a_name_must_not_contradict_the_towers_of_a_checkpoint(tmp_path):
