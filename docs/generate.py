@@ -1,8 +1,9 @@
-"""Pages that MkDocs makes anew at each build: the recipes, and the reference of every room.
+"""Pages that MkDocs makes anew at each build: the table of models, the recipes, and the reference of every package.
 
-Their content is in the code alone: the scripts' recipes, and docstrings.
+Their content is in the code alone: `experiments/list_models.py`, the scripts' recipes, and docstrings.
 """
 
+import functools
 import importlib.util
 import re
 import sys
@@ -20,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 
 import vidjax  # noqa: E402
 
-ROOMS = ("models", "layers", "objectives", "data", "training", "evaluation", "visualize", "convert")
+ROOMS = ("models", "layers", "kernels", "objectives", "data", "training", "evaluation", "visualize", "convert")
 TRAINING = ("mae_pretrain", "finetune", "contrastive_pretrain")
 
 
@@ -28,6 +29,7 @@ def on_files(files: "Files", config: "MkDocsConfig") -> "Files":
     """Adds the pages; MkDocs calls it once a build."""
     from mkdocs.structure.files import File
 
+    files.append(File.generated(config, "models.md", content=models_page(config.extra["models"])))
     files.append(File.generated(config, "recipes.md", content=recipes_page()))
     files.append(File.generated(config, "reference/index.md", content=reference_index()))
     for room in ROOMS:
@@ -42,6 +44,30 @@ def load_script(name: str) -> ModuleType:
     sys.modules[name] = script  # dataclasses look their module up there
     spec.loader.exec_module(script)
     return script
+
+
+@functools.cache  # `mkdocs serve` builds anew at each edit
+def models_page(contains: str = "") -> str:
+    """The table that `list_models.py --markdown` prints, under a few words on how to read it."""
+    table = "\n".join(load_script("list_models").markdown(contains))
+    return f"""# Models
+
+```python
+import vidjax
+
+vidjax.list_models("timesformer")
+model = vidjax.create_model("timesformer_tiny_divided", num_classes=10)
+```
+
+A row is a name for `create_model` and for every script's `--model` (`mae_pretrain.py` takes it without `_pretrain`).
+Each field of a row can be given another value, and other clip lengths and sizes go through the same parameters.
+Parameters are counted from the shapes of an initialisation. GMACs are multiply-accumulates of convolutions and matrix
+products in the traced program, of one clip of the input given; those of VideoMAE's pre-training are at a mask of 90 %.
+Rows without an accuracy have no published weights that we know of. `weights that load` names the publishers whose files
+`vidjax.load_pretrained` reads, see [checkpoints](checkpoints.md).
+
+{table}
+"""
 
 
 def recipes_page() -> str:

@@ -101,7 +101,7 @@ def load(config: Config) -> tuple[nn.Module, dict, ClipConfig, dict[str, Any]]:
     if config.pooling == "model":
         if not hasattr(model, "num_classes"):
             raise UserError(f"{type(model).__name__} has no pooling of its own: use --pooling mean or tokens")
-        model = model if model.num_classes is None else model.clone(num_classes=None)
+        model = model if model.num_classes is None else model.clone(num_classes=None)  # before any norm of a head
     clips = runs.cut_clips(config.run, model, config.data, config.window)
     said = {name: getattr(config, name) for name in ("run", "model", "which", "pooling")}
     cut = {f"data.{name}": value for name, value in dataclasses.asdict(clips).items()}
@@ -121,7 +121,7 @@ def make_encode(config: Config, model: nn.Module, variables: dict, clips: ClipCo
         if config.pooling == "model":
             return model.apply(variables, video).astype(jnp.float32)
         found = model.apply(variables, video, method="encode").astype(jnp.float32)
-        tokens = found.reshape(found.shape[0], -1, found.shape[-1])  # a map's places in the order (t h w)
+        tokens = found.reshape(found.shape[0], -1, found.shape[-1])  # the grid's places in the order (t h w)
         return tokens if config.pooling == "tokens" else tokens.mean(axis=1)
 
     mesh = make_mesh()

@@ -31,7 +31,7 @@ class Config:
     contains: Positional[str] = ""
     """Only models whose name contains this."""
     markdown: bool = False
-    """A table in Markdown, as in docs/models.md."""
+    """A table in Markdown, as in the documentation."""
 
 
 COLUMNS = ("model", "input", "parameters", "GMACs", "published accuracy", "source", "weights that load")

@@ -229,7 +229,7 @@ def probe(config: Config, model: nn.Module, source: "Source", mesh: Mesh, encode
     @partial(jit_on_mesh, mesh=mesh)
     def encode(params: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, ...]:
         video = model.card.preprocess(batch["video"])
-        tokens = model.apply({"params": params}, video, method="encode")
+        tokens = model.apply({"params": params}, video, method="tokens")
         features = jnp.concatenate([tokens.mean(axis=1), tokens.std(axis=1)], axis=-1)
         return features.astype(jnp.float32), batch["label"], batch["valid"]
 

@@ -134,7 +134,7 @@ def make_reconstruct(config: Config, model: nn.Module, variables: dict) -> tuple
 
     @jax.jit
     def reconstruct(variables: dict, pixels: jax.Array) -> list[tuple[jax.Array, ...]]:
-        video = pixels.astype(jnp.float32) / 255
+        video = model.card.scale(pixels)
         grid = patches.grid(video.shape[1:4], model.patch_size)
         pictures = []
         for ratio in RATIOS:

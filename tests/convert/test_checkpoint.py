@@ -208,6 +208,6 @@ def test_a_module_of_ones_own_is_refused_before_anything_is_written(tmp_path):
     class Mine(nn.Module):
         pass
 
-    with pytest.raises(ValueError, match="a Mine is none of vidjax's modules, so nothing could make it again: name"):
+    with pytest.raises(ValueError, match="a Mine is none of vidjax's modules, so nothing could make it again: put it"):
         save_pretrained(tmp_path, Mine(), {"params": {}})
     assert not any(tmp_path.iterdir())

@@ -25,8 +25,9 @@ from vidjax.models import example_inputs
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = ("README.md", *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md")))
-# Made when a test asks for one, since that takes seconds.
+# Made when a test asks for one, since that takes seconds; one family's models, since all of them take minutes.
 GENERATED = {
+    "models.md, generated": lambda generate: generate.models_page("r2plus1d_tiny"),
     "recipes.md, generated": lambda generate: generate.recipes_page(),
 }
 PAGES = (*FILES, *GENERATED)

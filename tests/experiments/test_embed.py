@@ -65,7 +65,8 @@ def tokens(checkpoint, path, indices):
     """Of one clip, by the model itself."""
     _, model, variables = checkpoint
     video = model.card.normalize(jnp.asarray(decode(path, indices, SIDE)[None], jnp.float32) / 255)
-    return np.asarray(encode(model)(variables, video))[0]
+    encoded = np.asarray(encode(model)(variables, video))[0]
+    return encoded.reshape(-1, encoded.shape[-1])
 
 
 def test_a_clip_of_each_video_with_its_label_and_time(checkpoint, folder, tmp_path):

@@ -18,7 +18,7 @@ from small_runs import changed
 import vidjax
 from vidjax.data.config import CaptionedDataConfig
 from vidjax.data.text import open_tokenizer
-from vidjax.models import FAMILIES, example_inputs
+from vidjax.models import FAMILIES, VARIANTS, example_inputs
 from vidjax.training.sharding import make_mesh, put_batch
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
@@ -28,11 +28,8 @@ import contrastive_pretrain  # noqa: E402
 import finetune  # noqa: E402
 import mae_pretrain  # noqa: E402
 
-CLASSIFIERS = [
-    min(name for name in family.VARIANTS if "_tiny" in name)
-    for family in FAMILIES
-    if not family.__name__.endswith("clip")  # pairs of towers have no classes
-]
+SMALLEST = [min(name for name in family.VARIANTS if "_tiny" in name) for family in FAMILIES]
+CLASSIFIERS = [name for name in SMALLEST if "num_classes" in VARIANTS[name]().__dataclass_fields__]
 PLAIN = finetune.Config(mixup=0.0, cutmix=0.0, train_accuracy=True)
 
 

@@ -1,158 +1,13 @@
-import re
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vidjax.layers import sequence
-from vidjax.layers.attention import Attention, attend, attention_weights
-from vidjax.training.cost import count_macs
+from vidjax.layers.attention import Attention
 
 
 def normal(*shape: int) -> jax.Array:
     return jnp.asarray(np.random.default_rng(sum(shape)).standard_normal(shape), jnp.float32)
-
-
-def naive_attend(query, key, value, mask=True) -> np.ndarray:
-    """Softmax attention of `... tokens heads width`, in float64; `mask` with an axis of heads."""
-    query, key, value = (np.moveaxis(np.asarray(x, np.float64), -2, -3) for x in (query, key, value))
-    scores = query @ np.swapaxes(key, -1, -2) / np.sqrt(query.shape[-1])
-    scores = np.where(mask, scores, -np.inf)
-    weights = np.exp(scores - scores.max(-1, keepdims=True))
-    return np.moveaxis(weights / weights.sum(-1, keepdims=True) @ value, -3, -2)
-
-
-@pytest.mark.parametrize("leading", [(), (2,), (2, 3)])
-def test_attend_is_softmax_attention_over_any_leading_axes(leading):
-    query, key, value = normal(*leading, 5, 4, 6) * 3, normal(*leading, 7, 4, 6), normal(*leading, 7, 4, 6)[..., ::-1]
-    np.testing.assert_allclose(jax.jit(attend)(query, key, value), naive_attend(query, key, value), atol=1e-5)
-
-
-@pytest.mark.parametrize("shape", [(5, 7), (1, 7), (2, 1, 7), (1, 3, 5, 7), (2, 3, 5, 7)])
-def test_a_mask_hides_keys_from_queries_in_all_heads(shape):
-    query, key, value = normal(2, 3, 5, 4, 6), normal(2, 3, 7, 4, 6), normal(2, 3, 7, 4, 6)[..., ::-1]
-    if len(shape) == 3:  # another number of leading axes
-        query, key, value = query[:, 0], key[:, 0], value[:, 0]
-    mask = (normal(*shape) > 0).at[..., 0].set(True)
-    seen = jax.jit(lambda q, k, v, m: attend(q, k, v, mask=m))(query, key, value, mask)
-    np.testing.assert_allclose(seen, naive_attend(query, key, value, mask[..., None, :, :]), atol=1e-5)
-    weights = attention_weights(query, key, mask)
-    np.testing.assert_allclose(jnp.einsum("...kqn,...nkd->...qkd", weights, value), seen, atol=1e-5)
-    np.testing.assert_array_equal(weights > 0, jnp.broadcast_to(mask[..., None, :, :], weights.shape))
-
-
-@pytest.mark.parametrize("implementation", ["xla", "chunked"])
-def test_a_query_that_may_see_nothing_sees_all_alike_and_has_a_gradient(implementation):
-    query, key, value, nothing = normal(3, 2, 4), normal(5, 2, 4), normal(5, 2, 4)[::-1], jnp.zeros((3, 5), bool)
-    seen = attend(query, key, value, implementation, nothing)
-    np.testing.assert_allclose(seen, jnp.broadcast_to(value.mean(axis=0), seen.shape), atol=1e-5)
-    np.testing.assert_allclose(attention_weights(query, key, nothing), 1 / 5, rtol=1e-6)
-    assert jnp.isfinite(jax.grad(lambda q: attend(q, key, value, implementation, nothing).sum())(query)).all()
-
-
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_the_backward_pass_is_kept_one_float32_array_of_all_pairs(dtype):
-    query, key, value = (normal(2, n, 3, 4).astype(dtype) for n in (50, 60, 60))
-    kept = jax.tree.leaves(jax.vjp(partial(attend, implementation="xla"), query, key, value)[1])
-    pairs = [leaf for leaf in kept if leaf.size >= 2 * 3 * 50 * 60 and leaf.dtype == jnp.float32]
-    assert [leaf.shape for leaf in pairs] == [(2, 3, 50, 60)]
-
-
-@pytest.mark.parametrize("implementation", ["xla", "chunked"])
-def test_attention_of_float64_is_float64(implementation):
-    with jax.enable_x64(True):
-        draw = np.random.default_rng(0).standard_normal
-        query, key, value = (jnp.asarray(draw((2, n, 3, 4))) for n in (5, 7, 7))
-        seen = attend(query, key, value, implementation)
-        assert seen.dtype == jnp.float64
-        np.testing.assert_allclose(seen, naive_attend(query, key, value), atol=1e-12)
-
-
-@pytest.mark.parametrize("implementation", ["xla", "chunked"])
-def test_softmax_is_float32_when_values_are_not(implementation):
-    query = jnp.array([[2.0, 2.0, 0.0, 0.0]], jnp.bfloat16)[:, None]
-    key = jnp.array([[300.0, 0.0, 0.0, 0.0], [300.0, 1.0, 0.0, 0.0]], jnp.bfloat16)[:, None]
-    value = jnp.array([[0.0] * 4, [1.0] * 4], jnp.bfloat16)[:, None]
-    out = attend(query, key, value, implementation)  # scores 300 and 301: one number in bfloat16
-    assert out.dtype == jnp.bfloat16
-    np.testing.assert_allclose(out.astype(jnp.float32), 1 / (1 + np.exp(-1)), atol=0.005)
-
-
-def attended_and_gradients(implementation, query, key, value, mask=None):
-    """What attention gives, and its gradients for fixed weights of the outputs."""
-    weights = normal(*query.shape)[..., ::-1]
-
-    def loss(query, key, value):
-        attended = attend(query, key, value, implementation, mask)
-        return (attended * weights).sum(), attended
-
-    return jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))(query, key, value)
-
-
-@pytest.mark.parametrize(
-    ("leading", "queries", "keys", "mask"),
-    [
-        ((), 1, 1, None),
-        ((2,), 12, 12, None),  # chunks of 4
-        ((2, 3), 13, 5, (13, 5)),  # and one of 1
-        ((3,), 3, 9, (1, 9)),
-        ((2, 3), 7, 9, (2, 1, 1, 9)),
-        ((2, 3), 7, 9, (3, 7, 9)),
-    ],
-)
-def test_in_chunks_it_is_the_same_attention_with_the_same_gradients(monkeypatch, leading, queries, keys, mask):
-    monkeypatch.setattr(sequence, "CHUNK_CPU", 4)
-    arrays = normal(*leading, queries, 2, 6), normal(*leading, keys, 2, 6), normal(*leading, keys, 2, 6)[..., ::-1]
-    if mask is not None:
-        mask = (normal(*mask) > 0).at[..., 0, :].set(False)  # the first sees nothing
-    expected = attended_and_gradients("xla", *arrays, mask)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
-        attended_and_gradients("chunked", *arrays, mask),
-        expected,
-    )
-
-
-def test_in_chunks_it_has_forward_derivatives():
-    arrays = normal(130, 1, 4), normal(5, 1, 4), normal(5, 1, 4)[::-1]
-    tangents = jax.tree.map(jnp.cos, arrays)
-    chunked, plain = (jax.jvp(lambda *x, how=how: attend(*x, how), arrays, tangents)[1] for how in ("chunked", "xla"))
-    np.testing.assert_allclose(chunked, plain, atol=1e-5)
-
-
-def test_gradients_of_many_chunks_are_summed_in_float32(monkeypatch):
-    monkeypatch.setattr(sequence, "CHUNK_CPU", 8)
-    exact = normal(512, 1, 8), normal(64, 1, 8), normal(64, 1, 8)[::-1]
-    exact = [x.astype(jnp.bfloat16).astype(jnp.float32) for x in exact]
-    (_, expected, _), _ = attended_and_gradients("xla", *exact)
-
-    def error(implementation):
-        (_, key, _), _ = attended_and_gradients(implementation, *(x.astype(jnp.bfloat16) for x in exact))
-        return jnp.linalg.norm(key.astype(jnp.float32) - expected) / jnp.linalg.norm(expected)
-
-    assert error("chunked") < 1.5 * error("xla")
-
-
-@pytest.mark.parametrize("queries", [256, 257])
-def test_in_chunks_it_costs_as_much(queries):
-    arrays = [jax.ShapeDtypeStruct((2, n, 3, 8), jnp.float32) for n in (queries, 300, 300)]
-    macs = [count_macs(lambda *x, how=how: attend(*x, how), *arrays) for how in ("chunked", "xla")]
-    assert macs == [2 * 2 * 3 * 8 * queries * 300] * 2
-
-
-def test_many_tokens_are_attended_to_without_the_scores_of_all_pairs():
-    def holds_all(implementation, tokens):
-        x = jax.ShapeDtypeStruct((1, tokens, 2, 8), jnp.float32)
-        gradient = jax.grad(lambda *x: attend(*x, implementation).sum(), (0, 1, 2))
-        compiled = jax.jit(gradient).lower(x, x, x).compile()
-        # As one array, or in stacked pieces that the backward pass would read.
-        at_once = bool(re.search(rf"\[(\d+,)*{tokens},{tokens}\]", compiled.as_text()))
-        return at_once or compiled.memory_analysis().temp_size_in_bytes > 4 * tokens**2
-
-    assert holds_all("xla", 1280) and not holds_all("chunked", 1280)
-    assert holds_all("auto", 160) and not holds_all("auto", 1280)
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +28,7 @@ def test_module_is_its_four_projections_around_attend(module):
 
     x = normal(2, 5, 12)
     for context in (x, normal(2, 7, 12)):
-        heads = naive_attend(project("query", x), project("key", context), project("value", context))
+        heads = jax.nn.dot_product_attention(project("query", x), project("key", context), project("value", context))
         expected = heads.reshape(2, 5, 12) @ np.asarray(params["out"]["kernel"]) + np.asarray(params["out"]["bias"])
         np.testing.assert_allclose(run(x, context), expected, atol=1e-4)
         mask = jnp.arange(context.shape[1])[None] < 3
@@ -205,12 +60,6 @@ def test_biases_are_where_they_are_asked_for(fields, biased):
 def test_heads_that_do_not_divide_the_width_are_refused():
     with pytest.raises(ValueError, match="width 8 cannot be shared by 3 heads"):
         Attention(heads=3).init(jax.random.key(0), jnp.zeros((1, 3, 8)))
-
-
-def test_cudnn_is_never_a_silent_fallback():
-    x = jnp.zeros((1, 4, 2, 8))
-    with pytest.raises(Exception, match=r"(?i)cudnn|flash|gpu|must be"):
-        attend(x, x, x, "cudnn")
 
 
 def test_weights_are_sown_where_they_are_asked_for_and_cost_nothing_elsewhere():

@@ -16,6 +16,31 @@ from vidjax.models.clip import ImageTower
 from vidjax.models.text import TextTower
 from vidjax.models.video_text import VideoText
 
+# Parameters, and GMACs of one clip where they are published (SYSTEMS.md), of each row; see test_published.py.
+COUNTS = {
+    # CLIP's towers on eight frames, and the head transf
+    "actionclip_base_16": (168_574_465, 8 * 17.563),
+    "actionclip_base_32": (170_231_041, 8 * 4.409),
+    # The same with 8 frame positions for 77.
+    "actionclip_base_16_mmaction2": (168_574_465 - 69 * 512, 8 * 17.563),
+    "actionclip_base_32_mmaction2": (170_231_041 - 69 * 512, 8 * 4.409),
+    # Counted here: nobody has published these, or not their parameters to the last one.
+    "actionclip_tiny": (1_268_673, None),
+}
+# Of rows with other fields: row, parameters, GMACs, fields.
+COUNTS_WITH_FIELDS = {
+    "actionclip_base_16 with the mean": ("actionclip_base_16", 149_620_737, None, {"head": "mean"}),
+    "actionclip_base_16 with Conv_1D": ("actionclip_base_16", 149_620_737 + 40_960, None, {"head": "conv1d"}),
+    "actionclip_base_16 with LSTM": ("actionclip_base_16", 149_620_737 + 2_140_672, None, {"head": "lstm"}),
+    "actionclip_base_16 with Transf": ("actionclip_base_16", 149_620_737 + 18_953_728, None, {"head": "transf"}),
+    "actionclip_base_16 with Transf_cls": (
+        "actionclip_base_16",
+        149_620_737 + 18_959_872,
+        None,
+        {"head": "transf_cls"},
+    ),
+}
+
 E, T, CONTEXT = 16, 5, 9  # as the heads are recorded
 HEADS = {
     "conv1d": actionclip.Conv1d(CONTEXT),

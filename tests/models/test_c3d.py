@@ -11,6 +11,18 @@ import recipe
 from vidjax.convert import from_state_dict
 from vidjax.models.c3d import C3D
 
+# Parameters, and GMACs of one clip where they are published (SYSTEMS.md), of each row; see test_published.py.
+COUNTS = {
+    "c3d": (79_991_015, 38.549),
+    # Counted here: nobody has published these, or not their parameters to the last one.
+    "c3d_tiny": (453_600, None),
+}
+# Of rows with other fields: row, parameters, GMACs, fields.
+COUNTS_WITH_FIELDS = {
+    "c3d of 400 classes": ("c3d", 79_634_576, None, {"num_classes": 400}),
+    "c3d of 101 classes": ("c3d", 78_409_573, 38.547, {"num_classes": 101}),
+}
+
 NARROW = C3D(width=4, hidden=16, num_classes=5, image_size=48)
 WIDTHS = {
     "conv1": (4, 3), "conv2": (8, 4), "conv3a": (16, 8), "conv3b": (16, 16),

@@ -40,6 +40,34 @@ def test_an_unknown_field_is_refused():
         vidjax.create_model("vit_tiny", classes=3)
 
 
+def test_a_pair_of_towers_hands_a_field_to_every_tower_that_has_it():
+    pair = create_model("clip_base_16", num_frames=8, dtype=jnp.bfloat16)
+    assert pair.video.num_frames == 8 and pair.video.dtype == pair.text.dtype == jnp.bfloat16
+    deep = create_model("actionclip_base_16", num_frames=16, head="mean", drop_path=0.1)
+    assert deep.video.image.num_frames == 16 and deep.video.head == "mean"
+    assert deep.video.image.drop_path == deep.text.drop_path == 0.1
+
+
+def test_a_dictionary_is_for_one_tower_alone():
+    pair = create_model("clip_tiny", drop_path=0.1, text={"depth": 1, "drop_path": 0.0})
+    assert (pair.video.depth, pair.text.depth) == (4, 1)
+    assert (pair.video.drop_path, pair.text.drop_path) == (0.1, 0.0)
+    tower = create_model("clip_tiny").text
+    assert create_model("clip_tiny", text=tower.clone(depth=2)).text.depth == 2
+    with pytest.raises(ValueError, match=r"depth of model 'clip_tiny's text' is 0: it must be 1 or more"):
+        create_model("clip_tiny", text={"depth": 0})
+
+
+def test_an_unknown_field_of_a_pair_is_refused_with_those_of_its_towers():
+    with pytest.raises(ValueError, match="model 'actionclip_tiny' has no field 'frames': its fields are ") as refused:
+        create_model("actionclip_tiny", frames=3)
+    listed = str(refused.value).rpartition(" are ")[2].split(", ")
+    assert listed[:4] == ["video", "text", "card", "bias"] and len(listed) == len(set(listed))
+    assert {"head", "num_frames", "shift", "vocabulary"} <= set(listed)
+    with pytest.raises(ValueError, match="model 'clip_tiny's text' has no field 'joint': its fields are vocabulary, "):
+        create_model("clip_tiny", text={"joint": True})
+
+
 def test_whatever_is_a_number_of_the_kind_is_taken():
     made = {"num_classes": np.int64(4), "drop_path": np.float32(0.1), "mlp_ratio": 2, "patch_size": [1, 8, 8]}
     check_fields("vit_tiny", VARIANTS["vit_tiny"].func, made | {"dtype": jnp.bfloat16})

@@ -13,6 +13,24 @@ import vidjax
 from vidjax.convert import from_state_dict, layouts
 from vidjax.models import inception3d
 
+# Parameters, and GMACs of one clip where they are published (SYSTEMS.md), of each row; see test_published.py.
+COUNTS = {
+    "i3d_flow": (12_668_032, 102.341),
+    "i3d_rgb": (12_689_984, 111.153),
+    "s3d": (8_320_048, 17.979, {"num_frames": 16}),
+    "s3dg": (9_508_000, 71.92, {"num_frames": 64}),
+    # Counted here: nobody has published these, or not their parameters to the last one.
+    "i3d_tiny": (199_874, None),
+    "s3d_tiny": (126_944, None),
+}
+# Of rows with other fields: row, parameters, GMACs, fields.
+COUNTS_WITH_FIELDS = {
+    "i3d_rgb with scales": ("i3d_rgb", 12_697_264, 111.153, {"norm_scale": True}),
+    "i3d_flow with scales": ("i3d_flow", 12_675_312, 102.341, {"norm_scale": True}),
+    "s3d of 64 frames": ("s3d", 8_320_048, 71.916, {"num_frames": 64}),
+    "s3dg gated after the branches": ("s3dg", 12_119_712, 71.92, {"gating": "concat"}),
+}
+
 
 def assert_close(found, expected, within: float = 1e-4) -> None:
     """Within a part of the largest value."""

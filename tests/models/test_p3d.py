@@ -12,6 +12,15 @@ import recipe
 from vidjax.convert import from_state_dict
 from vidjax.models.p3d import P3D
 
+# Parameters, and GMACs of one clip where they are published (SYSTEMS.md), of each row; see test_published.py.
+COUNTS = {
+    "p3d_63": (25_745_232, 8.44),
+    "p3d_131": (48_088_400, 12.90),
+    "p3d_199": (66_492_240, 18.403),
+    # Counted here: nobody has published these, or not their parameters to the last one.
+    "p3d_tiny": (132_536, None),
+}
+
 SMALL = P3D((1, 2, 1, 1), width=4, num_classes=5, image_size=64, dropout=0.0)
 
 

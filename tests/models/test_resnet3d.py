@@ -13,6 +13,46 @@ from vidjax.convert import from_state_dict, layouts, recognize
 from vidjax.models import VARIANTS
 from vidjax.models.resnet3d import FACTORIZED, FLAT, FULL, MC, ResNet3D, planes_between
 
+# Parameters, and GMACs of one clip where they are published (SYSTEMS.md), of each row; see test_published.py.
+COUNTS = {
+    "fr2d_18": (11_381_712, None),
+    "mc2_18": (11_400_528, None),
+    "mc3_18": (11_695_440, 43.343),
+    "mc4_18": (12_727_632, None),
+    "mc5_18": (16_856_400, None),
+    "r2d_18": (11_522_832, None),
+    "r2plus1d_18": (31_505_325, 40.519),
+    "r2plus1d_18_paper": (33_370_839, 41.496),
+    "r2plus1d_34": (63_697_175, 152.356, {"num_frames": 32}),
+    "r2plus1d_34_mmaction2": (63_759_281, 40.5),  # 63.8 M published
+    "r3d_18": (33_371_472, 40.697),
+    "rmc2_18": (33_352_656, None),
+    "rmc3_18": (33_057_744, None),
+    "rmc4_18": (32_025_552, None),
+    "rmc5_18": (27_896_784, None),
+    # Counted here: nobody has published these, or not their parameters to the last one.
+    "fr2d_34": (21_489_872, None),
+    "mc2_34": (21_508_688, None),
+    "mc3_34": (21_951_056, None),
+    "mc4_34": (24_162_896, None),
+    "mc5_34": (37_728_848, None),
+    "r2d_34": (21_630_992, None),
+    "r3d_34": (63_681_104, None),
+    "rmc2_34": (63_662_288, None),
+    "rmc3_34": (63_219_920, None),
+    "rmc4_34": (61_008_080, None),
+    "rmc5_34": (47_442_128, None),
+    "fr2d_tiny": (69_696, None),
+    "r2d_tiny": (86_160, None),
+    "r2plus1d_tiny": (204_969, None),
+    "r3d_tiny": (202_272, None),
+}
+# Of rows with other fields: row, parameters, GMACs, fields.
+COUNTS_WITH_FIELDS = {
+    "r2d_18 of 8 frames": ("r2d_18", 11_447_568, None, {"num_frames": 8}),
+    "r2plus1d_34 of 8 frames": ("r2plus1d_34", 63_697_175, 38.089, {"num_frames": 8}),
+}
+
 SHORT = {"depths": (1, 1, 1, 1), "num_classes": 5, "num_frames": 5, "image_size": 32}
 MODELS = {
     "r3d": ResNet3D(FULL, **SHORT),

@@ -109,7 +109,7 @@ def test_ids_that_do_not_fit_are_refused(tower, shape, dtype, said):
         jax.eval_shape(tower.init, jax.random.key(0), jnp.zeros(shape, dtype))
 
 
-COUNTS = {
+TOWER_COUNTS = {
     "text_tiny": 382_080,
     "clip_base": 63_428_097 - 1,  # as published with the scale of the similarities
     "clip_large": 123_650_305 - 1,
@@ -119,8 +119,8 @@ COUNTS = {
 
 
 def test_every_tower_has_its_number_of_parameters():
-    assert COUNTS.keys() == TEXT_VARIANTS.keys()
-    for name, count in COUNTS.items():
+    assert TOWER_COUNTS.keys() == TEXT_VARIANTS.keys()
+    for name, count in TOWER_COUNTS.items():
         tower = create_text_model(name)
         shapes = jax.eval_shape(tower.init, jax.random.key(0), *example_inputs(tower))
         assert sum(prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) == count, name

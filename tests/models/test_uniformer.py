@@ -13,6 +13,27 @@ from vidjax.convert import from_state_dict
 from vidjax.layers.transformer import DropPath
 from vidjax.models.uniformer import GlobalBlock, LocalBlock, SplitBlock, UniFormer
 
+# Parameters, and GMACs of one clip where they are published (SYSTEMS.md), of each row; see test_published.py.
+COUNTS = {
+    "uniformer_base": (49_813_200, 96.554),
+    "uniformer_base_16": (49_813_200, 96.554),
+    "uniformer_base_8": (49_813_200, 40.134),
+    "uniformer_base_32": (49_813_200, 258.251),
+    "uniformer_base_split": (65_405_136, 83.959),
+    "uniformer_small": (21_400_400, 41.663),
+    "uniformer_small_16": (21_400_400, 41.663),
+    "uniformer_small_8": (21_400_400, 17.566),
+    "uniformer_small_32": (21_400_400, 109.445),
+    "uniformer_small_split": (27_847_504, 36.680),
+    # Counted here: nobody has published these, or not their parameters to the last one.
+    "uniformer_tiny": (155_120, None),
+    "uniformer_tiny_split": (190_896, None),
+}
+# Of rows with other fields: row, parameters, GMACs, fields.
+COUNTS_WITH_FIELDS = {
+    "uniformer_small of 174 classes": ("uniformer_small", 21_284_462, None, {"num_classes": 174}),
+}
+
 FIELDS = {"widths": (8, 16, 24, 32), "depths": (1, 2, 1, 1), "head_width": 8, "num_classes": 5, "image_size": 64}
 VIDEO = (2, 4, 64, 64, 3)
 

@@ -17,6 +17,22 @@ from vidjax.models import videomae
 from vidjax.objectives.masking import running_cell, tube
 from vidjax.objectives.reconstruction import pixel_targets, reconstruction_loss
 
+# Parameters, and GMACs of one clip where they are published (SYSTEMS.md), of each row; see test_published.py.
+COUNTS = {
+    "videomae_base": (86_534_800, 180.345),
+    "videomae_huge": (632_119_440, 1190.994),
+    "videomae_large": (304_270_736, 596.833),
+    "videomae_small": (22_033_936, 56.878),
+    # The published cost less the embedding of masked patches (1408 x 1536 x width), which is never computed here.
+    "videomae_base_pretrain": (94_210_944, 33.779),
+    "videomae_huge_pretrain": (692_487_296, 234.839),
+    "videomae_large_pretrain": (342_996_992, 140.421),
+    "videomae_small_pretrain": (24_029_376, 10.705),
+    # Counted here: nobody has published these, or not their parameters to the last one.
+    "videomae_tiny": (594_528, None),
+    "videomae_tiny_pretrain": (976_704, None),
+}
+
 CLOSE = {"rtol": 0, "atol": 1e-4}
 
 SMALL = {"width": 24, "depth": 1, "heads": 3, "patch_size": (2, 4, 4)}
@@ -52,8 +68,8 @@ def pretraining(video, mask):
     """Model, variables, and both methods compiled once for all tests of this file."""
     model = videomae.Pretraining(**SMALL_PRETRAINING)
     variables = perturbed(model, video, *mask)
-    encode = jax.jit(lambda *inputs: model.apply(*inputs, method="encode"))
-    return SimpleNamespace(model=model, variables=variables, run=jax.jit(model.apply), encode=encode)
+    tokens = jax.jit(lambda *inputs: model.apply(*inputs, method="tokens"))
+    return SimpleNamespace(model=model, variables=variables, run=jax.jit(model.apply), tokens=tokens)
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +174,7 @@ def assert_equals_transformers(config: dict, weights: dict, video, masked, expec
     variables = from_state_dict(model, weights, strict=True)
     kept, dropped = indices(masked)
     pixels = model.card.normalize(jnp.asarray(video))
-    encoded = jax.jit(lambda *inputs: model.apply(*inputs, method="encode"))(variables, pixels, kept)
+    encoded = jax.jit(lambda *inputs: model.apply(*inputs, method="tokens"))(variables, pixels, kept)
     predicted = jax.jit(model.apply)(variables, pixels, kept, dropped)
     target = jnp.take_along_axis(pixel_targets(jnp.asarray(video), patch_size), dropped[..., None], axis=1)
     np.testing.assert_allclose(encoded, expected["encoded"], **CLOSE)
@@ -191,14 +207,14 @@ def test_pretraining_equals_transformers_live():
 
 def test_encoder_of_all_tokens_is_the_encoder_without_indices(pretraining, video):
     everything = jnp.tile(jnp.arange(prod(GRID)), (VIDEO[0], 1))
-    with_indices = pretraining.encode(pretraining.variables, video, everything)
-    np.testing.assert_allclose(pretraining.encode(pretraining.variables, video), with_indices, atol=1e-6)
+    with_indices = pretraining.tokens(pretraining.variables, video, everything)
+    np.testing.assert_allclose(pretraining.tokens(pretraining.variables, video), with_indices, atol=1e-6)
 
 
 def test_encoder_keeps_the_order_of_its_indices(pretraining, video, mask):
     kept = mask[0]
-    tokens = pretraining.encode(pretraining.variables, video, kept)
-    backwards = pretraining.encode(pretraining.variables, video, kept[:, ::-1])
+    tokens = pretraining.tokens(pretraining.variables, video, kept)
+    backwards = pretraining.tokens(pretraining.variables, video, kept[:, ::-1])
     np.testing.assert_allclose(backwards, tokens[:, ::-1], atol=1e-5)
 
 
@@ -281,7 +297,7 @@ def test_drop_path_and_dropout_act_in_training_alone(video):
 def test_classifier_norms_the_mean_token(classifier, video):
     params = classifier.variables["params"]
     bare = classifier.model.clone(num_classes=None)
-    tokens = jax.jit(lambda *inputs: bare.apply(*inputs, method="encode"))(classifier.variables, video)
+    tokens = jax.jit(lambda *inputs: bare.apply(*inputs, method="tokens"))(classifier.variables, video)
     mean = jax.jit(bare.apply)(classifier.variables, video)
     np.testing.assert_allclose(mean, tokens.mean(axis=1), atol=1e-5)
     normed = (mean - mean.mean(-1, keepdims=True)) / jnp.sqrt(mean.var(-1, keepdims=True) + 1e-6)

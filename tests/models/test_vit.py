@@ -12,6 +12,17 @@ import recipe
 from vidjax.convert import from_state_dict, load_pretrained
 from vidjax.models.vit import ViT
 
+# Parameters, and GMACs of one clip where they are published (SYSTEMS.md), of each row; see test_published.py.
+COUNTS = {
+    # timm: 22.05, 86.57, 88.22 and 304.33 M, with 1000 classes
+    "vit_small_16": (22_050_664, None),
+    "vit_base_16": (86_567_656, 17.564),
+    "vit_base_32": (88_224_232, None),
+    "vit_large_16": (304_326_632, None),
+    # Counted here: nobody has published these, or not their parameters to the last one.
+    "vit_tiny": (467_808, None),
+}
+
 SMALL = {"width": 48, "depth": 2, "heads": 3, "patch_size": (1, 8, 8), "num_classes": 7, "image_size": 32}
 CLOSE = {"rtol": 0, "atol": 1e-4}
 
@@ -115,7 +126,7 @@ def test_a_clip_is_the_mean_of_its_frames(model, weights):
     each = apply(variables, video[0][:, None])
     np.testing.assert_allclose(apply(variables, video)[0], each.mean(axis=0), atol=1e-5)
     tokens = jax.jit(partial(model.apply, method="encode"))(variables, video)
-    assert tokens.shape == (1, 4 * 16, 48)
+    assert tokens.shape == (1, 4, 4, 4, 48)
     np.testing.assert_allclose(apply(variables, video[:, ::-1]), apply(variables, video), atol=1e-5)  # blind to order
 
 

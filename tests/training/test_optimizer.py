@@ -1,13 +1,18 @@
 """Layer decay, partial training and SGD, each against what they are said to be."""
 
+import json
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 import vidjax
+from vidjax.errors import UserError
+from vidjax.models import VARIANTS
 from vidjax.training.optimizer import OptimizerConfig, layer_numbers, make_optimizer, trained_parameters
 
 
@@ -57,6 +62,33 @@ def test_layers_of_every_family_rise_from_input_to_head(name, order):
         assert found, f"no parameter {beginning} among {sorted(layers)}"
         positions.append(min(found))
     assert positions == sorted(positions) and positions[0] < positions[1] and positions[-1] == max(layers.values())
+
+
+CLASSIFIERS = [name for name in vidjax.list_models("_tiny") if "num_classes" in VARIANTS[name]().__dataclass_fields__]
+# Of each parameter by the beginning of its path, as counted when the rules were first compared with the originals'.
+KNOWN = json.loads((Path(__file__).parent / "layer_numbers.json").read_text())
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_every_family_says_its_layers_by_its_names(name):
+    """No name is unknown, whatever the family; and the numbers that runs were made with stay."""
+    layers = numbered(name)
+    known = KNOWN.get(name, {})
+    for path, layer in layers.items():
+        beginning = next((start for start in known if f"{path}/".startswith(f"{start}/")), None)
+        if known and not path.startswith("head"):
+            assert layer == known[beginning], path
+    assert max(layers.values()) == layers["head/kernel"]
+
+
+def test_a_name_that_says_nothing_of_its_layer_is_refused():
+    for path in ("adapter", "block_first", "transformer/adapter"):
+        params = unflatten_dict({("transformer", "block_0", "kernel"): 0, (*path.split("/"), "kernel"): 0})
+        with pytest.raises(UserError, match=f"the layer of the parameter {path}/kernel is not known"):
+            layer_numbers(params)
+    pair = {"video": {"head": {"kernel": 0}}, "logit_scale": 0}
+    with pytest.raises(UserError, match="the layer of the parameter logit_scale is not known"):
+        layer_numbers(pair)
 
 
 def test_updates_shrink_by_the_decay_from_layer_to_layer():

@@ -2,32 +2,16 @@
 
 import dataclasses
 import difflib
+import pkgutil
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 
 import flax.linen as nn
 import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from vidjax.convert import (
-    actionclip,
-    bert,
-    c3d,
-    checkpoint,
-    clip,
-    files,
-    hub,
-    inception3d,
-    p3d,
-    preprocessing,
-    resnet3d,
-    rules,
-    timesformer,
-    uniformer,
-    videomae,
-    vit,
-    vivit,
-)
+from vidjax.convert import checkpoint, files, hub, preprocessing, rules
 from vidjax.convert.checkpoint import COMPUTING, save_pretrained
 from vidjax.convert.files import Weights
 from vidjax.convert.rules import Inflation, Layout, Report
@@ -37,7 +21,9 @@ from vidjax.models.video_text import VideoText
 
 __all__ = ["Report", "from_state_dict", "load_pretrained", "load_weights", "save_pretrained"]
 
-FAMILIES = (vit, vivit, timesformer, uniformer, resnet3d, c3d, inception3d, p3d, videomae, clip, actionclip, bert)
+# Every file here that has `LAYOUTS` holds the rules of a family; no list names them.
+FILES = tuple(import_module(f"{__name__}.{file.name}") for file in pkgutil.iter_modules(__path__))
+FAMILIES = tuple(file for file in FILES if hasattr(file, "LAYOUTS"))
 
 # By the type of the model; of a pair of towers by that of its video tower too.
 LAYOUTS = {module: layouts for family in FAMILIES for module, layouts in family.LAYOUTS.items()}

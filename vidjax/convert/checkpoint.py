@@ -70,8 +70,8 @@ def describe(model: nn.Module) -> dict:
     name = next((name for name, module in MODULES.items() if module is type(model)), None)
     if name is None:
         raise UserError(
-            f"a {type(model).__name__} is none of vidjax's modules, so nothing could make it again: name its file in "
-            "FAMILIES of vidjax.models, or save the variables by yourself"
+            f"a {type(model).__name__} is none of vidjax's modules, so nothing could make it again: put it into "
+            "a file of vidjax/models, or save the variables by yourself"
         )
     return {"module": name, "fields": fields}
 

@@ -162,9 +162,12 @@ def _features(model: nn.Module, variables: dict, video: Float[Array, "b t h w c"
     """Pooled features `b d`; of an encoder that is trained without pooling, the mean token."""
     fields = type(model).__dataclass_fields__
     if "num_classes" in fields:
-        return model.clone(num_classes=None).apply(variables, video, **settings)
+        headless = {"num_classes": None} | ({"head": None} if "head" in fields else {})
+        return model.clone(**headless).apply(variables, video, **settings)
     out = model.apply(variables, video, method="encode", **settings)
-    return (out[0].mean(axis=1), out[1]) if settings else out.mean(axis=1)
+    grid, *state = out if settings else (out,)
+    mean = grid.reshape(len(grid), -1, grid.shape[-1]).mean(axis=1)
+    return (mean, *state) if settings else mean
 
 
 def _first_layer(model: nn.Module, variables: dict, video: Float[Array, "b t h w c"]) -> tuple[Path, tuple[int, ...]]:

@@ -32,8 +32,12 @@ class Card:
     accuracy: str = ""
 
     def preprocess(self, video: UInt8[Array | np.ndarray, "*b c"]) -> Float32[Array, "*b c"]:
-        """Pixels of 8 bits as the model wants them: the one place where pixels are scaled."""
-        return self.normalize(jnp.asarray(video, jnp.float32) / 255)
+        """Pixels of 8 bits, scaled and normalised for the model."""
+        return self.normalize(self.scale(video))
+
+    def scale(self, video: UInt8[Array | np.ndarray, "*b c"]) -> Float32[Array, "*b c"]:
+        """Pixels of 8 bits in [0, 1], for what comes before `normalize`: the one place where pixels are scaled."""
+        return jnp.asarray(video, jnp.float32) / 255
 
     def normalize(self, video: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
         """Pixels in [0, 1] as the model wants them."""

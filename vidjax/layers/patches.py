@@ -41,13 +41,19 @@ def check_video(video: Shaped[Array, "..."], channels: int, least: tuple[int, in
         )
     if not jnp.issubdtype(video.dtype, jnp.floating):
         raise UserError(
-            f"a video of {video.dtype} was given: the model takes floats, such as model.card.normalize(video / 255)"
+            f"a video of {video.dtype} was given: the model takes floats, such as model.card.preprocess(video)"
         )
     for name, side, wanted in zip(
         ("frames", "pixels of height", "pixels of width"), video.shape[1:4], least, strict=True
     ):
         if side < wanted:
             raise UserError(f"{side} {name} are too few: the model's strides and pooling need at least {wanted}")
+
+
+def on_grid(tokens: Shaped[Array, "*b n d"], grid: tuple[int, int, int]) -> Shaped[Array, "*b t h w d"]:
+    """Tokens of all patches, in their order, on the grid `(t, h, w)` of the patches."""
+    t, h, w = grid
+    return einops.rearrange(tokens, "... (t h w) d -> ... t h w d", t=t, h=h, w=w)
 
 
 def patchify(video: Shaped[Array, "*b t h w c"], patch_size: tuple[int, int, int]) -> Shaped[Array, "*b n p"]:

@@ -13,10 +13,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from vidjax.errors import UserError
+from vidjax.kernels.sharding import split_clips
 from vidjax.layers.activations import exact_gelu
 from vidjax.layers.attention import Attention, Implementation
 from vidjax.layers.normalization import LayerNorm
-from vidjax.layers.sequence import split_clips
 
 Remat = Literal["none", "dots", "blocks"]
 

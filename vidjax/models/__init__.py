@@ -1,7 +1,9 @@
-"""The model families. A family is one file; this is the one list of them."""
+"""The model families: every file here that has `VARIANTS` is one, and no list names them."""
 
 import difflib
+import pkgutil
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from numbers import Integral, Real
 from types import MappingProxyType, NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -12,42 +14,21 @@ import jax.numpy as jnp
 
 from vidjax.errors import UserError
 from vidjax.fields import choices
-from vidjax.models import (
-    actionclip,
-    c3d,
-    clip,
-    inception3d,
-    p3d,
-    resnet3d,
-    text,
-    timesformer,
-    uniformer,
-    video_text,
-    videomae,
-    vit,
-    vivit,
-)
+from vidjax.models.text import TEXT_VARIANTS
 
-FAMILIES = (vit, vivit, timesformer, uniformer, resnet3d, c3d, inception3d, p3d, videomae, clip, actionclip)
-
+FILES = tuple(import_module(f"{__name__}.{file.name}") for file in pkgutil.iter_modules(__path__))
+FAMILIES = tuple(file for file in FILES if hasattr(file, "VARIANTS"))
 VARIANTS = MappingProxyType({name: make for family in FAMILIES for name, make in family.VARIANTS.items()})
-TEXT_VARIANTS = text.VARIANTS  # towers, which take ids
 
-# Every module that a family's file defines, as checkpoints name it: whole models and what they are made of.
+# Every module that these files define, as checkpoints name it: whole models and what they are made of.
 MODULES = MappingProxyType(
     {
-        f"{family.__name__.rsplit('.', 1)[-1]}.{name}": kind
-        for family in (*FAMILIES, text, video_text)
-        for name, kind in vars(family).items()
-        if isinstance(kind, type) and issubclass(kind, nn.Module) and kind.__module__ == family.__name__
+        f"{file.__name__.rsplit('.', 1)[-1]}.{name}": kind
+        for file in FILES
+        for name, kind in vars(file).items()
+        if isinstance(kind, type) and issubclass(kind, nn.Module) and kind.__module__ == file.__name__
     }
 )
-
-# Fields that are handed on to the towers of a model made of some.
-OF_TOWERS = (
-    "num_frames", "image_size", "drop_path", "dtype", "remat", "scan", "joint", "shift", "head", "head_depth",
-    "head_heads", "head_context",
-)  # fmt: skip
 
 
 def list_models(contains: str = "") -> list[str]:
@@ -62,6 +43,8 @@ def create_model(name: str, **overrides) -> nn.Module:
 
     Example:
       >>> model = create_model("videomae_tiny", num_classes=8)
+      >>> model = create_model("videomae_base", head=MyHead())  # takes features `b d`; see the model's `head`
+      >>> model = create_model("clip_base_16", num_frames=8, dtype=jnp.bfloat16)  # see `override` for towers
 
     Raises:
       UserError: no such model (the nearest names are given), no such field, or a field of the wrong kind.
@@ -90,32 +73,45 @@ def _look_up(kind: str, name: str, variants: Mapping[str, Callable[[], nn.Module
 
 def towers(model: nn.Module) -> dict[str, nn.Module]:
     """The fields that are models themselves."""
-    fields = {field: getattr(model, field) for field in model.__dataclass_fields__ if field not in ("parent", "name")}
-    return {field: value for field, value in fields.items() if isinstance(value, nn.Module)}
+    return {field: value for field, value in _own(model).items() if isinstance(value, nn.Module)}
+
+
+def _own(model: nn.Module) -> dict[str, Any]:
+    """Fields and their values, but for those that Linen adds."""
+    return {field: getattr(model, field) for field in model.__dataclass_fields__ if field not in ("parent", "name")}
 
 
 def override(name: str, model: nn.Module, overrides: dict[str, Any]) -> nn.Module:
-    """The model with other values of its fields, and of its towers those in `OF_TOWERS`.
+    """The model with other values of its fields.
+
+    A model made of towers hands a value to every tower that has the field (and to theirs). What is meant for one tower
+    alone is given as a dictionary in that tower's place: `create_model("clip_base_16", dtype=..., text={"depth": 6})`.
 
     Args:
-      name: what the sentence calls the model.
+      name: what the message calls the model.
 
     Raises:
-      UserError: see `check_fields`.
+      UserError: neither the model nor a tower has such a field; or see `check_fields`.
     """
-    changed, taken = {}, set()
+    fields = _fields(model)
+    for field in overrides:
+        if field not in fields:
+            raise UserError(f"model '{name}' has no field '{field}': its fields are {', '.join(fields)}")
+    changed = {field: value for field, value in overrides.items() if field in _own(model)}
     for field, tower in towers(model).items():
-        inner = {f: value for f, value in overrides.items() if f in OF_TOWERS and f in _fields(tower)}
-        changed[field] = override(f"{name}'s {field}", tower, inner)
-        taken |= inner.keys()
-    own = {f: value for f, value in overrides.items() if f in model.__dataclass_fields__ or f not in taken}
-    check_fields(name, type(model), own)
-    return model.clone(**changed | own)
+        alone = changed.pop(field, {})
+        if not isinstance(alone, Mapping):  # another tower
+            changed[field] = alone
+            continue
+        shared = {f: value for f, value in overrides.items() if f in _fields(tower)}
+        changed[field] = override(f"{name}'s {field}", tower, shared | dict(alone))
+    check_fields(name, type(model), changed)
+    return model.clone(**changed)
 
 
-def _fields(model: nn.Module) -> set[str]:
-    """Fields of the model and of its towers."""
-    return {*model.__dataclass_fields__}.union(*map(_fields, towers(model).values()))
+def _fields(model: nn.Module) -> dict[str, None]:
+    """Fields of the model, then those of its towers, in order."""
+    return dict.fromkeys([*_own(model), *(field for tower in towers(model).values() for field in _fields(tower))])
 
 
 def check_fields(name: str, module: type[nn.Module], overrides: dict[str, Any]) -> None:
@@ -157,7 +153,7 @@ def _is_of(value: Any, kind: Any) -> bool:
         return value in get_args(kind)
     if kind in (int, float):
         return isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
-    return isinstance(value, kind) if kind in (bool, NoneType) else True
+    return isinstance(value, kind) if kind in (bool, NoneType, nn.Module) else True
 
 
 def example_inputs(model: nn.Module) -> tuple[jax.ShapeDtypeStruct, ...]:

@@ -231,8 +231,8 @@ class VideoTower(nn.Module):
         }
         self.temporal = heads[self.head]()
 
-    def encode(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b n d"]:
-        """Normed tokens of all patches in `(t h w)` order: the image tower's, which the head does not see."""
+    def encode(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b _ _ _ d"]:
+        """Normed tokens of all patches on their grid: the image tower's, which the head does not see."""
         return self.image.encode(video, train)
 
     def __call__(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b e"]:

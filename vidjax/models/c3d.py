@@ -11,11 +11,12 @@ from types import MappingProxyType
 
 import flax.linen as nn
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from vidjax.errors import UserError
 from vidjax.layers.card import Card
 from vidjax.layers.convolution import Conv3D, kaiming_normal
+from vidjax.layers.head import linear_unless_passed
 from vidjax.layers.patches import check_video
 
 LAYERS = MappingProxyType(  # name: (width in units of the first, pooled after)
@@ -33,6 +34,7 @@ class C3D(nn.Module):
       width: of the first convolution; the others are 2, 4 and 8 times as wide.
       hidden: of the first two linear maps.
       num_classes: None gives what the second linear map makes, after its ReLU.
+      head: takes these features to whatever its task wants; None for a linear map to the classes, if there are any.
       dropout: after each of these two.
       num_frames, image_size: of the clips, which the first linear map fixes.
     """
@@ -40,6 +42,7 @@ class C3D(nn.Module):
     width: int = 64
     hidden: int = 4096
     num_classes: int | None = None
+    head: nn.Module | None = None
     dropout: float = 0.5
     channels: int = 3
     num_frames: int = 16
@@ -56,14 +59,13 @@ class C3D(nn.Module):
                 dtype=self.dtype,
             )  # fmt: skip
             setattr(self, name, conv)
-        dense = partial(nn.Dense, kernel_init=nn.initializers.normal(0.005), dtype=self.dtype)
-        self.fc6, self.fc7 = dense(self.hidden), dense(self.hidden)
+        linear = {"kernel_init": nn.initializers.normal(0.005), "dtype": self.dtype}
+        self.fc6, self.fc7 = nn.Dense(self.hidden, **linear), nn.Dense(self.hidden, **linear)
         self.drop = nn.Dropout(self.dropout)
-        if self.num_classes is not None:
-            self.head = dense(self.num_classes)
+        self.classifier = linear_unless_passed(self.head, self.num_classes, **linear)
 
-    def encode(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b _ _ _ d"]:
-        """The last pooled map: a sixteenth of the frames, a thirty-second of the size (112 gives 4)."""
+    def stages(self, video: Float[Array, "b t h w c"], train: bool = False) -> tuple[Float[Array, "b _ _ _ _"], ...]:
+        """The five pooled maps: all to a 16th of the frames, half to a 32nd of the size (112 gives 4)."""
         check_video(video, self.channels, least=(16, 32, 32))
         made_for = (self.num_frames, self.image_size, self.image_size)
         if video.shape[1:4] != made_for:
@@ -71,23 +73,37 @@ class C3D(nn.Module):
                 f"clips of {video.shape[1:4]} were given to a C3D made for {made_for}: "
                 "see its fields num_frames and image_size"
             )
-        x = video
+        x, maps = video, []
         for name, (_, pooled) in LAYERS.items():
             x = nn.relu(getattr(self, name)(x))
             if pooled:
                 window = (1, 2, 2) if name == "conv1a" else (2, 2, 2)
                 side = (1, 1) if name == "conv5b" else (0, 0)
                 x = nn.max_pool(x, window, window, ((0, 0), side, side))
-        return x
+                maps.append(x)
+        return tuple(maps)
 
-    def __call__(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b classes"]:
-        """Logits, or the features `b hidden` before the head when there are no classes."""
+    def encode(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b _ _ _ d"]:
+        """The last of the `stages`: a sixteenth of the frames, a thirty-second of the size (112 gives 4)."""
+        return self.stages(video, train)[-1]
+
+    def embed(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b hidden"]:
+        """What the head sees, but for dropout: the features after the second linear map."""
+        return self._hidden(video, train, drop=False)
+
+    def _hidden(self, video: Float[Array, "b t h w c"], train: bool, drop: bool) -> Float[Array, "b hidden"]:
         x = self.encode(video, train)
         x = x.reshape(len(x), -1)
         for layer in (self.fc6, self.fc7):
             x = nn.relu(layer(x))
-            x = self.drop(x, deterministic=not train) if self.num_classes is not None else x
-        return x if self.num_classes is None else self.head(x)
+            x = self.drop(x, deterministic=not train) if drop else x
+        return x
+
+    def __call__(self, video: Float[Array, "b t h w c"], train: bool = False) -> PyTree[Float[Array, "b ..."]]:
+        """What the head gives, by default logits `b classes`; without a head what `embed` gives."""
+        if self.classifier is None:
+            return self.embed(video, train)
+        return self.classifier(self._hidden(video, train, drop=True))
 
 
 CARD = Card(

@@ -28,9 +28,9 @@ from vidjax.layers.activations import ACTIVATIONS, Activation
 from vidjax.layers.card import Card
 from vidjax.layers.embedding import PatchEmbedding, PositionTable
 from vidjax.layers.normalization import LayerNorm
-from vidjax.layers.patches import check_video, grid, patchify
+from vidjax.layers.patches import check_video, grid, on_grid, patchify
 from vidjax.layers.transformer import VIT_SIZES, Block, Encoder, Remat, scaled_by_depth
-from vidjax.models.text import VARIANTS as TEXT
+from vidjax.models.text import TEXT_VARIANTS as TEXT
 from vidjax.models.text import TextTower
 from vidjax.models.video_text import VideoText
 
@@ -139,9 +139,10 @@ class ImageTower(nn.Module):
         """The feature of each frame, not normalised; with `joint` the one of all frames, `b 1 e`."""
         return self.projection(self.tokens(video, train)[:, :, 0])
 
-    def encode(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b n d"]:
-        """Normed tokens of all patches in `(t h w)` order, without class tokens and before the projection."""
-        return einops.rearrange(self.tokens(video, train)[:, :, 1:], "b f m d -> b (f m) d")
+    def encode(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b _ _ _ d"]:
+        """Normed tokens of all patches on their grid, without class tokens and before the projection."""
+        tokens = einops.rearrange(self.tokens(video, train)[:, :, 1:], "b f m d -> b (f m) d")
+        return on_grid(tokens, grid(video.shape[1:4], self.patch_size))
 
     def __call__(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b e"]:
         """The mean of the frames' features, not normalised."""

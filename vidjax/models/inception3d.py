@@ -26,11 +26,12 @@ from typing import Literal
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from vidjax.errors import UserError
 from vidjax.layers.card import Card
 from vidjax.layers.convolution import Conv3D, pytorch_bias, pytorch_kernel
+from vidjax.layers.head import linear_unless_passed
 from vidjax.layers.normalization import BatchNorm
 from vidjax.layers.patches import check_video
 
@@ -185,6 +186,8 @@ class Inception3D(nn.Module):
       epsilon, norm_momentum: of the batch norms; momentum as Flax counts it, the part that stays.
       initialization: of kernels: Sonnet's default, PyTorch's, or N(0, 0.01).
       width_multiplier: of all channels.
+      num_classes: None gives the mean of the windows.
+      head: takes the feature `b d` to whatever its task wants; None for a linear map to the classes, if there are any.
       dropout: of the windows' means before the head.
       num_frames, image_size: of the clips that the variant is meant for; any from `LEAST_VIDEO` up goes as well.
     """
@@ -198,6 +201,7 @@ class Inception3D(nn.Module):
     initialization: Initialization = "sonnet"
     width_multiplier: float = 1.0
     num_classes: int | None = None
+    head: nn.Module | None = None
     dropout: float = 0.5
     channels: int = 3
     num_frames: int = 64
@@ -225,38 +229,53 @@ class Inception3D(nn.Module):
             name: Inception(tuple(map(self._channels, widths)), unit, convolution, gate, self.gating, self.padding)
             for name, widths in INCEPTION_V1.items()
         }
-        if self.num_classes is not None:
-            width0, _, width1, _, width2, width3 = map(self._channels, INCEPTION_V1["5c"])
-            pytorch = self.initialization == "pytorch"
-            bias_init = pytorch_bias(width0 + width1 + width2 + width3) if pytorch else nn.initializers.zeros_init()
-            self.head_dropout = nn.Dropout(self.dropout)
-            self.head = nn.Dense(self.num_classes, kernel_init=kernel_init, bias_init=bias_init, dtype=self.dtype)
+        width0, _, width1, _, width2, width3 = map(self._channels, INCEPTION_V1["5c"])
+        pytorch = self.initialization == "pytorch"
+        bias_init = pytorch_bias(width0 + width1 + width2 + width3) if pytorch else nn.initializers.zeros_init()
+        linear = {"kernel_init": kernel_init, "bias_init": bias_init, "dtype": self.dtype}
+        self.head_dropout = nn.Dropout(self.dropout)
+        self.classifier = linear_unless_passed(self.head, self.num_classes, **linear)
 
     def _channels(self, published: int) -> int:
         return max(1, round(published * self.width_multiplier))
 
-    def encode(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b _ _ _ d"]:
-        """Feature map, an eighth of the frames and a 32nd of the height and width."""
+    def stages(self, video: Float[Array, "b t h w c"], train: bool = False) -> tuple[Float[Array, "b _ _ _ _"], ...]:
+        """The feature map before each pool, and the last: half to an 8th of the frames, half to a 32nd of the sides."""
         check_video(video, self.channels, least=LEAST_VIDEO[self.padding])
         x = self.conv_1a(video, train)
+        maps = [x]
         x = max_pool(x, (1, 3, 3), (1, 2, 2), self.padding)
         x = self.conv_2c(self.conv_2b(x, train), train)
+        maps.append(x)
         x = max_pool(x, (1, 3, 3), (1, 2, 2), self.padding)
         for name, module in self.mixed.items():
             if name in POOLS:
+                maps.append(x)
                 x = max_pool(x, POOLS[name], (2, 2, 2), self.padding)
             x = module(x, train)
-        return x
+        return *maps, x
 
-    def __call__(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b classes"]:
-        """Logits, or pooled features `b d` when there are no classes."""
+    def encode(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b _ _ _ d"]:
+        """The last of the `stages`: an eighth of the frames and a 32nd of the height and width."""
+        return self.stages(video, train)[-1]
+
+    def windows(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b _ _ _ d"]:
+        """Averages of the last feature map over windows of 2x7x7."""
         x = self.encode(video, train)
         window = tuple(min(most, side) for most, side in zip((2, 7, 7), x.shape[1:4], strict=True))
-        windows = nn.avg_pool(x.astype(jnp.float32), window, (1, 1, 1), "VALID").astype(x.dtype)
-        if self.num_classes is None:
-            return windows.mean(axis=(1, 2, 3))
+        return nn.avg_pool(x.astype(jnp.float32), window, (1, 1, 1), "VALID").astype(x.dtype)
+
+    def embed(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b d"]:
+        """What the head sees, but for dropout: the mean of the windows."""
+        return self.windows(video, train).mean(axis=(1, 2, 3))
+
+    def __call__(self, video: Float[Array, "b t h w c"], train: bool = False) -> PyTree[Float[Array, "b ..."]]:
+        """What the head gives, by default logits `b classes`; without a head what `embed` gives."""
+        if self.classifier is None:
+            return self.embed(video, train)
         # The original's 1x1x1 convolution of every window, then their mean: the same, as it is linear.
-        return self.head(self.head_dropout(windows, deterministic=not train).mean(axis=(1, 2, 3)))
+        windows = self.head_dropout(self.windows(video, train), deterministic=not train)
+        return self.classifier(windows.mean(axis=(1, 2, 3)))
 
 
 def two_stream(rgb: Float[Array, "b classes"], flow: Float[Array, "b classes"]) -> Float[Array, "b classes"]:

@@ -18,10 +18,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from vidjax.layers.card import Card
 from vidjax.layers.convolution import Conv3D, pytorch_bias, pytorch_kernel
+from vidjax.layers.head import linear_unless_passed
 from vidjax.layers.normalization import BatchNorm
 from vidjax.layers.patches import check_video
 
@@ -95,6 +96,7 @@ class P3D(nn.Module):
       depths: blocks of the four groups.
       width: of the first group's bottlenecks; each group doubles it.
       num_classes: None gives the mean of the last feature map.
+      head: takes the feature `b d` to whatever its task wants; None for a linear map to the classes, if there are any.
       dropout: of that mean before the head.
       num_frames, image_size: of the clips that the variant is meant for; any other goes as well.
     """
@@ -102,6 +104,7 @@ class P3D(nn.Module):
     depths: tuple[int, int, int, int]
     width: int = 64
     num_classes: int | None = None
+    head: nn.Module | None = None
     dropout: float = 0.5
     channels: int = 3
     num_frames: int = 16
@@ -129,29 +132,37 @@ class P3D(nn.Module):
                 ]
             )
         self.group = blocks
-        if self.num_classes is not None:
-            self.head_dropout = nn.Dropout(self.dropout)
-            bias_init = pytorch_bias(32 * self.width)
-            self.head = nn.Dense(self.num_classes, kernel_init=pytorch_kernel, bias_init=bias_init, dtype=self.dtype)
+        self.head_dropout = nn.Dropout(self.dropout)
+        linear = {"kernel_init": pytorch_kernel, "bias_init": pytorch_bias(32 * self.width), "dtype": self.dtype}
+        self.classifier = linear_unless_passed(self.head, self.num_classes, **linear)
 
-    def encode(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b _ _ _ d"]:
-        """The last feature map: a sixteenth of the frames, a thirty-second of the height and width."""
+    def stages(self, video: Float[Array, "b t h w c"], train: bool = False) -> tuple[Float[Array, "b _ _ _ _"], ...]:
+        """The feature map of each group of blocks: half to a 16th of the frames, a quarter to a 32nd of the sides."""
         check_video(video, self.channels, least=(16, 32, 32))
         x = nn.relu(self.stem_norm(self.stem(video), use_running_average=not train))
         x = nn.max_pool(x, (2, 3, 3), (2, 2, 2), ((0, 0), (1, 1), (1, 1)))
+        maps = []
         for blocks in self.group:
+            x = nn.max_pool(x, (2, 1, 1), (2, 1, 1)) if maps else x
             for block in blocks:
                 x = block(x, train)
-            if blocks is not self.group[-1]:
-                x = nn.max_pool(x, (2, 1, 1), (2, 1, 1))
-        return x
+            maps.append(x)
+        return tuple(maps)
 
-    def __call__(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b classes"]:
-        """Logits, or the mean of the last feature map, `b d`, when there are no classes."""
-        features = self.encode(video, train).mean(axis=(1, 2, 3))
-        if self.num_classes is None:
+    def encode(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b _ _ _ d"]:
+        """The last of the `stages`: a sixteenth of the frames, a thirty-second of the height and width."""
+        return self.stages(video, train)[-1]
+
+    def embed(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b d"]:
+        """What the head sees: the mean of the last feature map."""
+        return self.encode(video, train).mean(axis=(1, 2, 3))
+
+    def __call__(self, video: Float[Array, "b t h w c"], train: bool = False) -> PyTree[Float[Array, "b ..."]]:
+        """What the head gives, by default logits `b classes`; without a head what `embed` gives."""
+        features = self.embed(video, train)
+        if self.classifier is None:
             return features
-        return self.head(self.head_dropout(features, deterministic=not train))
+        return self.classifier(self.head_dropout(features, deterministic=not train))
 
 
 def reaching(accuracy: str = "") -> Card:

@@ -24,11 +24,12 @@ from typing import Literal
 import einops
 import flax.linen as nn
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from vidjax.errors import UserError
 from vidjax.layers.card import Card
 from vidjax.layers.convolution import Conv3D, kaiming_normal
+from vidjax.layers.head import linear_unless_passed
 from vidjax.layers.normalization import BatchNorm
 from vidjax.layers.patches import check_video
 
@@ -109,6 +110,7 @@ class ResNet3D(nn.Module):
       epsilon: of batch norm.
       inner_epsilon: of those inside (2+1)-D convolutions, where it is another.
       num_classes: None gives the mean of the last feature map.
+      head: takes the feature `b d` to whatever its task wants; None for a linear map to the classes, if there are any.
       dropout: of that mean before the head.
       num_frames, image_size: of the clips that the variant is meant for; any other goes as well, but for the frames
         of a network that folds them.
@@ -125,6 +127,7 @@ class ResNet3D(nn.Module):
     epsilon: float = 1e-5
     inner_epsilon: float | None = None
     num_classes: int | None = None
+    head: nn.Module | None = None
     dropout: float = 0.0
     channels: int = 3
     num_frames: int = 16
@@ -155,9 +158,10 @@ class ResNet3D(nn.Module):
                 blocks[group].append(self.block(kind, inputs, width, stride))
                 inputs = width
         self.group = blocks
-        if self.num_classes is not None:
-            self.head_dropout = nn.Dropout(self.dropout)
-            self.head = nn.Dense(self.num_classes, kernel_init=nn.initializers.normal(0.01), dtype=self.dtype)
+        self.head_dropout = nn.Dropout(self.dropout)
+        self.classifier = linear_unless_passed(
+            self.head, self.num_classes, kernel_init=nn.initializers.normal(0.01), dtype=self.dtype
+        )
 
     def block(self, kind: Kind, inputs: int, width: int, stride: int) -> Block:
         """One block of a group."""
@@ -171,8 +175,8 @@ class ResNet3D(nn.Module):
         inner_epsilon = self.epsilon if self.inner_epsilon is None else self.inner_epsilon
         return Block(width, kernel_size, strides, planes, self.epsilon, inner_epsilon, self.dtype)
 
-    def encode(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b _ _ _ d"]:
-        """The last feature map: a sixteenth of the height and width (a thirty-second with the stem's pool)."""
+    def stages(self, video: Float[Array, "b t h w c"], train: bool = False) -> tuple[Float[Array, "b _ _ _ _"], ...]:
+        """The feature map of each group of blocks: half to a 16th of the sides (half of these with the stem's pool)."""
         check_video(video, self.channels)
         x = video
         if self.fold_frames:
@@ -185,17 +189,27 @@ class ResNet3D(nn.Module):
         x = nn.relu(self.stem_norm(self.stem(x, train), use_running_average=not train))
         if self.stem_pool:
             x = nn.max_pool(x, (1, 3, 3), (1, 2, 2), ((0, 0), (1, 1), (1, 1)))
+        maps = []
         for blocks in self.group:
             for block in blocks:
                 x = block(x, train)
-        return x
+            maps.append(x)
+        return tuple(maps)
 
-    def __call__(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b classes"]:
-        """Logits, or the mean of the last feature map, `b d`, when there are no classes."""
-        features = self.encode(video, train).mean(axis=(1, 2, 3))
-        if self.num_classes is None:
+    def encode(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b _ _ _ d"]:
+        """The last of the `stages`: a sixteenth of the height and width (a thirty-second with the stem's pool)."""
+        return self.stages(video, train)[-1]
+
+    def embed(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b d"]:
+        """What the head sees: the mean of the last feature map."""
+        return self.encode(video, train).mean(axis=(1, 2, 3))
+
+    def __call__(self, video: Float[Array, "b t h w c"], train: bool = False) -> PyTree[Float[Array, "b ..."]]:
+        """What the head gives, by default logits `b classes`; without a head what `embed` gives."""
+        features = self.embed(video, train)
+        if self.classifier is None:
             return features
-        return self.head(self.head_dropout(features, deterministic=not train))
+        return self.classifier(self.head_dropout(features, deterministic=not train))
 
 
 TORCHVISION = Card(

@@ -177,7 +177,7 @@ class Bert(nn.Module):
 TINY = {"vocabulary": 259, "context": 96, "width": 96, "depth": 3, "heads": 4, "features": 128}  # of bytes
 CLIP = {"vocabulary": 49408, "context": 77, "depth": 12}
 
-VARIANTS = MappingProxyType(
+TEXT_VARIANTS = MappingProxyType(
     {
         "text_tiny": partial(TextTower, **TINY),
         "clip_base": partial(TextTower, **CLIP, width=512, heads=8, features=512),

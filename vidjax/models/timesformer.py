@@ -24,15 +24,16 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from vidjax.errors import UserError
 from vidjax.layers.attention import Attention, Implementation
 from vidjax.layers.card import Card
 from vidjax.layers.convolution import pytorch_bias, pytorch_kernel
 from vidjax.layers.embedding import PatchEmbedding, PositionTable
+from vidjax.layers.head import linear_unless_passed
 from vidjax.layers.normalization import LayerNorm
-from vidjax.layers.patches import check_video, grid, patchify
+from vidjax.layers.patches import check_video, grid, on_grid, patchify
 from vidjax.layers.transformer import VIT_SIZES, Block, DropPath, Encoder, Mlp, Remat
 
 NORMAL = nn.initializers.normal(0.02)
@@ -140,6 +141,7 @@ class TimeSformer(nn.Module):
     Attributes:
       attention: who sees whom, see above.
       num_classes: None gives the class token's feature.
+      head: takes the feature `b d` to whatever its task wants; None for a linear map to the classes, if there are any.
       dropout: of that feature before the head.
       drop_path: rate of the last block.
       num_frames, image_size: of the clips that the tables are made for; they are resized to any other.
@@ -154,6 +156,7 @@ class TimeSformer(nn.Module):
     mlp_ratio: float = 4.0
     patch_size: tuple[int, int, int] = (1, 16, 16)
     num_classes: int | None = None
+    head: nn.Module | None = None
     dropout: float = 0.0
     drop_path: float = 0.1
     channels: int = 3
@@ -184,9 +187,8 @@ class TimeSformer(nn.Module):
         block = partial(block, mlp_ratio=self.mlp_ratio, implementation=self.implementation, dtype=self.dtype)
         self.transformer = Encoder(block, self.depth, self.drop_path, self.remat, self.scan)
         self.norm = LayerNorm(epsilon=1e-6, dtype=self.dtype)
-        if self.num_classes is not None:
-            self.head_dropout = nn.Dropout(self.dropout)
-            self.head = nn.Dense(self.num_classes, kernel_init=NORMAL, dtype=self.dtype)
+        self.head_dropout = nn.Dropout(self.dropout)
+        self.classifier = linear_unless_passed(self.head, self.num_classes, kernel_init=NORMAL, dtype=self.dtype)
 
     def tokens(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b n d"]:
         """Normed tokens, the class token first; of space-only attention, those of the frames averaged."""
@@ -206,16 +208,21 @@ class TimeSformer(nn.Module):
             x = self.transformer(x, train, **context)
         return self.norm(x)
 
-    def encode(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b n d"]:
-        """Normed tokens of all patches in `(t h w)` order (of space-only attention `(h w)`, averaged over time)."""
-        return self.tokens(video, train)[:, 1:]
+    def encode(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b _ _ _ d"]:
+        """Normed tokens of all patches on their grid; space-only attention averages them over time: `b 1 h w d`."""
+        t, h, w = grid(video.shape[1:4], self.patch_size)
+        return on_grid(self.tokens(video, train)[:, 1:], (1 if self.attention == "space" else t, h, w))
 
-    def __call__(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b classes"]:
-        """Logits, or the class token's feature `b d` when there are no classes."""
-        features = self.tokens(video, train)[:, 0]
-        if self.num_classes is None:
+    def embed(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b d"]:
+        """What the head sees: the class token's feature."""
+        return self.tokens(video, train)[:, 0]
+
+    def __call__(self, video: Float[Array, "b t h w c"], train: bool = False) -> PyTree[Float[Array, "b ..."]]:
+        """What the head gives, by default logits `b classes`; without a head what `embed` gives."""
+        features = self.embed(video, train)
+        if self.classifier is None:
             return features
-        return self.head(self.head_dropout(features, deterministic=not train))
+        return self.classifier(self.head_dropout(features, deterministic=not train))
 
 
 def kinetics(stride: int, accuracy: float | None = None) -> Card:

@@ -21,12 +21,13 @@ import einops
 import flax.linen as nn
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from vidjax.layers.activations import exact_gelu
 from vidjax.layers.attention import Attention
 from vidjax.layers.card import Card
 from vidjax.layers.convolution import Conv3D, DepthwiseConv3D, pytorch_bias, pytorch_kernel
+from vidjax.layers.head import linear_unless_passed
 from vidjax.layers.normalization import BatchNorm, LayerNorm
 from vidjax.layers.patches import check_video
 from vidjax.layers.transformer import Block, DropPath, Encoder, Mlp, Remat
@@ -121,6 +122,7 @@ class UniFormer(nn.Module):
       split: attention over time, then over space, instead of over all tokens.
       temporal_overlap: the embeddings after the first see three frames (without striding in time) instead of one.
       num_classes: None gives the mean of the last feature map.
+      head: takes the feature `b d` to whatever its task wants; None for a linear map to the classes, if there are any.
       dropout: of that mean before the head.
       drop_path: rate of the last block, to which the rates rise linearly over the blocks of all stages.
       num_frames, image_size: of the clips that the variant is meant for; any other goes as well.
@@ -133,6 +135,7 @@ class UniFormer(nn.Module):
     split: bool = False
     temporal_overlap: bool = False
     num_classes: int | None = None
+    head: nn.Module | None = None
     dropout: float = 0.0
     drop_path: float = 0.0
     channels: int = 3
@@ -160,24 +163,32 @@ class UniFormer(nn.Module):
             for i, depth in enumerate(self.depths)
         ]
         self.norm = BatchNorm(dtype=self.dtype)
-        if self.num_classes is not None:
-            self.head_dropout = nn.Dropout(self.dropout)
-            self.head = nn.Dense(self.num_classes, kernel_init=NORMAL, dtype=self.dtype)
+        self.head_dropout = nn.Dropout(self.dropout)
+        self.classifier = linear_unless_passed(self.head, self.num_classes, kernel_init=NORMAL, dtype=self.dtype)
 
-    def encode(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b _ _ _ d"]:
-        """The last feature map, normed: half the frames, a thirty-second of the height and width."""
+    def stages(self, video: Float[Array, "b t h w c"], train: bool = False) -> tuple[Float[Array, "b _ _ _ _"], ...]:
+        """The feature map of each stage: half the frames, a 4th to a 32nd of the sides; the last is normed."""
         check_video(video, self.channels, least=(1, 32, 32))
-        x = video
+        x, maps = video, []
         for embedding, norm, stage in zip(self.patch_embedding, self.patch_norm, self.stage, strict=True):
             x = stage(norm(embedding(x)), train)
-        return self.norm(x, use_running_average=not train)
+            maps.append(x)
+        return *maps[:-1], self.norm(x, use_running_average=not train)
 
-    def __call__(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b classes"]:
-        """Logits, or the mean of the last feature map, `b d`, when there are no classes."""
-        features = self.encode(video, train).mean(axis=(1, 2, 3))
-        if self.num_classes is None:
+    def encode(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b _ _ _ d"]:
+        """The last of the `stages`: half the frames, a thirty-second of the height and width."""
+        return self.stages(video, train)[-1]
+
+    def embed(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b d"]:
+        """What the head sees: the mean of the last feature map."""
+        return self.encode(video, train).mean(axis=(1, 2, 3))
+
+    def __call__(self, video: Float[Array, "b t h w c"], train: bool = False) -> PyTree[Float[Array, "b ..."]]:
+        """What the head gives, by default logits `b classes`; without a head what `embed` gives."""
+        features = self.embed(video, train)
+        if self.classifier is None:
             return features
-        return self.head(self.head_dropout(features, deterministic=not train))
+        return self.classifier(self.head_dropout(features, deterministic=not train))
 
 
 def kinetics(stride: int, accuracy: float) -> Card:

@@ -59,8 +59,8 @@ class Projected(nn.Module):
         """Their channels."""
         return self.tower.channels
 
-    def encode(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b ..."]:
-        """The tower's tokens (or its map), before the projection."""
+    def encode(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b _ _ _ d"]:
+        """The tower's features on the space-time grid, before the projection."""
         return self.tower.encode(video, train=train)
 
     def __call__(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b e"]:
@@ -121,8 +121,8 @@ class VideoText(nn.Module):
         """Unit vectors of texts, in float32."""
         return unit(self.text(ids, train=train))
 
-    def encode(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b ..."]:
-        """The video tower's tokens (or its map), before it projects."""
+    def encode(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b _ _ _ d"]:
+        """The video tower's features on the space-time grid, before it projects."""
         return self.video.encode(video, train=train)
 
     def logits(self, video: Float[Array, "v e"], text: Float[Array, "n e"]) -> Float[Array, "v n"]:

@@ -18,14 +18,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from vidjax.layers.attention import Implementation
 from vidjax.layers.card import Card
 from vidjax.layers.convolution import pytorch_bias, pytorch_kernel
 from vidjax.layers.embedding import PatchEmbedding, sinusoid_table
+from vidjax.layers.head import linear_unless_passed
 from vidjax.layers.normalization import LayerNorm
-from vidjax.layers.patches import check_video, grid, patchify
+from vidjax.layers.patches import check_video, grid, on_grid, patchify
 from vidjax.layers.transformer import VIT_SIZES, Block, Encoder, Remat
 
 CARD = Card(stride=4, source="MCG-NJU/VideoMAE")
@@ -44,6 +45,7 @@ class VideoMAE(nn.Module):
 
     Attributes:
       num_classes: None makes it an encoder, whose call returns its mean token.
+      head: takes the feature `b d` to whatever its task wants; None for a linear map to the classes, if there are any.
       final_norm: pre-training's encoder ends in a norm over tokens, fine-tuning's in one after their mean.
       dropout: of the mean token before the head.
       drop_path: rate of the last block.
@@ -58,6 +60,7 @@ class VideoMAE(nn.Module):
     mlp_ratio: float = 4.0
     patch_size: tuple[int, int, int] = (2, 16, 16)
     num_classes: int | None = None
+    head: nn.Module | None = None
     final_norm: bool = False
     dropout: float = 0.0
     drop_path: float = 0.0
@@ -83,16 +86,16 @@ class VideoMAE(nn.Module):
         self.transformer = Encoder(block, self.depth, self.drop_path, self.remat, self.scan)
         if self.final_norm:
             self.norm = LayerNorm(epsilon=1e-6, dtype=self.dtype)
-        if self.num_classes is not None:
+        small = nn.initializers.normal(0.02 * 0.001)  # the original scales its head by 0.001
+        self.classifier = linear_unless_passed(self.head, self.num_classes, kernel_init=small, dtype=self.dtype)
+        if self.classifier is not None:
             self.head_norm = LayerNorm(epsilon=1e-6, dtype=self.dtype)
             self.head_dropout = nn.Dropout(self.dropout)
-            small = nn.initializers.normal(0.02 * 0.001)  # the original scales its head by 0.001
-            self.head = nn.Dense(self.num_classes, kernel_init=small, dtype=self.dtype)
 
-    def encode(
+    def tokens(
         self, video: Float[Array, "b t h w c"], kept: Int[Array, "b m"] | None = None, train: bool = False
     ) -> Float[Array, "b m d"]:
-        """Tokens of the encoder: of all patches in `(t h w)` order, or only of those at the indices `kept`."""
+        """Tokens in a row: of all patches in `(t h w)` order, or only of those at the indices `kept`."""
         check_video(video, self.channels)
         patches = patchify(video, self.patch_size)
         positions = jnp.asarray(sinusoid_table(patches.shape[1], self.width))
@@ -102,12 +105,21 @@ class VideoMAE(nn.Module):
         tokens = self.transformer(tokens + positions.astype(tokens.dtype), train)
         return self.norm(tokens) if self.final_norm else tokens
 
-    def __call__(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b classes"]:
-        """Logits, or the mean token `b d` when there are no classes."""
-        features = self.encode(video, train=train).mean(axis=1)
-        if self.num_classes is None:
+    def encode(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b _ _ _ d"]:
+        """Tokens of all patches, on their grid."""
+        return on_grid(self.tokens(video, train=train), grid(video.shape[1:4], self.patch_size))
+
+    def embed(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b d"]:
+        """What the head sees: the mean token, normed; the mean token as it is where there is no head."""
+        features = self.tokens(video, train=train).mean(axis=1)
+        return features if self.classifier is None else self.head_norm(features)
+
+    def __call__(self, video: Float[Array, "b t h w c"], train: bool = False) -> PyTree[Float[Array, "b ..."]]:
+        """What the head gives, by default logits `b classes`; without a head what `embed` gives."""
+        features = self.embed(video, train)
+        if self.classifier is None:
             return features
-        return self.head(self.head_dropout(self.head_norm(features), deterministic=not train))
+        return self.classifier(self.head_dropout(features, deterministic=not train))
 
 
 class Decoder(nn.Module):
@@ -192,11 +204,15 @@ class Pretraining(nn.Module):
             self.mlp_ratio, self.remat, self.scan, self.implementation, self.dtype,
         )  # fmt: skip
 
-    def encode(
+    def tokens(
         self, video: Float[Array, "b t h w c"], kept: Int[Array, "b m"] | None = None, train: bool = False
     ) -> Float[Array, "b m d"]:
-        """Tokens of the encoder: of all patches, or only of those at `kept`."""
-        return self.encoder.encode(video, kept, train)
+        """Tokens of the encoder in a row: of all patches in `(t h w)` order, or only of those at the indices `kept`."""
+        return self.encoder.tokens(video, kept, train)
+
+    def encode(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b _ _ _ d"]:
+        """The encoder's tokens of all patches, on their grid."""
+        return self.encoder.encode(video, train)
 
     def __call__(
         self,
@@ -208,7 +224,7 @@ class Pretraining(nn.Module):
         """Patches `(frame row column channel)` at the token indices `predicted`, as seen from those at `kept`."""
         tokens = prod(grid(video.shape[1:4], self.patch_size))
         positions = jnp.asarray(sinusoid_table(tokens, self.decoder_width))
-        return self.decoder(self.encode(video, kept, train), kept, predicted, positions, train)
+        return self.decoder(self.tokens(video, kept, train), kept, predicted, positions, train)
 
     def example_inputs(self, video: jax.ShapeDtypeStruct) -> tuple[jax.ShapeDtypeStruct, ...]:
         """Shapes of this video, with 90 % of its patches masked in tubes."""

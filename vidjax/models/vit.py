@@ -13,17 +13,19 @@ from types import MappingProxyType
 
 import einops
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from vidjax.layers.attention import Implementation
 from vidjax.layers.card import Card
 from vidjax.layers.convolution import pytorch_bias, pytorch_kernel
 from vidjax.layers.embedding import PatchEmbedding, PositionTable
+from vidjax.layers.head import linear_unless_passed
 from vidjax.layers.normalization import LayerNorm
-from vidjax.layers.patches import check_video, grid, patchify
+from vidjax.layers.patches import check_video, grid, on_grid, patchify
 from vidjax.layers.transformer import VIT_SIZES, Block, Encoder, Remat
 
 NORMAL = nn.initializers.normal(0.02)
@@ -35,6 +37,8 @@ class ViT(nn.Module):
     Attributes:
       patch_size: frames, height and width of a patch; one frame for an image.
       num_classes: None gives the class token's feature.
+      head: takes the class tokens of the frames, `b t d`, to what its task wants of each; answers are averaged. None
+        for a linear map to the classes, if there are any.
       dropout: of that feature before the head.
       drop_path: rate of the last block.
       num_frames, image_size: of the clips that the variant is meant for; other sizes get the positions resized.
@@ -49,6 +53,7 @@ class ViT(nn.Module):
     mlp_ratio: float = 4.0
     patch_size: tuple[int, int, int] = (1, 16, 16)
     num_classes: int | None = None
+    head: nn.Module | None = None
     dropout: float = 0.0
     drop_path: float = 0.0
     channels: int = 3
@@ -75,9 +80,8 @@ class ViT(nn.Module):
         )  # fmt: skip
         self.transformer = Encoder(block, self.depth, self.drop_path, self.remat, self.scan)
         self.norm = LayerNorm(epsilon=self.epsilon, dtype=self.dtype)
-        if self.num_classes is not None:
-            self.head_dropout = nn.Dropout(self.dropout)
-            self.head = nn.Dense(self.num_classes, kernel_init=NORMAL, dtype=self.dtype)
+        self.head_dropout = nn.Dropout(self.dropout)
+        self.classifier = linear_unless_passed(self.head, self.num_classes, kernel_init=NORMAL, dtype=self.dtype)
 
     def tokens(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b f m d"]:
         """Normed tokens of each frame, its class token first."""
@@ -90,16 +94,21 @@ class ViT(nn.Module):
         x = jnp.concatenate([jnp.tile(token, (len(x), 1, 1)), x], axis=1)
         return einops.rearrange(self.norm(self.transformer(x, train)), "(b t) n d -> b t n d", t=frames)
 
-    def encode(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b n d"]:
-        """Normed tokens of all patches in `(t h w)` order, without the class tokens."""
-        return einops.rearrange(self.tokens(video, train)[:, :, 1:], "b t n d -> b (t n) d")
+    def encode(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b _ _ _ d"]:
+        """Normed tokens of all patches on their grid, without the class tokens."""
+        tokens = einops.rearrange(self.tokens(video, train)[:, :, 1:], "b t n d -> b (t n) d")
+        return on_grid(tokens, grid(video.shape[1:4], self.patch_size))
 
-    def __call__(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b classes"]:
-        """The mean of the frames' logits, or of their class tokens, `b d`, when there are no classes."""
-        features = self.tokens(video, train)[:, :, 0]
-        if self.num_classes is not None:
-            features = self.head(self.head_dropout(features, deterministic=not train))
-        return features.mean(axis=1)
+    def embed(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b d"]:
+        """The mean of the frames' class tokens; the head sees each, and its answers are averaged."""
+        return self.tokens(video, train)[:, :, 0].mean(axis=1)
+
+    def __call__(self, video: Float[Array, "b t h w c"], train: bool = False) -> PyTree[Float[Array, "b ..."]]:
+        """The mean of what the head gives of each frame, by default logits `b classes`; without a head `embed`'s."""
+        if self.classifier is None:
+            return self.embed(video, train)
+        features = self.head_dropout(self.tokens(video, train)[:, :, 0], deterministic=not train)
+        return jax.tree.map(lambda answers: answers.mean(axis=1), self.classifier(features))
 
 
 AUGREG = Card((0.5,) * 3, (0.5,) * 3, source="timm: augreg (Steiner et al. 2021)")

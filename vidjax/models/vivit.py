@@ -20,15 +20,16 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from vidjax.errors import UserError
 from vidjax.layers.activations import tanh_gelu
 from vidjax.layers.attention import Attention, DotProduct, Implementation
 from vidjax.layers.card import Card
 from vidjax.layers.embedding import PatchEmbedding, PositionTable
+from vidjax.layers.head import linear_unless_passed
 from vidjax.layers.normalization import LayerNorm
-from vidjax.layers.patches import check_video, grid, patchify
+from vidjax.layers.patches import check_video, grid, on_grid, patchify
 from vidjax.layers.transformer import VIT_SIZES, Block, DropPath, Encoder, Mlp, Remat
 
 Embedding = Literal["tubelet", "uniform_frames"]
@@ -157,6 +158,7 @@ class ViViT(nn.Module):
       embedding: tubelets, or patches of frames at equal distances, one for each tubelet.
       pooling: what is classified; models 3 and 4 have no class token.
       num_classes: None gives the pooled feature.
+      head: takes the feature `b d` to whatever its task wants; None for a linear map to the classes, if there are any.
       dropout: of that feature before the head.
       drop_path: rate of the last block.
       num_frames, image_size: of the clips that the table of positions is made for; it is resized to any other.
@@ -173,6 +175,7 @@ class ViViT(nn.Module):
     embedding: Embedding = "tubelet"
     pooling: Pooling = "class_token"
     num_classes: int | None = None
+    head: nn.Module | None = None
     dropout: float = 0.0
     drop_path: float = 0.0
     channels: int = 3
@@ -203,9 +206,8 @@ class ViViT(nn.Module):
         )  # fmt: skip
         self.transformer = Encoder(block, self.depth, self.drop_path, self.remat, self.scan)
         self.norm = LayerNorm(epsilon=1e-6, dtype=self.dtype)
-        if self.num_classes is not None:
-            self.head_dropout = nn.Dropout(self.dropout)
-            self.head = nn.Dense(self.num_classes, kernel_init=ZEROS, dtype=self.dtype)
+        self.head_dropout = nn.Dropout(self.dropout)
+        self.classifier = linear_unless_passed(self.head, self.num_classes, kernel_init=ZEROS, dtype=self.dtype)
 
     def tokens(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b n d"]:
         """Normed tokens; the class token, where there is one, first."""
@@ -218,18 +220,23 @@ class ViViT(nn.Module):
         context = {} if self.attention == "joint" else {"frames": shape[0]}
         return self.norm(self.transformer(x, train, **context))
 
-    def encode(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b n d"]:
-        """Normed tokens of all patches in `(t h w)` order."""
+    def encode(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b _ _ _ d"]:
+        """Normed tokens of all patches, on their grid."""
         tokens = self.tokens(video, train)
-        return tokens[:, 1:] if self.pooling == "class_token" else tokens
+        tokens = tokens[:, 1:] if self.pooling == "class_token" else tokens
+        return on_grid(tokens, grid(video.shape[1:4], self.patch_size))
 
-    def __call__(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b classes"]:
-        """Logits, or the pooled feature `b d` when there are no classes."""
+    def embed(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b d"]:
+        """What the head sees: the class token's feature, or the mean of all tokens."""
         tokens = self.tokens(video, train)
-        features = tokens[:, 0] if self.pooling == "class_token" else tokens.mean(axis=1)
-        if self.num_classes is None:
+        return tokens[:, 0] if self.pooling == "class_token" else tokens.mean(axis=1)
+
+    def __call__(self, video: Float[Array, "b t h w c"], train: bool = False) -> PyTree[Float[Array, "b ..."]]:
+        """What the head gives, by default logits `b classes`; without a head what `embed` gives."""
+        features = self.embed(video, train)
+        if self.classifier is None:
             return features
-        return self.head(self.head_dropout(features, deterministic=not train))
+        return self.classifier(self.head_dropout(features, deterministic=not train))
 
 
 class FactorizedEncoder(nn.Module):
@@ -251,6 +258,7 @@ class FactorizedEncoder(nn.Module):
     embedding: Embedding = "tubelet"
     pooling: Pooling = "class_token"
     num_classes: int | None = None
+    head: nn.Module | None = None
     dropout: float = 0.0
     drop_path: float = 0.0
     channels: int = 3
@@ -282,12 +290,13 @@ class FactorizedEncoder(nn.Module):
         self.spatial_norm = LayerNorm(epsilon=1e-6, dtype=self.dtype)
         self.temporal_transformer = Encoder(block, self.temporal_depth, self.drop_path, self.remat, self.scan)
         self.norm = LayerNorm(epsilon=1e-6, dtype=self.dtype)
-        if self.num_classes is not None:
-            self.head_dropout = nn.Dropout(self.dropout)
-            self.head = nn.Dense(self.num_classes, kernel_init=ZEROS, dtype=self.dtype)
+        self.head_dropout = nn.Dropout(self.dropout)
+        self.classifier = linear_unless_passed(self.head, self.num_classes, kernel_init=ZEROS, dtype=self.dtype)
 
-    def frames(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b f d"]:
-        """What the transformer over space makes of each frame of tubelets."""
+    def spatial(
+        self, video: Float[Array, "b t h w c"], train: bool = False
+    ) -> tuple[Float[Array, "b _ _ _ d"], Float[Array, "b f d"]]:
+        """What the transformer over space makes of each frame of tubelets: its normed tokens on their grid, and one."""
         check_video(video, self.channels)
         patches, (t, h, w) = cut(video, self.patch_size, self.embedding)
         x = einops.rearrange(self.patch_embedding(patches), "b (t n) d -> (b t) n d", t=t)
@@ -295,29 +304,49 @@ class FactorizedEncoder(nn.Module):
         if self.pooling == "class_token":
             x = prepend(self.class_token + self.class_position, x)
         x = self.spatial_norm(self.spatial_transformer(x, train))
-        x = x[:, 0] if self.pooling == "class_token" else x.mean(axis=1)
-        return einops.rearrange(x, "(b t) d -> b t d", t=t)
+        pooled = x[:, 0] if self.pooling == "class_token" else x.mean(axis=1)
+        patches = x[:, 1:] if self.pooling == "class_token" else x
+        patches = einops.rearrange(patches, "(b t) (h w) d -> b t h w d", t=t, h=h)
+        return patches, einops.rearrange(pooled, "(b t) d -> b t d", t=t)
 
-    def tokens(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b f d"]:
-        """Normed tokens of the frames; the class token, where there is one, first."""
-        x = self.frames(video, train)
+    def temporal(self, x: Float[Array, "b f d"], train: bool = False) -> Float[Array, "b n d"]:
+        """What the transformer over time makes of the frames: normed tokens; a class token, if any, first."""
         x = x + self.temporal_position((x.shape[1],)).astype(x.dtype)
         if self.pooling == "class_token":
             x = prepend(self.temporal_class_token + self.temporal_class_position, x)
         return self.norm(self.temporal_transformer(x, train))
 
-    def encode(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b f d"]:
-        """Normed tokens, one for each frame of tubelets, in order of time."""
-        tokens = self.tokens(video, train)
-        return tokens[:, 1:] if self.pooling == "class_token" else tokens
+    def tokens(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b n d"]:
+        """Normed tokens of the frames; the class token, where there is one, first."""
+        return self.temporal(self.spatial(video, train)[1], train)
 
-    def __call__(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b classes"]:
-        """Logits, or the pooled feature `b d` when there are no classes."""
+    def stages(
+        self, video: Float[Array, "b t h w c"], train: bool = False
+    ) -> tuple[Float[Array, "b _ _ _ d"], Float[Array, "b _ 1 1 d"]]:
+        """Normed tokens of the transformer over space on their grid, and those of the one over time (`encode`)."""
+        patches, frames = self.spatial(video, train)
+        tokens = self.temporal(frames, train)
+        tokens = tokens[:, 1:] if self.pooling == "class_token" else tokens
+        return patches, tokens[:, :, None, None]
+
+    def encode(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b _ 1 1 d"]:
+        """Normed tokens, one for each frame of tubelets, whose places are one after the transformer over space.
+
+        The paper's second transformer knows frames alone; the places of the first one are in `stages`.
+        """
+        return self.stages(video, train)[-1]
+
+    def embed(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b d"]:
+        """What the head sees: the class token's feature, or the mean of all tokens."""
         tokens = self.tokens(video, train)
-        features = tokens[:, 0] if self.pooling == "class_token" else tokens.mean(axis=1)
-        if self.num_classes is None:
+        return tokens[:, 0] if self.pooling == "class_token" else tokens.mean(axis=1)
+
+    def __call__(self, video: Float[Array, "b t h w c"], train: bool = False) -> PyTree[Float[Array, "b ..."]]:
+        """What the head gives, by default logits `b classes`; without a head what `embed` gives."""
+        features = self.embed(video, train)
+        if self.classifier is None:
             return features
-        return self.head(self.head_dropout(features, deterministic=not train))
+        return self.classifier(self.head_dropout(features, deterministic=not train))
 
 
 def kinetics(accuracy: float | None = None) -> Card:

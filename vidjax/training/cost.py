@@ -87,7 +87,7 @@ def _count(jaxpr: jax.extend.core.Jaxpr) -> int:
             spec = equation.params["dimension_numbers"].rhs_spec  # (out, in, space...)
             total += prod(equation.outvars[0].aval.shape) * prod(kernel[axis] for axis in spec[1:])
         elif equation.params.get("name") in ("_sum_over_taps", "winograd_convolution"):
-            # Of vidjax.layers, counted as the plain convolution: one leaves out frames of padding, one saves products.
+            # Of vidjax.kernels, counted as the plain convolution: one leaves out frames of padding, one saves products.
             total += prod(equation.outvars[0].aval.shape) * prod(equation.invars[1].aval.shape[:-1])
         elif equation.params.get("name") == "winograd_kernel_gradient":
             total += prod(equation.invars[1].aval.shape) * prod(equation.outvars[0].aval.shape[:-1])
@@ -102,7 +102,7 @@ def _count(jaxpr: jax.extend.core.Jaxpr) -> int:
 
 
 def _is_depthwise(equation: jax.extend.core.JaxprEqn) -> bool:
-    """Whether this is `layers.convolution.depthwise_conv3d`: traced as shifted products, it is known by its name."""
+    """Whether this is `kernels.depthwise.depthwise_conv3d`: traced as shifted products, it is known by its name."""
     inner = equation.params.get("call_jaxpr")
     return inner is not None and inner.jaxpr.debug_info.func_src_info.startswith("depthwise_conv3d ")
 

@@ -132,22 +132,36 @@ def scale_by_path(factors: Mapping[str, float]) -> optax.GradientTransformation:
     return optax.stateless(scale)
 
 
+# A model says by its parameters' names which layer each belongs to; these are the words of what has no number.
+BEFORE_BLOCKS = ("embedding", "position", "token", "stem", "time")
+AFTER_BLOCKS = ("norm", "head", "projection")
+
+
 def layer_numbers(params: PyTree[Any]) -> PyTree[int]:
     """The layer of each parameter: 0 what comes before the first block, then one for each block, last what comes after.
 
-    The numbers in the parameters' names tell: `transformer/block_3`, `stage_2/block_0`, `group_1_0`, `mixed_4b`. What
-    has none lies before the blocks if it is an embedding, a position, a token or a stem, after them otherwise.
+    Blocks are known by the numbers in their names, which order them: `transformer/block_3`, `stage_2/block_0`,
+    `group_1_0`, `mixed_4b`, `conv3a`. What has no number says by a word of its name where it stands, such as
+    `patch_embedding` (`BEFORE_BLOCKS`) or `head_norm` (`AFTER_BLOCKS`).
+
+    Raises:
+      UserError: a name says neither.
     """
     paths = [_names(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     blocks = sorted({block for path in paths if (block := _block(path)) is not None})
 
     def number(path: tuple, _: Any) -> int:
         names = _names(path)
-        block = _block(names)
+        block, words = _block(names), names[0].split("_")
         if block is not None:
             return 1 + blocks.index(block)
-        early = any(word in names[0] for word in ("embedding", "position", "token", "stem", "time"))
-        return 0 if early else 1 + len(blocks)
+        if not set(words) & {*BEFORE_BLOCKS, *AFTER_BLOCKS}:
+            raise UserError(
+                f"the layer of the parameter {'/'.join(names)} is not known, by which layer decay and partial training "
+                f"go: its name should end in a number, as in block_0, or have a word of {', '.join(BEFORE_BLOCKS)} "
+                f"(before the blocks) or {', '.join(AFTER_BLOCKS)} (after them)"
+            )
+        return 0 if set(words) & set(BEFORE_BLOCKS) else 1 + len(blocks)
 
     return jax.tree_util.tree_map_with_path(number, params)
 
@@ -176,7 +190,10 @@ def _names(path: tuple) -> tuple[str, ...]:
 def _block(names: Sequence[str]) -> tuple | None:
     """What orders the block that a parameter belongs to among the others; None outside of blocks."""
     inside = names[0].startswith("stage") or names[0].endswith("transformer")
-    found = re.findall(r"(\d+)([a-z]*)", "/".join(names[: 1 + inside]))
+    *outer, last = names[: 1 + inside]
+    if not re.fullmatch(r"[a-z_]*[a-z]_?\d+[a-z]?(_\d+)*", last):
+        return None
+    found = re.findall(r"(\d+)([a-z]*)", "/".join([*outer, last]))
     # Of two transformers in a row, spatial comes before temporal.
     stack = names[0] if names[0].endswith("transformer") else ""
-    return (stack, *((int(number), letter) for number, letter in found)) if found else None
+    return (stack, *((int(number), letter) for number, letter in found))

@@ -2,8 +2,8 @@
 
 A batch is split over `data` and `fsdp`. Parameters and optimiser state are whole on every device, or, with `fsdp` above
 one, split over that axis; XLA gathers each where it is used. With `sequence` above one so many devices share each clip:
-its frames, and under ring attention (`layers.sequence`) its tokens. The same code runs on one device, on many, and on
-many hosts.
+its frames, and under ring attention (`kernels.ring_attention`) its tokens. The same code runs on one device, on many,
+and on many hosts.
 """
 
 import os

@@ -62,7 +62,10 @@ def pays(x: Array, kernel: Array, strides: Sequence[int], padding: Pairs) -> boo
 def winograd_convolution(
     x: Float[Array, "b t h w c"], kernel: Float[Array, "kt 3 3 c d"], padding: Pairs
 ) -> Float[Array, "b _ _ _ d"]:
-    """A convolution of stride 1; `padding` in cells before and after each axis."""
+    """A convolution of stride 1; `padding` in cells before and after each axis.
+
+    Equals `lax.conv_general_dilated(x, kernel, (1, 1, 1), padding, dimension_numbers=("NTHWC", "THWIO", "NTHWC"))`.
+    """
     frames, height, width = _sides(x, kernel.shape, padding)
     cells, down, across = _tiles_of(x, padding[1:], height, width)
     rows = jnp.stack(_transform(G, [kernel[:, i] for i in range(3)]))
@@ -78,7 +81,10 @@ def winograd_convolution(
 def winograd_kernel_gradient(
     x: Float[Array, "b t h w c"], dy: Float[Array, "b t2 h2 w2 d"], frames: int, padding: Pairs
 ) -> Float[Array, "kt 3 3 c d"]:
-    """The gradient of `winograd_convolution`'s kernel, of that many frames."""
+    """The gradient of `winograd_convolution`'s kernel, of that many frames.
+
+    Equals `jax.vjp(lambda kernel: winograd_convolution(x, kernel, padding), kernel)[1](dy)[0]`.
+    """
     (t, c), (b, t2, height, width, d) = (x.shape[1], x.shape[-1]), dy.shape
     cells, down, across = _tiles_of(x, padding[1:], height, width)
     dy = pad_or_cut(dy.reshape(-1, height, width, d), ((0, TILE * down - height), (0, TILE * across - width)))

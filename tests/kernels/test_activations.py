@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vidjax.layers.activations import exact_gelu, quick_gelu, tanh_gelu
+from vidjax.kernels.activations import exact_gelu, quick_gelu, tanh_gelu
 
 
 @pytest.mark.parametrize(

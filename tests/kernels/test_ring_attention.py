@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vidjax.layers.attention import attend
+from vidjax.kernels.attention import attend
 from vidjax.layers.transformer import Block, Encoder
 from vidjax.training.collectives import read_collectives
 from vidjax.training.cost import count_macs

@@ -1,0 +1,160 @@
+"""What every family gives beside logits: the grid of `encode`, what the head sees, stages; and heads of one's own."""
+
+from functools import partial
+from itertools import pairwise
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+import vidjax
+from vidjax.models import FAMILIES, VARIANTS, example_inputs
+from vidjax.models.videomae import VideoMAE
+
+# One row of each family, and those whose grid is another.
+ODD = {"timesformer_tiny_space", "vivit_tiny_factorized_encoder", "videomae_tiny_pretrain"}
+TINY = sorted(ODD.union(min(name for name in family.VARIANTS if "_tiny" in name) for family in FAMILIES))
+CLASSIFIERS = [name for name in TINY if "num_classes" in VARIANTS[name]().__dataclass_fields__]
+# Families whose features come at several scales, and how many.
+STAGES = {"uniformer": 4, "r2d": 4, "fr2d": 4, "r3d": 4, "r2plus1d": 4, "c3d": 5, "i3d": 5, "s3d": 5, "p3d": 4}
+STAGED = sorted(name for name in VARIANTS if "_tiny" in name and name.split("_")[0] in STAGES)
+
+
+class Pair(nn.Module):
+    """Two outputs of a feature: a head that no number of classes describes."""
+
+    @nn.compact
+    def __call__(self, features):
+        return nn.Dense(2, name="point")(features), nn.Dense(1, name="score")(features)[..., 0]
+
+
+def shapes_of(model, method=None, batch=2):
+    """What the model gives, as shapes, for clips that its row is made for."""
+    first, *others = example_inputs(model)
+    inputs = [jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype) for x in (first, *others)]
+    variables = jax.eval_shape(model.init, jax.random.key(0), *inputs)
+    inputs = inputs if method is None else inputs[:1]
+    return jax.eval_shape(partial(model.apply, method=method), variables, *inputs)
+
+
+def filled(model, inputs):
+    """Variables with noise on all of them."""
+    shapes = flatten_dict(jax.eval_shape(model.init, jax.random.key(0), *inputs), sep="/")
+    draw = np.random.default_rng(1)
+    flat = {path: 0.3 * draw.standard_normal(leaf.shape).astype(np.float32) for path, leaf in shapes.items()}
+    flat = {path: abs(value) + 1 if path.endswith("/var") else value for path, value in flat.items()}
+    return jax.tree.map(jnp.asarray, nest(flat))
+
+
+def nest(flat):
+    nested = {}
+    for path, value in flat.items():
+        *parents, name = path.split("/")
+        place = nested
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[name] = value
+    return nested
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_encode_gives_features_on_the_grid_of_space_and_time(name):
+    model = vidjax.create_model(name)
+    encoded = shapes_of(model, "encode")
+    video = example_inputs(model)[0].shape
+    assert encoded.ndim == 5 and encoded.shape[0] == 2
+    tower = getattr(model, "video", model)
+    patch = getattr(getattr(tower, "image", tower), "patch_size", None)
+    expected = None if patch is None else tuple(side // p for side, p in zip(video[1:4], patch, strict=True))
+    if name == "timesformer_tiny_space":  # averaged over time
+        expected = (1, *expected[1:])
+    if name == "vivit_tiny_factorized_encoder":  # one token a frame
+        expected = (expected[0], 1, 1)
+    assert encoded.shape[1:4] == (expected or encoded.shape[1:4])
+    assert all(1 <= cells <= side for cells, side in zip(encoded.shape[1:4], video[1:4], strict=True))
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_the_head_sees_what_embed_gives(name):
+    """The logits are the head's of the embedding; a model without a head gives the embedding itself."""
+    model = vidjax.create_model(name, num_classes=3)
+    inputs = example_inputs(model)
+    video = jnp.asarray(np.random.default_rng(0).standard_normal((2, *inputs[0].shape[1:])), jnp.float32)
+    variables = filled(model, inputs)
+
+    @jax.jit
+    def both(variables, video):
+        return model.apply(variables, video), model.apply(variables, video, method="embed")
+
+    logits, embedded = both(variables, video)
+    head = variables["params"]["head"]
+    np.testing.assert_allclose(embedded @ head["kernel"] + head["bias"], logits, rtol=1e-4, atol=1e-4)
+    features = shapes_of(model.clone(num_classes=None))
+    assert embedded.shape == features.shape == shapes_of(model.clone(num_classes=None), "embed").shape
+
+
+@pytest.mark.parametrize("name", STAGED)
+def test_stages_are_grids_from_the_finest_to_what_encode_gives(name):
+    model = vidjax.create_model(name)
+    stages, encoded = shapes_of(model, "stages"), shapes_of(model, "encode")
+    assert len(stages) == STAGES[name.split("_")[0]] and stages[-1] == encoded
+    sizes = [np.array(stage.shape[1:4]) for stage in stages]
+    assert all((finer >= coarser).all() for finer, coarser in pairwise(sizes))
+    assert all((finer > coarser).any() for finer, coarser in pairwise(sizes))
+
+
+def test_the_last_stage_is_encodes_number_for_number():
+    for name in ("uniformer_tiny", "vivit_tiny_factorized_encoder"):
+        model = vidjax.create_model(name)
+        video = jnp.asarray(np.random.default_rng(0).standard_normal(example_inputs(model)[0].shape), jnp.float32)
+        variables = filled(model, (video,))
+        stages, encoded = jax.jit(
+            lambda v, x, m=model: tuple(m.apply(v, x, method=way) for way in ("stages", "encode"))
+        )(variables, video)
+        np.testing.assert_array_equal(stages[-1], encoded)
+        assert stages[0].shape[2:4] != (1, 1)
+
+
+def test_a_place_of_the_grid_is_the_patch_that_lies_there():
+    """Without blocks a token is its patch embedded: a bright patch shows at its own frame, row and column."""
+    model = VideoMAE(8, 0, 1, patch_size=(2, 4, 4))
+    video = jnp.zeros((1, 6, 8, 12, 3))
+    variables = model.init(jax.random.key(0), video)
+    encode = partial(model.apply, variables, method="encode")
+    changed = encode(video.at[0, 4:6, 0:4, 8:12].set(1.0)) != encode(video)
+    assert changed.shape == (1, 3, 2, 3, 8)
+    assert {tuple(map(int, place)) for place in np.argwhere(np.asarray(changed[0].any(axis=-1)))} == {(2, 0, 2)}
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_a_head_of_ones_own_takes_the_place_of_the_linear_one(name):
+    model = vidjax.create_model(name, num_classes=3, head=Pair())
+    variables = jax.eval_shape(model.init, jax.random.key(0), *example_inputs(model))
+    point, score = jax.eval_shape(model.apply, variables, *example_inputs(model))
+    assert point.shape == (1, 2) and score.shape == (1,)
+    assert set(variables["params"]["head"]) == {"point", "score"}
+
+
+def test_a_row_without_classes_uses_the_head_that_it_is_given():
+    model = vidjax.create_model("videomae_tiny", head=nn.Dense(7))
+    assert model.num_classes is None and shapes_of(model).shape == (2, 7)
+
+
+def test_what_is_no_module_is_no_head():
+    with pytest.raises(ValueError, match="head of model 'vit_tiny' is 'mlp': it must be"):
+        vidjax.create_model("vit_tiny", head="mlp")
+
+
+def test_weights_of_a_classifier_load_under_another_head(tmp_path):
+    """All but the head's are taken; the head is newly initialised, as it is for other classes."""
+    model = vidjax.create_model("videomae_tiny", num_classes=3)
+    variables = filled(model, example_inputs(model))
+    vidjax.save_pretrained(tmp_path / "saved", model, variables)
+    other, loaded = vidjax.load_pretrained(tmp_path / "saved", "videomae_tiny", head=Pair(), verbose=False)
+    assert isinstance(other.head, Pair) and set(loaded["params"]["head"]) == {"point", "score"}
+    old, new = (flatten_dict(v["params"], sep="/") for v in (variables, loaded))
+    for path in old.keys() - {"head/kernel", "head/bias"}:
+        np.testing.assert_array_equal(old[path], new[path], err_msg=path)

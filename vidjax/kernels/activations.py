@@ -1,0 +1,52 @@
+"""GELU and its approximations, with derivatives of their own that keep one array for the backward pass.
+
+Equal `jax.nn.gelu(x, approximate=False)`, `jax.nn.gelu(x, approximate=True)` and `x * jax.nn.sigmoid(1.702 * x)`.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+
+def _with_slope(function: Callable[[Array], Array], slope: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    """The same function of each number, for whose backward pass one array of its type is kept.
+
+    That is the slope, or what it is made of: XLA may move its making into the backward pass. Autodiff keeps up to four.
+    So does XLA where function and slope share a step, such as an `erfc`, which it computes once and keeps; the slopes
+    below are therefore written in other functions.
+    """
+
+    @jax.custom_jvp
+    def activation(x: Array) -> Array:
+        return function(x)
+
+    @activation.defjvp
+    def derivative(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+        wide = primals[0].astype(jnp.promote_types(primals[0].dtype, jnp.float32))
+        return activation(*primals), slope(wide).astype(primals[0].dtype) * tangents[0]
+
+    return activation
+
+
+def _exact_slope(x: Array) -> Array:
+    return 0.5 * (1 + jax.lax.erf(x * 0.5**0.5)) + x * jnp.exp(-0.5 * x * x) * (2 * np.pi) ** -0.5
+
+
+def _tanh_slope(x: Array) -> Array:
+    factor = (8 / np.pi) ** 0.5
+    gate = jax.nn.sigmoid(factor * (x + 0.044715 * x**3))
+    return gate + x * gate * (1 - gate) * factor * (1 + 3 * 0.044715 * x * x)
+
+
+def _quick_slope(x: Array) -> Array:
+    gate = 0.5 * (1 + jnp.tanh(0.851 * x))
+    return gate + x * gate * (1 - gate) * 1.702
+
+
+exact_gelu = _with_slope(partial(jax.nn.gelu, approximate=False), _exact_slope)  # PyTorch's default
+tanh_gelu = _with_slope(partial(jax.nn.gelu, approximate=True), _tanh_slope)  # Flax's own
+quick_gelu = _with_slope(lambda x: x * jax.nn.sigmoid(1.702 * x), _quick_slope)  # OpenAI's, in CLIP

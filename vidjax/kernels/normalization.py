@@ -1,0 +1,112 @@
+"""Batch norm's and layer norm's arithmetic, keeping less for the backward pass than Flax's.
+
+Batch norm's gradient is for reverse mode alone; layer norm's is for all modes.
+"""
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import DTypeLike
+from jaxtyping import Array
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def standardize(x: Array, scale: Array, bias: Array, valid: Array, epsilon: float) -> tuple[Array, Array, Array]:
+    """`x` with mean `bias` and standard deviation `scale` in each channel; and the mean and biased variance it had.
+
+    Equals, where all rows are valid, `jax.nn.standardize(x, axis=(0, ..., -2), epsilon=epsilon) * scale + bias`.
+    Rows that are not valid are zeros in the result, and in its gradient.
+
+    Args:
+      x: `b *n c`.
+      scale, bias: `c`.
+      valid: `b`, false for rows that do not count.
+      epsilon: added to the variance.
+    """
+    wide, count = jnp.promote_types(x.dtype, jnp.float32), _count(x, valid)
+    mean = _sum(x.astype(wide), valid) / count
+    variance = jnp.maximum(_sum(jnp.square(x.astype(wide)), valid) / count - jnp.square(mean), 0)
+    factor = scale * lax.rsqrt(variance + epsilon)
+    y = x * _of_valid(factor, x, valid) + _of_valid(bias - mean * factor, x, valid)
+    return y.astype(x.dtype), mean, variance
+
+
+def _standardize_forward(x: Array, scale: Array, bias: Array, valid: Array, epsilon: float) -> tuple:
+    y, mean, variance = standardize(x, scale, bias, valid, epsilon)
+    return (y, mean, variance), (x, scale, valid, mean, lax.rsqrt(variance + epsilon))
+
+
+def _standardize_gradients(epsilon: float, saved: tuple, gradients: tuple) -> tuple[Array, Array, Array, None]:
+    """Linear in `dy` and `x`, so that one pass over both is enough; the statistics get no gradient of their own."""
+    (x, scale, valid, mean, inverse), dy = saved, gradients[0]
+    count = _count(x, valid)
+    dbias = _sum(dy.astype(mean.dtype), valid)
+    dscale = _sum(dy.astype(mean.dtype) * (x - mean), valid) * inverse
+    by_dy = scale * inverse
+    by_x = -by_dy * inverse * dscale / count
+    constant = by_dy * dbias / count + mean * by_x
+    dx = dy * _of_valid(by_dy, x, valid) + x * _of_valid(by_x, x, valid) - _of_valid(constant, x, valid)
+    return dx.astype(x.dtype), dscale, dbias, None
+
+
+standardize.defvjp(_standardize_forward, _standardize_gradients)
+
+
+def _count(x: Array, valid: Array) -> Array:
+    """Values of a channel in the valid rows; not 0 where there are none."""
+    return jnp.maximum(valid.sum(), 1) * math.prod(x.shape[1:-1])
+
+
+def _sum(x: Array, valid: Array) -> Array:
+    """Of each channel over the valid rows: first within each row, so that choosing costs nothing."""
+    return jnp.where(valid[:, None], x.sum(axis=tuple(range(1, x.ndim - 1))), 0).sum(axis=0)
+
+
+def _of_valid(values: Array, x: Array, valid: Array) -> Array:
+    """A value a channel in the valid rows of `x`, 0 in the others."""
+    return jnp.where(valid[:, None], values, 0).reshape(len(x), *(1,) * (x.ndim - 2), -1)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(3, 4))
+def standardize_rows(x: Array, scale: Array, bias: Array, epsilon: float, dtype: DTypeLike) -> Array:
+    """Each row of `x` with mean 0 and standard deviation 1, then scaled and shifted; computed in float32 or finer.
+
+    Equals `(jax.nn.standardize(x, axis=-1, epsilon=epsilon) * scale + bias).astype(dtype)`.
+
+    Args:
+      x: `*b d`.
+      scale, bias: `d`.
+      epsilon: added to the variance.
+      dtype: of the result.
+    """
+    mean, inverse = _moments(x, epsilon)
+    return ((x - mean) * inverse * scale + bias).astype(dtype)
+
+
+@standardize_rows.defjvp
+def _standardize_rows_derivative(
+    epsilon: float, dtype: DTypeLike, primals: tuple[Array, ...], tangents: tuple[Array, ...]
+) -> tuple[Array, Array]:
+    @partial(jax.checkpoint, prevent_cse=False)  # so that `x` is kept, and nothing as large that is made of it
+    def derivative(x: Array, mean: Array, inverse: Array, scale: Array, tangents: tuple[Array, ...]) -> Array:
+        dx, dscale, dbias = tangents
+        standard = (x - mean) * inverse
+        # Scaled before the sums: with the scale behind them a training step on a CPU took twice as long.
+        dx = dx * inverse
+        dx = dx - jnp.mean(dx, -1, keepdims=True) - standard * jnp.mean(dx * standard, -1, keepdims=True)
+        return (dx * scale + standard * dscale + dbias).astype(dtype)
+
+    x, scale, _ = primals
+    mean, inverse = _moments(x, epsilon)
+    return standardize_rows(*primals, epsilon, dtype), derivative(x, mean, inverse, scale, tangents)
+
+
+def _moments(x: Array, epsilon: float) -> tuple[Array, Array]:
+    """Of each row: the mean, and one over the standard deviation, in float32 or finer."""
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    mean = jnp.mean(wide, -1, keepdims=True)
+    variance = jnp.maximum(jnp.mean(jnp.square(wide), -1, keepdims=True) - jnp.square(mean), 0)
+    return mean, lax.rsqrt(variance + epsilon)
