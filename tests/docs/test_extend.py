@@ -43,22 +43,22 @@ def insert(path, after, line):
 
 def test_a_model_and_a_source_get_their_names(tmp_path, monkeypatch):
     page = text_of("docs/extend.md")
-    model, _, source, pictures = (block.text for block in blocks_of("docs/extend.md")[:4])
+    model, _, source, images = (block.text for block in blocks_of("docs/extend.md")[:4])
     imported, variants = (re.search(rf"`({head} .+?)`", page)[1] for head in ("from types import", "VARIANTS ="))
-    opened = re.search(r"`(if kind == \"pictures\".+?)`", page)[1]
+    opened = re.search(r"`(if kind == \"images\".+?)`", page)[1]
     for folder in ("vidjax", "experiments"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     models = tmp_path / "vidjax" / "models"
     (models / "shiftnet.py").write_text(f"{imported}\n\n{model}\n\n{variants}\n")
-    (tmp_path / "vidjax" / "data" / "pictures.py").write_text(source)
-    opened = f"from vidjax.data.pictures import open_pictures\n{opened}"
+    (tmp_path / "vidjax" / "data" / "images.py").write_text(source)
+    opened = f"from vidjax.data.images import open_images\n{opened}"
     insert(tmp_path / "vidjax" / "data" / "sources.py", 'kind, _, rest = name.partition(":")', opened)
     monkeypatch.chdir(tmp_path)
     made = {}
     with contextlib.redirect_stdout(None):
-        exec(source + pictures, made)  # its folders of pictures
-    flags = """--model shiftnet_tiny --data.train pictures:pictures --data.frames 4 --data.size 32 --data.stride 2
+        exec(source + images, made)  # its folders of images
+    flags = """--model shiftnet_tiny --data.train images:images --data.frames 4 --data.size 32 --data.stride 2
     --data.workers 1 --batch_size 4 --steps 2 --loop.log_every 1 --optim.layer_decay 0.9 --workdir run"""
     environment = os.environ | {"PYTHONPATH": str(tmp_path), "XLA_FLAGS": ""}
     use = USE.replace("COUNT", re.search(r"`COUNTS = {\"shiftnet_tiny\": \(([\d_]+), None\)}`", page)[1])
@@ -68,18 +68,18 @@ def test_a_model_and_a_source_get_their_names(tmp_path, monkeypatch):
     assert (Path("run") / "checkpoints").is_dir()
 
 
-def test_a_picture_that_cannot_be_read_is_counted_and_no_pictures_are_refused(tmp_path, monkeypatch):
-    source, pictures = (block.text for block in blocks_of("docs/extend.md")[2:4])
+def test_an_image_that_cannot_be_read_is_counted_and_no_images_are_refused(tmp_path, monkeypatch):
+    source, images = (block.text for block in blocks_of("docs/extend.md")[2:4])
     monkeypatch.chdir(tmp_path)
     made = {}
     with contextlib.redirect_stdout(None):
-        exec(source + pictures, made)
-    Path("pictures/jump/2/00000.jpg").write_bytes(b"no picture")
-    whole = Path("pictures/wave/1/00003.jpg").read_bytes()
-    Path("pictures/wave/1/00003.jpg").write_bytes(whole[: len(whole) // 2])
+        exec(source + images, made)
+    Path("images/jump/2/00000.jpg").write_bytes(b"no image")
+    whole = Path("images/wave/1/00003.jpg").read_bytes()
+    Path("images/wave/1/00003.jpg").write_bytes(whole[: len(whole) // 2])
     batch = next(
-        evaluation_batches(made["open_pictures"]("pictures"), DataConfig(frames=12, size=32, stride=1), batch_size=4)
+        evaluation_batches(made["open_images"]("images"), DataConfig(frames=12, size=32, stride=1), batch_size=4)
     )
     assert batch["valid"].tolist() == [True, False, False, True]
     with pytest.raises(ValueError, match="there are no folders CLASS/VIDEO in absent: correct its path"):
-        made["open_pictures"]("absent")
+        made["open_images"]("absent")
