@@ -22,7 +22,7 @@ from tyro.conf import Positional
 from vidjax import cli
 from vidjax.data.config import DataConfig, core_count
 from vidjax.errors import UserError
-from vidjax.report import tell_notes
+from vidjax.runs.announce import tell_notes
 from vidjax.visualize.contact_sheet import save_contact_sheet
 
 OURS = {"summary.json", "bad_files.jsonl", "contact_sheet.png"}

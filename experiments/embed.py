@@ -36,7 +36,8 @@ from vidjax.data.config import ClipConfig, SourceConfig, core_count
 from vidjax.data.embeddings import join, open_parts, read_bad, read_meta, write_part
 from vidjax.errors import UserError
 from vidjax.fields import check_values
-from vidjax.report import name_nearest, tell_notes
+from vidjax.runs.announce import tell_notes
+from vidjax.runs.search import name_nearest
 from vidjax.training.sharding import check_batch_size, jit_on_mesh, make_mesh, put_batch, replicated
 
 

@@ -28,7 +28,8 @@ from vidjax.data.config import ClipConfig, SourceConfig
 from vidjax.errors import UserError
 from vidjax.evaluation.recognition import recognition
 from vidjax.fields import check_values
-from vidjax.report import describe_recognition, open_results, per_class, predictions, tell_notes, write_csv
+from vidjax.runs.announce import tell_notes
+from vidjax.runs.results import describe_recognition, open_results, per_class, predictions, write_csv
 from vidjax.training.metrics import clock
 from vidjax.training.sharding import (
     check_batch_size,

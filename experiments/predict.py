@@ -34,7 +34,8 @@ from vidjax import cli, runs
 from vidjax.data.config import ClipConfig, GivenClipConfig, core_count
 from vidjax.errors import UserError
 from vidjax.fields import check_values
-from vidjax.report import name_classes, tell_notes
+from vidjax.runs.announce import tell_notes
+from vidjax.runs.results import name_classes
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,7 +29,9 @@ from vidjax.errors import UserError
 from vidjax.evaluation.retrieval import Ranking, retrieval
 from vidjax.fields import check_values
 from vidjax.matching import check_tokenizer, clip_encoder, require_video_text, text_encoder, tokenizer_of
-from vidjax.report import name_nearest, open_results, tell_notes, write_csv
+from vidjax.runs.announce import tell_notes
+from vidjax.runs.results import open_results, write_csv
+from vidjax.runs.search import name_nearest
 from vidjax.training.sharding import check_batch_size, make_mesh, replicated
 from vidjax.visualize.similarity import save_similarity
 

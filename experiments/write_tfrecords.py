@@ -24,7 +24,7 @@ from tyro.conf import Positional
 from vidjax import cli
 from vidjax.data.config import core_count
 from vidjax.errors import UserError
-from vidjax.report import tell_notes
+from vidjax.runs.announce import tell_notes
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from vidjax.data.config import CaptionedDataConfig
 from vidjax.data.text import open_tokenizer
 from vidjax.models import FAMILIES, example_inputs
 from vidjax.training.sharding import make_mesh, put_batch
+from vidjax.training.state import Aux
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 sys.path.insert(0, str(EXPERIMENTS))
@@ -49,7 +50,7 @@ class Loss:
 
     def __call__(self, batch):
         """The loss with state and metrics, and the gradient."""
-        return self.program(self.params, self.state, batch, jax.random.key(0))
+        return self.program(self.params, Aux(self.state, None, None, 0), batch, jax.random.key(0))
 
     def assert_nothing_of(self, batch):
         """A batch without a valid clip has no loss and no gradient, and leaves the running statistics."""

@@ -34,9 +34,9 @@ def run(workdir, steps=10, batches=batches_from, evaluate=None, best=None, advis
     tx = make_optimizer(OPTIM, schedule)
     mesh = make_mesh()
 
-    def loss_fn(params, model_state, batch, key):
+    def loss_fn(params, aux, batch, key):
         noise = jax.random.normal(key, (4,)) * 0.1
-        return jnp.square(batch["x"] @ params["w"] + noise - 1).mean(), (model_state, {})
+        return jnp.square(batch["x"] @ params["w"] + noise - 1).mean(), (aux.model_state, {})
 
     state = create_state({"params": {"w": jnp.zeros((4, 4))}}, tx, jax.random.key(0))
     state = jax.device_put(state, replicated(mesh))

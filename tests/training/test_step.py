@@ -17,10 +17,10 @@ VARIABLES = {
 }
 
 
-def regression_loss(params, model_state, batch, key):
+def regression_loss(params, aux, batch, key):
     error = jnp.square(batch["x"] @ params["w"] + params["b"] - batch["y"]).mean(axis=1)
     loss = (error * batch["valid"]).sum() / jnp.maximum(batch["valid"].sum(), 1)
-    seen = model_state["statistics"]["seen"] + batch["x"].sum()
+    seen = aux.model_state["statistics"]["seen"] + batch["x"].sum()
     return loss, ({"statistics": {"seen": seen}}, {"error": loss})
 
 
@@ -53,7 +53,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing_but_the_counters():
     skipped, metrics = step(state, bad)
     chex.assert_trees_all_equal(skipped.params, state.params)
     chex.assert_trees_all_equal(skipped.model_state, state.model_state)
-    chex.assert_trees_all_equal(skipped.opt_state.inner_state, state.opt_state.inner_state)
+    chex.assert_trees_all_equal(skipped.opt_state, state.opt_state)
     assert metrics["skipped_steps"] == metrics["skipped_in_a_row"] == 1
     assert skipped.step == state.step + 1
     again, metrics = step(skipped, batch())
@@ -83,14 +83,14 @@ def test_the_step_compiles_once_and_donates():
     for seed in range(3):
         before = state
         state, _ = step(before, batch(seed))
-        used = before.params, before.model_state, before.opt_state.inner_state, before.key
+        used = before.params, before.model_state, before.opt_state, before.key
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves(used))
     assert int(state.step) == 3
 
 
 def test_each_step_has_its_own_randomness():
-    def noisy(params, model_state, batch, key):
-        return params["w"].sum() * 0 + jax.random.uniform(key), (model_state, {})
+    def noisy(params, aux, batch, key):
+        return params["w"].sum() * 0 + jax.random.uniform(key), (aux.model_state, {})
 
     config = OptimizerConfig()
     tx = make_optimizer(config, config.schedule(256, 100, 10))

@@ -31,8 +31,12 @@ class Card:
     accuracy: str = ""
 
     def preprocess(self, video: UInt8[Array, "*b c"]) -> Float32[Array, "*b c"]:
-        """Pixels of 8 bits as the model wants them: the one place where pixels are scaled."""
-        return self.normalize(video.astype(jnp.float32) / 255)
+        """Pixels of 8 bits as the model wants them."""
+        return self.normalize(self.pixels(video))
+
+    def pixels(self, video: UInt8[Array, "*b c"]) -> Float32[Array, "*b c"]:
+        """Pixels of 8 bits in [0, 1], for what is computed on pixels before `normalize`: the one place of scaling."""
+        return video.astype(jnp.float32) / 255
 
     def normalize(self, video: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
         """Pixels in [0, 1] as the model wants them."""

@@ -51,7 +51,7 @@ class RunMemory:
     """Bytes that a training run holds on each device during a step.
 
     Attributes:
-      parameters: with the model's running statistics.
+      parameters: with the model's running statistics and frozen parameters.
       optimizer: moments and counters.
       average: the moving average of the parameters.
       batches: see `BATCHES`.
@@ -127,7 +127,11 @@ def run_memory(
     begun = time.monotonic()
     program = program_memory(step.lower(state, batch).compile())
     seconds = time.monotonic() - begun
-    kinds = {"parameters": ("params", "model_state"), "optimizer": ("opt_state", "step", "key"), "average": ("ema",)}
+    kinds = {
+        "parameters": ("params", "model_state", "frozen"),
+        "optimizer": ("opt_state", "skipped", "step", "key"),
+        "average": ("ema",),
+    }
     held = {
         kind: sum(sharded_bytes(getattr(state, name), getattr(sharding, name)) for name in names)
         for kind, names in kinds.items()
@@ -200,7 +204,7 @@ def _advise(config: Any, needed: RunMemory, available: int, mesh: Mesh) -> list[
     multiple = mesh.size // mesh.shape.get("sequence", 1) * config.accumulation * config.data.repeats
     smaller = int(share * config.batch_size) // multiple * multiple
     flags = [f"--batch_size {smaller}"] if smaller > 0 else []
-    known = {field.name for field in dataclasses.fields(config)}
+    known = {field.name for field in dataclasses.fields(config) if field.init}
     flags += [f"--accumulation {2 * config.accumulation}"] if "accumulation" in known else []
     flags += ["--remat blocks"] if config.remat != "blocks" else []
     flags += [f"--fsdp {mesh.size}"] if mesh.size > config.fsdp else []

@@ -125,6 +125,11 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
     }
 
 
+def is_main_process() -> bool:
+    """Whether this is the one process that prints and writes for all."""
+    return jax.process_index() == 0
+
+
 def this_process() -> dict[str, int]:
     """Which share of every batch this process reads, as the pipeline's arguments."""
     return {"process_index": jax.process_index(), "process_count": jax.process_count()}
