@@ -9,11 +9,10 @@ from pathlib import Path
 
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
-from small_runs import changed
+from small_runs import changed, draw_variables
 
 import vidjax
 from vidjax.data.config import CaptionedDataConfig
@@ -42,9 +41,7 @@ class Loss:
 
     def __init__(self, model, loss, gradient=True):
         self.clip = example_inputs(model)[0].shape[1:]
-        shapes = jax.eval_shape(model.init, jax.random.key(0), *example_inputs(model))
-        draw = np.random.default_rng(1)
-        variables = jax.tree.map_with_path(lambda path, leaf: draw_leaf(draw, path[-1].key, leaf.shape), shapes)
+        variables = draw_variables(model)
         self.params, self.state = variables.pop("params"), variables
         self.program = jax.jit(jax.value_and_grad(loss, has_aux=True) if gradient else lambda *args: (loss(*args), ()))
 
@@ -57,14 +54,6 @@ class Loss:
         (loss, (state, _)), gradient = self(batch | {"valid": np.zeros_like(batch["valid"])})
         assert loss == 0 and not any(leaf.any() for leaf in jax.tree.leaves(gradient))
         chex.assert_trees_all_equal(state, self.state)
-
-
-def draw_leaf(draw, name, shape):
-    """Nothing degenerate: heads and branches that start as zeros would make everything equal."""
-    if name in ("scale", "var"):
-        return jnp.asarray(draw.uniform(0.9, 1.1, shape), jnp.float32)
-    fan_in = np.prod(shape[:-1]) if name == "kernel" else 2500.0
-    return jnp.asarray(draw.standard_normal(shape) * fan_in**-0.5, jnp.float32)
 
 
 def make_batch(clip, valid, unreadable=0):
