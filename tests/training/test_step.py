@@ -85,7 +85,7 @@ def test_steps_are_skipped_as_optax_skips_them():
 OPTIMIZERS = {
     "adam": lambda: optax.adam(0.1),
     "momentum": lambda: optax.sgd(0.05, momentum=0.9, nesterov=True),
-    "lion": lambda: optax.lion(0.02),
+    "lion": lambda: optax.lion(0.1),
     "muon": lambda: optax.contrib.muon(0.1),
     "every second step": lambda: optax.MultiSteps(optax.adam(0.1), 2).gradient_transformation(),
     "rate by the loss": lambda: optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau(patience=1)),
