@@ -71,7 +71,6 @@ class Config(TrainConfig):
     """Factor of the learning rate of ActionCLIP's temporal head."""
     workdir: str = "runs/contrastive_pretrain"
     batch_size: int = 256
-    accumulation: int = dataclasses.field(default=1, init=False)  # every pair is compared with the whole batch
     epochs: float = 30
     optim: OptimizerConfig = OptimizerConfig(
         learning_rate=1e-4, final_learning_rate=1e-7, warmup_epochs=1, beta2=0.98, weight_decay=0.2

@@ -67,6 +67,8 @@ class Config(TrainConfig):
     """Fraction of a label that is spread over all classes."""
     train_accuracy: bool = False
     """Log the accuracy on the training clips too; it needs hard labels, that is no mixup and no CutMix."""
+    accumulation: int = 1
+    """Micro-batches a step, to save memory."""
     workdir: str = "runs/finetune"
     epochs: float = 50
     optim: OptimizerConfig = OptimizerConfig(

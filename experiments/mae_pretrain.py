@@ -59,6 +59,8 @@ class Config(TrainConfig):
     """Labelled clips for the linear probe at the end, half to fit and half to score; 0 leaves it out."""
     picture_clips: int = 4
     """Clips in the images of reconstructions."""
+    accumulation: int = 1
+    """Micro-batches a step, to save memory."""
     workdir: str = "runs/mae_pretrain"
     epochs: float = 800
 

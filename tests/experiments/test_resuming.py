@@ -103,6 +103,27 @@ def test_a_run_goes_on_where_its_data_were_moved_and_not_with_other_data(run, ca
     assert [list(entry["config"]) for entry in config_lines()] == [["data.train"], ["data.train"]]
 
 
+ALL = (
+    "workdir data batch_size epochs steps optim loop dtype remat scan ema_decay fsdp sequence init_from dry_run "
+    "distributed accept_changes seed"
+)
+FIELDS = {
+    "mae_pretrain": "model mask mask_ratio decoder_mask normalize_target accumulation probe_clips picture_clips",
+    "finetune": "model keep_head tune tuned_blocks drop_path dropout mixup cutmix label_smoothing train_accuracy "
+    "accumulation",
+    "contrastive_pretrain": "video_model text_model features tokenizer context init_video_from init_text_from freeze "
+    "objective chunk head_factor",
+}
+"""What config.json has held since the first version, by script: a begun run is known by it."""
+
+
+@pytest.mark.parametrize("script", FIELDS)
+def test_configs_are_saved_under_the_names_that_runs_of_before_have(script):
+    config = __import__(script).RECIPES["demo"]
+    assert cli.as_dict(config).keys() == {*ALL.split(), *FIELDS[script].split()}
+    assert config.accumulation == 1
+
+
 def test_a_run_of_before_goes_on_with_the_same_command_and_one_of_another_form_is_told_to_begin_anew(run):
     examples = ["--data.train_examples", "16"]
     interrupt_after(2, run, *examples)

@@ -86,7 +86,7 @@ def test_a_notebook_trains_in_six_lines(tmp_path, monkeypatch, capsys):
     with pytest.raises(UserError, match="the batches ended before the last step: give as many as steps"):
         fit(make_train_step(loss_fn, tx), create_state(variables, tx, jax.random.key(1)), batches, steps=31)
     poisoned = [{"x": np.full((8, 4), np.nan, np.float32)}] * 9
-    with pytest.raises(UserError, match=r"5 steps in a row .* stopped; lower the learning rate, or clip the gradient's"):
+    with pytest.raises(UserError, match=r"5 steps in a row .* stopped; lower the learning rate, or clip"):
         fit(make_train_step(loss_fn, tx), create_state(variables, tx, jax.random.key(1)), poisoned, steps=9)
 
 

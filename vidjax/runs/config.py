@@ -11,7 +11,13 @@ from vidjax.training.optimizer import OptimizerConfig
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """A training run; a script's Config adds its model, its data and its objective, and other defaults."""
+    """A training run; a script's Config adds what it trains on, and other defaults.
+
+    `runs.run.Run` reads `model`, `data` and `accumulation` (micro-batches a step) of it too. They are no fields here:
+    data are of several kinds, and a loss that compares all clips of a batch takes no micro-batches.
+    """
+
+    accumulation = 1
 
     workdir: str = "runs/train"
     """Where everything goes; the same command again resumes."""
@@ -25,8 +31,6 @@ class TrainConfig:
     """Optimiser and schedule."""
     loop: LoopConfig = free(LoopConfig())
     """Logging, saving, evaluating, stopping."""
-    accumulation: int = 1
-    """Micro-batches a step, to save memory."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of computation (parameters are float32): auto is bfloat16, on a CPU float32."""
     remat: Literal["none", "dots", "blocks"] = free("none")

@@ -204,7 +204,7 @@ def _advise(config: Any, needed: RunMemory, available: int, mesh: Mesh) -> list[
     multiple = mesh.size // mesh.shape.get("sequence", 1) * config.accumulation * config.data.repeats
     smaller = int(share * config.batch_size) // multiple * multiple
     flags = [f"--batch_size {smaller}"] if smaller > 0 else []
-    known = {field.name for field in dataclasses.fields(config) if field.init}
+    known = {field.name for field in dataclasses.fields(config)}
     flags += [f"--accumulation {2 * config.accumulation}"] if "accumulation" in known else []
     flags += ["--remat blocks"] if config.remat != "blocks" else []
     flags += [f"--fsdp {mesh.size}"] if mesh.size > config.fsdp else []
