@@ -180,8 +180,8 @@ def main(config: Config, mesh: Mesh) -> dict[str, float]:
     state = run.begin(variables)
     del variables  # the state has its own
     visible, tokens = kept.shape[1], math.prod(grid)
-    said = f"{tokens} a clip: {visible} visible, {tokens - visible} masked, "
-    run.announce(tokens=said + f"{predicted.shape[1]} predicted ({config.mask} mask {config.mask_ratio:.0%})")
+    counts = f"{tokens} a clip: {visible} visible, {tokens - visible} masked, "
+    run.announce(tokens=counts + f"{predicted.shape[1]} predicted ({config.mask} mask {config.mask_ratio:.0%})")
 
     def batches_from(first: int) -> Iterator[dict[str, np.ndarray]]:
         return ({name: batch[name] for name in ("video", "valid")} for batch in run.batches(first))

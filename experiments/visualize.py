@@ -37,7 +37,7 @@ from vidjax.evaluation import saliency
 from vidjax.fields import check_values
 from vidjax.layers import patches
 from vidjax.objectives import masking, reconstruction
-from vidjax.runs.announce import tell_notes
+from vidjax.runs.announce import print_notes
 from vidjax.runs.results import name_classes
 from vidjax.visualize.overlay import save_overlays
 from vidjax.visualize.reconstruction import save_reconstructions
@@ -155,7 +155,7 @@ def main(config: Config) -> dict[str, list[str]]:
     from vidjax.data.windows import open_files
 
     videos = open_files(config.paths, runs.square_pixels(config.run, config.data))
-    tell_notes(videos.source)
+    print_notes(videos.source)
     settings: dict[str, Any] = {"which": config.which, "strict": True, "verbose": False}
     model, variables = vidjax.load_pretrained(config.run, config.model, **settings)
     clips = runs.cut_clips(config.run, model, config.data)

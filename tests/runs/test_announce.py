@@ -34,7 +34,7 @@ def test_a_starved_device_is_told_how_many_cores_or_which_format(source, workers
 
 def test_what_was_left_out_is_told_once(capsys):
     first, second = SimpleNamespace(notes=("a", "b")), SimpleNamespace(notes=("b",))
-    announce.tell_notes(first, None, second)
+    announce.print_notes(first, None, second)
     assert capsys.readouterr().out == "note: a\nnote: b\n"
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # TensorFlow takes seconds, which --help and wrong input need
     from vidjax.training.loop import FitResult
 
 
-def tell_notes(*sources: "Source | None") -> None:
+def print_notes(*sources: "Source | None") -> None:
     """Prints what was left out or is not used when the sources were opened, each line once."""
     for note in dict.fromkeys(note for source in sources if source is not None for note in source.notes):
         print(f"note: {note}", flush=True)
@@ -89,7 +89,7 @@ def describe_losses(entries: Sequence[dict[str, Any]]) -> tuple[str, dict[str, f
 
 
 def describe_speed(result: "FitResult", macs: int) -> str:
-    """Clips a second, waiting for data, the share of the devices' peak that was used; what was amiss in a second line.
+    """Clips a second, waiting for data, the fraction of the devices' peak (MFU); a second line where data were late.
 
     Args:
       result: of `fit`.
@@ -106,7 +106,7 @@ def describe_starvation(source: str, workers: int, wanted: float, made: float) -
     """What would feed a device that waits for data: so many cores, or another format.
 
     Args:
-      source: the name of the data source. Video files are worth writing as TFRecords; other sources hold pictures.
+      source: the name of the data source. Video files are worth writing as TFRecords; other sources hold images.
       workers: clips made at the same time, 0 for one a core.
       wanted: clips a second that the devices of a process could take.
       made: clips a second that the process makes.

@@ -94,7 +94,7 @@ def _start_tower(name: str, source: str, model: VideoText, variables: dict) -> d
     part = unflatten_dict(matching.below(flat, inner), sep="/")
     weights = matching.tower_weights(source, name)
     if weights is None:
-        part, _ = start_from(source, tower, part, said=name)
+        part, _ = start_from(source, tower, part, label=name)
     else:
         part, report = convert.load_weights(f"the {name} tower of {source}", tower, part, weights=weights)
         if is_main_process():

@@ -56,8 +56,8 @@ def describe_recognition(found: Recognition, class_names: Sequence[str]) -> str:
     ]
     for row in per_class(found, class_names):
         taken = f"{row['taken_for']} ({row['times']})" if row["taken_for"] else ""
-        share = f"{row['accuracy']:9.1%}" if row["videos"] else f"{'-':>9}"
-        lines.append(f"{row['class'][:30]:30} {row['videos']:7,} {row['correct']:7,} {share}   {taken}".rstrip())
+        accuracy = f"{row['accuracy']:9.1%}" if row["videos"] else f"{'-':>9}"
+        lines.append(f"{row['class'][:30]:30} {row['videos']:7,} {row['correct']:7,} {accuracy}   {taken}".rstrip())
     return "\n".join(lines)
 
 

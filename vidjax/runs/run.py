@@ -24,7 +24,7 @@ from vidjax.runs.announce import (
     describe_span,
     describe_speed,
     describe_starvation,
-    tell_notes,
+    print_notes,
 )
 from vidjax.runs.config import TrainConfig
 from vidjax.runs.weights import class_names, require_source
@@ -90,7 +90,7 @@ class Run:
         self.sources = {name: source for name, source in sources.items() if source is not None}
         self.source = next(iter(self.sources.values()))
         if is_main_process():
-            tell_notes(*self.sources.values())
+            print_notes(*self.sources.values())
         per_epoch = len(self.source) * config.data.repeats / config.batch_size
         self.steps = config.steps or math.ceil(config.epochs * per_epoch)
         self.schedule = config.optim.schedule(config.batch_size, self.steps, per_epoch)
@@ -139,9 +139,9 @@ class Run:
           numbers: shapes of the integers that an example has beside its `video` and `valid`.
         """
         data, size = self.config.data, self.config.batch_size
-        kinds = {"video": ((data.frames, data.size, data.size, 3), jnp.uint8), "valid": ((), bool)}
-        kinds |= {name: (shape, jnp.int32) for name, shape in numbers.items()}
-        batch = {name: jax.ShapeDtypeStruct((size, *shape), dtype) for name, (shape, dtype) in kinds.items()}
+        fields = {"video": ((data.frames, data.size, data.size, 3), jnp.uint8), "valid": ((), bool)}
+        fields |= {name: (shape, jnp.int32) for name, shape in numbers.items()}
+        batch = {name: jax.ShapeDtypeStruct((size, *shape), dtype) for name, (shape, dtype) in fields.items()}
         return dry_run(self.config, self.step, self.shapes, self.sharding, batch, self.mesh)
 
     def new_variables(self) -> dict[str, Any]:
@@ -246,12 +246,12 @@ class Run:
 
     def evaluations(self) -> dict[int, dict[str, float]]:
         """The numbers of each evaluation by its step, also of those before the run was interrupted; finite ones."""
-        prefix, found = "evaluation/", {}
+        prefix, evaluations = "evaluation/", {}
         for entry in read_metrics(self.workdir):
             numbers = {name.removeprefix(prefix): value for name, value in entry.items() if name.startswith(prefix)}
             if numbers:
-                found[entry["step"]] = {name: value for name, value in numbers.items() if value is not None}
-        return found
+                evaluations[entry["step"]] = {name: value for name, value in numbers.items() if value is not None}
+        return evaluations
 
     def finish(
         self, result: FitResult, evaluation: str, lines: Sequence[str], advice: Mapping[str, str]
@@ -260,7 +260,7 @@ class Run:
 
         Args:
           evaluation: the metric that is drawn beside the loss.
-          lines: what the script found.
+          lines: the script's own results.
           advice: commands or code by what they are for.
 
         Returns:

@@ -66,8 +66,8 @@ def load_pretrained(
         return convert.load_pretrained(source, name, **settings)
     weights, step = read_weights(source, which)
     described = read_model(Path(source))
-    said = f"{source}, step {step}"
-    return convert.assemble(said, weights, described, asdict(described.card), name=name, **settings)
+    origin = f"{source}, step {step}"
+    return convert.assemble(origin, weights, described, asdict(described.card), name=name, **settings)
 
 
 def read_weights(workdir: str | Path, which: Which = "best") -> tuple[dict, int]:
@@ -87,7 +87,7 @@ def class_names(source: str | Path) -> tuple[str, ...]:
 
 
 def start_from(
-    source: str | Path, model: nn.Module, variables: dict, *, new: Sequence[str] = (), said: str = "weights"
+    source: str | Path, model: nn.Module, variables: dict, *, new: Sequence[str] = (), label: str = "weights"
 ) -> tuple[dict, Report]:
     """`variables` with those of a run (its best) or of a published checkpoint in their place, where there are any.
 
@@ -95,7 +95,7 @@ def start_from(
       source: see `load_pretrained`.
       variables: of the model, or its parameters alone; arrays.
       new: beginnings of parameter paths that stay as they are.
-      said: what the printed report calls them.
+      label: what the printed report calls them.
 
     Raises:
       UserError: the run has saved nothing yet, or the weights do not fit the model.
@@ -107,7 +107,7 @@ def start_from(
     else:
         variables, report = convert.load_weights(convert.hub.fetch(source), model, variables, fresh=new)
     if is_main_process():
-        print(f"{said:<9} from {source}: {report}")
+        print(f"{label:<9} from {source}: {report}")
     return variables, report
 
 

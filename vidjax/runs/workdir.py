@@ -81,13 +81,13 @@ def open_workdir(
         when = {name: matters(config, name) for name in differing}
         counting = {name: both for name, both in differing.items() if when[name] != "never"}
         if counting:
-            said = (
+            refusal = (
                 f"{path} holds a run of another config: {describe_changes(counting)}; give what it was begun with, or"
             )
             if "at the start" in when.values() or not fits():
-                raise UserError(f"{said} another --workdir, with --init_from {path} to start from its weights")
+                raise UserError(f"{refusal} another --workdir, with --init_from {path} to start from its weights")
             if not getattr(config, "accept_changes", False):
-                raise UserError(f"{said} --accept_changes to go on with this from its last checkpoint")
+                raise UserError(f"{refusal} --accept_changes to go on with this from its last checkpoint")
     unfinished = path / f".config_{os.getpid()}.json"  # a run that took no step may begin anew
     unfinished.write_text(json.dumps(as_dict(config), indent=2) + "\n")
     os.replace(unfinished, saved)
@@ -107,17 +107,17 @@ def open_run(config: Any, state: Any, **sources: "Source") -> Path:
 
     path, goes_on = Path(config.workdir) / "sources.json", has_checkpoint(Path(config.workdir))
     known = json.loads(path.read_text()) if path.exists() else {}
-    found = {f"data.{name}": describe_examples(source) for name, source in sources.items()}
-    same = [name for name in found if found[name] == known.get(name)]
+    examples = {f"data.{name}": describe_examples(source) for name, source in sources.items()}
+    same = [name for name in examples if examples[name] == known.get(name)]
     workdir = open_workdir(config.workdir, config, same=same, fits=partial(fits, Path(config.workdir), state))
     if jax.process_index() == 0:
-        for name in (found.keys() & known.keys() - set(same)) if goes_on else ():
+        for name in (examples.keys() & known.keys() - set(same)) if goes_on else ():
             print(
                 f"note: {name} has other examples than before ({known[name]['examples']:,} then, "
-                f"{found[name]['examples']:,} now): from here on other clips come"
+                f"{examples[name]['examples']:,} now): from here on other clips come"
             )
         unfinished = path.with_suffix(".json.tmp")  # other processes may be reading
-        unfinished.write_text(json.dumps(found, indent=2) + "\n")
+        unfinished.write_text(json.dumps(examples, indent=2) + "\n")
         os.replace(unfinished, path)
     return workdir
 
@@ -131,6 +131,6 @@ def describe_examples(source: "Source") -> dict[str, Any]:
     shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(*folders, strict=False)))
     described = hashlib.sha256(repr(source.class_names).encode())
     for index, name in enumerate(source.ids):
-        told = (source.label(index), source.captions(index)) if source.listed else ()
-        described.update(repr((name.split("/", shared)[-1], *told)).encode())
+        text = (source.label(index), source.captions(index)) if source.listed else ()
+        described.update(repr((name.split("/", shared)[-1], *text)).encode())
     return {"examples": len(source), "sha256": described.hexdigest()}

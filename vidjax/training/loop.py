@@ -25,7 +25,7 @@ from vidjax.training.sharding import is_main_process, jit_step, make_mesh, put_b
 from vidjax.training.state import TrainState
 
 STARVED = 0.15
-"""A device that waits for data for more than this share of its time is starved, and the run says what would help."""
+"""A device that waits for data for more than this fraction of its time is starved, and the run says what would help."""
 NOTICED_AFTER = 30.0
 """Seconds of steps until that is judged: the first ones live on what was made during compilation."""
 
@@ -43,7 +43,7 @@ class LoopConfig:
     keep_every: int | None = None
     """Keep the checkpoints of these multiples of steps for good."""
     evaluate_every: int = 1000
-    """Steps between evaluations (pictures, in pre-training)."""
+    """Steps between evaluations (images of reconstructions, in pre-training)."""
     max_skipped_in_a_row: int = 5
     """Stop after this many steps in a row whose gradient was not finite."""
 
@@ -121,7 +121,7 @@ class Feeder:
         return item, 0.0 if idle_since is None else time.monotonic() - idle_since
 
     def rate(self) -> float:
-        """Clips a second of this process's batches while no full queue held them up; 0 before the second batch."""
+        """Clips a second of this process's batches while no full queue delayed them; 0 before the second batch."""
         return self._clips / max(self._seconds, 1e-9)
 
     def close(self) -> None:
