@@ -170,6 +170,7 @@ def main(config: Config, mesh: Mesh) -> dict[str, float]:
     kept, predicted, _ = jax.eval_shape(partial(draw, clips=1), jax.random.key(0))
     clip = jax.ShapeDtypeStruct((1, data.frames, data.size, data.size, 3), jnp.float32)
     run.plan(source=open_source(data.source, data.split, data.square_pixels))
+    # The key between drew a mask once; without it the numbers of every run would be others.
     init_key, _, run_key = jax.random.split(jax.random.key(config.seed), 3)
     run.build(model, (clip, kept, predicted), make_loss(config, model, grid), (init_key, run_key))
     if config.dry_run:
