@@ -1,6 +1,6 @@
 """Pages that MkDocs makes anew at each build: the table of models, the recipes, and the reference of every package.
 
-Their content is in the code alone: `experiments/list_models.py`, the scripts' recipes, and docstrings.
+Their content is in the code alone: `experiments/list_models.py`, `experiments/recipes/`, and docstrings.
 """
 
 import functools
@@ -17,11 +17,13 @@ if TYPE_CHECKING:  # the tests read the pages where MkDocs is not installed
     from mkdocs.structure.files import Files
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "experiments")]  # scripts find their recipes beside them
 
 import vidjax  # noqa: E402
 
-ROOMS = ("models", "layers", "kernels", "objectives", "data", "training", "evaluation", "visualize", "convert")
+ROOMS = (
+    "models", "layers", "kernels", "objectives", "data", "training", "evaluation", "visualize", "convert", "runs",
+)  # fmt: skip
 TRAINING = ("mae_pretrain", "finetune", "contrastive_pretrain")
 
 
@@ -71,11 +73,11 @@ Rows without an accuracy have no published weights that we know of. `weights tha
 
 
 def recipes_page() -> str:
-    """A table for each training script: its RECIPES, read from the script."""
+    """A table for each training script: its RECIPES."""
     parts = []
     for name in TRAINING:
         script = load_script(name)
-        said = comments(ROOT / "experiments" / f"{name}.py")
+        said = comments(ROOT / "experiments" / "recipes" / f"{name}.py")
         lines = [
             "| recipe | model | clips | batch | epochs | peak rate at that batch | published top-1 | source |",
             "|---|---|---|---|---|---|---|---|",
@@ -95,14 +97,14 @@ Without a first word it is `demo`, on rendered videos, or `videos` where a sourc
 recipe's name shows every field with its value there. Learning rates in the configs are for a batch of 256 and scaled by
 the batch; the tables give the product. `published top-1` is what the source reports at the end of the recipe (of
 pre-training: after fine-tuning), not what was measured here. Where a recipe departs from its source, a comment above it
-in the script says so.
+in `experiments/recipes/` says so.
 
 {chr(10).join(part + chr(10) for part in parts)}"""
 
 
-def comments(script: Path) -> dict[str, str]:
-    """The comment beside each entry of the script's RECIPES, by the entry's name."""
-    inside = script.read_text().partition("\nRECIPES = {\n")[2].partition("\n}")[0]
+def comments(recipes: Path) -> dict[str, str]:
+    """The comment beside each entry of a file's RECIPES, by the entry's name."""
+    inside = recipes.read_text().partition("\nRECIPES = {\n")[2].partition("\n}")[0]
     entries = re.split(r'^    "(\w+)": ', inside, flags=re.MULTILINE)[1:]
     found = {}
     for name, text in zip(entries[::2], entries[1::2], strict=True):
@@ -146,13 +148,13 @@ def reference_index() -> str:
     rooms = "\n".join(f"- [vidjax.{room}]({room}.md): {summary(room)}" for room in ROOMS)
     functions = (
         "vidjax.models.create_model", "vidjax.models.create_text_model", "vidjax.models.list_models",
-        "vidjax.runs.load_pretrained", "vidjax.convert.load_weights", "vidjax.convert.checkpoint.save_pretrained",
+        "vidjax.runs.weights.load_pretrained", "vidjax.convert.load_weights",
+        "vidjax.convert.checkpoint.save_pretrained",
     )  # fmt: skip
     listed = "\n".join(f"- [`vidjax.{function.rsplit('.', 1)[-1]}`][{function}]" for function in functions)
     return (
         f"# Reference\n\nWhat `import vidjax` gives:\n\n{listed}\n\nThe rooms:\n\n{rooms}\n\n"
-        "## Runs and command lines\n\n::: vidjax.runs\n    options:\n      heading_level: 3\n\n"
-        "::: vidjax.cli\n    options:\n      heading_level: 3\n"
+        "## Command lines\n\n::: vidjax.cli\n    options:\n      heading_level: 3\n"
     )
 
 

@@ -22,7 +22,7 @@ from tyro.conf import Positional
 from vidjax import cli
 from vidjax.data.config import DataConfig, core_count
 from vidjax.errors import UserError
-from vidjax.report import tell_notes
+from vidjax.runs.announce import print_notes
 from vidjax.visualize.contact_sheet import save_contact_sheet
 
 OURS = {"summary.json", "bad_files.jsonl", "contact_sheet.png"}
@@ -57,7 +57,7 @@ def main(config: Config) -> dict[str, Any]:
 
     data = dataclasses.replace(config.data, source=config.source)
     source = open_source(data.source, data.split, data.square_pixels)
-    tell_notes(source)
+    print_notes(source)
     out = open_out(config.out)
     chosen = np.arange(len(source))
     if config.max_examples is not None and config.max_examples < len(source):

@@ -31,7 +31,7 @@ import numpy as np
 from tyro.conf import Positional
 
 import vidjax
-from vidjax import cli
+from vidjax import cli, runs
 from vidjax.convert import save_pretrained
 from vidjax.errors import UserError
 from vidjax.fields import check_values
@@ -146,7 +146,7 @@ def finetune(config: Config, name: str, flags: str, seed: int) -> dict[str, Any]
     workdir = Path(config.workdir) / name
     given = f"demo --seed {seed} --data.validation_examples 1024 {flags} {config.flags}"
     train("finetune.py", shlex.split(given), workdir)
-    entries, trained = read_metrics(workdir), cli.read_config(workdir)
+    entries, trained = read_metrics(workdir), runs.read_config(workdir)
     steps = [entry for entry in entries if entry.get("clips_per_second")]
     rate = len(steps) / sum(1 / entry["clips_per_second"] for entry in steps)
     validated = [(entry["step"], entry["evaluation/top1"]) for entry in entries if "evaluation/top1" in entry]

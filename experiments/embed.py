@@ -36,7 +36,8 @@ from vidjax.data.config import ClipConfig, SourceConfig, core_count
 from vidjax.data.embeddings import join, open_parts, read_bad, read_meta, write_part
 from vidjax.errors import UserError
 from vidjax.fields import check_values
-from vidjax.report import name_nearest, tell_notes
+from vidjax.runs.announce import print_notes
+from vidjax.runs.search import name_nearest
 from vidjax.training.sharding import check_batch_size, jit_on_mesh, make_mesh, put_batch, replicated
 
 
@@ -199,7 +200,7 @@ def main(config: Config) -> dict[str, Any] | list[dict[str, Any]]:
     square = config.run is None or runs.square_pixels(config.run, config.data)
     videos, out = open_videos(config.data.source, config.data.split, square), Path(config.out)
     source = videos.source
-    tell_notes(source)
+    print_notes(source)
     model, variables, clips, meta = load(config)
     meta |= {name: getattr(config, name) for name in ("window", "stride", "batch_size", "videos_per_part")}
     meta |= {"source": config.data.source, "split": config.data.split, "videos": len(source)}

@@ -28,7 +28,8 @@ from vidjax.data.config import ClipConfig, SourceConfig
 from vidjax.errors import UserError
 from vidjax.evaluation.recognition import recognition
 from vidjax.fields import check_values
-from vidjax.report import describe_recognition, open_results, per_class, predictions, tell_notes, write_csv
+from vidjax.runs.announce import print_notes
+from vidjax.runs.results import describe_recognition, open_results, per_class, predictions, write_csv
 from vidjax.training.metrics import clock
 from vidjax.training.sharding import (
     check_batch_size,
@@ -143,7 +144,7 @@ def main(config: Config) -> dict[str, Any]:
     check_batch_size(config.batch_size)
     source = open_source(config.data.source, config.data.split, runs.square_pixels(config.run, config.data))
     if chief:
-        tell_notes(source)
+        print_notes(source)
     settings = {"which": config.which, "verbose": chief, "dtype": runs.computing_type(config.dtype)}
     model, variables = runs.load_pretrained(config.run, config.model, **settings)
     clips = runs.cut_clips(config.run, model, config.data)

@@ -34,7 +34,8 @@ from vidjax import cli, runs
 from vidjax.data.config import ClipConfig, GivenClipConfig, core_count
 from vidjax.errors import UserError
 from vidjax.fields import check_values
-from vidjax.report import name_classes, tell_notes
+from vidjax.runs.announce import print_notes
+from vidjax.runs.results import name_classes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +113,7 @@ def main(config: Config) -> dict[str, Any]:
     from vidjax.data.windows import batches, open_files
 
     videos = open_files(config.paths, runs.square_pixels(config.run, config.data))
-    tell_notes(videos.source)
+    print_notes(videos.source)
     # A head that the weights lack would answer at random: strict refuses it.
     settings = {"which": config.which, "strict": True, "verbose": False, "dtype": runs.computing_type(config.dtype)}
     model, variables = vidjax.load_pretrained(config.run, config.model, **settings)

@@ -29,7 +29,9 @@ from vidjax.errors import UserError
 from vidjax.evaluation.retrieval import Ranking, retrieval
 from vidjax.fields import check_values
 from vidjax.matching import check_tokenizer, clip_encoder, require_video_text, text_encoder, tokenizer_of
-from vidjax.report import name_nearest, open_results, tell_notes, write_csv
+from vidjax.runs.announce import print_notes
+from vidjax.runs.results import open_results, write_csv
+from vidjax.runs.search import name_nearest
 from vidjax.training.sharding import check_batch_size, make_mesh, replicated
 from vidjax.visualize.similarity import save_similarity
 
@@ -111,7 +113,7 @@ def main(config: Config) -> dict[str, Any] | list[dict[str, Any]]:
     source = None
     if config.query is None:
         source = open_source(config.data.source, config.data.split, runs.square_pixels(config.run, config.data))
-        tell_notes(source)
+        print_notes(source)
         require_captions(source)
     loaded = {"which": config.which, "strict": True, "dtype": runs.computing_type(config.dtype)}
     model, variables = runs.load_pretrained(config.run, config.model, **loaded)

@@ -37,7 +37,8 @@ from vidjax.evaluation import saliency
 from vidjax.fields import check_values
 from vidjax.layers import patches
 from vidjax.objectives import masking, reconstruction
-from vidjax.report import name_classes, tell_notes
+from vidjax.runs.announce import print_notes
+from vidjax.runs.results import name_classes
 from vidjax.visualize.overlay import save_overlays
 from vidjax.visualize.reconstruction import save_reconstructions
 
@@ -128,7 +129,7 @@ def make_look(config: Config, model: nn.Module, variables: dict, clip: jax.Shape
 
 def make_reconstruct(config: Config, model: nn.Module, variables: dict) -> tuple[Callable, str]:
     """A function of a clip's pixels `1 t h w c` to the rows of one picture for each of `RATIOS`, and what to say."""
-    trained = cli.read_config(config.run) if runs.is_run(config.run) else {}  # or as published
+    trained = runs.read_config(config.run) if runs.is_run(config.run) else {}  # or as published
     mask, normalized = trained.get("mask", "tube"), trained.get("normalize_target", True)
     note = f"{mask} mask" + ("; the true mean and deviation are given back to each patch" if normalized else "")
 
@@ -154,7 +155,7 @@ def main(config: Config) -> dict[str, list[str]]:
     from vidjax.data.windows import open_files
 
     videos = open_files(config.paths, runs.square_pixels(config.run, config.data))
-    tell_notes(videos.source)
+    print_notes(videos.source)
     settings: dict[str, Any] = {"which": config.which, "strict": True, "verbose": False}
     model, variables = vidjax.load_pretrained(config.run, config.model, **settings)
     clips = runs.cut_clips(config.run, model, config.data)

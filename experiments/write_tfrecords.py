@@ -24,7 +24,7 @@ from tyro.conf import Positional
 from vidjax import cli
 from vidjax.data.config import core_count
 from vidjax.errors import UserError
-from vidjax.report import tell_notes
+from vidjax.runs.announce import print_notes
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def main(config: Config) -> None:
     from vidjax.data.sources import open_source
 
     source = open_source(config.source, config.split, config.square_pixels)
-    tell_notes(source)
+    print_notes(source)
     out = open_out(config, source)
     (out / "classes.json").write_text(json.dumps(source.class_names) + "\n")
     if further := further_fields(source):

@@ -36,7 +36,8 @@ from vidjax.evaluation.zero_shot import zero_shot
 from vidjax.fields import check_values
 from vidjax.matching import check_tokenizer, clip_encoder, require_video_text, text_encoder, tokenizer_of
 from vidjax.objectives.contrastive import clamp_scale
-from vidjax.report import describe_recognition, open_results, per_class, predictions, tell_notes, write_csv
+from vidjax.runs.announce import print_notes
+from vidjax.runs.results import describe_recognition, open_results, per_class, predictions, write_csv
 from vidjax.training.sharding import check_batch_size, make_mesh, replicated
 from vidjax.visualize.confusion import save_confusion
 
@@ -129,7 +130,7 @@ def main(config: Config) -> dict[str, Any]:
     support = config.support and with_classes(
         open_source(config.support, config.support_split, square), source.class_names
     )
-    tell_notes(source, support or None)
+    print_notes(source, support or None)
     by_names = config.shots is None
     templates = read_templates(config.templates) if by_names else ()
     prompts = fill(templates, source.class_names) if by_names else []

@@ -5,9 +5,13 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from vidjax.data import pipeline
+from vidjax.models import example_inputs
 
 
 def changed(config: Any, **fields: Any) -> Any:
@@ -31,3 +35,20 @@ def interrupt_after(batches: int, train: Callable[..., Any], *args: Any) -> None
         patch.setattr(pipeline, "train_batches", train_batches)
         with pytest.raises(KeyboardInterrupt):
             train(*args)
+
+
+def draw_variables(model: Any) -> dict:
+    """Variables of a model in which nothing is degenerate: heads and branches that start as zeros hide what is before.
+
+    Gains and variances lie about 1, kernels keep the size of what they are given.
+    """
+    draw = np.random.default_rng(1)
+
+    def leaf(path: tuple, shape: jax.ShapeDtypeStruct) -> jax.Array:
+        if path[-1].key in ("scale", "var"):
+            return jnp.asarray(draw.uniform(0.9, 1.1, shape.shape), jnp.float32)
+        fan_in = np.prod(shape.shape[:-1]) if path[-1].key == "kernel" else 2500.0
+        return jnp.asarray(draw.standard_normal(shape.shape) * fan_in**-0.5, jnp.float32)
+
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *example_inputs(model))
+    return jax.tree.map_with_path(leaf, shapes)

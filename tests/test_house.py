@@ -1,8 +1,10 @@
 """The house stands as it was drawn: who may import whom, and how light `import vidjax` is."""
 
 import ast
+import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -99,3 +101,52 @@ print(json.dumps(loaded))
 def test_imports_are_told_from_those_within_functions(tmp_path):
     (path := tmp_path / "a.py").write_text("import av.video\nif 1:\n    from os import path\ndef f():\n  import json\n")
     assert imported(path) == {"av": True, "os": True, "json": False}
+
+
+READ_WEIGHTS = {"embed", "evaluate", "predict", "retrieve", "visualize", "zero_shot"}
+"""Scripts whose configs begin with the same fields, which say whose weights are read."""
+
+
+def telling_lines(path: Path) -> list[str]:
+    """The lines of a file but for imports, comments, and those that hold no word."""
+    lines, tree = path.read_text().splitlines(), ast.parse(path.read_text())
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    left_out = {number for node in imports for number in range(node.lineno, node.end_lineno + 1)}
+    stripped = [line.strip() for number, line in enumerate(lines, 1) if number not in left_out]
+    return [line for line in stripped if re.search(r"\w", line) and not line.startswith("#")]
+
+
+def common_lines(one: Path, other: Path, count: int = 6) -> list[str]:
+    """The first so many consecutive telling lines that stand in both files; empty where there are none."""
+    windows = [
+        {tuple(lines[i : i + count]): i for i in range(len(lines) - count + 1)}
+        for lines in map(telling_lines, (one, other))
+    ]
+    return list(min(windows[0].keys() & windows[1].keys(), key=windows[0].get, default=()))
+
+
+def test_no_six_lines_of_a_script_stand_in_another():
+    scripts = sorted([*(ROOT / "experiments").glob("*.py"), *(ROOT / "experiments" / "recipes").glob("*.py")])
+    pairs = itertools.combinations(scripts, 2)
+    common = {f"{a.stem}, {b.stem}": lines for a, b in pairs if (lines := common_lines(a, b))}
+    assert {names: lines for names, lines in common.items() if not set(names.split(", ")) <= READ_WEIGHTS} == {}
+
+
+def test_training_scripts_are_under_200_lines():
+    training = [path.stem for path in (ROOT / "experiments" / "recipes").glob("[!_]*.py")]
+    assert len(training) >= 3
+    long = {name: len((ROOT / "experiments" / f"{name}.py").read_text().splitlines()) for name in training}
+    assert {name: count for name, count in long.items() if count >= 200} == {}
+
+
+def test_common_lines_are_found(tmp_path):
+    shared = "x = 1\n\n# why\ny = (\n    2,\n)\nz = 3\nprint(x)\nprint(y)\n"
+    for name, text in (
+        ("a", f"import os\n{shared}"),
+        ("b", f"w = 0\n{shared}v = 1\n"),
+        ("c", shared.replace("3", "4")),
+    ):
+        (tmp_path / f"{name}.py").write_text(text)
+    a, b, c = (tmp_path / f"{name}.py" for name in "abc")
+    assert common_lines(a, b) == ["x = 1", "y = (", "2,", "z = 3", "print(x)", "print(y)"]
+    assert common_lines(a, c) == []

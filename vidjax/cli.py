@@ -9,21 +9,13 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from vidjax.errors import UserError
-from vidjax.fields import describe_changes, differing_fields, matters
 
 Config = TypeVar("Config")
-
-OURS = (
-    "config.json", "vidjax.json", "sources.json", "metrics.jsonl", "checkpoints", "best", "tensorboard", "curves.png",
-    "reconstructions", "similarity", "tokenizer",
-    "bad_files*.jsonl", "bad_validation_files*.jsonl", "skipped_step_*.npz",
-)  # fmt: skip
-"""What a run writes into its work directory, by name or pattern."""
 
 
 def parse(
@@ -112,6 +104,11 @@ def run(
         fail(str(error))
 
 
+def demo_without(flag: str, argv: Sequence[str]) -> str:
+    """The recipe of a command line without one: `videos` where the flag gives a source of one's own, else `demo`."""
+    return "videos" if any(word.split("=")[0] == flag for word in argv) else "demo"
+
+
 def first_word_is(flag: str) -> None:
     """Lets the value of `flag` stand first, without it, for configs that must not import tyro to say so."""
     if len(sys.argv) > 1 and not sys.argv[1].startswith("-"):
@@ -181,60 +178,3 @@ def check_files(**paths: str | None) -> None:
 def as_dict(config: Any) -> dict[str, Any]:
     """A config as JSON's types."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
-
-
-def open_workdir(
-    workdir: str | Path, config: Any, *, same: Collection[str] = (), fits: Callable[[], bool] = lambda: True
-) -> Path:
-    """The run's directory, made if need be, with the effective config in `config.json`.
-
-    A begun run goes on with another config where only fields differ that change no number (`fields.free`), or where
-    `config.accept_changes` says so.
-
-    Args:
-      same: names of further fields whose new value means what the old one meant, as the path of data that was moved.
-      fits: whether the run's checkpoints fit this config; asked where other fields differ.
-
-    Raises:
-      UserError: it belongs to a run of another config (the fields that differ are named), or to no run of ours.
-      UserError: it cannot be written.
-    """
-    path = Path(workdir)
-    make_folder(path, "--workdir", "the work directory")
-    saved, began = path / "config.json", (path / "metrics.jsonl").exists() or (path / "checkpoints").exists()
-    ours = saved.exists() and "workdir" in read_config(path)
-    if not ours and (others := [found.name for name in OURS for found in sorted(path.glob(name))]):
-        raise UserError(f"{path} holds {others[0]}, which is not of a run of vidjax: choose another --workdir")
-    if began:
-        differing = differing_fields(read_config(path), as_dict(config), as_dict(type(config)()))
-        differing = {name: both for name, both in differing.items() if name not in same}
-        when = {name: matters(config, name) for name in differing}
-        counting = {name: both for name, both in differing.items() if when[name] != "never"}
-        if counting:
-            said = (
-                f"{path} holds a run of another config: {describe_changes(counting)}; give what it was begun with, or"
-            )
-            if "at the start" in when.values() or not fits():
-                raise UserError(f"{said} another --workdir, with --init_from {path} to start from its weights")
-            if not getattr(config, "accept_changes", False):
-                raise UserError(f"{said} --accept_changes to go on with this from its last checkpoint")
-    unfinished = path / f".config_{os.getpid()}.json"  # a run that took no step may begin anew
-    unfinished.write_text(json.dumps(as_dict(config), indent=2) + "\n")
-    os.replace(unfinished, saved)
-    return path
-
-
-def read_config(workdir: str | Path) -> dict[str, Any]:
-    """The config of the run in a work directory, as a dict.
-
-    Raises:
-      UserError: there is none.
-    """
-    path = Path(workdir) / "config.json"
-    if not path.is_file():
-        raise UserError(f"{workdir} is no vidjax run, as it has no config.json: give the directory of one")
-    try:
-        config = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} cannot be read ({error}): restore it from a copy") from error
-    return config if isinstance(config, dict) else {}

@@ -28,6 +28,30 @@ def check_values(config: Any, prefix: str = "") -> None:
                 raise UserError(f"{prefix}{name} is {one}: it must be a finite number")
 
 
+def require_positive(config: Any, *names: str) -> None:
+    """Refuses a number of these fields that is not above 0; None passes.
+
+    Raises:
+      UserError: see there.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value <= 0:
+            raise UserError(f"{name} is {value}: it must be above 0")
+
+
+def require_not_negative(config: Any, *names: str) -> None:
+    """Refuses a number of these fields that is below 0; None passes.
+
+    Raises:
+      UserError: see there.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value < 0:
+            raise UserError(f"{name} is {value}: it must be 0 or more")
+
+
 def choices(kind: Any) -> tuple[Any, ...]:
     """The words that a type names by `Literal`, in itself or in its parts; empty where it names none."""
     if get_origin(kind) is Literal:

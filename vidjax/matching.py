@@ -17,7 +17,6 @@ from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int
 
 from vidjax import runs
-from vidjax.cli import read_config
 from vidjax.convert import hub
 from vidjax.convert.checkpoint import read_model
 from vidjax.errors import UserError
@@ -62,7 +61,7 @@ def tokenizer_of(source: str | Path, given: str | None = None) -> "Tokenizer":
     path = hub.fetch(source)
     if runs.is_run(path):
         kept = sorted((path / KEPT).iterdir()) if (path / KEPT).is_dir() else []
-        given = read_config(path)["tokenizer"] if not kept else kept[0] if len(kept) == 1 else path / KEPT
+        given = runs.read_config(path)["tokenizer"] if not kept else kept[0] if len(kept) == 1 else path / KEPT
     elif any((path / file).is_file() for file in FILES):
         given = path
     else:

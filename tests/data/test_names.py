@@ -17,7 +17,7 @@ from vidjax.data import embeddings
 from vidjax.data.config import DataConfig
 from vidjax.data.pipeline import BadFiles, train_batches
 from vidjax.data.sources import open_source
-from vidjax.report import write_csv
+from vidjax.runs.results import write_csv
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "experiments"))
 import write_tfrecords

@@ -104,6 +104,7 @@ def call(words, run=cli.run) -> None:
     """Starts a script as `python SCRIPT WORDS` would, with `run` in the place of `cli.run`."""
     script, *flags = words
     with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str((ROOT / script).parent))  # as Python does
         patch.setattr(sys, "argv", [str(ROOT / script), *flags])
         patch.setattr(cli, "run", run)
         said, status = io.StringIO(), 0

@@ -26,7 +26,7 @@ import videos
 from blocks import PAGES, ROOT, SHELL, TABLES, blocks_of, call, commands, parse, text_of, write_table
 
 from vidjax.data import sources
-from vidjax.training import loop
+from vidjax.runs import run
 from vidjax.training.metrics import read_metrics
 
 pytestmark = [
@@ -345,7 +345,7 @@ def test_text_is_what_the_program_says(stocked, monkeypatch, capsys):
 
     few = sources.open_source("videos")
     monkeypatch.setattr(sources, "open_source", lambda *_: sources.subset(few, [0] * examples))
-    monkeypatch.setattr(loop, "fit", fit)
+    monkeypatch.setattr(run, "fit", fit)
     with pytest.raises(Stop):
         call([*command[1:], "--fsdp", "8"])
     said = capsys.readouterr().out.splitlines()

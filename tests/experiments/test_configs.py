@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 
 import vidjax
-from vidjax import cli, matching
+from vidjax import cli, matching, runs
 from vidjax.data import embeddings
 from vidjax.data.text import open_tokenizer
 from vidjax.errors import UserError
+from vidjax.runs import weights
+from vidjax.runs.sources import open_captioned
 from vidjax.training.sharding import make_mesh
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "experiments"))
@@ -38,11 +40,11 @@ REFUSED = [
     (contrastive_pretrain, {"ema_decay": 1.5}, "ema_decay is 1.5: it must lie between 0 and 1"),
     (finetune, {"accumulation": 0}, "accumulation is 0: it must be above 0"),
     (finetune, {"dropout": 1.0}, "dropout is 1.0: it must be at least 0 and below 1"),
-    (finetune, {"cutmix": -1.0}, "cutmix -1.0 and seed 0: each must be 0 or more"),
+    (finetune, {"cutmix": -1.0}, "cutmix is -1.0: it must be 0 or more"),
     (mae_pretrain, {"batch_size": 0}, "batch_size is 0: it must be above 0"),
     (mae_pretrain, {"ema_decay": 0.0}, "ema_decay is 0.0: it must lie between 0 and 1"),
-    (mae_pretrain, {"seed": -1}, "seed is -1, probe_clips"),
-    (mae_pretrain, {"picture_clips": -1}, "and picture_clips -1: each must be 0 or more"),
+    (mae_pretrain, {"seed": -1}, "seed is -1: it must be 0 or more"),
+    (mae_pretrain, {"picture_clips": -1}, "picture_clips is -1: it must be 0 or more"),
     (retrieve, {"neighbours": 0}, "neighbours is 0: it must be 1 or more"),
     (retrieve, {"query": "a dog"}, "a query needs embeddings and they a query: give --query"),
     (retrieve, {"query": " ", "index": "a.npz"}, "query is empty: give a sentence"),
@@ -106,13 +108,11 @@ def test_a_target_needs_classes():
 
 
 def test_a_head_that_does_not_fit_is_not_kept(monkeypatch):
-    monkeypatch.setattr(finetune.runs, "class_names", lambda source: ())
-    monkeypatch.setattr(
-        finetune.runs, "start_from", lambda *args, **kwargs: ({}, SimpleNamespace(fresh=("head/kernel",)))
-    )
-    config = finetune.Config(init_from="old", keep_head=True)
+    report = SimpleNamespace(fresh=("head/kernel",))
+    monkeypatch.setattr(weights, "class_names", lambda source: ())
+    monkeypatch.setattr(weights, "start_from", lambda *args, **kwargs: ({}, report))
     with pytest.raises(ValueError, match="keep_head: the head in old is not of the 7 classes here: leave it out"):
-        finetune.start(config, SimpleNamespace(num_classes=7), {})
+        weights.start_classifier("old", vidjax.create_model("r3d_tiny", num_classes=7), {}, keep_head=True)
 
 
 def test_pairs_need_two_videos_and_a_whole_model_its_own_sizes(tmp_path):
@@ -121,7 +121,7 @@ def test_pairs_need_two_videos_and_a_whole_model_its_own_sizes(tmp_path):
     (tmp_path / "a.csv").write_text("path,caption\na.mp4,a dog\n")
     data = dataclasses.replace(config.data, source=str(tmp_path / "a.csv"))
     with pytest.raises(ValueError, match=r"a\.csv has 1 videos: pairs are compared, so give 2 or more"):
-        contrastive_pretrain.open_sources(dataclasses.replace(config, data=data))
+        open_captioned(data, config.seed)
     config = dataclasses.replace(config, video_model="clip_tiny", text_model=None, features=7)
     with pytest.raises(ValueError, match="features is 7, but clip_tiny has 128: leave it out"):
         contrastive_pretrain.make_model(config, open_tokenizer("bytes"))
@@ -201,4 +201,4 @@ def test_embeddings_are_written_only_where_they_can_be_and_of_something(tmp_path
 def test_a_config_that_is_damaged_is_told(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config\.json cannot be read \(Expecting .*\): restore it from a copy"):
-        cli.read_config(tmp_path)
+        runs.read_config(tmp_path)

@@ -18,6 +18,7 @@ from vidjax import matching, runs
 from vidjax.data.config import AugmentConfig, CaptionedDataConfig, SourceConfig
 from vidjax.data.text import open_tokenizer
 from vidjax.models.video_text import VideoText
+from vidjax.runs.pairs import start_pair
 from vidjax.training.loop import LoopConfig
 from vidjax.training.metrics import read_metrics
 from vidjax.training.optimizer import OptimizerConfig
@@ -118,7 +119,7 @@ def test_eight_devices_in_chunks_give_the_losses_of_one(tmp_path):
     config = changed(SMALL, video_model="clip_tiny", text_model=None, features=None, data__validation=None)
     contrastive_pretrain.main(changed(config, workdir=str(tmp_path / "eight"), chunk=8))
     one = make_mesh(devices=jax.devices()[:1])
-    contrastive_pretrain.train(changed(config, workdir=str(tmp_path / "one")), one)
+    contrastive_pretrain.main(changed(config, workdir=str(tmp_path / "one")), one)
     eight, one = (np.array(logged(tmp_path / name)) for name in ("eight", "one"))
     assert len(eight) == config.steps
     np.testing.assert_allclose(eight[:, 1], one[:, 1], rtol=1e-5)
@@ -169,13 +170,13 @@ def test_towers_start_from_runs_of_two_or_alone_and_wholes_from_wholes(run, tmp_
     new = contrastive_pretrain.make_model(config, open_tokenizer("bytes"))
     clip, ids = jnp.zeros((1, 2, 16, 16, 3)), jnp.zeros((1, 96), jnp.int32)
     fresh = jax.jit(new.init)(jax.random.key(5), clip, ids)
-    started = flatten_dict(contrastive_pretrain.start(config, new, fresh), sep="/")
+    started = flatten_dict(start_pair(new, fresh, video=config.init_video_from, text=config.init_text_from), sep="/")
     fresh, old = flatten_dict(fresh, sep="/"), flatten_dict(variables, sep="/")
     for name in started:
         of_tower = within in name
         np.testing.assert_array_equal(started[name], (old if of_tower else fresh)[name], err_msg=name)
     assert any(not np.array_equal(fresh[name], old[name]) for name in old if within in name)
-    whole = contrastive_pretrain.start(changed(SMALL, init_from=str(workdir)), new, unflat(fresh))
+    whole = start_pair(new, unflat(fresh), str(workdir))
     whole = flatten_dict(whole, sep="/")
     assert all(np.array_equal(whole[name], old[name]) for name in old)
 

@@ -10,6 +10,7 @@ import jax
 import pytest
 
 from vidjax import runs
+from vidjax.runs import run
 from vidjax.training.memory import BATCHES
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "experiments"))
@@ -39,14 +40,14 @@ def test_it_compiles_the_step_of_the_run_that_would_follow(name, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     script, config = parse(name, "--dry_run", "--workdir", str(tmp_path / "run"))
     given = []
-    monkeypatch.setattr(script, "dry_run", lambda *arguments: given.extend(arguments) or {"total": 1})
+    monkeypatch.setattr(run, "dry_run", lambda *arguments: given.extend(arguments) or {"total": 1})
     assert script.main(config) == {"total": 1}
     assert list(tmp_path.iterdir()) == []
 
     def stop(_, state, batches_from, *, mesh, **__):
         raise Stop(state, next(batches_from(0)), mesh)
 
-    monkeypatch.setattr(script, "fit", stop)
+    monkeypatch.setattr(run, "fit", stop)
     monkeypatch.setattr(jax, "jit", lambda function, **_: partial(jax.eval_shape, function))  # shapes are enough here
     with pytest.raises(Stop) as stopped:
         script.main(dataclasses.replace(config, dry_run=False))
@@ -63,7 +64,7 @@ def test_weights_are_looked_for_and_not_read(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"init_from: there are no weights at checkpoint.pth"):
         script.main(config)
     Path("checkpoint.pth").write_bytes(b"no weights")
-    monkeypatch.setattr(script, "dry_run", lambda *_: {"total": 1})
+    monkeypatch.setattr(run, "dry_run", lambda *_: {"total": 1})
     assert script.main(config) == {"total": 1}
     assert runs.require_source("init_from", "owner/model") is None  # that may be one of Hugging Face's is not asked
 

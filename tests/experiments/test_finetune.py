@@ -167,10 +167,10 @@ def test_a_head_is_new_and_one_of_the_same_classes_may_be_kept(run, capsys):
     model, variables = vidjax.load_pretrained(run[0], which="best", verbose=False)
     fresh = jax.tree.map(jnp.zeros_like, variables)
     config = changed(SMALL, init_from=str(run[0]), keep_head=True)
-    kept = finetune.start(config, model, fresh)
+    kept = runs.start_classifier(config.init_from, model, fresh, keep_head=True)
     chex.assert_trees_all_equal(kept, variables)
     capsys.readouterr()
-    new = finetune.start(changed(config, keep_head=False), model, fresh)
+    new = runs.start_classifier(config.init_from, model, fresh, keep_head=False)
     assert "newly initialised: head/bias, head/kernel" in capsys.readouterr().out
     expected = variables["params"] | {"head": fresh["params"]["head"]}
     chex.assert_trees_all_equal(new["params"], expected)

@@ -9,17 +9,17 @@ from pathlib import Path
 
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
-from small_runs import changed
+from small_runs import changed, draw_variables
 
 import vidjax
 from vidjax.data.config import CaptionedDataConfig
 from vidjax.data.text import open_tokenizer
 from vidjax.models import FAMILIES, VARIANTS, example_inputs
 from vidjax.training.sharding import make_mesh, put_batch
+from vidjax.training.state import Aux
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 sys.path.insert(0, str(EXPERIMENTS))
@@ -38,29 +38,19 @@ class Loss:
 
     def __init__(self, model, loss, gradient=True):
         self.clip = example_inputs(model)[0].shape[1:]
-        shapes = jax.eval_shape(model.init, jax.random.key(0), *example_inputs(model))
-        draw = np.random.default_rng(1)
-        variables = jax.tree.map_with_path(lambda path, leaf: draw_leaf(draw, path[-1].key, leaf.shape), shapes)
+        variables = draw_variables(model)
         self.params, self.state = variables.pop("params"), variables
         self.program = jax.jit(jax.value_and_grad(loss, has_aux=True) if gradient else lambda *args: (loss(*args), ()))
 
     def __call__(self, batch):
         """The loss with state and metrics, and the gradient."""
-        return self.program(self.params, self.state, batch, jax.random.key(0))
+        return self.program(self.params, Aux(self.state, None, None, 0), batch, jax.random.key(0))
 
     def assert_nothing_of(self, batch):
         """A batch without a valid clip has no loss and no gradient, and leaves the running statistics."""
         (loss, (state, _)), gradient = self(batch | {"valid": np.zeros_like(batch["valid"])})
         assert loss == 0 and not any(leaf.any() for leaf in jax.tree.leaves(gradient))
         chex.assert_trees_all_equal(state, self.state)
-
-
-def draw_leaf(draw, name, shape):
-    """Nothing degenerate: heads and branches that start as zeros would make everything equal."""
-    if name in ("scale", "var"):
-        return jnp.asarray(draw.uniform(0.9, 1.1, shape), jnp.float32)
-    fan_in = np.prod(shape[:-1]) if name == "kernel" else 2500.0
-    return jnp.asarray(draw.standard_normal(shape) * fan_in**-0.5, jnp.float32)
 
 
 def make_batch(clip, valid, unreadable=0):

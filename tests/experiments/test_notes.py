@@ -22,7 +22,7 @@ def test_each_script_that_opens_a_source_tells_its_notes():
     silent = [
         path.name
         for path in EXPERIMENTS.glob("*.py")
-        if opens.search(text := path.read_text()) and "tell_notes(" not in text
+        if opens.search(text := path.read_text()) and "print_notes(" not in text
     ]
     assert not silent
 

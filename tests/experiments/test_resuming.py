@@ -10,7 +10,7 @@ import pytest
 import videos
 from small_runs import interrupt_after
 
-from vidjax import cli
+from vidjax import cli, runs
 from vidjax.training.metrics import read_metrics
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
@@ -51,7 +51,7 @@ def test_a_run_with_too_many_bad_files_goes_on_with_a_larger_share(run):
     with pytest.raises(ValueError, match=r"max_bad_share 0.2 allows: .*; mend them and delete that list, or allow"):
         run(*data)
     run(*data, "--data.max_bad_share", "0.5")
-    assert steps() == [1, 2, 3, 4] and cli.read_config("run")["data"]["max_bad_share"] == 0.5
+    assert steps() == [1, 2, 3, 4] and runs.read_config("run")["data"]["max_bad_share"] == 0.5
 
 
 def test_a_run_whose_gradient_is_not_finite_goes_on_as_it_says(run, monkeypatch, capsys):
@@ -82,7 +82,7 @@ def test_a_run_whose_gradient_is_not_finite_goes_on_as_it_says(run, monkeypatch,
     assert said in capsys.readouterr().out
     changes = {"optim.clip_norm": [None, 1.0], "optim.learning_rate": [10.0, 0.01]}
     assert steps() == [1, 2, 3, 4] and config_lines() == [{"step": 1, "config": changes}]
-    assert cli.read_config("run")["optim"]["learning_rate"] == 0.01
+    assert runs.read_config("run")["optim"]["learning_rate"] == 0.01
 
 
 def test_a_run_goes_on_where_its_data_were_moved_and_not_with_other_data(run, capsys):
@@ -92,7 +92,7 @@ def test_a_run_goes_on_where_its_data_were_moved_and_not_with_other_data(run, ca
     Path("videos").rename("elsewhere/moved")
     moved = str(Path("elsewhere/moved").resolve())
     interrupt_after(1, run, "--data.train", moved, *share)
-    assert cli.read_config("run")["data"]["train"] == moved
+    assert runs.read_config("run")["data"]["train"] == moved
     Path("elsewhere/moved/dark/0.mp4").rename("elsewhere/moved/dark/another.mp4")
     Path("elsewhere/moved").rename("other")
     with pytest.raises(ValueError, match=r"another config: data.train was '.*moved', is 'other'; .* --accept_changes"):
@@ -103,17 +103,38 @@ def test_a_run_goes_on_where_its_data_were_moved_and_not_with_other_data(run, ca
     assert [list(entry["config"]) for entry in config_lines()] == [["data.train"], ["data.train"]]
 
 
+ALL = (
+    "workdir data batch_size epochs steps optim loop dtype remat scan ema_decay fsdp sequence init_from dry_run "
+    "distributed accept_changes seed"
+)
+FIELDS = {
+    "mae_pretrain": "model mask mask_ratio decoder_mask normalize_target accumulation probe_clips picture_clips",
+    "finetune": "model keep_head tune tuned_blocks drop_path dropout mixup cutmix label_smoothing train_accuracy "
+    "accumulation",
+    "contrastive_pretrain": "video_model text_model features tokenizer context init_video_from init_text_from freeze "
+    "objective chunk head_factor",
+}
+"""What config.json has held since the first version, by script: a begun run is known by it."""
+
+
+@pytest.mark.parametrize("script", FIELDS)
+def test_configs_are_saved_under_the_names_that_runs_of_before_have(script):
+    config = __import__(script).RECIPES["demo"]
+    assert cli.as_dict(config).keys() == {*ALL.split(), *FIELDS[script].split()}
+    assert config.accumulation == 1
+
+
 def test_a_run_of_before_goes_on_with_the_same_command_and_one_of_another_form_is_told_to_begin_anew(run):
     examples = ["--data.train_examples", "16"]
     interrupt_after(2, run, *examples)
     # As it was left before configs had these fields and data were known.
     Path("run/sources.json").unlink()
-    old = cli.read_config("run")
+    old = runs.read_config("run")
     del old["accept_changes"], old["sequence"], old["data"]["max_bad_share"]
     Path("run/config.json").write_text(json.dumps(old))
     with pytest.raises(ValueError, match=r"ema_decay was None, is 0.9; .* another --workdir, with --init_from run"):
         run(*examples, "--ema_decay", "0.9", "--accept_changes")
-    assert cli.read_config("run") == old
+    assert runs.read_config("run") == old
     run(*examples)
     assert steps() == [1, 2, 3, 4] and not config_lines()
     run(*examples, "--ema_decay", "0.9", "--init_from", "run", "--workdir", "next")

@@ -1,8 +1,13 @@
 """Checkpoints: what is kept, what a damaged one costs, what another run can read of them."""
 
+from typing import Any
+
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from vidjax.training.checkpoint import Checkpoints, fits, load_variables
@@ -45,6 +50,54 @@ def test_the_whole_state_comes_back(tmp_path):
     assert jnp.array_equal(jax.random.key_data(state.key), jax.random.key_data(expected.key))
     for got, want in zip(jax.tree.leaves(state.replace(key=0)), jax.tree.leaves(expected.replace(key=0)), strict=True):
         np.testing.assert_array_equal(got, want)
+
+
+@flax.struct.dataclass
+class StateOfBefore:
+    """The state as runs have saved it that went through `optax.apply_if_finite`."""
+
+    step: Any
+    params: Any
+    model_state: Any
+    opt_state: Any
+    ema: Any
+    key: Any
+
+
+def test_a_run_of_before_the_step_skipped_by_itself_goes_on_and_its_layout_stays(tmp_path):
+    new = make_state(7, ema=True)
+    counted = optax.ApplyIfFiniteState(jnp.int32(2), jnp.array(False), jnp.int32(5), new.opt_state)
+    old = StateOfBefore(new.step, new.params, new.model_state, counted, new.ema, new.key)
+    with ocp.CheckpointManager(tmp_path / "old" / "checkpoints") as manager:
+        items = {"state": ocp.args.StandardSave(old), "config": ocp.args.JsonSave({})}
+        manager.save(7, args=ocp.args.Composite(**items, data=ocp.args.JsonSave({"next_batch": 7, "value": None})))
+    save(tmp_path / "new", 7, ema=True)
+    layouts = [
+        ocp.PyTreeCheckpointHandler().metadata(tmp_path / name / "checkpoints/7/state").tree for name in ("old", "new")
+    ]
+    names = [set(ocp.tree.to_flat_dict(tree, sep="/")) for tree in layouts]
+    assert names[0] == names[1] and "opt_state/total_notfinite" in names[0]
+    assert fits(tmp_path / "old", new)
+    checkpoints = Checkpoints(tmp_path / "old" / "checkpoints")
+    state, next_batch = checkpoints.restore(make_state(0, ema=True))
+    checkpoints.close()
+    assert next_batch == 7
+    assert (state.skipped.total, state.skipped.in_a_row, bool(state.skipped.last_finite)) == (5, 2, False)
+    same = [each.replace(key=0, skipped=None) for each in (state, new)]
+    for got, want in zip(*map(jax.tree.leaves, same), strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+def test_frozen_parameters_are_not_saved_and_those_of_the_new_state_stay(tmp_path):
+    teacher = {"kernel": jnp.full((64, 64), 3.0)}
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.save(make_state(7).replace(frozen=teacher), {}, next_batch=7)
+    checkpoints.close()
+    assert fits(tmp_path, make_state(0)) and fits(tmp_path, make_state(0).replace(frozen=teacher))
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    state, _ = checkpoints.restore(make_state(0).replace(frozen=teacher))
+    checkpoints.close()
+    assert state.frozen is teacher and state.params["layer"]["kernel"][0, 0] == 7
 
 
 def test_nothing_saved_is_nothing_restored(tmp_path):

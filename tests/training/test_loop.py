@@ -4,11 +4,14 @@ import itertools
 import threading
 import time
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+from vidjax.errors import UserError
 from vidjax.training import loop
 from vidjax.training.checkpoint import load_variables
 from vidjax.training.loop import Feeder, LoopConfig, fit
@@ -34,9 +37,9 @@ def run(workdir, steps=10, batches=batches_from, evaluate=None, best=None, advis
     tx = make_optimizer(OPTIM, schedule)
     mesh = make_mesh()
 
-    def loss_fn(params, model_state, batch, key):
+    def loss_fn(params, aux, batch, key):
         noise = jax.random.normal(key, (4,)) * 0.1
-        return jnp.square(batch["x"] @ params["w"] + noise - 1).mean(), (model_state, {})
+        return jnp.square(batch["x"] @ params["w"] + noise - 1).mean(), (aux.model_state, {})
 
     state = create_state({"params": {"w": jnp.zeros((4, 4))}}, tx, jax.random.key(0))
     state = jax.device_put(state, replicated(mesh))
@@ -60,6 +63,47 @@ def test_every_step_is_logged_and_the_end_is_saved(tmp_path):
     needed = {"step", "loss", "learning_rate", "clips_per_second", "data_wait_fraction"}
     assert all(needed <= entry.keys() for entry in read_metrics(tmp_path))
     assert (tmp_path / "checkpoints" / "10").is_dir()
+
+
+def test_a_notebook_trains_in_six_lines(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    model = nn.Dense(1)
+    variables = model.init(jax.random.key(0), jnp.zeros((1, 4)))
+    batches = [{"x": np.random.default_rng(n).normal(size=(8, 4)).astype(np.float32)} for n in range(30)]
+
+    def loss_fn(params, aux, batch, key):
+        error = model.apply({"params": params}, batch["x"]) - batch["x"].sum(axis=1, keepdims=True)
+        return jnp.square(error).mean(), (aux.model_state, {})
+
+    tx = optax.adam(0.1)
+    result = fit(make_train_step(loss_fn, tx), create_state(variables, tx, jax.random.key(1)), batches, steps=30)
+    assert result.finished and int(result.state.step) == result.steps_taken == 30
+    assert result.logged[-1]["loss"] < 0.1 * result.logged[0]["loss"]
+    assert [entry["step"] for entry in result.logged] == [1, 10, 20, 30]
+    again = model.init(jax.random.key(0), jnp.zeros((1, 4)))  # what was given is still there, as it was
+    np.testing.assert_array_equal(variables["params"]["kernel"], again["params"]["kernel"])
+    assert list(tmp_path.iterdir()) == [] and "step 30" in capsys.readouterr().out
+    with pytest.raises(UserError, match="the batches ended before the last step: give as many as steps"):
+        fit(make_train_step(loss_fn, tx), create_state(variables, tx, jax.random.key(1)), batches, steps=31)
+    poisoned = [{"x": np.full((8, 4), np.nan, np.float32)}] * 9
+    with pytest.raises(UserError, match=r"5 steps in a row .* stopped; lower the learning rate, or clip"):
+        fit(make_train_step(loss_fn, tx), create_state(variables, tx, jax.random.key(1)), poisoned, steps=9)
+
+
+def test_a_work_directory_alone_makes_a_run_that_goes_on_with_the_same_batches(tmp_path):
+    def loss_fn(params, aux, batch, key):
+        noise = jax.random.normal(key, (4,)) * aux.frozen
+        return jnp.square(batch["x"] @ params["w"] + noise - 1).mean(), (aux.model_state, {})
+
+    def train(workdir, steps):
+        tx, batches = optax.sgd(0.05), itertools.islice(batches_from(0), 10)
+        state = create_state({"params": {"w": jnp.zeros((4, 4))}}, tx, jax.random.key(0), frozen=jnp.ones(4))
+        settings = {"steps": steps, "workdir": workdir, "loop": LoopConfig(log_every=1)}
+        return fit(make_train_step(loss_fn, tx), state, batches, **settings)
+
+    whole, _, rest = train(tmp_path / "whole", 10), train(tmp_path / "parts", 4), train(tmp_path / "parts", 10)
+    assert rest.steps_taken == 6 and losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    np.testing.assert_array_equal(rest.state.params["w"], whole.state.params["w"])
 
 
 def test_a_run_in_two_parts_is_the_run_in_one(tmp_path):

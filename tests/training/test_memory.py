@@ -48,11 +48,11 @@ def init(key):
 def prepare(fsdp=1, batch_size=64, places=64):
     """A step with a moving average, and shapes of what it takes."""
 
-    def loss_fn(params, model_state, batch, key):
+    def loss_fn(params, aux, batch, key):
         x = batch["video"].astype(jnp.float32) + jax.random.normal(key, (WIDTH,))
         for _ in range(4):
             x = jnp.tanh(x @ params["w"] + params["b"])
-        return (jnp.square(x).mean(axis=(1, 2)) * batch["valid"]).mean(), (model_state, {})
+        return (jnp.square(x).mean(axis=(1, 2)) * batch["valid"]).mean(), (aux.model_state, {})
 
     mesh = make_mesh(fsdp)
     state = jax.eval_shape(init, jax.random.key(0))

@@ -37,13 +37,13 @@ def run(fsdp, devices, sequence=1, implementation="auto", steps=3):
     def draw(key):
         return jax.vmap(lambda key: masking.tube(key, GRID, 0.75))(jax.random.split(key, 8))
 
-    def loss_fn(params, model_state, batch, key):
+    def loss_fn(params, aux, batch, key):
         video = batch["video"] / 255.0
         kept, masked = draw(key)
         target = reconstruction.pixel_targets(video, model.patch_size)
         target = jnp.take_along_axis(target, masked[..., None], axis=1)
         loss = reconstruction.reconstruction_loss(model.apply({"params": params}, video, kept, masked), target)
-        return (loss * batch["valid"]).sum() / batch["valid"].sum(), (model_state, {})
+        return (loss * batch["valid"]).sum() / batch["valid"].sum(), (aux.model_state, {})
 
     def init(key):
         variables = model.init(key, jnp.zeros((8, 4, 32, 32, 3)), *draw(key))
@@ -73,7 +73,7 @@ def test_eight_devices_give_the_losses_of_one(on_one_device, fsdp):
     losses, state = run(fsdp, devices=8)
     np.testing.assert_allclose(losses, on_one_device, atol=1e-5)
     kernel = state.params["encoder"]["transformer"]["block_0"]["mlp"]["fc1"]["kernel"]
-    moment = state.opt_state.inner_state[1][0].mu["encoder"]["transformer"]["block_0"]["mlp"]["fc1"]["kernel"]
+    moment = state.opt_state[1][0].mu["encoder"]["transformer"]["block_0"]["mlp"]["fc1"]["kernel"]
     assert kernel.addressable_shards[0].data.size == kernel.size // fsdp
     assert moment.sharding == kernel.sharding
 

@@ -17,10 +17,10 @@ VARIABLES = {
 }
 
 
-def regression_loss(params, model_state, batch, key):
+def regression_loss(params, aux, batch, key):
     error = jnp.square(batch["x"] @ params["w"] + params["b"] - batch["y"]).mean(axis=1)
     loss = (error * batch["valid"]).sum() / jnp.maximum(batch["valid"].sum(), 1)
-    seen = model_state["statistics"]["seen"] + batch["x"].sum()
+    seen = aux.model_state["statistics"]["seen"] + batch["x"].sum()
     return loss, ({"statistics": {"seen": seen}}, {"error": loss})
 
 
@@ -53,12 +53,84 @@ def test_a_gradient_that_is_not_finite_changes_nothing_but_the_counters():
     skipped, metrics = step(state, bad)
     chex.assert_trees_all_equal(skipped.params, state.params)
     chex.assert_trees_all_equal(skipped.model_state, state.model_state)
-    chex.assert_trees_all_equal(skipped.opt_state.inner_state, state.opt_state.inner_state)
+    chex.assert_trees_all_equal(skipped.opt_state, state.opt_state)
     assert metrics["skipped_steps"] == metrics["skipped_in_a_row"] == 1
     assert skipped.step == state.step + 1
     again, metrics = step(skipped, batch())
     assert metrics["skipped_steps"] == 1 and metrics["skipped_in_a_row"] == 0
     assert not np.allclose(again.params["w"], state.params["w"])
+
+
+def test_steps_are_skipped_as_optax_skips_them():
+    """To the last bit: runs of before this was the step's own went through `optax.apply_if_finite`."""
+    config = OptimizerConfig(learning_rate=0.1, warmup_epochs=0)
+    tx = make_optimizer(config, config.schedule(256, 100, 10))
+    state, step = make()
+    step, theirs = jax.jit(step), optax.apply_if_finite(tx, 1000)
+    update = jax.jit(lambda grads, opt_state, params: theirs.update(grads, opt_state, params))
+    params, opt_state = state.params, theirs.init(state.params)
+    gradient = jax.jit(jax.grad(lambda params, batch: regression_loss(params, state.aux, batch, None)[0]))
+    for seed in range(5):
+        given = batch(seed) if seed not in (2, 3) else batch() | {"x": jnp.full((8, 2), jnp.inf)}
+        updates, opt_state = update(gradient(params, given), opt_state, params)
+        params = optax.apply_updates(params, updates)
+        state, _ = step(state, given)
+        chex.assert_trees_all_equal(state.params, params)
+        chex.assert_trees_all_equal(state.opt_state, opt_state.inner_state)
+        counts = (opt_state.total_notfinite, opt_state.notfinite_count, opt_state.last_finite)
+        assert (state.skipped.total, state.skipped.in_a_row, state.skipped.last_finite) == counts
+    assert state.skipped.total == 2 and state.skipped.in_a_row == 0
+
+
+OPTIMIZERS = {
+    "adam": lambda: optax.adam(0.1),
+    "momentum": lambda: optax.sgd(0.05, momentum=0.9, nesterov=True),
+    "lion": lambda: optax.lion(0.1),
+    "muon": lambda: optax.contrib.muon(0.1),
+    "every second step": lambda: optax.MultiSteps(optax.adam(0.1), 2).gradient_transformation(),
+    "rate by the loss": lambda: optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau(patience=1)),
+    "line search": lambda: optax.lbfgs(),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_any_optax_optimiser_lowers_the_loss_and_is_skipped(name):
+    tx = OPTIMIZERS[name]()
+    step = jax.jit(make_train_step(regression_loss, tx))
+    state = create_state(VARIABLES, tx, jax.random.key(0))
+    losses = []
+    for n in range(8):
+        if n == 4:
+            before = state
+            state, metrics = step(state, batch() | {"x": jnp.full((8, 2), jnp.nan)})
+            chex.assert_trees_all_equal((state.params, state.opt_state), (before.params, before.opt_state))
+            assert metrics["skipped_steps"] == 1
+        state, metrics = step(state, batch())
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < 0.8 * losses[0]
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_the_loss_reads_the_average_frozen_parameters_and_the_step(accumulation):
+    """A student that follows a teacher and its own average, without a closure."""
+    teacher = {"w": jnp.array([2.0, -1.0])}
+
+    def loss_fn(params, aux, batch, key):
+        outputs = [batch["x"] @ each["w"] for each in (params, aux.ema, aux.frozen)]
+        student, average, taught = outputs
+        loss = jnp.square(student - taught).mean() + 0.1 * jnp.square(student - average).mean()
+        return loss, (aux.model_state, {"step": jnp.float32(aux.step), "average": aux.ema["w"].sum()})
+
+    tx = optax.adam(0.1)
+    state = create_state({"params": {"w": jnp.zeros(2)}}, tx, jax.random.key(0), ema=True, frozen=teacher)
+    step = jax.jit(make_train_step(loss_fn, tx, accumulation, ema_decay=0.9))
+    for n in range(60):
+        expected = float(state.ema["w"].sum())
+        state, metrics = step(state, {"x": batch(n)["x"]})  # no clip is said to be unreadable
+        assert metrics["step"] == n and metrics["average"] == pytest.approx(expected, rel=1e-6, abs=1e-6)
+        assert metrics["clips"] == 8
+    np.testing.assert_allclose(state.params["w"], teacher["w"], atol=0.3)
+    chex.assert_trees_all_equal(state.frozen, teacher)
 
 
 def test_moving_average_follows_the_parameters():
@@ -83,14 +155,14 @@ def test_the_step_compiles_once_and_donates():
     for seed in range(3):
         before = state
         state, _ = step(before, batch(seed))
-        used = before.params, before.model_state, before.opt_state.inner_state, before.key
+        used = before.params, before.model_state, before.opt_state, before.key
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves(used))
     assert int(state.step) == 3
 
 
 def test_each_step_has_its_own_randomness():
-    def noisy(params, model_state, batch, key):
-        return params["w"].sum() * 0 + jax.random.uniform(key), (model_state, {})
+    def noisy(params, aux, batch, key):
+        return params["w"].sum() * 0 + jax.random.uniform(key), (aux.model_state, {})
 
     config = OptimizerConfig()
     tx = make_optimizer(config, config.schedule(256, 100, 10))

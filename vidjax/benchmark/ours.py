@@ -29,7 +29,7 @@ from vidjax.training.sharding import (
     replicated,
     state_sharding,
 )
-from vidjax.training.state import TrainState, create_state
+from vidjax.training.state import Aux, TrainState, create_state
 from vidjax.training.step import LossFn, make_train_step
 
 CLASSES = 400
@@ -72,7 +72,7 @@ def make_loss(model: nn.Module, train: bool) -> LossFn:
     """Masked reconstruction as `experiments/mae_pretrain.py` has it (tubes, nine tenths), or cross entropy."""
     shape = (model.num_frames, model.image_size, model.image_size)
 
-    def reconstruct(params: Any, model_state: Any, batch: dict[str, jax.Array], key: jax.Array) -> tuple:
+    def reconstruct(params: Any, aux: Aux, batch: dict[str, jax.Array], key: jax.Array) -> tuple:
         mask_key, drop_key = jax.random.split(key)
         video, tokens = batch["video"], grid(shape, model.patch_size)
         kept, masked, _ = masking.draw(mask_key, len(video), tokens, "tube", MASK_RATIO)
@@ -80,15 +80,15 @@ def make_loss(model: nn.Module, train: bool) -> LossFn:
         target = reconstruction.pixel_targets(pixels, model.patch_size)
         target = jnp.take_along_axis(target, masked[..., None], axis=1)
         output = model.apply({"params": params}, video, kept, masked, train=train, rngs={"drop_path": drop_key})
-        return reconstruction.reconstruction_loss(output, target).mean(), (model_state, {})
+        return reconstruction.reconstruction_loss(output, target).mean(), (aux.model_state, {})
 
-    def classify(params: Any, model_state: Any, batch: dict[str, jax.Array], key: jax.Array) -> tuple:
+    def classify(params: Any, aux: Aux, batch: dict[str, jax.Array], key: jax.Array) -> tuple:
         keys = jax.random.split(key)
         rngs = {"dropout": keys[0], "drop_path": keys[1]}
-        variables, changing = {"params": params, **model_state}, list(model_state) if train else []
+        variables, changing = {"params": params, **aux.model_state}, list(aux.model_state) if train else []
         logits, changed = model.apply(variables, batch["video"], train=train, rngs=rngs, mutable=changing)
         loss = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), batch["label"])
-        return loss.mean(), ({**model_state, **changed}, {})
+        return loss.mean(), ({**aux.model_state, **changed}, {})
 
     return reconstruct if is_masked_autoencoder(model) else classify
 
@@ -125,7 +125,7 @@ def make_program(job: Job, mesh: Mesh) -> tuple[Callable, Any, dict[str, jax.Sha
         return jit_step(lambda *a: (lambda s, m: (s, m["loss"]))(*step(*a)), sharding, mesh), create, batch
 
     def evaluate(state: TrainState, batch: dict[str, jax.Array]) -> tuple[None, jax.Array]:
-        return None, loss(state.params, state.model_state, batch, state.key)[0]
+        return None, loss(state.params, state.aux, batch, state.key)[0]
 
     shardings = {"in_shardings": (sharding, batch_sharding(mesh)), "out_shardings": replicated(mesh)}
     return jax.jit(evaluate, **shardings), create, batch
@@ -194,7 +194,7 @@ def describe(found: list[Job], batch_sizes: Sequence[int]) -> dict[str, Any]:
         model = make_model(job)
         inputs = draw_inputs(model, 1)
         state = jax.eval_shape(make_program(job, make_mesh())[1])
-        macs = count_macs(make_loss(model, train=False), state.params, state.model_state, inputs, state.key)
+        macs = count_macs(make_loss(model, train=False), state.params, state.aux, inputs, state.key)
         sizes = {jax.tree_util.keystr(path): x.size for path, x in jax.tree_util.tree_leaves_with_path(state.params)}
         models[job.model] = {
             "macs": macs,

@@ -8,18 +8,56 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
+import flax.struct
 import jax
 import numpy as np
+import optax
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict
 
 from vidjax.errors import UserError
-from vidjax.training.state import TrainState
+from vidjax.training.state import Skipped, TrainState
 
 log = logging.getLogger(__name__)
 
 FOLDERS = MappingProxyType({"last": "checkpoints", "best": "best"})
 """Where a work directory keeps its newest checkpoints, and the one that validated best."""
+
+
+@flax.struct.dataclass
+class _Stored:
+    """A state as it lies on the disk: the form in which every version of vidjax has saved it.
+
+    The counts of skipped steps stand around the optimiser's state, as `optax.apply_if_finite` has them, which once did
+    the skipping. Frozen parameters are not saved: no step changes them, so whoever goes on with a run gives them anew.
+    """
+
+    step: Any
+    params: Any
+    model_state: Any
+    opt_state: optax.ApplyIfFiniteState
+    ema: Any
+    key: Any
+
+
+def _to_stored(state: TrainState) -> _Stored:
+    skipped = state.skipped
+    opt_state = optax.ApplyIfFiniteState(skipped.in_a_row, skipped.last_finite, skipped.total, state.opt_state)
+    return _Stored(state.step, state.params, state.model_state, opt_state, state.ema, state.key)
+
+
+def _from_stored(stored: _Stored, frozen: Any) -> TrainState:
+    counted = stored.opt_state
+    return TrainState(
+        step=stored.step,
+        params=stored.params,
+        model_state=stored.model_state,
+        opt_state=counted.inner_state,
+        skipped=Skipped(counted.total_notfinite, counted.notfinite_count, counted.last_finite),
+        ema=stored.ema,
+        frozen=frozen,
+        key=stored.key,
+    )
 
 
 class Checkpoints:
@@ -47,7 +85,7 @@ class Checkpoints:
         `value` is what the state was found to be worth, if that is why it is saved.
         """
         items = ocp.args.Composite(
-            state=ocp.args.StandardSave(state),
+            state=ocp.args.StandardSave(_to_stored(state)),
             config=ocp.args.JsonSave(config),
             data=ocp.args.JsonSave({"next_batch": next_batch, "value": value}),
         )
@@ -77,13 +115,13 @@ class Checkpoints:
         A damaged one is reported, moved to `damaged_checkpoints/` beside the directory, and the one before it used.
 
         Args:
-          like: a state of the shapes and shardings wanted.
+          like: a state of the shapes and shardings wanted; its frozen parameters are those of the state returned.
 
         Raises:
           UserError: there are checkpoints, and none can be read.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(like), data=ocp.args.JsonRestore())
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(_to_stored(like)), data=ocp.args.JsonRestore())
         damaged = []
         for step in steps:
             try:
@@ -94,7 +132,7 @@ class Checkpoints:
                 damaged.append(step)
                 continue
             self._set_aside(damaged)
-            return restored.state, int(restored.data["next_batch"])
+            return _from_stored(restored.state, like.frozen), int(restored.data["next_batch"])
         if damaged:
             raise UserError(
                 f"none of the {len(damaged)} checkpoints in {self.directory} can be read: restore them from a copy, "
@@ -157,7 +195,7 @@ def fits(directory: Path, like: TrainState) -> bool:
         except Exception:  # whatever Orbax makes of a damaged file
             return True
     # Random keys are saved as the integers in them.
-    forms = [ocp.tree.to_flat_dict(tree | {"key": None}, sep="/") for tree in (saved, vars(like))]
+    forms = [ocp.tree.to_flat_dict(tree | {"key": None}, sep="/") for tree in (saved, vars(_to_stored(like)))]
     shapes = [{name: getattr(leaf, "shape", None) for name, leaf in flat.items()} for flat in forms]
     return shapes[0] == shapes[1]
 

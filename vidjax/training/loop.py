@@ -2,16 +2,18 @@
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import queue
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -19,11 +21,11 @@ from vidjax.errors import UserError
 from vidjax.fields import describe_changes, differing_fields
 from vidjax.training.checkpoint import FOLDERS, Checkpoints
 from vidjax.training.metrics import Meter, MetricWriter, Progress
-from vidjax.training.sharding import put_batch
+from vidjax.training.sharding import is_main_process, jit_step, make_mesh, put_batch, state_sharding
 from vidjax.training.state import TrainState
 
 STARVED = 0.15
-"""A device that waits for data for more than this share of its time is starved, and the run says what would help."""
+"""A device that waits for data for more than this fraction of its time is starved, and the run says what would help."""
 NOTICED_AFTER = 30.0
 """Seconds of steps until that is judged: the first ones live on what was made during compilation."""
 
@@ -41,7 +43,7 @@ class LoopConfig:
     keep_every: int | None = None
     """Keep the checkpoints of these multiples of steps for good."""
     evaluate_every: int = 1000
-    """Steps between evaluations (pictures, in pre-training)."""
+    """Steps between evaluations (images of reconstructions, in pre-training)."""
     max_skipped_in_a_row: int = 5
     """Stop after this many steps in a row whose gradient was not finite."""
 
@@ -65,6 +67,8 @@ class FitResult:
     data_wait_fraction: float
     advice: str = ""
     """What would have fed the device, where it was starved."""
+    logged: tuple[dict[str, float], ...] = ()
+    """The lines of metrics of these steps, as `metrics.jsonl` has them."""
 
 
 class Feeder:
@@ -89,7 +93,7 @@ class Feeder:
                 if self._stop.is_set():
                     return
                 start = time.monotonic()
-            raise UserError("the batches ended before the last step: batches_from must give them without end")
+            raise UserError("the batches ended before the last step: give as many as steps, or an iterator without end")
         except BaseException as error:  # raised again where the batch is asked for, which else would wait for ever
             self._put(error)
 
@@ -117,7 +121,7 @@ class Feeder:
         return item, 0.0 if idle_since is None else time.monotonic() - idle_since
 
     def rate(self) -> float:
-        """Clips a second of this process's batches while no full queue held them up; 0 before the second batch."""
+        """Clips a second of this process's batches while no full queue delayed them; 0 before the second batch."""
         return self._clips / max(self._seconds, 1e-9)
 
     def close(self) -> None:
@@ -146,14 +150,14 @@ def _sigterm_flag() -> Iterator[threading.Event]:
 def fit(
     step_fn: Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]],
     state: TrainState,
-    batches_from: Callable[[int], Iterator[dict[str, np.ndarray]]],
+    batches: Iterable[dict[str, np.ndarray]] | Callable[[int], Iterator[dict[str, np.ndarray]]],
     *,
     steps: int,
-    workdir: Path,
-    mesh: Mesh,
-    loop: LoopConfig,
-    config: dict[str, Any],
-    schedule: Callable[[int], Any],
+    workdir: str | Path | None = None,
+    mesh: Mesh | None = None,
+    loop: LoopConfig = LoopConfig(),
+    config: dict[str, Any] | None = None,
+    schedule: Callable[[int], Any] | None = None,
     evaluate: Callable[[TrainState, int], dict[str, float]] | None = None,
     best: str | None = None,
     advise: Callable[[float, float], str] | None = None,
@@ -161,16 +165,22 @@ def fit(
     """Trains from the newest checkpoint in `workdir`, or from `state`, up to `steps` steps.
 
     Args:
-      step_fn: jitted, `(state, batch) -> (state, metrics)`, as of `training.step`; the state is donated.
-      state: where there is no checkpoint yet; it is given away either way.
-      batches_from: an endless iterator of host batches, starting at the numbered one.
+      step_fn: `(state, batch) -> (state, metrics)`, as of `training.step`.
+      state: where there is no checkpoint yet.
+      batches: host batches, or a function that gives them without end from the numbered one on. What is iterated over
+        is begun anew by a run that goes on, and the batches of the steps taken are passed over.
+      steps: in all.
+      workdir: for checkpoints, metrics.jsonl and TensorBoard's events; None writes nothing and never resumes.
+      mesh: the devices that the state lies on, and that `step_fn` is jitted for; the state is donated to it. Without a
+        mesh the step is jitted here for all devices, and a copy of the state is put on them.
+      loop: how often what is done.
       config: saved with every checkpoint; what differs from that of the one gone on from is said, here and in
         metrics.jsonl.
       schedule: learning rate of a step, for the log.
       evaluate: called with the state and its step; what it returns is logged with the prefix `evaluation/`.
       best: a number of `evaluate`'s; the state where it is highest stays in `workdir/best`.
       advise: says what would help, of the clips a second that the devices of a process could take and those that it
-        makes, as `report.describe_starvation`; asked once the devices are starved (`STARVED`), and at the end.
+        makes, as `runs.announce.describe_starvation`; asked once the devices are starved (`STARVED`), and at the end.
 
     Returns:
       The result; `finished` is False when SIGTERM ended the run, with a checkpoint saved.
@@ -178,30 +188,31 @@ def fit(
     Raises:
       UserError: too many steps in a row had a gradient that is not finite (their batches are in `workdir`), or the
         batches ended.
+
+    Example:
+      >>> result = fit(make_train_step(loss_fn, tx), create_state(variables, tx, key), batches, steps=100)
     """
-    workdir, chief = Path(workdir), jax.process_index() == 0
-    checkpoints = Checkpoints(workdir / FOLDERS["last"], loop.keep, loop.keep_every)
-    best_checkpoint = Checkpoints(workdir / FOLDERS["best"], keep=1) if best else None
-    best_value = best_checkpoint.newest_value() if best else -math.inf
-    restored = checkpoints.restore(state)
-    if restored is not None:
-        jax.tree.map(lambda leaf: leaf.delete(), state)  # the caller still names it: both would stay on the device
-    state, first = (state, 0) if restored is None else restored
-    changes = {} if restored is None else differing_fields(checkpoints.newest_config(), config, config)
-    if restored is not None and chief:
+    if mesh is None:
+        mesh = make_mesh()
+        sharding = state_sharding(mesh, state)
+        step_fn = jit_step(step_fn, sharding, mesh)
+        state = jax.device_put(jax.tree.map(jnp.copy, state), sharding)
+    saving = _Saving(workdir, loop, {} if config is None else config, best)
+    state, first, changes = saving.resume(state)
+    if saving.resumed and is_main_process():
         print(
             f"resumed from step {first} of {steps}" if first < steps else f"already finished: all {steps} steps taken"
         )
         if changes and first < steps:
             print(f"note: from here on {describe_changes(changes)}")
     if first >= steps:
-        _close(checkpoints, best_checkpoint)
+        saving.close()
         return FitResult(state, True, 0, 0.0, 0.0)
 
-    writer = MetricWriter(workdir, first, changes) if chief else None
-    progress = Progress(first, steps) if chief else None
-    meter = Meter()
-    feeder = Feeder(batches_from(first), mesh)
+    writer = MetricWriter(saving.workdir, first, changes) if saving.workdir and is_main_process() else None
+    progress = Progress(first, steps) if is_main_process() else None
+    meter, logged = Meter(), []
+    feeder = Feeder(batches(first) if callable(batches) else itertools.islice(batches, first, None), mesh)
     noticed = False
 
     def advice() -> str:
@@ -210,6 +221,11 @@ def fit(
         if advise is None or busy >= 1 - STARVED or meter.seconds < NOTICED_AFTER or not feeder.rate():
             return ""
         return advise(speed["clips_per_second"] / max(busy, 0.01) / jax.process_count(), feeder.rate())
+
+    def log(step: int, values: dict[str, float]) -> None:
+        logged.append({"step": step, **values})
+        if writer is not None:
+            writer.write(step, values)
 
     def finish(step: int, metrics: dict[str, jax.Array], batch: dict[str, jax.Array], waited: float) -> None:
         """Waits for a step's numbers, logs them, and looks after a gradient that was not finite."""
@@ -220,18 +236,17 @@ def fit(
             meter.restart()  # what came before was compilation
         else:
             meter.add(values["clips"], waited)
-        if chief:
+        if progress is not None:
             progress.step()
         if skipped_in_a_row:
-            path = workdir / f"skipped_step_{step}_process_{jax.process_index()}.npz"
-            np.savez(path, **{name: _local(array) for name, array in batch.items()})
-            if chief:
-                progress.note(f"step {step}: the gradient is not finite; skipped, its batch is in {path.name}")
-        if chief and (step % loop.log_every == 0 or step in (first + 1, steps)):
-            # The optimiser does not count the steps that it skipped.
-            values["learning_rate"] = float(schedule(step - 1 - int(values["skipped_steps"])))
+            kept = saving.keep_batch(step, batch)
+            if progress is not None:
+                progress.note(f"step {step}: the gradient is not finite; skipped{kept}")
+        if progress is not None and (step % loop.log_every == 0 or step in (first + 1, steps)):
+            if schedule is not None:  # the optimiser does not count the steps that were skipped
+                values["learning_rate"] = float(schedule(step - 1 - int(values["skipped_steps"])))
             values |= meter.read() if step > first + 1 else {"clips_per_second": 0.0, "data_wait_fraction": 0.0}
-            writer.write(step, values)
+            log(step, values)
             progress.log(step, values)
             if not noticed and (text := advice()):
                 noticed = True
@@ -239,8 +254,7 @@ def fit(
         if skipped_in_a_row >= loop.max_skipped_in_a_row:
             raise UserError(
                 f"{skipped_in_a_row} steps in a row had a gradient that is not finite, up to step {step}: stopped; "
-                f"look at skipped_step_*.npz in {workdir}, and go on from the last checkpoint with --accept_changes "
-                "and a lower --optim.learning_rate or --optim.clip_norm 1"
+                + saving.advise_after_skipping()
             )
 
     n, stopped, pending = first, False, None
@@ -254,7 +268,7 @@ def fit(
                 if pending:  # one step behind, so that the device always has the next one in hand
                     finish(*pending)
                 pending = (n, metrics, batch, waited)
-                stopped = asked_to_stop.is_set() if jax.process_count() == 1 else checkpoints.reached_preemption(n)
+                stopped = asked_to_stop.is_set() if jax.process_count() == 1 else saving.reached_preemption(n)
                 save = stopped or n == steps or n % loop.save_every == 0
                 show = evaluate is not None and not stopped and (n == steps or n % loop.evaluate_every == 0)
                 if save or show:
@@ -265,34 +279,95 @@ def fit(
                             try:
                                 numbers = evaluate(state, n)
                             except Exception:  # nothing that was trained is lost by it
-                                checkpoints.save(state, config, next_batch=n)
-                                checkpoints.wait()
+                                saving.save(state, n, wait=True)
                                 raise
-                            if chief and numbers:
-                                writer.write(n, {f"evaluation/{name}": value for name, value in numbers.items()})
+                            if progress is not None and numbers:
+                                log(n, {f"evaluation/{name}": value for name, value in numbers.items()})
                                 progress.note(f"step {n}: " + ", ".join(f"{k} {v:.4f}" for k, v in numbers.items()))
-                            # A resumed run meets again the values that it had before: none is higher than the one kept.
-                            if best and numbers[best] > best_value:
-                                best_value = numbers[best]
-                                best_checkpoint.save(state, config, n, best_value)
-                                best_checkpoint.wait()
+                            saving.save_best(state, n, numbers)
                         if save:  # last: a run that goes on from here has the evaluation of this step behind it
-                            checkpoints.save(state, config, next_batch=n)
+                            saving.save(state, n)
     finally:
         # What is being saved is saved, but one of several processes that fails does not wait for the others.
         if n == steps or stopped or jax.process_count() == 1:
-            _close(checkpoints, best_checkpoint)
+            saving.close()
         feeder.close()
-        if chief:
+        if progress is not None:
             progress.close()
+        if writer is not None:
             writer.close()
-    return FitResult(state, not stopped, n - first, **meter.overall(), advice=advice())
+    return FitResult(state, not stopped, n - first, **meter.overall(), advice=advice(), logged=tuple(logged))
 
 
-def _close(*checkpoints: Checkpoints | None) -> None:
-    for each in checkpoints:
-        if each is not None:
-            each.close()
+class _Saving:
+    """What a run writes to its work directory beside its metrics; nothing where it has none.
+
+    Attributes:
+      workdir: the directory, or None.
+      resumed: whether `resume` found a checkpoint.
+    """
+
+    def __init__(self, workdir: str | Path | None, loop: LoopConfig, config: dict[str, Any], best: str | None):
+        self.workdir = None if workdir is None else Path(workdir)
+        self.resumed = False
+        self._config, self._name = config, best
+        self._newest = self._best = None
+        if self.workdir is not None:
+            self._newest = Checkpoints(self.workdir / FOLDERS["last"], loop.keep, loop.keep_every)
+            self._best = Checkpoints(self.workdir / FOLDERS["best"], keep=1) if best else None
+        self._best_value = -math.inf if self._best is None else self._best.newest_value()
+
+    def resume(self, state: TrainState) -> tuple[TrainState, int, dict[str, tuple[Any, Any]]]:
+        """The state to go on from, the number of its next batch, and what has changed in the config since."""
+        restored = None if self._newest is None else self._newest.restore(state)
+        if restored is None:
+            return state, 0, {}
+        self.resumed = True
+        # The caller still names the state: both would stay on the device. Frozen parameters are those of the new one.
+        jax.tree.map(lambda leaf: leaf.delete(), state.replace(frozen=None))
+        return *restored, differing_fields(self._newest.newest_config(), self._config, self._config)
+
+    def save(self, state: TrainState, step: int, wait: bool = False) -> None:
+        """Saves the state after this step, in the background unless it is waited for."""
+        if self._newest is not None:
+            self._newest.save(state, self._config, next_batch=step)
+            if wait:
+                self._newest.wait()
+
+    def save_best(self, state: TrainState, step: int, numbers: dict[str, float]) -> None:
+        """Saves the state if its evaluation is above that of the best one so far."""
+        # A resumed run meets again the values that it had before: none is higher than the one kept.
+        if self._best is not None and numbers[self._name] > self._best_value:
+            self._best_value = numbers[self._name]
+            self._best.save(state, self._config, step, self._best_value)
+            self._best.wait()
+
+    def keep_batch(self, step: int, batch: dict[str, jax.Array]) -> str:
+        """Writes this process's rows of a batch whose gradient was not finite; says where, for the end of a line."""
+        if self.workdir is None:
+            return ""
+        path = self.workdir / f"skipped_step_{step}_process_{jax.process_index()}.npz"
+        np.savez(path, **{name: _local(array) for name, array in batch.items()})
+        return f", its batch is in {path.name}"
+
+    def advise_after_skipping(self) -> str:
+        """What to do once too many steps in a row were skipped."""
+        if self.workdir is None:
+            return "lower the learning rate, or clip the gradient's norm"
+        return (
+            f"look at skipped_step_*.npz in {self.workdir}, and go on from the last checkpoint with --accept_changes "
+            "and a lower --optim.learning_rate or --optim.clip_norm 1"
+        )
+
+    def reached_preemption(self, step: int) -> bool:
+        """See `Checkpoints.reached_preemption`; without a work directory nothing could be saved."""
+        return self._newest is not None and self._newest.reached_preemption(step)
+
+    def close(self) -> None:
+        """Waits for the saves under way."""
+        for each in (self._newest, self._best):
+            if each is not None:
+                each.close()
 
 
 def _local(array: jax.Array) -> np.ndarray:

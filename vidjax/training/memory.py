@@ -51,7 +51,7 @@ class RunMemory:
     """Bytes that a training run holds on each device during a step.
 
     Attributes:
-      parameters: with the model's running statistics.
+      parameters: with the model's running statistics and frozen parameters.
       optimizer: moments and counters.
       average: the moving average of the parameters.
       batches: see `BATCHES`.
@@ -127,13 +127,17 @@ def run_memory(
     begun = time.monotonic()
     program = program_memory(step.lower(state, batch).compile())
     seconds = time.monotonic() - begun
-    kinds = {"parameters": ("params", "model_state"), "optimizer": ("opt_state", "step", "key"), "average": ("ema",)}
-    held = {
+    kinds = {
+        "parameters": ("params", "model_state", "frozen"),
+        "optimizer": ("opt_state", "skipped", "step", "key"),
+        "average": ("ema",),
+    }
+    needed = {
         kind: sum(sharded_bytes(getattr(state, name), getattr(sharding, name)) for name in names)
         for kind, names in kinds.items()
     }
     return RunMemory(
-        **held,
+        **needed,
         batches=BATCHES * sharded_bytes(batch, jax.tree.map(lambda its: its.sharding, batch)),
         working=program.temporary + program.outputs - program.aliased,
         compile_seconds=seconds,
@@ -196,9 +200,9 @@ def _advise(config: Any, needed: RunMemory, available: int, mesh: Mesh) -> list[
     # Gradients and updates are of the parameters' size whatever the batch; the rest grows with it. A guess, so not to
     # the brim.
     fixed = needed.parameters + needed.optimizer + needed.average + min(2 * needed.parameters, needed.working)
-    share = (0.95 * available - fixed) / max(needed.total - fixed, 1)
+    fraction = (0.95 * available - fixed) / max(needed.total - fixed, 1)
     multiple = mesh.size // mesh.shape.get("sequence", 1) * config.accumulation * config.data.repeats
-    smaller = int(share * config.batch_size) // multiple * multiple
+    smaller = int(fraction * config.batch_size) // multiple * multiple
     flags = [f"--batch_size {smaller}"] if smaller > 0 else []
     known = {field.name for field in dataclasses.fields(config)}
     flags += [f"--accumulation {2 * config.accumulation}"] if "accumulation" in known else []

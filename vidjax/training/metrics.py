@@ -119,7 +119,9 @@ class Progress:
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Shows the values of a logged step."""
-        shown = f"loss {values['loss']:.4f}, learning rate {values['learning_rate']:.2e}"
+        shown = f"loss {values['loss']:.4f}"
+        if "learning_rate" in values:
+            shown += f", learning rate {values['learning_rate']:.2e}"
         if values["clips_per_second"]:  # 0 for the first step, whose time is compilation
             shown += f", {values['clips_per_second']:.1f} clips/s, data wait {values['data_wait_fraction']:.0%}"
         if self._bar is not None:

@@ -82,10 +82,7 @@ def make_optimizer(
     trained: PyTree[bool] | None = None,
     factors: Mapping[str, float] = MappingProxyType({}),
 ) -> optax.GradientTransformation:
-    """The optimiser, which skips a step whose gradient is not finite, and counts it.
-
-    The outermost state is `optax.ApplyIfFiniteState`: `training.step` reads its counters. Optax would apply a bad
-    gradient after too many in a row; here it never does, and the loop stops the run instead.
+    """The optimiser of a config; steps whose gradient is not finite are skipped by `training.step`.
 
     Args:
       trained: False for parameters that stay as they are; all are trained when None.
@@ -105,7 +102,7 @@ def make_optimizer(
         tx = optax.chain(tx, scale_by_layer(config.layer_decay))
     if any(factor != 1 for factor in factors.values()):
         tx = optax.chain(tx, scale_by_path(factors))
-    return optax.apply_if_finite(tx, max_consecutive_errors=np.iinfo(np.int32).max)
+    return tx
 
 
 def scale_by_layer(decay: float) -> optax.GradientTransformation:

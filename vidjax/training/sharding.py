@@ -25,7 +25,7 @@ FSDP_SMALLEST = 2**14  # values; below this, gathering costs more than the memor
 def join_processes() -> None:
     """Joins the processes of a cluster (`jax.distributed`), before anything else touches JAX.
 
-    Slurm, Open MPI, Kubernetes and Cloud TPUs say by themselves who is who. Elsewhere each process is told by
+    Slurm, Open MPI, Kubernetes and Cloud TPUs say by themselves who is who. Elsewhere each process reads
     JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
 
     Raises:
@@ -34,11 +34,11 @@ def join_processes() -> None:
     address = os.environ.get("JAX_COORDINATOR_ADDRESS")
     if address is not None and not re.fullmatch(r".+:\d+", address):
         raise UserError(f"JAX_COORDINATOR_ADDRESS is {address}: give HOST:PORT of process 0")
-    told = {name: os.environ[name] for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID") if name in os.environ}
-    for name, value in told.items():
+    given = {name: os.environ[name] for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID") if name in os.environ}
+    for name, value in given.items():
         if not value.isdecimal():
             raise UserError(f"{name} is '{value}': give a number")
-    numbers = {name.removeprefix("JAX_").lower(): int(value) for name, value in told.items()}
+    numbers = {name.removeprefix("JAX_").lower(): int(value) for name, value in given.items()}
     if len(numbers) == 2 and numbers["process_id"] >= numbers["num_processes"]:
         raise UserError(
             f"JAX_PROCESS_ID is {numbers['process_id']} of {numbers['num_processes']} processes: set it to one from 0"
@@ -118,15 +118,20 @@ def state_sharding(mesh: Mesh, state: PyTree[Any]) -> PyTree[NamedSharding]:
 
 
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Global device arrays from this process's share of a batch; the frames of `video` split over `sequence`."""
+    """Global device arrays from this process's part of a batch; the frames of `video` split over `sequence`."""
     return {
         name: jax.make_array_from_process_local_data(array_sharding(mesh, name, array.shape), array)
         for name, array in batch.items()
     }
 
 
+def is_main_process() -> bool:
+    """Whether this is the one process that prints and writes for all."""
+    return jax.process_index() == 0
+
+
 def this_process() -> dict[str, int]:
-    """Which share of every batch this process reads, as the pipeline's arguments."""
+    """Which part of every batch this process reads, as the pipeline's arguments."""
     return {"process_index": jax.process_index(), "process_count": jax.process_count()}
 
 
@@ -174,6 +179,6 @@ def check_batch_size(batch_size: int, accumulation: int = 1, repeats: int = 1, s
         raise UserError(f"a batch of {batch_size} cannot be shared by {parts}: make it a multiple of {multiple}")
     if batch_size // jax.process_count() % repeats:
         raise UserError(
-            f"a process's share of a batch of {batch_size} clips is not whole videos of {repeats} repeats: "
+            f"a process's part of a batch of {batch_size} clips is not whole videos of {repeats} repeats: "
             "make it a multiple"
         )

@@ -7,15 +7,20 @@ import einops
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Bool, Float, Key, PyTree, Shaped
 
-from vidjax.training.state import TrainState
+from vidjax.training.state import Aux, Skipped, TrainState
 
 Batch = dict[str, Array]
 Metrics = dict[str, Float[Array, ""]]
-# (params, model_state, batch, key) -> (loss, (model_state, metrics)); the loss is a mean over the batch's valid clips,
-# and the statistics of batch norms are of these alone (`layers.normalization.valid_clips`).
-LossFn = Callable[[PyTree, PyTree, Batch, Key[Array, ""]], tuple[Float[Array, ""], tuple[PyTree, Metrics]]]
+# (params, aux, batch, key) -> (loss, (model_state, metrics)); the loss is a mean over the batch's valid clips, and the
+# statistics of batch norms are of these alone (`layers.normalization.valid_clips`).
+LossFn = Callable[[PyTree, Aux, Batch, Key[Array, ""]], tuple[Float[Array, ""], tuple[PyTree, Metrics]]]
+
+
+def valid_mean(values: Shaped[Array, "b"], valid: Bool[Array, "b"]) -> Float[Array, ""]:
+    """The mean over valid clips, whatever the others are; 0 without any."""
+    return jnp.where(valid, values, 0).sum() / jnp.maximum(valid.sum(), 1)
 
 
 def make_train_step(
@@ -24,24 +29,28 @@ def make_train_step(
     """A pure step `(state, batch) -> (state, metrics)`, to be jitted with the state donated.
 
     Args:
-      loss_fn: see `LossFn`; every batch has a `valid` array (b,), false for clips that could not be read.
-      tx: of `optimizer.make_optimizer`.
+      loss_fn: see `LossFn`; it reads running statistics, the moving average, frozen parameters and the step from
+        `state.Aux`.
+      tx: any Optax optimiser. One that asks for the loss is given it (`value`, `grad` and `value_fn`).
       accumulation: micro-batches a batch is cut into to save memory; each counts by its number of valid clips.
       ema_decay: decay of the moving average of the parameters.
 
     Returns:
-      The step. Its metrics are those of `loss_fn` and `loss`, `gradient_norm`, `clips` (valid ones), `skipped_steps`
-      (all steps so far whose gradient was not finite) and `skipped_in_a_row`. A skipped step changes neither the
-      parameters nor the optimiser's or the model's state.
+      The step. A batch has a `valid` array (b,), false for clips that could not be read; without it all are valid. The
+      metrics are those of `loss_fn` and `loss`, `gradient_norm`, `clips` (valid ones), `skipped_steps` (all steps so
+      far whose gradient was not finite) and `skipped_in_a_row`. A skipped step changes neither the parameters nor the
+      optimiser's or the model's state.
     """
+    tx = optax.with_extra_args_support(tx)
 
     def gradient(state: TrainState, model_state: PyTree, batch: Batch, key: Array) -> tuple[Any, ...]:
         grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss, (model_state, metrics)), grads = grad_fn(state.params, model_state, batch, key)
+        aux = state.aux.replace(model_state=model_state)
+        (loss, (model_state, metrics)), grads = grad_fn(state.params, aux, batch, key)
         return model_state, (grads, {"loss": loss, **metrics})
 
     def accumulated(state: TrainState, batch: Batch, key: Array) -> tuple[Any, ...]:
-        # Micro-batch i takes every accumulation-th clip, so that each device keeps its own share of every one.
+        # Micro-batch i takes every accumulation-th clip, so that each device keeps its own part of every one.
         micro = {k: einops.rearrange(v, "(b a) ... -> a b ...", a=accumulation) for k, v in batch.items()}
         keys = jax.random.split(key, accumulation)
         first = jax.tree.map(lambda x: x[0], (micro, keys))
@@ -58,19 +67,35 @@ def make_train_step(
         return model_state, jax.tree.map(lambda t: t / jnp.maximum(batch["valid"].sum(), 1), total)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        if "valid" not in batch:
+            batch = batch | {"valid": jnp.ones(len(jax.tree.leaves(batch)[0]), bool)}
         key = jax.random.fold_in(state.key, state.step)
         if accumulation == 1:
             model_state, (grads, metrics) = gradient(state, state.model_state, batch, key)
         else:
             model_state, (grads, metrics) = accumulated(state, batch, key)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        finite = jnp.all(jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(grads)]))
+
+        def update() -> tuple[PyTree, PyTree]:
+            asked = {"value": metrics["loss"], "grad": grads}
+            asked["value_fn"] = lambda params: loss_fn(params, state.aux, batch, key)[0]
+            return tx.update(grads, state.opt_state, state.params, **asked)
+
+        def skip() -> tuple[PyTree, PyTree]:
+            return optax.tree.zeros_like(grads), state.opt_state
+
+        updates, opt_state = jax.lax.cond(finite, update, skip)
         params = optax.apply_updates(state.params, updates)
-        finite = opt_state.last_finite
+        skipped = Skipped(
+            total=state.skipped.total + ~finite,
+            in_a_row=jnp.where(finite, 0, state.skipped.in_a_row + 1),
+            last_finite=finite,
+        )
         metrics |= {
             "gradient_norm": optax.tree.norm(grads),
             "clips": batch["valid"].sum(),
-            "skipped_steps": opt_state.total_notfinite,
-            "skipped_in_a_row": opt_state.notfinite_count,
+            "skipped_steps": skipped.total,
+            "skipped_in_a_row": skipped.in_a_row,
         }
         return (
             state.replace(
@@ -78,6 +103,7 @@ def make_train_step(
                 params=params,
                 model_state=jax.tree.map(lambda new, old: jnp.where(finite, new, old), model_state, state.model_state),
                 opt_state=opt_state,
+                skipped=skipped,
                 ema=None if ema_decay is None else optax.incremental_update(params, state.ema, 1 - ema_decay),
             ),
             metrics,

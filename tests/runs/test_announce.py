@@ -8,10 +8,9 @@ import numpy as np
 import optax
 import pytest
 
-from vidjax import report
 from vidjax.data.config import ClipConfig
-from vidjax.errors import UserError
-from vidjax.report import describe_losses, describe_speed, describe_starvation
+from vidjax.runs import announce
+from vidjax.runs.announce import describe_losses, describe_speed, describe_starvation
 from vidjax.training.loop import FitResult
 from vidjax.training.state import create_state
 
@@ -27,7 +26,7 @@ from vidjax.training.state import create_state
     ],
 )
 def test_a_starved_device_is_told_how_many_cores_or_which_format(source, workers, wanted, cores, needed, monkeypatch):
-    monkeypatch.setattr(report, "core_count", lambda: cores)
+    monkeypatch.setattr(announce, "core_count", lambda: cores)
     line = describe_starvation(source, workers, wanted, 21.0)
     assert line.startswith(f"the device could take {wanted:.3g} clips/s, {needed}")
     assert ("TFRecords" in line) == (source == "videos.csv")
@@ -35,7 +34,7 @@ def test_a_starved_device_is_told_how_many_cores_or_which_format(source, workers
 
 def test_what_was_left_out_is_told_once(capsys):
     first, second = SimpleNamespace(notes=("a", "b")), SimpleNamespace(notes=("b",))
-    report.tell_notes(first, None, second)
+    announce.print_notes(first, None, second)
     assert capsys.readouterr().out == "note: a\nnote: b\n"
 
 
@@ -56,28 +55,6 @@ def test_the_last_line_of_a_run_says_it_only_where_the_device_was_starved():
     assert describe_speed(starved, 10**9) == "20.0 clips/s, waiting for data 50%\nstarved   more cores"
 
 
-def test_results_go_into_a_directory_of_their_own(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert report.open_results("mine", "run", "evaluations").is_dir()
-    assert report.open_results("mine", "run", "evaluations").name == "mine"  # nothing is in it yet
-    (tmp_path / "mine" / "table.txt").touch()
-    with pytest.raises(ValueError, match="mine is not an empty directory: choose another --out, nothing is"):
-        report.open_results("mine", "run", "evaluations")
-    taken = [report.open_results(None, "run", "evaluations") for _ in range(2)]
-    monkeypatch.setattr(type(tmp_path), "exists", lambda self: False)  # as another sees it that looked at the same time
-    taken.append(report.open_results(None, "run", "evaluations"))
-    assert [str(path) for path in taken] == [f"runs/evaluations/{number}" for number in (1, 2, 3)]
-
-
-def test_where_no_results_can_be_written_is_told(tmp_path):
-    for name in ("config.json", "vidjax.json", "evaluations", "file"):
-        (tmp_path / name).touch()
-    with pytest.raises(UserError, match=r"cannot write to the folder \S+evaluations \(File exists\): choose"):
-        report.open_results(None, str(tmp_path), "evaluations")
-    with pytest.raises(UserError, match=r"file/out \(Not a directory\): choose another --out"):
-        report.open_results(str(tmp_path / "file" / "out"), str(tmp_path), "evaluations")
-
-
 class Unreadable:
     """Two videos."""
 
@@ -92,4 +69,4 @@ class Unreadable:
 
 def test_a_source_of_which_nothing_can_be_read_is_told():
     with pytest.raises(ValueError, match="none of the first videos of videos can be read: look with experiments/check"):
-        report.describe_span(ClipConfig(), Unreadable())
+        announce.describe_span(ClipConfig(), Unreadable())

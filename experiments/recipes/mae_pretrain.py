@@ -1,0 +1,39 @@
+"""Recipes of mae_pretrain.py."""
+
+from vidjax.data.config import AugmentConfig, DataConfig
+from vidjax.training.loop import LoopConfig
+from vidjax.training.optimizer import OptimizerConfig
+
+DEMO = {
+    "model": "videomae_tiny",
+    "data": DataConfig(frames=8, size=48, short_side=48, stride=2, augment=AugmentConfig(crop="center")),
+    "mask": "random",  # so small a model learns sooner from it than from tubes
+    "mask_ratio": 0.75,
+    "batch_size": 16,
+    "epochs": 10,
+    "optim": OptimizerConfig(
+        learning_rate=1.6e-2, final_learning_rate=1.6e-4, warmup_epochs=0.2, clip_norm=1.0
+    ),
+    "loop": LoopConfig(log_every=50, save_every=500, evaluate_every=500),
+    "probe_clips": 2048,
+}  # fmt: skip
+K400 = {
+    "batch_size": 2048,
+    "epochs": 1600,
+    "loop": LoopConfig(log_every=50, save_every=1000, evaluate_every=5000),
+}
+SSV2 = K400 | {"data": DataConfig(stride=2), "epochs": 2400}
+
+# Published recipes (MCG-NJU/VideoMAE, scripts/pretrain and MODEL_ZOO.md), with top-1 after their fine-tuning.
+RECIPES = {
+    "demo": DEMO,
+    "videos": {},  # one's own: the published optimiser at a batch for one accelerator
+    "k400_small_1600": K400 | {"model": "videomae_small", "batch_size": 1024},  # 79.0
+    "k400_base_800": K400 | {"epochs": 800},  # 81.0
+    "k400_base_1600": K400,  # 81.5
+    "k400_large_1600": K400 | {"model": "videomae_large"},  # 85.2
+    "k400_huge_1600": K400 | {"model": "videomae_huge"},  # 86.6
+    "ssv2_small_2400": SSV2 | {"model": "videomae_small", "batch_size": 1024},  # 66.8
+    "ssv2_base_800": SSV2 | {"epochs": 800},  # 69.6
+    "ssv2_base_2400": SSV2,  # 70.8
+}

@@ -1,0 +1,129 @@
+"""A work directory is one run's, and goes on with configs that leave its numbers alone."""
+
+import dataclasses
+import json
+import os
+
+import pytest
+
+from vidjax import cli
+from vidjax.errors import UserError
+from vidjax.fields import free, initial
+from vidjax.runs.workdir import open_workdir, read_config
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    rate: float = 0.1
+    """A rate."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A job."""
+
+    size: int = 8
+    """A size."""
+    workdir: str = "runs"
+    """Where."""
+    part: Part = Part()
+    """A part."""
+
+
+def test_a_work_directory_takes_its_own_config_again_and_no_other(tmp_path):
+    config = Config(workdir=str(tmp_path / "run"))
+    open_workdir(config.workdir, config)
+    (tmp_path / "run" / "metrics.jsonl").touch()
+    assert read_config(config.workdir) == {"size": 8, "workdir": config.workdir, "part": {"rate": 0.1}}
+    open_workdir(config.workdir, dataclasses.replace(config, workdir="elsewhere"))
+    with pytest.raises(ValueError, match=r"another config: part.rate was 0.1, is 0.2; size was 8, is 9"):
+        open_workdir(config.workdir, dataclasses.replace(config, size=9, part=Part(0.2)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Begun(Config):
+    """A job whose fields say what they matter for."""
+
+    threads: int = free(1)
+    """Never."""
+    log: Part = free(Part())
+    """Nothing in it."""
+    weights: str = initial("none")
+    """At the start."""
+    accept_changes: bool = False
+    """Go on."""
+
+
+def begin(folder, **changes):
+    """A begun run with these fields, and what another config is told."""
+    open_workdir(folder, Begun(**changes))
+    (folder / "checkpoints").mkdir()
+
+
+def test_a_begun_run_goes_on_with_fields_that_change_no_number_and_its_config_shows_them(tmp_path):
+    begin(tmp_path)
+    open_workdir(tmp_path, Begun(threads=4, log=Part(0.5), workdir=str(tmp_path)))
+    assert read_config(tmp_path) | {"threads": 4, "log": {"rate": 0.5}} == read_config(tmp_path)
+
+
+def test_a_begun_run_goes_on_with_other_fields_by_the_flag_that_the_refusal_names(tmp_path):
+    begin(tmp_path)
+    changed = Begun(size=9, threads=4)
+    before = read_config(tmp_path)
+    with pytest.raises(ValueError, match=r"another config: size was 8, is 9; .* --accept_changes") as refused:
+        open_workdir(tmp_path, changed)
+    assert "threads" not in str(refused.value) and read_config(tmp_path) == before
+    open_workdir(tmp_path, dataclasses.replace(changed, accept_changes=True))
+    assert read_config(tmp_path)["size"] == 9
+    open_workdir(tmp_path, changed)  # it is of this config now
+    open_workdir(tmp_path, Begun(size=10), same=["size"])  # what means the same needs no flag
+
+
+def test_what_a_begun_run_cannot_take_is_refused_with_the_way_to_begin_anew(tmp_path):
+    begin(tmp_path)
+    for changed, fits in (
+        (Begun(weights="mine", accept_changes=True), True),
+        (Begun(accept_changes=True, size=9), False),
+    ):
+        with pytest.raises(ValueError, match=rf"another --workdir, with --init_from {tmp_path} to start") as refused:
+            open_workdir(tmp_path, changed, fits=lambda fits=fits: fits)
+        assert "accept_changes" not in str(refused.value)
+    assert read_config(tmp_path) == cli.as_dict(Begun())
+
+
+def test_a_run_that_took_no_step_may_be_given_another_config(tmp_path):
+    open_workdir(tmp_path, Config())
+    open_workdir(tmp_path, Config(size=9))
+    assert read_config(tmp_path)["size"] == 9
+
+
+def test_a_field_new_since_the_run_began_had_its_default(tmp_path):
+    config = Config(workdir=str(tmp_path))
+    open_workdir(tmp_path, config)
+    (tmp_path / "checkpoints").mkdir()
+    old = read_config(tmp_path)
+    del old["part"]
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    open_workdir(tmp_path, config)
+    with pytest.raises(ValueError, match=r"part.*was"):
+        open_workdir(tmp_path, dataclasses.replace(config, part=Part(0.2)))
+
+
+def test_somebody_elses_directory_is_left_alone(tmp_path):
+    for name, text in (
+        ("metrics.jsonl", "{}\n"), ("config.json", '{"model_type": "vit"}'), ("curves.png", "mine"),
+        ("tokenizer", "mine"), ("reconstructions", "mine"), ("similarity", "mine"), ("bad_files_1.jsonl", "mine"),
+        ("bad_validation_files.jsonl", "mine"), ("skipped_step_3_process_0.npz", "mine"),
+    ):  # fmt: skip
+        folder = tmp_path / name.partition(".")[0]
+        folder.mkdir()
+        (folder / name).write_text(text)
+        with pytest.raises(ValueError, match=rf"holds {name}, which is not of a run of vidjax: choose another"):
+            open_workdir(folder, Config())
+        assert os.listdir(folder) == [name] and (folder / name).read_text() == text
+
+
+def test_a_directory_that_cannot_be_written_is_said_so(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot write to the work directory .*: choose another --workdir"):
+        open_workdir(tmp_path / "file" / "run", Config())

@@ -1,0 +1,39 @@
+"""Training runs: what every training script does the same way, and work directories as models.
+
+The names below are what scripts that read a run need; they import neither Optax nor Orbax. A training script adds
+`runs.config.TrainConfig` and `runs.run.Run`.
+"""
+
+from vidjax.runs.clips import cut_clips, read_views, square_pixels, usual_clips
+from vidjax.runs.computing import computing_fields, computing_type, on_mesh
+from vidjax.runs.weights import (
+    class_names,
+    fingerprint,
+    load_pretrained,
+    read_weights,
+    require_source,
+    start_classifier,
+    start_from,
+)
+from vidjax.runs.workdir import is_run, open_run, open_workdir, read_config
+
+__all__ = [
+    "class_names",
+    "computing_fields",
+    "computing_type",
+    "cut_clips",
+    "fingerprint",
+    "is_run",
+    "load_pretrained",
+    "on_mesh",
+    "open_run",
+    "open_workdir",
+    "read_config",
+    "read_views",
+    "read_weights",
+    "require_source",
+    "square_pixels",
+    "start_classifier",
+    "start_from",
+    "usual_clips",
+]

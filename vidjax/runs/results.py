@@ -1,0 +1,98 @@
+"""What an evaluation writes: a directory of its own, and tables of how well classes are recognised."""
+
+import contextlib
+import csv
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import numpy as np
+
+from vidjax.cli import make_folder
+from vidjax.errors import UserError
+from vidjax.evaluation.recognition import Recognition
+from vidjax.runs.workdir import is_run
+
+
+def open_results(out: str | None, run: str, folder: str) -> Path:
+    """A new directory for results: `out`, or the next number in `folder` of the run's directory (of runs/ for others).
+
+    Raises:
+      UserError: there are files in it.
+      UserError: it cannot be written.
+    """
+    if out is not None:
+        path = Path(out)
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise UserError(f"{path} is not an empty directory: choose another --out, nothing is overwritten")
+        make_folder(path, "--out")
+        return path
+    results = (Path(run) if is_run(run) else Path("runs")) / folder
+    make_folder(results, "--out")
+    for number in itertools.count(1):
+        with contextlib.suppress(FileExistsError):  # an earlier one's, or that of one which runs beside
+            (results / str(number)).mkdir()
+            break
+    return results / str(number)
+
+
+def name_classes(model: nn.Module) -> tuple[str, ...]:
+    """What the model's classes are called, by number where nobody says; none without classes."""
+    return model.card.class_names or tuple(f"class {i}" for i in range(getattr(model, "num_classes", None) or 0))
+
+
+def describe_recognition(found: Recognition, class_names: Sequence[str]) -> str:
+    """The numbers and a line a class, for a person."""
+    low, high = found.top1_interval
+    lines = [
+        f"top-1                 {found.top1:7.2%}   (95 % interval {low:.2%} to {high:.2%}, bootstrap over videos)",
+        f"top-5                 {found.top5:7.2%}",
+        f"mean class accuracy   {found.mean_class_accuracy:7.2%}",
+        f"calibration error     {found.calibration_error:7.2%}   (expected, 15 bins)",
+        "",
+        f"{'class':30} {'videos':>7} {'correct':>7} {'accuracy':>9}   most often taken for",
+    ]
+    for row in per_class(found, class_names):
+        taken = f"{row['taken_for']} ({row['times']})" if row["taken_for"] else ""
+        accuracy = f"{row['accuracy']:9.1%}" if row["videos"] else f"{'-':>9}"
+        lines.append(f"{row['class'][:30]:30} {row['videos']:7,} {row['correct']:7,} {accuracy}   {taken}".rstrip())
+    return "\n".join(lines)
+
+
+def per_class(found: Recognition, class_names: Sequence[str]) -> list[dict[str, Any]]:
+    """A row a class: videos, how many are correct, and the class that they are most often mistaken for."""
+    rows = []
+    for i, name in enumerate(class_names):
+        counts = found.confusion[i]
+        mistakes = np.where(np.arange(len(counts)) == i, 0, counts)
+        taken, times = class_names[int(mistakes.argmax())], int(mistakes.max())
+        accuracy = float(found.class_accuracy[i]) if counts.sum() else None
+        row = {"class": name, "videos": int(counts.sum()), "correct": int(counts[i]), "accuracy": accuracy}
+        rows.append(row | {"taken_for": taken if times else "", "times": times})
+    return rows
+
+
+def predictions(
+    probabilities: np.ndarray, labels: np.ndarray, ids: Sequence[str], class_names: Sequence[str]
+) -> list[dict[str, str]]:
+    """A row a video: its likeliest class, how likely, and its label, empty for -1."""
+    best = probabilities.argmax(axis=1)
+    return [
+        {
+            "video": ids[row],
+            "label": class_names[labels[row]] if labels[row] >= 0 else "",
+            "predicted": class_names[best[row]],
+            "probability": f"{probabilities[row, best[row]]:.6f}",
+        }
+        for row in range(len(ids))
+    ]
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """A line a row, under a header, in UTF-8; of a name that is none, its bytes as in `caf\\udce9.mp4`."""
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)

@@ -1,0 +1,286 @@
+"""What every training script does in the same way, as steps that the script calls in order."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import PyTree
+
+from vidjax.cli import as_dict
+from vidjax.convert.checkpoint import write_model
+from vidjax.errors import UserError
+from vidjax.runs.announce import (
+    describe_losses,
+    describe_run,
+    describe_span,
+    describe_speed,
+    describe_starvation,
+    print_notes,
+)
+from vidjax.runs.config import TrainConfig
+from vidjax.runs.weights import class_names, require_source
+from vidjax.runs.workdir import open_run
+from vidjax.training.checkpoint import has_checkpoint
+from vidjax.training.cost import count_macs
+from vidjax.training.loop import FitResult, fit
+from vidjax.training.memory import dry_run
+from vidjax.training.metrics import read_metrics
+from vidjax.training.optimizer import make_optimizer
+from vidjax.training.sharding import check_batch_size, is_main_process, jit_step, state_sharding, this_process
+from vidjax.training.state import TrainState, create_state
+from vidjax.training.step import LossFn, make_train_step
+from vidjax.visualize.curves import save_curves
+
+if TYPE_CHECKING:  # TensorFlow takes seconds, which --help and wrong input need not
+    from vidjax.data.sources import Source
+
+
+class Run:
+    """One training run: `plan`, `build`, `dry_run` or `begin`, `announce`, `fit`, `finish`, in this order.
+
+    There are no hooks. A script that needs something else at some step calls the parts of that step itself.
+
+    Attributes:
+      config: of the script, with its `data`.
+      mesh: the devices.
+      workdir: where the run writes.
+      has_begun: whether there is a checkpoint to go on from, so that no weights need be loaded.
+      sources: by the name of their field in `config.data`, the first is trained on; from `plan` on, as the next three.
+      source: the first of them.
+      steps: in all.
+      schedule: learning rate of a step.
+      model: the model that is trained; from `build` on, as the next five.
+      macs: multiply-accumulates of one clip forward.
+      trained: how many parameters are trained.
+      shapes: of the state.
+      sharding: of the state.
+      step: compiled, `(state, batch) -> (state, metrics)`.
+    """
+
+    def __init__(self, config: TrainConfig, mesh: Mesh):
+        """Checks what can be checked before data are opened.
+
+        Raises:
+          UserError: the batch cannot be split over the devices, or there are no weights where it starts from some.
+        """
+        check_batch_size(config.batch_size, config.accumulation, config.data.repeats, config.sequence)
+        for field in fields(config):
+            if field.name.startswith("init_") and field.name.endswith("_from"):
+                require_source(field.name, getattr(config, field.name))
+        self.config, self.mesh, self.workdir = config, mesh, Path(config.workdir)
+        self._bad_files: dict[str, Any] = {}
+        self.has_begun = has_checkpoint(self.workdir)
+
+    def plan(self, **sources: "Source | None") -> None:
+        """How many steps, and with which learning rates.
+
+        Args:
+          sources: by the name of their field in `config.data`, the one to train on first; None is left out.
+        """
+        config = self.config
+        self.sources = {name: source for name, source in sources.items() if source is not None}
+        self.source = next(iter(self.sources.values()))
+        if is_main_process():
+            print_notes(*self.sources.values())
+        per_epoch = len(self.source) * config.data.repeats / config.batch_size
+        self.steps = config.steps or math.ceil(config.epochs * per_epoch)
+        self.schedule = config.optim.schedule(config.batch_size, self.steps, per_epoch)
+
+    def build(
+        self,
+        model: nn.Module,
+        inputs: Sequence[jax.ShapeDtypeStruct],
+        loss_fn: LossFn,
+        keys: Sequence[jax.Array] | None = None,
+        trained: PyTree[bool] | None = None,
+        factors: Mapping[str, float] = MappingProxyType({}),
+    ) -> None:
+        """The step, compiled for the state as it is sharded; no array is made.
+
+        Args:
+          inputs: shapes of the model's arguments for one clip.
+          keys: of the first parameters and of the steps; by default two of the config's seed.
+          trained, factors: see `training.optimizer.make_optimizer`.
+        """
+        config, self.model = self.config, model
+        self._init_key, run_key = jax.random.split(jax.random.key(config.seed)) if keys is None else keys
+        tx = make_optimizer(config.optim, self.schedule, trained, factors)
+
+        def init(key: jax.Array) -> dict[str, Any]:
+            return model.init(key, *(jnp.zeros(each.shape, each.dtype) for each in inputs))
+
+        def create(variables: dict[str, Any]) -> TrainState:
+            return create_state(variables, tx, run_key, ema=config.ema_decay is not None)
+
+        self._init, self._create = init, create
+        variables = jax.eval_shape(init, self._init_key)
+        is_trained = jax.tree.map(lambda _: True, variables["params"]) if trained is None else trained
+        sizes = jax.tree.map(lambda leaf, counts: leaf.size * counts, variables["params"], is_trained)
+        self.trained = sum(jax.tree.leaves(sizes))
+        self.macs = count_macs(model.apply, variables, *inputs)
+        self.shapes = jax.eval_shape(create, variables)
+        self.sharding = state_sharding(self.mesh, self.shapes)
+        step = make_train_step(loss_fn, tx, config.accumulation, config.ema_decay)
+        self.step = jit_step(step, self.sharding, self.mesh)
+
+    def dry_run(self, **numbers: tuple[int, ...]) -> dict[str, float]:
+        """Prints the memory that each device needs, from the compiled step; see `training.memory.dry_run`.
+
+        Args:
+          numbers: shapes of the integers that an example has beside its `video` and `valid`.
+        """
+        data, size = self.config.data, self.config.batch_size
+        channels = len(self.model.card.mean)
+        fields = {"video": ((data.frames, data.size, data.size, channels), jnp.uint8), "valid": ((), bool)}
+        fields |= {name: (shape, jnp.int32) for name, shape in numbers.items()}
+        batch = {name: jax.ShapeDtypeStruct((size, *shape), dtype) for name, (shape, dtype) in fields.items()}
+        return dry_run(self.config, self.step, self.shapes, self.sharding, batch, self.mesh)
+
+    def new_variables(self) -> dict[str, Any]:
+        """The model's first variables, sharded as the state is."""
+        sharding = {"params": self.sharding.params, **self.sharding.model_state}
+        return jax.jit(self._init, out_shardings=sharding)(self._init_key)
+
+    def begin(self, variables: dict[str, Any]) -> TrainState:
+        """Opens the work directory, with the model's description in it, and gives the first state.
+
+        Args:
+          variables: new ones, or those with loaded weights in their place.
+
+        Raises:
+          UserError: the work directory cannot be written, or holds a run of another config or of other classes.
+          UserError: no video that is validated with can be read.
+        """
+        from vidjax.data.pipeline import BadFiles
+
+        before, now = class_names(self.workdir) if self.has_begun else (), self.model.card.class_names
+        if before and before != now:
+            raise UserError(
+                f"{self.workdir} was begun with the classes {', '.join(before[:5])}, {self.source.name} now has "
+                f"{', '.join(now[:5])}: give the videos of then, or another --workdir"
+            )
+        if "validation" in self.sources:
+            # That none of them can be read should not come out after hours.
+            describe_span(self.config.data, self.sources["validation"])
+        open_run(self.config, self.shapes, **self.sources)
+        if is_main_process():
+            write_model(self.workdir, self.model)
+        process = "" if is_main_process() else f"_{jax.process_index()}"
+        for name, source in self.sources.items():
+            path = self.workdir / f"bad_{'validation_' if name == 'validation' else ''}files{process}.jsonl"
+            self._bad_files[name] = BadFiles(source, self.config.data.max_bad_share, path)
+        return jax.jit(self._create, out_shardings=self.sharding)(variables)
+
+    def announce(self, **more: str) -> None:
+        """Prints what the run is about to do.
+
+        Args:
+          more: further lines by their first word.
+        """
+        if is_main_process():
+            config, shapes = self.config, self.shapes.params
+            print(describe_run(config, self.source, shapes, self.macs, self.steps, more), flush=True)
+
+    def describe_validation(self) -> str:
+        """With how many videos the run validates, for `announce`."""
+        source = self.sources.get("validation")
+        return "validate with none" if source is None else f"validate with {len(source):,} videos of {source.name}"
+
+    def batches(self, first: int, **text: Any) -> Iterator[dict[str, np.ndarray]]:
+        """This process's part of every training batch from the numbered one on, without end.
+
+        Args:
+          text: `tokenizer` and `context`, where captions come along.
+        """
+        from vidjax.data.pipeline import train_batches
+
+        settings = {"batch_size": self.config.batch_size, "seed": self.config.seed, "first_batch": first}
+        settings["bad_files"] = next(iter(self._bad_files.values()))
+        return train_batches(self.source, self.config.data, **settings, **text, **this_process())
+
+    def evaluation_batches(self, source: "Source", **settings: Any) -> Iterator[dict[str, np.ndarray]]:
+        """This process's part of every batch of a source, once through; see `data.pipeline.evaluation_batches`."""
+        from vidjax.data.pipeline import evaluation_batches
+
+        size = self.config.batch_size // self.config.accumulation  # what has room in training has room here
+        return evaluation_batches(source, self.config.data, **({"batch_size": size, **this_process()} | settings))
+
+    def validation_batches(self, **settings: Any) -> Iterator[dict[str, np.ndarray]]:
+        """`evaluation_batches` of the validation videos; those that cannot be read are listed."""
+        settings["bad_files"] = self._bad_files["validation"]
+        return self.evaluation_batches(self.sources["validation"], **settings)
+
+    def fit(
+        self,
+        state: TrainState,
+        batches_from: Callable[[int], Iterator[dict[str, np.ndarray]]],
+        evaluate: Callable[[TrainState, int], dict[str, float]] | None = None,
+        best: str | None = None,
+    ) -> FitResult:
+        """Trains to the last step; see `training.loop.fit`."""
+        result = fit(
+            self.step,
+            state,
+            batches_from,
+            steps=self.steps,
+            workdir=self.workdir,
+            mesh=self.mesh,
+            loop=self.config.loop,
+            config=as_dict(self.config),
+            schedule=self.schedule,
+            evaluate=evaluate,
+            best=None if evaluate is None else best,
+            advise=partial(describe_starvation, self.source.name, self.config.data.workers),
+        )
+        if not result.finished and is_main_process():
+            print(f"stopped by SIGTERM with step {int(result.state.step)} saved: the same command goes on from there")
+        return result
+
+    def evaluations(self) -> dict[int, dict[str, float]]:
+        """The numbers of each evaluation by its step, also of those before the run was interrupted; finite ones."""
+        prefix, evaluations = "evaluation/", {}
+        for entry in read_metrics(self.workdir):
+            numbers = {name.removeprefix(prefix): value for name, value in entry.items() if name.startswith(prefix)}
+            if numbers:
+                evaluations[entry["step"]] = {name: value for name, value in numbers.items() if value is not None}
+        return evaluations
+
+    def finish(
+        self, result: FitResult, evaluation: str, lines: Sequence[str], advice: Mapping[str, str]
+    ) -> dict[str, float]:
+        """Draws the curves and prints how it went, where it is and what to do with it.
+
+        Args:
+          evaluation: the metric that is drawn beside the loss.
+          lines: the script's own results.
+          advice: commands or code by what they are for.
+
+        Returns:
+          The first and the last loss.
+        """
+        workdir, entries = self.workdir, read_metrics(self.workdir)
+        save_curves(workdir / "curves.png", entries, ("loss", evaluation, "learning_rate"), self.config.model)
+        losses, numbers = describe_losses(entries)
+        speed = [f"speed     {describe_speed(result, self.macs)}"] if result.steps_taken else []
+        print("\n" + "\n".join([f"loss      {losses}", *speed, *lines]))
+        if (bad := workdir / "bad_files.jsonl").exists():
+            print(f"bad files {len(bad.read_text().splitlines())} could not be read: {bad} says why")
+        drawn = [name for name in ("reconstructions", "similarity") if (workdir / name).exists()]
+        first = f"{drawn[0]}/ (look at the newest PNG first), " if drawn else ""
+        best = " and best/" if (workdir / "best").exists() else ""
+        width = max(map(len, advice))
+        print(
+            f"\nMade in {workdir}: {first}curves.png, metrics.jsonl, tensorboard/, config.json, vidjax.json and the "
+            f"weights, checkpoints/ (the last){best}.\nWhat to do with it:\n"
+            + "\n".join(f"  {purpose:<{width}}  {how}" for purpose, how in advice.items())
+        )
+        return numbers
