@@ -44,7 +44,7 @@ def small_flow_model(monkeypatch):
         return create("fr2d_tiny", channels=like.channels, card=like.card, **fields)
 
     monkeypatch.setattr(vidjax, "create_model", create_small)
-    monkeypatch.setattr(runs, "create_model", create_small)
+    monkeypatch.setattr("vidjax.runs.computing.create_model", create_small)
 
 
 def config(workdir):

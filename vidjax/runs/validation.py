@@ -31,6 +31,8 @@ Validator = Callable[[TrainState, int], dict[str, float]]
 
 def recognition_validator(run: Run) -> Validator:
     """Accuracy on all validation videos, middle clip and crop, with the weights and with their moving average."""
+    from vidjax.data.pipeline import select
+
     model = run.model
 
     @partial(jit_on_mesh, mesh=run.mesh)
@@ -114,6 +116,8 @@ def probe_labels(run: Run, trained: Any, count: int) -> dict[str, float]:
     Returns:
       `trained`, `trained_knn`, `untrained`, `untrained_knn` and `chance`; nothing without labels or with too few clips.
     """
+    from vidjax.data.pipeline import select
+
     source, classes = run.source, len(run.source.class_names)
     chosen = np.random.default_rng(run.config.seed).permutation(len(source))[:count]
     if classes < 2 or len(chosen) < 4 * classes:
