@@ -46,6 +46,7 @@ def load_pretrained(
     source: str | Path,
     name: str | None = None,
     *,
+    layout: str | None = None,
     which: Which = "best",
     strict: bool = False,
     inflation: Inflation = "average",
@@ -63,6 +64,8 @@ def load_pretrained(
         directory of a run, or a file of safetensors, PyTorch (`.pth`, `.pyth`, `.pt`, `.bin`, `.pth.tar`), NumPy
         (`.npz`) or Flax (`.msgpack`, Scenic's `checkpoint`) in a published layout.
       name: see `vidjax.list_models`; not needed where the source says what it is, whose fields it must not contradict.
+      layout: the publisher's naming that the weights are in (`transformers`, `torchvision`, `original`, ...), where
+        their names are not to decide.
       which: of a run, the checkpoint that validated best (the newest where there was no validation), or the newest.
       strict: nothing may be newly initialised or unused.
       inflation: how kernels of images become kernels of clips: `average` or `central`.
@@ -81,7 +84,7 @@ def load_pretrained(
       >>> model, variables = load_pretrained("MCG-NJU/videomae-base-finetuned-kinetics", dtype=jnp.bfloat16)
       >>> model, variables = load_pretrained("runs/finetune")
     """
-    settings = {"strict": strict, "inflation": inflation, "key": key, "verbose": verbose, **overrides}
+    settings = {"layout": layout, "strict": strict, "inflation": inflation, "key": key, "verbose": verbose, **overrides}
     if which not in get_args(Which):
         raise UserError(f"which is '{which}': choose one of {', '.join(get_args(Which))}")
     if not is_run(source):
