@@ -121,7 +121,7 @@ def load_pretrained(
     described, card, notes = None, {}, []
     if checkpoint.is_one(path):
         described, weights = checkpoint.read(path)
-        card = dataclasses.asdict(described.card)
+        card = dataclasses.asdict(described.card) if hasattr(described, "card") else {}
     else:
         weights = files.read(path, notes.append)
         if config := hub.read_config(path):

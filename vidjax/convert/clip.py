@@ -118,7 +118,7 @@ SCALE = Rule("logit_scale", "logit_scale", Transform(lambda value: value.reshape
 LEAST = 0.01  # of ViCLIP's temperature, which divides
 
 
-def scale_of(temperature: np.ndarray) -> np.ndarray:
+def scale_of(temperature: np.ndarray | np.floating) -> np.ndarray:
     """ViCLIP's temperature as the logarithm of a factor."""
     return np.asarray(-np.log(np.maximum(temperature, LEAST, dtype=np.float64)), np.float32)
 
@@ -287,7 +287,11 @@ def layouts(model: VideoText) -> tuple[Layout, ...]:
 
 def image_layouts(model: ImageTower) -> tuple[Layout, ...]:
     """The same, of an image tower by itself."""
-    openai = replace(OPENAI_IMAGE, fixed=of_openai(model, joint=False, shift=False))
+    openai = replace(
+        OPENAI_IMAGE,
+        fixed=of_openai(model, joint=False, shift=False),
+        other=lambda entries, prepared: VICLIP_TIME in entries,
+    )
     viclip = replace(VICLIP_IMAGE, fixed=of_openai(model))
     return *((viclip,) if model.joint else ()), openai, HUGGING_FACE_IMAGE
 

@@ -78,9 +78,8 @@ def entries(layout: Layout, model: nn.Module, variables: dict) -> Weights:
             raise UserError(
                 f"{path} of the model is {ours!r}, and {layout.name} is computed with {value!r}: choose another layout"
             )
-    return {
-        name: np.ascontiguousarray(value) for name, value in layout.restore(rules.invert(layout, variables)).items()
-    }
+    weights = layout.restore(rules.invert(layout, variables))
+    return {name: np.asarray(value, order="C") for name, value in weights.items()}
 
 
 def to_config(model: nn.Module) -> dict:

@@ -8,6 +8,7 @@ from vidjax.convert.files import Weights
 from vidjax.convert.hub import expect
 from vidjax.convert.rules import Layout, Rule, dense, fold_layer_scale, kernel, kernel_rows, norm, prefix, strip
 from vidjax.convert.vit import EXACT_GELU, block_config, square
+from vidjax.errors import UserError
 from vidjax.layers.embedding import sinusoid_table
 from vidjax.models.videomae import CARD, Pretraining, VideoMAE
 
@@ -184,6 +185,8 @@ def to_config(model: VideoMAE | Pretraining) -> dict:
         "image_size": model.image_size,
     }
     if isinstance(model, VideoMAE):
+        if model.final_norm and model.num_classes is not None:
+            raise UserError("final_norm is set, and transformers classifies by a norm after the mean: choose original")
         kind = "VideoMAEModel" if model.num_classes is None else "VideoMAEForVideoClassification"
         return {**config, "architectures": [kind], "use_mean_pooling": not model.final_norm}
     return {
