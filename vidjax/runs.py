@@ -60,9 +60,10 @@ def load_pretrained(
     `model.card` tells how pixels are normalised, how frames are sampled and what the classes are called.
 
     Args:
-      source: a Hugging Face id (through huggingface_hub), a Hugging Face directory, a vidjax checkpoint, the work
-        directory of a run, or a file of safetensors, PyTorch (`.pth`, `.pyth`, `.pt`, `.bin`, `.pth.tar`), NumPy
-        (`.npz`) or Flax (`.msgpack`, Scenic's `checkpoint`) in a published layout.
+      source: the name of a published checkpoint (`vidjax.list_pretrained`; a path here that is called so comes first),
+        a Hugging Face id (through huggingface_hub), a Hugging Face directory, a vidjax checkpoint, the work directory
+        of a run, or a file of safetensors, PyTorch (`.pth`, `.pyth`, `.pt`, `.bin`, `.pth.tar`), NumPy (`.npz`) or
+        Flax (`.msgpack`, Scenic's `checkpoint`) in a published layout.
       name: see `vidjax.list_models`; not needed where the source says what it is, whose fields it must not contradict.
       layout: the publisher's naming that the weights are in (`transformers`, `torchvision`, `original`, ...), where
         their names are not to decide.
@@ -81,6 +82,7 @@ def load_pretrained(
       UserError: the source needs a library that is not installed: PyTorch, safetensors or huggingface_hub.
 
     Example:
+      >>> model, variables = load_pretrained("videomae_base_k400")
       >>> model, variables = load_pretrained("MCG-NJU/videomae-base-finetuned-kinetics", dtype=jnp.bfloat16)
       >>> model, variables = load_pretrained("runs/finetune")
     """

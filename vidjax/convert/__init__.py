@@ -8,10 +8,11 @@ import flax.linen as nn
 import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from vidjax.convert import checkpoint, files, hub, preprocessing, rules
+from vidjax.convert import checkpoint, files, hub, preprocessing, published, rules
 from vidjax.convert.checkpoint import COMPUTING, save_pretrained
 from vidjax.convert.export import export_pretrained
 from vidjax.convert.files import Weights
+from vidjax.convert.published import list_pretrained
 from vidjax.convert.recognition import CONFIGS, layouts, recognize
 from vidjax.convert.rules import Inflation, Layout, Report
 from vidjax.errors import UserError
@@ -23,6 +24,7 @@ __all__ = [
     "export_pretrained",
     "from_state_dict",
     "layouts",
+    "list_pretrained",
     "load_pretrained",
     "load_weights",
     "recognize",
@@ -117,8 +119,13 @@ def load_pretrained(
     **overrides,
 ) -> tuple[nn.Module, dict]:
     """What `vidjax.load_pretrained` (see there) is for everything but the work directories of runs."""
+    row = None if Path(source).expanduser().exists() else published.ROWS.get(str(source))
     path = hub.fetch(source)
     described, card, notes = None, {}, []
+    if row is not None:
+        layout = layout or row.layout
+        overrides = {**row.fields, **overrides}
+        name = name if name or row.is_hub else row.model  # a directory says itself what it is
     if checkpoint.is_one(path):
         described, weights = checkpoint.read(path)
         card = dataclasses.asdict(described.card) if hasattr(described, "card") else {}
@@ -130,6 +137,8 @@ def load_pretrained(
             # Under a name, another family's weights may be where this one starts.
             known = name is None or config["model_type"] in CONFIGS
             described = hub.build(config, CONFIGS, source) if known else None
+    if row is not None:
+        card |= {"accuracy": row.accuracy} | ({"stride": row.stride} if row.stride else {})
     return assemble(
         source,
         weights,

@@ -215,7 +215,10 @@ def from_config(config: dict) -> nn.Module:
 
 
 def to_config(model: TimeSformer) -> dict:
-    """The inverse of `from_config`; of space-only attention transformers classifies each frame, ours their mean."""
+    """The inverse of `from_config`; of space-only attention transformers classifies each frame, ours their mean.
+
+    Drop path, which is training's alone, is left out: transformers 5 takes a whole number for its rate.
+    """
     names = {ours: theirs for theirs, ours in ATTENTION.items()}
     return {
         "architectures": ["TimesformerModel" if model.num_classes is None else "TimesformerForVideoClassification"],
@@ -227,7 +230,6 @@ def to_config(model: TimeSformer) -> dict:
         "num_channels": model.channels,
         "num_frames": model.num_frames,
         "image_size": model.image_size,
-        "drop_path_rate": model.drop_path,
     }
 
 
