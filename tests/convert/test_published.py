@@ -1,4 +1,4 @@
-"""Published checkpoints by name: every row is of a model and in a layout that exist, and loads from stand-ins of them."""
+"""Published checkpoints by name: every row is of a model and a layout that exist, and loads from stand-ins of them."""
 
 import hashlib
 import io
@@ -7,6 +7,8 @@ from types import SimpleNamespace
 from urllib.error import URLError
 from urllib.parse import urlsplit
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
@@ -107,7 +109,7 @@ def test_scripts_start_from_a_published_name(cache, monkeypatch, tmp_path):
     serve(monkeypatch, stand_in("timesformer", "original", tmp_path / "out"))
     runs.require_source("init_from", "timesformer_large_k400")
     model = MODELS["timesformer"]
-    filled, report = runs.start_from("timesformer_large_k400", model, perturbed(model))
+    filled, report = runs.start_from("timesformer_large_k400", model, jax.tree.map(jnp.asarray, perturbed(model)))
     assert not report.fresh and len(report.loaded) == len(flatten_dict(filled))
 
 
