@@ -201,6 +201,15 @@ def test_viclips_temperature_gives_the_scale_again(scale):
         entries(layout, model, variables)
 
 
+def test_i3ds_port_has_scales_of_one_where_the_model_has_none():
+    model = MODELS["i3d"]
+    layout = next(layout for layout in layouts(model) if layout.key == "pytorch_i3d")
+    written = entries(layout, model, perturbed(model))
+    scales = {name for name in written if name.endswith(".bn.weight")}
+    assert {name.replace("bn.weight", "bn.bias") for name in scales} == {n for n in written if n.endswith(".bn.bias")}
+    assert scales and all((written[name] == 1).all() for name in scales)
+
+
 # What is written, and what is refused
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import peers
 import pytest
 import recipe
+from safetensors.numpy import load_file
 from small_models import IMAGE, MODELS, TEXT, perturbed
 
 import vidjax
@@ -25,9 +26,15 @@ def assert_equal(found, expected) -> None:
 
 
 def loaded(transformers, kind: str, folder):
-    """The model of a directory in transformers, which finds every weight there and no other."""
+    """The model of a directory in transformers, which finds every weight there, by the names that it writes itself."""
     peer, info = getattr(transformers, kind).from_pretrained(folder, output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
+    peer.save_pretrained(folder / "again")
+    theirs, ours = (load_file(file / "model.safetensors") for file in (folder / "again", folder))
+    older = {"query.bias": "q_bias", "value.bias": "v_bias"} if "VideoMAE" in kind else {}  # of published files
+    for newer, name in older.items():
+        theirs = {entry.replace(newer, name): value for entry, value in theirs.items()}
+    assert {name: value.shape for name, value in ours.items()} == {k: v.shape for k, v in theirs.items()}
     return peer.eval()
 
 
