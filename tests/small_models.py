@@ -1,5 +1,6 @@
 """A narrow model of every structure that weights are published for, and variables that no initialisation gives."""
 
+from functools import cache
 from math import prod
 
 import jax
@@ -82,3 +83,9 @@ MODELS = {
     "actionclip with shift": actionclip("lstm", shift=True),
     "actionclip with a class token": actionclip("transf_cls"),
 }  # fmt: skip
+
+
+@cache
+def variables_of(name: str) -> dict:
+    """Those of one of these models, which several tests ask for."""
+    return perturbed(MODELS[name])

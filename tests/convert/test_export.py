@@ -9,10 +9,10 @@ import pytest
 import recipe
 from flax.serialization import msgpack_restore
 from flax.traverse_util import flatten_dict
-from small_models import IMAGE, MODELS, TEXT, actionclip, perturbed
+from small_models import IMAGE, MODELS, TEXT, actionclip, perturbed, variables_of
 
 import vidjax
-from vidjax.convert import export_pretrained, from_state_dict, layouts, load_pretrained
+from vidjax.convert import export_pretrained, files, from_state_dict, layouts, load_pretrained, recognize
 from vidjax.convert.export import entries
 from vidjax.errors import UserError
 from vidjax.models.actionclip import VideoTower
@@ -26,6 +26,7 @@ NOT = {
     "viclip's image tower": ("openai", "transformers"),
     "actionclip joint": ("mmaction2",),
     "actionclip with shift": ("mmaction2",),
+    "actionclip with a class token": ("mmaction2",),
     "clip's text tower": ("viclip",),
 }
 WAYS = [
@@ -45,8 +46,9 @@ def leaves_equal(found: dict, expected: dict) -> None:
 
 @pytest.mark.parametrize(("name", "key"), WAYS, ids=[f"{name}-{key}" for name, key in WAYS])
 def test_what_goes_out_comes_back_to_the_last_bit(name, key, tmp_path):
-    model, variables = MODELS[name], perturbed(MODELS[name])
+    model, variables = MODELS[name], variables_of(name)
     export_pretrained(model, variables, tmp_path / "out", layout=key)
+    assert recognize(model, files.read(tmp_path / "out"))[0].key == key  # without being named
     again, loaded = load_pretrained(tmp_path / "out", layout=key, strict=True, verbose=False)
     leaves_equal(loaded, variables)
     if key == "transformers":  # its configuration is the only description, and knows no name of ours
@@ -61,8 +63,6 @@ def test_what_goes_out_comes_back_to_the_last_bit(name, key, tmp_path):
             ]
     else:
         assert again == model
-        found = load_pretrained(tmp_path / "out", strict=True, verbose=False)[1]  # and is known without being named
-        leaves_equal(found, variables)
 
 
 def test_every_layout_that_goes_out_is_tried_here():
@@ -142,6 +142,7 @@ def of_pair(name: str, c: dict):
     return VideoText(tower, text), "mmaction2" if name.startswith("mm_") else "original"
 
 
+LAYER_SCALE = ("videomae_finetune", "mm_videomae")
 GOLDENS = [
     "mm_videomae", "videomae_finetune", "videomae_pretrain", "timesformer_divided", "timesformer_joint",
     "timesformer_space", "mm_timesformer_divided", "mm_timesformer_joint", "mm_timesformer_space", "uniformer_small",
@@ -159,13 +160,15 @@ def test_names_shapes_and_values_are_those_of_the_original(name):
     layout = next(layout for layout in layouts(model) if layout.key == key)
     written = entries(layout, model, from_state_dict(model, golden.weights, strict=True))
     expected = {around + name: np.asarray(value) for name, value in golden.weights.items()}
-    if name == "videomae_finetune":  # layer scale is multiplied into the maps before it
+    if not any("num_batches_tracked" in entry for entry in expected):  # not recorded; PyTorch's norms have them
+        written = {entry: value for entry, value in written.items() if not entry.endswith("num_batches_tracked")}
+    if name in LAYER_SCALE:  # it is multiplied into the maps before it
         scaled = {name for name in expected if ".gamma_" in name}
         assert scaled and not [name for name in written if "gamma" in name]
         expected = {name: value for name, value in expected.items() if name not in scaled}
     assert {name: value.shape for name, value in written.items()} == {k: v.shape for k, v in expected.items()}
     for entry, value in written.items():
-        folded = name == "videomae_finetune" and (".attn.proj." in entry or ".mlp.fc2." in entry)
+        folded = name in LAYER_SCALE and any(part in entry for part in (".attn.proj.", ".mlp.fc2.", ".mlp.layers.1."))
         assert folded or np.array_equal(value, expected[entry]), entry
 
 

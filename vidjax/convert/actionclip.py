@@ -41,16 +41,20 @@ def encoder_layer(source: str, target: str) -> tuple[Rule, ...]:
     return block(source, target, attention, ("norm1", "norm2", "linear1", "linear2"))
 
 
+BLOCKS = {  # of the heads that have any, by their names
+    "transf": openai_block("fusion.transformer.resblocks.{i}", f"{HEAD}transformer/block_{{i}}"),
+    "transf_cls": encoder_layer("fusion.transformer.transformer_enc.layers.{i}", f"{HEAD}transformer/block_{{i}}"),
+}
 HEADS = (
     Rule("fusion.frame_position_embeddings.weight", f"{HEAD}frame_position"),
     Rule("fusion.lstm_visual.weight_ih_l0", f"{HEAD}input_kernel", kernel),
     Rule("fusion.lstm_visual.weight_hh_l0", f"{HEAD}state_kernel", kernel),
     Rule("fusion.lstm_visual.bias_ih_l0", f"{HEAD}input_bias"),
     Rule("fusion.lstm_visual.bias_hh_l0", f"{HEAD}state_bias"),
-    *openai_block("fusion.transformer.resblocks.{i}", f"{HEAD}transformer/block_{{i}}"),
     Rule("fusion.transformer.cls_token", f"{HEAD}class_token"),
     *positions("fusion.transformer.pos_embed", HEAD, table("linear")),
-    *encoder_layer("fusion.transformer.transformer_enc.layers.{i}", f"{HEAD}transformer/block_{{i}}"),
+    *BLOCKS["transf"],
+    *BLOCKS["transf_cls"],
     *norm("fusion.transformer.transformer_enc.norm", f"{HEAD}norm"),
 )
 
@@ -152,20 +156,22 @@ FROM_HUGGING_FACE = replace(
 def layouts(model: VideoText) -> tuple[Layout, ...]:
     """What this model's weights are published in."""
     fixed = of_openai(model.video.image, "video.image.") | of_openai(model.text, "text.")
+    others = [rule for head, rules in BLOCKS.items() if head != model.video.head for rule in rules]
     release = replace(
         RELEASE,
+        rules=tuple(rule for rule in RELEASE.rules if rule not in others),
         prepare=partial(prepare, tower=model.video),
         restore=partial(shifted, shift=model.video.image.shift),
         fixed=fixed,
     )
     mmaction2 = replace(
-        RELEASE,
+        release,
         name="mmaction2's ActionCLIP",
         key="mmaction2",
         prepare=partial(prepare_mmaction2, tower=model.video),
         restore=mmaction2_names,
         wrap=lambda content: {"state_dict": content},
-        fixed=fixed | {"video.image.joint": False, "video.image.shift": False},
+        fixed=fixed | {"video.image.joint": False, "video.image.shift": False, "video.head": "transf"},
     )
     return release, mmaction2, FROM_OPENAI, FROM_HUGGING_FACE
 
