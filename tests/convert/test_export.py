@@ -37,11 +37,11 @@ WAYS = [
 ]
 
 
-def leaves_equal(found: dict, expected: dict) -> None:
-    ours, theirs = flatten_dict(expected, sep="/"), flatten_dict(found, sep="/")
-    assert ours.keys() == theirs.keys()
-    for path, leaf in ours.items():
-        np.testing.assert_array_equal(theirs[path], leaf, err_msg=path)
+def leaves_equal(loaded: dict, expected: dict) -> None:
+    wanted, got = flatten_dict(expected, sep="/"), flatten_dict(loaded, sep="/")
+    assert wanted.keys() == got.keys()
+    for path, leaf in wanted.items():
+        np.testing.assert_array_equal(got[path], leaf, err_msg=path)
 
 
 @pytest.mark.parametrize(("name", "key"), WAYS, ids=[f"{name}-{key}" for name, key in WAYS])

@@ -30,11 +30,11 @@ def loaded(transformers, kind: str, folder):
     peer, info = getattr(transformers, kind).from_pretrained(folder, output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
     peer.save_pretrained(folder / "again")
-    theirs, ours = (load_file(file / "model.safetensors") for file in (folder / "again", folder))
+    written_again, written = (load_file(file / "model.safetensors") for file in (folder / "again", folder))
     older = {"query.bias": "q_bias", "value.bias": "v_bias"} if "VideoMAE" in kind else {}  # of published files
     for newer, name in older.items():
-        theirs = {entry.replace(newer, name): value for entry, value in theirs.items()}
-    assert {name: value.shape for name, value in ours.items()} == {k: v.shape for k, v in theirs.items()}
+        written_again = {entry.replace(newer, name): value for entry, value in written_again.items()}
+    assert {name: value.shape for name, value in written.items()} == {k: v.shape for k, v in written_again.items()}
     return peer.eval()
 
 

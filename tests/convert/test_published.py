@@ -124,7 +124,7 @@ def test_a_published_hash_is_checked(cache, monkeypatch, tmp_path):
     assert download.download("https://x/y.pth", "mine", found[:8]) == cache / "mine" / "y.pth"
 
 
-def test_what_cannot_be_fetched_is_told(cache, monkeypatch):
+def test_what_cannot_be_fetched_is_an_error(cache, monkeypatch):
     serve(monkeypatch, b"\n<!DOCTYPE html><html>sign in</html>")
     with pytest.raises(UserError, match="is a page and no file: fetch i3d_rgb_k400 by hand and give its path"):
         vidjax.load_pretrained("i3d_rgb_k400")

@@ -59,9 +59,9 @@ def from_state_dict(
     Raises:
       UserError: the names are of no known layout, or do not fit the model.
     """
-    found, prepared = recognize(model, state_dict, layout)
-    variables, report = _fill(model, found, prepared, strict, inflation, key, fresh=fresh)
-    classes = found.classes(prepared)
+    chosen, prepared = recognize(model, state_dict, layout)
+    variables, report = _fill(model, chosen, prepared, strict, inflation, key, fresh=fresh)
+    classes = chosen.classes(prepared)
     if classes is not None and "head/kernel" in report.fresh and not rules.begins("head/kernel", fresh):
         raise UserError(
             f"the head has {classes} classes in the weights and {model.num_classes} in the model: set num_classes, or "
@@ -99,9 +99,9 @@ def load_weights(
     described = hub.build(config, CONFIGS, path) if config and config["model_type"] in CONFIGS else None
     notes = []
     try:
-        found, prepared = recognize(model, files.read(path, notes.append) if weights is None else weights, layout)
+        chosen, prepared = recognize(model, files.read(path, notes.append) if weights is None else weights, layout)
         native = _native(model, described)
-        filled, report = rules.apply(found, prepared, params, fresh=fresh, inflation=inflation, native=native)
+        filled, report = rules.apply(chosen, prepared, params, fresh=fresh, inflation=inflation, native=native)
         return filled, dataclasses.replace(report, notes=tuple(notes))
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
@@ -184,29 +184,29 @@ def assemble(
     else:
         model = create_model(name, **overrides)
     try:
-        found, prepared = recognize(model, weights, layout)
-        if found.name == checkpoint.OURS and described is not None and type(described) is not type(model):
+        chosen, prepared = recognize(model, weights, layout)
+        if chosen.name == checkpoint.OURS and described is not None and type(described) is not type(model):
             raise UserError(
                 f"this is a checkpoint of {type(described).__name__}, not of {type(model).__name__}: "
                 "leave the name out, or give another checkpoint"
             )
         if name and described is not None:
             model = _reconcile(name, model, described, overrides)
-        classes = found.classes(prepared)
+        classes = chosen.classes(prepared)
         if "num_classes" not in overrides and classes is not None and hasattr(model, "num_classes"):
             model = model.clone(num_classes=classes)
         if hasattr(model, "card"):  # a text tower has none
-            card = dataclasses.replace(model.card, **{**found.card, **card})
+            card = dataclasses.replace(model.card, **{**chosen.card, **card})
             if len(card.class_names) != getattr(model, "num_classes", None):
                 card = dataclasses.replace(card, class_names=())  # those of another head
             model = model.clone(card=card)
-        variables, report = _fill(model, found, prepared, strict, inflation, key, described=described)
+        variables, report = _fill(model, chosen, prepared, strict, inflation, key, described=described)
     except ValueError as error:
         raise UserError(f"{source}: {error}") from error
-    said = [f"the card's {field} is that of {found.name}" for field in found.card]
+    said = [f"the card's {field} is that of {chosen.name}" for field in chosen.card]
     report = dataclasses.replace(report, notes=(*notes, *said))
     if verbose:
-        print(f"{source} ({found.name}) in {name or type(model).__name__}: {report}")
+        print(f"{source} ({chosen.name}) in {name or type(model).__name__}: {report}")
     return model, variables
 
 

@@ -35,7 +35,7 @@ def download(address: str, name: str, sha256: str = "") -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         print(f"fetching {address} to {path}", flush=True)
-        found = _fetch(address, unfinished)
+        digest = _fetch(address, unfinished)
     except OSError as error:  # those of urllib among them
         unfinished.unlink(missing_ok=True)
         raise UserError(
@@ -43,9 +43,9 @@ def download(address: str, name: str, sha256: str = "") -> Path:
         ) from error
     with unfinished.open("rb") as file:
         page = file.read(64).lstrip().lower().startswith((b"<!doctype html", b"<html"))
-    if page or not found.startswith(sha256):
+    if page or not digest.startswith(sha256):
         unfinished.unlink()
-        why = "a page and no file" if page else f"a file with the hash {found}, and not {sha256}"
+        why = "a page and no file" if page else f"a file with the hash {digest}, and not {sha256}"
         raise UserError(f"at {address} is {why}: fetch {name} by hand and give its path")
     os.replace(unfinished, path)
     return path

@@ -27,7 +27,7 @@ class Published:
       source: an id of Hugging Face's, or the address of a file (or of the page where it is fetched by hand).
       layout: how the weights are named, as `load_pretrained(layout=...)` calls it.
       licence: of the weights, or of the repository where nothing is said of them.
-      classes: where the names of the classes stand, in the order of the logits; empty where that was not found.
+      classes: where the names of the classes stand, in the order of the logits; empty where no page says so.
       data: what the head was trained on, or the encoder where there is none.
       facts: the page that name, address and numbers are from.
       top1, top5: on `data`, in per cent.
