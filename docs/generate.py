@@ -148,8 +148,9 @@ def reference_index() -> str:
     rooms = "\n".join(f"- [vidjax.{room}]({room}.md): {summary(room)}" for room in ROOMS)
     functions = (
         "vidjax.models.create_model", "vidjax.models.create_text_model", "vidjax.models.list_models",
-        "vidjax.runs.weights.load_pretrained", "vidjax.convert.load_weights",
-        "vidjax.convert.checkpoint.save_pretrained",
+        "vidjax.runs.weights.load_pretrained", "vidjax.convert.published.list_pretrained",
+        "vidjax.convert.load_weights", "vidjax.convert.checkpoint.save_pretrained",
+        "vidjax.convert.export.export_pretrained",
     )  # fmt: skip
     listed = "\n".join(f"- [`vidjax.{function.rsplit('.', 1)[-1]}`][{function}]" for function in functions)
     return (

@@ -1,11 +1,14 @@
-"""Turns published weights, or a run of ours, into a vidjax checkpoint: `model.safetensors` and `vidjax.json`.
+"""Turns published weights, or a run of ours, into a vidjax checkpoint, or into what other code loads.
 
+    python experiments/convert_weights.py videomae_base_k400 weights/videomae_base
     python experiments/convert_weights.py MCG-NJU/videomae-base-finetuned-kinetics weights/videomae_base
     python experiments/convert_weights.py uniformer_base_k400_16x4.pth weights/uniformer --name uniformer_base
     python experiments/convert_weights.py runs/b weights/mine
+    python experiments/convert_weights.py runs/ft weights/for_transformers --layout transformers
 
-The result loads in one line, without PyTorch and without saying again what it is:
-`model, variables = vidjax.load_pretrained("weights/videomae_base")`.
+A vidjax checkpoint (`model.safetensors` and `vidjax.json`) loads in one line, without PyTorch and without saying again
+what it is: `model, variables = vidjax.load_pretrained("weights/videomae_base")`. With `--layout` the files are those of
+another library or of the original code, see `vidjax.export_pretrained`.
 """
 
 import dataclasses
@@ -16,7 +19,7 @@ from tyro.conf import Positional
 
 import vidjax
 from vidjax import cli
-from vidjax.convert import save_pretrained
+from vidjax.convert import export_pretrained
 from vidjax.convert.rules import Inflation
 from vidjax.errors import UserError
 from vidjax.fields import check_values
@@ -27,11 +30,15 @@ class Config:
     """What to convert, and to where."""
 
     source: Positional[str]
-    """A Hugging Face id or directory, a file of published weights, or the work directory of a run."""
+    """A published checkpoint's name, a Hugging Face id or directory, a file of weights, or a run's work directory."""
     out: Positional[str]
     """A new directory."""
     name: str | None = None
     """The model, one of vidjax.list_models(); needed where the source does not say it."""
+    layout: str = "vidjax"
+    """What to write: vidjax's own format or a publisher's: transformers, torchvision, mmaction2, original, ..."""
+    source_layout: str | None = None
+    """The layout that the source's weights are in, where their names are not to decide."""
     which: Literal["best", "last"] = "best"
     """Of a run, the checkpoint that validated best (the newest where there was no validation), or the newest."""
     num_classes: int | None = None
@@ -56,13 +63,15 @@ def main(config: Config) -> None:
     model, variables = vidjax.load_pretrained(
         config.source,
         config.name,
+        layout=config.source_layout,
         which=config.which,
         strict=config.strict,
         inflation=config.inflation,
         **fields,
     )
-    save_pretrained(out, model, variables)
-    print(f'wrote {out}: vidjax.load_pretrained("{out}") reads it')
+    file = export_pretrained(model, variables, out, layout=config.layout)
+    others = "" if config.layout == "vidjax" else f" ({file.name} in the layout {config.layout})"
+    print(f'wrote {out}{others}: vidjax.load_pretrained("{out}") reads it')
 
 
 if __name__ == "__main__":

@@ -3,13 +3,15 @@
     python experiments/list_models.py
     python experiments/list_models.py uniformer
     python experiments/list_models.py --markdown
+    python experiments/list_models.py --pretrained k400
 
+`--pretrained` lists the checkpoints that `vidjax.load_pretrained` takes by name, with what their publishers say.
 Parameters are counted from the shapes of an initialisation, GMACs (multiply-accumulates of convolutions and matrix
 products) from the traced program of one clip of the input given. Nothing is computed or downloaded.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
 from math import prod
 
@@ -18,7 +20,7 @@ from tyro.conf import Positional
 
 import vidjax
 from vidjax import cli
-from vidjax.convert import layouts
+from vidjax.convert import layouts, published
 from vidjax.errors import UserError
 from vidjax.models import example_inputs
 from vidjax.training.cost import count_macs
@@ -32,8 +34,11 @@ class Config:
     """Only models whose name contains this."""
     markdown: bool = False
     """A table in Markdown, as in the documentation."""
+    pretrained: bool = False
+    """The published checkpoints whose name contains this, instead of models."""
 
 
+CHECKPOINT = ("checkpoint", "model", "data", "top-1", "top-5", "views", "layout", "licence", "source")
 COLUMNS = ("model", "input", "parameters", "GMACs", "published accuracy", "source", "weights that load")
 
 
@@ -49,24 +54,44 @@ def rows(contains: str) -> Iterator[tuple[str, ...]]:
         yield name, size, f"{parameters:,}", f"{macs / 1e9:,.2f}", model.card.accuracy, model.card.source, formats
 
 
-def markdown(contains: str) -> Iterator[str]:
+def checkpoints(contains: str) -> Iterator[tuple[str, ...]]:
+    """One row of text a published checkpoint."""
+    for name in vidjax.list_pretrained(f"*{contains}*"):
+        row = published.ROWS[name]
+        numbers = ("" if number is None else f"{number}" for number in (row.top1, row.top5))
+        yield name, row.model, row.data, *numbers, row.views, row.layout, row.licence, row.source
+
+
+def markdown(
+    contains: str, columns: tuple[str, ...] = COLUMNS, table: Callable[[str], Iterator[tuple[str, ...]]] = rows
+) -> Iterator[str]:
     """The lines of a table in Markdown."""
-    yield "| " + " | ".join(COLUMNS) + " |"
-    yield "|" + "---|" * len(COLUMNS)
-    for name, *cells in rows(contains):
+    yield "| " + " | ".join(columns) + " |"
+    yield "|" + "---|" * len(columns)
+    for name, *cells in table(contains):
         yield "| " + " | ".join([f"`{name}`", *cells]) + " |"
 
 
 def main(config: Config) -> None:
-    """Prints a line a model, as soon as it is counted."""
-    if not vidjax.list_models(config.contains):
-        raise UserError(f"no model's name contains '{config.contains}': leave it out, and all are listed")
+    """Prints a line a model, as soon as it is counted, or a line a checkpoint."""
+    if config.pretrained:
+        kind, names, columns, table = (
+            "checkpoint",
+            vidjax.list_pretrained(f"*{config.contains}*"),
+            CHECKPOINT,
+            checkpoints,
+        )
+        widths = (38, 42, 14, 7, 7, 10, 18, 13, 0)
+    else:
+        kind, names, columns, table = "model", vidjax.list_models(config.contains), COLUMNS, rows
+        widths = (44, 16, 13, 10, 44, 32, 0)
+    if not names:
+        raise UserError(f"no {kind}'s name contains '{config.contains}': leave it out, and all are listed")
     if config.markdown:
-        for line in markdown(config.contains):
+        for line in markdown(config.contains, columns, table):
             print(line, flush=True)
         return
-    widths = (44, 16, 13, 10, 44, 32, 0)
-    for cells in chain([COLUMNS], rows(config.contains)):
+    for cells in chain([columns], table(config.contains)):
         print(" ".join(f"{cell:{width}}" for cell, width in zip(cells, widths, strict=True)), flush=True)
 
 

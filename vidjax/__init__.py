@@ -4,14 +4,16 @@ Pure-functional Flax modules, a tf.data pipeline and pre-training objectives. Im
 nor PyTorch, av or tyro.
 """
 
-from vidjax.convert import load_weights, save_pretrained
+from vidjax.convert import export_pretrained, list_pretrained, load_weights, save_pretrained
 from vidjax.models import create_model, create_text_model, list_models
 from vidjax.runs import load_pretrained
 
 __all__ = [
     "create_model",
     "create_text_model",
+    "export_pretrained",
     "list_models",
+    "list_pretrained",
     "load_pretrained",
     "load_weights",
     "save_pretrained",

@@ -1,11 +1,14 @@
 """Which layout weights are in: through what training put around the model, and what is said where it is none."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 import recipe
 
-from vidjax.convert import from_state_dict, load_pretrained
+from vidjax.convert import from_state_dict, layouts, load_pretrained, recognition, recognize
+from vidjax.errors import UserError
 from vidjax.models.clip import ImageTower
 from vidjax.models.text import TextTower
 from vidjax.models.timesformer import TimeSformer
@@ -136,3 +139,33 @@ def test_one_tower_of_a_pair_is_found_among_both():
     pair = from_state_dict(VideoText(image, text), named, strict=True)["params"]
     for tower, name in ((image, "video"), (text, "text")):
         jax.tree.map(np.testing.assert_array_equal, from_state_dict(tower, named)["params"], pair[name])
+
+
+# The layout by its name
+
+
+def test_a_named_layout_overrules_what_names_say(tmp_path):
+    """An image ViT of ten classes has the names of space-only attention, which it is taken for unless it is named."""
+    weights = dict(recipe.load("timesformer_space").weights)
+    model = TimeSformer(48, 2, 3, "space", patch_size=(1, 8, 8), num_classes=11, num_frames=4, image_size=32)
+    assert recognize(model, weights)[0].key == "original"
+    assert recognize(model, weights, "timm")[0].key == "timm"
+    params = from_state_dict(model, weights, layout="timm")["params"]  # whose head is new
+    assert not np.array_equal(params["head"]["kernel"], weights["head.weight"].T)
+    np.testing.assert_array_equal(params["norm"]["scale"], weights["norm.weight"])
+    with pytest.raises(UserError, match="these are no weights of TimeSformer: it would be known by embeddings"):
+        recognize(model, weights, "transformers")
+
+
+def test_two_layouts_that_fit_are_an_error_that_names_both(monkeypatch, model, weights):
+    original = next(layout for layout in layouts(model) if layout.key == "original")
+    twin = dataclasses.replace(original, name="somebody's copy", key="copy")
+    monkeypatch.setitem(recognition.LAYOUTS, VideoMAE, (original, twin))
+    said = r"the weights fit MCG-NJU/VideoMAE \(layout='original'\) and somebody's copy \(layout='copy'\): choose one"
+    with pytest.raises(UserError, match=said):
+        from_state_dict(model, weights)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        from_state_dict(model, weights, layout="copy"),
+        from_state_dict(model, weights, layout="original"),
+    )

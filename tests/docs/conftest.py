@@ -17,6 +17,7 @@ from vidjax import convert, runs  # noqa: E402
 
 # Published weights by what pages call them, and the tiny model that stands in for each, with drawn weights.
 WEIGHTS = {
+    "videomae_base_k400": "videomae_tiny",
     "MCG-NJU/videomae-base": "videomae_tiny",
     "MCG-NJU/videomae-base-finetuned-kinetics": "videomae_tiny",
     "uniformer_base_k400_16x4.pth": "uniformer_tiny",

@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 
 import vidjax
-from vidjax.convert import from_state_dict
+from vidjax.convert import files, from_state_dict
 from vidjax.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "experiments"))
@@ -47,6 +47,22 @@ def test_published_weights_are_converted_once_for_all(published, tmp_path, capsy
         convert_weights.main(convert_weights.Config(str(file), str(tmp_path / "new"), name="r2plus1d_18"))
     with pytest.raises(UserError, match="nothing is overwritten"):
         convert_weights.main(convert_weights.Config(str(tmp_path / "narrow"), str(tmp_path / "out")))
+    assert not (tmp_path / "new").exists()
+
+
+def test_weights_go_out_as_other_code_loads_them(published, tmp_path, capsys):
+    _, golden = published
+    model = vidjax.create_model("r2plus1d_18", depths=(1, 1, 1, 1), num_classes=5)
+    vidjax.save_pretrained(tmp_path / "narrow", model, from_state_dict(model, golden.weights, strict=True))
+    config = convert_weights.Config(str(tmp_path / "narrow"), str(tmp_path / "out"), layout="torchvision")
+    convert_weights.main(config)
+    assert "in the layout torchvision): vidjax.load_pretrained(" in capsys.readouterr().out
+    written = files.read(tmp_path / "out")
+    assert written.keys() == golden.weights.keys()
+    for name, value in golden.weights.items():
+        np.testing.assert_array_equal(written[name], value)
+    with pytest.raises(UserError, match=r"layout is 'caffe': ResNet3D has torchvision, vidjax$"):
+        convert_weights.main(dataclasses.replace(config, out=str(tmp_path / "new"), layout="caffe"))
     assert not (tmp_path / "new").exists()
 
 

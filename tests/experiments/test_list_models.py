@@ -55,3 +55,14 @@ def test_the_readme_has_the_accuracies_of_the_cards():
     assert len(rows) == 6
     for name, accuracy, views in rows:
         assert vidjax.create_model(name).card.accuracy == f"{accuracy}, {views} views"
+
+
+def test_published_checkpoints_are_listed(capsys):
+    list_models.main(list_models.Config("base_k400", pretrained=True))
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert header.split()[:4] == ["checkpoint", "model", "data", "top-1"]
+    assert [line.split()[0] for line in lines] == vidjax.list_pretrained("*base_k400*")
+    found = next(line for line in lines if line.startswith("videomae_base_k400 "))
+    assert found.split()[1:6] == ["videomae_base", "K400", "80.9", "94.7", "5x3"]
+    with pytest.raises(ValueError, match="no checkpoint's name contains 'nothing'"):
+        list_models.main(list_models.Config("nothing", pretrained=True))

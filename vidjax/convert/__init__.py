@@ -1,39 +1,42 @@
 """Published weights into our models, in one line."""
 
 import dataclasses
-import difflib
-import pkgutil
-from collections.abc import Iterator, Sequence
-from importlib import import_module
+from collections.abc import Sequence
 from pathlib import Path
 
 import flax.linen as nn
 import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from vidjax.convert import checkpoint, files, hub, preprocessing, rules
+from vidjax.convert import checkpoint, files, hub, preprocessing, published, rules
 from vidjax.convert.checkpoint import COMPUTING, save_pretrained
+from vidjax.convert.export import export_pretrained
 from vidjax.convert.files import Weights
+from vidjax.convert.published import list_pretrained
+from vidjax.convert.recognition import CONFIGS, layouts, recognize
 from vidjax.convert.rules import Inflation, Layout, Report
 from vidjax.errors import UserError
 from vidjax.models import create_model, example_inputs, override, towers
-from vidjax.models.video_text import VideoText
 
-__all__ = ["Report", "from_state_dict", "load_pretrained", "load_weights", "save_pretrained"]
-
-# Every file here that has `LAYOUTS` holds the rules of a family; no list names them.
-FILES = tuple(import_module(f"{__name__}.{file.name}") for file in pkgutil.iter_modules(__path__))
-FAMILIES = tuple(file for file in FILES if hasattr(file, "LAYOUTS"))
-
-# By the type of the model; of a pair of towers by that of its video tower too.
-LAYOUTS = {module: layouts for family in FAMILIES for module, layouts in family.LAYOUTS.items()}
-CONFIGS = {kind: make for family in FAMILIES for kind, make in getattr(family, "CONFIGS", {}).items()}
+__all__ = [
+    "CONFIGS",
+    "Report",
+    "export_pretrained",
+    "from_state_dict",
+    "layouts",
+    "list_pretrained",
+    "load_pretrained",
+    "load_weights",
+    "recognize",
+    "save_pretrained",
+]
 
 
 def from_state_dict(
     model: nn.Module,
     state_dict: Weights,
     *,
+    layout: str | None = None,
     strict: bool = False,
     fresh: Sequence[str] = (),
     inflation: Inflation = "average",
@@ -47,6 +50,7 @@ def from_state_dict(
 
     Args:
       state_dict: `{published name: numpy array}` in any layout known for the model's family.
+      layout: the layout by its name (`transformers`, `original`, ...), where the entries' names are not to decide.
       strict: nothing may be newly initialised or unused.
       fresh: beginnings of parameter paths that are newly initialised whatever the weights hold, such as `["head"]`.
       inflation: how kernels of images become kernels of clips.
@@ -55,9 +59,9 @@ def from_state_dict(
     Raises:
       UserError: the names are of no known layout, or do not fit the model.
     """
-    layout, prepared = recognize(model, state_dict)
-    variables, report = _fill(model, layout, prepared, strict, inflation, key, fresh=fresh)
-    classes = layout.classes(prepared)
+    chosen, prepared = recognize(model, state_dict, layout)
+    variables, report = _fill(model, chosen, prepared, strict, inflation, key, fresh=fresh)
+    classes = chosen.classes(prepared)
     if classes is not None and "head/kernel" in report.fresh and not rules.begins("head/kernel", fresh):
         raise UserError(
             f"the head has {classes} classes in the weights and {model.num_classes} in the model: set num_classes, or "
@@ -72,6 +76,7 @@ def load_weights(
     params: dict,
     *,
     weights: Weights | None = None,
+    layout: str | None = None,
     fresh: Sequence[str] = (),
     inflation: Inflation = "average",
 ) -> tuple[dict, Report]:
@@ -80,6 +85,7 @@ def load_weights(
     Args:
       path: a file or a directory, as `vidjax.load_pretrained` takes them.
       weights: what was read from there, where that was done already.
+      layout: see `from_state_dict`.
       params: the model's parameters, or all its variables; arrays, or their shapes alone (`jax.eval_shape`).
       fresh: beginnings of parameter paths that stay as they are: `["head"]` gives other classes of the same number a
         new head.
@@ -93,9 +99,9 @@ def load_weights(
     described = hub.build(config, CONFIGS, path) if config and config["model_type"] in CONFIGS else None
     notes = []
     try:
-        layout, prepared = recognize(model, files.read(path, notes.append) if weights is None else weights)
+        chosen, prepared = recognize(model, files.read(path, notes.append) if weights is None else weights, layout)
         native = _native(model, described)
-        filled, report = rules.apply(layout, prepared, params, fresh=fresh, inflation=inflation, native=native)
+        filled, report = rules.apply(chosen, prepared, params, fresh=fresh, inflation=inflation, native=native)
         return filled, dataclasses.replace(report, notes=tuple(notes))
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
@@ -105,6 +111,7 @@ def load_pretrained(
     source: str | Path,
     name: str | None = None,
     *,
+    layout: str | None = None,
     strict: bool = False,
     inflation: Inflation = "average",
     key: jax.Array | None = None,
@@ -112,11 +119,16 @@ def load_pretrained(
     **overrides,
 ) -> tuple[nn.Module, dict]:
     """What `vidjax.load_pretrained` (see there) is for everything but the work directories of runs."""
+    row = None if Path(source).expanduser().exists() else published.ROWS.get(str(source))
     path = hub.fetch(source)
     described, card, notes = None, {}, []
+    if row is not None:
+        layout = layout or row.layout
+        overrides = {**row.fields, **overrides}
+        name = name if name or row.is_hub else row.model  # a directory says itself what it is
     if checkpoint.is_one(path):
         described, weights = checkpoint.read(path)
-        card = dataclasses.asdict(described.card)
+        card = dataclasses.asdict(described.card) if hasattr(described, "card") else {}
     else:
         weights = files.read(path, notes.append)
         if config := hub.read_config(path):
@@ -125,12 +137,15 @@ def load_pretrained(
             # Under a name, another family's weights may be where this one starts.
             known = name is None or config["model_type"] in CONFIGS
             described = hub.build(config, CONFIGS, source) if known else None
+    if row is not None:
+        card |= {"accuracy": row.accuracy} | ({"stride": row.stride} if row.stride else {})
     return assemble(
         source,
         weights,
         described,
         card,
         name=name,
+        layout=layout,
         strict=strict,
         inflation=inflation,
         key=key,
@@ -147,6 +162,7 @@ def assemble(
     card: dict,
     *,
     name: str | None,
+    layout: str | None,
     strict: bool,
     inflation: Inflation,
     key: jax.Array | None,
@@ -168,95 +184,30 @@ def assemble(
     else:
         model = create_model(name, **overrides)
     try:
-        layout, prepared = recognize(model, weights)
-        if layout.name == checkpoint.OURS and described is not None and type(described) is not type(model):
+        chosen, prepared = recognize(model, weights, layout)
+        if chosen.name == checkpoint.OURS and described is not None and type(described) is not type(model):
             raise UserError(
                 f"this is a checkpoint of {type(described).__name__}, not of {type(model).__name__}: "
                 "leave the name out, or give another checkpoint"
             )
         if name and described is not None:
             model = _reconcile(name, model, described, overrides)
-        classes = layout.classes(prepared)
+        classes = chosen.classes(prepared)
         if "num_classes" not in overrides and classes is not None and hasattr(model, "num_classes"):
             model = model.clone(num_classes=classes)
         if hasattr(model, "card"):  # a text tower has none
-            card = dataclasses.replace(model.card, **{**layout.card, **card})
+            card = dataclasses.replace(model.card, **{**chosen.card, **card})
             if len(card.class_names) != getattr(model, "num_classes", None):
                 card = dataclasses.replace(card, class_names=())  # those of another head
             model = model.clone(card=card)
-        variables, report = _fill(model, layout, prepared, strict, inflation, key, described=described)
+        variables, report = _fill(model, chosen, prepared, strict, inflation, key, described=described)
     except ValueError as error:
         raise UserError(f"{source}: {error}") from error
-    said = [f"the card's {field} is that of {layout.name}" for field in layout.card]
+    said = [f"the card's {field} is that of {chosen.name}" for field in chosen.card]
     report = dataclasses.replace(report, notes=(*notes, *said))
     if verbose:
-        print(f"{source} ({layout.name}) in {name or type(model).__name__}: {report}")
+        print(f"{source} ({chosen.name}) in {name or type(model).__name__}: {report}")
     return model, variables
-
-
-def layouts(model: nn.Module) -> tuple[Layout, ...]:
-    """The layouts that weights of this model are published in, in the order in which they are tried."""
-    kind = (type(model), type(model.video)) if isinstance(model, VideoText) else type(model)
-    known = LAYOUTS.get(kind, ())
-    return known(model) if callable(known) else known
-
-
-# What training adds to names: compiling, sharding and recomputing a module at any level of them; and modules around the
-# model, of which Lightning's has no name of its own.
-LEVELS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-AROUND = ("module.", "model.", "net.", "network.")
-
-
-def unwrapped(weights: Weights) -> Iterator[Weights]:
-    """The weights as they are but for `LEVELS`, then with one of `AROUND` less before their names, as often as it goes.
-
-    Entries that have nothing before their names, such as those of a loss, stay.
-    """
-    try:
-        weights = rules.rename(weights, lambda name: ".".join(part for part in name.split(".") if part not in LEVELS))
-        yield weights
-        while around := next((one for one in AROUND if any(name.startswith(one) for name in weights)), None):
-            weights = rules.strip(weights, around)
-            yield weights
-    except ValueError:  # two entries would have one name
-        return
-
-
-def recognize(model: nn.Module, weights: Weights) -> tuple[Layout, Weights]:
-    """The layout that the weights are in, and they as its rules name them.
-
-    Raises:
-      UserError: the layout is none that the model's family is published in, or the model is computed otherwise than
-        the weights' own, which they do not tell.
-    """
-    known = [*layouts(model), checkpoint.layout(weights, layouts(model))]
-    for named in unwrapped(weights):
-        for layout in known:
-            prepared = layout.prepare(named)
-            if layout.sign in prepared:
-                layout.check(model)
-                return layout, prepared
-    signs = [f"{layout.sign} ({layout.name})" for layout in known]
-    seen = difflib.get_close_matches(known[0].sign, weights, n=3, cutoff=0.0)
-    raise UserError(
-        f"these are no weights of {type(model).__name__}: it would be known by {' or '.join(signs)}, the nearest of "
-        f"{len(weights)} names are {', '.join(seen) or 'none'}; their layout is unknown, the nearest known one is "
-        f"{_nearest(known, weights)}: choose the model that they are of"
-    )
-
-
-def _nearest(known: Sequence[Layout], weights: Weights) -> str:
-    """The layout that these names are most like, and how far they are from it."""
-    for layout in known:
-        if around := [name.removesuffix(layout.sign) for name in weights if name.endswith(f".{layout.sign}")]:
-            return f"{layout.name}, without {' or '.join(around)} before its names"
-    counts = {layout.name: sum(map(layout.knows, layout.prepare(weights))) for layout in known}
-    signs = {layout.sign: layout.name for layout in known}
-    likest = max(
-        signs, key=lambda sign: max((difflib.SequenceMatcher(None, sign, name).ratio() for name in weights), default=0)
-    )
-    best = max(counts, key=lambda name: (counts[name], name == signs[likest]))
-    return f"{best}, which knows {counts[best]} of them"
 
 
 # Fields in which a model may differ from what its weights are of: clips, classes, and what is there in training alone.

@@ -19,11 +19,12 @@ from vidjax.convert.clip import (
     check_heads,
     hugging_face_image,
     hugging_face_text,
+    of_openai,
     openai_block,
     openai_image,
     openai_text,
 )
-from vidjax.convert.files import Weights
+from vidjax.convert.files import PARTS, Weights
 from vidjax.convert.fits import table
 from vidjax.convert.rules import Layout, Rule, kernel, norm, rename
 from vidjax.errors import UserError
@@ -40,16 +41,20 @@ def encoder_layer(source: str, target: str) -> tuple[Rule, ...]:
     return block(source, target, attention, ("norm1", "norm2", "linear1", "linear2"))
 
 
+BLOCKS = {  # of the heads that have any, by their names
+    "transf": openai_block("fusion.transformer.resblocks.{i}", f"{HEAD}transformer/block_{{i}}"),
+    "transf_cls": encoder_layer("fusion.transformer.transformer_enc.layers.{i}", f"{HEAD}transformer/block_{{i}}"),
+}
 HEADS = (
     Rule("fusion.frame_position_embeddings.weight", f"{HEAD}frame_position"),
     Rule("fusion.lstm_visual.weight_ih_l0", f"{HEAD}input_kernel", kernel),
     Rule("fusion.lstm_visual.weight_hh_l0", f"{HEAD}state_kernel", kernel),
     Rule("fusion.lstm_visual.bias_ih_l0", f"{HEAD}input_bias"),
     Rule("fusion.lstm_visual.bias_hh_l0", f"{HEAD}state_bias"),
-    *openai_block("fusion.transformer.resblocks.{i}", f"{HEAD}transformer/block_{{i}}"),
     Rule("fusion.transformer.cls_token", f"{HEAD}class_token"),
     *positions("fusion.transformer.pos_embed", HEAD, table("linear")),
-    *encoder_layer("fusion.transformer.transformer_enc.layers.{i}", f"{HEAD}transformer/block_{{i}}"),
+    *BLOCKS["transf"],
+    *BLOCKS["transf_cls"],
     *norm("fusion.transformer.transformer_enc.norm", f"{HEAD}norm"),
 )
 
@@ -87,8 +92,31 @@ def prepare(weights: Weights, tower: VideoTower) -> Weights:
 
 
 def prepare_mmaction2(weights: Weights, tower: VideoTower) -> Weights:
-    """The same, of mmaction2's entries under the release's names."""
+    """The same, of mmaction2's entries under the release's names; none where these are the release's already."""
+    if SIGN in weights:
+        return {}
     return prepare(rename(weights, lambda name: re.sub("^clip", "model", re.sub("^adapter", "fusion", name))), tower)
+
+
+def mmaction2_names(weights: Weights) -> Weights:
+    """The inverse."""
+    return rename(weights, lambda name: re.sub("^model", "clip", re.sub("^fusion", "adapter", name)))
+
+
+def shifted(weights: Weights, shift: bool) -> Weights:
+    """The inverse of `prepare`: a shifted block of the image tower has a level more."""
+    within = re.compile(r"(model\.visual\.transformer\.resblocks\.\d+\.)")
+    return {within.sub(r"\1net.", name) if shift else name: value for name, value in weights.items()}
+
+
+def two_dicts(content: dict) -> dict:
+    """The release's file: CLIP's state dict, and that of the temporal head within `DataParallel`."""
+    clip, fusion = (
+        {name.removeprefix(part): value for name, value in content.items() if name.startswith(part)}
+        for part in PARTS.values()
+    )
+    content = (clip, {f"module.{name}": value for name, value in fusion.items()})
+    return dict(zip(PARTS, content, strict=True))
 
 
 def check(model: VideoText) -> None:
@@ -102,6 +130,8 @@ def check(model: VideoText) -> None:
 
 RELEASE = Layout(
     name="ActionCLIP's release",
+    key="original",
+    wrap=two_dicts,
     sign=SIGN,
     rules=(
         *openai_image("model.visual.", IMAGE),
@@ -115,16 +145,34 @@ RELEASE = Layout(
 )
 # The rest is what ActionCLIP starts from: a pair that knows images.
 NEW = (f"{IMAGE}{TIME}", BIAS, HEAD)
-FROM_OPENAI = replace(OPENAI, rules=(*openai_image(target=IMAGE), *openai_text(target="text/"), SCALE), optional=NEW)
+FROM_OPENAI = replace(
+    OPENAI, rules=(*openai_image(target=IMAGE), *openai_text(target="text/"), SCALE), optional=NEW, restore=None
+)
 FROM_HUGGING_FACE = replace(
-    HUGGING_FACE, rules=(*hugging_face_image(IMAGE), *hugging_face_text("text/"), SCALE), optional=NEW
+    HUGGING_FACE, rules=(*hugging_face_image(IMAGE), *hugging_face_text("text/"), SCALE), optional=NEW, restore=None
 )
 
 
 def layouts(model: VideoText) -> tuple[Layout, ...]:
     """What this model's weights are published in."""
-    release = replace(RELEASE, prepare=partial(prepare, tower=model.video))
-    mmaction2 = replace(RELEASE, name="mmaction2's ActionCLIP", prepare=partial(prepare_mmaction2, tower=model.video))
+    fixed = of_openai(model.video.image, "video.image.") | of_openai(model.text, "text.")
+    others = [rule for head, rules in BLOCKS.items() if head != model.video.head for rule in rules]
+    release = replace(
+        RELEASE,
+        rules=tuple(rule for rule in RELEASE.rules if rule not in others),
+        prepare=partial(prepare, tower=model.video),
+        restore=partial(shifted, shift=model.video.image.shift),
+        fixed=fixed,
+    )
+    mmaction2 = replace(
+        release,
+        name="mmaction2's ActionCLIP",
+        key="mmaction2",
+        prepare=partial(prepare_mmaction2, tower=model.video),
+        restore=mmaction2_names,
+        wrap=lambda content: {"state_dict": content},
+        fixed=fixed | {"video.image.joint": False, "video.image.shift": False, "video.head": "transf"},
+    )
     return release, mmaction2, FROM_OPENAI, FROM_HUGGING_FACE
 
 

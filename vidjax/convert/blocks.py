@@ -1,6 +1,6 @@
 """Transformer blocks, and tables of positions, by the names that published weights give to their parts."""
 
-from vidjax.convert.rules import Fit, Rule, dense, kernel_rows, norm
+from vidjax.convert.rules import Fit, Rule, Transform, dense, kernel_rows, norm
 
 PARTS = ("query", "key", "value")
 
@@ -61,9 +61,17 @@ def hugging_face_block(source: str, target: str) -> tuple[Rule, ...]:
     return block(source, target, attention, HUGGING_FACE_NAMES)
 
 
+CLASS_POSITION = Transform(lambda value: value[:, :1], lambda value: value, 0, axis=1)
+PATCH_POSITIONS = Transform(
+    lambda value: value[0, 1:], lambda table: table.reshape(1, -1, table.shape[-1]), 1, axis=1
+)  # fmt: skip
+# The same of a table without a class token.
+ALL_POSITIONS = Transform(lambda value: value[0], lambda table: table.reshape(1, -1, table.shape[-1]))
+
+
 def positions(source: str, target: str, fit: Fit) -> tuple[Rule, ...]:
     """A table `(1, 1 + n, d)` whose first entry is the class token's."""
     return (
-        Rule(source, f"{target}class_position", lambda value: value[:, :1]),
-        Rule(source, f"{target}position/table", lambda value: value[0, 1:], fit),
+        Rule(source, f"{target}class_position", CLASS_POSITION),
+        Rule(source, f"{target}position/table", PATCH_POSITIONS, fit),
     )

@@ -2,11 +2,17 @@
 
 import numpy as np
 
-from vidjax.convert.rules import Layout, Rule, dense, kernel, strip
+from vidjax.convert.files import Weights
+from vidjax.convert.rules import Layout, Rule, Transform, dense, kernel, prefix, strip
 from vidjax.models.c3d import C3D, LAYERS
 
 
-def layout(model: C3D, name: str, sign: str, conv: dict[str, str], head: str) -> Layout:
+def recognizer(weights: Weights) -> Weights:
+    """The names of mmaction2's recognizer."""
+    return prefix(weights, "backbone.", "cls_head.")
+
+
+def layout(model: C3D, name: str, key: str, sign: str, conv: dict[str, str], head: str) -> Layout:
     """One naming.
 
     Args:
@@ -21,13 +27,22 @@ def layout(model: C3D, name: str, sign: str, conv: dict[str, str], head: str) ->
         maps = value.reshape(len(value), -1, frames, size, size)
         return np.ascontiguousarray(np.moveaxis(maps, (0, 1), (-1, -2))).reshape(-1, len(value))
 
+    def channels_first(value: np.ndarray) -> np.ndarray:
+        """The inverse."""
+        if value.shape[0] % (frames * size * size):
+            return kernel.inverse(value)
+        maps = value.reshape(frames, size, size, -1, value.shape[-1])
+        return np.moveaxis(maps, (-1, -2), (0, 1)).reshape(value.shape[-1], -1)
+
     return Layout(
         name=name,
+        key=key,
         sign=sign,
         prepare=lambda weights: strip(weights, "module.", "backbone."),
+        **({"restore": recognizer, "wrap": lambda content: {"state_dict": content}} if key == "mmaction2" else {}),
         rules=(
             *(rule for ours, theirs in conv.items() for rule in dense(theirs, ours)),
-            Rule("fc6.weight", "fc6/kernel", channels_last),
+            Rule("fc6.weight", "fc6/kernel", Transform(channels_last, channels_first)),
             Rule("fc6.bias", "fc6/bias"),
             *dense("fc7", "fc7"),
             *dense(head, "head"),
@@ -40,8 +55,8 @@ def layouts(model: C3D) -> tuple[Layout, ...]:
     mmaction2 = {name: f"{name}.conv" for name in LAYERS}
     port = {name: name.removesuffix("a") if name in ("conv1a", "conv2a") else name for name in LAYERS}
     return (
-        layout(model, "mmaction2", "conv1a.conv.weight", mmaction2, "cls_head.fc_cls"),
-        layout(model, "PyTorch ports", "conv1.weight", port, "fc8"),
+        layout(model, "mmaction2", "mmaction2", "conv1a.conv.weight", mmaction2, "cls_head.fc_cls"),
+        layout(model, "PyTorch ports", "pytorch_ports", "conv1.weight", port, "fc8"),
     )
 
 

@@ -10,7 +10,8 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from vidjax.convert.files import Weights, read_safetensors
+from vidjax.convert import files
+from vidjax.convert.files import Weights, weights_of
 from vidjax.convert.rules import Layout, Rule
 from vidjax.errors import UserError
 from vidjax.layers.card import Card
@@ -18,12 +19,12 @@ from vidjax.models import MODULES, example_inputs, towers
 
 NAME = "vidjax.json"
 COMPUTING = ("dtype", "remat", "scan", "implementation")  # fields that say how a model computes, not what
-OURS = "vidjax's own"
+OURS, KEY = "vidjax's own", "vidjax"
 
 
 def is_one(path: Path) -> bool:
     """Whether a checkpoint of ours is at `path`."""
-    return (path / NAME).is_file() and (path / "model.safetensors").is_file()
+    return (path / NAME).is_file() and weights_of(path) is not None
 
 
 def save_pretrained(directory: str | Path, model: nn.Module, variables: dict) -> None:
@@ -42,23 +43,41 @@ def save_pretrained(directory: str | Path, model: nn.Module, variables: dict) ->
         from safetensors.numpy import save_file
     except ImportError as error:
         raise UserError("writing a checkpoint needs safetensors: pip install safetensors") from error
-    directory, flat = Path(directory), flatten_dict(variables, sep="/")
+    directory = Path(directory)
+    refuse_full(directory)
+    describe(model)
+    check_variables(model, variables)
+    make(directory)
+    write_model(directory, model)
+    flat = flatten_dict(variables, sep="/")
+    save_file({name: np.asarray(value, order="C") for name, value in flat.items()}, directory / "model.safetensors")
+
+
+def refuse_full(directory: Path) -> None:
+    """Refuses what is no empty directory: nothing is overwritten."""
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UserError(f"{directory} is not an empty directory: give another one, nothing is overwritten")
-    describe(model)
-    expected = flatten_dict(jax.eval_shape(model.init, jax.random.key(0), *example_inputs(model)), sep="/")
-    ours, theirs = ({(name, leaf.shape) for name, leaf in each.items()} for each in (expected, flat))
+
+
+def check_variables(model: nn.Module, variables: dict) -> None:
+    """Refuses variables that are not the model's, all of them and of its shapes."""
+    expected = jax.eval_shape(model.init, jax.random.key(0), *example_inputs(model))
+    ours, theirs = (
+        {(name, leaf.shape) for name, leaf in flatten_dict(each, sep="/").items()} for each in (expected, variables)
+    )
     if odd := sorted(ours ^ theirs):
         raise UserError(
             f"the variables are not those of the {type(model).__name__}: {odd[0][0]} is missing, of another shape or "
             'too many; give the whole dictionary that init returns, {"params": ...} and what is beside it'
         )
+
+
+def make(directory: Path) -> None:
+    """Makes the directory and those above it."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make {directory} ({error.strerror}): give another directory") from error
-    write_model(directory, model)
-    save_file({name: np.asarray(value, order="C") for name, value in flat.items()}, directory / "model.safetensors")
 
 
 def describe(model: nn.Module) -> dict:
@@ -82,7 +101,7 @@ def read(path: Path) -> tuple[nn.Module, Weights]:
     Raises:
       UserError: the description is damaged or of another version.
     """
-    return read_model(path), read_safetensors(path / "model.safetensors")
+    return read_model(path), files.read(path)
 
 
 def write_model(directory: Path, model: nn.Module) -> None:
@@ -119,7 +138,7 @@ def layout(weights: Weights, published: Sequence[Layout]) -> Layout:
     fits = {rule.target: rule.fit for layout in published for rule in layout.rules if rule.fit is not None}
     ours = {name: name.removeprefix("params/") for name in weights if name.startswith(("params/", "batch_stats/"))}
     rules = tuple(Rule(name, path, fit=fits.get(path)) for name, path in ours.items())
-    return Layout(OURS, sign=next(iter(ours), "params/"), rules=rules)
+    return Layout(OURS, sign=next(iter(ours), "params/"), rules=rules, key=KEY)
 
 
 def _tuples(value):

@@ -5,6 +5,8 @@ of ViCLIP's towers, whose image tower is joint. For a clip of one frame ViCLIP a
 first.
 """
 
+from dataclasses import replace
+
 import flax.linen as nn
 import numpy as np
 
@@ -12,7 +14,8 @@ from vidjax.convert.blocks import block, packed_attention, separate_attention
 from vidjax.convert.files import Weights
 from vidjax.convert.fits import first, inflate, table
 from vidjax.convert.hub import expect
-from vidjax.convert.rules import Layout, Rule, kernel, norm, strip
+from vidjax.convert.rules import Layout, Rule, Transform, image_kernel, kernel, norm, strip
+from vidjax.convert.vit import square
 from vidjax.errors import UserError
 from vidjax.models.clip import CARD, ImageTower
 from vidjax.models.text import TextTower
@@ -33,25 +36,42 @@ def hugging_face_block(source: str, target: str) -> tuple[Rule, ...]:
     return block(source, target, separate_attention(f"{target}/attention", **attention), names)
 
 
+def rows(table: np.ndarray) -> np.ndarray:
+    """A table `(*grid, d)` as `(n, d)`."""
+    return table.reshape(-1, table.shape[-1])
+
+
 def image_tables(class_token: str, positions: str, target: str) -> tuple[Rule, ...]:
     """The class token `(d,)`, and a table `(1 + n, d)` whose first entry is its position."""
     return (
-        Rule(class_token, f"{target}class_token", lambda value: value.reshape(1, 1, -1)),
-        Rule(positions, f"{target}class_position", lambda value: value[None, :1]),
-        Rule(positions, f"{target}position/table", lambda value: value[1:], table("cubic")),
+        Rule(class_token, f"{target}class_token", Transform(lambda value: value.reshape(1, 1, -1), np.ravel)),
+        Rule(positions, f"{target}class_position", Transform(lambda value: value[None, :1], rows, 0, axis=0)),
+        Rule(positions, f"{target}position/table", Transform(lambda value: value[1:], rows, 1, axis=0), table("cubic")),
     )
 
 
-def openai_image(source: str = "visual.", target: str = "", time: str = "time_embedding") -> tuple[Rule, ...]:
+TIMES = Transform(lambda value: value.reshape(value.shape[-2:]), lambda table: table)
+VICLIP_TIMES = Transform(TIMES.forward, lambda table: table[None])  # with an axis of one entry before
+
+
+def openai_image(
+    source: str = "visual.",
+    target: str = "",
+    time: str = "time_embedding",
+    times: Transform = TIMES,
+    patches: Transform = image_kernel,
+) -> tuple[Rule, ...]:
     """The image tower as OpenAI names it.
 
     Args:
       time: the table of times of a joint tower; as ActionCLIP's release calls it where nothing is said.
+      times: how it is published.
+      patches: how the kernel of patches is: one of images, where nothing is said.
     """
     return (
         *image_tables(f"{source}class_embedding", f"{source}positional_embedding", target),
-        Rule(f"{source}{time}", f"{target}time/table", lambda value: value.reshape(value.shape[-2:]), table("linear")),
-        Rule(f"{source}conv1.weight", f"{target}patch_embedding/kernel", kernel, inflate),
+        Rule(f"{source}{time}", f"{target}time/table", times, table("linear")),
+        Rule(f"{source}conv1.weight", f"{target}patch_embedding/kernel", patches, inflate),
         *norm(f"{source}ln_pre", f"{target}norm_pre"),
         *openai_block(f"{source}transformer.resblocks.{{i}}", f"{target}transformer/block_{{i}}"),
         *norm(f"{source}ln_post", f"{target}norm_post"),
@@ -75,7 +95,7 @@ def hugging_face_image(target: str = "") -> tuple[Rule, ...]:
     embeddings = "vision_model.embeddings"
     return (
         *image_tables(f"{embeddings}.class_embedding", f"{embeddings}.position_embedding.weight", target),
-        Rule(f"{embeddings}.patch_embedding.weight", f"{target}patch_embedding/kernel", kernel, inflate),
+        Rule(f"{embeddings}.patch_embedding.weight", f"{target}patch_embedding/kernel", image_kernel, inflate),
         *norm("vision_model.pre_layrnorm", f"{target}norm_pre"),
         *hugging_face_block("vision_model.encoder.layers.{i}", f"{target}transformer/block_{{i}}"),
         *norm("vision_model.post_layernorm", f"{target}norm_post"),
@@ -94,8 +114,30 @@ def hugging_face_text(target: str = "") -> tuple[Rule, ...]:
     )
 
 
-SCALE = Rule("logit_scale", "logit_scale", lambda value: value.reshape(()))
-TEMPERATURE = Rule("temp", "logit_scale", lambda value: np.asarray(-np.log(np.maximum(value, 0.01))))  # ViCLIP divides
+SCALE = Rule("logit_scale", "logit_scale", Transform(lambda value: value.reshape(()), lambda value: value))
+LEAST = 0.01  # of ViCLIP's temperature, which divides
+
+
+def scale_of(temperature: np.ndarray | np.floating) -> np.ndarray:
+    """ViCLIP's temperature as the logarithm of a factor."""
+    return np.asarray(-np.log(np.maximum(temperature, LEAST, dtype=np.float64)), np.float32)
+
+
+def temperature_of(scale: np.ndarray) -> np.ndarray:
+    """The inverse: the nearest float32 that `scale_of` makes this scale of again.
+
+    Raises:
+      UserError: there is none: ViCLIP's temperature is at least 0.01, and float32 between 0.5 and 1 is coarser than
+        its logarithm.
+    """
+    nearest = np.exp(-scale.astype(np.float64)).astype(np.float32)
+    for temperature in (nearest, *(np.nextafter(nearest, np.float32(limit)) for limit in (0, np.inf))):
+        if scale_of(temperature) == scale:
+            return np.asarray(temperature)
+    raise UserError(f"logit_scale is {scale}, which no temperature of ViCLIP's gives: use openai or vidjax")
+
+
+TEMPERATURE = Rule("temp", "logit_scale", Transform(scale_of, temperature_of))
 VICLIP_TIME = "temporal_positional_embedding"
 HEAD_WIDTH = 64  # in every release, which is where the number of heads comes from
 SIZES = ("input_resolution", "context_length", "vocab_size")  # numbers beside OpenAI's weights
@@ -151,6 +193,7 @@ TIME, BIAS = "time/", "logit_bias"  # a joint tower starts from one that is not;
 
 OPENAI = Layout(
     name="OpenAI's CLIP",
+    key="openai",
     sign="visual.proj",
     prepare=prepare_openai,
     rules=(*openai_image(target="video/"), *openai_text(target="text/"), SCALE),
@@ -159,6 +202,9 @@ OPENAI = Layout(
 )
 HUGGING_FACE = Layout(
     name="Hugging Face's CLIP",
+    key="transformers",
+    fixed={"video.joint": False, "video.shift": False},
+    format="safetensors",
     sign="vision_model.embeddings.class_embedding",
     prepare=prepare_hugging_face,
     rules=(*hugging_face_image("video/"), *hugging_face_text("text/"), SCALE),
@@ -166,18 +212,27 @@ HUGGING_FACE = Layout(
     surplus=(),
 )
 OPENAI_IMAGE = Layout(
-    name="OpenAI's CLIP", sign="visual.proj", prepare=prepare_openai_image, rules=openai_image(), optional=(TIME,),
-    surplus=(),
+    name="OpenAI's CLIP", key="openai", sign="visual.proj", prepare=prepare_openai_image, rules=openai_image(),
+    optional=(TIME,), surplus=(),
 )  # fmt: skip
 HUGGING_FACE_IMAGE = Layout(
-    name="Hugging Face's CLIP", sign=HUGGING_FACE.sign, prepare=prepare_hugging_face, rules=hugging_face_image(),
-    optional=(TIME, "projection/"), surplus=(),
+    name="Hugging Face's CLIP", key="transformers", sign=HUGGING_FACE.sign, prepare=prepare_hugging_face,
+    rules=hugging_face_image(), optional=(TIME, "projection/"), surplus=(), format="safetensors",
+    fixed={"joint": False, "shift": False},
 )  # fmt: skip
 OPENAI_TEXT = Layout(
-    name="OpenAI's CLIP", sign="text_projection", prepare=prepare_openai, rules=openai_text(), optional=(), surplus=()
+    name="OpenAI's CLIP",
+    key="openai",
+    sign="text_projection",
+    prepare=prepare_openai,
+    rules=openai_text(),
+    optional=(),
+    surplus=(),
 )
 HUGGING_FACE_TEXT = Layout(
     name="Hugging Face's CLIP",
+    key="transformers",
+    format="safetensors",
     sign="text_model.embeddings.token_embedding.weight",
     prepare=prepare_hugging_face,
     rules=hugging_face_text(),
@@ -187,9 +242,11 @@ HUGGING_FACE_TEXT = Layout(
 
 VICLIP = Layout(
     name="OpenGVLab's ViCLIP",
+    key="viclip",
+    wrap=lambda content: {"model": content},
     sign=f"vision_encoder.{VICLIP_TIME}",
     rules=(
-        *openai_image("vision_encoder.", "video/", VICLIP_TIME),
+        *openai_image("vision_encoder.", "video/", VICLIP_TIME, VICLIP_TIMES, kernel),
         *openai_text("text_encoder.", "text/"),
         TEMPERATURE,
     ),
@@ -199,28 +256,56 @@ VICLIP = Layout(
 )
 VICLIP_IMAGE = Layout(
     name=VICLIP.name, sign=VICLIP.sign, prepare=prepare_viclip_image,
-    rules=openai_image("vision_encoder.", time=VICLIP_TIME), optional=(), surplus=(), check=check_tower,
+    rules=openai_image("vision_encoder.", "", VICLIP_TIME, VICLIP_TIMES, kernel), optional=(), surplus=(),
+    check=check_tower, key="viclip", wrap=VICLIP.wrap,
 )  # fmt: skip
 VICLIP_TEXT = Layout(
     name=VICLIP.name, sign="text_encoder.text_projection", rules=openai_text("text_encoder."), optional=(), surplus=(),
-    check=check_tower,
+    check=check_tower, key="viclip", wrap=VICLIP.wrap,
 )  # fmt: skip
+
+
+def of_openai(tower: ImageTower | TextTower, prefix: str = "", **others: object) -> dict[str, object]:
+    """What OpenAI's code, and ViCLIP's, computes a tower with; see `Layout.fixed`.
+
+    Args:
+      prefix: path of the tower in a pair.
+      others: fields besides.
+    """
+    fields = {"activation": "quick_gelu", "epsilon": 1e-5, "heads": tower.width // HEAD_WIDTH, **others}
+    fields |= {"end_token": None} if isinstance(tower, TextTower) else {}
+    return {prefix + field: value for field, value in fields.items()}
 
 
 def layouts(model: VideoText) -> tuple[Layout, ...]:
     """What a pair's weights may be in; ViCLIP's image tower is a joint one."""
-    return OPENAI, HUGGING_FACE, *((VICLIP,) if model.video.joint else ())
+    text = of_openai(model.text, "text.")
+    openai = replace(OPENAI, fixed=of_openai(model.video, "video.", joint=False, shift=False) | text)
+    viclip = replace(VICLIP, fixed=of_openai(model.video, "video.") | text)
+    return openai, HUGGING_FACE, *((viclip,) if model.video.joint else ())
 
 
 def image_layouts(model: ImageTower) -> tuple[Layout, ...]:
     """The same, of an image tower by itself."""
-    return *((VICLIP_IMAGE,) if model.joint else ()), OPENAI_IMAGE, HUGGING_FACE_IMAGE
+    openai = replace(
+        OPENAI_IMAGE,
+        fixed=of_openai(model, joint=False, shift=False),
+        other=lambda entries, prepared: VICLIP_TIME in entries,
+    )
+    viclip = replace(VICLIP_IMAGE, fixed=of_openai(model))
+    return *((viclip,) if model.joint else ()), openai, HUGGING_FACE_IMAGE
+
+
+def text_layouts(model: TextTower) -> tuple[Layout, ...]:
+    """The same, of a text tower by itself."""
+    viclip, openai = (replace(layout, fixed=of_openai(model)) for layout in (VICLIP_TEXT, OPENAI_TEXT))
+    return viclip, openai, HUGGING_FACE_TEXT
 
 
 LAYOUTS = {
     (VideoText, ImageTower): layouts,
     ImageTower: image_layouts,
-    TextTower: (VICLIP_TEXT, OPENAI_TEXT, HUGGING_FACE_TEXT),
+    TextTower: text_layouts,
 }
 
 # What a configuration means that does not say it.
@@ -266,16 +351,69 @@ def from_config(config: dict) -> nn.Module:
     """The pair of a Hugging Face configuration."""
     features = {"projection_dim": config.get("projection_dim", USUAL["projection_dim"])}
     text, image = ((config.get(f"{name}_config") or {}) | features for name in ("text", "vision"))
-    image = USUAL_IMAGE | image
-    patch = image["patch_size"]
-    tower = ImageTower(
-        features=image["projection_dim"],
+    return VideoText(image_from_config(image), text_from_config(text), CARD)
+
+
+def image_from_config(config: dict) -> ImageTower:
+    """The image tower of a Hugging Face configuration."""
+    config = USUAL_IMAGE | config
+    patch = config["patch_size"]
+    return ImageTower(
+        features=config["projection_dim"],
         patch_size=(1, patch, patch),
-        channels=image["num_channels"],
-        image_size=image["image_size"],
-        **_block_fields(image),
+        channels=config["num_channels"],
+        image_size=config["image_size"],
+        **_block_fields(config),
     )
-    return VideoText(tower, text_from_config(text), CARD)
 
 
-CONFIGS = {"clip": from_config, "clip_text_model": text_from_config}
+def _block_config(tower: ImageTower | TextTower) -> dict:
+    """The inverse of `_block_fields`, and the width of the shared space."""
+    return {
+        "hidden_size": tower.width,
+        "num_hidden_layers": tower.depth,
+        "num_attention_heads": tower.heads,
+        "intermediate_size": round(tower.width * tower.mlp_ratio),
+        "hidden_act": tower.activation,
+        "layer_norm_eps": tower.epsilon,
+        "projection_dim": tower.features,
+    }
+
+
+def text_to_config(tower: TextTower) -> dict:
+    """The inverse of `text_from_config`."""
+    return {
+        "architectures": ["CLIPTextModelWithProjection"],
+        "model_type": "clip_text_model",
+        "vocab_size": tower.vocabulary,
+        "max_position_embeddings": tower.context,
+        "eos_token_id": LEGACY_END if tower.end_token is None else tower.end_token,
+        **_block_config(tower),
+    }
+
+
+def image_to_config(tower: ImageTower) -> dict:
+    """The inverse of `image_from_config`."""
+    return {
+        "architectures": ["CLIPVisionModelWithProjection"],
+        "model_type": "clip_vision_model",
+        "patch_size": square(tower.patch_size, frames=1),
+        "num_channels": tower.channels,
+        "image_size": tower.image_size,
+        **_block_config(tower),
+    }
+
+
+def to_config(model: VideoText) -> dict:
+    """The inverse of `from_config`."""
+    return {
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        "text_config": text_to_config(model.text),
+        "vision_config": image_to_config(model.video),
+        "projection_dim": model.video.features,
+    }
+
+
+CONFIGS = {"clip": from_config, "clip_text_model": text_from_config, "clip_vision_model": image_from_config}
+TO_CONFIGS = {(VideoText, ImageTower): to_config, ImageTower: image_to_config, TextTower: text_to_config}

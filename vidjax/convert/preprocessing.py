@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vidjax.errors import UserError
-from vidjax.layers.card import IMAGENET_MEAN, IMAGENET_STD
+from vidjax.layers.card import IMAGENET_MEAN, IMAGENET_STD, Card
 from vidjax.models.clip import CARD as CLIP
 
 FILES = ("processor_config.json", "video_preprocessor_config.json", "preprocessor_config.json")  # the newest first
@@ -38,6 +38,11 @@ PROCESSORS = {
 }
 PROCESSOR = re.compile(r"(\w+?)(ImageProcessor|ImageProcessorFast|ImageProcessorPil|FeatureExtractor|VideoProcessor)")
 TYPES = ("video_processor_type", "image_processor_type", "feature_extractor_type")
+# Processors of the model types that are exported; the others' are CLIP's, which resizes and crops as ours do.
+WRITTEN = {
+    "videomae": "VideoMAEImageProcessor", "timesformer": "VideoMAEImageProcessor", "vivit": "VivitImageProcessor",
+    "clip": "CLIPImageProcessor",
+}  # fmt: skip
 IDLE = ("do_convert_rgb", "do_zero_centering")  # frames are RGB already; the other is read by no class of today
 
 
@@ -68,6 +73,25 @@ def read(config: dict, path: Path) -> Preprocessing:
             except ValueError as error:
                 raise UserError(f"{file} cannot be followed: {error}") from error
     return Preprocessing({})
+
+
+def from_card(card: Card, model_type: str, image_size: int) -> dict:
+    """The file of preprocessing that `follow` reads this card from, for frames of the model's size."""
+    crop = {"height": image_size, "width": image_size}
+    return {
+        "image_processor_type": WRITTEN.get(model_type, WRITTEN["clip"]),
+        "do_resize": True,
+        "size": {"shortest_edge": round(image_size / card.crop_ratio)},
+        "resample": BILINEAR,
+        "do_center_crop": True,
+        "crop_size": crop,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        **({"offset": False} if model_type == "vivit" else {}),
+        "do_normalize": True,
+        "image_mean": list(card.mean),
+        "image_std": list(card.std),
+    }
 
 
 def read_json(file: Path) -> dict:

@@ -10,7 +10,7 @@ torchvision's other stems are 3-D. A (2+1)-D convolution has no counterpart in a
 from dataclasses import replace
 
 from vidjax.convert.fits import inflate
-from vidjax.convert.rules import Layout, Rule, batch_norm, counted_from_zero, dense, kernel
+from vidjax.convert.rules import Layout, Rule, batch_norm, counted_from_one, counted_from_zero, dense, kernel, prefix
 from vidjax.models.resnet3d import ResNet3D
 
 
@@ -40,8 +40,11 @@ TORCHVISION_BLOCKS = (
 
 FACTORIZED = Layout(
     name="torchvision's R(2+1)D",
+    key="torchvision",
+    fixed={"epsilon": 1e-5, "inner_epsilon": None, "stem_pool": False, "fold_frames": False},
     sign="stem.3.weight",
     prepare=counted_from_zero,
+    restore=counted_from_one,
     rules=(
         *single("stem.0", "stem/spatial"),
         *batch_norm("stem.1", "stem/norm"),
@@ -53,13 +56,16 @@ FACTORIZED = Layout(
 
 TORCHVISION = Layout(
     name="torchvision",
+    key="torchvision",
+    fixed=FACTORIZED.fixed,
     sign="stem.0.weight",
     prepare=counted_from_zero,
+    restore=counted_from_one,
     rules=(*single("stem.0", "stem/full"), *batch_norm("stem.1", "stem_norm"), *TORCHVISION_BLOCKS),
 )
 
 
-VMZ = replace(FACTORIZED, name="VMZ's R(2+1)D")
+VMZ = replace(FACTORIZED, name="VMZ's R(2+1)D", key="vmz", fixed=FACTORIZED.fixed | {"epsilon": 1e-3})
 
 
 def mmaction2_convolution(source: str, target: str, norm: str) -> tuple[Rule, ...]:
@@ -74,8 +80,12 @@ def mmaction2_convolution(source: str, target: str, norm: str) -> tuple[Rule, ..
 
 MMACTION2 = Layout(
     name="mmaction2's R(2+1)D",
+    key="mmaction2",
+    fixed={"epsilon": 1e-3, "inner_epsilon": 1e-5, "stem_pool": True, "fold_frames": False},
+    wrap=lambda content: {"state_dict": content},
     sign="conv1.conv.conv_s.weight",
     prepare=lambda weights: counted_from_zero(weights, "backbone."),
+    restore=lambda weights: prefix(counted_from_one(weights), "backbone.", "cls_head."),
     rules=(
         *mmaction2_convolution("conv1", "stem", "stem_norm"),
         *mmaction2_convolution(f"{BLOCK}.conv1", f"{OURS}/conv1", f"{OURS}/norm1"),
@@ -87,8 +97,10 @@ MMACTION2 = Layout(
 
 IMAGE = Layout(
     name="torchvision's 2-D ResNet",
+    key="torchvision_image",
     sign="conv1.weight",
     prepare=counted_from_zero,
+    restore=None,  # where training starts: the head is another, and kernels may be inflated
     rules=(
         *single("conv1", "stem/full"),
         *batch_norm("bn1", "stem_norm"),

@@ -16,23 +16,57 @@ from vidjax.convert.files import Weights
 from vidjax.errors import UserError
 
 Inflation = Literal["average", "central"]
-Transform = Callable[[np.ndarray], np.ndarray]
+Function = Callable[[np.ndarray], np.ndarray]
 Fit = Callable[[np.ndarray, tuple[int, ...], Inflation, tuple[int, ...] | None], np.ndarray]
 
 
-def same(value: np.ndarray) -> np.ndarray:
-    """The value as it is."""
-    return value
+@dataclass(frozen=True)
+class Transform:
+    """A function from the published value to ours, and its inverse.
+
+    Attributes:
+      forward: from the published value to ours.
+      inverse: from ours to the published value, exact to the last bit; None where there is none.
+      part: which part of the published value ours is, where several rules read one entry: inverses give the parts,
+        which are joined in this order along `axis`.
+      axis: None where ours is the whole entry.
+    """
+
+    forward: Function
+    inverse: Function | None = None
+    part: int = 0
+    axis: int | None = None
+
+    def __call__(self, value: np.ndarray) -> np.ndarray:
+        """The published value as ours."""
+        return self.forward(value)
 
 
-def kernel(value: np.ndarray) -> np.ndarray:
-    """PyTorch's `(out, in, ...)` to Flax's `(..., in, out)`: linear maps and convolutions of any dimension."""
+def _flax_kernel(value: np.ndarray) -> np.ndarray:
     return np.moveaxis(value, (0, 1), (-1, -2)) if value.ndim > 1 else value
+
+
+def _torch_kernel(value: np.ndarray) -> np.ndarray:
+    return np.moveaxis(value, (-1, -2), (0, 1)) if value.ndim > 1 else value
+
+
+def _without_time(value: np.ndarray) -> np.ndarray:
+    if value.shape[0] != 1:
+        raise UserError(f"the layout has kernels of images, and one of the model's spans {value.shape[0]} frames")
+    return _torch_kernel(value[0])
+
+
+same = Transform(lambda value: value, lambda value: value)
+# PyTorch's `(out, in, ...)` to Flax's `(..., in, out)`: linear maps and convolutions of any dimension.
+kernel = Transform(_flax_kernel, _torch_kernel)
+# The same, published as a kernel of images; ours has an axis of time besides, which `convert.fits.inflate` adds.
+image_kernel = Transform(_flax_kernel, _without_time)
+first_axis = Transform(lambda value: value[0], lambda value: value[None])  # published with an axis of one entry before
 
 
 def kernel_rows(part: int, parts: int) -> Transform:
     """One of several linear maps (or their biases) stored as one: `kernel_rows(0, 3)` is the query of a fused qkv."""
-    return lambda value: kernel(np.array_split(value, parts)[part])
+    return Transform(lambda value: kernel(np.array_split(value, parts)[part]), kernel.inverse, part, axis=0)
 
 
 @dataclass(frozen=True)
@@ -42,20 +76,25 @@ class Rule:
     Attributes:
       source: published name; `{i}` (any letters) stands for a number, as in `blocks.{i}.norm1.weight`.
       target: path in our parameters, as in `transformer/block_{i}/norm1/scale`; it may start with another collection.
-      transform: from the published value to ours.
+      transform: from the published value to ours, and back; a plain function goes one way alone.
       fit: makes a value of another shape fit ours (`convert.fits`), from the value, our shape, the inflation, and the
         shape that the weights' own model has there if it is known; without it another shape is an error.
     """
 
     source: str
     target: str
-    transform: Transform = same
+    transform: Transform | Function = same
     fit: Fit | None = None
 
     def path(self, name: str) -> str | None:
         """Where the entry `name` goes; None when this rule is not about it."""
         match = re.fullmatch(_pattern(self.source), name)
         return self.target.format(**match.groupdict()) if match else None
+
+    def entry(self, path: str) -> str | None:
+        """The published name of our parameter at `path`; None when this rule is not about it."""
+        match = re.fullmatch(_pattern(self.target), path)
+        return self.source.format(**match.groupdict()) if match else None
 
 
 @cache  # each rule is held against every name of the weights
@@ -69,9 +108,9 @@ def begins(path: str, beginnings: Sequence[str]) -> bool:
     return any(re.match(_pattern(beginning), path) for beginning in beginnings)
 
 
-def dense(source: str, target: str, fit: Fit | None = None) -> tuple[Rule, ...]:
+def dense(source: str, target: str, fit: Fit | None = None, transform: Transform = kernel) -> tuple[Rule, ...]:
     """The two rules of a linear map or a convolution."""
-    return Rule(f"{source}.weight", f"{target}/kernel", kernel, fit), Rule(f"{source}.bias", f"{target}/bias")
+    return Rule(f"{source}.weight", f"{target}/kernel", transform, fit), Rule(f"{source}.bias", f"{target}/bias")
 
 
 def norm(source: str, target: str) -> tuple[Rule, ...]:
@@ -107,6 +146,11 @@ def rename(weights: Weights, new: Callable[[str], str]) -> Weights:
     return renamed
 
 
+def prefix(weights: Weights, beginning: str, *but: str) -> Weights:
+    """The inverse of `strip`: this beginning before all names but those that begin with one of `but`."""
+    return {name if name.startswith(but) else beginning + name: value for name, value in weights.items()}
+
+
 LAYER_SCALES = (  # of BEiT's line and VideoMAE, mmaction2's too; of timm's image ViTs (DINOv2, DeiT-III)
     ("gamma_1", "attn.proj"),
     ("gamma_2", "mlp.fc2"),
@@ -120,6 +164,11 @@ def counted_from_zero(weights: Weights, *prefixes: str) -> Weights:
     """Without these prefixes; a ResNet's groups `layer1` to `layer4` become `layer0` to `layer3`, as ours are."""
     bare = strip(weights, "module.", *prefixes)
     return {re.sub(r"^layer(\d)\.", lambda m: f"layer{int(m[1]) - 1}.", name): value for name, value in bare.items()}
+
+
+def counted_from_one(weights: Weights) -> Weights:
+    """The inverse: `layer0` to `layer3` become `layer1` to `layer4`."""
+    return {re.sub(r"^layer(\d)\.", lambda m: f"layer{int(m[1]) + 1}.", name): value for name, value in weights.items()}
 
 
 def fold_layer_scale(weights: Weights) -> Weights:
@@ -144,13 +193,22 @@ class Layout:
 
     Attributes:
       name: whose it is.
-      sign: the name of an entry that tells it from the layouts after it.
+      sign: the name of an entry (after `prepare`) that weights in this layout have.
       prepare: from the file's entries to those that the rules name: strips prefixes, folds what we do not have.
       optional: beginnings of our paths (`{i}` is any number) that the weights may lack, each as a whole: they are newly
         initialised.
       surplus: beginnings of our paths that the weights may have and the model lack.
       check: raises ValueError for a model that is computed otherwise than this publisher's, which no entry would tell.
       card: fields of the model's `Card` that are others with this publisher.
+      key: what `layout=` calls it; layouts of one publisher for different models share a key.
+      other: of a file's entries, and of what `prepare` made of them: whether they are in another layout of the family
+        although they have the sign; not asked where `layout=` names this one.
+      restore: the inverse of `prepare`, for export; None where weights go in but not out.
+      fixed: fields of the model, and of its towers by their names, that the publisher's code computes with one value
+        alone, which no entry and no configuration tells: a model with others is not exported.
+      format: the file that the publisher's own code reads: `torch` (one of safetensors where PyTorch is not installed),
+        `safetensors` or `flax`.
+      wrap: what such a file holds, from the names and arrays (tensors of PyTorch where `format` is `torch`).
     """
 
     name: str
@@ -161,6 +219,12 @@ class Layout:
     surplus: tuple[str, ...] = ("head/",)
     check: Callable[[nn.Module], None] = lambda model: None
     card: Mapping[str, Any] = field(default_factory=dict)
+    key: str = ""
+    other: Callable[[Weights, Weights], bool] = lambda entries, prepared: False
+    restore: Callable[[Weights], Weights] | None = dict
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    format: Literal["torch", "safetensors", "flax"] = "torch"
+    wrap: Callable[[dict], dict] = dict
 
     def knows(self, name: str) -> bool:
         """Whether a rule is about the entry."""
@@ -295,6 +359,43 @@ def apply(
         raise UserError(f"the weights do not fit: {'; '.join(said)}")
     filled = flat | {places[path]: value for path, value in loaded.items()}
     return unflatten_dict(filled, sep="/"), Report(tuple(loaded), tuple(resized), left, tuple(unused))
+
+
+def invert(layout: Layout, variables: dict) -> Weights:
+    """The model's variables as the layout's entries, by the inverses of its rules: what `apply` would take.
+
+    The entries are named as the rules name them; `layout.restore` names them as files do.
+
+    Raises:
+      UserError: the layout has no entry for a parameter, or none that the rule's inverse could make.
+    """
+    parts: dict[str, dict[int, np.ndarray]] = {}
+    read_by: dict[str, Rule] = {}
+    for place, leaf in flatten_dict(variables, sep="/").items():
+        path = place.removeprefix("params/")
+        named = ((rule, rule.entry(path)) for rule in layout.rules)
+        rule, name = next(((rule, name) for rule, name in named if name is not None), (None, None))
+        if rule is None:
+            raise UserError(f"{layout.name} has no entry for {path}: choose another layout, such as vidjax")
+        if not isinstance(rule.transform, Transform) or rule.transform.inverse is None:
+            raise UserError(f"{path} cannot be made what {layout.name} has as {name}: choose another layout")
+        if rule.transform.part in parts.setdefault(name, {}):
+            raise UserError(
+                f"two parameters would be {name} in {layout.name}, one of them {path}: choose another layout"
+            )
+        parts[name][rule.transform.part] = rule.transform.inverse(np.asarray(leaf, np.float32))
+        read_by[name] = rule
+    weights = {}
+    for name, rule in read_by.items():
+        wanted = {other.transform.part for other in layout.rules if other.source == rule.source}
+        if missing := wanted - parts[name].keys():
+            raise UserError(
+                f"the model lacks part {min(missing)} of what {layout.name} has as {name}: choose another layout"
+            )
+        values = [parts[name][part] for part in sorted(parts[name])]
+        weights[name] = values[0] if rule.transform.axis is None else np.concatenate(values, rule.transform.axis)
+    steps = {name.removesuffix("running_mean") + COUNTS[0] for name in weights if name.endswith(".running_mean")}
+    return weights | {name: np.zeros((), np.int64) for name in steps}
 
 
 def _kind(path: str) -> str:

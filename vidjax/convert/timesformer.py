@@ -14,8 +14,18 @@ from vidjax.convert.blocks import HUGGING_FACE_NAMES, block, fused_attention, pa
 from vidjax.convert.files import Weights
 from vidjax.convert.fits import inflate, table
 from vidjax.convert.hub import expect
-from vidjax.convert.rules import Layout, Rule, dense, fold_layer_scale, norm, strip
-from vidjax.convert.vit import EXACT_GELU
+from vidjax.convert.rules import (
+    Layout,
+    Rule,
+    dense,
+    first_axis,
+    fold_layer_scale,
+    image_kernel,
+    norm,
+    prefix,
+    strip,
+)
+from vidjax.convert.vit import EXACT_GELU, block_config, square
 from vidjax.models.timesformer import TimeSformer, kinetics
 
 ATTENTION = {"divided_space_time": "divided", "joint_space_time": "joint", "space_only": "space"}
@@ -28,7 +38,7 @@ def embeddings(token: str, position: str, patch: str) -> tuple[Rule, ...]:
     return (
         Rule(token, "class_token"),
         *positions(position, "", table("nearest")),
-        *dense(patch, "patch_embedding", inflate),
+        *dense(patch, "patch_embedding", inflate, image_kernel),
     )
 
 
@@ -39,7 +49,7 @@ def ends(final_norm: str, head: str | None) -> tuple[Rule, ...]:
 
 def times(source: str) -> Rule:
     """The table of times."""
-    return Rule(source, "time/table", lambda value: value[0], table("nearest"))
+    return Rule(source, "time/table", first_axis, table("nearest"))
 
 
 def branch(norm_source: str, attention: Callable[[str], tuple[Rule, ...]], target: str) -> tuple[Rule, ...]:
@@ -65,8 +75,11 @@ def original(sign: str, groups: tuple[str, ...], name: str, head: str | None, op
     time = "transformer/block_{i}/time"
     return Layout(
         name=name,
+        key="original",
         sign=sign,
         prepare=without_prefix,
+        restore=lambda weights: prefix(weights, "model."),
+        wrap=lambda content: {"model_state": content},
         rules=(
             *embeddings("cls_token", "pos_embed", "patch_embed.proj"),
             times("time_embed"),
@@ -85,14 +98,19 @@ def without_prefix(weights: Weights) -> Weights:
     return {name: value for name, value in weights.items() if "temporal_temporal" not in name}
 
 
-def of_images(weights: Weights) -> Weights:
-    """An image ViT's entries; none where they are those of space-only attention, whose names are the same.
+def without_module(weights: Weights) -> Weights:
+    """An image ViT's entries."""
+    return fold_layer_scale(strip(weights, "module."))
+
+
+def of_images(entries: Weights) -> bool:
+    """Whether the entries are an image ViT's, and not those of space-only attention, whose names are the same.
 
     The original's files tell themselves by the prefix `model.`; without one, the classes are those of images from
     ImageNet's 1000 on.
     """
-    weights = fold_layer_scale(strip(weights, "module."))
-    return weights if "head.weight" in weights and len(weights["head.weight"]) >= 1000 else {}
+    head = strip(entries, "module.").get("head.weight", ())
+    return len(head) >= 1000
 
 
 def hugging_face() -> Layout:
@@ -108,8 +126,11 @@ def hugging_face() -> Layout:
 
     return Layout(
         name="Hugging Face's TimeSformer",
+        key="transformers",
         sign="embeddings.position_embeddings",
         prepare=lambda weights: strip(weights, "timesformer."),
+        restore=lambda weights: prefix(weights, "timesformer.", "classifier."),
+        format="safetensors",
         rules=(
             *embeddings(
                 "embeddings.cls_token", "embeddings.position_embeddings", "embeddings.patch_embeddings.projection"
@@ -141,8 +162,11 @@ def mmaction2(attention: str) -> Layout:
         blocks = block(source, target, first(f"{target}/attention"), ("norms.0", "norms.1", *mlp))
     return Layout(
         name="mmaction2's TimeSformer",
+        key="mmaction2",
         sign="patch_embed.projection.weight",
         prepare=lambda weights: strip(weights, "module.", "backbone."),
+        restore=lambda weights: prefix(weights, "backbone.", "cls_head."),
+        wrap=lambda content: {"state_dict": content},
         rules=(
             *embeddings("cls_token", "pos_embed", "patch_embed.projection"),
             times("time_embed"),
@@ -157,11 +181,15 @@ def layouts(model: TimeSformer) -> tuple[Layout, ...]:
     """What the model's weights may be in. An image ViT gives all but its head."""
     theirs, sign = "facebookresearch/TimeSformer", "blocks.0.attn.qkv.weight"
     fresh = ("head/", "time/", "transformer/block_{i}/time/projection/")
-    image = original(sign, GROUPED_FROM_IMAGE, "timm's image ViT", None, fresh)
+    image = replace(original(sign, GROUPED_FROM_IMAGE, "timm's image ViT", None, fresh), key="timm", restore=None)
     mm, hf = mmaction2(model.attention), hugging_face()
     if model.attention == "space":
-        return replace(image, prepare=of_images), original(sign, (), theirs, "head", ("head/",)), hf, mm
-    official = original("time_embed", ("space",), theirs, "head", ("head/",))  # a name that mmaction2's have as well
+        image = replace(image, prepare=without_module, other=lambda entries, prepared: not of_images(entries))
+        official = original(sign, (), theirs, "head", ("head/",))
+        return image, replace(official, other=lambda entries, prepared: of_images(entries)), hf, mm
+    image = replace(image, other=lambda entries, prepared: "time_embed" in prepared)
+    official = original("time_embed", ("space",), theirs, "head", ("head/",))
+    official = replace(official, other=lambda entries, prepared: mm.sign in prepared)  # which has times as well
     return (mm, official, hf, image) if model.attention in ("divided", "joint") else (image,)
 
 
@@ -186,5 +214,25 @@ def from_config(config: dict) -> nn.Module:
     )
 
 
+def to_config(model: TimeSformer) -> dict:
+    """The inverse of `from_config`; of space-only attention transformers classifies each frame, ours their mean.
+
+    Drop path, which is training's alone, is left out: transformers 5 takes a whole number for its rate.
+    """
+    names = {ours: theirs for theirs, ours in ATTENTION.items()}
+    return {
+        "architectures": ["TimesformerModel" if model.num_classes is None else "TimesformerForVideoClassification"],
+        "model_type": "timesformer",
+        **block_config(model),
+        "layer_norm_eps": 1e-6,
+        "attention_type": names[model.attention],
+        "patch_size": square(model.patch_size, frames=1),
+        "num_channels": model.channels,
+        "num_frames": model.num_frames,
+        "image_size": model.image_size,
+    }
+
+
 LAYOUTS = {TimeSformer: layouts}
 CONFIGS = {"timesformer": from_config}
+TO_CONFIGS = {TimeSformer: to_config}

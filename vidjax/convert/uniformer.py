@@ -3,16 +3,32 @@
 from vidjax.convert.blocks import fused_attention, timm_block
 from vidjax.convert.files import Weights
 from vidjax.convert.fits import inflate
-from vidjax.convert.rules import Layout, Rule, batch_norm, dense, fold_layer_scale, kernel, norm, strip
+from vidjax.convert.rules import (
+    Layout,
+    Rule,
+    Transform,
+    batch_norm,
+    dense,
+    fold_layer_scale,
+    kernel,
+    norm,
+    prefix,
+    strip,
+)
 from vidjax.models.uniformer import UniFormer
 
 SIGN = "patch_embed1.proj.weight"
+MMACTION2_HEAD = "cls_head.fc_cls.weight"
+
+
+POINTWISE = Transform(
+    lambda value: kernel(value.reshape(value.shape[:2])), lambda value: kernel.inverse(value)[..., None, None, None]
+)
 
 
 def pointwise(source: str, target: str) -> tuple[Rule, ...]:
     """The two rules of a convolution over single cells, which is a linear map here."""
-    weight = Rule(f"{source}.weight", f"{target}/kernel", lambda value: kernel(value.reshape(value.shape[:2])))
-    return weight, Rule(f"{source}.bias", f"{target}/bias")
+    return Rule(f"{source}.weight", f"{target}/kernel", POINTWISE), Rule(f"{source}.bias", f"{target}/bias")
 
 
 def local_blocks(source: str, target: str) -> tuple[Rule, ...]:
@@ -52,8 +68,6 @@ RULES = (
     ),
     *batch_norm("norm", "norm"),
 )
-HEAD = (*dense("head", "head"), *dense("cls_head.fc_cls", "head"))  # the original's, mmaction2's
-
 # Split models start from joint or image weights; their attention over time is then new, and starts as zero.
 OPTIONAL = ("head/", "stage_{s}/block_{i}/temporal_")
 
@@ -63,15 +77,30 @@ def bare(weights: Weights) -> Weights:
     return fold_layer_scale(strip(weights, "module.", "backbone."))
 
 
+def is_other(entries: Weights, prepared: Weights) -> bool:
+    """Whether the entries are an image model's, or those of mmaction2's recognizer."""
+    return prepared[SIGN].ndim == 4 or MMACTION2_HEAD in prepared
+
+
 def of_image(weights: Weights) -> Weights:
     """The entries where they are an image model's, which its kernels tell; none where they are not."""
     weights = bare(weights)
     return weights if SIGN in weights and weights[SIGN].ndim == 4 else {}
 
 
-LAYOUTS = {
-    UniFormer: (
-        Layout("Sense-X/UniFormer of images", SIGN, RULES, of_image, OPTIONAL),
-        Layout("Sense-X/UniFormer", SIGN, (*RULES, *HEAD), bare, OPTIONAL),
-    )
-}
+IMAGE = Layout("Sense-X/UniFormer of images", SIGN, RULES, of_image, OPTIONAL, key="original_image", restore=None)
+ORIGINAL = Layout(
+    "Sense-X/UniFormer", SIGN, (*RULES, *dense("head", "head")), bare, OPTIONAL, key="original", other=is_other
+)
+MMACTION2 = Layout(
+    name="mmaction2's UniFormer",
+    key="mmaction2",
+    wrap=lambda content: {"state_dict": content},
+    sign=MMACTION2_HEAD,
+    prepare=bare,
+    restore=lambda weights: prefix(weights, "backbone.", "cls_head."),
+    rules=(*RULES, *dense("cls_head.fc_cls", "head")),
+    optional=OPTIONAL,
+)
+
+LAYOUTS = {UniFormer: (ORIGINAL, MMACTION2, IMAGE)}

@@ -6,8 +6,9 @@ import numpy as np
 from vidjax.convert.blocks import HUGGING_FACE_NAMES, PARTS, TIMM_NAMES, block
 from vidjax.convert.files import Weights
 from vidjax.convert.hub import expect
-from vidjax.convert.rules import Layout, Rule, dense, fold_layer_scale, kernel, kernel_rows, norm, strip
-from vidjax.convert.vit import EXACT_GELU
+from vidjax.convert.rules import Layout, Rule, dense, fold_layer_scale, kernel, kernel_rows, norm, prefix, strip
+from vidjax.convert.vit import EXACT_GELU, block_config, square
+from vidjax.errors import UserError
 from vidjax.layers.embedding import sinusoid_table
 from vidjax.models.videomae import CARD, Pretraining, VideoMAE
 
@@ -49,8 +50,13 @@ def original(encoder: str, **partial: tuple[str, ...]) -> Layout:
     """The original's layout of a model whose encoder stands at the path `encoder`."""
     return Layout(
         name="MCG-NJU/VideoMAE",
+        key="original",
         sign="patch_embed.proj.weight",
         prepare=prepare,
+        restore=lambda weights: prefix(
+            weights, encoder.replace("/", "."), "encoder_to_decoder.", "mask_token", "decoder."
+        ),
+        wrap=lambda content: {"model": content},
         rules=(
             LEARNED,
             *dense("patch_embed.proj", f"{encoder}patch_embedding"),
@@ -72,8 +78,11 @@ def mmaction2(**partial: tuple[str, ...]) -> Layout:
     """The layout of mmaction2's recognizer."""
     return Layout(
         name="mmaction2's VideoMAE",
+        key="mmaction2",
         sign="patch_embed.projection.weight",
         prepare=prepare,
+        restore=lambda weights: prefix(weights, "backbone.", "cls_head."),
+        wrap=lambda content: {"state_dict": content},
         rules=(
             LEARNED,
             *dense("patch_embed.projection", "patch_embedding"),
@@ -91,11 +100,11 @@ def hugging_face_blocks(source: str, target: str) -> tuple[Rule, ...]:
     source, target = f"{source}.{{i}}", f"{target}/block_{{i}}"
     theirs = f"{source}.attention.attention"
     attention = (
+        Rule(f"{theirs}.q_bias", f"{target}/attention/query/bias"),
+        Rule(f"{theirs}.v_bias", f"{target}/attention/value/bias"),
         *dense(f"{theirs}.query", f"{target}/attention/query"),
         Rule(f"{theirs}.key.weight", f"{target}/attention/key/kernel", kernel),
         *dense(f"{theirs}.value", f"{target}/attention/value"),
-        Rule(f"{theirs}.q_bias", f"{target}/attention/query/bias"),
-        Rule(f"{theirs}.v_bias", f"{target}/attention/value/bias"),
         *dense(f"{source}.attention.output.dense", f"{target}/attention/out"),
     )
     return block(source, target, attention, HUGGING_FACE_NAMES)
@@ -105,8 +114,13 @@ def hugging_face(encoder: str, **partial: tuple[str, ...]) -> Layout:
     """The layout of VideoMAEModel, VideoMAEForPreTraining and VideoMAEForVideoClassification."""
     return Layout(
         name="Hugging Face's VideoMAE",
+        key="transformers",
         sign="embeddings.patch_embeddings.projection.weight",
         prepare=lambda weights: strip(weights, "module.", "videomae."),
+        restore=lambda weights: prefix(
+            weights, "videomae.", "classifier.", "fc_norm.", "encoder_to_decoder.", "mask_token", "decoder."
+        ),
+        format="safetensors",
         rules=(
             *dense("embeddings.patch_embeddings.projection", f"{encoder}patch_embedding"),
             *hugging_face_blocks("encoder.layer", f"{encoder}transformer"),
@@ -155,6 +169,37 @@ def from_config(config: dict) -> nn.Module:
     return VideoMAE(**fields, final_norm=not config.get("use_mean_pooling", True))
 
 
+def to_config(model: VideoMAE | Pretraining) -> dict:
+    """The inverse of `from_config`.
+
+    The norm after the mean and the decoder's last one have an epsilon of 1e-5 there, whatever a configuration says.
+    """
+    config = {
+        "model_type": "videomae",
+        **block_config(model),
+        "layer_norm_eps": 1e-6,
+        "tubelet_size": model.patch_size[0],
+        "patch_size": square(model.patch_size, frames=model.patch_size[0]),
+        "num_channels": model.channels,
+        "num_frames": model.num_frames,
+        "image_size": model.image_size,
+    }
+    if isinstance(model, VideoMAE):
+        if model.final_norm and model.num_classes is not None:
+            raise UserError("final_norm is set, and transformers classifies by a norm after the mean: choose original")
+        kind = "VideoMAEModel" if model.num_classes is None else "VideoMAEForVideoClassification"
+        return {**config, "architectures": [kind], "use_mean_pooling": not model.final_norm}
+    return {
+        **config,
+        "architectures": ["VideoMAEForPreTraining"],
+        "decoder_hidden_size": model.decoder_width,
+        "decoder_num_hidden_layers": model.decoder_depth,
+        "decoder_num_attention_heads": model.decoder_heads,
+        "decoder_intermediate_size": round(model.decoder_width * model.mlp_ratio),
+        "use_mean_pooling": not model.encoder_norm,
+    }
+
+
 # Fine-tuning starts with a new head and, as in the original, without the norm that ends pre-training's encoder.
 CLASSIFIER = {"optional": ("head/", "head_norm/"), "surplus": ("head/", "head_norm/", "norm/", "decoder/")}
 PRETRAINING = {"optional": ("decoder/",), "surplus": ("encoder/head/", "encoder/head_norm/")}
@@ -163,6 +208,8 @@ PRETRAINING = {"optional": ("decoder/",), "surplus": ("encoder/head/", "encoder/
 PATHS = sorted({rule.target for rule in hugging_face("").rules})
 OURS = Layout(
     name="vidjax's own pre-training",
+    key="vidjax_pretraining",
+    restore=None,
     sign="params/encoder/patch_embedding/kernel",
     rules=tuple(Rule(f"params/encoder/{path}", path) for path in PATHS),
     **CLASSIFIER,
@@ -173,3 +220,4 @@ LAYOUTS = {
     Pretraining: (original("encoder/", **PRETRAINING), hugging_face("encoder/", **PRETRAINING)),
 }
 CONFIGS = {"videomae": from_config}
+TO_CONFIGS = {VideoMAE: to_config, Pretraining: to_config}

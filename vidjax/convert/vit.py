@@ -12,7 +12,8 @@ from vidjax.convert.blocks import (
 )
 from vidjax.convert.fits import inflate, table
 from vidjax.convert.hub import expect
-from vidjax.convert.rules import Layout, Rule, dense, fold_layer_scale, norm, strip
+from vidjax.convert.rules import Layout, Rule, dense, fold_layer_scale, image_kernel, norm, prefix, strip
+from vidjax.errors import UserError
 from vidjax.layers.card import Card
 from vidjax.models.vit import ViT
 
@@ -26,6 +27,29 @@ def transformers_block(source: str, target: str) -> tuple[Rule, ...]:
     attention = {ours: f"{source}.attention.{theirs}" for ours, theirs in names.items()}
     norms = HUGGING_FACE_NAMES[:2]
     return block(source, target, separate_attention(f"{target}/attention", **attention), (*norms, "mlp.fc1", "mlp.fc2"))
+
+
+def block_config(model: nn.Module) -> dict:
+    """What transformers' configurations of image and video transformers say of the blocks."""
+    return {
+        "hidden_size": model.width,
+        "num_hidden_layers": model.depth,
+        "num_attention_heads": model.heads,
+        "intermediate_size": round(model.width * model.mlp_ratio),
+        "hidden_act": EXACT_GELU[0],
+        "qkv_bias": True,
+    }
+
+
+def square(patch_size: tuple[int, int, int], frames: int) -> int:
+    """The side of square patches of so many frames, the only ones that a configuration can say.
+
+    Raises:
+      UserError: the patches are others.
+    """
+    if patch_size[0] != frames or patch_size[1] != patch_size[2]:
+        raise UserError(f"patch_size is {patch_size}, and transformers has {frames} x n x n: choose another layout")
+    return patch_size[1]
 
 
 def from_config(config: dict) -> nn.Module:
@@ -45,14 +69,28 @@ def from_config(config: dict) -> nn.Module:
     )
 
 
+def to_config(model: ViT) -> dict:
+    """The inverse of `from_config`."""
+    return {
+        "architectures": ["ViTModel" if model.num_classes is None else "ViTForImageClassification"],
+        "model_type": "vit",
+        **block_config(model),
+        "layer_norm_eps": model.epsilon,
+        "patch_size": square(model.patch_size, frames=1),
+        "num_channels": model.channels,
+        "image_size": model.image_size,
+    }
+
+
 TIMM = Layout(
     name="timm",
+    key="timm",
     sign="blocks.0.attn.qkv.weight",
     prepare=lambda weights: fold_layer_scale(strip(weights, "module.")),
     rules=(
         Rule("cls_token", "class_token"),
         *positions("pos_embed", "", table("cubic")),
-        *dense("patch_embed.proj", "patch_embedding", inflate),
+        *dense("patch_embed.proj", "patch_embedding", inflate, image_kernel),
         *timm_block("blocks.{i}", "transformer/block_{i}"),
         *norm("norm", "norm"),
         *dense("head", "head"),
@@ -61,12 +99,15 @@ TIMM = Layout(
 
 HUGGING_FACE = Layout(
     name="Hugging Face's ViT",
+    key="transformers",
     sign="embeddings.position_embeddings",
     prepare=lambda weights: strip(weights, "vit."),
+    restore=lambda weights: prefix(weights, "vit.", "classifier."),
+    format="safetensors",
     rules=(
         Rule("embeddings.cls_token", "class_token"),
         *positions("embeddings.position_embeddings", "", table("cubic")),
-        *dense("embeddings.patch_embeddings.projection", "patch_embedding", inflate),
+        *dense("embeddings.patch_embeddings.projection", "patch_embedding", inflate, image_kernel),
         *hugging_face_block("encoder.layer.{i}", "transformer/block_{i}"),
         *transformers_block("layers.{i}", "transformer/block_{i}"),
         *norm("layernorm", "norm"),
@@ -76,3 +117,4 @@ HUGGING_FACE = Layout(
 
 LAYOUTS = {ViT: (TIMM, HUGGING_FACE)}
 CONFIGS = {"vit": from_config}
+TO_CONFIGS = {ViT: to_config}

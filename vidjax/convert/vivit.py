@@ -3,12 +3,13 @@
 import flax.linen as nn
 import numpy as np
 
-from vidjax.convert.blocks import fused_attention, hugging_face_block, positions, timm_block
+from vidjax.convert.blocks import ALL_POSITIONS, PARTS, fused_attention, hugging_face_block, positions, timm_block
 from vidjax.convert.files import Weights
 from vidjax.convert.fits import inflate, table
 from vidjax.convert.hub import expect
-from vidjax.convert.rules import Fit, Layout, Rule, dense, fold_layer_scale, norm, strip
-from vidjax.convert.vit import TANH_GELU, transformers_block
+from vidjax.convert.rules import Fit, Layout, Rule, Transform, dense, fold_layer_scale, norm, prefix, strip
+from vidjax.convert.vit import TANH_GELU, block_config, transformers_block
+from vidjax.errors import UserError
 from vidjax.models.vivit import FactorizedEncoder, ViViT, kinetics
 
 
@@ -18,25 +19,22 @@ def of_clips(model: ViViT | FactorizedEncoder) -> Fit:
     return table("linear", usual=tuple(size // patch for size, patch in zip(sizes, model.patch_size, strict=True)))
 
 
-def flat_kernel(value: np.ndarray) -> np.ndarray:
-    """Flax's `(d, heads, head width)` as `(d, width)`."""
-    return value.reshape(value.shape[0], -1)
+def flax_attention(source: str, target: str, heads: int) -> tuple[Rule, ...]:
+    """Flax's multi-head attention: kernels `(d, heads, head width)`, biases `(heads, head width)`, and one out.
 
-
-def flat_out(value: np.ndarray) -> np.ndarray:
-    """Flax's `(heads, head width, d)` as `(width, d)`."""
-    return value.reshape(-1, value.shape[-1])
-
-
-def flax_attention(source: str, target: str) -> tuple[Rule, ...]:
-    """Flax's multi-head attention, whose kernels have an axis of heads."""
+    The map out of it has the kernel `(heads, head width, d)`.
+    """
+    kernel = Transform(
+        lambda value: value.reshape(value.shape[0], -1), lambda value: value.reshape(value.shape[0], heads, -1)
+    )
+    bias = Transform(np.ravel, lambda value: value.reshape(heads, -1))
+    out = Transform(
+        lambda value: value.reshape(-1, value.shape[-1]), lambda value: value.reshape(heads, -1, value.shape[-1])
+    )
     return (
-        *(
-            Rule(f"{source}/{part}/kernel", f"{target}/{part}/kernel", flat_kernel)
-            for part in ("query", "key", "value")
-        ),
-        *(Rule(f"{source}/{part}/bias", f"{target}/{part}/bias", np.ravel) for part in ("query", "key", "value")),
-        Rule(f"{source}/out/kernel", f"{target}/out/kernel", flat_out),
+        *(Rule(f"{source}/{part}/kernel", f"{target}/{part}/kernel", kernel) for part in PARTS),
+        *(Rule(f"{source}/{part}/bias", f"{target}/{part}/bias", bias) for part in PARTS),
+        Rule(f"{source}/out/kernel", f"{target}/out/kernel", out),
         Rule(f"{source}/out/bias", f"{target}/out/bias"),
     )
 
@@ -46,22 +44,27 @@ def flax_pair(source: str, target: str, first: str) -> tuple[Rule, ...]:
     return Rule(f"{source}/{first}", f"{target}/{first}"), Rule(f"{source}/bias", f"{target}/bias")
 
 
-def scenic_blocks(source: str, target: str) -> tuple[Rule, ...]:
-    """Blocks of models 1, 2 and 4, then those of model 3."""
+def scenic_blocks(source: str, target: str, heads: int, divided: bool) -> tuple[Rule, ...]:
+    """Blocks of models 1, 2 and 4, or of model 3, where attention is divided."""
     source, target = f"{source}/encoderblock_{{i}}", f"{target}/block_{{i}}"
+    if divided:
+        attention = (
+            *flax_pair(f"{source}/LayerNorm_time", f"{target}/temporal_norm", "scale"),
+            *flax_attention(f"{source}/MultiHeadDotProductAttention_time", f"{target}/temporal_attention", heads),
+            *flax_pair(f"{source}/LayerNorm_space", f"{target}/spatial_norm", "scale"),
+            *flax_attention(f"{source}/MultiHeadDotProductAttention_space", f"{target}/spatial_attention", heads),
+        )
+    else:
+        attention = (
+            *flax_pair(f"{source}/LayerNorm_0", f"{target}/norm1", "scale"),
+            *flax_attention(f"{source}/MultiHeadDotProductAttention_0", f"{target}/attention", heads),
+        )
+    norm2, mlp = ("LayerNorm_mlp", "MlpBlock") if divided else ("LayerNorm_1", "MlpBlock_0")
     return (
-        *flax_pair(f"{source}/LayerNorm_0", f"{target}/norm1", "scale"),
-        *flax_attention(f"{source}/MultiHeadDotProductAttention_0", f"{target}/attention"),
-        *flax_pair(f"{source}/LayerNorm_1", f"{target}/norm2", "scale"),
-        *flax_pair(f"{source}/MlpBlock_0/Dense_0", f"{target}/mlp/fc1", "kernel"),
-        *flax_pair(f"{source}/MlpBlock_0/Dense_1", f"{target}/mlp/fc2", "kernel"),
-        *flax_pair(f"{source}/LayerNorm_time", f"{target}/temporal_norm", "scale"),
-        *flax_attention(f"{source}/MultiHeadDotProductAttention_time", f"{target}/temporal_attention"),
-        *flax_pair(f"{source}/LayerNorm_space", f"{target}/spatial_norm", "scale"),
-        *flax_attention(f"{source}/MultiHeadDotProductAttention_space", f"{target}/spatial_attention"),
-        *flax_pair(f"{source}/LayerNorm_mlp", f"{target}/norm2", "scale"),
-        *flax_pair(f"{source}/MlpBlock/Dense_0", f"{target}/mlp/fc1", "kernel"),
-        *flax_pair(f"{source}/MlpBlock/Dense_1", f"{target}/mlp/fc2", "kernel"),
+        *attention,
+        *flax_pair(f"{source}/{norm2}", f"{target}/norm2", "scale"),
+        *flax_pair(f"{source}/{mlp}/Dense_0", f"{target}/mlp/fc1", "kernel"),
+        *flax_pair(f"{source}/{mlp}/Dense_1", f"{target}/mlp/fc2", "kernel"),
     )
 
 
@@ -75,27 +78,35 @@ def scenic(model: ViViT | FactorizedEncoder) -> Layout:
             Rule("cls_TemporalTransformer", "temporal_class_token"),
             *scenic_positions(model, f"{space}/posembed_input/pos_embedding", ""),
             *scenic_positions(model, f"{time}/posembed_input/pos_embedding", "temporal_"),
-            *scenic_blocks(space, "spatial_transformer"),
+            *scenic_blocks(space, "spatial_transformer", model.heads, divided=False),
             *flax_pair(f"{space}/encoder_norm", "spatial_norm", "scale"),
-            *scenic_blocks(time, "temporal_transformer"),
+            *scenic_blocks(time, "temporal_transformer", model.heads, divided=False),
             *flax_pair(f"{time}/encoder_norm", "norm", "scale"),
         )
     else:
         sign = "Transformer/encoder_norm/scale"
+        divided = model.attention == "factorized_self_attention"
         middle = (
             Rule("cls", "class_token"),
             *scenic_positions(model, "Transformer/posembed_input/pos_embedding", ""),
-            *scenic_blocks("Transformer", "transformer"),
+            *scenic_blocks("Transformer", "transformer", model.heads, divided),
             *flax_pair("Transformer/encoder_norm", "norm", "scale"),
         )
-    return Layout("Scenic's ViViT", sign, (*middle, *ends), prepare=inner_tree)
+    return Layout(
+        "Scenic's ViViT", sign, (*middle, *ends), inner_tree, key="scenic", format="flax", wrap=training_state
+    )
+
+
+def training_state(tree: dict) -> dict:
+    """A training state as Scenic restores it, with the tree of parameters in it."""
+    return {"params": tree, "model_state": {}, "global_step": 0, "rng": np.zeros(2, np.uint32)}
 
 
 def scenic_positions(model: ViViT | FactorizedEncoder, source: str, target: str) -> tuple[Rule, ...]:
     """A table with a class token's entry in it, or without."""
     if model.pooling == "class_token":
         return positions(source, target, of_clips(model))
-    return (Rule(source, f"{target}position/table", lambda value: value[0], of_clips(model)),)
+    return (Rule(source, f"{target}position/table", ALL_POSITIONS, of_clips(model)),)
 
 
 def inner_tree(weights: Weights) -> Weights:
@@ -115,6 +126,8 @@ def image(model: ViViT | FactorizedEncoder) -> Layout:
     fresh = ("temporal_transformer/", "temporal_class_token", "temporal_class_position", "temporal_position/", "norm/")
     return Layout(
         name="timm's image ViT",
+        key="timm",
+        restore=None,
         sign="blocks.0.attn.qkv.weight",
         prepare=lambda weights: fold_layer_scale(strip(weights, "module.")),
         rules=(
@@ -136,8 +149,11 @@ def hugging_face(model: ViViT) -> Layout:
     """The layout of VivitForVideoClassification, which is model 1."""
     return Layout(
         name="Hugging Face's ViViT",
+        key="transformers",
         sign="embeddings.position_embeddings",
         prepare=lambda weights: strip(weights, "vivit."),
+        restore=lambda weights: prefix(weights, "vivit.", "classifier."),
+        format="safetensors",
         rules=(
             Rule("embeddings.cls_token", "class_token"),
             *positions("embeddings.position_embeddings", "", of_clips(model)),
@@ -174,5 +190,27 @@ def from_config(config: dict) -> nn.Module:
     )
 
 
+def to_config(model: ViViT) -> dict:
+    """The inverse of `from_config`.
+
+    Raises:
+      UserError: the model pools tokens otherwise than transformers' does.
+    """
+    if model.pooling != "class_token":
+        raise UserError(f"pooling is '{model.pooling}', and transformers' ViViT has a class token: choose scenic")
+    return {
+        "architectures": ["VivitModel" if model.num_classes is None else "VivitForVideoClassification"],
+        "model_type": "vivit",
+        **block_config(model),
+        "hidden_act": TANH_GELU[0],
+        "layer_norm_eps": 1e-6,
+        "tubelet_size": list(model.patch_size),
+        "num_channels": model.channels,
+        "num_frames": model.num_frames,
+        "image_size": model.image_size,
+    }
+
+
 LAYOUTS = {ViViT: layouts, FactorizedEncoder: layouts}
 CONFIGS = {"vivit": from_config}
+TO_CONFIGS = {ViViT: to_config}

@@ -24,6 +24,7 @@ def load_pretrained(
     source: str | Path,
     name: str | None = None,
     *,
+    layout: str | None = None,
     which: Which = "best",
     strict: bool = False,
     inflation: Inflation = "average",
@@ -37,10 +38,13 @@ def load_pretrained(
     `model.card` tells how pixels are normalised, how frames are sampled and what the classes are called.
 
     Args:
-      source: a Hugging Face id (through huggingface_hub), a Hugging Face directory, a vidjax checkpoint, the work
-        directory of a run, or a file of safetensors, PyTorch (`.pth`, `.pyth`, `.pt`, `.bin`, `.pth.tar`), NumPy
-        (`.npz`) or Flax (`.msgpack`, Scenic's `checkpoint`) in a published layout.
+      source: the name of a published checkpoint (`vidjax.list_pretrained`; a local path of that name comes first), a
+        Hugging Face id (through huggingface_hub), a Hugging Face directory, a vidjax checkpoint, the work directory of
+        a run, or a file of safetensors, PyTorch (`.pth`, `.pyth`, `.pt`, `.bin`, `.pth.tar`), NumPy (`.npz`) or Flax
+        (`.msgpack`, Scenic's `checkpoint`) in a published layout.
       name: see `vidjax.list_models`; not needed where the source says what it is, whose fields it must not contradict.
+      layout: the publisher's layout of the weights (`transformers`, `torchvision`, `original`, ...); by default it is
+        recognised by the names of the entries.
       which: of a run, the checkpoint that validated best (the newest where there was no validation), or the newest.
       strict: nothing may be newly initialised or unused.
       inflation: how kernels of images become kernels of clips: `average` or `central`.
@@ -56,10 +60,11 @@ def load_pretrained(
       UserError: the source needs a library that is not installed: PyTorch, safetensors or huggingface_hub.
 
     Example:
+      >>> model, variables = load_pretrained("videomae_base_k400")
       >>> model, variables = load_pretrained("MCG-NJU/videomae-base-finetuned-kinetics", dtype=jnp.bfloat16)
       >>> model, variables = load_pretrained("runs/finetune")
     """
-    settings = {"strict": strict, "inflation": inflation, "key": key, "verbose": verbose, **overrides}
+    settings = {"layout": layout, "strict": strict, "inflation": inflation, "key": key, "verbose": verbose, **overrides}
     if which not in get_args(Which):
         raise UserError(f"which is '{which}': choose one of {', '.join(get_args(Which))}")
     if not is_run(source):

@@ -33,6 +33,8 @@ def prepare(weights: Weights) -> Weights:
 
 HUGGING_FACE = Layout(
     name="Hugging Face's BERT",
+    key="transformers",
+    restore=None,  # the projection has no place in it
     sign="embeddings.word_embeddings.weight",
     prepare=prepare,
     rules=(

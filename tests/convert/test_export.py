@@ -1,0 +1,331 @@
+"""Weights that go out: by the names recorded in goldens, and back to the last bit, in every layout there is."""
+
+import dataclasses
+import json
+import sys
+
+import numpy as np
+import pytest
+import recipe
+from flax.serialization import msgpack_restore
+from flax.traverse_util import flatten_dict
+from small_models import IMAGE, MODELS, TEXT, actionclip, perturbed, variables_of
+
+import vidjax
+from vidjax.convert import export_pretrained, files, from_state_dict, layouts, load_pretrained, recognize
+from vidjax.convert.export import entries
+from vidjax.errors import UserError
+from vidjax.models.actionclip import VideoTower
+from vidjax.models.clip import ImageTower
+from vidjax.models.text import TextTower
+from vidjax.models.video_text import VideoText
+
+# Fields that fix what is not computed alike leave these layouts out.
+NOT = {
+    "viclip": ("openai", "transformers"),
+    "viclip's image tower": ("openai", "transformers"),
+    "actionclip joint": ("mmaction2",),
+    "actionclip with shift": ("mmaction2",),
+    "actionclip with a class token": ("mmaction2",),
+    "clip's text tower": ("viclip",),
+}
+WAYS = [
+    (name, key)
+    for name, model in MODELS.items()
+    for key in dict.fromkeys(layout.key for layout in layouts(model) if layout.restore is not None)
+    if key not in NOT.get(name, ())
+]
+
+
+def leaves_equal(loaded: dict, expected: dict) -> None:
+    wanted, got = flatten_dict(expected, sep="/"), flatten_dict(loaded, sep="/")
+    assert wanted.keys() == got.keys()
+    for path, leaf in wanted.items():
+        np.testing.assert_array_equal(got[path], leaf, err_msg=path)
+
+
+@pytest.mark.parametrize(("name", "key"), WAYS, ids=[f"{name}-{key}" for name, key in WAYS])
+def test_what_goes_out_comes_back_to_the_last_bit(name, key, tmp_path):
+    model, variables = MODELS[name], variables_of(name)
+    export_pretrained(model, variables, tmp_path / "out", layout=key)
+    assert recognize(model, files.read(tmp_path / "out"))[0].key == key  # without being named
+    again, loaded = load_pretrained(tmp_path / "out", layout=key, strict=True, verbose=False)
+    leaves_equal(loaded, variables)
+    if key == "transformers":  # its configuration is the only description, and knows no name of ours
+        assert not (tmp_path / "out" / "vidjax.json").exists()
+        left_out = {"parent", "name", "card", "drop_path", "dropout", "num_frames"}
+        if not isinstance(model, VideoText):
+            for field in dataclasses.fields(model):
+                assert field.name in left_out or getattr(again, field.name) == getattr(model, field.name), field.name
+        if hasattr(model, "card"):
+            assert [getattr(again.card, field) for field in ("mean", "std", "crop_ratio")] == [
+                pytest.approx(getattr(model.card, field), rel=0.02) for field in ("mean", "std", "crop_ratio")
+            ]
+    else:
+        assert again == model
+
+
+def test_every_layout_that_goes_out_is_tried_here():
+    going_out = {
+        (type(model).__name__, layout.name)
+        for model in map(vidjax.create_model, vidjax.list_models())
+        for layout in layouts(model)
+        if layout.restore is not None
+    }
+    tried = {
+        (type(MODELS[name]).__name__, layout.name)
+        for name, key in WAYS
+        for layout in layouts(MODELS[name])
+        if layout.key == key
+    }
+    assert going_out <= tried
+    keys = {layout.key for model in MODELS.values() for layout in layouts(model)}
+    assert "" not in keys and "vidjax" not in keys
+
+
+# Names, shapes and values, as goldens have recorded them
+
+
+def fields(c: dict, tubelet: int = 2) -> dict:
+    return {
+        "width": c["D"], "depth": c["L"], "heads": c["H"], "num_frames": c["T"], "image_size": c["S"],
+        "patch_size": (tubelet, c["P"], c["P"]), "num_classes": c.get("classes"),
+    }  # fmt: skip
+
+
+def of_golden(name: str, c: dict):
+    """The model of a golden's configuration, the layout, and what its names lack before and after."""
+    if name == "mm_videomae":
+        return vidjax.create_model("videomae_tiny", **fields(c)), "mmaction2", ""
+    if name == "videomae_finetune":
+        return vidjax.create_model("videomae_tiny", **fields(c)), "original", ""
+    if name == "videomae_pretrain":
+        decoder = {"decoder_width": c["dD"], "decoder_depth": c["dL"], "decoder_heads": c["dH"]}
+        own = {field: value for field, value in fields(c).items() if field != "num_classes"}
+        return vidjax.create_model("videomae_tiny_pretrain", **own, **decoder), "original", ""
+    if "timesformer" in name:
+        model = vidjax.create_model(f"timesformer_tiny_{name.rsplit('_', 1)[1]}", **fields(c, 1))
+        return model, *(("mmaction2", "") if name.startswith("mm_") else ("original", "model."))
+    if name == "resnet3d_r2plus1d":
+        return vidjax.create_model("r2plus1d_18", depths=(1, 1, 1, 1), num_classes=5), "torchvision", ""
+    if name == "mm_r2plus1d_r34":
+        widths = tuple(c["W"] * n for n in (1, 2, 4, 8))
+        return vidjax.create_model("r2plus1d_34_mmaction2", widths=widths, num_classes=None), "mmaction2", "backbone."
+    if name == "mm_c3d":
+        return vidjax.create_model("c3d", num_classes=None), "mmaction2", "backbone."
+    if name == "p3d":
+        depths = tuple(c["depths"])
+        return vidjax.create_model("p3d_63", depths=depths, width=c["width"], num_classes=5), "pseudo_3d_pytorch", ""
+    if name == "inception3d_i3d":
+        model = vidjax.create_model("i3d_rgb", num_classes=5, width_multiplier=1 / 8, norm_scale=True)
+        return model, "pytorch_i3d", ""
+    if name == "inception3d_s3d":
+        return vidjax.create_model("s3d", num_classes=5), "torchvision", ""
+    if name.startswith("uniformer"):
+        own = {"widths": tuple(c["D"]), "depths": tuple(c["L"]), "head_width": c["hd"], "num_classes": c["classes"]}
+        row = "uniformer_small_split" if c["split"] else "uniformer_small"
+        return vidjax.create_model(row, **own, image_size=c["S"]), "original", ""
+    return (*of_pair(name, c), "")
+
+
+def of_pair(name: str, c: dict):
+    """The same, of the two towers."""
+    image = ImageTower(c["D"], c["L"], c["H"], c["E"], patch_size=(1, c["P"], c["P"]), image_size=c["S"])
+    text = TextTower(c["V"], c["ctx"], c["tD"], c["tL"], c["tH"], c["E"])
+    if name == "openai_clip":
+        return VideoText(image, text), "openai"
+    heads = {"meanP": "mean", "LSTM": "lstm", "Transf": "transf", "cls": "transf_cls", "actionclip": "transf"}
+    frames, context = c["T"], 4 if name.startswith("mm_") else 12
+    tower = VideoTower(
+        image.clone(num_frames=frames), heads[name.rsplit("_", 1)[1]], c.get("layers", 6), 2, head_context=context
+    )
+    return VideoText(tower, text), "mmaction2" if name.startswith("mm_") else "original"
+
+
+LAYER_SCALE = ("videomae_finetune", "mm_videomae")
+GOLDENS = [
+    "mm_videomae", "videomae_finetune", "videomae_pretrain", "timesformer_divided", "timesformer_joint",
+    "timesformer_space", "mm_timesformer_divided", "mm_timesformer_joint", "mm_timesformer_space", "uniformer_small",
+    "uniformer_small_split", "resnet3d_r2plus1d", "mm_r2plus1d_r34", "mm_c3d", "p3d", "inception3d_i3d",
+    "inception3d_s3d", "openai_clip", "actionclip_meanP", "actionclip_LSTM", "actionclip_Transf",
+    "actionclip_Transf_cls", "mm_actionclip",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GOLDENS)
+def test_names_shapes_and_values_are_those_of_the_original(name):
+    """A golden's weights, made ours and written again: no entry is missing, none is new, each is as it was."""
+    golden = recipe.load(name)
+    model, key, around = of_golden(name, golden.config)
+    layout = next(layout for layout in layouts(model) if layout.key == key)
+    written = entries(layout, model, from_state_dict(model, golden.weights, strict=True))
+    expected = {around + name: np.asarray(value) for name, value in golden.weights.items()}
+    if not any("num_batches_tracked" in entry for entry in expected):  # not recorded; PyTorch's norms have them
+        written = {entry: value for entry, value in written.items() if not entry.endswith("num_batches_tracked")}
+    if name in LAYER_SCALE:  # it is multiplied into the maps before it
+        scaled = {name for name in expected if ".gamma_" in name}
+        assert scaled and not [name for name in written if "gamma" in name]
+        expected = {name: value for name, value in expected.items() if name not in scaled}
+    assert {name: value.shape for name, value in written.items()} == {k: v.shape for k, v in expected.items()}
+    for entry, value in written.items():
+        folded = name in LAYER_SCALE and any(part in entry for part in (".attn.proj.", ".mlp.fc2.", ".mlp.layers.1."))
+        assert folded or np.array_equal(value, expected[entry]), entry
+
+
+@pytest.mark.parametrize("name", ["viclip_vision", "viclip_text"])
+def test_viclips_names_are_those_of_the_original(name):
+    golden, tower = recipe.load(name), name.removeprefix("viclip_")
+    c = golden.config
+    if tower == "vision":
+        model = ImageTower(
+            c["D"], c["L"], c["H"], c["E"], patch_size=(1, c["P"], c["P"]), joint=True, num_frames=c["T"],
+            image_size=c["S"],
+        )  # fmt: skip
+    else:
+        model = TextTower(c["V"], c["ctx"], c["tD"], c["tL"], c["tH"], c["E"])
+    layout = next(layout for layout in layouts(model) if layout.key == "viclip")
+    written = entries(layout, model, from_state_dict(model, golden.weights, strict=True))
+    assert written.keys() == {f"{tower}_encoder.{entry}" for entry in golden.weights}
+    for entry, value in golden.weights.items():
+        np.testing.assert_array_equal(written[f"{tower}_encoder.{entry}"], value)
+
+
+@pytest.mark.parametrize("scale", [1.5, 2.6592, 4.6])
+def test_viclips_temperature_gives_the_scale_again(scale):
+    model = MODELS["viclip"]
+    layout = next(layout for layout in layouts(model) if layout.key == "viclip")
+    variables = perturbed(model)
+    variables["params"]["logit_scale"] = np.float32(scale)
+    written = entries(layout, model, variables)
+    assert written["temp"] == pytest.approx(np.exp(-scale), rel=1e-6)
+    assert from_state_dict(model, written)["params"]["logit_scale"] == np.float32(scale)
+    variables["params"]["logit_scale"] = np.float32(5.0)
+    with pytest.raises(UserError, match=r"logit_scale is 5\.0, which no temperature of ViCLIP's gives"):
+        entries(layout, model, variables)
+
+
+def test_i3ds_port_has_scales_of_one_where_the_model_has_none():
+    model = MODELS["i3d"]
+    layout = next(layout for layout in layouts(model) if layout.key == "pytorch_i3d")
+    written = entries(layout, model, perturbed(model))
+    scales = {name for name in written if name.endswith(".bn.weight")}
+    assert {name.replace("bn.weight", "bn.bias") for name in scales} == {n for n in written if n.endswith(".bn.bias")}
+    assert scales and all((written[name] == 1).all() for name in scales)
+
+
+# What is written, and what is refused
+
+
+@pytest.fixture(scope="module")
+def model():
+    return MODELS["vivit"]
+
+
+@pytest.fixture(scope="module")
+def variables(model):
+    return perturbed(model)
+
+
+def test_scenics_checkpoint_is_a_training_state(model, variables, tmp_path):
+    """As `restore_pretrained_checkpoint` reads it (scenic/train_lib/pretrain_utils.py)."""
+    file = export_pretrained(model, variables, tmp_path / "out", layout="scenic")
+    assert file == tmp_path / "out" / "checkpoint"
+    state = msgpack_restore(file.read_bytes())
+    assert state.keys() == {"params", "model_state", "global_step", "rng"} and int(state["global_step"]) == 0
+    query = state["params"]["Transformer"]["encoderblock_0"]["MultiHeadDotProductAttention_0"]["query"]["kernel"]
+    ours = variables["params"]["transformer"]["block_0"]["attention"]["query"]["kernel"]
+    np.testing.assert_array_equal(query.reshape(24, 24), ours)
+
+
+def test_pytorchs_files_are_as_their_loaders_take_them(tmp_path):
+    torch = pytest.importorskip("torch")
+
+    def content(name: str, key: str) -> dict:
+        file = export_pretrained(MODELS[name], perturbed(MODELS[name]), tmp_path / f"{name} {key}", layout=key)
+        return torch.load(file, weights_only=True)
+
+    assert "patch_embed.proj.weight" in content("videomae", "original")["model"]
+    assert "encoder.patch_embed.proj.weight" in content("videomae's pre-training", "original")["model"]
+    assert "model.time_embed" in content("timesformer", "original")["model_state"]
+    assert "backbone.time_embed" in content("timesformer", "mmaction2")["state_dict"]
+    assert "stem.0.weight" in content("r3d", "torchvision")
+    both = content("actionclip with shift", "original")
+    assert "visual.transformer.resblocks.0.net.ln_1.weight" in both["model_state_dict"]
+    assert "transformer.resblocks.0.ln_1.weight" in both["model_state_dict"]
+    assert "module.lstm_visual.weight_ih_l0" in both["fusion_model_state_dict"]
+
+
+def test_without_pytorch_the_same_names_are_in_safetensors(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    values = perturbed(MODELS["r3d"])
+    file = export_pretrained(MODELS["r3d"], values, tmp_path / "out", layout="torchvision")
+    assert file.name == "model.safetensors"
+    leaves_equal(load_pretrained(tmp_path / "out", strict=True, verbose=False)[1], values)
+
+
+def test_class_names_and_pixels_go_out(tmp_path):
+    card = dataclasses.replace(
+        MODELS["videomae"].card, class_names=("a", "b", "c", "d", "e"), mean=(0.1, 0.2, 0.3), crop_ratio=0.5
+    )
+    model = MODELS["videomae"].clone(card=card)
+    export_pretrained(model, perturbed(model), tmp_path, layout="transformers")
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["id2label"]["1"] == "b" and config["label2id"]["e"] == 4
+    again, _ = load_pretrained(tmp_path, verbose=False)
+    assert again.card.class_names == card.class_names and again.card.mean == card.mean
+    assert again.card.crop_ratio == 0.5
+
+
+def test_nothing_is_overwritten(model, variables, tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(UserError, match="is not an empty directory: give another one, nothing is overwritten"):
+        export_pretrained(model, variables, tmp_path, layout="scenic")
+    assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_an_unknown_layout_is_answered_with_those_that_exist(model, variables, tmp_path):
+    said = r"layout is 'torchvision': ViViT has scenic, transformers, timm, vidjax$"
+    with pytest.raises(UserError, match=said):
+        export_pretrained(model, variables, tmp_path / "out", layout="torchvision")
+    with pytest.raises(UserError, match=said):
+        from_state_dict(model, {"a": np.ones(1)}, layout="torchvision")
+    assert not (tmp_path / "out").exists()
+
+
+def test_where_training_starts_alone_does_not_go_out(model, variables, tmp_path):
+    with pytest.raises(
+        UserError, match=r"layout 'timm' and do not go out: ViViT goes out as scenic, transformers, vidj"
+    ):
+        export_pretrained(model, variables, tmp_path / "out", layout="timm")
+
+
+@pytest.mark.parametrize(
+    ("model", "key", "said"),
+    [
+        (MODELS["viclip"], "openai", r"video\.joint of the model is True, and OpenAI's CLIP is computed with False"),
+        (MODELS["viclip"], "transformers", r"video\.joint of the model is True"),
+        (VideoText(IMAGE.clone(heads=2), TEXT), "openai", r"video\.heads of the model is 2, and .* with 1: choose"),
+        (VideoText(IMAGE, TEXT, bias=-10.0), "openai", "OpenAI's CLIP has no entry for logit_bias: choose another"),
+        (MODELS["r3d"].clone(epsilon=1e-3), "torchvision", r"epsilon of the model is 0\.001"),
+        (MODELS["vit"].clone(patch_size=(2, 8, 8), num_frames=2), "timm", "kernels of images, and one .* 2 frames"),
+        (
+            MODELS["vit"].clone(patch_size=(1, 8, 16)),
+            "transformers",
+            r"patch_size is \(1, 8, 16\), and transformers has",
+        ),
+        (MODELS["videomae"].clone(final_norm=True), "transformers", "final_norm is set, and transformers classifies"),
+        (actionclip("conv1d"), "original", r"ActionCLIP's release has no entry for video/temporal/kernel"),
+        (actionclip("mean", joint=True), "mmaction2", r"video\.image\.joint of the model is True"),
+    ],
+)
+def test_what_the_publishers_code_would_compute_otherwise_is_refused(model, key, said, tmp_path):
+    with pytest.raises(UserError, match=said):
+        export_pretrained(model, perturbed(model), tmp_path / "out", layout=key)
+    assert not (tmp_path / "out").exists()
+
+
+def test_variables_of_another_model_are_refused(model, variables, tmp_path):
+    with pytest.raises(UserError, match="the variables are not those of the ViViT"):
+        export_pretrained(model, variables["params"], tmp_path / "out", layout="scenic")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,172 @@
+"""Published checkpoints by name: every row is of a model and a layout that exist, and loads from stand-ins of them."""
+
+import hashlib
+import io
+import sys
+from types import SimpleNamespace
+from urllib.error import URLError
+from urllib.parse import urlsplit
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from safetensors.numpy import load_file
+from small_models import MODELS, SMALL, perturbed
+
+import vidjax
+from vidjax import runs
+from vidjax.convert import download, export_pretrained, hub, layouts, published
+from vidjax.errors import UserError
+from vidjax.models import create_model
+
+ROWS = published.ROWS
+
+
+def test_names_are_listed_by_a_pattern():
+    assert vidjax.list_pretrained() == sorted(ROWS) and len(ROWS) > 100
+    assert vidjax.list_pretrained("videomae_*_ssv2") == [
+        "videomae_base_pretrain_ssv2", "videomae_base_short_pretrain_ssv2", "videomae_base_short_ssv2",
+        "videomae_base_ssv2", "videomae_small_ssv2",
+    ]  # fmt: skip
+    assert all("k400" in name for name in vidjax.list_pretrained("*k400*"))
+    assert vidjax.list_pretrained("nothing") == []
+
+
+def test_every_row_is_of_a_model_and_in_a_layout_that_exist():
+    """A wrong field is refused by `create_model`; two rows with one name would be one here."""
+    assert len(ROWS) == len(published._ROWS)
+    for row in ROWS.values():
+        assert row.name not in published.PAGES and row.facts, row.name
+        model = create_model(row.model, **row.fields)
+        assert row.layout in {layout.key for layout in layouts(model)}, row.name
+        if row.is_hub:
+            owner, slash, repository = row.source.partition("/")
+            assert owner and slash and repository and "/" not in repository and row.layout == "transformers", row.name
+        else:
+            address = urlsplit(row.source)
+            assert address.scheme == "https" and address.hostname and (row.is_page or address.path.count(".") or (
+                address.path.endswith("/checkpoint")
+            )), row.name  # fmt: skip
+        assert row.top1 is None or (row.data and 30 < row.top1 < 100), row.name
+        assert row.top5 is None or row.top1 < row.top5 < 100, row.name
+        assert not row.sha256 or row.sha256 in row.source, row.name
+    sources = [row.source for row in ROWS.values()]
+    assert len(set(sources)) == len(sources)
+
+
+def test_accuracy_agrees_with_the_models_card():
+    """Where a checkpoint is the one that a row of `list_models` quotes, both say the same."""
+    for name in ("timesformer_base_k400", "vivit_base_fe_k400", "r2plus1d_18_k400", "uniformer_base_16x4_k400"):
+        row = ROWS[name]
+        assert create_model(row.model).card.accuracy == row.accuracy, name
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("VIDJAX_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def serve(monkeypatch, content: bytes) -> list[str]:
+    """Every address gives this; returns the addresses that are asked for."""
+    asked = []
+
+    def urlopen(address, timeout):
+        asked.append(address)
+        return io.BytesIO(content)
+
+    monkeypatch.setattr(download, "urlopen", urlopen)
+    return asked
+
+
+def stand_in(name: str, layout: str, folder) -> bytes:
+    """A narrow model's file as the publisher writes it."""
+    return export_pretrained(MODELS[name], perturbed(MODELS[name]), folder, layout=layout).read_bytes()
+
+
+def test_a_file_is_fetched_once_with_a_line(cache, monkeypatch, tmp_path, capsys):
+    pytest.importorskip("torch")
+    content = stand_in("timesformer", "original", tmp_path / "out")
+    asked = serve(monkeypatch, content)
+    fields = SMALL | {f: getattr(MODELS["timesformer"], f) for f in ("patch_size", "num_frames", "image_size")}
+    model, variables = vidjax.load_pretrained("timesformer_large_ssv2", strict=True, **fields)
+    row = ROWS["timesformer_large_ssv2"]
+    said = capsys.readouterr().out
+    path = cache / "timesformer_large_ssv2" / "TimeSformer_divST_64_224_SSv2.pyth"
+    assert asked == [row.source] and f"fetching {row.source} to {path}" in said and path.read_bytes() == content
+    assert model.num_classes == 5 and model.card.accuracy == "SSv2 62.0, 1x3 views"  # not that of K400
+    expected = flatten_dict(perturbed(MODELS["timesformer"]))
+    for place, leaf in flatten_dict(variables).items():
+        np.testing.assert_array_equal(leaf, expected[place])
+    vidjax.load_pretrained("timesformer_large_ssv2", strict=True, verbose=False, **fields)
+    assert len(asked) == 1 and not capsys.readouterr().out
+
+
+def test_scripts_start_from_a_published_name(cache, monkeypatch, tmp_path):
+    pytest.importorskip("torch")
+    serve(monkeypatch, stand_in("timesformer", "original", tmp_path / "out"))
+    runs.require_source("init_from", "timesformer_large_k400")
+    model = MODELS["timesformer"]
+    filled, report = runs.start_from("timesformer_large_k400", model, jax.tree.map(jnp.asarray, perturbed(model)))
+    assert not report.fresh and len(report.loaded) == len(flatten_dict(filled))
+
+
+def test_a_published_hash_is_checked(cache, monkeypatch, tmp_path):
+    pytest.importorskip("torch")
+    content = stand_in("r3d", "torchvision", tmp_path / "out")
+    serve(monkeypatch, content)
+    with pytest.raises(UserError, match=r"is a file with the hash [0-9a-f]{64}, and not b3b3357e: fetch r3d_18_k400"):
+        vidjax.load_pretrained("r3d_18_k400")
+    assert not list((cache / "r3d_18_k400").iterdir())
+    found = hashlib.sha256(content).hexdigest()
+    assert download.download("https://x/y.pth", "mine", found[:8]) == cache / "mine" / "y.pth"
+
+
+def test_what_cannot_be_fetched_is_an_error(cache, monkeypatch):
+    serve(monkeypatch, b"\n<!DOCTYPE html><html>sign in</html>")
+    with pytest.raises(UserError, match="is a page and no file: fetch i3d_rgb_k400 by hand and give its path"):
+        vidjax.load_pretrained("i3d_rgb_k400")
+
+    def fails(address, timeout):
+        raise URLError("no route")
+
+    monkeypatch.setattr(download, "urlopen", fails)
+    with pytest.raises(UserError, match=r"i3d_rgb_k400 cannot be fetched from https://\S+ \(.*no route.*by hand"):
+        vidjax.load_pretrained("i3d_rgb_k400")
+    assert not list((cache / "i3d_rgb_k400").iterdir())
+    with pytest.raises(UserError, match=r"by hand alone: fetch it from https://drive\S+ and give its path, with name="):
+        vidjax.load_pretrained("uniformer_small_8x8_k400")
+
+
+def test_a_directory_is_fetched_by_its_id(monkeypatch, tmp_path):
+    export_pretrained(MODELS["videomae"], perturbed(MODELS["videomae"]), tmp_path / "hub", layout="transformers")
+    asked = []
+
+    def snapshot_download(name, allow_patterns):
+        asked.append(name)
+        return str(tmp_path / "hub")
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=snapshot_download))
+    model, variables = vidjax.load_pretrained("videomae_base_k400", strict=True)
+    assert asked == ["MCG-NJU/videomae-base-finetuned-kinetics"]
+    assert model.width == SMALL["width"] and model.card.accuracy == "K400 80.9, 5x3 views"
+    head = load_file(tmp_path / "hub" / "model.safetensors")["classifier.weight"]
+    np.testing.assert_array_equal(variables["params"]["head"]["kernel"], head.T)
+
+
+def test_a_path_of_that_name_comes_first(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    variables = perturbed(MODELS["vit"])
+    vidjax.save_pretrained("videomae_base_k400", MODELS["vit"], variables)
+    model, _ = vidjax.load_pretrained("videomae_base_k400", verbose=False)
+    assert type(model) is type(MODELS["vit"])
+
+
+def test_a_near_miss_is_answered_with_the_nearest_names():
+    with pytest.raises(
+        UserError, match=r"no weights at videomae_base_k40, and no published .* nearest are videomae_base_"
+    ):
+        vidjax.load_pretrained("videomae_base_k40")
+    assert not hub.is_id("videomae_base_k40") and hub.is_id("videomae_base_k400")

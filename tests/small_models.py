@@ -1,0 +1,91 @@
+"""A narrow model of every structure that weights are published for, and variables that no initialisation gives."""
+
+from functools import cache
+from math import prod
+
+import jax
+import numpy as np
+import recipe
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+import vidjax
+from vidjax.models import example_inputs
+from vidjax.models.actionclip import VideoTower
+from vidjax.models.clip import ImageTower
+from vidjax.models.text import TextTower
+from vidjax.models.video_text import VideoText
+
+
+def perturbed(model) -> dict:
+    """Variables of noise, scales and variances near one: no value is the one that an initialisation gives."""
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *example_inputs(model))
+    values = {}
+    for path, leaf in flatten_dict(shapes, sep="/").items():
+        noise = 0.1 * np.tanh(recipe.floats(path, leaf.shape))
+        around = 1.0 if path.endswith(("scale", "var")) else 0.0
+        gain = 10 * prod(leaf.shape[:-1]) ** -0.5 if path.endswith("kernel") else 1.0
+        values[path] = np.asarray(around + gain * noise, np.float32)
+    return unflatten_dict(values, sep="/")
+
+
+IMAGE = ImageTower(64, 1, 1, 16, patch_size=(1, 8, 8), image_size=16)
+TEXT = TextTower(60, 7, 64, 1, 1, 16)
+SMALL = {"width": 24, "depth": 1, "heads": 3}
+
+
+def tiny(name: str, **fields):
+    return vidjax.create_model(name, num_classes=5, **fields)
+
+
+def actionclip(head: str, **fields) -> VideoText:
+    image = IMAGE.clone(num_frames=4, **fields)
+    return VideoText(
+        VideoTower(image, head, head_depth=1, head_heads=2, head_context=4), TEXT.clone(width=128, heads=2)
+    )
+
+
+MODELS = {
+    "vit": tiny("vit_tiny", **SMALL),
+    "vit of features": vidjax.create_model("vit_tiny", **SMALL),
+    "vivit": tiny("vivit_tiny_joint", **SMALL),
+    "vivit 2": tiny("vivit_tiny_factorized_encoder", **SMALL),
+    "vivit 3": tiny("vivit_tiny_factorized_self_attention", **SMALL),
+    "vivit 4": tiny("vivit_tiny_factorized_dot_product", width=24, depth=1, heads=4),
+    "timesformer": tiny("timesformer_tiny_divided", **SMALL),
+    "timesformer joint": tiny("timesformer_tiny_joint", **SMALL),
+    "timesformer space": tiny("timesformer_tiny_space", **SMALL),
+    "uniformer": tiny("uniformer_tiny"),
+    "uniformer split": tiny("uniformer_tiny_split"),
+    "r2plus1d": tiny("r2plus1d_tiny", midplanes="per_block"),
+    "r2plus1d of planes per convolution": tiny("r2plus1d_tiny", midplanes="per_convolution", epsilon=1e-3),
+    "r2plus1d with shortcuts": tiny(
+        "r2plus1d_34_mmaction2", depths=(1, 1, 1, 1), widths=(4, 8, 8, 8), num_frames=4, image_size=32
+    ),
+    "r3d": tiny("r3d_tiny"),
+    "c3d": tiny("c3d_tiny"),
+    "i3d": tiny("i3d_tiny"),
+    "i3d of flow": tiny("i3d_tiny", channels=2),
+    "i3d with scales": tiny("i3d_tiny", norm_scale=True),
+    "s3d": tiny("s3d_tiny"),
+    "p3d": tiny("p3d_tiny"),
+    "videomae": tiny("videomae_tiny", **SMALL),
+    "videomae of features": vidjax.create_model("videomae_tiny", **SMALL, final_norm=True),
+    "videomae's pre-training": vidjax.create_model(
+        "videomae_tiny_pretrain", **SMALL, decoder_width=12, decoder_depth=1, decoder_heads=3
+    ),
+    "clip": VideoText(IMAGE, TEXT),
+    "clip's image tower": IMAGE,
+    "clip's text tower": TEXT,
+    "viclip": VideoText(IMAGE.clone(joint=True, num_frames=4), TEXT),
+    "viclip's image tower": IMAGE.clone(joint=True, num_frames=4),
+    "actionclip": actionclip("transf"),
+    "actionclip joint": actionclip("mean", joint=True),
+    "actionclip with shift": actionclip("lstm", shift=True),
+    "actionclip with a class token": actionclip("transf_cls"),
+}  # fmt: skip
+
+
+@cache
+def variables_of(name: str) -> dict:
+    """Those of one of these models, which several tests ask for."""
+    return perturbed(MODELS[name])
