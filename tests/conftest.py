@@ -24,8 +24,9 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 import pytest
 from jaxtyping import config, install_import_hook
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "goldens")]
-install_import_hook("vidjax", "checker.typechecker")  # before anything imports vidjax
+TESTS = Path(__file__).parent
+sys.path[:0] = [str(TESTS), str(TESTS / "goldens"), str(TESTS.parent / "experiments")]
+install_import_hook(["vidjax", "benchmark"], "checker.typechecker")  # before anything imports these
 
 
 def pytest_collection_modifyitems(items):

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from jax import lax
 
+from benchmark.collectives import read_collectives
 from vidjax.layers import winograd
 from vidjax.layers.convolution import Conv3D, DepthwiseConv3D, conv3d, depthwise_conv3d
-from vidjax.training.collectives import read_collectives
 from vidjax.training.cost import count_macs
 from vidjax.training.sharding import batch_sharding, make_mesh, replicated
 
