@@ -9,8 +9,9 @@ from pathlib import Path
 
 # Eight simulated devices: sharded code is tested everywhere. Tiny programs that run once are compiled the quick way,
 # which halves the time of the whole suite. Set before JAX starts.
+# What the environment says counts: of a flag given twice, XLA takes the last.
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 " + os.environ.get("XLA_FLAGS", "")
 )
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -29,9 +30,20 @@ sys.path[:0] = [str(TESTS), str(TESTS / "goldens"), str(TESTS.parent / "experime
 install_import_hook(["vidjax", "benchmark"], "checker.typechecker")  # before anything imports these
 
 
+LONG = ("mae_pretrain", "contrastive_pretrain", "finetune", "compare_models", "invalid_clips", "site")
+"""Files that take longest, by what they test."""
+SLOW = ("colabs", "convert", "docs", "experiments", "models")
+"""Folders whose tests are left out by `pytest -m fast`; a new folder is fast until it stands here."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest leaves out what -m does not ask for
 def pytest_collection_modifyitems(items):
-    """Files that take long come first, so that no worker is left alone with one at the end."""
-    items.sort(key=lambda item: item.path.parent.name not in ("experiments", "docs"))
+    """Marks what is fast; files that take long come first, so that no worker is left alone with one at the end."""
+    for item in items:
+        if item.path.parent.name not in SLOW:
+            item.add_marker("fast")
+    items.sort(key=lambda item: item.path.parent.name not in SLOW)
+    items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in LONG)
 
 
 @pytest.fixture
