@@ -119,10 +119,18 @@ def test_the_loop_holds_as_many_batches_as_are_counted_and_one_state(tmp_path):
         while True:
             yield {"video": np.zeros(shape, np.uint8), "valid": np.ones(64, bool)}
 
+    def on_device():
+        return sum(array.shape == shape for array in jax.live_arrays())
+
     def watched(state, batch):
-        time.sleep(0.2)  # the feeder is ahead then
+        expected = BATCHES - (not held)  # before the first step there is no batch of the one before
+        for _ in range(3000):  # until the feeder is ahead: at once, or later on a busy machine
+            if on_device() >= expected:
+                break
+            time.sleep(0.01)
+        time.sleep(0.2)  # in which more would come, if the feeder went further ahead
         made = step(state, batch)
-        held.append(sum(array.shape == shape for array in jax.live_arrays()))
+        held.append(on_device())
         return made
 
     def run(steps):
