@@ -29,7 +29,7 @@ import mae_pretrain  # noqa: E402
 STEPS = 24
 SMALL = f"""
 --model videomae_tiny --data.size 32 --data.frames 4 --data.stride 1 --data.workers 1 --batch_size 8 --steps {STEPS}
---mask tube --mask_ratio 0.75 --loop.log_every 1 --loop.save_every 4 --loop.evaluate_every 1000 --probe_clips 0
+--mask tube --mask_ratio 0.75 --loop.log_every 1 --loop.save_every 6 --loop.evaluate_every 1000 --probe_clips 0
 --picture_clips 1
 """.split()
 
