@@ -30,20 +30,23 @@ sys.path[:0] = [str(TESTS), str(TESTS / "goldens"), str(TESTS.parent / "experime
 install_import_hook(["vidjax", "benchmark"], "checker.typechecker")  # before anything imports these
 
 
-LONG = ("mae_pretrain", "contrastive_pretrain", "finetune", "compare_models", "invalid_clips", "site")
-"""Files that take longest, by what they test."""
-SLOW = ("colabs", "convert", "docs", "experiments", "models")
-"""Folders whose tests are left out by `pytest -m fast`; a new folder is fast until it stands here."""
+SLOW = ("benchmark", "colabs", "convert", "docs", "experiments", "models")
+"""Folders whose tests `pytest -m fast` leaves out; a new folder is fast until it stands here."""
+LONG = (
+    "mae_pretrain", "contrastive_pretrain", "finetune", "compare_models", "invalid_clips", "site", "sharding",
+    "convolution", "saliency",
+)  # fmt: skip
+"""Files that take longest, by what they test; `pytest -m fast` leaves these out too."""
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest leaves out what -m does not ask for
 def pytest_collection_modifyitems(items):
     """Marks what is fast; files that take long come first, so that no worker is left alone with one at the end."""
     for item in items:
-        if item.path.parent.name not in SLOW:
+        item.is_long = item.path.stem.removeprefix("test_") in LONG
+        if item.path.parent.name not in SLOW and not item.is_long:
             item.add_marker("fast")
-    items.sort(key=lambda item: item.path.parent.name not in SLOW)
-    items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in LONG)
+    items.sort(key=lambda item: (not item.is_long, item.path.parent.name not in SLOW))
 
 
 @pytest.fixture
