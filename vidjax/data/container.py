@@ -30,13 +30,17 @@ def blame_file(path: str) -> Iterator[None]:
         raise DecodeError(f"{path}: {' '.join(reason.split()).rstrip('.')}") from error
 
 
+# Titles in another encoding than UTF-8 are no reason not to read a video; PyAV 19 always takes them so.
+LENIENT = {"metadata_errors": "ignore"} if int(av.__version__.partition(".")[0]) < 19 else {}
+
+
 @contextmanager
 def open_video(path: str | os.PathLike[str]) -> Iterator[av.VideoStream]:
     """The video of a file, which is closed in the end whatever happens. Raises DecodeError."""
     path = os.fspath(path)
     with blame_file(path):
         # The protocol's name keeps FFmpeg from seeing one in a file name with a colon.
-        container = av.open(path if "://" in path else f"file:{path}", metadata_errors="ignore")
+        container = av.open(path if "://" in path else f"file:{path}", **LENIENT)
     with container:
         with blame_file(path):
             stream = _watched(container)
