@@ -3,6 +3,8 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fractions import Fraction
+from typing import Any
 
 import av
 from av.stream import Disposition
@@ -32,6 +34,11 @@ def blame_file(path: str) -> Iterator[None]:
 
 # Titles in another encoding than UTF-8 are no reason not to read a video; PyAV 19 always takes them so.
 LENIENT = {"metadata_errors": "ignore"} if int(av.__version__.partition(".")[0]) < 19 else {}
+
+
+def as_fraction(ratio: Any) -> Fraction | None:
+    """A rate, time base or aspect of a stream, of a class of its own since PyAV 19; None where unknown, there 0/0."""
+    return Fraction(ratio.numerator, ratio.denominator) if ratio is not None and ratio.denominator else None
 
 
 @contextmanager

@@ -18,7 +18,7 @@ import av
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from vidjax.data.container import open_video
+from vidjax.data.container import as_fraction, open_video
 from vidjax.data.packets import Packets
 
 NONE = np.iinfo(np.int64).min
@@ -254,7 +254,7 @@ def _by_turns(
         return _timeline(stream, steps, unknown, None, scanned=True)
     # FFmpeg gives one time to several small frames in a pack of a program stream, and leaves a gap behind them.
     rate = _nominal_rate(stream, np.zeros(0, np.int64) if steps is None else steps[~unknown])
-    step = float(1 / (rate * stream.time_base))
+    step = float(1 / (rate * as_fraction(stream.time_base)))
     return Timeline(count, rate, step * np.arange(count), step, constant=True, packets=None, scanned=True)
 
 
@@ -291,7 +291,7 @@ def _by_delay(path: str, stream: av.VideoStream, read: _Read, scanned: bool) -> 
     delay = int(np.searchsorted(dts, NONE if first is None else first))
     if delay == len(dts) or dts[delay] != first or read.hidden.any():
         return None
-    step = max(round(1 / (_header_rates(stream)[-1] * stream.time_base)), 1)
+    step = max(round(1 / (_header_rates(stream)[-1] * as_fraction(stream.time_base))), 1)
     steps = np.append(np.diff(dts[delay:]), np.full(delay, step))
     keys = np.flatnonzero(read.keyframe)
     keys = keys[keys < len(dts) - delay]  # the last frames leave when all packets are in, and do not say when
@@ -329,9 +329,9 @@ def _timeline(
 ) -> Timeline:
     """A timeline of the steps from frame to frame; those that are not known are as usual."""
     if stream.container.format.name in RESETS:
-        unknown = unknown | (steps > LONGEST_PAUSE / stream.time_base)
+        unknown = unknown | (steps > LONGEST_PAUSE / as_fraction(stream.time_base))
     rate = _nominal_rate(stream, steps[~unknown])
-    step = float(1 / (rate * stream.time_base))
+    step = float(1 / (rate * as_fraction(stream.time_base)))
     shown = np.cumsum(np.append(0.0, np.where(unknown, step, steps)))
     late = np.abs(shown - step * np.arange(len(shown))).max()
     constant = bool(late <= max(_slack(step), step / 10))  # cameras jitter
@@ -362,11 +362,11 @@ def _nominal_rate(stream: av.VideoStream, steps: Int[np.ndarray, "n"]) -> Fracti
     count, total = len(usual), int(usual.sum())
     rounded = 1 + len(steps) - count  # ticks: each run of usual steps begins and ends at a rounded time
     for rate in _header_rates(stream):
-        if abs(count / (rate * stream.time_base) - total) <= rounded:
+        if abs(count / (rate * as_fraction(stream.time_base)) - total) <= rounded:
             return rate
-    return count / (total * stream.time_base)
+    return count / (total * as_fraction(stream.time_base))
 
 
 def _header_rates(stream: av.VideoStream) -> list[Fraction]:
-    rates = (stream.base_rate, stream.guessed_rate, stream.average_rate)
+    rates = map(as_fraction, (stream.base_rate, stream.guessed_rate, stream.average_rate))
     return [rate for rate in rates if rate] or [Fraction(25)]
