@@ -12,162 +12,18 @@ measurement in a process of its own: compile time, step time, clips a second, mo
 device's peak, memory. `memory` compares what saves memory in a training step, or says the largest batch that fits.
 `loss` compares the contrastive losses whole and in chunks. `input` times reading, decoding and augmenting clips.
 `clips` says how long a clip fits with each implementation of attention, by compiling alone. Without flags each takes at
-most about three minutes on two cores, `clips` more. From Python: `main(Train(models=("r3d_18",)))`.
+most about three minutes on two cores, `clips` more. From Python, with
+`experiments` on the path: `from benchmark.commands import Train, main; main(Train(models=("r3d_18",)))`.
+
+All but `input` runs without TensorFlow, tyro and PyAV.
 """
 
-import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
-
+from benchmark import flags  # of the package beside this file
+from benchmark.commands import COMMANDS
 from vidjax import cli
-from vidjax.benchmark import table
-from vidjax.benchmark.budget import largest_batch
-from vidjax.benchmark.clips import Clips, measure_clips
-from vidjax.benchmark.input import Input, measure_input
-from vidjax.benchmark.loss import Loss, measure_loss
-from vidjax.benchmark.measure import measure, measure_models, prepare
-from vidjax.benchmark.settings import Infer, Memory, Models, Train, jobs
-from vidjax.data.config import core_count
-
-Rows = list[dict[str, Any]]
-
-
-def tell(line: str) -> None:
-    """Says at once what was measured, beside the table."""
-    print(line, file=sys.stderr, flush=True)
-
-
-def main(config: Models | Loss | Input | Clips) -> Rows:
-    """Measures what the config is for."""
-    return next(run for run, kind in COMMANDS.values() if kind is type(config))(config)
-
-
-def models(config: Models) -> Rows:
-    """Measures models, prints a table, and returns its rows."""
-    mode = type(config).__name__.lower()
-    machine, remarks = prepare(config)
-    shapes = [f"{f['frames']} x {f['size']} x {f['size']}" for f in machine["models"].values()]
-    what = "forward passes in evaluation, loss included," if mode == "infer" else "training steps (AdamW)"
-    title = f"{what} of clips of {', '.join(dict.fromkeys(shapes))} on {machine['devices']} x {machine['device']}"
-    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    print(title, versions, sep="\n")
-    print(*remarks, sep="\n", end="\n" if remarks else "")
-    budget = getattr(config, "budget_gb", None)
-    if budget is not None:
-        return budgets(config, machine, budget, title)
-    sides = [job.side for name in config.models for job in jobs(config, name, "float32", 1)]
-    sides += [f"PyTorch {peer}" for peer in config.peers]
-    batch = table.BEST if len(set(config.batch_sizes)) > 1 else table.BATCH
-    columns = table.MEMORY_COLUMNS if mode == "memory" else table.SPEED_COLUMNS
-    lines = table.Table(names_of(config, sides), (batch, *columns))
-    print(lines.header(), flush=True)
-    rows: Rows = []
-    for group in measure_models(config, machine, tell):
-        print(*(lines.line(row) for row in group), sep="\n", flush=True)
-        for remark in dict.fromkeys(row["remark"] for row in group if row.get("remark")):
-            print(remark, flush=True)
-        rows += group
-        if config.json:  # what is known so far, should the rest never come
-            table.write_json(config.json, mode, config, machine, rows)
-    print("'vidjax is N x' as fast as that row: clips a second of vidjax's best row over this row's")
-    if config.chart:
-        draw(config, mode, f"{title}\n{versions}", rows)
-    return rows
-
-
-def names_of(config: Models, sides: Sequence[str]) -> dict[str, tuple[str, int]]:
-    """What names a row of models: titles and widths."""
-    return {
-        "model": ("model", max(map(len, config.models))),
-        "dtype": ("type", 8),
-        "side": ("side", max(map(len, sides), default=0)),
-    }
-
-
-def budgets(config: Memory, machine: Mapping[str, Any], budget: float, title: str) -> Rows:
-    """Says the largest batches that fit."""
-    found = [job for name in config.models for dtype in config.dtypes for job in jobs(config, name, dtype, 1)]
-    lines = table.Table(names_of(config, [job.side for job in found]), table.BUDGET_COLUMNS)
-    what = f"what fits into {budget:g} GB a device, by compiling alone"
-    print(what, lines.header(), sep="\n", flush=True)
-    rows: Rows = []
-    for job in found:
-        row = {"model": job.model, "dtype": job.dtype, "side": job.side, "batch_size": 0}
-        rows.append(row | measure(largest_batch, job, budget))
-        print(lines.line(rows[-1]), flush=True)
-    if config.json:
-        table.write_json(config.json, "memory", config, machine, rows)
-    if config.chart:
-        draw(config, "budget", f"{title}\n{what}", rows)
-    return rows
-
-
-def loss(config: Loss) -> Rows:
-    """Measures the contrastive losses."""
-    machine, rows = measure_loss(config)
-    devices = f"{machine['devices']} x {machine['device']}"
-    title = f"{config.batch_size} pairs of {config.width} values on {devices}, loss and gradients"
-    print(title)
-    widths = {name: (name, max(len(row[name]) for row in rows)) for name in ("objective", "form")}
-    lines = table.Table(widths, table.LOSS_COLUMNS)
-    print(lines.header(), *map(lines.line, rows), sep="\n")
-    if config.json:
-        table.write_json(config.json, "loss", config, machine, rows)
-    if config.chart:
-        draw(config, "loss", title, rows)
-    return rows
-
-
-def read(config: Input) -> Rows:
-    """Measures reading clips."""
-    rows, data = measure_input(config), config.data
-    title = f"{config.source}: {config.clips} clips of {data.frames} frames, {data.size} pixels, {data.sampling}"
-    print(title)
-    lines = table.Table({"way": ("", max(len(row["way"]) for row in rows))}, table.number_columns(rows))
-    print(lines.header(), *map(lines.line, rows), sep="\n")
-    if config.json:
-        table.write_json(config.json, "input", config, {"cores": core_count()}, rows)
-    if config.chart:
-        draw(config, "input", title, rows)
-    return rows
-
-
-def clips(config: Clips) -> Rows:
-    """Says how long a clip fits: gigabytes a device, and the most frames."""
-    machine, rows = measure_clips(config)
-    print(
-        f"{config.model}, training step of one clip at {config.size} pixels, {config.dtype}, compiled for "
-        f"{machine['device']}: GB a device by frames, and most frames (of {max(config.frames)}) by its GB"
-    )
-    titles = [f"{frames} frames" for frames in rows[0]["bytes"]] + [f"in {budget} GB" for budget in rows[0]["fits"]]
-    print(f"{'attention':10}{'remat':8}{'devices':>8}" + "".join(f"{title:>12}" for title in titles))
-    for row in rows:
-        cells = [f"{needed / 1e9:.2f}" for needed in row["bytes"].values()] + [str(n) for n in row["fits"].values()]
-        named = f"{row['implementation']:10}{row['remat']:8}{row['devices']:>8}"
-        print(named + "".join(f"{cell:>12}" for cell in cells))
-    if config.json:
-        table.write_json(config.json, "clips", config, machine, rows)
-    return rows
-
-
-def draw(config: Any, mode: str, title: str, rows: Rows) -> None:
-    """Draws the chart."""
-    from vidjax.benchmark import chart  # and matplotlib, which nothing else needs
-
-    chart.draw(config.chart, mode, title, rows)
-
-
-COMMANDS = {
-    "train": (models, Train),
-    "infer": (models, Infer),
-    "input": (read, Input),
-    "memory": (models, Memory),
-    "loss": (loss, Loss),
-    "clips": (clips, Clips),
-}
 
 if __name__ == "__main__":
     mode = cli.take_command(COMMANDS)
     if mode == "input":
         cli.first_word_is("--source")
-    cli.run(*COMMANDS[mode])
+    flags.run(*COMMANDS[mode])

@@ -20,15 +20,15 @@ from typing import Any, Literal
 
 import jax
 
+from benchmark import flags, table
+from benchmark.collectives import Collective, read_collectives
+from benchmark.ours import draw_inputs, make_loss, make_model, make_program
+from benchmark.settings import Job
+from benchmark.shares import Shares, measure_shares
 from vidjax import cli
-from vidjax.benchmark import table
-from vidjax.benchmark.ours import draw_inputs, make_loss, make_model, make_program
-from vidjax.benchmark.settings import Job
-from vidjax.benchmark.shares import Shares, measure_shares
 from vidjax.data.config import core_count
 from vidjax.errors import UserError
 from vidjax.fields import check_values
-from vidjax.training.collectives import Collective, read_collectives
 from vidjax.training.cost import count_macs, peak_flops
 from vidjax.training.sharding import make_mesh
 
@@ -326,6 +326,6 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["input"]:
         sys.argv.pop(1)
         cli.first_word_is("--source")
-        cli.run(share, Shares)
+        flags.run(share, Shares)
     else:
-        cli.run(main, Config)
+        flags.run(main, Config)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import recipe
 
-from vidjax.benchmark.peers import NoPeerError, import_torchvision
+from benchmark.peers import NoPeerError, import_torchvision
 
 
 def torchvision():

@@ -1,6 +1,7 @@
 """Configs made in Python refuse what a command line would."""
 
 import dataclasses
+import importlib
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -8,6 +9,7 @@ from typing import Annotated, Literal
 import flax.linen as nn
 import pytest
 
+from benchmark import commands
 from vidjax import cli
 from vidjax.data.config import AugmentConfig, ClipConfig
 from vidjax.fields import check_values, choices, matters
@@ -70,7 +72,8 @@ def test_what_may_change_in_a_begun_run(script):
     assert found == list(SCRIPTS_THAT_TRAIN[script])
 
 
-NAMES = [vars(__import__(path.stem)).values() for path in SCRIPTS.glob("*.py")]
+MODULES = [importlib.import_module(path.stem) for path in SCRIPTS.glob("*.py")]
+NAMES = [vars(module).values() for module in (*MODULES, commands)]  # `benchmark` is the package, which is empty
 SEEN = {each for names in NAMES for each in names if isinstance(each, type)}
 CONFIGS = [kind for kind in SEEN if dataclasses.is_dataclass(kind) and not issubclass(kind, nn.Module)]
 WORDED = [kind for kind in CONFIGS if any(choices(field.type) for field in dataclasses.fields(kind))]

@@ -90,6 +90,7 @@ def run(
     config_class: type[Config],
     recipes: Mapping[str, Config] | None = None,
     default: Callable[[list[str]], str] | None = None,
+    parse: Callable[..., Config] = parse,
 ) -> None:
     """Parses the config and calls `main`; a UserError is one line and exit status 2, or raised with `--debug`."""
     if hasattr(sys.stdout, "reconfigure"):

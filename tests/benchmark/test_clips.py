@@ -5,8 +5,8 @@ import dataclasses
 import jax
 import pytest
 
-from vidjax.benchmark import clips
-from vidjax.benchmark.clips import Clips, measure_clips, most_frames
+from benchmark import clips
+from benchmark.clips import Clips, measure_clips, most_frames
 
 
 def test_the_most_frames_lie_on_the_curve_of_those_compiled():

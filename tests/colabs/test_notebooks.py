@@ -4,12 +4,14 @@ Running them takes minutes: `pytest -m notebook -n 0 tests/colabs`. Plain `pytes
 """
 
 import ast
+import glob
 import os
 import re
 import sys
 import time
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import nbformat
@@ -136,17 +138,33 @@ def test_a_cell_that_raises_fails(source, tmp_path):
         ("none", "", "train"),
     ],
 )
-def test_the_install_cell_asks_pip_for_what_source_and_machine_say(monkeypatch, tmp_path, place, said, extras):
-    install, asked, found = code("quickstart.ipynb")[0], [], tmp_path / "found"
-    found.write_text(f"NVRM version: NVIDIA UNIX x86_64 {said}\nGCC version: 12.3.0\n")
+def test_the_install_cell_installs_what_lies_here_or_is_uploaded(monkeypatch, tmp_path, place, said, extras):
+    install, asked, driver = code("quickstart.ipynb")[0], [], tmp_path / "driver"
+    driver.write_text(f"NVRM version: NVIDIA UNIX x86_64 {said}\nGCC version: 12.3.0\n")
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("subprocess.run", lambda command, check: asked.append(command[-1]))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     exec(install, {})
     assert asked == []  # no Colab, no pip
-    monkeypatch.setitem(sys.modules, "google.colab", sys)
-    monkeypatch.setattr("glob.glob", lambda pattern: [str(found)] * (pattern == place))
-    with pytest.raises(ValueError, match="SOURCE is empty: say where vidjax comes from"):
+    uploaded = {}
+    colab = SimpleNamespace(files=SimpleNamespace(upload=lambda: uploaded))
+    monkeypatch.setitem(sys.modules, "google.colab", colab)
+    real = glob.glob
+    monkeypatch.setattr("glob.glob", lambda pattern: [str(driver)] * (pattern == place) or real(pattern))
+    with pytest.raises(FileNotFoundError, match="no vidjax to install: put a checkout or a wheel of it into this"):
         exec(install, {})
     assert asked == []
-    for source in ("/content/vidjax", "git+https://host/vidjax"):
-        exec(install.replace('SOURCE = ""', f'SOURCE = "{source}"'), {})
-    assert asked == [f"/content/vidjax[{extras}]", f"vidjax[{extras}] @ git+https://host/vidjax"]
+    uploaded["vidjax-main.zip"] = b""
+    exec(install, {})
+    Path("vidjax-0.1.0-py3-none-any.whl").touch()
+    exec(install, {})
+    for folder, name in (("clone", "vidjax"), ("another", "another")):
+        Path(folder).mkdir()
+        Path(folder, "pyproject.toml").write_text(f'[project]\nname = "{name}"\n')
+    exec(install, {})
+    sources = ("vidjax-main.zip", "vidjax-0.1.0-py3-none-any.whl", "clone")
+    assert asked == [f"{tmp_path / source}[{extras}]" for source in sources]
+    for origin, count in ((None, 4), ("/vidjax/__init__.py", 4)):  # a folder of that name, and the package
+        monkeypatch.setattr("importlib.util.find_spec", lambda name, origin=origin: SimpleNamespace(origin=origin))
+        exec(install, {})
+        assert len(asked) == count

@@ -144,7 +144,7 @@ def test_torchvision_answers_the_same(name, tmp_path):
 @pytest.mark.parametrize("name", ["uniformer", "uniformer split"])
 def test_uniformers_module_answers_the_same(name, tmp_path):
     torch = pytest.importorskip("torch")
-    from vidjax.benchmark import torch_uniformer
+    from benchmark import torch_uniformer
 
     model = MODELS[name]
     variables, video = perturbed(model), clip(model)

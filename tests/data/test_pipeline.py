@@ -263,7 +263,7 @@ def test_a_script_may_end_while_its_batches_are_open():
         "batches = train_batches(replace(source, open=open), config, batch_size=2, seed=0)\n"
         "next(batches); print('done')"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
     assert (run.returncode, run.stdout) == (0, "done\n"), run.stderr
 
 

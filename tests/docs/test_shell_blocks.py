@@ -316,7 +316,7 @@ def test_the_slurm_script_starts_processes_that_find_each_other(stocked):
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     try:
-        said, _ = job.communicate(timeout=300)
+        said, _ = job.communicate(timeout=900)
     finally:  # whoever fails, or waits for the other
         with contextlib.suppress(ProcessLookupError):
             os.killpg(job.pid, signal.SIGKILL)

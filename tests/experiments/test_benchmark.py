@@ -12,17 +12,14 @@ import jax
 import numpy as np
 import pytest
 
-from vidjax.benchmark import budget, measure, ours, peers, table
-from vidjax.benchmark.budget import find_largest
-from vidjax.benchmark.clips import Clips
-from vidjax.benchmark.loss import Loss
-from vidjax.benchmark.ours import describe, make_model
-from vidjax.benchmark.peers import NoPeerError, check_parameters, make_peer
-from vidjax.benchmark.settings import Job, Memory, Train, check_models, jobs
+from benchmark import budget, commands, measure, ours, peers, table
+from benchmark.budget import find_largest
+from benchmark.clips import Clips
+from benchmark.loss import Loss
+from benchmark.ours import describe, make_model
+from benchmark.peers import NoPeerError, check_parameters, make_peer
+from benchmark.settings import Job, Memory, Train, check_models, jobs
 from vidjax.errors import UserError
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "experiments"))
-import benchmark
 
 ROOT = Path(__file__).resolve().parents[2]
 HAS_TORCH = importlib.util.find_spec("torch") is not None
@@ -32,7 +29,7 @@ def run(*command: str, path: Path = ROOT) -> subprocess.CompletedProcess:
     """A script as it is run, on one device, quickly compiled."""
     flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
     environment = {**os.environ, "PYTHONPATH": f"{path}{os.pathsep}{ROOT}", **flags}
-    return subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment)
+    return subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment, cwd=ROOT)
 
 
 def job(name: str, **fields) -> Job:
@@ -42,17 +39,11 @@ def job(name: str, **fields) -> Job:
 
 
 def test_training_is_measured_on_both_sides_without_tyro_av_and_tensorflow(tmp_path):
-    settings = (
-        "Train(models=('videomae_tiny_pretrain',), frames=2, size=32, batch_sizes=(2,), rounds=1, steps=2, threads=1,"
-        f" json=r'{tmp_path / 'numbers.json'}', chart=r'{tmp_path / 'chart.png'}')"
-    )
+    flags = "--models videomae_tiny_pretrain --frames 2 --size 32 --batch_sizes 2 --rounds 1 --steps 2 --threads 1"
+    files = "--json", str(tmp_path / "numbers.json"), "--chart", str(tmp_path / "chart.png")
     for name in ("tyro", "av", "tensorflow", "tensorflow_datasets"):  # before the real ones, also in the processes
         (tmp_path / f"{name}.py").write_text("raise ImportError('the benchmark of models must not need it')\n")
-    (script := tmp_path / "call.py").write_text(
-        f"import sys\nsys.path.insert(0, {str(ROOT / 'experiments')!r})\n"
-        f"from benchmark import Train, main\nif __name__ == '__main__':\n    main({settings})\n"
-    )
-    told = run(str(script), path=tmp_path)
+    told = run("experiments/benchmark.py", "train", *flags.split(), *files, path=tmp_path)
     assert told.returncode == 0, told.stderr
     first, *lines = told.stdout.splitlines()
     assert first == "training steps (AdamW) of clips of 2 x 32 x 32 on 1 x cpu"
@@ -98,7 +89,7 @@ def test_training_is_measured_on_both_sides_without_tyro_av_and_tensorflow(tmp_p
 )
 def test_what_cannot_be_meant_is_refused(settings, line):
     with pytest.raises(ValueError, match=line):
-        benchmark.main(settings())
+        commands.main(settings())
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -135,7 +126,7 @@ def test_a_batch_that_devices_cannot_share_is_refused_unless_it_is_what_is_looke
 
 
 def test_a_wrong_name_is_one_line():
-    told = run(str(ROOT / "experiments" / "benchmark.py"), *"train --models uniformer_tinny".split())
+    told = run("experiments/benchmark.py", *"train --models uniformer_tinny".split())
     assert told.returncode == 2 and "there is no model 'uniformer_tinny'" in told.stderr and not told.stdout
     assert len(told.stderr.strip().splitlines()) == 1
 
@@ -253,9 +244,9 @@ def test_memory_by_frames_is_a_table(tmp_path, capsys, monkeypatch):
     row = {"implementation": "ring", "remat": "blocks", "devices": 8}
     row |= {"bytes": {16: 1.5e9, 32: 2.5e9}, "fits": {"16": 32, "80": 64}}
     machine = {"device": "TPU v5", "devices": 8, "platform": "tpu"}
-    monkeypatch.setattr(benchmark, "measure_clips", lambda config: (machine, [row]))
+    monkeypatch.setattr(commands, "measure_clips", lambda config: (machine, [row]))
     config = Clips("videomae_tiny", frames=(16, 32, 64), json=str(tmp_path / "numbers.json"))
-    assert benchmark.main(config) == [row]
+    assert commands.main(config) == [row]
     title, titles, line = capsys.readouterr().out.splitlines()
     assert "compiled for TPU v5: GB a device by frames, and most frames (of 64)" in title
     assert titles.split() == "attention remat devices 16 frames 32 frames in 16 GB in 80 GB".split()
@@ -266,7 +257,7 @@ def test_memory_by_frames_is_a_table(tmp_path, capsys, monkeypatch):
 
 
 def test_chunks_save_memory_and_change_no_gradient(tmp_path, capsys):
-    rows = benchmark.main(
+    rows = commands.main(
         Loss(batch_size=256, width=8, chunks=(16,), steps=2, rounds=1, json=str(tmp_path / "numbers.json"))
     )
     header, titles, *lines = capsys.readouterr().out.splitlines()

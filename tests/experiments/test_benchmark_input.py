@@ -9,13 +9,11 @@ import numpy as np
 import pytest
 import videos
 
-from vidjax.benchmark import input as reading
-from vidjax.benchmark.input import WAYS, Input, plain_decode, prepare
+from benchmark import commands
+from benchmark import input as reading
+from benchmark.input import WAYS, Input, plain_decode, prepare
 from vidjax.data.config import DataConfig
 from vidjax.errors import UserError
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "experiments"))
-import benchmark
 
 DATA = DataConfig(frames=4, size=32, stride=2)
 
@@ -32,7 +30,7 @@ def folder(tmp_path_factory):
 
 def test_every_way_is_measured_and_compared(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(reading, "find_peers", lambda plan: ())
-    rows = benchmark.main(
+    rows = commands.main(
         Input(str(folder), data=DATA, cores=(1,), clips=8, rounds=1, json=str(tmp_path / "numbers.json"))
     )
     assert [row["way"] for row in rows] == [f"{way}, 1 core" for way in WAYS]
@@ -91,7 +89,7 @@ def test_plain_decoding_finds_the_same_frames(folder):
 
 def test_what_cannot_be_measured_is_refused():
     with pytest.raises(ValueError, match="no source of video files"):
-        benchmark.main(Input("synthetic:moving_shapes"))
+        commands.main(Input("synthetic:moving_shapes"))
     with pytest.raises(ValueError, match=r"cores is \(9999,\): choose 1 to \d+"):
         Input("videos", cores=(9999,))
     with pytest.raises(UserError, match=r"cannot write --json to / \(Is a directory\): give another file"):
@@ -104,10 +102,10 @@ def test_what_goes_wrong_in_a_measuring_process_is_said(folder, monkeypatch):
     config = Input(str(folder), data=DATA, cores=(1,), clips=4, rounds=1)
     monkeypatch.setattr(reading, "prepare", lambda *args: dataclasses.replace(prepare(*args), listed="nowhere.csv"))
     with pytest.raises(ValueError, match=r"nowhere\.csv"):
-        benchmark.main(config)
+        commands.main(config)
     monkeypatch.setattr(reading, "_serve", sys.exit)  # which takes no such arguments: the process ends
     with pytest.raises(ValueError, match="a process that measures was killed: give fewer --clips or --cores"):
-        benchmark.main(config)
+        commands.main(config)
 
 
 def test_a_folder_of_damaged_videos_cannot_be_measured(tmp_path):

@@ -11,9 +11,9 @@ import jax
 import pytest
 
 import vidjax
-from vidjax.benchmark import shares
+from benchmark import shares
+from benchmark.collectives import Collective
 from vidjax.errors import UserError
-from vidjax.training.collectives import Collective
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "experiments"))

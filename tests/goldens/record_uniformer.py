@@ -1,4 +1,4 @@
-"""Records uniformer_overlap.{json,npz} and uniformer_split.{json,npz} from vidjax.benchmark.torch_uniformer.
+"""Records uniformer_overlap.{json,npz} and uniformer_split.{json,npz} from experiments/benchmark/torch_uniformer.py.
 
     pip install torch && python tests/goldens/record_uniformer.py
 
@@ -7,13 +7,15 @@ original implementation are at hand. Stored: the logits.
 """
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import recipe
 import torch
 
-from vidjax.benchmark.torch_uniformer import UniFormer
+sys.path.append(str(Path(__file__).resolve().parents[2] / "experiments"))
+from benchmark.torch_uniformer import UniFormer
 
 SIZES = {"T": 4, "S": 64, "D": [8, 16, 24, 32], "L": [1, 2, 1, 1], "hd": 8, "classes": 5}
 CONFIGS = {

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from jax import lax
 
+from benchmark.collectives import read_collectives
 from vidjax.kernels import winograd
 from vidjax.kernels.convolution import conv3d
 from vidjax.kernels.depthwise import depthwise_conv3d
-from vidjax.training.collectives import read_collectives
 from vidjax.training.cost import count_macs
 from vidjax.training.sharding import batch_sharding, make_mesh, replicated
 

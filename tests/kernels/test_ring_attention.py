@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmark.collectives import read_collectives
 from vidjax.kernels.attention import attend
 from vidjax.layers.transformer import Block, Encoder
-from vidjax.training.collectives import read_collectives
 from vidjax.training.cost import count_macs
 from vidjax.training.sharding import batch_sharding, make_mesh, replicated, state_sharding
 

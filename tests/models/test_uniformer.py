@@ -62,7 +62,7 @@ def peer():
     torch = pytest.importorskip("torch")
     import peers
 
-    from vidjax.benchmark import torch_uniformer
+    from benchmark import torch_uniformer
 
     def make(**fields) -> SimpleNamespace:
         module = torch_uniformer.UniFormer(**{name: FIELDS[name] for name in FIELDS if name != "image_size"} | fields)
@@ -86,7 +86,7 @@ def peer():
         "uniformer_small_split",
         "uniformer_base",
         "uniformer_small_full",
-        "uniformer_overlap",  # those of vidjax/benchmark/torch_uniformer.py, which gives the original's as well
+        "uniformer_overlap",  # those of experiments/benchmark/torch_uniformer.py, which gives the original's as well
         "uniformer_split",
     ],
 )

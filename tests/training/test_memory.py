@@ -20,6 +20,8 @@ from vidjax.training.sharding import jit_step, make_mesh, state_sharding
 from vidjax.training.state import create_state
 from vidjax.training.step import make_train_step
 
+ROOT = Path(__file__).resolve().parents[2]
+
 TX = make_optimizer(OptimizerConfig(), lambda step: 1e-3)
 WIDTH = 256
 
@@ -117,10 +119,18 @@ def test_the_loop_holds_as_many_batches_as_are_counted_and_one_state(tmp_path):
         while True:
             yield {"video": np.zeros(shape, np.uint8), "valid": np.ones(64, bool)}
 
+    def on_device():
+        return sum(array.shape == shape for array in jax.live_arrays())
+
     def watched(state, batch):
-        time.sleep(0.2)  # the feeder is ahead then
+        expected = BATCHES - (not held)  # before the first step there is no batch of the one before
+        for _ in range(3000):  # until the feeder is ahead: at once, or later on a busy machine
+            if on_device() >= expected:
+                break
+            time.sleep(0.01)
+        time.sleep(0.2)  # in which more would come, if the feeder went further ahead
         made = step(state, batch)
-        held.append(sum(array.shape == shape for array in jax.live_arrays()))
+        held.append(on_device())
         return made
 
     def run(steps):
@@ -139,7 +149,7 @@ import ctypes, sys
 
 sys.path.insert(0, sys.argv[1])
 import test_memory as t
-from vidjax.benchmark.process import forget_peak, resident
+from benchmark.process import forget_peak, resident
 from vidjax.training.sharding import put_batch
 
 t.WIDTH = 64
@@ -159,7 +169,7 @@ print(needed.total, resident("peak") - before)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is set back through /proc")
 def test_a_process_then_uses_what_was_said():
-    environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'experiments'}"}
     command = [sys.executable, "-c", ALONE, str(Path(__file__).parent)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -3,6 +3,8 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fractions import Fraction
+from typing import Any
 
 import av
 from av.stream import Disposition
@@ -33,13 +35,22 @@ def blame_file(path: str) -> Iterator[None]:
         raise DecodeError(f"{path}: {' '.join(reason.split()).rstrip('.')}") from error
 
 
+# Titles in another encoding than UTF-8 are no reason not to read a video; PyAV 19 always takes them so.
+LENIENT = {"metadata_errors": "ignore"} if int(av.__version__.partition(".")[0]) < 19 else {}
+
+
+def as_fraction(ratio: Any) -> Fraction | None:
+    """A rate, time base or aspect of a stream, of a class of its own since PyAV 19; None where unknown, there 0/0."""
+    return Fraction(ratio.numerator, ratio.denominator) if ratio is not None and ratio.denominator else None
+
+
 @contextmanager
 def open_video(path: str | os.PathLike[str]) -> Iterator[av.VideoStream]:
     """Opens a file and yields its video stream; closes the file on exit. Raises DecodeError."""
     path = os.fspath(path)
     with blame_file(path):
         # The prefix keeps FFmpeg from taking the part of a file name before a colon for a protocol.
-        container = av.open(path if "://" in path else f"file:{path}", metadata_errors="ignore")
+        container = av.open(path if "://" in path else f"file:{path}", **LENIENT)
     with container:
         with blame_file(path):
             stream = _choose_stream(container)

@@ -24,7 +24,7 @@ import av
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from vidjax.data.container import DecodeError, blame_file, open_video
+from vidjax.data.container import DecodeError, as_fraction, blame_file, open_video
 from vidjax.data.display import Screen
 from vidjax.data.packets import Packets
 from vidjax.data.timeline import Timeline, measure
@@ -159,7 +159,7 @@ def _screen_factory(
     stream: av.VideoStream, info: VideoInfo, short_side: int | None, square_pixels: bool
 ) -> Callable[[av.VideoFrame], Screen]:
     """A function that makes the Screen from the first decoded frame; the size is that of the video's first frame."""
-    aspect = stream.sample_aspect_ratio if square_pixels else None
+    aspect = as_fraction(stream.sample_aspect_ratio) if square_pixels else None
     return partial(Screen, stored=(info.height, info.width), pixel_aspect=aspect, short_side=short_side)
 
 

@@ -8,6 +8,8 @@ import av
 import numpy as np
 from jaxtyping import Int
 
+from vidjax.data.container import as_fraction
+
 
 @dataclass(frozen=True)
 class Packets:
@@ -60,7 +62,7 @@ class Packets:
         stamp = int(self.order[first])
         for seconds in (0, 1, 10, 100):  # MPEG streams have no index: a seek may land too late
             try:
-                stream.container.seek(int(stamp - seconds / stream.time_base), stream=stream)
+                stream.container.seek(int(stamp - seconds / as_fraction(stream.time_base)), stream=stream)
             except av.FFmpegError:
                 continue
             started = False

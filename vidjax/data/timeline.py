@@ -18,7 +18,7 @@ import av
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from vidjax.data.container import STILL_CODECS, open_video
+from vidjax.data.container import STILL_CODECS, as_fraction, open_video
 from vidjax.data.mp4_boxes import composition_offsets
 from vidjax.data.packets import Packets
 
@@ -240,7 +240,7 @@ def _by_order(
         return _timeline(stream, steps, unknown, None, scanned=True)
     # FFmpeg assigns one timestamp to several small frames in a pack of a program stream and leaves a gap after them.
     rate = _nominal_rate(stream, np.zeros(0, np.int64) if steps is None else steps[~unknown])
-    step = float(1 / (rate * stream.time_base))
+    step = float(1 / (rate * as_fraction(stream.time_base)))
     return Timeline(count, rate, step * np.arange(count), step, constant=True, packets=None, scanned=True)
 
 
@@ -285,9 +285,8 @@ def _by_delay(path: str, stream: av.VideoStream, table: _PacketTable, scanned: b
     if delay == len(dts) or dts[delay] != first or table.hidden.any():
         return None
     # The header of an AVI may give the time base in place of a rate.
-    step = max(
-        round(1 / (_header_rates(stream)[-1] * stream.time_base)), int(np.diff(dts).min()) if len(dts) > 1 else 1
-    )
+    step = round(1 / (_header_rates(stream)[-1] * as_fraction(stream.time_base)))
+    step = max(step, int(np.diff(dts).min()) if len(dts) > 1 else 1)
     steps = np.append(np.diff(dts[delay:]), np.full(delay, step))
     keys = np.flatnonzero(table.keyframe)
     keys = keys[keys < len(dts) - delay]  # the last frames are flushed at the end without dts
@@ -328,9 +327,9 @@ def _timeline(
 ) -> Timeline:
     """A timeline from the steps between frames; an unknown step counts as the nominal one."""
     if stream.container.format.name in RESETS:
-        unknown = unknown | (steps > LONGEST_PAUSE / stream.time_base)
+        unknown = unknown | (steps > LONGEST_PAUSE / as_fraction(stream.time_base))
     rate = _nominal_rate(stream, steps[~unknown])
-    step = float(1 / (rate * stream.time_base))
+    step = float(1 / (rate * as_fraction(stream.time_base)))
     shown = np.cumsum(np.append(0.0, np.where(unknown, step, steps)))
     late = np.abs(shown - step * np.arange(len(shown))).max()
     constant = bool(late <= max(_slack(step), step / 10))  # cameras jitter slightly
@@ -359,11 +358,11 @@ def _nominal_rate(stream: av.VideoStream, steps: Int[np.ndarray, "n"]) -> Fracti
     count, total = len(usual), int(usual.sum())
     rounded = 1 + len(steps) - count  # ticks: each run of typical steps starts and ends at a rounded time
     for rate in _header_rates(stream):
-        if abs(count / (rate * stream.time_base) - total) <= rounded:
+        if abs(count / (rate * as_fraction(stream.time_base)) - total) <= rounded:
             return rate
-    return count / (total * stream.time_base)
+    return count / (total * as_fraction(stream.time_base))
 
 
 def _header_rates(stream: av.VideoStream) -> list[Fraction]:
-    rates = (stream.base_rate, stream.guessed_rate, stream.average_rate)
+    rates = map(as_fraction, (stream.base_rate, stream.guessed_rate, stream.average_rate))
     return [rate for rate in rates if rate] or [Fraction(25)]

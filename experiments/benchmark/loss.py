@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vidjax.benchmark.ours import describe_devices
+from benchmark.ours import describe_devices
 from vidjax.cli import check_files
 from vidjax.errors import UserError
 from vidjax.fields import check_values

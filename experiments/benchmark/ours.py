@@ -12,8 +12,8 @@ import optax
 from jax.sharding import Mesh
 
 import vidjax
-from vidjax.benchmark.process import forget_peak, keep_to, resident, timed
-from vidjax.benchmark.settings import Job
+from benchmark.process import forget_peak, keep_to, resident, timed
+from benchmark.settings import Job
 from vidjax.layers.patches import grid
 from vidjax.objectives import masking, reconstruction
 from vidjax.training.cost import count_macs

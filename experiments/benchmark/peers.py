@@ -13,7 +13,7 @@ from unittest import mock
 
 import flax.linen as nn
 
-from vidjax.benchmark.ours import CLASSES, is_masked_autoencoder
+from benchmark.ours import CLASSES, is_masked_autoencoder
 from vidjax.errors import UserError
 from vidjax.models.inception3d import Inception3D
 from vidjax.models.resnet3d import ResNet3D
@@ -156,7 +156,7 @@ def _timesformer(name: str, model: TimeSformer) -> "torch.nn.Module":
 
 
 def _uniformer(name: str, model: UniFormer) -> "torch.nn.Module":
-    from vidjax.benchmark import torch_uniformer
+    from benchmark import torch_uniformer
 
     fields = ("widths", "depths", "head_width", "mlp_ratio", "split", "temporal_overlap", "drop_path")
     return torch_uniformer.UniFormer(**{field: getattr(model, field) for field in fields}, num_classes=CLASSES)

@@ -6,9 +6,9 @@ from typing import Any
 
 import jax
 
-from vidjax.benchmark.ours import compile_program
-from vidjax.benchmark.process import keep_to
-from vidjax.benchmark.settings import Job
+from benchmark.ours import compile_program
+from benchmark.process import keep_to
+from benchmark.settings import Job
 from vidjax.training.memory import program_memory
 from vidjax.training.sharding import make_mesh
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from vidjax.benchmark.settings import Infer, Job, Models, check_models, jobs
+from benchmark.settings import Infer, Job, Models, check_models, jobs
 from vidjax.errors import UserError
 from vidjax.training.cost import peak_flops
 
@@ -47,7 +47,7 @@ def measure(function: Callable, *args: Any) -> dict[str, Any]:
 
 def describe_or_refuse(*args: Any) -> dict[str, Any]:
     """`ours.describe`, or under `refused` the message of the UserError that it raises."""
-    from vidjax.benchmark.ours import describe
+    from benchmark.ours import describe
 
     try:
         return describe(*args)
@@ -131,8 +131,8 @@ def sides_of(
     settings: Models, facts: dict[str, Any], name: str, dtype: str, batch_size: int
 ) -> dict[str, Callable[[], dict[str, Any]]]:
     """What measures each side of one model, by the side's name."""
-    from vidjax.benchmark.ours import measure_vidjax
-    from vidjax.benchmark.pytorch import measure_pytorch
+    from benchmark.ours import measure_vidjax
+    from benchmark.pytorch import measure_pytorch
 
     ours: list[Job] = list(jobs(settings, name, dtype, batch_size))
     sides = {job.side: partial(measure, measure_vidjax, job) for job in ours}

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vidjax.benchmark.table import digits
+from benchmark.table import digits
 from vidjax.visualize.bars import Bar, save_bars
 
 Row = Mapping[str, Any]

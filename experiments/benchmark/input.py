@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from vidjax.benchmark.process import keep_to
+from benchmark.process import keep_to
 from vidjax.cli import check_files
 from vidjax.data.config import AugmentConfig, DataConfig, core_count
 from vidjax.errors import UserError

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from vidjax.benchmark.ours import MASK_RATIO, draw_inputs, is_masked_autoencoder, make_model
-from vidjax.benchmark.peers import check_parameters, make_peer
-from vidjax.benchmark.process import forget_peak, keep_to, resident, timed
-from vidjax.benchmark.settings import Job
+from benchmark.ours import MASK_RATIO, draw_inputs, is_masked_autoencoder, make_model
+from benchmark.peers import check_parameters, make_peer
+from benchmark.process import forget_peak, keep_to, resident, timed
+from benchmark.settings import Job
 from vidjax.layers.patches import grid
 
 

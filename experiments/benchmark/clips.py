@@ -10,8 +10,8 @@ import jax
 import numpy as np
 
 import vidjax
-from vidjax.benchmark.ours import describe_devices, make_program
-from vidjax.benchmark.settings import Job
+from benchmark.ours import describe_devices, make_program
+from benchmark.settings import Job
 from vidjax.cli import check_files
 from vidjax.errors import UserError
 from vidjax.fields import check_values
