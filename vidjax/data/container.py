@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import av
@@ -49,6 +50,8 @@ def open_video(path: str | os.PathLike[str]) -> Iterator[av.VideoStream]:
     """Opens a file and yields its video stream; closes the file on exit. Raises DecodeError."""
     path = os.fspath(path)
     with blame_file(path):
+        if Path(path).is_fifo():  # opening it would wait for a writer
+            raise ValueError("it is a named pipe, not a file")
         # The prefix keeps FFmpeg from taking the part of a file name before a colon for a protocol.
         container = av.open(path if "://" in path else f"file:{path}", **LENIENT)
     with container:
