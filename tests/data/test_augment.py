@@ -138,10 +138,10 @@ def test_operations_equal_pillows(name, level):
     noise = np.random.default_rng(0).integers(-9, 10, (64, 64, 3))
     image = (smooth_image(64, 64, seed=2) * 0.75 + 30 + noise).astype(np.uint8)  # room for autocontrast and equalize
     video = tf.constant(image[None], tf.float32)
-    ours = rand_augment.OPERATIONS[name](video, tf.constant(level), tf.constant(1.0)).numpy()[0]
+    actual = rand_augment.OPERATIONS[name](video, tf.constant(level), tf.constant(1.0)).numpy()[0]
     expected = np.array(REFERENCES[name](Image.fromarray(image.astype(np.uint8)), level)).astype(float)
-    difference = np.abs(ours - expected)
+    difference = np.abs(actual - expected)
     # Pillow's affine transforms differ at the border, where it blends in the fill colour differently.
     allowed = 0.08 if name in ("rotate", "shear_x", "shear_y", "translate_x", "translate_y") else 0.0
     assert (difference.max(axis=-1) > 2).mean() <= allowed
-    assert np.abs(ours - image).max() > 3
+    assert np.abs(actual - image).max() > 3

@@ -58,12 +58,12 @@ def test_segments_take_one_frame_from_each_part(length, frames, seed):
 def test_views_cover_the_video_from_start_to_end(config, length, rate, count):
     if config.sampling == "uniform":
         count = 1
-    found = views(length, rate, config, count)
-    assert found.shape == (count, config.frames) and (np.diff(found, axis=0) >= 0).all()
+    actual = views(length, rate, config, count)
+    assert actual.shape == (count, config.frames) and (np.diff(actual, axis=0) >= 0).all()
     if config.sampling == "dense" and count > 1:
-        assert found[0, 0] == 0
+        assert actual[0, 0] == 0
         if length >= frames_spanned(config, rate):
-            assert found[-1, -1] == length - 1
+            assert actual[-1, -1] == length - 1
 
 
 @QUICK
@@ -71,8 +71,8 @@ def test_views_cover_the_video_from_start_to_end(config, length, rate, count):
 def test_frames_at_are_those_on_screen(indices, rate, other):
     times = frame_times(np.array([indices]), rate).astype(np.float32)
     np.testing.assert_array_equal(frames_at(times, 2001, rate), [indices])  # round trip
-    found = frames_at(times, 10**6, other)
-    assert (found / other <= times + 1e-3).all() and ((found + 1) / other > times - 1e-3).all()
+    actual = frames_at(times, 10**6, other)
+    assert (actual / other <= times + 1e-3).all() and ((actual + 1) / other > times - 1e-3).all()
     assert frames_at(times, 3, other).max() <= 2
 
 

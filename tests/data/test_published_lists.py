@@ -111,8 +111,8 @@ def test_a_trimmed_clip_takes_precedence_over_the_whole_video(tmp_path):
 
 def test_one_split_of_a_kinetics_list_is_used(tmp_path):
     touch(tmp_path, *(f"{letter * 11}.mp4" for letter in "abc"))
-    (tmp_path / "ours.csv").write_text("path,youtube_id\naaaaaaaaaaa.mp4,aaaaaaaaaaa\n")
-    assert opened(tmp_path / "ours.csv")[0] == ["aaaaaaaaaaa.mp4"]  # a manifest with an additional column
+    (tmp_path / "manifest.csv").write_text("path,youtube_id\naaaaaaaaaaa.mp4,aaaaaaaaaaa\n")
+    assert opened(tmp_path / "manifest.csv")[0] == ["aaaaaaaaaaa.mp4"]  # a manifest with an additional column
     rows = ["x,aaaaaaaaaaa,0,10,train", "y,bbbbbbbbbbb,0,10,validate", "x,ccccccccccc,0,10,train"]
     (tmp_path / "a.csv").write_text("label,youtube_id,time_start,time_end,split\n" + "\n".join(rows))
     name = f"{tmp_path}/a.csv:{tmp_path}"

@@ -49,8 +49,8 @@ def test_an_unknown_rate_stays_unknown():
 def test_only_requested_frames_are_decoded():
     encoded = records.encode_frames(videos.numbered(6), quality=90)
     encoded[2] = b"damaged"
-    found = records.decode_frames(encoded, [5, 0, 5, 3], None, "x")
-    assert videos.numbers(found) == [5, 0, 5, 3]
+    frames = records.decode_frames(encoded, [5, 0, 5, 3], None, "x")
+    assert videos.numbers(frames) == [5, 0, 5, 3]
     with pytest.raises(DecodeError, match=r"^x: frame 2 is not an image"):
         records.decode_frames(encoded, [1, 2], None, "x")
 
@@ -67,8 +67,8 @@ def test_jpeg_is_decoded_as_by_pillow():
     rng = np.random.default_rng(0)
     image = (128 + 60 * np.sin(np.arange(96)[:, None, None] / 9) + rng.normal(0, 9, (96, 128, 3))).clip(0, 255)
     (encoded,) = records.encode_frames(image.astype(np.uint8)[None], quality=90)
-    found = records.decode_frames([encoded], [0], None, "x")[0]
-    np.testing.assert_array_equal(found, np.asarray(Image.open(io.BytesIO(encoded))))
+    frames = records.decode_frames([encoded], [0], None, "x")[0]
+    np.testing.assert_array_equal(frames, np.asarray(Image.open(io.BytesIO(encoded))))
 
 
 @pytest.mark.parametrize("width", [40, 41])

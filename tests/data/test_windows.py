@@ -51,27 +51,27 @@ def spans(windows):
     ],
 )
 def test_every_frame_is_in_a_window_except_in_gaps(count, window, hop, starts):
-    found = window_starts(count, window, hop)
-    assert found.tolist() == starts
+    actual = window_starts(count, window, hop)
+    assert actual.tolist() == starts
     if hop <= window <= count:
-        assert set((found[:, None] + np.arange(window)).ravel()) == set(range(count))
+        assert set((actual[:, None] + np.arange(window)).ravel()) == set(range(count))
 
 
 @pytest.mark.parametrize(("count", "step"), [(100, 4), (101, 4), (99, 2.5), (7, 0.4), (1, 3), (10, 30000 / 1001 / 12)])
 def test_sampled_frames_are_those_of_dense_sampling(count, step):
-    found = sampled_frames(count, step)
-    np.testing.assert_array_equal(found, np.floor(np.arange(len(found)) * step + 0.5))
-    assert found[-1] < count <= np.floor(len(found) * step + 0.5)
+    actual = sampled_frames(count, step)
+    np.testing.assert_array_equal(actual, np.floor(np.arange(len(actual)) * step + 0.5))
+    assert actual[-1] < count <= np.floor(len(actual) * step + 0.5)
 
 
 def test_windows_have_the_right_frames_and_times_up_to_the_end(video):
-    found = list(open_files([str(video)]).windows(0, CLIPS, hop=2))
+    windows = list(open_files([str(video)]).windows(0, CLIPS, hop=2))
     sampled = list(range(0, 103, 5))  # 21 frames
     starts = [0, 2, 4, 6, 8, 10, 12, 14, 16, 17]
-    assert shown(found) == [sampled[start : start + 4] for start in starts]
+    assert shown(windows) == [sampled[start : start + 4] for start in starts]
     bounds = [*sampled, 103]
-    assert spans(found) == [(round(bounds[s] / 25, 4), round(bounds[s + 4] / 25, 4)) for s in starts]
-    assert found[0].frames.shape == (1, 4, SIDE, SIDE, 3)
+    assert spans(windows) == [(round(bounds[s] / 25, 4), round(bounds[s + 4] / 25, 4)) for s in starts]
+    assert windows[0].frames.shape == (1, 4, SIDE, SIDE, 3)
 
 
 def test_fps_and_gaps_between_windows(video):
@@ -112,28 +112,28 @@ def test_windows_of_parts_and_reversed_rows(tmp_path):
     videos.write_video(tmp_path / "a.mp4", numbered(100))
     rows = ["path,label,start,end,reverse", "a.mp4,x,0,,", "a.mp4,y,1.0,2.6,", "a.mp4,x,1.0,2.6,true", "a.mp4,,3.9,,"]
     (tmp_path / "list.csv").write_text("\n".join(rows))
-    found = open_videos(str(tmp_path / "list.csv"), "train")
-    assert [found.label(index) for index in range(4)] == [0, 1, 0, -1]
-    assert shown(found.windows(1, CLIPS, hop=4)) == [[25, 30, 35, 40], [45, 50, 55, 60]]
-    assert spans(found.windows(1, CLIPS, hop=4)) == [(0.0, 0.8), (0.8, 1.6)]
-    assert shown(found.windows(2, CLIPS, hop=4)) == [[64, 59, 54, 49], [44, 39, 34, 29]]
+    source = open_videos(str(tmp_path / "list.csv"), "train")
+    assert [source.label(index) for index in range(4)] == [0, 1, 0, -1]
+    assert shown(source.windows(1, CLIPS, hop=4)) == [[25, 30, 35, 40], [45, 50, 55, 60]]
+    assert spans(source.windows(1, CLIPS, hop=4)) == [(0.0, 0.8), (0.8, 1.6)]
+    assert shown(source.windows(2, CLIPS, hop=4)) == [[64, 59, 54, 49], [44, 39, 34, 29]]
     with pytest.raises(DecodeError, match="its 2 frames, 1 at this"):
-        next(found.windows(3, CLIPS, hop=4))
+        next(source.windows(3, CLIPS, hop=4))
 
 
 def test_sources_without_video_files_are_read_in_pieces(tmp_path, monkeypatch):
     videos.write_shards(tmp_path)
-    found = open_videos(f"tfrecord:{tmp_path}", "train")
+    source = open_videos(f"tfrecord:{tmp_path}", "train")
     config = ClipConfig(frames=2, size=32, stride=1, short_side=40)
-    whole = list(found.windows(1, config, hop=2))
+    whole = list(source.windows(1, config, hop=2))
     assert spans(whole) == [(0.0, 0.16), (0.16, 0.32), (0.32, 0.48)]
-    frames = found.source.read(1, None, 40).frames
+    frames = source.source.read(1, None, 40).frames
     expected = center_crop(tf.constant(frames), 32, 32 / 40).numpy()
     for piece in (256, 3, 1):
         monkeypatch.setattr("vidjax.data.example.PIECE", piece)
-        pixels = np.concatenate([window.frames[0] for window in found.windows(1, config, hop=2)])
+        pixels = np.concatenate([window.frames[0] for window in source.windows(1, config, hop=2)])
         np.testing.assert_array_equal(pixels, expected)
-    assert found.label(1) == 1
+    assert source.label(1) == 1
 
 
 def test_folders_are_expanded_and_damaged_files_yield_their_readable_windows(tmp_path):
@@ -145,8 +145,8 @@ def test_folders_are_expanded_and_damaged_files_yield_their_readable_windows(tmp
     assert [id.rpartition("/")[2] for id in source.source.ids] == ["b.mp4", "cut.mp4", "absent.mp4"]
     failed = {}
     streams = (source.windows(index, CLIPS, 4) for index in range(3))
-    found = [row for batch, _ in batches(streams, 4, 2, failed.__setitem__) for row in batch]
-    numbers = [number for number, _ in found]
+    rows = [row for batch, _ in batches(streams, 4, 2, failed.__setitem__) for row in batch]
+    numbers = [number for number, _ in rows]
     assert numbers == [0] + [1] * numbers.count(1) and 3 < numbers.count(1) < 14
     assert set(failed) == {1, 2} and "absent.mp4: No such file" in str(failed[2])
 
@@ -154,10 +154,10 @@ def test_folders_are_expanded_and_damaged_files_yield_their_readable_windows(tmp
 def test_lists_are_expanded_to_videos_and_their_parts(tmp_path):
     videos.write_video(tmp_path / "videos" / "aaaaaaaaaaa.mp4", numbered(103))
     (tmp_path / "list.csv").write_text("youtube_id,time_start,time_end,label\naaaaaaaaaaa,1,3,x\nbbbbbbbbbbb,1,3,y\n")
-    found = open_files([f"{tmp_path}/list.csv:{tmp_path}/videos"])
-    assert shown(found.windows(0, CLIPS, hop=4)) == [[25, 30, 35, 40], [45, 50, 55, 60], [55, 60, 65, 70]]
-    assert found.source.class_names == () and found.label(0) == -1
-    assert "1 of 2 videos are not in" in found.source.notes[0]
+    source = open_files([f"{tmp_path}/list.csv:{tmp_path}/videos"])
+    assert shown(source.windows(0, CLIPS, hop=4)) == [[25, 30, 35, 40], [45, 50, 55, 60], [55, 60, 65, 70]]
+    assert source.source.class_names == () and source.label(0) == -1
+    assert "1 of 2 videos are not in" in source.source.notes[0]
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])

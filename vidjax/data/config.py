@@ -14,8 +14,8 @@ def core_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _require(holds: bool, field: str, value: object, rule: str) -> None:
-    if not holds:
+def _require(condition: bool, field: str, value: object, rule: str) -> None:
+    if not condition:
         raise UserError(f"{field} is {value}: it must be {rule}")
 
 

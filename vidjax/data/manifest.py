@@ -26,8 +26,7 @@ VIDEO_SUFFIXES = (
     ".m1v", ".m2t", ".m2ts", ".m2v", ".m4v", ".mjpeg", ".mjpg", ".mkv", ".mov", ".mp4", ".mpe", ".mpeg", ".mpg", ".mpv",
     ".mts", ".mxf", ".nut", ".obu", ".ogm", ".ogv", ".qt", ".rm", ".rmvb", ".ts", ".vob", ".webm", ".wmv", ".y4m",
 )  # fmt: skip
-"""Suffixes of the files in a folder that are videos. GIF files are rarely meant as videos: only manifests can contain
-them."""
+"""Suffixes of video files in a folder. GIF files are not among them, but manifests can contain them."""
 BATCH = ("video", "ids", "truncated", "valid", "index", "times", "crop", "error")
 """Arrays of a batch that are not fields of an example."""
 COLUMNS = ("path", "label", "caption", "start", "end", "reverse")
