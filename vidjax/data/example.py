@@ -41,7 +41,7 @@ class Field:
     """The spec of a named field."""
 
     kind: Kind
-    """How the field is matched to the clip, see the table above."""
+    """How the field is matched to the clip, see the table in the module docstring."""
     shape: tuple[int, ...] = ()
     """Numbers: the shape of the array. Segments: (count, numbers per segment), the first two of which are start and end
     in seconds. Boxes: (count, 4), with x1, y1, x2, y2 as fractions of the frame's width and height. Tracks: (count, 4),
@@ -123,7 +123,7 @@ class Example:
 
     streams: Mapping[str, Stream]
     label: int = -1
-    """Position in the source's class names, -1 for none."""
+    """Index into the source's class names, -1 for none."""
     captions: tuple[str, ...] = ()
     """Empty for none."""
     values: Mapping[str, Shaped[np.ndarray, "..."]] = field(default_factory=dict)
@@ -136,7 +136,7 @@ class Clip:
 
     frames: UInt8[np.ndarray, "t h w c"]
     label: int
-    """Position in the source's class names, -1 for none."""
+    """Index into the source's class names, -1 for none."""
     captions: tuple[str, ...]
     """Empty for none."""
     info: VideoInfo

@@ -38,7 +38,7 @@ class Record:
     height: int
     width: int
     label: int
-    """Position in the list of class names, -1 for none."""
+    """Index into the class names, -1 for none."""
     label_name: str
     """Empty for none. Bytes that are not UTF-8 are preserved, as in the id."""
     captions: tuple[str, ...]

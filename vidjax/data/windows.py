@@ -86,7 +86,7 @@ class Videos:
             wanted, seconds = np.unique(spans), bounds / info.rate
             (channels,) = self.source.fields[config.stream].shape
 
-            kept: deque[tuple[int, np.ndarray]] = deque()  # cropped frames with indices, starting with the next window
+            kept: deque[tuple[int, np.ndarray]] = deque()  # indices and cropped frames of the next windows
             following, crop = 0, _center_crop(config.size, config.center_ratio, channels)
             for position, frame in enumerate(stream.iterate(wanted, config.decode_short_side)):
                 kept.append((int(wanted[position]), crop(tf.constant(frame[None])).numpy()[0]))
