@@ -1,11 +1,11 @@
-"""Looks at a source of videos before any training: what is in it, what cannot be read, what a model would see.
+"""Checks a source of videos before training: its contents, unreadable files, and the clips a model would see.
 
     python experiments/check_data.py /videos
     python experiments/check_data.py videos.csv --data.frames 32 --data.stride 2 --out runs/check
 
-Every example is opened and the clip in its middle decoded, on all cores; damage elsewhere in a file stays unseen. What
-it finds is printed and written to OUT: summary.json, bad_files.jsonl, and contact_sheet.png of clips as training would
-sample and augment them.
+Opens every example and decodes its central clip, on all cores; damage elsewhere in a file is not detected. The results
+are printed and written to OUT: summary.json, bad_files.jsonl, and contact_sheet.png with clips sampled and augmented as
+in training.
 """
 
 import dataclasses
@@ -25,26 +25,26 @@ from vidjax.errors import UserError
 from vidjax.runs.announce import print_notes
 from vidjax.visualize.contact_sheet import save_contact_sheet
 
-OURS = {"summary.json", "bad_files.jsonl", "contact_sheet.png"}
+OUTPUTS = {"summary.json", "bad_files.jsonl", "contact_sheet.png"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to look at."""
+    """Which examples to check, and how."""
 
     source: Positional[str]
     """A folder, LIST or LIST:FOLDER (.csv .jsonl .json .txt), tfds:NAME, tfrecord:PATTERN, synthetic:moving_shapes."""
     out: str = "runs/check_data"
-    """Where the findings go; those of an earlier check there are replaced."""
+    """Folder for the results; those of an earlier check are replaced."""
     data: DataConfig = DataConfig()
-    """How clips would be sampled (its source is the one above)."""
+    """How clips are sampled and augmented; `source` above replaces `data.source`."""
     max_examples: int | None = None
-    """Look at so many examples only, drawn at random."""
+    """Check only this many examples, drawn at random."""
     clips: int = 8
-    """Clips on the contact sheet, 0 for none."""
+    """Number of clips on the contact sheet, 0 for no contact sheet."""
 
     def __post_init__(self) -> None:
-        """Refuses values that cannot be meant."""
+        """Raises UserError for invalid values."""
         if self.max_examples is not None and self.max_examples < 1:
             raise UserError(f"max_examples is {self.max_examples}: it must be 1 or more")
         if self.clips < 0:
@@ -52,7 +52,7 @@ class Config:
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Checks, prints and writes; returns the summary."""
+    """Checks the source, prints and writes the results, and returns the summary."""
     from vidjax.data.sources import open_source
 
     data = dataclasses.replace(config.data, source=config.source)
@@ -62,33 +62,33 @@ def main(config: Config) -> dict[str, Any]:
     chosen = np.arange(len(source))
     if config.max_examples is not None and config.max_examples < len(source):
         chosen = np.sort(np.random.default_rng(0).permutation(len(source))[: config.max_examples])
-    found = dict(look(source, data, chosen.tolist()))
-    readable = [index for index, clip in found.items() if not isinstance(clip, Exception)]
+    results = dict(look(source, data, chosen.tolist()))
+    readable = [index for index, clip in results.items() if not isinstance(clip, Exception)]
     (out / "contact_sheet.png").unlink(missing_ok=True)
     if readable and config.clips:
-        found |= draw_sheet(out / "contact_sheet.png", source, data, readable, config.clips)
-    good = {source.ids[i]: clip for i, clip in found.items() if not isinstance(clip, Exception)}
-    bad = [{"path": source.ids[i], "error": str(error)} for i, error in found.items() if isinstance(error, Exception)]
+        results |= draw_sheet(out / "contact_sheet.png", source, data, readable, config.clips)
+    good = {source.ids[i]: clip for i, clip in results.items() if not isinstance(clip, Exception)}
+    bad = [{"path": source.ids[i], "error": str(error)} for i, error in results.items() if isinstance(error, Exception)]
 
     summary = summarize(source, data, good, bad)
     report(summary, source, data, bad)
     (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     (out / "bad_files.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in bad))
-    print(f"\nwritten to {out}: {', '.join(sorted(path.name for path in out.iterdir() if path.name in OURS))}")
+    print(f"\nwritten to {out}: {', '.join(sorted(path.name for path in out.iterdir() if path.name in OUTPUTS))}")
     return summary
 
 
 def open_out(out: str) -> Path:
-    """The folder for the findings; one that holds anything else is refused."""
+    """Creates the folder for the results; raises UserError if it contains other files."""
     path = Path(out)
     cli.make_folder(path, "--out")
-    if others := sorted(entry.name for entry in path.iterdir() if entry.name not in OURS):
-        raise UserError(f"{out} holds files that are not of a check ({', '.join(others[:3])}): choose another --out")
+    if others := sorted(entry.name for entry in path.iterdir() if entry.name not in OUTPUTS):
+        raise UserError(f"{out} contains other files ({', '.join(others[:3])}): choose another --out")
     return path
 
 
 def look(source: Any, data: DataConfig, indices: Sequence[int]) -> Iterator[tuple[int, Any]]:
-    """Each index with the clip in the middle of its video, without the pixels, or the error that kept it from one."""
+    """Yields each index with the central clip of its video, without pixels, or with the error if it is unreadable."""
     from vidjax.data.decode import DecodeError
     from vidjax.data.sampling import sample
     from vidjax.data.sources import Clip
@@ -111,7 +111,7 @@ def look(source: Any, data: DataConfig, indices: Sequence[int]) -> Iterator[tupl
 
 
 def summarize(source: Any, data: DataConfig, good: dict[str, Any], bad: list) -> dict[str, Any]:
-    """Counts and ranges of the clips in `good`, by the ids of their examples."""
+    """Counts and ranges over the clips in `good`, which are by the id of their example."""
     from vidjax.data.sampling import frames_spanned, seconds_covered
 
     scanned = [name for name, clip in good.items() if clip.info.scanned]
@@ -145,13 +145,13 @@ def summarize(source: Any, data: DataConfig, good: dict[str, Any], bad: list) ->
 
 
 def spread(values: Sequence[float]) -> dict[str, float] | None:
-    """Least, middle and greatest; None where none is known."""
+    """Minimum, median and maximum of the finite values; None if there are none."""
     known = [float(value) for value in values if np.isfinite(value)]
     return {"min": min(known), "median": float(np.median(known)), "max": max(known)} if known else None
 
 
 def report(summary: dict[str, Any], source: Any, data: DataConfig, bad: list[dict[str, str]]) -> None:
-    """Prints the summary for a person."""
+    """Prints the summary."""
     print(f"{source.name}: {summary['examples']:,} examples, {summary['looked_at']:,} looked at, {len(bad)} unreadable")
     print(f"\n{'':18}{'min':>10}{'median':>10}{'max':>10}")
     for name in ("seconds", "frames", "frames_a_second", "width", "height", "seconds_covered"):
@@ -160,19 +160,18 @@ def report(summary: dict[str, Any], source: Any, data: DataConfig, bad: list[dic
     print(f"\ncodecs     {', '.join(f'{name} {count}' for name, count in summary['codecs'].items())}")
     if summary["hdr"]:
         kinds = ", ".join(f"{name} {count}" for name, count in summary["hdr"].items())
-        print(f"HDR        {kinds}: not tone-mapped, so these look pale beside the others")
+        print(f"HDR        {kinds}: not tone-mapped, so these videos look pale")
     if summary["packets_read"]:
         suffixes = Counter(Path(name.partition("#")[0]).suffix for name in summary["packets_read"])
         print(
-            f"times      of {len(summary['packets_read']):,} files come from reading all packets once, as their "
-            f"container does not tell them ({', '.join(f'{name} {count}' for name, count in suffixes.most_common())}; "
-            "listed in summary.json)"
+            f"times      for {len(summary['packets_read']):,} files, all packets are read to determine the frame times "
+            f"({', '.join(f'{name} {count}' for name, count in suffixes.most_common())}; listed in summary.json)"
         )
     classes, counts = summary["classes"], list(summary["classes"].values())
     if classes:
         print(
             f"labels     {summary['labelled']:,} of {len(source.class_names)} classes, from {min(counts)} "
-            f"({list(classes)[-1]}) to {max(counts)} ({next(iter(classes))}) examples each"
+            f"({list(classes)[-1]}) to {max(counts)} ({next(iter(classes))}) examples per class"
         )
         if absent := len(source.class_names) - len(classes):
             print(f"           {absent} classes have no readable example")
@@ -186,8 +185,8 @@ def report(summary: dict[str, Any], source: Any, data: DataConfig, bad: list[dic
         print("captions   none (only contrastive pre-training needs them)")
     print(
         f"sampling   {data.frames} frames, {data.sampling}, "
-        + (f"{data.fps:g} a second" if data.fps else f"every {data.stride} frames of the file")
-        + f": {summary['shorter_than_a_clip']} videos are shorter and hold their last frame"
+        + (f"{data.fps:g} per second" if data.fps else f"{data.stride} frames apart")
+        + f": {summary['shorter_than_a_clip']} videos are shorter, so their last frame is repeated"
     )
     for entry in bad[:10]:
         print(f"unreadable {entry['error']}")
@@ -196,34 +195,35 @@ def report(summary: dict[str, Any], source: Any, data: DataConfig, bad: list[dic
 
 
 def draw_sheet(path: Path, source: Any, data: DataConfig, indices: list[int], count: int) -> dict[int, Exception]:
-    """Clips of examples spread over the source, sampled and augmented as in training; gives what could not be read."""
+    """Draws evenly spaced examples, with clips sampled and augmented as in training; returns errors by index."""
     import tensorflow as tf
 
     from vidjax.data.augment import augment
     from vidjax.data.decode import DecodeError
     from vidjax.data.sampling import sample
 
-    clips, titles, unread = [], [], {}
+    clips, titles, errors = [], [], {}
     for position in np.unique(np.linspace(0, len(indices) - 1, count).astype(int)):
         index, rng = indices[position], np.random.default_rng(position)
         try:
             with source.open(index, ()) as example:
                 video = example.streams["video"]
-                seen = sample(data, video.info.num_frames, video.info.rate, rng)
-                frames, info = video.read(seen, data.decode_short_side)
-        except DecodeError as error:  # its middle can be read, but not all of it
-            unread[index] = error
+                sampled = sample(data, video.info.num_frames, video.info.rate, rng)
+                frames, info = video.read(sampled, data.decode_short_side)
+        except DecodeError as error:  # the central clip is readable, but not this one
+            errors[index] = error
             continue
         clip = augment(tf.constant(frames), data.augment, data.size, tf.constant([0, position]), data.center_ratio)
         clips.append(clip.numpy()[np.unique(np.linspace(0, data.frames - 1, 12).astype(int))])
         label = f"{source.class_names[example.label]}, " if example.label >= 0 else ""
-        when = f"{seen[0] / info.rate:.2f} to {seen[-1] / info.rate:.2f} s of {info.duration:.2f} s"
+        when = f"{sampled[0] / info.rate:.2f} to {sampled[-1] / info.rate:.2f} s of {info.duration:.2f} s"
         caption = f"; '{example.captions[0]}'" if example.captions else ""
         more = f" and {len(example.captions) - 1} more" if len(example.captions) > 1 else ""
-        titles.append(f"{Path(source.ids[index]).name}: {label}frames {seen[0]} to {seen[-1]}, {when}{caption}{more}")
+        frame_range = f"frames {sampled[0]} to {sampled[-1]}"
+        titles.append(f"{Path(source.ids[index]).name}: {label}{frame_range}, {when}{caption}{more}")
     if clips:
         save_contact_sheet(path, clips, titles)
-    return unread
+    return errors
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Converts a source of videos into sharded TFRecords of JPEG frames, four to six times as many clips a second.
+"""Converts a source of videos to sharded TFRecords of JPEG frames, for four to six times as many clips per second.
 
     python experiments/write_tfrecords.py /videos /records
     python experiments/mae_pretrain.py --data.source tfrecord:/records
 
-Two cores convert about two videos of ten seconds a second. The same command again goes on where it was interrupted:
-finished shards stay. Unreadable videos are left out and listed in OUT/bad_files.jsonl.
+Two cores convert about two ten-second videos per second. Running the same command again resumes an interrupted
+conversion: finished shards are kept. Unreadable videos are left out and listed in OUT/bad_files.jsonl.
 """
 
 import hashlib
@@ -29,28 +29,28 @@ from vidjax.runs.announce import print_notes
 
 @dataclass(frozen=True)
 class Config:
-    """What to convert, and how small."""
+    """What to convert, and how."""
 
     source: Positional[str]
     """A folder, LIST or LIST:FOLDER (.csv .jsonl .json .txt), tfds:NAME, tfrecord:PATTERN, synthetic:moving_shapes."""
     out: Positional[str]
-    """Folder for the shards, made if need be."""
+    """Folder for the shards, created if needed."""
     split: str = "train"
-    """The split of a tfds or synthetic source, or of a Kinetics list that holds several."""
+    """Split of a tfds or synthetic source, or of a Kinetics list that contains several."""
     square_pixels: bool = True
-    """Stretch pixels that are not square in width, as players do; False leaves frames as files store them."""
+    """Stretch non-square pixels in width, as players do; False keeps frames as stored."""
     short_side: int = 256
-    """Pixels of the shorter side; smaller videos stay as they are."""
+    """Resize the shorter side to this many pixels, never enlarging."""
     quality: int = 90
     """JPEG quality, 1 to 100."""
     fps: float | None = None
-    """Keep this many frames a second (default: all)."""
+    """Keep this many frames per second (default: all)."""
     max_frames: int = 300
-    """Keep at most this many frames of a video, at equal distances over all of it."""
+    """Keep at most this many frames per video, evenly spaced."""
     videos_per_shard: int = 256
-    """Videos in a file."""
+    """Videos per shard."""
     workers: int = 0
-    """Videos converted at the same time, 0 = one a core."""
+    """Number of videos converted in parallel, 0 = one per core."""
 
     def __post_init__(self) -> None:
         for name in ("short_side", "max_frames", "videos_per_shard"):
@@ -61,11 +61,11 @@ class Config:
         if self.fps is not None and self.fps <= 0:
             raise UserError(f"fps is {self.fps}: it must be more than 0")
         if self.workers < 0:
-            raise UserError(f"workers is {self.workers}: it must be 0 (one a core) or more")
+            raise UserError(f"workers is {self.workers}: it must be 0 (one per core) or more")
 
 
 def main(config: Config) -> None:
-    """Writes what is missing of the shards, then says what there is."""
+    """Writes the missing shards and prints a summary."""
     from vidjax.data import records
     from vidjax.data.example import FIELDS_FILE, write_specs
     from vidjax.data.pipeline import BadFiles
@@ -77,7 +77,7 @@ def main(config: Config) -> None:
     (out / "classes.json").write_text(json.dumps(source.class_names) + "\n")
     if further := further_fields(source):
         (out / FIELDS_FILE).write_text(write_specs(further))
-    bad_files = BadFiles(source, max_share=1.0, path=out / "bad_files.jsonl")
+    bad_files = BadFiles(source, max_fraction=1.0, path=out / "bad_files.jsonl")
     shards = np.array_split(np.arange(len(source)), -(-len(source) // config.videos_per_shard))
     paths = [out / f"videos-{k:05d}-of-{len(shards):05d}.tfrecord" for k in range(len(shards))]
     todo = [k for k, path in enumerate(paths) if not path.exists()]
@@ -111,10 +111,10 @@ def main(config: Config) -> None:
 
 
 def open_out(config: Config, source) -> Path:
-    """The folder for the shards, with a meta.json that says what they are made of and how.
+    """Creates the folder for the shards, with a meta.json that describes the source and the options.
 
     Raises:
-      UserError: it cannot be written, or it holds another conversion (the fields that differ are named).
+      UserError: the folder cannot be written, or it contains another conversion (the message names the differences).
     """
     out = Path(config.out)
     meta = {name: value for name, value in cli.as_dict(config).items() if name not in ("out", "workers")}
@@ -135,27 +135,27 @@ def open_out(config: Config, source) -> Path:
     except OSError as error:
         raise UserError(f"cannot write to {out} ({error.strerror}): choose another folder") from None
     if old is None:
-        raise UserError(f"{out} holds .tfrecord files but no meta.json of an earlier run: choose another folder")
+        raise UserError(f"{out} contains .tfrecord files but no meta.json of an earlier run: choose another folder")
     differing = [f"{name} was {old.get(name)}, is {meta[name]}" for name in meta if old.get(name) != meta[name]]
     if differing:
         raise UserError(
-            f"{out} holds another conversion ({'; '.join(differing)}): choose another folder or the same options"
+            f"{out} contains another conversion ({'; '.join(differing)}): choose another folder or the same options"
         )
     return out
 
 
 def further_fields(source) -> dict:
-    """The specs of the fields that are stored beside the video, its label and its captions."""
+    """Specs of the fields that are stored in addition to video, label and captions."""
     return {name: spec for name, spec in source.fields.items() if name not in ("video", "label")}
 
 
 def digest(lines: Iterable[str]) -> str:
-    """What tells lists apart."""
+    """Hash of a sequence of lines."""
     return hashlib.sha256("\n".join(lines).encode(errors="surrogatepass")).hexdigest()
 
 
 def convert(source, indices: list[int], config: Config) -> Iterator[tuple[int, bytes | Exception]]:
-    """Yields each index with its record or the DecodeError that kept it from being one, in order, few ahead."""
+    """Yields each index with its record, or with the DecodeError if it is unreadable, in order."""
     from vidjax.data.decode import DecodeError
 
     def convert_one(index: int) -> bytes | Exception:
@@ -169,7 +169,7 @@ def convert(source, indices: list[int], config: Config) -> Iterator[tuple[int, b
         ahead = deque()
         for index in indices:
             ahead.append((index, pool.submit(convert_one, index)))
-            if len(ahead) > 2 * workers:  # more would pile up in memory
+            if len(ahead) > 2 * workers:  # limits the records in memory
                 index, future = ahead.popleft()
                 yield index, future.result()
         for index, future in ahead:
@@ -177,7 +177,7 @@ def convert(source, indices: list[int], config: Config) -> Iterator[tuple[int, b
 
 
 def make_record(source, index: int, config: Config) -> bytes:
-    """One video, thinned, shrunk and encoded."""
+    """Reads, subsamples, shrinks and encodes one video."""
     from vidjax.data import records
     from vidjax.data.sampling import frames_at
 
@@ -209,11 +209,11 @@ def make_record(source, index: int, config: Config) -> bytes:
 
 
 def kept_frames(num_frames: int, rate: float, config: Config) -> np.ndarray:
-    """The frames to keep: all, or the first ones of equal parts of the video."""
+    """Indices of the frames to keep: all, or the first frames of equal parts of the video."""
     count = num_frames
     if config.fps is not None:
         if np.isnan(rate):
-            raise UserError(f"fps needs the frame rate, which {config.source} does not store: leave it out")
+            raise UserError(f"fps needs the frame rate, which {config.source} does not store: remove this option")
         count = max(min(round(num_frames * config.fps / rate), num_frames), 1)
     count = min(count, config.max_frames)
     return np.arange(count) * num_frames // count

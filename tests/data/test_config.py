@@ -36,21 +36,21 @@ def test_an_augmentation_out_of_range_is_refused_by_name(field, value):
         AugmentConfig(**{field: value})
 
 
-def test_decoding_leaves_room_for_cropping_unless_told():
+def test_short_side_defaults_to_eight_sevenths_of_size():
     assert DataConfig(size=224).decode_short_side == 256
     assert DataConfig(size=224, short_side=320).decode_short_side == 320
 
 
-def test_what_is_given_takes_the_place_of_what_is_usual():
-    usual = {"frames": 8, "size": 56, "short_side": 64, "stride": 4, "fps": 8.0, "sampling": "dense"}
-    assert GivenClipConfig().clips(usual) == ClipConfig(**usual)
-    assert GivenClipConfig(frames=16).clips(usual).frames == 16
-    # A stride and frames a second mean the same: the one that is given counts.
-    stride = GivenClipConfig(stride=2).clips(usual)
+def test_given_values_override_defaults():
+    defaults = {"frames": 8, "size": 56, "short_side": 64, "stride": 4, "fps": 8.0, "sampling": "dense"}
+    assert GivenClipConfig().clips(defaults) == ClipConfig(**defaults)
+    assert GivenClipConfig(frames=16).clips(defaults).frames == 16
+    # stride and fps are alternatives: a given one replaces the other.
+    stride = GivenClipConfig(stride=2).clips(defaults)
     assert (stride.stride, stride.fps) == (2, None)
-    assert GivenClipConfig(fps=4.0).clips(usual).fps == 4.0
-    with pytest.raises(ValueError, match=r"data\.stride and data\.fps both say"):
-        GivenClipConfig(fps=4.0, stride=2).clips(usual)
-    # Another size is cut from a picture as much larger, not enlarged from the usual one.
-    assert GivenClipConfig(size=112).clips(usual).short_side == 128
-    assert GivenClipConfig(size=112, short_side=112).clips(usual).short_side == 112
+    assert GivenClipConfig(fps=4.0).clips(defaults).fps == 4.0
+    with pytest.raises(ValueError, match=r"data\.stride and data\.fps exclude each other"):
+        GivenClipConfig(fps=4.0, stride=2).clips(defaults)
+    # With another size, the short side is scaled too.
+    assert GivenClipConfig(size=112).clips(defaults).short_side == 128
+    assert GivenClipConfig(size=112, short_side=112).clips(defaults).short_side == 112

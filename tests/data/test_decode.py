@@ -157,7 +157,7 @@ def test_frames_shrink_to_the_short_side_and_never_grow(tmp_path):
     assert decode.decode(tall, [3], short_side=32).shape == (1, 53, 32, 3)
 
 
-def test_an_open_clip_is_read_as_often_as_one_likes(tmp_path):
+def test_an_open_clip_can_be_read_repeatedly(tmp_path):
     path = videos.write_video(tmp_path / "a.mp4", videos.numbered(60))
     with decode.open_clip(path) as clip:
         assert (clip.info.num_frames, clip.info.rate) == (60, 25)

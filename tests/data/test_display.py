@@ -167,7 +167,7 @@ def write_streams(path, video_first, cover):
 
 @pytest.mark.parametrize("video_first", [True, False])
 @pytest.mark.parametrize(("suffix", "cover"), [("mkv", False), ("mp4", False), ("mp4", True)])
-def test_the_video_is_read_and_not_a_still_image_beside_it(suffix, cover, video_first, tmp_path):
+def test_the_video_is_chosen_over_a_still_image(suffix, cover, video_first, tmp_path):
     path = write_streams(tmp_path / f"video.{suffix}", video_first, cover)
     assert decode.probe(path).num_frames == 5
     assert videos.numbers(decode.decode(path, range(5))) == list(range(5))

@@ -1,4 +1,4 @@
-"""How fields follow a clip, against numbers worked out by hand, and boxes against a rectangle painted in the frames."""
+"""Fields of a clip against hand-computed values, and boxes against a rectangle drawn in the frames."""
 
 import json
 
@@ -26,20 +26,20 @@ QUICK = settings(max_examples=25, deadline=None, derandomize=True, database=None
 BOXES = np.array([[0.2, 0.4, 0.6, 0.8], [0.0, 0.0, 0.1, 0.1], [-1, -1, -1, -1]], np.float32)
 
 
-def test_boxes_move_into_the_crop_are_clipped_and_dropped():
-    """The frame is 100 x 200 pixels; rows 20 to 70 and columns 60 to 160 are cut, of which the first box has 60 to 120
-    and 40 to 70 (of 80)."""
+def test_boxes_are_transformed_to_the_crop_clipped_and_dropped():
+    """The frame is 100 x 200 pixels; the crop is rows 20 to 70 and columns 60 to 160. The first box spans rows 40 to 80
+    and columns 40 to 120 of the frame."""
     crop = np.array([20, 60, 50, 100, 100, 200, 0])
     expected = [[0, 0.4, 0.6, 1], [-1] * 4, [-1] * 4]
     np.testing.assert_allclose(boxes_in_crop(BOXES, crop[None]), expected, atol=1e-6)
     crop[6] = 1
     expected = [[0.4, 0.4, 1, 1], [-1] * 4, [-1] * 4]
     np.testing.assert_allclose(boxes_in_crop(BOXES, crop[None]), expected, atol=1e-6)
-    nowhere = np.zeros((1, 7), np.int64)  # of a row that is not valid
-    assert (boxes_in_crop(BOXES[2:], nowhere) == -1).all()
+    empty = np.zeros((1, 7), np.int64)  # the crop of an invalid row
+    assert (boxes_in_crop(BOXES[2:], empty) == -1).all()
 
 
-def test_boxes_of_every_frame_and_view_move_with_their_crop():
+def test_boxes_of_every_frame_and_view_use_their_crop():
     crops = np.array([[[0, 0, 50, 50, 50, 100, 0], [0, 50, 50, 50, 50, 100, 1]]])  # b v 7
     boxes = np.broadcast_to(np.array([0.25, 0, 0.75, 1], np.float32), (1, 2, 3, 1, 4))  # b v t n 4
     moved = boxes_in_crop(boxes, crops[:, :, None, None])
@@ -56,7 +56,7 @@ def test_boxes_of_every_frame_and_view_move_with_their_crop():
     kind=st.sampled_from(["multi_scale", "random_resized", "center", "views"]),
     seed=st.integers(0, 1000),
 )
-def test_a_painted_rectangle_and_its_box_travel_together(height, width, corner, sides, kind, seed):
+def test_boxes_match_a_rectangle_drawn_in_the_frames(height, width, corner, sides, kind, seed):
     size = 32
     top, left = int(corner[0] * height), int(corner[1] * width)
     bottom = min(top + max(int(sides[0] * height), 1), height)
@@ -69,61 +69,61 @@ def test_a_painted_rectangle_and_its_box_travel_together(height, width, corner, 
     else:
         config = AugmentConfig(crop=kind, flip=True)
         crop = random_crop(tf.constant(height), tf.constant(width), config, size, tf.constant([0, seed], tf.int64))
-    painted = cut(tf.constant(frames), crop, size).numpy()[:, :, :, 0] > 127
+    drawn = cut(tf.constant(frames), crop, size).numpy()[:, :, :, 0] > 127
     (moved,) = boxes_in_crop(box, crop.numpy()[None]) * size
-    assert (painted[0] == painted[1]).all()
+    assert (drawn[0] == drawn[1]).all()
     if (moved < 0).all():
-        assert not painted.any()
-    elif min(moved[2:] - moved[:2]) > 2:  # what is thinner may fall between pixels
-        rows, columns = np.flatnonzero(painted[0].any(1)), np.flatnonzero(painted[0].any(0))
+        assert not drawn.any()
+    elif min(moved[2:] - moved[:2]) > 2:  # thinner boxes may fall between pixels
+        rows, columns = np.flatnonzero(drawn[0].any(1)), np.flatnonzero(drawn[0].any(0))
         np.testing.assert_allclose(moved, [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], atol=1.01)
 
 
-def test_frames_of_another_size_are_cut_at_the_same_fractions_and_signs_turn_with_a_mirror():
+def test_crops_scale_with_the_frame_size_and_mirroring_inverts_channels():
     ramp = np.broadcast_to(np.arange(100, dtype=np.uint8)[:, None] * 2, (1, 50, 100, 2)).copy()
     crop = tf.constant([10, 40, 20, 20, 100, 200, 0])  # of frames twice as large
-    found = cut(tf.constant(ramp), crop, 10).numpy()
-    np.testing.assert_array_equal(found, ramp[:, 5:15, 20:30])
+    result = cut(tf.constant(ramp), crop, 10).numpy()
+    np.testing.assert_array_equal(result, ramp[:, 5:15, 20:30])
     crop = tf.constant([10, 40, 20, 20, 100, 200, 1])
-    found = cut(tf.constant(ramp), crop, 10, mirrored=(0,)).numpy()
-    np.testing.assert_array_equal(found[..., 0], 255 - ramp[:, 5:15, 20:30, 0][:, :, ::-1])
-    np.testing.assert_array_equal(found[..., 1], ramp[:, 5:15, 20:30, 1][:, :, ::-1])
+    result = cut(tf.constant(ramp), crop, 10, mirrored=(0,)).numpy()
+    np.testing.assert_array_equal(result[..., 0], 255 - ramp[:, 5:15, 20:30, 0][:, :, ::-1])
+    np.testing.assert_array_equal(result[..., 1], ramp[:, 5:15, 20:30, 1][:, :, ::-1])
 
 
 SEGMENTS = np.array([[0, 1, 7], [0.5, 2.5, 8], [2.9, 9, 9], [4, 5, 10]], np.float32)
 
 
-def test_segments_are_clipped_to_the_seconds_of_the_clip_or_dropped():
-    """Four frames from 1 s on, half a second apart: the clip lasts to 3 s."""
+def test_segments_are_clipped_to_the_clip_or_dropped():
+    """Four frames, half a second apart, from 1 s: the clip ends at 3 s."""
     times = np.array([1, 1.5, 2, 2.5])
     np.testing.assert_allclose(clip_segments(SEGMENTS, times), [[1, 2.5, 8], [2.9, 3, 9]])
     np.testing.assert_allclose(clip_segments(SEGMENTS, np.array([4.0])), [[4, 4, 9], [4, 4, 10]])
     assert clip_segments(SEGMENTS, np.array([9.0])).shape == (0, 3)
     spec = Field("segments", (3, 3))
-    found = cut_value(spec, SEGMENTS, np.stack([times, times + 10]))
-    np.testing.assert_allclose(found[0], [[1, 2.5, 8], [2.9, 3, 9], [-1, -1, -1]])
-    assert found.dtype == np.float32 and (found[1] == -1).all()
+    result = cut_value(spec, SEGMENTS, np.stack([times, times + 10]))
+    np.testing.assert_allclose(result[0], [[1, 2.5, 8], [2.9, 3, 9], [-1, -1, -1]])
+    assert result.dtype == np.float32 and (result[1] == -1).all()
     assert len(cut_value(Field("segments", (1, 3)), SEGMENTS, times[None])[0]) == 1  # the first
 
 
 TRACKS = np.array([[0, 1, 0, 0, 0.2, 0.2], [0, 2, 0.4, 0, 0.6, 0.2], [2, 1.5, 0, 0, 1, 1]], np.float32)
 
 
-def test_tracks_give_a_box_for_each_frame_between_their_ends():
-    found = boxes_at(TRACKS, np.array([0.9, 1, 1.25, 2, 2.1]), 2)
-    assert found.shape == (5, 2, 4) and (found[[0, 4]] == -1).all() and (found[:, 1] == -1).all()
-    np.testing.assert_allclose(found[1:4, 0], [[0, 0, 0.2, 0.2], [0.1, 0, 0.3, 0.2], [0.4, 0, 0.6, 0.2]], atol=1e-6)
+def test_tracks_are_interpolated_to_one_box_per_frame():
+    result = boxes_at(TRACKS, np.array([0.9, 1, 1.25, 2, 2.1]), 2)
+    assert result.shape == (5, 2, 4) and (result[[0, 4]] == -1).all() and (result[:, 1] == -1).all()
+    np.testing.assert_allclose(result[1:4, 0], [[0, 0, 0.2, 0.2], [0.1, 0, 0.3, 0.2], [0.4, 0, 0.6, 0.2]], atol=1e-6)
     assert (boxes_at(TRACKS, np.array([1.5]), 3)[0, 2] == [0, 0, 1, 1]).all()
     assert cut_value(Field("tracks", (2, 4)), None, np.zeros((3, 5))).shape == (3, 5, 2, 4)
 
 
-def test_sound_is_cut_from_the_first_frame_on_and_filled_up():
+def test_samples_start_at_the_first_frame_and_are_padded():
     spec, sound = Field("samples", (4, 1), rate=10), np.arange(8, dtype=np.float32)[:, None]
-    found = cut_value(spec, sound, np.array([[0.2, 0.4], [0.6, 0.8]]))
-    np.testing.assert_array_equal(found[..., 0], [[2, 3, 4, 5], [6, 7, 0, 0]])
+    result = cut_value(spec, sound, np.array([[0.2, 0.4], [0.6, 0.8]]))
+    np.testing.assert_array_equal(result[..., 0], [[2, 3, 4, 5], [6, 7, 0, 0]])
 
 
-def test_numbers_are_filled_up_and_what_is_absent_is_the_filling():
+def test_numbers_are_truncated_or_padded_and_missing_values_are_filled():
     times = np.zeros((1, 2))
     assert cut_value(Field("numbers"), np.array(3.0), times) == 3
     assert cut_value(Field("numbers", (3,), "int32", fill=-1), np.array([4, 5]), times).tolist() == [4, 5, -1]
@@ -134,12 +134,12 @@ def test_numbers_are_filled_up_and_what_is_absent_is_the_filling():
 
 SPECS = {"boxes": Field("boxes", (2, 4)), "flow": Field("frames", (2,), "uint8", mirrored=(0,))}
 WRONG = [
-    (b"[", r"fields\.json is not JSON \(.*\): write an object of names and specs$"),
+    (b"[", r"fields\.json is not JSON \(.*\): it must be an object of names and specs$"),
     (b"[]", r"fields\.json must be an object of names and specs$"),
-    (b'{"a": {"shape": [2]}}', r"fields\.json: 'a' must be an object of a kind and any of shape, dtype, "),
-    (b'{"a": {"kind": "boxes", "size": 2}}', r"'a' must be an object of a kind and any of shape"),
-    (b'{"a": {"kind": "box"}}', r"of 'a', kind is 'box': choose one of numbers, segments, boxes, tracks, frames"),
-    (b'{"a": {"kind": "boxes", "shape": [4]}}', r"of 'a', shape is \[4\]: it must be \[n, 4\] for boxes$"),
+    (b'{"a": {"shape": [2]}}', r"fields\.json: 'a' must be an object with 'kind' and any of shape, dtype, "),
+    (b'{"a": {"kind": "boxes", "size": 2}}', r"'a' must be an object with 'kind' and any of shape"),
+    (b'{"a": {"kind": "box"}}', r"in 'a', kind is 'box': choose one of numbers, segments, boxes, tracks, frames"),
+    (b'{"a": {"kind": "boxes", "shape": [4]}}', r"in 'a', shape is \[4\]: it must be \[n, 4\] for boxes$"),
     (b'{"a": {"kind": "samples", "shape": [4, 1]}}', r"it must be \[m, c\] with a rate for samples$"),
     (b'{"a": {"kind": "numbers", "shape": [0]}}', r"shape is \[0\]: it must be a list of numbers for numbers$"),
     (b'{"a": {"kind": "numbers", "dtype": "text"}}', r"dtype is 'text': choose one of float32, "),
@@ -149,18 +149,18 @@ WRONG = [
 
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(("content", "sentence"), WRONG)
-def test_a_spec_that_cannot_be_is_one_line(content, sentence):
+def test_invalid_specs_are_refused(content, sentence):
     with pytest.raises(UserError, match=sentence):
         parse_specs("fields.json", content)
 
 
-def test_specs_come_back_as_they_were_written():
+def test_specs_round_trip():
     assert parse_specs("fields.json", write_specs(SPECS).encode()) == SPECS
     short = json.dumps({"flow": {"kind": "frames", "shape": [2], "mirrored": [0]}})
     assert parse_specs("fields.json", short.encode())["flow"] == SPECS["flow"]
 
 
-def test_values_of_a_wrong_shape_are_refused():
+def test_values_of_the_wrong_shape_are_refused():
     assert check_value(SPECS["boxes"], []).shape == (0, 4)
     for spec, value in ((SPECS["boxes"], [[1, 2, 3]]), (Field("numbers"), [1]), (Field("tracks", (1, 4)), [[0] * 4])):
         with pytest.raises(ValueError, match="it must be"):

@@ -1,4 +1,4 @@
-"""Further fields, from a manifest or records to batches."""
+"""Further fields from manifests and TFRecords in batches."""
 
 import json
 import sys
@@ -62,11 +62,11 @@ def manifest(tmp_path_factory):
 CLIPS = ClipConfig(frames=4, size=24, stride=2, short_side=24, workers=1)  # seconds 0.08 apart
 
 
-def test_fields_of_a_manifest_follow_the_clip_in_the_middle(manifest):
+def test_fields_of_a_manifest_match_the_central_clip(manifest):
     source = open_source(str(manifest))
-    assert source.notes == (source.notes[0],) and "'mood' of 1 rows" in source.notes[0]
+    assert source.notes == (source.notes[0],) and "'mood' in 1 rows" in source.notes[0]
     (batch,) = evaluation_batches(source, CLIPS, batch_size=4, fields=ALL)
-    first = np.array([21, 9, 9])  # frames of the whole and of the halves
+    first = np.array([21, 9, 9])  # first frames of the clips in the whole video and in the halves
     np.testing.assert_allclose(batch["times"][:3], (first[:, None] + [0, 2, 4, 6]) / 25, rtol=1e-6)
     assert batch["crop"][:3].tolist() == [[0, 8, 24, 24, 24, 40, 0]] * 3 and not batch["crop"][3].any()
     assert batch["score"].tolist() == [0.5, 0.5, 0, 0]
@@ -76,7 +76,7 @@ def test_fields_of_a_manifest_follow_the_clip_in_the_middle(manifest):
     np.testing.assert_allclose(batch["actions"][1], [[0.6, end[1], 6], [-1] * 3], rtol=1e-6)
     assert (batch["actions"][2:] == -1).all()
     np.testing.assert_allclose(batch["boxes"][:2], [[[0, 0, 0.5, 1], [-1] * 4]] * 2)
-    x1 = batch["times"][0] / 4  # of the frame, 40 pixels wide, of which 8 are cut off at the left
+    x1 = batch["times"][0] / 4  # relative to the frame, 40 pixels wide, of which the crop removes 8 at the left
     np.testing.assert_allclose(batch["objects"][0, :, 0, 0], (40 * x1 - 8).clip(0) / 24, atol=1e-6)
     np.testing.assert_allclose(batch["objects"][0, :, 0, 1], x1, atol=1e-6)
     shown = np.array([21, 25 + 9, 9])[:, None] + [0, 2, 4, 6]  # frames of the file
@@ -87,7 +87,7 @@ def test_fields_of_a_manifest_follow_the_clip_in_the_middle(manifest):
     assert next(select([batch], "flow", "valid")).keys() == {"flow", "valid"}
 
 
-def test_views_have_fields_of_their_own(manifest):
+def test_each_view_has_its_own_fields(manifest):
     source = open_source(str(manifest))
     (batch,) = evaluation_batches(source, CLIPS, batch_size=3, view_counts=(2, 3), fields=ALL)
     shapes = {name: batch[name].shape[1:] for name in (*ALL, "times", "crop", "video")}
@@ -100,8 +100,8 @@ def test_views_have_fields_of_their_own(manifest):
     np.testing.assert_allclose(batch["boxes"][0, :3, 0, 2], [20 / 24, 12 / 24, 4 / 24])
 
 
-def test_a_batch_tells_where_and_when_its_pixels_were(manifest):
-    """Decoding at the times of a random clip and cutting by its crop gives the clip; its flow is cut alike."""
+def test_times_and_crop_of_a_batch_reproduce_its_pixels(manifest):
+    """Decoding the frames at the times of a random clip and applying its crop gives the clip, and its flow likewise."""
     config = DataConfig(
         **vars(CLIPS) | {"repeats": 2, "sampling": "segments"}, augment=AugmentConfig("random_resized", flip=True)
     )
@@ -124,9 +124,9 @@ def test_a_batch_tells_where_and_when_its_pixels_were(manifest):
     assert flips == {0, 1}
 
 
-def test_what_boxes_cannot_follow_is_refused(manifest):
+def test_invalid_fields_are_refused(manifest):
     config = DataConfig(**vars(CLIPS), augment=AugmentConfig(rand_augment_ops=2))
-    with pytest.raises(UserError, match=r"^augment\.rand_augment_ops turns .* and objects cannot follow: set it to 0$"):
+    with pytest.raises(UserError, match=r"^augment\.rand_augment_ops moves .*, but not objects: set it to 0$"):
         train_batches(open_source(str(manifest)), config, batch_size=2, seed=0, fields=("objects",))
     with pytest.raises(UserError, match=r"has no field 'depth': choose among video, label, score, people, "):
         train_batches(open_source(str(manifest)), config, batch_size=2, seed=0, fields=("depth",))
@@ -134,7 +134,7 @@ def test_what_boxes_cannot_follow_is_refused(manifest):
         train_batches(open_source(str(manifest)), config, batch_size=2, seed=0, fields=("label",))
 
 
-def test_colours_change_in_the_video_alone(manifest):
+def test_colour_augmentation_applies_to_the_video_only(manifest):
     config = DataConfig(**vars(CLIPS), augment=AugmentConfig("center", color_jitter=0.9, random_erasing=1.0))
     batch = next(train_batches(open_source(str(manifest)), config, batch_size=3, seed=0, fields=("flow",)))
     assert (batch["flow"][..., 1] == 100).all()
@@ -143,7 +143,7 @@ def test_colours_change_in_the_video_alone(manifest):
     np.testing.assert_array_equal(flow["video"], batch["flow"])
 
 
-def test_records_hold_the_fields(manifest, tmp_path):
+def test_fields_of_records_equal_those_of_the_manifest(manifest, tmp_path):
     write_tfrecords.main(write_tfrecords.Config(str(manifest), str(tmp_path / "records"), short_side=24, workers=1))
     source = open_source(f"tfrecord:{tmp_path}/records")
     assert {name: spec for name, spec in source.fields.items() if name in SPECS} == SPECS
@@ -152,20 +152,20 @@ def test_records_hold_the_fields(manifest, tmp_path):
     for name in (*ALL, "times", "crop", "label", "valid"):
         np.testing.assert_allclose(stored[name], direct[name], rtol=1e-5, err_msg=name)
     other = changed_spec(manifest, tmp_path / "other")
-    with pytest.raises(UserError, match="holds another conversion"):
+    with pytest.raises(UserError, match="contains another conversion"):
         write_tfrecords.main(write_tfrecords.Config(other, str(tmp_path / "records"), short_side=24))
 
 
 def changed_spec(manifest, folder):
-    """The same list in another folder, where scores are whole numbers."""
+    """The same list in another folder, with integer scores."""
     folder.mkdir()
     (folder / "fields.json").write_text(write_specs(SPECS | {"score": Field("numbers", dtype="int32")}))
     (folder / "list.jsonl").write_text(manifest.read_text())
     return f"{folder}/list.jsonl:{manifest.parent}"
 
 
-def test_a_record_without_a_stream_is_one_that_cannot_be_read(tmp_path):
-    videos.write_shards(tmp_path)  # as they were written before there were further fields
+def test_a_record_without_the_requested_stream_is_invalid(tmp_path):
+    videos.write_shards(tmp_path)  # without further fields, as in older versions
     assert records.decode_record(open_bytes(tmp_path), "x").values == {}
     (tmp_path / "fields.json").write_text(write_specs(SPECS))
     source = open_source(f"tfrecord:{tmp_path}")
@@ -183,14 +183,14 @@ def open_bytes(folder):
 
 WRONG = [
     ({"flow": "none.npy"}, r"line 1: its flow, \S+none\.npy, does not exist: correct the path$"),
-    ({"boxes": [[1, 2]]}, r"line 1: its boxes is \[\[1, 2\]\], and no boxes: it must be a list of lists of 4 numbers$"),
-    ({"score": "much"}, r"line 1: its score is much, and no numbers: "),
-    ({"flow": "flow.npy", "reverse": True}, r"line 1: .*backwards.* flow"),
+    ({"boxes": [[1, 2]]}, r"line 1: its boxes is \[\[1, 2\]\], which is not valid for boxes: it must be .* 4 numbers$"),
+    ({"score": "much"}, r"line 1: its score is much, which is not valid for numbers: "),
+    ({"flow": "flow.npy", "reverse": True}, r"line 1: reverse is not supported with 'flow'"),
 ]
 
 
 @pytest.mark.parametrize(("fields", "sentence"), WRONG)
-def test_a_field_that_is_wrong_is_one_line(manifest, fields, sentence):
+def test_a_wrong_value_is_a_one_line_error(manifest, fields, sentence):
     path = manifest.parent / "wrong.jsonl"
     path.write_text(json.dumps({"path": "a.mp4"} | fields))
     with pytest.raises(UserError, match=sentence) as caught:
@@ -198,16 +198,16 @@ def test_a_field_that_is_wrong_is_one_line(manifest, fields, sentence):
     assert "\n" not in str(caught.value)
 
 
-def test_numbers_and_boxes_may_stand_in_a_csv(manifest):
+def test_a_csv_may_contain_numbers_and_boxes(manifest):
     path = manifest.parent / "list.csv"
     path.write_text('path,score,boxes\na.mp4,2.5,"[[0, 0, 1, 1]]"\na.mp4,,\n')
     source = open_source(str(path))
     (batch,) = evaluation_batches(source, CLIPS, batch_size=2, fields=("score", "boxes"))
     assert batch["score"].tolist() == [2.5, 0] and batch["boxes"][0, 0].tolist() == [0, 0, 1, 1]
-    assert source.notes == (f"{path}: no row has people, actions, objects, flow, sound, which fields.json describes",)
+    assert source.notes == (f"{path}: no row has people, actions, objects, flow, sound, described in fields.json",)
 
 
-def test_an_array_that_does_not_fit_its_spec_cannot_be_read(manifest):
+def test_an_array_that_does_not_match_its_spec_is_invalid(manifest):
     np.save(manifest.parent / "wide.npy", np.zeros((3, 4, 4, 3), np.uint8))
     path = manifest.parent / "wide.jsonl"
     path.write_text(json.dumps({"path": "a.mp4", "flow": "wide.npy"}))
@@ -217,24 +217,24 @@ def test_an_array_that_does_not_fit_its_spec_cannot_be_read(manifest):
     assert error.endswith("wide.npy: it is uint8 3x4x4x3, not uint8 t x h x w x 2")
 
 
-def test_a_name_of_a_batch_is_no_field(manifest, tmp_path):
+def test_reserved_names_of_fields_are_refused(manifest, tmp_path):
     (tmp_path / "fields.json").write_text('{"times": {"kind": "numbers"}}')
     (tmp_path / "list.csv").write_text("path\na.mp4\n")
     with pytest.raises(UserError, match=r"fields\.json describes 'times', "):
         open_source(str(tmp_path / "list.csv"))
 
 
-def test_the_flow_and_the_box_of_the_embedded_data_set_are_those_of_its_pixels():
+def test_flow_and_boxes_of_the_embedded_data_set_match_its_pixels():
     config = DataConfig(frames=3, size=64, short_side=64, augment=AugmentConfig("random_resized", flip=True), workers=1)
     source = open_source("synthetic:moving_shapes")
     batch = next(train_batches(source, config, batch_size=12, seed=1, fields=("flow", "tracks")))
     compared = 0
     for row in range(12):
         for t in range(3):
-            moving = (np.abs(batch["flow"][row, t] - 127.5) > 1).any(axis=-1)  # mirrored, no motion is 127
+            moving = (np.abs(batch["flow"][row, t] - 127.5) > 1).any(axis=-1)  # no motion is 128, or 127 if mirrored
             x1, y1, x2, y2 = batch["tracks"][row, t, 0] * 64
-            bright = batch["video"][row, t].max(axis=-1) > 110  # shapes are, backgrounds are not
-            if moving.sum() > 50:  # edges are blurred
+            bright = batch["video"][row, t].max(axis=-1) > 110  # true for shapes, false for backgrounds
+            if moving.sum() > 50:  # edges are smoothed
                 assert (moving & bright).sum() > 0.6 * (moving | bright).sum()
             if x1 >= 0 and min(x1, y1) > 1 and max(x2, y2) < 63 and moving.any():
                 rows, columns = np.flatnonzero(moving.any(1)), np.flatnonzero(moving.any(0))

@@ -1,4 +1,4 @@
-"""Labels and columns of manifests as programs write them, and what is told of those that are not used."""
+"""Labels and columns of manifests as written by other programs, and notes on those that are not used."""
 
 import csv
 import io
@@ -15,7 +15,7 @@ from vidjax.data.sources import open_source
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A file that is there: no manifest opens its videos."""
+    """A folder with an empty file a.mp4: opening a manifest does not open its videos."""
     folder = tmp_path_factory.mktemp("lists")
     (folder / "a.mp4").touch()
     return folder
@@ -31,30 +31,30 @@ def column(values, name="label"):
     return f"path,{name}\n" + "".join(f"a.mp4,{value}\n" for value in values)
 
 
-def test_whole_numbers_that_pandas_made_floats_are_whole_numbers(folder):
-    """A column of whole numbers with a gap in it is one of floats to pandas (1.0, 2.0, and nothing or nan)."""
+def test_integers_that_pandas_wrote_as_floats_are_integers(folder):
+    """pandas writes a column of integers with missing values as floats (1.0, 2.0, and an empty cell or nan)."""
     numbers = [*range(12), -1]
     assert labels(folder, column(f"{i}.0" for i in numbers))[0] == numbers
     assert labels(folder, column(["3.0", "", "1.0"]))[0] == [3, -1, 1]
     rows = [{"path": "a.mp4", "label": label} for label in (10.0, float("nan"), None, 2)]
-    found, source = labels(folder, "".join(json.dumps(row) + "\n" for row in rows), "list.jsonl")
-    assert found == [10, -1, -1, 2] and len(source.class_names) == 11
+    indices, source = labels(folder, "".join(json.dumps(row) + "\n" for row in rows), "list.jsonl")
+    assert indices == [10, -1, -1, 2] and len(source.class_names) == 11
 
 
 @pytest.mark.parametrize("label", ["1.5", "-0.5", ".5"])
-def test_a_fraction_is_no_label(label, folder):
+def test_a_fraction_is_not_a_label(label, folder):
     for name, text in (("f.csv", column(["1", label])), ("f.jsonl", f'{{"path": "a.mp4", "label": "{label}"}}\n')):
         with pytest.raises(
-            ValueError, match=rf"{name}, line [13]: its label is '{label}', but it must be a name, a wh"
+            ValueError, match=rf"{name}, line [13]: its label is '{label}', but it must be a name, an i"
         ):
             labels(folder, text, name)
 
 
-def test_words_for_nothing_make_no_class_and_are_counted(folder):
-    """The words are those that pandas 2.3's read_csv takes for missing values, but for spellings of other programs."""
+def test_words_for_missing_values_are_not_classes_and_are_counted(folder):
+    """The words are among those that read_csv of pandas 2.3 reads as missing values."""
     words = [word for word in MISSING if word]
-    found, source = labels(folder, column(["run", *words, "nan", "", "-1", "walk"]))
-    assert found == [0, *[-1] * (len(words) + 3), 1] and source.class_names == ("run", "walk")
+    indices, source = labels(folder, column(["run", *words, "nan", "", "-1", "walk"]))
+    assert indices == [0, *[-1] * (len(words) + 3), 1] and source.class_names == ("run", "walk")
     count = len(words) + 3
     (note,) = source.notes
     assert note.startswith(f"{folder / 'list.csv'}: {count} of {count + 2} rows have no label (nan 2, ")
@@ -62,54 +62,54 @@ def test_words_for_nothing_make_no_class_and_are_counted(folder):
     assert labels(folder, column(["nan", "None"]))[1].notes[0].endswith("2 of 2 rows have no label (nan 1, None 1)")
 
 
-def test_labels_that_are_all_given_or_all_absent_need_no_word(folder):
+def test_there_is_no_note_if_all_labels_are_given_or_all_are_missing(folder):
     assert labels(folder, column(["run", "walk"]))[1].notes == ()
     assert labels(folder, column(["", ""]))[1].notes == ()
     assert labels(folder, "path\na.mp4\n")[1].notes == ()
 
 
-def test_a_word_for_nothing_is_a_class_where_classes_json_names_it(tmp_path):
+def test_a_word_for_a_missing_value_is_a_class_if_it_is_in_classes_json(tmp_path):
     (tmp_path / "a.mp4").touch()
     (tmp_path / "classes.json").write_text('["run", "None"]')
-    found, source = labels(tmp_path, column(["None", "nan", "run"]))
-    assert found == [1, -1, 0] and source.notes[0].endswith("1 of 3 rows have no label (nan 1)")
+    indices, source = labels(tmp_path, column(["None", "nan", "run"]))
+    assert indices == [1, -1, 0] and source.notes[0].endswith("1 of 3 rows have no label (nan 1)")
 
 
-def test_names_of_columns_are_stripped_as_cells_are(folder):
+def test_column_names_and_cells_are_stripped(folder):
     (folder / "list.csv").write_text("path ,label, start,\tend\na.mp4,run,0.08,0.16\n")
     assert open_source(str(folder / "list.csv")).ids == [f"{folder / 'a.mp4'}#t=0.08,0.16"]
     (folder / "list.jsonl").write_text('{" path": "a.mp4", "start ": 1}\n')
     assert open_source(str(folder / "list.jsonl")).ids == [f"{folder / 'a.mp4'}#t=1"]
     source = labels(folder, 'path, "label", "caption"\na.mp4, "run", "one, two"\n')[1]
     assert source.class_names == ("run",) and source.captions(0) == ("one, two",)
-    with pytest.raises(ValueError, match=r"list\.csv has the column 'label' twice: leave one out"):
+    with pytest.raises(ValueError, match=r"list\.csv has the column 'label' twice: remove one"):
         labels(folder, "path,label,label \na.mp4,1,2\n")
 
 
-def test_columns_that_are_not_used_are_told_with_the_one_that_was_meant(folder):
+def test_unused_columns_are_noted_with_suggestions(folder):
     source = labels(folder, "path,class,start_time,lable,duration\n" + "a.mp4,run,1,2,3\n" * 2)[1]
     (note,) = source.notes
-    assert note.startswith(f"{folder / 'list.csv'}: columns that are not used: ")
-    for told in ("'class'", "'start_time' (did you mean start?)", "'lable' (did you mean label?)", "'duration'"):
-        assert re.search(rf"{re.escape(told)}[,;]", note), note
-    assert note.endswith("; known are path, label, caption, start, end, reverse")
+    assert note.startswith(f"{folder / 'list.csv'}: unused columns: ")
+    for column in ("'class'", "'start_time' (did you mean start?)", "'lable' (did you mean label?)", "'duration'"):
+        assert re.search(rf"{re.escape(column)}[,;]", note), note
+    assert note.endswith("; known columns are path, label, caption, start, end, reverse")
     rows = '{"path": "a.mp4"}\n{"path": "a.mp4", "t_start": 3}\n'
     (note,) = labels(folder, rows, "list.jsonl")[1].notes
-    assert "'t_start' of 1 rows (did you mean start?)" in note
+    assert "'t_start' in 1 rows (did you mean start?)" in note
     with pytest.raises(
         ValueError, match=r"has no 'path' column: .* but it is 'video_path,label' \(rename 'video_path' t"
     ):
         labels(folder, "video_path,label\na.mp4,1\n")
-    with pytest.raises(ValueError, match=r"but it is 'path;label' \(put commas between them\)"):
+    with pytest.raises(ValueError, match=r"but it is 'path;label' \(separate them by commas\)"):
         labels(folder, "path;label\na.mp4;run\n")
 
 
-def test_times_and_captions_that_pandas_left_out_are_absent(folder):
+def test_missing_times_and_captions_of_pandas_are_absent(folder):
     (folder / "list.csv").write_text("path,start,end,caption,reverse\na.mp4,nan,NaN,nan,None\n")
     source = open_source(str(folder / "list.csv"))
     assert source.ids == [str(folder / "a.mp4")] and source.captions(0) == ()
     (folder / "list.csv").write_text("path\nnan\n")
-    with pytest.raises(ValueError, match=r"list\.csv, line 2: it has no path, give it one"):
+    with pytest.raises(ValueError, match=r"list\.csv, line 2: its path is missing, add it"):
         open_source(str(folder / "list.csv"))
 
 
@@ -121,8 +121,8 @@ SPACE = st.sampled_from(["", " ", "\t"])
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), named=st.booleans(), as_json=st.booleans())
-def test_any_manifest_has_the_labels_that_were_written(data, named, as_json, folder):
-    """Any order and spacing of columns, whole numbers as whole or as floats, names, and each word for none."""
+def test_manifests_have_the_labels_that_were_written(data, named, as_json, folder):
+    """With any order and spacing of columns, integers as integers or floats, names, and words for missing values."""
     cells = data.draw(st.lists(st.one_of(NONE, NAME if named else NUMBER), min_size=1, max_size=8))
     texts = [cell if isinstance(cell, str) else cell[1].format(cell[0]) for cell in cells]
     texts = [text.strip() for text in texts] if as_json else texts
@@ -142,14 +142,14 @@ def test_any_manifest_has_the_labels_that_were_written(data, named, as_json, fol
     source = open_source(str(path))
     if named:
         classes = sorted({cell for cell in cells if cell not in MISSING and not cell.startswith("-1")})
-        wanted = [classes.index(cell) if cell in classes else -1 for cell in cells]
+        expected = [classes.index(cell) if cell in classes else -1 for cell in cells]
         assert source.class_names == tuple(classes)
     else:
-        wanted = [-1 if isinstance(cell, str) else cell[0] for cell in cells]
-    assert [source.label(i) for i in range(len(source))] == wanted
+        expected = [-1 if isinstance(cell, str) else cell[0] for cell in cells]
+    assert [source.label(i) for i in range(len(source))] == expected
     assert source.ids == [f"{folder / 'a.mp4'}#t=2"] * len(cells)
-    none = wanted.count(-1)
-    words = {"empty" if text.strip() == "" else text for text, label in zip(texts, wanted, strict=True) if label < 0}
-    told = (0 < none < len(cells)) or bool(words - {"empty"})
-    assert len(source.notes) == told
-    assert not told or f"{none} of {len(cells)} rows have no label" in source.notes[0]
+    missing = expected.count(-1)
+    words = {"empty" if text.strip() == "" else text for text, label in zip(texts, expected, strict=True) if label < 0}
+    noted = (0 < missing < len(cells)) or bool(words - {"empty"})
+    assert len(source.notes) == noted
+    assert not noted or f"{missing} of {len(cells)} rows have no label" in source.notes[0]

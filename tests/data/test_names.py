@@ -1,4 +1,4 @@
-"""Names of files that something else reads as its own language, or not at all: bytes that are no UTF-8, brackets."""
+"""File names with special characters: bytes that are not UTF-8, brackets, quotation marks."""
 
 import csv
 import io
@@ -23,12 +23,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "experiments"))
 import write_tfrecords
 
 LATIN = os.fsdecode(b"caf\xe9")
-"""A name in Latin-1, as Python has it: the byte that is no UTF-8 is half a character."""
+"""A name in Latin-1, in which Python represents the byte that is not UTF-8 as a surrogate."""
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A video and a file that is none in a class folder, all with such names."""
+    """A class folder with a video and an invalid file, all with such names."""
     folder = tmp_path_factory.mktemp("named") / "rec[1]"
     video = videos.write_video(folder / "a.mp4", videos.numbered(5))
     (folder / LATIN).mkdir()
@@ -37,7 +37,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_a_batch_tells_which_file_is_bad(folder, tmp_path):
+def test_bad_files_are_listed_with_their_names(folder, tmp_path):
     source, config = open_source(str(folder)), DataConfig(frames=2, size=32)
     bad_files = BadFiles(source, 1.0, tmp_path / "bad_files.jsonl")
     batch = next(train_batches(source, config, batch_size=2, seed=0, bad_files=bad_files))
@@ -47,8 +47,8 @@ def test_a_batch_tells_which_file_is_bad(folder, tmp_path):
     assert path == os.fsencode(folder) + b"/caf\xe9/caf\xe92.mp4" and os.path.isfile(path)
 
 
-def test_records_keep_the_bytes_of_names_wherever_they_lie(folder, tmp_path, monkeypatch):
-    """Under a strict locale too, whose prints refuse such a name (PYTHONIOENCODING=utf-8:strict)."""
+def test_records_preserve_the_bytes_of_names(folder, tmp_path, monkeypatch):
+    """Also with PYTHONIOENCODING=utf-8:strict, with which such names cannot be printed."""
     for name in ("rec[1]", LATIN):
         out = tmp_path / name
         monkeypatch.setattr(sys, "argv", ["write_tfrecords.py", str(folder), str(out), "--max_frames", "2"])
@@ -69,25 +69,25 @@ def test_records_keep_the_bytes_of_names_wherever_they_lie(folder, tmp_path, mon
     assert feature["video/id"].bytes_list.value[0] == os.fsencode(folder) + b"/caf\xe9/caf\xe9.mp4"
 
 
-def test_the_line_that_is_printed_of_records_can_be_pasted_into_a_shell(folder, tmp_path, capsys):
+def test_the_printed_source_of_records_is_quoted_for_the_shell(folder, tmp_path, capsys):
     write_tfrecords.main(write_tfrecords.Config(str(folder), str(tmp_path / "it's"), max_frames=1))
-    word = capsys.readouterr().out.splitlines()[-1].partition("--data.source ")[2]
-    printed = os.popen(f"printf %s {word}").read()
+    argument = capsys.readouterr().out.splitlines()[-1].partition("--data.source ")[2]
+    printed = os.popen(f"printf %s {argument}").read()
     assert printed == f"tfrecord:{tmp_path}/it's" and len(open_source(printed)) == 1
 
 
-def test_a_digest_is_of_any_name():
-    """The one of UTF-8 is as ever: conversions that were begun go on."""
+def test_digests_accept_any_name():
+    """The digest of UTF-8 names must not change, so that interrupted conversions can be resumed."""
     assert write_tfrecords.digest(["a", "é"]) == "7ab79b5e89f288f04c7389fa4fd59ec40019be6831307a42095a4c60334e1b01"
     assert write_tfrecords.digest([LATIN]) != write_tfrecords.digest(["caf\udce8"])
 
 
-def test_a_table_of_such_names_is_utf_8_all_the_same(tmp_path):
+def test_a_csv_file_with_such_names_is_utf_8(tmp_path):
     write_csv(tmp_path / "a.csv", [{"video": LATIN, "label": "跳"}])
     assert list(csv.reader((tmp_path / "a.csv").open(encoding="utf-8"))) == [["video", "label"], ["caf\\udce9", "跳"]]
 
 
-def test_features_keep_them(tmp_path):
+def test_features_preserve_the_bytes_of_names(tmp_path):
     arrays = {"features": np.ones((1, 3), np.float32), "index": np.zeros(1, np.int64), "labels": np.zeros(1, np.int32)}
     arrays |= {"start": np.zeros(1), "end": np.ones(1)}
     for name in (f"{LATIN}.tfrecord", "a.npz"):
@@ -96,5 +96,5 @@ def test_features_keep_them(tmp_path):
         embeddings.join([parts / "0.npz"], tmp_path / name, [LATIN], [LATIN], {"x": 1})
     (content,) = tf.data.TFRecordDataset([os.fsencode(tmp_path / f"{LATIN}.tfrecord")]).as_numpy_iterator()
     assert tf.train.Example.FromString(content).features.feature["id"].bytes_list.value[0] == b"caf\xe9"
-    with np.load(tmp_path / "a.npz") as found:
-        assert found["ids"].tolist() == found["class_names"].tolist() == [LATIN]
+    with np.load(tmp_path / "a.npz") as arrays:
+        assert arrays["ids"].tolist() == arrays["class_names"].tolist() == [LATIN]

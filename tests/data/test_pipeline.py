@@ -27,7 +27,7 @@ RANDOM = AugmentConfig(flip=True, color_jitter=0.4, grey=0.3)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Seven videos in two classes, of which c/5.mp4 is damaged."""
+    """Seven videos in two classes; c/5.mp4 is damaged."""
     folder = tmp_path_factory.mktemp("folder")
     video = videos.write_video(folder / "a" / "0.mp4", videos.numbered(50))
     for i in range(1, 7):
@@ -45,7 +45,7 @@ def settings(source, **changes):
 
 @pytest.fixture(scope="module")
 def captioned(folder):
-    """The same seven videos with 20 captions each, which tell the video's number and their own; every other is long."""
+    """The same videos with 20 captions each, made of the numbers of video and caption; every second one is long."""
     lines = [
         {"path": str(path), "caption": [f"{i} {j}" + " is long" * (j % 2) for j in range(20)]}
         for i, path in enumerate(sorted(folder.rglob("*.mp4")))
@@ -82,7 +82,7 @@ def assert_same(first, second):
         np.testing.assert_array_equal(first[key], second[key], err_msg=key)
 
 
-def test_a_batch_has_these_arrays(folder):
+def test_arrays_of_a_batch(folder):
     (batch,) = train(settings(folder), 1)
     assert {key: (value.shape, str(value.dtype)) for key, value in batch.items()} == {
         "video": ((4, 4, 32, 32, 3), "uint8"),
@@ -94,7 +94,7 @@ def test_a_batch_has_these_arrays(folder):
     }
 
 
-def test_every_example_comes_once_an_epoch_in_another_order():
+def test_every_example_occurs_once_per_epoch_in_a_different_order():
     config = settings("synthetic:moving_shapes", split="validation", frames=1, size=8)
     count = len(moving_shapes.SPLITS["validation"])
     source = open_source(config.source, config.split)
@@ -107,31 +107,31 @@ def test_every_example_comes_once_an_epoch_in_another_order():
     assert (other != order[:48]).mean() > 0.9
 
 
-def test_batches_run_on_across_the_ends_of_epochs_of_a_small_source(folder):
+def test_batches_can_span_two_epochs(folder):
     order = join(train(settings(folder), 7))["index"]  # 28 rows are 4 epochs of 7 examples
     assert (np.sort(order.reshape(4, 7)) == np.arange(7)).all()
 
 
-def test_a_batch_may_hold_several_epochs(folder):
+def test_a_batch_may_contain_several_epochs(folder):
     (batch,) = train(settings(folder), 1, batch_size=21)
     assert (np.sort(batch["index"].reshape(3, 7)) == np.arange(7)).all()
 
 
-def test_batch_n_is_the_same_from_the_start_and_after_a_resume(folder):
+def test_batch_n_is_the_same_after_resuming(folder):
     config = settings(folder, augment=RANDOM)
-    undisturbed = train(config, 5)
+    uninterrupted = train(config, 5)
     for first in (1, 4):
-        for later, batch in zip(train(config, 5 - first, first_batch=first), undisturbed[first:], strict=True):
+        for later, batch in zip(train(config, 5 - first, first_batch=first), uninterrupted[first:], strict=True):
             assert_same(later, batch)
 
 
-def test_the_batch_is_the_same_with_any_number_of_workers(folder):
+def test_batches_do_not_depend_on_the_number_of_workers(folder):
     one, three = (train(settings(folder, augment=RANDOM, workers=workers), 3) for workers in (1, 3))
     for a, b in zip(one, three, strict=True):
         assert_same(a, b)
 
 
-def test_two_processes_share_the_batches_of_one(folder):
+def test_the_batches_of_two_processes_are_parts_of_those_of_one(folder):
     config = settings(folder, augment=RANDOM)
     parts = [train(config, 3, process_index=k, process_count=2) for k in range(2)]
     for whole, *halves in zip(train(config, 3), *parts, strict=True):
@@ -148,7 +148,7 @@ def test_the_clips_of_two_epochs_differ(folder):
     assert len(clips) > 1
 
 
-def test_a_clip_that_cannot_be_read_is_black_and_listed_and_not_replaced(folder, tmp_path):
+def test_unreadable_clips_are_black_listed_and_not_replaced(folder, tmp_path):
     config = settings(folder)
     source, listed = open_source(config.source, config.split), tmp_path / "bad_files.jsonl"
     bad = BadFiles(source, 1.0, listed)
@@ -162,10 +162,10 @@ def test_a_clip_that_cannot_be_read_is_black_and_listed_and_not_replaced(folder,
     assert json.loads(line).keys() == {"path", "error"}
     assert json.loads(line)["path"] == source.ids[5] == str(folder / "c" / "5.mp4")
     assert "5.mp4: " in json.loads(line)["error"]
-    # A restart goes on with the list.
-    again = BadFiles(source, 1.0, listed)
-    assert len(again) == 1
-    next(train_batches(source, config, batch_size=7, seed=0, bad_files=again))
+    # A restarted run continues the list.
+    resumed = BadFiles(source, 1.0, listed)
+    assert len(resumed) == 1
+    next(train_batches(source, config, batch_size=7, seed=0, bad_files=resumed))
     assert len(listed.read_text().splitlines()) == 1
 
 
@@ -179,8 +179,8 @@ def test_too_many_bad_files_stop_the_run(folder, tmp_path):
         pass
 
 
-def test_a_bad_part_of_a_file_does_not_condemn_the_others(folder, tmp_path):
-    starts = (0, 0, 900)  # seconds, the last one behind the end
+def test_a_bad_part_of_a_file_does_not_affect_others(folder, tmp_path):
+    starts = (0, 0, 900)  # seconds; the last one is after the end
     rows = [f"{folder}/a/0.mp4,{start}" for start in starts] + [f"{folder}/a/0.mp4,{i / 100}" for i in range(5)]
     (tmp_path / "list.csv").write_text("path,start\n" + "\n".join(rows) + "\n")
     source = open_source(str(tmp_path / "list.csv"))
@@ -191,7 +191,7 @@ def test_a_bad_part_of_a_file_does_not_condemn_the_others(folder, tmp_path):
     assert list(bad.errors) == [f"{folder}/a/0.mp4#t=900"]
 
 
-def test_an_evaluation_has_every_example_once_in_order_and_pads_the_last_batch(folder):
+def test_evaluation_contains_every_example_once_in_order_and_pads_the_last_batch(folder):
     batches = evaluate(settings(folder))
     assert [len(batch["index"]) for batch in batches] == [4, 4]
     whole = join(batches)
@@ -216,7 +216,7 @@ def test_a_slow_file_does_not_change_the_order(folder):
     assert batch["index"].tolist() == list(range(7))
 
 
-def test_an_evaluation_of_chosen_examples(folder):
+def test_evaluation_of_selected_examples(folder):
     (batch,) = evaluate(settings(folder), indices=[6, 0])
     assert batch["index"].tolist() == [6, 0, -1, -1]
     assert evaluate(settings(folder), indices=[]) == []
@@ -225,7 +225,7 @@ def test_an_evaluation_of_chosen_examples(folder):
     assert [batches[0]["index"].tolist() for batches in pair] == [[6, 0], [-1, -1]]
 
 
-def test_a_batch_that_the_processes_cannot_share_is_refused(folder):
+def test_the_batch_size_must_be_divisible_by_the_number_of_processes(folder):
     config = settings(folder)
     for batches in (train_batches, evaluation_batches):
         seed = {"seed": 0} if batches is train_batches else {}
@@ -233,7 +233,7 @@ def test_a_batch_that_the_processes_cannot_share_is_refused(folder):
             next(batches(open_source(config.source, config.split), config, batch_size=5, process_count=2, **seed))
 
 
-def test_a_mistake_of_the_user_is_raised_as_it_is_and_no_bad_file(tmp_path):
+def test_user_errors_are_raised_and_do_not_count_as_bad_files(tmp_path):
     videos.write_shards(tmp_path)
     config = settings(f"tfrecord:{tmp_path}", fps=5.0)
     source = open_source(config.source, config.split)
@@ -252,14 +252,14 @@ def test_a_mistake_of_the_user_is_raised_as_it_is_and_no_bad_file(tmp_path):
     assert len(bad) == 0
 
 
-def test_a_script_may_end_while_its_batches_are_open():
+def test_a_script_can_exit_with_open_batches():
     code = (
         "import time; from dataclasses import replace\n"
         "from vidjax.data.config import DataConfig; from vidjax.data.pipeline import train_batches\n"
         "from vidjax.data.sources import open_source\n"
         "config = DataConfig(size=16, frames=2)\n"
         "source = open_source(config.source, config.split)\n"
-        "def open(*args):\n    time.sleep(0.2)\n    return source.open(*args)\n"  # so that some are under way
+        "def open(*args):\n    time.sleep(0.2)\n    return source.open(*args)\n"  # so that some examples are being read
         "batches = train_batches(replace(source, open=open), config, batch_size=2, seed=0)\n"
         "next(batches); print('done')"
     )
@@ -267,7 +267,7 @@ def test_a_script_may_end_while_its_batches_are_open():
     assert (run.returncode, run.stdout) == (0, "done\n"), run.stderr
 
 
-@pytest.mark.skipif(not videos.CLIPS.exists(), reason="the real clips are not on this machine")
+@pytest.mark.skipif(not videos.CLIPS.exists(), reason="the real clips are not available")
 def test_real_clips_and_their_damaged_file():
     config = settings(videos.CLIPS, frames=8, size=64)
     source = open_source(config.source, config.split)
@@ -278,7 +278,7 @@ def test_real_clips_and_their_damaged_file():
     assert batch["video"][batch["valid"]].std(axis=(1, 2, 3, 4)).min() > 10
 
 
-def test_captions_come_as_ids_and_change_nothing_else(captioned):
+def test_captions_are_tokenised_and_do_not_affect_other_arrays(captioned):
     config = settings(captioned, augment=RANDOM)
     plain, written = (join(train(config, 7, **words)) for words in ({}, WORDS))
     assert plain.keys() == written.keys() - {"ids", "truncated"}
@@ -291,7 +291,7 @@ def test_captions_come_as_ids_and_change_nothing_else(captioned):
     ):
         assert text.startswith(f"{index} ") if valid else text == ""
         assert truncated == (valid and int(text.split()[1]) % 2)
-    assert len(set(texts)) > 20  # captions are drawn anew each time
+    assert len(set(texts)) > 20  # captions are drawn for each row
     source = open_source(str(captioned))
     row = int(np.argmax(written["valid"]))
     index = int(written["index"][row])
@@ -301,18 +301,20 @@ def test_captions_come_as_ids_and_change_nothing_else(captioned):
 
 def test_the_captions_of_a_batch_are_a_function_of_its_number(captioned):
     config = settings(captioned, augment=RANDOM)
-    undisturbed = train(config, 5, **WORDS)
+    uninterrupted = train(config, 5, **WORDS)
     for first in (1, 4):
-        for later, batch in zip(train(config, 5 - first, first_batch=first, **WORDS), undisturbed[first:], strict=True):
+        for later, batch in zip(
+            train(config, 5 - first, first_batch=first, **WORDS), uninterrupted[first:], strict=True
+        ):
             assert_same(later, batch)
     parts = [train(config, 5, process_index=k, process_count=2, **WORDS) for k in range(2)]
-    for whole, *halves in zip(undisturbed, *parts, strict=True):
+    for whole, *halves in zip(uninterrupted, *parts, strict=True):
         assert_same(whole, join(halves))
     other = join(train(config, 5, **WORDS, seed=4))
-    assert (other["ids"] != join(undisturbed)["ids"]).any()
+    assert (other["ids"] != join(uninterrupted)["ids"]).any()
 
 
-def test_every_caption_is_drawn_equally_often_and_whatever_the_frames(captioned):
+def test_captions_are_drawn_uniformly_and_independently_of_frames(captioned):
     clips = {"frames": 1, "size": 8, "augment": AugmentConfig(crop="center")}
     source, info = open_source(str(captioned)), VideoInfo(1000, 25.0, 8, 8, 40.0, "none")
     positions = []
@@ -332,7 +334,7 @@ def test_every_caption_is_drawn_equally_often_and_whatever_the_frames(captioned)
     assert abs(np.corrcoef(drawn, order)[0, 1]) < 4 / np.sqrt(2000)
 
 
-def test_each_repeat_has_a_caption_of_its_own(captioned):
+def test_each_repeat_draws_its_own_caption(captioned):
     config = settings(captioned, augment=RANDOM, repeats=4)
     batch = join(train(config, 5, batch_size=28, **WORDS))
     assert batch["ids"].shape == (140, 8) and batch["truncated"].shape == (140,)
@@ -343,7 +345,7 @@ def test_each_repeat_has_a_caption_of_its_own(captioned):
     assert np.mean([len(set(texts)) for texts, number in zip(groups, numbers, strict=True) if number != 5]) > 3
 
 
-def test_an_evaluation_takes_the_first_caption(captioned):
+def test_evaluation_uses_the_first_caption(captioned):
     for views, shape in ((None, (4, 4)), ((2, 1), (4, 2, 4))):
         batch = join(evaluate(settings(captioned), view_counts=views, **WORDS))
         assert read_ids(batch["ids"]) == ["0 0", "1 0", "2 0", "3 0", "4 0", "", "6 0", ""]
@@ -351,8 +353,8 @@ def test_an_evaluation_takes_the_first_caption(captioned):
     assert join(evaluate(settings(captioned), **WORDS | {"context": 4}))["truncated"].sum() == 6
 
 
-def test_an_example_without_a_caption_stops_with_its_name(folder, captioned):
-    with pytest.raises(ValueError, match=r"/\d\.mp4 has no caption: give it one, or leave it out$"):
+def test_an_example_without_a_caption_is_refused(folder, captioned):
+    with pytest.raises(ValueError, match=r"/\d\.mp4 has no caption: add one, or remove the example$"):
         train(settings(folder), 1, **WORDS)
     with pytest.raises(ValueError, match="a tokenizer needs a context"):
         train(settings(captioned), 1, tokenizer=WORDS["tokenizer"])
@@ -360,6 +362,6 @@ def test_an_example_without_a_caption_stops_with_its_name(folder, captioned):
         evaluate(settings(captioned), **WORDS | {"context": 2})
 
 
-def test_a_batch_of_parts_of_videos_is_refused(folder):
-    with pytest.raises(ValueError, match="4 clips of a batch are not whole videos of 3 repeats: make them a multiple"):
+def test_rows_must_be_a_multiple_of_repeats(folder):
+    with pytest.raises(ValueError, match="4 clips per process are not a multiple of 3 repeats: change one of them"):
         next(train_batches(open_source(str(folder)), settings(folder, repeats=3), batch_size=4, seed=0))

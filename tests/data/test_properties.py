@@ -1,4 +1,4 @@
-"""What holds for any video, list or spec: sampling and manifests, by Hypothesis."""
+"""Property tests of sampling and manifests with Hypothesis."""
 
 import csv
 import io
@@ -28,7 +28,7 @@ def clip_configs(draw):
 
 @QUICK
 @given(clip_configs(), LENGTHS, RATES, st.none() | st.integers(0, 99))
-def test_a_clip_is_frames_of_the_video_in_order(config, length, rate, seed):
+def test_clips_consist_of_frames_of_the_video_in_order(config, length, rate, seed):
     indices = sample(config, length, rate, None if seed is None else np.random.default_rng(seed))
     assert indices.shape == (config.frames,) and indices.dtype == np.int64
     assert indices.min() >= 0 and indices.max() < length and (np.diff(indices) >= 0).all()
@@ -36,18 +36,18 @@ def test_a_clip_is_frames_of_the_video_in_order(config, length, rate, seed):
 
 @QUICK
 @given(LENGTHS, FRAMES, st.floats(0.1, 20), OFFSETS)
-def test_dense_frames_keep_their_distance_until_the_video_ends(length, frames, step, offset):
+def test_dense_frames_are_a_step_apart_until_the_end(length, frames, step, offset):
     indices = dense(length, frames, step, offset)
-    kept = indices < length - 1  # the last frame may stand in for those after it
+    kept = indices < length - 1  # the last frame may be repeated
     distance = indices[kept] - indices[0]
     assert (np.abs(distance - np.arange(frames)[kept] * step) <= 0.5 + 1e-6).all()
     if length > np.floor((frames - 1) * step + 0.5):
-        assert indices[-1] - indices[0] == np.floor((frames - 1) * step + 0.5)  # nothing is cut off
+        assert indices[-1] - indices[0] == np.floor((frames - 1) * step + 0.5)  # the clip is not shortened
 
 
 @QUICK
 @given(LENGTHS, FRAMES, st.integers(0, 99))
-def test_segments_take_one_frame_of_each_part(length, frames, seed):
+def test_segments_take_one_frame_from_each_part(length, frames, seed):
     indices = segments(length, frames, np.random.default_rng(seed).random(frames))
     parts = np.arange(frames + 1) * (length / frames)
     assert (indices > parts[:-1] - 1).all() and (indices < parts[1:]).all()
@@ -55,30 +55,30 @@ def test_segments_take_one_frame_of_each_part(length, frames, seed):
 
 @QUICK
 @given(clip_configs(), LENGTHS, RATES, st.integers(1, 6))
-def test_views_spread_from_the_first_clip_to_the_last(config, length, rate, count):
+def test_views_cover_the_video_from_start_to_end(config, length, rate, count):
     if config.sampling == "uniform":
         count = 1
-    found = views(length, rate, config, count)
-    assert found.shape == (count, config.frames) and (np.diff(found, axis=0) >= 0).all()
+    actual = views(length, rate, config, count)
+    assert actual.shape == (count, config.frames) and (np.diff(actual, axis=0) >= 0).all()
     if config.sampling == "dense" and count > 1:
-        assert found[0, 0] == 0
+        assert actual[0, 0] == 0
         if length >= frames_spanned(config, rate):
-            assert found[-1, -1] == length - 1
+            assert actual[-1, -1] == length - 1
 
 
 @QUICK
 @given(st.lists(st.integers(0, 2000), min_size=1, max_size=20), RATES, RATES)
-def test_another_stream_shows_what_is_on_screen_then(indices, rate, other):
+def test_frames_at_are_those_on_screen(indices, rate, other):
     times = frame_times(np.array([indices]), rate).astype(np.float32)
-    np.testing.assert_array_equal(frames_at(times, 2001, rate), [indices])  # there and back
-    found = frames_at(times, 10**6, other)
-    assert (found / other <= times + 1e-3).all() and ((found + 1) / other > times - 1e-3).all()
+    np.testing.assert_array_equal(frames_at(times, 2001, rate), [indices])  # round trip
+    actual = frames_at(times, 10**6, other)
+    assert (actual / other <= times + 1e-3).all() and ((actual + 1) / other > times - 1e-3).all()
     assert frames_at(times, 3, other).max() <= 2
 
 
 @QUICK
 @given(LENGTHS, st.integers(1, 20), st.integers(1, 25), clip_configs(), RATES)
-def test_windows_leave_no_end_unseen(length, window, hop, config, rate):
+def test_windows_cover_the_video_to_its_end(length, window, hop, config, rate):
     sampled = sampled_frames(length, sampling_step(config, rate))
     assert sampled[0] == 0 and sampled[-1] < length and (np.diff(sampled) >= 0).all()
     starts = window_starts(len(sampled), window, hop)
@@ -118,7 +118,7 @@ def listed(listing):
 
 @settings(QUICK, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=ROWS)
-def test_a_manifest_says_the_same_as_csv_and_as_json_lines(tmp_path, rows):
+def test_csv_and_jsonl_manifests_are_equivalent(tmp_path, rows):
     for name in ("a.mp4", "b c.mp4"):
         (tmp_path / name).touch()
     columns = ("path", "label", "caption", "start", "end", "reverse")

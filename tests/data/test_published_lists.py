@@ -1,4 +1,4 @@
-"""Lists that users already have: read as they are, with the videos where they are."""
+"""Lists in the formats of other libraries and of published data sets."""
 
 import json
 import re
@@ -10,14 +10,14 @@ from vidjax.data.windows import open_videos
 
 
 def touch(folder, *names):
-    """Files that are there: no list opens its videos."""
+    """Creates empty files: opening a list does not open its videos."""
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
 
 
 def opened(name, split="train"):
-    """What a list gives: the names of its files, their labels, the source."""
+    """The file names and labels of a list, and the source."""
     source = open_source(str(name), split)
     return [re.sub(r".*/", "", id) for id in source.ids], [source.label(i) for i in range(len(source))], source
 
@@ -30,7 +30,7 @@ def refused(name, sentence, split="train"):
 
 
 PATH_LABEL = {
-    "videomae.csv": "{0}/a.mp4 3\n{0}/b c.mp4 0\n",  # read by pandas with a blank as delimiter
+    "videomae.csv": "{0}/a.mp4 3\n{0}/b c.mp4 0\n",  # VideoMAE reads it with pandas and a space as delimiter
     "mmaction2.txt": "a.mp4 3\nb c.mp4 0\n",
     "quoted.csv": '"a.mp4" 3\n"b c.mp4" 0\n',
     "tabs.txt": "a.mp4\t3\r\nb c.mp4\t0\r\n",
@@ -63,18 +63,19 @@ def test_lines_of_paths_with_names_or_without_labels(tmp_path):
     assert source.notes[0].endswith("2 of 2 rows have no label (-1 2)")
 
 
-def test_a_folder_after_a_list_says_where_its_paths_begin(tmp_path):
+def test_paths_are_relative_to_the_folder_after_the_list(tmp_path):
     touch(tmp_path, "videos/x/a.mp4")
     for name, text in (("a.txt", "x/a.mp4 1\n"), ("a.csv", "path\nx/a.mp4\n"), ("a.jsonl", '{"path": "x/a.mp4"}\n')):
         (tmp_path / name).write_text(text)
         assert opened(f"{tmp_path / name}:{tmp_path / 'videos'}")[2].ids == [str(tmp_path / "videos/x/a.mp4")]
-        refused(tmp_path / name, r"names 1 files of 1 that do not exist: .*; correct these paths, .* to the manifest$")
-        refused(f"{tmp_path / name}:{tmp_path}", rf"correct these paths, which are relative to {tmp_path}$")
+        refused(tmp_path / name, r"names 1 files of 1 that do not exist: .*; correct the paths, .* to the manifest$")
+        refused(f"{tmp_path / name}:{tmp_path}", rf"correct the paths, which are relative to {tmp_path}$")
         refused(
-            f"{tmp_path / name}:absent", rf"^absent, where the videos of \S+{name} should be, is no folder: correct"
+            f"{tmp_path / name}:absent",
+            rf"^absent, given as the folder of the videos of \S+{name}, is not a folder: correct",
         )
     (tmp_path / "empty.txt").write_text("\n")
-    refused(tmp_path / "empty.txt", "has no rows: give one a video")
+    refused(tmp_path / "empty.txt", "has no rows: add one per video")
 
 
 HEADER = "label,youtube_id,time_start,time_end,split,is_cc\n"
@@ -87,22 +88,20 @@ FILES = ("-abcdefghij_000010_000020.mp4", "bbbbbbbbbb_.webm", "_1_2_3_4_5__0_10.
 
 @pytest.mark.parametrize("places", [("", "", ""), ("playing drums/", "yoga/", "yoga/"), ("train/x/", "", "b/c/d/")])
 def test_kinetics_is_read_as_published(places, tmp_path):
-    """Names as ActivityNet's download.py writes them, padded or not; an id alone is the whole video."""
+    """File names as written by download.py of ActivityNet, padded or not; an id alone is the whole video."""
     touch(tmp_path / "videos", *map("".join, zip(places, FILES, strict=True)))
     (tmp_path / "train.csv").write_text(HEADER + KINETICS)
     files, labels, source = opened(f"{tmp_path}/train.csv:{tmp_path}/videos")
     assert files == [FILES[0], f"{FILES[1]}#t=63,73", FILES[2]] and labels == [0, 1, 1]
-    assert source.class_names == ("playing drums", "yoga", "zumba")  # of the list: no missing file renumbers them
-    missing, whole = source.notes
+    assert source.class_names == ("playing drums", "yoga", "zumba")  # of the whole list, regardless of missing files
+    missing, untrimmed = source.notes
     assert re.search(r"train\.csv: 1 of 4 videos are not in \S+videos and are left out \(gone_gone_g\)$", missing)
-    assert re.search(
-        r"train\.csv: 1 of 3 videos are named by their id alone, and time_start to time_end is their part$", whole
-    )
+    assert re.search(r"train\.csv: 1 of 3 videos are not trimmed; only time_start to time_end is read$", untrimmed)
     windows = open_videos(f"{tmp_path}/train.csv:{tmp_path}/videos", "train")
     assert windows.source.ids == source.ids and [row.id for row in windows.rows] == list(source.ids)
 
 
-def test_a_part_that_was_cut_out_comes_before_the_whole_video(tmp_path):
+def test_a_trimmed_clip_takes_precedence_over_the_whole_video(tmp_path):
     touch(tmp_path, "aaaaaaaaaaa.mp4", "aaaaaaaaaaa_000001_000011.mp4")
     (tmp_path / "a.csv").write_text("youtube_id, time_start, time_end\naaaaaaaaaaa,1.0,11.0\naaaaaaaaaaa,2,12\n")
     files, labels, source = opened(f"{tmp_path}/a.csv:{tmp_path}")  # without labels, as of the test split
@@ -110,36 +109,36 @@ def test_a_part_that_was_cut_out_comes_before_the_whole_video(tmp_path):
     assert labels == [-1, -1] and source.class_names == ()
 
 
-def test_of_a_kinetics_list_with_several_splits_one_is_chosen(tmp_path):
+def test_one_split_of_a_kinetics_list_is_used(tmp_path):
     touch(tmp_path, *(f"{letter * 11}.mp4" for letter in "abc"))
-    (tmp_path / "ours.csv").write_text("path,youtube_id\naaaaaaaaaaa.mp4,aaaaaaaaaaa\n")
-    assert opened(tmp_path / "ours.csv")[0] == ["aaaaaaaaaaa.mp4"]  # a manifest with a column more
+    (tmp_path / "manifest.csv").write_text("path,youtube_id\naaaaaaaaaaa.mp4,aaaaaaaaaaa\n")
+    assert opened(tmp_path / "manifest.csv")[0] == ["aaaaaaaaaaa.mp4"]  # a manifest with an additional column
     rows = ["x,aaaaaaaaaaa,0,10,train", "y,bbbbbbbbbbb,0,10,validate", "x,ccccccccccc,0,10,train"]
     (tmp_path / "a.csv").write_text("label,youtube_id,time_start,time_end,split\n" + "\n".join(rows))
     name = f"{tmp_path}/a.csv:{tmp_path}"
     assert opened(name, "train")[1] == [0, 0] and opened(name, "validation")[1] == opened(name, "val")[1] == [1]
-    refused(name, r"a\.csv holds no videos of data\.split test, but of train, validation: choose one of them$", "test")
+    refused(name, r"a\.csv has no videos of data\.split test, only of train, validation: choose one of these$", "test")
     (tmp_path / "a.csv").write_text(f"label,youtube_id,time_start,time_end,split\n{rows[1]}\n")
-    assert len(opened(name, "train")[1]) == 1  # one split alone is what was given
+    assert len(opened(name, "train")[1]) == 1  # a list with a single split is used as it is
 
 
-def test_a_kinetics_list_that_cannot_be_meant_is_one_sentence(tmp_path):
+def test_invalid_kinetics_lists_are_refused(tmp_path):
     path, name = tmp_path / "a.csv", f"{tmp_path}/a.csv:{tmp_path}"
     path.write_text(HEADER + KINETICS)
-    refused(path, r"a\.csv names videos by YouTube ids: say which folder they are in, as \S+a\.csv:FOLDER$")
+    refused(path, r"a\.csv contains YouTube ids instead of paths: add the folder of the videos, \S+a\.csv:FOLDER$")
     refused(name, r"^none of the 4 videos of \S+a\.csv is in \S+ \(-abcdefghij, \.\.\.\): correct the folder$")
     touch(tmp_path, "aaaaaaaaaaa.mp4")
     for row, sentence in (
         ("x,aaaaaaaaaaa,10,10,train,0", r"line 2: its end \(10\.0 s\) is not after its start \(10\.0 s\)"),
         ("x,aaaaaaaaaaa,soon,10,train,0", r"line 2: its time_start is 'soon', but it must be seconds"),
-        ("x,aaaaaaaaaaa,,10,train,0", r"line 2: it has no youtube_id, time_start or time_end, give it all three"),
+        ("x,aaaaaaaaaaa,,10,train,0", r"line 2: its youtube_id, time_start or time_end is missing, add it"),
     ):
         path.write_text(HEADER + row)
         refused(name, sentence)
     path.write_text(HEADER)
-    refused(name, r"the manifest \S+a\.csv has no rows: give one a video")
+    refused(name, r"the manifest \S+a\.csv has no rows: add one per video")
     path.write_text("label,youtube_id,start\nx,aaaaaaaaaaa,1\n")
-    refused(name, r"a\.csv has youtube_id but no column 'time_start': give a list of Kinetics as published")
+    refused(name, r"a\.csv has youtube_id but no column 'time_start': give a Kinetics list as published")
     path.write_text(HEADER + KINETICS)
     (tmp_path / "classes.json").write_text('["yoga"]')
     refused(name, r"classes\.json lacks 2 of the classes, playing drums, zumba: add them")
@@ -172,35 +171,36 @@ def test_something_something_is_read_as_published(tmp_path):
     (tmp_path / "train.json").write_text('[{"id": 7}, {"id": "8"}]')  # as of the test split
     assert opened(name)[1] == [-1, -1]
     (tmp_path / "train.json").write_text(json.dumps([ITEMS[0], {"id": "8"}]))
-    assert opened(name)[2].notes[0].endswith("train.json: 1 of 2 videos have no template, and so no label")
+    assert opened(name)[2].notes[0].endswith("train.json: 1 of 2 videos have no template and hence no label")
 
 
-def test_each_release_of_something_something_has_labels_of_its_own(tmp_path):
+def test_each_release_of_something_something_has_its_own_labels(tmp_path):
     touch(tmp_path, "7.webm", "8.webm", "9.webm")
     for version, order in (("v1", (1, 0)), ("v2", (0, 1))):
         numbers = dict(zip(LABELS, map(str, order), strict=True))
         (tmp_path / f"something-something-{version}-labels.json").write_text(json.dumps(numbers))
         (tmp_path / f"something-something-{version}-train.json").write_text(json.dumps(ITEMS))
-    for version, wanted in (("v1", [1, 0, 0]), ("v2", [0, 1, 1])):
-        assert opened(f"{tmp_path}/something-something-{version}-train.json:{tmp_path}")[1] == wanted
+    for version, expected in (("v1", [1, 0, 0]), ("v2", [0, 1, 1])):
+        assert opened(f"{tmp_path}/something-something-{version}-train.json:{tmp_path}")[1] == expected
 
 
-def test_a_something_something_list_that_cannot_be_meant_is_one_sentence(tmp_path):
+def test_invalid_something_something_lists_are_refused(tmp_path):
     touch(tmp_path, "7.webm")
     name = something(tmp_path, ITEMS, {"Moving something up": "0"})
+    refused(name, r"train\.json has 1 templates that are not in \S+labels\.json, such as 'Bending something': use both")
     refused(
-        name, r"train\.json has 1 templates that are not in \S+labels\.json, such as 'Bending something': give both"
+        tmp_path / "train.json", r"train\.json contains ids instead of paths: add the folder of the videos, \S+:FOLDER$"
     )
-    refused(tmp_path / "train.json", r"train\.json names videos by ids: say which folder they are in, as \S+:FOLDER$")
     for labels in (["Moving something up"], {"Moving something up": "1"}, {"Moving something up": "zero"}, {}):
-        refused(
-            something(tmp_path, ITEMS, labels), r"labels\.json must give each template a number, from 0 on: give it"
-        )
+        refused(something(tmp_path, ITEMS, labels), r"labels\.json must number the templates from 0: give the file")
     something(tmp_path, ITEMS, LABELS)
     for content, sentence in (
-        ("[", r"train\.json is not JSON \(.*\): give it as published"),
-        ('{"x": {"subset": "train"}}', r"train\.json is no list of Something-Something, .*: give that, or a \.csv"),
-        ('["run", "walk"]', r"train\.json is no list of Something-Something"),
+        ("[", r"train\.json is not JSON \(.*\): give the file as published"),
+        (
+            '{"x": {"subset": "train"}}',
+            r"train\.json is not a Something-Something list, .*: give such a list, or a \.csv",
+        ),
+        ('["run", "walk"]', r"train\.json is not a Something-Something list"),
     ):
         (tmp_path / "train.json").write_text(content)
         refused(name, sentence)

@@ -25,20 +25,20 @@ def write(path, contents):
 
 
 @pytest.mark.parametrize("changes", [{}, {"captions": ("one", "two")}, {"label": -1, "label_name": "", "captions": ()}])
-def test_a_record_comes_back_as_it_was(changes):
+def test_records_round_trip(changes):
     written = record(**changes)
     assert records.decode_record(records.encode_record(written), "x") == written
 
 
 @pytest.mark.parametrize(("stored", "captions"), [([b"a text"], ("a text",)), ([b""], ()), ([], ())])
-def test_captions_are_read_as_they_were_once_written(stored, captions):
-    """Records of before had one text, which was empty for none."""
+def test_captions_of_older_records_are_read(stored, captions):
+    """Older records have one text, which is empty for none."""
     example = tf.train.Example.FromString(records.encode_record(record()))
     del example.features.feature["video/caption"].bytes_list.value[:]
     example.features.feature["video/caption"].bytes_list.value.extend(stored)
     assert records.decode_record(example.SerializeToString(), "x").captions == captions
     example.features.feature["video/caption"].bytes_list.value.append(b"\xff")
-    with pytest.raises(DecodeError, match=r"^x: its caption is no text"):
+    with pytest.raises(DecodeError, match=r"^x: its caption is not valid UTF-8"):
         records.decode_record(example.SerializeToString(), "x")
 
 
@@ -46,44 +46,44 @@ def test_an_unknown_rate_stays_unknown():
     assert math.isnan(records.decode_record(records.encode_record(record(rate=math.nan)), "x").rate)
 
 
-def test_only_the_frames_asked_for_are_decoded():
+def test_only_requested_frames_are_decoded():
     encoded = records.encode_frames(videos.numbered(6), quality=90)
     encoded[2] = b"damaged"
-    found = records.decode_frames(encoded, [5, 0, 5, 3], None, "x")
-    assert videos.numbers(found) == [5, 0, 5, 3]
-    with pytest.raises(DecodeError, match=r"^x: frame 2 is no picture"):
+    frames = records.decode_frames(encoded, [5, 0, 5, 3], None, "x")
+    assert videos.numbers(frames) == [5, 0, 5, 3]
+    with pytest.raises(DecodeError, match=r"^x: frame 2 is not an image"):
         records.decode_frames(encoded, [1, 2], None, "x")
 
 
-def test_pictures_shrink_and_never_grow():
+def test_images_are_shrunk_but_not_enlarged():
     encoded = records.encode_frames(videos.numbered(6), quality=90)
     assert records.decode_frames(encoded, [1], 24, "x").shape == (1, 24, 40, 3)
     assert videos.numbers(records.decode_frames(encoded, [4], 24, "x")) == [4]
     assert records.decode_frames(encoded, [1], 100, "x").shape == (1, 48, 80, 3)
 
 
-def test_jpeg_is_decoded_as_pillow_does():
-    """TensorFlow 2.21 decodes by a fast transform unless told, 0.8 levels darker on average."""
+def test_jpeg_is_decoded_as_by_pillow():
+    """By default TensorFlow 2.21 uses a fast transform, whose output is 0.8 levels darker on average."""
     rng = np.random.default_rng(0)
-    picture = (128 + 60 * np.sin(np.arange(96)[:, None, None] / 9) + rng.normal(0, 9, (96, 128, 3))).clip(0, 255)
-    (encoded,) = records.encode_frames(picture.astype(np.uint8)[None], quality=90)
-    found = records.decode_frames([encoded], [0], None, "x")[0]
-    np.testing.assert_array_equal(found, np.asarray(Image.open(io.BytesIO(encoded))))
+    image = (128 + 60 * np.sin(np.arange(96)[:, None, None] / 9) + rng.normal(0, 9, (96, 128, 3))).clip(0, 255)
+    (encoded,) = records.encode_frames(image.astype(np.uint8)[None], quality=90)
+    frames = records.decode_frames([encoded], [0], None, "x")[0]
+    np.testing.assert_array_equal(frames, np.asarray(Image.open(io.BytesIO(encoded))))
 
 
 @pytest.mark.parametrize("width", [40, 41])
-def test_a_shrunk_picture_keeps_its_colour(width):
+def test_shrinking_preserves_colour(width):
     (encoded,) = records.encode_frames(np.full((1, 48, 2 * width, 3), (250, 200, 40), np.uint8), quality=100)
     whole = records.decode_frames([encoded], [0], None, "x")[0, 0, 0].astype(int)
     assert np.abs(records.decode_frames([encoded], [0], 24, "x")[0] - whole).max() <= 1
 
 
-def test_png_and_grey_pictures_are_fine():
+def test_png_and_greyscale_images_are_decoded():
     grey = tf.io.encode_png(np.full((8, 8, 1), 77, np.uint8)).numpy()
     np.testing.assert_array_equal(records.decode_frames([grey], [0], None, "x"), np.full((1, 8, 8, 3), 77))
 
 
-def test_the_index_finds_every_record_of_every_file(tmp_path):
+def test_the_index_contains_every_record_of_every_file(tmp_path):
     contents = [[bytes([k, i]) * (i * 7) for i in range(4 + k)] for k in range(3)]
     paths = [write(tmp_path / f"{k}.tfrecord", part) for k, part in enumerate(contents)]
     index = records.index_records(paths)
@@ -100,18 +100,20 @@ def test_an_empty_file_has_no_records(tmp_path):
     assert records.index_records(paths).read(0) == b"x"
 
 
-def test_a_file_that_is_cut_short_or_something_else_is_refused(tmp_path):
+def test_truncated_and_other_files_are_refused(tmp_path):
     path = write(tmp_path / "a.tfrecord", [b"x" * 100, b"y" * 100])
     videos.truncate(tmp_path / "a.tfrecord", 0.9)
-    with pytest.raises(ValueError, match=r"cut short after 1 records"):
+    with pytest.raises(ValueError, match=r"truncated after 1 records"):
         records.index_records([path])
-    (tmp_path / "b.tfrecord").write_text("some notes, and no records")
-    with pytest.raises(ValueError, match="is no TFRecord file"):
+    (tmp_path / "b.tfrecord").write_text("text instead of records")
+    with pytest.raises(ValueError, match="is not a TFRecord file"):
         records.index_records([str(tmp_path / "b.tfrecord")])
 
 
-def test_a_foreign_or_damaged_record_is_one_line():
-    with pytest.raises(DecodeError, match=r"^x: it is no record of ours, as it has no 'video/frames'$"):
+def test_other_and_damaged_records_are_refused():
+    with pytest.raises(
+        DecodeError, match=r"^x: it was not written by write_tfrecords.py, as it has no 'video/frames'$"
+    ):
         records.decode_record(tf.train.Example().SerializeToString(), "x")
     with pytest.raises(DecodeError, match=r"^x: the record is damaged"):
         records.decode_record(b"\xff" * 50, "x")

@@ -20,7 +20,7 @@ def open_(source, **settings):
 
 
 def refused(source, sentence, **settings):
-    """The source is refused by one sentence that holds these words."""
+    """Opening the source raises a one-line error that matches `sentence`."""
     with pytest.raises(ValueError) as caught:
         open_(source, **settings)
     message = str(caught.value)
@@ -63,13 +63,13 @@ def test_a_flat_folder_has_no_labels(video, tmp_path):
 CLASSES = [
     (b'{"walk": 0}', r"classes\.json must be a list of class names$"),
     (b'["walk", 1]', r"classes\.json must be a list of class names$"),
-    (b'["walk",', r"classes\.json is not JSON \(Expecting value.*\): write a list of class names"),
-    (b'["caf\xe9"]', r"classes\.json is not JSON \(.* byte 0xe9 .*\): write a list of class names"),
-    (b'["run", "walk", "run"]', r"classes\.json has the class 'run' twice: give each class a name of its own"),
+    (b'["walk",', r"classes\.json is not JSON \(Expecting value.*\): it must be a list of class names"),
+    (b'["caf\xe9"]', r"classes\.json is not JSON \(.* byte 0xe9 .*\): it must be a list of class names"),
+    (b'["run", "walk", "run"]', r"classes\.json has the class 'run' twice: class names must be unique"),
 ]
 
 
-def test_a_folder_may_say_the_order_of_its_classes(video, tmp_path):
+def test_classes_json_determines_the_order_of_classes(video, tmp_path):
     place(video, tmp_path / "run" / "1.mp4")
     (tmp_path / "classes.json").write_text('["walk", "run"]')
     source = open_(tmp_path)
@@ -84,11 +84,11 @@ def test_a_folder_may_say_the_order_of_its_classes(video, tmp_path):
 
 def test_a_folder_without_videos_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("")
-    refused(tmp_path, r"holds no videos \(.* \.y4m\), but \.txt 1: give another")
+    refused(tmp_path, r"holds no videos \(.* \.y4m\), only \.txt 1: give another")
 
 
-def test_files_that_are_no_videos_by_their_suffix_are_counted(tmp_path):
-    """A camcorder's .MTS is listed beside .mp4; a .gif, as pictures of runs are, is not."""
+def test_files_without_a_video_suffix_are_counted(tmp_path):
+    """The .MTS files of camcorders are videos, as are .mp4 files; .gif files are not."""
     videos = ("a/1.MTS", "a/2.m2ts", "a/3.ogv", "a/4.VOB", "a/5.mxf", "a/6.hevc", "a/7.mp4")
     others = ("a/x.gif", "b/y.gif", "notes.txt", "a/README", "classes.json", ".hidden.txt", ".trash/z.gif")
     for name in (*videos, *others):
@@ -96,27 +96,27 @@ def test_files_that_are_no_videos_by_their_suffix_are_counted(tmp_path):
         (tmp_path / name).write_text('["a", "b"]')
     source = open_(tmp_path)
     assert source.ids == [str(tmp_path / name) for name in videos]
-    counts = r"\(\.gif 2, (\.txt 1, without suffix 1|without suffix 1, \.txt 1)\)"
+    counts = r"\(\.gif 2, (\.txt 1, no suffix 1|no suffix 1, \.txt 1)\)"
     (note,) = source.notes
     assert re.fullmatch(rf"{tmp_path}: 4 files are left out, as their suffix is none of a video {counts}", note)
 
 
-def test_videos_beside_the_folders_of_classes_are_told_to_have_no_label(tmp_path):
+def test_videos_outside_class_folders_are_noted(tmp_path):
     for name in ("run/1.mp4", "2.mp4"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     source = open_(tmp_path)
-    assert source.notes == (f"{tmp_path}: 1 of 2 videos lie in no folder of a class and have no label",)
+    assert source.notes == (f"{tmp_path}: 1 of 2 videos are not in a class folder and have no label",)
     assert subset(source, [0, 1]).notes == with_classes(source, ("walk", "run")).notes == source.notes
     with pytest.raises(
-        ValueError, match=rf"^1 of the 2 examples of {tmp_path} has no label: \S+2\.mp4; label them, or l"
+        ValueError, match=rf"^1 of the 2 examples of {tmp_path} has no label: \S+2\.mp4; label them, or r"
     ):
         require_labels(source)
     require_labels(subset(source, [1]))
 
 
 def test_each_real_folder_is_listed_once(tmp_path):
-    """A link to a folder above goes round; one to a folder elsewhere is the only way to it."""
+    """With a link to a parent folder, and a link to a folder outside the tree."""
     for name in ("tree/run/a.mp4", "tree/walk/b.mp4", "elsewhere/jump/c.mp4"):
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).touch()
@@ -132,7 +132,7 @@ def test_each_real_folder_is_listed_once(tmp_path):
     assert len(open_(tmp_path / "link")) == 3
 
 
-def test_a_folder_that_cannot_be_read_is_told(video, tmp_path, monkeypatch):
+def test_an_unreadable_folder_is_refused(video, tmp_path, monkeypatch):
     place(video, tmp_path / "run" / "1.mp4", tmp_path / "walk" / "2.mp4")
     scandir = os.scandir
 
@@ -145,7 +145,7 @@ def test_a_folder_that_cannot_be_read_is_told(video, tmp_path, monkeypatch):
     refused(tmp_path, r"the folder \S+walk cannot be read \(Permission denied\): correct its permissions")
 
 
-def test_what_does_not_exist_is_refused(video, tmp_path):
+def test_missing_and_unknown_sources_are_refused(video, tmp_path):
     refused(tmp_path / "absent", "absent does not exist")
     refused(tmp_path / "absent.csv", "the manifest .*absent.csv does not exist")
     refused(video, "is a file: give its folder")
@@ -181,14 +181,14 @@ def test_a_manifest(name, content, newline, mark, video, tmp_path):
     assert (clips[0].info.num_frames, clips[0].info.duration) == (25, 2.5)
 
 
-def test_a_part_behind_the_end_cannot_be_read(video, tmp_path):
+def test_a_part_after_the_end_cannot_be_read(video, tmp_path):
     (tmp_path / "list.csv").write_text(f"path,start\n{video},10\n")
     source = open_(tmp_path / "list.csv")
-    with pytest.raises(DecodeError, match=r"a\.mp4: no frame from 10\.0 s on, as it ends at 10\.00 s"):
+    with pytest.raises(DecodeError, match=r"a\.mp4: the part starts at 10\.0 s, but the video ends at 10\.00 s"):
         source.read(0)
 
 
-def test_labels_that_are_numbers_are_taken_as_they_are(video, tmp_path):
+def test_numeric_labels_are_class_indices(video, tmp_path):
     (tmp_path / "list.csv").write_text(f"path,label\n{video},3\n{video},\n{video},1\n{video},-1\n")
     source = open_(tmp_path / "list.csv")
     assert source.class_names == ("0", "1", "2", "3")
@@ -196,12 +196,14 @@ def test_labels_that_are_numbers_are_taken_as_they_are(video, tmp_path):
     (tmp_path / "classes.json").write_text('["a", "b", "c", "d", "e"]')
     assert open_(tmp_path / "list.csv").class_names == ("a", "b", "c", "d", "e")
     (tmp_path / "classes.json").write_text('["a"]')
-    refused(tmp_path / "list.csv", r"has the label 3, but classes\.json beside it 1 names: add")
+    refused(tmp_path / "list.csv", r"has the label 3, but classes\.json in the same folder has only 1 names: add")
 
 
-def test_numbers_that_are_no_labels_make_no_classes(video, tmp_path):
+def test_large_numbers_are_not_class_indices(video, tmp_path):
     (tmp_path / "list.csv").write_text(f"path,label\n{video},0\n{video},99999999\n")
-    refused(tmp_path / "list.csv", r"list\.csv has the label 99999999, which would make as many classes: number them")
+    refused(
+        tmp_path / "list.csv", r"list\.csv has the label 99999999, which implies as many classes: number the classes"
+    )
     (tmp_path / "list.csv").write_text(f"path,label\n{video},99999\n")
     assert len(open_(tmp_path / "list.csv").class_names) == 100_000
     (tmp_path / "list.csv").write_text(f"path,label\n{video},run\n{video},99999999\n{video},-1\n")
@@ -221,29 +223,29 @@ def test_a_manifest_without_labels(video, tmp_path):
     [
         ("a.csv", "file,label\nx.mp4,1\n", "has no 'path' column: .* but it is 'file,label'"),
         ("a.csv", "", "has no 'path' column"),
-        ("a.csv", "path,label\n", "has no rows: give one a video"),
-        ("a.csv", "path,caption\nx.mp4,one, two\n", "line 2: it has more fields"),
-        ("a.csv", "path,label\nx.mp4,1\n,2\n", "line 3: it has no path"),
+        ("a.csv", "path,label\n", "has no rows: add one per video"),
+        ("a.csv", "path,caption\nx.mp4,one, two\n", "line 2: the row has more fields"),
+        ("a.csv", "path,label\nx.mp4,1\n,2\n", "line 3: its path is missing"),
         ("a.csv", "path,reverse\nx.mp4,yes\n", "line 2: its reverse is 'yes', but it must be true or false"),
         ("a.csv", "path,start\nx.mp4,soon\n", "line 2: its start is 'soon', but it must be seconds"),
         ("a.csv", "path,start\nx.mp4,-1\n", "line 2: its start is '-1'"),
         ("a.csv", "path,start,end\nx.mp4,5,5\n", r"line 2: its end \(5.0 s\) is not after its start \(5.0 s\)"),
-        ("a.jsonl", '{"path": "x.mp4"}\n{"path":\n', "line 2: it is not JSON"),
-        ("a.jsonl", '{"file": "x.mp4"}\n', "line 1: it must be an object with a 'path'"),
-        ("a.jsonl", '["x.mp4"]\n', "line 1: it must be an object with a 'path'"),
-        ("a.jsonl", '{"path": 3}\n', "line 1: it has no path"),
-        ("a.jsonl", '{"path": "x.mp4", "caption": " "}\n', r"a\.jsonl, line 1: its caption is empty, leave it out"),
+        ("a.jsonl", '{"path": "x.mp4"}\n{"path":\n', "line 2: invalid JSON"),
+        ("a.jsonl", '{"file": "x.mp4"}\n', "line 1: the line must be an object with a 'path'"),
+        ("a.jsonl", '["x.mp4"]\n', "line 1: the line must be an object with a 'path'"),
+        ("a.jsonl", '{"path": 3}\n', "line 1: its path is missing"),
+        ("a.jsonl", '{"path": "x.mp4", "caption": " "}\n', r"a\.jsonl, line 1: its caption is empty, remove it"),
         (
             "a.jsonl",
             '{"path": "x", "caption": null}\n{"path": "x", "caption": ["a", ""]}\n',
-            "line 2: .* empty in places",
+            "line 2: one of its captions is empty, remove it",
         ),
         (
             "a.jsonl",
             '{"path": "x.mp4", "caption": ["a", 3]}\n',
-            r"line 1: its caption is \['a', 3\], but it must be a text",
+            r"line 1: its caption is \['a', 3\], but it must be a string",
         ),
-        ("a.jsonl", '{"path": "x.mp4", "caption": "\\ud83d"}\n', "line 1: its caption is no text"),
+        ("a.jsonl", '{"path": "x.mp4", "caption": "\\ud83d"}\n', "line 1: its caption is not valid text"),
         ("a.jsonl", "", "has no rows"),
         (
             "a.csv",
@@ -252,20 +254,23 @@ def test_a_manifest_without_labels(video, tmp_path):
         ),
     ],
 )
-def test_a_wrong_manifest_is_refused_with_the_line(name, content, sentence, tmp_path):
+def test_invalid_manifests_are_refused_with_the_line(name, content, sentence, tmp_path):
     (tmp_path / name).write_text(content)
     refused(tmp_path / name, sentence)
 
 
 @pytest.mark.parametrize("label", ["-2", "-2.0", "1.25", "Infinity", "true", '"\\ud83d"', '["x"]', '{"x": 1}', '"-7"'])
-def test_what_is_neither_a_name_nor_a_number_from_0_on_is_no_label(label, tmp_path):
+def test_labels_must_be_names_or_non_negative_integers(label, tmp_path):
     (tmp_path / "a.jsonl").write_text(f'{{"path": "x.mp4", "label": 3}}\n{{"path": "x.mp4", "label": {label}}}\n')
-    refused(tmp_path / "a.jsonl", r"a\.jsonl, line 2: its label is .+, but it must be a name, a whole number from 0 on")
+    refused(
+        tmp_path / "a.jsonl",
+        r"a\.jsonl, line 2: its label is .+, but it must be a name, an integer from 0, or -1 for none",
+    )
     (tmp_path / "a.csv").write_text("path,label\nx.mp4,-2\n")
     refused(tmp_path / "a.csv", r"a\.csv, line 2: its label is '-2', but it must be a name")
 
 
-def test_labels_that_are_null_are_none(video, tmp_path):
+def test_null_labels_are_missing(video, tmp_path):
     rows = ({"path": str(video), "label": label} for label in (None, -1, "run"))
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     source = open_(tmp_path / "a.jsonl")
@@ -273,16 +278,16 @@ def test_labels_that_are_null_are_none(video, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "rows"), [("a.csv", "path,label\n{},café\n"), ("a.jsonl", '\n{{"path": "{}é"}}\n')])
-def test_a_manifest_is_utf_8(name, rows, video, tmp_path):
+def test_manifests_must_be_utf_8(name, rows, video, tmp_path):
     (tmp_path / name).write_bytes(rows.format(video).encode("latin-1"))
-    refused(tmp_path / name, rf"{name}, line 2: it is not UTF-8 \(.+\), save the file as UTF-8")
+    refused(tmp_path / name, rf"{name}, line 2: not UTF-8 \(.+\), save the file as UTF-8")
     (tmp_path / name).write_bytes(rows.format(video).encode("utf-16"))
-    refused(tmp_path / name, rf"{name}, line 1: it is not UTF-8 \(.+\), save the file as UTF-8")
+    refused(tmp_path / name, rf"{name}, line 1: not UTF-8 \(.+\), save the file as UTF-8")
 
 
-def test_a_field_without_end_is_refused(tmp_path):
+def test_an_unclosed_quotation_mark_is_refused(tmp_path):
     (tmp_path / "a.csv").write_text('path,caption\nx.mp4,one\nx.mp4,"two\n' + "x.mp4,three\n" * 20000)
-    refused(tmp_path / "a.csv", r"a\.csv, line 3: it is not CSV \(field larger than .*\), close its quotation marks")
+    refused(tmp_path / "a.csv", r"a\.csv, line 3: invalid CSV \(field larger than .*\), close the quotation marks")
 
 
 def test_the_embedded_data_set_has_disjoint_splits():
@@ -308,7 +313,7 @@ def test_tfrecords_are_read_by_index(tmp_path):
         assert clip.captions == source.captions(3) == ("a text", "another") and source.label(3) == 1
         assert clip.frames.shape == (2, 24, 40, 3)
         assert source.read(0, (), None).captions == source.captions(0) == ()
-    refused(f"tfrecord:{tmp_path}/nothing*", "matches no file")
+    refused(f"tfrecord:{tmp_path}/nothing*", "matches no files: correct the pattern")
     for content, sentence in CLASSES:
         (tmp_path / "classes.json").write_bytes(content)
         refused(f"tfrecord:{tmp_path}", sentence)
@@ -323,7 +328,7 @@ def test_a_source_without_examples_is_refused(tmp_path):
 
 @functools.cache
 def tiny_videos():
-    """A data set of seven videos for TFDS (which knows a class by its name, so that it is made once)."""
+    """A data set of seven videos for TFDS (cached, since TFDS registers builder classes by name)."""
     import tensorflow_datasets as tfds
 
     class TinyVideos(tfds.core.GeneratorBasedBuilder):
@@ -349,13 +354,13 @@ def tiny_videos():
 
 @pytest.fixture(scope="module", params=["tfrecord", "array_record"])
 def tfds_folder(request, tmp_path_factory):
-    """The data set as TFDS itself writes it, in each of its file formats."""
+    """The data set as written by TFDS, in both file formats."""
     folder = tmp_path_factory.mktemp(request.param)
     tiny_videos()(data_dir=str(folder), file_format=request.param).download_and_prepare()
     return folder
 
 
-def test_tfds_is_read_by_index_and_decodes_only_what_is_used(tfds_folder, monkeypatch):
+def test_tfds_has_random_access_and_decodes_only_requested_frames(tfds_folder, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tfds_folder))
     source = open_("tfds:tiny_videos")
     assert source.class_names == ("run", "walk")
@@ -372,7 +377,7 @@ def test_tfds_is_read_by_index_and_decodes_only_what_is_used(tfds_folder, monkey
         assert videos.numbers(clip.frames) == [10 * number + 8, 10 * number + 2]
         assert (clip.label, clip.captions, clip.info.num_frames) == (number % 2, (f"number {number}",), 9)
         assert (source.label(i), source.captions(i)) == (clip.label, clip.captions)
-        assert len(decoded) == 3  # the size of the first one, and the two asked for
+        assert len(decoded) == 3  # the first frame for its size, and the two requested
         seen.append(number)
     assert sorted(seen) == [0, 1, 2, 3, 4]
     part = open_("tfds:tiny_videos", split="train[1:3]+test")
@@ -380,18 +385,18 @@ def test_tfds_is_read_by_index_and_decodes_only_what_is_used(tfds_folder, monkey
     assert numbers[:2] == seen[1:3] and sorted(numbers[2:]) == [5, 6]
     with pytest.raises(ValueError, match=r"data\.split val is unknown: tfds:tiny_videos has train, test"):
         open_("tfds:tiny_videos", split="val")
-    refused("tfds:tiny_videos", r"data\.split train\[2:2\] of tfds:tiny_videos holds no ex", split="train[2:2]")
+    refused("tfds:tiny_videos", r"data\.split train\[2:2\] of tfds:tiny_videos has no examples", split="train[2:2]")
 
 
 def test_tfds_sets_that_cannot_be_read_are_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    refused("tfds:ucf10", r"no data set that tfds knows .*\(did you mean ucf101")
-    refused("tfds:my_own_videos", "no data set that tfds knows or that lies in TFDS_DATA_DIR")
+    refused("tfds:ucf10", r"is not a TensorFlow Dataset .*\(did you mean ucf101")
+    refused("tfds:my_own_videos", "is not a TensorFlow Dataset and does not exist in TFDS_DATA_DIR")
     refused("tfds:ucf101", "is not prepared in .*: run `tfds build ucf101` first")
     refused("tfds:ucf101/nonsense", "BuilderConfig nonsense not found|nonsense")
 
 
-def test_a_part_may_be_played_backwards(video, tmp_path):
+def test_parts_can_be_reversed(video, tmp_path):
     rows = f"path,end,reverse\n{video},1.5,true\n{video},1.5,false\n{video},,True\n"
     (tmp_path / "list.csv").write_text(rows)
     source = open_(tmp_path / "list.csv")
@@ -404,7 +409,7 @@ def test_a_part_may_be_played_backwards(video, tmp_path):
     assert videos.numbers(first.frames) == [14, 11]
 
 
-def test_labels_are_matched_by_their_names(video, tmp_path):
+def test_labels_are_mapped_by_class_name(video, tmp_path):
     for name in ("riding_a_Bike", "yoga"):
         place(video, tmp_path / name / "1.mp4")
     source = open_(tmp_path)
@@ -420,7 +425,7 @@ def test_labels_are_matched_by_their_names(video, tmp_path):
         with_classes(open_(tmp_path / "flat"), ("a", "b"))
 
 
-def test_a_draw_is_random_kept_in_order_and_the_same_again():
+def test_draws_are_random_ordered_and_reproducible():
     source = open_source("synthetic:moving_shapes", "validation")
     few = draw(source, 20, seed=1)
     assert len(few) == 20 and len(set(few.ids)) == 20
@@ -444,7 +449,7 @@ def captioned(video, folder):
     return open_(folder / "list.jsonl")
 
 
-def test_captions_go_along_with_their_examples(video, tmp_path):
+def test_captions_stay_with_their_examples(video, tmp_path):
     source = captioned(video, tmp_path)
     every = [(), ("one",), ("two", "three"), ("four",)]
     turned = subset(with_classes(source, ("walk slowly", "jump", "Run")), [2, 3, 1])
@@ -454,7 +459,7 @@ def test_captions_go_along_with_their_examples(video, tmp_path):
         assert turned.label(index) == clip.label == [2, 0, 2, -1][old]
 
 
-def test_a_source_without_captions_is_refused_before_any_work(video, tmp_path):
+def test_a_source_without_captions_is_refused(video, tmp_path):
     source = captioned(video, tmp_path)
     with pytest.raises(ValueError, match=r"^1 of the 4 examples of \S+ has no caption: \S+/a\.mp4; give them one"):
         require_captions(source)
@@ -469,7 +474,7 @@ def test_a_source_without_captions_is_refused_before_any_work(video, tmp_path):
     require_captions(subset(shards, [1]))
 
 
-def test_captions_are_made_of_classes(video, tmp_path):
+def test_captions_are_made_from_class_names(video, tmp_path):
     source = subset(captioned(video, tmp_path), [0, 1])
     made = with_captions(source, ("a clip of {}", "{}, filmed"))
     expected = [("a clip of run", "run, filmed"), ("a clip of Walk slowly", "Walk slowly, filmed")]
@@ -500,16 +505,16 @@ def test_compositions_are_the_classes_of_their_splits():
     assert clip.captions[1].endswith(f" moves {directions.class_names[moved.label]}")
 
 
-def test_a_data_set_without_videos_and_a_name_that_tfds_refuses_are_told(monkeypatch):
+def test_a_tfds_data_set_without_videos_is_refused(monkeypatch):
     import tensorflow_datasets as tfds
 
     features = {"image": None, "label": None}
     images = SimpleNamespace(is_prepared=lambda: True, info=SimpleNamespace(features=features))
     monkeypatch.setattr(tfds, "builder", lambda name, data_dir: images)
-    refused("tfds:images", "data.source tfds:images holds no video, but image, label: choose another")
+    refused("tfds:images", "data.source tfds:images has no video feature, only image, label: choose another")
 
 
-def test_a_record_without_frames_or_label_is_told(tmp_path):
+def test_a_record_without_frames_or_label_is_refused(tmp_path):
     record = records.Record([], 12.5, 48, 80, -1, "", (), "x")
     with tf.io.TFRecordWriter(str(tmp_path / "a.tfrecord")) as writer:
         writer.write(records.encode_record(record))
@@ -520,5 +525,5 @@ def test_a_record_without_frames_or_label_is_told(tmp_path):
     with pytest.raises(ValueError, match=r"the first example of \S+ has no label to make captions of"):
         with_captions(source, ("{}",))
     late = replace(source, label=lambda index: -index, ids=["first", "second"])
-    with pytest.raises(ValueError, match=r"^second has no label to make captions of: label it, or leave it out"):
+    with pytest.raises(ValueError, match=r"^second has no label to make captions of: label it, or remove it"):
         with_captions(late, ("{}",)).captions(1)

@@ -160,7 +160,7 @@ CASES = {
     "an edit list at a variable rate": (VideoSpec("mp4", "libx264", (1, 3) * 20, b_frames=2, skip=7), 73),
     # A frame may last a single tick, so tolerances must be smaller.
     "a tick a frame": (VideoSpec("mp4", "libx264", EVEN, options={"video_track_timescale": "25"}), 40),
-    # The index of an MP4 has decoding times: these are even here, and the pause is in the composition offsets alone.
+    # The index of an MP4 has decoding times: these are regular here, and only the composition offsets have the pause.
     "a pause in the composition offsets": (
         VideoSpec("mp4", "libx264", (*EVEN[:20], 60, *EVEN[21:]), even_dts=True),
         99,
@@ -227,8 +227,8 @@ def copy(source, target):
 @pytest.mark.parametrize("suffix", ["mp4", "mov", "mkv", "nut", "flv", "avi"])
 @pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
 def test_reordered_frames_copied_out_of_an_avi_are_in_order(codec, suffix, tmp_path):
-    # An AVI has no presentation times. PyAV 18.1 (FFmpeg 8.1), like `ffmpeg -c copy`, then writes decoding times for
-    # them, in MP4 moved by a tick or a frame.
+    # An AVI has no presentation times. Instead of them, PyAV 18.1 (FFmpeg 8.1) and `ffmpeg -c copy` write decoding
+    # times, which are shifted by a tick or a frame in MP4.
     if (codec, suffix) == ("mpeg4", "flv"):
         pytest.skip("FLV has no MPEG-4 part 2")
     path = copy(VideoSpec("avi", codec, EVEN, b_frames=2).write(tmp_path), tmp_path / f"copy.{suffix}")
@@ -298,7 +298,7 @@ def test_a_program_stream_cut_within_a_gop_counts_the_frames_that_can_be_decoded
     assert numbers(decode.decode(cut, range(decode.probe(cut).num_frames)))[: len(right)] == right
 
 
-def test_avis_joined_byte_by_byte_are_read_as_ffmpeg_reads_them(tmp_path):
+def test_concatenated_avis_are_read_as_by_ffmpeg(tmp_path):
     data = VideoSpec("avi", "mjpeg", EVEN[:9]).write(tmp_path).read_bytes()
     path = tmp_path / "joined.avi"
     path.write_bytes(data * 3)

@@ -1,4 +1,4 @@
-"""Windows through whole videos: which frames, at what times, in what order."""
+"""Sliding windows over whole videos: their frames, times and order."""
 
 import threading
 from functools import partial
@@ -19,7 +19,7 @@ CLIPS = ClipConfig(frames=4, size=SIDE, stride=5, short_side=SIDE)
 
 
 def numbered(count):
-    """Square, so that no crop cuts off what tells the number."""
+    """Square frames, so that cropping does not remove the encoded number."""
     return videos.numbered(count, SIDE, SIDE)
 
 
@@ -41,50 +41,50 @@ def spans(windows):
     [
         (16, 16, 8, [0]),
         (24, 16, 8, [0, 8]),
-        (25, 16, 8, [0, 8, 9]),  # the last one ends with the last frame
+        (25, 16, 8, [0, 8, 9]),  # the last window ends at the last frame
         (20, 16, 16, [0, 4]),
         (48, 16, 32, [0, 32]),
-        (60, 16, 32, [0, 32]),  # the rest lies in the gap that was asked for
+        (60, 16, 32, [0, 32]),  # the remaining frames are in a gap
         (70, 16, 32, [0, 32, 54]),
         (15, 16, 8, []),
         (0, 16, 8, []),
     ],
 )
-def test_every_frame_is_in_a_window_but_for_gaps_that_were_asked_for(count, window, hop, starts):
-    found = window_starts(count, window, hop)
-    assert found.tolist() == starts
+def test_every_frame_is_in_a_window_except_in_gaps(count, window, hop, starts):
+    actual = window_starts(count, window, hop)
+    assert actual.tolist() == starts
     if hop <= window <= count:
-        assert set((found[:, None] + np.arange(window)).ravel()) == set(range(count))
+        assert set((actual[:, None] + np.arange(window)).ravel()) == set(range(count))
 
 
 @pytest.mark.parametrize(("count", "step"), [(100, 4), (101, 4), (99, 2.5), (7, 0.4), (1, 3), (10, 30000 / 1001 / 12)])
-def test_sampled_frames_are_those_of_dense_sampling_as_far_as_the_video_goes(count, step):
-    found = sampled_frames(count, step)
-    np.testing.assert_array_equal(found, np.floor(np.arange(len(found)) * step + 0.5))
-    assert found[-1] < count <= np.floor(len(found) * step + 0.5)
+def test_sampled_frames_are_those_of_dense_sampling(count, step):
+    actual = sampled_frames(count, step)
+    np.testing.assert_array_equal(actual, np.floor(np.arange(len(actual)) * step + 0.5))
+    assert actual[-1] < count <= np.floor(len(actual) * step + 0.5)
 
 
-def test_windows_show_their_frames_and_times_and_the_last_one_reaches_the_end(video):
-    found = list(open_files([str(video)]).windows(0, CLIPS, hop=2))
-    sampled = list(range(0, 103, 5))  # 21 of them
+def test_windows_have_the_right_frames_and_times_up_to_the_end(video):
+    windows = list(open_files([str(video)]).windows(0, CLIPS, hop=2))
+    sampled = list(range(0, 103, 5))  # 21 frames
     starts = [0, 2, 4, 6, 8, 10, 12, 14, 16, 17]
-    assert shown(found) == [sampled[start : start + 4] for start in starts]
+    assert shown(windows) == [sampled[start : start + 4] for start in starts]
     bounds = [*sampled, 103]
-    assert spans(found) == [(round(bounds[s] / 25, 4), round(bounds[s + 4] / 25, 4)) for s in starts]
-    assert found[0].frames.shape == (1, 4, SIDE, SIDE, 3)
+    assert spans(windows) == [(round(bounds[s] / 25, 4), round(bounds[s + 4] / 25, 4)) for s in starts]
+    assert windows[0].frames.shape == (1, 4, SIDE, SIDE, 3)
 
 
-def test_a_rate_may_say_the_distance_and_frames_may_come_twice(video):
+def test_fps_and_gaps_between_windows(video):
     source = open_files([str(video)])
-    halves = list(source.windows(0, ClipConfig(frames=3, size=SIDE, fps=10, short_side=SIDE), hop=3))
-    assert shown(halves)[:2] == [[0, 3, 5], [8, 10, 13]]
-    twice = list(source.windows(0, ClipConfig(frames=4, size=SIDE, fps=50, short_side=SIDE), hop=4))
-    assert shown(twice)[:2] == [[0, 1, 1, 2], [2, 3, 3, 4]] and shown(twice)[-1][-1] == 102
+    slower = list(source.windows(0, ClipConfig(frames=3, size=SIDE, fps=10, short_side=SIDE), hop=3))
+    assert shown(slower)[:2] == [[0, 3, 5], [8, 10, 13]]
+    faster = list(source.windows(0, ClipConfig(frames=4, size=SIDE, fps=50, short_side=SIDE), hop=4))
+    assert shown(faster)[:2] == [[0, 1, 1, 2], [2, 3, 3, 4]] and shown(faster)[-1][-1] == 102
     gaps = list(source.windows(0, CLIPS, hop=9))
     assert shown(gaps) == [[0, 5, 10, 15], [45, 50, 55, 60], [85, 90, 95, 100]]
 
 
-def test_pixels_are_those_of_an_evaluation(video):
+def test_pixels_equal_those_of_evaluation_batches(video):
     config = ClipConfig(frames=4, size=28, stride=9, short_side=40)
     source = open_files([str(video)])
     expected = center_crop(tf.constant(decode(video, [0, 9, 18, 27], 40)), 28, 28 / 40).numpy()
@@ -101,42 +101,42 @@ def test_pixels_are_those_of_an_evaluation(video):
     assert spans([clip]) == [(0.0, 4.12)]
 
 
-def test_a_video_shorter_than_a_window_is_one_sentence(tmp_path):
+def test_a_video_shorter_than_a_window_is_refused(tmp_path):
     path = videos.write_video(tmp_path / "short.mp4", numbered(14))
-    with pytest.raises(DecodeError, match=r"short.mp4: its 14 frames, 3 at .* are too few for a window of 4: make"):
+    with pytest.raises(DecodeError, match=r"short.mp4: its 14 frames, 3 at .* are too few for a window of 4: use"):
         next(open_files([str(path)]).windows(0, CLIPS, hop=4))
-    assert shown(open_files([str(path)]).clip(0, CLIPS)) == [[0, 5, 10, 13]]  # a clip holds the last frame
+    assert shown(open_files([str(path)]).clip(0, CLIPS)) == [[0, 5, 10, 13]]  # a clip repeats the last frame
 
 
-def test_parts_of_a_manifest_and_reversed_rows_have_windows_of_their_own(tmp_path):
+def test_windows_of_parts_and_reversed_rows(tmp_path):
     videos.write_video(tmp_path / "a.mp4", numbered(100))
     rows = ["path,label,start,end,reverse", "a.mp4,x,0,,", "a.mp4,y,1.0,2.6,", "a.mp4,x,1.0,2.6,true", "a.mp4,,3.9,,"]
     (tmp_path / "list.csv").write_text("\n".join(rows))
-    found = open_videos(str(tmp_path / "list.csv"), "train")
-    assert [found.label(index) for index in range(4)] == [0, 1, 0, -1]
-    assert shown(found.windows(1, CLIPS, hop=4)) == [[25, 30, 35, 40], [45, 50, 55, 60]]
-    assert spans(found.windows(1, CLIPS, hop=4)) == [(0.0, 0.8), (0.8, 1.6)]
-    assert shown(found.windows(2, CLIPS, hop=4)) == [[64, 59, 54, 49], [44, 39, 34, 29]]
+    source = open_videos(str(tmp_path / "list.csv"), "train")
+    assert [source.label(index) for index in range(4)] == [0, 1, 0, -1]
+    assert shown(source.windows(1, CLIPS, hop=4)) == [[25, 30, 35, 40], [45, 50, 55, 60]]
+    assert spans(source.windows(1, CLIPS, hop=4)) == [(0.0, 0.8), (0.8, 1.6)]
+    assert shown(source.windows(2, CLIPS, hop=4)) == [[64, 59, 54, 49], [44, 39, 34, 29]]
     with pytest.raises(DecodeError, match="its 2 frames, 1 at this"):
-        next(found.windows(3, CLIPS, hop=4))
+        next(source.windows(3, CLIPS, hop=4))
 
 
-def test_sources_without_files_are_read_in_pieces(tmp_path, monkeypatch):
+def test_sources_without_video_files_are_read_in_pieces(tmp_path, monkeypatch):
     videos.write_shards(tmp_path)
-    found = open_videos(f"tfrecord:{tmp_path}", "train")
+    source = open_videos(f"tfrecord:{tmp_path}", "train")
     config = ClipConfig(frames=2, size=32, stride=1, short_side=40)
-    whole = list(found.windows(1, config, hop=2))
+    whole = list(source.windows(1, config, hop=2))
     assert spans(whole) == [(0.0, 0.16), (0.16, 0.32), (0.32, 0.48)]
-    frames = found.source.read(1, None, 40).frames
+    frames = source.source.read(1, None, 40).frames
     expected = center_crop(tf.constant(frames), 32, 32 / 40).numpy()
     for piece in (256, 3, 1):
         monkeypatch.setattr("vidjax.data.example.PIECE", piece)
-        pixels = np.concatenate([window.frames[0] for window in found.windows(1, config, hop=2)])
+        pixels = np.concatenate([window.frames[0] for window in source.windows(1, config, hop=2)])
         np.testing.assert_array_equal(pixels, expected)
-    assert found.label(1) == 1
+    assert source.label(1) == 1
 
 
-def test_a_folder_stands_for_its_videos_and_a_damaged_file_gives_what_it_has(tmp_path):
+def test_folders_are_expanded_and_damaged_files_yield_their_readable_windows(tmp_path):
     videos.write_video(tmp_path / "x" / "b.mp4", numbered(20))
     cut = tmp_path / "x" / "cut.mp4"
     videos.write_video(cut, numbered(300), container_options={"movflags": "+faststart"})
@@ -145,28 +145,28 @@ def test_a_folder_stands_for_its_videos_and_a_damaged_file_gives_what_it_has(tmp
     assert [id.rpartition("/")[2] for id in source.source.ids] == ["b.mp4", "cut.mp4", "absent.mp4"]
     failed = {}
     streams = (source.windows(index, CLIPS, 4) for index in range(3))
-    found = [row for batch, _ in batches(streams, 4, 2, failed.__setitem__) for row in batch]
-    numbers = [number for number, _ in found]
+    rows = [row for batch, _ in batches(streams, 4, 2, failed.__setitem__) for row in batch]
+    numbers = [number for number, _ in rows]
     assert numbers == [0] + [1] * numbers.count(1) and 3 < numbers.count(1) < 14
     assert set(failed) == {1, 2} and "absent.mp4: No such file" in str(failed[2])
 
 
-def test_a_list_stands_for_its_videos_and_their_parts(tmp_path):
+def test_lists_are_expanded_to_videos_and_their_parts(tmp_path):
     videos.write_video(tmp_path / "videos" / "aaaaaaaaaaa.mp4", numbered(103))
     (tmp_path / "list.csv").write_text("youtube_id,time_start,time_end,label\naaaaaaaaaaa,1,3,x\nbbbbbbbbbbb,1,3,y\n")
-    found = open_files([f"{tmp_path}/list.csv:{tmp_path}/videos"])
-    assert shown(found.windows(0, CLIPS, hop=4)) == [[25, 30, 35, 40], [45, 50, 55, 60], [55, 60, 65, 70]]
-    assert found.source.class_names == () and found.label(0) == -1
-    assert "1 of 2 videos are not in" in found.source.notes[0]
+    source = open_files([f"{tmp_path}/list.csv:{tmp_path}/videos"])
+    assert shown(source.windows(0, CLIPS, hop=4)) == [[25, 30, 35, 40], [45, 50, 55, 60], [55, 60, 65, 70]]
+    assert source.source.class_names == () and source.label(0) == -1
+    assert "1 of 2 videos are not in" in source.source.notes[0]
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
-def test_batches_are_in_order_and_full_whoever_reads(workers):
-    running, most = set(), []
+def test_batches_are_ordered_and_full_with_any_number_of_workers(workers):
+    running, counts = set(), []
 
     def stream(number, length):
         running.add(number)
-        most.append(len(running))
+        counts.append(len(running))
         for i in range(length):
             yield Window(0.0, float(i), np.full((1, 1, 1, 1, 3), 1 + number, np.uint8))
         running.discard(number)
@@ -181,10 +181,10 @@ def test_batches_are_in_order_and_full_whoever_reads(workers):
     assert order == [(number, i) for number, length in enumerate(lengths) for i in range(length)]
     assert list(failed) == [2] and {video.shape for video in pixels} == {(4, 1, 1, 1, 1, 3)}
     assert pixels[-1][:, 0, 0, 0, 0, 0].tolist() == [5, 0, 0, 0]
-    assert not running and max(most) <= workers
+    assert not running and max(counts) <= workers
 
 
-def test_a_reader_that_is_left_early_lets_the_program_end(video):
+def test_closing_an_iterator_early_stops_its_threads(video):
     before = set(threading.enumerate())
     streams = (open_files([str(video)]).windows(0, CLIPS, 1) for _ in range(3))
     reading = batches(streams, 2, 2, partial(print))
@@ -194,10 +194,10 @@ def test_a_reader_that_is_left_early_lets_the_program_end(video):
     assert set(threading.enumerate()) == before
 
 
-def test_a_defect_of_ours_is_raised_and_not_listed():
+def test_programming_errors_are_raised():
     def broken():
         yield from ()
-        raise KeyError("ours")
+        raise KeyError("bug")
 
-    with pytest.raises(KeyError, match="ours"):
+    with pytest.raises(KeyError, match="bug"):
         list(batches([broken()], 2, 1, print))

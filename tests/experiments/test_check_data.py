@@ -1,4 +1,4 @@
-"""What check_data finds in a folder with good, short and damaged videos."""
+"""check_data.py on folders with valid, short and damaged videos."""
 
 import json
 import sys
@@ -30,7 +30,7 @@ def run(folder, out, **more):
     return check_data.main(check_data.Config(source=str(folder), out=str(out), data=data, **more))
 
 
-def test_it_counts_lists_and_shows(folder, tmp_path, capsys):
+def test_the_summary_the_bad_files_and_the_contact_sheet(folder, tmp_path, capsys):
     summary = run(folder, tmp_path / "out")
     assert (summary["examples"], summary["unreadable"], summary["labelled"]) == (4, 1, 3)
     assert summary["classes"] == {"jump": 2, "wave": 1} and summary["codecs"] == {"h264": 3}
@@ -43,7 +43,7 @@ def test_it_counts_lists_and_shows(folder, tmp_path, capsys):
     assert "4 examples, 4 looked at, 1 unreadable" in capsys.readouterr().out
 
 
-def test_it_says_whose_packets_were_read_and_what_is_not_tone_mapped(tmp_path, capsys):
+def test_files_whose_packets_are_read_and_hdr_videos_are_reported(tmp_path, capsys):
     hdr = {"options": {"x264-params": "transfer=smpte2084"}}
     for name, more in (("a.mp4", {}), ("b.mp4", hdr), ("c.mkv", {})):
         videos.write_video(tmp_path / "videos" / name, videos.numbered(20), **more)
@@ -53,34 +53,34 @@ def test_it_says_whose_packets_were_read_and_what_is_not_tone_mapped(tmp_path, c
     assert "HDR        PQ 1: not tone-mapped" in printed and "(.mkv 1;" in printed
 
 
-def test_findings_replace_those_of_a_check_and_nothing_else(folder, tmp_path):
+def test_results_replace_only_those_of_an_earlier_check(folder, tmp_path):
     run(folder, tmp_path / "out", max_examples=2, clips=0)
     assert run(folder, tmp_path / "out", max_examples=2, clips=0)["looked_at"] == 2
     (tmp_path / "out" / "mine.txt").touch()
-    with pytest.raises(ValueError, match=r"holds files that are not of a check \(mine.txt\)"):
+    with pytest.raises(ValueError, match=r"contains other files \(mine.txt\)"):
         run(folder, tmp_path / "out")
 
 
-def test_findings_that_cannot_be_written_are_one_line_before_any_video_is_looked_at(folder, tmp_path):
+def test_an_unwritable_folder_is_refused_before_any_video_is_read(folder, tmp_path):
     (tmp_path / "file").touch()
     for out, reason in (("file", "File exists"), ("file/out", "Not a directory")):
         with pytest.raises(UserError, match=rf"cannot write to the folder \S+{out} \({reason}\): choose another --out"):
             run(folder, tmp_path / out)
 
 
-def cut_off(path):
-    """A file that lacks its end: the first clip of the contact sheet is drawn from there, its middle can be read."""
+def write_truncated(path):
+    """A truncated file whose central clip is readable, but not the first clip of the contact sheet."""
     videos.write_video(path, videos.numbered(400), container_options={"movflags": "+faststart"})
     return videos.truncate(path, 0.73)
 
 
-def test_a_file_whose_middle_alone_can_be_read_is_listed_and_left_out_of_the_sheet(folder, tmp_path, capsys):
-    cut = cut_off(folder / "a" / "cut.mp4")
+def test_a_file_with_a_readable_central_clip_only_is_listed_and_not_drawn(folder, tmp_path, capsys):
+    cut = write_truncated(folder / "a" / "cut.mp4")
     (listed,) = (each for each in bad_files(folder, tmp_path / "out") if "damaged" not in each["path"])
     assert listed["path"] == str(cut) and listed["error"].startswith(str(cut))
     assert "5 examples, 5 looked at, 2 unreadable" in capsys.readouterr().out
     assert (tmp_path / "out" / "contact_sheet.png").stat().st_size > 1000
-    assert run(folder, tmp_path / "out", clips=0)["unreadable"] == 1  # nothing else of it was decoded
+    assert run(folder, tmp_path / "out", clips=0)["unreadable"] == 1  # only its central clip is decoded
     assert not (tmp_path / "out" / "contact_sheet.png").exists()
     assert len(bad_files(cut.parent, tmp_path / "alone")) == 1
     assert not (tmp_path / "alone" / "contact_sheet.png").exists()
@@ -92,7 +92,7 @@ def bad_files(folder, out):
 
 
 @pytest.mark.parametrize(("frames", "stride", "fps"), [(4, 5, None), (4, 1, 5.0), (1, 9, None), (6, 3, None)])
-def test_a_clip_that_just_fits_is_not_short(frames, stride, fps, tmp_path):
+def test_a_video_as_long_as_the_clip_is_not_short(frames, stride, fps, tmp_path):
     data = DataConfig(frames=frames, size=16, stride=stride, fps=fps)
     span = sample(data, 1000, 25.0, None)[-1] - sample(data, 1000, 25.0, None)[0] + 1
     for count in {span, max(span - 1, 1)}:
@@ -101,7 +101,7 @@ def test_a_clip_that_just_fits_is_not_short(frames, stride, fps, tmp_path):
     assert check_data.main(config)["shorter_than_a_clip"] == (span > 1)
 
 
-def test_counts_that_cannot_be_meant_are_refused():
+def test_values_out_of_range_are_refused():
     for changes, message in [
         ({"clips": -1}, r"^clips is -1: it must be 0 \(no contact sheet\) or more$"),
         ({"max_examples": -3}, r"^max_examples is -3: it must be 1 or more$"),
@@ -111,7 +111,7 @@ def test_counts_that_cannot_be_meant_are_refused():
             check_data.Config(source="videos", **changes)
 
 
-def test_what_was_looked_at_holds_no_pixels(folder):
+def test_checked_clips_have_no_pixels(folder):
     source = open_source(str(folder))
     clips = [clip for _, clip in check_data.look(source, DataConfig(), range(len(source)))]
     assert {clip.frames.base is None and clip.frames.nbytes == 0 for clip in clips if isinstance(clip, Clip)} == {True}

@@ -24,7 +24,7 @@ def script():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Five videos of 40 frames in two classes, the fourth of them damaged."""
+    """Five videos of 40 frames in two classes; the fourth is damaged."""
     folder = tmp_path_factory.mktemp("folder")
     video = videos.write_video(folder / "run" / "0.mp4", videos.numbered(40), rate=10)
     for name in ("run/1.mp4", "walk/2.mp4", "walk/3.mp4", "walk/4.mp4"):
@@ -40,7 +40,7 @@ def read_all(out):
     return source, clips
 
 
-def test_the_shards_hold_what_the_videos_do(script, folder, tmp_path, capsys):
+def test_the_shards_contain_the_frames_of_the_videos(script, folder, tmp_path, capsys):
     script.main(script.Config(str(folder), str(tmp_path), videos_per_shard=2, short_side=24, workers=2))
     source, clips = read_all(tmp_path)
     assert source.class_names == ("run", "walk")
@@ -57,7 +57,7 @@ def test_the_shards_hold_what_the_videos_do(script, folder, tmp_path, capsys):
     assert ": 4 videos, " in printed and "1 videos could not be read" in printed
 
 
-def test_long_and_fast_videos_are_thinned_and_keep_their_time(script, folder, tmp_path):
+def test_subsampling_preserves_the_duration(script, folder, tmp_path):
     script.main(script.Config(str(folder), str(tmp_path / "fps"), fps=5.0))
     clip = read_all(tmp_path / "fps")[1][0]
     assert videos.numbers(clip.frames) == list(range(0, 40, 2))
@@ -68,7 +68,7 @@ def test_long_and_fast_videos_are_thinned_and_keep_their_time(script, folder, tm
     assert (clip.info.rate, clip.info.duration) == (2.5, 4)
 
 
-def test_an_interrupted_conversion_goes_on(script, folder, tmp_path, monkeypatch, capsys):
+def test_an_interrupted_conversion_is_resumed(script, folder, tmp_path, monkeypatch, capsys):
     config = script.Config(str(folder), str(tmp_path), videos_per_shard=2, workers=1)
     make_record = script.make_record
 
@@ -95,7 +95,7 @@ def test_an_interrupted_conversion_goes_on(script, folder, tmp_path, monkeypatch
     assert len((tmp_path / "bad_files.jsonl").read_text().splitlines()) == 1
 
 
-def test_every_caption_is_kept_and_others_are_another_conversion(script, folder, tmp_path):
+def test_captions_are_stored_and_changed_captions_are_refused(script, folder, tmp_path):
     def write(captions):
         lines = [{"path": str(folder / "run" / "0.mp4"), "caption": caption} for caption in captions]
         (tmp_path / "list.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -112,7 +112,7 @@ def test_every_caption_is_kept_and_others_are_another_conversion(script, folder,
 
 def test_another_conversion_in_the_same_folder_is_refused(script, folder, tmp_path):
     script.main(script.Config(str(folder), str(tmp_path)))
-    script.main(script.Config(str(folder), str(tmp_path), workers=3))  # of no consequence
+    script.main(script.Config(str(folder), str(tmp_path), workers=3))  # does not affect the records
     with pytest.raises(ValueError, match=r"another conversion \(quality was 90, is 80; max_frames was 300, is 7\)"):
         script.main(script.Config(str(folder), str(tmp_path), quality=80, max_frames=7))
     shutil.copytree(folder, tmp_path / "other")
@@ -137,20 +137,20 @@ def test_a_folder_that_cannot_be_written_is_refused(script, folder, tmp_path):
         ("videos_per_shard", 0, "videos_per_shard is 0: it must be 1 or more"),
         ("quality", 101, "quality is 101: it must be between 1 and 100"),
         ("fps", 0.0, "fps is 0.0: it must be more than 0"),
-        ("workers", -1, r"workers is -1: it must be 0 \(one a core\) or more"),
+        ("workers", -1, r"workers is -1: it must be 0 \(one per core\) or more"),
     ],
 )
-def test_a_value_out_of_range_is_refused_by_name(script, field, value, sentence):
+def test_values_out_of_range_are_refused(script, field, value, sentence):
     with pytest.raises(ValueError, match=sentence):
         script.Config("a", "b", **{field: value})
 
 
-def test_frames_a_second_need_the_rate(script):
+def test_fps_needs_the_frame_rate(script):
     with pytest.raises(ValueError, match="fps needs the frame rate, which a does not store"):
         script.kept_frames(10, float("nan"), script.Config("a", "b", fps=2.0))
 
 
-def test_wrong_input_is_one_line_and_exit_status_2(tmp_path):
+def test_invalid_input_exits_with_status_2_and_one_line(tmp_path):
     run = subprocess.run(
         [sys.executable, SCRIPT, str(tmp_path / "absent"), str(tmp_path / "out")], capture_output=True, text=True
     )

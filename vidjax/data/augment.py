@@ -1,4 +1,4 @@
-"""Random changes of a clip, the same for all of its frames, as pure functions of a seed (tf.data runs them)."""
+"""Random augmentation of clips in tf.data: the same for all frames of a clip, and a pure function of a seed."""
 
 from collections.abc import Sequence
 
@@ -8,20 +8,20 @@ import tensorflow as tf
 from vidjax.data import rand_augment
 from vidjax.data.config import AugmentConfig
 
-SCALES = (1.0, 0.875, 0.75, 0.66)  # of multi-scale cropping (TSN, VideoMAE)
+SCALES = (1.0, 0.875, 0.75, 0.66)  # for multi-scale cropping (TSN, VideoMAE)
 
 
 def augment(
     video: tf.Tensor, config: AugmentConfig, size: int, seed: tf.Tensor, center_ratio: float = 7 / 8
 ) -> tf.Tensor:
-    """A random clip of `size` pixels: crop, flip, RandAugment, colour jitter, grey, erasing, in this order.
+    """Applies crop, flip, RandAugment, colour jitter, greyscale and random erasing, in this order.
 
     Args:
       video: uint8 (t, h, w, 3), any height and width.
-      config: what is on, and how strong.
-      size: pixels of the square that comes out.
-      seed: (2,) integers; the same seed gives the same clip.
-      center_ratio: of `center_crop`, where that is the crop.
+      config: the augmentations to apply and their strengths.
+      size: height and width of the output in pixels.
+      seed: (2,) integers; the result is a function of it.
+      center_ratio: fraction of the shorter side that is kept if `config.crop` is "center".
 
     Returns:
       uint8 (t, size, size, 3).
@@ -33,11 +33,11 @@ def augment(
 def random_crop(
     height: tf.Tensor, width: tf.Tensor, config: AugmentConfig, size: int, seed: tf.Tensor, center_ratio: float = 7 / 8
 ) -> tf.Tensor:
-    """Where a clip is cut from its frames, and whether it is mirrored: one geometry for all frames and streams.
+    """Draws the crop box and the flip of a clip, which apply to all of its frames and streams.
 
     Returns:
-      int32 (7,): top, left, height and width of the square in the frame, height and width of the frame, and 1 for a
-      mirrored clip.
+      int32 (7,): top, left, height and width of the crop in the frame, height and width of the frame, and 1 if the
+      clip is mirrored.
     """
     crop_seed, flip_seed = _seeds(seed)[:2]
     if config.crop == "center":
@@ -49,29 +49,28 @@ def random_crop(
 
 
 def cut(video: tf.Tensor, crop: tf.Tensor, size: int, mirrored: Sequence[int] = ()) -> tf.Tensor:
-    """Cuts a clip from frames, brings it to a square of `size` pixels, and mirrors it if the crop says so.
+    """Crops frames, resizes them to a square of `size` pixels, and mirrors them if the crop is mirrored.
 
     Args:
-      video: uint8 (t, h, w, c). Where its frames are of another size than those that the crop was drawn for, the same
-        fractions of them are cut.
+      video: uint8 (t, h, w, c). If the frame size differs from the one in the crop, the crop box is scaled to it.
       crop: int32 (7,), see `random_crop`.
-      size: pixels.
-      mirrored: channels that change sign in a mirror image (255 - v), as the horizontal one of optical flow.
+      size: height and width of the output in pixels.
+      mirrored: channels to invert (255 - v) when mirroring, such as horizontal optical flow.
     """
-    cut_out = crop_and_resize(video, _scaled(crop, tf.shape(video)[1], tf.shape(video)[2]), size)
+    cropped = crop_and_resize(video, _scaled(crop, tf.shape(video)[1], tf.shape(video)[2]), size)
 
     def mirror() -> tf.Tensor:
-        turned = tf.reverse(cut_out, [2])
+        flipped = tf.reverse(cropped, [2])
         if not mirrored:
-            return turned
-        changes = tf.constant([channel in mirrored for channel in range(video.shape[3])])
-        return tf.where(changes, 255 - turned, turned)
+            return flipped
+        inverted = tf.constant([channel in mirrored for channel in range(video.shape[3])])
+        return tf.where(inverted, 255 - flipped, flipped)
 
-    return tf.cond(crop[6] > 0, mirror, lambda: cut_out)
+    return tf.cond(crop[6] > 0, mirror, lambda: cropped)
 
 
 def _scaled(crop: tf.Tensor, height: tf.Tensor, width: tf.Tensor) -> tuple:
-    """The crop's box in frames of this size."""
+    """The crop box, scaled to frames of this size."""
     box = tuple(tf.unstack(crop[:4], num=4))
     same = tf.logical_and(tf.equal(crop[4], height), tf.equal(crop[5], width))
 
@@ -80,25 +79,25 @@ def _scaled(crop: tf.Tensor, height: tf.Tensor, width: tf.Tensor) -> tuple:
             tf.cast(height, tf.float64) / tf.cast(crop[4], tf.float64),
             tf.cast(width, tf.float64) / tf.cast(crop[5], tf.float64),
         )
-        top, left, tall, wide = (
+        top, left, crop_height, crop_width = (
             tf.cast(tf.round(tf.cast(side, tf.float64) * ratio), tf.int32)
             for side, ratio in zip(box, (y, x, y, x), strict=True)
         )
-        tall, wide = tf.maximum(tall, 1), tf.maximum(wide, 1)
-        return tf.minimum(top, height - tall), tf.minimum(left, width - wide), tall, wide
+        crop_height, crop_width = tf.maximum(crop_height, 1), tf.maximum(crop_width, 1)
+        return tf.minimum(top, height - crop_height), tf.minimum(left, width - crop_width), crop_height, crop_width
 
     return tf.cond(same, lambda: box, scale)
 
 
 def change_pixels(video: tf.Tensor, config: AugmentConfig, seed: tf.Tensor) -> tf.Tensor:
-    """Random changes of a clip's colours, and erasing: RandAugment, colour jitter, grey, erasing, in this order.
+    """Applies RandAugment, colour jitter, greyscale and random erasing to a cropped clip, in this order.
 
-    RandAugment may turn, shear and move the clip by a few degrees or pixels, which the crop does not tell.
+    RandAugment may rotate, shear and translate the clip; the crop does not record that.
 
     Args:
       video: uint8 (t, size, size, 3), RGB.
-      config: what is on, and how strong.
-      seed: (2,) integers, those of the crop.
+      config: the augmentations to apply and their strengths.
+      seed: (2,) integers, the same as for `random_crop`.
     """
     _, _, ops_seed, jitter_seed, grey_seed, erase_seed = _seeds(seed)
     shape = video.shape
@@ -108,7 +107,7 @@ def change_pixels(video: tf.Tensor, config: AugmentConfig, seed: tf.Tensor) -> t
         video = color_jitter(video, config.color_jitter, jitter_seed)
     if config.grey:
         chosen = tf.random.stateless_uniform((), grey_seed) < config.grey
-        video = tf.cond(chosen, lambda v=video: _whole(rand_augment.grey(tf.cast(v, tf.float32))), lambda v=video: v)
+        video = tf.cond(chosen, lambda v=video: _to_uint8(rand_augment.grey(tf.cast(v, tf.float32))), lambda v=video: v)
     if config.random_erasing:
         use_seed, box_seed = tf.unstack(tf.random.split(erase_seed, 2), num=2)
         chosen = tf.random.stateless_uniform((), use_seed) < config.random_erasing
@@ -117,29 +116,29 @@ def change_pixels(video: tf.Tensor, config: AugmentConfig, seed: tf.Tensor) -> t
 
 
 def _seeds(seed: tf.Tensor) -> list[tf.Tensor]:
-    """Of the crop, the flip, RandAugment, colour jitter, grey and erasing."""
+    """Seeds of crop, flip, RandAugment, colour jitter, greyscale and erasing."""
     return tf.unstack(tf.random.split(seed, 6), num=6)
 
 
 def center_box(height: tf.Tensor, width: tf.Tensor, ratio: float = 7 / 8) -> tuple:
-    """The central square of `ratio` of the shorter side: top, left, height, width."""
+    """Top, left, height and width of the central square whose side is `ratio` times the shorter side."""
     side = tf.cast(tf.round(tf.cast(tf.minimum(height, width), tf.float32) * ratio), tf.int32)
     return (height - side) // 2, (width - side) // 2, side, side
 
 
 def center_crop(video: tf.Tensor, size: int, ratio: float = 7 / 8) -> tf.Tensor:
-    """The central square of `ratio` of the shorter side, as `size` pixels."""
+    """Crops the central square whose side is `ratio` times the shorter side, and resizes it to `size` pixels."""
     return crop_and_resize(video, center_box(tf.shape(video)[1], tf.shape(video)[2], ratio), size)
 
 
 def view_crops(height: tf.Tensor, width: tf.Tensor, count: int, ratio: float = 7 / 8) -> list[tf.Tensor]:
-    """Crops for a test, at equal distances along the longer side, from one end to the other; one is the central one.
+    """Test-time crops, evenly spaced along the longer side from one end to the other; a single one is central.
 
     Args:
-      height: of the frames.
-      width: of the frames.
-      count: of the crops.
-      ratio: fraction of the shorter side that a square keeps.
+      height: height of the frames.
+      width: width of the frames.
+      count: number of crops.
+      ratio: side of a crop as a fraction of the shorter side.
 
     Returns:
       `count` crops of int32 (7,), see `random_crop`.
@@ -156,22 +155,22 @@ def view_crops(height: tf.Tensor, width: tf.Tensor, count: int, ratio: float = 7
 
 
 def cut_views(video: tf.Tensor, crops: Sequence[tf.Tensor], frames: int, size: int) -> tf.Tensor:
-    """Each clip cut by each crop.
+    """Applies each crop to each clip.
 
     Args:
-      video: uint8 (v * frames, h, w, c), clips one after the other.
+      video: uint8 (v * frames, h, w, c), the clips in sequence.
       crops: see `random_crop`.
-      frames: of a clip.
-      size: pixels of the squares.
+      frames: frames per clip.
+      size: height and width of the output in pixels.
 
     Returns:
-      uint8 (v * crops, frames, size, size, c), the crops of a clip next to each other.
+      uint8 (v * crops, frames, size, size, c), with the crops of a clip adjacent.
     """
     return join_views([cut(video, crop, size) for crop in crops], frames)
 
 
 def join_views(cuts: Sequence[tf.Tensor], frames: int) -> tf.Tensor:
-    """Clips (v * frames, size, size, c) by several crops, as (v * crops, frames, size, size, c)."""
+    """Joins one (v * frames, size, size, c) array per crop into (v * crops, frames, size, size, c)."""
     shape = (-1, frames, *cuts[0].shape[1:])
     if len(cuts) == 1:
         return tf.reshape(cuts[0], shape)
@@ -180,20 +179,20 @@ def join_views(cuts: Sequence[tf.Tensor], frames: int) -> tf.Tensor:
 
 
 def crop_and_resize(video: tf.Tensor, box: tuple, size: int) -> tf.Tensor:
-    """Cuts the box (top, left, height, width) and brings it to a square of `size` pixels, bilinear."""
+    """Crops the box (top, left, height, width) and resizes it to a square of `size` pixels, bilinearly."""
     top, left, height, width = box
-    cut = video[:, top : top + height, left : left + width]
+    cropped = video[:, top : top + height, left : left + width]
     unchanged = tf.logical_and(tf.equal(height, size), tf.equal(width, size))
-    # Smoothing before shrinking costs several times the resizing, and shows only where much is shrunk.
-    much = tf.maximum(height, width) > round(1.5 * size)
+    # Antialiasing takes several times as long as resizing and is visible only at strong downscaling.
+    antialias = tf.maximum(height, width) > round(1.5 * size)
     resized = tf.cond(
         unchanged,
-        lambda: cut,
+        lambda: cropped,
         lambda: _round(
             tf.cond(
-                much,
-                lambda: tf.image.resize(cut, (size, size), antialias=True),
-                lambda: tf.image.resize(cut, (size, size)),
+                antialias,
+                lambda: tf.image.resize(cropped, (size, size), antialias=True),
+                lambda: tf.image.resize(cropped, (size, size)),
             )
         ),
     )
@@ -201,20 +200,21 @@ def crop_and_resize(video: tf.Tensor, box: tuple, size: int) -> tf.Tensor:
 
 
 def _round(video: tf.Tensor) -> tf.Tensor:
-    """To whole numbers, of what lies between 0 and 255, as weighted means of pixels do."""
+    """Rounds to uint8; the values must be between 0 and 255, as weighted means of pixels are."""
     return tf.cast(tf.round(video), tf.uint8)
 
 
-def _whole(video: tf.Tensor) -> tf.Tensor:
+def _to_uint8(video: tf.Tensor) -> tf.Tensor:
+    """Clips to 0 to 255 and rounds."""
     return _round(tf.clip_by_value(video, 0.0, 255.0))
 
 
 def multi_scale_box(height: tf.Tensor, width: tf.Tensor, size: int, seed: tf.Tensor) -> tuple:
     """Multi-scale corner crop (TSN, Wang et al. 2016; GroupMultiScaleCrop in the code of TSN and VideoMAE).
 
-    Height and width are `SCALES` of the shorter side, at most one step of the list apart; the place is one of 13.
+    Height and width are the shorter side times entries of `SCALES` at most one step apart; the position is one of 13.
     """
-    scale_seed, place_seed = tf.unstack(tf.random.split(seed, 2), num=2)
+    scale_seed, position_seed = tf.unstack(tf.random.split(seed, 2), num=2)
     shorter = tf.cast(tf.minimum(height, width), tf.float32)
     sides = tf.cast(shorter * tf.constant(SCALES), tf.int32)
     sides = tf.where(tf.abs(sides - size) < 3, size, sides)
@@ -222,16 +222,16 @@ def multi_scale_box(height: tf.Tensor, width: tf.Tensor, size: int, seed: tf.Ten
     pairs = tf.constant([(h, w) for h in steps for w in steps if abs(h - w) <= 1])
     pair = pairs[tf.random.stateless_uniform((), scale_seed, 0, pairs.shape[0], tf.int32)]
     crop_height, crop_width = tf.minimum(sides[pair[0]], height), tf.minimum(sides[pair[1]], width)
-    places = tf.constant([(y, x) for y in range(5) for x in range(5) if (y % 2, x % 2) in ((0, 0), (1, 1))])
-    place = places[tf.random.stateless_uniform((), place_seed, 0, places.shape[0], tf.int32)]
-    return (height - crop_height) // 4 * place[0], (width - crop_width) // 4 * place[1], crop_height, crop_width
+    positions = tf.constant([(y, x) for y in range(5) for x in range(5) if (y % 2, x % 2) in ((0, 0), (1, 1))])
+    y, x = tf.unstack(positions[tf.random.stateless_uniform((), position_seed, 0, positions.shape[0], tf.int32)], num=2)
+    return (height - crop_height) // 4 * y, (width - crop_width) // 4 * x, crop_height, crop_width
 
 
 def random_resized_box(height: tf.Tensor, width: tf.Tensor, size: int, seed: tf.Tensor) -> tuple:
     """Random resized crop (Szegedy et al. 2015): area 0.08 to 1 of the frame, aspect 3/4 to 4/3 (log-uniform).
 
-    The first of ten draws that fits is taken, else the largest central square, as torchvision does (which would take a
-    rectangle there).
+    Uses the first of ten draws that fits into the frame, as torchvision does, and otherwise the largest central square
+    (where torchvision uses a rectangle).
     """
     area_seed, aspect_seed, y_seed, x_seed = tf.unstack(tf.random.split(seed, 4), num=4)
     h, w = tf.cast(height, tf.float32), tf.cast(width, tf.float32)
@@ -240,18 +240,18 @@ def random_resized_box(height: tf.Tensor, width: tf.Tensor, size: int, seed: tf.
     widths = tf.cast(tf.round(tf.sqrt(area * aspect)), tf.int32)
     heights = tf.cast(tf.round(tf.sqrt(area / aspect)), tf.int32)
     fits = (widths <= width) & (heights <= height) & (widths > 0) & (heights > 0)
-    first, found = tf.argmax(fits), tf.reduce_any(fits)
+    first, any_fits = tf.argmax(fits), tf.reduce_any(fits)
     side = tf.minimum(height, width)
-    crop_height = tf.where(found, heights[first], side)
-    crop_width = tf.where(found, widths[first], side)
-    y, x = (tf.where(found, tf.random.stateless_uniform((), s), 0.5) for s in (y_seed, x_seed))
+    crop_height = tf.where(any_fits, heights[first], side)
+    crop_width = tf.where(any_fits, widths[first], side)
+    y, x = (tf.where(any_fits, tf.random.stateless_uniform((), s), 0.5) for s in (y_seed, x_seed))
     top = tf.cast(y * tf.cast(height - crop_height + 1, tf.float32), tf.int32)
     left = tf.cast(x * tf.cast(width - crop_width + 1, tf.float32), tf.int32)
     return top, left, crop_height, crop_width
 
 
 def color_jitter(video: tf.Tensor, strength: float, seed: tf.Tensor) -> tf.Tensor:
-    """Brightness, contrast and saturation by factors within 1 +- strength, in this order."""
+    """Scales brightness, contrast and saturation, in this order, by factors drawn from 1 +- strength."""
     video = tf.cast(video, tf.float32)
     changes = (rand_augment.brightness, rand_augment.contrast, rand_augment.saturation)
     for change, change_seed in zip(changes, tf.unstack(tf.random.split(seed, 3), num=3), strict=True):
@@ -261,9 +261,9 @@ def color_jitter(video: tf.Tensor, strength: float, seed: tf.Tensor) -> tf.Tenso
 
 
 def erase(video: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """Random erasing (Zhong et al. 2020): one box of all frames becomes noise, of 2 to 33 % of the area.
+    """Random erasing (Zhong et al. 2020): replaces one box of 2 to 33 % of the area by noise in all frames.
 
-    The noise has the mean and deviation (0.45, 0.225) that video models are normalised by; it stands still.
+    The noise is the same in every frame, with the mean 0.45 and std 0.225 that many video models normalise with.
     """
     area_seed, aspect_seed, y_seed, x_seed, noise_seed = tf.unstack(tf.random.split(seed, 5), num=5)
     frames, height, width = tf.shape(video)[0], tf.shape(video)[1], tf.shape(video)[2]
@@ -277,5 +277,5 @@ def erase(video: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     y, x = tf.range(h) + 0.5, tf.range(w) + 0.5
     inside = ((y >= top) & (y < top + box_height))[:, None] & ((x >= left) & (x < left + box_width))
     noise = tf.random.stateless_normal(tf.stack([height, width, 3]), noise_seed, 0.45 * 255, 0.225 * 255)
-    noise = tf.tile(_whole(noise)[None], (frames, 1, 1, 1))
+    noise = tf.tile(_to_uint8(noise)[None], (frames, 1, 1, 1))
     return tf.where(inside[None, :, :, None], noise, video)

@@ -1,4 +1,4 @@
-"""What to train on and how to look at it. Imports no TensorFlow, so that `--help` stays fast."""
+"""Configs of data sources, clips and augmentation. Imports no TensorFlow, so that `--help` stays fast."""
 
 import os
 from collections.abc import Mapping
@@ -10,33 +10,33 @@ from vidjax.fields import check_values, free
 
 
 def core_count() -> int:
-    """Cores that this process may use: a scheduler often gives it fewer than the machine has."""
+    """Number of CPU cores available to this process; a scheduler may allow fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _require(holds: bool, field: str, value: object, rule: str) -> None:
-    if not holds:
+def _require(condition: bool, field: str, value: object, rule: str) -> None:
+    if not condition:
         raise UserError(f"{field} is {value}: it must be {rule}")
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Random changes of a training clip, the same for all of its frames."""
+    """Random augmentation of training clips, the same for all frames of a clip."""
 
     crop: Literal["multi_scale", "random_resized", "center"] = "multi_scale"
-    """How the square is cut: multi-scale corner crop, random resized crop, or the centre."""
+    """Multi-scale corner crop, random resized crop or central crop."""
     flip: bool = False
-    """Mirror half of the clips left to right."""
+    """Mirror clips horizontally with probability 0.5."""
     color_jitter: float = 0.0
-    """Strength of random brightness, contrast and saturation, 0 = off."""
+    """Strength of random changes of brightness, contrast and saturation, 0 = off."""
     grey: float = 0.0
-    """Probability of a clip without colour."""
+    """Probability of converting a clip to greyscale."""
     rand_augment_ops: int = 0
-    """Number of RandAugment operations a clip, 0 = off."""
+    """Number of RandAugment operations per clip, 0 = off."""
     rand_augment_magnitude: float = 7.0
     """Strength of the RandAugment operations, 0 to 10."""
     random_erasing: float = 0.0
-    """Probability of erasing one box of a clip."""
+    """Probability of erasing a box of a clip."""
 
     def __post_init__(self) -> None:
         check_values(self, "augment.")
@@ -50,28 +50,28 @@ class AugmentConfig:
 
 @dataclass(frozen=True)
 class ClipConfig:
-    """How clips are cut from videos and read."""
+    """How clips are sampled from videos and decoded."""
 
     frames: int = 16
-    """Frames a clip."""
+    """Frames per clip."""
     size: int = 224
-    """Pixels of the square clip given to the model."""
+    """Height and width of the model's input in pixels."""
     stride: int = 4
-    """File frames between sampled frames (dense sampling)."""
+    """Distance between sampled frames in frames of the file (dense sampling)."""
     fps: float | None = None
-    """Sample at this many frames a second instead of every stride-th frame (dense sampling)."""
+    """Sample this many frames per second instead of every stride-th frame (dense sampling)."""
     sampling: Literal["dense", "segments", "uniform"] = "dense"
-    """Frames next to each other (dense), one of each equal part (segments), or evenly over the whole."""
+    """Frames one stride apart (dense), one frame from each of equal parts (segments), or evenly spaced (uniform)."""
     short_side: int | None = None
-    """Decode to this many pixels on the shorter side, never enlarging (default: 8/7 of size)."""
+    """Resize the shorter side to this many pixels after decoding, never enlarging (default: 8/7 of size)."""
     square_pixels: bool = True
-    """Stretch pixels that are not square in width, as players do; False leaves frames as files store them."""
+    """Stretch non-square pixels in width, as players do; False keeps frames as stored."""
     stream: str = "video"
-    """The stream of the examples that makes the clips: video, or another field of frames, such as flow."""
+    """The stream that clips are made from: video, or another field of frames such as flow."""
     workers: int = free(0)
-    """Clips decoded at the same time, 0 = one a core."""
+    """Number of clips decoded in parallel, 0 = one per core."""
     max_bad_share: float = free(0.2)
-    """Stop when more than this share of the source's examples cannot be read."""
+    """Stop when more than this fraction of the examples cannot be read."""
 
     def __post_init__(self) -> None:
         check_values(self, "data.")
@@ -80,28 +80,28 @@ class ClipConfig:
         _require(self.fps is None or self.fps > 0, "data.fps", self.fps, "more than 0")
         short_side = self.short_side
         _require(short_side is None or short_side >= 1, "data.short_side", short_side, "1 or more")
-        _require(self.workers >= 0, "data.workers", self.workers, "0 (one a core) or more")
+        _require(self.workers >= 0, "data.workers", self.workers, "0 (one per core) or more")
         _require(0 <= self.max_bad_share <= 1, "data.max_bad_share", self.max_bad_share, "between 0 and 1")
 
     @property
     def decode_short_side(self) -> int:
-        """Pixels of the shorter side after decoding: room for an eighth of crop jitter unless given."""
+        """Pixels of the shorter side after decoding: by default 8/7 of size, which leaves room for cropping."""
         return self.short_side or -(-self.size * 8 // 7)
 
     @property
     def center_ratio(self) -> float:
-        """Share of the shorter side that a central crop keeps: all of it where short_side is size."""
+        """Side of the central crop as a fraction of the shorter side: 1 if short_side equals size."""
         return min(self.size / self.decode_short_side, 1.0)
 
 
 @dataclass(frozen=True)
 class TrainClipConfig(ClipConfig):
-    """Clips that change at random."""
+    """How training clips are sampled, decoded and augmented."""
 
     augment: AugmentConfig = AugmentConfig()
-    """Random changes of a training clip."""
+    """Random augmentation of training clips."""
     repeats: int = 1
-    """Clips made of each video that is read, by augmentations of their own (repeated augmentation)."""
+    """Differently augmented clips made from each video that is read (repeated augmentation)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -110,7 +110,7 @@ class TrainClipConfig(ClipConfig):
 
 @dataclass(frozen=True)
 class DataConfig(TrainClipConfig):
-    """A source of videos and how its clips are cut, decoded and augmented."""
+    """A source of videos, and how its clips are sampled, decoded and augmented."""
 
     source: str = "synthetic:moving_shapes"
     """A folder, LIST or LIST:FOLDER (.csv .jsonl .json .txt), tfds:NAME, tfrecord:PATTERN, synthetic:moving_shapes."""
@@ -124,20 +124,20 @@ class DataConfig(TrainClipConfig):
 
 @dataclass(frozen=True)
 class LabelledDataConfig(TrainClipConfig):
-    """Labelled videos to train on and to validate with, and how their clips are cut, decoded and augmented."""
+    """Labelled videos for training and validation, and how their clips are sampled, decoded and augmented."""
 
     train: str = "synthetic:moving_shapes"
     """A folder, LIST or LIST:FOLDER (.csv .jsonl .json .txt), tfds:NAME, tfrecord:PATTERN, synthetic:moving_shapes."""
     train_split: str = "train"
-    """The split of a tfds or synthetic source, or of a Kinetics list that holds several."""
+    """Split of a tfds or synthetic source, or of a Kinetics list that contains several."""
     train_examples: int | None = None
-    """Train on so many of the videos only, drawn at random with the run's seed (few labels)."""
+    """Train on this many of the videos only, drawn at random with the run's seed."""
     validation: str | None = None
-    """Labelled videos to validate with, of the same classes; no validation when not given."""
+    """Labelled videos of the same classes for validation (default: no validation)."""
     validation_split: str = "validation"
-    """The split of a tfds or synthetic source, or of a Kinetics list that holds several."""
+    """Split of a tfds or synthetic source, or of a Kinetics list that contains several."""
     validation_examples: int | None = None
-    """Validate on so many of the videos only, drawn at random."""
+    """Validate on this many of the videos only, drawn at random."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -149,16 +149,16 @@ class LabelledDataConfig(TrainClipConfig):
 
 @dataclass(frozen=True)
 class CaptionedDataConfig(DataConfig):
-    """Videos with captions to train on and to validate with, and how their clips are cut, decoded and augmented."""
+    """Videos with captions for training and validation, and how their clips are sampled, decoded and augmented."""
 
     templates: str | None = None
-    """Make captions of class names: actionclip, plain, a file with a template a line, or one template ("a {}")."""
+    """Make captions from class names: actionclip, plain, a file with one template per line, or a template ("a {}")."""
     validation: str | None = None
-    """Videos with captions or classes to validate with; no validation when not given."""
+    """Videos with captions or classes for validation (default: no validation)."""
     validation_split: str = "validation"
-    """The split of a tfds or synthetic source, or of a Kinetics list that holds several."""
+    """Split of a tfds or synthetic source, or of a Kinetics list that contains several."""
     validation_examples: int | None = None
-    """Validate on so many of the videos only, drawn at random."""
+    """Validate on this many of the videos only, drawn at random."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -168,41 +168,40 @@ class CaptionedDataConfig(DataConfig):
 
 @dataclass(frozen=True)
 class GivenClipConfig:
-    """How clips are cut; what is not given is as in training, or as published."""
+    """How clips are sampled; options that are not given default to those of training or of the published model."""
 
     frames: int | None = None
-    """Frames a clip."""
+    """Frames per clip."""
     size: int | None = None
-    """Pixels of the square clip given to the model."""
+    """Height and width of the model's input in pixels."""
     stride: int | None = None
-    """File frames between sampled frames (dense sampling)."""
+    """Distance between sampled frames in frames of the file (dense sampling)."""
     fps: float | None = None
-    """Sample at this many frames a second instead of every stride-th frame (dense sampling)."""
+    """Sample this many frames per second instead of every stride-th frame (dense sampling)."""
     sampling: Literal["dense", "segments", "uniform"] | None = None
-    """Frames next to each other (dense), one of each equal part (segments), or evenly over the whole."""
+    """Frames one stride apart (dense), one frame from each of equal parts (segments), or evenly spaced (uniform)."""
     short_side: int | None = None
-    """Decode to this many pixels on the shorter side, never enlarging."""
+    """Resize the shorter side to this many pixels after decoding, never enlarging."""
     square_pixels: bool | None = None
-    """Stretch pixels that are not square in width, as players do; False leaves frames as files store them."""
+    """Stretch non-square pixels in width, as players do; False keeps frames as stored."""
     workers: int = 0
-    """Clips decoded at the same time, 0 = one a core."""
+    """Number of clips decoded in parallel, 0 = one per core."""
 
     def __post_init__(self) -> None:
         check_values(self, "data.")
 
     def clips(self, usual: Mapping[str, Any]) -> ClipConfig:
-        """What is given here, on top of the fields in `usual`.
+        """The config with the options given here, and the values in `usual` for the others.
 
-        A stride takes the place of frames a second and the other way round; another size keeps the share of the
-        picture that is cropped.
+        A given stride replaces fps and vice versa; with another size the crop covers the same fraction of the frame.
 
         Raises:
-          UserError: stride and frames a second are both given.
+          UserError: both stride and fps are given.
         """
         given = {field.name: getattr(self, field.name, None) for field in fields(ClipConfig)}
         given = {name: value for name, value in given.items() if value is not None}
         if {"stride", "fps"} <= given.keys():
-            raise UserError("data.stride and data.fps both say how far frames are apart: give one of them")
+            raise UserError("data.stride and data.fps exclude each other: give one of them")
         cut = dict(usual) | ({"fps": None} if "stride" in given else {})
         if "size" in given and "short_side" not in given and cut.get("short_side"):
             cut["short_side"] = round(cut["short_side"] * given["size"] / cut["size"])
@@ -211,11 +210,11 @@ class GivenClipConfig:
 
 @dataclass(frozen=True)
 class SourceConfig(GivenClipConfig):
-    """A source of videos, and how their clips are cut; what is not given is as in training, or as published."""
+    """A source of videos, and how its clips are sampled (by default as in training or as published)."""
 
     source: str = "synthetic:moving_shapes"
     """A folder, LIST or LIST:FOLDER (.csv .jsonl .json .txt), tfds:NAME, tfrecord:PATTERN, synthetic:moving_shapes."""
     split: str = "validation"
-    """The split of a tfds or synthetic source, or of a Kinetics list that holds several."""
+    """Split of a tfds or synthetic source, or of a Kinetics list that contains several."""
     max_bad_share: float = 0.2
-    """Stop when more than this share of the source's examples cannot be read."""
+    """Stop when more than this fraction of the examples cannot be read."""

@@ -36,12 +36,12 @@ def blame_file(path: str) -> Iterator[None]:
         raise DecodeError(f"{path}: {' '.join(reason.split()).rstrip('.')}") from error
 
 
-# Titles in another encoding than UTF-8 are no reason not to read a video; PyAV 19 always takes them so.
+# Metadata that is not UTF-8 must not keep a video from being read; PyAV 19 has no such option and always ignores it.
 LENIENT = {"metadata_errors": "ignore"} if int(av.__version__.partition(".")[0]) < 19 else {}
 
 
 def as_fraction(ratio: Any) -> Fraction | None:
-    """A rate, time base or aspect of a stream, of a class of its own since PyAV 19; None where unknown, there 0/0."""
+    """Converts a rate, time base or aspect ratio, which has its own class since PyAV 19; None if unknown (0/0)."""
     return Fraction(ratio.numerator, ratio.denominator) if ratio is not None and ratio.denominator else None
 
 
@@ -64,10 +64,10 @@ def open_video(path: str | os.PathLike[str]) -> Iterator[av.VideoStream]:
 
 
 def _choose_stream(container: av.container.InputContainer) -> av.VideoStream:
-    """FFmpeg's choice among the video streams, excluding cover images, also those that are not marked as such."""
+    """FFmpeg's choice among the video streams, excluding cover images, whether or not they are marked as such."""
     candidates = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
-    films = [stream for stream in candidates if stream.frames != 1 or stream.name not in STILL_CODECS]
-    candidates = films or candidates
+    moving = [stream for stream in candidates if stream.frames != 1 or stream.name not in STILL_CODECS]
+    candidates = moving or candidates
     if not candidates:
         raise ValueError("it contains no video" + (", only a cover image" if container.streams.video else ""))
     best = container.streams.best("video")

@@ -350,7 +350,7 @@ class OpenClip:
     ) -> tuple[UInt8[np.ndarray, "t h w 3"], VideoInfo]:
         """The frames at `indices` as `decode` returns them, and the info with the displayed size.
 
-        Without indices the first frame is decoded all the same, for its size. Raises DecodeError.
+        With no indices, the first frame is still decoded to determine the size. Raises DecodeError.
         """
         path, stream, timeline = self.path, self.stream, self.timeline
         indices = _check_indices(path, np.asarray(indices, np.int64), self.info)
@@ -374,11 +374,11 @@ class OpenClip:
 
 @contextmanager
 def open_clip(path: str | os.PathLike[str], square_pixels: bool = True) -> Iterator[OpenClip]:
-    """An opened video file, whose length and rate are known before its frames are chosen.
+    """Opens a video file and determines its length and rate, before any frames are chosen.
 
     Args:
       path: a video file.
-      square_pixels: stretch pixels that are not square in width, as players do.
+      square_pixels: stretch non-square pixels in width, as players do.
 
     Raises:
       DecodeError: the file cannot be read.

@@ -1,7 +1,8 @@
-"""Features of videos on disk: kept in parts while they are made, then one `.npz` or TFRecord file.
+"""Features of videos on disk: written in parts, then joined into one `.npz` or TFRecord file.
 
-A part holds the windows of some examples, each array with one row a window: features, index (of the example), start
-and end (seconds), labels; and `bad`, the examples that have none, as JSON. Joining reads one part at a time.
+A part contains the windows of some examples as arrays with one row per window: features, index (of the example), start
+and end (seconds), and labels. It also contains `bad`, the unreadable examples, as JSON. Joining reads one part at a
+time.
 """
 
 import json
@@ -17,25 +18,25 @@ import numpy as np
 from vidjax.errors import UserError
 
 ARRAYS = ("features", "start", "end", "labels")
-"""What parts and a finished file both hold, but for the ids that the index stands for."""
+"""Arrays in both parts and finished files. In place of the index, a finished file has ids."""
 
 
 def parts_of(out: Path) -> Path:
-    """The folder in which the parts of a file are kept until it is finished."""
+    """The folder that contains the parts of a file until it is finished."""
     return out.with_name(f"{out.name}.parts")
 
 
 def open_parts(out: Path, meta: Mapping[str, Any]) -> Path | None:
-    """The folder for the parts, with what is done of them; None where the file is finished.
+    """Returns the folder for the parts, which may contain parts of an interrupted run; None if the file is finished.
 
     Raises:
-      UserError: it was made, or begun, in another way (what differs is named), or is no file of ours.
-      UserError: the folder cannot be made.
+      UserError: the file or its parts were made with other settings (the message names them), the file was not written
+        by embed.py, or the folder cannot be created.
     """
     folder = parts_of(out)
     if out.exists():
         _compare(str(out), read_meta(out), meta)
-        shutil.rmtree(folder, ignore_errors=True)  # where only this was interrupted
+        shutil.rmtree(folder, ignore_errors=True)  # left over if the run was interrupted before removing it
         return None
     if (folder / "meta.json").exists():
         _compare(str(folder), json.loads((folder / "meta.json").read_text()), meta)
@@ -50,7 +51,7 @@ def open_parts(out: Path, meta: Mapping[str, Any]) -> Path | None:
 
 
 def _compare(where: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    old = {"data.stream": "video"} | old if "data.stream" in new else old  # older features know of no other streams
+    old = {"data.stream": "video"} | old if "data.stream" in new else old  # older files do not contain the stream
     names = sorted(old.keys() | new.keys())
     differing = [
         "the files, parts or labels changed" if name == "list" else f"{name} was {old.get(name)}, is {new.get(name)}"
@@ -59,16 +60,16 @@ def _compare(where: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None
     ]
     if differing:
         raise UserError(
-            f"{where} holds features made in another way ({'; '.join(differing)}): choose another --out, nothing is "
+            f"{where} contains features made in another way ({'; '.join(differing)}): choose another --out, nothing is "
             "overwritten"
         )
 
 
 def read_meta(out: Path) -> dict[str, Any]:
-    """How a finished file was made.
+    """The settings with which a finished file was made.
 
     Raises:
-      UserError: it is no file of ours.
+      UserError: the file was not written by embed.py.
     """
     if not out.is_file():
         raise UserError(f"{out} does not exist: embed videos first")
@@ -76,13 +77,13 @@ def read_meta(out: Path) -> dict[str, Any]:
         if out.suffix == ".npz":
             with np.load(out) as arrays:
                 return json.loads(str(arrays["meta"]))
-        return json.loads(_beside(out).read_text())["meta"]
+        return json.loads(_sidecar(out).read_text())["meta"]
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(f"{out} holds no features that embed.py wrote: choose another file") from error
 
 
 def write_part(path: Path, arrays: Mapping[str, np.ndarray], bad: Sequence[Mapping[str, str]]) -> None:
-    """Writes a part whole or not at all."""
+    """Writes a part atomically."""
     unfinished = path.with_suffix(".partial")
     with open(unfinished, "wb") as file:
         np.savez(file, **arrays, bad=np.array(json.dumps(bad)))
@@ -90,7 +91,7 @@ def write_part(path: Path, arrays: Mapping[str, np.ndarray], bad: Sequence[Mappi
 
 
 def read_bad(parts: Sequence[Path]) -> list[dict[str, str]]:
-    """The examples without features, with their errors."""
+    """The unreadable examples in the parts, with their errors."""
     bad = []
     for path in parts:
         with np.load(path) as part:
@@ -101,47 +102,48 @@ def read_bad(parts: Sequence[Path]) -> list[dict[str, str]]:
 def join(
     parts: Sequence[Path], out: Path, ids: Sequence[str], class_names: Sequence[str], meta: Mapping[str, Any]
 ) -> tuple[int, ...]:
-    """One file of all parts, whose folder goes; returns the shape of the features.
+    """Joins all parts into one file and removes their folder; returns the shape of the features.
 
     Args:
-      parts: in order.
-      out: .npz, or .tfrecord with a .json beside it.
-      ids: of all examples.
+      parts: paths of the parts, in order.
+      out: .npz, or .tfrecord with a .json file in the same folder.
+      ids: ids of all examples.
       class_names: empty without labels.
-      meta: how the features were made.
+      meta: settings with which the features were made.
 
     Raises:
-      UserError: there are no features in any part.
+      UserError: no part contains features.
     """
     shapes = []
     for path in parts:
         with np.load(path) as part:
             shapes.append(part["features"].shape)
-    full = [path for path, shape in zip(parts, shapes, strict=True) if shape[0]]
-    if not full:
+    nonempty = [path for path, shape in zip(parts, shapes, strict=True) if shape[0]]
+    if not nonempty:
         raise UserError(
             f"no features were made: none of the {len(ids)} videos could be read, look with experiments/check_data.py"
         )
     shape = (sum(shape[0] for shape in shapes), *next(shape for shape in shapes if shape[0])[1:])
     unfinished = out.with_name(f"{out.name}.partial")
     if out.suffix == ".npz":
-        _write_npz(unfinished, full, shape[0], ids, class_names, meta)
+        _write_npz(unfinished, nonempty, shape[0], ids, class_names, meta)
     else:
-        _beside(out).write_text(json.dumps({"class_names": list(class_names), "meta": meta}, indent=1) + "\n")
-        _write_records(unfinished, full, ids)
+        _sidecar(out).write_text(json.dumps({"class_names": list(class_names), "meta": meta}, indent=1) + "\n")
+        _write_records(unfinished, nonempty, ids)
     os.replace(unfinished, out)
     shutil.rmtree(parts_of(out))
     return shape
 
 
-def _beside(out: Path) -> Path:
+def _sidecar(out: Path) -> Path:
+    """The .json file of a .tfrecord file."""
     return out.with_name(f"{out.name}.json")
 
 
 def _write_npz(
     path: Path, parts: Sequence[Path], count: int, ids: Sequence[str], class_names: Sequence[str], meta: Mapping
 ) -> None:
-    """As `np.savez` would, without holding more than a part."""
+    """Writes the file that `np.savez` would, with only one part in memory at a time."""
     with zipfile.ZipFile(path, "w") as archive:
         for name in ARRAYS:
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
@@ -165,8 +167,8 @@ def _write_npz(
 
 
 def _write_records(path: Path, parts: Sequence[Path], ids: Sequence[str]) -> None:
-    """A `tf.train.Example` a window: features (flat floats) and their shape, id, start, end, label."""
-    import tensorflow as tf  # takes seconds, which .npz files need not
+    """Writes one `tf.train.Example` per window: features (flat floats) and their shape, id, start, end, label."""
+    import tensorflow as tf  # takes seconds and is not needed for .npz files
 
     def floats(values: Any) -> tf.train.Feature:
         return tf.train.Feature(float_list=tf.train.FloatList(value=values))

@@ -1,16 +1,16 @@
-"""What an example is: named fields, each with a spec of how it is cut, padded and augmented with the clip.
+"""Examples as named fields, each with a spec of how it is sampled, padded and augmented together with the clip.
 
 An example has streams of frames (`video`, and others such as `flow`), a label, captions, and values of further fields.
-A clip is some frames of a stream; the other fields follow it, first through its times, then through its crop:
+A clip is a selection of frames of one stream. The other fields are matched to its times and to its crop, by kind:
 
-    numbers    stay as they are
-    segments   are clipped to the seconds of the clip; those outside it are dropped
-    tracks     give a box for each frame of the clip
-    samples    (sound) are cut out from the time of the clip's first frame on
-    frames     (flow) are those on screen at the times of the clip's frames, cut by the same crop
-    boxes      and the boxes of tracks are moved into the crop; those outside it are dropped
+    numbers    unchanged
+    segments   clipped to the time span of the clip; segments outside it are dropped
+    tracks     interpolated to one box per frame of the clip, then as boxes
+    samples    (sound) cut to start at the time of the clip's first frame
+    frames     (flow) the frames on screen at the times of the clip's frames, with the same crop
+    boxes      transformed to coordinates of the crop and clipped to it; boxes outside it are dropped
 
-Every array has a fixed shape in a batch: of what is longer the first entries are kept, what is shorter is filled up.
+Every array has a fixed shape in a batch: longer values are truncated, shorter ones padded.
 """
 
 import json
@@ -27,35 +27,35 @@ from vidjax.data.decode import VideoInfo
 from vidjax.errors import UserError
 
 FIELDS_FILE = "fields.json"
-"""The specs of the further fields of a manifest or of TFRecords, in a file beside them."""
+"""Name of the file next to a manifest or TFRecords that contains the specs of their further fields."""
 PIECE = 256
-"""Frames that are read at a time where a stream is iterated in pieces."""
+"""Frames read at a time when a stream is iterated in pieces."""
 DTYPES = ("float32", "int32", "int64", "int16", "uint8", "bool")
 Kind = Literal["numbers", "segments", "boxes", "tracks", "frames", "samples"]
 ENTRIES = {"segments": "[n, 2 or more]", "boxes": "[n, 4]", "tracks": "[n, 4]", "frames": "[c]", "samples": "[m, c]"}
-"""The shapes of the kinds that do not have any shape."""
+"""Required shapes by kind; numbers may have any shape."""
 
 
 @dataclass(frozen=True)
 class Field:
-    """What a named field is."""
+    """The spec of a named field."""
 
     kind: Kind
-    """How it goes with the clip, see the table above."""
+    """How the field is matched to the clip, see the table in the module docstring."""
     shape: tuple[int, ...] = ()
-    """Numbers: of the array. Segments: so many of so many numbers, of which the first two are start and end in seconds.
-    Boxes: so many of (x1, y1, x2, y2), fractions of the frame's width and height. Tracks: likewise, so many in each
-    frame. Frames: the channels. Samples: so many of so many channels."""
+    """Numbers: the shape of the array. Segments: (count, numbers per segment), the first two of which are start and end
+    in seconds. Boxes: (count, 4), with x1, y1, x2, y2 as fractions of the frame's width and height. Tracks: (count, 4),
+    boxes per frame. Frames: (channels,). Samples: (count, channels)."""
     dtype: str = "float32"
-    """In a batch. Segments, boxes and tracks are float32, frames uint8."""
+    """The dtype in a batch. Segments, boxes and tracks are float32, frames uint8."""
     fill: float | None = None
-    """Stands where there is nothing; by default -1 for segments, boxes and tracks, 0 for others."""
+    """Value for padding and missing entries; by default -1 for segments, boxes and tracks, 0 for others."""
     rate: float | None = None
-    """Frames or samples a second; None for frames: as many as the video has."""
+    """Frames or samples per second; None for frames at the rate of the video."""
     mirrored: tuple[int, ...] = ()
-    """Channels of frames that change sign in a mirror image, 255 - v for v: the horizontal one of optical flow."""
+    """Channels of frames to invert (255 - v) when mirroring, such as horizontal optical flow."""
     color: bool = False
-    """Whether frames are RGB, so that changes of colour and erasing are for them; others are only cut and mirrored."""
+    """Whether frames are RGB; colour augmentation and erasing are applied only to these."""
 
     def __post_init__(self) -> None:
         sides, kind = self.shape, self.kind
@@ -77,8 +77,8 @@ class Field:
             raise UserError(f"rate is {self.rate}: it must be more than 0")
 
     @property
-    def filling(self) -> float:
-        """What stands where there is nothing."""
+    def fill_value(self) -> float:
+        """Value for padding and missing entries."""
         return self.fill if self.fill is not None else -1 if self.kind in ("segments", "boxes", "tracks") else 0
 
 
@@ -88,54 +88,59 @@ LABEL = Field("numbers", (), "int32", fill=-1)
 
 @runtime_checkable
 class Stream(Protocol):
-    """Frames of an open example, counted from 0 at the start of the video or of the part of it."""
+    """Frames of an open example, indexed from the start of the video or of the part that a manifest names."""
 
     info: VideoInfo
-    """Length and rate; the size may be another than `read` gives, as a frame has to be decoded to know it."""
+    """Length and rate. The size may differ from that of `read`, since it is known only after decoding a frame."""
 
     def read(
         self, indices: Sequence[int] | np.ndarray, short_side: int | None = None
     ) -> tuple[UInt8[np.ndarray, "t h w c"], VideoInfo]:
-        """The frames at `indices`, shrunk to `short_side` unless smaller, and the info with the size before that."""
+        """Reads frames, and returns them with the info, which has their size before shrinking.
+
+        Args:
+          indices: frame indices in any order.
+          short_side: shrink the shorter side to this many pixels; smaller frames are not enlarged.
+        """
         ...
 
     def iterate(self, indices: Int[np.ndarray, "n"], short_side: int | None) -> Iterator[UInt8[np.ndarray, "h w c"]]:
-        """The same frames one after the other, in bounded memory; `indices` ascend."""
+        """Yields the same frames one by one, in bounded memory; `indices` must be increasing."""
         ...
 
 
 def in_pieces(
     stream: Stream, indices: Int[np.ndarray, "n"], short_side: int | None
 ) -> Iterator[UInt8[np.ndarray, "h w c"]]:
-    """`Stream.iterate` for streams that can be entered anywhere: many frames are read at a time."""
+    """`Stream.iterate` for streams with fast random access: reads `PIECE` frames at a time."""
     for start in range(0, len(indices), PIECE):
         yield from stream.read(indices[start : start + PIECE], short_side)[0]
 
 
 @dataclass(frozen=True)
 class Example:
-    """An open example: what is known of it, and streams to read frames from."""
+    """An open example: its label, captions and values, and streams to read frames from."""
 
     streams: Mapping[str, Stream]
     label: int = -1
-    """Position in the source's class names, -1 for none."""
+    """Index into the source's class names, -1 for none."""
     captions: tuple[str, ...] = ()
     """Empty for none."""
     values: Mapping[str, Shaped[np.ndarray, "..."]] = field(default_factory=dict)
-    """Of the further fields that are no frames, as they are stored; a field that the example lacks is not in it."""
+    """Stored values of further fields that are not frames, without those that the example does not have."""
 
 
 @dataclass(frozen=True)
 class Clip:
-    """What `Source.read` gives."""
+    """The result of `Source.read`."""
 
     frames: UInt8[np.ndarray, "t h w c"]
     label: int
-    """Position in the source's class names, -1 for none."""
+    """Index into the source's class names, -1 for none."""
     captions: tuple[str, ...]
     """Empty for none."""
     info: VideoInfo
-    """Of the whole video, or of the part of it that the manifest names."""
+    """Properties of the video, or of the part of it that the manifest names."""
 
 
 @dataclass(frozen=True)
@@ -146,22 +151,22 @@ class Source:
     class_names: tuple[str, ...]
     """Empty without labels."""
     ids: Sequence[str]
-    """What each example is called: its path (with the part of it, as in `path#t=2.5,7`), or its record."""
+    """Name of each example: its path (with the part of the video, as in `path#t=2.5,7`) or its record."""
     open: Callable[[int, Sequence[str]], AbstractContextManager[Example]]
-    """`with open(index, names) as example:` with the further fields of these names. Raises DecodeError."""
+    """Opens an example with the named further fields: `with open(index, names) as example:`. Raises DecodeError."""
     label: Callable[[int], int]
     """The label of an example, -1 for none, without decoding its video. Raises DecodeError."""
     captions: Callable[[int], tuple[str, ...]]
     """The captions of an example, likewise."""
     listed: bool
-    """Whether labels and captions are at hand; else they are stored with the video, and a look costs its reading."""
+    """Whether labels and captions are in memory; otherwise reading one reads the record that contains the video."""
     notes: tuple[str, ...] = ()
-    """What was left out or is not used when it was opened, a line each, to be printed for the user."""
+    """Notes for the user on files that are left out and columns that are not used, one line each."""
     fields: Mapping[str, Field] = field(default_factory=lambda: {"video": VIDEO, "label": LABEL})
-    """The specs of all fields but the captions."""
+    """The specs of all fields except the captions."""
 
     def __post_init__(self) -> None:
-        if not len(self.ids):  # an epoch of it would have no end
+        if not len(self.ids):  # an iterator over epochs would never yield
             raise UserError(f"there are no examples in {self.name}: give another source")
 
     def __len__(self) -> int:
@@ -170,7 +175,7 @@ class Source:
     def read(
         self, index: int, indices: Sequence[int] | np.ndarray | None = None, short_side: int | None = None
     ) -> Clip:
-        """Frames of an example's video, all of them where `indices` is None. Raises DecodeError."""
+        """Reads the frames of an example's video at `indices`, by default all. Raises DecodeError."""
         with self.open(index, ()) as example:
             video = example.streams["video"]
             indices = np.arange(video.info.num_frames) if indices is None else indices
@@ -178,7 +183,7 @@ class Source:
         return Clip(frames, example.label, example.captions, info)
 
     def specs(self, names: Sequence[str]) -> dict[str, Field]:
-        """The specs of some fields.
+        """The specs of the named fields.
 
         Raises:
           UserError: the source has no such field.
@@ -189,7 +194,7 @@ class Source:
 
 
 def read_specs(folder: Path) -> dict[str, Field]:
-    """The further fields that the folder's fields.json describes; none without one.
+    """Reads the specs of further fields from a folder's fields.json; empty without such a file.
 
     Raises:
       UserError: it is not JSON, or a spec in it is wrong.
@@ -207,20 +212,20 @@ def parse_specs(path: Path | str, content: bytes) -> dict[str, Field]:
     try:
         specs = json.loads(content)
     except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}): write an object of names and specs") from error
+        raise UserError(f"{path} is not JSON ({error}): it must be an object of names and specs") from error
     if not isinstance(specs, dict):
         raise UserError(f"{path} must be an object of names and specs")
-    found = {}
+    fields = {}
     for name, spec in specs.items():
         known = Field.__dataclass_fields__
         if not isinstance(spec, dict) or "kind" not in spec or set(spec) - set(known):
-            raise UserError(f"{path}: '{name}' must be an object of a kind and any of {', '.join(list(known)[1:])}")
+            raise UserError(f"{path}: '{name}' must be an object with 'kind' and any of {', '.join(list(known)[1:])}")
         lists = {key: tuple(value) if isinstance(value, list) else value for key, value in spec.items()}
         try:
-            found[name] = Field(**({"dtype": "uint8"} if spec["kind"] == "frames" else {}) | lists)
+            fields[name] = Field(**({"dtype": "uint8"} if spec["kind"] == "frames" else {}) | lists)
         except (UserError, TypeError) as error:
-            raise UserError(f"{path}: of '{name}', {error}") from error
-    return found
+            raise UserError(f"{path}: in '{name}', {error}") from error
+    return fields
 
 
 def write_specs(specs: Mapping[str, Field]) -> str:
@@ -229,10 +234,10 @@ def write_specs(specs: Mapping[str, Field]) -> str:
 
 
 def check_value(spec: Field, value: Any) -> Shaped[np.ndarray, "..."]:
-    """The value of a field as an array.
+    """Converts the value of a field to an array.
 
     Raises:
-      ValueError: it is no array of the kind that the spec says.
+      ValueError: the value does not match the spec.
     """
     array = np.asarray(value, np.float32 if spec.kind in ("segments", "boxes", "tracks") else spec.dtype)
     width = {"segments": spec.shape[-1], "boxes": 4, "tracks": 6}.get(spec.kind) if spec.shape else None
@@ -248,15 +253,15 @@ def check_value(spec: Field, value: Any) -> Shaped[np.ndarray, "..."]:
 def cut_value(
     spec: Field, value: Shaped[np.ndarray, "..."] | None, times: Float[np.ndarray, "v t"]
 ) -> Shaped[np.ndarray, "..."]:
-    """A field that is no frames, as clips of an example have it: padded, and cut by the clips' times.
+    """The value of a field other than frames for clips of an example: cut to the clips' times and padded.
 
     Args:
-      spec: of the field.
-      value: as stored; None where the example lacks the field.
-      times: of the frames of `v` clips, in seconds.
+      spec: spec of the field.
+      value: the stored value; None if the example does not have the field.
+      times: times of the frames of `v` clips, in seconds.
 
     Returns:
-      numbers and boxes: their shape; segments and samples: `v` and their shape; tracks: (v, t, n, 4).
+      An array of the spec's shape for numbers and boxes, (v, *shape) for segments and samples, (v, t, n, 4) for tracks.
     """
     empty = np.zeros((0, {"tracks": 6}.get(spec.kind, spec.shape[-1]))) if len(spec.shape) > 1 else None
     value = empty if value is None else value
@@ -265,14 +270,14 @@ def cut_value(
     if spec.kind == "segments":
         return np.stack([pad(spec, clip_segments(value, clip)) for clip in times])
     if spec.kind == "tracks":
-        return np.stack([boxes_at(value, clip, spec.shape[0], spec.filling) for clip in times])
+        return np.stack([boxes_at(value, clip, spec.shape[0], spec.fill_value) for clip in times])
     starts = np.floor(np.nan_to_num(times[:, 0]) * spec.rate + 0.5).astype(np.int64)
     return np.stack([pad(spec, value[start : start + spec.shape[0]]) for start in starts])
 
 
 def pad(spec: Field, value: Shaped[np.ndarray, "..."] | None) -> Shaped[np.ndarray, "..."]:
-    """The first entries of a value, filled up to the spec's shape."""
-    padded = np.full(spec.shape, spec.filling, spec.dtype)
+    """Truncates or pads a value to the spec's shape."""
+    padded = np.full(spec.shape, spec.fill_value, spec.dtype)
     if value is not None:
         fitting = tuple(slice(0, min(sides)) for sides in zip(spec.shape, np.shape(value), strict=True))
         padded[fitting] = np.asarray(value)[fitting]
@@ -280,20 +285,21 @@ def pad(spec: Field, value: Shaped[np.ndarray, "..."] | None) -> Shaped[np.ndarr
 
 
 def clip_segments(segments: Float[np.ndarray, "n k"], times: Float[np.ndarray, "t"]) -> Float[np.ndarray, "m k"]:
-    """The segments that a clip sees, clipped to it; the others are dropped.
+    """The segments that overlap a clip, clipped to it.
 
-    A clip lasts from its first frame to one step after its last, a step being the mean distance of its frames. One
-    frame is a moment: the segments are kept, as that moment, that begin by then and end later.
+    A clip lasts from its first frame to one step after its last, where a step is the mean distance between its frames.
+    A clip of one frame has no duration: the segments that contain its time are kept, with that time as start and end.
 
     Args:
-      segments: start and end in seconds, on the clock of `times`, and any further numbers, which stay.
-      times: of the clip's frames, in seconds.
+      segments: start and end in seconds, relative to the same origin as `times`, and any further numbers, which are
+        copied.
+      times: times of the clip's frames, in seconds.
     """
     first, last = times.min(), times.max()
     stop = last + (last - first) / max(len(times) - 1, 1)
     start, end = segments[:, 0], segments[:, 1]
-    seen = (start < stop) & (end > first) if stop > first else (start <= first) & (end > first)
-    clipped = segments[seen].copy()
+    overlaps = (start < stop) & (end > first) if stop > first else (start <= first) & (end > first)
+    clipped = segments[overlaps].copy()
     clipped[:, :2] = clipped[:, :2].clip(first, stop)
     return clipped
 
@@ -301,13 +307,13 @@ def clip_segments(segments: Float[np.ndarray, "n k"], times: Float[np.ndarray, "
 def boxes_at(
     tracks: Float[np.ndarray, "m 6"], times: Float[np.ndarray, "t"], count: int, fill: float = -1
 ) -> Float[np.ndarray, "t n 4"]:
-    """The boxes of the tracks 0 to `count` - 1 at some times, by linear interpolation; `fill` before and after them.
+    """The boxes of the tracks 0 to `count` - 1 at `times`, linearly interpolated.
 
     Args:
-      tracks: rows of the track's number, seconds, x1, y1, x2, y2.
+      tracks: rows of track number, seconds, x1, y1, x2, y2.
       times: seconds.
-      count: n.
-      fill: stands where a track has no box.
+      count: number of tracks, n.
+      fill: value for times before the first or after the last row of a track.
     """
     boxes = np.full((len(times), count, 4), fill, np.float32)
     for number in range(count):
@@ -316,26 +322,26 @@ def boxes_at(
             track = track[np.argsort(track[:, 1], kind="stable")]
             seconds = track[:, 1]
             inside = (times >= seconds[0] - 1e-4) & (times <= seconds[-1] + 1e-4)  # float32 seconds are rounded
-            found = np.stack([np.interp(times, seconds, track[:, side]) for side in range(2, 6)], axis=-1)
-            boxes[inside, number] = found[inside]
+            interpolated = np.stack([np.interp(times, seconds, track[:, side]) for side in range(2, 6)], axis=-1)
+            boxes[inside, number] = interpolated[inside]
     return boxes
 
 
 def boxes_in_crop(
     boxes: Float[np.ndarray, "*b 4"], crop: Int[np.ndarray, "*#b 7"], fill: float = -1
 ) -> Float[np.ndarray, "*b 4"]:
-    """Boxes of a frame as boxes of the square that was cut from it, clipped to it.
+    """Transforms boxes from coordinates of the frame to those of a crop, and clips them to the crop.
 
-    Those of which no area is left become `fill`, as are those that were absent before (no width or height).
+    Boxes outside the crop, and boxes without width or height (missing entries), are set to `fill`.
 
     Args:
-      boxes: x1, y1, x2, y2 in fractions of the frame's width and height.
-      crop: as in a batch: top, left, height and width of the square in pixels of the decoded frame, the height and
-        width of that frame, and 1 if it was mirrored.
-      fill: stands for boxes that are not there.
+      boxes: x1, y1, x2, y2 as fractions of the frame's width and height.
+      crop: as in a batch: top, left, height and width of the crop in pixels of the decoded frame, height and width of
+        that frame, and 1 if mirrored.
+      fill: value of missing boxes.
     """
     top, left, height, width, frame_height, frame_width, flipped = np.moveaxis(crop.astype(np.float64), -1, 0)
-    height, width = np.maximum(height, 1), np.maximum(width, 1)  # rows that are not valid have no crop
+    height, width = np.maximum(height, 1), np.maximum(width, 1)  # the crop of an invalid row is all zeros
     x1, y1, x2, y2 = np.moveaxis(boxes, -1, 0)
     absent = (x2 <= x1) | (y2 <= y1)
     x1, x2 = (((x * frame_width - left) / width).clip(0, 1) for x in (x1, x2))

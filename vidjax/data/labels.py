@@ -1,7 +1,7 @@
-"""Class labels as lists write them: names, whole numbers (also as pandas writes them, 1.0), and the words for none.
+"""Parsing of class labels in lists: names, integers (including 1.0, as written by pandas), and missing values.
 
-Class names are in the order of the labels: that of a `classes.json` (a list of names) in the folder or beside the
-list, else sorted. Give training and validation the same file if one of them lacks a class.
+Classes are numbered in the order of `classes.json` (a list of names) in the folder or next to the list; without this
+file, in alphabetical order. Training and validation need the same file if one of them lacks a class.
 """
 
 import json
@@ -15,40 +15,40 @@ from vidjax.errors import UserError
 
 CLASSES_FILE = "classes.json"
 MOST_CLASSES = 100_000
-"""Labels that are numbers make no more classes than this: one that is larger is an id, and no place in a list."""
+"""Largest number of classes from numeric labels; larger numbers are taken to be ids rather than class indices."""
 MISSING = ("", "#N/A", "<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null")
-"""Cells that hold nothing: the words among those that pandas reads so (`na_values` of its read_csv, 2.3)."""
+"""Cells read as missing: those of the default `na_values` of read_csv in pandas 2.3 that are words."""
 
 
 def is_missing(value: Any) -> bool:
-    """True for a cell that holds nothing."""
-    return value is None or value in MISSING or value != value  # the last one is JSON's NaN
+    """Whether a cell is empty or a word for a missing value."""
+    return value is None or value in MISSING or value != value  # the last condition is true for the NaN of JSON
 
 
 def number_labels(path: Path, cells: Sequence[tuple[int, Any]]) -> tuple[tuple[str, ...], list[int], tuple[str, ...]]:
-    """Class names, the position of each label in them (-1 for none), and what is to be told.
+    """Returns the class names, the class index of each row (-1 for none), and notes for the user.
 
-    Labels that are all whole numbers are positions as they are, others are names. A word of `MISSING` that classes.json
-    names is a class.
+    Labels are class indices if all of them are integers, and names otherwise. A word in `MISSING` is a class if it is
+    in classes.json.
 
     Args:
-      path: of the list, beside which classes.json may lie.
-      cells: the line and the label of each row, as they stand in the list.
+      path: path of the list, whose folder may contain a classes.json.
+      cells: line number and label of each row, as in the list.
 
     Raises:
-      UserError: a label is neither a name nor a whole number from 0 on (with its line), or not among the classes.
+      UserError: a label is neither a name nor a non-negative integer (with its line), or not among the classes.
     """
     names = _named_classes(path.parent)
     known = set(names)
-    labels, none = [], Counter()
+    labels, missing = [], Counter()
     for number, cell in cells:
         labels.append(cell if isinstance(cell, str) and cell in known else _read_label(path, number, cell))
         if labels[-1] is None:
-            none["empty" if cell is None or cell == "" else str(cell)] += 1
+            missing["empty" if cell is None or cell == "" else str(cell)] += 1
     given = set(labels) - {None}
     notes = ()
-    if (given and none) or set(none) - {"empty"}:
-        notes = (f"{path}: {none.total():,} of {len(cells):,} rows have no label ({list_counts(none)})",)
+    if (given and missing) or set(missing) - {"empty"}:
+        notes = (f"{path}: {missing.total():,} of {len(cells):,} rows have no label ({list_counts(missing)})",)
     if all(label.isdecimal() for label in given):
         numbers = [-1 if label is None else int(label) for label in labels]
         return _number_classes(path, max(numbers, default=-1) + 1, names), numbers, notes
@@ -58,41 +58,40 @@ def number_labels(path: Path, cells: Sequence[tuple[int, Any]]) -> tuple[tuple[s
 
 
 def _read_label(path: Path, number: int, value: Any) -> str | None:
-    """A name or a number as text, None for none."""
+    """The label as a string, None for a missing one."""
     if is_missing(value):
         return None
     label = str(value)
-    whole = re.fullmatch(
-        r"(-?\d+)\.0*", label
-    )  # to pandas, a column of whole numbers with a gap in it is one of floats
-    label = whole[1] if whole else label
-    wrong = type(value) not in (str, int, float) or (isinstance(value, float) and not whole)  # True is an int to Python
-    halves = re.search(r"[\ud800-\udc7f\udd00-\udfff]", label)  # of characters, which JSON lets through
-    if wrong or halves or (label != "-1" and re.fullmatch(r"-\d+|-?\d*\.\d+", label)):
+    # A column of integers with missing values becomes a column of floats in pandas.
+    integer = re.fullmatch(r"(-?\d+)\.0*", label)
+    label = integer[1] if integer else label
+    wrong = type(value) not in (str, int, float) or (isinstance(value, float) and not integer)  # a bool is an int too
+    surrogates = re.search(r"[\ud800-\udc7f\udd00-\udfff]", label)  # which JSON allows
+    if wrong or surrogates or (label != "-1" and re.fullmatch(r"-\d+|-?\d*\.\d+", label)):
         raise UserError(
-            f"{path}, line {number}: its label is {value!r}, but it must be a name, a whole number from 0 on, or -1 "
-            "for none"
+            f"{path}, line {number}: its label is {value!r}, but it must be a name, an integer from 0, or -1 for none"
         )
     return None if label == "-1" else label
 
 
 def _number_classes(path: Path, count: int, names: tuple[str, ...]) -> tuple[str, ...]:
-    """The names of so many classes, which are numbers where classes.json does not say more."""
+    """The names of `count` classes: those in classes.json, or the numbers themselves without this file."""
     if not names and count > MOST_CLASSES:
         raise UserError(
-            f"{path} has the label {count - 1}, which would make as many classes: number them from 0 on, or put "
-            f"their names in a {CLASSES_FILE} beside it"
+            f"{path} has the label {count - 1}, which implies as many classes: number the classes from 0, or list "
+            f"their names in a {CLASSES_FILE} in the same folder"
         )
     names = names or tuple(str(number) for number in range(count))
     if count > len(names):
         raise UserError(
-            f"{path} has the label {count - 1}, but {CLASSES_FILE} beside it {len(names)} names: add the others"
+            f"{path} has the label {count - 1}, but {CLASSES_FILE} in the same folder has only {len(names)} names: add "
+            "the others"
         )
     return names
 
 
 def order_classes(folder: Path, used: set[str]) -> tuple[str, ...]:
-    """The names in the folder's classes.json, or those that are used, sorted.
+    """The names in the folder's classes.json; without this file, the used names in alphabetical order.
 
     Raises:
       UserError: a used name is not in classes.json.
@@ -115,21 +114,21 @@ def parse_class_names(file: Path | str, content: bytes) -> tuple[str, ...]:
     """The names in a classes.json.
 
     Raises:
-      UserError: it is no list of names, or one comes twice.
+      UserError: the file is not a list of names, or contains a name twice.
     """
     try:
         names = json.loads(content)
     except ValueError as error:
-        raise UserError(f"{file} is not JSON ({error}): write a list of class names") from error
+        raise UserError(f"{file} is not JSON ({error}): it must be a list of class names") from error
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(f"{file} must be a list of class names")
     if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise UserError(f"{file} has the class {twice!r} twice: give each class a name of its own")
+        duplicate = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"{file} has the class {duplicate!r} twice: class names must be unique")
     return tuple(names)
 
 
 def list_counts(counts: Mapping[str, int], most: int = 6) -> str:
-    """The most frequent ones with their numbers, as in `.gif 3, .txt 1`."""
+    """Formats the most frequent items with their counts, as in `.gif 3, .txt 1`."""
     first = Counter(counts).most_common(most)
     return ", ".join(f"{name} {count:,}" for name, count in first) + (", ..." if len(counts) > most else "")

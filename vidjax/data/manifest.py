@@ -1,6 +1,7 @@
-"""Folders of videos, class-per-folder trees among them, and manifests of our own: .csv and .jsonl.
+"""Listings of video files: folders, with one subfolder per class or without classes, and .csv and .jsonl manifests.
 
-What a listing leaves out or does not use, it says in notes, which the scripts print when they open a source.
+Files that are left out and columns that are not used are described in notes, which the scripts print when they open a
+source.
 """
 
 import csv
@@ -25,10 +26,9 @@ VIDEO_SUFFIXES = (
     ".m1v", ".m2t", ".m2ts", ".m2v", ".m4v", ".mjpeg", ".mjpg", ".mkv", ".mov", ".mp4", ".mpe", ".mpeg", ".mpg", ".mpv",
     ".mts", ".mxf", ".nut", ".obu", ".ogm", ".ogv", ".qt", ".rm", ".rmvb", ".ts", ".vob", ".webm", ".wmv", ".y4m",
 )  # fmt: skip
-"""Files of a folder that are videos. A .gif is more often a picture of something than a video to learn from: a manifest
-may name it."""
+"""Suffixes of video files in a folder. GIF files are not among them, but manifests can contain them."""
 BATCH = ("video", "ids", "truncated", "valid", "index", "times", "crop", "error")
-"""Arrays that a batch has beside an example's fields."""
+"""Arrays of a batch that are not fields of an example."""
 COLUMNS = ("path", "label", "caption", "start", "end", "reverse")
 
 
@@ -38,21 +38,21 @@ class Row:
 
     path: str
     label: int
-    """Position in the class names, -1 for none."""
+    """Index into the class names, -1 for none."""
     captions: tuple[str, ...] = ()
-    """What is seen, in one sentence or several that say it differently."""
+    """Descriptions of the video; empty for none."""
     start: float | None = None
     """Seconds, None for the start of the video."""
     end: float | None = None
     """Seconds, None for the end of the video."""
     reverse: bool = False
-    """Played backwards."""
+    """Whether the video is played backwards."""
     fields: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
-    """Further fields that it has: arrays, or of frames and samples the path of a .npy file."""
+    """Values of further fields: arrays, or paths of .npy files for frames and samples."""
 
     @property
     def id(self) -> str:
-        """The path, and the part of the video as a media fragment: `clip.mp4#t=2.5,7`, `clip.mp4#reverse`."""
+        """The path, with the part of the video as a media fragment: `clip.mp4#t=2.5,7`, `clip.mp4#reverse`."""
         bounds = ",".join("" if bound is None else f"{bound:g}" for bound in (self.start, self.end)).rstrip(",")
         parts = ([f"t={bounds}"] if bounds else []) + (["reverse"] if self.reverse else [])
         return self.path + (f"#{'&'.join(parts)}" if parts else "")
@@ -60,32 +60,32 @@ class Row:
 
 @dataclass(frozen=True)
 class Listing:
-    """What a folder or a list holds."""
+    """The videos of a folder or a list."""
 
     class_names: tuple[str, ...]
     """Empty without labels."""
     rows: Sequence[Row]
     notes: tuple[str, ...] = ()
-    """What was left out or is not used, a line each, with counts."""
+    """Notes on what was left out or is not used, one line each, with counts."""
     fields: Mapping[str, Field] = field(default_factory=dict)
-    """The specs of the rows' further fields."""
+    """Specs of the further fields of the rows."""
 
 
 def list_folder(folder: Path) -> Listing:
-    """Every video below a folder: its class is the folder that it lies in, none at the top.
+    """Lists all videos below a folder. The class of a video is its subfolder; videos at the top have none.
 
-    Links are followed, and each real folder is looked into once. Hidden files and folders are left out.
+    Follows links, but visits each folder only once. Skips hidden files and folders.
 
     Raises:
-      UserError: there is no video, or a folder cannot be read.
+      UserError: there are no videos, or a folder cannot be read.
     """
     videos, left_out = walk_videos(folder)
     if not videos:
-        held = f", but {list_counts(left_out)}" if left_out else ""
-        raise UserError(f"the folder {folder} holds no videos ({' '.join(VIDEO_SUFFIXES)}){held}: give another")
-    places = {place: Path(place).relative_to(folder).as_posix() for place in set(map(os.path.dirname, videos))}
-    named = [places[os.path.dirname(path)] for path in videos]
-    class_names = order_classes(folder, set(named) - {"."})
+        others = f", only {list_counts(left_out)}" if left_out else ""
+        raise UserError(f"the folder {folder} holds no videos ({' '.join(VIDEO_SUFFIXES)}){others}: give another")
+    subfolders = {path: Path(path).relative_to(folder).as_posix() for path in set(map(os.path.dirname, videos))}
+    labels_by_video = [subfolders[os.path.dirname(path)] for path in videos]
+    class_names = order_classes(folder, set(labels_by_video) - {"."})
     labels = {name: position for position, name in enumerate(class_names)} | {".": -1}
     notes = []
     if left_out:
@@ -93,94 +93,90 @@ def list_folder(folder: Path) -> Listing:
             f"{folder}: {left_out.total():,} files are left out, as their suffix is none of a video "
             f"({list_counts(left_out)})"
         )
-    if 0 < (stray := named.count(".")) < len(named):
-        notes.append(f"{folder}: {stray:,} of {len(named):,} videos lie in no folder of a class and have no label")
-    rows = [Row(path, labels[name]) for path, name in zip(videos, named, strict=True)]
+    if 0 < (unlabelled := labels_by_video.count(".")) < len(videos):
+        notes.append(f"{folder}: {unlabelled:,} of {len(videos):,} videos are not in a class folder and have no label")
+    rows = [Row(path, labels[name]) for path, name in zip(videos, labels_by_video, strict=True)]
     return Listing(class_names, rows, tuple(notes))
 
 
 def walk_videos(folder: Path) -> tuple[list[str], Counter]:
-    """The videos below a folder, those of a place before those of the folders in it, and the other files by suffix.
+    """Returns the videos below a folder, each folder before its subfolders, and counts of other files by suffix.
 
     Raises:
       UserError: a folder cannot be read.
     """
     videos, left_out = [], Counter()
-    for place, files in sorted(_places(folder), key=lambda found: Path(found[0]).parts):
+    for parent, files in sorted(_walk(folder), key=lambda item: Path(item[0]).parts):
         for file in sorted(files):
             suffix = os.path.splitext(file)[1].lower()
             if suffix in VIDEO_SUFFIXES:
-                videos.append(os.path.join(place, file))
+                videos.append(os.path.join(parent, file))
             elif file not in (CLASSES_FILE, FIELDS_FILE):
-                left_out[suffix or "without suffix"] += 1
+                left_out[suffix or "no suffix"] += 1
     return videos, left_out
 
 
-def _places(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """Each real folder from this one on, with its files; by a link only where there is no other way to it."""
+def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """Yields each folder once with its files; links are followed last, so that real paths take precedence."""
 
     def refuse(error: OSError) -> None:
         raise UserError(f"the folder {error.filename} cannot be read ({error.strerror}): correct its permissions")
 
-    seen, tops = set(), [os.fspath(folder)]
-    for top in tops:
-        for place, folders, files in os.walk(top, onerror=refuse):
-            if (real := os.path.realpath(place)) in seen:
+    seen, roots = set(), [os.fspath(folder)]
+    for root in roots:
+        for parent, folders, files in os.walk(root, onerror=refuse):
+            if (real := os.path.realpath(parent)) in seen:
                 folders.clear()
                 continue
             seen.add(real)
             folders[:] = sorted(name for name in folders if not name.startswith("."))
-            tops += [path for name in folders if os.path.islink(path := os.path.join(place, name))]
-            yield place, [name for name in files if not name.startswith(".")]
+            roots += [path for name in folders if os.path.islink(path := os.path.join(parent, name))]
+            yield parent, [name for name in files if not name.startswith(".")]
 
 
 def list_manifest(path: Path, folder: Path | None = None) -> Listing:
-    """The rows of a manifest of path and, optionally, label, caption, start, end and reverse.
+    """Reads a manifest with the columns path and, optionally, label, caption, start, end and reverse.
 
-    The caption of a .jsonl may be a list of captions; a row without any has none. Further columns are fields where a
-    fields.json beside the manifest describes them, see `example.Field`; others are not used.
+    In a .jsonl manifest, a caption may be a list of captions. Further columns are fields if a fields.json in the folder
+    of the manifest describes them, see `example.Field`; others are not used.
 
     Args:
-      path: .csv or .jsonl.
-      folder: where the paths begin; beside the manifest where not given.
+      path: .csv or .jsonl file.
+      folder: folder that paths are relative to, by default that of the manifest.
 
     Raises:
-      UserError: no path column, a malformed row (with its line), files that do not exist (how many, which), or labels
-        that do not fit the classes.
+      UserError: there is no path column, a row is malformed (with its line), files do not exist (with their number and
+        first names), or labels do not match the classes.
     """
     specs = read_specs(path.parent)
     if taken := sorted(specs.keys() & {*COLUMNS, *BATCH}):
-        raise UserError(
-            f"{path.parent / FIELDS_FILE} describes '{taken[0]}', a name with a meaning of its own: rename it"
-        )
+        raise UserError(f"{path.parent / FIELDS_FILE} describes '{taken[0]}', which is a reserved name: rename it")
     lines = list(_csv_rows(path) if path.suffix.lower() == ".csv" else _jsonl_rows(path))
     rows, labels, unused = [], [], Counter()
     for number, row in lines:
         unused.update(row.keys() - set(COLUMNS) - specs.keys())
         labels.append((number, row.get("label")))
-        # An empty text of JSON was written on purpose: what it stands for is told to be empty.
+        # An empty string in JSON is kept, so that it is reported as an error.
         cells = {name: None if value != "" and is_missing(value) else value for name, value in row.items()}
         if not isinstance(cells.get("path"), str):
-            raise UserError(f"{path}, line {number}: it has no path, give it one")
+            raise UserError(f"{path}, line {number}: its path is missing, add it")
         start, end = (read_seconds(path, number, name, cells.get(name)) for name in ("start", "end"))
         check_part(path, number, start, end)
         captions = _captions(path, number, cells.get("caption"))
-        reverse = _truth(path, number, cells.get("reverse"))
+        reverse = _parse_bool(path, number, cells.get("reverse"))
         given = {name: cells[name] for name in specs if cells.get(name) is not None}
         values = {name: _value(path, number, folder, specs[name], name, value) for name, value in given.items()}
         if reverse and (forward := [name for name in values if specs[name].kind in ("frames", "samples")]):
-            raise UserError(
-                f"{path}, line {number}: it is played backwards, but its {forward[0]} is not: leave out one"
-            )
+            raise UserError(f"{path}, line {number}: reverse is not supported with '{forward[0]}': remove one of them")
         rows.append(Row(cells["path"], -1, captions, start, end, reverse, values))
-    notes = () if not unused else (f"{path}: columns that are not used: {_describe_unused(unused, len(rows))}",)
-    if lacking := [name for name in specs if not any(name in row.fields for row in rows)]:
-        notes += (f"{path}: no row has {', '.join(lacking)}, which {FIELDS_FILE} describes",)
+    notes = () if not unused else (f"{path}: unused columns: {_describe_unused(unused, len(rows))}",)
+    if missing := [name for name in specs if not any(name in row.fields for row in rows)]:
+        notes += (f"{path}: no row has {', '.join(missing)}, described in {FIELDS_FILE}",)
     return replace(finish_list(path, folder, rows, labels, notes), fields=specs)
 
 
 def _value(path: Path, number: int, folder: Path | None, spec: Field, name: str, value: Any) -> Any:
-    """A further field of a row, as an array, or of frames and samples as the path of a file."""
+    """Parses a further field of a row: an array, or the path of a file for frames and samples."""
     if spec.kind in ("frames", "samples"):
         file = str((path.parent if folder is None else folder) / str(value))
         if not os.path.isfile(file):
@@ -190,7 +186,7 @@ def _value(path: Path, number: int, folder: Path | None, spec: Field, name: str,
         return check_value(spec, json.loads(value) if isinstance(value, str) else value)
     except (ValueError, TypeError, OverflowError) as error:
         raise UserError(
-            f"{path}, line {number}: its {name} is {str(value)[:60]}, and no {spec.kind}: {error}"
+            f"{path}, line {number}: its {name} is {str(value)[:60]}, which is not valid for {spec.kind}: {error}"
         ) from error
 
 
@@ -201,61 +197,62 @@ def finish_list(
     labels: Sequence[tuple[int, Any]],
     notes: tuple[str, ...] = (),
 ) -> Listing:
-    """A listing of rows that name their files, which must all be there.
+    """Makes a listing of rows with file paths, checking that all files exist.
 
     Args:
-      path: of the list.
-      folder: where the files' paths begin; beside the list where not given.
-      rows: without labels.
-      labels: the line and the label of each, see `number_labels`.
-      notes: what is to be told already.
+      path: path of the list.
+      folder: folder that the paths are relative to, by default that of the list.
+      rows: rows without labels.
+      labels: line number and label of each row, see `number_labels`.
+      notes: notes so far.
 
     Raises:
-      UserError: there are no rows, files that do not exist (how many, which), or labels that do not fit the classes.
+      UserError: there are no rows, files do not exist (with their number and first names), or labels do not match the
+        classes.
     """
     require_rows(path, rows)
     base = path.parent if folder is None else folder
     rows = [row if "://" in row.path else replace(row, path=str(base / row.path)) for row in rows]
-    class_names, positions, told = number_labels(path, labels)
+    class_names, positions, label_notes = number_labels(path, labels)
     missing = [row.path for row in rows if "://" not in row.path and not os.path.isfile(row.path)]
     if missing:
         raise UserError(
             f"the manifest {path} names {len(missing)} files of {len(rows)} that do not exist: "
             f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}; "
-            f"correct these paths, which are relative to {'the manifest' if folder is None else folder}"
+            f"correct the paths, which are relative to {'the manifest' if folder is None else folder}"
         )
     rows = [replace(row, label=label) for row, label in zip(rows, positions, strict=True)]
-    return Listing(class_names, rows, notes + told)
+    return Listing(class_names, rows, notes + label_notes)
 
 
 def require_rows(path: Path, rows: Sequence[Any]) -> None:
-    """Refuses a list of nothing."""
+    """Raises UserError for a list without rows."""
     if not rows:
-        raise UserError(f"the manifest {path} has no rows: give one a video")
+        raise UserError(f"the manifest {path} has no rows: add one per video")
 
 
 def _describe_unused(unused: Counter, rows: int) -> str:
     described = []
     for name, count in unused.most_common(6):
-        meant = _meant(name)
-        hint = f" (did you mean {meant}?)" if meant else ""
-        described.append(f"{name!r}{f' of {count:,} rows' if count < rows else ''}{hint}")
-    known = f"known are {', '.join(COLUMNS)}"
+        similar = _similar_column(name)
+        hint = f" (did you mean {similar}?)" if similar else ""
+        described.append(f"{name!r}{f' in {count:,} rows' if count < rows else ''}{hint}")
+    known = f"known columns are {', '.join(COLUMNS)}"
     return f"{', '.join(described)}{', ...' if len(unused) > 6 else ''}; {known}"
 
 
-def _meant(name: str) -> str | None:
-    """The column that this name comes near to: one that has it among its words (`start_time`), or spells it so."""
+def _similar_column(name: str) -> str | None:
+    """The known column that is one of the words of this name (`start_time`), or has a similar spelling."""
     words = re.findall(r"[a-z]+", name.lower())
     near = [column for column in COLUMNS if column in words] + difflib.get_close_matches(name.lower(), COLUMNS, 1, 0.75)
     return near[0] if near else None
 
 
 def read_csv(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str | None]]]]:
-    """The columns of a CSV file and, for each row, its line and its cells by column, None for empty ones.
+    """Reads the columns of a CSV file and, for each row, its line number and its cells by column (None if empty).
 
     Raises:
-      UserError: it is not CSV, a column comes twice, or a row has more cells than there are columns.
+      UserError: the file is not CSV, a column is duplicated, or a row has more cells than there are columns.
     """
     reader = csv.reader(io.StringIO(read_text(path), newline=""), skipinitialspace=True)
     lines, last = [], 0
@@ -263,19 +260,19 @@ def read_csv(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str | Non
         for cells in reader:
             last = reader.line_num
             lines += [(last, cells)] if cells else []
-    except csv.Error as error:  # a field without end, as after a quotation mark that is not closed
+    except csv.Error as error:  # for example, a field that is too long because of an unclosed quotation mark
         raise UserError(
-            f"{path}, line {last + 1}: it is not CSV ({error}), close its quotation marks or make it shorter"
+            f"{path}, line {last + 1}: invalid CSV ({error}), close the quotation marks or shorten the field"
         ) from error
     names = [name.strip() for name in lines[0][1]] if lines else []
-    if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise UserError(f"{path} has the column '{twice[0]}' twice: leave one out")
+    if duplicates := [name for name, count in Counter(names).items() if count > 1]:
+        raise UserError(f"{path} has the column '{duplicates[0]}' twice: remove one")
     rows = []
     for number, cells in lines[1:]:
         if len(cells) > len(names):
             raise UserError(
-                f"{path}, line {number}: it has more fields than the first line names; "
-                "put a text with commas in quotation marks"
+                f"{path}, line {number}: the row has more fields than the first line has columns; "
+                "enclose text that contains commas in quotation marks"
             )
         rows.append((number, {name: cell.strip() or None for name, cell in zip(names, cells, strict=False)}))
     return names, rows
@@ -284,8 +281,8 @@ def read_csv(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str | Non
 def _csv_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
     names, rows = read_csv(path)
     if "path" not in names:
-        near = next((f" (rename '{name}' to path)" for name in names if _meant(name) == "path"), "")
-        near = " (put commas between them)" if len(names) == 1 and re.search(r"[;\t]", names[0]) else near
+        near = next((f" (rename '{name}' to path)" for name in names if _similar_column(name) == "path"), "")
+        near = " (separate them by commas)" if len(names) == 1 and re.search(r"[;\t]", names[0]) else near
         raise UserError(
             f"the manifest {path} has no 'path' column: its first line must name the columns (path, and "
             f"optionally label, caption, start, end, reverse), but it is '{','.join(names)}'{near}"
@@ -299,24 +296,24 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             try:
                 row = json.loads(line)
             except ValueError as error:
-                raise UserError(f"{path}, line {number}: it is not JSON ({error}), write an object a line") from error
+                raise UserError(f"{path}, line {number}: invalid JSON ({error}), write one object per line") from error
             row = {name.strip(): value for name, value in row.items()} if isinstance(row, dict) else {}
             if "path" not in row:
-                raise UserError(f"{path}, line {number}: it must be an object with a 'path'")
+                raise UserError(f"{path}, line {number}: the line must be an object with a 'path'")
             yield number, row
 
 
 def read_text(path: Path) -> str:
-    """What a file says, without the mark that some programs put before it."""
+    """The text of a UTF-8 file, without a byte order mark."""
     try:
         return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:  # as of Excel, unless told
+    except UnicodeDecodeError as error:  # the default of Excel
         line = error.object[: error.start].count(b"\n") + 1
-        raise UserError(f"{path}, line {line}: it is not UTF-8 ({error.reason}), save the file as UTF-8") from error
+        raise UserError(f"{path}, line {line}: not UTF-8 ({error.reason}), save the file as UTF-8") from error
 
 
 def check_part(path: Path, number: int, start: float | None, end: float | None) -> None:
-    """Refuses a range of seconds that is empty."""
+    """Raises UserError if the part from `start` to `end` is empty."""
     if end is not None and end <= (start or 0):
         raise UserError(
             f"{path}, line {number}: its end ({end} s) is not after its start ({start or 0} s), correct one of them"
@@ -326,19 +323,18 @@ def check_part(path: Path, number: int, start: float | None, end: float | None) 
 def _captions(path: Path, number: int, value: Any) -> tuple[str, ...]:
     captions = () if value is None else tuple(value) if isinstance(value, list) else (value,)
     if not all(isinstance(caption, str) for caption in captions):
-        raise UserError(f"{path}, line {number}: its caption is {value!r}, but it must be a text or a list of texts")
+        raise UserError(f"{path}, line {number}: its caption is {value!r}, but it must be a string or list of strings")
     if not all(caption.strip() for caption in captions):
-        raise UserError(
-            f"{path}, line {number}: its caption is empty{' in places' if len(captions) > 1 else ''}, leave it out"
-        )
+        which = "one of its captions" if len(captions) > 1 else "its caption"
+        raise UserError(f"{path}, line {number}: {which} is empty, remove it")
     try:
         "".join(captions).encode()
-    except UnicodeEncodeError as error:  # halves of characters, which JSON lets through
-        raise UserError(f"{path}, line {number}: its caption is no text ({error.reason}): write it again") from error
+    except UnicodeEncodeError as error:  # unpaired surrogates, which JSON allows
+        raise UserError(f"{path}, line {number}: its caption is not valid text ({error.reason}): correct it") from error
     return captions
 
 
-def _truth(path: Path, number: int, value: Any) -> bool:
+def _parse_bool(path: Path, number: int, value: Any) -> bool:
     words = {"true": True, "1": True, "false": False, "0": False, "none": False}
     if str(value).lower() not in words:
         raise UserError(f"{path}, line {number}: its reverse is {value!r}, but it must be true or false")
@@ -346,7 +342,7 @@ def _truth(path: Path, number: int, value: Any) -> bool:
 
 
 def read_seconds(path: Path, number: int, name: str, value: Any) -> float | None:
-    """A number of seconds from 0 on; raises ValueError."""
+    """Parses a non-negative number of seconds; raises UserError."""
     try:
         seconds = None if value is None else float(value)
     except (TypeError, ValueError):

@@ -52,7 +52,7 @@ _SHAPES = ("circle", "square", "triangle")
 _RADII = {"small": (0.10, 0.12), "large": (0.17, 0.20)}  # of the disc with the shape's area, in frame widths
 _WAVES = 4  # of the background
 FLOW_BOUND = 20
-"""Pixels of motion that the values of stored flow reach to."""
+"""Largest motion, in pixels per frame, that stored flow can represent."""
 _INRADIUS = np.sqrt(np.pi / (3 * np.sqrt(3)))  # of the triangle: equilateral, one corner up
 _EXTENTS = {  # left, up, right and down of the centre, in radii
     "circle": (1, 1, 1, 1),
@@ -172,16 +172,16 @@ def render(index: int, frames: np.ndarray, size: int) -> UInt8[np.ndarray, "t h 
 
 
 def render_flow(index: int, frames: np.ndarray, size: int) -> UInt8[np.ndarray, "t h w 2"]:
-    """The optical flow of frames, from each to the one after it: the shape moves, the background stands still.
+    """The optical flow from each frame to the next: the shape moves, the background does not.
 
     Args:
       index: which video; any integer from 0.
       frames: (t,) frame numbers, in any order.
-      size: pixels of a side.
+      size: height and width in pixels.
 
     Returns:
-      Horizontal and vertical motion in pixels a frame, of -20 to 20 as 0 to 255 (128 for none), as flow is usually
-      stored for two-stream networks (Simonyan and Zisserman 2014).
+      Horizontal and vertical motion; -20 to 20 pixels per frame are stored as 0 to 255 (128 for none), as is usual for
+      two-stream networks (Simonyan and Zisserman 2014).
     """
     scene = _scene(index)
     flow = np.full((len(frames), size, size, 2), 128, np.uint8)
@@ -192,9 +192,9 @@ def render_flow(index: int, frames: np.ndarray, size: int) -> UInt8[np.ndarray, 
 
 
 def tracks(index: int) -> Float[np.ndarray, "m 6"]:
-    """The box around the shape in each frame, as a track: 0, seconds, x1, y1, x2, y2 in fractions of the frame.
+    """The shape's bounding box in each frame, as a track: 0, seconds, and x1, y1, x2, y2 as fractions of the frame.
 
-    Of a shape that leaves on one side and comes in on the other, the box is around the part with the shape's centre.
+    If the shape wraps around a border, the box contains the part with the shape's centre.
     """
     scene = _scene(index)
     frames = np.arange(NUM_FRAMES)
@@ -205,7 +205,7 @@ def tracks(index: int) -> Float[np.ndarray, "m 6"]:
 
 
 def _cover(scene: _Scene, frames: np.ndarray, size: int) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
-    """The pixels in a box around the shape, as an index of frames (t h w), and how much of each it covers."""
+    """Index into frames (t h w) of the pixels in a box around the shape, and the fraction of each that it covers."""
     frames = np.asarray(frames, np.int64)
     # The indices wrap around the borders.
     center = (scene.start + frames[:, None] * scene.velocity) % 1 * size  # (t, x y)

@@ -1,4 +1,4 @@
-"""What FFmpeg's index of an MP4 does not contain: fragments, and the distance from decoding to presentation times."""
+"""Reads from MP4 boxes what FFmpeg's index does not contain: composition offsets, and whether there are fragments."""
 
 import struct
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from jaxtyping import Int
 def composition_offsets(path: str, track: int, count: int) -> Int[np.ndarray, "n"] | None:
     """Presentation minus decoding time of each sample of a track, in ticks of the track, up to a constant.
 
-    Source: ISO/IEC 14496-12, `ctts`. Its offsets are read as signed in all versions, as FFmpeg does.
+    Source: ISO/IEC 14496-12, `ctts` box. Its offsets are read as signed in all versions, as FFmpeg does.
 
     Args:
       path: path of the file.
@@ -19,7 +19,8 @@ def composition_offsets(path: str, track: int, count: int) -> Int[np.ndarray, "n
       count: number of samples.
 
     Returns:
-      The offsets; None for a fragmented file, whose header does not list all samples, and where they cannot be read.
+      The offsets; None if they cannot be read, or if the file is fragmented, so that its header does not list all
+      samples.
     """
     try:
         with open(path, "rb") as file:
@@ -37,7 +38,7 @@ def composition_offsets(path: str, track: int, count: int) -> Int[np.ndarray, "n
 
 
 def _boxes(file: BinaryIO, position: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """The kind of each box between two positions, and the start and end of its content."""
+    """Yields the type of each box between two positions, and the start and end of its content."""
     while position + 8 <= end:
         file.seek(position)
         length, kind = struct.unpack(">I4s", file.read(8))
@@ -45,14 +46,14 @@ def _boxes(file: BinaryIO, position: int, end: int) -> Iterator[tuple[bytes, int
         if length == 1:
             length, start = struct.unpack(">Q", file.read(8))[0], position + 16
         stop = position + length if length else end
-        if not start <= stop <= end:  # cut off
+        if not start <= stop <= end:  # the file is truncated
             stop = end
         yield kind, start, stop
         position = stop
 
 
 def _runs(file: BinaryIO, start: int, stop: int, track: int) -> Int[np.ndarray, "r 2"] | None:
-    """Length and offset of each run in the `ctts` of a track; None if it has none.
+    """Length and offset of each run in the `ctts` box of a track; None without such a box.
 
     Raises:
       StopIteration: there is no such track.
@@ -60,20 +61,20 @@ def _runs(file: BinaryIO, start: int, stop: int, track: int) -> Int[np.ndarray, 
     for kind, begin, end in _boxes(file, start, stop):
         if kind != b"trak":
             continue
-        inside = {kind: (begin, end) for kind, begin, end in _boxes(file, begin, end)}
-        begin, end = inside.get(b"tkhd", (0, 0))
+        children = {kind: (begin, end) for kind, begin, end in _boxes(file, begin, end)}
+        begin, end = children.get(b"tkhd", (0, 0))
         file.seek(begin)
         header = file.read(24)
         if len(header) < 24 or int.from_bytes(header[20:24] if header[0] else header[12:16]) != track:
             continue
-        place = inside.get(b"mdia")
+        box = children.get(b"mdia")
         for name in (b"minf", b"stbl", b"ctts"):
-            if place is None:
+            if box is None:
                 return None
-            place = next(((b, e) for kind, b, e in _boxes(file, *place) if kind == name), None)
-        if place is None:
+            box = next(((b, e) for kind, b, e in _boxes(file, *box) if kind == name), None)
+        if box is None:
             return None
-        file.seek(place[0])
+        file.seek(box[0])
         (entries,) = struct.unpack(">4xI", file.read(8))
         return np.frombuffer(file.read(8 * entries), ">i4").reshape(-1, 2).astype(np.int64)
     raise StopIteration

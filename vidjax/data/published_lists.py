@@ -1,11 +1,12 @@
-"""Lists in other libraries' formats and those of published data sets, read as they are.
+"""Lists in the formats of other libraries and of published data sets.
 
-    PATH LABEL      a line a video, parted by spaces, tabs or a comma: VideoMAE, SlowFast, mmaction2, UniFormer, UCF101
-    Kinetics        CSV with youtube_id, time_start, time_end and, optionally, label, split, is_cc
-    Something-Something   JSON with id and, optionally, template and label; labels.json beside it has the classes' order
+    PATH LABEL            one video per line, separated by spaces, a tab or a comma: VideoMAE, SlowFast, mmaction2,
+                          UniFormer, UCF101
+    Kinetics              CSV with youtube_id, time_start, time_end and, optionally, label, split, is_cc
+    Something-Something   JSON with id and, optionally, template and label; the order of the classes is in labels.json
 
-The last two name no files but ids, which are looked for in a folder. What is not there is left out and told: no copy of
-Kinetics is whole.
+The last two contain ids instead of paths, which are looked up in a folder. Missing videos are left out with a note,
+since many Kinetics videos are no longer available.
 """
 
 import json
@@ -31,24 +32,24 @@ from vidjax.errors import UserError
 
 SUFFIXES = (".csv", ".jsonl", ".txt", ".json")
 _LABELLED = re.compile(r"(?P<path>.+?)[ \t,]+(?:0[ \t,]+(?=-1))?(?P<label>-?\d+(?:\.0*)?)")
-"""A line that ends with a number; `PATH 0 -1` is VideoMAE V2's way to write a video without a label."""
+"""A line that ends with a number. `PATH 0 -1` is a video without a label in lists of VideoMAE V2."""
 
 
 def list_file(path: Path, folder: Path | None, split: str) -> Listing:
-    """The videos that a list names, whose kind its suffix and its first line tell.
+    """Lists the videos of a list, whose format is determined from its suffix and its first line.
 
     Args:
-      path: .csv, .jsonl, .txt or .json.
-      folder: where its videos are; beside the list where not given.
-      split: of a Kinetics list that holds several.
+      path: .csv, .jsonl, .txt or .json file.
+      folder: folder that contains the videos, by default that of the list.
+      split: split of a Kinetics list that contains several.
 
     Raises:
-      UserError: one sentence on what is wrong and what to do.
+      UserError: the list cannot be read or is invalid.
     """
     if not path.is_file():
         raise UserError(f"the manifest {path} does not exist: correct its path")
     if folder is not None and not folder.is_dir():
-        raise UserError(f"{folder}, where the videos of {path} should be, is no folder: correct its path")
+        raise UserError(f"{folder}, given as the folder of the videos of {path}, is not a folder: correct its path")
     suffix = path.suffix.lower()
     if suffix == ".json":
         return list_something(path, folder)
@@ -66,27 +67,27 @@ def list_file(path: Path, folder: Path | None, split: str) -> Listing:
 
 
 def _looks_like_a_row(line: str) -> bool:
-    """No column is called like a video, or has a number at its end."""
+    """Whether a first line is a row rather than a header: it starts with a video or ends with a number."""
     first = re.split(r"[\t,]", line)[0].strip(' "').lower()
     return _LABELLED.fullmatch(line.strip()) is not None or first.endswith(VIDEO_SUFFIXES)
 
 
 def list_paths(path: Path, folder: Path | None = None) -> Listing:
-    """A list with a path and a label a line and no header. Without a label, a line is a path.
+    """Lists the videos of a list with a path and, optionally, a label per line, and no header.
 
-    A label is the whole number that ends a line, or what follows a tab or the last comma; paths may hold spaces.
+    The label is an integer at the end of the line, or the text after a tab or the last comma. Paths may contain spaces.
 
     Raises:
-      UserError: files that do not exist, or labels that do not fit the classes.
+      UserError: files do not exist, or labels do not match the classes.
     """
     rows, labels = [], []
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if line := line.strip():
-            if found := _LABELLED.fullmatch(line):
-                name, label = found["path"], found["label"]
+            if match := _LABELLED.fullmatch(line):
+                name, label = match["path"], match["label"]
             else:
                 name, _, label = line.rpartition("\t" if "\t" in line else ",")
-                if not name or label.lower().endswith(VIDEO_SUFFIXES):  # a comma of the path's
+                if not name or label.lower().endswith(VIDEO_SUFFIXES):  # the comma is part of the path
                     name, label = line, None
             rows.append(Row(name.strip(' \t"'), -1))
             labels.append((number, label and label.strip(' "')))
@@ -94,82 +95,84 @@ def list_paths(path: Path, folder: Path | None = None) -> Listing:
 
 
 def list_kinetics(path: Path, folder: Path | None, split: str) -> Listing:
-    """The videos of a Kinetics list that are in a folder, or anywhere below it.
+    """Lists the videos of a Kinetics list that exist in a folder or its subfolders.
 
-    A file is called `ID_000010_000020.mp4`, by the seconds that were cut out, with any suffix of a video and any number
-    of leading zeros; or `ID.mp4`: then it is the whole video, and the list's seconds apply.
+    Trimmed clips are named `ID_000010_000020.mp4`, with start and end in seconds, any number of leading zeros and any
+    video suffix. A file named `ID.mp4` is the whole video, of which the part in the list is used.
 
     Args:
       path: CSV with youtube_id, time_start, time_end and, optionally, label, split and is_cc.
-      folder: where the videos are.
-      split: of a list that holds several, the one that is meant.
+      folder: folder that contains the videos.
+      split: the split to use if the list contains several.
 
     Raises:
-      UserError: there is no folder or none of the videos in it, the split is unknown, or a row is malformed.
+      UserError: no folder is given, it contains none of the videos, the split is unknown, or a row is malformed.
     """
     folder = _require_folder(path, folder, "YouTube ids")
     names, lines = read_csv(path)
-    if lacking := [name for name in ("youtube_id", "time_start", "time_end") if name not in names]:
-        raise UserError(f"{path} has youtube_id but no column '{lacking[0]}': give a list of Kinetics as published")
+    if missing := [name for name in ("youtube_id", "time_start", "time_end") if name not in names]:
+        raise UserError(f"{path} has youtube_id but no column '{missing[0]}': give a Kinetics list as published")
     require_rows(path, lines)
     class_names, labels, notes = number_labels(path, [(number, cells.get("label")) for number, cells in lines])
-    splits = [_usual(cells.get("split") or "") for _, cells in lines]
+    splits = [_canonical_split(cells.get("split") or "") for _, cells in lines]
     if len(set(splits)) < 2:
         chosen = range(len(lines))
-    elif _usual(split) in splits:
-        chosen = [i for i, each in enumerate(splits) if each == _usual(split)]
+    elif _canonical_split(split) in splits:
+        chosen = [i for i, each in enumerate(splits) if each == _canonical_split(split)]
     else:
         known = ", ".join(sorted(set(splits) - {""}))
-        raise UserError(f"{path} holds no videos of data.split {split}, but of {known}: choose one of them")
+        raise UserError(f"{path} has no videos of data.split {split}, only of {known}: choose one of these")
 
-    cut, whole = {}, _by_stem(folder)
-    for stem, file in whole.items():
-        if found := re.fullmatch(r"(.+)_(\d+)_(\d+)", stem):
-            cut.setdefault((found[1], int(found[2]), int(found[3])), file)
+    trimmed, by_stem = {}, _by_stem(folder)
+    for stem, file in by_stem.items():
+        if match := re.fullmatch(r"(.+)_(\d+)_(\d+)", stem):
+            trimmed.setdefault((match[1], int(match[2]), int(match[3])), file)
     rows: list[Row | None] = []
     for i in chosen:
         number, cells = lines[i]
         start, end = (read_seconds(path, number, name, cells.get(name)) for name in ("time_start", "time_end"))
         if is_missing(cells.get("youtube_id")) or start is None or end is None:
-            raise UserError(f"{path}, line {number}: it has no youtube_id, time_start or time_end, give it all three")
-        if file := cut.get((cells["youtube_id"], int(start), int(end))):
+            raise UserError(f"{path}, line {number}: its youtube_id, time_start or time_end is missing, add it")
+        if file := trimmed.get((cells["youtube_id"], int(start), int(end))):
             rows.append(Row(file, labels[i]))
-        elif file := whole.get(cells["youtube_id"]):
+        elif file := by_stem.get(cells["youtube_id"]):
             check_part(path, number, start, end)
             rows.append(Row(file, labels[i], start=start, end=end))
         else:
             rows.append(None)
-    notes += _check_found(path, folder, rows, [lines[i][1]["youtube_id"] for i in chosen])
-    kept = [row for row in rows if row is not None]
-    if uncut := sum(row.end is not None for row in kept):
-        said = "are named by their id alone, and time_start to time_end is their part"
-        notes += (f"{path}: {uncut:,} of {len(kept):,} videos {said}",)
-    return Listing(class_names, kept, notes)
+    notes += _note_missing(path, folder, rows, [lines[i][1]["youtube_id"] for i in chosen])
+    existing = [row for row in rows if row is not None]
+    if untrimmed := sum(row.end is not None for row in existing):
+        notes += (
+            f"{path}: {untrimmed:,} of {len(existing):,} videos are not trimmed; only time_start to time_end is read",
+        )
+    return Listing(class_names, existing, notes)
 
 
-def _usual(split: str) -> str:
+def _canonical_split(split: str) -> str:
     return {"val": "validation", "validate": "validation"}.get(split, split)
 
 
 def list_something(path: Path, folder: Path | None) -> Listing:
-    """The videos of a Something-Something list that are in a folder, or anywhere below it.
+    """Lists the videos of a Something-Something list that exist in a folder or its subfolders.
 
-    A file is called `ID.webm`, or has another suffix of a video. The class is the template without its brackets; the
-    label, which is a sentence, becomes the caption. A labels.json beside the list (`something-something-v2-labels.json`
-    of an older release) has the order of the classes.
+    Files are named `ID.webm`, or with another video suffix. The class is the template without its brackets; the label,
+    a sentence, becomes the caption. The order of the classes is that of a labels.json in the same folder
+    (`something-something-v2-labels.json` in an older release).
 
     Args:
       path: JSON, a list of objects with id and, optionally, template and label.
-      folder: where the videos are.
+      folder: folder that contains the videos.
 
     Raises:
-      UserError: there is no folder or none of the videos in it, the file is of another kind, or templates are unknown.
+      UserError: no folder is given, it contains none of the videos, the file has another format, or templates are
+        unknown.
     """
     items = _json(path)
     if not isinstance(items, list) or not items or not all(isinstance(item, dict) and "id" in item for item in items):
         raise UserError(
-            f"{path} is no list of Something-Something, which is one of objects with an 'id': give that, or a .csv or "
-            ".jsonl manifest"
+            f"{path} is not a Something-Something list, in which every item is an object with an 'id': give such a "
+            "list, or a .csv or .jsonl manifest"
         )
     folder = _require_folder(path, folder, "ids")
     templates = [str(item["template"]) if item.get("template") else None for item in items]
@@ -178,10 +181,10 @@ def list_something(path: Path, folder: Path | None) -> Listing:
     labels_files = [file for file in path.parent.glob("*labels.json") if path.name.startswith(file.name[:-11])]
     if labels_files:
         file = max(labels_files, key=lambda file: len(file.name))
-        class_names = _ordered(file, _json(file))
+        class_names = _templates_in_order(file, _json(file))
         if unknown := sorted(used - set(class_names)):
             raise UserError(
-                f"{path} has {len(unknown)} templates that are not in {file}, such as '{unknown[0]}': give both files "
+                f"{path} has {len(unknown)} templates that are not in {file}, such as '{unknown[0]}': use both files "
                 "of the same release"
             )
     else:
@@ -194,9 +197,9 @@ def list_something(path: Path, folder: Path | None) -> Listing:
         file, text = files.get(str(item["id"])), item.get("label")
         captions = (text,) if isinstance(text, str) and text.strip() else ()
         rows.append(Row(file, positions[template], captions) if file else None)
-    notes = _check_found(path, folder, rows, [str(item["id"]) for item in items])
+    notes = _note_missing(path, folder, rows, [str(item["id"]) for item in items])
     if used and None in templates:
-        notes += (f"{path}: {templates.count(None):,} of {len(items):,} videos have no template, and so no label",)
+        notes += (f"{path}: {templates.count(None):,} of {len(items):,} videos have no template and hence no label",)
     return Listing(class_names, [row for row in rows if row is not None], notes)
 
 
@@ -204,35 +207,35 @@ def _json(path: Path) -> object:
     try:
         return json.loads(read_text(path))
     except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not JSON ({error}): give it as published") from error
+        raise UserError(f"{path} is not JSON ({error}): give the file as published") from error
 
 
-def _ordered(file: Path, numbers: object) -> tuple[str, ...]:
-    """Templates by their numbers, which a labels.json gives as text."""
+def _templates_in_order(file: Path, numbers: object) -> tuple[str, ...]:
+    """The templates of a labels.json, which maps each to its class index as a string, in order."""
     ordered = {}
     if isinstance(numbers, dict):
         ordered = {int(number): name for name, number in numbers.items() if re.fullmatch(r"\d+", str(number))}
     if not ordered or sorted(ordered) != list(range(len(numbers))):
-        raise UserError(f"{file} must give each template a number, from 0 on: give it as published")
+        raise UserError(f"{file} must number the templates from 0: give the file as published")
     return tuple(re.sub(r"[\[\]]", "", ordered[number]) for number in range(len(ordered)))
 
 
 def _require_folder(path: Path, folder: Path | None, named: str) -> Path:
     if folder is None:
-        raise UserError(f"{path} names videos by {named}: say which folder they are in, as {path}:FOLDER")
+        raise UserError(f"{path} contains {named} instead of paths: add the folder of the videos, {path}:FOLDER")
     return folder
 
 
 def _by_stem(folder: Path) -> dict[str, str]:
-    """The first video of each name without its suffix."""
+    """The videos below a folder by name without suffix; the first one if names repeat."""
     files: dict[str, str] = {}
     for file in walk_videos(folder)[0]:
         files.setdefault(Path(file).stem, file)
     return files
 
 
-def _check_found(path: Path, folder: Path, rows: Sequence[Row | None], ids: Sequence[str]) -> tuple[str, ...]:
-    """What is to be told of videos that are not there; refuses a folder without any of them."""
+def _note_missing(path: Path, folder: Path, rows: Sequence[Row | None], ids: Sequence[str]) -> tuple[str, ...]:
+    """A note on missing videos, if any; raises UserError if all are missing."""
     missing = [id for id, row in zip(ids, rows, strict=True) if row is None]
     if len(missing) == len(rows):
         raise UserError(f"none of the {len(rows)} videos of {path} is in {folder} ({ids[0]}, ...): correct the folder")

@@ -1,10 +1,10 @@
-"""Videos as lists of JPEG frames in TFRecord files: the one schema for writing and reading, with random access.
+"""Videos as JPEG frames in TFRecord files: schema, writing, and reading with random access.
 
-Only the frames that are asked for are decoded, so a record feeds four to six times as many clips a second as the
-video it was made from. A record is a `tf.train.Example`; the fields of `Record` are its keys, under `video/`
-(`captions` is `video/caption`, with a value for each; the empty one stands for none). Further fields of an example are
-`field/NAME`, an array as a .npy file, or `stream/NAME`, the pictures of a further stream as PNG; older records have
-none.
+Only the requested frames are decoded, so that a record yields four to six times as many clips per second as the video
+that it was made from. A record is a `tf.train.Example`, and the fields of `Record` are its features, prefixed by
+`video/` (`captions` is `video/caption`, with one value per caption or an empty string for none). Further fields are
+stored as `field/NAME`, an array in .npy format, or as `stream/NAME`, the frames of a further stream as PNG. Older
+records have no further fields.
 """
 
 import glob
@@ -24,7 +24,7 @@ from vidjax.data.container import DecodeError, blame_file
 from vidjax.data.display import Resizer
 from vidjax.errors import UserError
 
-tf.config.set_visible_devices([], "GPU")  # the accelerator is JAX's
+tf.config.set_visible_devices([], "GPU")  # leaves the GPU to JAX
 
 
 @dataclass(frozen=True)
@@ -32,30 +32,30 @@ class Record:
     """One stored video."""
 
     frames: Sequence[bytes]
-    """Encoded pictures, JPEG or PNG, all of one size."""
+    """Encoded images, JPEG or PNG, all of the same size."""
     rate: float
-    """Frames a second; nan if unknown."""
+    """Frames per second; nan if unknown."""
     height: int
     width: int
     label: int
-    """Position in the list of class names, -1 for none."""
+    """Index into the class names, -1 for none."""
     label_name: str
-    """Empty for none. A name of bytes that are no UTF-8 keeps them, as does the id."""
+    """Empty for none. Bytes that are not UTF-8 are preserved, as in the id."""
     captions: tuple[str, ...]
-    """What is seen, in one sentence or several."""
+    """Descriptions of the video; empty for none."""
     id: str
-    """What the video was called where it came from."""
+    """Name of the example in the source that it was made from."""
     values: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """Further fields that are no frames."""
+    """Values of further fields that are not frames."""
     streams: Mapping[str, Sequence[bytes]] = field(default_factory=dict)
-    """Further streams: for each stored frame of the video an encoded picture, PNG of 1 to 4 channels."""
+    """Further streams, with one encoded image (PNG, 1 to 4 channels) per stored frame of the video."""
 
 
 _VIDEO = tuple(each for each in fields(Record) if each.name not in ("values", "streams"))
 
 
 def encode_record(record: Record) -> bytes:
-    """The record as a serialised `tf.train.Example`."""
+    """Serialises a record as a `tf.train.Example`."""
     features = {}
     for each in _VIDEO:
         value = getattr(record, each.name)
@@ -78,12 +78,12 @@ def encode_record(record: Record) -> bytes:
 
 
 def decode_record(data: bytes, id: str) -> Record:
-    """The inverse of `encode_record`; raises DecodeError, in which the record is called `id`."""
+    """The inverse of `encode_record`; raises DecodeError with `id` in the message."""
     features, values = parse_example(data, id), {}
     for each in _VIDEO:
         feature = features.get(_key(each.name))
         if feature is None:
-            raise DecodeError(f"{id}: it is no record of ours, as it has no '{_key(each.name)}'")
+            raise DecodeError(f"{id}: it was not written by write_tfrecords.py, as it has no '{_key(each.name)}'")
         kind = {float: "float_list", int: "int64_list"}.get(each.type, "bytes_list")
         value = list(getattr(feature, kind).value)
         if each.name == "captions":
@@ -116,15 +116,15 @@ def _key(field: str) -> str:
 
 
 def texts(feature: tf.train.Feature, id: str) -> tuple[str, ...]:
-    """The texts of a feature without the empty ones; raises DecodeError naming `id`."""
+    """The non-empty texts in a feature; raises DecodeError with `id` in the message."""
     try:
         return tuple(value.decode() for value in feature.bytes_list.value if value)
     except UnicodeDecodeError as error:
-        raise DecodeError(f"{id}: its caption is no text ({error.reason})") from error
+        raise DecodeError(f"{id}: its caption is not valid UTF-8 ({error.reason})") from error
 
 
 def parse_example(data: bytes, id: str) -> dict[str, tf.train.Feature]:
-    """The features of a serialised `tf.train.Example`; raises DecodeError, in which it is called `id`."""
+    """The features of a serialised `tf.train.Example`; raises DecodeError with `id` in the message."""
     try:
         return dict(tf.train.Example.FromString(data).features.feature)
     except Exception as error:  # protobuf's DecodeError, whose class depends on the installed backend
@@ -132,17 +132,17 @@ def parse_example(data: bytes, id: str) -> dict[str, tf.train.Feature]:
 
 
 def encode_frames(frames: UInt8[np.ndarray, "t h w 3"], quality: int) -> list[bytes]:
-    """Pictures as JPEG of a quality of 1 to 100."""
+    """Encodes frames as JPEG with a quality of 1 to 100."""
     return [tf.io.encode_jpeg(frame, quality=quality).numpy() for frame in frames]
 
 
 def encode_stream(frames: UInt8[np.ndarray, "t h w c"]) -> list[bytes]:
-    """Frames of 1 to 4 channels as PNG, without loss."""
+    """Encodes frames of 1 to 4 channels losslessly as PNG."""
     return [tf.io.encode_png(frame).numpy() for frame in frames]
 
 
 def channels(encoded: bytes, id: str) -> int:
-    """The channels of an encoded picture; raises DecodeError naming `id`."""
+    """Number of channels of an encoded image; raises DecodeError with `id` in the message."""
     with blame_file(id):
         return tf.io.decode_png(encoded).shape[-1]
 
@@ -150,44 +150,45 @@ def channels(encoded: bytes, id: str) -> int:
 def decode_frames(
     encoded: Sequence[bytes], indices: Sequence[int] | np.ndarray, short_side: int | None, id: str, channels: int = 3
 ) -> UInt8[np.ndarray, "t h w c"]:
-    """The pictures at `indices`, RGB, shrunk to `short_side` unless smaller; raises DecodeError naming `id`.
+    """Decodes the images at `indices`; raises DecodeError with `id` in the message.
 
-    Pictures of another number of channels, as of optical flow, are PNG and stay as large as they are.
+    RGB images are shrunk to `short_side` unless smaller. Images with another number of channels, such as optical flow,
+    must be PNG and keep their size.
     """
     if not len(indices):
         return np.zeros((0, 1, 1, channels), np.uint8)
     wanted, order = np.unique(np.asarray(indices, np.int64), return_inverse=True)
-    pictures, resize = [], Resizer()
+    images, resize = [], Resizer()
     for position in wanted:
         try:
-            # PNG too. The default, a fast transform, is 0.8 levels darker than what libjpeg and Pillow give (TF 2.21).
+            # Also decodes PNG. The default dct_method is 0.8 levels darker than libjpeg and Pillow (TensorFlow 2.21).
             if channels == 3:
-                picture = tf.io.decode_jpeg(encoded[position], channels=3, dct_method="INTEGER_ACCURATE").numpy()
+                image = tf.io.decode_jpeg(encoded[position], channels=3, dct_method="INTEGER_ACCURATE").numpy()
             else:
-                picture = tf.io.decode_png(encoded[position]).numpy()
+                image = tf.io.decode_png(encoded[position]).numpy()
         except tf.errors.InvalidArgumentError as error:
-            raise DecodeError(f"{id}: frame {position} is no picture that can be decoded") from error
-        height, width = picture.shape[:2]
+            raise DecodeError(f"{id}: frame {position} is not an image that can be decoded") from error
+        height, width = image.shape[:2]
         if channels == 3 and short_side is not None and short_side < min(height, width):
             scale = short_side / min(height, width)
-            picture = resize(av.VideoFrame.from_ndarray(picture), round(height * scale), round(width * scale))
-        pictures.append(picture)
-    with blame_file(id):  # pictures of several sizes
-        return np.stack(pictures)[order]
+            image = resize(av.VideoFrame.from_ndarray(image), round(height * scale), round(width * scale))
+        images.append(image)
+    with blame_file(id):  # the images may differ in size
+        return np.stack(images)[order]
 
 
-def picture_size(encoded: bytes, id: str) -> tuple[int, int]:
-    """(height, width) of an encoded picture; raises DecodeError naming `id`."""
+def image_size(encoded: bytes, id: str) -> tuple[int, int]:
+    """(height, width) of an encoded image; raises DecodeError with `id` in the message."""
     return decode_frames([encoded], np.zeros(1, np.int64), None, id).shape[1:3]
 
 
 @dataclass(frozen=True)
 class RecordIndex:
-    """Where each record of some TFRecord files begins."""
+    """File, offset and length of each record of some TFRecord files."""
 
     paths: Sequence[str]
     file: Int[np.ndarray, "n"]
-    """Position in `paths`."""
+    """Index into `paths`."""
     offset: Int[np.ndarray, "n"]
     length: Int[np.ndarray, "n"]
 
@@ -195,21 +196,21 @@ class RecordIndex:
         return len(self.file)
 
     def read(self, index: int) -> bytes:
-        """The content of a record."""
+        """The bytes of a record."""
         with _open(self.paths[self.file[index]]) as file:
             file.seek(int(self.offset[index]))
             return file.read(int(self.length[index]))
 
     def id(self, index: int) -> str:
-        """The file and the number of the record in it."""
+        """The path of the file and the index of the record in it."""
         file = self.file[index]
         return f"{self.paths[file]}[{index - int(np.searchsorted(self.file, file))}]"
 
 
 def find_files(pattern: str) -> list[str]:
-    """The files that a pattern matches, sorted; of a folder, the .tfrecord files in it.
+    """The files that match a pattern, or the .tfrecord files in a folder, sorted.
 
-    What exists is meant as it is called: a name may hold brackets, which are signs of a pattern.
+    The name of an existing file or folder is taken literally, even if it contains special characters such as brackets.
     """
     remote = "://" in pattern
     is_folder, match = (tf.io.gfile.isdir, tf.io.gfile.glob) if remote else (os.path.isdir, glob.glob)
@@ -220,7 +221,7 @@ def find_files(pattern: str) -> list[str]:
 
 
 def read_file(path: str) -> bytes | None:
-    """What a file holds; None where there is none."""
+    """The content of a file; None if it does not exist."""
     try:
         with _open(path) as file:
             return file.read()
@@ -229,10 +230,10 @@ def read_file(path: str) -> bytes | None:
 
 
 def index_records(paths: Sequence[str]) -> RecordIndex:
-    """Finds the records of TFRecord files by their headers, without reading what is in them.
+    """Indexes the records of TFRecord files by reading only the record headers.
 
     Raises:
-      UserError: a file is cut short or is no TFRecord file.
+      UserError: a file is truncated or is not a TFRecord file.
     """
     rows = [(k, *row) for k, path in enumerate(paths) for row in _scan(path)]
     file, offset, length = np.array(rows, np.int64).reshape(-1, 3).T
@@ -240,7 +241,7 @@ def index_records(paths: Sequence[str]) -> RecordIndex:
 
 
 def _scan(path: str) -> list[tuple[int, int]]:
-    # A record: its length (8 bytes), a checksum of that (4), the content, a checksum of that (4).
+    # Layout of a record: length (8 bytes), checksum of the length (4), content, checksum of the content (4).
     rows = []
     with _open(path) as file:
         size = tf.io.gfile.stat(path).length if "://" in path else os.path.getsize(path)
@@ -250,12 +251,14 @@ def _scan(path: str) -> list[tuple[int, int]]:
             header = file.read(12)
             length = struct.unpack("<Q", header[:8])[0] if len(header) == 12 else size
             if position + 16 + length > size:
-                raise UserError(f"{path} is cut short after {len(rows)} records or is no TFRecord file: write it again")
+                raise UserError(
+                    f"{path} is truncated after {len(rows)} records or is not a TFRecord file: write it again"
+                )
             rows.append((position + 12, length))
             position += 16 + length
     return rows
 
 
 def _open(path: str) -> BinaryIO:
-    # TensorFlow's files read buckets but buffer half a megabyte at each seek.
+    # GFile supports cloud storage, but buffers half a megabyte after each seek.
     return tf.io.gfile.GFile(path, "rb") if "://" in path else open(path, "rb")

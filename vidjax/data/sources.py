@@ -1,6 +1,6 @@
-"""Which examples exist, behind one object: folders, manifests, TFDS, TFRecords and the embedded data set.
+"""Sources of examples: folders, manifests, published lists, TFDS, TFRecords and the embedded data set.
 
-A source is opened without reading any video; what an example is becomes known when it is read.
+Opening a source reads no videos; they are opened when an example is read.
 """
 
 import difflib
@@ -37,15 +37,15 @@ __all__ = [
 
 
 def open_source(name: str, split: str = "train", square_pixels: bool = True) -> Source:
-    """The source of this name, see `DataConfig.source`.
+    """Opens a source by name.
 
     Args:
-      name: of it.
-      split: of a tfds or synthetic source, or of a Kinetics list that holds several.
-      square_pixels: stretch pixels of video files that are not square.
+      name: see `DataConfig.source`.
+      split: split of a tfds or synthetic source, or of a Kinetics list that contains several.
+      square_pixels: stretch non-square pixels of video files in width.
 
     Raises:
-      UserError: one sentence on what is wrong with the source and what to do.
+      UserError: the source does not exist or is invalid.
     """
     if (listing := list_files(name, split)) is not None:
         return video_files(name, listing, square_pixels)
@@ -67,10 +67,10 @@ def open_source(name: str, split: str = "train", square_pixels: bool = True) -> 
 
 
 def list_files(name: str, split: str = "train") -> manifest.Listing | None:
-    """The video files of a source that is a folder or a list, `LIST` or `LIST:FOLDER`; None for other kinds.
+    """Lists the video files of a folder or a list (`LIST` or `LIST:FOLDER`); returns None for other kinds of sources.
 
     Raises:
-      UserError: one sentence on what is wrong with it and what to do.
+      UserError: the folder or the list is invalid.
     """
     path = Path(name)
     if path.is_dir():
@@ -80,13 +80,13 @@ def list_files(name: str, split: str = "train") -> manifest.Listing | None:
     if name.partition(":")[0] in ("tfds", "tfrecord", "synthetic"):
         return None
     suffixes = "|".join(map(re.escape, published_lists.SUFFIXES))
-    if found := re.fullmatch(rf"(.+?(?:{suffixes}))(?::(.+))?", name, re.IGNORECASE):
-        return published_lists.list_file(Path(found[1]), Path(found[2]) if found[2] else None, split)
+    if match := re.fullmatch(rf"(.+?(?:{suffixes}))(?::(.+))?", name, re.IGNORECASE):
+        return published_lists.list_file(Path(match[1]), Path(match[2]) if match[2] else None, split)
     return None
 
 
 def subset(source: Source, indices: Sequence[int] | np.ndarray) -> Source:
-    """Some of a source's examples."""
+    """A source with only the examples at `indices`, in this order."""
     indices = [int(index) for index in indices]
     ids = [source.ids[index] for index in indices]
 
@@ -100,23 +100,23 @@ def subset(source: Source, indices: Sequence[int] | np.ndarray) -> Source:
 
 
 def draw(source: Source, count: int | None, seed: int) -> Source:
-    """So many of the examples, drawn at random and kept in their order; all of them when there are no more."""
+    """A random subset of `count` examples in their original order; the whole source if `count` is None or larger."""
     if count is None or count >= len(source):
         return source
     return subset(source, np.sort(np.random.default_rng(seed).permutation(len(source))[:count]))
 
 
 def with_classes(source: Source, class_names: Sequence[str]) -> Source:
-    """The same examples with labels that count in `class_names`, in which each of the source's classes must be.
+    """Maps the labels of a source to indices into `class_names`, which must contain all of its classes.
 
-    Case does not matter, nor whether words are parted by spaces or underscores: folders cannot always say it as a
-    checkpoint does.
+    Names match regardless of case, and of spaces or underscores between words, since folder names often differ from the
+    class names of a checkpoint.
 
     Raises:
-      UserError: the source has a class that is not among them, or no labels.
+      UserError: the source has no labels, or a class that is not in `class_names`.
     """
     if not source.class_names:
-        raise UserError(f"{source.name} has no labels, and this needs them: use folders of classes or a label column")
+        raise UserError(f"{source.name} has no labels, and this needs them: use class folders or a label column")
     if tuple(class_names) == source.class_names:
         return source
     positions = {_plain(name): position for position, name in enumerate(class_names)}
@@ -128,7 +128,7 @@ def with_classes(source: Source, class_names: Sequence[str]) -> Source:
             f"rename them to its {len(class_names)} classes, "
             f"{', '.join(class_names[:3])}{', ...' if len(class_names) > 3 else ''}"
         )
-    labels = [positions[_plain(name)] for name in source.class_names] + [-1]  # the last one is that of the label -1
+    labels = [positions[_plain(name)] for name in source.class_names] + [-1]  # label -1 indexes the last item
 
     @contextmanager
     def open_example(index: int, names: Sequence[str]) -> Iterator[Example]:
@@ -145,20 +145,20 @@ def _plain(class_name: str) -> str:
 
 
 def with_captions(source: Source, templates: Sequence[str]) -> Source:
-    """The same examples with captions made of their classes: one by each template.
+    """Replaces the captions of a source by captions made from class names, one per template.
 
     Raises:
-      UserError: an example has no label (of a source whose labels are not listed, the first; a later one when it
-        comes), a template has no slot, or class names repeat.
+      UserError: an example has no label (checked for the first example only if labels are not listed, and for others
+        when they are read), a template has no slot, or class names repeat.
     """
     if not source.class_names:
-        raise UserError(f"{source.name} has no labels to make captions of: use folders of classes or a label column")
+        raise UserError(f"{source.name} has no labels to make captions of: use class folders or a label column")
     _require_everywhere(source, lambda index: source.label(index) >= 0, "label to make captions of", "label them")
     filled = list(zip(*prompts.fill(templates, source.class_names), strict=True))
 
     def captions(index: int, label: int) -> tuple[str, ...]:
         if label < 0:
-            raise UserError(f"{source.ids[index]} has no label to make captions of: label it, or leave it out")
+            raise UserError(f"{source.ids[index]} has no label to make captions of: label it, or remove it")
         return filled[label]
 
     @contextmanager
@@ -170,20 +170,21 @@ def with_captions(source: Source, templates: Sequence[str]) -> Source:
 
 
 def require_captions(source: Source) -> None:
-    """Refuses a source with an example that has no caption.
+    """Checks that every example has a caption.
 
-    Of a source whose captions are not listed only the first example is looked at; the pipeline refuses later ones.
+    If the captions of the source are not listed, only the first example is checked here, and the pipeline checks the
+    others.
 
     Raises:
-      UserError: how many examples have none, and which.
+      UserError: examples have no caption (with their number and first ids).
     """
-    advice = "give them one in a .csv or .jsonl manifest, or make captions of class names by templates"
+    advice = "give them one in a .csv or .jsonl manifest, or make captions from class names with templates"
     _require_everywhere(source, lambda index: bool(source.captions(index)), "caption", advice)
 
 
 def _require_everywhere(source: Source, has: Callable[[int], bool], what: str, advice: str) -> None:
-    looked_at = len(source) if source.listed else min(len(source), 1)
-    without = [source.ids[index] for index in range(looked_at) if not has(index)]
+    checked = len(source) if source.listed else min(len(source), 1)
+    without = [source.ids[index] for index in range(checked) if not has(index)]
     if without:
         count = f"{len(without)} of the {len(source)} examples" if source.listed else "the first example"
         raise UserError(
@@ -193,17 +194,17 @@ def _require_everywhere(source: Source, has: Callable[[int], bool], what: str, a
 
 
 def require_labels(source: Source) -> None:
-    """Refuses a source in whose list an example has no label.
+    """Checks that every example of a source with listed labels has a label.
 
     Raises:
-      UserError: how many examples have none, and which.
+      UserError: examples have no label (with their number and first ids).
     """
     if source.listed:
-        _require_everywhere(source, lambda index: source.label(index) >= 0, "label", "label them, or leave them out")
+        _require_everywhere(source, lambda index: source.label(index) >= 0, "label", "label them, or remove them")
 
 
 def video_files(name: str, listing: manifest.Listing, square_pixels: bool = True) -> Source:
-    """Video files, or parts of them; pixels that are not square are stretched, or left."""
+    """A source of video files, or of parts of them."""
     rows = listing.rows
 
     @contextmanager
@@ -242,7 +243,7 @@ class FilePart:
     clip: OpenClip
     row: manifest.Row
     first: int
-    """Frame of the file."""
+    """Index in the file of the first frame of the part."""
     info: VideoInfo
 
     def _in_file(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -257,17 +258,17 @@ class FilePart:
         return frames, part_of(self.row, info)[1]
 
     def iterate(self, indices: np.ndarray, short_side: int | None) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
-        """See `example.Stream`; what is played backwards is read in pieces."""
+        """See `example.Stream`; reversed videos are read in pieces."""
         if self.row.reverse:
             yield from in_pieces(self, indices, short_side)
             return
-        asked = self._in_file(indices)
-        yield from stream_frames(self.row.path, lambda info: asked, short_side, self.clip.square_pixels)
+        in_file = self._in_file(indices)
+        yield from stream_frames(self.row.path, lambda info: in_file, short_side, self.clip.square_pixels)
 
 
 @dataclass(frozen=True)
 class ArrayPart:
-    """Frames of a .npy file (t h w c), which lie beside a video or beside the part of it that a row names."""
+    """A stream of frames in a .npy file (t h w c) that belongs to a video, or the part of it that a row names."""
 
     frames: UInt8[np.ndarray, "t h w c"]
     first: int
@@ -275,7 +276,7 @@ class ArrayPart:
 
     @classmethod
     def open(cls, row: manifest.Row, field: str, spec: Field, video: VideoInfo) -> "ArrayPart":
-        """The frames of a field, without reading them. Raises DecodeError."""
+        """Opens the file of a field without reading the frames. Raises DecodeError."""
         if field not in row.fields:
             raise DecodeError(f"{row.id}: it has no {field}")
         frames = load_array(row.fields[field])
@@ -286,7 +287,7 @@ class ArrayPart:
             )
         rate = spec.rate or video.rate
         count, height, width = frames.shape[:3]
-        # Of flow between frames there is one less than of frames: the last one stands for it.
+        # Flow between frames has one frame fewer than the video: the last one is repeated.
         count = max(count, video.num_frames) if spec.rate is None else count
         first, part = part_of(row, VideoInfo(count, rate, width, height, count / rate, "array"))
         return cls(frames, first, part)
@@ -295,8 +296,8 @@ class ArrayPart:
         self, indices: Sequence[int] | np.ndarray, short_side: int | None = None
     ) -> tuple[UInt8[np.ndarray, "t h w c"], VideoInfo]:
         """See `example.Stream`; arrays are not shrunk before the crop."""
-        places = np.minimum(self.first + np.asarray(indices, np.int64), len(self.frames) - 1)
-        return np.asarray(self.frames[places]), self.info
+        positions = np.minimum(self.first + np.asarray(indices, np.int64), len(self.frames) - 1)
+        return np.asarray(self.frames[positions]), self.info
 
     def iterate(self, indices: np.ndarray, short_side: int | None) -> Iterator[UInt8[np.ndarray, "h w c"]]:
         """See `example.Stream`."""
@@ -304,25 +305,27 @@ class ArrayPart:
 
 
 def load_array(path: str) -> np.ndarray:
-    """A .npy file, of which only what is used is read. Raises DecodeError."""
+    """Memory-maps a .npy file. Raises DecodeError."""
     with blame_file(path):
         return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
 def part_of(row: manifest.Row, info: VideoInfo) -> tuple[int, VideoInfo]:
-    """The first frame of the row's part of the video, and what the part's info is."""
-    # A frame belongs to the part if it begins in it; the small number forgives the rounding of seconds.
+    """The index of the first frame of the row's part of the video, and the info of the part."""
+    # A frame belongs to the part if it starts within it; the tolerance allows for rounded times.
     first = math.ceil((row.start or 0) * info.rate - 1e-3)
     stop = info.num_frames if row.end is None else min(math.ceil(row.end * info.rate - 1e-3), info.num_frames)
     if first >= info.num_frames:
-        raise DecodeError(f"{row.path}: no frame from {row.start or 0} s on, as it ends at {info.duration:.2f} s")
+        raise DecodeError(
+            f"{row.path}: the part starts at {row.start or 0} s, but the video ends at {info.duration:.2f} s"
+        )
     if stop <= first:
-        raise DecodeError(f"{row.path}: no frame begins from {row.start or 0} to {row.end} s")
+        raise DecodeError(f"{row.path}: there is no frame from {row.start or 0} to {row.end} s")
     return first, replace(info, num_frames=stop - first, duration=(stop - first) / info.rate)
 
 
 def _moving_shapes(name: str, split: str) -> Source:
-    """The embedded data set, rendered at the asked size."""
+    """The embedded data set, rendered at the requested size."""
     if split not in (splits := (*moving_shapes.SPLITS, *moving_shapes.COMPOSITION_SPLITS)):
         raise UserError(f"data.split {split} is unknown: {name} has {', '.join(splits)}, choose one of them")
     numbers, class_names = moving_shapes.split_indices(split), moving_shapes.class_names(split)
@@ -353,7 +356,7 @@ def _moving_shapes(name: str, split: str) -> Source:
 
 @dataclass(frozen=True)
 class Rendered:
-    """A stream of a video of the embedded data set, drawn as it is read."""
+    """A stream of a video of the embedded data set, rendered when it is read."""
 
     number: int
     render: Callable[[int, np.ndarray, int], np.ndarray]
@@ -370,7 +373,7 @@ class Rendered:
     def read(
         self, indices: Sequence[int] | np.ndarray, short_side: int | None = None
     ) -> tuple[UInt8[np.ndarray, "t h w c"], VideoInfo]:
-        """See `example.Stream`; frames are as large as is asked."""
+        """See `example.Stream`; frames are rendered at the requested size."""
         size = short_side or 256
         return self.render(self.number, np.asarray(indices, np.int64), size), self._info(size)
 

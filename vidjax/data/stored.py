@@ -1,4 +1,4 @@
-"""Sources that hold the frames of their videos as pictures: TFRecords of our own, and sets of TensorFlow Datasets."""
+"""Sources that store videos as encoded images: TFRecords of vidjax, and TensorFlow Datasets."""
 
 import difflib
 import math
@@ -19,10 +19,10 @@ from vidjax.errors import UserError
 
 
 def tfrecords(name: str, pattern: str) -> Source:
-    """Shards that `experiments/write_tfrecords.py` wrote; a folder stands for the .tfrecord files in it."""
+    """Opens the TFRecords of `experiments/write_tfrecords.py` that match a pattern, or all of a folder."""
     paths = records.find_files(pattern)
     if not paths:
-        raise UserError(f"data.source {name} matches no file: correct the pattern")
+        raise UserError(f"data.source {name} matches no files: correct the pattern")
     index = records.index_records(paths)
     folder = os.path.dirname(paths[0])
     file = os.path.join(folder, CLASSES_FILE)
@@ -36,11 +36,11 @@ def tfrecords(name: str, pattern: str) -> Source:
 
     @contextmanager
     def open_example(i: int, names: Sequence[str]) -> Iterator[Example]:
-        found = record(i)
+        opened = record(i)
         for name in names:
-            if fields.get(name, LABEL).kind == "frames" and name not in found.streams:
+            if fields.get(name, LABEL).kind == "frames" and name not in opened.streams:
                 raise DecodeError(f"{ids[i]}: it has no {name}")
-        yield _open_record(found, ids[i], names)
+        yield _open_record(opened, ids[i], names)
 
     content = records.read_file(file := os.path.join(folder, FIELDS_FILE))
     fields = {} if content is None else parse_specs(file, content)
@@ -57,28 +57,28 @@ def tfrecords(name: str, pattern: str) -> Source:
 
 
 def tfds_videos(name: str, rest: str, split: str) -> Source:
-    """A prepared set of TensorFlow Datasets with a video feature, read by index without TFDS' decoding."""
-    import tensorflow_datasets as tfds  # here, as it takes seconds and few need it
+    """Opens a prepared TensorFlow Dataset with a video feature, with random access and without the decoding of TFDS."""
+    import tensorflow_datasets as tfds  # takes seconds and is rarely needed
 
     try:
         builder = tfds.builder(rest, data_dir=os.environ.get("TFDS_DATA_DIR"))
     except tfds.core.DatasetNotFoundError:
         near = difflib.get_close_matches(rest.partition("/")[0], tfds.list_builders(with_community_datasets=False))
         raise UserError(
-            f"data.source {name} is no data set that tfds knows or that lies in TFDS_DATA_DIR"
-            f"{' (did you mean ' + ' or '.join(near) + '?)' if near else ''}: correct one of the two"
+            f"data.source {name} is not a TensorFlow Dataset and does not exist in TFDS_DATA_DIR"
+            f"{' (did you mean ' + ' or '.join(near) + '?)' if near else ''}: correct the name or TFDS_DATA_DIR"
         ) from None
     except ValueError as error:
         raise UserError(f"data.source {name}: {str(error).splitlines()[0]}") from error
     if not builder.is_prepared():
         raise UserError(
             f"data.source {name} is not prepared in {builder.data_path}: run `tfds build {rest}` first, "
-            "or set TFDS_DATA_DIR to the folder that holds it"
+            "or set TFDS_DATA_DIR to the folder that contains it"
         )
     features = builder.info.features
     videos = [key for key, feature in features.items() if isinstance(feature, tfds.features.Video)]
     if not videos:
-        raise UserError(f"data.source {name} holds no video, but {', '.join(features)}: choose another")
+        raise UserError(f"data.source {name} has no video feature, only {', '.join(features)}: choose another")
     try:
         parts = builder.info.splits[split].file_instructions
     except (KeyError, ValueError) as error:
@@ -86,7 +86,7 @@ def tfds_videos(name: str, rest: str, split: str) -> Source:
             f"data.split {split} is unknown: {name} has {', '.join(builder.info.splits)}, choose one of them"
         ) from error
     if not sum(part.take for part in parts):
-        raise UserError(f"data.split {split} of {name} holds no examples: choose another")
+        raise UserError(f"data.split {split} of {name} has no examples: choose another")
     if builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD:
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
@@ -117,9 +117,9 @@ def tfds_videos(name: str, rest: str, split: str) -> Source:
 
     @contextmanager
     def open_example(i: int, names: Sequence[str]) -> Iterator[Example]:
-        found = record(i)
-        height, width = records.picture_size(found.frames[0], ids[i]) if found.frames else (0, 0)
-        yield _open_record(replace(found, height=height, width=width), ids[i], names)
+        opened = record(i)
+        height, width = records.image_size(opened.frames[0], ids[i]) if opened.frames else (0, 0)
+        yield _open_record(replace(opened, height=height, width=width), ids[i], names)
 
     return Source(
         name, class_names, ids, open_example, lambda i: record(i).label, lambda i: record(i).captions, listed=False
@@ -129,18 +129,18 @@ def tfds_videos(name: str, rest: str, split: str) -> Source:
 def _open_record(record: records.Record, id: str, names: Sequence[str]) -> Example:
     if not record.frames:
         raise DecodeError(f"{id}: it has no frames")
-    streams = {"video": Pictures(record, record.frames, 3, id)}
+    streams = {"video": EncodedImages(record, record.frames, 3, id)}
     for name in names:
         if name in record.streams:
             frames = record.streams[name]
-            streams[name] = Pictures(record, frames, records.channels(frames[0], id), id)
+            streams[name] = EncodedImages(record, frames, records.channels(frames[0], id), id)
     values = {name: value for name, value in record.values.items() if name in names}
     return Example(streams, record.label, record.captions, values)
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """A stream of encoded pictures, of which only those that are read are decoded."""
+class EncodedImages:
+    """A stream of encoded images, which are decoded when they are read."""
 
     record: records.Record
     frames: Sequence[bytes]
@@ -151,7 +151,7 @@ class Pictures:
     def info(self) -> VideoInfo:
         """See `example.Stream`."""
         count, rate = len(self.frames), self.record.rate
-        return VideoInfo(count, rate, self.record.width, self.record.height, count / rate, "pictures")
+        return VideoInfo(count, rate, self.record.width, self.record.height, count / rate, "images")
 
     def read(
         self, indices: Sequence[int] | np.ndarray, short_side: int | None = None

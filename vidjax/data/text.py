@@ -94,34 +94,34 @@ def tokenize(tokenizer: Tokenizer, text: str, context: int) -> tuple[Int[np.ndar
 
 @dataclass(frozen=True)
 class CaptionWriter:
-    """Writes captions as ids; without a tokeniser nothing."""
+    """Draws and tokenises captions for batches; does nothing without a tokeniser."""
 
     tokenizer: Tokenizer | None
     context: int | None
-    """Tokens of a caption."""
+    """Tokens per caption."""
 
     def __post_init__(self) -> None:
         if self.tokenizer is not None and self.context is None:
             raise UserError(
-                "a tokenizer needs a context: give the number of tokens that a caption is cut or filled up to"
+                "a tokenizer needs a context: give the number of tokens that captions are truncated or padded to"
             )
 
     def arrays(self, draws: tuple[int, ...]) -> dict[str, tuple[str, tuple[int, ...], float]]:
-        """The type, shape and filling of what a call gives for so many draws."""
+        """By name the dtype, shape and fill value of the arrays that a call returns for draws of this shape."""
         if self.tokenizer is None:
             return {}
         return {"ids": ("int32", (*draws, self.context), 0), "truncated": ("bool", draws, False)}
 
     def __call__(self, id: str, captions: Sequence[str], draws: np.ndarray) -> dict[str, np.ndarray]:
-        """`ids` (... m) and `truncated` (...) of the captions that `draws` (...), numbers in [0, 1), fall on.
+        """Returns `ids` (... m) and `truncated` (...) of the captions chosen by `draws` (...), numbers in [0, 1).
 
         Raises:
-          UserError: the example, which is called `id`, has no captions.
+          UserError: the example has no captions; the message names its `id`.
         """
         if self.tokenizer is None:
             return {}
         if not captions:
-            raise UserError(f"{id} has no caption: give it one, or leave it out")
+            raise UserError(f"{id} has no caption: add one, or remove the example")
         chosen = [captions[int(draw * len(captions))] for draw in draws.ravel()]
         ids, truncated = zip(*(tokenize(self.tokenizer, text, self.context) for text in chosen), strict=True)
         return {

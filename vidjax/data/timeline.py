@@ -3,7 +3,7 @@
 Headers are unreliable: frame counts include frames that an edit list hides, only the first fragment, or packets that
 were dropped, and average rates are computed from decoding times. Therefore all packets are read; their sorted
 timestamps are the frame times. This pass is skipped for an MP4 or MOV whose index is consistent (equal steps between
-all samples, also in the order of presentation, nothing hidden, no fragments), and for an AVI with a complete index.
+all samples in decoding and in presentation order, nothing hidden, no fragments), and for an AVI with a complete index.
 """
 
 import math
@@ -105,7 +105,7 @@ def _from_index(path: str, stream: av.VideoStream) -> Timeline | None:
     stamps = order + offsets_in_time
     reordered = (np.diff(stamps) < 0).any()
     if stream.codec_context.has_b_frames and (not reordered or stream.codec_context.name == "mpeg4"):
-        return None  # frames may be reordered without a word of it, or two be packed into one packet
+        return None  # presentation times may be missing, or packets may contain two frames
     if (np.diff(np.sort(stamps)) != step).any():
         return None
     keys = np.flatnonzero(keyframe)
@@ -135,7 +135,7 @@ def _from_avi_index(path: str, stream: av.VideoStream) -> Timeline | None:
 
 
 def _is_followed_by_another(path: str) -> bool:
-    """Whether an AVI was joined to others byte by byte: the index is of the first one alone, FFmpeg reads them all."""
+    """Whether the file is a concatenation of AVIs: the index covers only the first one, but FFmpeg reads them all."""
     with open(path, "rb") as file:
         (length,) = struct.unpack("<4xI", file.read(8))
         file.seek(8 + length + length % 2)
@@ -201,7 +201,7 @@ def _by_times(path: str, stream: av.VideoStream, table: _PacketTable, shown: Boo
             unknown[max(end - 3, 0) : end] = True
     begins = np.flatnonzero(shown)[np.append(0, ends[:-1])]
     if not table.keyframe[begins[1:]].all():
-        return _from_frames(path, stream)  # how many frames are lost at a joint only the decoder tells
+        return _from_frames(path, stream)  # the number of frames lost at a joint is known only after decoding
     # If the packets were cut out of a stream, the first ones may not decode to a frame.
     lost = 0
     if not table.keyframe[0] or pts[0] > stamps[0]:
@@ -260,8 +260,8 @@ def _from_frames(path: str, stream: av.VideoStream) -> Timeline:
 def _has_invented_pts(path: str, stream: av.VideoStream, pts: Int[np.ndarray, "n"]) -> bool:
     """Whether presentation timestamps are invented by FFmpeg, and wrong because frames are reordered.
 
-    AVI and WMV store only decoding times, as does an MP4 without composition offsets, and whatever is copied from these
-    without decoding. Two frames packed into one packet (MPEG-4 in AVI) share a timestamp.
+    AVI, WMV and MP4 without composition offsets store only decoding times, and remuxing them to another container does
+    not add presentation times. Two frames packed into one packet (MPEG-4 in AVI) share a timestamp.
     """
     if not stream.codec_context.has_b_frames:
         return False
@@ -284,7 +284,7 @@ def _by_delay(path: str, stream: av.VideoStream, table: _PacketTable, scanned: b
     delay = int(np.searchsorted(dts, NONE if first is None else first))
     if delay == len(dts) or dts[delay] != first or table.hidden.any():
         return None
-    # The header of an AVI may give the time base in place of a rate.
+    # The header of an AVI may contain the time base instead of the rate.
     step = round(1 / (_header_rates(stream)[-1] * as_fraction(stream.time_base)))
     step = max(step, int(np.diff(dts).min()) if len(dts) > 1 else 1)
     steps = np.append(np.diff(dts[delay:]), np.full(delay, step))

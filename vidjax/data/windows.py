@@ -1,9 +1,9 @@
-"""Clips with their times, for prediction and embedding: one of a whole video, or a window that runs through it.
+"""Clips with their times, for prediction and embedding: one clip per video, or sliding windows over the whole video.
 
-A window is `frames` sampled frames long and moves by a number of sampled frames; the distance between sampled frames
-is that of dense sampling (`stride` or `fps`). The last window ends with the last sampled frame, so that it may overlap
-the one before by more than the others: no end of a video goes unseen. A video is read once from its start to its end,
-and only the frames of one window are held, so a video of hours needs no more memory than one of seconds.
+A window contains `frames` sampled frames and advances by a number of sampled frames (the hop); the distance between
+sampled frames is that of dense sampling (`stride` or `fps`). The last window ends at the last sampled frame and may
+therefore overlap more with the previous one. A video is read once from start to end, keeping only the frames of one
+window, so that memory does not depend on its length.
 """
 
 import math
@@ -28,30 +28,30 @@ from vidjax.data.sampling import sampling_step, seconds_covered, views
 
 @dataclass(frozen=True)
 class Window:
-    """A clip and where it lies in its example; of a part that a manifest names, or of one played backwards, that."""
+    """A clip and its times, relative to the part of the video that a manifest names, in the order it is played."""
 
     start: float
-    """Seconds, of the first frame; nan where the source does not store a rate."""
+    """Time of the first frame in seconds; nan if the source does not store a rate."""
     end: float
-    """Seconds, of the sampled frame that would follow, or the example's end."""
+    """Time in seconds of the sampled frame after the last one, or the end of the example."""
     frames: UInt8[np.ndarray, "v t h w c"]
-    """Views of the same time; a window has one."""
+    """Views of the clip; a window has one."""
 
 
 @dataclass(frozen=True)
 class Videos:
-    """A source whose examples can be read as clips with times and as windows."""
+    """A source whose examples can be read as clips with times or as windows."""
 
     source: Source
     rows: Sequence[manifest.Row] | None
-    """The examples' files; None where they are no files."""
+    """The video files of the examples; None if the source does not consist of video files."""
 
     def label(self, index: int) -> int:
-        """Position in the source's class names, -1 for none. Raises DecodeError."""
+        """Index into the source's class names, -1 for none. Raises DecodeError."""
         return self.source.label(index)
 
     def clip(self, index: int, config: ClipConfig, view_counts: tuple[int, int] = (1, 1)) -> Iterator[Window]:
-        """The one clip of an example that an evaluation looks at, with its views. Raises DecodeError."""
+        """Yields one clip: the one used in evaluation, with its views. Raises DecodeError."""
         with self.source.open(index, [config.stream]) as example:
             stream = example.streams[config.stream]
             info = stream.info
@@ -66,10 +66,10 @@ class Videos:
         yield Window(float(start), float(min(end, info.duration)), squares.numpy())
 
     def windows(self, index: int, config: ClipConfig, hop: int) -> Iterator[Window]:
-        """Windows of `config.frames` sampled frames, every `hop` sampled frames; centre crop.
+        """Yields windows of `config.frames` sampled frames, `hop` sampled frames apart, with a central crop.
 
         Raises:
-          DecodeError: the example cannot be read (further), or has fewer sampled frames than a window.
+          DecodeError: the example cannot be read to its end, or has fewer sampled frames than a window.
         """
         with self.source.open(index, [config.stream]) as example:
             stream = example.streams[config.stream]
@@ -79,14 +79,14 @@ class Videos:
             if not len(starts):
                 raise DecodeError(
                     f"{self.source.ids[index]}: its {info.num_frames} frames, {len(sampled)} at this stride or rate, "
-                    f"are too few for a window of {config.frames}: make the window or the sampling distance smaller"
+                    f"are too few for a window of {config.frames}: use a shorter window or a smaller stride"
                 )
             spans = sampled[starts[:, None] + np.arange(config.frames)]
             bounds = np.append(sampled, info.num_frames)[np.stack([starts, starts + config.frames], axis=1)]
             wanted, seconds = np.unique(spans), bounds / info.rate
             (channels,) = self.source.fields[config.stream].shape
 
-            kept: deque[tuple[int, np.ndarray]] = deque()  # cropped frames by their index, from the next window's first
+            kept: deque[tuple[int, np.ndarray]] = deque()  # indices and cropped frames of the next windows
             following, crop = 0, _center_crop(config.size, config.center_ratio, channels)
             for position, frame in enumerate(stream.iterate(wanted, config.decode_short_side)):
                 kept.append((int(wanted[position]), crop(tf.constant(frame[None])).numpy()[0]))
@@ -101,47 +101,47 @@ class Videos:
 
 @cache
 def _center_crop(size: int, ratio: float, channels: int) -> Callable[[tf.Tensor], tf.Tensor]:
-    """`augment.center_crop`, traced once: for single frames it would else take longer than their decoding."""
+    """`augment.center_crop`, traced once: for single frames, eager execution takes longer than decoding."""
     signature = [tf.TensorSpec((None, None, None, channels), tf.uint8)]
     return tf.function(lambda video: center_crop(video, size, ratio), signature, autograph=False)
 
 
 def open_videos(name: str, split: str, square_pixels: bool = True) -> Videos:
-    """The source of this name, see `sources.open_source`."""
+    """Opens a source by name, see `sources.open_source`."""
     if (listing := sources.list_files(name, split)) is not None:
         return Videos(sources.video_files(name, listing, square_pixels), listing.rows)
     return Videos(sources.open_source(name, split), None)
 
 
 def open_files(paths: Sequence[str], square_pixels: bool = True) -> Videos:
-    """Video files, without labels; a folder or a list stands for all of its videos, see `sources.list_files`.
+    """Opens video files without their labels; folders and lists are expanded, see `sources.list_files`.
 
-    What cannot be read is told when it is.
+    Files are not opened before they are read.
 
     Raises:
-      ValueError: a folder holds no videos, or what is wrong with a list.
+      UserError: a folder contains no videos, or a list is invalid.
     """
     rows, notes, fields = [], [], {}
     for path in paths:
-        found = sources.list_files(path) or manifest.Listing((), [manifest.Row(path, -1)])
-        rows += [replace(row, label=-1) for row in found.rows]
-        notes += found.notes
-        fields |= found.fields
+        listed = sources.list_files(path) or manifest.Listing((), [manifest.Row(path, -1)])
+        rows += [replace(row, label=-1) for row in listed.rows]
+        notes += listed.notes
+        fields |= listed.fields
     listing = manifest.Listing((), rows, tuple(notes), fields)
     return Videos(sources.video_files("the given files", listing, square_pixels), rows)
 
 
 def sampled_frames(num_frames: int, step: float) -> Int[np.ndarray, "n"]:
-    """Indices of frames `step` apart, rounded as `sampling.dense` does, from the first to the end of the video."""
+    """Indices of all frames `step` frames apart from the first frame on, rounded as in `sampling.dense`."""
     indices = np.floor(np.arange(math.ceil(num_frames / step) + 1) * step + 0.5).astype(np.int64)
     return indices[indices < num_frames]
 
 
 def window_starts(count: int, window: int, hop: int) -> Int[np.ndarray, "w"]:
-    """Positions among `count` sampled frames where windows begin; none where there are fewer than a window.
+    """Start positions of windows among `count` sampled frames; empty if there are fewer frames than in a window.
 
-    After the last regular window comes one that ends with the last frame, where frames would else be unseen; not for
-    those that lie in the gap between windows (hop above window), which nobody asked for.
+    A final window that ends at the last frame is added if frames remain after the last regular window, except frames in
+    a gap between windows (with a hop larger than the window).
     """
     starts = np.arange(0, max(count - window + 1, 0), hop)
     if len(starts) and starts[-1] + max(window, hop) < count:
@@ -152,16 +152,17 @@ def window_starts(count: int, window: int, hop: int) -> Int[np.ndarray, "w"]:
 def batches(
     streams: Iterable[Iterator[Window]], rows: int, workers: int, failed: Callable[[int, DecodeError], None]
 ) -> Iterator[tuple[list[tuple[int, Window]], UInt8[np.ndarray, "b v t h w c"]]]:
-    """Windows of many streams, in order, in batches of `rows`; the last one is filled up with black.
+    """Batches the windows of many streams in order; the last batch is padded with black windows.
 
     Args:
-      streams: one an example.
-      rows: of a batch.
-      workers: streams read at the same time, a few windows ahead.
-      failed: told the number of each stream that ends in an error, and the error; what came before it is given.
+      streams: one iterator of windows per example.
+      rows: windows per batch.
+      workers: number of streams read in parallel, a few windows ahead.
+      failed: called with the index of each stream that ends with an error, and the error. The windows before the error
+        are kept.
 
-    Returns:
-      the batch's windows with the numbers of their streams, and its pixels.
+    Yields:
+      The windows of a batch with the indices of their streams, and their pixels.
     """
     batch: list[tuple[int, Window]] = []
     for number, window in _side_by_side(streams, workers):
@@ -180,7 +181,7 @@ def batches(
 def _side_by_side(
     streams: Iterable[Iterator[Window]], workers: int, chunk: int = 8
 ) -> Iterator[tuple[int, Window | DecodeError]]:
-    """The windows of each stream, or its error, with its number; at most `workers` streams are open at a time."""
+    """Yields the windows of each stream and its error, if any, with its index; at most `workers` streams are open."""
 
     def pull(stream: Iterator[Window]) -> list[Window | DecodeError]:
         windows: list[Window | DecodeError] = []
@@ -191,16 +192,16 @@ def _side_by_side(
             windows.append(error)
         return windows
 
-    coming = enumerate(streams)
+    numbered = enumerate(streams)
     with ThreadPoolExecutor(workers) as pool:
 
         def begin(count: int) -> list[tuple[int, Iterator[Window], Future]]:
-            return [(number, stream, pool.submit(pull, stream)) for number, stream in islice(coming, count)]
+            return [(number, stream, pool.submit(pull, stream)) for number, stream in islice(numbered, count)]
 
         running = deque(begin(workers))
         while running:
             number, stream, future = running.popleft()
             while windows := future.result():
-                future = pool.submit(pull, stream)  # goes on reading while these are worked on
+                future = pool.submit(pull, stream)  # reads ahead while these windows are used
                 yield from ((number, window) for window in windows)
             running.extend(begin(1))
