@@ -146,7 +146,7 @@ print(json.dumps(said))
 @pytest.mark.parametrize("name", TINY.values())
 def test_wrong_input_is_refused_by_one_sentence(name, refusals):
     rank, channels, indivisible, small, empty, integers = refusals[name]
-    assert "a video of uint8 was given: the model takes floats" in integers
+    assert "the video has dtype uint8: the model takes floats" in integers
     assert rank and channels and empty
     assert "the model takes (batch, frames, height, width, " in rank
     assert "the model takes (batch, frames, height, width, " in channels
