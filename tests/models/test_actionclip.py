@@ -292,7 +292,7 @@ def test_gradients_are_finite_and_reach_everything():
 def test_what_does_not_go_together_is_refused():
     video = jnp.zeros((1, 8, 32, 32, 3))
     model = create_model("actionclip_tiny", joint=True)
-    with pytest.raises(ValueError, match="head is 'transf' over a joint image tower, which gives one feature a clip"):
+    with pytest.raises(ValueError, match="head is 'transf' with a joint image tower, which returns one feature per"):
         jax.eval_shape(model.init, jax.random.key(0), video)
     with pytest.raises(ValueError, match="the clip has 13 frames: the head transf has 12 positions"):
         jax.eval_shape(pair("transf").init, jax.random.key(0), jnp.zeros((1, 13, 32, 32, 3)))

@@ -80,7 +80,7 @@ def test_dropout_acts_in_training_alone():
 
 
 def test_other_clips_are_refused_as_the_fields_say():
-    with pytest.raises(ValueError, match=r"made for .*see its fields num_frames and image_size"):
+    with pytest.raises(ValueError, match=r"made for .*set its fields num_frames and image_size"):
         jax.eval_shape(NARROW.init, jax.random.key(0), jnp.zeros((1, 16, 64, 64, 3)))
     wide = NARROW.clone(image_size=64, num_frames=32)
     shapes = jax.eval_shape(wide.init, jax.random.key(0), jnp.zeros((1, 32, 64, 64, 3)))

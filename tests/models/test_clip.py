@@ -395,7 +395,7 @@ def test_towers_that_do_not_go_together_are_refused(clips):
     with pytest.raises(ValueError, match="the video tower has 16 features and the text tower 12: give both the same"):
         jax.eval_shape(pair.init, jax.random.key(0), clips)
     classes = vidjax.create_model("vit_tiny", num_classes=3)
-    with pytest.raises(ValueError, match="the video tower gives 3 classes: make it with num_classes=None"):
+    with pytest.raises(ValueError, match="the video tower has 3 classes: create it with num_classes=None"):
         jax.eval_shape(VideoText(Projected(classes, 16), TextTower(**TEXT)).init, jax.random.key(0), clips)
 
 

@@ -112,6 +112,6 @@ def test_a_choice_that_there_is_not_is_refused_by_the_module(name, field, value,
         jax.eval_shape(model.clone(**{field: value}).init, jax.random.key(0), jnp.zeros((1, 4, 32, 32, 3)))
 
 
-def test_ids_of_another_shape_are_told(unchecked):
-    with pytest.raises(ValueError, match=r"ids of shape \(5,\) and int32 were given: the tower takes integers \(batch"):
+def test_ids_of_a_wrong_shape_are_rejected(unchecked):
+    with pytest.raises(ValueError, match=r"ids have shape \(5,\) and dtype int32: the tower takes integers \(batch"):
         check_ids(jnp.zeros(5, jnp.int32), 8)

@@ -249,7 +249,7 @@ def test_other_clips_fit_the_same_parameters_but_for_folded_frames():
         model = VARIANTS[f"{name}_tiny"](num_classes=5)
         shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 32, 32, 3)))
         assert jax.eval_shape(model.apply, shapes, jnp.zeros((1, 3, 50, 41, 3))).shape == (1, 5)
-    with pytest.raises(ValueError, match="3 frames were given to a model whose first convolution is made for 8"):
+    with pytest.raises(ValueError, match="the clip has 3 frames, but the model's first convolution takes 8"):
         jax.eval_shape(VARIANTS["r2d_tiny"]().init, jax.random.key(0), jnp.zeros((1, 3, 32, 32, 3)))
 
 

@@ -100,8 +100,8 @@ def test_the_feature_is_that_of_the_end_token():
 @pytest.mark.parametrize(
     ("shape", "dtype", "said"),
     [
-        ((2, 13), jnp.int32, "texts of 13 tokens were given: the text tower takes 1 to 12"),
-        ((2, 0), jnp.int32, "texts of 0 tokens were given: the text tower takes 1 to 12"),
+        ((2, 13), jnp.int32, "the texts have 13 tokens: the text tower takes 1 to 12"),
+        ((2, 0), jnp.int32, "the texts have 0 tokens: the text tower takes 1 to 12"),
     ],
 )
 def test_ids_that_do_not_fit_are_refused(tower, shape, dtype, said):
@@ -126,7 +126,7 @@ def test_every_tower_has_its_number_of_parameters():
         assert sum(prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) == count, name
 
 
-def test_names_and_fields_are_told_as_those_of_models():
+def test_unknown_names_and_fields_are_rejected():
     assert create_text_model("clip_base", features=256, dtype=jnp.bfloat16).features == 256
     with pytest.raises(ValueError, match="there is no text tower 'clip_bas': the nearest names are clip_base"):
         create_text_model("clip_bas")

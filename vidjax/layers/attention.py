@@ -63,7 +63,7 @@ class Attention(nn.Module):
         context: Float[Array, "*b n d"] | None = None,
         mask: Bool[Array, "*#b #q n"] | None = None,
     ) -> Float[Array, "*b q d"]:
-        """Returns the shape of `query`; `mask` is True where a query may attend to a token of the context."""
+        """The output has the shape of `query`; `mask` is True where a query may attend to a token of the context."""
         context = query if context is None else context
         width = query.shape[-1]
         if width % self.heads:

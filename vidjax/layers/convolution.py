@@ -57,7 +57,7 @@ class Conv3D(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b _ _ _ d"]:
-        """Feature map of `features` channels."""
+        """Returns a feature map with `features` channels."""
         shape = (*self.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape)
         bias_init = self.bias_init or pytorch_bias(int(np.prod(shape[:-1])))
@@ -84,7 +84,7 @@ class DepthwiseConv3D(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
-        """Same shape as `x`."""
+        """The output has the shape of `x`."""
         kernel = self.param("kernel", self.kernel_init, (*self.kernel_size, 1, x.shape[-1]))
         bias_init = self.bias_init or pytorch_bias(int(np.prod(self.kernel_size)))
         bias = self.param("bias", bias_init, (x.shape[-1],)) if self.use_bias else None

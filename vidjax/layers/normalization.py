@@ -66,7 +66,7 @@ class BatchNorm(nn.Module):
         use_running_average: bool | None = None,
         valid: Bool[Array, "b"] | None = None,
     ) -> Float[Array, "b *n c"]:
-        """Returns the shape of `x`; `valid` is false for invalid rows (see `valid_clips`)."""
+        """The output has the shape of `x`; `valid` is false for invalid rows (see `valid_clips`)."""
         evaluating = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
         shape = (x.shape[-1],)
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
@@ -98,7 +98,7 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-        """Returns the shape of `x`; statistics are computed in float32 or higher precision."""
+        """The output has the shape of `x`; statistics are computed in float32 or higher precision."""
         scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros_init(), (x.shape[-1],))
         dtype = nn.dtypes.canonicalize_dtype(x, scale, bias, dtype=self.dtype)

@@ -72,7 +72,7 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*b n d"]) -> Float[Array, "*b n d"]:
-        """Same shape as `x`."""
+        """The output has the shape of `x`."""
         dense = partial(nn.Dense, dtype=self.dtype)
         hidden = self.activation(dense(self.hidden, kernel_init=self.kernel_init, name="fc1")(x))
         return dense(x.shape[-1], kernel_init=self.out_init or self.kernel_init, name="fc2")(hidden)
@@ -107,7 +107,7 @@ class Block(nn.Module):
         train: bool = False,
         mask: Bool[Array, "*#m #q k"] | None = None,
     ) -> Float[Array, "b *n d"]:
-        """Returns the shape of `x`; `mask` is True where a token may attend to another."""
+        """The output has the shape of `x`; `mask` is True where a token may attend to another."""
         norm = partial(LayerNorm, epsilon=self.epsilon, dtype=self.dtype)
         attention = Attention(
             self.heads,
@@ -148,7 +148,7 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b *n d"], train: bool = False, **context) -> Float[Array, "b *n d"]:
-        """Returns the shape of `x`; `context` is passed to every block, such as a mask or the grid of tokens."""
+        """The output has the shape of `x`; `context` is passed to every block, such as a mask or the grid of tokens."""
 
         def run(block: nn.Module, x: Array, rate: float) -> Array:
             return block(x, rate, train, **context)
