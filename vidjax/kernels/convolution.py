@@ -79,13 +79,13 @@ def _sum_over_taps(x: Array, kernel: Array, strides: Sequence[int], padding: Pai
         return y.reshape(b, frames, *y.shape[1:])
     total = 0.0
     for tap in range(kt):
-        met = [i for i in range(frames) if 0 <= i * stride + tap - before < t]
-        if met:
-            first = met[0] * stride + tap - before
-            seen = x[:, first : first + (len(met) - 1) * stride + 1 : stride].reshape(-1, h, w, c)
-            y = _conv2d(seen, kernel[tap], strides[1:], padding[1:])
-            y = y.reshape(b, len(met), *y.shape[1:])
-            total += jnp.pad(y, ((0, 0), (met[0], frames - 1 - met[-1]), *[(0, 0)] * 3))
+        covered = [i for i in range(frames) if 0 <= i * stride + tap - before < t]
+        if covered:
+            first = covered[0] * stride + tap - before
+            tap_frames = x[:, first : first + (len(covered) - 1) * stride + 1 : stride].reshape(-1, h, w, c)
+            y = _conv2d(tap_frames, kernel[tap], strides[1:], padding[1:])
+            y = y.reshape(b, len(covered), *y.shape[1:])
+            total += jnp.pad(y, ((0, 0), (covered[0], frames - 1 - covered[-1]), *[(0, 0)] * 3))
     return total
 
 
@@ -105,12 +105,12 @@ def _cpu_gradients(
         return dx, _kernel_gradient(x, dy, size, strides, padding)
     low = [k - 1 - before for k, (before, _) in zip(size, padding, strict=True)]
     high = [i + k - 1 - b - o for i, k, b, o in zip(x.shape[1:4], size, low, dy.shape[1:4], strict=True)]
-    turned = tuple(zip(low, high, strict=True))
-    dx = _xla_conv3d(dy, jnp.swapaxes(kernel[::-1, ::-1, ::-1], 3, 4), strides, turned)
+    flipped_padding = tuple(zip(low, high, strict=True))
+    dx = _xla_conv3d(dy, jnp.swapaxes(kernel[::-1, ::-1, ::-1], 3, 4), strides, flipped_padding)
     if winograd.is_faster(x, kernel, strides, padding):
         return dx, winograd.winograd_kernel_gradient(x, dy, size[0], padding)
     if _copies(size, d, c) < _copies(size, c, d):
-        dkernel = _kernel_gradient(dy, x, size, strides, turned)[::-1, ::-1, ::-1]
+        dkernel = _kernel_gradient(dy, x, size, strides, flipped_padding)[::-1, ::-1, ::-1]
         return dx, jnp.swapaxes(dkernel, 3, 4)
     return dx, _kernel_gradient(x, dy, size, strides, padding)
 
@@ -118,10 +118,10 @@ def _cpu_gradients(
 _cpu_conv3d.defvjp(lambda x, kernel, *how: (_cpu_conv3d(x, kernel, *how), (x, kernel)), _cpu_gradients)
 
 
-def _copies(size: Sequence[int], shifted: int, still: int) -> int:
+def _copies(size: Sequence[int], shifted: int, fixed: int) -> int:
     """Values per position that `_correlate` copies."""
     frames, places = size[0], size[1] * size[2]
-    return shifted * places * (places > 1) + still * frames * (frames > 1)
+    return shifted * places * (places > 1) + fixed * frames * (frames > 1)
 
 
 def _kernel_gradient(x: Array, dy: Array, size: Sequence[int], strides: Sequence[int], padding: Pairs) -> Array:
@@ -130,36 +130,36 @@ def _kernel_gradient(x: Array, dy: Array, size: Sequence[int], strides: Sequence
     x = winograd.pad_or_cut(x, ((0, 0), *padding[1:]))
     gradient = jnp.zeros((kt, kh, kw, x.shape[-1], dy.shape[-1]), dy.dtype)
     for phase in range(min(stride, x.shape[1])):  # frames of the same phase are covered by the same taps
-        seen = x[:, phase::stride]
+        phase_frames = x[:, phase::stride]
         offsets = {tap: (phase + before - tap) // stride for tap in range(kt) if (phase + before - tap) % stride == 0}
-        met = [tap for tap, offset in offsets.items() if -seen.shape[1] < offset < frames]
-        if met:
-            products = _correlate(seen, dy, [offsets[tap] for tap in met], (kh, kw), strides[1:])
-            gradient = gradient.at[np.asarray(met)].set(products)
+        covered = [tap for tap, offset in offsets.items() if -phase_frames.shape[1] < offset < frames]
+        if covered:
+            products = _correlate(phase_frames, dy, [offsets[tap] for tap in covered], (kh, kw), strides[1:])
+            gradient = gradient.at[np.asarray(covered)].set(products)
     return gradient
 
 
 def _correlate(
-    shifted: Array, still: Array, offsets: Sequence[int], size: Sequence[int], strides: Sequence[int]
+    shifted: Array, fixed: Array, offsets: Sequence[int], size: Sequence[int], strides: Sequence[int]
 ) -> Array:
     """Products summed over clips, frames and positions: `(offsets, kh, kw, c, d)`.
 
-    Frame i of `shifted`, at each shift of a kernel of this `size`, is multiplied by frame i + offset of `still`, if it
+    Frame i of `shifted`, at each shift of a kernel of this `size`, is multiplied by frame i + offset of `fixed`, if it
     exists. The shifts of each position are copied only once for all offsets.
     """
-    (b, t, _, wide, c), (_, others, height, width, d), (kh, kw), (sh, sw) = shifted.shape, still.shape, size, strides
+    (b, t, _, wide, c), (_, others, height, width, d), (kh, kw), (sh, sw) = shifted.shape, fixed.shape, size, strides
     early = max(0, -min(offsets))
-    still = jnp.pad(still, ((0, 0), (early, max(0, t + max(offsets) - others)), *[(0, 0)] * 3))
+    fixed = jnp.pad(fixed, ((0, 0), (early, max(0, t + max(offsets) - others)), *[(0, 0)] * 3))
     starts = [early + offset for offset in offsets]
 
-    def products(shifted: Array, still: list[Array]) -> Array:
-        down, across = (still[0].shape[-3] - 1) * sh + 1, (width - 1) * sw + 1
+    def products(shifted: Array, fixed: list[Array]) -> Array:
+        down, across = (fixed[0].shape[-3] - 1) * sh + 1, (width - 1) * sw + 1
         taps = [shifted[..., i : i + down : sh, j : j + across : sw, :] for i, j in product(range(kh), range(kw))]
-        left, right = (jnp.concatenate([a.reshape(-1, a.shape[-1]) for a in side], axis=1) for side in (still, taps))
+        left, right = (jnp.concatenate([a.reshape(-1, a.shape[-1]) for a in side], axis=1) for side in (fixed, taps))
         return left.T @ right
 
     if b * t * height * width <= 2048:
-        total = products(shifted, [still[:, start : start + t] for start in starts])
+        total = products(shifted, [fixed[:, start : start + t] for start in starts])
     else:  # a few rows at a time, so that the operands stay in the cache
         most = 2**19 // (width * kh * kw * c)
         rows = max(r for r in range(1, height + 1) if height % r == 0 and (r == 1 or r <= most))
@@ -167,11 +167,12 @@ def _correlate(
         def add_rows(total: Array, place: Array) -> tuple[Array, None]:
             clip, frame, row = place
             window = (1, 1, (rows - 1) * sh + kh, wide, c)
-            seen = lax.dynamic_slice(shifted, (clip, frame, row * sh, 0, 0), window)
-            met = [lax.dynamic_slice(still, (clip, frame + s, row, 0, 0), (1, 1, rows, width, d)) for s in starts]
-            return total + products(seen, met), None
+            shifted_rows = lax.dynamic_slice(shifted, (clip, frame, row * sh, 0, 0), window)
+            size = (1, 1, rows, width, d)
+            fixed_rows = [lax.dynamic_slice(fixed, (clip, frame + start, row, 0, 0), size) for start in starts]
+            return total + products(shifted_rows, fixed_rows), None
 
         places = [(clip, frame, row) for clip in range(b) for frame in range(t) for row in range(0, height, rows)]
-        zeros = jnp.zeros((len(offsets) * d, kh * kw * c), still.dtype)
+        zeros = jnp.zeros((len(offsets) * d, kh * kw * c), fixed.dtype)
         total, _ = lax.scan(add_rows, zeros, jnp.asarray(places))
     return jnp.moveaxis(total.reshape(len(offsets), d, kh, kw, c), 1, -1)

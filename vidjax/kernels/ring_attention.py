@@ -65,7 +65,7 @@ def _ring(query: Array, key: Array, value: Array, ring: Ring) -> Array:
 def _ring_forward(query: Array, key: Array, value: Array, ring: Ring) -> tuple[Array, tuple[Array, ...]]:
     """The output, and the residuals: the inputs, the output and the log-sum-exp of the scores."""
 
-    def see(state: tuple[Array, ...], pair: tuple[Array, Array], step: Array | int, query: Array) -> tuple[Array, ...]:
+    def add(state: tuple[Array, ...], pair: tuple[Array, Array], step: Array | int, query: Array) -> tuple[Array, ...]:
         """Updates the online softmax with the keys on this device (Milakov and Gimelshein 2018, arXiv:1805.02867)."""
 
         def some_queries(arrays: tuple[Array, ...], pair: tuple[Array, Array], _: None) -> tuple[Array, ...]:
@@ -80,12 +80,12 @@ def _ring_forward(query: Array, key: Array, value: Array, ring: Ring) -> tuple[A
     def local(query: Array, key: Array, value: Array) -> tuple[Array, Array]:
         def turn(carry: tuple, step: Array) -> tuple[tuple, None]:
             pair, state = carry
-            return (ring.send(pair), see(state, pair, step, query)), None  # communication overlaps with computation
+            return (ring.send(pair), add(state, pair, step, query)), None  # communication overlaps with computation
 
         one = jnp.zeros((*query.shape[:-1], 1), jnp.float32)
         carry = ((key, value), (jnp.zeros(query.shape, jnp.float32), one, one + LOWEST))
         (pair, state), _ = jax.lax.scan(turn, carry, jnp.arange(ring.parts - 1))
-        attended, total, peak = see(state, pair, ring.parts - 1, query)
+        attended, total, peak = add(state, pair, ring.parts - 1, query)
         return (attended / total).astype(query.dtype), peak + jnp.log(total)
 
     attended, logarithm = ring.run(local, query, key, value)
@@ -110,18 +110,18 @@ def _ring_backward(ring: Ring, kept: tuple[Array, ...], gradient: Array) -> tupl
         # The gradient through the denominator: each weight's derivative minus their mean (Dao et al. 2022).
         mean = (gradient.astype(jnp.float32) * attended.astype(jnp.float32)).sum(axis=-1, keepdims=True)
 
-        def see(gradients: tuple[Array, ...], pair: tuple[Array, Array], step: Array | int) -> tuple[Array, ...]:
+        def add(gradients: tuple[Array, ...], pair: tuple[Array, Array], step: Array | int) -> tuple[Array, ...]:
             _, derive = jax.vjp(partial(weigh_all, step=step), query, *pair)
             return jax.tree.map(jnp.add, gradients, derive((gradient.astype(jnp.float32), -mean)))
 
         def turn(carry: tuple, step: Array) -> tuple[tuple, None]:
             pair, (query_gradient, *travelling) = carry
-            query_gradient, *travelling = see((query_gradient, *travelling), pair, step)
+            query_gradient, *travelling = add((query_gradient, *travelling), pair, step)
             return (ring.send(pair), (query_gradient, *ring.send(travelling))), None
 
         zeros = tuple(jnp.zeros(x.shape, jnp.float32) for x in (query, key, value))
         (pair, gradients), _ = jax.lax.scan(turn, ((key, value), zeros), jnp.arange(ring.parts - 1))
-        query_gradient, *travelling = see(gradients, pair, ring.parts - 1)
+        query_gradient, *travelling = add(gradients, pair, ring.parts - 1)
         gradients = (query_gradient, *ring.send(travelling))
         return tuple(x.astype(y.dtype) for x, y in zip(gradients, (query, key, value), strict=True))
 

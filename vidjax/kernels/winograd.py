@@ -94,9 +94,9 @@ def winograd_kernel_gradient(
     def product(cell: Array, slope: Array) -> Array:
         """The output gradients of all frames of the kernel are concatenated, for one product per input frame."""
         slope = slope.reshape(CELLS, b, t2, down * across, d)
-        met = [pad_or_cut(slope, ((0, 0), (s, t - t2 - s), (0, 0))) for s in starts]
-        met = jnp.concatenate(met, axis=-1).reshape(CELLS, -1, frames * d)
-        return jnp.einsum("umc,umd->ucd", cell.reshape(CELLS, -1, c), met)
+        shifted = [pad_or_cut(slope, ((0, 0), (s, t - t2 - s), (0, 0))) for s in starts]
+        shifted = jnp.concatenate(shifted, axis=-1).reshape(CELLS, -1, frames * d)
+        return jnp.einsum("umc,umd->ucd", cell.reshape(CELLS, -1, c), shifted)
 
     products = [product(*pair) for pair in zip(cells, slopes, strict=True)]
     columns = [jnp.stack(_transform(G.T, list(product))) for product in products]

@@ -110,16 +110,16 @@ class Lstm(nn.Module):
         )
         bias = sum(self.param(name, uniform, (4 * width,)) for name in ("input_bias", "state_bias"))
 
-        def step(state: tuple[Array, Array], seen: Float[Array, "b g"]) -> tuple[tuple[Array, Array], Array]:
+        def step(state: tuple[Array, Array], projected: Float[Array, "b g"]) -> tuple[tuple[Array, Array], Array]:
             hidden, cell = state
-            enter, keep, new, leave = jnp.split(seen + hidden @ state_kernel, 4, axis=-1)
-            cell = nn.sigmoid(keep) * cell + nn.sigmoid(enter) * jnp.tanh(new)
-            hidden = nn.sigmoid(leave) * jnp.tanh(cell)
+            input_gate, forget_gate, candidate, output_gate = jnp.split(projected + hidden @ state_kernel, 4, axis=-1)
+            cell = nn.sigmoid(forget_gate) * cell + nn.sigmoid(input_gate) * jnp.tanh(candidate)
+            hidden = nn.sigmoid(output_gate) * jnp.tanh(cell)
             return (hidden, cell), hidden
 
-        seen = frames.astype(jnp.promote_types(frames.dtype, jnp.float32)) @ input_kernel + bias
-        zeros = jnp.zeros((len(frames), width), seen.dtype)
-        _, hidden = jax.lax.scan(step, (zeros, zeros), jnp.swapaxes(seen, 0, 1))
+        projected = frames.astype(jnp.promote_types(frames.dtype, jnp.float32)) @ input_kernel + bias
+        zeros = jnp.zeros((len(frames), width), projected.dtype)
+        _, hidden = jax.lax.scan(step, (zeros, zeros), jnp.swapaxes(projected, 0, 1))
         return (frames + jnp.swapaxes(hidden, 0, 1).astype(frames.dtype)).mean(axis=1)
 
 

@@ -50,12 +50,12 @@ def series_with_skip(space: Part, time: Part, x: Array) -> Array:
     return x + time(x)
 
 
-def space_alone(space: Part, time: Part, x: Array) -> Array:
+def space_only(space: Part, time: Part, x: Array) -> Array:
     """A block of the last group."""
     return space(x)
 
 
-TURNS = (series, parallel, series_with_skip)
+COMBINATIONS = (series, parallel, series_with_skip)
 
 
 class Bottleneck(nn.Module):
@@ -118,12 +118,12 @@ class P3D(nn.Module):
         self.stem_norm = BatchNorm(dtype=self.dtype)
         blocks: list[list[Bottleneck]] = []
         for group, depth in enumerate(self.depths):
-            counted = sum(self.depths[:group])
+            preceding = sum(self.depths[:group])
             blocks.append(
                 [
                     Bottleneck(
                         self.width * 2**group,
-                        TURNS[(counted + i) % 3] if group < 3 else space_alone,
+                        COMBINATIONS[(preceding + i) % 3] if group < 3 else space_only,
                         stride=2 if group and not i else 1,
                         kernel_init=kernel_init if group < 3 else pytorch_kernel,
                         dtype=self.dtype,
