@@ -1,4 +1,4 @@
-"""Where a model looks: against explicit constructions, and against what is known to be looked at."""
+"""Saliency maps equal explicit constructions, and highlight objects that the model is known to use."""
 
 from functools import partial
 
@@ -16,11 +16,11 @@ from vidjax.layers.convolution import Conv3D
 from vidjax.models.videomae import VideoMAE
 
 SMALL = {"width": 24, "depth": 2, "heads": 2, "num_frames": 4, "image_size": 16, "num_classes": 3}
-T, H, W = 4, 2, 2  # of the grid of tokens, for patches of one frame
+T, H, W = 4, 2, 2  # grid of tokens, for patches of one frame
 
 
 def build(name: str, **fields):
-    """A small model, variables with noise on all of them, and two clips."""
+    """A small model, random variables, and two clips."""
     model = vidjax.create_model(name, **SMALL | fields)
     shape = (2, model.num_frames, model.image_size, model.image_size, 3)
     video = jnp.asarray(np.random.default_rng(0).standard_normal(shape), jnp.float32)
@@ -43,7 +43,7 @@ def both(model, variables, video):
 
 @pytest.fixture(scope="module")
 def divided():
-    """A TimeSformer of divided attention, its attention by block and kind, and clips."""
+    """A TimeSformer with divided attention, its variables, clips, and its attention weights by block and kind."""
     model, variables, video = build("timesformer_tiny_divided")
     weights = look(saliency.attention_weights, model, variables, video)
     return model, variables, video, {path[1:3]: np.float64(value) for path, value in weights.items()}
@@ -57,18 +57,18 @@ def halved(attention: np.ndarray) -> np.ndarray:
     ("name", "fields", "class_token"),
     [("videomae_tiny", {"patch_size": (2, 8, 8)}, False), ("vivit_tiny_joint", {}, True)],
 )
-def test_rollout_of_a_plain_transformer_is_the_papers_product_of_matrices(name, fields, class_token):
+def test_rollout_of_a_plain_transformer_is_a_product_of_matrices(name, fields, class_token):
     model, variables, video = build(name, **fields)
     weights = look(saliency.attention_weights, model, variables, video)
     first, second = (halved(np.float64(weights[path]).mean(axis=1)) for path in sorted(weights))
     rolled = second @ first
     expected = rolled[:, 0, 1:] if class_token else rolled.mean(axis=1)
-    found = look(saliency.rollout, model, variables, video)
-    assert found.shape == (2, 2, 2, 2)
-    np.testing.assert_allclose(found.reshape(2, -1), expected, atol=1e-6)
+    maps = look(saliency.rollout, model, variables, video)
+    assert maps.shape == (2, 2, 2, 2)
+    np.testing.assert_allclose(maps.reshape(2, -1), expected, atol=1e-6)
 
 
-def test_rollout_of_divided_attention_is_its_product_of_matrices(divided):
+def test_rollout_of_divided_attention_is_a_product_of_matrices(divided):
     model, variables, video, weights = divided
     place = lambda t, n: 1 + t * H * W + n  # noqa: E731
     for clip in range(2):
@@ -81,58 +81,58 @@ def test_rollout_of_divided_attention_is_its_product_of_matrices(divided):
             for n in range(H * W):
                 rows = [place(t, n) for t in range(T)]
                 time[np.ix_(rows, rows)] = in_time[n]
-            for t in range(T):  # and has a copy in each frame, whose answers are averaged
+            for t in range(T):  # and has a copy in each frame, whose outputs are averaged
                 rows = [place(t, n) for n in range(H * W)]
                 space[np.ix_(rows, rows)] = in_space[t, 1:, 1:]
                 space[rows, 0] = in_space[t, 1:, 0]
                 space[0, rows] = in_space[t, 0, 1:] / T
                 space[0, 0] += in_space[t, 0, 0] / T
             rolled = halved(space) @ halved(time) @ rolled
-        found = look(saliency.rollout, model, variables, video)[clip]
-        np.testing.assert_allclose(found.ravel(), rolled[0, 1:], atol=1e-6)
+        maps = look(saliency.rollout, model, variables, video)[clip]
+        np.testing.assert_allclose(maps.ravel(), rolled[0, 1:], atol=1e-6)
 
 
-def test_rollout_of_the_factorized_dot_product_averages_heads_of_time_and_of_space():
+def test_rollout_of_the_factorized_dot_product_averages_temporal_and_spatial_heads():
     model, variables, video = build("vivit_tiny_factorized_dot_product", patch_size=(1, 8, 8))
     weights = look(saliency.attention_weights, model, variables, video)
     rolled = np.eye(T * H * W)
     for block in ("block_0", "block_1"):
         parts = [weights["transformer", block, "attention", f"{kind}_dot_product"] for kind in ("temporal", "spatial")]
-        in_time, in_space = (np.float64(part)[0].mean(axis=1) for part in parts)  # of places, of frames
+        in_time, in_space = (np.float64(part)[0].mean(axis=1) for part in parts)  # per position, per frame
         both = np.einsum("nts,nm->tnsm", in_time, np.eye(H * W)) + np.einsum("tnm,ts->tnsm", in_space, np.eye(T))
         rolled = halved(both.reshape(rolled.shape) / 2) @ rolled
-    found = look(saliency.rollout, model, variables, video)[0]
-    np.testing.assert_allclose(found.ravel(), rolled.mean(axis=0), atol=1e-6)
+    maps = look(saliency.rollout, model, variables, video)[0]
+    np.testing.assert_allclose(maps.ravel(), rolled.mean(axis=0), atol=1e-6)
 
 
-def test_heads_of_divided_attention_have_a_map_for_time_and_one_for_space(divided):
+def test_head_maps_of_divided_attention_are_one_for_time_and_one_for_space(divided):
     model, variables, video, weights = divided
     maps = look(saliency.head_maps, model, variables, video, block=0)
     assert set(maps) == {f"transformer/block_0/{kind}/attention/dot_product" for kind in ("time", "space")}
-    in_space = weights["block_0", "space"].reshape(2, T, 2, 1 + H * W, 1 + H * W)[..., 0, 1:]  # of the class token
+    in_space = weights["block_0", "space"].reshape(2, T, 2, 1 + H * W, 1 + H * W)[..., 0, 1:]  # by the class token
     expected = in_space.transpose(0, 2, 1, 3).reshape(2, 2, T, H, W)
     np.testing.assert_allclose(maps["transformer/block_0/space/attention/dot_product"], expected, atol=1e-6)
-    in_time = weights["block_0", "time"].reshape(2, H * W, 2, T, T).mean(axis=-2)  # no class token: of all tokens
+    in_time = weights["block_0", "time"].reshape(2, H * W, 2, T, T).mean(axis=-2)  # no class token: by all tokens
     expected = in_time.transpose(0, 2, 3, 1).reshape(2, 2, T, H, W)
     np.testing.assert_allclose(maps["transformer/block_0/time/attention/dot_product"], expected, atol=1e-6)
     with pytest.raises(ValueError, match="there is no block 2 with attention"):
         look(saliency.head_maps, model, variables, video, block=2)
 
 
-def test_attention_to_whole_frames_is_handed_to_their_patches():
+def test_attention_to_frames_is_distributed_over_their_patches():
     model, variables, video = build("vivit_tiny_factorized_encoder", patch_size=(1, 8, 8), temporal_depth=1)
     weights = look(saliency.attention_weights, model, variables, video)
     maps = look(saliency.head_maps, model, variables, video)
     assert {name.split("/")[0] for name in maps} == {"spatial_transformer", "temporal_transformer"}
     frames = maps["temporal_transformer/block_0/attention/dot_product"]
-    asked = weights["temporal_transformer", "block_0", "attention", "dot_product"][:, :, 0, 1:]
-    shares = frames / asked[..., None, None]  # of a frame's patches, whichever head asks
-    np.testing.assert_allclose(shares[:, 0], shares[:, 1], rtol=1e-4)
-    assert (shares > 0).all() and (shares.sum((-2, -1)) < 1).all()  # the rest is the frame's class token's
+    by_class_token = weights["temporal_transformer", "block_0", "attention", "dot_product"][:, :, 0, 1:]
+    fractions = frames / by_class_token[..., None, None]  # of a frame's patches, the same for all heads
+    np.testing.assert_allclose(fractions[:, 0], fractions[:, 1], rtol=1e-4)
+    assert (fractions > 0).all() and (fractions.sum((-2, -1)) < 1).all()  # the rest goes to the frame's class token
     assert (look(saliency.rollout, model, variables, video).sum((1, 2, 3)) < 1).all()
 
 
-def test_uniformers_tokens_are_those_of_its_first_embedding():
+def test_uniformer_maps_are_on_the_grid_of_its_first_embedding():
     fields = {"widths": (8, 8, 16, 16), "depths": (1, 1, 1, 1), "head_width": 8, "num_frames": 4, "image_size": 32}
     model = vidjax.create_model("uniformer_tiny", **fields, num_classes=3)
     video = jnp.asarray(np.random.default_rng(0).standard_normal((1, 4, 32, 32, 3)), jnp.float32)
@@ -147,7 +147,7 @@ def test_uniformers_tokens_are_those_of_its_first_embedding():
 
 
 class Brightness(nn.Module):
-    """Class 1 is what is bright."""
+    """The logit of class 1 increases with brightness."""
 
     num_classes: int | None = 2
 
@@ -161,21 +161,21 @@ class Brightness(nn.Module):
 
 @pytest.fixture(scope="module")
 def moving():
-    """Clips of a bright thing that moves, `b t h w 3` in [0, 1], and where it is, `b t h w`."""
+    """Clips of a bright moving object, `b t h w 3` in [0, 1], and its mask, `b t h w`."""
     pixels = np.stack([moving_shapes.render(index, np.arange(8) * 2, 32) for index in (7, 16, 26)])
     return jnp.asarray(pixels, jnp.float32) / 255, pixels.min(axis=-1) > 88
 
 
-def share_on(where: np.ndarray, maps: np.ndarray) -> float:
-    """Share of frames in which the cell where the map is highest holds a part of the thing."""
-    t, h, w = (side // cells for side, cells in zip(where.shape[1:], maps.shape[1:], strict=True))
-    cells = where.reshape(len(where), -1, t, maps.shape[2], h, maps.shape[3], w).any(axis=(2, 4, 6))
+def hit_rate(mask: np.ndarray, maps: np.ndarray) -> float:
+    """Fraction of frames in which the maximum of the map is on the object."""
+    t, h, w = (side // cells for side, cells in zip(mask.shape[1:], maps.shape[1:], strict=True))
+    cells = mask.reshape(len(mask), -1, t, maps.shape[2], h, maps.shape[3], w).any(axis=(2, 4, 6))
     cells, maps = (x.reshape(*x.shape[:2], -1) for x in (cells, maps))
     return float(np.take_along_axis(cells, maps.argmax(-1)[..., None], axis=-1).mean())
 
 
-def test_class_activation_follows_the_thing_that_speaks_for_the_class(moving):
-    video, where = moving
+def test_class_activation_highlights_the_evidence_for_the_class(moving):
+    video, mask = moving
     model = Brightness()
     params = model.init(jax.random.key(0), video)["params"]
     params["cells"]["kernel"] = jnp.stack([jnp.ones((1, 4, 4, 3)), -jnp.ones((1, 4, 4, 3))], axis=-1)
@@ -183,8 +183,8 @@ def test_class_activation_follows_the_thing_that_speaks_for_the_class(moving):
     params["head"] = {"kernel": jnp.array([[-1.0, 1], [0, 0]]), "bias": jnp.array([0.5, 0.25])}
     variables = {"params": params}
     assert saliency.map_layers(model, variables, video) == {"cells": (3, 8, 8, 8, 2), "coarse": (3, 8, 4, 4, 2)}
-    found = saliency.class_activation(model, variables, video)  # of "cells", as 4 rows are few
-    assert found.shape == (3, 8, 8, 8) and share_on(where, found) == 1
+    maps = saliency.class_activation(model, variables, video)  # of "cells", as 4 rows are too coarse
+    assert maps.shape == (3, 8, 8, 8) and hit_rate(mask, maps) == 1
     last = saliency.class_activation(model, variables, video, layer="coarse")
     np.testing.assert_allclose(last.sum((1, 2, 3)) + 0.25, model.apply(variables, video)[:, 1], rtol=1e-5)
     against = saliency.class_activation(model, variables, video, target=0, layer="coarse")
@@ -197,11 +197,11 @@ def test_class_activation_follows_the_thing_that_speaks_for_the_class(moving):
         saliency.rollout(model, variables, video)
 
 
-def test_rollout_and_heads_follow_the_thing_that_attention_follows(moving):
-    video, where = moving
+def test_rollout_and_head_maps_highlight_attended_patches(moving):
+    video, mask = moving
     model = VideoMAE(4, 1, 1, patch_size=(1, 4, 4), num_classes=2)
     params = jax.tree.map(jnp.zeros_like, model.init(jax.random.key(0), video)["params"])
-    # A bright patch has the token (+, -, 0, 0), a dark one (-, +, 0, 0), and each asks for the bright ones.
+    # Bright patches have the token (+, -, 0, 0), dark ones (-, +, 0, 0), and all attend to the bright ones.
     bright = jnp.full((1, 4, 4, 3, 1), 1e4 / 48) * jnp.array([1.0, -1, 0, 0])
     params["patch_embedding"] = {"kernel": bright, "bias": -5e3 * jnp.array([1.0, -1, 0, 0])}
     attention = params["transformer"]["block_0"]["attention"]
@@ -210,8 +210,8 @@ def test_rollout_and_heads_follow_the_thing_that_attention_follows(moving):
     attention["key"]["kernel"] = jnp.eye(4)
     variables = {"params": params}
     rolled, heads = look(both, model, variables, video)
-    assert share_on(where, rolled) == 1
+    assert hit_rate(mask, rolled) == 1
     (maps,) = heads.values()
-    assert share_on(where, maps[:, 0]) == 1
+    assert hit_rate(mask, maps[:, 0]) == 1
     with pytest.raises(ValueError, match="VideoMAE has no convolutional feature map"):
         saliency.class_activation(model, variables, video)

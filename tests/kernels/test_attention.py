@@ -1,4 +1,4 @@
-"""Attention equals the softmax formula, whatever the implementation."""
+"""Every implementation of attention equals the softmax formula."""
 
 import re
 from functools import partial
@@ -18,7 +18,7 @@ def normal(*shape: int) -> jax.Array:
 
 
 def naive_attend(query, key, value, mask=True) -> np.ndarray:
-    """Softmax attention of `... tokens heads width`, in float64; `mask` with an axis of heads."""
+    """Softmax attention of `... tokens heads width` in float64; `mask` has an axis for heads."""
     query, key, value = (np.moveaxis(np.asarray(x, np.float64), -2, -3) for x in (query, key, value))
     scores = query @ np.swapaxes(key, -1, -2) / np.sqrt(query.shape[-1])
     scores = np.where(mask, scores, -np.inf)
@@ -38,27 +38,27 @@ def test_a_mask_hides_keys_from_queries_in_all_heads(shape):
     if len(shape) == 3:  # another number of leading axes
         query, key, value = query[:, 0], key[:, 0], value[:, 0]
     mask = (normal(*shape) > 0).at[..., 0].set(True)
-    seen = jax.jit(lambda q, k, v, m: attend(q, k, v, mask=m))(query, key, value, mask)
-    np.testing.assert_allclose(seen, naive_attend(query, key, value, mask[..., None, :, :]), atol=1e-5)
+    out = jax.jit(lambda q, k, v, m: attend(q, k, v, mask=m))(query, key, value, mask)
+    np.testing.assert_allclose(out, naive_attend(query, key, value, mask[..., None, :, :]), atol=1e-5)
     weights = attention_weights(query, key, mask)
-    np.testing.assert_allclose(jnp.einsum("...kqn,...nkd->...qkd", weights, value), seen, atol=1e-5)
+    np.testing.assert_allclose(jnp.einsum("...kqn,...nkd->...qkd", weights, value), out, atol=1e-5)
     np.testing.assert_array_equal(weights > 0, jnp.broadcast_to(mask[..., None, :, :], weights.shape))
 
 
 @pytest.mark.parametrize("implementation", ["xla", "chunked"])
-def test_a_query_that_may_see_nothing_sees_all_alike_and_has_a_gradient(implementation):
-    query, key, value, nothing = normal(3, 2, 4), normal(5, 2, 4), normal(5, 2, 4)[::-1], jnp.zeros((3, 5), bool)
-    seen = attend(query, key, value, implementation, nothing)
-    np.testing.assert_allclose(seen, jnp.broadcast_to(value.mean(axis=0), seen.shape), atol=1e-5)
-    np.testing.assert_allclose(attention_weights(query, key, nothing), 1 / 5, rtol=1e-6)
-    assert jnp.isfinite(jax.grad(lambda q: attend(q, key, value, implementation, nothing).sum())(query)).all()
+def test_a_fully_masked_query_attends_equally_to_all_keys_and_has_a_gradient(implementation):
+    query, key, value, mask = normal(3, 2, 4), normal(5, 2, 4), normal(5, 2, 4)[::-1], jnp.zeros((3, 5), bool)
+    out = attend(query, key, value, implementation, mask)
+    np.testing.assert_allclose(out, jnp.broadcast_to(value.mean(axis=0), out.shape), atol=1e-5)
+    np.testing.assert_allclose(attention_weights(query, key, mask), 1 / 5, rtol=1e-6)
+    assert jnp.isfinite(jax.grad(lambda q: attend(q, key, value, implementation, mask).sum())(query)).all()
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_the_backward_pass_is_kept_one_float32_array_of_all_pairs(dtype):
+def test_one_float32_array_of_all_pairs_is_saved_for_the_backward_pass(dtype):
     query, key, value = (normal(2, n, 3, 4).astype(dtype) for n in (50, 60, 60))
-    kept = jax.tree.leaves(jax.vjp(partial(attend, implementation="xla"), query, key, value)[1])
-    pairs = [leaf for leaf in kept if leaf.size >= 2 * 3 * 50 * 60 and leaf.dtype == jnp.float32]
+    saved = jax.tree.leaves(jax.vjp(partial(attend, implementation="xla"), query, key, value)[1])
+    pairs = [leaf for leaf in saved if leaf.size >= 2 * 3 * 50 * 60 and leaf.dtype == jnp.float32]
     assert [leaf.shape for leaf in pairs] == [(2, 3, 50, 60)]
 
 
@@ -67,23 +67,23 @@ def test_attention_of_float64_is_float64(implementation):
     with jax.enable_x64(True):
         draw = np.random.default_rng(0).standard_normal
         query, key, value = (jnp.asarray(draw((2, n, 3, 4))) for n in (5, 7, 7))
-        seen = attend(query, key, value, implementation)
-        assert seen.dtype == jnp.float64
-        np.testing.assert_allclose(seen, naive_attend(query, key, value), atol=1e-12)
+        out = attend(query, key, value, implementation)
+        assert out.dtype == jnp.float64
+        np.testing.assert_allclose(out, naive_attend(query, key, value), atol=1e-12)
 
 
 @pytest.mark.parametrize("implementation", ["xla", "chunked"])
-def test_softmax_is_float32_when_values_are_not(implementation):
+def test_softmax_is_float32_for_bfloat16_inputs(implementation):
     query = jnp.array([[2.0, 2.0, 0.0, 0.0]], jnp.bfloat16)[:, None]
     key = jnp.array([[300.0, 0.0, 0.0, 0.0], [300.0, 1.0, 0.0, 0.0]], jnp.bfloat16)[:, None]
     value = jnp.array([[0.0] * 4, [1.0] * 4], jnp.bfloat16)[:, None]
-    out = attend(query, key, value, implementation)  # scores 300 and 301: one number in bfloat16
+    out = attend(query, key, value, implementation)  # scores 300 and 301, which are equal in bfloat16
     assert out.dtype == jnp.bfloat16
     np.testing.assert_allclose(out.astype(jnp.float32), 1 / (1 + np.exp(-1)), atol=0.005)
 
 
 def attended_and_gradients(implementation, query, key, value, mask=None):
-    """What attention gives, and its gradients for fixed weights of the outputs."""
+    """The output of attention, and the gradients of a fixed weighted sum of it."""
     weights = normal(*query.shape)[..., ::-1]
 
     def loss(query, key, value):
@@ -104,11 +104,11 @@ def attended_and_gradients(implementation, query, key, value, mask=None):
         ((2, 3), 7, 9, (3, 7, 9)),
     ],
 )
-def test_in_chunks_it_is_the_same_attention_with_the_same_gradients(monkeypatch, leading, queries, keys, mask):
+def test_chunked_attention_has_the_same_outputs_and_gradients(monkeypatch, leading, queries, keys, mask):
     monkeypatch.setattr(chunked_attention, "CHUNK_CPU", 4)
     arrays = normal(*leading, queries, 2, 6), normal(*leading, keys, 2, 6), normal(*leading, keys, 2, 6)[..., ::-1]
     if mask is not None:
-        mask = (normal(*mask) > 0).at[..., 0, :].set(False)  # the first sees nothing
+        mask = (normal(*mask) > 0).at[..., 0, :].set(False)  # the first query is fully masked
     expected = attended_and_gradients("xla", *arrays, mask)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
@@ -117,7 +117,7 @@ def test_in_chunks_it_is_the_same_attention_with_the_same_gradients(monkeypatch,
     )
 
 
-def test_in_chunks_it_has_forward_derivatives():
+def test_chunked_attention_supports_forward_mode():
     arrays = normal(130, 1, 4), normal(5, 1, 4), normal(5, 1, 4)[::-1]
     tangents = jax.tree.map(jnp.cos, arrays)
     chunked, plain = (jax.jvp(lambda *x, how=how: attend(*x, how), arrays, tangents)[1] for how in ("chunked", "xla"))
@@ -138,26 +138,26 @@ def test_gradients_of_many_chunks_are_summed_in_float32(monkeypatch):
 
 
 @pytest.mark.parametrize("queries", [256, 257])
-def test_in_chunks_it_costs_as_much(queries):
+def test_chunked_attention_has_the_same_cost(queries):
     arrays = [jax.ShapeDtypeStruct((2, n, 3, 8), jnp.float32) for n in (queries, 300, 300)]
     macs = [count_macs(lambda *x, how=how: attend(*x, how), *arrays) for how in ("chunked", "xla")]
     assert macs == [2 * 2 * 3 * 8 * queries * 300] * 2
 
 
-def test_many_tokens_are_attended_to_without_the_scores_of_all_pairs():
-    def holds_all(implementation, tokens):
+def test_attention_of_many_tokens_does_not_materialise_all_scores():
+    def materialises_all(implementation, tokens):
         x = jax.ShapeDtypeStruct((1, tokens, 2, 8), jnp.float32)
         gradient = jax.grad(lambda *x: attend(*x, implementation).sum(), (0, 1, 2))
         compiled = jax.jit(gradient).lower(x, x, x).compile()
-        # As one array, or in stacked pieces that the backward pass would read.
+        # As one array, or in stacked chunks saved for the backward pass.
         at_once = bool(re.search(rf"\[(\d+,)*{tokens},{tokens}\]", compiled.as_text()))
         return at_once or compiled.memory_analysis().temp_size_in_bytes > 4 * tokens**2
 
-    assert holds_all("xla", 1280) and not holds_all("chunked", 1280)
-    assert holds_all("auto", 160) and not holds_all("auto", 1280)
+    assert materialises_all("xla", 1280) and not materialises_all("chunked", 1280)
+    assert materialises_all("auto", 160) and not materialises_all("auto", 1280)
 
 
-def test_cudnn_is_never_a_silent_fallback():
+def test_cudnn_never_falls_back_silently():
     x = jnp.zeros((1, 4, 2, 8))
     with pytest.raises(Exception, match=r"(?i)cudnn|flash|gpu|must be"):
         attend(x, x, x, "cudnn")

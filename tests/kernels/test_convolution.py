@@ -1,4 +1,4 @@
-"""Our convolutions are `lax`'s: value and gradients, in float64 or near it."""
+"""The convolutions equal `lax`'s in values and gradients, in float64 or close to it in float32."""
 
 from functools import partial
 
@@ -60,7 +60,7 @@ def assert_same_with_gradients(ours, reference, *inputs) -> None:
         ((3, 3, 3), (1, 1, 1), ((1, 1), (3, 3), (0, 4)), 9, 3),
     ],
 )
-def test_convolution_is_that_of_lax(size, strides, padding, channels, features):
+def test_convolution_equals_lax(size, strides, padding, channels, features):
     reference = partial(lax.conv_general_dilated, window_strides=strides, padding=padding, dimension_numbers=DIMENSIONS)
     ours = partial(conv3d, strides=strides, padding=padding)
     assert_same_with_gradients(ours, reference, draw(2, 5, 9, 8, channels), draw(*size, channels, features))
@@ -78,7 +78,7 @@ def test_kernel_gradients_a_few_rows_at_a_time(size, strides, channels, features
 
 
 @pytest.mark.parametrize("size", [(3, 3, 3), (5, 5, 5), (3, 1, 1), (1, 3, 3)])
-def test_depthwise_convolution_is_that_of_lax(size):
+def test_depthwise_convolution_equals_lax(size):
     padding = [(cells // 2, cells // 2) for cells in size]
     reference = partial(
         lax.conv_general_dilated, window_strides=(1, 1, 1), padding=padding, dimension_numbers=DIMENSIONS,
@@ -87,17 +87,17 @@ def test_depthwise_convolution_is_that_of_lax(size):
     assert_same_with_gradients(depthwise_conv3d, reference, draw(2, 5, 7, 6, 6), draw(*size, 1, 6))
 
 
-def test_depthwise_sums_in_float32():
+def test_depthwise_convolution_accumulates_in_float32():
     x = jnp.full((1, 5, 5, 5, 1), 1.0, jnp.bfloat16)
     kernel = jnp.full((5, 5, 5, 1, 1), 1.0, jnp.bfloat16).at[2, 2, 2].set(2.0)
     assert depthwise_conv3d(x, kernel)[0, 2, 2, 2, 0] == 126.0
-    small = kernel.at[0, 0, 0].set(2.0**-9)  # lost beside 1 if the sum itself were bfloat16
+    small = kernel.at[0, 0, 0].set(2.0**-9)  # would be lost beside 1 in a bfloat16 sum
     gradient = jax.grad(lambda kernel: depthwise_conv3d(x, kernel).astype(jnp.float32).sum())(small)
     assert gradient.dtype == jnp.bfloat16 and gradient[2, 2, 2, 0, 0] == 125.0
 
 
-def test_an_even_depthwise_kernel_is_refused():
-    with pytest.raises(ValueError, match="has no middle: use odd sizes"):
+def test_an_even_depthwise_kernel_is_rejected():
+    with pytest.raises(ValueError, match="has no centre: use odd sizes"):
         depthwise_conv3d(draw(1, 4, 4, 4, 2), draw(2, 3, 3, 1, 2))
 
 
@@ -105,7 +105,7 @@ def test_an_even_depthwise_kernel_is_refused():
     ("frames", "padding"),
     [(3, SAME), (1, ((0, 0), (1, 1), (1, 1))), (2, ((0, 1), (2, 0), (-1, 3))), (5, ((3, 0), (0, 0), (1, 2)))],
 )
-def test_winograds_convolution_is_that_of_lax(frames, padding):
+def test_winograd_convolution_equals_lax(frames, padding):
     x, kernel = draw(2, 6, 9, 10, 3), draw(frames, 3, 3, 3, 2)
     y, pull = jax.vjp(
         partial(lax.conv_general_dilated, window_strides=(1, 1, 1), padding=padding, dimension_numbers=DIMENSIONS),
@@ -119,27 +119,27 @@ def test_winograds_convolution_is_that_of_lax(frames, padding):
         np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12 * np.abs(other).max())
 
 
-def taken_winograds(x: jax.Array, kernel: jax.Array, strides=(1, 1, 1), padding=SAME) -> int:
+def count_winograd(x: jax.Array, kernel: jax.Array, strides=(1, 1, 1), padding=SAME) -> int:
     program = jax.make_jaxpr(jax.grad(lambda x, kernel: conv3d(x, kernel, strides, padding).sum(), (0, 1)))(x, kernel)
     return str(program).count("name=winograd_")
 
 
-def test_winograds_way_is_taken_where_it_pays(monkeypatch):
+def test_winograd_is_used_only_where_it_is_faster(monkeypatch):
     x, kernel = draw(2, 3, 16, 14, 32).astype(jnp.float32), draw(3, 3, 3, 32, 40).astype(jnp.float32)
-    assert taken_winograds(x, kernel) == 3  # for the result and both gradients
-    assert not taken_winograds(x.astype(jnp.float64), kernel.astype(jnp.float64))
-    assert not taken_winograds(x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16))
-    assert not taken_winograds(x, kernel, strides=(1, 2, 1))
-    assert not taken_winograds(x, kernel[:, :2], padding=((1, 1), (1, 0), (1, 1)))
-    assert not taken_winograds(x[..., :16], kernel[..., :16, :])
-    assert not taken_winograds(x[:1, :1], kernel)  # few tiles
-    assert taken_winograds(jnp.tile(x[:, :, :8, :8], (2, 1, 1, 1, 1)), kernel)
-    assert not taken_winograds(jnp.tile(x[:, :, :5, :5], (2, 1, 1, 1, 1)), kernel)  # as many tiles, half of them empty
+    assert count_winograd(x, kernel) == 3  # for the output and both gradients
+    assert not count_winograd(x.astype(jnp.float64), kernel.astype(jnp.float64))
+    assert not count_winograd(x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16))
+    assert not count_winograd(x, kernel, strides=(1, 2, 1))
+    assert not count_winograd(x, kernel[:, :2], padding=((1, 1), (1, 0), (1, 1)))
+    assert not count_winograd(x[..., :16], kernel[..., :16, :])
+    assert not count_winograd(x[:1, :1], kernel)  # few tiles
+    assert count_winograd(jnp.tile(x[:, :, :8, :8], (2, 1, 1, 1, 1)), kernel)
+    assert not count_winograd(jnp.tile(x[:, :, :5, :5], (2, 1, 1, 1, 1)), kernel)  # as many tiles, half of them empty
     monkeypatch.setattr(jax, "device_count", lambda: 8)
-    assert not taken_winograds(x, kernel)
+    assert not count_winograd(x, kernel)
 
 
-def test_convolutions_winograds_way_are_close_to_lax_in_float32():
+def test_winograd_convolutions_are_close_to_lax_in_float32():
     ours = partial(conv3d, strides=(1, 1, 1), padding=SAME)
     reference = partial(lax.conv_general_dilated, window_strides=(1, 1, 1), padding=SAME, dimension_numbers=DIMENSIONS)
     exact = draw(2, 3, 16, 14, 32), draw(3, 3, 3, 32, 40)
@@ -161,7 +161,7 @@ def test_convolutions_winograds_way_are_close_to_lax_in_float32():
 
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
 @pytest.mark.parametrize("size", [(3, 3, 3), (1, 3, 3), (3, 1, 1), (1, 1, 1)])
-def test_on_several_devices_kernels_travel_and_clips_do_not(monkeypatch, size):
+def test_several_devices_exchange_gradients_of_kernels_and_no_clips(monkeypatch, size):
     monkeypatch.setattr(jax, "device_count", lambda: 8)
     mesh, padding = make_mesh(), tuple((cells // 2, cells // 2) for cells in size)
 
@@ -170,5 +170,6 @@ def test_on_several_devices_kernels_travel_and_clips_do_not(monkeypatch, size):
 
     kernel, x = jax.ShapeDtypeStruct((*size, 9, 9), jnp.float32), jax.ShapeDtypeStruct((8, 6, 48, 40, 9), jnp.float32)
     gradient = jax.jit(jax.grad(loss), in_shardings=(replicated(mesh), batch_sharding(mesh)))
-    found = read_collectives(gradient.lower(kernel, x).compile().as_text())
-    assert found and sum(one.operand_bytes for one in found) <= 2 * 4 * kernel.size  # a gradient of each of the two
+    collectives = read_collectives(gradient.lower(kernel, x).compile().as_text())
+    assert collectives  # the gradient of the kernel in each of the two convolutions
+    assert sum(collective.operand_bytes for collective in collectives) <= 2 * 4 * kernel.size

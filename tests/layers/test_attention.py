@@ -19,7 +19,7 @@ def module():
     return params, lambda *inputs: run({"params": params}, *inputs)
 
 
-def test_module_is_its_four_projections_around_attend(module):
+def test_attention_is_attend_between_four_projections(module):
     params, run = module
 
     def project(name, x):
@@ -36,7 +36,7 @@ def test_module_is_its_four_projections_around_attend(module):
     np.testing.assert_array_equal(run(x), run(x, x))
 
 
-def test_leading_axes_do_not_see_one_another(module):
+def test_leading_axes_are_independent(module):
     _, run = module
     x = normal(2, 3, 5, 12)
     before, after = np.asarray(run(x)), np.asarray(run(x.at[1, 2].set(9.0)))
@@ -52,30 +52,30 @@ def test_leading_axes_do_not_see_one_another(module):
         ({"qkv_bias": False}, {"out"}),
     ],
 )
-def test_biases_are_where_they_are_asked_for(fields, biased):
+def test_fields_choose_which_projections_have_biases(fields, biased):
     shapes = jax.eval_shape(Attention(heads=2, **fields).init, jax.random.key(0), jnp.zeros((1, 3, 8)))["params"]
     assert {name for name in shapes if "bias" in shapes[name]} == biased
 
 
-def test_heads_that_do_not_divide_the_width_are_refused():
-    with pytest.raises(ValueError, match="width 8 cannot be shared by 3 heads"):
+def test_heads_that_do_not_divide_the_width_are_rejected():
+    with pytest.raises(ValueError, match="width 8 cannot be split into 3 heads"):
         Attention(heads=3).init(jax.random.key(0), jnp.zeros((1, 3, 8)))
 
 
-def test_weights_are_sown_where_they_are_asked_for_and_cost_nothing_elsewhere():
+def test_weights_are_sown_on_request_and_cost_nothing_otherwise():
     model, x = Attention(heads=3), normal(2, 2, 5, 12)
     variables = model.init(jax.random.key(0), x)
     assert set(variables) == {"params"} and set(variables["params"]) == {"query", "key", "value", "out"}
-    looked_at, state = model.apply(variables, x, mutable=["intermediates"])
-    np.testing.assert_array_equal(looked_at, model.apply(variables, x))
+    out, state = model.apply(variables, x, mutable=["intermediates"])
+    np.testing.assert_array_equal(out, model.apply(variables, x))
     (weights,) = state["intermediates"]["dot_product"]["weights"]
     assert weights.shape == (2, 2, 3, 5, 5) and weights.dtype == jnp.float32
     np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-5)
     value = (x @ variables["params"]["value"]["kernel"]).reshape(2, 2, 5, 3, 4)
-    seen = jnp.einsum("...kqn,...nkd->...qkd", weights, value).reshape(x.shape) @ variables["params"]["out"]["kernel"]
-    np.testing.assert_allclose(seen, looked_at, atol=1e-5)
+    mixed = jnp.einsum("...kqn,...nkd->...qkd", weights, value).reshape(x.shape) @ variables["params"]["out"]["kernel"]
+    np.testing.assert_allclose(mixed, out, atol=1e-5)
 
-    def times_softmax(mutable):
+    def count_softmax(mutable):
         return str(jax.make_jaxpr(lambda v, x: model.apply(v, x, mutable=mutable))(variables, x)).count("= exp")
 
-    assert times_softmax(["intermediates"]) == 2 * times_softmax(False) == 2 * times_softmax(["batch_stats"]) > 0
+    assert count_softmax(["intermediates"]) == 2 * count_softmax(False) == 2 * count_softmax(["batch_stats"]) > 0

@@ -1,4 +1,4 @@
-"""Convolutions pad as they say, and start as PyTorch's do."""
+"""Convolutions have the padding of TensorFlow and the initialisation of PyTorch."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ DIMENSIONS = ("NTHWC", "THWIO", "NTHWC")
 
 
 @pytest.mark.parametrize("padding", ["SAME", "VALID"])
-def test_padding_by_name_is_tensorflows(padding):
+def test_named_padding_is_tensorflows(padding):
     conv = Conv3D(2, (3, 7, 7), (1, 2, 2), padding=padding)
     x = jnp.asarray(np.random.default_rng(0).standard_normal((1, 4, 12, 12, 3)), jnp.float32)
     variables = conv.init(jax.random.key(0), x)
@@ -23,7 +23,7 @@ def test_padding_by_name_is_tensorflows(padding):
 
 
 @pytest.mark.parametrize("conv", [Conv3D(64, (3, 3, 3), use_bias=True), DepthwiseConv3D((3, 3, 3))])
-def test_a_convolution_starts_as_pytorchs(conv):
+def test_convolutions_are_initialised_as_in_pytorch(conv):
     params = conv.init(jax.random.key(0), jnp.zeros((1, 1, 1, 1, 96)))["params"]
     bound = np.prod(params["kernel"].shape[:-1]) ** -0.5
     for leaf in (params["kernel"], params["bias"]):

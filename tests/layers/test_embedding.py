@@ -20,19 +20,19 @@ def test_patch_embedding_is_a_strided_convolution_with_its_kernel():
     np.testing.assert_allclose(tokens, convolved.reshape(2, -1, 5) + params["bias"], atol=1e-5)
 
 
-def test_patch_embedding_is_drawn_as_the_flat_linear_map():
+def test_patch_embedding_is_initialised_as_a_linear_map():
     kernel = PatchEmbedding(64, (2, 4, 4)).init(jax.random.key(0), jnp.zeros((1, 1, 96)))["params"]["kernel"]
     assert np.abs(kernel).max() <= np.sqrt(6 / (96 + 64)) and kernel.std() == pytest.approx(
         (2 / (96 + 64)) ** 0.5, rel=0.05
     )
 
 
-def test_patches_of_another_size_are_refused():
-    with pytest.raises(ValueError, match=r"patches of 100 values are not \(2, 4, 4\) pixels"):
+def test_patches_of_another_size_are_rejected():
+    with pytest.raises(ValueError, match=r"patches of 100 values do not match the patch size \(2, 4, 4\)"):
         PatchEmbedding(8, (2, 4, 4)).init(jax.random.key(0), jnp.zeros((1, 3, 100)))
 
 
-def test_sinusoid_table_is_the_published_formula():
+def test_sinusoid_table_follows_the_published_formula():
     expected = np.zeros((9, 6))
     for position in range(9):
         for pair in range(3):
@@ -43,6 +43,6 @@ def test_sinusoid_table_is_the_published_formula():
     np.testing.assert_array_equal(sinusoid_table(1568, 384)[:9], sinusoid_table(9, 384))
 
 
-def test_another_way_to_resize_is_refused(unchecked):
-    with pytest.raises(ValueError, match="a table cannot be resized by 'area': choose nearest, linear or cubic"):
+def test_an_unknown_resizing_method_is_rejected(unchecked):
+    with pytest.raises(ValueError, match="unknown resizing method 'area': use nearest, linear or cubic"):
         resize_table(jnp.zeros((4, 2)), (8,), "area")

@@ -1,4 +1,4 @@
-"""Our norms are Flax's, with their derivatives; what is not valid changes nothing."""
+"""The norms equal Flax's, with their derivatives, and ignore invalid clips."""
 
 import contextlib
 from functools import partial
@@ -17,13 +17,13 @@ PARAMS = {name: jnp.asarray(DRAW.standard_normal(16), jnp.float32) for name in (
 TOWARDS = jnp.asarray(DRAW.standard_normal(X.shape), jnp.float32)
 
 
-def test_layer_norm_starts_with_flaxs_variables():
+def test_layer_norm_has_the_variables_of_flax():
     ours, flaxs = (module.init(jax.random.key(0), X) for module in (LayerNorm(), nn.LayerNorm()))
     jax.tree.map(np.testing.assert_array_equal, ours, flaxs)
 
 
 @pytest.mark.parametrize("epsilon", [1e-6, 1e-2])
-def test_layer_norm_is_flaxs_with_all_its_derivatives(epsilon):
+def test_layer_norm_and_all_its_derivatives_equal_flaxs(epsilon):
     def derivatives(module):
         def value(params, x):
             return jnp.sin(module.apply({"params": params}, x))
@@ -31,7 +31,7 @@ def test_layer_norm_is_flaxs_with_all_its_derivatives(epsilon):
         def total(params, x):
             return value(params, x).sum()
 
-        def along(params, x):  # forwards over backwards
+        def along(params, x):  # forward over reverse mode
             return jax.jvp(partial(jax.grad(total, 1), params), (x,), (TOWARDS,))[1]
 
         tangents = (jax.tree.map(jnp.cos, PARAMS), TOWARDS)
@@ -48,7 +48,7 @@ def test_layer_norm_is_flaxs_with_all_its_derivatives(epsilon):
 
 
 @pytest.mark.parametrize(("of", "to", "atol"), [(None, jnp.float32, 1e-5), (jnp.bfloat16, jnp.bfloat16, 0.04)])
-def test_layer_norm_gives_its_type_and_keeps_its_input_alone(of, to, atol):
+def test_layer_norm_returns_its_dtype_and_saves_only_its_input(of, to, atol):
     module, x = LayerNorm(dtype=of), X.astype(jnp.bfloat16)
     y, pull = jax.vjp(lambda x: module.apply({"params": PARAMS}, x), x)
     assert y.dtype == to
@@ -57,7 +57,7 @@ def test_layer_norm_gives_its_type_and_keeps_its_input_alone(of, to, atol):
     np.testing.assert_allclose(y.astype(jnp.float32), expected.astype(jnp.float32), atol=atol)
 
 
-def test_batch_norm_is_flaxs_with_its_gradients_and_running_statistics():
+def test_batch_norm_its_gradients_and_running_statistics_equal_flaxs():
     def derivatives(module):
         def total(params, x):
             y, state = module.apply(variables | {"params": params}, x, mutable=["batch_stats"])
@@ -88,21 +88,21 @@ def normed(module, x, valid=None):
     return y, dx, state, params
 
 
-def test_batch_norm_of_valid_clips_is_flaxs_of_these_alone():
+def test_batch_norm_with_invalid_clips_equals_flaxs_without_them():
     y, dx, *rest = jax.jit(partial(normed, BatchNorm(False)))(X, VALID)
     flaxs = nn.BatchNorm(use_running_average=False, momentum=0.9)
     assert_close([y[VALID], dx[VALID], *rest], list(normed(flaxs, X[VALID])))
     assert not y[~VALID].any() and not dx[~VALID].any()
 
 
-def test_batch_norm_without_a_valid_clip_changes_nothing():
+def test_batch_norm_without_valid_clips_changes_nothing():
     y, dx, state, params = normed(BatchNorm(False), X, jnp.zeros(4, bool))
     jax.tree.map(np.testing.assert_array_equal, state, STATISTICS)
     assert not any(leaf.any() for leaf in jax.tree.leaves((y, dx, params)))
 
 
 class Stack(nn.Module):
-    """Two layers with batch norm, in a loop that computes them again in the backward pass."""
+    """Two layers with batch norm, scanned over and rematerialised."""
 
     @nn.compact
     def __call__(self, x):
@@ -111,7 +111,7 @@ class Stack(nn.Module):
         return nn.scan(layer, **axes)(self, x)[0]
 
 
-def test_valid_clips_reach_the_batch_norms_in_lifted_modules():
+def test_valid_clips_reaches_batch_norms_in_lifted_modules():
     variables = Stack().init(jax.random.key(0), X)
 
     def gradients(x, valid=None):
@@ -125,9 +125,9 @@ def test_valid_clips_reach_the_batch_norms_in_lifted_modules():
     assert_close(jax.jit(gradients)(X, VALID), gradients(X[VALID]))
 
 
-def test_under_pmap_each_device_norms_by_its_own_valid_clips():
-    found = jax.pmap(partial(normed, BatchNorm(False)))(X.reshape(2, 2, 5, 16), VALID.reshape(2, 2))
+def test_under_pmap_each_device_normalises_by_its_own_valid_clips():
+    results = jax.pmap(partial(normed, BatchNorm(False)))(X.reshape(2, 2, 5, 16), VALID.reshape(2, 2))
     for device, alone in enumerate((X[:1], X[2:])):
-        y, dx, *rest = jax.tree.map(lambda leaf, device=device: leaf[device], found)
+        y, dx, *rest = jax.tree.map(lambda leaf, device=device: leaf[device], results)
         kept = VALID.reshape(2, 2)[device]
         assert_close([y[kept], dx[kept], *rest], list(normed(BatchNorm(False), alone)))

@@ -7,7 +7,7 @@ from vidjax.layers.patches import grid, patchify, unpatchify
 SHAPE, PATCH = (4, 6, 8, 3), (2, 3, 2)
 
 
-def test_tokens_run_time_row_column_and_values_frame_row_column_channel():
+def test_tokens_are_ordered_time_row_column_and_values_frame_row_column_channel():
     video = np.arange(np.prod(SHAPE)).reshape(SHAPE)
     tokens = [
         video[t : t + 2, y : y + 3, x : x + 2].reshape(-1)
@@ -27,7 +27,7 @@ def test_unpatchify_is_the_inverse(leading):
 
 
 @pytest.mark.parametrize(
-    ("shape", "sentence"),
+    ("shape", "message"),
     [
         ((15, 224, 224), "15 frames cannot be cut into patches of 2: use a multiple of 2, such as 14 or 16"),
         ((16, 225, 224), "225 pixels of height cannot be cut into patches of 16: .* such as 224 or 240"),
@@ -36,6 +36,6 @@ def test_unpatchify_is_the_inverse(leading):
         ((0, 224, 224), "0 frames cannot be cut into patches of 2: use a multiple of 2, such as 2$"),
     ],
 )
-def test_a_video_that_does_not_divide_is_refused_with_what_would(shape, sentence):
-    with pytest.raises(ValueError, match=sentence):
+def test_an_indivisible_video_is_rejected_with_the_nearest_sizes(shape, message):
+    with pytest.raises(ValueError, match=message):
         grid(shape, (2, 16, 16))

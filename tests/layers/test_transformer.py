@@ -28,7 +28,7 @@ def test_drop_path_keeps_the_expectation(dropped):
 
 
 @pytest.mark.parametrize(("rate", "train"), [(0.2, False), (0.0, True), (0.0, False)])
-def test_drop_path_is_the_identity_and_wants_no_key_otherwise(rate, train):
+def test_drop_path_is_the_identity_and_needs_no_key_otherwise(rate, train):
     x = jnp.ones((3, 2))
     assert DropPath().apply({}, x, rate, train) is x
 
@@ -59,13 +59,13 @@ def test_block_is_pre_norm_with_two_residual_branches():
     x = jnp.asarray(np.random.default_rng(1).standard_normal((2, 3, 8)), jnp.float32)
     run = jax.jit(Block(heads=2).apply)
     variables = noise(jax.eval_shape(Block(heads=2).init, jax.random.key(1), x))
-    silent = jax.tree.map(jnp.zeros_like, variables)  # both branches end in zeros: only the residual is left
-    np.testing.assert_array_equal(run(silent, x), x)
-    np.testing.assert_allclose(run(variables, x + 5.0) - 5.0, run(variables, x), atol=1e-3)  # a norm sees no shift
+    zeros = jax.tree.map(jnp.zeros_like, variables)  # both branches output zeros: only the residual is left
+    np.testing.assert_array_equal(run(zeros, x), x)
+    np.testing.assert_allclose(run(variables, x + 5.0) - 5.0, run(variables, x), atol=1e-3)  # norms ignore a shift
 
 
-class Told(nn.Module):
-    """A block that adds its drop-path rate to its only parameter."""
+class RecordRate(nn.Module):
+    """A block that records its drop path rate and adds its only parameter."""
 
     @nn.compact
     def __call__(self, x, drop_path, train):
@@ -83,11 +83,11 @@ class Doubling(nn.Module):
 
 
 @pytest.mark.parametrize("depth", [1, 4])
-def test_drop_path_rises_linearly_from_zero_to_its_rate(depth):
-    encoder, x = Encoder(Told, depth, drop_path=0.3), jnp.zeros((1, 2, 3))
+def test_drop_path_increases_linearly_from_zero_to_its_rate(depth):
+    encoder, x = Encoder(RecordRate, depth, drop_path=0.3), jnp.zeros((1, 2, 3))
     variables = encoder.init(jax.random.key(0), x)
-    out, told = encoder.apply({"params": variables["params"]}, x, True, mutable=["intermediates"])
-    rates = [told["intermediates"][f"block_{i}"]["rate"][0] for i in range(depth)]
+    out, state = encoder.apply({"params": variables["params"]}, x, True, mutable=["intermediates"])
+    rates = [state["intermediates"][f"block_{i}"]["rate"][0] for i in range(depth)]
     np.testing.assert_allclose([rate for rate, _ in rates], [0.3 * i / max(depth - 1, 1) for i in range(depth)])
     assert all(train for _, train in rates) and float(out[0, 0, 0]) == depth
 
@@ -112,24 +112,24 @@ def test_scanned_blocks_are_the_same_function_of_the_same_parameters(remat):
     def value_and_gradients(encoder):
         return jax.jit(jax.value_and_grad(lambda params, x: jnp.sin(encoder.apply(params, x, True)).sum(), (0, 1)))
 
-    expected, found = (value_and_gradients(encoder)(params, x) for encoder in (loop, scan))
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), found, expected)
+    expected, scanned = (value_and_gradients(encoder)(params, x) for encoder in (loop, scan))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), scanned, expected)
     text = [jax.jit(encoder.apply).lower(params, x).as_text() for encoder in (loop, scan)]
-    assert text[0].count("dot_general") == 3 * text[1].count("dot_general")  # of one block, whatever the depth
+    assert text[0].count("dot_general") == 3 * text[1].count("dot_general")  # one block, for any depth
 
 
-def test_scanned_blocks_drop_each_by_its_own_rate_and_key():
+def test_each_scanned_block_has_its_own_drop_path_rate_and_key():
     x, rates = jnp.ones((2000, 1, 4)), (0.0, 0.5, 0.5)
     encoder = Encoder(Doubling, 3, rates, scan=True)
     out = encoder.apply({"params": {f"block_{i}": {"one": jnp.ones(())} for i in range(3)}}, x, True,
                         rngs={"drop_path": jax.random.key(0)})  # fmt: skip
-    # The first block always adds one; each of the others adds two, or nothing: four outcomes for two of them.
+    # The first block always adds one; the other two each add two or nothing.
     values, counts = np.unique(np.asarray(out)[:, 0, 0], return_counts=True)
     np.testing.assert_array_equal(values, [2, 4, 6])
     np.testing.assert_allclose(counts / 2000, [0.25, 0.5, 0.25], atol=0.05)
 
 
-def test_scanned_blocks_can_be_looked_into():
+def test_scanned_blocks_sow_their_intermediates():
     x = jnp.zeros((1, 2, 8))
     encoder = Encoder(partial(Block, 2), 2, scan=True)
     variables = encoder.init(jax.random.key(0), x)
@@ -137,10 +137,10 @@ def test_scanned_blocks_can_be_looked_into():
     assert set(sown["intermediates"]) == {"block_0", "block_1"}
 
 
-def test_unknown_remat_is_refused():
-    jaxtyping.config.update("jaxtyping_disable", True)  # users do not have the tests' type check, which would answer
+def test_unknown_remat_is_rejected():
+    jaxtyping.config.update("jaxtyping_disable", True)  # otherwise the tests' type check would raise first
     try:
-        with pytest.raises(ValueError, match="remat is 'all': choose none, dots or blocks"):
+        with pytest.raises(ValueError, match="remat is 'all': use none, dots or blocks"):
             Encoder(partial(Block, 2), 1, remat="all").init(jax.random.key(0), jnp.zeros((1, 2, 8)))
     finally:
         jaxtyping.config.update("jaxtyping_disable", False)

@@ -1,4 +1,4 @@
-"""ActionCLIP: its temporal heads against plain PyTorch, the whole against the release's recorded answers."""
+"""ActionCLIP: temporal heads against plain PyTorch, the whole model against recorded outputs of the release."""
 
 import einops
 import jax
@@ -16,18 +16,18 @@ from vidjax.models.clip import ImageTower
 from vidjax.models.text import TextTower
 from vidjax.models.video_text import VideoText
 
-# Parameters, and GMACs of one clip where they are published (SYSTEMS.md), of each row; see test_published.py.
+# Parameters of each row, and GMACs per clip if published (SYSTEMS.md); see test_published.py.
 COUNTS = {
-    # CLIP's towers on eight frames, and the head transf
+    # CLIP's towers with eight frames and the head transf
     "actionclip_base_16": (168_574_465, 8 * 17.563),
     "actionclip_base_32": (170_231_041, 8 * 4.409),
-    # The same with 8 frame positions for 77.
+    # The same with 8 frame positions instead of 77.
     "actionclip_base_16_mmaction2": (168_574_465 - 69 * 512, 8 * 17.563),
     "actionclip_base_32_mmaction2": (170_231_041 - 69 * 512, 8 * 4.409),
-    # Counted here: nobody has published these, or not their parameters to the last one.
+    # Counted here, because no exact numbers are published.
     "actionclip_tiny": (1_268_673, None),
 }
-# Of rows with other fields: row, parameters, GMACs, fields.
+# Variants with other fields: row, parameters, GMACs, fields.
 COUNTS_WITH_FIELDS = {
     "actionclip_base_16 with the mean": ("actionclip_base_16", 149_620_737, None, {"head": "mean"}),
     "actionclip_base_16 with Conv_1D": ("actionclip_base_16", 149_620_737 + 40_960, None, {"head": "conv1d"}),
@@ -41,20 +41,20 @@ COUNTS_WITH_FIELDS = {
     ),
 }
 
-E, T, CONTEXT = 16, 5, 9  # as the heads are recorded
+E, T, CONTEXT = 16, 5, 9  # of the recorded heads
 HEADS = {
     "conv1d": actionclip.Conv1d(CONTEXT),
     "lstm": actionclip.Lstm(CONTEXT),
     "transf": actionclip.Transf(CONTEXT, 2, 2),
     "transf_cls": actionclip.TransfCls(T, CONTEXT, 2),
 }
-# The release's weights of this one are refused; here the peer is the paper's.
+# The release's weights of this head are rejected; the peer here follows the paper.
 CONV1D = rules.Rule("fusion.shift.weight", "video/temporal/kernel", lambda value: value.T[:, None, None])
 LAYOUT = rules.Layout("heads", "", (*RULES, CONV1D))
 
 
 def converted(name: str, weights: dict[str, np.ndarray]) -> dict:
-    """The head's parameters, of those of all heads."""
+    """The parameters of one head, selected from those of all heads."""
     weights = {
         entry.replace(f"{name}.", "fusion.", 1): w for entry, w in weights.items() if entry.startswith(f"{name}.")
     }
@@ -63,16 +63,16 @@ def converted(name: str, weights: dict[str, np.ndarray]) -> dict:
 
 
 @pytest.mark.parametrize("name", HEADS)
-def test_a_head_equals_the_recorded_answer(name):
+def test_heads_equal_recorded_outputs(name):
     golden = recipe.load("actionclip_heads")
     params = converted(name, golden.weights)
-    found = jax.jit(HEADS[name].apply)({"params": params}, jnp.asarray(golden.inputs[0]))
-    np.testing.assert_allclose(found, golden.outputs[name], rtol=0, atol=1e-5)
+    actual = jax.jit(HEADS[name].apply)({"params": params}, jnp.asarray(golden.inputs[0]))
+    np.testing.assert_allclose(actual, golden.outputs[name], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", HEADS)
-def test_gradients_of_a_head_equal_pytorchs(name):
-    """In training, of everything; the table of frame positions that three of them do not read has none."""
+def test_gradients_of_heads_equal_pytorchs(name):
+    """In training, for all inputs and parameters; unused tables of frame positions have no gradient."""
     torch = pytest.importorskip("torch")
     import torch_actionclip
 
@@ -89,13 +89,13 @@ def test_gradients_of_a_head_equal_pytorchs(name):
     def loss(params, frames):
         return (HEADS[name].apply({"params": params}, frames, train=True) * target).sum()
 
-    found = jax.jit(jax.grad(loss, (0, 1)))(converted(name, weights), jnp.asarray(frames))
+    actual = jax.jit(jax.grad(loss, (0, 1)))(converted(name, weights), jnp.asarray(frames))
     expected = (converted(name, gradients), seen.grad.numpy())
-    for (path, leaf), other in zip(jax.tree.leaves_with_path(found), jax.tree.leaves(expected), strict=True):
+    for (path, leaf), other in zip(jax.tree.leaves_with_path(actual), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(leaf, other, rtol=0, atol=1e-4 * max(1, np.abs(other).max()), err_msg=str(path))
 
 
-# As the recorded answers have it.
+# The configuration of the recorded outputs.
 IMAGE = ImageTower(128, 2, 2, 64, patch_size=(1, 8, 8), num_frames=8, image_size=32)
 TEXT = TextTower(60, 12, 128, 2, 2, 64)
 RELEASED = {"mean": "meanP", "lstm": "LSTM", "transf": "Transf", "transf_cls": "Transf_cls"}
@@ -105,8 +105,8 @@ def pair(head: str, image: ImageTower = IMAGE) -> VideoText:
     return VideoText(VideoTower(image, head, head_heads=2, head_context=12), TEXT)
 
 
-def answers(model: VideoText, variables: dict, video: np.ndarray, ids: np.ndarray):
-    """The videos' embeddings and their logits, of a video `b t c h w`."""
+def outputs_of(model: VideoText, variables: dict, video: np.ndarray, ids: np.ndarray):
+    """Embeddings and logits of videos `b t c h w`."""
 
     @jax.jit
     def call(variables, video, ids):
@@ -117,16 +117,16 @@ def answers(model: VideoText, variables: dict, video: np.ndarray, ids: np.ndarra
 
 
 @pytest.mark.parametrize("head", RELEASED)
-def test_equals_the_releases_recorded_answer(head):
+def test_equals_recorded_outputs_of_the_release(head):
     golden = recipe.load(f"actionclip_{RELEASED[head]}")
     variables = from_state_dict(pair(head), golden.weights, strict=True)
-    found = answers(pair(head), variables, *golden.inputs)
-    for ours, theirs in zip(found, (golden.outputs["output0"], golden.outputs["output1"]), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * max(1, np.abs(theirs).max()))
+    outputs = outputs_of(pair(head), variables, *golden.inputs)
+    for ours, expected in zip(outputs, (golden.outputs["output0"], golden.outputs["output1"]), strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5 * max(1, np.abs(expected).max()))
 
 
-def test_shift_equals_the_releases_recorded_answer():
-    """Recorded for each frame by the image tower alone; the mean of the frames is the tower's."""
+def test_shift_equals_recorded_outputs_of_the_release():
+    """Recorded per frame from the image tower; our tower returns the mean over the frames."""
     golden = recipe.load("actionclip_visual_shift")
     text = recipe.load("actionclip_meanP").weights
     weights = {name: value for name, value in text.items() if not name.startswith("model.visual.")}
@@ -136,8 +136,8 @@ def test_shift_equals_the_releases_recorded_answer():
     video = einops.rearrange(golden.inputs[0], "(b t) c h w -> b t h w c", t=8)
     frames = golden.outputs["output0"].reshape(2, 8, 64)
     inside = {"params": variables["params"]["video"]}
-    found = jax.jit(model.video.apply)(inside, jnp.asarray(video))
-    np.testing.assert_allclose(found, frames.mean(axis=1), rtol=0, atol=1e-5 * np.abs(frames).max())
+    actual = jax.jit(model.video.apply)(inside, jnp.asarray(video))
+    np.testing.assert_allclose(actual, frames.mean(axis=1), rtol=0, atol=1e-5 * np.abs(frames).max())
     with pytest.raises(ValueError, match=r"the weights are of an image tower with shift=True, the model's has shift=F"):
         from_state_dict(pair("mean"), weights)
     with pytest.raises(
@@ -147,7 +147,7 @@ def test_shift_equals_the_releases_recorded_answer():
 
 
 def test_a_file_of_the_release_loads(tmp_path):
-    """Two state dicts in one file, the head's in the wrapper that it was trained in."""
+    """The file contains two state dicts; the head's has the prefix of the wrapper used in training."""
     torch = pytest.importorskip("torch")
     weights = recipe.load("actionclip_Transf").weights
     parts = {"model": {}, "fusion": {}}
@@ -160,12 +160,12 @@ def test_a_file_of_the_release_loads(tmp_path):
     save_pretrained(tmp_path / "ours", pair("transf"), from_state_dict(pair("transf"), weights, strict=True))
     model, expected = load_pretrained(tmp_path / "ours", verbose=False)
     assert model == pair("transf")
-    found = load_pretrained(tmp_path / "model_best.pt", "actionclip_tiny", verbose=False, **FIELDS)[1]
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    loaded = load_pretrained(tmp_path / "model_best.pt", "actionclip_tiny", verbose=False, **FIELDS)[1]
+    jax.tree.map(np.testing.assert_array_equal, loaded, expected)
 
 
 def test_a_file_of_the_release_without_a_head_loads(tmp_path):
-    """The mean has no parameters: the second state dict is empty, and the first is still the release's CLIP."""
+    """The mean has no parameters, so that the second state dict is empty."""
     torch = pytest.importorskip("torch")
     weights = recipe.load("actionclip_meanP").weights
     saved = {name.removeprefix("model."): torch.from_numpy(np.asarray(value)) for name, value in weights.items()}
@@ -174,7 +174,7 @@ def test_a_file_of_the_release_without_a_head_loads(tmp_path):
 
 
 def test_equals_mmaction2(tmp_path, capsys):
-    """Its files hold as many frame positions as their clips have frames, and the model is asked for so many."""
+    """Its files have one position per frame of their clips, which `head_context` must match."""
     torch = pytest.importorskip("torch")
     golden = recipe.load("mm_actionclip")
     c = golden.config
@@ -188,16 +188,16 @@ def test_equals_mmaction2(tmp_path, capsys):
     fields = FIELDS | {"video": tower.clone(head_context=c["T"])}
     model, variables = load_pretrained(tmp_path / "mmaction2.pth", "actionclip_tiny", strict=True, **fields)
     video = jnp.moveaxis(jnp.asarray(golden.inputs[0]), 2, -1)
-    found = jax.jit(model.video.apply)({"params": variables["params"]["video"]}, video)
+    actual = jax.jit(model.video.apply)({"params": variables["params"]["video"]}, video)
     expected = golden.outputs["output0"]
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * max(1, np.abs(expected).max()))
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * max(1, np.abs(expected).max()))
     assert "(mmaction2's ActionCLIP) in actionclip_tiny" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("layout", ["actionclip_Transf", "mm_actionclip"])
 @pytest.mark.parametrize("part", ["head_heads", "the text tower", "the image tower"])
-def test_another_number_of_heads_than_the_releases_is_refused(layout, part):
-    """No entry tells it: the release divides widths by 64 (`transformer_width // 64`), here 128 // 64."""
+def test_a_number_of_heads_other_than_the_releases_is_rejected(layout, part):
+    """The files do not contain it: the release computes `transformer_width // 64`, here 128 // 64."""
     golden = recipe.load(layout)
     model = pair("transf")
     tower = model.video.clone(head_context=4) if layout == "mm_actionclip" else model.video
@@ -212,7 +212,7 @@ def test_another_number_of_heads_than_the_releases_is_refused(layout, part):
         from_state_dict(model, golden.weights)
 
 
-def test_fields_of_the_head_are_given_by_name():
+def test_fields_of_the_head_can_be_overridden():
     tower = create_model("actionclip_base_16", head_context=16, head_heads=4, head_depth=2).video
     assert (tower.head_context, tower.head_heads, tower.head_depth) == (16, 4, 2)
 
@@ -220,7 +220,7 @@ def test_fields_of_the_head_are_given_by_name():
 FIELDS = {field: getattr(pair("transf"), field) for field in ("video", "text")}
 
 
-def test_the_releases_conv1d_is_refused():
+def test_the_releases_conv1d_is_rejected():
     weights = recipe.load("actionclip_meanP").weights | {"fusion.shift.weight": np.ones((64, 1, 3), np.float32)}
     with pytest.raises(ValueError, match="the release's head Conv_1D, which mixes channels and frames"):
         from_state_dict(pair("conv1d"), weights)
@@ -229,8 +229,8 @@ def test_the_releases_conv1d_is_refused():
 @pytest.mark.parametrize(
     ("head", "joint", "expected"), [("transf", False, 97), ("conv1d", False, 2), ("mean", True, 1)]
 )
-def test_clips_weights_are_what_it_starts_from(head, joint, expected):
-    """Everything but what CLIP does not know is filled; a new head, and a new time, are initialised."""
+def test_clip_weights_initialise_the_towers(head, joint, expected):
+    """Only the head and the temporal positions, which CLIP does not have, are newly initialised."""
     golden = recipe.load("actionclip_meanP").weights
     weights = {name.removeprefix("model."): value for name, value in golden.items()}
     model = pair(head, IMAGE.clone(joint=joint))
@@ -245,33 +245,33 @@ def leaves(tree):
     return jax.tree_util.tree_leaves_with_path(tree)
 
 
-def test_conv1d_begins_as_a_shift():
-    """A quarter of the channels is the frame before, a quarter the one after, half the frame itself, and a residual."""
+def test_conv1d_is_initialised_as_a_shift():
+    """A quarter of the channels from the previous frame, a quarter from the next, half unshifted, plus a residual."""
     frames = jnp.asarray(recipe.floats("frames", (2, T, E)))
     before, after = np.zeros_like(frames), np.zeros_like(frames)
     before[:, 1:], after[:, :-1] = frames[:, :-1], frames[:, 1:]
     moved = np.concatenate([before[..., :4], frames[..., 4:12], after[..., 12:]], axis=-1)
     model = actionclip.Conv1d(CONTEXT)
-    found = model.apply(model.init(jax.random.key(0), frames), frames)
-    np.testing.assert_allclose(found, (frames + moved).mean(axis=1), atol=1e-6)
+    actual = model.apply(model.init(jax.random.key(0), frames), frames)
+    np.testing.assert_allclose(actual, (frames + moved).mean(axis=1), atol=1e-6)
 
 
 SHALLOW = IMAGE.clone(width=32, depth=1)
 
 
-def test_joint_gives_one_feature_of_all_frames():
+def test_joint_returns_one_feature_of_all_frames():
     tower = VideoTower(SHALLOW.clone(joint=True), "mean")
     video = jnp.asarray(recipe.floats("video", (2, 8, 32, 32, 3)))
     variables = jax.jit(tower.init)(jax.random.key(0), video)
     frames = tower.image.apply({"params": variables["params"]["image"]}, video, method="frames")
     assert frames.shape == (2, 1, 64)
-    found = jax.jit(tower.apply)(variables, video)
-    np.testing.assert_allclose(found, frames[:, 0], rtol=0, atol=1e-5)
-    # The mean of features of frames would not know their order.
-    assert np.abs(jax.jit(tower.apply)(variables, video[:, ::-1]) - found).max() > 1e-3 * np.abs(found).max()
+    actual = jax.jit(tower.apply)(variables, video)
+    np.testing.assert_allclose(actual, frames[:, 0], rtol=0, atol=1e-5)
+    # A mean of frame features would not depend on their order.
+    assert np.abs(jax.jit(tower.apply)(variables, video[:, ::-1]) - actual).max() > 1e-3 * np.abs(actual).max()
 
 
-def test_gradients_are_finite_and_reach_everything():
+def test_gradients_are_finite_and_reach_every_parameter():
     model = VideoText(VideoTower(SHALLOW.clone(shift=True), head_depth=1, head_context=12), TEXT.clone(depth=1))
     video = jnp.asarray(recipe.floats("video", (2, 8, 32, 32, 3)))
     ids = jnp.asarray([[57, 5, 6, 59, 0], [57, 9, 59, 0, 0]])
@@ -284,15 +284,15 @@ def test_gradients_are_finite_and_reach_everything():
         logits = model.apply({"params": params}, seen, read, method="logits")
         return -jax.nn.log_softmax(logits).trace()
 
-    found = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(gradients(params))}
-    assert all(np.isfinite(leaf).all() for leaf in found.values())
-    assert not [path for path, leaf in found.items() if not leaf.any() and "['key']['bias']" not in path]
+    leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(gradients(params))}
+    assert all(np.isfinite(leaf).all() for leaf in leaves.values())
+    assert not [path for path, leaf in leaves.items() if not leaf.any() and "['key']['bias']" not in path]
 
 
-def test_what_does_not_go_together_is_refused():
+def test_incompatible_settings_are_rejected():
     video = jnp.zeros((1, 8, 32, 32, 3))
     model = create_model("actionclip_tiny", joint=True)
-    with pytest.raises(ValueError, match="head is 'transf' over a joint image tower, which gives one feature a clip"):
+    with pytest.raises(ValueError, match="head is 'transf' with a joint image tower, which returns one feature per"):
         jax.eval_shape(model.init, jax.random.key(0), video)
     with pytest.raises(ValueError, match="the clip has 13 frames: the head transf has 12 positions"):
         jax.eval_shape(pair("transf").init, jax.random.key(0), jnp.zeros((1, 13, 32, 32, 3)))

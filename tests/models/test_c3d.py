@@ -1,4 +1,4 @@
-"""C3D against mmaction2's recorded answer and a plain reference in PyTorch."""
+"""C3D against recorded outputs of mmaction2 and a plain reference in PyTorch."""
 
 from functools import partial
 
@@ -11,13 +11,13 @@ import recipe
 from vidjax.convert import from_state_dict
 from vidjax.models.c3d import C3D
 
-# Parameters, and GMACs of one clip where they are published (SYSTEMS.md), of each row; see test_published.py.
+# Parameters of each row, and GMACs per clip if published (SYSTEMS.md); see test_published.py.
 COUNTS = {
     "c3d": (79_991_015, 38.549),
-    # Counted here: nobody has published these, or not their parameters to the last one.
+    # Counted here, because no exact numbers are published.
     "c3d_tiny": (453_600, None),
 }
-# Of rows with other fields: row, parameters, GMACs, fields.
+# Variants with other fields: row, parameters, GMACs, fields.
 COUNTS_WITH_FIELDS = {
     "c3d of 400 classes": ("c3d", 79_634_576, None, {"num_classes": 400}),
     "c3d of 101 classes": ("c3d", 78_409_573, 38.547, {"num_classes": 101}),
@@ -40,7 +40,7 @@ def test_equals_mmaction2():
 
 
 def port_weights() -> dict[str, np.ndarray]:
-    """A narrow network's, under the names of the PyTorch ports."""
+    """Weights of a narrow network with the parameter names of the PyTorch ports."""
     shapes = {f"{name}.weight": (*shape, 3, 3, 3) for name, shape in WIDTHS.items()}
     shapes |= {f"{name}.bias": shape[:1] for name, shape in WIDTHS.items()}
     for name, shape in {"fc6": (16, 32 * 2 * 2), "fc7": (16, 16), "fc8": (5, 16)}.items():
@@ -70,7 +70,7 @@ def test_equals_a_plain_network_in_pytorch():
     np.testing.assert_allclose(logits, expected, atol=1e-5 * max(1, np.abs(expected).max()))
 
 
-def test_dropout_acts_in_training_alone():
+def test_dropout_acts_only_in_training():
     variables = from_state_dict(NARROW, port_weights(), strict=True)
     video = jnp.asarray(recipe.floats("clip", (1, 16, 48, 48, 3)))
     train = jax.jit(lambda key: NARROW.apply(variables, video, train=True, rngs={"dropout": key}))
@@ -79,8 +79,8 @@ def test_dropout_acts_in_training_alone():
     assert not np.allclose(one, other)
 
 
-def test_other_clips_are_refused_as_the_fields_say():
-    with pytest.raises(ValueError, match=r"made for .*see its fields num_frames and image_size"):
+def test_clips_of_another_size_are_rejected():
+    with pytest.raises(ValueError, match=r"made for .*set its fields num_frames and image_size"):
         jax.eval_shape(NARROW.init, jax.random.key(0), jnp.zeros((1, 16, 64, 64, 3)))
     wide = NARROW.clone(image_size=64, num_frames=32)
     shapes = jax.eval_shape(wide.init, jax.random.key(0), jnp.zeros((1, 32, 64, 64, 3)))
@@ -88,7 +88,7 @@ def test_other_clips_are_refused_as_the_fields_say():
     assert features.shape == (1, 2, 3, 3, 32)
 
 
-def test_starts_as_mmaction2s():
+def test_initialisation_follows_mmaction2():
     params = jax.jit(C3D(width=16, hidden=64, image_size=32).init)(jax.random.key(0), jnp.zeros((1, 16, 32, 32, 3)))
     kernel = params["params"]["conv5a"]["kernel"]
     assert kernel.std() == pytest.approx((2 / (128 * 27)) ** 0.5, rel=0.03)

@@ -1,4 +1,4 @@
-"""CLIP against OpenAI's recorded answers and transformers' model, and what its image tower does with clips."""
+"""CLIP against recorded outputs of OpenAI's code and against transformers, and its image tower on clips."""
 
 import dataclasses
 import sys
@@ -20,17 +20,17 @@ from vidjax.models.clip import ImageTower
 from vidjax.models.text import TextTower
 from vidjax.models.video_text import Projected, VideoText, unit
 
-# Parameters, and GMACs of one clip where they are published (SYSTEMS.md), of each row; see test_published.py.
+# Parameters of each row, and GMACs per clip if published (SYSTEMS.md); see test_published.py.
 COUNTS = {
-    # Both towers; the cost is the image tower's, of one frame.
+    # Both towers; the cost is that of the image tower for one frame.
     "clip_base_16": (149_620_737, 17.563),
     "clip_base_32": (151_277_313, 4.409),
     "clip_large_14": (427_616_513, 81.013),
     "clip_large_14_336": (427_944_193, 190.96),
-    # The towers' counts of SYSTEMS-2.md, of a text table of 32 rows for 77 (width 512 and 768), and the temperature.
+    # Counts of the towers from SYSTEMS-2.md, with 32 text positions instead of 77 (width 512 and 768), and temperature.
     "viclip_base_16": (86_198_784 + 63_428_096 - 45 * 512 + 1, 179.563),
     "viclip_large_14": (303_974_400 + 123_650_304 - 45 * 768 + 1, 826.371),
-    # Counted here: nobody has published these, or not their parameters to the last one.
+    # Counted here, because no exact numbers are published.
     "clip_tiny": (862_273, None),
 }
 
@@ -40,17 +40,17 @@ TEXT = {"vocabulary": 60, "context": 12, "width": 24, "depth": 2, "heads": 3, "f
 
 
 def frames_first(images: np.ndarray, frames: int = 1) -> jax.Array:
-    """Images `(b t) c h w` as videos."""
+    """Converts images `(b t) c h w` to videos."""
     return jnp.moveaxis(jnp.asarray(images), 1, -1).reshape(-1, frames, *images.shape[2:], images.shape[1])
 
 
 def image_tower(c: dict, **more) -> ImageTower:
-    """The image tower of a golden's configuration."""
+    """The image tower for the configuration of a golden."""
     return ImageTower(c["D"], c["L"], c["H"], c["E"], patch_size=(1, c["P"], c["P"]), image_size=c["S"], **more)
 
 
 def text_tower(c: dict) -> TextTower:
-    """Its text tower."""
+    """The text tower for the configuration of a golden."""
     return TextTower(c["V"], c["ctx"], c["tD"], c["tL"], c["tH"], c["E"])
 
 
@@ -71,20 +71,20 @@ def test_equals_actionclips_image_tower(name):
     golden = recipe.load(f"actionclip_visual_{name}")
     tower = image_tower(golden.config, shift=name == "shift")
     variables = from_state_dict(tower, golden.weights, strict=True)
-    found = jax.jit(partial(tower.apply, method="frames"))(variables, frames_first(golden.inputs[0], 8))
-    np.testing.assert_allclose(found.reshape(16, -1), golden.outputs["output0"], **CLOSE)
+    actual = jax.jit(partial(tower.apply, method="frames"))(variables, frames_first(golden.inputs[0], 8))
+    np.testing.assert_allclose(actual.reshape(16, -1), golden.outputs["output0"], **CLOSE)
 
 
 def test_equals_actionclips_text_tower():
     golden = recipe.load("actionclip_text")
     tower = text_tower(golden.config)
-    variables = from_state_dict(tower, golden.weights)  # those of the image tower are left out
-    found = jax.jit(tower.apply)(variables, jnp.asarray(golden.inputs[0], jnp.int32))
-    np.testing.assert_allclose(found, golden.outputs["output0"], **CLOSE)
+    variables = from_state_dict(tower, golden.weights)  # entries of the image tower are ignored
+    actual = jax.jit(tower.apply)(variables, jnp.asarray(golden.inputs[0], jnp.int32))
+    np.testing.assert_allclose(actual, golden.outputs["output0"], **CLOSE)
 
 
 def viclip(tower: str) -> tuple:
-    """A tower of ViCLIP and its golden."""
+    """One of ViCLIP's towers, and its golden."""
     golden = recipe.load(f"viclip_{tower}")
     c = golden.config
     if tower == "vision":
@@ -95,7 +95,7 @@ def viclip(tower: str) -> tuple:
 @pytest.mark.parametrize("around", ["", "encoder"])
 @pytest.mark.parametrize("tower", ["vision", "text"])
 def test_equals_viclips_towers(tower, around):
-    """By themselves, as recorded, and under their names in the whole."""
+    """Each tower alone, as recorded, and with its names in the whole model."""
     model, golden = viclip(tower)
     prefix = f"{tower}_{around}." if around else ""
     weights = {f"{prefix}{name}": value for name, value in golden.weights.items()}
@@ -103,15 +103,15 @@ def test_equals_viclips_towers(tower, around):
     seen = frames_first(golden.inputs[0].swapaxes(1, 2).reshape(-1, 3, 42, 42), 5) if tower == "vision" else None
     seen = jnp.asarray(golden.inputs[0], jnp.int32) if seen is None else seen
     expected = golden.outputs["output0"]
-    found = jax.jit(model.apply)(variables, seen)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * max(1, np.abs(expected).max()))
+    actual = jax.jit(model.apply)(variables, seen)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * max(1, np.abs(expected).max()))
     with pytest.raises(ValueError, match="heads is 1, and the release's 192 // 64: set it to 3"):
         from_state_dict(model.clone(heads=1), {f"{tower}_encoder.{k}": v for k, v in golden.weights.items()})
 
 
 @pytest.mark.parametrize(("temperature", "scale"), [(0.02, 50.0), (0.004, 100.0)])
-def test_viclip_as_a_whole_is_its_towers_and_a_temperature(temperature, scale, tmp_path):
-    """Similarities are divided by it, and it is kept from falling below 0.01 (InternVideo 3965eef, viclip.py)."""
+def test_viclip_consists_of_its_towers_and_a_temperature(temperature, scale, tmp_path):
+    """Similarities are divided by the temperature, which is clipped at 0.01 (InternVideo 3965eef, viclip.py)."""
     torch = pytest.importorskip("torch")
     (image, vision), (text, texts) = viclip("vision"), viclip("text")
     weights = {f"vision_encoder.{name}": value for name, value in vision.weights.items()}
@@ -130,13 +130,13 @@ def test_viclip_as_a_whole_is_its_towers_and_a_temperature(temperature, scale, t
         from_state_dict(model.clone(text=text.clone(heads=2)), weights)
 
 
-def test_a_tower_of_shorter_texts_has_the_first_positions_of_a_longer_one():
-    """As ViCLIP cuts CLIP's 77 to its 32 (InternVideo 3965eef, viclip_text.py)."""
+def test_a_tower_for_shorter_texts_takes_the_first_positions():
+    """As ViCLIP truncates CLIP's 77 positions to 32 (InternVideo 3965eef, viclip_text.py)."""
     golden = recipe.load("openai_clip")
     longer, shorter = text_tower(golden.config), text_tower(golden.config).clone(context=7)
     ids = jnp.asarray([[58, 5, 9, 59, 0, 0, 0]])
-    found = [tower.apply(from_state_dict(tower, golden.weights), ids) for tower in (longer, shorter)]
-    np.testing.assert_allclose(*found, rtol=0, atol=1e-6)
+    actual = [tower.apply(from_state_dict(tower, golden.weights), ids) for tower in (longer, shorter)]
+    np.testing.assert_allclose(*actual, rtol=0, atol=1e-6)
     with pytest.raises(ValueError, match=r"position is \(13, 128\) in the model and \(12, 128\) in the weights"):
         from_state_dict(longer.clone(context=13), golden.weights)
 
@@ -157,14 +157,14 @@ def clip_peer(activation: str = "quick_gelu", end: int = 2, epsilon: float = 1e-
 
 
 def texts() -> np.ndarray:
-    """Two texts that end in 59, the one long, and one that holds 57 twice before its end."""
+    """Two texts that end in 59, one of them long, and one that contains 57 twice before its end."""
     return np.array([[58, 3, 4, 5, 59] + [0] * 7, [58, *range(20, 30), 59], [58, 57, 9, 57, 59] + [0] * 7], np.int32)
 
 
 @pytest.mark.parametrize(
     ("activation", "end", "epsilon"), [("quick_gelu", 2, 1e-5), ("gelu", 57, 1e-2)], ids=["openai", "others"]
 )
-def test_equals_transformers_by_its_directory(activation, end, epsilon, tmp_path):
+def test_equals_transformers_from_its_directory(activation, end, epsilon, tmp_path):
     peer = clip_peer(activation, end, epsilon)
     import torch
     from transformers import CLIPImageProcessor
@@ -185,7 +185,7 @@ def test_equals_transformers_by_its_directory(activation, end, epsilon, tmp_path
     logits = model.apply(variables, video, text, method="logits")
     np.testing.assert_allclose(logits, told.logits_per_image, **CLOSE)
 
-    # A tower by itself, from the directory of both.
+    # A single tower, from the directory of both.
     alone = jax.eval_shape(model.text.init, jax.random.key(0), jnp.asarray(ids))["params"]
     jax.tree.map(
         np.testing.assert_array_equal, load_weights(tmp_path, model.text, alone)[0], variables["params"]["text"]
@@ -196,7 +196,7 @@ def test_equals_transformers_by_its_directory(activation, end, epsilon, tmp_path
     assert not report.fresh
 
 
-def test_text_tower_equals_transformers_by_its_directory(tmp_path):
+def test_text_tower_equals_transformers_from_its_directory(tmp_path):
     import_peer = clip_peer()
     import torch
     from transformers import CLIPTextModelWithProjection
@@ -218,7 +218,7 @@ def model():
 
 
 def perturbed(model) -> dict:
-    """Variables with noise on every parameter: kernels of unit gain, norms near one, the rest near zero."""
+    """Random variables: kernels of unit gain, norms near one, the rest near zero."""
     shapes = jax.eval_shape(model.init, jax.random.key(0), *example_inputs(model))
 
     def draw(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:
@@ -240,7 +240,7 @@ def clips():
     return jnp.asarray(recipe.floats("clips", (2, 3, 32, 32, 3)))
 
 
-def test_a_clip_is_the_mean_of_its_frames_and_blind_to_their_order(model, variables, clips):
+def test_a_clips_feature_is_the_mean_over_its_frames_in_any_order(model, variables, clips):
     embed = jax.jit(model.apply)
     each = jax.jit(partial(model.apply, method=lambda m, x: m.video(x)))(variables, clips[0][:, None])
     np.testing.assert_allclose(embed(variables, clips)[0], unit(each.mean(axis=0)[None])[0], atol=1e-5)
@@ -251,8 +251,8 @@ def test_a_clip_is_the_mean_of_its_frames_and_blind_to_their_order(model, variab
     np.testing.assert_allclose(tokens[:, 1:2], one, atol=1e-5)
 
 
-def test_joint_is_one_sequence_with_one_class_token_and_a_time(clips):
-    """As the paper says it: the released code of it does not run."""
+def test_joint_is_one_sequence_with_one_class_token_and_temporal_positions(clips):
+    """As described in the paper, because the released code does not run."""
     plain, joint = ImageTower(**IMAGE), ImageTower(**IMAGE, joint=True, num_frames=3)
     variables = perturbed(joint)
     frames = jax.jit(partial(joint.apply, method="frames"))
@@ -266,32 +266,32 @@ def test_joint_is_one_sequence_with_one_class_token_and_a_time(clips):
     np.testing.assert_allclose(frames(timeless, clips[:, :1])[:, 0], one, atol=1e-5)
 
 
-def test_a_joint_tower_starts_from_one_that_is_not():
+def test_a_joint_tower_can_be_initialised_from_an_image_tower():
     golden = recipe.load("actionclip_visual_plain")
     tower = image_tower(golden.config, joint=True, num_frames=8)
     params = from_state_dict(tower, golden.weights)["params"]
     assert params["time"]["table"].shape == (8, 128)
-    released = golden.weights | {"time_embedding": np.ones((4, 128), np.float32)}  # of half the frames
+    released = golden.weights | {"time_embedding": np.ones((4, 128), np.float32)}  # for half as many frames
     np.testing.assert_allclose(from_state_dict(tower, released, strict=True)["params"]["time"]["table"], 1, rtol=1e-6)
 
 
-def test_prompts_exclude_one_another(clips):
+def test_prompts_are_mutually_exclusive(clips):
     with pytest.raises(ValueError, match="joint and shift are both set"):
         jax.eval_shape(ImageTower(**IMAGE, joint=True, shift=True).init, jax.random.key(0), clips)
 
 
-def test_positions_are_resized_at_loading_as_at_every_call(model, variables, tmp_path):
+def test_positions_are_resized_in_the_same_way_at_loading_and_at_call_time(model, variables, tmp_path):
     save_pretrained(tmp_path / "small", model, variables)
     larger, resized = load_pretrained(tmp_path / "small", image_size=48)
     assert larger == VideoText(ImageTower(**IMAGE | {"image_size": 48}), TextTower(**TEXT))
     assert resized["params"]["video"]["position"]["table"].shape == (6, 6, 24)
     video = jnp.asarray(recipe.floats("video", (1, 2, 48, 48, 3)))
-    found = jax.jit(model.apply)(variables, video)
-    np.testing.assert_allclose(jax.jit(larger.apply)(resized, video), found, atol=1e-5)
+    expected = jax.jit(model.apply)(variables, video)
+    np.testing.assert_allclose(jax.jit(larger.apply)(resized, video), expected, atol=1e-5)
 
 
 def pairs() -> dict[str, VideoText]:
-    """Pairs of each kind of tower."""
+    """A pair with each kind of tower."""
     videomae = vidjax.create_model("videomae_tiny", width=24, depth=1, heads=2, image_size=32, drop_path=0.1)
     bert = create_text_model("bert_tiny", width=24, depth=1, features=16)
     card = Card(mean=(0.1, 0.2, 0.3), class_names=("a",))
@@ -302,19 +302,19 @@ def pairs() -> dict[str, VideoText]:
 
 
 @pytest.mark.parametrize("kind", ["clip", "any"])
-def test_a_round_trip_of_towers_loses_nothing(kind, tmp_path):
+def test_towers_survive_a_round_trip(kind, tmp_path):
     model = pairs()[kind]
     variables = perturbed(model)
     save_pretrained(tmp_path / "pair", model, variables)
     again, loaded = vidjax.load_pretrained(tmp_path / "pair", strict=True)
-    assert again == model.clone(card=dataclasses.replace(model.card, class_names=()))  # which no head has
-    ours, theirs = flatten_dict(variables), flatten_dict(loaded)
-    assert ours.keys() == theirs.keys() and ("params", "logit_scale") in ours
+    assert again == model.clone(card=dataclasses.replace(model.card, class_names=()))  # saved only with a head
+    ours, restored = flatten_dict(variables), flatten_dict(loaded)
+    assert ours.keys() == restored.keys() and ("params", "logit_scale") in ours
     for path, leaf in ours.items():
-        np.testing.assert_array_equal(leaf, theirs[path], strict=True)
+        np.testing.assert_array_equal(leaf, restored[path], strict=True)
     fast, _ = vidjax.load_pretrained(tmp_path / "pair", dtype=jnp.bfloat16, remat="blocks", num_frames=4)
     assert fast.num_frames == 4 and fast.text.dtype == jnp.bfloat16 and fast.text.remat == "blocks"
-    save_pretrained(tmp_path / "fast", fast, variables)  # how it computes is told of no tower
+    save_pretrained(tmp_path / "fast", fast, variables)  # settings of the computation are not saved
     assert "bfloat16" not in (tmp_path / "fast" / "vidjax.json").read_text()
     with pytest.raises(ValueError, match="model 'VideoText' has no field 'classes': its fields are video, text"):
         vidjax.load_pretrained(tmp_path / "pair", classes=3)
@@ -332,7 +332,7 @@ def test_a_name_must_not_contradict_the_towers_of_a_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["clip", "any"])
-def test_remat_changes_no_gradient_and_bfloat16_comes_near(kind, clips):
+def test_remat_does_not_change_gradients_and_bfloat16_is_close(kind, clips):
     model = pairs()[kind]
     variables = perturbed(model)
     video, ids = clips[:, :2], jnp.asarray(texts()[:2])
@@ -356,13 +356,13 @@ def test_remat_changes_no_gradient_and_bfloat16_comes_near(kind, clips):
         np.testing.assert_allclose(jnp.linalg.norm(near, axis=1), 1, rtol=1e-5)
 
 
-def test_a_feature_of_zeros_has_no_direction_and_no_gradient():
+def test_a_zero_feature_is_unchanged_and_has_a_zero_gradient():
     x = jnp.array([[0.0, 0.0], [3.0, 4.0]])
     np.testing.assert_allclose(unit(x), [[0, 0], [0.6, 0.8]], rtol=1e-6)
     assert not jax.grad(lambda x: unit(x)[0].sum())(x).any()
 
 
-def test_scale_and_bias_start_as_published():
+def test_scale_and_bias_are_initialised_as_published():
     for bias, params in ((None, {"logit_scale"}), (-10.0, {"logit_scale", "logit_bias"})):
         model = VideoText(ImageTower(**IMAGE | {"depth": 1}), TextTower(**TEXT | {"depth": 1}), bias=bias)
         variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1, 32, 32, 3)))  # both towers, from a video
@@ -371,7 +371,7 @@ def test_scale_and_bias_start_as_published():
         np.testing.assert_allclose(logits, np.eye(2, 3) / 0.07 + (bias or 0), rtol=1e-5)
 
 
-def test_starts_as_openais(clips):
+def test_initialisation_follows_openai(clips):
     d = 192
     image, text = (fields | {"width": d, "depth": 1} for fields in (IMAGE, TEXT | {"vocabulary": 400}))
     params = jax.jit(VideoText(ImageTower(**image), TextTower(**text)).init)(jax.random.key(0), clips[:1])["params"]
@@ -380,7 +380,7 @@ def test_starts_as_openais(clips):
         (params["text"]["token_embedding"]["embedding"], 0.02),
         (params["text"]["position"], 0.01),
         (block["attention"]["query"]["kernel"], d**-0.5),
-        (block["attention"]["out"]["kernel"], (2 * d) ** -0.5),  # the smaller the more blocks
+        (block["attention"]["out"]["kernel"], (2 * d) ** -0.5),  # scaled down by the depth
         (block["mlp"]["fc1"]["kernel"], (2 * d) ** -0.5),
         (block["mlp"]["fc2"]["kernel"], (2 * d) ** -0.5),
         (params["text"]["projection"]["kernel"], d**-0.5),
@@ -390,17 +390,17 @@ def test_starts_as_openais(clips):
         assert value.std() == pytest.approx(deviation, rel=0.05)
 
 
-def test_towers_that_do_not_go_together_are_refused(clips):
+def test_incompatible_towers_are_rejected(clips):
     pair = VideoText(ImageTower(**IMAGE), TextTower(**TEXT | {"features": 12}))
     with pytest.raises(ValueError, match="the video tower has 16 features and the text tower 12: give both the same"):
         jax.eval_shape(pair.init, jax.random.key(0), clips)
     classes = vidjax.create_model("vit_tiny", num_classes=3)
-    with pytest.raises(ValueError, match="the video tower gives 3 classes: make it with num_classes=None"):
+    with pytest.raises(ValueError, match="the video tower has 3 classes: create it with num_classes=None"):
         jax.eval_shape(VideoText(Projected(classes, 16), TextTower(**TEXT)).init, jax.random.key(0), clips)
 
 
-def test_equals_a_torchscript_archive_as_openai_publishes_it(tmp_path, monkeypatch):
-    """Half precision, numbers beside the weights, and code that is never run."""
+def test_torchscript_archives_published_by_openai_load(tmp_path, monkeypatch):
+    """With half precision, numbers besides the weights, and code that is not executed."""
     torch = pytest.importorskip("torch")
     golden = recipe.load("openai_clip")
 
@@ -420,7 +420,7 @@ def test_equals_a_torchscript_archive_as_openai_publishes_it(tmp_path, monkeypat
     for name, value in (("input_resolution", 32), ("context_length", 12), ("vocab_size", 60)):
         whole.register_buffer(name, torch.tensor(value))
     torch.jit.save(torch.jit.trace(whole, torch.zeros(1)), tmp_path / "tiny.pt")
-    monkeypatch.setitem(sys.modules, "torch", None)  # which is not needed
+    monkeypatch.setitem(sys.modules, "torch", None)  # PyTorch is not needed
     model = VideoText(image_tower(golden.config), text_tower(golden.config))
     shapes = jax.eval_shape(model.init, jax.random.key(0), *example_inputs(model))["params"]
     loaded, report = load_weights(tmp_path / "tiny.pt", model, shapes)

@@ -1,4 +1,4 @@
-"""What every family gives beside logits: the grid of `encode`, what the head sees, stages; and heads of one's own."""
+"""Features of every family: the grid of `encode`, the input of the head, stages, and custom heads."""
 
 from functools import partial
 from itertools import pairwise
@@ -14,17 +14,17 @@ import vidjax
 from vidjax.models import FAMILIES, VARIANTS, example_inputs
 from vidjax.models.videomae import VideoMAE
 
-# One row of each family, and those whose grid is another.
+# One row of each family, and rows with another grid.
 ODD = {"timesformer_tiny_space", "vivit_tiny_factorized_encoder", "videomae_tiny_pretrain"}
 TINY = sorted(ODD.union(min(name for name in family.VARIANTS if "_tiny" in name) for family in FAMILIES))
 CLASSIFIERS = [name for name in TINY if "num_classes" in VARIANTS[name]().__dataclass_fields__]
-# Families whose features come at several scales, and how many.
+# Families with features at several scales, and the number of scales.
 STAGES = {"uniformer": 4, "r2d": 4, "fr2d": 4, "r3d": 4, "r2plus1d": 4, "c3d": 5, "i3d": 5, "s3d": 5, "p3d": 4}
 STAGED = sorted(name for name in VARIANTS if "_tiny" in name and name.split("_")[0] in STAGES)
 
 
 class Pair(nn.Module):
-    """Two outputs of a feature: a head that no number of classes describes."""
+    """A head with two outputs."""
 
     @nn.compact
     def __call__(self, features):
@@ -32,7 +32,7 @@ class Pair(nn.Module):
 
 
 def shapes_of(model, method=None, batch=2):
-    """What the model gives, as shapes, for clips that its row is made for."""
+    """Shapes of the model's outputs for clips of its own size."""
     first, *others = example_inputs(model)
     inputs = [jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype) for x in (first, *others)]
     variables = jax.eval_shape(model.init, jax.random.key(0), *inputs)
@@ -41,7 +41,7 @@ def shapes_of(model, method=None, batch=2):
 
 
 def filled(model, inputs):
-    """Variables with noise on all of them."""
+    """Random variables."""
     shapes = flatten_dict(jax.eval_shape(model.init, jax.random.key(0), *inputs), sep="/")
     draw = np.random.default_rng(1)
     flat = {path: 0.3 * draw.standard_normal(leaf.shape).astype(np.float32) for path, leaf in shapes.items()}
@@ -61,7 +61,7 @@ def nest(flat):
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_encode_gives_features_on_the_grid_of_space_and_time(name):
+def test_encode_returns_features_on_the_space_time_grid(name):
     model = vidjax.create_model(name)
     encoded = shapes_of(model, "encode")
     video = example_inputs(model)[0].shape
@@ -71,15 +71,15 @@ def test_encode_gives_features_on_the_grid_of_space_and_time(name):
     expected = None if patch is None else tuple(side // p for side, p in zip(video[1:4], patch, strict=True))
     if name == "timesformer_tiny_space":  # averaged over time
         expected = (1, *expected[1:])
-    if name == "vivit_tiny_factorized_encoder":  # one token a frame
+    if name == "vivit_tiny_factorized_encoder":  # one token per frame
         expected = (expected[0], 1, 1)
     assert encoded.shape[1:4] == (expected or encoded.shape[1:4])
     assert all(1 <= cells <= side for cells, side in zip(encoded.shape[1:4], video[1:4], strict=True))
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
-def test_the_head_sees_what_embed_gives(name):
-    """The logits are the head's of the embedding; a model without a head gives the embedding itself."""
+def test_the_input_of_the_head_is_the_output_of_embed(name):
+    """Logits are the head applied to the embedding; a model without a head returns the embedding."""
     model = vidjax.create_model(name, num_classes=3)
     inputs = example_inputs(model)
     video = jnp.asarray(np.random.default_rng(0).standard_normal((2, *inputs[0].shape[1:])), jnp.float32)
@@ -97,7 +97,7 @@ def test_the_head_sees_what_embed_gives(name):
 
 
 @pytest.mark.parametrize("name", STAGED)
-def test_stages_are_grids_from_the_finest_to_what_encode_gives(name):
+def test_stages_are_grids_from_the_finest_to_that_of_encode(name):
     model = vidjax.create_model(name)
     stages, encoded = shapes_of(model, "stages"), shapes_of(model, "encode")
     assert len(stages) == STAGES[name.split("_")[0]] and stages[-1] == encoded
@@ -106,7 +106,7 @@ def test_stages_are_grids_from_the_finest_to_what_encode_gives(name):
     assert all((finer > coarser).any() for finer, coarser in pairwise(sizes))
 
 
-def test_the_last_stage_is_encodes_number_for_number():
+def test_the_last_stage_equals_the_output_of_encode():
     for name in ("uniformer_tiny", "vivit_tiny_factorized_encoder"):
         model = vidjax.create_model(name)
         video = jnp.asarray(np.random.default_rng(0).standard_normal(example_inputs(model)[0].shape), jnp.float32)
@@ -118,8 +118,8 @@ def test_the_last_stage_is_encodes_number_for_number():
         assert stages[0].shape[2:4] != (1, 1)
 
 
-def test_a_place_of_the_grid_is_the_patch_that_lies_there():
-    """Without blocks a token is its patch embedded: a bright patch shows at its own frame, row and column."""
+def test_grid_positions_correspond_to_patches():
+    """Without blocks, a token is an embedded patch: a bright patch is found at its frame, row and column."""
     model = VideoMAE(8, 0, 1, patch_size=(2, 4, 4))
     video = jnp.zeros((1, 6, 8, 12, 3))
     variables = model.init(jax.random.key(0), video)
@@ -130,7 +130,7 @@ def test_a_place_of_the_grid_is_the_patch_that_lies_there():
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
-def test_a_head_of_ones_own_takes_the_place_of_the_linear_one(name):
+def test_a_custom_head_replaces_the_linear_layer(name):
     model = vidjax.create_model(name, num_classes=3, head=Pair())
     variables = jax.eval_shape(model.init, jax.random.key(0), *example_inputs(model))
     point, score = jax.eval_shape(model.apply, variables, *example_inputs(model))
@@ -138,18 +138,18 @@ def test_a_head_of_ones_own_takes_the_place_of_the_linear_one(name):
     assert set(variables["params"]["head"]) == {"point", "score"}
 
 
-def test_a_row_without_classes_uses_the_head_that_it_is_given():
+def test_a_variant_without_classes_uses_a_custom_head():
     model = vidjax.create_model("videomae_tiny", head=nn.Dense(7))
     assert model.num_classes is None and shapes_of(model).shape == (2, 7)
 
 
-def test_what_is_no_module_is_no_head():
+def test_a_head_must_be_a_module():
     with pytest.raises(ValueError, match="head of model 'vit_tiny' is 'mlp': it must be"):
         vidjax.create_model("vit_tiny", head="mlp")
 
 
-def test_weights_of_a_classifier_load_under_another_head(tmp_path):
-    """All but the head's are taken; the head is newly initialised, as it is for other classes."""
+def test_weights_of_a_classifier_load_with_another_head(tmp_path):
+    """Only the head is newly initialised, as for another number of classes."""
     model = vidjax.create_model("videomae_tiny", num_classes=3)
     variables = filled(model, example_inputs(model))
     vidjax.save_pretrained(tmp_path / "saved", model, variables)

@@ -1,4 +1,4 @@
-"""Fields of the wrong kind are refused where the model is named, by a sentence that tells which."""
+"""Invalid fields are rejected when a model is created by name, with a message that names the field."""
 
 import jax
 import jax.numpy as jnp
@@ -29,18 +29,18 @@ from vidjax.models.text import check_ids
         ("s3d_tiny", "separable", 1, "bool"),
     ],
 )
-def test_a_field_of_the_wrong_kind_is_refused(name, field, value, kind):
+def test_a_field_of_the_wrong_type_is_rejected(name, field, value, kind):
     with pytest.raises(ValueError) as refused:
         vidjax.create_model(name, **{field: value})
     assert str(refused.value) == f"{field} of model '{name}' is {value!r}: it must be {kind}"
 
 
-def test_an_unknown_field_is_refused():
+def test_an_unknown_field_is_rejected():
     with pytest.raises(ValueError, match="model 'vit_tiny' has no field 'classes': its fields are width, depth"):
         vidjax.create_model("vit_tiny", classes=3)
 
 
-def test_a_pair_of_towers_hands_a_field_to_every_tower_that_has_it():
+def test_a_field_is_set_in_every_tower_that_has_it():
     pair = create_model("clip_base_16", num_frames=8, dtype=jnp.bfloat16)
     assert pair.video.num_frames == 8 and pair.video.dtype == pair.text.dtype == jnp.bfloat16
     deep = create_model("actionclip_base_16", num_frames=16, head="mean", drop_path=0.1)
@@ -48,7 +48,7 @@ def test_a_pair_of_towers_hands_a_field_to_every_tower_that_has_it():
     assert deep.video.image.drop_path == deep.text.drop_path == 0.1
 
 
-def test_a_dictionary_is_for_one_tower_alone():
+def test_a_dictionary_sets_fields_of_one_tower():
     pair = create_model("clip_tiny", drop_path=0.1, text={"depth": 1, "drop_path": 0.0})
     assert (pair.video.depth, pair.text.depth) == (4, 1)
     assert (pair.video.drop_path, pair.text.drop_path) == (0.1, 0.0)
@@ -58,7 +58,7 @@ def test_a_dictionary_is_for_one_tower_alone():
         create_model("clip_tiny", text={"depth": 0})
 
 
-def test_an_unknown_field_of_a_pair_is_refused_with_those_of_its_towers():
+def test_the_message_for_an_unknown_field_lists_those_of_the_towers():
     with pytest.raises(ValueError, match="model 'actionclip_tiny' has no field 'frames': its fields are ") as refused:
         create_model("actionclip_tiny", frames=3)
     listed = str(refused.value).rpartition(" are ")[2].split(", ")
@@ -68,7 +68,7 @@ def test_an_unknown_field_of_a_pair_is_refused_with_those_of_its_towers():
         create_model("clip_tiny", text={"joint": True})
 
 
-def test_whatever_is_a_number_of_the_kind_is_taken():
+def test_numbers_of_compatible_types_are_accepted():
     made = {"num_classes": np.int64(4), "drop_path": np.float32(0.1), "mlp_ratio": 2, "patch_size": [1, 8, 8]}
     check_fields("vit_tiny", VARIANTS["vit_tiny"].func, made | {"dtype": jnp.bfloat16})
     model = vidjax.create_model("r2plus1d_18", num_classes=None, stem_planes=None, inner_epsilon=1e-3)
@@ -76,14 +76,14 @@ def test_whatever_is_a_number_of_the_kind_is_taken():
     assert vidjax.create_model("s3dg", gating=None).gating is None
 
 
-def test_every_variant_is_of_the_kinds_that_its_fields_are_declared_as():
+def test_fields_of_every_variant_have_the_declared_types():
     for name, make in VARIANTS.items():
         model = make()
         own = [field for field in model.__dataclass_fields__ if field not in ("parent", "name")]
         check_fields(name, type(model), {field: getattr(model, field) for field in own})
 
 
-def test_a_number_of_another_kind_is_told():
+def test_invalid_values_are_rejected():
     with pytest.raises(ValueError, match=r"depth of model 'vit_tiny' is 1.5: it must be int$"):
         vidjax.create_model("vit_tiny", depth=1.5)
     with pytest.raises(ValueError, match=r"heads of model 'vit_tiny' is 0: it must be 1 or more$"):
@@ -95,7 +95,7 @@ def test_a_number_of_another_kind_is_told():
 
 
 @pytest.mark.parametrize(
-    ("name", "field", "value", "sentence"),
+    ("name", "field", "value", "message"),
     [
         ("s3d_tiny", "padding", "none", "padding is 'none': choose one of "),
         ("r2plus1d_tiny", "midplanes", "all", "midplanes is 'all': choose per_convolution or per_block"),
@@ -106,12 +106,12 @@ def test_a_number_of_another_kind_is_told():
         ("VideoTower", "head", "max", "head is 'max': choose one of mean, conv1d"),
     ],
 )
-def test_a_choice_that_there_is_not_is_refused_by_the_module(name, field, value, sentence, unchecked):
+def test_an_unknown_choice_is_rejected_by_the_module(name, field, value, message, unchecked):
     model = VideoTower(create_model("clip_tiny").video) if name == "VideoTower" else create_model(name)
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(ValueError, match=message):
         jax.eval_shape(model.clone(**{field: value}).init, jax.random.key(0), jnp.zeros((1, 4, 32, 32, 3)))
 
 
-def test_ids_of_another_shape_are_told(unchecked):
-    with pytest.raises(ValueError, match=r"ids of shape \(5,\) and int32 were given: the tower takes integers \(batch"):
+def test_ids_of_a_wrong_shape_are_rejected(unchecked):
+    with pytest.raises(ValueError, match=r"ids have shape \(5,\) and dtype int32: the tower takes integers \(batch"):
         check_ids(jnp.zeros(5, jnp.int32), 8)

@@ -13,17 +13,17 @@ import vidjax
 from vidjax.convert import from_state_dict, layouts
 from vidjax.models import inception3d
 
-# Parameters, and GMACs of one clip where they are published (SYSTEMS.md), of each row; see test_published.py.
+# Parameters of each row, and GMACs per clip if published (SYSTEMS.md); see test_published.py.
 COUNTS = {
     "i3d_flow": (12_668_032, 102.341),
     "i3d_rgb": (12_689_984, 111.153),
     "s3d": (8_320_048, 17.979, {"num_frames": 16}),
     "s3dg": (9_508_000, 71.92, {"num_frames": 64}),
-    # Counted here: nobody has published these, or not their parameters to the last one.
+    # Counted here, because no exact numbers are published.
     "i3d_tiny": (199_874, None),
     "s3d_tiny": (126_944, None),
 }
-# Of rows with other fields: row, parameters, GMACs, fields.
+# Variants with other fields: row, parameters, GMACs, fields.
 COUNTS_WITH_FIELDS = {
     "i3d_rgb with scales": ("i3d_rgb", 12_697_264, 111.153, {"norm_scale": True}),
     "i3d_flow with scales": ("i3d_flow", 12_675_312, 102.341, {"norm_scale": True}),
@@ -32,13 +32,13 @@ COUNTS_WITH_FIELDS = {
 }
 
 
-def assert_close(found, expected, within: float = 1e-4) -> None:
-    """Within a part of the largest value."""
-    np.testing.assert_allclose(found, expected, rtol=0, atol=within * np.abs(expected).max())
+def assert_close(actual, expected, within: float = 1e-4) -> None:
+    """Compares relative to the largest value."""
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=within * np.abs(expected).max())
 
 
 def load(name: str) -> recipe.Golden:
-    """A golden whose kernels have a gain."""
+    """A golden with scaled kernels."""
     golden = recipe.load(name)
     gain = golden.config["gain"]
     return golden._replace(
@@ -51,7 +51,7 @@ def draw(seed: int, *shape: int) -> np.ndarray:
 
 
 def noise(model, video) -> dict:
-    """Variables of noise: statistics near one, kernels of some gain."""
+    """Random variables: statistics near one, scaled kernels."""
     shapes = jax.eval_shape(model.init, jax.random.key(0), video)
 
     def fill(path, leaf):
@@ -64,7 +64,7 @@ def noise(model, video) -> dict:
 
 @pytest.fixture(scope="module")
 def i3d():
-    """I3D's plain answer: model, converted variables, and the logits of both clips."""
+    """I3D: golden, model, converted variables, and logits of both clips."""
     golden = load("inception3d_i3d")
     model = vidjax.create_model("i3d_rgb", num_classes=5, width_multiplier=1 / 8, norm_scale=True)
     variables = from_state_dict(model, golden.weights, strict=True)
@@ -88,9 +88,9 @@ def test_s3d_equals_torchvision_as_recorded():
 
 @pytest.fixture(scope="module")
 def s3d_step():
-    """A step in training mode on clips that leave 2x1x2: torchvision's, and ours.
+    """A training step of torchvision's model and ours, on clips that leave a 2x1x2 feature map.
 
-    In float64: in float32 the rounding of so many norms over so few samples adds up to 2 % of the stem's gradients.
+    In float64: in float32, rounding errors of many norms over few samples reach 2 % of the stem's gradients.
     """
     torch = pytest.importorskip("torch")
     peers.torchvision()
@@ -106,9 +106,9 @@ def s3d_step():
 
     logits = peer(torch.from_numpy(np.moveaxis(video, -1, 1).copy()))
     (logits * torch.from_numpy(direction)).sum().backward()
-    theirs = {name: parameter.grad.numpy() for name, parameter in peer.named_parameters()}
-    theirs |= {name: value.numpy() for name, value in peer.state_dict().items() if "running" in name}
-    theirs = flatten_dict(from_state_dict(model, theirs, strict=True), sep="/")
+    reference = {name: parameter.grad.numpy() for name, parameter in peer.named_parameters()}
+    reference |= {name: value.numpy() for name, value in peer.state_dict().items() if "running" in name}
+    reference = flatten_dict(from_state_dict(model, reference, strict=True), sep="/")
 
     def loss(params, rest, video):
         logits, stats = model.apply(rest | {"params": params}, video, train=True, mutable=["batch_stats"])
@@ -126,7 +126,7 @@ def s3d_step():
             for tree in (gradients, stats, rest["batch_stats"])
         )
     logits = np.asarray(ours), logits.detach().numpy()
-    return SimpleNamespace(logits=logits, gradients=gradients, stats=stats, before=before, theirs=theirs)
+    return SimpleNamespace(logits=logits, gradients=gradients, stats=stats, before=before, reference=reference)
 
 
 def test_s3d_equals_torchvision_in_training(s3d_step):
@@ -135,11 +135,11 @@ def test_s3d_equals_torchvision_in_training(s3d_step):
 
 def test_gradients_of_s3d_equal_torchvision(s3d_step):
     for path, gradient in s3d_step.gradients.items():
-        expected = np.asarray(s3d_step.theirs[f"params/{path}"])
+        expected = np.asarray(s3d_step.reference[f"params/{path}"])
         assert np.linalg.norm(gradient - expected) <= 1e-5 * np.linalg.norm(expected), path
 
 
-def test_statistics_of_s3d_move_as_torchvision(s3d_step):
+def test_running_statistics_of_s3d_equal_torchvision(s3d_step):
     sides = {"conv_1a/spatial": (13, 9, 25), "conv_1a/temporal": (7, 9, 25), "mixed_5c/branch0": (2, 1, 2)}
     for path, (t, h, w) in sides.items():
         samples = 3 * t * h * w  # PyTorch's running variance is unbiased
@@ -147,7 +147,7 @@ def test_statistics_of_s3d_move_as_torchvision(s3d_step):
             place = f"{path}/norm/{name}"
             before = 0.999 * s3d_step.before[place]
             moved = (s3d_step.stats[place] - before) * unbiased
-            assert_close(moved, np.asarray(s3d_step.theirs[f"batch_stats/{place}"]) - before, 1e-3)
+            assert_close(moved, np.asarray(s3d_step.reference[f"batch_stats/{place}"]) - before, 1e-3)
     assert not any(np.array_equal(value, s3d_step.before[path]) for path, value in s3d_step.stats.items())
 
 
@@ -160,11 +160,11 @@ def test_i3d_equals_its_description_live():
     model = vidjax.create_model("i3d_flow", num_classes=3, width_multiplier=1 / 8, norm_scale=True)
     variables = from_state_dict(model, weights, strict=True)
     video = draw(5, 1, 10, 33, 47, 2)
-    theirs = recorder.i3d(
+    reference = recorder.i3d(
         {name: torch.from_numpy(value) for name, value in weights.items()},
         torch.from_numpy(np.moveaxis(video, -1, 1).copy()),
     )
-    assert_close(jax.jit(model.apply)(variables, jnp.asarray(video)), theirs.numpy())
+    assert_close(jax.jit(model.apply)(variables, jnp.asarray(video)), reference.numpy())
 
 
 # Published names
@@ -177,14 +177,14 @@ def same(one: dict, other: dict) -> bool:
 
 
 def as_tensorflow(port: dict) -> dict:
-    """The port's entries (scales one, and gone) under DeepMind's names, as a checkpoint of RGB holds them."""
+    """The port's entries, without scales, with the names in DeepMind's RGB checkpoint."""
     parts = {
         "b0": "Branch_0/Conv3d_0a_1x1", "b1a": "Branch_1/Conv3d_0a_1x1", "b1b": "Branch_1/Conv3d_0b_3x3",
         "b2a": "Branch_2/Conv3d_0a_1x1", "b2b": "Branch_2/Conv3d_0b_3x3", "b3b": "Branch_3/Conv3d_0b_1x1",
         "logits": "Logits/Conv3d_0c_1x1", "bn": "batch_norm", "conv3d": "conv_3d", "running_mean": "moving_mean",
         "running_var": "moving_variance",
     }  # fmt: skip
-    found = {}
+    entries = {}
     for name, value in port.items():
         *path, last = (parts.get(part, part) for part in name.split("."))
         if path[-1] == "conv_3d":
@@ -194,11 +194,11 @@ def as_tensorflow(port: dict) -> dict:
         else:
             last, value = "beta" if last == "bias" else last, value.reshape(1, 1, 1, 1, -1)
         name = "/".join(("RGB/inception_i3d", *path, last))
-        found[name.replace("Mixed_5b/Branch_2/Conv3d_0b_3x3", "Mixed_5b/Branch_2/Conv3d_0a_3x3")] = value
-    return found
+        entries[name.replace("Mixed_5b/Branch_2/Conv3d_0b_3x3", "Mixed_5b/Branch_2/Conv3d_0a_3x3")] = value
+    return entries
 
 
-def test_i3d_of_deepmind_and_of_its_port_are_the_same(i3d):
+def test_checkpoints_of_deepmind_and_of_the_port_are_equivalent(i3d):
     golden, with_scales, _, _ = i3d
     model = with_scales.clone(norm_scale=False)
     port = {name: value for name, value in golden.weights.items() if not name.endswith("bn.weight")}
@@ -209,7 +209,7 @@ def test_i3d_of_deepmind_and_of_its_port_are_the_same(i3d):
     slots = {f"{name}/Momentum": value for name, value in original.items() if "moving" not in name}
     newer = {name.removeprefix("RGB/inception_i3d/"): value for name, value in (original | slots).items()}
     assert same(from_state_dict(model, newer, strict=True), variables)
-    # a model with scales has them one, and weights with others are for it alone
+    # in a model with scales they become one, and only such a model takes other scales
     scaled = flatten_dict(from_state_dict(with_scales, original), sep="/")
     assert all((value == 1).all() for path, value in scaled.items() if path.endswith("scale"))
     with pytest.raises(ValueError, match=r"not in the model: .*bn\.weight"):
@@ -217,7 +217,7 @@ def test_i3d_of_deepmind_and_of_its_port_are_the_same(i3d):
 
 
 def as_port(weights: dict, ends: tuple[str, str]) -> dict:
-    """torchvision's entries with convolutions and norms called as kylemin/S3D and CoCLR do."""
+    """torchvision's entries with the names of convolutions and norms in kylemin/S3D and CoCLR."""
     kind = ("conv", "bn")
 
     def half(match: re.Match) -> str:
@@ -226,13 +226,13 @@ def as_port(weights: dict, ends: tuple[str, str]) -> dict:
     def whole(match: re.Match) -> str:
         return f".{kind[int(match[1])]}."
 
-    found = {}
+    entries = {}
     for name, value in weights.items():
         name = name.replace("branch0.", "branch0.0.")
         separable = re.search(r"(branch[12]\.1|features\.[03])\.[01]\.[01]\.", name)
         pattern, rename = (r"\.([01])\.([01])\.(?=\w+$)", half) if separable else (r"\.([01])\.(?=\w+$)", whole)
-        found[re.sub(pattern, rename, name) if name.startswith("features") else name] = value
-    return found
+        entries[re.sub(pattern, rename, name) if name.startswith("features") else name] = value
+    return entries
 
 
 def test_s3d_of_kylemin_loads():
@@ -242,8 +242,8 @@ def test_s3d_of_kylemin_loads():
         "module." + name.replace("features", "base").replace("classifier.1", "fc.0"): value
         for name, value in as_port(weights, ("_s", "_t")).items()
     }
-    found = from_state_dict(model, renamed, strict=True)
-    assert same(found, from_state_dict(model, weights, strict=True))
+    loaded = from_state_dict(model, renamed, strict=True)
+    assert same(loaded, from_state_dict(model, weights, strict=True))
 
 
 def test_s3dg_of_coclr_loads():
@@ -267,19 +267,19 @@ def test_s3dg_of_coclr_loads():
     again = {f"block1.0.{name.removeprefix('Conv_1a.')}": v for name, v in backbone.items() if "Conv_1a" in name}
     encoder = {f"encoder_q.0.{name}": value for name, value in (backbone | gates | again).items()}
     others = {"encoder_q.2.weight": draw(0, 3, 3), "encoder_k.0.Conv_1a.bn1.bias": draw(0, 64), "queue": draw(0, 9)}
-    found = flatten_dict(from_state_dict(gated, encoder | others, strict=True), sep="/")
+    loaded = flatten_dict(from_state_dict(gated, encoder | others, strict=True), sep="/")
     for path, value in flatten_dict(from_state_dict(plain, weights, strict=True), sep="/").items():
-        np.testing.assert_array_equal(found[path], value)
-    np.testing.assert_array_equal(found["params/mixed_4e/gate1/linear/kernel"], draw(1, 288, 288).T)
+        np.testing.assert_array_equal(loaded[path], value)
+    np.testing.assert_array_equal(loaded["params/mixed_4e/gate1/linear/kernel"], draw(1, 288, 288).T)
     with pytest.raises(ValueError, match="gating_b0"):
         from_state_dict(plain, encoder)
     with pytest.raises(ValueError, match="not in the weights: mixed_3b/gate0/linear/bias"):
         from_state_dict(gated, backbone)
     for path, value in flatten_dict(from_state_dict(plain, backbone, strict=True), sep="/").items():
-        np.testing.assert_array_equal(found[path], value)  # what is released is of "s3d", without gates
+        np.testing.assert_array_equal(loaded[path], value)  # the released weights are for "s3d", without gates
 
 
-def test_only_layouts_that_fit_are_named():
+def test_only_matching_layouts_are_listed():
     ports = {"piergiaj/pytorch-i3d", "kinetics-i3d"}
     named = {
         "i3d_rgb": ports,
@@ -305,7 +305,7 @@ def test_only_layouts_that_fit_are_named():
 @pytest.mark.parametrize(
     ("name", "std"), [("i3d_rgb", 0.8796 * 1728**-0.5), ("s3d", (3 * 576) ** -0.5), ("s3dg", 0.01)]
 )
-def test_kernels_start_as_in_the_original(name, std):
+def test_kernels_are_initialised_as_in_the_original(name, std):
     model = vidjax.create_model(name, num_frames=5, image_size=17)
 
     def init(key, video):
@@ -317,7 +317,7 @@ def test_kernels_start_as_in_the_original(name, std):
     kernels = flatten_dict(params, sep="/")
     kernel = kernels["conv_2c/conv/kernel" if name == "i3d_rgb" else "conv_2c/spatial/conv/kernel"]
     assert np.std(kernel) == pytest.approx(std, rel=0.02) and abs(np.mean(kernel)) < 0.02 * std
-    shape = {"i3d_rgb": 2 / 0.8796, "s3d": 3**0.5, "s3dg": 4.5}[name]  # of a cut normal, a uniform, a normal
+    shape = {"i3d_rgb": 2 / 0.8796, "s3d": 3**0.5, "s3dg": 4.5}[name]  # truncated normal, uniform, normal
     assert np.abs(kernel).max() / std == pytest.approx(shape, rel=0.15 if name == "s3dg" else 0.02)
     head_std = {"i3d_rgb": 0.8796 / 32, "s3d": 3**-0.5 / 32, "s3dg": 0.01}[name]
     assert np.std(kernels["head/kernel"]) == pytest.approx(head_std, rel=0.02)
@@ -328,7 +328,7 @@ def test_kernels_start_as_in_the_original(name, std):
 
 
 @pytest.mark.parametrize("gating", ["concat", "branch"])
-def test_gates_weigh_channels_by_their_means(gating):
+def test_gates_scale_channels_by_a_function_of_their_means(gating):
     make = {"unit": inception3d.Unit, "convolution": inception3d.Separable, "gate": inception3d.Gate}
     gated = inception3d.Inception((2, 3, 4, 2, 3, 2), **make, gating=gating)
     x = jnp.asarray(draw(0, 2, 3, 4, 4, 3))
@@ -346,11 +346,11 @@ def test_gates_weigh_channels_by_their_means(gating):
 
 
 @pytest.mark.parametrize(("name", "least"), [("i3d_tiny", (1, 17, 17)), ("s3d_tiny", (5, 17, 17))])
-def test_the_least_clip_is_told_and_goes(name, least):
+def test_the_smallest_clip_works_and_smaller_ones_are_rejected(name, least):
     model = vidjax.create_model(name, num_classes=5)
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *least, 3)))
-    found = jax.eval_shape(lambda *args: model.apply(*args, method="encode"), shapes, jnp.zeros((1, *least, 3)))
-    assert found.shape == (1, 1, 1, 1, 128)
+    features = jax.eval_shape(lambda *args: model.apply(*args, method="encode"), shapes, jnp.zeros((1, *least, 3)))
+    assert features.shape == (1, 1, 1, 1, 128)
     for axis in range(3):
         fewer = [side - (i == axis) for i, side in enumerate(least)]
         with pytest.raises(ValueError, match=f"are too few: .* need at least {least[axis]}"):
@@ -363,7 +363,7 @@ def test_two_streams_add_their_logits():
 
 
 class Head(inception3d.Inception3D):
-    """What follows the feature map, which it is given."""
+    """The layers after the feature map, which is the input."""
 
     def encode(self, video, train=False):
         return video
@@ -384,11 +384,12 @@ def test_head_averages_windows_of_2x7x7(sides):
     assert_close(logits, features @ head["kernel"] + head["bias"], 1e-5)
 
 
-def test_dropout_drops_channels_of_windows_in_training_alone():
+def test_dropout_drops_channels_of_windows_only_in_training():
     model = Head(num_classes=4000, dropout=0.9)
     x = jnp.ones((1, 3, 1, 1, 4000))  # two windows
     variables = {"params": {"head": {"kernel": jnp.eye(4000), "bias": jnp.zeros(4000)}}}
     logits = model.apply(variables, x, train=True, rngs={"dropout": jax.random.key(0)})
-    counts = np.asarray([(np.round(logits) == 5 * kept).mean() for kept in range(3)])  # one over 0.1, of two windows
+    # A kept window contributes 1 / 0.1, halved by the mean over two windows.
+    counts = np.asarray([(np.round(logits) == 5 * kept).mean() for kept in range(3)])
     np.testing.assert_allclose(counts, (0.81, 0.18, 0.01), atol=0.02)
     np.testing.assert_array_equal(model.apply(variables, x), np.ones((1, 4000)))

@@ -1,4 +1,4 @@
-"""Every family goes where a Flax module goes: jit, pmap, vmap, checkpoint, bfloat16, NNX; and refuses other input."""
+"""Every family works with jit, pmap, vmap, checkpoint, bfloat16 and NNX, and rejects invalid input."""
 
 import json
 import subprocess
@@ -18,17 +18,17 @@ from vidjax.models import FAMILIES, VARIANTS, example_inputs
 SMALLEST = {
     family.__name__.rsplit(".", 1)[-1]: min(name for name in family.VARIANTS if "_tiny" in name) for family in FAMILIES
 }
-# Pairs of towers have no classes: see test_clip.py.
+# Video-text models have no classes; see test_clip.py.
 TINY = {key: name for key, name in SMALLEST.items() if "num_classes" in VARIANTS[name]().__dataclass_fields__}
 
 
 @pytest.fixture(scope="module", params=TINY, ids=TINY.get)
 def family(request):
-    """A tiny model of the family in float32, its variables, a clip for each of two samples, and its logits."""
+    """A tiny float32 model of the family, its variables, two clips, and their logits."""
     model = vidjax.create_model(TINY[request.param], num_classes=5)
     shape = (2, *example_inputs(model)[0].shape[1:])
     video = jnp.asarray(np.random.default_rng(0).standard_normal(shape, np.float32))
-    # Drawn, not initialised: zero heads and branches would make everything equal, and compiling `init` takes long.
+    # Random instead of initialised: zero heads and branches would hide differences, and `init` is slow to compile.
     draw = np.random.default_rng(1)
     shapes = jax.eval_shape(model.init, jax.random.key(0), video)
     variables = jax.tree.map_with_path(lambda path, leaf: draw_leaf(draw, path[-1].key, leaf.shape), shapes)
@@ -37,27 +37,27 @@ def family(request):
 
 
 def draw_leaf(draw: np.random.Generator, name: str, shape: tuple[int, ...]) -> jax.Array:
-    """Near what training leaves: scales and variances about one, kernels that keep the size of what they are given."""
+    """Values as after training: scales and variances near one, kernels that preserve the scale of activations."""
     if name in ("scale", "var"):
         return jnp.asarray(draw.uniform(0.9, 1.1, shape), jnp.float32)
     fan_in = np.prod(shape[:-1]) if name == "kernel" else 2500.0
     return jnp.asarray(draw.standard_normal(shape) * fan_in**-0.5, jnp.float32)
 
 
-# Each of the deep convolutional ones takes as long to compile as the others together; ResNets stand for them.
+# The other deep convolutional families take too long to compile; ResNets represent them.
 SHALLOW = pytest.mark.parametrize(
     "family", [name for name in TINY if name not in ("inception3d", "p3d")], indirect=True, ids=TINY.get
 )
 
 
-def assert_close(found, expected, within: float = 1e-4) -> None:
+def assert_close(actual, expected, within: float = 1e-4) -> None:
     scale = np.abs(np.asarray(expected, np.float32)).max()
-    np.testing.assert_allclose(np.asarray(found, np.float32), expected, atol=within * scale)
+    np.testing.assert_allclose(np.asarray(actual, np.float32), expected, atol=within * scale)
 
 
 def test_jit(family):
     assert family.logits.shape == (2, 5) and jnp.isfinite(family.logits).all()
-    assert not np.allclose(family.logits[0], family.logits[1])  # it looks at its input
+    assert not np.allclose(family.logits[0], family.logits[1])  # the output depends on the input
 
 
 @SHALLOW
@@ -74,7 +74,7 @@ def test_pmap_over_devices_and_vmap_over_an_ensemble(family):
 
 
 @SHALLOW
-def test_checkpoint_changes_no_gradient(family):
+def test_checkpoint_does_not_change_gradients(family):
     params, rest = family.variables["params"], {k: v for k, v in family.variables.items() if k != "params"}
 
     def loss(params, video):
@@ -91,7 +91,7 @@ def test_checkpoint_changes_no_gradient(family):
     assert all(leaf.any() for leaf in jax.tree.leaves(plain))
 
 
-def test_bfloat16_computes_near_with_float32_parameters(family):
+def test_bfloat16_is_close_with_float32_parameters(family):
     half = family.model.clone(dtype=jnp.bfloat16)
     shapes = jax.eval_shape(half.init, jax.random.key(0), family.video)
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {np.dtype("float32")}
@@ -110,7 +110,7 @@ def test_nnx(family):
     assert_close(nnx.jit(lambda module, video: module(video))(module, family.video), family.logits)
 
 
-def test_names_of_parameters_hold_whatever_the_number_of_classes(family):
+def test_parameter_names_do_not_depend_on_the_number_of_classes(family):
     shapes = jax.eval_shape(family.model.clone(num_classes=None).init, jax.random.key(0), family.video)
     ours = set(flatten_dict(family.variables["params"], sep="/"))
     features = set(flatten_dict(shapes["params"], sep="/"))
@@ -118,38 +118,38 @@ def test_names_of_parameters_hold_whatever_the_number_of_classes(family):
 
 
 @pytest.fixture(scope="module")
-def refusals():
-    """What each family says to wrong input, told by a process without the checks of types that our tests turn on."""
+def errors():
+    """Error messages of each family for invalid input, from a process without the tests' type checks."""
     code = """
 import json, sys, jax, jax.numpy as jnp, vidjax
 from vidjax.models import example_inputs
-said = {}
+messages = {}
 for name in json.loads(sys.argv[1]):
     model = vidjax.create_model(name, num_classes=5)
     b, t, h, w, c = example_inputs(model)[0].shape
-    said[name] = []
+    messages[name] = []
     for shape in [(t, h, w, c), (b, t, h, w, c + 1), (b, t, h + 1, w + 1, c), (b, t, 1, 1, c), (b, 0, h, w, c), None]:
         try:
             dtype = jnp.uint8 if shape is None else jnp.float32
             jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct(shape or (b, t, h, w, c), dtype))
-            said[name].append(None)
+            messages[name].append(None)
         except ValueError as error:
-            said[name].append(str(error))
-print(json.dumps(said))
+            messages[name].append(str(error))
+print(json.dumps(messages))
 """
-    told = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", code, json.dumps(list(TINY.values()))], capture_output=True, text=True, check=True
     )
-    return json.loads(told.stdout.splitlines()[-1])
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.mark.parametrize("name", TINY.values())
-def test_wrong_input_is_refused_by_one_sentence(name, refusals):
-    rank, channels, indivisible, small, empty, integers = refusals[name]
-    assert "a video of uint8 was given: the model takes floats" in integers
+def test_invalid_input_is_rejected_with_a_one_line_message(name, errors):
+    rank, channels, indivisible, small, empty, integers = errors[name]
+    assert "the video has dtype uint8: the model takes floats" in integers
     assert rank and channels and empty
     assert "the model takes (batch, frames, height, width, " in rank
     assert "the model takes (batch, frames, height, width, " in channels
-    for sentence in filter(None, (rank, channels, empty, small, indivisible)):  # some families take the last two
-        assert "\n" not in sentence and len(sentence) < 250
-        assert any(hint in sentence for hint in ("the model takes", "at least", "use a multiple", "such as", "fields"))
+    for message in filter(None, (rank, channels, empty, small, indivisible)):  # some families accept the last two
+        assert "\n" not in message and len(message) < 250
+        assert any(hint in message for hint in ("the model takes", "at least", "use a multiple", "such as", "fields"))

@@ -12,19 +12,19 @@ import recipe
 from vidjax.convert import from_state_dict
 from vidjax.models.p3d import P3D
 
-# Parameters, and GMACs of one clip where they are published (SYSTEMS.md), of each row; see test_published.py.
+# Parameters of each row, and GMACs per clip if published (SYSTEMS.md); see test_published.py.
 COUNTS = {
     "p3d_63": (25_745_232, 8.44),
     "p3d_131": (48_088_400, 12.90),
     "p3d_199": (66_492_240, 18.403),
-    # Counted here: nobody has published these, or not their parameters to the last one.
+    # Counted here, because no exact numbers are published.
     "p3d_tiny": (132_536, None),
 }
 
 SMALL = P3D((1, 2, 1, 1), width=4, num_classes=5, image_size=64, dropout=0.0)
 
 
-def test_equals_the_recorded_answer():
+def test_equals_recorded_outputs():
     golden = recipe.load("p3d")
     variables = from_state_dict(SMALL, golden.weights, strict=True)
     logits = jax.jit(SMALL.apply)(variables, jnp.moveaxis(jnp.asarray(golden.inputs[0]), 1, -1))
@@ -33,7 +33,7 @@ def test_equals_the_recorded_answer():
 
 
 def test_a_training_step_equals_pytorchs():
-    """Logits, gradients and running statistics, in float64: over few cells batch norm makes much of rounding."""
+    """Logits, gradients and running statistics, in float64, because batch norm over few values amplifies rounding."""
     torch = pytest.importorskip("torch")
     import torch_p3d
 
@@ -44,8 +44,8 @@ def test_a_training_step_equals_pytorchs():
     logits = peer(torch.from_numpy(video).double())
     ((logits - torch.from_numpy(target)) ** 2).sum().backward()
     after = {name: value.numpy() for name, value in peer.state_dict().items()}
-    theirs = weights | {name: value.grad.float().numpy() for name, value in peer.named_parameters()}
-    expected = from_state_dict(SMALL, theirs, strict=True)["params"]
+    peer_gradients = weights | {name: value.grad.float().numpy() for name, value in peer.named_parameters()}
+    expected = from_state_dict(SMALL, peer_gradients, strict=True)["params"]
     variables = from_state_dict(SMALL, weights, strict=True)
     with jax.enable_x64(True):
         double = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), variables)
@@ -63,21 +63,21 @@ def test_a_training_step_equals_pytorchs():
     np.testing.assert_allclose(ours, logits.detach().numpy(), atol=1e-6)
     for (path, leaf), other in zip(jax.tree.leaves_with_path(gradients), jax.tree.leaves(expected), strict=True):
         assert np.abs(leaf - other).max() <= 1e-5 * np.abs(other).max(), path
-    # Flax keeps the biased variance, PyTorch n / (n - 1) times as much.
+    # Flax stores the biased variance, PyTorch the unbiased one.
     for norm, place, cells in (
         ("bn1", ("stem_norm",), 2 * 16 * 32 * 32),
         ("layer4.0.bn4", ("group_3_0", "expand_norm"), 8),
     ):
-        found = stats["batch_stats"]
+        running = stats["batch_stats"]
         for key in place:
-            found = found[key]
+            running = running[key]
         was = weights[f"{norm}.running_var"]
-        unbiased = 0.9 * was + (found["var"] - 0.9 * was) * cells / (cells - 1)
+        unbiased = 0.9 * was + (running["var"] - 0.9 * was) * cells / (cells - 1)
         np.testing.assert_allclose(unbiased, after[f"{norm}.running_var"], rtol=1e-5)
-        np.testing.assert_allclose(found["mean"], after[f"{norm}.running_mean"], atol=1e-6)
+        np.testing.assert_allclose(running["mean"], after[f"{norm}.running_mean"], atol=1e-6)
 
 
-def test_other_clips_fit_the_same_parameters_and_time_left_is_averaged():
+def test_parameters_fit_other_clips_and_remaining_frames_are_averaged():
     video = jnp.asarray(recipe.floats("clip", (1, 32, 32, 48, 3)))
     variables = jax.jit(SMALL.init)(jax.random.key(0), jnp.zeros((1, 16, 64, 64, 3)))
     features = jax.jit(partial(SMALL.apply, method="encode"))(variables, video)
@@ -89,7 +89,7 @@ def test_other_clips_fit_the_same_parameters_and_time_left_is_averaged():
         jax.eval_shape(SMALL.apply, variables, jnp.zeros((1, 15, 64, 64, 3)))
 
 
-def test_starts_as_the_port():
+def test_initialisation_follows_the_port():
     model = P3D((1, 1, 1, 1), width=32, num_classes=64, image_size=32)
     params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 16, 32, 32, 3)))["params"]
     stds = {

@@ -1,10 +1,10 @@
-"""Every variant has its published number of parameters, to the last one, and its published cost within 2 %.
+"""Every variant has exactly its published number of parameters, and its published cost within 2 %.
 
-The test of each family says them in its `COUNTS`: of SYSTEMS.md, part C, and its sheets, 400 classes where the row
-names no other. GMACs are multiply-accumulates of convolutions and matrix products in the traced program, of one clip.
-What no one published is our own count, kept so that it does not change unseen.
+They are in the `COUNTS` of each family's test, from SYSTEMS.md (part C and the sheets), for 400 classes unless the row
+has others. GMACs are multiply-accumulates of convolutions and matrix products in the traced program, for one clip.
+Unpublished numbers are our own counts, to detect changes.
 
-And the layouts that `list_models.py` names are ones whose weights load.
+Also, weights load in every layout that `list_models.py` lists.
 """
 
 import ast
@@ -27,13 +27,13 @@ from vidjax.training.cost import count_macs
 
 
 def read_counts(name: str) -> dict:
-    """The dictionaries of this name in the tests of the families, put together."""
-    found = {}
+    """The merged dictionaries of this name in the tests of all families."""
+    counts = {}
     for path in sorted(Path(__file__).parent.glob("test_*.py")):
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == [name]:
-                found |= eval(compile(ast.Expression(node.value), str(path), "eval"), {"__builtins__": {}})
-    return found
+                counts |= eval(compile(ast.Expression(node.value), str(path), "eval"), {"__builtins__": {}})
+    return counts
 
 
 COUNTS, WITH_FIELDS = read_counts("COUNTS"), read_counts("COUNTS_WITH_FIELDS")
@@ -49,24 +49,24 @@ def shapes_of(row: str):
 
 
 @pytest.mark.parametrize("row", [*vidjax.list_models(), *WITH_FIELDS])
-def test_parameters_and_cost_are_the_published_ones(row):
+def test_parameters_and_cost_are_as_published(row):
     _, parameters, gmacs, _ = ROWS[row]
     model, inputs, shapes = shapes_of(row)
     flat = {path: leaf.shape for path, leaf in flatten_dict(shapes["params"], sep="/").items()}
-    assert not [path for path in flat if re.search(r"(^|/)[A-Z]\w*_\d+(/|$)", path)]  # no name is made by Linen
+    assert not [path for path in flat if re.search(r"(^|/)[A-Z]\w*_\d+(/|$)", path)]  # no automatic names
     assert sum(map(prod, flat.values())) == parameters
     if gmacs:
         assert count_macs(model.apply, shapes, *inputs) / 1e9 == pytest.approx(gmacs, rel=0.02)
 
 
-def test_every_variant_has_one_row():
+def test_every_variant_has_counts():
     missing = sorted(set(vidjax.list_models()) - COUNTS.keys())
-    assert not missing, f"the test of their family says no COUNTS of {missing}"
+    assert not missing, f"COUNTS in the test of their family lacks {missing}"
     assert sorted(COUNTS) == vidjax.list_models()
 
 
-def test_tables_of_the_pages_have_these_numbers():
-    """Rows as `list_models.py --markdown` prints them, wherever a page holds some; docs/models.md is made of all."""
+def test_tables_in_the_documentation_have_these_numbers():
+    """In rows as printed by `list_models.py --markdown`, on any page; docs/models.md lists all models."""
     root = Path(__file__).resolve().parents[2]
     rows = re.compile(r"^\| `(\w+)` \| [\d x]+ \| ([\d,]+) \| ([\d,.]+) \| ", re.MULTILINE)
     for page in (root / "README.md", *sorted((root / "docs").glob("*.md"))):
@@ -77,8 +77,8 @@ def test_tables_of_the_pages_have_these_numbers():
                 assert float(gmacs.replace(",", "")) == pytest.approx(COUNTS[name][1], rel=0.02), page.name
 
 
-# Entries by which files of a layout differ from what our rules would take, as they stand in the published files.
-# Groups of blocks are counted from zero, as after `prepare`.
+# Shapes of entries in published files that cannot be derived from our rules. Groups of blocks are numbered from zero,
+# as after `prepare`.
 STEM_45 = {"stem.0.weight": (45, 3, 1, 7, 7), "stem.3.weight": (64, 45, 3, 1, 1)}
 AS_PUBLISHED = {
     "torchvision": {"stem.0.weight": (64, 3, 3, 7, 7)},
@@ -101,17 +101,17 @@ AS_PUBLISHED = {
 
 
 def candidates(shape: tuple[int, ...]):
-    """Shapes that a published entry may have which becomes a parameter of this one."""
+    """Possible shapes of the published entry for a parameter of this shape."""
     if not shape:
         yield shape
         return
     swapped = (shape[-1], shape[-2], *shape[:-2]) if len(shape) > 1 else shape
     yield from (shape, swapped, (3 * swapped[0], *swapped[1:]), (*swapped, 1, 1, 1), (1, 1, 1, *shape), (1, *shape))
-    yield from ((1, 1 + prod(shape[:-1]), shape[-1]), (1 + prod(shape[:-1]), shape[-1]))  # with the class token's
+    yield from ((1, 1 + prod(shape[:-1]), shape[-1]), (1 + prod(shape[:-1]), shape[-1]))  # with the class token
 
 
 def takes(rule: rules.Rule, published: tuple[int, ...], ours: tuple[int, ...]) -> bool:
-    """Whether the rule makes a parameter of an entry of this shape."""
+    """Whether the rule converts an entry of the published shape to ours."""
     try:
         value = rule.transform(np.broadcast_to(np.float32(0), published))
         return ours in (value.shape, rule.fit and rule.fit(value, ours, "average").shape)
@@ -119,9 +119,9 @@ def takes(rule: rules.Rule, published: tuple[int, ...], ours: tuple[int, ...]) -
         return False
 
 
-def as_its_rules_say(layout: rules.Layout, places: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """Prepared weights of the layout: an entry for every parameter that they must have, and the head."""
-    sources, goals = {}, {}  # an entry for each parameter, the first where there are names to choose from; and back
+def weights_for(layout: rules.Layout, places: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """Prepared weights of the layout, with an entry for every required parameter and the head."""
+    sources, goals = {}, {}  # the (first) entry for each parameter, and the parameters for each entry
     for rule in layout.rules:
         pattern = re.compile(rules._pattern(rule.target))
         for path, match in ((path, pattern.fullmatch(path)) for path in places):
@@ -140,18 +140,18 @@ def as_its_rules_say(layout: rules.Layout, places: dict[str, tuple[int, ...]]) -
     return weights
 
 
-def structure(told: object) -> object:
-    """What rows of a family differ in beside numbers: these make tables and kernels longer and change no name."""
-    if isinstance(told, dict):
+def structure(value: object) -> object:
+    """Fields without numbers, which change the size of parameters but not their names."""
+    if isinstance(value, dict):
         left_out = ("card", "num_classes")
-        return tuple((name, structure(value)) for name, value in told.items() if name not in left_out)
-    if isinstance(told, tuple):
-        return tuple(map(structure, told))
-    return None if isinstance(told, int | float) and not isinstance(told, bool) else told
+        return tuple((name, structure(inner)) for name, inner in value.items() if name not in left_out)
+    if isinstance(value, tuple):
+        return tuple(map(structure, value))
+    return None if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 def one_of_each() -> list[str]:
-    """The first row of each structure and set of layouts; it is no tiny one, whose widths are not published."""
+    """The first variant of each structure and set of layouts, excluding tiny ones, which have no published widths."""
     rows = {}
     for row in vidjax.list_models():
         model = create_model(row)
@@ -160,16 +160,16 @@ def one_of_each() -> list[str]:
 
 
 @pytest.mark.parametrize("row", one_of_each())
-def test_the_layouts_named_are_ones_that_load(row, monkeypatch):
-    """A file that has what the layout must have fills every parameter of the row; nothing is put into memory."""
+def test_the_listed_layouts_load(row, monkeypatch):
+    """A file with the required entries of the layout fills every parameter; no memory is allocated."""
     monkeypatch.setattr(rules, "_like", lambda leaf, value: leaf)
     model, _, shapes = shapes_of(row)
     places = {path.removeprefix("params/"): leaf.shape for path, leaf in flatten_dict(shapes, sep="/").items()}
     for layout in layouts(model):
-        weights = as_its_rules_say(layout, places)
-        told = AS_PUBLISHED.get(layout.name, {})
-        assert set(told) <= set(weights), layout.name
-        weights |= {name: np.broadcast_to(np.float32(0), shape) for name, shape in told.items()}
+        weights = weights_for(layout, places)
+        published = AS_PUBLISHED.get(layout.name, {})
+        assert set(published) <= set(weights), layout.name
+        weights |= {name: np.broadcast_to(np.float32(0), shape) for name, shape in published.items()}
         assert layout.sign in weights, layout.name
         _, report = rules.apply(layout, weights, shapes)
         assert not report.unused

@@ -1,4 +1,4 @@
-"""R(2+1)D's family against torchvision, VMZ and mmaction2, in evaluation and in training."""
+"""The R(2+1)D family against torchvision, VMZ and mmaction2, in evaluation and in training."""
 
 from functools import partial
 
@@ -13,7 +13,7 @@ from vidjax.convert import from_state_dict, layouts, recognize
 from vidjax.models import VARIANTS
 from vidjax.models.resnet3d import FACTORIZED, FLAT, FULL, MC, ResNet3D, planes_between
 
-# Parameters, and GMACs of one clip where they are published (SYSTEMS.md), of each row; see test_published.py.
+# Parameters of each row, and GMACs per clip if published (SYSTEMS.md); see test_published.py.
 COUNTS = {
     "fr2d_18": (11_381_712, None),
     "mc2_18": (11_400_528, None),
@@ -30,7 +30,7 @@ COUNTS = {
     "rmc3_18": (33_057_744, None),
     "rmc4_18": (32_025_552, None),
     "rmc5_18": (27_896_784, None),
-    # Counted here: nobody has published these, or not their parameters to the last one.
+    # Counted here, because no exact numbers are published.
     "fr2d_34": (21_489_872, None),
     "mc2_34": (21_508_688, None),
     "mc3_34": (21_951_056, None),
@@ -47,7 +47,7 @@ COUNTS = {
     "r2plus1d_tiny": (204_969, None),
     "r3d_tiny": (202_272, None),
 }
-# Of rows with other fields: row, parameters, GMACs, fields.
+# Variants with other fields: row, parameters, GMACs, fields.
 COUNTS_WITH_FIELDS = {
     "r2d_18 of 8 frames": ("r2d_18", 11_447_568, None, {"num_frames": 8}),
     "r2plus1d_34 of 8 frames": ("r2plus1d_34", 63_697_175, 38.089, {"num_frames": 8}),
@@ -62,8 +62,8 @@ MODELS = {
 }
 
 
-def assert_close(found, expected, within: float = 1e-5) -> None:
-    np.testing.assert_allclose(found, expected, rtol=0, atol=within * max(1.0, np.abs(expected).max()))
+def assert_close(actual, expected, within: float = 1e-5) -> None:
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=within * max(1.0, np.abs(expected).max()))
 
 
 def channels_last(video: np.ndarray) -> jax.Array:
@@ -90,7 +90,7 @@ def test_equals_mmaction2():
 
 @pytest.fixture(scope="module", params=["r3d", "mc3", "r2plus1d", "vmz"])
 def pair(request):
-    """A peer in PyTorch, our model, and its variables from the peer's perturbed weights."""
+    """A PyTorch model with perturbed weights, our model, and its converted variables."""
     peers.torchvision()
     import record_resnet3d as recorder
 
@@ -108,7 +108,7 @@ def test_equals_torchvision_and_vmz(pair):
     assert_close(jax.jit(model.apply)(variables, channels_last(video)), expected)
 
 
-def test_one_cpu_convolves_winograds_way_to_the_same_logits(monkeypatch):
+def test_winograd_convolution_on_one_cpu_gives_the_same_logits(monkeypatch):
     model, video = MODELS["r3d"], channels_last(recipe.floats("video", (2, 3, 5, 32, 32)))
     variables = jax.jit(model.init)(jax.random.key(0), video)
     expected = jax.jit(model.apply)(variables, video)
@@ -121,9 +121,9 @@ def test_one_cpu_convolves_winograds_way_to_the_same_logits(monkeypatch):
 
 @pytest.mark.parametrize(("name", "norm"), [("r3d", "stem.1"), ("r2plus1d", "stem.4")])
 def test_a_training_step_equals_torchvisions(name, norm):
-    """Gradients, and running statistics: Flax keeps the biased variance, PyTorch n / (n - 1) times as much.
+    """Gradients and running statistics; Flax stores the biased variance, PyTorch the unbiased one.
 
-    In float64: over a few cells batch norm makes much of float32's rounding.
+    In float64, because batch norm over few values amplifies rounding in float32.
     """
     peers.torchvision()
     import record_resnet3d as recorder
@@ -135,8 +135,8 @@ def test_a_training_step_equals_torchvisions(name, norm):
     video, target = recipe.floats("video", (2, 3, 4, 24, 24)), recipe.floats("target", (2, 5))
     ((peer(torch.from_numpy(video).double()) - torch.from_numpy(target)) ** 2).sum().backward()
     after = {key: value.numpy() for key, value in peer.state_dict().items()}
-    theirs = weights | {key: value.grad.float().numpy() for key, value in peer.named_parameters()}
-    expected = from_state_dict(model, theirs, strict=True)["params"]
+    peer_gradients = weights | {key: value.grad.float().numpy() for key, value in peer.named_parameters()}
+    expected = from_state_dict(model, peer_gradients, strict=True)["params"]
     variables = from_state_dict(model, weights, strict=True)
     with jax.enable_x64(True):
         double = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), variables)
@@ -156,19 +156,19 @@ def test_a_training_step_equals_torchvisions(name, norm):
     for (path, ours), other in zip(jax.tree.leaves_with_path(gradients), jax.tree.leaves(expected), strict=True):
         assert np.abs(ours - other).max() <= 1e-5 * np.abs(other).max(), path
 
-    cells, was = 2 * 4 * 12 * 12, weights[f"{norm}.running_var"]  # cells that the norm after the stem sees
+    cells, was = 2 * 4 * 12 * 12, weights[f"{norm}.running_var"]  # values per channel in the norm after the stem
     ours = stats["batch_stats"]["stem_norm"]
     unbiased = 0.9 * was + (ours["var"] - 0.9 * was) * cells / (cells - 1)
     np.testing.assert_allclose(unbiased, after[f"{norm}.running_var"], rtol=1e-5)
     np.testing.assert_allclose(ours["mean"], after[f"{norm}.running_mean"], atol=1e-6)
 
 
-def test_a_2d_resnet_inflated_answers_a_still_clip_as_the_image():
+def test_an_inflated_2d_resnet_gives_the_image_logits_for_a_static_clip():
     torchvision = peers.torchvision()
     import torch
 
     image = torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=7).eval()
-    image.maxpool = torch.nn.Identity()  # which none of the family has
+    image.maxpool = torch.nn.Identity()  # this family has no max pool
     weights = peers.perturb(image)
     image.fc = torch.nn.Identity()
     frame = recipe.floats("frame", (1, 3, 32, 32))
@@ -186,7 +186,7 @@ def test_a_2d_resnet_inflated_answers_a_still_clip_as_the_image():
         assert len(deep["full"]["kernel"]) == 3
 
 
-def test_another_dialect_is_refused_with_what_was_seen():
+def test_weights_of_another_layout_are_rejected():
     golden = recipe.load("resnet3d_r2plus1d")
     shapes = r"stem/full/kernel is \(3, 7, 7, 3, 64\) in the model and \(1, 7, 7, 3, 45\) in the weights"
     with pytest.raises(ValueError, match=f"the weights do not fit: {shapes}"):  # both begin with stem.0.weight
@@ -200,7 +200,7 @@ def test_another_dialect_is_refused_with_what_was_seen():
 
 
 def peer_of(layout: str, model: ResNet3D):
-    """The network of that dialect, without memory."""
+    """The PyTorch network of this layout, without allocating memory."""
     models = peers.torchvision().models
     import record_resnet3d
     import torch
@@ -219,24 +219,24 @@ def peer_of(layout: str, model: ResNet3D):
 @pytest.mark.parametrize(
     "name", ["r2d_18", "fr2d_18", "r3d_18", "mc2_18", "mc5_18", "rmc2_18", "r2plus1d_18", "r2plus1d_18_paper"]
 )
-def test_the_layouts_named_are_those_whose_networks_load(name):
+def test_the_listed_layouts_load_from_their_networks(name):
     model = VARIANTS[name]()
     for layout in layouts(model):
         state = peer_of(layout.name, model).state_dict()
         weights = {name: np.broadcast_to(np.float32(0), tuple(value.shape)) for name, value in state.items()}
         assert recognize(model, weights)[0].name == layout.name
-        from_state_dict(model, weights, strict="2-D" not in layout.name)  # whose classes are others
+        from_state_dict(model, weights, strict="2-D" not in layout.name)  # an image model has other classes
     assert bool(layouts(model)) == (not model.fold_frames)
 
 
-def test_planes_give_the_parameters_of_a_3d_convolution():
+def test_planes_match_the_parameters_of_a_3d_convolution():
     pairs = [(64, 64), (64, 128), (128, 128), (128, 256), (256, 256), (256, 512), (512, 512)]
     assert [planes_between(*pair, (3, 3, 3)) for pair in pairs] == [144, 230, 288, 460, 576, 921, 1152]
     assert planes_between(3, 64, (3, 7, 7)) == 83
 
 
 @pytest.mark.parametrize(("name", "sees_order"), [("r2d", True), ("fr2d", False), ("r3d", True), ("r2plus1d", True)])
-def test_who_sees_the_order_of_frames(name, sees_order):
+def test_which_models_depend_on_the_order_of_frames(name, sees_order):
     model = VARIANTS[f"{name}_tiny"](num_classes=5)
     video = jnp.asarray(recipe.floats("clip", (1, 8, 32, 32, 3)))
     variables = jax.jit(model.init)(jax.random.key(0), video)
@@ -244,16 +244,16 @@ def test_who_sees_the_order_of_frames(name, sees_order):
     assert np.allclose(apply(variables, video), apply(variables, video[:, ::-1]), atol=1e-5) != sees_order
 
 
-def test_other_clips_fit_the_same_parameters_but_for_folded_frames():
+def test_parameters_fit_other_clips_except_with_folded_frames():
     for name in ("fr2d", "r3d", "r2plus1d"):
         model = VARIANTS[f"{name}_tiny"](num_classes=5)
         shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 32, 32, 3)))
         assert jax.eval_shape(model.apply, shapes, jnp.zeros((1, 3, 50, 41, 3))).shape == (1, 5)
-    with pytest.raises(ValueError, match="3 frames were given to a model whose first convolution is made for 8"):
+    with pytest.raises(ValueError, match="the clip has 3 frames, but the model's first convolution takes 8"):
         jax.eval_shape(VARIANTS["r2d_tiny"]().init, jax.random.key(0), jnp.zeros((1, 3, 32, 32, 3)))
 
 
-def test_starts_as_torchvisions():
+def test_initialisation_follows_torchvision():
     model = ResNet3D(FULL, depths=(1, 1, 1, 1), num_classes=100, num_frames=4, image_size=32)
     variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 4, 32, 32, 3)))
     params = variables["params"]

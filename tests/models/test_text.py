@@ -1,4 +1,4 @@
-"""The text towers: BERT against transformers, who sees whom in both, and names of variants."""
+"""The text towers: BERT against transformers, attention in both, and names of variants."""
 
 from functools import partial
 from math import prod
@@ -24,7 +24,7 @@ def apply(tower, variables, ids, method=None) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", ["BertModel", "BertForMaskedLM"])
-def test_bert_equals_transformers_by_its_directory(kind, tmp_path, capsys):
+def test_bert_equals_transformers_from_its_directory(kind, tmp_path, capsys):
     transformers = peers.transformers()
     import torch
 
@@ -39,11 +39,13 @@ def test_bert_equals_transformers_by_its_directory(kind, tmp_path, capsys):
     assert "newly initialised: projection/kernel" in capsys.readouterr().out
     bare = getattr(peer, "bert", peer)
     with torch.no_grad():
-        told = bare(torch.from_numpy(IDS).long(), attention_mask=torch.from_numpy(IDS != 0)).last_hidden_state.numpy()
+        expected = bare(
+            torch.from_numpy(IDS).long(), attention_mask=torch.from_numpy(IDS != 0)
+        ).last_hidden_state.numpy()
     tokens = apply(tower, variables, IDS, "tokens")
-    np.testing.assert_allclose(tokens[IDS != 0], told[IDS != 0], **CLOSE)
+    np.testing.assert_allclose(tokens[IDS != 0], expected[IDS != 0], **CLOSE)
     kernel = variables["params"]["projection"]["kernel"]
-    np.testing.assert_allclose(apply(tower, variables, IDS), told[:, 0] @ kernel, **CLOSE)
+    np.testing.assert_allclose(apply(tower, variables, IDS), expected[:, 0] @ kernel, **CLOSE)
 
     older = {
         name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): value
@@ -68,8 +70,8 @@ def variables(tower):
     return jax.tree_util.tree_map_with_path(lambda p, x: 1 / 3 * jnp.asarray(recipe.floats(names(p), x.shape)), shapes)
 
 
-def test_padding_has_no_say_and_need_not_be_there(tower, variables):
-    """So that a batch is as long as its longest text."""
+def test_padding_has_no_effect(tower, variables):
+    """A batch can therefore be truncated to its longest text."""
     short = IDS[:1, :5]
     for padded in (IDS[:1], np.pad(short, ((0, 0), (0, 7)))):
         np.testing.assert_allclose(apply(tower, variables, padded), apply(tower, variables, short), atol=1e-5)
@@ -77,7 +79,7 @@ def test_padding_has_no_say_and_need_not_be_there(tower, variables):
         np.testing.assert_allclose(tokens, apply(tower, variables, short, "tokens"), atol=1e-5)
 
 
-def test_who_sees_whom(tower, variables):
+def test_clip_is_causal_and_bert_is_not(tower, variables):
     changed = IDS.copy()
     changed[1, 4] = 50
     before, after = (apply(tower, variables, ids, "tokens")[1] for ids in (IDS, changed))
@@ -93,32 +95,32 @@ def test_the_feature_is_that_of_the_end_token():
     ids = np.array([[1, 7, 59, 7, 0, 0], [1, 7, 30, 59, 59, 0]], np.int32)
     tokens = apply(tower, variables, ids, "tokens") @ np.asarray(variables["params"]["projection"]["kernel"])
     np.testing.assert_allclose(apply(tower, variables, ids), tokens[[0, 1], [2, 3]], atol=1e-5)
-    named = tower.clone(end_token=7)  # the first of that id, which is not the highest
+    named = tower.clone(end_token=7)  # the first token with this id, which is not the highest
     np.testing.assert_allclose(apply(named, variables, ids), tokens[:, 1], atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("shape", "dtype", "said"),
+    ("shape", "dtype", "message"),
     [
-        ((2, 13), jnp.int32, "texts of 13 tokens were given: the text tower takes 1 to 12"),
-        ((2, 0), jnp.int32, "texts of 0 tokens were given: the text tower takes 1 to 12"),
+        ((2, 13), jnp.int32, "the texts have 13 tokens: the text tower takes 1 to 12"),
+        ((2, 0), jnp.int32, "the texts have 0 tokens: the text tower takes 1 to 12"),
     ],
 )
-def test_ids_that_do_not_fit_are_refused(tower, shape, dtype, said):
-    with pytest.raises(ValueError, match=said):
+def test_texts_of_unsupported_length_are_rejected(tower, shape, dtype, message):
+    with pytest.raises(ValueError, match=message):
         jax.eval_shape(tower.init, jax.random.key(0), jnp.zeros(shape, dtype))
 
 
 TOWER_COUNTS = {
     "text_tiny": 382_080,
-    "clip_base": 63_428_097 - 1,  # as published with the scale of the similarities
+    "clip_base": 63_428_097 - 1,  # as published, without the temperature
     "clip_large": 123_650_305 - 1,
     "bert_tiny": 382_272,
-    "bert_base": 109_482_240 - (768 + 1) * 768 + 768 * 512,  # as published, without the pooler, with a projection
+    "bert_base": 109_482_240 - (768 + 1) * 768 + 768 * 512,  # as published, with a projection instead of the pooler
 }
 
 
-def test_every_tower_has_its_number_of_parameters():
+def test_number_of_parameters_of_every_tower():
     assert TOWER_COUNTS.keys() == TEXT_VARIANTS.keys()
     for name, count in TOWER_COUNTS.items():
         tower = create_text_model(name)
@@ -126,7 +128,7 @@ def test_every_tower_has_its_number_of_parameters():
         assert sum(prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) == count, name
 
 
-def test_names_and_fields_are_told_as_those_of_models():
+def test_unknown_names_and_fields_are_rejected():
     assert create_text_model("clip_base", features=256, dtype=jnp.bfloat16).features == 256
     with pytest.raises(ValueError, match="there is no text tower 'clip_bas': the nearest names are clip_base"):
         create_text_model("clip_bas")

@@ -1,4 +1,4 @@
-"""TimeSformer against recorded and live answers, and who sees whom under each scheme."""
+"""TimeSformer against recorded and live outputs of other implementations, and the scope of each attention scheme."""
 
 from functools import partial
 from math import isqrt
@@ -15,14 +15,14 @@ from vidjax.convert import from_state_dict, load_pretrained
 from vidjax.layers.embedding import resize_table
 from vidjax.models.timesformer import SCHEMES, GroupedAttention, TimeSformer
 
-# Parameters, and GMACs of one clip where they are published (SYSTEMS.md), of each row; see test_published.py.
+# Parameters of each row, and GMACs per clip if published (SYSTEMS.md); see test_published.py.
 COUNTS = {
     "timesformer_base_divided": (121_566_352, 195.83),
     "timesformer_base_joint": (86_112_400, 179.56),
     "timesformer_base_space": (86_106_256, 140.51),
     "timesformer_hr_divided": (122_024_080, 1702.7),
     "timesformer_large_divided": (121_633_936, 2379.9),
-    # Counted here: nobody has published these, or not their parameters to the last one.
+    # Counted here, because no exact numbers are published.
     "timesformer_base_axial": (149_933_200, None),
     "timesformer_base_local_global": (114_479_248, None),
     "timesformer_tiny_axial": (805_344, None),
@@ -51,7 +51,7 @@ def test_equals_the_original(name):
 
 @pytest.mark.parametrize("attention", ["divided", "joint", "space"])
 def test_equals_mmaction2(attention, tmp_path, capsys):
-    """Its files hold `backbone.` and `cls_head.` in `state_dict`; its configurations scale pixels to [-1, 1]."""
+    """Its files contain `backbone.` and `cls_head.` in `state_dict`; its configurations scale pixels to [-1, 1]."""
     torch = pytest.importorskip("torch")
     golden = recipe.load(f"mm_timesformer_{attention}")
     state = {name: torch.from_numpy(np.asarray(value)) for name, value in golden.weights.items()}
@@ -81,7 +81,7 @@ def transformers_peer(attention: str):
     ("attention", "shape"),
     [
         ("divided", (2, 4, 16, 16, 3)),
-        ("joint", (1, 6, 24, 24, 3)),  # of divided attention, the peer takes the clips of its configuration alone
+        ("joint", (1, 6, 24, 24, 3)),  # with divided attention, the peer takes only clips of its configured size
     ],
 )
 def test_equals_transformers_also_at_other_sizes(attention, shape, tmp_path):
@@ -98,8 +98,8 @@ def test_equals_transformers_also_at_other_sizes(attention, shape, tmp_path):
     np.testing.assert_allclose(jax.jit(model.apply)(variables, jnp.asarray(video)), expected, **CLOSE)
 
 
-def test_space_only_is_transformers_with_its_frames_averaged(tmp_path):
-    """The peer gives logits for each frame; the original averages the last block's tokens, then norms (the golden)."""
+def test_space_only_attention_averages_transformers_outputs_over_frames(tmp_path):
+    """The peer returns logits per frame; the original averages the last block's tokens before the norm (the golden)."""
     peer = transformers_peer("space")
     import torch
 
@@ -125,29 +125,29 @@ def test_gradients_equal_pytorchs():
     video, target = recipe.floats("video", (2, 4, 16, 16, 3)), recipe.floats("target", (2, 5))
     logits = peer(torch.from_numpy(video).permute(0, 1, 4, 2, 3)).logits
     ((logits - torch.from_numpy(target)) ** 2).sum().backward()
-    theirs = {name: value.grad.numpy() for name, value in peer.named_parameters()}
+    peer_gradients = {name: value.grad.numpy() for name, value in peer.named_parameters()}
 
     @jax.jit
     def gradient(variables):
         return jax.grad(lambda v: ((model.apply(v, jnp.asarray(video), train=True) - target) ** 2).sum())(variables)
 
-    expected = jax.tree.leaves_with_path(from_state_dict(model, theirs, strict=True))
+    expected = jax.tree.leaves_with_path(from_state_dict(model, peer_gradients, strict=True))
     for (path, ours), (_, other) in zip(jax.tree.leaves_with_path(gradient(variables)), expected, strict=True):
-        if path[-2].key == "key" and path[-1].key == "bias":  # cancels in the softmax: nothing but rounding
+        if path[-2].key == "key" and path[-1].key == "bias":  # cancels in the softmax: only rounding errors
             continue
         assert np.abs(ours - other).max() <= 1e-3 * np.abs(other).max(), path
 
 
 @pytest.fixture(scope="module")
 def branches():
-    """Each grouping's attention alone, compiled once, and its variables."""
+    """The attention branch of each grouping, compiled once, and its variables."""
     x = jnp.asarray(recipe.floats("tokens", (1, 1 + 4 * 4 * 6, 24)))
     made = {}
     for name, grouping in {k: v for scheme in SCHEMES.values() for k, v in scheme.items()}.items():
         module = GroupedAttention(3, grouping)
         run = partial(module.apply, drop_path=0.0, train=False, grid=(4, 4, 6))
         variables = module.init(jax.random.key(0), x, 0.0, False, (4, 4, 6))
-        leaves, structure = jax.tree.flatten(variables)  # a projection of zeros would show nothing
+        leaves, structure = jax.tree.flatten(variables)  # a projection of zeros would hide everything
         draw = np.random.default_rng(0).standard_normal
         variables = jax.tree.unflatten(structure, [leaf + 0.1 * draw(leaf.shape, np.float32) for leaf in leaves])
         made[name] = jax.jit(lambda x, run=run, variables=variables: run(variables, x))
@@ -155,7 +155,7 @@ def branches():
 
 
 def seen_by(name: str, place: tuple[int, int, int]) -> np.ndarray:
-    """By the definition: which tokens `(t h w)` of a grid (4, 4, 6) change when the one at `place` does."""
+    """By definition, the tokens `(t h w)` of a (4, 4, 6) grid that depend on the one at `place`."""
     t, h, w = np.indices((4, 4, 6))
     pt, ph, pw = place
     return {
@@ -170,16 +170,16 @@ def seen_by(name: str, place: tuple[int, int, int]) -> np.ndarray:
 
 @pytest.mark.parametrize("name", ["time", "space", "width", "height", "local", "global"])
 @pytest.mark.parametrize("place", [(0, 0, 0), (2, 1, 4)])
-def test_attention_mixes_what_its_grouping_says_and_nothing_else(branches, name, place):
+def test_attention_mixes_only_the_tokens_of_a_group(branches, name, place):
     x, made = branches
     index = 1 + np.ravel_multi_index(place, (4, 4, 6))
     changed = np.abs(made[name](x.at[:, index, :5].add(1.0)) - made[name](x))[0].max(axis=-1) > 1e-6
     np.testing.assert_array_equal(changed[1:].reshape(4, 4, 6), seen_by(name, place))
-    assert changed[0] == (name != "time")  # the class token reads every group but those over time
+    assert changed[0] == (name != "time")  # the class token attends to every group except over time
 
 
 @pytest.mark.parametrize("attention", ATTENTION)
-def test_other_clips_fit_the_same_parameters(attention):
+def test_parameters_fit_other_clips(attention):
     model = TimeSformer(**SMALL, attention=attention, num_classes=5)
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 4, 16, 16, 3)))
     assert jax.eval_shape(model.apply, shapes, jnp.zeros((1, 6, 24, 32, 3))).shape == (1, 5)
@@ -187,7 +187,7 @@ def test_other_clips_fit_the_same_parameters(attention):
     assert encoded.shape == (1, 1 if attention == "space" else 4, 4, 4, 24)
 
 
-def test_a_grid_that_cannot_be_halved_is_refused():
+def test_a_grid_that_cannot_be_halved_is_rejected():
     model = TimeSformer(**SMALL | {"num_frames": 3}, attention="local_global")
     with pytest.raises(ValueError, match="local-global attention needs even sides"):
         jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 3, 16, 16, 3)))
@@ -205,23 +205,23 @@ def test_a_new_divided_block_ignores_time():
 
 
 def image_weights() -> dict[str, np.ndarray]:
-    """A timm image ViT's, of 1000 classes and another size."""
+    """Weights of a timm image ViT with 1000 classes and another size."""
     shapes = {name: value.shape for name, value in recipe.load("timesformer_space").weights.items()}
     shapes |= {"head.weight": (1000, 48), "head.bias": (1000,)}
     return {name: recipe.parameter(name, shape) for name, shape in shapes.items()}
 
 
 @pytest.mark.parametrize("attention", ATTENTION)
-def test_an_image_vit_is_where_training_starts(attention, tmp_path, capsys):
+def test_initialisation_from_an_image_vit(attention, tmp_path, capsys):
     from safetensors.numpy import save_file
 
     weights = image_weights()
     save_file({name: np.ascontiguousarray(value) for name, value in weights.items()}, tmp_path / "vit.safetensors")
     fields = {"width": 48, "depth": 2, "heads": 3, "patch_size": (1, 8, 8), "num_frames": 4, "image_size": 48}
     model, variables = load_pretrained(tmp_path / "vit.safetensors", f"timesformer_base_{attention}", **fields)
-    assert model.num_classes == 400  # not the image's 1000
-    said = capsys.readouterr().out
-    assert "timm's image ViT" in said and "resized: position/table" in said and "unused: head" in said
+    assert model.num_classes == 400  # instead of the image model's 1000
+    printed = capsys.readouterr().out
+    assert "timm's image ViT" in printed and "resized: position/table" in printed and "unused: head" in printed
     params, block = variables["params"], variables["params"]["transformer"]["block_1"]
     names = list(SCHEMES.get(attention, {})) or [None]
     query = weights["blocks.1.attn.qkv.weight"][:48].T
@@ -243,12 +243,12 @@ def test_layer_scale_of_an_image_vit_is_folded(attention):
     plain = from_state_dict(model, weights)["params"]
     for name in list(SCHEMES.get(attention, {})) or [None]:
         blocks = (params["transformer"]["block_1"] for params in (scaled, plain))
-        ours, theirs = ((block[name] if name else block)["attention"]["out"]["kernel"] for block in blocks)
-        np.testing.assert_allclose(ours, theirs * scale, rtol=1e-6)
+        ours, expected = ((block[name] if name else block)["attention"]["out"]["kernel"] for block in blocks)
+        np.testing.assert_allclose(ours, expected * scale, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("frames", "size"), [(8, 32), (2, 64), (16, 16)])
-def test_published_tables_are_resized_by_the_models_own_rule(frames, size):
+def test_published_tables_are_resized_by_the_models_interpolation(frames, size):
     weights = dict(recipe.load("timesformer_divided").weights)
     fields = {"width": 48, "depth": 2, "heads": 3, "patch_size": (1, 8, 8), "num_classes": 11}
     model = TimeSformer(**fields, num_frames=frames, image_size=size)
@@ -262,7 +262,7 @@ def test_published_tables_are_resized_by_the_models_own_rule(frames, size):
 
 
 @pytest.mark.parametrize("attention", ["divided", "space"])
-def test_the_originals_file_loads_head_and_all(attention, tmp_path):
+def test_the_originals_file_loads_with_its_head(attention, tmp_path):
     torch = pytest.importorskip("torch")
     weights = recipe.load(f"timesformer_{attention}").weights
     weights |= {"head.weight": image_weights()["head.weight"], "head.bias": image_weights()["head.bias"]}
@@ -272,11 +272,11 @@ def test_the_originals_file_loads_head_and_all(attention, tmp_path):
     fields = {"width": 48, "depth": 2, "heads": 3, "patch_size": (1, 8, 8), "num_frames": 4, "image_size": 32}
     path, name = tmp_path / "k400.pyth", f"timesformer_tiny_{attention}"
     model, variables = load_pretrained(path, name, strict=True, **fields)
-    assert model.num_classes == 1000  # the prefix tells it from an image's, not the classes
+    assert model.num_classes == 1000  # recognised by the prefix, not by the number of classes
     np.testing.assert_array_equal(variables["params"]["head"]["kernel"], weights["head.weight"].T)
 
 
-def test_drop_path_drops_time_by_place_and_space_by_frame_and_scales_the_rest():
+def test_drop_path_acts_on_time_by_position_and_on_space_by_frame():
     x = jnp.asarray(recipe.floats("tokens", (1, 1 + 4 * 4 * 6, 24)))
     for name, groups in (("time", 24), ("space", 4)):
         module = GroupedAttention(3, SCHEMES["divided"][name])

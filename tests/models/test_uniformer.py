@@ -13,7 +13,7 @@ from vidjax.convert import from_state_dict
 from vidjax.layers.transformer import DropPath
 from vidjax.models.uniformer import GlobalBlock, LocalBlock, SplitBlock, UniFormer
 
-# Parameters, and GMACs of one clip where they are published (SYSTEMS.md), of each row; see test_published.py.
+# Parameters of each row, and GMACs per clip if published (SYSTEMS.md); see test_published.py.
 COUNTS = {
     "uniformer_base": (49_813_200, 96.554),
     "uniformer_base_16": (49_813_200, 96.554),
@@ -25,11 +25,11 @@ COUNTS = {
     "uniformer_small_8": (21_400_400, 17.566),
     "uniformer_small_32": (21_400_400, 109.445),
     "uniformer_small_split": (27_847_504, 36.680),
-    # Counted here: nobody has published these, or not their parameters to the last one.
+    # Counted here, because no exact numbers are published.
     "uniformer_tiny": (155_120, None),
     "uniformer_tiny_split": (190_896, None),
 }
-# Of rows with other fields: row, parameters, GMACs, fields.
+# Variants with other fields: row, parameters, GMACs, fields.
 COUNTS_WITH_FIELDS = {
     "uniformer_small of 174 classes": ("uniformer_small", 21_284_462, None, {"num_classes": 174}),
 }
@@ -43,11 +43,11 @@ def flat(tree: dict) -> dict[str, np.ndarray]:
 
 
 def perturbed(module: nn.Module, x: jax.Array) -> dict:
-    """Variables of noise: scales and variances near one, no kernel zero."""
+    """Random variables: scales and variances near one, no zero kernels."""
     shapes = jax.eval_shape(module.init, jax.random.key(0), x)
     values = {}
     for path, leaf in flatten_dict(shapes, sep="/").items():
-        value = recipe.parameter(path, leaf.shape[::-1]).T  # the last axis first: the recipe knows PyTorch's shapes
+        value = recipe.parameter(path, leaf.shape[::-1]).T  # the recipe is for PyTorch's shapes, last axis first
         values[path] = jnp.asarray(value + path.endswith(("scale", "var")))
     return unflatten_dict(values, sep="/")
 
@@ -58,7 +58,7 @@ def clip(*shape: int) -> jax.Array:
 
 @pytest.fixture(scope="module")
 def peer():
-    """Our own PyTorch model of these fields, every entry of its state dict perturbed, and its answers."""
+    """Our PyTorch implementation with perturbed weights, and its outputs."""
     torch = pytest.importorskip("torch")
     import peers
 
@@ -82,11 +82,11 @@ def peer():
 @pytest.mark.parametrize(
     "name",
     [
-        "uniformer_small",  # the original's answers
+        "uniformer_small",  # outputs of the original
         "uniformer_small_split",
         "uniformer_base",
         "uniformer_small_full",
-        "uniformer_overlap",  # those of experiments/benchmark/torch_uniformer.py, which gives the original's as well
+        "uniformer_overlap",  # outputs of experiments/benchmark/torch_uniformer.py, which also equals the original
         "uniformer_split",
     ],
 )
@@ -102,7 +102,7 @@ def test_logits_equal_the_recorded_ones(name):
     np.testing.assert_allclose(logits, golden.outputs["output0"][:clips], rtol=0, atol=1e-4)
 
 
-def test_weights_named_by_mmaction2_are_the_same():
+def test_mmaction2s_weights_are_equivalent():
     golden = recipe.load("uniformer_overlap")
     model = UniFormer(**FIELDS, temporal_overlap=True)
     renamed = {
@@ -114,14 +114,14 @@ def test_weights_named_by_mmaction2_are_the_same():
         np.testing.assert_array_equal(ours[path], value)
 
 
-def test_odd_frames_and_sizes_are_answered_as_by_pytorch(peer):
+def test_odd_numbers_of_frames_and_sizes_equal_pytorch(peer):
     import torch
 
     other = peer()
     other.module.eval()
     model = UniFormer(**FIELDS)
     variables = from_state_dict(model, other.weights, strict=True)
-    video = clip(1, 5, 70, 100, 3)  # neither frames nor sides are whole strides: the rest is left out
+    video = clip(1, 5, 70, 100, 3)  # not divisible by the strides: the remainder is cut off
     with torch.no_grad():
         expected = other.run(video).numpy()
     np.testing.assert_allclose(jax.jit(model.apply)(variables, video), expected, rtol=0, atol=1e-4)
@@ -129,7 +129,7 @@ def test_odd_frames_and_sizes_are_answered_as_by_pytorch(peer):
 
 @pytest.fixture(scope="module", params=["joint", "split"])
 def step(request, peer):
-    """Gradients and batch statistics after one forward and backward pass in training, ours and PyTorch's."""
+    """Gradients and batch statistics after one training step, ours and PyTorch's."""
     import torch
 
     other = peer(split=request.param == "split")
@@ -155,12 +155,12 @@ def test_gradients_equal_pytorchs(step):
     ours, expected = flat(step.ours[0]), flat(step.expected["params"])
     largest = max(np.abs(value).max() for value in expected.values())
     for path, value in expected.items():
-        # What cancels in a softmax (keys' biases) or a batch norm (biases before the last) has rounding errors alone.
+        # Gradients that cancel in a softmax (key biases) or a batch norm (biases before it) are only rounding errors.
         scale = max(np.abs(value).max(), 1e-3 * largest)
         np.testing.assert_allclose(ours[path], value, rtol=0, atol=1e-3 * scale, err_msg=path)
 
 
-def test_batch_statistics_follow_pytorchs(step):
+def test_batch_statistics_equal_pytorchs(step):
     before, ours, expected = flat(step.before["batch_stats"]), flat(step.ours[1]), flat(step.expected["batch_stats"])
     for path, value in expected.items():
         stage = int(path[len("stage_")]) if path.startswith("stage_") else 3
@@ -172,16 +172,16 @@ def test_batch_statistics_follow_pytorchs(step):
 
 
 @pytest.mark.parametrize("step", ["joint"], indirect=True)
-def test_rematerialisation_changes_no_number(step):
+def test_rematerialisation_does_not_change_results(step):
     again = flat(step.gradients(step.model.clone(remat="blocks"))[0])
     for path, value in flat(step.ours[0]).items():
         np.testing.assert_allclose(again[path], value, rtol=0, atol=1e-4 * max(1.0, np.abs(value).max()), err_msg=path)
 
 
-# Initialisation, and weights of images
+# Initialisation, and weights of image models
 
 
-def test_initialisation_is_the_originals():
+def test_initialisation_follows_the_original():
     model = UniFormer((32, 64, 64, 64), (1, 1, 1, 1), 8, num_classes=30, split=True, temporal_overlap=True)
     variables = jax.jit(model.init)(jax.random.key(1), jnp.zeros((1, 2, 32, 32, 3)))
     params = flat(variables["params"])
@@ -193,15 +193,15 @@ def test_initialisation_is_the_originals():
             assert np.all(value == 1.0), path
         elif path.startswith(("stage_2", "stage_3", "head")) and "position" not in path and path.endswith("kernel"):
             np.testing.assert_allclose(value.std(), 0.02, rtol=0.1, err_msg=path)
-        elif fan_in:  # convolutions, also the pointwise ones: PyTorch's default, and so are their biases
+        elif fan_in:  # convolutions, including pointwise ones, and their biases: PyTorch's default
             bias = params[path.replace("kernel", "bias")]
             assert np.abs(value).max() <= fan_in**-0.5 and 0 < np.abs(bias).max() <= fan_in**-0.5, path
             np.testing.assert_allclose(value.std(), (3 * fan_in) ** -0.5, rtol=0.1, err_msg=path)
 
 
 def image_weights() -> dict[str, np.ndarray]:
-    """Entries of an image UniFormer of these sizes, with 1000 classes and layer scale, by the names published."""
-    golden = recipe.load("uniformer_split")  # the entries and shapes of a clip's model
+    """Entries of an image UniFormer of this size with 1000 classes and layer scale, with published names."""
+    golden = recipe.load("uniformer_split")  # entries and shapes of a video model
     weights = {}
     for name, value in golden.weights.items():
         shape = value.shape if value.ndim < 5 else (*value.shape[:2], *value.shape[3:])
@@ -229,7 +229,7 @@ def test_image_weights_are_inflated(split):
     mlp = params[f"stage_2/block_0/{'' if split else 'joint/'}mlp/fc2/kernel"]
     np.testing.assert_allclose(mlp, 0.5 * image["blocks3.0.mlp.fc2.weight"].T)
     assert params["head/kernel"].shape == (32, 5)
-    if split:  # what images do not have starts as zero
+    if split:  # parameters that image models do not have are initialised to zero
         assert np.all(params["stage_2/block_0/temporal_attention/value/kernel"] == 0)
 
 
@@ -237,7 +237,7 @@ def test_image_weights_are_inflated(split):
 
 
 @pytest.mark.parametrize(("name", "overlap"), [("uniformer_tiny", True), ("uniformer_tiny_split", False)])
-def test_the_same_parameters_serve_any_frames_and_size(name, overlap):
+def test_parameters_fit_any_number_of_frames_and_size(name, overlap):
     model = vidjax.create_model(name, temporal_overlap=overlap)
     variables = jax.eval_shape(model.init, jax.random.key(0), clip(1, 8, 64, 64, 3))
     for frames, height, width in ((16, 64, 64), (32, 64, 64), (3, 96, 32)):
@@ -247,16 +247,16 @@ def test_the_same_parameters_serve_any_frames_and_size(name, overlap):
 
 
 @pytest.mark.parametrize(
-    ("shape", "said"),
+    ("shape", "message"),
     [((1, 0, 64, 64, 3), "0 frames"), ((1, 8, 64, 16, 3), "16 pixels of width"), ((1, 8, 64, 64, 4), "takes")],
 )
-def test_what_is_too_small_is_refused(shape, said):
-    with pytest.raises(ValueError, match=said):
+def test_too_small_clips_are_rejected(shape, message):
+    with pytest.raises(ValueError, match=message):
         jax.eval_shape(UniFormer(**FIELDS).init, jax.random.key(0), jnp.zeros(shape))
 
 
 def reach(block: nn.Module, change: dict[str, float] | None = None) -> np.ndarray:
-    """Which cells of a map of 7 x 9 x 9 a block changes, when the one in the middle is changed."""
+    """The cells of a 7 x 9 x 9 map whose output depends on the cell in the centre."""
     x = clip(1, 7, 9, 9, 8)
     values = flat(perturbed(block, x))
     values |= {path: np.full_like(values[path], value) for path, value in (change or {}).items()}
@@ -266,10 +266,10 @@ def reach(block: nn.Module, change: dict[str, float] | None = None) -> np.ndarra
     return np.abs(difference[0]).max(axis=-1) > 1e-5
 
 
-POINT = {"params/position/kernel": 0.0}  # no cell sees its neighbours by the position encoding
+POINT = {"params/position/kernel": 0.0}  # disables the position encoding, which mixes neighbouring cells
 
 
-def test_a_local_block_sees_three_cells_far():
+def test_a_local_block_has_a_radius_of_three_cells():
     cells = np.zeros((7, 9, 9), bool)
     cells[:, 1:8, 1:8] = True  # 3x3x3 and then 5x5x5 cells
     changed = reach(LocalBlock())
@@ -277,18 +277,18 @@ def test_a_local_block_sees_three_cells_far():
     assert changed[0, 1, 1] and changed[6, 7, 7] and changed[3, 4, 4]
 
 
-def test_a_global_block_sees_everything():
+def test_a_global_block_mixes_all_cells():
     assert reach(GlobalBlock(4), POINT).all()
 
 
-def test_a_split_block_sees_frames_and_through_time():
+def test_a_split_block_mixes_cells_over_space_and_time():
     assert reach(SplitBlock(4), POINT).all()
     changed = reach(SplitBlock(4), POINT | {"params/temporal_attention/out/kernel": 0.0})
     assert changed[3].all() and not changed[[0, 1, 2, 4, 5, 6]].any()
 
 
 @pytest.mark.parametrize("split", [False, True])
-def test_drop_path_drops_and_scales_what_it_should(split):
+def test_drop_path_drops_and_rescales_each_branch(split):
     model = UniFormer(**FIELDS, split=split, drop_path=0.8)
     video = clip(2, 4, 32, 32, 3)
     rates, branches = [], []
@@ -306,21 +306,21 @@ def test_drop_path_drops_and_scales_what_it_should(split):
             model.apply(variables, video, train=True, mutable=["batch_stats"], rngs={"drop_path": jax.random.key(3)})
         return branches
 
-    found = train(perturbed(model, video))
+    branches = train(perturbed(model, video))
     times = (2, 2, 2, 3, 3) if split else (2,) * 5  # branches in each block
     np.testing.assert_allclose(rates, np.repeat(np.linspace(0.0, 0.8, 5), times), rtol=1e-6)
     fates = set()
-    for rate, (x, out) in zip(rates, found, strict=True):
+    for rate, (x, out) in zip(rates, branches, strict=True):
         for before, after in zip(np.asarray(x), np.asarray(out), strict=True):
             kept = bool(np.any(after != 0))
             np.testing.assert_allclose(after, before / (1 - rate) if kept else 0 * before, rtol=1e-5)
             fates.add(kept)
     assert fates == {True, False}
-    in_stage_2 = [x.shape[0] for x, _ in found[6:9]]  # a map of 2 frames of 2 x 2
+    in_stage_2 = [x.shape[0] for x, _ in branches[6:9]]  # a map of 2 frames of 2 x 2
     assert in_stage_2[: 3 if split else 2] == ([2 * 2 * 2, 2 * 2, 2] if split else [2, 2])
 
 
-def test_features_are_the_mean_of_the_encoded_map_and_head_follows():
+def test_features_are_the_mean_of_the_encoded_map():
     model = UniFormer(**FIELDS)
     video = clip(1, 2, 32, 64, 3)
     variables = perturbed(model, video)

@@ -1,4 +1,4 @@
-"""The image ViT against timm and transformers, and as a baseline on clips."""
+"""The image ViT against timm and transformers, and as a baseline for clips."""
 
 from functools import partial
 
@@ -12,14 +12,14 @@ import recipe
 from vidjax.convert import from_state_dict, load_pretrained
 from vidjax.models.vit import ViT
 
-# Parameters, and GMACs of one clip where they are published (SYSTEMS.md), of each row; see test_published.py.
+# Parameters of each row, and GMACs per clip if published (SYSTEMS.md); see test_published.py.
 COUNTS = {
-    # timm: 22.05, 86.57, 88.22 and 304.33 M, with 1000 classes
+    # 22.05, 86.57, 88.22 and 304.33 M in timm, with 1000 classes
     "vit_small_16": (22_050_664, None),
     "vit_base_16": (86_567_656, 17.564),
     "vit_base_32": (88_224_232, None),
     "vit_large_16": (304_326_632, None),
-    # Counted here: nobody has published these, or not their parameters to the last one.
+    # Counted here, because no exact numbers are published.
     "vit_tiny": (467_808, None),
 }
 
@@ -55,7 +55,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def weights():
-    """A state dict as timm names it, without timm."""
+    """A state dict with timm's names, without timm."""
     block = {
         "norm1.weight": (48,), "norm1.bias": (48,), "attn.qkv.weight": (144, 48), "attn.qkv.bias": (144,),
         "attn.proj.weight": (48, 48), "attn.proj.bias": (48,), "norm2.weight": (48,), "norm2.bias": (48,),
@@ -77,7 +77,7 @@ def test_equals_timm(timm, model, weights):
     np.testing.assert_allclose(logits, answer(peer, frames), **CLOSE)
 
 
-def test_equals_timm_on_an_image_of_another_size(timm, model, weights):
+def test_equals_timm_for_another_image_size(timm, model, weights):
     peer = timm_peer(timm, dynamic_img_size=True)
     peers.perturb(peer)
     frames = recipe.floats("frames", (1, 48, 24, 3))
@@ -95,13 +95,13 @@ def test_equals_timm_with_layer_scale(timm, model):
 
 
 @pytest.mark.parametrize("entry", ["attn.q_norm.weight", "mlp.norm.weight", "ls3.gamma"])
-def test_what_our_blocks_have_not_is_refused(model, weights, entry):
+def test_parameters_that_our_blocks_lack_are_rejected(model, weights, entry):
     with pytest.raises(ValueError, match=rf"in the weights and not in the model: blocks\.1\.{entry}"):
         from_state_dict(model, weights | {f"blocks.1.{entry}": np.ones(48, np.float32)})
 
 
 @pytest.mark.parametrize("epsilon", [1e-6, 1e-2])
-def test_equals_transformers_by_its_directory(epsilon, tmp_path):
+def test_equals_transformers_from_its_directory(epsilon, tmp_path):
     transformers = peers.transformers()
     config = transformers.ViTConfig(
         hidden_size=48, num_hidden_layers=2, num_attention_heads=3, intermediate_size=192, image_size=32,
@@ -111,7 +111,7 @@ def test_equals_transformers_by_its_directory(epsilon, tmp_path):
     weights = peers.perturb(peer)
     peer.save_pretrained(tmp_path)
     model, variables = load_pretrained(tmp_path, strict=True)
-    in_memory = from_state_dict(model, weights, strict=True)  # transformers 5 names it otherwise than its files
+    in_memory = from_state_dict(model, weights, strict=True)  # transformers 5 uses other names in its files
     jax.tree.map(np.testing.assert_array_equal, in_memory, variables)
     assert model.card.class_names == ("cat", "dog", "owl")
     frames = recipe.floats("frames", (2, 32, 32, 3))
@@ -119,7 +119,7 @@ def test_equals_transformers_by_its_directory(epsilon, tmp_path):
     np.testing.assert_allclose(jax.jit(model.apply)(variables, jnp.asarray(frames[:, None])), expected, **CLOSE)
 
 
-def test_a_clip_is_the_mean_of_its_frames(model, weights):
+def test_logits_of_a_clip_are_the_mean_over_its_frames(model, weights):
     variables = from_state_dict(model, weights, strict=True)
     video = jnp.asarray(recipe.floats("clip", (1, 4, 32, 32, 3)))
     apply = jax.jit(model.apply)
@@ -127,10 +127,10 @@ def test_a_clip_is_the_mean_of_its_frames(model, weights):
     np.testing.assert_allclose(apply(variables, video)[0], each.mean(axis=0), atol=1e-5)
     tokens = jax.jit(partial(model.apply, method="encode"))(variables, video)
     assert tokens.shape == (1, 4, 4, 4, 48)
-    np.testing.assert_allclose(apply(variables, video[:, ::-1]), apply(variables, video), atol=1e-5)  # blind to order
+    np.testing.assert_allclose(apply(variables, video[:, ::-1]), apply(variables, video), atol=1e-5)  # in any order
 
 
-def test_starts_as_timms(model):
+def test_initialisation_follows_timm(model):
     wide = model.clone(width=192, heads=3, num_classes=100)
     params = jax.jit(wide.init)(jax.random.key(0), jnp.zeros((1, 1, 32, 32, 3)))["params"]
     block = params["transformer"]["block_0"]

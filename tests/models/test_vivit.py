@@ -1,4 +1,4 @@
-"""ViViT against transformers (model 1), against a reference of Scenic's four models in NumPy, and who sees whom."""
+"""ViViT against transformers (model 1), and against a NumPy reference of Scenic's four models."""
 
 import json
 from functools import partial
@@ -18,7 +18,7 @@ from vidjax.convert import from_state_dict, load_pretrained, load_weights
 from vidjax.layers.embedding import resize_table
 from vidjax.models.vivit import FactorizedEncoder, ViViT, kinetics, uniform_frames
 
-# Parameters, and GMACs of one clip where they are published (SYSTEMS.md), of each row; see test_published.py.
+# Parameters of each row, and GMACs per clip if published (SYSTEMS.md); see test_published.py.
 COUNTS = {
     "vivit_base_16x2_joint": (88_954_000, 451.5),
     "vivit_base_16x2_factorized_encoder": (115_062_928, 283.3),
@@ -27,7 +27,7 @@ COUNTS = {
     "vivit_large_16x2_joint": (307_508_624, 1436),
     "vivit_large_16x2_factorized_encoder": (354_903_440, 988.2),
     "vivit_large_16x2_factorized_encoder_24": (606_827_920, 992.5),
-    # Counted here: nobody has published these, or not their parameters to the last one.
+    # Counted here, because no exact numbers are published.
     "vivit_large_16x2_factorized_dot_product": (307_506_576, None),
     "vivit_large_16x2_factorized_self_attention": (408_317_328, None),
     "vivit_tiny_factorized_dot_product": (490_656, None),
@@ -59,41 +59,41 @@ def scenic_shapes(kind: str) -> dict[str, tuple[int, ...]]:
         return parts | {f"{name}/out/kernel": (4, 6, 24), f"{name}/out/bias": (24,)}
 
     def encoder(name: str, depth: int, tokens: int) -> dict:
-        found = {f"{name}/posembed_input/pos_embedding": (1, tokens, 24)} | pair(f"{name}/encoder_norm", "scale", 24)
+        shapes = {f"{name}/posembed_input/pos_embedding": (1, tokens, 24)} | pair(f"{name}/encoder_norm", "scale", 24)
         for i in range(depth):
             block = f"{name}/encoderblock_{i}"
             if kind == "factorized_self_attention":
                 for axis in ("time", "space"):
-                    found |= pair(f"{block}/LayerNorm_{axis}", "scale", 24)
-                    found |= attention(f"{block}/MultiHeadDotProductAttention_{axis}")
-                found |= pair(f"{block}/LayerNorm_mlp", "scale", 24)
+                    shapes |= pair(f"{block}/LayerNorm_{axis}", "scale", 24)
+                    shapes |= attention(f"{block}/MultiHeadDotProductAttention_{axis}")
+                shapes |= pair(f"{block}/LayerNorm_mlp", "scale", 24)
             else:
-                found |= pair(f"{block}/LayerNorm_0", "scale", 24) | pair(f"{block}/LayerNorm_1", "scale", 24)
-                found |= attention(f"{block}/MultiHeadDotProductAttention_0")
+                shapes |= pair(f"{block}/LayerNorm_0", "scale", 24) | pair(f"{block}/LayerNorm_1", "scale", 24)
+                shapes |= attention(f"{block}/MultiHeadDotProductAttention_0")
             mlp = f"{block}/MlpBlock" + ("" if kind == "factorized_self_attention" else "_0")
-            found |= pair(f"{mlp}/Dense_0", "kernel", 24, 96) | pair(f"{mlp}/Dense_1", "kernel", 96, 24)
-        return found
+            shapes |= pair(f"{mlp}/Dense_0", "kernel", 24, 96) | pair(f"{mlp}/Dense_1", "kernel", 96, 24)
+        return shapes
 
-    found = pair("embedding", "kernel", 2, 4, 4, 3, 24) | pair("output_projection", "kernel", 24, 5)
+    shapes = pair("embedding", "kernel", 2, 4, 4, 3, 24) | pair("output_projection", "kernel", 24, 5)
     if kind == "factorized_encoder":
-        found |= {"cls_SpatialTransformer": (1, 1, 24), "cls_TemporalTransformer": (1, 1, 24)}
-        return found | encoder("SpatialTransformer", 2, 5) | encoder("TemporalTransformer", 1, 4)
+        shapes |= {"cls_SpatialTransformer": (1, 1, 24), "cls_TemporalTransformer": (1, 1, 24)}
+        return shapes | encoder("SpatialTransformer", 2, 5) | encoder("TemporalTransformer", 1, 4)
     token = {"cls": (1, 1, 24)} if kind == "joint" else {}
-    return found | token | encoder("Transformer", 2, 12 + (kind == "joint"))
+    return shapes | token | encoder("Transformer", 2, 12 + (kind == "joint"))
 
 
 def scenic_weights(kind: str) -> dict[str, np.ndarray]:
-    """Every parameter of noise, scales near one."""
-    found = {}
+    """Random parameters, scales near one."""
+    weights = {}
     for name, shape in scenic_shapes(kind).items():
         noise = recipe.floats(name, shape).astype(np.float64)
         scale = 0.1 if name.endswith("bias") else 0.2 if len(shape) == 3 and shape[0] == 1 else 24**-0.5
-        found[name] = 1 + 0.1 * noise if name.endswith("scale") else scale * noise
-    return found
+        weights[name] = 1 + 0.1 * noise if name.endswith("scale") else scale * noise
+    return weights
 
 
 def reference(kind: str, weights: dict, video: np.ndarray) -> np.ndarray:
-    """Logits in float64, written from the paper and Scenic's names, with no layer of ours."""
+    """Logits in float64, implemented from the paper with Scenic's names, without our layers."""
 
     def norm(name, x):
         x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
@@ -108,16 +108,16 @@ def reference(kind: str, weights: dict, video: np.ndarray) -> np.ndarray:
         return dense(f"{name}/Dense_1", x)
 
     def attention(name, x, visible):
-        """`visible(head)` gives a matrix of which token sees which."""
+        """`visible(head)` returns the attention mask of a head."""
         q, k, v = (
             np.einsum("nd,dhe->hne", x, weights[f"{name}/{part}/kernel"]) + weights[f"{name}/{part}/bias"][:, None]
             for part in ("query", "key", "value")
         )
         scores = np.einsum("hne,hme->hnm", q, k) / np.sqrt(q.shape[-1])
         scores = np.where(np.stack([visible(head) for head in range(4)]), scores, -np.inf)
-        shares = np.exp(scores - scores.max(-1, keepdims=True))
-        shares /= shares.sum(-1, keepdims=True)
-        out = np.einsum("hnm,hme->nhe", shares, v)
+        probabilities = np.exp(scores - scores.max(-1, keepdims=True))
+        probabilities /= probabilities.sum(-1, keepdims=True)
+        out = np.einsum("hnm,hme->nhe", probabilities, v)
         return np.einsum("nhe,hed->nd", out, weights[f"{name}/out/kernel"]) + weights[f"{name}/out/bias"]
 
     t, h, w = (index.reshape(-1) for index in np.indices(GRID))
@@ -171,7 +171,7 @@ def kind(request):
     return request.param
 
 
-def test_equals_scenics_models_by_their_names(kind, video):
+def test_equals_scenics_models(kind, video):
     weights = scenic_weights(kind)
     model = MODELS[kind](num_classes=5)
     variables = from_state_dict(model, {k: v.astype(np.float32) for k, v in weights.items()}, strict=True)
@@ -202,7 +202,7 @@ def transformers_peer():
     return transformers.VivitForVideoClassification(config).eval()
 
 
-def test_equals_transformers_by_its_directory(video, tmp_path):
+def test_equals_transformers_from_its_directory(video, tmp_path):
     peer = transformers_peer()
     import torch
 
@@ -214,7 +214,7 @@ def test_equals_transformers_by_its_directory(video, tmp_path):
         expected = peer(torch.from_numpy(video).permute(0, 1, 4, 2, 3)).logits.numpy()
     np.testing.assert_allclose(jax.jit(model.apply)(variables, jnp.asarray(video)), expected, rtol=0, atol=1e-5)
 
-    # In memory transformers 5 names its modules otherwise than its files do, and state_dict() is by modules.
+    # In transformers 5, the names in `state_dict()` differ from those in its files.
     assert "vivit.layers.0.attention.q_proj.weight" in weights
     torch.save(peer.state_dict(), tmp_path / "memory.pth")
     _, again = load_pretrained(tmp_path / "memory.pth", "vivit_tiny_joint", strict=True, **SIZES)
@@ -225,7 +225,7 @@ def test_equals_transformers_by_its_directory(video, tmp_path):
 
 
 def hugging_face_weights(tokens: int) -> dict[str, np.ndarray]:
-    """VivitForVideoClassification's with one block, patches of 2x16x16 and so many positions of patches."""
+    """Weights of VivitForVideoClassification with one block, 2x16x16 patches and this many patch positions."""
     layer = {
         "layernorm_before.weight": (4,), "layernorm_before.bias": (4,), "layernorm_after.weight": (4,),
         "layernorm_after.bias": (4,), "intermediate.dense.weight": (8, 4), "intermediate.dense.bias": (8,),
@@ -244,7 +244,7 @@ def hugging_face_weights(tokens: int) -> dict[str, np.ndarray]:
 
 
 def hugging_face_directory(path, frames: int, size: int) -> np.ndarray:
-    """Writes one; returns its table as the grid it is of."""
+    """Writes a Hugging Face directory; returns its position table, reshaped to its grid."""
     grid = (frames // 2, size // 16, size // 16)
     weights = hugging_face_weights(prod(grid))
     save_file(weights, path / "model.safetensors")
@@ -261,7 +261,7 @@ CLIPS = [(8, 224), (16, 224), (64, 224), (128, 224), (32, 112), (32, 320), (16, 
 
 
 @pytest.mark.parametrize(("frames", "size"), CLIPS)
-def test_a_published_table_is_resized_over_the_grid_it_is_of(frames, size, tmp_path, capsys):
+def test_a_published_table_is_resized_over_its_grid(frames, size, tmp_path, capsys):
     table = hugging_face_directory(tmp_path, 32, 224)
     wanted = (frames // 2, size // 16, size // 16)
     expected = resize_table(jnp.asarray(table), wanted, "linear")
@@ -275,7 +275,7 @@ def test_a_published_table_is_resized_over_the_grid_it_is_of(frames, size, tmp_p
     params, _ = load_weights(tmp_path, model, shapes)
     np.testing.assert_array_equal(params["position"]["table"], expected)
 
-    # Without a configuration the family's published grid decides, unless the model's own has as many entries.
+    # Without a configuration, the family's published grid is assumed, unless the model's grid has as many entries.
     weights = hugging_face_weights(3136)
     if prod(wanted) == 3136:
         with pytest.raises(ValueError, match="a table of 3136 positions may be one of"):
@@ -288,8 +288,8 @@ def test_a_published_table_is_resized_over_the_grid_it_is_of(frames, size, tmp_p
         np.testing.assert_array_equal(named["params"]["position"]["table"], expected)
 
 
-def test_a_table_of_other_clips_than_usual_is_read_by_its_configuration(tmp_path):
-    table = hugging_face_directory(tmp_path, 8, 448)  # has as many positions as the usual 32 frames of 224
+def test_the_grid_of_an_unusual_table_is_read_from_the_configuration(tmp_path):
+    table = hugging_face_directory(tmp_path, 8, 448)  # as many positions as the usual 32 frames of 224
     _, variables = load_pretrained(tmp_path, strict=True)
     np.testing.assert_array_equal(variables["params"]["position"]["table"], table)
     _, variables = load_pretrained(tmp_path, strict=True, num_frames=32, image_size=224)
@@ -307,23 +307,23 @@ def test_gradients_equal_pytorchs(video, tmp_path):
     ((peer(torch.from_numpy(video).permute(0, 1, 4, 2, 3)).logits - torch.from_numpy(target)) ** 2).sum().backward()
     for value in peer.parameters():
         value.data = value.grad
-    peer.save_pretrained(tmp_path / "gradients")  # under the published names, which those in memory are not
+    peer.save_pretrained(tmp_path / "gradients")  # with the published names, which differ from those in memory
     model, variables = load_pretrained(tmp_path / "weights", strict=True)
-    _, theirs = load_pretrained(tmp_path / "gradients", strict=True)
+    _, peer_gradients = load_pretrained(tmp_path / "gradients", strict=True)
 
     @jax.jit
     def gradient(variables):
         return jax.grad(lambda v: ((model.apply(v, jnp.asarray(video), train=True) - target) ** 2).sum())(variables)
 
     for (path, leaf), other in zip(
-        jax.tree.leaves_with_path(gradient(variables)), jax.tree.leaves(theirs), strict=True
+        jax.tree.leaves_with_path(gradient(variables)), jax.tree.leaves(peer_gradients), strict=True
     ):
-        if path[-2].key == "key" and path[-1].key == "bias":  # cancels in the softmax: nothing but rounding
+        if path[-2].key == "key" and path[-1].key == "bias":  # cancels in the softmax: only rounding errors
             continue
         assert np.abs(leaf - other).max() <= 1e-3 * np.abs(other).max(), path
 
 
-def test_other_clips_fit_the_same_parameters(kind):
+def test_parameters_fit_other_clips(kind):
     model = MODELS[kind](num_classes=5)
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 6, 8, 8, 3)))
     assert jax.eval_shape(model.apply, shapes, jnp.zeros((1, 10, 12, 16, 3))).shape == (1, 5)
@@ -340,7 +340,7 @@ def test_mean_pooling_has_no_class_token(kind, video):
     np.testing.assert_allclose(jax.jit(model.apply)(variables, jnp.asarray(video)), tokens.mean((1, 2, 3)), atol=1e-5)
 
 
-def test_uniform_frames_are_one_for_each_tubelet_at_equal_distances():
+def test_uniform_frames_are_evenly_spaced_one_per_tubelet():
     frames = jnp.arange(32.0).reshape(1, 32, 1, 1, 1)
     np.testing.assert_array_equal(uniform_frames(frames, 3).ravel(), [8, 16, 24])
     assert uniform_frames(frames, 32) is frames
@@ -351,7 +351,7 @@ def test_uniform_frames_are_one_for_each_tubelet_at_equal_distances():
 
 
 def image_weights() -> dict[str, np.ndarray]:
-    """A timm image ViT's, of another size and other classes, patches of 4."""
+    """Weights of a timm image ViT with another size, other classes and 4x4 patches."""
     block = {
         "norm1.weight": (24,), "norm1.bias": (24,), "attn.qkv.weight": (72, 24), "attn.qkv.bias": (72,),
         "attn.proj.weight": (24, 24), "attn.proj.bias": (24,), "norm2.weight": (24,), "norm2.bias": (24,),
@@ -366,7 +366,7 @@ def image_weights() -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("inflation", ["average", "central"])
-def test_an_image_vit_is_where_training_starts(kind, inflation):
+def test_initialisation_from_an_image_vit(kind, inflation):
     weights, model = image_weights(), MODELS[kind](num_classes=5)
     params = from_state_dict(model, weights, inflation=inflation)["params"]
     image = np.moveaxis(weights["patch_embed.proj.weight"], (0, 1), (-1, -2))
@@ -374,7 +374,7 @@ def test_an_image_vit_is_where_training_starts(kind, inflation):
     np.testing.assert_allclose(kernel.sum(axis=0), image, rtol=1e-6)
     assert bool(kernel[0].any()) == (inflation == "average")
     table = params["position"]["table"]
-    corners = weights["pos_embed"][0, 1:].reshape(3, 3, 24)[::2, ::2]  # of 3x3 made 2x2, the corners stay
+    corners = weights["pos_embed"][0, 1:].reshape(3, 3, 24)[::2, ::2]  # resizing 3x3 to 2x2 keeps the corners
     np.testing.assert_allclose(table, np.broadcast_to(corners, table.shape), atol=1e-6)
     encoder = params["spatial_transformer" if kind == "factorized_encoder" else "transformer"]["block_1"]
     query = weights["blocks.1.attn.qkv.weight"][:24].T
@@ -392,11 +392,11 @@ def test_layer_scale_of_an_image_vit_is_folded(kind):
     plain = from_state_dict(model, weights)["params"]
     encoder = "spatial_transformer" if kind == "factorized_encoder" else "transformer"
     attention = "spatial_attention" if "self" in kind else "attention"
-    ours, theirs = (params[encoder]["block_1"][attention]["out"]["kernel"] for params in (scaled, plain))
-    np.testing.assert_allclose(ours, theirs * scale, rtol=1e-6)
+    ours, original = (params[encoder]["block_1"][attention]["out"]["kernel"] for params in (scaled, plain))
+    np.testing.assert_allclose(ours, original * scale, rtol=1e-6)
 
 
-def test_starts_as_the_original():
+def test_initialisation_follows_the_original():
     model = ViViT(**SIZES | {"width": 96}, num_classes=5)
     params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 6, 8, 8, 3)))["params"]
     assert not params["head"]["kernel"].any() and not params["class_token"].any()
@@ -406,13 +406,13 @@ def test_starts_as_the_original():
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "message"),
     [
         ({"attention": "factorized_dot_product"}, "has no class token: set pooling to mean"),
         ({"attention": "factorized_dot_product", "pooling": "mean", "heads": 3}, "3 heads cannot be halved"),
     ],
 )
-def test_what_does_not_fit_is_refused(fields, said):
+def test_incompatible_settings_are_rejected(fields, message):
     model = ViViT(**SIZES | fields)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 6, 8, 8, 3)))

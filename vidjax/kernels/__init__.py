@@ -1,6 +1,6 @@
-"""How an operation is computed well on a device: plain functions of arrays, which `vidjax.layers` calls.
+"""Optimised implementations of operations: plain functions of arrays, called by `vidjax.layers`.
 
-Each says in its docstring which line of JAX it equals ("Equals ..."), and tests/kernels holds it to that line, with its
-gradients. A kernel stands here for a measured reason (docs/kernels.md): less time, less memory, or fewer bytes between
-devices than that line takes.
+The docstring of each kernel gives the JAX expression that it is equal to ("Equals ..."); tests/kernels compares the
+values and gradients of the two. Each kernel is here because it was measured to need less time, less memory or less
+communication between devices than that expression (docs/kernels.md).
 """

@@ -1,4 +1,4 @@
-"""GELU and its approximations, with derivatives of their own that keep one array for the backward pass.
+"""GELU and its approximations, with custom derivatives that save only one array for the backward pass.
 
 Equal `jax.nn.gelu(x, approximate=False)`, `jax.nn.gelu(x, approximate=True)` and `x * jax.nn.sigmoid(1.702 * x)`.
 """
@@ -13,11 +13,11 @@ from jaxtyping import Array
 
 
 def _with_slope(function: Callable[[Array], Array], slope: Callable[[Array], Array]) -> Callable[[Array], Array]:
-    """The same function of each number, for whose backward pass one array of its type is kept.
+    """An elementwise function with the given derivative, which saves one array of its dtype for the backward pass.
 
-    That is the slope, or what it is made of: XLA may move its making into the backward pass. Autodiff keeps up to four.
-    So does XLA where function and slope share a step, such as an `erfc`, which it computes once and keeps; the slopes
-    below are therefore written in other functions.
+    This array is the derivative, or its input if XLA moves the computation into the backward pass. Autodiff saves up to
+    four arrays. XLA also saves more when function and derivative have a common subexpression such as `erfc`, which it
+    computes once and keeps; the derivatives below are therefore written with different primitives.
     """
 
     @jax.custom_jvp
@@ -48,5 +48,5 @@ def _quick_slope(x: Array) -> Array:
 
 
 exact_gelu = _with_slope(partial(jax.nn.gelu, approximate=False), _exact_slope)  # PyTorch's default
-tanh_gelu = _with_slope(partial(jax.nn.gelu, approximate=True), _tanh_slope)  # Flax's own
-quick_gelu = _with_slope(lambda x: x * jax.nn.sigmoid(1.702 * x), _quick_slope)  # OpenAI's, in CLIP
+tanh_gelu = _with_slope(partial(jax.nn.gelu, approximate=True), _tanh_slope)  # Flax's default
+quick_gelu = _with_slope(lambda x: x * jax.nn.sigmoid(1.702 * x), _quick_slope)  # used by OpenAI's CLIP

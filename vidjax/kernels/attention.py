@@ -1,4 +1,4 @@
-"""Scaled dot-product attention over any leading axes, by one of several implementations."""
+"""Scaled dot-product attention over any leading axes, with a choice of implementations."""
 
 from typing import Literal
 
@@ -13,15 +13,15 @@ from vidjax.kernels.ring_attention import ring_attention
 
 Implementation = Literal["auto", "xla", "cudnn", "chunked", "ring"]
 
-# Pairs of query and key, of one head and clip, up to which `auto` holds all scores at once (off cuDNN). On a CPU,
-# forward and backward in chunks took 1.0 to 1.26 of the time at 100 and 196 tokens, 0.83 to 1.01 at 392 (for more
-# compilation), 0.7 to 0.8 at 784, 0.7 at 1,568 and 0.8 at 3,136, where they hold 33 MB instead of 482 (float32, 6 heads
-# of 64). On an accelerator nothing was measured: there only where the scores of one head take more than 16 MB.
+# Number of query-key pairs per head and clip up to which `auto` computes all scores at once (without cuDNN). On a CPU,
+# forward and backward pass in chunks took 1.0 to 1.26 times as long at 100 and 196 tokens, 0.83 to 1.01 at 392 (with
+# more compilation), 0.7 to 0.8 at 784, 0.7 at 1,568 and 0.8 at 3,136, where it needs 33 MB instead of 482 (float32, 6
+# heads of 64). Not measured on accelerators, where chunks are used if the scores of one head exceed 16 MB.
 FEW_PAIRS_CPU, FEW_PAIRS = 2**18, 2**22
 
 
 def _fits_cudnn(query: Array, key: Array) -> bool:
-    """cuDNN's fused kernel raises rather than falls back, so what it takes is asked here."""
+    """Whether cuDNN's fused kernel accepts these inputs; it raises an error instead of falling back."""
     width = query.shape[-1]
     return query.dtype in (jnp.bfloat16, jnp.float16) and query.dtype == key.dtype and width % 8 == 0 and width <= 128
 
@@ -33,24 +33,27 @@ def attend(
     implementation: Implementation = "auto",
     mask: Bool[Array, "*#b #q n"] | None = None,
 ) -> Float[Array, "*b q k d"]:
-    """Scaled dot-product attention; `k` heads of width `d`; the softmax is computed in float32 or finer.
+    """Scaled dot-product attention; `k` heads of width `d`; the softmax is computed in float32 or higher precision.
 
-    Equals `jax.nn.dot_product_attention(query, key, value, mask=mask)`, of any leading axes.
+    Equals `jax.nn.dot_product_attention(query, key, value, mask=mask)`, for any leading axes.
 
-    Gradients of the scores are float32 off cuDNN, so on GPUs too under a mask: what that costs there was not measured.
+    Without cuDNN, and so also with a mask on a GPU, gradients of the scores are float32; the cost of this on GPUs has
+    not been measured.
 
     Args:
-      query, key, value: any number of leading axes, equal in all three.
-      implementation: `xla` holds the scores of all pairs; `cudnn`, for bfloat16 or float16 on an NVIDIA GPU, holds
-        none; `chunked` those of some queries at a time, on any device; `auto` is `cudnn` where that fits, else `xla`
-        for few tokens and `chunked` for many. `ring` splits the tokens over devices (`kernels.ring_attention`).
-      mask: True where the query may see the key, in all heads. A query that may see nothing sees all keys alike.
+      query, key, value: any number of leading axes, the same in all three.
+      implementation: `xla` materialises the scores of all pairs; `cudnn`, for bfloat16 or float16 on an NVIDIA GPU,
+        none; `chunked` those of some queries at a time, on any device. `auto` is `cudnn` if it supports the inputs,
+        otherwise `xla` for few tokens and `chunked` for many. `ring` splits the tokens over devices
+        (`kernels.ring_attention`).
+      mask: True where the query may attend to the key; the same for all heads. A query with no allowed key attends to
+        all keys equally.
 
     Raises:
-      UserError: `ring` is given a mask, or has no mesh to run on.
+      UserError: `ring` with a mask, or without a mesh.
     """
     if implementation == "auto":
-        # cuDNN's kernel has no gradient under a mask where a length is odd, as CLIP's 77 is.
+        # With a mask, cuDNN's kernel has no gradient for odd lengths such as CLIP's 77.
         fits = jax.default_backend() == "gpu" and mask is None and _fits_cudnn(query, key)
         most = FEW_PAIRS_CPU if jax.default_backend() == "cpu" else FEW_PAIRS
         few = query.shape[-3] * key.shape[-3] <= most
@@ -59,7 +62,7 @@ def attend(
         return _attend_in_chunks(query, key, value, mask)
     if implementation == "ring":
         if mask is not None:
-            raise UserError("ring attention takes no mask: choose the implementation 'chunked' or 'xla'")
+            raise UserError("ring attention takes no mask: use the implementation 'chunked' or 'xla'")
         return ring_attention(query, key, value)
     if implementation == "xla":
         query, *pair = (einops.rearrange(x, "... n k d -> ... k n d") for x in (query, key, value))
@@ -69,29 +72,29 @@ def attend(
     flat = (x.reshape(-1, *x.shape[-3:]) for x in (query, key, value))
     if mask is not None:
         mask = jnp.broadcast_to(mask, (*leading, query.shape[-3], key.shape[-3]))
-        mask = mask.reshape(-1, 1, *mask.shape[-2:])  # one for all heads
+        mask = mask.reshape(-1, 1, *mask.shape[-2:])  # the same for all heads
     attended = jax.nn.dot_product_attention(*flat, mask=mask, implementation=implementation)
     return attended.reshape(*leading, *query.shape[-3:])
 
 
 def _attend_to_all(query: Array, pair: tuple[Array, Array], mask: Array | None) -> Array:
-    """Each query `*b q d` sees all keys `*b n d` that its row of the mask `*#b q n` lets it, all at once."""
+    """Attention of queries `*b q d` to keys `*b n d` with a mask `*#b q n`, materialising all scores."""
     scores = scores_of(query, pair[0])
     if mask is not None:
         scores = jnp.where(mask, scores, LOWEST)
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
     attended = weigh(weights, pair[1])
-    # Divided last, where there are `d` numbers and not `n`: so no second array of all pairs is kept in float32.
+    # Normalised last, over `d` values instead of `n`, so that no second float32 array of all pairs is saved.
     return (attended / weights.sum(axis=-1, keepdims=True)).astype(pair[1].dtype)
 
 
-@jax.checkpoint  # keeps the inputs as they are, not as float32
+@jax.checkpoint  # saves the inputs in their own dtype, not in float32
 def _attend_in_chunks(query: Array, key: Array, value: Array, mask: Array | None) -> Array:
-    """Exact: every query sees all keys at once, but few queries do at a time.
+    """Exact attention over chunks of queries; each query attends to all keys at once.
 
-    On a TPU, too, this is the path: JAX's experimental kernels could not be tested. Within 10 % of the time of a rule
-    of its own with FlashAttention's saved sums (in float32; in bfloat16 a fifth slower), and unlike that open to
-    forward-mode derivatives.
+    Also used on TPUs, because JAX's experimental kernels could not be tested. Within 10 % of the time of a custom
+    gradient with FlashAttention's saved sums (float32; in bfloat16 a fifth slower), and unlike it supports forward-mode
+    differentiation.
     """
 
     one_row = mask is not None and mask.shape[-2] == 1  # the same for all queries
@@ -105,7 +108,7 @@ def _attend_in_chunks(query: Array, key: Array, value: Array, mask: Array | None
 def attention_weights(
     query: Float[Array, "*b q k d"], key: Float[Array, "*b n k d"], mask: Bool[Array, "*#b #q n"] | None = None
 ) -> Float[Array, "*b k q n"]:
-    """What `attend` weighs the values by: for each head and query, the weights of all keys, in float32 or finer.
+    """The attention weights of `attend`: for each head and query, those of all keys, in float32 or higher precision.
 
     Equals `jax.nn.softmax(jnp.einsum("...qkd,...nkd->...kqn", query, key) / sqrt(d), where=mask)`.
     """

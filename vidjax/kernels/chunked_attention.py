@@ -1,6 +1,6 @@
-"""Attention of some queries at a time: the scores of all pairs need not be held at once, forwards or backwards.
+"""Attention over chunks of queries, so that neither pass needs the scores of all pairs in memory at once.
 
-`over_queries` runs head after head and chunk after chunk, on one device.
+`over_queries` processes one head and one chunk at a time, on one device.
 """
 
 from collections.abc import Callable
@@ -13,16 +13,16 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree, Shaped
 
-# Queries whose scores are held at once, of one head (and of all clips). On a CPU 64 to 1,024 took the same time forward
-# and backward at 12,544 keys, 64 a tenth more at 1,568; memory grows with them, sevenfold from 128 to 1,024. An
-# accelerator's step should be worth its launch; that number is reasoned, not measured.
+# Queries per chunk, for one head (and all clips). On a CPU, 64 to 1,024 took the same time forward and backward at
+# 12,544 keys; at 1,568 keys, 64 took a tenth longer. Memory grows with the chunk, sevenfold from 128 to 1,024. The
+# value for accelerators is an estimate, large enough to amortise a kernel launch; it has not been measured.
 CHUNK_CPU, CHUNK = 128, 1024
 
 LOWEST = jnp.finfo(jnp.float32).min
 
 
 def chunk_length(queries: int) -> int:
-    """Queries of one chunk: near the measured length, in chunks as equal as can be."""
+    """Queries per chunk: at most the constant above, with chunks as equal as possible."""
     chunks = -(-queries // (CHUNK_CPU if jax.default_backend() == "cpu" else CHUNK))
     return -(-queries // chunks)
 
@@ -33,16 +33,16 @@ def over_queries(
     keys: PyTree[Float[Array, "*b n k _"]],
     rows: PyTree[Shaped[Array, "*#m q _"]] = None,
 ) -> Any:
-    """`function` of every head and some queries at a time; the backward pass computes each time again.
+    """Maps `function` over heads and chunks of queries; the backward pass recomputes each chunk.
 
     Equals `function(queries, keys, rows)` with the heads moved before the tokens and back.
 
     Args:
-      function: of one head and `c` queries: (queries `*b c _`, keys `*b n _`, rows `*#m c _`) to arrays `*b c _`.
-      rows: what belongs to a query whatever the head, such as its row of a mask.
+      function: for one head and `c` queries: (queries `*b c _`, keys `*b n _`, rows `*#m c _`) to arrays `*b c _`.
+      rows: one entry per query, the same for all heads, such as the query's row of a mask.
 
     Returns:
-      What `function` gives, `*b q k _`.
+      The outputs of `function`, `*b q k _`.
     """
     dtypes = jax.tree.map(lambda x: x.dtype, keys)
     length = jax.tree.leaves(queries)[0].shape[-3]
@@ -54,7 +54,7 @@ def over_queries(
 
         @jax.checkpoint
         def some_queries(arrays: tuple[PyTree, PyTree]) -> Any:
-            # The gradients of the keys are sums over chunks: summed in what the keys are outside, float32 or finer.
+            # Gradients of the keys are summed over the chunks, in the keys' dtype outside: float32 or higher precision.
             return function(arrays[0], jax.tree.map(lambda x, dtype: x.astype(dtype), keys, dtypes), arrays[1])
 
         split = partial(einops.rearrange, pattern="... (m c) d -> m ... c d", c=chunk)
@@ -69,13 +69,13 @@ def over_queries(
 
     queries = jax.tree.map(lambda x: einops.rearrange(x, "... q k d -> k ... q d"), queries)
     keys = jax.tree.map(lambda x: einops.rearrange(x, "... n k d -> k ... n d").astype(_wide(x)), keys)
-    # Heads are gone through, clips are not: a batch that is split over devices stays where it is.
+    # The loop is over heads and not over clips, so that a batch sharded over devices stays in place.
     mapped = jax.lax.map(one_head, (queries, keys))
     return jax.tree.map(lambda x: einops.rearrange(x, "k ... q d -> ... q k d"), mapped)
 
 
 def scores_of(query: Float[Array, "*b c d"], key: Float[Array, "*b n d"]) -> Float[Array, "*b c n"]:
-    """Scaled dot products, in float32 or finer.
+    """Scaled dot products, in float32 or higher precision.
 
     Equals `jnp.einsum("...cd,...nd->...cn", query, key) / sqrt(d)`.
     """
@@ -85,16 +85,16 @@ def scores_of(query: Float[Array, "*b c d"], key: Float[Array, "*b n d"]) -> Flo
 
 @jax.custom_jvp
 def weigh(weights: Float[Array, "*b c n"], value: Float[Array, "*b n d"]) -> Float[Array, "*b c d"]:
-    """Sums of values, weighed in their type, in float32 or finer.
+    """Weighted sums of the values, with the weights in the values' dtype; accumulated in float32 or higher precision.
 
-    Equals `jnp.einsum("...cn,...nd->...cd", weights, value)`, but for how its gradients are rounded.
+    Equals `jnp.einsum("...cn,...nd->...cd", weights, value)`, except for the rounding of its gradients.
     """
     return _sum(weights.astype(value.dtype), value)
 
 
 @weigh.defjvp
 def _weigh_derivative(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
-    """Gradients of weights are not rounded: the softmax makes differences of them, of much that is alike."""
+    """Gradients of the weights are not rounded, because the softmax subtracts nearly equal ones."""
     weights, value = primals
     return weigh(weights, value), _sum(tangents[0], value) + _sum(weights.astype(value.dtype), tangents[1])
 

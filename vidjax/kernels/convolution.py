@@ -1,11 +1,11 @@
-"""3-D convolution by the way that is fastest for its kernel on the device.
+"""3-D convolution by the fastest algorithm for the kernel size and device.
 
-XLA's own 3-D convolutions are several times slower than PyTorch's on CPUs, and their gradients worse. So a convolution
-along space or time alone is a 2-D one over folded axes, one by windows of 3 x 3 goes through `kernels.winograd`, and
-the gradients of the kernels are matrix products.
-These gradients are for reverse mode alone: `jax.jvp`, and what is built on it (`jax.jacfwd`, `jax.hessian`), fails.
-Several CPUs, simulated ones too, take XLA's gradients, as accelerators do: ours go from clip to clip, and each device
-would fetch those of all others.
+XLA's 3-D convolutions are several times slower than PyTorch's on CPUs, and their gradients even more so. A purely
+spatial or temporal convolution is therefore computed as a 2-D one over folded axes, a 3 x 3 one by `kernels.winograd`,
+and the gradients of the kernels by matrix products.
+These gradients support reverse mode only: `jax.jvp` and everything built on it (`jax.jacfwd`, `jax.hessian`) fails.
+With several CPU devices, including simulated ones, XLA's gradients are used, as on accelerators: ours loop over the
+clips, and each device would have to fetch the clips of all others.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from vidjax.kernels.winograd import Pairs
 def conv3d(
     x: Float[Array, "b t h w c"], kernel: Float[Array, "kt kh kw c d"], strides: Sequence[int], padding: Pairs
 ) -> Float[Array, "b _ _ _ d"]:
-    """A 3-D convolution, by the way that is fastest for its kernel; `padding` in cells before and after each axis.
+    """3-D convolution; `padding` gives the cells before and after each axis.
 
     Equals `lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=("NTHWC", "THWIO", "NTHWC"))`.
     """
@@ -35,7 +35,7 @@ def conv3d(
 
 def _xla_conv3d(x: Array, kernel: Array, strides: Sequence[int], padding: Pairs) -> Array:
     (b, t, h, w, _), (kt, kh, kw, c, d) = x.shape, kernel.shape
-    if winograd.pays(x, kernel, strides, padding):
+    if winograd.is_faster(x, kernel, strides, padding):
         return winograd.winograd_convolution(x, kernel, padding)
     if kt == 1 and padding[0] == (0, 0):
         x = x[:, :: strides[0]]
@@ -54,20 +54,20 @@ def _conv2d(x: Array, kernel: Array, strides: Sequence[int], padding: Pairs) -> 
     convolve = partial(lax.conv_general_dilated, dimension_numbers=("NHWC", "HWIO", "NHWC"))
     (_, h, w, _), (kh, kw, c, d), ((top, bottom), columns) = x.shape, kernel.shape, padding
     if jax.default_backend() == "cpu" and tuple(strides) == (1, 1) and kh * kw > 1 and w <= 256 and d <= 64 and c > 16:
-        # XLA has two ways to convolve. That with threads over columns and channels leaves all but one idle where there
-        # are few of both; the other, which it takes where the result is larger than the input, was 1.3 times as fast on
-        # two cores (0.76 by CPU time, so slower on one).
+        # XLA has two implementations. The one that parallelises over columns and channels leaves all threads but one
+        # idle if there are few of both. The other, which XLA selects if the result is larger than the input, was 1.3
+        # times as fast on two cores (0.76 by CPU time, so slower on one); the extra rows below make it select that one.
         rows = h + top + bottom - kh + 1
         more = max(0, h + 1 - rows)
         return convolve(x, kernel, strides, ((top, bottom + more), columns))[:, :rows]
     return convolve(x, kernel, strides, padding)
 
 
-@partial(jax.jit, static_argnums=(2, 3))  # so that training.cost knows it by its name
+@partial(jax.jit, static_argnums=(2, 3))  # so that training.cost finds it by name
 def _sum_over_taps(x: Array, kernel: Array, strides: Sequence[int], padding: Pairs) -> Array:
-    """A 2-D convolution for each frame of the kernel, over those frames of `x` that it meets: none of the padding.
+    """The sum of one 2-D convolution per frame of the kernel, over the frames of `x` that it covers, without padding.
 
-    Of few channels, those of all frames that a result needs are laid side by side for one convolution.
+    With few channels, all frames that contribute to an output are concatenated along the channels for one convolution.
     """
     (b, t, h, w, c), (kt, kh, kw, _, d), (before, after), stride = x.shape, kernel.shape, padding[0], strides[0]
     frames = (t + before + after - kt) // stride + 1
@@ -79,13 +79,13 @@ def _sum_over_taps(x: Array, kernel: Array, strides: Sequence[int], padding: Pai
         return y.reshape(b, frames, *y.shape[1:])
     total = 0.0
     for tap in range(kt):
-        met = [i for i in range(frames) if 0 <= i * stride + tap - before < t]
-        if met:
-            first = met[0] * stride + tap - before
-            seen = x[:, first : first + (len(met) - 1) * stride + 1 : stride].reshape(-1, h, w, c)
-            y = _conv2d(seen, kernel[tap], strides[1:], padding[1:])
-            y = y.reshape(b, len(met), *y.shape[1:])
-            total += jnp.pad(y, ((0, 0), (met[0], frames - 1 - met[-1]), *[(0, 0)] * 3))
+        covered = [i for i in range(frames) if 0 <= i * stride + tap - before < t]
+        if covered:
+            first = covered[0] * stride + tap - before
+            tap_frames = x[:, first : first + (len(covered) - 1) * stride + 1 : stride].reshape(-1, h, w, c)
+            y = _conv2d(tap_frames, kernel[tap], strides[1:], padding[1:])
+            y = y.reshape(b, len(covered), *y.shape[1:])
+            total += jnp.pad(y, ((0, 0), (covered[0], frames - 1 - covered[-1]), *[(0, 0)] * 3))
     return total
 
 
@@ -97,7 +97,7 @@ def _cpu_conv3d(x: Array, kernel: Array, strides: Sequence[int], padding: Pairs)
 def _cpu_gradients(
     strides: Sequence[int], padding: Pairs, saved: tuple[Array, Array], dy: Array
 ) -> tuple[Array, Array]:
-    """The input's gradient is a convolution, too; the kernel's, which XLA is slow at, is made of matrix products."""
+    """The input's gradient by a convolution; the kernel's, which is slow in XLA, by matrix products."""
     x, kernel = saved
     size, c, d = kernel.shape[:3], *kernel.shape[3:]
     if any(stride > 1 for stride in strides):
@@ -105,12 +105,12 @@ def _cpu_gradients(
         return dx, _kernel_gradient(x, dy, size, strides, padding)
     low = [k - 1 - before for k, (before, _) in zip(size, padding, strict=True)]
     high = [i + k - 1 - b - o for i, k, b, o in zip(x.shape[1:4], size, low, dy.shape[1:4], strict=True)]
-    turned = tuple(zip(low, high, strict=True))
-    dx = _xla_conv3d(dy, jnp.swapaxes(kernel[::-1, ::-1, ::-1], 3, 4), strides, turned)
-    if winograd.pays(x, kernel, strides, padding):
+    flipped_padding = tuple(zip(low, high, strict=True))
+    dx = _xla_conv3d(dy, jnp.swapaxes(kernel[::-1, ::-1, ::-1], 3, 4), strides, flipped_padding)
+    if winograd.is_faster(x, kernel, strides, padding):
         return dx, winograd.winograd_kernel_gradient(x, dy, size[0], padding)
     if _copies(size, d, c) < _copies(size, c, d):
-        dkernel = _kernel_gradient(dy, x, size, strides, turned)[::-1, ::-1, ::-1]
+        dkernel = _kernel_gradient(dy, x, size, strides, flipped_padding)[::-1, ::-1, ::-1]
         return dx, jnp.swapaxes(dkernel, 3, 4)
     return dx, _kernel_gradient(x, dy, size, strides, padding)
 
@@ -118,60 +118,61 @@ def _cpu_gradients(
 _cpu_conv3d.defvjp(lambda x, kernel, *how: (_cpu_conv3d(x, kernel, *how), (x, kernel)), _cpu_gradients)
 
 
-def _copies(size: Sequence[int], shifted: int, still: int) -> int:
-    """Numbers that `_correlate` lays out a place."""
+def _copies(size: Sequence[int], shifted: int, fixed: int) -> int:
+    """Values per position that `_correlate` copies."""
     frames, places = size[0], size[1] * size[2]
-    return shifted * places * (places > 1) + still * frames * (frames > 1)
+    return shifted * places * (places > 1) + fixed * frames * (frames > 1)
 
 
 def _kernel_gradient(x: Array, dy: Array, size: Sequence[int], strides: Sequence[int], padding: Pairs) -> Array:
     (kt, kh, kw), stride, before, frames = size, strides[0], padding[0][0], dy.shape[1]
-    # Cut, where a convolution padded by more than its window is turned round.
+    # Crops where the padding is negative: the transpose of a convolution padded by more than its window.
     x = winograd.pad_or_cut(x, ((0, 0), *padding[1:]))
     gradient = jnp.zeros((kt, kh, kw, x.shape[-1], dy.shape[-1]), dy.dtype)
-    for phase in range(min(stride, x.shape[1])):  # frames of the same phase meet the same taps
-        seen = x[:, phase::stride]
+    for phase in range(min(stride, x.shape[1])):  # frames of the same phase are covered by the same taps
+        phase_frames = x[:, phase::stride]
         offsets = {tap: (phase + before - tap) // stride for tap in range(kt) if (phase + before - tap) % stride == 0}
-        met = [tap for tap, offset in offsets.items() if -seen.shape[1] < offset < frames]
-        if met:
-            products = _correlate(seen, dy, [offsets[tap] for tap in met], (kh, kw), strides[1:])
-            gradient = gradient.at[np.asarray(met)].set(products)
+        covered = [tap for tap, offset in offsets.items() if -phase_frames.shape[1] < offset < frames]
+        if covered:
+            products = _correlate(phase_frames, dy, [offsets[tap] for tap in covered], (kh, kw), strides[1:])
+            gradient = gradient.at[np.asarray(covered)].set(products)
     return gradient
 
 
 def _correlate(
-    shifted: Array, still: Array, offsets: Sequence[int], size: Sequence[int], strides: Sequence[int]
+    shifted: Array, fixed: Array, offsets: Sequence[int], size: Sequence[int], strides: Sequence[int]
 ) -> Array:
-    """Products summed over clips, frames and places: `(offsets, kh, kw, c, d)`.
+    """Products summed over clips, frames and positions: `(offsets, kh, kw, c, d)`.
 
-    Frame i of `shifted`, at each shift of a kernel of that `size`, meets frame i + offset of `still`, where there is
-    one: each place's shifts are laid out once for all offsets.
+    Frame i of `shifted`, at each shift of a kernel of this `size`, is multiplied by frame i + offset of `fixed`, if it
+    exists. The shifts of each position are copied only once for all offsets.
     """
-    (b, t, _, wide, c), (_, others, height, width, d), (kh, kw), (sh, sw) = shifted.shape, still.shape, size, strides
+    (b, t, _, wide, c), (_, others, height, width, d), (kh, kw), (sh, sw) = shifted.shape, fixed.shape, size, strides
     early = max(0, -min(offsets))
-    still = jnp.pad(still, ((0, 0), (early, max(0, t + max(offsets) - others)), *[(0, 0)] * 3))
+    fixed = jnp.pad(fixed, ((0, 0), (early, max(0, t + max(offsets) - others)), *[(0, 0)] * 3))
     starts = [early + offset for offset in offsets]
 
-    def products(shifted: Array, still: list[Array]) -> Array:
-        down, across = (still[0].shape[-3] - 1) * sh + 1, (width - 1) * sw + 1
+    def products(shifted: Array, fixed: list[Array]) -> Array:
+        down, across = (fixed[0].shape[-3] - 1) * sh + 1, (width - 1) * sw + 1
         taps = [shifted[..., i : i + down : sh, j : j + across : sw, :] for i, j in product(range(kh), range(kw))]
-        left, right = (jnp.concatenate([a.reshape(-1, a.shape[-1]) for a in side], axis=1) for side in (still, taps))
+        left, right = (jnp.concatenate([a.reshape(-1, a.shape[-1]) for a in side], axis=1) for side in (fixed, taps))
         return left.T @ right
 
     if b * t * height * width <= 2048:
-        total = products(shifted, [still[:, start : start + t] for start in starts])
-    else:  # A few rows at a time, so that what is multiplied stays in the cache.
+        total = products(shifted, [fixed[:, start : start + t] for start in starts])
+    else:  # a few rows at a time, so that the operands stay in the cache
         most = 2**19 // (width * kh * kw * c)
         rows = max(r for r in range(1, height + 1) if height % r == 0 and (r == 1 or r <= most))
 
         def add_rows(total: Array, place: Array) -> tuple[Array, None]:
             clip, frame, row = place
             window = (1, 1, (rows - 1) * sh + kh, wide, c)
-            seen = lax.dynamic_slice(shifted, (clip, frame, row * sh, 0, 0), window)
-            met = [lax.dynamic_slice(still, (clip, frame + s, row, 0, 0), (1, 1, rows, width, d)) for s in starts]
-            return total + products(seen, met), None
+            shifted_rows = lax.dynamic_slice(shifted, (clip, frame, row * sh, 0, 0), window)
+            size = (1, 1, rows, width, d)
+            fixed_rows = [lax.dynamic_slice(fixed, (clip, frame + start, row, 0, 0), size) for start in starts]
+            return total + products(shifted_rows, fixed_rows), None
 
         places = [(clip, frame, row) for clip in range(b) for frame in range(t) for row in range(0, height, rows)]
-        zeros = jnp.zeros((len(offsets) * d, kh * kw * c), still.dtype)
+        zeros = jnp.zeros((len(offsets) * d, kh * kw * c), fixed.dtype)
         total, _ = lax.scan(add_rows, zeros, jnp.asarray(places))
     return jnp.moveaxis(total.reshape(len(offsets), d, kh, kw, c), 1, -1)

@@ -1,7 +1,7 @@
-"""Depthwise 3-D convolution as a sum of shifted products, with a gradient of its own.
+"""Depthwise 3-D convolution as a sum of shifted products, with a custom gradient.
 
-XLA's grouped convolutions are many times slower than PyTorch's on CPUs and slow on GPUs, and their gradients worse.
-The gradient is for reverse mode alone.
+XLA's grouped convolutions are many times slower than PyTorch's on CPUs and slow on GPUs, and their gradients even more
+so. The gradient supports reverse mode only.
 """
 
 from collections.abc import Sequence
@@ -16,13 +16,16 @@ from jaxtyping import Array, Float
 
 @jax.custom_vjp
 def depthwise_conv3d(x: Float[Array, "b t h w c"], kernel: Float[Array, "kt kh kw 1 c"]) -> Float[Array, "b t h w c"]:
-    """Each channel by its own kernel; stride 1, odd sizes, padded to the same size; summed in float32 or finer.
+    """Depthwise convolution; stride 1, odd kernel sizes, same-size output; summed in float32 or higher precision.
 
     Equals `lax.conv_general_dilated(x, kernel, (1, 1, 1), "SAME", dimension_numbers=("NTHWC", "THWIO", "NTHWC"),
     feature_group_count=c)`.
 
-    A sum of shifted products, which compilers fuse into one loop. Larger kernels go through time in a loop: a sum of
-    125 products compiles slowly and runs no faster.
+    The sum of shifted products is fused into one loop by the compiler. For larger kernels, a loop runs over their
+    frames: a sum of 125 products compiles slowly and runs no faster.
+
+    Raises:
+      ValueError: an even kernel size.
     """
     kt, kh, kw = kernel.shape[:3]
     wide = jnp.promote_types(x.dtype, jnp.float32)
@@ -46,7 +49,7 @@ def depthwise_conv3d(x: Float[Array, "b t h w c"], kernel: Float[Array, "kt kh k
 
 
 def _depthwise_gradients(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
-    """The input's gradient is the same operation with the kernel turned round; the kernel's, one sum a tap."""
+    """The input's gradient is the same operation with the kernel flipped; the kernel's is one sum per tap."""
     x, kernel = saved
     wide = jnp.promote_types(x.dtype, jnp.float32)
     padded = _pad_same(x, kernel.shape[:3])
@@ -65,5 +68,5 @@ depthwise_conv3d.defvjp(lambda x, kernel: (depthwise_conv3d(x, kernel), (x, kern
 
 def _pad_same(x: Array, kernel_size: Sequence[int]) -> Array:
     if any(size % 2 == 0 for size in kernel_size):
-        raise ValueError(f"a depthwise kernel of {tuple(kernel_size)} has no middle: use odd sizes")
+        raise ValueError(f"a depthwise kernel of size {tuple(kernel_size)} has no centre: use odd sizes")
     return jnp.pad(x, ((0, 0), *((size // 2, size // 2) for size in kernel_size), (0, 0)))

@@ -1,6 +1,6 @@
-"""Batch norm's and layer norm's arithmetic, keeping less for the backward pass than Flax's.
+"""The arithmetic of batch norm and layer norm, saving less for the backward pass than Flax does.
 
-Batch norm's gradient is for reverse mode alone; layer norm's is for all modes.
+The gradient of batch norm supports reverse mode only, that of layer norm all modes.
 """
 
 import math
@@ -15,15 +15,15 @@ from jaxtyping import Array
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
 def standardize(x: Array, scale: Array, bias: Array, valid: Array, epsilon: float) -> tuple[Array, Array, Array]:
-    """`x` with mean `bias` and standard deviation `scale` in each channel; and the mean and biased variance it had.
+    """Normalises `x` per channel, scales and shifts it; also returns the mean and the biased variance of `x`.
 
-    Equals, where all rows are valid, `jax.nn.standardize(x, axis=(0, ..., -2), epsilon=epsilon) * scale + bias`.
-    Rows that are not valid are zeros in the result, and in its gradient.
+    If all rows are valid, equals `jax.nn.standardize(x, axis=(0, ..., -2), epsilon=epsilon) * scale + bias`.
+    Invalid rows are ignored; they are zero in the result and in the gradient.
 
     Args:
       x: `b *n c`.
       scale, bias: `c`.
-      valid: `b`, false for rows that do not count.
+      valid: `b`, false for invalid rows.
       epsilon: added to the variance.
     """
     wide, count = jnp.promote_types(x.dtype, jnp.float32), _count(x, valid)
@@ -40,7 +40,7 @@ def _standardize_forward(x: Array, scale: Array, bias: Array, valid: Array, epsi
 
 
 def _standardize_gradients(epsilon: float, saved: tuple, gradients: tuple) -> tuple[Array, Array, Array, None]:
-    """Linear in `dy` and `x`, so that one pass over both is enough; the statistics get no gradient of their own."""
+    """Linear in `dy` and `x`, so that one pass over both suffices; the returned statistics have no gradient."""
     (x, scale, valid, mean, inverse), dy = saved, gradients[0]
     count = _count(x, valid)
     dbias = _sum(dy.astype(mean.dtype), valid)
@@ -56,23 +56,23 @@ standardize.defvjp(_standardize_forward, _standardize_gradients)
 
 
 def _count(x: Array, valid: Array) -> Array:
-    """Values of a channel in the valid rows; not 0 where there are none."""
+    """Number of values per channel in the valid rows; never 0."""
     return jnp.maximum(valid.sum(), 1) * math.prod(x.shape[1:-1])
 
 
 def _sum(x: Array, valid: Array) -> Array:
-    """Of each channel over the valid rows: first within each row, so that choosing costs nothing."""
+    """Per channel, over the valid rows; rows are summed first, so that masking costs nothing."""
     return jnp.where(valid[:, None], x.sum(axis=tuple(range(1, x.ndim - 1))), 0).sum(axis=0)
 
 
 def _of_valid(values: Array, x: Array, valid: Array) -> Array:
-    """A value a channel in the valid rows of `x`, 0 in the others."""
+    """One value per channel in the valid rows of `x`, 0 in the others."""
     return jnp.where(valid[:, None], values, 0).reshape(len(x), *(1,) * (x.ndim - 2), -1)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(3, 4))
 def standardize_rows(x: Array, scale: Array, bias: Array, epsilon: float, dtype: DTypeLike) -> Array:
-    """Each row of `x` with mean 0 and standard deviation 1, then scaled and shifted; computed in float32 or finer.
+    """Normalises each row of `x`, then scales and shifts it; computed in float32 or higher precision.
 
     Equals `(jax.nn.standardize(x, axis=-1, epsilon=epsilon) * scale + bias).astype(dtype)`.
 
@@ -90,11 +90,11 @@ def standardize_rows(x: Array, scale: Array, bias: Array, epsilon: float, dtype:
 def _standardize_rows_derivative(
     epsilon: float, dtype: DTypeLike, primals: tuple[Array, ...], tangents: tuple[Array, ...]
 ) -> tuple[Array, Array]:
-    @partial(jax.checkpoint, prevent_cse=False)  # so that `x` is kept, and nothing as large that is made of it
+    @partial(jax.checkpoint, prevent_cse=False)  # so that `x` is the only array of its size that is saved
     def derivative(x: Array, mean: Array, inverse: Array, scale: Array, tangents: tuple[Array, ...]) -> Array:
         dx, dscale, dbias = tangents
         standard = (x - mean) * inverse
-        # Scaled before the sums: with the scale behind them a training step on a CPU took twice as long.
+        # Scaled before the sums: with the scale after them, a training step on a CPU took twice as long.
         dx = dx * inverse
         dx = dx - jnp.mean(dx, -1, keepdims=True) - standard * jnp.mean(dx * standard, -1, keepdims=True)
         return (dx * scale + standard * dscale + dbias).astype(dtype)
@@ -105,7 +105,7 @@ def _standardize_rows_derivative(
 
 
 def _moments(x: Array, epsilon: float) -> tuple[Array, Array]:
-    """Of each row: the mean, and one over the standard deviation, in float32 or finer."""
+    """Mean and inverse standard deviation of each row, in float32 or higher precision."""
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     mean = jnp.mean(wide, -1, keepdims=True)
     variance = jnp.maximum(jnp.mean(jnp.square(wide), -1, keepdims=True) - jnp.square(mean), 0)

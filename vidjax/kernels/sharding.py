@@ -1,4 +1,4 @@
-"""How clips lie on the mesh of devices."""
+"""Sharding of clips over the device mesh."""
 
 from collections.abc import Sequence
 from math import prod
@@ -9,13 +9,14 @@ from jaxtyping import Array, Float
 
 
 def split_clips(x: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
-    """Keeps the leading axis split over `data` and `fsdp` of the mesh in context, if there is one; the gradient's too.
+    """Constrains the leading axis, also of the gradient, to be sharded over `data` and `fsdp` of the current mesh.
 
     Equals `x`.
 
-    For what blocks hand on: where they run in a loop XLA would split it as the parameters are split, and gather clips
-    in place of weights (VideoMAE-B's pre-training step over eight devices sent 17 times as many bytes). Frames folded
-    into that axis are not split over `sequence`. Outside of `jax.jit`, and for axes that are not Auto, it does nothing.
+    Applied between transformer blocks: in a loop over blocks, XLA would otherwise shard activations like the parameters
+    and gather clips instead of weights (VideoMAE-B's pre-training step over eight devices sent 17 times as many bytes).
+    Frames folded into this axis are not split over `sequence`. Does nothing without a mesh, outside of `jax.jit`, and
+    for axes that are not Auto.
     """
     mesh = jax.sharding.get_abstract_mesh()
     axes = clip_axes(mesh, mesh.auto_axes, x.shape[0])
@@ -25,7 +26,7 @@ def split_clips(x: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
 
 
 def clip_axes(mesh: AbstractMesh, among: Sequence[str], rows: int) -> tuple[str, ...] | None:
-    """Mesh axes that so many clips (or frames, one clip's after another's) are split over, if they divide them."""
+    """The mesh axes over which `rows` clips (or frames, clip by clip) are split; None if they are not divisible."""
     axes = tuple(axis for axis in ("data", "fsdp") if axis in among)
     groups = prod(mesh.shape[axis] for axis in axes)
     return axes if groups > 1 and rows % groups == 0 else None

@@ -1,9 +1,9 @@
-"""Convolution by windows of 3 x 3 with a quarter of the products (Lavin & Gray 2016, arXiv:1509.09308), for CPUs.
+"""Winograd convolution for CPUs: 3 x 3 kernels with a quarter of the products (Lavin & Gray 2016, arXiv:1509.09308).
 
-F(4 x 4, 3 x 3): a tile of 4 x 4 results takes 6 x 6 cells of the input. Along each side the kernel is evaluated as a
-polynomial at six points (G), cells go through the transpose of interpolation (B^T), and results come through the
-transpose of evaluation (A^T): channels are multiplied 36 times a tile, once for each pair of points, not 16 x 9 times.
-Through time the kernel's frames are convolved as they are. The kernel's gradient takes the same matrices the other way.
+F(4 x 4, 3 x 3): a tile of 4 x 4 outputs depends on 6 x 6 cells of the input. Along each axis, the kernel is evaluated
+as a polynomial at six points (G), the input cells are transformed by the transpose of interpolation (B^T), and the
+outputs by the transpose of evaluation (A^T): channels are multiplied 36 times per tile, once for each pair of points,
+instead of 16 x 9 times. The temporal axis is convolved directly. The kernel's gradient uses the transposed matrices.
 """
 
 from collections.abc import Sequence
@@ -18,13 +18,13 @@ from jaxtyping import Array, Float
 Pairs = tuple[tuple[int, int], ...]
 
 TILE, CELLS = 4, 6
-# Besides infinity. Errors are half those of the usual 0, 1, -1, 2, -2 (root mean square; the largest, a quarter to a
-# third), and three to five times those of XLA's plain sum.
+# The sixth point is at infinity. The RMS error is half that of the usual points 0, 1, -1, 2, -2 (the maximum error a
+# quarter to a third), and three to five times that of XLA's direct sum.
 POINTS = np.array([0, 3 / 4, -3 / 4, 3 / 2, -3 / 2])
 
 
 def _matrices() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of the paper's section 4: B^T (6, 6) of the input's cells, G (6, 3) of the kernel, A^T (4, 6) of the results."""
+    """The matrices of the paper's section 4: B^T (6, 6) for inputs, G (6, 3) for kernels, A^T (4, 6) for outputs."""
     others = [np.delete(POINTS, i) for i in range(len(POINTS))]
     cells = [[*np.poly(other)[::-1], 0] for other in others] + [np.poly(POINTS)[::-1]]
     scales = [np.prod(point - other) for point, other in zip(POINTS, others, strict=True)]
@@ -37,17 +37,17 @@ B_T, G, A_T = _matrices()
 
 
 def on_one_cpu() -> bool:
-    """Whether all that is computed is computed by one CPU."""
+    """Whether JAX runs on a single CPU device."""
     return jax.default_backend() == "cpu" and jax.device_count() == 1
 
 
-def pays(x: Array, kernel: Array, strides: Sequence[int], padding: Pairs) -> bool:
-    """Whether this is the faster way, for the convolution and its gradients; it takes 2.5 times the scratch memory.
+def is_faster(x: Array, kernel: Array, strides: Sequence[int], padding: Pairs) -> bool:
+    """Whether Winograd convolution and its gradients are faster here; they need 2.5 times the scratch memory.
 
-    On CPUs and in float32 alone: bfloat16 is too coarse for the points' powers, and float64 is asked for to be exact.
-    Where it was measured to be faster: channels enough that products outweigh the transforms, tiles enough to outweigh
-    the kernel's, at least half of each tile used. On one device alone: several would exchange the kernel's gradient at
-    36 points instead of 9 taps.
+    Only on CPUs and in float32: bfloat16 is too coarse for the powers of the points, and float64 is used when precision
+    matters. Only where it was measured to be faster: with enough channels for the products to outweigh the transforms,
+    enough tiles to outweigh the kernel's transform, and at least half of each tile in use. Only on a single device:
+    several would exchange the kernel's gradient at 36 points instead of 9 taps.
     """
     if not on_one_cpu() or x.dtype != jnp.float32:
         return False
@@ -58,11 +58,11 @@ def pays(x: Array, kernel: Array, strides: Sequence[int], padding: Pairs) -> boo
     return min(kernel.shape[3:]) >= 32 and tiles >= max(kernel.shape[3:]) and 8 * tiles <= places
 
 
-@partial(jax.jit, static_argnums=2)  # so that training.cost knows it by its name
+@partial(jax.jit, static_argnums=2)  # so that training.cost finds it by name
 def winograd_convolution(
     x: Float[Array, "b t h w c"], kernel: Float[Array, "kt 3 3 c d"], padding: Pairs
 ) -> Float[Array, "b _ _ _ d"]:
-    """A convolution of stride 1; `padding` in cells before and after each axis.
+    """Convolution with stride 1; `padding` gives the cells before and after each axis.
 
     Equals `lax.conv_general_dilated(x, kernel, (1, 1, 1), padding, dimension_numbers=("NTHWC", "THWIO", "NTHWC"))`.
     """
@@ -81,7 +81,7 @@ def winograd_convolution(
 def winograd_kernel_gradient(
     x: Float[Array, "b t h w c"], dy: Float[Array, "b t2 h2 w2 d"], frames: int, padding: Pairs
 ) -> Float[Array, "kt 3 3 c d"]:
-    """The gradient of `winograd_convolution`'s kernel, of that many frames.
+    """The gradient of `winograd_convolution` with respect to a kernel of this many frames.
 
     Equals `jax.vjp(lambda kernel: winograd_convolution(x, kernel, padding), kernel)[1](dy)[0]`.
     """
@@ -92,11 +92,11 @@ def winograd_kernel_gradient(
     starts = [tap - padding[0][0] for tap in range(frames)]
 
     def product(cell: Array, slope: Array) -> Array:
-        """The slopes that meet each frame of the input at all of the kernel's frames are laid side by side."""
+        """The output gradients of all frames of the kernel are concatenated, for one product per input frame."""
         slope = slope.reshape(CELLS, b, t2, down * across, d)
-        met = [pad_or_cut(slope, ((0, 0), (s, t - t2 - s), (0, 0))) for s in starts]
-        met = jnp.concatenate(met, axis=-1).reshape(CELLS, -1, frames * d)
-        return jnp.einsum("umc,umd->ucd", cell.reshape(CELLS, -1, c), met)
+        shifted = [pad_or_cut(slope, ((0, 0), (s, t - t2 - s), (0, 0))) for s in starts]
+        shifted = jnp.concatenate(shifted, axis=-1).reshape(CELLS, -1, frames * d)
+        return jnp.einsum("umc,umd->ucd", cell.reshape(CELLS, -1, c), shifted)
 
     products = [product(*pair) for pair in zip(cells, slopes, strict=True)]
     columns = [jnp.stack(_transform(G.T, list(product))) for product in products]
@@ -105,12 +105,12 @@ def winograd_kernel_gradient(
 
 
 def _sides(x: Array, size: Sequence[int], padding: Pairs) -> list[int]:
-    """Frames, rows and columns of the result."""
+    """Frames, rows and columns of the output."""
     return [side + sum(cells) - k + 1 for side, cells, k in zip(x.shape[1:4], padding, size[:3], strict=True)]
 
 
 def _tiles_of(x: Array, padding: Pairs, height: int, width: int) -> tuple[list[Array], int, int]:
-    """The input's tiles transformed, clips and frames apart, and how many tiles there are down and across."""
+    """The transformed input tiles, with separate axes for clips and frames, and the numbers of rows and columns."""
     (b, t, h, w, c), ((top, _), (left, _)) = x.shape, padding
     down, across = -(-height // TILE), -(-width // TILE)
     bottom, right = TILE * down + 2 - h - top, TILE * across + 2 - w - left
@@ -120,7 +120,7 @@ def _tiles_of(x: Array, padding: Pairs, height: int, width: int) -> tuple[list[A
 
 
 def _transform_tiles(matrix: np.ndarray, x: Float[Array, "n h w c"], down: int, across: int) -> list[Array]:
-    """Tiles for all pairs of points: a list by the column's point, of arrays `(6, n, down, across, c)` by the row's."""
+    """Tiles at all pairs of points: a list over column points of arrays `(6, n, down, across, c)` over row points."""
     rows = jnp.stack(_transform(matrix, _every(x, 1, matrix.shape[1], down)))
     return _transform(matrix, _every(rows, 3, matrix.shape[1], across))
 
@@ -131,7 +131,7 @@ def _every(x: Array, axis: int, size: int, tiles: int) -> list[Array]:
 
 
 def _transform(matrix: np.ndarray, arrays: Sequence[Array]) -> list[Array]:
-    """A matrix times a vector of arrays, without its zeros."""
+    """A matrix times a vector of arrays, skipping zeros."""
     return [sum(float(f) * array for f, array in zip(row, arrays, strict=True) if f != 0) for row in matrix]
 
 
@@ -144,5 +144,5 @@ def _through_time(x: Float[Array, "u b t n c"], kernel: Float[Array, "u kt c d"]
 
 
 def pad_or_cut(x: Array, padding: Pairs) -> Array:
-    """Zeros around all axes but the first and the last; fewer than none cut off."""
+    """Pads all axes but the first and the last with zeros; negative padding crops."""
     return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((*cells, 0) for cells in padding), (0, 0, 0)])

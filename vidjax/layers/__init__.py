@@ -1,1 +1,1 @@
-"""Shared modules of every model family. They know no family, no data and no objective."""
+"""Modules shared by the model families, independent of any family, data set or objective."""

@@ -1,4 +1,4 @@
-"""The GELUs of the published models, by name: the exact one, Flax's tanh approximation, and OpenAI's in CLIP."""
+"""The GELU variants of the published models: exact, tanh approximation, and the sigmoid approximation of CLIP."""
 
 from types import MappingProxyType
 from typing import Literal

@@ -1,6 +1,6 @@
-"""Attention over any leading axes. It knows neither time nor space.
+"""Multi-head attention over any leading axes.
 
-Who sees whom is decided by a rearrangement around it, or by a mask.
+Attention over time or space is expressed by rearranging the tokens around it, or by a mask.
 """
 
 import einops
@@ -15,10 +15,10 @@ __all__ = ["Attention", "DotProduct", "Implementation"]
 
 
 class DotProduct(nn.Module):
-    """`attend` as a module without parameters, through which attention can be looked at.
+    """`attend` as a module without parameters, which can sow the attention weights.
 
-    Where the collection "intermediates" is mutable, the weights (`*b k q n`) are computed and sown there as "weights":
-    `logits, state = model.apply(variables, video, mutable=["intermediates"])`. Any other call computes none.
+    If the collection "intermediates" is mutable, the weights (`*b k q n`) are computed and sown there as "weights":
+    `logits, state = model.apply(variables, video, mutable=["intermediates"])`. Otherwise they are not computed.
     """
 
     implementation: Implementation = "auto"
@@ -38,14 +38,14 @@ class DotProduct(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention of `query` to `context` (to itself when there is none).
+    """Multi-head attention of `query` to `context`; self-attention without a context.
 
     Attributes:
       heads: number of heads; must divide the width.
-      qkv_bias: biases in the three input projections.
-      key_bias: set False for a key without bias (BEiT and VideoMAE: it cancels in the softmax).
-      out_init: of the output projection, where it starts otherwise than the others.
-      dtype: type of computation; parameters are float32.
+      qkv_bias: whether the three input projections have biases.
+      key_bias: False removes the bias of the keys, which cancels in the softmax (BEiT, VideoMAE).
+      out_init: initializer of the output projection; `kernel_init` by default.
+      dtype: type of the computation; parameters are float32.
     """
 
     heads: int
@@ -63,11 +63,11 @@ class Attention(nn.Module):
         context: Float[Array, "*b n d"] | None = None,
         mask: Bool[Array, "*#b #q n"] | None = None,
     ) -> Float[Array, "*b q d"]:
-        """Same shape as `query`; `mask` is True where a query may see the context's token."""
+        """The output has the shape of `query`; `mask` is True where a query may attend to a token of the context."""
         context = query if context is None else context
         width = query.shape[-1]
         if width % self.heads:
-            raise UserError(f"width {width} cannot be shared by {self.heads} heads: it must be a multiple of them")
+            raise UserError(f"width {width} cannot be split into {self.heads} heads: use a divisor of the width")
 
         def project(x: Array, name: str, use_bias: bool) -> Array:
             x = nn.Dense(width, use_bias=use_bias, kernel_init=self.kernel_init, dtype=self.dtype, name=name)(x)

@@ -1,4 +1,4 @@
-"""What a model's weights expect and where they come from. It travels with the model, as one of its fields."""
+"""The card of a model: preprocessing, class names, source and published accuracy, stored as a field of the model."""
 
 from dataclasses import dataclass
 
@@ -12,15 +12,15 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Card:
-    """How the input of a model is prepared, what its classes are called, and what it is known to reach.
+    """Preprocessing, class names, source and published accuracy of a model.
 
     Attributes:
-      mean, std: of pixels in [0, 1], RGB: the model wants `(pixels - mean) / std`. One value a channel.
-      stride: frames of the video for one frame of the clip.
-      crop_ratio: share of the picture's shorter side that the central crop of a test keeps.
-      class_names: in the order of the logits; empty where they are not known.
-      source: where the architecture and its published weights come from.
-      accuracy: published top-1, with data set and protocol.
+      mean, std: per channel, of RGB pixels in [0, 1]; the model takes `(pixels - mean) / std`.
+      stride: frames of the video from one frame of the clip to the next.
+      crop_ratio: side of the central test crop as a fraction of the frame's short side.
+      class_names: in the order of the logits; empty if unknown.
+      source: origin of the architecture and its published weights.
+      accuracy: published top-1 accuracy, with data set and protocol.
     """
 
     mean: tuple[float, ...] = IMAGENET_MEAN
@@ -32,13 +32,13 @@ class Card:
     accuracy: str = ""
 
     def preprocess(self, video: UInt8[Array | np.ndarray, "*b c"]) -> Float32[Array, "*b c"]:
-        """Pixels of 8 bits, scaled and normalised for the model."""
+        """Scales and normalises uint8 pixels for the model."""
         return self.normalize(self.scale(video))
 
     def scale(self, video: UInt8[Array | np.ndarray, "*b c"]) -> Float32[Array, "*b c"]:
-        """Pixels of 8 bits in [0, 1], for what comes before `normalize`: the one place where pixels are scaled."""
+        """Scales uint8 pixels to [0, 1], for augmentation before `normalize`. Pixels are scaled only here."""
         return jnp.asarray(video, jnp.float32) / 255
 
     def normalize(self, video: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
-        """Pixels in [0, 1] as the model wants them."""
+        """Normalises pixels in [0, 1] by the model's mean and std."""
         return (video - jnp.asarray(self.mean, video.dtype)) / jnp.asarray(self.std, video.dtype)

@@ -1,4 +1,4 @@
-"""3-D, factorised and depthwise convolutions, and how PyTorch initialises them."""
+"""3-D, factorised and depthwise convolutions, with PyTorch's initialisation."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -30,7 +30,7 @@ def pytorch_bias(fan_in: int) -> nn.initializers.Initializer:
 
 
 def _pairs(padding: Padding, sides: Sequence[int], kernel_size: Sequence[int], strides: Sequence[int]) -> Pairs:
-    """Cells before and after each axis. "SAME" is TensorFlow's: where the stride makes it uneven, more at the end."""
+    """Cells before and after each axis. "SAME" is TensorFlow's: if the padding is uneven, the end gets more."""
     if isinstance(padding, str):
         return tuple(lax.padtype_to_pads(sides, kernel_size, strides, padding))
     padding = [size // 2 for size in kernel_size] if padding is None else padding
@@ -38,12 +38,12 @@ def _pairs(padding: Padding, sides: Sequence[int], kernel_size: Sequence[int], s
 
 
 class Conv3D(nn.Module):
-    """3-D convolution of any kernel: dense, spatial `(1, k, k)`, temporal `(k, 1, 1)` or pointwise.
+    """3-D convolution with any kernel: dense, spatial `(1, k, k)`, temporal `(k, 1, 1)` or pointwise.
 
     Attributes:
-      padding: cells on both sides of each axis, PyTorch's way; "SAME" or "VALID", TensorFlow's; None for
+      padding: cells on both sides of each axis, as in PyTorch; "SAME" or "VALID", as in TensorFlow; None for
         `kernel_size // 2`.
-      kernel_init, bias_init: PyTorch's defaults where not given.
+      kernel_init, bias_init: PyTorch's defaults if not given.
     """
 
     features: int
@@ -57,7 +57,7 @@ class Conv3D(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b _ _ _ d"]:
-        """Feature map of `features` channels."""
+        """Returns a feature map with `features` channels."""
         shape = (*self.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape)
         bias_init = self.bias_init or pytorch_bias(int(np.prod(shape[:-1])))
@@ -69,11 +69,11 @@ class Conv3D(nn.Module):
 
 
 class DepthwiseConv3D(nn.Module):
-    """Each channel convolved by its own kernel; stride 1, same size out.
+    """Depthwise 3-D convolution with stride 1 and same-size output.
 
     Attributes:
       kernel_size: odd sizes.
-      kernel_init, bias_init: PyTorch's defaults where not given.
+      kernel_init, bias_init: PyTorch's defaults if not given.
     """
 
     kernel_size: tuple[int, int, int]
@@ -84,7 +84,7 @@ class DepthwiseConv3D(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
-        """Same shape as `x`."""
+        """The output has the shape of `x`."""
         kernel = self.param("kernel", self.kernel_init, (*self.kernel_size, 1, x.shape[-1]))
         bias_init = self.bias_init or pytorch_bias(int(np.prod(self.kernel_size)))
         bias = self.param("bias", bias_init, (x.shape[-1],)) if self.use_bias else None

@@ -1,4 +1,4 @@
-"""Patch embeddings and position tables."""
+"""Patch embeddings and position embeddings."""
 
 from functools import cache
 from typing import Literal
@@ -14,15 +14,15 @@ from vidjax.errors import UserError
 
 
 class PatchEmbedding(nn.Module):
-    """One linear map from the pixels of a patch (or tubelet) to a token.
+    """A linear map from the pixels of a patch (or tubelet) to a token.
 
-    It takes patches (`layers.patches.patchify`), not the video, so that a masked autoencoder embeds only the patches it
-    keeps. The kernel is stored as that of the equivalent strided convolution, `(t, h, w, channels, width)`: published
-    convolution kernels load, inflate and resize without a detour.
+    The input is patches (`layers.patches.patchify`) rather than a video, so that a masked autoencoder embeds only the
+    visible ones. The kernel has the shape of the equivalent strided convolution, `(t, h, w, channels, width)`, so that
+    published convolution kernels can be loaded, inflated and resized directly.
 
     Attributes:
-      width: length of a token.
-      patch_size: frames, height and width of a patch in pixels.
+      width: features of a token.
+      patch_size: frames, height and width of a patch, in pixels.
       bias_init: None for no bias (CLIP).
     """
 
@@ -34,15 +34,15 @@ class PatchEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, patches: Float[Array, "*b n p"]) -> Float[Array, "*b n d"]:
-        """Tokens of the patches, in the patches' order."""
+        """Returns one token per patch, in the same order."""
         channels, rest = divmod(patches.shape[-1], int(np.prod(self.patch_size)))
         if rest:
             raise UserError(
-                f"patches of {patches.shape[-1]} values are not {self.patch_size} pixels of any channels: "
-                "give patches of this size"
+                f"patches of {patches.shape[-1]} values do not match the patch size {self.patch_size}: "
+                "use the same patch size in patchify"
             )
 
-        def kernel_init(key, shape, dtype=jnp.float32):  # fan-in and fan-out of the flat map, as the originals have
+        def kernel_init(key, shape, dtype=jnp.float32):  # with the linear map's fan-in and fan-out, as in the originals
             return self.kernel_init(key, (patches.shape[-1], self.width), dtype).reshape(shape)
 
         kernel = self.param("kernel", kernel_init, (*self.patch_size, channels, self.width))
@@ -53,10 +53,10 @@ class PatchEmbedding(nn.Module):
 
 
 def sinusoid_table(length: int, width: int) -> Float[np.ndarray, "length width"]:
-    """Fixed sine and cosine position table over one running index (Attention Is All You Need, section 3.5).
+    """Fixed sine-cosine position embedding of a 1-D index (Attention Is All You Need, section 3.5).
 
-    Sines stand in even columns and cosines in odd ones, as in VideoMAE, which runs one index over all `(t h w)` tokens.
-    Not a parameter: it is made again for any number of tokens.
+    Even columns are sines and odd ones cosines, as in VideoMAE, which numbers all `(t h w)` tokens by one index. It is
+    not a parameter and is computed for any number of tokens.
     """
     column = np.arange(width)
     angle = np.arange(length)[:, None] / np.power(10000.0, 2 * (column // 2) / width)
@@ -67,16 +67,19 @@ Resizing = Literal["nearest", "linear", "cubic"]
 
 
 def resize_table(table: Float[Array, "*grid d"], grid: tuple[int, ...], method: Resizing) -> Float[Array, "*new d"]:
-    """A position table over a grid of another size; over the same size it is the table itself.
+    """Interpolates a position table to another grid; a table of this size is returned unchanged.
 
-    Each family resizes as its original does:
-      nearest: entry `floor(i * old / new)`, PyTorch's rule (TimeSformer).
-      linear: corners stay corners, `scipy.ndimage.zoom` of order 1 (ViViT).
+    Each family uses the interpolation of its original:
+      nearest: entry `floor(i * old / new)`, as in PyTorch (TimeSformer).
+      linear: with aligned corners, as `scipy.ndimage.zoom` of order 1 (ViViT).
       cubic: Keys' cubic, antialiased (timm's image ViTs).
 
     Args:
-      table: positions `(*grid, d)`.
-      grid: the sizes wanted, one for each axis but the last.
+      table: position embeddings `(*grid, d)`.
+      grid: the new sizes, one per axis except the last.
+
+    Raises:
+      UserError: an unknown method.
     """
     for axis, size in enumerate(grid):
         if table.shape[axis] != size:
@@ -87,7 +90,7 @@ def resize_table(table: Float[Array, "*grid d"], grid: tuple[int, ...], method: 
 
 @cache
 def _resizing(old: int, new: int, method: Resizing) -> np.ndarray:
-    """Matrix `(new, old)` that resizes one axis."""
+    """Interpolation matrix `(new, old)` of one axis."""
     identity = np.eye(old)
     if method == "nearest":
         return identity[np.arange(new) * old // new]
@@ -97,16 +100,16 @@ def _resizing(old: int, new: int, method: Resizing) -> np.ndarray:
     if method == "cubic":
         with jax.ensure_compile_time_eval():
             return np.asarray(jax.image.resize(jnp.asarray(identity, jnp.float32), (new, old), "cubic"))
-    raise UserError(f"a table cannot be resized by '{method}': choose nearest, linear or cubic")
+    raise UserError(f"unknown resizing method '{method}': use nearest, linear or cubic")
 
 
 class PositionTable(nn.Module):
-    """Learned positions over a grid of tokens; an input of another grid gets the table resized.
+    """Learned position embeddings over a grid of tokens, resized for inputs with another grid.
 
     Attributes:
-      grid: sizes of the table that is learned.
-      width: length of a token.
-      method: see `resize_table`.
+      grid: shape of the learned table.
+      width: features of a token.
+      method: interpolation, see `resize_table`.
     """
 
     grid: tuple[int, ...]
@@ -116,5 +119,5 @@ class PositionTable(nn.Module):
 
     @nn.compact
     def __call__(self, grid: tuple[int, ...]) -> Float[Array, "*grid d"]:
-        """Positions `(*grid, d)`."""
+        """Position embeddings `(*grid, d)`."""
         return resize_table(self.param("table", self.init, (*self.grid, self.width)), grid, self.method)

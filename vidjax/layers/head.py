@@ -1,4 +1,4 @@
-"""The head of a classifier: a part that is passed, a linear map where none is."""
+"""The head of a classifier: a module given by the user, or a linear layer by default."""
 
 from typing import Any
 
@@ -6,12 +6,12 @@ import flax.linen as nn
 
 
 def linear_unless_passed(head: nn.Module | None, num_classes: int | None, **linear: Any) -> nn.Module | None:
-    """The head that a task brings; without one a linear map to the classes; without classes none.
+    """Returns `head` if given, otherwise a linear layer to `num_classes`, or None without classes.
 
-    For a model's `setup`, whose field `head` it is given. Either has its parameters under `head/`.
+    To be called in a model's `setup` with its field `head`. In both cases the parameters are under `head/`.
 
     Args:
-      linear: fields of the linear map, such as `kernel_init` and `dtype`.
+      linear: fields of the linear layer, such as `kernel_init` and `dtype`.
     """
     if head is not None or num_classes is None:
         return head

@@ -1,6 +1,6 @@
-"""Batch norm and layer norm that keep less for the backward pass than Flax's; the variables are the same.
+"""Batch norm and layer norm with the variables of Flax's, saving less for the backward pass.
 
-Batch norm's gradient is for reverse mode alone; layer norm's is for all modes.
+The gradient of batch norm supports reverse mode only, that of layer norm all modes.
 """
 
 from collections.abc import Callable
@@ -17,40 +17,40 @@ from vidjax.kernels.normalization import standardize, standardize_rows
 
 
 def valid_clips(valid: Bool[Array, "b"]) -> AbstractContextManager[None]:
-    """Batch norms that are called inside take these clips of the batch alone into account; see `BatchNorm`.
+    """Context manager in which batch norms ignore the invalid clips of the batch; see `BatchNorm`.
 
-    Which clips could be read does not concern a model, and no model has to hand it on:
+    Models therefore need no argument for the validity of clips:
 
-        with valid_clips(batch["valid"]):  # in what is compiled, not around it
+        with valid_clips(batch["valid"]):  # inside the compiled function, not around it
             logits, changed = model.apply(variables, video, train=True, mutable=["batch_stats"])
 
     Args:
-      valid: false for clips that do not count.
+      valid: false for invalid clips.
     """
 
-    def hand_on(call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
+    def add_valid(call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
         if isinstance(context.module, BatchNorm) and context.method_name == "__call__":
             kwargs = {"valid": valid} | kwargs
         return call(*args, **kwargs)
 
-    return nn.intercept_methods(hand_on)
+    return nn.intercept_methods(add_valid)
 
 
 class BatchNorm(nn.Module):
-    """Batch norm over all axes but the last, with PyTorch's defaults; the same variables as Flax's.
+    """Batch norm over all axes but the last, with PyTorch's defaults and the variables of Flax's.
 
-    Flax's own keeps `x - mean` for the backward pass and goes over the data twice as often: on a CPU, a third of a
-    training step of R(2+1)D. Statistics are float32. PyTorch's momentum of 0.1 is 0.9 here; its running variance is
-    unbiased, this one is not. Under `jit` the batch is the global one; under `pmap` each device's own.
+    Flax's saves `x - mean` for the backward pass and reads the data twice as often, which costs a third of a training
+    step of R(2+1)D on a CPU. Statistics are float32. PyTorch's momentum of 0.1 is 0.9 here, and its running variance is
+    unbiased while this one is biased. Statistics are over the global batch under `jit`, per device under `pmap`.
 
-    Rows of the batch that are not valid change nothing: they are in no statistic, come out as zeros and get and give no
-    gradient, so that the other rows are normed as if they were the whole batch. Without a valid row the running
-    statistics stay as they are. Norming by the running statistics is the same for all rows.
+    Invalid rows of the batch are ignored: they do not enter the statistics, their outputs and gradients are zero, and
+    the other rows are normalised as if they were the whole batch. If no row is valid, the running statistics do not
+    change. Normalisation by the running statistics is the same for all rows.
 
     Attributes:
-      use_running_average: norm by the running statistics, as in evaluation; may be given to the call instead.
-      momentum: how much of the running statistics stays at a step.
-      use_scale: without, the deviation is one.
+      use_running_average: normalise by the running statistics, as in evaluation; may also be given to the call.
+      momentum: weight of the old running statistics in an update.
+      use_scale: whether there is a learned scale.
     """
 
     use_running_average: bool | None = None
@@ -66,7 +66,7 @@ class BatchNorm(nn.Module):
         use_running_average: bool | None = None,
         valid: Bool[Array, "b"] | None = None,
     ) -> Float[Array, "b *n c"]:
-        """Same shape as `x`; `valid` is false for rows that do not count (see `valid_clips`)."""
+        """The output has the shape of `x`; `valid` is false for invalid rows (see `valid_clips`)."""
         evaluating = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
         shape = (x.shape[-1],)
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
@@ -87,10 +87,10 @@ class BatchNorm(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """Layer norm over the last axis; the same variables as Flax's.
+    """Layer norm over the last axis, with the variables of Flax's.
 
-    For the backward pass Flax's own keeps three float32 arrays of the input's size beside its result; this one keeps
-    the input, in the type that it has.
+    For the backward pass, Flax's saves three float32 arrays of the input's size besides its result; this one saves only
+    the input, in its own dtype.
     """
 
     epsilon: float = 1e-6
@@ -98,7 +98,7 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-        """Same shape as `x`; statistics are computed in float32 or finer."""
+        """The output has the shape of `x`; statistics are computed in float32 or higher precision."""
         scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros_init(), (x.shape[-1],))
         dtype = nn.dtypes.canonicalize_dtype(x, scale, bias, dtype=self.dtype)

@@ -1,7 +1,7 @@
-"""Between pixels and tokens: the one place where the order of tokens is decided.
+"""Conversion between videos and patches, which defines the order of tokens.
 
-Tokens run time first, then rows, then columns: token `(t h w)` of a grid `(t, h, w)`. Inside a patch the values run
-`(frame row column channel)`, so a patch embedding's kernel is a convolution's kernel of the same size, flattened.
+Tokens are in row-major order `(t h w)` of the grid `(t, h, w)`. The values of a patch are ordered
+`(frame row column channel)`, so that the kernel of a patch embedding is a flattened convolution kernel of that size.
 """
 
 import einops
@@ -12,10 +12,10 @@ from vidjax.errors import UserError
 
 
 def grid(video_shape: tuple[int, int, int], patch_size: tuple[int, int, int]) -> tuple[int, int, int]:
-    """How many patches fit: `(frames, height, width)` over `(frames, height, width)` of one patch.
+    """Number of patches along each axis of a video; both arguments are `(frames, height, width)`.
 
     Raises:
-      UserError: a side of the video is not a whole number of patches.
+      UserError: an axis of the video is not divisible by the patch size.
     """
     for name, side, patch in zip(
         ("frames", "pixels of height", "pixels of width"), video_shape, patch_size, strict=True
@@ -30,34 +30,37 @@ def grid(video_shape: tuple[int, int, int], patch_size: tuple[int, int, int]) ->
 
 
 def check_video(video: Shaped[Array, "..."], channels: int, least: tuple[int, int, int] = (1, 1, 1)) -> None:
-    """Refuses what is no batch of float videos of these channels, or smaller than `least` (frames, height, width).
+    """Checks that the input is a batch of float videos with these channels and of at least the size `least`.
+
+    Args:
+      least: minimum frames, height and width.
 
     Raises:
-      UserError: with the shape found and the shape wanted.
+      UserError: a wrong shape, dtype or size.
     """
     if video.ndim != 5 or video.shape[-1] != channels:
         raise UserError(
-            f"a video of shape {video.shape} was given: the model takes (batch, frames, height, width, {channels})"
+            f"the video has shape {video.shape}: the model takes (batch, frames, height, width, {channels})"
         )
     if not jnp.issubdtype(video.dtype, jnp.floating):
         raise UserError(
-            f"a video of {video.dtype} was given: the model takes floats, such as model.card.preprocess(video)"
+            f"the video has dtype {video.dtype}: the model takes floats, such as model.card.preprocess(video)"
         )
     for name, side, wanted in zip(
         ("frames", "pixels of height", "pixels of width"), video.shape[1:4], least, strict=True
     ):
         if side < wanted:
-            raise UserError(f"{side} {name} are too few: the model's strides and pooling need at least {wanted}")
+            raise UserError(f"{side} {name} are too few: the model needs at least {wanted}")
 
 
 def on_grid(tokens: Shaped[Array, "*b n d"], grid: tuple[int, int, int]) -> Shaped[Array, "*b t h w d"]:
-    """Tokens of all patches, in their order, on the grid `(t, h, w)` of the patches."""
+    """Reshapes the tokens of all patches to their grid `(t, h, w)`."""
     t, h, w = grid
     return einops.rearrange(tokens, "... (t h w) d -> ... t h w d", t=t, h=h, w=w)
 
 
 def patchify(video: Shaped[Array, "*b t h w c"], patch_size: tuple[int, int, int]) -> Shaped[Array, "*b n p"]:
-    """Cuts a video into patches: each token holds its pixels as `(frame row column channel)`."""
+    """Divides a video into patches `(t h w)` of flattened pixels `(frame row column channel)`."""
     grid(video.shape[-4:-1], patch_size)
     pt, ph, pw = patch_size
     return einops.rearrange(video, "... (t pt) (h ph) (w pw) c -> ... (t h w) (pt ph pw c)", pt=pt, ph=ph, pw=pw)
@@ -66,7 +69,7 @@ def patchify(video: Shaped[Array, "*b t h w c"], patch_size: tuple[int, int, int
 def unpatchify(
     patches: Shaped[Array, "*b n p"], grid: tuple[int, int, int], patch_size: tuple[int, int, int]
 ) -> Shaped[Array, "*b t h w c"]:
-    """The inverse of `patchify`, given the grid of patches."""
+    """Inverse of `patchify`, given the grid of patches."""
     (t, h, w), (pt, ph, pw) = grid, patch_size
     return einops.rearrange(
         patches,

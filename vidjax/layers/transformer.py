@@ -1,4 +1,4 @@
-"""The pre-norm transformer: Mlp, DropPath, Block and the Encoder that stacks any block."""
+"""The pre-norm transformer: Mlp, DropPath, Block, and an Encoder for blocks of any kind."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -31,28 +31,29 @@ VIT_SIZES = MappingProxyType(  # Dosovitskiy et al. 2021 and Zhai et al. 2022; "
 
 
 def scaled_by_depth(width: int, depth: int) -> dict[str, nn.initializers.Initializer]:
-    """How CLIP's blocks start (openai/CLIP): normal, what ends a residual branch the smaller the more blocks there are.
+    """CLIP's initialisation of blocks (openai/CLIP): normal, with output layers scaled down by the depth.
 
-    `kernel_init` and `out_init` of a `Block`.
+    Returns:
+      `kernel_init` and `out_init` of a `Block`.
     """
 
     def kernel_init(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
-        square = shape[0] == shape[1]  # a projection of attention, not the MLP's first map
+        square = shape[0] == shape[1]  # a projection of attention rather than the MLP's first layer
         return jax.random.normal(key, shape, dtype) * (width if square else 2 * width) ** -0.5
 
     return {"kernel_init": kernel_init, "out_init": nn.initializers.normal((2 * depth * width) ** -0.5)}
 
 
 class DropPath(nn.Module):
-    """Stochastic depth (Huang et al. 2016): drops the whole residual branch of a sample, scales those kept.
+    """Stochastic depth (Huang et al. 2016): drops a sample's residual branch and rescales the others.
 
-    The rate is an argument of the call, not a field, so that blocks of different rates are one module (and can be
-    scanned). Randomness comes from the `drop_path` key.
+    The rate is an argument of the call rather than a field, so that blocks with different rates are the same module and
+    can be scanned over. Uses the PRNG key `drop_path`.
     """
 
     @nn.compact
     def __call__(self, x: Float[Array, "b *rest"], rate: float | Array, train: bool) -> Float[Array, "b *rest"]:
-        """`x` with each sample dropped with probability `rate` in training, `x` itself otherwise."""
+        """Drops each sample of `x` with probability `rate` in training; otherwise returns `x` itself."""
         if not train or (isinstance(rate, float) and rate == 0.0):
             return x
         keep = 1.0 - rate
@@ -61,7 +62,7 @@ class DropPath(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linear maps around an activation, back to the width it got."""
+    """Two linear layers with an activation between them; the output has the width of the input."""
 
     hidden: int
     activation: Callable[[Array], Array] = exact_gelu
@@ -71,7 +72,7 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*b n d"]) -> Float[Array, "*b n d"]:
-        """Same shape as `x`."""
+        """The output has the shape of `x`."""
         dense = partial(nn.Dense, dtype=self.dtype)
         hidden = self.activation(dense(self.hidden, kernel_init=self.kernel_init, name="fc1")(x))
         return dense(x.shape[-1], kernel_init=self.out_init or self.kernel_init, name="fc2")(hidden)
@@ -82,9 +83,9 @@ class Block(nn.Module):
 
     Attributes:
       key_bias: see `Attention`.
-      epsilon: of the layer norms; 1e-6 in timm's line, 1e-5 in CLIP's.
+      epsilon: of the layer norms; 1e-6 in timm and its derivatives, 1e-5 in CLIP.
       implementation: of the attention, see `attend`.
-      out_init: of the linear maps that end the two branches, where they start otherwise than the others.
+      out_init: initializer of the last linear layer of each branch; `kernel_init` by default.
     """
 
     heads: int
@@ -106,7 +107,7 @@ class Block(nn.Module):
         train: bool = False,
         mask: Bool[Array, "*#m #q k"] | None = None,
     ) -> Float[Array, "b *n d"]:
-        """Same shape as `x`; `mask` is True where a token may see another."""
+        """The output has the shape of `x`; `mask` is True where a token may attend to another."""
         norm = partial(LayerNorm, epsilon=self.epsilon, dtype=self.dtype)
         attention = Attention(
             self.heads,
@@ -126,17 +127,17 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    """A stack of blocks. Depth, rematerialisation and the ramp of drop path live here and nowhere else.
+    """A stack of blocks, with rematerialisation and linearly increasing drop path rates.
 
     Attributes:
-      block: makes one block: `block(name=...)(x, drop_path, train)`.
+      block: creates one block, which is called as `block(name=...)(x, drop_path, train)`.
       depth: number of blocks.
-      drop_path: rate of the last block, to which the rates rise linearly from zero; or the rates of all.
-      remat: what the backward pass computes again to save memory: `none`; `dots`, all but matrix products; `blocks`,
-        everything inside a block.
-      scan: one block is traced and compiled for all, and run in a loop, at the cost of a copy of the parameters, which
-        are named and stored as without it. For blocks without running statistics; where intermediates are asked for,
-        the blocks run one by one.
+      drop_path: rate of the last block, with rates increasing linearly from zero; or the rates of all blocks.
+      remat: what the backward pass recomputes to save memory: `none`; `dots`, everything but matrix products;
+        `blocks`, everything inside a block.
+      scan: traces and compiles one block for all and runs it in a loop. Costs a copy of the parameters; their names and
+        storage do not change. Not for blocks with running statistics. If "intermediates" is mutable, the blocks are
+        unrolled.
     """
 
     block: Callable[..., nn.Module]
@@ -147,13 +148,13 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b *n d"], train: bool = False, **context) -> Float[Array, "b *n d"]:
-        """Same shape as `x`; `context` is handed to every block: a mask, say, or the grid of tokens."""
+        """The output has the shape of `x`; `context` is passed to every block, such as a mask or the grid of tokens."""
 
         def run(block: nn.Module, x: Array, rate: float) -> Array:
             return block(x, rate, train, **context)
 
         if self.remat not in ("none", "dots", "blocks"):
-            raise UserError(f"remat is '{self.remat}': choose none, dots or blocks")
+            raise UserError(f"remat is '{self.remat}': use none, dots or blocks")
         policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if self.remat == "dots" else None
         ramp = np.linspace(0.0, self.drop_path, self.depth) if np.ndim(self.drop_path) == 0 else self.drop_path
         if self.scan and not self.is_initializing() and not self.is_mutable_collection("intermediates"):
@@ -174,9 +175,9 @@ class Encoder(nn.Module):
 
         def run(x: Array, layer: tuple) -> tuple[Array, None]:
             params, rate, keys = layer
-            rate = rate if ramp.any() else 0.0  # a traced rate would ask for a key
+            rate = rate if ramp.any() else 0.0  # a traced rate would need a PRNG key
             return split_clips(block.apply({"params": params}, x, rate, train, rngs=keys, **context)), None
 
         if self.remat != "none":
-            run = jax.checkpoint(run, policy=policy, prevent_cse=False)  # a loop's body cannot be merged with another's
+            run = jax.checkpoint(run, policy=policy, prevent_cse=False)  # no common subexpressions across iterations
         return jax.lax.scan(run, x, (layers, jnp.asarray(ramp), keys))[0]

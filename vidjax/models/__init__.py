@@ -1,4 +1,4 @@
-"""The model families: every file here that has `VARIANTS` is one, and no list names them."""
+"""The model families. Every file here that defines `VARIANTS` is a family and is discovered automatically."""
 
 import difflib
 import pkgutil
@@ -20,7 +20,7 @@ FILES = tuple(import_module(f"{__name__}.{file.name}") for file in pkgutil.iter_
 FAMILIES = tuple(file for file in FILES if hasattr(file, "VARIANTS"))
 VARIANTS = MappingProxyType({name: make for family in FAMILIES for name, make in family.VARIANTS.items()})
 
-# Every module that these files define, as checkpoints name it: whole models and what they are made of.
+# Every module that these files define, models and their submodules, by its name in checkpoints.
 MODULES = MappingProxyType(
     {
         f"{file.__name__.rsplit('.', 1)[-1]}.{name}": kind
@@ -32,14 +32,14 @@ MODULES = MappingProxyType(
 
 
 def list_models(contains: str = "") -> list[str]:
-    """Names that `create_model` knows, those containing `contains`, sorted."""
+    """The sorted names of all models, or of those containing `contains`."""
     return sorted(name for name in VARIANTS if contains in name)
 
 
 def create_model(name: str, **overrides) -> nn.Module:
-    """A model by its name; any of its fields can be given another value.
+    """Creates a model by name, optionally with other values for some of its fields.
 
-    Its card stays that of the published variant, accuracy and all, whatever the fields are.
+    The card, including the accuracy, remains that of the published variant even if fields are overridden.
 
     Example:
       >>> model = create_model("videomae_tiny", num_classes=8)
@@ -47,19 +47,19 @@ def create_model(name: str, **overrides) -> nn.Module:
       >>> model = create_model("clip_base_16", num_frames=8, dtype=jnp.bfloat16)  # see `override` for towers
 
     Raises:
-      UserError: no such model (the nearest names are given), no such field, or a field of the wrong kind.
+      UserError: an unknown model (similar names are suggested), an unknown field, or a value of the wrong type.
     """
     return override(name, _look_up("model", name, VARIANTS), overrides)
 
 
 def create_text_model(name: str, **overrides) -> nn.Module:
-    """A text tower by its name in `TEXT_VARIANTS`; any of its fields can be given another value.
+    """Creates a text tower by its name in `TEXT_VARIANTS`, optionally with other values for some of its fields.
 
     Example:
       >>> tower = create_text_model("clip_base", features=256)
 
     Raises:
-      UserError: as `create_model`.
+      UserError: see `create_model`.
     """
     return override(name, _look_up("text tower", name, TEXT_VARIANTS), overrides)
 
@@ -72,26 +72,26 @@ def _look_up(kind: str, name: str, variants: Mapping[str, Callable[[], nn.Module
 
 
 def towers(model: nn.Module) -> dict[str, nn.Module]:
-    """The fields that are models themselves."""
+    """The fields of a model that are models themselves."""
     return {field: value for field, value in _own(model).items() if isinstance(value, nn.Module)}
 
 
 def _own(model: nn.Module) -> dict[str, Any]:
-    """Fields and their values, but for those that Linen adds."""
+    """Fields and their values, without those added by Linen."""
     return {field: getattr(model, field) for field in model.__dataclass_fields__ if field not in ("parent", "name")}
 
 
 def override(name: str, model: nn.Module, overrides: dict[str, Any]) -> nn.Module:
-    """The model with other values of its fields.
+    """A copy of the model with other values for some of its fields.
 
-    A model made of towers hands a value to every tower that has the field (and to theirs). What is meant for one tower
-    alone is given as a dictionary in that tower's place: `create_model("clip_base_16", dtype=..., text={"depth": 6})`.
+    In a model with towers, a value is also set in every tower with this field, recursively. Values for one tower only
+    are given as a dictionary under the tower's name: `create_model("clip_base_16", dtype=..., text={"depth": 6})`.
 
     Args:
-      name: what the message calls the model.
+      name: the model's name in error messages.
 
     Raises:
-      UserError: neither the model nor a tower has such a field; or see `check_fields`.
+      UserError: neither the model nor a tower has the field, or the value is invalid (see `check_fields`).
     """
     fields = _fields(model)
     for field in overrides:
@@ -99,12 +99,12 @@ def override(name: str, model: nn.Module, overrides: dict[str, Any]) -> nn.Modul
             raise UserError(f"model '{name}' has no field '{field}': its fields are {', '.join(fields)}")
     changed = {field: value for field, value in overrides.items() if field in _own(model)}
     for field, tower in towers(model).items():
-        alone = changed.pop(field, {})
-        if not isinstance(alone, Mapping):  # another tower
-            changed[field] = alone
+        specific = changed.pop(field, {})
+        if not isinstance(specific, Mapping):  # another tower
+            changed[field] = specific
             continue
         shared = {f: value for f, value in overrides.items() if f in _fields(tower)}
-        changed[field] = override(f"{name}'s {field}", tower, shared | dict(alone))
+        changed[field] = override(f"{name}'s {field}", tower, shared | dict(specific))
     check_fields(name, type(model), changed)
     return model.clone(**changed)
 
@@ -115,10 +115,13 @@ def _fields(model: nn.Module) -> dict[str, None]:
 
 
 def check_fields(name: str, module: type[nn.Module], overrides: dict[str, Any]) -> None:
-    """Refuses what is no field of the module, or not of the kind that the field is declared as.
+    """Checks that the overrides are fields of the module, with values of the declared types and in range.
 
     Args:
-      name: what the sentence calls the model.
+      name: the model's name in error messages.
+
+    Raises:
+      UserError: an unknown field or an invalid value.
     """
     fields = module.__dataclass_fields__
     for field, value in overrides.items():
@@ -143,7 +146,7 @@ def check_fields(name: str, module: type[nn.Module], overrides: dict[str, Any]) 
 
 
 def _is_of(value: Any, kind: Any) -> bool:
-    """Whether a word, a number, a truth value or a tuple of them is as declared; models see to the rest."""
+    """Whether a literal, number, boolean or tuple has the declared type; other types are checked by the models."""
     if get_origin(kind) in (Union, UnionType):
         return any(_is_of(value, one) for one in get_args(kind))
     if get_origin(kind) is tuple:
@@ -157,9 +160,9 @@ def _is_of(value: Any, kind: Any) -> bool:
 
 
 def example_inputs(model: nn.Module) -> tuple[jax.ShapeDtypeStruct, ...]:
-    """Shapes of what the model is called with, for one clip of the size that its variant is meant for.
+    """Shapes of the model's inputs for one clip of the size that the variant is meant for.
 
-    A text tower is called with ids; a pair of towers with a video, or with a video and ids.
+    A text tower takes ids; a video-text model takes a video, and optionally ids.
     """
     if hasattr(model, "context"):
         return (jax.ShapeDtypeStruct((1, model.context), jnp.int32),)

@@ -1,19 +1,20 @@
-"""ActionCLIP (Wang et al. 2021, arXiv:2109.08472; names as in sallymmx/ActionCLIP): CLIP, made to see videos.
+"""ActionCLIP (Wang et al. 2021, arXiv:2109.08472; names as in sallymmx/ActionCLIP): CLIP for videos.
 
-Each frame goes through CLIP's image tower, and a temporal head makes one feature of the frames' features: the paper's
-post-network prompts. The other two are the image tower's own (`models.clip.ImageTower`): `joint` before the network and
-`shift` inside it. Video and text are compared as in CLIP (`models.video_text.VideoText`).
+CLIP's image tower encodes each frame, and a temporal head aggregates the frame features: the paper's post-network
+prompts. The other two kinds of prompt are fields of the image tower (`models.clip.ImageTower`): `joint` (pre-network)
+and `shift` (in-network). Video and text are compared as in CLIP (`models.video_text.VideoText`).
 
-Equal to the released code: the heads `mean`, `lstm`, `transf` and `transf_cls` (the last is not in the paper), and
-`shift`. Equal to the paper where the released code fails:
-  conv1d: a depthwise convolution over time. The release reads `(b, t, c)` as `(b, c, t)` without transposing it, so
-    that its kernel runs over channels and frames mixed up: weights trained like that have no meaning here, and
-    `convert.actionclip` refuses them. Its initial kernel is the release's.
-  joint: the release uses names that it never defines.
+The heads `mean`, `lstm`, `transf` and `transf_cls` (the last is not in the paper) and `shift` follow the released code.
+Two follow the paper, because the released code does not work:
+  conv1d: a depthwise convolution over time. The release interprets `(b, t, c)` as `(b, c, t)` without transposing, so
+    that its kernel mixes channels and frames. Weights trained that way cannot be used here, and `convert.actionclip`
+    rejects them. The initial kernel is the release's.
+  joint: the release uses undefined names.
 
-Traps: every head but the mean holds a table of 77 frame positions, as in the release, and `transf` alone reads it: in
-the others it counts as parameters and gets no gradient. Norms of `transf` have epsilon 1e-12, those of `transf_cls`
-1e-5. Attention heads of `transf` are as many as the text tower has (8 of base, 12 of large), of `transf_cls` always 8.
+Pitfalls: every head except `mean` has a table of 77 frame positions, as in the release, but only `transf` uses it; in
+the others it counts as parameters and gets no gradient. The layer norms of `transf` have epsilon 1e-12, those of
+`transf_cls` 1e-5. `transf` has as many attention heads as the text tower (8 in base, 12 in large), `transf_cls` always
+8.
 """
 
 from dataclasses import replace
@@ -40,37 +41,37 @@ from vidjax.models.video_text import VideoText
 
 NORMAL = nn.initializers.normal(0.02)
 TRUNCATED = nn.initializers.truncated_normal(0.02)
-# Xavier's for query, key and value as one map, as PyTorch draws them: four times the fan of one in all.
+# Xavier initialisation of query, key and value as one matrix, as in PyTorch: its fans add up to four times the width.
 FUSED = nn.initializers.variance_scaling(0.5, "fan_avg", "uniform")
 
 Head = Literal["mean", "conv1d", "lstm", "transf", "transf_cls"]
 
 
 def frame_positions(head: nn.Module, width: int) -> Float[Array, "n e"]:
-    """The table of frame positions that every head but the mean holds."""
+    """The table of frame positions of every head except `mean`."""
     return head.param("frame_position", NORMAL, (head.context, width))
 
 
 class Mean(nn.Module):
-    """The mean over the frames."""
+    """Mean over the frames."""
 
     def __call__(self, frames: Float[Array, "b t e"], train: bool = False) -> Float[Array, "b e"]:
-        """A feature for each clip."""
+        """Returns one feature per clip."""
         return frames.mean(axis=1)
 
 
 def shift_kernel(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Float[Array, "3 1 1 1 e"]:
-    """A kernel that moves the first quarter of the channels from the frame before, the last from the one after."""
+    """A kernel that shifts the first quarter of the channels from the previous frame, the last from the next one."""
     quarter = shape[-1] // 4
     kernel = jnp.zeros(shape, dtype).at[0, ..., :quarter].set(1).at[2, ..., shape[-1] - quarter :].set(1)
     return kernel.at[1, ..., quarter : shape[-1] - quarter].set(1)
 
 
 class Conv1d(nn.Module):
-    """Each channel convolved over time by a kernel of three, with a residual, then the mean over the frames.
+    """Depthwise convolution over time with kernel size 3 and a residual connection, then the mean over the frames.
 
     Attributes:
-      context: entries of the table of frame positions, which is not read.
+      context: size of the table of frame positions, which is unused.
     """
 
     context: int
@@ -87,13 +88,13 @@ class Conv1d(nn.Module):
 
 
 class Lstm(nn.Module):
-    """PyTorch's LSTM of one layer over the frames, with a residual, then the mean over the frames.
+    """A one-layer LSTM over the frames with a residual connection, then the mean over the frames.
 
-    Gates stand in PyTorch's order, input, forget, cell, output, and each has two biases, of which only the sum matters.
-    The state is float32 whatever the type of the frames.
+    Gates are in PyTorch's order (input, forget, cell, output), with two biases each, of which only the sum matters. The
+    state is float32 for frames of any dtype.
 
     Attributes:
-      context: entries of the table of frame positions, which is not read.
+      context: size of the table of frame positions, which is unused.
     """
 
     context: int
@@ -103,30 +104,30 @@ class Lstm(nn.Module):
         """A feature for each clip."""
         width = frames.shape[-1]
         frame_positions(self, width)
-        uniform = pytorch_bias(width)  # of all four: U(+-1/sqrt(width))
+        uniform = pytorch_bias(width)  # for kernels and biases: U(+-1/sqrt(width))
         input_kernel, state_kernel = (
             self.param(name, uniform, (width, 4 * width)) for name in ("input_kernel", "state_kernel")
         )
         bias = sum(self.param(name, uniform, (4 * width,)) for name in ("input_bias", "state_bias"))
 
-        def step(state: tuple[Array, Array], seen: Float[Array, "b g"]) -> tuple[tuple[Array, Array], Array]:
+        def step(state: tuple[Array, Array], projected: Float[Array, "b g"]) -> tuple[tuple[Array, Array], Array]:
             hidden, cell = state
-            enter, keep, new, leave = jnp.split(seen + hidden @ state_kernel, 4, axis=-1)
-            cell = nn.sigmoid(keep) * cell + nn.sigmoid(enter) * jnp.tanh(new)
-            hidden = nn.sigmoid(leave) * jnp.tanh(cell)
+            input_gate, forget_gate, candidate, output_gate = jnp.split(projected + hidden @ state_kernel, 4, axis=-1)
+            cell = nn.sigmoid(forget_gate) * cell + nn.sigmoid(input_gate) * jnp.tanh(candidate)
+            hidden = nn.sigmoid(output_gate) * jnp.tanh(cell)
             return (hidden, cell), hidden
 
-        seen = frames.astype(jnp.promote_types(frames.dtype, jnp.float32)) @ input_kernel + bias
-        zeros = jnp.zeros((len(frames), width), seen.dtype)
-        _, hidden = jax.lax.scan(step, (zeros, zeros), jnp.swapaxes(seen, 0, 1))
+        projected = frames.astype(jnp.promote_types(frames.dtype, jnp.float32)) @ input_kernel + bias
+        zeros = jnp.zeros((len(frames), width), projected.dtype)
+        _, hidden = jax.lax.scan(step, (zeros, zeros), jnp.swapaxes(projected, 0, 1))
         return (frames + jnp.swapaxes(hidden, 0, 1).astype(frames.dtype)).mean(axis=1)
 
 
 class Transf(nn.Module):
-    """A pre-norm transformer over the frames and their positions, with a residual, then the mean over the frames.
+    """A pre-norm transformer over the frames with a residual connection, then the mean over the frames.
 
     Attributes:
-      context: entries of the table of frame positions: the most frames that it takes.
+      context: size of the table of frame positions, which is the maximum number of frames.
     """
 
     context: int
@@ -140,7 +141,7 @@ class Transf(nn.Module):
         if frames.shape[1] > self.context:
             raise UserError(
                 f"the clip has {frames.shape[1]} frames: the head transf has {self.context} positions, "
-                "give so many or fewer"
+                "use at most as many frames"
             )
         position = frame_positions(self, frames.shape[-1])[: frames.shape[1]]
         block = partial(Block, self.heads, epsilon=1e-12, activation=quick_gelu, kernel_init=NORMAL, dtype=self.dtype)
@@ -149,9 +150,9 @@ class Transf(nn.Module):
 
 
 class PostNormBlock(nn.Module):
-    """PyTorch's encoder layer: attention, then an MLP of 2048 with ReLU, each added and normed after.
+    """PyTorch's `TransformerEncoderLayer`: attention and an MLP of width 2048 with ReLU, each followed by a norm.
 
-    PyTorch's drops a tenth of everything in training; here nothing is dropped.
+    PyTorch's default dropout of 0.1 is left out.
     """
 
     heads: int
@@ -161,7 +162,7 @@ class PostNormBlock(nn.Module):
     def __call__(
         self, x: Float[Array, "b n e"], drop_path: float | Array = 0.0, train: bool = False
     ) -> Float[Array, "b n e"]:
-        """Same shape as `x`; the last two arguments are what `Encoder` hands to any block."""
+        """The output has the shape of `x`; the last two arguments are required by `Encoder` and unused."""
         norm = partial(LayerNorm, epsilon=1e-5, dtype=self.dtype)
         attention = Attention(self.heads, kernel_init=FUSED, out_init=TRUNCATED, dtype=self.dtype, name="attention")
         x = norm(name="norm1")(x + attention(x))
@@ -169,11 +170,11 @@ class PostNormBlock(nn.Module):
 
 
 class TransfCls(nn.Module):
-    """A post-norm transformer over a class token and the frames; the class token is the feature, without a residual.
+    """A post-norm transformer over a class token and the frames; returns the class token, without a residual.
 
     Attributes:
-      num_frames: positions that are learned; other clips get them resized, linearly.
-      context: entries of the table of frame positions, which is not read.
+      num_frames: number of learned positions, interpolated linearly for other clips.
+      context: size of the table of frame positions, which is unused.
     """
 
     num_frames: int
@@ -197,14 +198,15 @@ class TransfCls(nn.Module):
 
 
 class VideoTower(nn.Module):
-    """CLIP's image tower over the frames, then a temporal head.
+    """CLIP's image tower on each frame, followed by a temporal head.
 
     Attributes:
-      image: its `joint` and `shift` are the other two prompts; `joint` leaves one feature a clip, which has no time.
-      head: see the top of this file.
-      head_depth: blocks of `transf` and `transf_cls`.
-      head_heads: attention heads of `transf`.
-      head_context: entries of the table of frame positions.
+      image: the image tower, whose fields `joint` and `shift` are the other two prompts; with `joint` it returns one
+        feature per clip, so that only the head `mean` applies.
+      head: see the module docstring.
+      head_depth: number of blocks in `transf` and `transf_cls`.
+      head_heads: number of attention heads in `transf`.
+      head_context: size of the table of frame positions.
     """
 
     image: ImageTower
@@ -214,12 +216,12 @@ class VideoTower(nn.Module):
     head_context: int = 77
 
     def setup(self) -> None:
-        """Attributes here name the parameters."""
+        """Creates the submodules, whose attribute names are the parameter names."""
         if self.head not in get_args(Head):
             raise UserError(f"head is '{self.head}': choose one of {', '.join(get_args(Head))}")
         if self.image.joint and self.head != "mean":
             raise UserError(
-                f"head is '{self.head}' over a joint image tower, which gives one feature a clip: choose mean"
+                f"head is '{self.head}' with a joint image tower, which returns one feature per clip: choose mean"
             )
         dtype = self.image.dtype
         heads = {
@@ -232,21 +234,21 @@ class VideoTower(nn.Module):
         self.temporal = heads[self.head]()
 
     def encode(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b _ _ _ d"]:
-        """Normed tokens of all patches on their grid: the image tower's, which the head does not see."""
+        """Normalised patch tokens of the image tower, on their grid; the head does not use them."""
         return self.image.encode(video, train)
 
     def __call__(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b e"]:
-        """A feature for each clip, not normalised."""
+        """Returns one feature per clip, not normalised."""
         return self.temporal(self.image.frames(video, train), train)
 
     @property
     def features(self) -> int:
-        """Width of the space shared with texts."""
+        """Width of the joint video-text embedding space."""
         return self.image.features
 
     @property
     def num_frames(self) -> int:
-        """Of the clips that the variant is meant for, as the image tower's next two."""
+        """Number of frames that the variant is meant for."""
         return self.image.num_frames
 
     @property
@@ -256,12 +258,12 @@ class VideoTower(nn.Module):
 
     @property
     def channels(self) -> int:
-        """Of a frame."""
+        """Channels of a frame."""
         return self.image.channels
 
 
 def actionclip(start: str, accuracy: str = "", source: str = "sallymmx/ActionCLIP", **head) -> VideoText:
-    """The CLIP of this name, of eight frames, with a head that has these fields."""
+    """A CLIP variant for eight frames, with a temporal head of these fields."""
     pair = clip.VARIANTS[start]()
     card = replace(pair.card, crop_ratio=224 / 256, source=source, accuracy=accuracy)
     return pair.clone(video=VideoTower(pair.video.clone(num_frames=8), **head), card=card)
@@ -275,7 +277,7 @@ VARIANTS = MappingProxyType(
         "actionclip_base_32": partial(actionclip, "clip_base_32", "K400 78.36, 1x1 views"),
         # 81.68 with 16 frames and 82.32 with 32
         "actionclip_base_16": partial(actionclip, "clip_base_16", "K400 81.09, 1x1 views"),
-        # Of 16 and 32 frames: num_frames and head_context are so many.
+        # For clips of 16 or 32 frames, set num_frames and head_context.
         "actionclip_base_32_mmaction2": partial(mmaction2, "clip_base_32", "K400 77.5, 1x1 views"),
         "actionclip_base_16_mmaction2": partial(mmaction2, "clip_base_16", "K400 81.3, 1x1 views"),
     }

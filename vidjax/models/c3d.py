@@ -1,9 +1,10 @@
-"""C3D (Tran et al. 2015, arXiv:1412.0767): eight 3x3x3 convolutions, five max pools, three linear maps.
+"""C3D (Tran et al. 2015, arXiv:1412.0767): eight 3x3x3 convolutions, five max pools, three linear layers.
 
-Traps: the first pool leaves time alone; the last is padded by one in height and width, so that 7 become 4; there is no
-batch norm; the first linear map reads the whole feature map, which fixes frames and size, and the published ones read
-it channels first (`convert.c3d` permutes them). The published networks see values of 0 to 255 less (104, 117, 128), no
-deviation: Caffe's means in BGR order, which mmaction2 subtracts from RGB frames. The call gives logits, not shares.
+Pitfalls: the first pool does not reduce time; the last is padded by one in height and width, so that 7 becomes 4; there
+is no batch norm. The first linear layer flattens the whole feature map, which fixes the number of frames and the image
+size; published weights flatten it channels first (`convert.c3d` permutes them). The published networks take pixels of 0
+to 255 minus (104, 117, 128), without a std: Caffe's means in BGR order, which mmaction2 subtracts from RGB frames. The
+model returns logits, not probabilities.
 """
 
 from functools import partial
@@ -19,7 +20,7 @@ from vidjax.layers.convolution import Conv3D, kaiming_normal
 from vidjax.layers.head import linear_unless_passed
 from vidjax.layers.patches import check_video
 
-LAYERS = MappingProxyType(  # name: (width in units of the first, pooled after)
+LAYERS = MappingProxyType(  # name: (width relative to the first, followed by a pool)
     {
         "conv1a": (1, True), "conv2a": (2, True), "conv3a": (4, False), "conv3b": (4, True),
         "conv4a": (8, False), "conv4b": (8, True), "conv5a": (8, False), "conv5b": (8, True),
@@ -28,15 +29,15 @@ LAYERS = MappingProxyType(  # name: (width in units of the first, pooled after)
 
 
 class C3D(nn.Module):
-    """The classifier.
+    """The C3D classifier.
 
     Attributes:
-      width: of the first convolution; the others are 2, 4 and 8 times as wide.
-      hidden: of the first two linear maps.
-      num_classes: None gives what the second linear map makes, after its ReLU.
-      head: takes these features to whatever its task wants; None for a linear map to the classes, if there are any.
-      dropout: after each of these two.
-      num_frames, image_size: of the clips, which the first linear map fixes.
+      width: channels of the first convolution; the others have 2, 4 and 8 times as many.
+      hidden: width of the first two linear layers.
+      num_classes: None returns the features after the second linear layer and its ReLU.
+      head: module applied to these features; None for a linear layer to the classes, if any.
+      dropout: rate after each of the first two linear layers.
+      num_frames, image_size: of the clips, fixed by the first linear layer.
     """
 
     width: int = 64
@@ -51,7 +52,7 @@ class C3D(nn.Module):
     dtype: DTypeLike | None = None
 
     def setup(self) -> None:
-        """Attributes here name the parameters."""
+        """Creates the submodules, whose attribute names are the parameter names."""
         zeros = nn.initializers.zeros_init()
         for name, (times, _) in LAYERS.items():
             conv = Conv3D(
@@ -65,13 +66,13 @@ class C3D(nn.Module):
         self.classifier = linear_unless_passed(self.head, self.num_classes, **linear)
 
     def stages(self, video: Float[Array, "b t h w c"], train: bool = False) -> tuple[Float[Array, "b _ _ _ _"], ...]:
-        """The five pooled maps: all to a 16th of the frames, half to a 32nd of the size (112 gives 4)."""
+        """The five pooled feature maps: all to 1/16 of the frames, 1/2 to 1/32 of the image size (112 becomes 4)."""
         check_video(video, self.channels, least=(16, 32, 32))
         made_for = (self.num_frames, self.image_size, self.image_size)
         if video.shape[1:4] != made_for:
             raise UserError(
-                f"clips of {video.shape[1:4]} were given to a C3D made for {made_for}: "
-                "see its fields num_frames and image_size"
+                f"the clips have the shape {video.shape[1:4]}, but this C3D is made for {made_for}: "
+                "set its fields num_frames and image_size"
             )
         x, maps = video, []
         for name, (_, pooled) in LAYERS.items():
@@ -84,11 +85,11 @@ class C3D(nn.Module):
         return tuple(maps)
 
     def encode(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b _ _ _ d"]:
-        """The last of the `stages`: a sixteenth of the frames, a thirty-second of the size (112 gives 4)."""
+        """The last of the `stages`: 1/16 of the frames, 1/32 of the image size (112 becomes 4)."""
         return self.stages(video, train)[-1]
 
     def embed(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b hidden"]:
-        """What the head sees, but for dropout: the features after the second linear map."""
+        """Input of the head, without dropout: the features after the second linear layer."""
         return self._hidden(video, train, drop=False)
 
     def _hidden(self, video: Float[Array, "b t h w c"], train: bool, drop: bool) -> Float[Array, "b hidden"]:
@@ -100,7 +101,7 @@ class C3D(nn.Module):
         return x
 
     def __call__(self, video: Float[Array, "b t h w c"], train: bool = False) -> PyTree[Float[Array, "b ..."]]:
-        """What the head gives, by default logits `b classes`; without a head what `embed` gives."""
+        """Output of the head, by default logits `b classes`; without a head, the output of `embed`."""
         if self.classifier is None:
             return self.embed(video, train)
         return self.classifier(self._hidden(video, train, drop=True))

@@ -1,16 +1,16 @@
-"""CLIP (Radford et al. 2021, arXiv:2103.00020; openai/CLIP, Hugging Face's CLIPModel), its image tower on each frame.
+"""CLIP (Radford et al. 2021, arXiv:2103.00020; openai/CLIP, Hugging Face's CLIPModel), applied to each frame.
 
-The tower is the ViT of images with a norm before its blocks as well, no bias in the patch embedding, QuickGELU, and the
-class token projected into the space that it shares with texts. A clip's feature is the mean of its frames'.
+The image tower is a ViT with an additional norm before its blocks, no bias in the patch embedding, QuickGELU, and a
+projection of the class token into the joint embedding space. A clip's feature is the mean of its frames' features.
 
-ActionCLIP's two visual prompts that live inside the tower (Wang et al. 2021, arXiv:2109.08472) are fields of it:
-  joint: one sequence of all patches of the clip, with one class token and a learned time added to the patches. The
-    released code of it does not run, so that this follows the paper's text.
-  shift: an eighth of the channels of the patch tokens comes from the next frame and an eighth from the one before,
-    before each block, with zeros where there is no such frame (the released code, without parameters).
+ActionCLIP's two visual prompts inside the tower (Wang et al. 2021, arXiv:2109.08472) are fields:
+  joint: one sequence of all patches of the clip, with one class token and learned temporal positions. It follows the
+    paper, because the released code does not run.
+  shift: before each block, an eighth of the channels of the patch tokens comes from the next frame and an eighth from
+    the previous one, with zeros at the ends (as in the released code; no parameters).
 
-Traps: layer-norm epsilon is 1e-5; the projection is stored as `x @ projection` by OpenAI and transposed by Hugging
-Face; the class token has a position of its own, which resizing leaves alone; OpenAI's kernels are half precision.
+Pitfalls: the layer norms have epsilon 1e-5; the projection is stored as `x @ projection` by OpenAI and transposed by
+Hugging Face; the class token has a separate position, which is not resized; OpenAI's kernels are in half precision.
 """
 
 from collections.abc import Callable
@@ -36,7 +36,7 @@ from vidjax.models.video_text import VideoText
 
 
 def shift(tokens: Float[Array, "b t m d"]) -> Float[Array, "b t m d"]:
-    """The first eighth of the channels from the next frame, the second from the one before; zeros beyond the ends."""
+    """Takes the first eighth of the channels from the next frame, the second from the previous; zeros at the ends."""
     fold = tokens.shape[-1] // 8
     from_next, from_previous, own = jnp.split(tokens, (fold, 2 * fold), axis=-1)
     from_next = jnp.pad(from_next[:, 1:], ((0, 0), (0, 1), (0, 0), (0, 0)))
@@ -45,33 +45,33 @@ def shift(tokens: Float[Array, "b t m d"]) -> Float[Array, "b t m d"]:
 
 
 class ShiftedBlock(nn.Module):
-    """A block whose input is shifted in time; its parameters are the block's own."""
+    """A block whose input is shifted in time; its parameters are those of the block."""
 
     make: partial
 
     def setup(self) -> None:
-        """The block stands in this module's place."""
+        """Shares the scope of the block, so that parameter names are those of an unshifted block."""
         self.block = self.make()
         nn.share_scope(self, self.block)
 
     def __call__(
         self, x: Float[Array, "bt n d"], drop_path: float | Array = 0.0, train: bool = False, frames: int = 1
     ) -> Float[Array, "bt n d"]:
-        """Same shape as `x`: tokens of each frame, the class token, which stays, first."""
+        """The output has the shape of `x`: tokens of each frame, class token first; it is not shifted."""
         patches = shift(einops.rearrange(x[:, 1:], "(b t) m d -> b t m d", t=frames))
         patches = einops.rearrange(patches, "b t m d -> (b t) m d")
         return self.block(jnp.concatenate([x[:, :1], patches], axis=1), drop_path, train)
 
 
 class ImageTower(nn.Module):
-    """The image tower, on each frame.
+    """CLIP's image tower, applied to each frame.
 
     Attributes:
-      features: width of the space shared with texts.
-      patch_size: frames, height and width of a patch; one frame for an image.
-      joint, shift: ActionCLIP's prompts, see above; one of them at most.
+      features: width of the joint embedding space.
+      patch_size: frames, height and width of a patch; one frame for images.
+      joint, shift: ActionCLIP's prompts, see the module docstring; at most one of them.
       drop_path: rate of the last block.
-      num_frames, image_size: of the clips that the variant is meant for; other sizes get the positions resized.
+      num_frames, image_size: of the clips that the variant is meant for; positions are resized for other sizes.
       epsilon: of the layer norms.
       remat, scan: see `Encoder`.
     """
@@ -95,9 +95,9 @@ class ImageTower(nn.Module):
     dtype: DTypeLike | None = None
 
     def setup(self) -> None:
-        """Attributes here name the parameters."""
+        """Creates the submodules, whose attribute names are the parameter names."""
         if self.joint and self.shift:
-            raise UserError("joint and shift are both set: frames of one sequence are not shifted, choose one of them")
+            raise UserError("joint and shift are both set: set only one of them, as one sequence cannot be shifted")
         normal = nn.initializers.normal(self.width**-0.5)
         self.patch_embedding = PatchEmbedding(
             self.width, self.patch_size, nn.initializers.normal(0.02), None, self.dtype
@@ -120,7 +120,7 @@ class ImageTower(nn.Module):
         self.projection = nn.Dense(self.features, use_bias=False, kernel_init=normal, dtype=self.dtype)
 
     def tokens(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b f m d"]:
-        """Normed tokens of each frame (of all frames with `joint`, then `f` is one), their class token first."""
+        """Normalised tokens of each frame, class token first; with `joint` those of all frames, and `f` is one."""
         check_video(video, self.channels)
         frames, *image = grid(video.shape[1:4], self.patch_size)
         x = self.patch_embedding(patchify(video, self.patch_size))
@@ -136,11 +136,11 @@ class ImageTower(nn.Module):
         return einops.rearrange(self.norm_post(x), "(b f) m d -> b f m d", f=sequences)
 
     def frames(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b f e"]:
-        """The feature of each frame, not normalised; with `joint` the one of all frames, `b 1 e`."""
+        """The feature of each frame, not normalised; with `joint` one feature of all frames, `b 1 e`."""
         return self.projection(self.tokens(video, train)[:, :, 0])
 
     def encode(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b _ _ _ d"]:
-        """Normed tokens of all patches on their grid, without class tokens and before the projection."""
+        """Normalised patch tokens on their grid, without class tokens and before the projection."""
         tokens = einops.rearrange(self.tokens(video, train)[:, :, 1:], "b f m d -> b (f m) d")
         return on_grid(tokens, grid(video.shape[1:4], self.patch_size))
 
@@ -150,14 +150,14 @@ class ImageTower(nn.Module):
 
 
 def clip(video: Callable[[], ImageTower], text: Callable[[], TextTower], card: Card) -> VideoText:
-    """The pair as published: both are made when it is asked for."""
+    """Creates a published pair of towers."""
     return VideoText(video(), text(), card)
 
 
 def viclip(image: Callable[..., ImageTower], text: str, accuracy: str) -> VideoText:
-    """ViCLIP (Wang et al. 2023, arXiv:2307.06942; OpenGVLab/InternVideo): CLIP's towers, the image tower a joint one.
+    """ViCLIP (Wang et al. 2023, arXiv:2307.06942; OpenGVLab/InternVideo): CLIP's towers with a joint image tower.
 
-    Its pixels are normalised as ImageNet's; it squeezes frames to squares, where the pipeline crops them.
+    Pixels are normalised with ImageNet's mean and std. The original resizes frames to squares; our pipeline crops them.
     """
     card = Card(source="OpenGVLab/InternVideo", accuracy=accuracy)
     return VideoText(image(joint=True, num_frames=8), TEXT[text](context=32), card)

@@ -1,21 +1,21 @@
 """Inception-v1 over space and time: I3D, S3D and S3D-G.
 
 I3D (Carreira and Zisserman 2017, arXiv:1705.07750; google-deepmind/kinetics-i3d) inflates every kernel of Inception-v1.
-S3D (Xie et al. 2018, arXiv:1712.04851; torchvision's `s3d`) cuts each of them into a spatial and a temporal one, each
-with its own batch norm and ReLU. S3D-G gates channels by their mean over the clip: y = x * sigmoid(W mean(x) + b).
+S3D (Xie et al. 2018, arXiv:1712.04851; torchvision's `s3d`) factorises each kernel into a spatial and a temporal one,
+each with batch norm and ReLU. S3D-G gates channels by their mean over the clip: y = x * sigmoid(W mean(x) + b).
 
-Traps: I3D pads as TensorFlow's SAME does, more at the end where the stride makes it uneven; torchvision's S3D pads both
-sides alike, and its last pool not at all. Parameters are the same either way, activations are not, and S3D checkpoints
-of both kinds exist: `padding`. I3D's released batch norms have no scale; with it (`norm_scale`) there are 12,697,264
-parameters. Before the classifier stands an average over windows of 2x7x7 with stride 1, then dropout, then the mean
-over the windows: of more than two frames left the first and the last count half. Where less than a window is left, it
-is what is left; the originals refuse such clips (I3D any but those that leave 7x7).
+Pitfalls: I3D uses TensorFlow's SAME padding, with more padding at the end if it is uneven; torchvision's S3D pads
+symmetrically and does not pad its last pool. The parameters are the same, the activations are not, and S3D checkpoints
+of both kinds exist (`padding`). I3D's released batch norms have no scale; with it (`norm_scale`) there are 12,697,264
+parameters. The classifier is preceded by average pooling over windows of 2x7x7 with stride 1, dropout, and the mean
+over the windows, so that of more than two remaining frames the first and the last have half the weight. A window is
+reduced to the size of a smaller feature map; the originals reject such clips (I3D all that do not leave 7x7).
 
-S3D-G's gates stand behind every branch ("branch"), as in its authors' TensorFlow code (tensorflow/models, slim's s3dg)
-and in CoCLR's "s3dg" (TengdaHan/CoCLR; the weights released there are of its "s3d", without gates: `s3d` takes them,
-with `epsilon=1e-5`, `norm_momentum=0.9`). "concat" is the other reading of the paper, one gate behind a whole module.
-The paper's 11.56 M parameters are those of neither: 9,508,000 and 12,119,712. The authors' code differs in more: a
-dense 3x7x7 stem, a gate behind `conv_2c` as well, no batch norm behind temporal convolutions and no bias in gates.
+S3D-G has a gate after every branch ("branch"), as in the authors' TensorFlow code (tensorflow/models, slim's s3dg) and
+in CoCLR's "s3dg" (TengdaHan/CoCLR; the weights released there are for its "s3d", without gates, and load into `s3d`
+with `epsilon=1e-5`, `norm_momentum=0.9`). "concat" is the other reading of the paper: one gate after each module.
+Neither has the paper's 11.56 M parameters: they have 9,508,000 and 12,119,712. The authors' code also has a dense 3x7x7
+stem, another gate after `conv_2c`, no batch norm after temporal convolutions and no biases in the gates.
 """
 
 from collections.abc import Callable
@@ -41,14 +41,14 @@ Initialization = Literal["sonnet", "pytorch", "normal"]
 
 INITIALIZERS = MappingProxyType(
     {
-        # Sonnet 1: N(0, 1 / fan_in) cut at two deviations, and not scaled up again for what is cut off
+        # Sonnet 1: N(0, 1 / fan_in) truncated at two std, without rescaling for the truncation
         "sonnet": nn.initializers.variance_scaling(0.87962566**2, "fan_in", "truncated_normal"),
         "pytorch": pytorch_kernel,
         "normal": nn.initializers.normal(0.01),
     }
 )
 
-# Branch 0; reduction and 3x3x3 of branch 1; the same of branch 2; branch 3.
+# Channels of branch 0; reduction and 3x3x3 of branch 1; reduction and 3x3x3 of branch 2; branch 3.
 Widths = tuple[int, int, int, int, int, int]
 INCEPTION_V1 = MappingProxyType(
     {
@@ -65,23 +65,23 @@ INCEPTION_V1 = MappingProxyType(
 )
 
 POOLS = MappingProxyType({"4b": (3, 3, 3), "5b": (2, 2, 2)})  # max pools of stride 2 before these modules
-# Symmetric padding leaves nothing of less. TensorFlow's would, of any picture, but it would be of padding.
+# With symmetric padding, smaller clips leave an empty map. TensorFlow's padding leaves one that contains only padding.
 LEAST_VIDEO = MappingProxyType({"tensorflow": (1, 17, 17), "symmetric": (5, 17, 17)})
 
 
 def max_pool(
     x: Float[Array, "b t h w c"], window: tuple, strides: tuple, padding: Padding
 ) -> Float[Array, "b _ _ _ c"]:
-    """Largest of each window; what is padded is never it. A window of 2 is not padded by `symmetric`."""
+    """Max pooling, padded with minus infinity; `symmetric` does not pad windows of 2."""
     sides = "SAME" if padding == "tensorflow" else [((size - 1) // 2,) * 2 for size in window]
     return nn.max_pool(x, window, strides, sides)
 
 
 class Unit(nn.Module):
-    """A convolution, its batch norm and ReLU.
+    """Convolution, batch norm and ReLU.
 
     Attributes:
-      norm: makes the batch norm: `norm(use_running_average=..., name=...)`.
+      norm: creates the batch norm: `norm(use_running_average=..., name=...)`.
     """
 
     features: int
@@ -94,7 +94,7 @@ class Unit(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b _ _ _ d"]:
-        """Feature map of `features` channels."""
+        """Returns a feature map with `features` channels."""
         sides = "SAME" if self.padding == "tensorflow" else None
         x = Conv3D(
             self.features, self.kernel_size, self.strides, sides,
@@ -104,10 +104,10 @@ class Unit(nn.Module):
 
 
 class Separable(nn.Module):
-    """What `Unit` does, over space and then over time.
+    """A spatial `Unit` followed by a temporal one.
 
     Attributes:
-      unit: makes a `Unit`, given all but the settings of the whole network.
+      unit: creates a `Unit` with the settings of the network.
     """
 
     features: int
@@ -117,20 +117,20 @@ class Separable(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b _ _ _ d"]:
-        """Feature map of `features` channels."""
+        """Returns a feature map with `features` channels."""
         (kt, kh, kw), (st, sh, sw) = self.kernel_size, self.strides
         x = self.unit(self.features, (1, kh, kw), (1, sh, sw), name="spatial")(x, train)
         return self.unit(self.features, (kt, 1, 1), (st, 1, 1), name="temporal")(x, train)
 
 
 class Gate(nn.Module):
-    """Each channel times a weight in (0, 1) that all channels' means over the clip decide."""
+    """Multiplies each channel by a gate in (0, 1), computed from the means of all channels over the clip."""
 
     dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
-        """Same shape as `x`."""
+        """The output has the shape of `x`."""
         width = x.shape[-1]
         linear = nn.Dense(
             width, kernel_init=pytorch_kernel, bias_init=pytorch_bias(width), dtype=self.dtype, name="linear"
@@ -139,13 +139,13 @@ class Gate(nn.Module):
 
 
 class Inception(nn.Module):
-    """Four branches side by side: pointwise; two kernels of 3x3x3 behind a reduction; pointwise behind a max pool.
+    """Four parallel branches: pointwise; twice a reduction and a 3x3x3 convolution; max pool and pointwise.
 
     Attributes:
       widths: see `Widths`.
-      unit: makes a pointwise convolution.
-      convolution: makes one of 3x3x3: `Unit` in I3D, `Separable` in S3D.
-      gate: makes a gate, for `gating`.
+      unit: creates a pointwise convolution.
+      convolution: creates a 3x3x3 convolution: `Unit` in I3D, `Separable` in S3D.
+      gate: creates a gate, used with `gating`.
     """
 
     widths: Widths
@@ -157,7 +157,7 @@ class Inception(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b t h w d"]:
-        """Feature map of the branches' channels, one after the other."""
+        """Returns the concatenated feature maps of the branches."""
         width0, reduce1, width1, reduce2, width2, width3 = self.widths
         cube = (3, 3, 3)
         reduced1 = self.unit(reduce1, name="branch1_reduce")(x, train)
@@ -179,17 +179,17 @@ class Inception3D(nn.Module):
     """I3D, S3D (`separable`) or S3D-G (`separable` and `gating`).
 
     Attributes:
-      separable: a spatial and a temporal convolution for each of three dimensions.
-      gating: where S3D-G's gates stand, None for none.
-      padding: of convolutions and max pools: TensorFlow's SAME, or both sides alike.
-      norm_scale: batch norms have a scale; otherwise an offset alone.
-      epsilon, norm_momentum: of the batch norms; momentum as Flax counts it, the part that stays.
-      initialization: of kernels: Sonnet's default, PyTorch's, or N(0, 0.01).
-      width_multiplier: of all channels.
-      num_classes: None gives the mean of the windows.
-      head: takes the feature `b d` to whatever its task wants; None for a linear map to the classes, if there are any.
-      dropout: of the windows' means before the head.
-      num_frames, image_size: of the clips that the variant is meant for; any from `LEAST_VIDEO` up goes as well.
+      separable: replaces each 3-D convolution by a spatial and a temporal one.
+      gating: position of S3D-G's gates; None for no gates.
+      padding: of convolutions and max pools: TensorFlow's SAME, or symmetric.
+      norm_scale: whether batch norms have a scale in addition to the bias.
+      epsilon, norm_momentum: of the batch norms; momentum in Flax's convention, the weight of the old statistics.
+      initialization: of the kernels: Sonnet's default, PyTorch's default, or N(0, 0.01).
+      width_multiplier: factor on all channels.
+      num_classes: None returns the mean of the windows.
+      head: module applied to the features `b d`; None for a linear layer to the classes, if any.
+      dropout: rate on the means of the windows, before the head.
+      num_frames, image_size: of the clips that the variant is meant for; any size from `LEAST_VIDEO` up also works.
     """
 
     separable: bool = False
@@ -210,7 +210,7 @@ class Inception3D(nn.Module):
     dtype: DTypeLike | None = None
 
     def setup(self) -> None:
-        """Attributes here name the parameters; `mixed` makes `mixed_3b` to `mixed_5c`."""
+        """Creates the submodules, named like the parameters; `mixed` contains `mixed_3b` to `mixed_5c`."""
         choices = {"gating": (None, "concat", "branch"), "padding": LEAST_VIDEO, "initialization": INITIALIZERS}
         for field, known in choices.items():
             if getattr(self, field) not in known:
@@ -240,7 +240,7 @@ class Inception3D(nn.Module):
         return max(1, round(published * self.width_multiplier))
 
     def stages(self, video: Float[Array, "b t h w c"], train: bool = False) -> tuple[Float[Array, "b _ _ _ _"], ...]:
-        """The feature map before each pool, and the last: half to an 8th of the frames, half to a 32nd of the sides."""
+        """The feature map before each pool, and the last: 1/2 to 1/8 of the frames, 1/2 to 1/32 of height and width."""
         check_video(video, self.channels, least=LEAST_VIDEO[self.padding])
         x = self.conv_1a(video, train)
         maps = [x]
@@ -256,7 +256,7 @@ class Inception3D(nn.Module):
         return *maps, x
 
     def encode(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b _ _ _ d"]:
-        """The last of the `stages`: an eighth of the frames and a 32nd of the height and width."""
+        """The last of the `stages`: 1/8 of the frames and 1/32 of height and width."""
         return self.stages(video, train)[-1]
 
     def windows(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b _ _ _ d"]:
@@ -266,28 +266,28 @@ class Inception3D(nn.Module):
         return nn.avg_pool(x.astype(jnp.float32), window, (1, 1, 1), "VALID").astype(x.dtype)
 
     def embed(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b d"]:
-        """What the head sees, but for dropout: the mean of the windows."""
+        """Input of the head, without dropout: the mean of the windows."""
         return self.windows(video, train).mean(axis=(1, 2, 3))
 
     def __call__(self, video: Float[Array, "b t h w c"], train: bool = False) -> PyTree[Float[Array, "b ..."]]:
-        """What the head gives, by default logits `b classes`; without a head what `embed` gives."""
+        """Output of the head, by default logits `b classes`; without a head, the output of `embed`."""
         if self.classifier is None:
             return self.embed(video, train)
-        # The original's 1x1x1 convolution of every window, then their mean: the same, as it is linear.
+        # Equal to the original's 1x1x1 convolution of every window followed by their mean, as the head is linear.
         windows = self.head_dropout(self.windows(video, train), deterministic=not train)
         return self.classifier(windows.mean(axis=(1, 2, 3)))
 
 
 def two_stream(rgb: Float[Array, "b classes"], flow: Float[Array, "b classes"]) -> Float[Array, "b classes"]:
-    """Logits of the pair of models that I3D is published as: those of RGB and of flow, trained apart, added."""
+    """Logits of two-stream I3D: the sum of those of the separately trained RGB and flow models."""
     return rgb + flow
 
 
 I3D_SOURCE = "google-deepmind/kinetics-i3d"
 I3D_TEST = "(both streams 74.2), test set, all frames, one crop"
 I3D_RGB_CARD = Card((0.5,) * 3, (0.5,) * 3, crop_ratio=224 / 256, source=I3D_SOURCE, accuracy=f"K400 71.1 {I3D_TEST}")
-# The model's input is TV-L1 flow in pixels, clipped to +-20 and divided by 20: horizontal, then vertical. Stored as 8
-# bits, -20 is 0 and 20 is 255, as pixels are.
+# The input is TV-L1 flow in pixels (horizontal, vertical), clipped to +-20 and divided by 20. In uint8, -20 is stored
+# as 0 and 20 as 255, so that it is normalised like pixels.
 I3D_FLOW_CARD = Card((0.5,) * 2, (0.5,) * 2, crop_ratio=224 / 256, source=I3D_SOURCE, accuracy=f"K400 63.4 {I3D_TEST}")
 S3D_CARD = Card(
     (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989), stride=2, crop_ratio=224 / 256,

@@ -1,12 +1,12 @@
-"""P3D (Qiu, Yao and Mei 2017, arXiv:1711.10305; names of qijiezhao/pseudo-3d-pytorch, a port of the Caffe release).
+"""P3D (Qiu, Yao and Mei 2017, arXiv:1711.10305; names as in qijiezhao/pseudo-3d-pytorch, a port of the Caffe release).
 
-A ResNet of bottlenecks whose 3x3x3 convolution is one over space, S, and one over time, T, each with batch norm and
-ReLU, put together in one of three ways, which take turns from block to block: A, T(S(x)); B, S(x) + T(x); C,
-S(x) + T(S(x)). The last group has no T.
+A ResNet of bottlenecks whose 3x3x3 convolution is factorised into a spatial one, S, and a temporal one, T, each with
+batch norm and ReLU. They are combined in one of three ways, which alternate from block to block: A, T(S(x)); B,
+S(x) + T(x); C, S(x) + T(S(x)). The last group has no T.
 
-Traps: the blocks are counted through all groups, so that the turn goes on from group to group; time is halved by max
-pools alone, after the stem and after each of the first three groups, until one frame of sixteen is left; where more are
-left, the port mixes them with the channels, we classify each and take the mean.
+Pitfalls: the alternation continues across groups. Time is reduced only by max pools, after the stem and after each of
+the first three groups, so that one of sixteen frames remains. For longer clips, the port mixes the remaining frames
+with the channels; here features are averaged over them.
 """
 
 from collections.abc import Callable
@@ -30,7 +30,7 @@ Part = Callable[[Array], Array]
 
 
 def kernel_init(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
-    """N(0, 2 / (kt kh outputs)): the port leaves the kernel's width out."""
+    """N(0, 2 / (kt kh outputs)); as in the port, without the kernel's width."""
     return (2.0 / (prod(shape[:2]) * shape[-1])) ** 0.5 * jax.random.normal(key, shape, dtype)
 
 
@@ -50,16 +50,16 @@ def series_with_skip(space: Part, time: Part, x: Array) -> Array:
     return x + time(x)
 
 
-def space_alone(space: Part, time: Part, x: Array) -> Array:
+def space_only(space: Part, time: Part, x: Array) -> Array:
     """A block of the last group."""
     return space(x)
 
 
-TURNS = (series, parallel, series_with_skip)
+COMBINATIONS = (series, parallel, series_with_skip)
 
 
 class Bottleneck(nn.Module):
-    """Pointwise reduction, space and time together in some way, pointwise expansion; the whole on a residual branch."""
+    """Residual block: pointwise reduction, spatial and temporal convolution combined, pointwise expansion."""
 
     width: int
     combine: Callable[[Part, Part, Array], Array]
@@ -69,7 +69,7 @@ class Bottleneck(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t h w c"], train: bool) -> Float[Array, "b t _ _ d"]:
-        """Feature map of four times `width` channels."""
+        """Returns a feature map with `4 * width` channels."""
         strides = (1, self.stride, self.stride)
 
         def unit(x: Array, features: int, size: tuple[int, int, int], name: str, strides=(1, 1, 1)) -> Array:
@@ -90,15 +90,15 @@ class Bottleneck(nn.Module):
 
 
 class P3D(nn.Module):
-    """The classifier.
+    """The P3D classifier.
 
     Attributes:
-      depths: blocks of the four groups.
-      width: of the first group's bottlenecks; each group doubles it.
-      num_classes: None gives the mean of the last feature map.
-      head: takes the feature `b d` to whatever its task wants; None for a linear map to the classes, if there are any.
-      dropout: of that mean before the head.
-      num_frames, image_size: of the clips that the variant is meant for; any other goes as well.
+      depths: number of blocks in each of the four groups.
+      width: channels of the first group's bottlenecks, doubled by each group.
+      num_classes: None returns the mean of the last feature map.
+      head: module applied to the features `b d`; None for a linear layer to the classes, if any.
+      dropout: rate on this mean, before the head.
+      num_frames, image_size: of the clips that the variant is meant for; other sizes also work.
     """
 
     depths: tuple[int, int, int, int]
@@ -113,17 +113,17 @@ class P3D(nn.Module):
     dtype: DTypeLike | None = None
 
     def setup(self) -> None:
-        """Attributes here name the parameters."""
+        """Creates the submodules, whose attribute names are the parameter names."""
         self.stem = Conv3D(self.width, (1, 7, 7), (1, 2, 2), kernel_init=kernel_init, dtype=self.dtype)
         self.stem_norm = BatchNorm(dtype=self.dtype)
         blocks: list[list[Bottleneck]] = []
         for group, depth in enumerate(self.depths):
-            counted = sum(self.depths[:group])
+            preceding = sum(self.depths[:group])
             blocks.append(
                 [
                     Bottleneck(
                         self.width * 2**group,
-                        TURNS[(counted + i) % 3] if group < 3 else space_alone,
+                        COMBINATIONS[(preceding + i) % 3] if group < 3 else space_only,
                         stride=2 if group and not i else 1,
                         kernel_init=kernel_init if group < 3 else pytorch_kernel,
                         dtype=self.dtype,
@@ -137,7 +137,7 @@ class P3D(nn.Module):
         self.classifier = linear_unless_passed(self.head, self.num_classes, **linear)
 
     def stages(self, video: Float[Array, "b t h w c"], train: bool = False) -> tuple[Float[Array, "b _ _ _ _"], ...]:
-        """The feature map of each group of blocks: half to a 16th of the frames, a quarter to a 32nd of the sides."""
+        """The feature map of each group: 1/2 to 1/16 of the frames, 1/4 to 1/32 of height and width."""
         check_video(video, self.channels, least=(16, 32, 32))
         x = nn.relu(self.stem_norm(self.stem(video), use_running_average=not train))
         x = nn.max_pool(x, (2, 3, 3), (2, 2, 2), ((0, 0), (1, 1), (1, 1)))
@@ -150,15 +150,15 @@ class P3D(nn.Module):
         return tuple(maps)
 
     def encode(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b _ _ _ d"]:
-        """The last of the `stages`: a sixteenth of the frames, a thirty-second of the height and width."""
+        """The last of the `stages`: 1/16 of the frames, 1/32 of height and width."""
         return self.stages(video, train)[-1]
 
     def embed(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b d"]:
-        """What the head sees: the mean of the last feature map."""
+        """Input of the head: the mean of the last feature map."""
         return self.encode(video, train).mean(axis=(1, 2, 3))
 
     def __call__(self, video: Float[Array, "b t h w c"], train: bool = False) -> PyTree[Float[Array, "b ..."]]:
-        """What the head gives, by default logits `b classes`; without a head what `embed` gives."""
+        """Output of the head, by default logits `b classes`; without a head, the output of `embed`."""
         features = self.embed(video, train)
         if self.classifier is None:
             return features
@@ -166,7 +166,7 @@ class P3D(nn.Module):
 
 
 def reaching(accuracy: str = "") -> Card:
-    """Card with what the port says of its weights."""
+    """Card with the accuracy reported by the port."""
     return Card(source="qijiezhao/pseudo-3d-pytorch", accuracy=accuracy)
 
 

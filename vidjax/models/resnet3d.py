@@ -1,19 +1,19 @@
-"""The residual family of R(2+1)D (Tran et al. 2018, arXiv:1711.11248; torchvision.models.video).
+"""The residual networks of R(2+1)D (Tran et al. 2018, arXiv:1711.11248; torchvision.models.video).
 
-One network of five groups of convolutions (the stem is the first), which differ in what a convolution is:
+The networks have five groups of convolutions, of which the stem is the first, and differ in the kind of convolution:
   R2D       2-D; the frames are folded into the channels of the first one
   f-R2D     2-D over each frame; time is averaged at the end
   R3D       3-D
-  MCx       3-D in the groups before x, 2-D from it on
-  rMCx      the reverse: 2-D before x, 3-D from it on
+  MCx       3-D in the groups before x, 2-D from x on
+  rMCx      the reverse: 2-D in the groups before x, 3-D from x on
   R(2+1)D   2-D over space, batch norm, ReLU, 1-D over time
 
-Traps: no max pool after the stem (mmaction2 has one); the number of planes between the two halves of a (2+1)-D
-convolution gives it the parameters of a 3-D one, but torchvision computes it once a block, from the block's channels,
-where the paper computes it for each convolution; the stem's is 45, not the formula's 83 (mmaction2's is); mmaction2
-factorises the shortcut too, into the planes of a kernel three frames long. Batch norm's epsilon is 1e-5 in torchvision,
-1e-3 in the paper's code and in the weights published with it, and in mmaction2 1e-3 but for the norms inside its
-convolutions. A 2-D group does not stride in time.
+Pitfalls: there is no max pool after the stem, except in mmaction2. The number of planes between the two halves of a
+(2+1)-D convolution is chosen to match the parameters of a 3-D one; torchvision computes it once per block from the
+block's channels, the paper for each convolution. The stem has 45 planes, not the 83 of the formula (which mmaction2
+uses). mmaction2 also factorises the shortcut, with the planes for a kernel of three frames. The epsilon of batch norm
+is 1e-5 in torchvision, 1e-3 in the paper's code and its published weights, and 1e-3 in mmaction2 except for the norms
+inside its convolutions. 2-D groups do not stride in time.
 """
 
 import dataclasses
@@ -38,13 +38,13 @@ Size = tuple[int, int, int]
 
 
 def planes_between(inputs: int, features: int, kernel_size: Size) -> int:
-    """Planes between the halves of a (2+1)-D convolution that has the parameters of a 3-D one (section 3.5)."""
+    """Planes between the halves of a (2+1)-D convolution that match the parameters of a 3-D one (section 3.5)."""
     t, h, w = kernel_size
     return t * h * w * inputs * features // (h * w * inputs + t * features)
 
 
 class Convolution(nn.Module):
-    """A convolution over space and time at once; or, given `planes`, over space into these and then over time."""
+    """A 3-D convolution; with `planes`, a spatial convolution to this many planes followed by a temporal one."""
 
     features: int
     kernel_size: Size
@@ -55,7 +55,7 @@ class Convolution(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t h w c"], train: bool) -> Float[Array, "b _ _ _ d"]:
-        """Feature map of `features` channels."""
+        """Returns a feature map with `features` channels."""
         conv = partial(Conv3D, kernel_init=kaiming_normal, dtype=self.dtype)
         if self.planes is None:
             return conv(self.features, self.kernel_size, self.strides, name="full")(x)
@@ -66,10 +66,10 @@ class Convolution(nn.Module):
 
 
 class Block(nn.Module):
-    """Two convolutions on a residual branch; the shortcut is projected where the shape changes.
+    """Residual block of two convolutions; the shortcut is projected if the shape changes.
 
     Attributes:
-      planes: of the first convolution, the second and the shortcut; None for one that is not factorised.
+      planes: of the first convolution, the second and the shortcut; None if it is not factorised.
       epsilon, inner_epsilon: of the batch norms after convolutions, and of those inside them.
     """
 
@@ -83,7 +83,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t h w c"], train: bool) -> Float[Array, "b _ _ _ d"]:
-        """Feature map of `features` channels."""
+        """Returns a feature map with `features` channels."""
         conv = partial(Convolution, self.features, epsilon=self.inner_epsilon, dtype=self.dtype)
         norm = partial(BatchNorm, use_running_average=not train, epsilon=self.epsilon, dtype=self.dtype)
         first, second, third = self.planes
@@ -98,22 +98,22 @@ class Block(nn.Module):
 
 
 class ResNet3D(nn.Module):
-    """The classifier.
+    """The classifier of this family.
 
     Attributes:
-      groups: what the convolutions of the stem and of the four groups of blocks are.
+      groups: kind of convolution in the stem and in each of the four groups of blocks.
       depths, widths: of the groups of blocks.
-      fold_frames: the frames become channels of the first convolution (R2D).
-      midplanes: planes of a (2+1)-D convolution, computed for each (the paper) or once a block (torchvision).
-      stem_planes: those of the stem; None for the formula's.
+      fold_frames: folds the frames into the channels of the first convolution (R2D).
+      midplanes: planes of (2+1)-D convolutions, computed per convolution (paper) or once per block (torchvision).
+      stem_planes: planes of the stem; None for the formula.
       factorized_shortcut, stem_pool: mmaction2's (2+1)-D shortcuts and max pool after the stem.
       epsilon: of batch norm.
-      inner_epsilon: of those inside (2+1)-D convolutions, where it is another.
-      num_classes: None gives the mean of the last feature map.
-      head: takes the feature `b d` to whatever its task wants; None for a linear map to the classes, if there are any.
-      dropout: of that mean before the head.
-      num_frames, image_size: of the clips that the variant is meant for; any other goes as well, but for the frames
-        of a network that folds them.
+      inner_epsilon: of the batch norms inside (2+1)-D convolutions; `epsilon` by default.
+      num_classes: None returns the mean of the last feature map.
+      head: module applied to the features `b d`; None for a linear layer to the classes, if any.
+      dropout: rate on this mean, before the head.
+      num_frames, image_size: of the clips that the variant is meant for; other sizes also work, except that
+        `fold_frames` fixes the number of frames.
     """
 
     groups: tuple[Kind, Kind, Kind, Kind, Kind]
@@ -136,7 +136,7 @@ class ResNet3D(nn.Module):
     dtype: DTypeLike | None = None
 
     def setup(self) -> None:
-        """Attributes here name the parameters."""
+        """Creates the submodules, whose attribute names are the parameter names."""
         for kind in self.groups:
             if kind not in ("2d", "3d", "2plus1d"):
                 raise UserError(f"a group of convolutions is '{kind}': choose 2d, 3d or 2plus1d")
@@ -164,7 +164,7 @@ class ResNet3D(nn.Module):
         )
 
     def block(self, kind: Kind, inputs: int, width: int, stride: int) -> Block:
-        """One block of a group."""
+        """Creates one block of a group."""
         kernel_size = (1 if kind == "2d" else 3, 3, 3)
         strides = (1 if kind == "2d" else stride, stride, stride)
         planes: tuple = (None, None, None)
@@ -176,14 +176,14 @@ class ResNet3D(nn.Module):
         return Block(width, kernel_size, strides, planes, self.epsilon, inner_epsilon, self.dtype)
 
     def stages(self, video: Float[Array, "b t h w c"], train: bool = False) -> tuple[Float[Array, "b _ _ _ _"], ...]:
-        """The feature map of each group of blocks: half to a 16th of the sides (half of these with the stem's pool)."""
+        """The feature map of each group of blocks: 1/2 to 1/16 of height and width (1/4 to 1/32 with `stem_pool`)."""
         check_video(video, self.channels)
         x = video
         if self.fold_frames:
             if x.shape[1] != self.num_frames:
                 raise UserError(
-                    f"{x.shape[1]} frames were given to a model whose first convolution is made for {self.num_frames}: "
-                    "give so many, or set its field num_frames"
+                    f"the clip has {x.shape[1]} frames, but the model's first convolution takes {self.num_frames}: "
+                    "use as many frames, or set the model's field num_frames"
                 )
             x = einops.rearrange(x, "b t h w c -> b 1 h w (t c)")
         x = nn.relu(self.stem_norm(self.stem(x, train), use_running_average=not train))
@@ -197,15 +197,15 @@ class ResNet3D(nn.Module):
         return tuple(maps)
 
     def encode(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b _ _ _ d"]:
-        """The last of the `stages`: a sixteenth of the height and width (a thirty-second with the stem's pool)."""
+        """The last of the `stages`: 1/16 of height and width (1/32 with `stem_pool`)."""
         return self.stages(video, train)[-1]
 
     def embed(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b d"]:
-        """What the head sees: the mean of the last feature map."""
+        """Input of the head: the mean of the last feature map."""
         return self.encode(video, train).mean(axis=(1, 2, 3))
 
     def __call__(self, video: Float[Array, "b t h w c"], train: bool = False) -> PyTree[Float[Array, "b ..."]]:
-        """What the head gives, by default logits `b classes`; without a head what `embed` gives."""
+        """Output of the head, by default logits `b classes`; without a head, the output of `embed`."""
         features = self.embed(video, train)
         if self.classifier is None:
             return features
@@ -222,7 +222,7 @@ TORCHVISION = Card(
 
 
 def reaching(accuracy: float) -> Card:
-    """Card of torchvision's published weights."""
+    """The card of weights published by torchvision."""
     return dataclasses.replace(TORCHVISION, accuracy=f"K400 {accuracy}, 5x1 views")
 
 

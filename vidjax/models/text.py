@@ -1,12 +1,12 @@
 """Text towers: CLIP's causal transformer (arXiv:2103.00020; openai/CLIP) and BERT (arXiv:1810.04805).
 
-Both take ids `b m` and give one feature of a text, `tower(ids) -> b e`, or the tokens before it,
-`tower.tokens(ids) -> b m d`. Padding is id 0 at the end; features are not normalised.
+Both take ids `b m` and return one feature per text, `tower(ids) -> b e`, or its tokens, `tower.tokens(ids) -> b m d`.
+Texts are padded with id 0 at the end; features are not normalised.
 
-Traps of CLIP: a token sees those before it alone, so that what stands after the end token has no say and need not be
-masked; the feature is that of the end token, which OpenAI finds as the highest id of the text (Hugging Face as well
-where `eos_token_id` is 2, otherwise as the first of that id); layer-norm epsilon is 1e-5. Traps of BERT: norms come
-after the residual sum, their epsilon is 1e-12; every token has the embedding of its segment, here the first, added.
+Pitfalls of CLIP: attention is causal, so that padding after the end token has no effect and need not be masked. The
+feature is that of the end token: the one with the highest id in OpenAI's code (and in Hugging Face's if `eos_token_id`
+is 2; otherwise the first token with this id). The layer norms have epsilon 1e-5. Pitfalls of BERT: norms follow the
+residual sum and have epsilon 1e-12; a segment embedding, here always the first, is added to every token.
 """
 
 from functools import partial
@@ -27,17 +27,17 @@ NORMAL = nn.initializers.normal(0.02)
 
 
 def check_ids(ids: Int[Array, "b m"], context: int) -> None:
-    """Refuses what is no batch of texts, or longer than the positions that the tower has.
+    """Checks that the ids are a batch of texts that fit the tower's context.
 
     Raises:
-      UserError: with the shape found and the shape wanted.
+      UserError: a wrong shape, dtype or length.
     """
     if ids.ndim != 2 or not jnp.issubdtype(ids.dtype, jnp.integer):
         raise UserError(
-            f"ids of shape {ids.shape} and {ids.dtype} were given: the tower takes integers (batch, tokens)"
+            f"the ids have shape {ids.shape} and dtype {ids.dtype}: the tower takes integers (batch, tokens)"
         )
     if not 1 <= ids.shape[1] <= context:
-        raise UserError(f"texts of {ids.shape[1]} tokens were given: the text tower takes 1 to {context}")
+        raise UserError(f"the texts have {ids.shape[1]} tokens: the text tower takes 1 to {context}")
 
 
 class TextTower(nn.Module):
@@ -45,9 +45,9 @@ class TextTower(nn.Module):
 
     Attributes:
       vocabulary: number of ids.
-      context: most tokens of a text.
-      features: width of the space shared with videos.
-      end_token: the id whose first place gives the feature; None for the place of the highest id.
+      context: maximum number of tokens in a text.
+      features: width of the joint embedding space.
+      end_token: id of the end token, whose first occurrence gives the feature; None for the highest id of each text.
       drop_path: rate of the last block.
       epsilon: of the layer norms.
       remat, scan: see `Encoder`.
@@ -69,7 +69,7 @@ class TextTower(nn.Module):
     dtype: DTypeLike | None = None
 
     def setup(self) -> None:
-        """Attributes here name the parameters."""
+        """Creates the submodules, whose attribute names are the parameter names."""
         self.token_embedding = nn.Embed(self.vocabulary, self.width, embedding_init=NORMAL, dtype=self.dtype)
         self.position = self.param("position", nn.initializers.normal(0.01), (self.context, self.width))
         block = partial(
@@ -82,7 +82,7 @@ class TextTower(nn.Module):
         self.projection = nn.Dense(self.features, use_bias=False, kernel_init=normal, dtype=self.dtype)
 
     def tokens(self, ids: Int[Array, "b m"], train: bool = False) -> Float[Array, "b m d"]:
-        """Normed tokens, each knowing those before it."""
+        """Normalised tokens, from causal attention."""
         check_ids(ids, self.context)
         x = self.token_embedding(ids)
         x = x + self.position[: ids.shape[1]].astype(x.dtype)
@@ -98,7 +98,7 @@ class TextTower(nn.Module):
 
 
 class BertBlock(nn.Module):
-    """Post-norm block: attention, then MLP, each summed with its input and normed."""
+    """Post-norm block: attention, then MLP, each followed by a residual sum and a norm."""
 
     heads: int
     mlp_ratio: float
@@ -110,7 +110,7 @@ class BertBlock(nn.Module):
     def __call__(
         self, x: Float[Array, "b m d"], drop_path: float, train: bool, mask: Bool[Array, "b 1 m"]
     ) -> Float[Array, "b m d"]:
-        """Same shape as `x`."""
+        """The output has the shape of `x`."""
         norm = partial(LayerNorm, epsilon=self.epsilon, dtype=self.dtype)
         attention = Attention(self.heads, kernel_init=NORMAL, dtype=self.dtype, name="attention")
         hidden = int(x.shape[-1] * self.mlp_ratio)
@@ -121,15 +121,15 @@ class BertBlock(nn.Module):
 
 
 class Bert(nn.Module):
-    """BERT without its pooler: each token sees all of the text, padding (id 0) is seen by none.
+    """BERT without its pooler; attention is bidirectional, with padding (id 0) masked.
 
-    The feature is the first token's, projected.
+    The feature is the projected first token.
 
     Attributes:
       vocabulary: number of ids.
-      context: most tokens of a text.
-      features: width of the space shared with videos.
-      types: kinds of segment that the table has; all tokens are of the first.
+      context: maximum number of tokens in a text.
+      features: width of the joint embedding space.
+      types: number of segment embeddings; all tokens use the first.
       drop_path: rate of the last block.
       epsilon: of the layer norms.
       remat, scan: see `Encoder`.
@@ -151,7 +151,7 @@ class Bert(nn.Module):
     dtype: DTypeLike | None = None
 
     def setup(self) -> None:
-        """Attributes here name the parameters."""
+        """Creates the submodules, whose attribute names are the parameter names."""
         self.token_embedding = nn.Embed(self.vocabulary, self.width, embedding_init=NORMAL, dtype=self.dtype)
         self.position = self.param("position", NORMAL, (self.context, self.width))
         self.type = self.param("type", NORMAL, (self.types, self.width))
@@ -163,7 +163,7 @@ class Bert(nn.Module):
         self.projection = nn.Dense(self.features, use_bias=False, kernel_init=NORMAL, dtype=self.dtype)
 
     def tokens(self, ids: Int[Array, "b m"], train: bool = False) -> Float[Array, "b m d"]:
-        """Normed tokens, each knowing all that are no padding; those of padding mean nothing."""
+        """Normalised tokens; those of padding are meaningless."""
         check_ids(ids, self.context)
         x = self.token_embedding(ids)
         x = x + (self.position[: ids.shape[1]] + self.type[0]).astype(x.dtype)
@@ -174,7 +174,7 @@ class Bert(nn.Module):
         return self.projection(self.tokens(ids, train)[:, 0])
 
 
-TINY = {"vocabulary": 259, "context": 96, "width": 96, "depth": 3, "heads": 4, "features": 128}  # of bytes
+TINY = {"vocabulary": 259, "context": 96, "width": 96, "depth": 3, "heads": 4, "features": 128}  # for bytes
 CLIP = {"vocabulary": 49408, "context": 77, "depth": 12}
 
 TEXT_VARIANTS = MappingProxyType(

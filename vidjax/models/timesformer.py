@@ -1,18 +1,18 @@
 """TimeSformer (Bertasius, Wang and Torresani 2021, arXiv:2102.05095; facebookresearch/TimeSformer).
 
-A ViT over all patches of a clip, whose blocks attend within groups of tokens, one grouping after the other: *divided*
-over time in each place and then over space in each frame. *Joint* attends to everything at once; *space* to each frame
-by itself, the frames' tokens averaged at the end. *Local-global* and *axial* follow the paper's description alone
-(section 3; no code is public): local attention sees the quarter of the picture that a token lies in, in all frames; the
-sparse global one sees the tokens an even distance away in time, height and width, so that each side of the grid must be
-even; axial attends over time, then along rows, then along columns. Where the paper is silent they do as divided does:
-attention over time leaves the class token out and ends in a projection that starts as zero, the others add the class
-token to each group.
+A ViT over all patches of a clip, whose blocks attend within groups of tokens. *Divided* attention is over time at each
+spatial position, then over space in each frame. *Joint* attends to all tokens at once; *space* to each frame
+separately, with tokens averaged over the frames at the end. *Local-global* and *axial* follow the description in the
+paper (section 3; no code is public). Local attention covers the quadrant of the image that contains the token, in all
+frames. Sparse global attention covers tokens at even distances in time, height and width, so that each side of the grid
+must be even. Axial attention is over time, then along rows, then along columns. Details that the paper leaves open are
+as in divided attention: attention over time excludes the class token and ends in a projection initialised to zero; the
+others add the class token to each group.
 
-Traps, all as in the original: the class token is copied to every group and its answers averaged; attention over time is
-dropped (drop path) place by place and over space frame by frame, before that projection; the class token has a
-position but no time; tables are resized to the nearest entry. The original orders tokens `(h w t)`, we `(t h w)`: no
-output depends on it.
+Pitfalls, all as in the original: the class token is copied to every group and its outputs are averaged; drop path acts
+on attention over time per spatial position and on attention over space per frame, before that projection; the class
+token has a spatial but no temporal position; position tables are resized by nearest neighbour. The original orders
+tokens `(h w t)` instead of `(t h w)`, which does not affect the outputs.
 """
 
 from functools import partial
@@ -41,11 +41,11 @@ ZEROS = nn.initializers.zeros_init()
 
 
 class Grouping(NamedTuple):
-    """Who sees whom: einops patterns of the tokens, of the groups and of the members of a group.
+    """Which tokens attend to each other: einops patterns of all tokens, of the groups and of the tokens in a group.
 
     Attributes:
-      halves: pairs of an axis of the grid and the letter that stands for its two halves.
-      over_time: leaves the class token out, and ends in a projection that starts as zero.
+      halves: pairs of an axis of the grid and the letter for its two halves.
+      over_time: excludes the class token, and ends in a projection initialised to zero.
     """
 
     tokens: str
@@ -72,7 +72,7 @@ SCHEMES = MappingProxyType(
 
 
 class GroupedAttention(nn.Module):
-    """A residual branch: attention among the tokens of each group."""
+    """Residual branch with attention within each group of tokens."""
 
     heads: int
     grouping: Grouping
@@ -83,34 +83,34 @@ class GroupedAttention(nn.Module):
     def __call__(
         self, x: Float[Array, "b n d"], drop_path: float | Array, train: bool, grid: tuple[int, int, int]
     ) -> Float[Array, "b n d"]:
-        """Same shape as `x`, whose first token is the class token and the others the patches of the grid."""
+        """The output has the shape of `x`: the class token, then the patch tokens of the grid."""
         tokens, groups, members, halves, over_time = self.grouping
         sizes = dict(zip("thw", grid, strict=True)) | {letter: 2 for _, letter in halves}
         for axis, _ in halves:
             if sizes[axis] % 2:
-                raise UserError(f"patches of a grid {grid} cannot be halved: local-global attention needs even sides")
+                raise UserError(f"the grid of patches {grid} cannot be halved: local-global attention needs even sides")
             sizes[axis] //= 2
         apart, together = f"b ({tokens}) d", f"b ({groups}) ({members}) d"
 
         patches = einops.rearrange(x[:, 1:], f"{apart} -> {together}", **sizes)
         copies = jnp.repeat(x[:, None, :1], patches.shape[1], axis=1)
         grouped = patches if over_time else jnp.concatenate([copies, patches], axis=2)
-        seen = grouped.reshape(-1, *grouped.shape[2:])
-        seen = LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(seen)
+        out = grouped.reshape(-1, *grouped.shape[2:])
+        out = LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(out)
         attention = partial(Attention, implementation=self.implementation, kernel_init=NORMAL, dtype=self.dtype)
-        seen = attention(self.heads, name="attention")(seen)
-        seen = DropPath(name="drop_path")(seen, drop_path, train).reshape(grouped.shape)
-        patches = einops.rearrange(seen if over_time else seen[:, :, 1:], f"{together} -> {apart}", **sizes)
+        out = attention(self.heads, name="attention")(out)
+        out = DropPath(name="drop_path")(out, drop_path, train).reshape(grouped.shape)
+        patches = einops.rearrange(out if over_time else out[:, :, 1:], f"{together} -> {apart}", **sizes)
         if over_time:
             projection = nn.Dense(x.shape[-1], kernel_init=ZEROS, dtype=self.dtype, name="projection")
             patches, token = projection(patches), jnp.zeros_like(x[:, :1])
         else:
-            token = seen[:, :, 0].mean(axis=1, keepdims=True)
+            token = out[:, :, 0].mean(axis=1, keepdims=True)
         return jnp.concatenate([token.astype(patches.dtype), patches], axis=1)
 
 
 class GroupedBlock(nn.Module):
-    """Attention by one grouping after the other, then the MLP."""
+    """Attention with each grouping in turn, then the MLP."""
 
     heads: int
     groupings: dict[str, Grouping]
@@ -126,25 +126,25 @@ class GroupedBlock(nn.Module):
         train: bool = False,
         grid: tuple[int, int, int] = (1, 1, 1),
     ) -> Float[Array, "b n d"]:
-        """Same shape as `x`."""
+        """The output has the shape of `x`."""
         for name, grouping in self.groupings.items():
             attention = GroupedAttention(self.heads, grouping, self.implementation, self.dtype, name=name)
             x = x + attention(x, drop_path, train, grid)
         mlp = Mlp(int(x.shape[-1] * self.mlp_ratio), kernel_init=NORMAL, dtype=self.dtype, name="mlp")
-        seen = mlp(LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm2")(x))
-        return x + DropPath(name="drop_path")(seen, drop_path, train)
+        out = mlp(LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm2")(x))
+        return x + DropPath(name="drop_path")(out, drop_path, train)
 
 
 class TimeSformer(nn.Module):
-    """The classifier.
+    """The TimeSformer classifier.
 
     Attributes:
-      attention: who sees whom, see above.
-      num_classes: None gives the class token's feature.
-      head: takes the feature `b d` to whatever its task wants; None for a linear map to the classes, if there are any.
-      dropout: of that feature before the head.
+      attention: attention scheme, see the module docstring.
+      num_classes: None returns the class token.
+      head: module applied to the features `b d`; None for a linear layer to the classes, if any.
+      dropout: rate on the class token, before the head.
       drop_path: rate of the last block.
-      num_frames, image_size: of the clips that the tables are made for; they are resized to any other.
+      num_frames, image_size: of the clips that the position tables are made for; they are resized for other sizes.
       remat, scan: see `Encoder`.
       implementation: of attention, see `attend`; "ring" is meant for joint attention.
     """
@@ -169,7 +169,7 @@ class TimeSformer(nn.Module):
     dtype: DTypeLike | None = None
 
     def setup(self) -> None:
-        """Attributes here name the parameters."""
+        """Creates the submodules, whose attribute names are the parameter names."""
         frames, *image = grid((self.num_frames, self.image_size, self.image_size), self.patch_size)
         bias_init = pytorch_bias(self.channels * int(np.prod(self.patch_size)))
         self.patch_embedding = PatchEmbedding(self.width, self.patch_size, pytorch_kernel, bias_init, self.dtype)
@@ -191,7 +191,7 @@ class TimeSformer(nn.Module):
         self.classifier = linear_unless_passed(self.head, self.num_classes, kernel_init=NORMAL, dtype=self.dtype)
 
     def tokens(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b n d"]:
-        """Normed tokens, the class token first; of space-only attention, those of the frames averaged."""
+        """Normalised tokens, class token first; space-only attention averages them over the frames."""
         check_video(video, self.channels)
         t, h, w = grid(video.shape[1:4], self.patch_size)
         x = self.patch_embedding(patchify(video, self.patch_size))
@@ -209,16 +209,16 @@ class TimeSformer(nn.Module):
         return self.norm(x)
 
     def encode(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b _ _ _ d"]:
-        """Normed tokens of all patches on their grid; space-only attention averages them over time: `b 1 h w d`."""
+        """Normalised patch tokens on their grid; space-only attention averages them over time: `b 1 h w d`."""
         t, h, w = grid(video.shape[1:4], self.patch_size)
         return on_grid(self.tokens(video, train)[:, 1:], (1 if self.attention == "space" else t, h, w))
 
     def embed(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b d"]:
-        """What the head sees: the class token's feature."""
+        """Input of the head: the class token."""
         return self.tokens(video, train)[:, 0]
 
     def __call__(self, video: Float[Array, "b t h w c"], train: bool = False) -> PyTree[Float[Array, "b ..."]]:
-        """What the head gives, by default logits `b classes`; without a head what `embed` gives."""
+        """Output of the head, by default logits `b classes`; without a head, the output of `embed`."""
         features = self.embed(video, train)
         if self.classifier is None:
             return features
@@ -226,7 +226,7 @@ class TimeSformer(nn.Module):
 
 
 def kinetics(stride: int, accuracy: float | None = None) -> Card:
-    """Card of a model of Kinetics-400."""
+    """The card of a model trained on Kinetics-400."""
     reached = f"K400 {accuracy}, 1x3 views" if accuracy else ""
     return Card((0.45,) * 3, (0.225,) * 3, stride, source="facebookresearch/TimeSformer", accuracy=reached)
 

@@ -1,16 +1,16 @@
 """UniFormer (Li et al. 2022, arXiv:2201.04676; Sense-X/UniFormer, video_classification).
 
-Four stages. The first two are convolutional (local relation aggregators: a learned 5x5x5 depthwise affinity), the last
-two attend over all tokens of the clip at once, or in the split variants over time and then over space. Every block
-starts with a depthwise convolution that encodes position, so there is no position table, and any number of frames and
-any size fit the same parameters. Features are maps `b t h w c` throughout; attention flattens them to `(t h w)`.
+Of the four stages, the first two are convolutional (local relation aggregators: a learned 5x5x5 depthwise affinity).
+The last two attend over all tokens of the clip at once, or in the split variants over time and then over space. Every
+block starts with a depthwise convolution as position encoding, so that there is no position table and the parameters
+fit any number of frames and any size. Features are maps `b t h w c`; attention flattens them to `(t h w)`.
 
-Traps, all as in the original: layer norms have epsilon 1e-5 after patch embeddings and 1e-6 in blocks; nothing
-non-linear stands between the three convolutions of a local aggregator; the features end in a batch norm. In a split
-block, attention over space reads what attention over time has added, but is added to what came before it: attention
-over time reaches the output through queries, keys and values only. Drop path there drops attention over time for each
-place and over space for each frame apart. The original's `STD` embeddings (`temporal_overlap`) do not stride in time,
-whatever their name says; no published configuration sets them, those of Something-Something neither.
+Pitfalls, all as in the original: layer norms have epsilon 1e-5 after patch embeddings and 1e-6 in blocks; there is no
+non-linearity between the three convolutions of a local aggregator; the features end in a batch norm. In a split block,
+the input of attention over space includes the output of attention over time, but the residual sum does not: attention
+over time affects the output only through queries, keys and values. Drop path there acts on attention over time per
+spatial position and on attention over space per frame. Despite their name, the original's `STD` embeddings
+(`temporal_overlap`) do not stride in time; no published configuration uses them, not even for Something-Something.
 """
 
 from dataclasses import replace
@@ -38,7 +38,7 @@ NORMAL = nn.initializers.normal(0.02)
 
 
 class LocalBlock(nn.Module):
-    """Position encoding, local aggregation and MLP: depthwise convolutions, and linear maps of single cells."""
+    """Position encoding, local aggregation and MLP, from depthwise and pointwise convolutions."""
 
     mlp_ratio: float = 4.0
     dtype: DTypeLike | None = None
@@ -47,9 +47,9 @@ class LocalBlock(nn.Module):
     def __call__(
         self, x: Float[Array, "b t h w c"], drop_path: float | Array = 0.0, train: bool = False
     ) -> Float[Array, "b t h w c"]:
-        """Same shape as `x`."""
+        """The output has the shape of `x`."""
 
-        def pointwise(x: Array, features: int, name: str) -> Array:  # initialised as PyTorch does a convolution
+        def pointwise(x: Array, features: int, name: str) -> Array:  # initialised like a convolution in PyTorch
             bias_init = pytorch_bias(x.shape[-1])
             dense = nn.Dense(features, kernel_init=pytorch_kernel, bias_init=bias_init, dtype=self.dtype, name=name)
             return dense(x)
@@ -66,7 +66,7 @@ class LocalBlock(nn.Module):
 
 
 class GlobalBlock(nn.Module):
-    """Position encoding, then a transformer's block over all tokens of the clip."""
+    """Position encoding, then a transformer block over all tokens of the clip."""
 
     head_width: int
     mlp_ratio: float = 4.0
@@ -76,7 +76,7 @@ class GlobalBlock(nn.Module):
     def __call__(
         self, x: Float[Array, "b t h w c"], drop_path: float | Array = 0.0, train: bool = False
     ) -> Float[Array, "b t h w c"]:
-        """Same shape as `x`."""
+        """The output has the shape of `x`."""
         x = x + DepthwiseConv3D((3, 3, 3), dtype=self.dtype, name="position")(x)
         heads = x.shape[-1] // self.head_width
         block = Block(heads, self.mlp_ratio, kernel_init=NORMAL, dtype=self.dtype, name="joint")
@@ -84,7 +84,7 @@ class GlobalBlock(nn.Module):
 
 
 class SplitBlock(nn.Module):
-    """Position encoding, attention over time in each place, attention over space in each frame, MLP."""
+    """Position encoding, attention over time at each position, attention over space in each frame, MLP."""
 
     head_width: int
     mlp_ratio: float = 4.0
@@ -94,38 +94,38 @@ class SplitBlock(nn.Module):
     def __call__(
         self, x: Float[Array, "b t h w c"], drop_path: float | Array = 0.0, train: bool = False
     ) -> Float[Array, "b t h w c"]:
-        """Same shape as `x`."""
+        """The output has the shape of `x`."""
         (b, t, h, w, width), heads = x.shape, x.shape[-1] // self.head_width
         branch = DropPath(name="drop_path")
         norm = partial(LayerNorm, epsilon=1e-6, dtype=self.dtype)
         x = x + DepthwiseConv3D((3, 3, 3), dtype=self.dtype, name="position")(x)
         places = einops.rearrange(x, "b t h w c -> (b h w) t c")
-        # Attention over time starts as zero: by its inputs, so that gradients flow through its output projection.
+        # Attention over time is initialised to zero by its input projections, so that they receive gradients.
         zeros, ones = nn.initializers.zeros_init(), nn.initializers.ones_init()
         in_time = Attention(heads, kernel_init=zeros, out_init=ones, dtype=self.dtype, name="temporal_attention")
         places = places + branch(in_time(norm(name="temporal_norm")(places)), drop_path, train)
         frames = einops.rearrange(places, "(b h w) t c -> (b t) (h w) c", b=b, h=h, w=w)
         in_space = Attention(heads, kernel_init=NORMAL, dtype=self.dtype, name="attention")
         frames = branch(in_space(norm(name="norm1")(frames)), drop_path, train)
-        x = x + frames.reshape(x.shape)  # to `x`, not to what attention over time has made of it
+        x = x + frames.reshape(x.shape)  # the residual excludes the output of attention over time
         mlp = Mlp(int(width * self.mlp_ratio), kernel_init=NORMAL, dtype=self.dtype, name="mlp")
         tokens = norm(name="norm2")(x).reshape(b, t * h * w, width)
         return x + branch(mlp(tokens), drop_path, train).reshape(x.shape)
 
 
 class UniFormer(nn.Module):
-    """Patch embeddings with a norm, each before its stage of blocks; the mean of the last map is classified.
+    """The UniFormer classifier: four stages of a patch embedding, a norm and blocks, then a mean and the head.
 
     Attributes:
       widths, depths: of the four stages.
-      head_width: of one head of attention.
+      head_width: features of one attention head.
       split: attention over time, then over space, instead of over all tokens.
-      temporal_overlap: the embeddings after the first see three frames (without striding in time) instead of one.
-      num_classes: None gives the mean of the last feature map.
-      head: takes the feature `b d` to whatever its task wants; None for a linear map to the classes, if there are any.
-      dropout: of that mean before the head.
-      drop_path: rate of the last block, to which the rates rise linearly over the blocks of all stages.
-      num_frames, image_size: of the clips that the variant is meant for; any other goes as well.
+      temporal_overlap: kernels of three frames instead of one in the embeddings after the first (stride 1 in time).
+      num_classes: None returns the mean of the last feature map.
+      head: module applied to the features `b d`; None for a linear layer to the classes, if any.
+      dropout: rate on this mean, before the head.
+      drop_path: rate of the last block; the rates increase linearly over the blocks of all stages.
+      num_frames, image_size: of the clips that the variant is meant for; other sizes also work.
     """
 
     widths: tuple[int, int, int, int] = (64, 128, 320, 512)
@@ -146,7 +146,7 @@ class UniFormer(nn.Module):
     dtype: DTypeLike | None = None
 
     def setup(self) -> None:
-        """Attributes here name the parameters."""
+        """Creates the submodules, whose attribute names are the parameter names."""
         kernel_size, padding = ((3, 2, 2), (1, 0, 0)) if self.temporal_overlap else ((1, 2, 2), (0, 0, 0))
         first = {"kernel_size": (3, 4, 4), "strides": (2, 4, 4), "padding": (1, 0, 0)}
         later = {"kernel_size": kernel_size, "strides": (1, 2, 2), "padding": padding}
@@ -167,7 +167,7 @@ class UniFormer(nn.Module):
         self.classifier = linear_unless_passed(self.head, self.num_classes, kernel_init=NORMAL, dtype=self.dtype)
 
     def stages(self, video: Float[Array, "b t h w c"], train: bool = False) -> tuple[Float[Array, "b _ _ _ _"], ...]:
-        """The feature map of each stage: half the frames, a 4th to a 32nd of the sides; the last is normed."""
+        """The feature map of each stage: 1/2 of the frames, 1/4 to 1/32 of height and width; the last is normalised."""
         check_video(video, self.channels, least=(1, 32, 32))
         x, maps = video, []
         for embedding, norm, stage in zip(self.patch_embedding, self.patch_norm, self.stage, strict=True):
@@ -176,15 +176,15 @@ class UniFormer(nn.Module):
         return *maps[:-1], self.norm(x, use_running_average=not train)
 
     def encode(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b _ _ _ d"]:
-        """The last of the `stages`: half the frames, a thirty-second of the height and width."""
+        """The last of the `stages`: 1/2 of the frames, 1/32 of height and width."""
         return self.stages(video, train)[-1]
 
     def embed(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b d"]:
-        """What the head sees: the mean of the last feature map."""
+        """Input of the head: the mean of the last feature map."""
         return self.encode(video, train).mean(axis=(1, 2, 3))
 
     def __call__(self, video: Float[Array, "b t h w c"], train: bool = False) -> PyTree[Float[Array, "b ..."]]:
-        """What the head gives, by default logits `b classes`; without a head what `embed` gives."""
+        """Output of the head, by default logits `b classes`; without a head, the output of `embed`."""
         features = self.embed(video, train)
         if self.classifier is None:
             return features
@@ -192,7 +192,7 @@ class UniFormer(nn.Module):
 
 
 def kinetics(stride: int, accuracy: float) -> Card:
-    """Card of a model published with weights of Kinetics-400."""
+    """The card of a model with published Kinetics-400 weights."""
     return replace(CARD, stride=stride, accuracy=f"K400 {accuracy}, 4x1 views")
 
 
@@ -205,7 +205,7 @@ VARIANTS = MappingProxyType(
         "uniformer_tiny": partial(UniFormer, **TINY),
         "uniformer_tiny_split": partial(UniFormer, **TINY, split=True),
         "uniformer_small": partial(UniFormer, **SMALL, card=kinetics(4, 80.8)),
-        "uniformer_small_16": partial(UniFormer, **SMALL, card=kinetics(4, 80.8)),  # the same, by its frames
+        "uniformer_small_16": partial(UniFormer, **SMALL, card=kinetics(4, 80.8)),  # alias of the previous row
         "uniformer_small_8": partial(UniFormer, **SMALL, num_frames=8, card=kinetics(8, 78.4)),
         "uniformer_small_32": partial(UniFormer, **SMALL, num_frames=32, card=kinetics(4, 82.0)),
         "uniformer_small_split": partial(UniFormer, **SMALL, split=True),

@@ -1,7 +1,7 @@
-"""A video tower and a text tower in one space: what contrastive pre-training trains and zero-shot recognition reads.
+"""Video-text models: a video and a text tower with a joint embedding space, for contrastive training and zero-shot use.
 
-Any video model of the library is a tower: those that give features of the space (`clip.ImageTower`,
-`actionclip.VideoTower`) as they are, others inside `Projected`.
+Any video model can be the video tower: `clip.ImageTower` and `actionclip.VideoTower` directly, others inside
+`Projected`.
 """
 
 from math import log
@@ -18,18 +18,18 @@ INITIAL_SCALE = log(1 / 0.07)  # CLIP's
 
 
 def unit(x: Float[Array, "b e"]) -> Float[Array, "b e"]:
-    """Rows of length one, in float32; a row of zeros stays, and has a gradient of zero."""
+    """L2-normalises rows, in float32; a row of zeros is unchanged and has a zero gradient."""
     x = x.astype(jnp.float32)
     squared = (x**2).sum(axis=-1, keepdims=True)
     return x * jnp.where(squared > 0, 1 / jnp.sqrt(jnp.where(squared > 0, squared, 1.0)), 0.0)
 
 
 class Projected(nn.Module):
-    """A video model without classes, and a linear map of its features into the space of the texts.
+    """A video model without classes, followed by a linear projection into the joint embedding space.
 
     Attributes:
       tower: a model with `num_classes=None`.
-      features: width of the space.
+      features: width of the joint embedding space.
     """
 
     tower: nn.Module
@@ -37,9 +37,9 @@ class Projected(nn.Module):
     dtype: DTypeLike | None = None
 
     def setup(self) -> None:
-        """Attributes here name the parameters."""
+        """Creates the submodules, whose attribute names are the parameter names."""
         if self.tower.num_classes is not None:
-            raise UserError(f"the video tower gives {self.tower.num_classes} classes: make it with num_classes=None")
+            raise UserError(f"the video tower has {self.tower.num_classes} classes: create it with num_classes=None")
         self.projection = nn.Dense(
             self.features, use_bias=False, kernel_init=nn.initializers.lecun_normal(), dtype=self.dtype
         )
@@ -51,12 +51,12 @@ class Projected(nn.Module):
 
     @property
     def image_size(self) -> int:
-        """Their height and width."""
+        """Height and width of these clips."""
         return self.tower.image_size
 
     @property
     def channels(self) -> int:
-        """Their channels."""
+        """Channels of these clips."""
         return self.tower.channels
 
     def encode(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b _ _ _ d"]:
@@ -69,12 +69,12 @@ class Projected(nn.Module):
 
 
 class VideoText(nn.Module):
-    """Both towers, and the temperature of their similarities.
+    """A video tower and a text tower, with a learned temperature for their similarities.
 
     Attributes:
-      video: gives `b e` of a video `b t h w c`; has num_frames, image_size, channels and `encode`.
-      text: gives `b e` of ids `b m`; has context and `tokens`.
-      bias: where the learned bias of the similarities starts (SigLIP: -10); None for none (CLIP).
+      video: maps videos `b t h w c` to `b e`; has `num_frames`, `image_size`, `channels` and `encode`.
+      text: maps ids `b m` to `b e`; has `context` and `tokens`.
+      bias: initial value of a learned bias of the similarities (SigLIP: -10); None for no bias (CLIP).
     """
 
     video: nn.Module
@@ -83,7 +83,7 @@ class VideoText(nn.Module):
     bias: float | None = None
 
     def setup(self) -> None:
-        """Attributes here name the parameters."""
+        """Creates the submodules, whose attribute names are the parameter names."""
         if self.video.features != self.text.features:
             raise UserError(
                 f"the video tower has {self.video.features} features and the text tower {self.text.features}: "
@@ -100,41 +100,41 @@ class VideoText(nn.Module):
 
     @property
     def image_size(self) -> int:
-        """Their height and width."""
+        """Height and width of these clips."""
         return self.video.image_size
 
     @property
     def channels(self) -> int:
-        """Their channels."""
+        """Channels of these clips."""
         return self.video.channels
 
     @property
     def num_classes(self) -> None:
-        """There are none: features come out."""
+        """None: the model returns embeddings."""
         return None
 
     def embed_video(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b e"]:
-        """Unit vectors of videos, in float32."""
+        """L2-normalised video embeddings, in float32."""
         return unit(self.video(video, train=train))
 
     def embed_text(self, ids: Int[Array, "b m"], train: bool = False) -> Float[Array, "b e"]:
-        """Unit vectors of texts, in float32."""
+        """L2-normalised text embeddings, in float32."""
         return unit(self.text(ids, train=train))
 
     def encode(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b _ _ _ d"]:
-        """The video tower's features on the space-time grid, before it projects."""
+        """The video tower's features on the space-time grid, before the projection."""
         return self.video.encode(video, train=train)
 
     def logits(self, video: Float[Array, "v e"], text: Float[Array, "n e"]) -> Float[Array, "v n"]:
-        """Scaled similarities of unit vectors, and the bias where there is one."""
+        """Scaled similarities of normalised embeddings, plus the bias, if any."""
         similarities = jnp.exp(self.logit_scale) * (video @ text.T)
         return similarities if self.bias is None else similarities + self.logit_bias
 
     def __call__(
         self, video: Float[Array, "b t h w c"], ids: Int[Array, "n m"] | None = None, train: bool = False
     ) -> Float[Array, "b e"] | tuple[Float[Array, "b e"], Float[Array, "n e"]]:
-        """Unit vectors of the videos; with `ids` those of the texts as well."""
-        if ids is None and self.is_initializing():  # the text tower has its parameters, whoever makes the model
+        """L2-normalised embeddings of the videos; with `ids`, also those of the texts."""
+        if ids is None and self.is_initializing():  # `init` without ids also creates the text tower
             self.text(jnp.zeros((1, self.text.context), jnp.int32))
         embedded = self.embed_video(video, train)
         return embedded if ids is None else (embedded, self.embed_text(ids, train))

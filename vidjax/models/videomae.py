@@ -1,13 +1,13 @@
 """VideoMAE (Tong et al. 2022, arXiv:2203.12602; MCG-NJU/VideoMAE) and the decoder masking of VideoMAE v2.
 
-A plain ViT over tubelets of 2x16x16 pixels. In pre-training the encoder sees only the tokens that a mask kept, and a
-narrow decoder predicts the pixels of the others.
+A plain ViT over tubelets of 2x16x16 pixels. In pre-training, the encoder sees only the visible tokens, and a narrow
+decoder predicts the pixels of the masked ones.
 
-Traps, all as in the original: the position table is one sinusoid over the running index of all `(t h w)` tokens and no
-parameter; keys have no bias; layer-norm epsilon is 1e-6 (Hugging Face's configurations say 1e-12); the decoder reads
-`[visible ; masked]`, each with its own positions, and is never put back in order; the classifier has no norm before its
-mean over tokens but one after. Pixels come normalised (ImageNet mean and deviation), the target is made from
-un-normalised ones (`objectives.reconstruction`).
+Pitfalls, all as in the original: the position table is a fixed sinusoid over the flat index of all `(t h w)` tokens;
+keys have no bias; layer norms have epsilon 1e-6 (1e-12 in Hugging Face's configurations); the decoder's input is
+`[visible ; masked]` with the corresponding positions, not restored to the original order; the classifier has a norm
+after the mean over tokens instead of before. The input is normalised with ImageNet's mean and std; the reconstruction
+target is computed from unnormalised pixels (`objectives.reconstruction`).
 """
 
 from functools import partial
@@ -44,12 +44,12 @@ class VideoMAE(nn.Module):
     """The encoder, and the classifier fine-tuned from it.
 
     Attributes:
-      num_classes: None makes it an encoder, whose call returns its mean token.
-      head: takes the feature `b d` to whatever its task wants; None for a linear map to the classes, if there are any.
-      final_norm: pre-training's encoder ends in a norm over tokens, fine-tuning's in one after their mean.
-      dropout: of the mean token before the head.
+      num_classes: None returns the mean token.
+      head: module applied to the features `b d`; None for a linear layer to the classes, if any.
+      final_norm: ends the encoder in a norm over tokens, as in pre-training; fine-tuning has one after the mean.
+      dropout: rate on the mean token, before the head.
       drop_path: rate of the last block.
-      num_frames, image_size: of the clips that the variant is meant for; any other that patches fit goes as well.
+      num_frames, image_size: of the clips that the variant is meant for; other multiples of the patch size also work.
       remat, scan: see `Encoder`.
       implementation: of attention, see `attend`.
     """
@@ -74,10 +74,10 @@ class VideoMAE(nn.Module):
     dtype: DTypeLike | None = None
 
     def setup(self) -> None:
-        """Attributes here name the parameters."""
+        """Creates the submodules, whose attribute names are the parameter names."""
         bias_init = pytorch_bias(self.channels * prod(self.patch_size))
         self.patch_embedding = PatchEmbedding(self.width, self.patch_size, pytorch_kernel, bias_init, self.dtype)
-        # Pre-training starts from Xavier's kernels, fine-tuning from scratch from timm's.
+        # Pre-training uses Xavier initialisation; training a classifier from scratch uses timm's.
         kernel_init = XAVIER if self.final_norm else nn.initializers.normal(0.02)
         block = partial(
             Block, self.heads, self.mlp_ratio, key_bias=False, kernel_init=kernel_init,
@@ -95,27 +95,27 @@ class VideoMAE(nn.Module):
     def tokens(
         self, video: Float[Array, "b t h w c"], kept: Int[Array, "b m"] | None = None, train: bool = False
     ) -> Float[Array, "b m d"]:
-        """Tokens in a row: of all patches in `(t h w)` order, or only of those at the indices `kept`."""
+        """Tokens of all patches in `(t h w)` order, or only of the patches at the indices `kept`."""
         check_video(video, self.channels)
         patches = patchify(video, self.patch_size)
         positions = jnp.asarray(sinusoid_table(patches.shape[1], self.width))
-        if kept is not None:  # masked patches are dropped before anything is computed of them
+        if kept is not None:  # masked patches are dropped before the embedding
             patches, positions = jnp.take_along_axis(patches, kept[..., None], axis=1), positions[kept]
         tokens = self.patch_embedding(patches)
         tokens = self.transformer(tokens + positions.astype(tokens.dtype), train)
         return self.norm(tokens) if self.final_norm else tokens
 
     def encode(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b _ _ _ d"]:
-        """Tokens of all patches, on their grid."""
+        """Patch tokens on their grid."""
         return on_grid(self.tokens(video, train=train), grid(video.shape[1:4], self.patch_size))
 
     def embed(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b d"]:
-        """What the head sees: the mean token, normed; the mean token as it is where there is no head."""
+        """Input of the head: the normalised mean token; without a head, the mean token itself."""
         features = self.tokens(video, train=train).mean(axis=1)
         return features if self.classifier is None else self.head_norm(features)
 
     def __call__(self, video: Float[Array, "b t h w c"], train: bool = False) -> PyTree[Float[Array, "b ..."]]:
-        """What the head gives, by default logits `b classes`; without a head what `embed` gives."""
+        """Output of the head, by default logits `b classes`; without a head, the output of `embed`."""
         features = self.embed(video, train)
         if self.classifier is None:
             return features
@@ -123,10 +123,10 @@ class VideoMAE(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Reads visible and mask tokens, predicts the pixels of the masked patches.
+    """Predicts the pixels of masked patches from visible tokens and mask tokens.
 
     Attributes:
-      outputs: values of one patch, `frames * height * width * channels`.
+      outputs: values per patch, `frames * height * width * channels`.
     """
 
     width: int
@@ -148,7 +148,7 @@ class Decoder(nn.Module):
         positions: Float[Array, "n e"],
         train: bool = False,
     ) -> Float[Array, "b r p"]:
-        """Pixels of the patches at `predicted`, from the encoder's tokens of those at `kept`."""
+        """Pixels of the patches at the indices `predicted`, from the encoder's tokens at `kept`."""
         visible = nn.Dense(self.width, use_bias=False, kernel_init=XAVIER, dtype=self.dtype, name="embedding")(visible)
         mask_token = self.param("mask_token", nn.initializers.normal(0.02), (1, 1, self.width))
         visible = visible + positions[kept].astype(visible.dtype)
@@ -163,13 +163,12 @@ class Decoder(nn.Module):
 
 
 class Pretraining(nn.Module):
-    """Masked autoencoder: the encoder over the kept tokens, the decoder for the predicted ones.
+    """Masked autoencoder: an encoder of the visible tokens and a decoder of the predicted ones.
 
-    VideoMAE predicts every masked token; VideoMAE v2 asks the decoder for a part of all tokens only
-    (`objectives.masking.running_cell`).
+    VideoMAE predicts all masked tokens, VideoMAE v2 only a subset of all tokens (`objectives.masking.running_cell`).
 
     Attributes:
-      encoder_norm: the encoder ends in a norm over tokens; transformers leaves it out with its default configuration
+      encoder_norm: whether the encoder ends in a norm over tokens; transformers omits it in its default configuration
         (`use_mean_pooling`).
     """
 
@@ -193,7 +192,7 @@ class Pretraining(nn.Module):
     dtype: DTypeLike | None = None
 
     def setup(self) -> None:
-        """The encoder is the one that fine-tuning uses, with the norm that pre-training puts at its end."""
+        """Creates the encoder, as for fine-tuning but with a final norm, and the decoder."""
         self.encoder = VideoMAE(
             self.width, self.depth, self.heads, self.mlp_ratio, self.patch_size,
             final_norm=self.encoder_norm, drop_path=self.drop_path, channels=self.channels,
@@ -207,11 +206,11 @@ class Pretraining(nn.Module):
     def tokens(
         self, video: Float[Array, "b t h w c"], kept: Int[Array, "b m"] | None = None, train: bool = False
     ) -> Float[Array, "b m d"]:
-        """Tokens of the encoder in a row: of all patches in `(t h w)` order, or only of those at the indices `kept`."""
+        """Encoder tokens of all patches in `(t h w)` order, or only of the patches at the indices `kept`."""
         return self.encoder.tokens(video, kept, train)
 
     def encode(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b _ _ _ d"]:
-        """The encoder's tokens of all patches, on their grid."""
+        """Encoder tokens of all patches, on their grid."""
         return self.encoder.encode(video, train)
 
     def __call__(
@@ -221,13 +220,13 @@ class Pretraining(nn.Module):
         predicted: Int[Array, "b r"],
         train: bool = False,
     ) -> Float[Array, "b r p"]:
-        """Patches `(frame row column channel)` at the token indices `predicted`, as seen from those at `kept`."""
+        """Predicted patches `(frame row column channel)` at the token indices `predicted`, given those at `kept`."""
         tokens = prod(grid(video.shape[1:4], self.patch_size))
         positions = jnp.asarray(sinusoid_table(tokens, self.decoder_width))
         return self.decoder(self.tokens(video, kept, train), kept, predicted, positions, train)
 
     def example_inputs(self, video: jax.ShapeDtypeStruct) -> tuple[jax.ShapeDtypeStruct, ...]:
-        """Shapes of this video, with 90 % of its patches masked in tubes."""
+        """Shapes of the inputs for this video, with 90 % of its patches masked in tubes."""
         t, h, w = grid(video.shape[1:4], self.patch_size)
         masked = t * int(0.9 * h * w)
         kept, predicted = (jax.ShapeDtypeStruct((1, count), jnp.int32) for count in (t * h * w - masked, masked))

@@ -1,11 +1,11 @@
-"""Vision Transformer of images (Dosovitskiy et al. 2021, arXiv:2010.11929; DeiT, arXiv:2012.12877; names as in timm).
+"""Vision Transformer for images (Dosovitskiy et al. 2021, arXiv:2010.11929; DeiT, arXiv:2012.12877; names as in timm).
 
-What video transformers are initialised from, and the single-frame baseline: every frame is classified by itself, the
-logits of a clip are the mean of its frames'.
+Used to initialise video transformers and as a single-frame baseline: each frame is classified separately, and the
+logits of a clip are the mean over its frames.
 
-Traps: the class token has a position of its own, which resizing leaves alone; the table of the others is resized by an
-antialiased cubic (timm's); timm's and Hugging Face's classifiers norm all tokens before they take the first; the
-epsilon of the norms is 1e-6 in timm and what the configuration says, mostly 1e-12, in Hugging Face's directories.
+Pitfalls: the class token has a separate position, which is not resized; the table of the other positions is resized by
+antialiased cubic interpolation, as in timm; the classifiers of timm and Hugging Face normalise all tokens before taking
+the first; the epsilon of the norms is 1e-6 in timm and configurable in Hugging Face's directories, mostly 1e-12.
 """
 
 from functools import partial
@@ -35,13 +35,13 @@ class ViT(nn.Module):
     """The image classifier, applied to each frame.
 
     Attributes:
-      patch_size: frames, height and width of a patch; one frame for an image.
-      num_classes: None gives the class token's feature.
-      head: takes the class tokens of the frames, `b t d`, to what its task wants of each; answers are averaged. None
-        for a linear map to the classes, if there are any.
-      dropout: of that feature before the head.
+      patch_size: frames, height and width of a patch; one frame for images.
+      num_classes: None returns the mean of the frames' class tokens.
+      head: module applied to the class tokens of the frames, `b t d`; its outputs are averaged over the frames. None
+        for a linear layer to the classes, if any.
+      dropout: rate on the class tokens, before the head.
       drop_path: rate of the last block.
-      num_frames, image_size: of the clips that the variant is meant for; other sizes get the positions resized.
+      num_frames, image_size: of the clips that the variant is meant for; positions are resized for other sizes.
       epsilon: of the layer norms.
       remat, scan: see `Encoder`.
       implementation: of attention, see `attend`.
@@ -67,7 +67,7 @@ class ViT(nn.Module):
     dtype: DTypeLike | None = None
 
     def setup(self) -> None:
-        """Attributes here name the parameters."""
+        """Creates the submodules, whose attribute names are the parameter names."""
         bias_init = pytorch_bias(self.channels * int(np.prod(self.patch_size)))
         self.patch_embedding = PatchEmbedding(self.width, self.patch_size, pytorch_kernel, bias_init, self.dtype)
         self.class_token = self.param("class_token", nn.initializers.normal(1e-6), (1, 1, self.width))
@@ -84,7 +84,7 @@ class ViT(nn.Module):
         self.classifier = linear_unless_passed(self.head, self.num_classes, kernel_init=NORMAL, dtype=self.dtype)
 
     def tokens(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b f m d"]:
-        """Normed tokens of each frame, its class token first."""
+        """Normalised tokens of each frame, class token first."""
         check_video(video, self.channels)
         frames, *image = grid(video.shape[1:4], self.patch_size)
         x = self.patch_embedding(patchify(video, self.patch_size))
@@ -95,20 +95,20 @@ class ViT(nn.Module):
         return einops.rearrange(self.norm(self.transformer(x, train)), "(b t) n d -> b t n d", t=frames)
 
     def encode(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b _ _ _ d"]:
-        """Normed tokens of all patches on their grid, without the class tokens."""
+        """Normalised patch tokens on their grid, without the class tokens."""
         tokens = einops.rearrange(self.tokens(video, train)[:, :, 1:], "b t n d -> b (t n) d")
         return on_grid(tokens, grid(video.shape[1:4], self.patch_size))
 
     def embed(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b d"]:
-        """The mean of the frames' class tokens; the head sees each, and its answers are averaged."""
+        """The mean of the frames' class tokens; the head is applied to each frame and its outputs are averaged."""
         return self.tokens(video, train)[:, :, 0].mean(axis=1)
 
     def __call__(self, video: Float[Array, "b t h w c"], train: bool = False) -> PyTree[Float[Array, "b ..."]]:
-        """The mean of what the head gives of each frame, by default logits `b classes`; without a head `embed`'s."""
+        """Mean output of the head over frames, by default logits `b classes`; without a head, the output of `embed`."""
         if self.classifier is None:
             return self.embed(video, train)
         features = self.head_dropout(self.tokens(video, train)[:, :, 0], deterministic=not train)
-        return jax.tree.map(lambda answers: answers.mean(axis=1), self.classifier(features))
+        return jax.tree.map(lambda outputs: outputs.mean(axis=1), self.classifier(features))
 
 
 AUGREG = Card((0.5,) * 3, (0.5,) * 3, source="timm: augreg (Steiner et al. 2021)")

@@ -1,14 +1,14 @@
 """ViViT, models 1 to 4 (Arnab et al. 2021, arXiv:2103.15691; google-research/scenic, projects/vivit).
 
-A ViT over tubelets, tokens in `(t h w)` order. 1, *joint*: every token attends to every other. 2, *factorized encoder*:
-a transformer over each frame of tubelets, then a short one over the frames' class tokens. 3, *factorized
-self-attention*: each block attends over time in each place, then over space in each frame. 4, *factorized dot product*:
-as 1, but half of the heads attend over time and half over space; no parameter is added.
+A ViT over tubelets, with tokens in `(t h w)` order. 1, *joint*: every token attends to every other. 2, *factorized
+encoder*: a transformer over each frame of tubelets, then a shallow one over the frames' class tokens. 3, *factorized
+self-attention*: each block attends over time at each position, then over space in each frame. 4, *factorized dot
+product*: as 1, but half of the heads attend over time and half over space, without additional parameters.
 
-Traps: GELU is the tanh approximation; models 3 and 4 have no class token, their tokens are averaged; both transformers
-of model 2 end in a norm; the released large model 2 of Kinetics has 24 temporal layers, not the paper's 4. The head
-starts as zero. Stochastic depth scales the branches that it keeps (timm's rule); Scenic's does not, and its model 3 has
-none. Scenic's MLP biases start as N(0, 1e-6), ours as zero.
+Pitfalls: GELU is the tanh approximation; models 3 and 4 have no class token and average their tokens; both transformers
+of model 2 end in a norm; the released large model 2 for Kinetics has 24 temporal layers instead of the paper's 4. The
+head is initialised to zero. Stochastic depth rescales the remaining branches, as in timm; Scenic's does not, and its
+model 3 has none. Scenic initialises MLP biases to N(0, 1e-6), we to zero.
 """
 
 from functools import partial
@@ -41,7 +41,7 @@ XAVIER = nn.initializers.xavier_uniform()
 
 
 def uniform_frames(video: Float[Array, "b t h w c"], count: int) -> Float[Array, "b _ h w c"]:
-    """Frames at equal distances from one another and from both ends (section 3.2), as Scenic chooses them."""
+    """Uniformly sampled frames, with the same spacing to both ends (section 3.2), as in Scenic."""
     frames = video.shape[1]
     return video if count >= frames else video[:, (np.arange(1, count + 1) * frames / (count + 1)).astype(int)]
 
@@ -49,7 +49,7 @@ def uniform_frames(video: Float[Array, "b t h w c"], count: int) -> Float[Array,
 def cut(
     video: Float[Array, "b t h w c"], patch_size: tuple[int, int, int], embedding: Embedding
 ) -> tuple[Float[Array, "b n p"], tuple[int, int, int]]:
-    """Tubelets of the clip; or, of as many frames, patches of a single frame. And their grid."""
+    """Tubelets of the clip, or patches of one frame per tubelet, and their grid."""
     shape = grid(video.shape[1:4], patch_size)
     if embedding == "tubelet":
         return patchify(video, patch_size), shape
@@ -57,19 +57,23 @@ def cut(
 
 
 def kernel_patch(patch_size: tuple[int, int, int], embedding: Embedding) -> tuple[int, int, int]:
-    """The patch that the embedding's kernel covers."""
+    """Patch size of the embedding's kernel.
+
+    Raises:
+      UserError: an unknown embedding.
+    """
     if embedding not in ("tubelet", "uniform_frames"):
         raise UserError(f"embedding is '{embedding}': choose tubelet or uniform_frames")
     return patch_size if embedding == "tubelet" else (1, *patch_size[1:])
 
 
 def prepend(token: Float[Array, "1 1 d"], x: Float[Array, "b n d"]) -> Float[Array, "b m d"]:
-    """`x` with the token before each of its sequences."""
+    """Prepends the token to each sequence of `x`."""
     return jnp.concatenate([jnp.tile(token.astype(x.dtype), (len(x), 1, 1)), x], axis=1)
 
 
 class FactorizedSelfAttentionBlock(nn.Module):
-    """Model 3: attention over time in each place, over space in each frame, MLP."""
+    """Model 3: attention over time at each position, attention over space in each frame, MLP."""
 
     heads: int
     mlp_ratio: float = 4.0
@@ -80,7 +84,7 @@ class FactorizedSelfAttentionBlock(nn.Module):
     def __call__(
         self, x: Float[Array, "b n d"], drop_path: float | Array = 0.0, train: bool = False, frames: int = 1
     ) -> Float[Array, "b n d"]:
-        """Same shape as `x`."""
+        """The output has the shape of `x`."""
         norm = partial(LayerNorm, epsilon=1e-6, dtype=self.dtype)
         attention = partial(Attention, self.heads, implementation=self.implementation, dtype=self.dtype)
         mlp = Mlp(int(x.shape[-1] * self.mlp_ratio), tanh_gelu, dtype=self.dtype, name="mlp")
@@ -94,7 +98,7 @@ class FactorizedSelfAttentionBlock(nn.Module):
 
 
 class FactorizedDotProduct(nn.Module):
-    """Attention whose first half of heads sees the same place in all frames, the second half the same frame."""
+    """Attention whose first half of heads attends over time at each position, the second half over each frame."""
 
     heads: int
     implementation: Implementation = "auto"
@@ -102,11 +106,11 @@ class FactorizedDotProduct(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"], frames: int) -> Float[Array, "b n d"]:
-        """Same shape as `x`."""
+        """The output has the shape of `x`."""
         width = x.shape[-1]
         if self.heads % 2 or width % self.heads:
             raise UserError(
-                f"{self.heads} heads cannot be halved or do not divide the width {width}: give an even divisor of it"
+                f"{self.heads} heads cannot be halved or do not divide the width {width}: use an even divisor of it"
             )
         dense = partial(nn.Dense, width, kernel_init=XAVIER, dtype=self.dtype)
         halves = [
@@ -121,7 +125,7 @@ class FactorizedDotProduct(nn.Module):
 
 
 class FactorizedDotProductBlock(nn.Module):
-    """Model 4: a standard block around the factorised dot product."""
+    """Model 4: a standard block with the factorised dot product."""
 
     heads: int
     mlp_ratio: float = 4.0
@@ -132,7 +136,7 @@ class FactorizedDotProductBlock(nn.Module):
     def __call__(
         self, x: Float[Array, "b n d"], drop_path: float | Array = 0.0, train: bool = False, frames: int = 1
     ) -> Float[Array, "b n d"]:
-        """Same shape as `x`."""
+        """The output has the shape of `x`."""
         norm = partial(LayerNorm, epsilon=1e-6, dtype=self.dtype)
         attention = FactorizedDotProduct(self.heads, self.implementation, self.dtype, name="attention")
         mlp = Mlp(int(x.shape[-1] * self.mlp_ratio), tanh_gelu, dtype=self.dtype, name="mlp")
@@ -154,14 +158,14 @@ class ViViT(nn.Module):
     """Models 1, 3 and 4: one transformer over all tokens.
 
     Attributes:
-      attention: who sees whom, see above.
-      embedding: tubelets, or patches of frames at equal distances, one for each tubelet.
-      pooling: what is classified; models 3 and 4 have no class token.
-      num_classes: None gives the pooled feature.
-      head: takes the feature `b d` to whatever its task wants; None for a linear map to the classes, if there are any.
-      dropout: of that feature before the head.
+      attention: see the module docstring.
+      embedding: of tubelets, or of patches from uniformly sampled frames, one per tubelet.
+      pooling: feature that is classified; models 3 and 4 have no class token.
+      num_classes: None returns the pooled feature.
+      head: module applied to the features `b d`; None for a linear layer to the classes, if any.
+      dropout: rate on this feature, before the head.
       drop_path: rate of the last block.
-      num_frames, image_size: of the clips that the table of positions is made for; it is resized to any other.
+      num_frames, image_size: of the clips that the position table is made for; it is resized for other sizes.
       remat, scan: see `Encoder`.
       implementation: of attention, see `attend`; "ring" is meant for joint attention.
     """
@@ -188,7 +192,7 @@ class ViViT(nn.Module):
     dtype: DTypeLike | None = None
 
     def setup(self) -> None:
-        """Attributes here name the parameters."""
+        """Creates the submodules, whose attribute names are the parameter names."""
         if self.attention not in BLOCKS:
             raise UserError(f"attention is '{self.attention}': choose {', '.join(BLOCKS)}")
         if self.pooling == "class_token" and self.attention != "joint":
@@ -210,7 +214,7 @@ class ViViT(nn.Module):
         self.classifier = linear_unless_passed(self.head, self.num_classes, kernel_init=ZEROS, dtype=self.dtype)
 
     def tokens(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b n d"]:
-        """Normed tokens; the class token, where there is one, first."""
+        """Normalised tokens; class token first, if any."""
         check_video(video, self.channels)
         patches, shape = cut(video, self.patch_size, self.embedding)
         x = self.patch_embedding(patches)
@@ -221,18 +225,18 @@ class ViViT(nn.Module):
         return self.norm(self.transformer(x, train, **context))
 
     def encode(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b _ _ _ d"]:
-        """Normed tokens of all patches, on their grid."""
+        """Normalised patch tokens on their grid."""
         tokens = self.tokens(video, train)
         tokens = tokens[:, 1:] if self.pooling == "class_token" else tokens
         return on_grid(tokens, grid(video.shape[1:4], self.patch_size))
 
     def embed(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b d"]:
-        """What the head sees: the class token's feature, or the mean of all tokens."""
+        """Input of the head: the class token, or the mean of all tokens."""
         tokens = self.tokens(video, train)
         return tokens[:, 0] if self.pooling == "class_token" else tokens.mean(axis=1)
 
     def __call__(self, video: Float[Array, "b t h w c"], train: bool = False) -> PyTree[Float[Array, "b ..."]]:
-        """What the head gives, by default logits `b classes`; without a head what `embed` gives."""
+        """Output of the head, by default logits `b classes`; without a head, the output of `embed`."""
         features = self.embed(video, train)
         if self.classifier is None:
             return features
@@ -240,13 +244,13 @@ class ViViT(nn.Module):
 
 
 class FactorizedEncoder(nn.Module):
-    """Model 2: a transformer over space, its weights shared by all frames, then one over time.
+    """Model 2: a spatial transformer, applied to each frame, then a temporal one.
 
-    Its other fields are those of `ViViT`.
+    The other fields are those of `ViViT`.
 
     Attributes:
-      temporal_depth: blocks of the second transformer.
-      pooling: what stands for a frame, and for the clip.
+      temporal_depth: number of blocks in the temporal transformer.
+      pooling: of both transformers.
     """
 
     width: int
@@ -271,7 +275,7 @@ class FactorizedEncoder(nn.Module):
     dtype: DTypeLike | None = None
 
     def setup(self) -> None:
-        """Attributes here name the parameters."""
+        """Creates the submodules, whose attribute names are the parameter names."""
         patch = kernel_patch(self.patch_size, self.embedding)
         self.patch_embedding = PatchEmbedding(self.width, patch, dtype=self.dtype)
         if self.pooling == "class_token":
@@ -296,7 +300,7 @@ class FactorizedEncoder(nn.Module):
     def spatial(
         self, video: Float[Array, "b t h w c"], train: bool = False
     ) -> tuple[Float[Array, "b _ _ _ d"], Float[Array, "b f d"]]:
-        """What the transformer over space makes of each frame of tubelets: its normed tokens on their grid, and one."""
+        """Output of the spatial transformer: normalised patch tokens on their grid, and one feature per frame."""
         check_video(video, self.channels)
         patches, (t, h, w) = cut(video, self.patch_size, self.embedding)
         x = einops.rearrange(self.patch_embedding(patches), "b (t n) d -> (b t) n d", t=t)
@@ -310,39 +314,39 @@ class FactorizedEncoder(nn.Module):
         return patches, einops.rearrange(pooled, "(b t) d -> b t d", t=t)
 
     def temporal(self, x: Float[Array, "b f d"], train: bool = False) -> Float[Array, "b n d"]:
-        """What the transformer over time makes of the frames: normed tokens; a class token, if any, first."""
+        """Output of the temporal transformer: normalised tokens of the frames; class token first, if any."""
         x = x + self.temporal_position((x.shape[1],)).astype(x.dtype)
         if self.pooling == "class_token":
             x = prepend(self.temporal_class_token + self.temporal_class_position, x)
         return self.norm(self.temporal_transformer(x, train))
 
     def tokens(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b n d"]:
-        """Normed tokens of the frames; the class token, where there is one, first."""
+        """Normalised tokens of the frames; class token first, if any."""
         return self.temporal(self.spatial(video, train)[1], train)
 
     def stages(
         self, video: Float[Array, "b t h w c"], train: bool = False
     ) -> tuple[Float[Array, "b _ _ _ d"], Float[Array, "b _ 1 1 d"]]:
-        """Normed tokens of the transformer over space on their grid, and those of the one over time (`encode`)."""
+        """Normalised tokens of the spatial transformer, on their grid, and of the temporal one (see `encode`)."""
         patches, frames = self.spatial(video, train)
         tokens = self.temporal(frames, train)
         tokens = tokens[:, 1:] if self.pooling == "class_token" else tokens
         return patches, tokens[:, :, None, None]
 
     def encode(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b _ 1 1 d"]:
-        """Normed tokens, one for each frame of tubelets, whose places are one after the transformer over space.
+        """Normalised tokens of the temporal transformer, one per frame of tubelets.
 
-        The paper's second transformer knows frames alone; the places of the first one are in `stages`.
+        The temporal transformer has no spatial positions; those of the spatial one are returned by `stages`.
         """
         return self.stages(video, train)[-1]
 
     def embed(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b d"]:
-        """What the head sees: the class token's feature, or the mean of all tokens."""
+        """Input of the head: the class token, or the mean of all tokens."""
         tokens = self.tokens(video, train)
         return tokens[:, 0] if self.pooling == "class_token" else tokens.mean(axis=1)
 
     def __call__(self, video: Float[Array, "b t h w c"], train: bool = False) -> PyTree[Float[Array, "b ..."]]:
-        """What the head gives, by default logits `b classes`; without a head what `embed` gives."""
+        """Output of the head, by default logits `b classes`; without a head, the output of `embed`."""
         features = self.embed(video, train)
         if self.classifier is None:
             return features
@@ -350,7 +354,7 @@ class FactorizedEncoder(nn.Module):
 
 
 def kinetics(accuracy: float | None = None) -> Card:
-    """Card of a model of Kinetics-400."""
+    """The card of a model trained on Kinetics-400."""
     reached = f"K400 {accuracy}, 4x3 views" if accuracy else ""
     return Card(
         (0.5,) * 3, (0.5,) * 3, stride=2, crop_ratio=224 / 256, source="google-research/scenic", accuracy=reached
