@@ -295,7 +295,7 @@ def test_an_unknown_layout_is_answered_with_those_that_exist(model, variables, t
 
 def test_where_training_starts_alone_does_not_go_out(model, variables, tmp_path):
     with pytest.raises(
-        UserError, match=r"layout 'timm' and do not go out: ViViT goes out as scenic, transformers, vidj"
+        UserError, match=r"layout 'timm', but not exported to it: ViViT can be exported to scenic, trans"
     ):
         export_pretrained(model, variables, tmp_path / "out", layout="timm")
 
@@ -303,12 +303,12 @@ def test_where_training_starts_alone_does_not_go_out(model, variables, tmp_path)
 @pytest.mark.parametrize(
     ("model", "key", "said"),
     [
-        (MODELS["viclip"], "openai", r"video\.joint of the model is True, and OpenAI's CLIP is computed with False"),
+        (MODELS["viclip"], "openai", r"video\.joint of the model is True, but OpenAI's CLIP uses False"),
         (MODELS["viclip"], "transformers", r"video\.joint of the model is True"),
-        (VideoText(IMAGE.clone(heads=2), TEXT), "openai", r"video\.heads of the model is 2, and .* with 1: choose"),
+        (VideoText(IMAGE.clone(heads=2), TEXT), "openai", r"video\.heads of the model is 2, but .* uses 1: choose"),
         (VideoText(IMAGE, TEXT, bias=-10.0), "openai", "OpenAI's CLIP has no entry for logit_bias: choose another"),
         (MODELS["r3d"].clone(epsilon=1e-3), "torchvision", r"epsilon of the model is 0\.001"),
-        (MODELS["vit"].clone(patch_size=(2, 8, 8), num_frames=2), "timm", "kernels of images, and one .* 2 frames"),
+        (MODELS["vit"].clone(patch_size=(2, 8, 8), num_frames=2), "timm", "image kernels, but a kernel .* 2 frames"),
         (
             MODELS["vit"].clone(patch_size=(1, 8, 16)),
             "transformers",

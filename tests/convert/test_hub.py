@@ -122,7 +122,7 @@ def test_an_id_is_fetched_without_pickles(monkeypatch, folder):
         return str(folder)
 
     monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=snapshot_download))
-    with pytest.raises(ValueError, match="MCG-NJU/videomae-base: these are no weights of VideoMAE"):
+    with pytest.raises(ValueError, match="MCG-NJU/videomae-base: no known layout of VideoMAE fits the weights"):
         load_pretrained("MCG-NJU/videomae-base")
     [(name, patterns)] = asked
     assert name == "MCG-NJU/videomae-base" and not any("bin" in pattern for pattern in patterns)

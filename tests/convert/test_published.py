@@ -110,7 +110,7 @@ def test_scripts_start_from_a_published_name(cache, monkeypatch, tmp_path):
     runs.require_source("init_from", "timesformer_large_k400")
     model = MODELS["timesformer"]
     filled, report = runs.start_from("timesformer_large_k400", model, jax.tree.map(jnp.asarray, perturbed(model)))
-    assert not report.fresh and len(report.loaded) == len(flatten_dict(filled))
+    assert not report.new and len(report.loaded) == len(flatten_dict(filled))
 
 
 def test_a_published_hash_is_checked(cache, monkeypatch, tmp_path):

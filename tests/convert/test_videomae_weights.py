@@ -97,14 +97,14 @@ def test_every_layout_gives_the_same_parameters(pretraining, hugging_face, saved
     expected, _ = load_weights(saved(hugging_face), *pretraining)
     found, report = load_weights(saved(rewrite(hugging_face)), *pretraining)
     assert_same(found, expected)
-    assert not report.fresh and not report.unused
+    assert not report.new and not report.unused
 
 
-def test_pretrained_encoder_in_a_classifier_leaves_the_head_fresh_and_says_so(classifier, hugging_face, saved):
+def test_pretrained_encoder_in_a_classifier_leaves_the_head_new_and_reports_it(classifier, hugging_face, saved):
     params, report = load_weights(saved(hugging_face), *classifier)
-    fresh = {"head/kernel", "head/bias", "head_norm/scale", "head_norm/bias"}
+    new = {"head/kernel", "head/bias", "head_norm/scale", "head_norm/bias"}
     left_out = {"decoder", "encoder_to_decoder", "mask_token", "layernorm"}
-    assert set(report.fresh) == fresh and {name.split(".")[0] for name in report.unused} == left_out
+    assert set(report.new) == new and {name.split(".")[0] for name in report.unused} == left_out
     assert (params["head"]["kernel"] == 7.0).all() and not (params["patch_embedding"]["kernel"] == 7.0).any()
     assert str(report).startswith("loaded 32 of 36 parameters; newly initialised: head")
 
@@ -116,7 +116,7 @@ def encoder_alone(weights: dict) -> dict:
 
 def test_encoder_in_a_pretraining_model_leaves_the_decoder_as_initialised(pretraining, hugging_face, saved):
     params, report = load_weights(saved(encoder_alone(hugging_face)), *pretraining)
-    assert {path.split("/")[0] for path in report.fresh} == {"decoder"}
+    assert {path.split("/")[0] for path in report.new} == {"decoder"}
     expected, _ = load_weights(saved(hugging_face), *pretraining)
     assert_same(params["encoder"], expected["encoder"])
     assert all((leaf == 7.0).all() for leaf in jax.tree.leaves(params["decoder"]))
@@ -153,22 +153,20 @@ def fine_tuned(weights: dict, classes: int) -> dict:
     return encoder | {name: recipe.parameter(name, shape) for name, shape in shapes.items()}
 
 
-def test_a_head_of_other_classes_is_fresh(classifier, hugging_face, saved):
+def test_a_head_of_other_classes_is_new(classifier, hugging_face, saved):
     path = saved(fine_tuned(hugging_face, classes=11))
     params, report = load_weights(path, *classifier)
-    assert set(report.fresh) == {"head/kernel", "head/bias"} and (params["head"]["bias"] == 7.0).all()
-    same, report = load_weights(saved(fine_tuned(hugging_face, classes=5)), *classifier, fresh=["head/"])
-    assert set(report.fresh) == {"head/kernel", "head/bias"}
+    assert set(report.new) == {"head/kernel", "head/bias"} and (params["head"]["bias"] == 7.0).all()
+    same, report = load_weights(saved(fine_tuned(hugging_face, classes=5)), *classifier, new=["head/"])
+    assert set(report.new) == {"head/kernel", "head/bias"}
     assert_same(same, params)
 
 
 def test_from_state_dict_makes_a_new_head_where_one_is_asked_for(classifier, hugging_face):
     model, weights = classifier[0], fine_tuned(hugging_face, classes=11)
-    with pytest.raises(
-        ValueError, match=r"11 classes in the weights and 5 in the model: set num_classes, or give fresh"
-    ):
+    with pytest.raises(ValueError, match=r"11 classes in the weights and 5 in the model: set num_classes, or pass new"):
         from_state_dict(model, weights)
-    params = from_state_dict(model, weights, fresh=["head"])["params"]
+    params = from_state_dict(model, weights, new=["head"])["params"]
     assert params["head"]["kernel"].shape == (24, 5)
     same = from_state_dict(model.clone(num_classes=11), weights, strict=True)["params"]
     assert_same(params["transformer"], same["transformer"])
@@ -184,8 +182,9 @@ def test_another_size_is_refused(hugging_face, saved):
 def test_another_family_is_refused_with_the_nearest_names(classifier, saved):
     with pytest.raises(ValueError) as refused:
         load_weights(saved({"stem.patch.weight": np.ones(3, np.float32), "z": np.ones(1, np.float32)}), *classifier)
-    assert "no weights of VideoMAE: it would be known by patch_embed.proj.weight (MCG-NJU/VideoMAE)" in str(
-        refused.value
+    assert (
+        "no known layout of VideoMAE fits the weights: expected an entry patch_embed.proj.weight (MCG-NJU/VideoMAE)"
+        in str(refused.value)
     )
     assert "the nearest of 2 names are stem.patch.weight, z" in str(refused.value)
 
@@ -203,10 +202,12 @@ def test_the_classes_are_those_of_the_weights_unless_others_are_wanted(hugging_f
     logits = jax.jit(model.apply)(variables, jnp.ones((1, 2, 4, 4, 3)))
     assert logits.shape == (1, 5) and jnp.isfinite(logits).all()
     assert "loaded 36 of 36 parameters\n" in capsys.readouterr().out
-    other, fresh = vidjax.load_pretrained(path, "videomae_tiny", **ENCODER, num_classes=7)
+    other, other_variables = vidjax.load_pretrained(path, "videomae_tiny", **ENCODER, num_classes=7)
     assert other.num_classes == 7 and "newly initialised: head/bias, head/kernel" in capsys.readouterr().out
-    assert fresh["params"]["head"]["kernel"].std() == pytest.approx(2e-5, rel=0.3)  # the original's initialisation
-    assert_same(fresh["params"]["transformer"], variables["params"]["transformer"])
+    assert other_variables["params"]["head"]["kernel"].std() == pytest.approx(
+        2e-5, rel=0.3
+    )  # the original's initialisation
+    assert_same(other_variables["params"]["transformer"], variables["params"]["transformer"])
     with pytest.raises(ValueError, match="the head has 5 classes in the weights and 7 in the model: set num_classes"):
         vidjax.load_pretrained(path, "videomae_tiny", **ENCODER, num_classes=7, strict=True)
 

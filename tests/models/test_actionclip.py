@@ -236,8 +236,8 @@ def test_clips_weights_are_what_it_starts_from(head, joint, expected):
     model = pair(head, IMAGE.clone(joint=joint))
     shapes = jax.eval_shape(model.init, jax.random.key(0), *example_inputs(model))
     _, report = load_weights("clip.pt", model, shapes, weights=weights)
-    new = {path for path in report.fresh if path.startswith(("video/temporal/", "video/image/time/"))}
-    assert new == set(report.fresh) and not report.unused
+    new = {path for path in report.new if path.startswith(("video/temporal/", "video/image/time/"))}
+    assert new == set(report.new) and not report.unused
     assert len(new) == expected
 
 

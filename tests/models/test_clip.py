@@ -193,7 +193,7 @@ def test_equals_transformers_by_its_directory(activation, end, epsilon, tmp_path
     alone = jax.eval_shape(model.video.init, jax.random.key(0), frames_first(images))["params"]
     loaded, report = load_weights(tmp_path, model.video, alone)
     jax.tree.map(np.testing.assert_array_equal, loaded, variables["params"]["video"])
-    assert not report.fresh
+    assert not report.new
 
 
 def test_text_tower_equals_transformers_by_its_directory(tmp_path):
@@ -424,6 +424,6 @@ def test_equals_a_torchscript_archive_as_openai_publishes_it(tmp_path, monkeypat
     model = VideoText(image_tower(golden.config), text_tower(golden.config))
     shapes = jax.eval_shape(model.init, jax.random.key(0), *example_inputs(model))["params"]
     loaded, report = load_weights(tmp_path / "tiny.pt", model, shapes)
-    assert not report.fresh and not report.unused
+    assert not report.new and not report.unused
     expected = from_state_dict(model, {k: v.astype(np.float16).astype(np.float32) for k, v in golden.weights.items()})
     jax.tree.map(partial(np.testing.assert_array_equal, strict=True), loaded, expected["params"])

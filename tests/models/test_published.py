@@ -170,7 +170,7 @@ def test_the_layouts_named_are_ones_that_load(row, monkeypatch):
         told = AS_PUBLISHED.get(layout.name, {})
         assert set(told) <= set(weights), layout.name
         weights |= {name: np.broadcast_to(np.float32(0), shape) for name, shape in told.items()}
-        assert layout.sign in weights, layout.name
+        assert layout.marker in weights, layout.name
         _, report = rules.apply(layout, weights, shapes)
         assert not report.unused
-        assert all(rules.begins(path, layout.optional) for path in report.fresh), layout.name
+        assert all(rules.begins(path, layout.optional) for path in report.new), layout.name

@@ -32,7 +32,7 @@ from vidjax.models.actionclip import VideoTower
 from vidjax.models.video_text import VideoText
 
 IMAGE, HEAD = "video/image/", "video/temporal/"
-SIGN = "model.visual.proj"  # the release's
+MARKER = "model.visual.proj"  # the release's
 
 
 def encoder_layer(source: str, target: str) -> tuple[Rule, ...]:
@@ -70,7 +70,7 @@ def prepare(weights: Weights, tower: VideoTower) -> Weights:
         has more or fewer frame positions, or is the one that the release computes otherwise than we do.
     """
     weights = {name.replace("fusion.module.", "fusion."): value for name, value in weights.items()}
-    if SIGN in weights:
+    if MARKER in weights:
         if "fusion.shift.weight" in weights:
             raise UserError(
                 "these are weights of the release's head Conv_1D, which mixes channels and frames by a mistaken "
@@ -93,7 +93,7 @@ def prepare(weights: Weights, tower: VideoTower) -> Weights:
 
 def prepare_mmaction2(weights: Weights, tower: VideoTower) -> Weights:
     """The same, of mmaction2's entries under the release's names; none where these are the release's already."""
-    if SIGN in weights:
+    if MARKER in weights:
         return {}
     return prepare(rename(weights, lambda name: re.sub("^clip", "model", re.sub("^adapter", "fusion", name))), tower)
 
@@ -132,7 +132,7 @@ RELEASE = Layout(
     name="ActionCLIP's release",
     key="original",
     wrap=two_dicts,
-    sign=SIGN,
+    marker=MARKER,
     rules=(
         *openai_image("model.visual.", IMAGE),
         *openai_text("model.", "text/"),

@@ -12,7 +12,7 @@ def recognizer(weights: Weights) -> Weights:
     return prefix(weights, "backbone.", "cls_head.")
 
 
-def layout(model: C3D, name: str, key: str, sign: str, conv: dict[str, str], head: str) -> Layout:
+def layout(model: C3D, name: str, key: str, marker: str, conv: dict[str, str], head: str) -> Layout:
     """One naming.
 
     Args:
@@ -37,7 +37,7 @@ def layout(model: C3D, name: str, key: str, sign: str, conv: dict[str, str], hea
     return Layout(
         name=name,
         key=key,
-        sign=sign,
+        marker=marker,
         prepare=lambda weights: strip(weights, "module.", "backbone."),
         **({"restore": recognizer, "wrap": lambda content: {"state_dict": content}} if key == "mmaction2" else {}),
         rules=(

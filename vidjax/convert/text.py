@@ -35,7 +35,7 @@ HUGGING_FACE = Layout(
     name="Hugging Face's BERT",
     key="transformers",
     restore=None,  # the projection has no place in it
-    sign="embeddings.word_embeddings.weight",
+    marker="embeddings.word_embeddings.weight",
     prepare=prepare,
     rules=(
         Rule("embeddings.word_embeddings.weight", "token_embedding/embedding"),

@@ -70,13 +70,13 @@ def timm_blocks(groups: tuple[str, ...]) -> tuple[Rule, ...]:
     )
 
 
-def original(sign: str, groups: tuple[str, ...], name: str, head: str | None, optional: tuple[str, ...]) -> Layout:
+def original(marker: str, groups: tuple[str, ...], name: str, head: str | None, optional: tuple[str, ...]) -> Layout:
     """The original's names, which are timm's with attention over time beside them."""
     time = "transformer/block_{i}/time"
     return Layout(
         name=name,
         key="original",
-        sign=sign,
+        marker=marker,
         prepare=without_prefix,
         restore=lambda weights: prefix(weights, "model."),
         wrap=lambda content: {"model_state": content},
@@ -127,7 +127,7 @@ def hugging_face() -> Layout:
     return Layout(
         name="Hugging Face's TimeSformer",
         key="transformers",
-        sign="embeddings.position_embeddings",
+        marker="embeddings.position_embeddings",
         prepare=lambda weights: strip(weights, "timesformer."),
         restore=lambda weights: prefix(weights, "timesformer.", "classifier."),
         format="safetensors",
@@ -163,7 +163,7 @@ def mmaction2(attention: str) -> Layout:
     return Layout(
         name="mmaction2's TimeSformer",
         key="mmaction2",
-        sign="patch_embed.projection.weight",
+        marker="patch_embed.projection.weight",
         prepare=lambda weights: strip(weights, "module.", "backbone."),
         restore=lambda weights: prefix(weights, "backbone.", "cls_head."),
         wrap=lambda content: {"state_dict": content},
@@ -179,17 +179,17 @@ def mmaction2(attention: str) -> Layout:
 
 def layouts(model: TimeSformer) -> tuple[Layout, ...]:
     """What the model's weights may be in. An image ViT gives all but its head."""
-    theirs, sign = "facebookresearch/TimeSformer", "blocks.0.attn.qkv.weight"
-    fresh = ("head/", "time/", "transformer/block_{i}/time/projection/")
-    image = replace(original(sign, GROUPED_FROM_IMAGE, "timm's image ViT", None, fresh), key="timm", restore=None)
+    theirs, marker = "facebookresearch/TimeSformer", "blocks.0.attn.qkv.weight"
+    new = ("head/", "time/", "transformer/block_{i}/time/projection/")
+    image = replace(original(marker, GROUPED_FROM_IMAGE, "timm's image ViT", None, new), key="timm", restore=None)
     mm, hf = mmaction2(model.attention), hugging_face()
     if model.attention == "space":
-        image = replace(image, prepare=without_module, other=lambda entries, prepared: not of_images(entries))
-        official = original(sign, (), theirs, "head", ("head/",))
-        return image, replace(official, other=lambda entries, prepared: of_images(entries)), hf, mm
-    image = replace(image, other=lambda entries, prepared: "time_embed" in prepared)
+        image = replace(image, prepare=without_module, excludes=lambda entries, prepared: not of_images(entries))
+        official = original(marker, (), theirs, "head", ("head/",))
+        return image, replace(official, excludes=lambda entries, prepared: of_images(entries)), hf, mm
+    image = replace(image, excludes=lambda entries, prepared: "time_embed" in prepared)
     official = original("time_embed", ("space",), theirs, "head", ("head/",))
-    official = replace(official, other=lambda entries, prepared: mm.sign in prepared)  # which has times as well
+    official = replace(official, excludes=lambda entries, prepared: mm.marker in prepared)  # which has times as well
     return (mm, official, hf, image) if model.attention in ("divided", "joint") else (image,)
 
 

@@ -17,7 +17,7 @@ from vidjax.convert.rules import (
 )
 from vidjax.models.uniformer import UniFormer
 
-SIGN = "patch_embed1.proj.weight"
+MARKER = "patch_embed1.proj.weight"
 MMACTION2_HEAD = "cls_head.fc_cls.weight"
 
 
@@ -79,24 +79,24 @@ def bare(weights: Weights) -> Weights:
 
 def is_other(entries: Weights, prepared: Weights) -> bool:
     """Whether the entries are an image model's, or those of mmaction2's recognizer."""
-    return prepared[SIGN].ndim == 4 or MMACTION2_HEAD in prepared
+    return prepared[MARKER].ndim == 4 or MMACTION2_HEAD in prepared
 
 
 def of_image(weights: Weights) -> Weights:
     """The entries where they are an image model's, which its kernels tell; none where they are not."""
     weights = bare(weights)
-    return weights if SIGN in weights and weights[SIGN].ndim == 4 else {}
+    return weights if MARKER in weights and weights[MARKER].ndim == 4 else {}
 
 
-IMAGE = Layout("Sense-X/UniFormer of images", SIGN, RULES, of_image, OPTIONAL, key="original_image", restore=None)
+IMAGE = Layout("Sense-X/UniFormer of images", MARKER, RULES, of_image, OPTIONAL, key="original_image", restore=None)
 ORIGINAL = Layout(
-    "Sense-X/UniFormer", SIGN, (*RULES, *dense("head", "head")), bare, OPTIONAL, key="original", other=is_other
+    "Sense-X/UniFormer", MARKER, (*RULES, *dense("head", "head")), bare, OPTIONAL, key="original", excludes=is_other
 )
 MMACTION2 = Layout(
     name="mmaction2's UniFormer",
     key="mmaction2",
     wrap=lambda content: {"state_dict": content},
-    sign=MMACTION2_HEAD,
+    marker=MMACTION2_HEAD,
     prepare=bare,
     restore=lambda weights: prefix(weights, "backbone.", "cls_head."),
     rules=(*RULES, *dense("cls_head.fc_cls", "head")),

@@ -51,7 +51,7 @@ def original(encoder: str, **partial: tuple[str, ...]) -> Layout:
     return Layout(
         name="MCG-NJU/VideoMAE",
         key="original",
-        sign="patch_embed.proj.weight",
+        marker="patch_embed.proj.weight",
         prepare=prepare,
         restore=lambda weights: prefix(
             weights, encoder.replace("/", "."), "encoder_to_decoder.", "mask_token", "decoder."
@@ -79,7 +79,7 @@ def mmaction2(**partial: tuple[str, ...]) -> Layout:
     return Layout(
         name="mmaction2's VideoMAE",
         key="mmaction2",
-        sign="patch_embed.projection.weight",
+        marker="patch_embed.projection.weight",
         prepare=prepare,
         restore=lambda weights: prefix(weights, "backbone.", "cls_head."),
         wrap=lambda content: {"state_dict": content},
@@ -115,7 +115,7 @@ def hugging_face(encoder: str, **partial: tuple[str, ...]) -> Layout:
     return Layout(
         name="Hugging Face's VideoMAE",
         key="transformers",
-        sign="embeddings.patch_embeddings.projection.weight",
+        marker="embeddings.patch_embeddings.projection.weight",
         prepare=lambda weights: strip(weights, "module.", "videomae."),
         restore=lambda weights: prefix(
             weights, "videomae.", "classifier.", "fc_norm.", "encoder_to_decoder.", "mask_token", "decoder."
@@ -210,7 +210,7 @@ OURS = Layout(
     name="vidjax's own pre-training",
     key="vidjax_pretraining",
     restore=None,
-    sign="params/encoder/patch_embedding/kernel",
+    marker="params/encoder/patch_embedding/kernel",
     rules=tuple(Rule(f"params/encoder/{path}", path) for path in PATHS),
     **CLASSIFIER,
 )

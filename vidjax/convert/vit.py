@@ -85,7 +85,7 @@ def to_config(model: ViT) -> dict:
 TIMM = Layout(
     name="timm",
     key="timm",
-    sign="blocks.0.attn.qkv.weight",
+    marker="blocks.0.attn.qkv.weight",
     prepare=lambda weights: fold_layer_scale(strip(weights, "module.")),
     rules=(
         Rule("cls_token", "class_token"),
@@ -100,7 +100,7 @@ TIMM = Layout(
 HUGGING_FACE = Layout(
     name="Hugging Face's ViT",
     key="transformers",
-    sign="embeddings.position_embeddings",
+    marker="embeddings.position_embeddings",
     prepare=lambda weights: strip(weights, "vit."),
     restore=lambda weights: prefix(weights, "vit.", "classifier."),
     format="safetensors",

@@ -72,7 +72,7 @@ def scenic(model: ViViT | FactorizedEncoder) -> Layout:
     """Scenic's tree of parameters, its paths joined by slashes."""
     ends = (*flax_pair("embedding", "patch_embedding", "kernel"), *flax_pair("output_projection", "head", "kernel"))
     if isinstance(model, FactorizedEncoder):
-        space, time, sign = "SpatialTransformer", "TemporalTransformer", "SpatialTransformer/encoder_norm/scale"
+        space, time, marker = "SpatialTransformer", "TemporalTransformer", "SpatialTransformer/encoder_norm/scale"
         middle = (
             Rule("cls_SpatialTransformer", "class_token"),
             Rule("cls_TemporalTransformer", "temporal_class_token"),
@@ -84,7 +84,7 @@ def scenic(model: ViViT | FactorizedEncoder) -> Layout:
             *flax_pair(f"{time}/encoder_norm", "norm", "scale"),
         )
     else:
-        sign = "Transformer/encoder_norm/scale"
+        marker = "Transformer/encoder_norm/scale"
         divided = model.attention == "factorized_self_attention"
         middle = (
             Rule("cls", "class_token"),
@@ -93,7 +93,7 @@ def scenic(model: ViViT | FactorizedEncoder) -> Layout:
             *flax_pair("Transformer/encoder_norm", "norm", "scale"),
         )
     return Layout(
-        "Scenic's ViViT", sign, (*middle, *ends), inner_tree, key="scenic", format="flax", wrap=training_state
+        "Scenic's ViViT", marker, (*middle, *ends), inner_tree, key="scenic", format="flax", wrap=training_state
     )
 
 
@@ -123,12 +123,12 @@ def image(model: ViViT | FactorizedEncoder) -> Layout:
     """
     factorized = isinstance(model, FactorizedEncoder)
     source, target = "blocks.{i}", f"{'spatial_' if factorized else ''}transformer/block_{{i}}"
-    fresh = ("temporal_transformer/", "temporal_class_token", "temporal_class_position", "temporal_position/", "norm/")
+    new = ("temporal_transformer/", "temporal_class_token", "temporal_class_position", "temporal_position/", "norm/")
     return Layout(
         name="timm's image ViT",
         key="timm",
         restore=None,
-        sign="blocks.0.attn.qkv.weight",
+        marker="blocks.0.attn.qkv.weight",
         prepare=lambda weights: fold_layer_scale(strip(weights, "module.")),
         rules=(
             Rule("cls_token", "class_token"),
@@ -140,7 +140,7 @@ def image(model: ViViT | FactorizedEncoder) -> Layout:
             *fused_attention(f"{source}.attn", f"{target}/temporal_attention"),
             *norm("norm", "spatial_norm" if factorized else "norm"),
         ),
-        optional=("head/", *(fresh if factorized else ("transformer/block_{i}/temporal_norm/",))),
+        optional=("head/", *(new if factorized else ("transformer/block_{i}/temporal_norm/",))),
         surplus=("head/", "class_token", "class_position"),
     )
 
@@ -150,7 +150,7 @@ def hugging_face(model: ViViT) -> Layout:
     return Layout(
         name="Hugging Face's ViViT",
         key="transformers",
-        sign="embeddings.position_embeddings",
+        marker="embeddings.position_embeddings",
         prepare=lambda weights: strip(weights, "vivit."),
         restore=lambda weights: prefix(weights, "vivit.", "classifier."),
         format="safetensors",
