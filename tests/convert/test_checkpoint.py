@@ -202,7 +202,7 @@ def test_batch_statistics_travel(tmp_path):
 
 def test_a_run_is_no_checkpoint_yet(tmp_path):
     (tmp_path / "checkpoints").mkdir()
-    with pytest.raises(UserError, match=r"is a run: make weights of it by experiments/convert_weights\.py"):
+    with pytest.raises(UserError, match=r"is a run: convert it with experiments/convert_weights\.py"):
         vidjax.load_pretrained(tmp_path, "videomae_tiny")
 
 

@@ -78,7 +78,7 @@ def test_trained_weights_come_before_their_average_and_the_line_says_so(tmp_path
     torch.save({left: average, "params": {"lr": 0.1}, taken: trained}, tmp_path / "x.pth")
     lines = []
     assert_same(files.read(tmp_path / "x.pth", lines.append))
-    assert lines == [f"the weights are the file's {taken}, and not its {left}"]
+    assert lines == [f"the weights are read from the file's {taken}, not from {left}"]
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -91,7 +91,7 @@ def test_parameters_are_arrays(tmp_path, torch, zipped):
 
 def test_a_tensor_without_values_is_told(tmp_path, torch):
     torch.save({"a": torch.ones(2, device="meta")}, tmp_path / "x.pth")
-    with pytest.raises(ValueError, match=r"a in .*x\.pth is no plain tensor \(.*\): save it as one"):
+    with pytest.raises(ValueError, match=r"a in .*x\.pth is not a plain tensor \(.*\): save it as one"):
         files.read(tmp_path / "x.pth")
 
 
@@ -123,7 +123,9 @@ def test_arrays_are_weights_as_well(tmp_path, torch):
 def test_numpys_objects_are_refused(tmp_path, torch, beside):
     """Arrays of objects are pickles themselves."""
     torch.save({"model": {"a": torch.ones(2)}, "x": beside}, tmp_path / "x.pth")
-    with pytest.raises(ValueError, match=r"holds an array of NumPy's type '(O8|V12)', and objects are not unpickled"):
+    with pytest.raises(
+        ValueError, match=r"contains an array of NumPy's type '(O8|V12)', and objects are not unpickled"
+    ):
         files.read(tmp_path / "x.pth")
 
 
@@ -131,13 +133,13 @@ def test_numpys_objects_are_refused(tmp_path, torch, beside):
 def test_an_array_keeps_to_its_bytes(shape):
     """No memory beside them is ever looked at, whatever a file says of the shape."""
     with pytest.raises(
-        (ValueError, TypeError), match=r"too small|too big|it holds an array of shape .*, which must be one"
+        (ValueError, TypeError), match=r"too small|too big|it contains an array of shape .*, which must not"
     ):
         numpy_pickles.Array().__setstate__((1, shape, numpy_pickles.DType("f8"), False, b"8 bytes."))
 
 
 def test_a_scalar_is_none_of_objects():
-    with pytest.raises(ValueError, match="it holds an array of NumPy's type 'O', which must be one of plain values"):
+    with pytest.raises(ValueError, match="it contains an array of NumPy's type 'O', which must be one of plain values"):
         numpy_pickles.scalar(numpy_pickles.DType("O"), b"8 bytes.")
 
 
@@ -161,7 +163,7 @@ class Untrusted:
 def test_objects_are_never_unpickled(tmp_path, torch):
     torch.save({"model": {"a": torch.ones(2)}, "hook": Untrusted(tmp_path / "made")}, tmp_path / "x.pth")
     with pytest.raises(
-        ValueError, match=r"cannot be read as plain weights: it holds io\.open, and objects are not unpickled"
+        ValueError, match=r"cannot be read as plain weights: it contains io\.open, and objects are not unpickled"
     ):
         files.read(tmp_path / "x.pth")
     assert not (tmp_path / "made").exists()
@@ -190,7 +192,7 @@ def write_torchscript(file, content: object) -> None:
 
 def test_torchscript_runs_nothing(tmp_path):
     write_torchscript(tmp_path / "x.pt", Untrusted(tmp_path / "made"))
-    with pytest.raises(ValueError, match=r"x\.pt holds no weights: there is no array in it, give another"):
+    with pytest.raises(ValueError, match=r"x\.pt contains no weights: there is no array in it, give another"):
         files.read(tmp_path / "x.pt")
     assert not (tmp_path / "made").exists()
 
@@ -207,7 +209,7 @@ def test_damaged_torchscript_is_told(tmp_path):
     write_torchscript(tmp_path / "x.pt", [1])
     with pytest.raises(ValueError, match=r"x\.pt cannot be read as TorchScript \(ValueError") as refused:
         files.read(tmp_path / "x.pt")
-    assert "there is no module in it" in str(refused.value)
+    assert "it contains no module" in str(refused.value)
 
 
 def test_torch_that_is_missing_is_asked_for(tmp_path, monkeypatch):
@@ -223,14 +225,14 @@ def test_torch_that_is_missing_is_asked_for(tmp_path, monkeypatch):
 def test_nothing_there(tmp_path):
     with pytest.raises(UserError, match=r"there are no weights at .*gone\.pth"):
         files.read(tmp_path / "gone.pth")
-    with pytest.raises(UserError, match="holds no weights: it must have one of model"):
+    with pytest.raises(UserError, match="contains no weights: it must have one of model"):
         files.read(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("x.txt", "is no file of weights: give one of safetensors"),
+        ("x.txt", "is not a weight file: give a safetensors"),
         ("x.safetensors", "is not a readable safetensors file"),
         ("x.pth", "cannot be read as plain weights"),
         ("model.safetensors.index.json", "is not an index of weight files: it must have a map"),
@@ -248,14 +250,14 @@ def test_files_of_something_else(tmp_path, name, sentence):
 @pytest.mark.parametrize(
     ("content", "there"),
     [
-        ({"epoch": 3, "my_net": {"encoder": {"a": 1}}}, "its keys are epoch, my_net, save the weights alone"),
-        ([1, 2], "it is a list, save the weights alone"),
+        ({"epoch": 3, "my_net": {"encoder": {"a": 1}}}, "its keys are epoch, my_net, save only the weights"),
+        ([1, 2], "it is a list, save only the weights"),
     ],
 )
 def test_a_torch_file_without_tensors_says_what_there_is(tmp_path, torch, content, there):
     torch.save(content, tmp_path / "x.pt")
     with pytest.raises(
-        ValueError, match="holds no weights: it must be a dictionary of tensors, or have one"
+        ValueError, match="contains no weights: it must be a dictionary of tensors, or have one"
     ) as refused:
         files.read(tmp_path / "x.pt")
     said = str(refused.value)
@@ -264,7 +266,7 @@ def test_a_torch_file_without_tensors_says_what_there_is(tmp_path, torch, conten
 
 def test_weights_under_a_key_of_their_own_are_not_guessed(tmp_path, torch):
     torch.save({"epoch": 3, "generator": {"a": torch.ones(2)}}, tmp_path / "x.pt")
-    with pytest.raises(ValueError, match="its keys are epoch, generator, save the weights alone"):
+    with pytest.raises(ValueError, match="its keys are epoch, generator, save only the weights"):
         files.read(tmp_path / "x.pt")
 
 
@@ -272,7 +274,7 @@ def test_numpy_file(tmp_path):
     np.savez(tmp_path / "x.npz", **WEIGHTS)
     assert_same(files.read(tmp_path / "x.npz"))
     (tmp_path / "x.npz").write_bytes(b"no archive")
-    with pytest.raises(ValueError, match=r"x\.npz cannot be read as NumPy arrays: it is damaged, or holds objects"):
+    with pytest.raises(ValueError, match=r"x\.npz cannot be read as NumPy arrays: it is damaged, or contains objects"):
         files.read(tmp_path / "x.npz")
     (tmp_path / "x.npz").write_bytes(b"")
     with pytest.raises(ValueError, match=r"x\.npz cannot be read as NumPy arrays"):
@@ -343,7 +345,7 @@ def test_an_archive_cut_short_is_told_without_pytorch(tmp_path, share):
     archive(tmp_path / "x.pth")
     whole = (tmp_path / "x.pth").read_bytes()
     (tmp_path / "x.pth").write_bytes(whole[: int(len(whole) * share)])
-    with pytest.raises(ValueError, match=r"x\.pth is damaged or cut short"):
+    with pytest.raises(ValueError, match=r"x\.pth is damaged or truncated"):
         files.read(tmp_path / "x.pth")
 
 
@@ -352,11 +354,11 @@ def test_flipped_bytes_are_told_by_the_checksum(tmp_path):
     content = bytearray((tmp_path / "x.pth").read_bytes())
     content[50_000] ^= 255
     (tmp_path / "x.pth").write_bytes(content)
-    with pytest.raises(ValueError, match=r"x\.pth is damaged: the checksum of archive/data/0 in it is wrong"):
+    with pytest.raises(ValueError, match=r"x\.pth is damaged: the checksum of its part archive/data/0 is wrong"):
         files.read(tmp_path / "x.pth")
 
 
 def test_a_file_without_arrays_is_told(tmp_path):
     (tmp_path / "checkpoint").write_bytes(msgpack_serialize({"global_step": 30}))
-    with pytest.raises(ValueError, match="checkpoint holds no weights"):
+    with pytest.raises(ValueError, match="checkpoint contains no weights"):
         files.read(tmp_path / "checkpoint")

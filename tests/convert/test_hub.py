@@ -59,7 +59,7 @@ def test_names_of_classes_are_read_in_order_and_placeholders_are_none(tmp_path):
 
 def test_names_of_classes_that_are_none_are_told(tmp_path):
     for names in ({"a": "b"}, ["a"], 3):
-        with pytest.raises(ValueError, match=r"the id2label of .*config\.json cannot be followed \(.*\): fetch"):
+        with pytest.raises(ValueError, match=r"the id2label of .*config\.json is invalid \(.*\): download"):
             hub.read_card({"id2label": names}, tmp_path)
 
 
@@ -86,7 +86,7 @@ def test_what_our_modules_do_not_compute_is_refused(kind, field):
     with pytest.raises(ValueError) as refused:
         build(kind, **field)
     [(name, value)] = field.items()
-    assert str(refused.value).startswith(f"the config.json of dir cannot be followed: {name} is {value!r}, and this")
+    assert str(refused.value).startswith(f"the config.json of dir is not supported: {name} is {value!r}, but this")
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_an_id_that_cannot_be_fetched_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=snapshot_download))
     with pytest.raises(UserError) as refused:
         load_pretrained("no/such")
-    said = "nothing is at no/such, and Hugging Face does not give it (no route to host): correct the name"
+    said = "no/such does not exist, and cannot be downloaded from Hugging Face (no route to host): correct the name"
     assert str(refused.value) == said
 
 
@@ -158,5 +158,5 @@ def test_a_path_that_is_not_there_is_no_id(tmp_path):
 
 
 def test_a_configuration_of_another_function_is_refused():
-    with pytest.raises(ValueError, match="hidden_act is 'relu', and this model is computed with 'gelu' alone: choose"):
+    with pytest.raises(ValueError, match="hidden_act is 'relu', but this model supports only 'gelu': choose"):
         hub.expect({"hidden_act": "relu"}, "hidden_act", "gelu")

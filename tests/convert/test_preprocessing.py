@@ -83,7 +83,7 @@ def test_a_step_that_is_null_is_off(step, tmp_path):
 
 def test_an_unknown_processor_must_give_its_mean_and_std(tmp_path):
     write(tmp_path, image_processor_type="BitImageProcessor", image_std=[0.5] * 3)
-    with pytest.raises(ValueError, match="of BitImageProcessor are not known here and it lacks image_mean"):
+    with pytest.raises(ValueError, match="of BitImageProcessor are unknown and image_mean is missing"):
         hub.read_card({"model_type": "videomae"}, tmp_path)
     write(tmp_path, image_processor_type="BitImageProcessor", image_mean=[0.5] * 3, image_std=[0.5] * 3)
     assert hub.read_card({"model_type": "videomae"}, tmp_path)["mean"] == (0.5,) * 3
@@ -127,8 +127,10 @@ def test_how_frames_are_resized_is_told_where_it_differs(tmp_path):
         return preprocessing.read({"model_type": "videomae"}, tmp_path).notes
 
     assert notes(size={"shortest_edge": 256}, resample=2) == ()
-    assert notes(size={"height": 224, "width": 224})[0].startswith("frames are cropped to a square (by the directory's")
-    assert notes(resample=3)[0].startswith("frames are resized as for every model (resample is 3")
+    assert notes(size={"height": 224, "width": 224})[0].startswith(
+        "frames are cropped to a square (with the directory's"
+    )
+    assert notes(resample=3)[0].startswith("frames are resized as for all models (resample is 3")
     assert notes(do_resize=False)[0].startswith("frames are resized (do_resize is false")
     assert notes(image_processor_type="ViTFeatureExtractor", size=224)[0].startswith("frames are cropped to a square")
     write(tmp_path, do_resize=False)
@@ -138,10 +140,10 @@ def test_how_frames_are_resized_is_told_where_it_differs(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"do_pad": True}, "do_pad is True, a step that is not known here: choose another model"),
-        ({"do_sample_frames": True}, "do_sample_frames is True, a step that is not known"),
+        ({"do_pad": True}, "do_pad is True, a step that is not supported: choose another checkpoint"),
+        ({"do_sample_frames": True}, "do_sample_frames is True, a step that is not supported"),
         ({"image_mean": "grey"}, "image_mean is 'grey': it must be a finite number"),
-        ({"image_mean": [0.5, 0.5]}, "image_mean has 2 numbers for 3 channels: give one for each"),
+        ({"image_mean": [0.5, 0.5]}, "image_mean has 2 numbers for 3 channels: give one per channel"),
         ({"image_std": [0.5, 0.0, 0.5]}, "image_std is 0.0: it must be a finite number other than 0"),
         ({"rescale_factor": 0}, "rescale_factor is 0: it must be a finite number other than 0"),
         ({"rescale_factor": float("nan")}, "rescale_factor is nan: it must be"),
@@ -151,24 +153,24 @@ def test_how_frames_are_resized_is_told_where_it_differs(tmp_path):
         ({"crop_size": 256}, "crop_size is 256 and size 224: frames would be padded, choose a smaller crop_size"),
         (
             {"image_processor_type": "OtherImageProcessor", "rescale_factor": 1 / 127.5},
-            "the defaults of OtherImageProcessor are not known here and it lacks image_mean",
+            "the defaults of OtherImageProcessor are unknown and image_mean is missing",
         ),
         (
             {"image_processor_type": "VivitImageProcessor", "do_rescale": False},  # transformers raises ValueError too
-            "offset is true and do_rescale is not, which transformers refuses too: set offset to false",
+            "offset is true but do_rescale is not, which transformers rejects too: set offset to false",
         ),
     ],
 )
 def test_what_a_card_cannot_hold_is_refused_in_one_line(tmp_path, fields, sentence):
     write(tmp_path, **fields)
-    with pytest.raises(ValueError, match=rf"preprocessor_config\.json cannot be followed: {sentence}") as refused:
+    with pytest.raises(ValueError, match=rf"preprocessor_config\.json is not supported: {sentence}") as refused:
         hub.read_card({"model_type": "videomae"}, tmp_path)
     assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
     ("text", "sentence"),
-    [("{trunc", r"is not JSON \(Expecting"), ("[1]", "is not a configuration: it must hold named values")],
+    [("{trunc", r"is not JSON \(Expecting"), ("[1]", "is not a configuration: it must be a JSON object")],
 )
 def test_a_damaged_file_is_told(tmp_path, text, sentence):
     (tmp_path / "preprocessor_config.json").write_text(text)

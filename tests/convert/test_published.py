@@ -95,7 +95,7 @@ def test_a_file_is_fetched_once_with_a_line(cache, monkeypatch, tmp_path, capsys
     row = ROWS["timesformer_large_ssv2"]
     said = capsys.readouterr().out
     path = cache / "timesformer_large_ssv2" / "TimeSformer_divST_64_224_SSv2.pyth"
-    assert asked == [row.source] and f"fetching {row.source} to {path}" in said and path.read_bytes() == content
+    assert asked == [row.source] and f"downloading {row.source} to {path}" in said and path.read_bytes() == content
     assert model.num_classes == 5 and model.card.accuracy == "SSv2 62.0, 1x3 views"  # not that of K400
     expected = flatten_dict(perturbed(MODELS["timesformer"]))
     for place, leaf in flatten_dict(variables).items():
@@ -117,7 +117,7 @@ def test_a_published_hash_is_checked(cache, monkeypatch, tmp_path):
     pytest.importorskip("torch")
     content = stand_in("r3d", "torchvision", tmp_path / "out")
     serve(monkeypatch, content)
-    with pytest.raises(UserError, match=r"is a file with the hash [0-9a-f]{64}, and not b3b3357e: fetch r3d_18_k400"):
+    with pytest.raises(UserError, match=r"gave a file with the hash [0-9a-f]{64}, not b3b3357e: download r3d_18_k400"):
         vidjax.load_pretrained("r3d_18_k400")
     assert not list((cache / "r3d_18_k400").iterdir())
     found = hashlib.sha256(content).hexdigest()
@@ -126,17 +126,21 @@ def test_a_published_hash_is_checked(cache, monkeypatch, tmp_path):
 
 def test_what_cannot_be_fetched_is_an_error(cache, monkeypatch):
     serve(monkeypatch, b"\n<!DOCTYPE html><html>sign in</html>")
-    with pytest.raises(UserError, match="is a page and no file: fetch i3d_rgb_k400 by hand and give its path"):
+    with pytest.raises(
+        UserError, match="gave a web page instead of a file: download i3d_rgb_k400 manually and give its path"
+    ):
         vidjax.load_pretrained("i3d_rgb_k400")
 
     def fails(address, timeout):
         raise URLError("no route")
 
     monkeypatch.setattr(download, "urlopen", fails)
-    with pytest.raises(UserError, match=r"i3d_rgb_k400 cannot be fetched from https://\S+ \(.*no route.*by hand"):
+    with pytest.raises(UserError, match=r"i3d_rgb_k400 cannot be downloaded from https://\S+ \(.*no route.*manually"):
         vidjax.load_pretrained("i3d_rgb_k400")
     assert not list((cache / "i3d_rgb_k400").iterdir())
-    with pytest.raises(UserError, match=r"by hand alone: fetch it from https://drive\S+ and give its path, with name="):
+    with pytest.raises(
+        UserError, match=r"can only be downloaded manually: get it from https://drive\S+ and give its path, with name="
+    ):
         vidjax.load_pretrained("uniformer_small_8x8_k400")
 
 

@@ -72,7 +72,7 @@ def test_which_weights_of_a_file_were_taken_stands_in_the_report(model, weights,
     fields = {f: getattr(model, f) for f in ("width", "depth", "heads", "patch_size", "num_frames", "image_size")}
     _, variables = load_pretrained(tmp_path / "x.pth", "videomae_tiny", **fields)
     jax.tree.map(np.testing.assert_array_equal, variables, from_state_dict(model, weights))
-    assert "; the weights are the file's model, and not its model_ema\n" in capsys.readouterr().out
+    assert "; the weights are read from the file's model, not from model_ema\n" in capsys.readouterr().out
     torch.save({"model_ema": average}, tmp_path / "average.pth")
     load_pretrained(tmp_path / "average.pth", "videomae_tiny", strict=True, **fields)
 
