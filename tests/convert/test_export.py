@@ -200,7 +200,7 @@ def test_viclips_temperature_gives_the_scale_again(scale):
     assert written["temp"] == pytest.approx(np.exp(-scale), rel=1e-6)
     assert from_state_dict(model, written)["params"]["logit_scale"] == np.float32(scale)
     variables["params"]["logit_scale"] = np.float32(5.0)
-    with pytest.raises(UserError, match=r"logit_scale is 5\.0, which no temperature of ViCLIP's gives"):
+    with pytest.raises(UserError, match=r"logit_scale is 5\.0, which no temperature of ViCLIP gives"):
         entries(layout, model, variables)
 
 
@@ -312,9 +312,9 @@ def test_where_training_starts_alone_does_not_go_out(model, variables, tmp_path)
         (
             MODELS["vit"].clone(patch_size=(1, 8, 16)),
             "transformers",
-            r"patch_size is \(1, 8, 16\), and transformers has",
+            r"patch_size is \(1, 8, 16\), but transformers needs",
         ),
-        (MODELS["videomae"].clone(final_norm=True), "transformers", "final_norm is set, and transformers classifies"),
+        (MODELS["videomae"].clone(final_norm=True), "transformers", "final_norm is set, but transformers"),
         (actionclip("conv1d"), "original", r"ActionCLIP's release has no entry for video/temporal/kernel"),
         (actionclip("mean", joint=True), "mmaction2", r"video\.image\.joint of the model is True"),
     ],

@@ -208,7 +208,7 @@ def test_another_number_of_heads_than_the_releases_is_refused(layout, part):
     else:
         model = model.clone(video=tower.clone(image=tower.image.clone(heads=4)))
     name = part if part == "head_heads" else f"heads of {part}"
-    with pytest.raises(ValueError, match=f"{name} is 4, and the release's 128 // 64: set it to 2"):
+    with pytest.raises(ValueError, match=f"{name} is 4, but the release has 128 // 64: set it to 2"):
         from_state_dict(model, golden.weights)
 
 
@@ -222,7 +222,7 @@ FIELDS = {field: getattr(pair("transf"), field) for field in ("video", "text")}
 
 def test_the_releases_conv1d_is_refused():
     weights = recipe.load("actionclip_meanP").weights | {"fusion.shift.weight": np.ones((64, 1, 3), np.float32)}
-    with pytest.raises(ValueError, match="the release's head Conv_1D, which mixes channels and frames"):
+    with pytest.raises(ValueError, match="the release's Conv_1D head, whose reshape mixes up channels and frames"):
         from_state_dict(pair("conv1d"), weights)
 
 

@@ -105,7 +105,7 @@ def test_equals_viclips_towers(tower, around):
     expected = golden.outputs["output0"]
     found = jax.jit(model.apply)(variables, seen)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * max(1, np.abs(expected).max()))
-    with pytest.raises(ValueError, match="heads is 1, and the release's 192 // 64: set it to 3"):
+    with pytest.raises(ValueError, match="heads is 1, but the release has 192 // 64: set it to 3"):
         from_state_dict(model.clone(heads=1), {f"{tower}_encoder.{k}": v for k, v in golden.weights.items()})
 
 
@@ -126,7 +126,7 @@ def test_viclip_as_a_whole_is_its_towers_and_a_temperature(temperature, scale, t
         alone = from_state_dict(tower, (vision if name == "video" else texts).weights)["params"]
         jax.tree.map(np.testing.assert_array_equal, variables["params"][name], alone)
     assert model.card.mean == Card().mean  # ImageNet's, not CLIP's
-    with pytest.raises(ValueError, match="heads of the text tower is 2, and the release's 192 // 64: set it to 3"):
+    with pytest.raises(ValueError, match="heads of the text tower is 2, but the release has 192 // 64: set it to 3"):
         from_state_dict(model.clone(text=text.clone(heads=2)), weights)
 
 
