@@ -37,7 +37,7 @@ def test_published_weights_are_converted_once_for_all(published, tmp_path, capsy
     variables = from_state_dict(model, golden.weights, strict=True)
     vidjax.save_pretrained(tmp_path / "narrow", model, variables)
     convert_weights.main(convert_weights.Config(str(tmp_path / "narrow"), str(tmp_path / "out"), strict=True))
-    assert "reads it" in capsys.readouterr().out
+    assert "load it with vidjax.load_pretrained(" in capsys.readouterr().out
     again, loaded = vidjax.load_pretrained(tmp_path / "out", strict=True)
     assert again == model
     jax.tree.map(np.testing.assert_array_equal, loaded, variables)
@@ -56,7 +56,7 @@ def test_weights_go_out_as_other_code_loads_them(published, tmp_path, capsys):
     vidjax.save_pretrained(tmp_path / "narrow", model, from_state_dict(model, golden.weights, strict=True))
     config = convert_weights.Config(str(tmp_path / "narrow"), str(tmp_path / "out"), layout="torchvision")
     convert_weights.main(config)
-    assert "in the layout torchvision): vidjax.load_pretrained(" in capsys.readouterr().out
+    assert "in the layout torchvision): load it with vidjax.load_pretrained(" in capsys.readouterr().out
     written = files.read(tmp_path / "out")
     assert written.keys() == golden.weights.keys()
     for name, value in golden.weights.items():
