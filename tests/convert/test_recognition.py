@@ -1,4 +1,4 @@
-"""Which layout weights are in: through what training put around the model, and what is said where it is none."""
+"""Recognising layouts: wrappers added by training, unknown layouts, and the layout argument."""
 
 import dataclasses
 
@@ -30,7 +30,7 @@ def model() -> VideoMAE:
     )  # fmt: skip
 
 
-AROUND = {
+WRAPPERS = {
     "a compiled model": lambda name: f"_orig_mod.{name}",
     "one compiled before it was distributed": lambda name: f"module._orig_mod.{name}",
     "one compiled after": lambda name: f"_orig_mod.module.{name}",
@@ -43,16 +43,16 @@ AROUND = {
 }
 
 
-@pytest.mark.parametrize("around", AROUND)
-def test_what_training_puts_around_a_model_is_taken_off(around, model, weights):
-    """`torch.compile`'s, `DistributedDataParallel`'s and FSDP's levels, and Lightning's attribute (PyTorch 2.13)."""
-    named = {AROUND[around](name): value for name, value in weights.items()}
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_training_wrappers_are_removed_from_names(wrapper, model, weights):
+    """Those of `torch.compile`, `DistributedDataParallel`, FSDP and Lightning modules (PyTorch 2.13)."""
+    named = {WRAPPERS[wrapper](name): value for name, value in weights.items()}
     assert set(named) != set(weights)
     expected = from_state_dict(model, weights, strict=True)
     jax.tree.map(np.testing.assert_array_equal, from_state_dict(model, named, strict=True), expected)
 
 
-def test_what_else_a_lightning_module_holds_is_left_out_and_told(model, weights, tmp_path, capsys):
+def test_other_entries_of_a_lightning_module_are_reported_as_unused(model, weights, tmp_path, capsys):
     torch = pytest.importorskip("torch")
     named = {f"model.{name}": torch.from_numpy(np.asarray(value)) for name, value in weights.items()}
     content = {"state_dict": named | {"criterion.weight": torch.ones(3)}, "pytorch-lightning_version": "2.5"}
@@ -64,7 +64,7 @@ def test_what_else_a_lightning_module_holds_is_left_out_and_told(model, weights,
     assert "in the weights but unused: criterion.weight" in capsys.readouterr().out
 
 
-def test_which_weights_of_a_file_were_taken_stands_in_the_report(model, weights, tmp_path, capsys):
+def test_the_report_names_the_weights_of_a_file_that_were_read(model, weights, tmp_path, capsys):
     torch = pytest.importorskip("torch")
     tensors = {name: torch.from_numpy(np.asarray(value)) for name, value in weights.items()}
     average = {f"module.{name}": value + 1 for name, value in tensors.items()} | {"n_averaged": torch.tensor(3)}
@@ -81,14 +81,14 @@ def test_which_weights_of_a_file_were_taken_stands_in_the_report(model, weights,
 
 
 def error_of(model, weights: dict) -> str:
-    with pytest.raises(ValueError) as refused:
+    with pytest.raises(ValueError) as error:
         from_state_dict(model, weights)
-    assert "\n" not in str(refused.value)
-    return str(refused.value)
+    assert "\n" not in str(error.value)
+    return str(error.value)
 
 
-def test_an_unknown_layout_that_shares_names_with_a_known_one_is_told_to_be_unknown(model, weights):
-    """As mmaction2's TimeSformer was: a few names are the original's."""
+def test_an_unknown_layout_that_shares_names_with_a_known_one_is_an_error(model, weights):
+    """For example, mmaction2's TimeSformer shares a few names with the original."""
     renamed = {name.replace("blocks.", "layers."): value for name, value in weights.items()}
     message = error_of(model, renamed)
     assert message.startswith(
@@ -97,8 +97,8 @@ def test_an_unknown_layout_that_shares_names_with_a_known_one_is_told_to_be_unkn
     assert "and has no entry here for transformer/block_0/" in message and "do not fit" not in message
 
 
-def test_a_part_under_other_names_is_an_unknown_layout_too(model, weights):
-    """timm fuses the biases that VideoMAE keeps apart."""
+def test_a_block_with_other_names_is_an_unknown_layout_too(model, weights):
+    """timm fuses the biases that are separate in VideoMAE."""
     fused = {name: value for name, value in weights.items() if not name.endswith("_bias")}
     message = error_of(model, fused | {f"blocks.{i}.attn.qkv.bias": np.ones(3 * 48) for i in range(2)})
     assert "does not have blocks.0.attn.qkv.bias, blocks.1.attn.qkv.bias, and has no entry here for" in message
@@ -117,20 +117,20 @@ def test_an_empty_dictionary_is_in_no_layout(model):
     assert "the nearest of 0 names are none; the nearest layout is" in error_of(model, {})
 
 
-def test_two_entries_of_one_name_are_not_taken_for_a_wrapper(model, weights):
-    both = {f"{around}stem.{name}": value for name, value in weights.items() for around in ("", "model.")}
+def test_two_entries_with_the_same_name_are_not_a_wrapper(model, weights):
+    both = {f"{wrapper}stem.{name}": value for name, value in weights.items() for wrapper in ("", "model.")}
     assert "no known layout of VideoMAE fits the weights: expected an entry" in error_of(model, both)
 
 
 def test_another_depth_of_a_known_layout_does_not_fit(model, weights):
-    """Nor does one with other entries beside it, such as another tower's."""
+    """Additional entries, such as those of another tower, do not change the error."""
     message = error_of(model.clone(depth=3), weights | {"text.embedding": np.ones(2)})
     assert message.startswith("the weights do not fit: not in the weights: transformer/block_2/")
     wider = error_of(TimeSformer(24, 2, 3, "joint"), recipe.load("timesformer_joint").weights | {"other": np.ones(2)})
     assert wider.startswith("the weights do not fit: ")
 
 
-def test_one_tower_of_a_pair_is_found_among_both():
+def test_one_tower_is_loaded_from_the_weights_of_both():
     golden = recipe.load("openai_clip")
     c = golden.config
     image = ImageTower(c["D"], c["L"], c["H"], c["E"], patch_size=(1, c["P"], c["P"]), image_size=c["S"])
@@ -144,13 +144,13 @@ def test_one_tower_of_a_pair_is_found_among_both():
 # The layout by its name
 
 
-def test_a_named_layout_overrules_what_names_say(tmp_path):
-    """An image ViT of ten classes has the names of space-only attention, which it is taken for unless it is named."""
+def test_a_given_layout_overrides_the_recognised_one(tmp_path):
+    """An image ViT with ten classes has the names of space-only attention, and is recognised as such by default."""
     weights = dict(recipe.load("timesformer_space").weights)
     model = TimeSformer(48, 2, 3, "space", patch_size=(1, 8, 8), num_classes=11, num_frames=4, image_size=32)
     assert recognize(model, weights)[0].key == "original"
     assert recognize(model, weights, "timm")[0].key == "timm"
-    params = from_state_dict(model, weights, layout="timm")["params"]  # whose head is new
+    params = from_state_dict(model, weights, layout="timm")["params"]  # the head is new
     assert not np.array_equal(params["head"]["kernel"], weights["head.weight"].T)
     np.testing.assert_array_equal(params["norm"]["scale"], weights["norm.weight"])
     with pytest.raises(UserError, match="no known layout of TimeSformer fits the weights: expected an entry embedd"):

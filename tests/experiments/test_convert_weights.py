@@ -30,7 +30,7 @@ def published(tmp_path):
     return file, golden
 
 
-def test_published_weights_are_converted_once_for_all(published, tmp_path, capsys):
+def test_published_weights_are_converted_to_a_checkpoint(published, tmp_path, capsys):
     file, golden = published
     # One block a group, which no variant has: the command line knows variants, a checkpoint of ours any fields.
     model = vidjax.create_model("r2plus1d_18", depths=(1, 1, 1, 1), num_classes=5)
@@ -50,7 +50,7 @@ def test_published_weights_are_converted_once_for_all(published, tmp_path, capsy
     assert not (tmp_path / "new").exists()
 
 
-def test_weights_go_out_as_other_code_loads_them(published, tmp_path, capsys):
+def test_weights_are_exported_for_other_libraries(published, tmp_path, capsys):
     _, golden = published
     model = vidjax.create_model("r2plus1d_18", depths=(1, 1, 1, 1), num_classes=5)
     vidjax.save_pretrained(tmp_path / "narrow", model, from_state_dict(model, golden.weights, strict=True))
@@ -66,7 +66,7 @@ def test_weights_go_out_as_other_code_loads_them(published, tmp_path, capsys):
     assert not (tmp_path / "new").exists()
 
 
-def test_a_run_becomes_a_checkpoint(tmp_path):
+def test_a_run_is_converted_to_a_checkpoint(tmp_path):
     demo = mae_pretrain.RECIPES["demo"]
     config = dataclasses.replace(demo, steps=2, batch_size=8, probe_clips=0, workdir=str(tmp_path / "run"))
     mae_pretrain.main(config)
