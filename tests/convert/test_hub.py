@@ -47,7 +47,7 @@ def test_a_damaged_configuration_is_an_error(folder):
 
 
 def test_weights_without_a_description_need_a_name(folder):
-    with pytest.raises(ValueError, match="does not say what model it is: give name="):
+    with pytest.raises(ValueError, match="does not describe its model: give name="):
         load_pretrained(folder / "model.safetensors")
 
 

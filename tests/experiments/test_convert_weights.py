@@ -41,7 +41,7 @@ def test_published_weights_are_converted_to_a_checkpoint(published, tmp_path, ca
     again, loaded = vidjax.load_pretrained(tmp_path / "out", strict=True)
     assert again == model
     jax.tree.map(np.testing.assert_array_equal, loaded, variables)
-    with pytest.raises(ValueError, match="does not say what model it is: give name="):
+    with pytest.raises(ValueError, match="does not describe its model: give name="):
         convert_weights.main(convert_weights.Config(str(file), str(tmp_path / "new")))
     with pytest.raises(ValueError, match="weights do not fit"):
         convert_weights.main(convert_weights.Config(str(file), str(tmp_path / "new"), name="r2plus1d_18"))

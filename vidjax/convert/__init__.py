@@ -181,7 +181,7 @@ def assemble(
       notes: further remarks for the report, see `Report`.
     """
     if name is None and described is None:
-        raise UserError(f"{source} does not say what model it is: give name=, one of vidjax.list_models()")
+        raise UserError(f"{source} does not describe its model: give name=, one of vidjax.list_models()")
     if name is None:
         model = override(type(described).__name__, described, overrides)
     else:

@@ -43,7 +43,7 @@ def save_pretrained(directory: str | Path, model: nn.Module, variables: dict) ->
     except ImportError as error:
         raise UserError("writing a checkpoint needs safetensors: pip install safetensors") from error
     directory = Path(directory)
-    refuse_full(directory)
+    require_empty(directory)
     describe(model)
     check_variables(model, variables)
     make(directory)
@@ -52,7 +52,7 @@ def save_pretrained(directory: str | Path, model: nn.Module, variables: dict) ->
     save_file({name: np.asarray(value, order="C") for name, value in flat.items()}, directory / "model.safetensors")
 
 
-def refuse_full(directory: Path) -> None:
+def require_empty(directory: Path) -> None:
     """Raises `UserError` unless the directory is new or empty."""
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UserError(f"{directory} is not an empty directory: give another one, nothing is overwritten")

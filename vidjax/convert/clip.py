@@ -314,12 +314,12 @@ LAYOUTS = {
 }
 
 # Defaults for fields that a configuration omits.
-USUAL = {"num_hidden_layers": 12, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "projection_dim": 512}
-USUAL_TEXT = USUAL | {
+DEFAULTS = {"num_hidden_layers": 12, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "projection_dim": 512}
+TEXT_DEFAULTS = DEFAULTS | {
     "vocab_size": 49408, "hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8,
     "max_position_embeddings": 77, "eos_token_id": 49407,
 }  # fmt: skip
-USUAL_IMAGE = USUAL | {
+IMAGE_DEFAULTS = DEFAULTS | {
     "hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_channels": 3, "image_size": 224,
     "patch_size": 32,
 }  # fmt: skip
@@ -341,7 +341,7 @@ def _block_fields(config: dict) -> dict:
 
 def text_from_config(config: dict) -> TextTower:
     """The text tower of a Hugging Face configuration."""
-    config = USUAL_TEXT | config
+    config = TEXT_DEFAULTS | config
     end = config["eos_token_id"]
     return TextTower(
         config["vocab_size"],
@@ -354,14 +354,14 @@ def text_from_config(config: dict) -> TextTower:
 
 def from_config(config: dict) -> nn.Module:
     """The pair of a Hugging Face configuration."""
-    features = {"projection_dim": config.get("projection_dim", USUAL["projection_dim"])}
+    features = {"projection_dim": config.get("projection_dim", DEFAULTS["projection_dim"])}
     text, image = ((config.get(f"{name}_config") or {}) | features for name in ("text", "vision"))
     return VideoText(image_from_config(image), text_from_config(text), CARD)
 
 
 def image_from_config(config: dict) -> ImageTower:
     """The image tower of a Hugging Face configuration."""
-    config = USUAL_IMAGE | config
+    config = IMAGE_DEFAULTS | config
     patch = config["patch_size"]
     return ImageTower(
         features=config["projection_dim"],

@@ -46,7 +46,7 @@ def export_pretrained(model: nn.Module, variables: dict, out: str | Path, *, lay
             f"weights can be loaded from layout '{layout}', but not exported to it: {type(model).__name__} can be "
             f"exported to {', '.join(dict.fromkeys([*known, checkpoint.KEY]))}"
         )
-    checkpoint.refuse_full(out)
+    checkpoint.require_empty(out)
     checkpoint.describe(model)
     checkpoint.check_variables(model, variables)
     weights = entries(chosen, model, variables)

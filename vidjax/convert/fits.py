@@ -60,20 +60,20 @@ def table(method: Resizing, image: bool = False, usual: Shape | None = None) -> 
     return fit
 
 
-def _grid(tokens: int, ours: Shape, image: bool, usual: Shape | None) -> Shape | None:
+def _grid(tokens: int, target: Shape, image: bool, usual: Shape | None) -> Shape | None:
     """The grid of a published table with this number of tokens, given our grid; None if no grid fits.
 
     Raises:
       UserError: more than one grid fits.
     """
     side = isqrt(tokens)
-    if len(ours) == 1:
+    if len(target) == 1:
         return (tokens,)
     if image:
-        return (*(1,) * (len(ours) - 2), side, side) if side**2 == tokens else None
-    if len(ours) == 2:
-        return ours if tokens == prod(ours) else (side, side) if side**2 == tokens else None
-    known = {grid for grid in (ours, usual) if grid and all(grid)}
+        return (*(1,) * (len(target) - 2), side, side) if side**2 == tokens else None
+    if len(target) == 2:
+        return target if tokens == prod(target) else (side, side) if side**2 == tokens else None
+    known = {grid for grid in (target, usual) if grid and all(grid)}
     candidates = {grid for grid in known if prod(grid) == tokens}
     if not candidates:  # the same number of frames at another size, or the same size with another number of frames
         sides = {frames: isqrt(tokens // frames) for frames, _, _ in known}

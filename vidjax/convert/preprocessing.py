@@ -22,18 +22,18 @@ NESTED = ("video_processor", "image_processor")  # keys in the first of them
 BILINEAR = 2  # Pillow's code
 SQUARE = {"height": 224, "width": 224}
 HALF = {"image_mean": 0.5, "image_std": 0.5}
-USUAL = {
+DEFAULTS = {
     "do_resize": True, "resample": BILINEAR, "do_center_crop": False, "do_rescale": True, "rescale_factor": 1 / 255,
     "offset": False, "do_normalize": True,
 }  # fmt: skip
-CROPPED = USUAL | {"size": {"shortest_edge": 224}, "do_center_crop": True, "crop_size": SQUARE}
+CROPPED = DEFAULTS | {"size": {"shortest_edge": 224}, "do_center_crop": True, "crop_size": SQUARE}
 # Defaults of transformers 5.24 for missing fields, by the first part of the processor's name. A step that is null
 # (`do_rescale`) is off; other fields that are null get the default, although transformers rejects them.
 PROCESSORS = {
     "videomae": CROPPED | HALF,
     "vivit": CROPPED | HALF | {"size": {"shortest_edge": 256}, "rescale_factor": 1 / 127.5, "offset": True},
     "timesformer": CROPPED | {"image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD},
-    "vit": USUAL | HALF | {"size": SQUARE},
+    "vit": DEFAULTS | HALF | {"size": SQUARE},
     "clip": CROPPED | {"image_mean": CLIP.mean, "image_std": CLIP.std, "resample": 3},
 }
 PROCESSOR = re.compile(r"(\w+?)(ImageProcessor|ImageProcessorFast|ImageProcessorPil|FeatureExtractor|VideoProcessor)")
@@ -110,12 +110,12 @@ def follow(content: dict, config: dict) -> Preprocessing:
     kind = next((str(content[key]) for key in TYPES if content.get(key)), "")
     name, suffix = match.groups() if (match := PROCESSOR.fullmatch(kind)) else (str(config.get("model_type")), "")
     name = name.lower()
-    usual = PROCESSORS.get(name, USUAL)
+    defaults = PROCESSORS.get(name, DEFAULTS)
     if kind and name not in PROCESSORS and (missing := [key for key in HALF if content.get(key) is None]):
         raise UserError(f"the defaults of {kind} are unknown and {missing[0]} is missing: add it in a copy of the file")
-    fields = usual | {key: value for key, value in content.items() if value is not None or key.startswith("do_")}
+    fields = defaults | {key: value for key, value in content.items() if value is not None or key.startswith("do_")}
     for field, value in fields.items():
-        if field.startswith("do_") and value and field not in (*USUAL, *IDLE):
+        if field.startswith("do_") and value and field not in (*DEFAULTS, *IDLE):
             raise UserError(f"{field} is {value!r}, a step that is not supported: choose another checkpoint")
     if name in PROCESSORS and (name != "vivit" or suffix == "VideoProcessor"):  # these classes do not read the field
         fields["offset"] = name == "vivit" and fields["do_rescale"]

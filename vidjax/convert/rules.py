@@ -103,9 +103,9 @@ def _pattern(text: str) -> str:
     return re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[0-9]+)", re.escape(text))
 
 
-def begins(path: str, beginnings: Sequence[str]) -> bool:
+def begins(path: str, prefixes: Sequence[str]) -> bool:
     """Whether `path` starts with one of these prefixes, in which `{i}` stands for a number."""
-    return any(re.match(_pattern(beginning), path) for beginning in beginnings)
+    return any(re.match(_pattern(prefix), path) for prefix in prefixes)
 
 
 def dense(source: str, target: str, fit: Fit | None = None, transform: Transform = kernel) -> tuple[Rule, ...]:
@@ -146,9 +146,9 @@ def rename(weights: Weights, new_name: Callable[[str], str]) -> Weights:
     return renamed
 
 
-def prefix(weights: Weights, beginning: str, *but: str) -> Weights:
-    """The inverse of `strip`: adds a prefix to all names except those that start with one of `but`."""
-    return {name if name.startswith(but) else beginning + name: value for name, value in weights.items()}
+def prefix(weights: Weights, text: str, *exceptions: str) -> Weights:
+    """The inverse of `strip`: adds a prefix to all names except those that start with one of `exceptions`."""
+    return {name if name.startswith(exceptions) else text + name: value for name, value in weights.items()}
 
 
 LAYER_SCALES = (  # names in BEiT, VideoMAE and mmaction2; then in timm's image ViTs (DINOv2, DeiT-III)
