@@ -1,4 +1,4 @@
-"""Turns published weights, or a run of ours, into a vidjax checkpoint, or into what other code loads.
+"""Converts published weights, or those of a run, to a vidjax checkpoint or to another library's layout.
 
     python experiments/convert_weights.py videomae_base_k400 weights/videomae_base
     python experiments/convert_weights.py MCG-NJU/videomae-base-finetuned-kinetics weights/videomae_base
@@ -6,9 +6,9 @@
     python experiments/convert_weights.py runs/b weights/mine
     python experiments/convert_weights.py runs/ft weights/for_transformers --layout transformers
 
-A vidjax checkpoint (`model.safetensors` and `vidjax.json`) loads in one line, without PyTorch and without saying again
-what it is: `model, variables = vidjax.load_pretrained("weights/videomae_base")`. With `--layout` the files are those of
-another library or of the original code, see `vidjax.export_pretrained`.
+A vidjax checkpoint (`model.safetensors` and `vidjax.json`) loads in one line, without PyTorch and without naming the
+model: `model, variables = vidjax.load_pretrained("weights/videomae_base")`. `--layout` writes the files of another
+library or of the original code instead, see `vidjax.export_pretrained`.
 """
 
 import dataclasses
@@ -27,37 +27,37 @@ from vidjax.fields import check_values
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to convert, and to where."""
+    """What to convert, and where to write it."""
 
     source: Positional[str]
-    """A published checkpoint's name, a Hugging Face id or directory, a file of weights, or a run's work directory."""
+    """Name of a published checkpoint, a Hugging Face id or directory, a weight file, or the work directory of a run."""
     out: Positional[str]
     """A new directory."""
     name: str | None = None
-    """The model, one of vidjax.list_models(); needed where the source does not say it."""
+    """The model, one of vidjax.list_models(); required if the source does not describe it."""
     layout: str = "vidjax"
-    """What to write: vidjax's own format or a publisher's: transformers, torchvision, mmaction2, original, ..."""
+    """Layout to write: vidjax's own format or that of a publisher (transformers, torchvision, original, ...)."""
     source_layout: str | None = None
-    """The layout that the source's weights are in, where their names are not to decide."""
+    """Layout of the source's weights; recognised by their names when not given."""
     which: Literal["best", "last"] = "best"
-    """Of a run, the checkpoint that validated best (the newest where there was no validation), or the newest."""
+    """Checkpoint of a run: the one with the best validation (the newest without validation), or the newest."""
     num_classes: int | None = None
     """Classes of the head; those of the weights when not given."""
     strict: bool = False
-    """Refuse weights that leave anything newly initialised or unused."""
+    """Raise an error if any parameter is newly initialised or any weight is unused."""
     inflation: Inflation = "average"
-    """How kernels of images become kernels of clips."""
+    """How image kernels become clip kernels."""
 
     def __post_init__(self) -> None:
-        """Refuses values that cannot be meant."""
+        """Raises `UserError` for invalid values."""
         check_values(self)
 
 
 def main(config: Config) -> None:
-    """Converts and writes."""
+    """Loads the source and writes it to a new directory."""
     out = Path(config.out)
     if out.exists():
-        raise UserError(f"{out} is there already: give another directory, nothing is overwritten")
+        raise UserError(f"{out} already exists: give another directory, nothing is overwritten")
     cli.make_folder(out.parent, "OUT")
     fields = {} if config.num_classes is None else {"num_classes": config.num_classes}
     model, variables = vidjax.load_pretrained(
@@ -70,8 +70,8 @@ def main(config: Config) -> None:
         **fields,
     )
     file = export_pretrained(model, variables, out, layout=config.layout)
-    others = "" if config.layout == "vidjax" else f" ({file.name} in the layout {config.layout})"
-    print(f'wrote {out}{others}: vidjax.load_pretrained("{out}") reads it')
+    details = "" if config.layout == "vidjax" else f" ({file.name} in the layout {config.layout})"
+    print(f'wrote {out}{details}: load it with vidjax.load_pretrained("{out}")')
 
 
 if __name__ == "__main__":

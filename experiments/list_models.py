@@ -1,13 +1,13 @@
-"""Lists the models of vidjax: input, parameters, cost, source, published accuracy and the weights that load.
+"""Lists the models of vidjax: input, parameters, cost, source, published accuracy and supported weights.
 
     python experiments/list_models.py
     python experiments/list_models.py uniformer
     python experiments/list_models.py --markdown
     python experiments/list_models.py --pretrained k400
 
-`--pretrained` lists the checkpoints that `vidjax.load_pretrained` takes by name, with what their publishers say.
+`--pretrained` lists the checkpoints that `vidjax.load_pretrained` loads by name, with their publishers' figures.
 Parameters are counted from the shapes of an initialisation, GMACs (multiply-accumulates of convolutions and matrix
-products) from the traced program of one clip of the input given. Nothing is computed or downloaded.
+products) from the traced forward pass of one clip of the listed size. Nothing is computed or downloaded.
 """
 
 import dataclasses
@@ -28,14 +28,14 @@ from vidjax.training.cost import count_macs
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Which models, and how."""
+    """What to list, and in which format."""
 
     contains: Positional[str] = ""
-    """Only models whose name contains this."""
+    """List only names that contain this."""
     markdown: bool = False
-    """A table in Markdown, as in the documentation."""
+    """Print a Markdown table, as in the documentation."""
     pretrained: bool = False
-    """The published checkpoints whose name contains this, instead of models."""
+    """List published checkpoints instead of models."""
 
 
 CHECKPOINT = ("checkpoint", "model", "data", "top-1", "top-5", "views", "layout", "licence", "source")
@@ -43,7 +43,7 @@ COLUMNS = ("model", "input", "parameters", "GMACs", "published accuracy", "sourc
 
 
 def rows(contains: str) -> Iterator[tuple[str, ...]]:
-    """A row of text a model."""
+    """One row of text per model."""
     for name in vidjax.list_models(contains):
         model = vidjax.create_model(name)
         shapes = jax.eval_shape(model.init, jax.random.key(0), *example_inputs(model))
@@ -55,11 +55,11 @@ def rows(contains: str) -> Iterator[tuple[str, ...]]:
 
 
 def checkpoints(contains: str) -> Iterator[tuple[str, ...]]:
-    """One row of text a published checkpoint."""
+    """One row of text per published checkpoint."""
     for name in vidjax.list_pretrained(f"*{contains}*"):
         row = published.ROWS[name]
-        numbers = ("" if number is None else f"{number}" for number in (row.top1, row.top5))
-        yield name, row.model, row.data, *numbers, row.views, row.layout, row.licence, row.source
+        accuracies = ("" if accuracy is None else f"{accuracy}" for accuracy in (row.top1, row.top5))
+        yield name, row.model, row.data, *accuracies, row.views, row.layout, row.licence, row.source
 
 
 def markdown(
@@ -73,7 +73,7 @@ def markdown(
 
 
 def main(config: Config) -> None:
-    """Prints a line a model, as soon as it is counted, or a line a checkpoint."""
+    """Prints one line per model, as soon as it is counted, or per checkpoint."""
     if config.pretrained:
         kind, names, columns, table = (
             "checkpoint",
@@ -86,7 +86,7 @@ def main(config: Config) -> None:
         kind, names, columns, table = "model", vidjax.list_models(config.contains), COLUMNS, rows
         widths = (44, 16, 13, 10, 44, 32, 0)
     if not names:
-        raise UserError(f"no {kind}'s name contains '{config.contains}': leave it out, and all are listed")
+        raise UserError(f"no {kind}'s name contains '{config.contains}': omit it to list all")
     if config.markdown:
         for line in markdown(config.contains, columns, table):
             print(line, flush=True)

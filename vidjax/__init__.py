@@ -1,7 +1,7 @@
 """vidjax: video understanding in JAX.
 
-Pure-functional Flax modules, a tf.data pipeline and pre-training objectives. Importing this imports neither TensorFlow
-nor PyTorch, av or tyro.
+Pure-functional Flax modules, a tf.data pipeline and pre-training objectives. `import vidjax` does not import
+TensorFlow, PyTorch, av or tyro.
 """
 
 from vidjax.convert import export_pretrained, list_pretrained, load_weights, save_pretrained

@@ -1,4 +1,4 @@
-"""vidjax's own checkpoints: a model and its variables, to the last bit; and what damage is told."""
+"""vidjax's own checkpoint format: exact round trips, and errors for damaged or contradictory checkpoints."""
 
 import dataclasses
 import json
@@ -36,21 +36,21 @@ def saved(model, variables, tmp_path):
     return tmp_path / "saved"
 
 
-def test_a_round_trip_loses_nothing(model, variables, saved, tmp_path, capsys):
+def test_a_round_trip_preserves_model_and_variables(model, variables, saved, tmp_path, capsys):
     again, loaded = vidjax.load_pretrained(saved, strict=True)
-    assert again == model.clone(dtype=None)  # sizes, class names, mean; how to compute is no property of weights
-    ours, theirs = flatten_dict(variables), flatten_dict(loaded)
-    assert ours.keys() == theirs.keys()
-    for path, leaf in ours.items():
-        assert leaf.dtype == theirs[path].dtype
-        np.testing.assert_array_equal(leaf, theirs[path])
+    assert again == model.clone(dtype=None)  # dtype is not saved
+    expected, restored = flatten_dict(variables), flatten_dict(loaded)
+    assert expected.keys() == restored.keys()
+    for path, leaf in expected.items():
+        assert leaf.dtype == restored[path].dtype
+        np.testing.assert_array_equal(leaf, restored[path])
     save_pretrained(tmp_path / "twice", again, loaded)
     for name in ("model.safetensors", "vidjax.json"):
         assert (saved / name).read_bytes() == (tmp_path / "twice" / name).read_bytes()
     assert "(vidjax's own) in VideoMAE: loaded" in capsys.readouterr().out
 
 
-def test_other_classes_get_a_new_head_without_the_old_names(variables, saved):
+def test_other_classes_get_a_new_head_and_no_class_names(variables, saved):
     model, loaded = vidjax.load_pretrained(saved, num_classes=7)
     assert loaded["params"]["head"]["kernel"].shape == (24, 7) and model.card.class_names == ()
     assert model.card.mean == (0.1, 0.2, 0.3)
@@ -58,17 +58,19 @@ def test_other_classes_get_a_new_head_without_the_old_names(variables, saved):
     np.testing.assert_array_equal(flatten_dict(loaded)[kernel], flatten_dict(variables)[kernel])
 
 
-def test_what_is_there_is_never_overwritten(model, variables, saved):
+def test_existing_files_are_never_overwritten(model, variables, saved):
     with pytest.raises(UserError, match="is not an empty directory: give another one, nothing is overwritten"):
         save_pretrained(saved, model, variables)
     with pytest.raises(UserError, match=r"model\.safetensors is not an empty directory"):
         save_pretrained(saved / "model.safetensors", model, variables)
 
 
-def test_what_could_not_be_loaded_again_is_not_saved(model, variables, tmp_path):
+def test_variables_that_do_not_fit_the_model_are_not_saved(model, variables, tmp_path):
     with pytest.raises(ValueError, match=r"the variables are not those of the VideoMAE: \S+ is missing, of another"):
         save_pretrained(tmp_path / "saved", model, variables["params"])
-    with pytest.raises(ValueError, match=r"VideoMAE: params/head/bias is missing, of another shape or too many; give"):
+    with pytest.raises(
+        ValueError, match=r"VideoMAE: params/head/bias is missing, of another shape or unexpected; pass"
+    ):
         save_pretrained(tmp_path / "saved", model.clone(num_classes=3), variables)
     assert not (tmp_path / "saved").exists()
     (tmp_path / "file").touch()
@@ -76,19 +78,19 @@ def test_what_could_not_be_loaded_again_is_not_saved(model, variables, tmp_path)
         save_pretrained(tmp_path / "file" / "saved", model, variables)
 
 
-def test_safetensors_is_asked_for_where_it_is_missing(model, variables, tmp_path, monkeypatch):
+def test_missing_safetensors_is_an_error(model, variables, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
     with pytest.raises(UserError, match="writing a checkpoint needs safetensors: pip install safetensors"):
         save_pretrained(tmp_path / "saved", model, variables)
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_which_weights_are_meant_is_best_or_last(saved):
+def test_which_must_be_best_or_last(saved):
     with pytest.raises(ValueError, match="which is 'latest': choose one of best, last"):
         vidjax.load_pretrained(saved, which="latest")
 
 
-def test_a_truncated_file_is_told(saved):
+def test_a_truncated_file_is_an_error(saved):
     file = saved / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(ValueError, match=r"model\.safetensors is not a readable safetensors file"):
@@ -96,26 +98,26 @@ def test_a_truncated_file_is_told(saved):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
-        (lambda told: told | {"module": "videomae.Other"}, "videomae.Other"),
-        (lambda told: told | {"fields": told["fields"] | {"colour": 1}}, "colour"),
-        (lambda told: {}, "module"),
+        (lambda description: description | {"module": "videomae.Other"}, "videomae.Other"),
+        (lambda description: description | {"fields": description["fields"] | {"colour": 1}}, "colour"),
+        (lambda description: {}, "module"),
     ],
 )
-def test_a_description_of_something_else_is_told(saved, change, said):
+def test_an_invalid_description_is_an_error(saved, change, message):
     file = saved / "vidjax.json"
     file.write_text(json.dumps(change(json.loads(file.read_text()))))
-    with pytest.raises(ValueError, match=rf"vidjax\.json does not describe a model of this version .*{said}"):
+    with pytest.raises(ValueError, match=rf"vidjax\.json does not describe a model of this version .*{message}"):
         vidjax.load_pretrained(saved)
 
 
-def test_a_checkpoint_of_another_family_is_refused(saved):
+def test_a_checkpoint_of_another_family_is_an_error(saved):
     with pytest.raises(ValueError, match="this is a checkpoint of VideoMAE, not of Pretraining"):
         vidjax.load_pretrained(saved, "videomae_tiny_pretrain")
 
 
-def test_an_unknown_field_is_told_as_create_model_tells_it(saved):
+def test_an_unknown_field_is_the_same_error_as_in_create_model(saved):
     with pytest.raises(ValueError, match="model 'VideoMAE' has no field 'num_class': its fields are width, depth"):
         vidjax.load_pretrained(saved, num_class=3)
 
@@ -128,10 +130,10 @@ def save(directory, name: str, **fields):
     return model
 
 
-def test_a_name_must_not_contradict_what_a_checkpoint_says_of_itself(tmp_path):
+def test_a_name_that_contradicts_the_checkpoint_is_an_error(tmp_path):
     saved = save(tmp_path / "s", "s3d_tiny", num_classes=3, padding="tensorflow")
-    said = "s3d_tiny has padding 'symmetric', the weights are of a model with 'tensorflow': leave the name out, or give"
-    with pytest.raises(ValueError, match=said):
+    message = "s3d_tiny has padding 'symmetric', the weights are of a model with 'tensorflow': omit the name, or give"
+    with pytest.raises(ValueError, match=message):
         vidjax.load_pretrained(tmp_path / "s", "s3d_tiny")
     assert vidjax.load_pretrained(tmp_path / "s", "s3d_tiny", padding="tensorflow")[0] == saved
     assert vidjax.load_pretrained(tmp_path / "s", "s3d_tiny", padding="symmetric")[0].padding == "symmetric"
@@ -142,7 +144,7 @@ def test_a_name_must_not_contradict_what_a_checkpoint_says_of_itself(tmp_path):
         vidjax.load_pretrained(tmp_path / "t", "timesformer_tiny_joint", width=24, depth=1, heads=2)
 
 
-def test_under_a_name_what_a_checkpoint_says_of_its_clips_is_kept(tmp_path):
+def test_a_named_model_keeps_the_clip_size_of_the_checkpoint(tmp_path):
     fields = {"width": 24, "depth": 1, "heads": 2}
     save(
         tmp_path / "t", "timesformer_tiny_divided", **fields, num_classes=3, num_frames=4, image_size=16, drop_path=0.3
@@ -151,7 +153,7 @@ def test_under_a_name_what_a_checkpoint_says_of_its_clips_is_kept(tmp_path):
     assert (model.num_frames, model.image_size, model.drop_path, model.num_classes) == (4, 24, 0.3, 3)
 
 
-def test_half_precision_comes_back_as_float32_with_the_same_values(model, variables, tmp_path):
+def test_half_precision_is_loaded_as_float32_with_the_same_values(model, variables, tmp_path):
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), variables)
     save_pretrained(tmp_path / "half", model, half)
     _, loaded = vidjax.load_pretrained(tmp_path / "half", strict=True)
@@ -168,25 +170,25 @@ def test_tables_are_resized_to_other_clips(tmp_path, capsys):
     longer, loaded = vidjax.load_pretrained(tmp_path / "clips", num_frames=16, image_size=64)
     assert "resized: position/table (4, 4, 24) -> (8, 8, 24), time/table (8, 24) -> (16, 24)" in capsys.readouterr().out
     np.testing.assert_array_equal(loaded["params"]["time"]["table"][:, 0], np.arange(16) // 2)
-    video = jnp.ones((1, 16, 64, 64, 3))  # resized at loading or at every call: the same
+    video = jnp.ones((1, 16, 64, 64, 3))  # resizing when loading and in every call are the same
     one, other = jax.jit(longer.apply)(loaded, video), jax.jit(model.apply)(variables, video)
     np.testing.assert_allclose(one, other, atol=1e-5)
 
 
-def test_pretraining_of_our_own_is_where_fine_tuning_starts(tmp_path, capsys):
+def test_a_classifier_is_initialised_from_our_own_pretraining(tmp_path, capsys):
     fields = SIZES | {"decoder_width": 12, "decoder_depth": 1, "decoder_heads": 2}
     pretraining = vidjax.create_model("videomae_tiny_pretrain", **fields)
     inputs = [jnp.zeros(x.shape, x.dtype) for x in example_inputs(pretraining)]
     variables = jax.jit(pretraining.init)(jax.random.key(0), *inputs)
     save_pretrained(tmp_path / "mae", pretraining, variables)
     _, loaded = vidjax.load_pretrained(tmp_path / "mae", "videomae_tiny", **SIZES, num_classes=3)
-    said = capsys.readouterr().out
-    assert "newly initialised: head/" in said and "unused: params/decoder" in said
+    output = capsys.readouterr().out
+    assert "newly initialised: head/" in output and "unused: params/decoder" in output
     for part in ("patch_embedding", "transformer"):
         jax.tree.map(np.testing.assert_array_equal, loaded["params"][part], variables["params"]["encoder"][part])
 
 
-def test_batch_statistics_travel(tmp_path):
+def test_batch_statistics_are_saved(tmp_path):
     model = vidjax.create_model("r3d_tiny", num_classes=3)
     variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros(example_inputs(model)[0].shape))
     variables = jax.tree.map(lambda leaf: leaf + 0.5, variables)
@@ -198,16 +200,18 @@ def test_batch_statistics_travel(tmp_path):
         vidjax.load_pretrained(tmp_path / "conv", "uniformer_tiny")
 
 
-def test_a_run_is_no_checkpoint_yet(tmp_path):
+def test_a_run_must_be_converted_first(tmp_path):
     (tmp_path / "checkpoints").mkdir()
-    with pytest.raises(UserError, match=r"is a run: make weights of it by experiments/convert_weights\.py"):
+    with pytest.raises(UserError, match=r"is a run: convert it with experiments/convert_weights\.py"):
         vidjax.load_pretrained(tmp_path, "videomae_tiny")
 
 
-def test_a_module_of_ones_own_is_refused_before_anything_is_written(tmp_path):
+def test_a_module_of_another_library_is_an_error_before_anything_is_written(tmp_path):
     class Mine(nn.Module):
         pass
 
-    with pytest.raises(ValueError, match="a Mine is none of vidjax's modules, so nothing could make it again: put it"):
+    with pytest.raises(
+        ValueError, match="Mine is not one of vidjax's modules, so it could not be rebuilt when loading"
+    ):
         save_pretrained(tmp_path, Mine(), {"params": {}})
     assert not any(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Weights that go out: by the names recorded in goldens, and back to the last bit, in every layout there is."""
+"""Exported weights have the names recorded in goldens, and exact round trips in every layout."""
 
 import dataclasses
 import json
@@ -20,7 +20,7 @@ from vidjax.models.clip import ImageTower
 from vidjax.models.text import TextTower
 from vidjax.models.video_text import VideoText
 
-# Fields that fix what is not computed alike leave these layouts out.
+# Layouts to which a model cannot be exported, because its fields differ from the publisher's.
 NOT = {
     "viclip": ("openai", "transformers"),
     "viclip's image tower": ("openai", "transformers"),
@@ -29,7 +29,7 @@ NOT = {
     "actionclip with a class token": ("mmaction2",),
     "clip's text tower": ("viclip",),
 }
-WAYS = [
+CASES = [
     (name, key)
     for name, model in MODELS.items()
     for key in dict.fromkeys(layout.key for layout in layouts(model) if layout.restore is not None)
@@ -44,14 +44,14 @@ def leaves_equal(loaded: dict, expected: dict) -> None:
         np.testing.assert_array_equal(got[path], leaf, err_msg=path)
 
 
-@pytest.mark.parametrize(("name", "key"), WAYS, ids=[f"{name}-{key}" for name, key in WAYS])
-def test_what_goes_out_comes_back_to_the_last_bit(name, key, tmp_path):
+@pytest.mark.parametrize(("name", "key"), CASES, ids=[f"{name}-{key}" for name, key in CASES])
+def test_a_round_trip_is_exact_in_every_layout(name, key, tmp_path):
     model, variables = MODELS[name], variables_of(name)
     export_pretrained(model, variables, tmp_path / "out", layout=key)
-    assert recognize(model, files.read(tmp_path / "out"))[0].key == key  # without being named
+    assert recognize(model, files.read(tmp_path / "out"))[0].key == key  # recognised without layout=
     again, loaded = load_pretrained(tmp_path / "out", layout=key, strict=True, verbose=False)
     leaves_equal(loaded, variables)
-    if key == "transformers":  # its configuration is the only description, and knows no name of ours
+    if key == "transformers":  # config.json is the only description
         assert not (tmp_path / "out" / "vidjax.json").exists()
         left_out = {"parent", "name", "card", "drop_path", "dropout", "num_frames"}
         if not isinstance(model, VideoText):
@@ -65,7 +65,7 @@ def test_what_goes_out_comes_back_to_the_last_bit(name, key, tmp_path):
         assert again == model
 
 
-def test_every_layout_that_goes_out_is_tried_here():
+def test_every_exportable_layout_is_tested():
     going_out = {
         (type(model).__name__, layout.name)
         for model in map(vidjax.create_model, vidjax.list_models())
@@ -74,7 +74,7 @@ def test_every_layout_that_goes_out_is_tried_here():
     }
     tried = {
         (type(MODELS[name]).__name__, layout.name)
-        for name, key in WAYS
+        for name, key in CASES
         for layout in layouts(MODELS[name])
         if layout.key == key
     }
@@ -94,7 +94,7 @@ def fields(c: dict, tubelet: int = 2) -> dict:
 
 
 def of_golden(name: str, c: dict):
-    """The model of a golden's configuration, the layout, and what its names lack before and after."""
+    """The model of a golden's configuration, its layout, and the prefix that the recorded names lack."""
     if name == "mm_videomae":
         return vidjax.create_model("videomae_tiny", **fields(c)), "mmaction2", ""
     if name == "videomae_finetune":
@@ -129,7 +129,7 @@ def of_golden(name: str, c: dict):
 
 
 def of_pair(name: str, c: dict):
-    """The same, of the two towers."""
+    """The same for the two towers."""
     image = ImageTower(c["D"], c["L"], c["H"], c["E"], patch_size=(1, c["P"], c["P"]), image_size=c["S"])
     text = TextTower(c["V"], c["ctx"], c["tD"], c["tL"], c["tH"], c["E"])
     if name == "openai_clip":
@@ -154,15 +154,17 @@ GOLDENS = [
 
 @pytest.mark.parametrize("name", GOLDENS)
 def test_names_shapes_and_values_are_those_of_the_original(name):
-    """A golden's weights, made ours and written again: no entry is missing, none is new, each is as it was."""
+    """A golden's weights, loaded and exported again, are the same entries with the same values."""
     golden = recipe.load(name)
     model, key, around = of_golden(name, golden.config)
     layout = next(layout for layout in layouts(model) if layout.key == key)
     written = entries(layout, model, from_state_dict(model, golden.weights, strict=True))
     expected = {around + name: np.asarray(value) for name, value in golden.weights.items()}
-    if not any("num_batches_tracked" in entry for entry in expected):  # not recorded; PyTorch's norms have them
+    if not any(
+        "num_batches_tracked" in entry for entry in expected
+    ):  # not recorded, although PyTorch's norms have them
         written = {entry: value for entry, value in written.items() if not entry.endswith("num_batches_tracked")}
-    if name in LAYER_SCALE:  # it is multiplied into the maps before it
+    if name in LAYER_SCALE:  # it is folded into the preceding linear layers
         scaled = {name for name in expected if ".gamma_" in name}
         assert scaled and not [name for name in written if "gamma" in name]
         expected = {name: value for name, value in expected.items() if name not in scaled}
@@ -191,7 +193,7 @@ def test_viclips_names_are_those_of_the_original(name):
 
 
 @pytest.mark.parametrize("scale", [1.5, 2.6592, 4.6])
-def test_viclips_temperature_gives_the_scale_again(scale):
+def test_viclips_temperature_gives_the_same_scale(scale):
     model = MODELS["viclip"]
     layout = next(layout for layout in layouts(model) if layout.key == "viclip")
     variables = perturbed(model)
@@ -200,11 +202,11 @@ def test_viclips_temperature_gives_the_scale_again(scale):
     assert written["temp"] == pytest.approx(np.exp(-scale), rel=1e-6)
     assert from_state_dict(model, written)["params"]["logit_scale"] == np.float32(scale)
     variables["params"]["logit_scale"] = np.float32(5.0)
-    with pytest.raises(UserError, match=r"logit_scale is 5\.0, which no temperature of ViCLIP's gives"):
+    with pytest.raises(UserError, match=r"logit_scale is 5\.0, which no temperature of ViCLIP gives"):
         entries(layout, model, variables)
 
 
-def test_i3ds_port_has_scales_of_one_where_the_model_has_none():
+def test_i3ds_port_has_scales_of_one_for_a_model_without_scales():
     model = MODELS["i3d"]
     layout = next(layout for layout in layouts(model) if layout.key == "pytorch_i3d")
     written = entries(layout, model, perturbed(model))
@@ -213,7 +215,7 @@ def test_i3ds_port_has_scales_of_one_where_the_model_has_none():
     assert scales and all((written[name] == 1).all() for name in scales)
 
 
-# What is written, and what is refused
+# Written files, and errors
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +229,7 @@ def variables(model):
 
 
 def test_scenics_checkpoint_is_a_training_state(model, variables, tmp_path):
-    """As `restore_pretrained_checkpoint` reads it (scenic/train_lib/pretrain_utils.py)."""
+    """In the format read by `restore_pretrained_checkpoint` (scenic/train_lib/pretrain_utils.py)."""
     file = export_pretrained(model, variables, tmp_path / "out", layout="scenic")
     assert file == tmp_path / "out" / "checkpoint"
     state = msgpack_restore(file.read_bytes())
@@ -237,7 +239,7 @@ def test_scenics_checkpoint_is_a_training_state(model, variables, tmp_path):
     np.testing.assert_array_equal(query.reshape(24, 24), ours)
 
 
-def test_pytorchs_files_are_as_their_loaders_take_them(tmp_path):
+def test_pytorch_files_have_the_format_that_their_loaders_expect(tmp_path):
     torch = pytest.importorskip("torch")
 
     def content(name: str, key: str) -> dict:
@@ -255,7 +257,7 @@ def test_pytorchs_files_are_as_their_loaders_take_them(tmp_path):
     assert "module.lstm_visual.weight_ih_l0" in both["fusion_model_state_dict"]
 
 
-def test_without_pytorch_the_same_names_are_in_safetensors(tmp_path, monkeypatch):
+def test_without_pytorch_safetensors_files_have_the_same_names(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     values = perturbed(MODELS["r3d"])
@@ -264,7 +266,7 @@ def test_without_pytorch_the_same_names_are_in_safetensors(tmp_path, monkeypatch
     leaves_equal(load_pretrained(tmp_path / "out", strict=True, verbose=False)[1], values)
 
 
-def test_class_names_and_pixels_go_out(tmp_path):
+def test_class_names_and_preprocessing_are_exported(tmp_path):
     card = dataclasses.replace(
         MODELS["videomae"].card, class_names=("a", "b", "c", "d", "e"), mean=(0.1, 0.2, 0.3), crop_ratio=0.5
     )
@@ -284,48 +286,48 @@ def test_nothing_is_overwritten(model, variables, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_an_unknown_layout_is_answered_with_those_that_exist(model, variables, tmp_path):
-    said = r"layout is 'torchvision': ViViT has scenic, transformers, timm, vidjax$"
-    with pytest.raises(UserError, match=said):
+def test_the_error_for_an_unknown_layout_lists_those_that_exist(model, variables, tmp_path):
+    message = r"layout is 'torchvision': ViViT has scenic, transformers, timm, vidjax$"
+    with pytest.raises(UserError, match=message):
         export_pretrained(model, variables, tmp_path / "out", layout="torchvision")
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         from_state_dict(model, {"a": np.ones(1)}, layout="torchvision")
     assert not (tmp_path / "out").exists()
 
 
-def test_where_training_starts_alone_does_not_go_out(model, variables, tmp_path):
+def test_layouts_for_initialisation_cannot_be_exported(model, variables, tmp_path):
     with pytest.raises(
-        UserError, match=r"layout 'timm' and do not go out: ViViT goes out as scenic, transformers, vidj"
+        UserError, match=r"layout 'timm', but not exported to it: ViViT can be exported to scenic, trans"
     ):
         export_pretrained(model, variables, tmp_path / "out", layout="timm")
 
 
 @pytest.mark.parametrize(
-    ("model", "key", "said"),
+    ("model", "key", "message"),
     [
-        (MODELS["viclip"], "openai", r"video\.joint of the model is True, and OpenAI's CLIP is computed with False"),
+        (MODELS["viclip"], "openai", r"video\.joint of the model is True, but OpenAI's CLIP uses False"),
         (MODELS["viclip"], "transformers", r"video\.joint of the model is True"),
-        (VideoText(IMAGE.clone(heads=2), TEXT), "openai", r"video\.heads of the model is 2, and .* with 1: choose"),
+        (VideoText(IMAGE.clone(heads=2), TEXT), "openai", r"video\.heads of the model is 2, but .* uses 1: choose"),
         (VideoText(IMAGE, TEXT, bias=-10.0), "openai", "OpenAI's CLIP has no entry for logit_bias: choose another"),
         (MODELS["r3d"].clone(epsilon=1e-3), "torchvision", r"epsilon of the model is 0\.001"),
-        (MODELS["vit"].clone(patch_size=(2, 8, 8), num_frames=2), "timm", "kernels of images, and one .* 2 frames"),
+        (MODELS["vit"].clone(patch_size=(2, 8, 8), num_frames=2), "timm", "image kernels, but a kernel .* 2 frames"),
         (
             MODELS["vit"].clone(patch_size=(1, 8, 16)),
             "transformers",
-            r"patch_size is \(1, 8, 16\), and transformers has",
+            r"patch_size is \(1, 8, 16\), but transformers needs",
         ),
-        (MODELS["videomae"].clone(final_norm=True), "transformers", "final_norm is set, and transformers classifies"),
+        (MODELS["videomae"].clone(final_norm=True), "transformers", "final_norm is set, but transformers"),
         (actionclip("conv1d"), "original", r"ActionCLIP's release has no entry for video/temporal/kernel"),
         (actionclip("mean", joint=True), "mmaction2", r"video\.image\.joint of the model is True"),
     ],
 )
-def test_what_the_publishers_code_would_compute_otherwise_is_refused(model, key, said, tmp_path):
-    with pytest.raises(UserError, match=said):
+def test_a_model_that_the_publishers_code_does_not_support_is_an_error(model, key, message, tmp_path):
+    with pytest.raises(UserError, match=message):
         export_pretrained(model, perturbed(model), tmp_path / "out", layout=key)
     assert not (tmp_path / "out").exists()
 
 
-def test_variables_of_another_model_are_refused(model, variables, tmp_path):
+def test_variables_of_another_model_are_an_error(model, variables, tmp_path):
     with pytest.raises(UserError, match="the variables are not those of the ViViT"):
         export_pretrained(model, variables["params"], tmp_path / "out", layout="scenic")
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""Weights that go out, loaded by the libraries and the original's modules they go to: outputs are equal there."""
+"""Exported weights, loaded by the target library or the original's modules, give the same outputs."""
 
 import jax
 import jax.numpy as jnp
@@ -21,17 +21,17 @@ def clip(model) -> np.ndarray:
     return recipe.floats("clip", (2, model.num_frames, size, size, model.channels))
 
 
-def assert_equal(found, expected) -> None:
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * max(1.0, np.abs(expected).max()))
+def assert_equal(actual, expected) -> None:
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-4 * max(1.0, np.abs(expected).max()))
 
 
 def loaded(transformers, kind: str, folder):
-    """The model of a directory in transformers, which finds every weight there, by the names that it writes itself."""
+    """Loads a directory in transformers, and checks that it has all weights with the names that transformers writes."""
     peer, info = getattr(transformers, kind).from_pretrained(folder, output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
     peer.save_pretrained(folder / "again")
     written_again, written = (load_file(file / "model.safetensors") for file in (folder / "again", folder))
-    older = {"query.bias": "q_bias", "value.bias": "v_bias"} if "VideoMAE" in kind else {}  # of published files
+    older = {"query.bias": "q_bias", "value.bias": "v_bias"} if "VideoMAE" in kind else {}  # names in published files
     for newer, name in older.items():
         written_again = {entry.replace(newer, name): value for entry, value in written_again.items()}
     assert {name: value.shape for name, value in written.items()} == {k: v.shape for k, v in written_again.items()}
@@ -56,7 +56,7 @@ def test_transformers_classifies_the_same(name, tmp_path):
     export_pretrained(model, variables, tmp_path, layout="transformers")
     peer = loaded(transformers, CLASSIFIERS[name], tmp_path)
     if name == "videomae":
-        peer.fc_norm.eps = 1e-6  # does not ask the configuration
+        peer.fc_norm.eps = 1e-6  # ignores the configuration
     with torch.no_grad():
         expected = peer(torch.from_numpy(video).permute(0, 1, 4, 2, 3)).logits.numpy()
     assert_equal(jax.jit(model.apply)(variables, jnp.asarray(video)), expected)
@@ -84,15 +84,15 @@ def test_transformers_reconstructs_the_same(encoder_norm, tmp_path):
     variables, video = perturbed(model), clip(model)
     export_pretrained(model, variables, tmp_path, layout="transformers")
     peer = loaded(transformers, "VideoMAEForPreTraining", tmp_path)
-    peer.decoder.norm.eps = 1e-6  # does not ask the configuration
+    peer.decoder.norm.eps = 1e-6  # ignores the configuration
     patches = model.num_frames // model.patch_size[0] * (model.image_size // model.patch_size[1]) ** 2
     masked = np.zeros((2, patches), bool)
     masked[0, ::2] = masked[1, patches // 2 :] = True
     with torch.no_grad():
-        peered = peer(torch.from_numpy(video).permute(0, 1, 4, 2, 3), torch.from_numpy(masked), return_dict=False)
+        outputs = peer(torch.from_numpy(video).permute(0, 1, 4, 2, 3), torch.from_numpy(masked), return_dict=False)
     kept, dropped = (np.stack([np.flatnonzero(row == which) for row in masked]) for which in (False, True))
     predicted = jax.jit(model.apply)(variables, jnp.asarray(video), jnp.asarray(kept), jnp.asarray(dropped))
-    expected = next(value for value in peered if value.ndim == 3).numpy()
+    expected = next(value for value in outputs if value.ndim == 3).numpy()
     assert_equal(predicted, expected)
 
 
@@ -125,7 +125,7 @@ def test_transformers_embeds_images_and_texts_the_same(activation, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["r2plus1d", "r3d", "vmz"])
-def test_torchvision_answers_the_same(name, tmp_path):
+def test_torchvision_gives_the_same_outputs(name, tmp_path):
     peers.torchvision()
     import record_resnet3d as recorder
     import torch
@@ -142,7 +142,7 @@ def test_torchvision_answers_the_same(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["uniformer", "uniformer split"])
-def test_uniformers_module_answers_the_same(name, tmp_path):
+def test_uniformers_module_gives_the_same_outputs(name, tmp_path):
     torch = pytest.importorskip("torch")
     from benchmark import torch_uniformer
 

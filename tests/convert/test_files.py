@@ -15,10 +15,10 @@ from vidjax.errors import UserError
 WEIGHTS = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "b.bias": np.ones(2, np.float32)}
 
 
-def assert_same(found: dict, expected: dict = WEIGHTS) -> None:
-    assert found.keys() == expected.keys()
+def assert_same(actual: dict, expected: dict = WEIGHTS) -> None:
+    assert actual.keys() == expected.keys()
     for name, value in expected.items():
-        np.testing.assert_array_equal(found[name], value)
+        np.testing.assert_array_equal(actual[name], value)
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_directory_of_shards(tmp_path):
     assert_same(files.read(tmp_path))
 
 
-def test_an_index_leads_nowhere_else(tmp_path):
+def test_an_index_cannot_refer_to_other_directories(tmp_path):
     (tmp_path / "inside").mkdir()
     save_file(WEIGHTS, tmp_path / "outside.safetensors")
     index = {"weight_map": {"a.weight": "../outside.safetensors"}}
@@ -59,7 +59,7 @@ CONTAINERS = [(), *((name,) for name in files.CONTAINERS), ("state_dict", "model
 
 @pytest.mark.parametrize("containers", CONTAINERS, ids=".".join)
 def test_torch_file_in_any_container(tmp_path, torch, containers):
-    """Beside what training scripts put there: an optimizer's state has tensors too."""
+    """Next to the other content of training checkpoints, such as an optimiser state with tensors."""
     content = {name: torch.from_numpy(value) for name, value in WEIGHTS.items()}
     for container in reversed(containers):
         optimizer = {"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": [{"lr": 0.1}]}
@@ -71,27 +71,27 @@ def test_torch_file_in_any_container(tmp_path, torch, containers):
 @pytest.mark.parametrize(
     ("taken", "left"), [("model", "model_ema"), ("state_dict", "state_dict_ema"), ("model_state_dict", "ema")]
 )
-def test_trained_weights_come_before_their_average_and_the_line_says_so(tmp_path, torch, taken, left):
-    """As MCG-NJU/VideoMAE and mmengine read their own files; a dictionary without tensors is none of weights."""
+def test_trained_weights_come_before_their_average_and_are_reported(tmp_path, torch, taken, left):
+    """As MCG-NJU/VideoMAE and mmengine read their own files; dictionaries without tensors are ignored."""
     trained = {name: torch.from_numpy(value) for name, value in WEIGHTS.items()}
     average = {name: value + 1 for name, value in trained.items()}
     torch.save({left: average, "params": {"lr": 0.1}, taken: trained}, tmp_path / "x.pth")
     lines = []
     assert_same(files.read(tmp_path / "x.pth", lines.append))
-    assert lines == [f"the weights are the file's {taken}, and not its {left}"]
+    assert lines == [f"the weights are read from the file's {taken}, not from {left}"]
 
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_parameters_are_arrays(tmp_path, torch, zipped):
-    """Tensors that ask for gradients, as of `named_parameters()` and `state_dict(keep_vars=True)`."""
+    """Tensors that require gradients, as from `named_parameters()` and `state_dict(keep_vars=True)`."""
     content = {name: torch.nn.Parameter(torch.from_numpy(value)) for name, value in WEIGHTS.items()}
     torch.save(content, tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
     assert_same(files.read(tmp_path / "x.pth"))
 
 
-def test_a_tensor_without_values_is_told(tmp_path, torch):
+def test_a_tensor_without_values_is_an_error(tmp_path, torch):
     torch.save({"a": torch.ones(2, device="meta")}, tmp_path / "x.pth")
-    with pytest.raises(ValueError, match=r"a in .*x\.pth is no plain tensor \(.*\): save it as one"):
+    with pytest.raises(ValueError, match=r"a in .*x\.pth is not a plain tensor \(.*\): save it as one"):
         files.read(tmp_path / "x.pth")
 
 
@@ -105,51 +105,53 @@ BESIDE = {
 
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("beside", BESIDE)
-def test_numpys_values_beside_the_weights_are_harmless(tmp_path, torch, beside, zipped):
+def test_numpy_values_next_to_the_weights_are_allowed(tmp_path, torch, beside, zipped):
     content = {"model": {name: torch.from_numpy(value) for name, value in WEIGHTS.items()}, beside: BESIDE[beside]}
     torch.save(content, tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
     allowed = torch.serialization.get_safe_globals()
     assert_same(files.read(tmp_path / "x.pth"))
-    assert torch.serialization.get_safe_globals() == allowed  # nothing stays allowed for others
+    assert torch.serialization.get_safe_globals() == allowed  # the global list is unchanged
 
 
-def test_arrays_are_weights_as_well(tmp_path, torch):
+def test_numpy_arrays_can_be_weights(tmp_path, torch):
     weights = WEIGHTS | {"c": np.asfortranarray(np.arange(6.0, dtype=np.float32).reshape(2, 3))}
     torch.save({"model": weights | {"d": torch.ones(1)}}, tmp_path / "x.pth")
     assert_same(files.read(tmp_path / "x.pth"), weights | {"d": np.ones(1)})
 
 
 @pytest.mark.parametrize("beside", [np.array([None]), np.zeros(2, "i4,f8"), np.array([{}])[:0]])
-def test_numpys_objects_are_refused(tmp_path, torch, beside):
-    """Arrays of objects are pickles themselves."""
+def test_numpy_objects_are_rejected(tmp_path, torch, beside):
+    """Arrays of objects contain pickles."""
     torch.save({"model": {"a": torch.ones(2)}, "x": beside}, tmp_path / "x.pth")
-    with pytest.raises(ValueError, match=r"holds an array of NumPy's type '(O8|V12)', and objects are not unpickled"):
+    with pytest.raises(
+        ValueError, match=r"contains an array of NumPy's type '(O8|V12)', and objects are not unpickled"
+    ):
         files.read(tmp_path / "x.pth")
 
 
 @pytest.mark.parametrize("shape", [(4,), (2**62, 4), (-1,)])
-def test_an_array_keeps_to_its_bytes(shape):
-    """No memory beside them is ever looked at, whatever a file says of the shape."""
+def test_an_array_reads_only_its_own_bytes(shape):
+    """Memory outside of them is never read, whatever shape the file gives."""
     with pytest.raises(
-        (ValueError, TypeError), match=r"too small|too big|it holds an array of shape .*, which must be one"
+        (ValueError, TypeError), match=r"too small|too big|it contains an array of shape .*, which must not"
     ):
         numpy_pickles.Array().__setstate__((1, shape, numpy_pickles.DType("f8"), False, b"8 bytes."))
 
 
-def test_a_scalar_is_none_of_objects():
-    with pytest.raises(ValueError, match="it holds an array of NumPy's type 'O', which must be one of plain values"):
+def test_a_scalar_cannot_be_an_object():
+    with pytest.raises(ValueError, match="it contains an array of NumPy's type 'O', which must be one of plain values"):
         numpy_pickles.scalar(numpy_pickles.DType("O"), b"8 bytes.")
 
 
 def test_torch_directory_of_half_precision(tmp_path, torch):
     torch.save({"a": torch.tensor([1.5, -2.0], dtype=torch.bfloat16)}, tmp_path / "pytorch_model.bin")
-    found = files.read(tmp_path)["a"]
-    assert found.dtype == np.float32
-    np.testing.assert_array_equal(found, [1.5, -2.0])
+    actual = files.read(tmp_path)["a"]
+    assert actual.dtype == np.float32
+    np.testing.assert_array_equal(actual, [1.5, -2.0])
 
 
 class Untrusted:
-    """Would make a file where it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = str(path)
@@ -161,7 +163,7 @@ class Untrusted:
 def test_objects_are_never_unpickled(tmp_path, torch):
     torch.save({"model": {"a": torch.ones(2)}, "hook": Untrusted(tmp_path / "made")}, tmp_path / "x.pth")
     with pytest.raises(
-        ValueError, match=r"cannot be read as plain weights: it holds io\.open, and objects are not unpickled"
+        ValueError, match=r"cannot be read as plain weights: it contains io\.open, and objects are not unpickled"
     ):
         files.read(tmp_path / "x.pth")
     assert not (tmp_path / "made").exists()
@@ -175,9 +177,9 @@ def test_torchscript_is_read_without_torch(tmp_path, torch, monkeypatch):
     torch.jit.save(torch.jit.script(whole), tmp_path / "x.pt")
     expected = {name: value.float().numpy() for name, value in whole.state_dict().items()}
     monkeypatch.setitem(sys.modules, "torch", None)
-    found = files.read(tmp_path / "x.pt")
-    assert_same(found, expected)
-    assert found["0.weight"].dtype == found["brief"].dtype == np.float32 and found["brief"].shape == ()
+    actual = files.read(tmp_path / "x.pt")
+    assert_same(actual, expected)
+    assert actual["0.weight"].dtype == actual["brief"].dtype == np.float32 and actual["brief"].shape == ()
 
 
 def write_torchscript(file, content: object) -> None:
@@ -188,9 +190,9 @@ def write_torchscript(file, content: object) -> None:
         archive.writestr("x/data/0", b"abcd")
 
 
-def test_torchscript_runs_nothing(tmp_path):
+def test_torchscript_code_is_not_run(tmp_path):
     write_torchscript(tmp_path / "x.pt", Untrusted(tmp_path / "made"))
-    with pytest.raises(ValueError, match=r"x\.pt holds no weights: there is no array in it, give another"):
+    with pytest.raises(ValueError, match=r"x\.pt contains no weights: there is no array in it, give another"):
         files.read(tmp_path / "x.pt")
     assert not (tmp_path / "made").exists()
 
@@ -203,14 +205,14 @@ def test_a_tensor_of_torchscript_stays_in_its_storage(offset, shape, strides):
         torchscript._tensor(np.arange(4), offset, shape, strides)
 
 
-def test_damaged_torchscript_is_told(tmp_path):
+def test_damaged_torchscript_is_an_error(tmp_path):
     write_torchscript(tmp_path / "x.pt", [1])
-    with pytest.raises(ValueError, match=r"x\.pt cannot be read as TorchScript \(ValueError") as refused:
+    with pytest.raises(ValueError, match=r"x\.pt cannot be read as TorchScript \(ValueError") as error:
         files.read(tmp_path / "x.pt")
-    assert "there is no module in it" in str(refused.value)
+    assert "it contains no module" in str(error.value)
 
 
-def test_torch_that_is_missing_is_asked_for(tmp_path, monkeypatch):
+def test_missing_packages_are_an_error(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     (tmp_path / "x.pth").write_bytes(b"")
     with pytest.raises(UserError, match=r"needs PyTorch: pip install torch"):
@@ -220,51 +222,51 @@ def test_torch_that_is_missing_is_asked_for(tmp_path, monkeypatch):
         files.read_safetensors(tmp_path / "x.safetensors")
 
 
-def test_nothing_there(tmp_path):
+def test_a_missing_file_is_an_error(tmp_path):
     with pytest.raises(UserError, match=r"there are no weights at .*gone\.pth"):
         files.read(tmp_path / "gone.pth")
-    with pytest.raises(UserError, match="holds no weights: it must have one of model"):
+    with pytest.raises(UserError, match="contains no weights: it must have one of model"):
         files.read(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("x.txt", "is no file of weights: give one of safetensors"),
+        ("x.txt", "is not a weight file: give a safetensors"),
         ("x.safetensors", "is not a readable safetensors file"),
         ("x.pth", "cannot be read as plain weights"),
         ("model.safetensors.index.json", "is not an index of weight files: it must have a map"),
     ],
 )
-def test_files_of_something_else(tmp_path, name, sentence):
+def test_other_files_are_an_error(tmp_path, name, sentence):
     if name.endswith("pth"):
         pytest.importorskip("torch")
     (tmp_path / name).write_text("no weights at all")
-    with pytest.raises(ValueError, match=sentence) as refused:
+    with pytest.raises(ValueError, match=sentence) as error:
         files.read(tmp_path / name)
-    assert name in str(refused.value) and "\n" not in str(refused.value)
+    assert name in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
     ("content", "there"),
     [
-        ({"epoch": 3, "my_net": {"encoder": {"a": 1}}}, "its keys are epoch, my_net, save the weights alone"),
-        ([1, 2], "it is a list, save the weights alone"),
+        ({"epoch": 3, "my_net": {"encoder": {"a": 1}}}, "its keys are epoch, my_net, save only the weights"),
+        ([1, 2], "it is a list, save only the weights"),
     ],
 )
-def test_a_torch_file_without_tensors_says_what_there_is(tmp_path, torch, content, there):
+def test_the_error_for_a_torch_file_without_tensors_describes_its_content(tmp_path, torch, content, there):
     torch.save(content, tmp_path / "x.pt")
     with pytest.raises(
-        ValueError, match="holds no weights: it must be a dictionary of tensors, or have one"
-    ) as refused:
+        ValueError, match="contains no weights: it must be a dictionary of tensors, or have one"
+    ) as error:
         files.read(tmp_path / "x.pt")
-    said = str(refused.value)
-    assert said.endswith(there) and "\n" not in said and "model_state_dict, " in said
+    message = str(error.value)
+    assert message.endswith(there) and "\n" not in message and "model_state_dict, " in message
 
 
-def test_weights_under_a_key_of_their_own_are_not_guessed(tmp_path, torch):
+def test_weights_under_an_unknown_key_are_not_guessed(tmp_path, torch):
     torch.save({"epoch": 3, "generator": {"a": torch.ones(2)}}, tmp_path / "x.pt")
-    with pytest.raises(ValueError, match="its keys are epoch, generator, save the weights alone"):
+    with pytest.raises(ValueError, match="its keys are epoch, generator, save only the weights"):
         files.read(tmp_path / "x.pt")
 
 
@@ -272,57 +274,57 @@ def test_numpy_file(tmp_path):
     np.savez(tmp_path / "x.npz", **WEIGHTS)
     assert_same(files.read(tmp_path / "x.npz"))
     (tmp_path / "x.npz").write_bytes(b"no archive")
-    with pytest.raises(ValueError, match=r"x\.npz cannot be read as NumPy arrays: it is damaged, or holds objects"):
+    with pytest.raises(ValueError, match=r"x\.npz cannot be read as NumPy arrays: it is damaged, or contains objects"):
         files.read(tmp_path / "x.npz")
     (tmp_path / "x.npz").write_bytes(b"")
     with pytest.raises(ValueError, match=r"x\.npz cannot be read as NumPy arrays"):
         files.read(tmp_path / "x.npz")
 
 
-# Names under which weights are published, which do not tell the format
+# Published file names that do not show the format
 
 
 @pytest.mark.parametrize("name", ["p3d_rgb_199.checkpoint.pth.tar", "CoCLR-k400-rgb-128-s3d.pth.tar", "last.ckpt", "w"])
 @pytest.mark.parametrize("zipped", [True, False])
-def test_torch_files_are_known_by_what_is_in_them(tmp_path, torch, name, zipped):
+def test_torch_files_are_recognised_by_their_content(tmp_path, torch, name, zipped):
     content = {"epoch": 3, "state_dict": {key: torch.from_numpy(value) for key, value in WEIGHTS.items()}}
     torch.save(content, tmp_path / name, _use_new_zipfile_serialization=zipped)
     assert_same(files.read(tmp_path / name))
 
 
-def test_scenics_file_is_known_by_what_is_in_it_and_so_is_its_directory(tmp_path):
+def test_scenics_file_and_directory_are_recognised_by_their_content(tmp_path):
     (tmp_path / "checkpoint").write_bytes(msgpack_serialize({"optimizer": {"target": WEIGHTS}, "global_step": 30}))
     expected = {f"optimizer/target/{name}": value for name, value in WEIGHTS.items()}
     assert_same(files.read(tmp_path / "checkpoint"), expected)
     assert_same(files.read(tmp_path), expected)
 
 
-def test_safetensors_without_an_ending_is_known_by_its_header(tmp_path):
-    save_file(WEIGHTS, tmp_path / "4f5c9e")  # as Hugging Face's cache names its files
+def test_safetensors_without_a_suffix_is_recognised_by_its_header(tmp_path):
+    save_file(WEIGHTS, tmp_path / "4f5c9e")  # like the file names in Hugging Face's cache
     assert_same(files.read(tmp_path / "4f5c9e"))
 
 
 # Damage
 
 
-def assert_told(path) -> None:
-    with pytest.raises(ValueError) as refused:
+def assert_one_line_error(path) -> None:
+    with pytest.raises(ValueError) as error:
         files.read(path)
-    said = str(refused.value)
-    assert str(path) in said and "\n" not in said and len(said) < len(str(path)) + 160
-    assert "objects" not in said or "damaged" in said
+    message = str(error.value)
+    assert str(path) in message and "\n" not in message and len(message) < len(str(path)) + 160
+    assert "objects" not in message or "damaged" in message
 
 
 def archive(path) -> None:
-    """As large and as made as PyTorch's."""
+    """Writes an archive with the size and structure of a PyTorch file."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as made:
         made.writestr("archive/data.pkl", b"x" * 500)
         made.writestr("archive/data/0", np.arange(25_000, dtype=np.float32).tobytes())
 
 
-@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.7, 0.999])
+@pytest.mark.parametrize("fraction", [0.0, 0.1, 0.5, 0.7, 0.999])
 @pytest.mark.parametrize("kind", ["x.pth", "old.pth", "x.npz", "x.safetensors", "x.msgpack", "checkpoint_30"])
-def test_a_file_cut_short_is_told(tmp_path, kind, share):
+def test_a_truncated_file_is_an_error(tmp_path, kind, fraction):
     path, weights = tmp_path / kind, {"a": np.arange(25_000, dtype=np.float32)}
     if kind.endswith("pth"):
         torch = pytest.importorskip("torch")
@@ -334,29 +336,29 @@ def test_a_file_cut_short_is_told(tmp_path, kind, share):
     else:
         path.write_bytes(msgpack_serialize(weights))
     whole = path.read_bytes()
-    path.write_bytes(whole[: int(len(whole) * share)])
-    assert_told(path)
+    path.write_bytes(whole[: int(len(whole) * fraction)])
+    assert_one_line_error(path)
 
 
-@pytest.mark.parametrize("share", [0.1, 0.7])
-def test_an_archive_cut_short_is_told_without_pytorch(tmp_path, share):
+@pytest.mark.parametrize("fraction", [0.1, 0.7])
+def test_a_truncated_archive_is_an_error_without_pytorch(tmp_path, fraction):
     archive(tmp_path / "x.pth")
     whole = (tmp_path / "x.pth").read_bytes()
-    (tmp_path / "x.pth").write_bytes(whole[: int(len(whole) * share)])
-    with pytest.raises(ValueError, match=r"x\.pth is damaged or cut short"):
+    (tmp_path / "x.pth").write_bytes(whole[: int(len(whole) * fraction)])
+    with pytest.raises(ValueError, match=r"x\.pth is damaged or truncated"):
         files.read(tmp_path / "x.pth")
 
 
-def test_flipped_bytes_are_told_by_the_checksum(tmp_path):
+def test_flipped_bytes_are_detected_by_the_checksum(tmp_path):
     archive(tmp_path / "x.pth")
     content = bytearray((tmp_path / "x.pth").read_bytes())
     content[50_000] ^= 255
     (tmp_path / "x.pth").write_bytes(content)
-    with pytest.raises(ValueError, match=r"x\.pth is damaged: the checksum of archive/data/0 in it is wrong"):
+    with pytest.raises(ValueError, match=r"x\.pth is damaged: the checksum of its part archive/data/0 is wrong"):
         files.read(tmp_path / "x.pth")
 
 
-def test_a_file_without_arrays_is_told(tmp_path):
+def test_a_file_without_arrays_is_an_error(tmp_path):
     (tmp_path / "checkpoint").write_bytes(msgpack_serialize({"global_step": 30}))
-    with pytest.raises(ValueError, match="checkpoint holds no weights"):
+    with pytest.raises(ValueError, match="checkpoint contains no weights"):
         files.read(tmp_path / "checkpoint")

@@ -1,4 +1,4 @@
-"""Hugging Face's directories: what they tell of the model, and ids that are fetched."""
+"""Hugging Face directories: their configuration, and downloading them by id."""
 
 import json
 import sys
@@ -25,13 +25,13 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_an_unknown_kind_of_model_is_told(folder):
+def test_an_unknown_model_type_is_an_error(folder):
     (folder / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
     with pytest.raises(ValueError, match=r"is a model of type 'gpt2': give one of .*videomae"):
         load_pretrained(folder)
 
 
-def test_a_configuration_that_lacks_something_is_told(folder):
+def test_an_incomplete_configuration_is_an_error(folder):
     (folder / "config.json").write_text(json.dumps({"model_type": ["gpt2"]}))
     with pytest.raises(ValueError, match=r"is a model of type '\['gpt2'\]': give one of"):
         load_pretrained(folder)
@@ -40,30 +40,30 @@ def test_a_configuration_that_lacks_something_is_told(folder):
         load_pretrained(folder)
 
 
-def test_a_damaged_configuration_is_told(folder):
+def test_a_damaged_configuration_is_an_error(folder):
     (folder / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config\.json is not JSON"):
         load_pretrained(folder)
 
 
-def test_weights_without_a_name_ask_for_one(folder):
-    with pytest.raises(ValueError, match="does not say what model it is: give name="):
+def test_weights_without_a_description_need_a_name(folder):
+    with pytest.raises(ValueError, match="does not describe its model: give name="):
         load_pretrained(folder / "model.safetensors")
 
 
-def test_names_of_classes_are_read_in_order_and_placeholders_are_none(tmp_path):
+def test_class_names_are_read_in_order_and_placeholders_are_ignored(tmp_path):
     names = {"10": "k", "2": "c", "0": "a"}
     assert hub.read_card({"id2label": names}, tmp_path) == {"class_names": ("a", "c", "k")}
     assert hub.read_card({"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}, tmp_path) == {}
 
 
-def test_names_of_classes_that_are_none_are_told(tmp_path):
+def test_invalid_class_names_are_an_error(tmp_path):
     for names in ({"a": "b"}, ["a"], 3):
-        with pytest.raises(ValueError, match=r"the id2label of .*config\.json cannot be followed \(.*\): fetch"):
+        with pytest.raises(ValueError, match=r"the id2label of .*config\.json is invalid \(.*\): download"):
             hub.read_card({"id2label": names}, tmp_path)
 
 
-# What configurations say that changes the function
+# Fields of configurations that change what the model computes
 
 FIELDS = {
     "vit": {},
@@ -79,26 +79,26 @@ def build(kind: str, **fields):
 
 @pytest.mark.parametrize("kind", FIELDS)
 @pytest.mark.parametrize("field", [{"hidden_act": "relu"}, {"qkv_bias": False}, {"layer_norm_eps": 0.01}])
-def test_what_our_modules_do_not_compute_is_refused(kind, field):
+def test_unsupported_fields_are_an_error(kind, field):
     if (kind, *field) == ("vit", "layer_norm_eps"):
-        assert build(kind, **field).epsilon == 0.01  # a field of ours
+        assert build(kind, **field).epsilon == 0.01  # our model supports it
         return
-    with pytest.raises(ValueError) as refused:
+    with pytest.raises(ValueError) as error:
         build(kind, **field)
     [(name, value)] = field.items()
-    assert str(refused.value).startswith(f"the config.json of dir cannot be followed: {name} is {value!r}, and this")
+    assert str(error.value).startswith(f"the config.json of dir is not supported: {name} is {value!r}, but this")
 
 
 @pytest.mark.parametrize(
     ("kind", "activation"), [("vit", "gelu"), ("timesformer", "gelu"), ("videomae", "gelu"), ("vivit", "gelu_fast")]
 )
-def test_the_two_gelus_are_not_mistaken_for_each_other(kind, activation):
+def test_the_two_gelus_are_distinguished(kind, activation):
     build(kind, hidden_act=activation)
     with pytest.raises(ValueError, match="hidden_act is"):
         build(kind, hidden_act="gelu" if activation == "gelu_fast" else "gelu_fast")
 
 
-def test_a_first_token_is_no_mean():
+def test_classifying_the_first_token_is_not_supported():
     with pytest.raises(ValueError, match="use_mean_pooling is False"):
         build("videomae", use_mean_pooling=False)
     encoder = build("videomae", use_mean_pooling=False, architectures=["VideoMAEModel"])  # ends in a norm instead
@@ -114,49 +114,49 @@ def test_cards_are_those_of_the_published_models():
     assert build("vit").card.mean == vit.AUGREG.mean and build("vit").card.std == vit.AUGREG.std
 
 
-def test_an_id_is_fetched_without_pickles(monkeypatch, folder):
-    asked = []
+def test_an_id_is_downloaded_without_pickles(monkeypatch, folder):
+    requested = []
 
     def snapshot_download(name, allow_patterns):
-        asked.append((name, allow_patterns))
+        requested.append((name, allow_patterns))
         return str(folder)
 
     monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=snapshot_download))
-    with pytest.raises(ValueError, match="MCG-NJU/videomae-base: these are no weights of VideoMAE"):
+    with pytest.raises(ValueError, match="MCG-NJU/videomae-base: no known layout of VideoMAE fits the weights"):
         load_pretrained("MCG-NJU/videomae-base")
-    [(name, patterns)] = asked
+    [(name, patterns)] = requested
     assert name == "MCG-NJU/videomae-base" and not any("bin" in pattern for pattern in patterns)
 
 
-def test_an_id_that_cannot_be_fetched_is_one_line(monkeypatch):
+def test_an_id_that_cannot_be_downloaded_is_one_line(monkeypatch):
     def snapshot_download(name, allow_patterns):
         raise ConnectionError("no route to host\nmore")
 
     monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=snapshot_download))
-    with pytest.raises(UserError) as refused:
+    with pytest.raises(UserError) as error:
         load_pretrained("no/such")
-    said = "nothing is at no/such, and Hugging Face does not give it (no route to host): correct the name"
-    assert str(refused.value) == said
+    message = "no/such does not exist, and cannot be downloaded from Hugging Face (no route to host): correct the name"
+    assert str(error.value) == message
 
 
-def test_without_huggingface_hub_an_id_says_what_to_install(monkeypatch):
+def test_without_huggingface_hub_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(UserError, match="pip install huggingface_hub"):
         load_pretrained("MCG-NJU/videomae-base")
 
 
 @pytest.mark.parametrize("name", ["x.pth", "x.safetensors", "x.npz", "x.msgpack", "x.pth.tar", "x.bin", "x.ckpt"])
-def test_a_mistyped_file_is_no_id(name, monkeypatch):
+def test_a_mistyped_file_name_is_not_an_id(name, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(UserError, match=rf"there are no weights at weights/{name}"):
         load_pretrained(f"weights/{name}", "videomae_tiny")
 
 
-def test_a_path_that_is_not_there_is_no_id(tmp_path):
+def test_a_missing_path_is_not_an_id(tmp_path):
     with pytest.raises(UserError, match=r"there are no weights at .*x\.pth"):
         load_pretrained(tmp_path / "x.pth", "videomae_tiny")
 
 
-def test_a_configuration_of_another_function_is_refused():
-    with pytest.raises(ValueError, match="hidden_act is 'relu', and this model is computed with 'gelu' alone: choose"):
+def test_an_unsupported_activation_is_an_error():
+    with pytest.raises(ValueError, match="hidden_act is 'relu', but this model supports only 'gelu': choose"):
         hub.expect({"hidden_act": "relu"}, "hidden_act", "gelu")

@@ -1,4 +1,4 @@
-"""Files of preprocessing: what transformers 5.24 makes of the same pixels, field by field, and what is refused."""
+"""Preprocessing files: the same pixels as in transformers 5.24, field by field, and unsupported fields."""
 
 import json
 from functools import cache
@@ -25,7 +25,7 @@ KINDS = {
     "TimesformerVideoProcessor": "timesformer",
 }
 GREY = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
-SAID = {  # fields of the file
+FIELDS = {  # fields of the file
     "nothing": {},
     "mean and std": GREY,
     "one number": {"image_mean": 0.4, "image_std": 0.3},
@@ -44,32 +44,32 @@ def processors():
     return SimpleNamespace(**{name: getattr(transformers, name) for name in KINDS})
 
 
-def fed(processor) -> np.ndarray:
-    """What transformers gives the model, of `PIXELS`: `t h w c`."""
+def pixel_values(processor) -> np.ndarray:
+    """The pixels that the processor makes from `PIXELS`, `t h w c`."""
     pixels = list(PIXELS) if "Image" in type(processor).__name__ else PIXELS
-    found = np.asarray(processor(pixels, return_tensors="pt")["pixel_values"])
-    return np.moveaxis(found.reshape(4, 3, 16, 16), 1, -1)
+    actual = np.asarray(processor(pixels, return_tensors="pt")["pixel_values"])
+    return np.moveaxis(actual.reshape(4, 3, 16, 16), 1, -1)
 
 
-@pytest.mark.parametrize("said", SAID)
+@pytest.mark.parametrize("fields", FIELDS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_pixels_are_those_of_transformers(kind, said, tmp_path):
-    processor = getattr(processors(), kind)(size=SIDE, crop_size=SIDE, **SAID[said])
+def test_pixels_are_those_of_transformers(kind, fields, tmp_path):
+    processor = getattr(processors(), kind)(size=SIDE, crop_size=SIDE, **FIELDS[fields])
     processor.save_pretrained(tmp_path)
     card = Card(**hub.read_card({"model_type": KINDS[kind]}, tmp_path))
-    expected = fed(processor)
-    found = card.normalize(jnp.asarray(PIXELS / 255, jnp.float32))
-    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6 * np.abs(expected).max())
+    expected = pixel_values(processor)
+    actual = card.normalize(jnp.asarray(PIXELS / 255, jnp.float32))
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-6 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_a_file_does_not_say_is_its_class_default(kind, tmp_path):
-    """Files of older versions hold a few fields, and some hold null."""
+def test_missing_fields_have_the_defaults_of_the_class(kind, tmp_path):
+    """Files of older versions have only a few fields, and some are null."""
     key = "image_processor_type" if "Image" in kind else "video_processor_type"
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({key: kind, "image_mean": None}))
-    found = hub.read_card({}, tmp_path)
+    actual = hub.read_card({}, tmp_path)
     getattr(processors(), kind)().save_pretrained(tmp_path / "whole")
-    assert found == hub.read_card({}, tmp_path / "whole") and len(found) == 3
+    assert actual == hub.read_card({}, tmp_path / "whole") and len(actual) == 3
 
 
 @pytest.mark.parametrize("step", ["do_rescale", "do_normalize", "do_center_crop"])
@@ -83,7 +83,7 @@ def test_a_step_that_is_null_is_off(step, tmp_path):
 
 def test_an_unknown_processor_must_give_its_mean_and_std(tmp_path):
     write(tmp_path, image_processor_type="BitImageProcessor", image_std=[0.5] * 3)
-    with pytest.raises(ValueError, match="of BitImageProcessor are not known here and it lacks image_mean"):
+    with pytest.raises(ValueError, match="of BitImageProcessor are unknown and image_mean is missing"):
         hub.read_card({"model_type": "videomae"}, tmp_path)
     write(tmp_path, image_processor_type="BitImageProcessor", image_mean=[0.5] * 3, image_std=[0.5] * 3)
     assert hub.read_card({"model_type": "videomae"}, tmp_path)["mean"] == (0.5,) * 3
@@ -116,19 +116,21 @@ def test_the_file_that_transformers_would_read_is_read(tmp_path):
         ({"size": 256, "crop_size": 224, "do_center_crop": False}, 1.0),
     ],
 )
-def test_the_share_that_is_cropped_is_read_from_sizes_as_transformers_has_written_them(tmp_path, sizes, ratio):
+def test_the_cropped_fraction_is_read_from_all_forms_of_sizes(tmp_path, sizes, ratio):
     write(tmp_path, image_processor_type="VideoMAEImageProcessor", **sizes)
     assert hub.read_card({}, tmp_path)["crop_ratio"] == ratio
 
 
-def test_how_frames_are_resized_is_told_where_it_differs(tmp_path):
+def test_differences_in_resizing_are_reported(tmp_path):
     def notes(**fields) -> tuple[str, ...]:
         write(tmp_path, **fields)
         return preprocessing.read({"model_type": "videomae"}, tmp_path).notes
 
     assert notes(size={"shortest_edge": 256}, resample=2) == ()
-    assert notes(size={"height": 224, "width": 224})[0].startswith("frames are cropped to a square (by the directory's")
-    assert notes(resample=3)[0].startswith("frames are resized as for every model (resample is 3")
+    assert notes(size={"height": 224, "width": 224})[0].startswith(
+        "frames are cropped to a square (with the directory's"
+    )
+    assert notes(resample=3)[0].startswith("frames are resized as for all models (resample is 3")
     assert notes(do_resize=False)[0].startswith("frames are resized (do_resize is false")
     assert notes(image_processor_type="ViTFeatureExtractor", size=224)[0].startswith("frames are cropped to a square")
     write(tmp_path, do_resize=False)
@@ -138,10 +140,10 @@ def test_how_frames_are_resized_is_told_where_it_differs(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"do_pad": True}, "do_pad is True, a step that is not known here: choose another model"),
-        ({"do_sample_frames": True}, "do_sample_frames is True, a step that is not known"),
+        ({"do_pad": True}, "do_pad is True, a step that is not supported: choose another checkpoint"),
+        ({"do_sample_frames": True}, "do_sample_frames is True, a step that is not supported"),
         ({"image_mean": "grey"}, "image_mean is 'grey': it must be a finite number"),
-        ({"image_mean": [0.5, 0.5]}, "image_mean has 2 numbers for 3 channels: give one for each"),
+        ({"image_mean": [0.5, 0.5]}, "image_mean has 2 numbers for 3 channels: give one per channel"),
         ({"image_std": [0.5, 0.0, 0.5]}, "image_std is 0.0: it must be a finite number other than 0"),
         ({"rescale_factor": 0}, "rescale_factor is 0: it must be a finite number other than 0"),
         ({"rescale_factor": float("nan")}, "rescale_factor is nan: it must be"),
@@ -151,26 +153,26 @@ def test_how_frames_are_resized_is_told_where_it_differs(tmp_path):
         ({"crop_size": 256}, "crop_size is 256 and size 224: frames would be padded, choose a smaller crop_size"),
         (
             {"image_processor_type": "OtherImageProcessor", "rescale_factor": 1 / 127.5},
-            "the defaults of OtherImageProcessor are not known here and it lacks image_mean",
+            "the defaults of OtherImageProcessor are unknown and image_mean is missing",
         ),
         (
             {"image_processor_type": "VivitImageProcessor", "do_rescale": False},  # transformers raises ValueError too
-            "offset is true and do_rescale is not, which transformers refuses too: set offset to false",
+            "offset is true but do_rescale is not, which transformers rejects too: set offset to false",
         ),
     ],
 )
-def test_what_a_card_cannot_hold_is_refused_in_one_line(tmp_path, fields, sentence):
+def test_what_a_card_cannot_express_is_a_one_line_error(tmp_path, fields, sentence):
     write(tmp_path, **fields)
-    with pytest.raises(ValueError, match=rf"preprocessor_config\.json cannot be followed: {sentence}") as refused:
+    with pytest.raises(ValueError, match=rf"preprocessor_config\.json is not supported: {sentence}") as error:
         hub.read_card({"model_type": "videomae"}, tmp_path)
-    assert "\n" not in str(refused.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
     ("text", "sentence"),
-    [("{trunc", r"is not JSON \(Expecting"), ("[1]", "is not a configuration: it must hold named values")],
+    [("{trunc", r"is not JSON \(Expecting"), ("[1]", "is not a configuration: it must be a JSON object")],
 )
-def test_a_damaged_file_is_told(tmp_path, text, sentence):
+def test_a_damaged_file_is_an_error(tmp_path, text, sentence):
     (tmp_path / "preprocessor_config.json").write_text(text)
     with pytest.raises(ValueError, match=rf"preprocessor_config\.json {sentence}"):
         hub.read_card({}, tmp_path)
@@ -181,7 +183,7 @@ VIVIT = {"image_size": 16, "num_frames": 4, "tubelet_size": [2, 8, 8], "hidden_s
 
 @pytest.fixture
 def vivit_folder(tmp_path):
-    """A directory of transformers, and its logits of `PIXELS`, from the pixels that its processor makes."""
+    """A directory written by transformers, and a function that saves a processor and returns the logits of `PIXELS`."""
     transformers = peers.transformers()
     import torch
 
@@ -199,11 +201,11 @@ def vivit_folder(tmp_path):
     return tmp_path, save
 
 
-def test_vivit_is_fed_as_transformers_feeds_it_and_the_report_says_what_google_trained_it_on(vivit_folder, capsys):
+def test_vivit_gets_the_pixels_of_transformers_and_googles_scaling_is_reported(vivit_folder, capsys):
     """The class's own defaults, and the file of google/vivit-b-16x2-kinetics400, scale twice: to [-3, 1].
 
-    Directories that were fine-tuned with transformers hold the same file, and were trained on these pixels: nothing but
-    the file tells which is which, so that it is followed.
+    Directories fine-tuned with transformers contain the same file and were trained on these pixels. The weights do not
+    show which is the case, so the file is followed.
     """
     folder, save = vivit_folder
     expected = save()
@@ -211,16 +213,18 @@ def test_vivit_is_fed_as_transformers_feeds_it_and_the_report_says_what_google_t
     assert (model.card.mean, model.card.std) == ((0.75,) * 3, (0.25,) * 3)
     pixels = jnp.asarray(PIXELS / 255, jnp.float32)[None]
     np.testing.assert_allclose(model.apply(variables, model.card.normalize(pixels)), expected, rtol=0, atol=1e-5)
-    said = capsys.readouterr().out
-    assert "pixels are scaled to [-3, 1], as transformers does" in said and "trained its own ViViTs on [-1, 1]" in said
+    output = capsys.readouterr().out
+    assert (
+        "pixels are scaled to [-3, 1], as transformers does" in output and "trained its own ViViTs on [-1, 1]" in output
+    )
 
-    save(do_normalize=False)  # as that line advises
+    save(do_normalize=False)  # as the note advises
     assert load_pretrained(folder)[0].card.mean == (0.5,) * 3
     assert "pixels are scaled" not in capsys.readouterr().out
 
 
 def test_google_vivits_two_files(tmp_path):
-    """As published: one scales twice, under a class name of its own; the other says a field that no class reads."""
+    """As published: one scales twice, with an unusual class name; the other has a field that no class reads."""
     kinetics = {"image_processor_type": "ViViTImageProcessor", "rescale_factor": 0.00784313725490196} | GREY
     write(tmp_path, do_normalize=True, **kinetics)
     card = hub.read_card({"model_type": "vivit"}, tmp_path)

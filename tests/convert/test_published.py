@@ -1,4 +1,4 @@
-"""Published checkpoints by name: every row is of a model and a layout that exist, and loads from stand-ins of them."""
+"""Published checkpoints by name: every row has an existing model and layout, and small stand-ins are loaded."""
 
 import hashlib
 import io
@@ -34,8 +34,8 @@ def test_names_are_listed_by_a_pattern():
     assert vidjax.list_pretrained("nothing") == []
 
 
-def test_every_row_is_of_a_model_and_in_a_layout_that_exist():
-    """A wrong field is refused by `create_model`; two rows with one name would be one here."""
+def test_every_row_has_an_existing_model_and_layout():
+    """`create_model` raises an error for a wrong field; two rows with the same name would be counted once."""
     assert len(ROWS) == len(published._ROWS)
     for row in ROWS.values():
         assert row.name not in published.PAGES and row.facts, row.name
@@ -56,8 +56,8 @@ def test_every_row_is_of_a_model_and_in_a_layout_that_exist():
     assert len(set(sources)) == len(sources)
 
 
-def test_accuracy_agrees_with_the_models_card():
-    """Where a checkpoint is the one that a row of `list_models` quotes, both say the same."""
+def test_accuracy_agrees_with_the_card_of_the_model():
+    """Checkpoints whose accuracy is also in the model's card have the same value there."""
     for name in ("timesformer_base_k400", "vivit_base_fe_k400", "r2plus1d_18_k400", "uniformer_base_16x4_k400"):
         row = ROWS[name]
         assert create_model(row.model).card.accuracy == row.accuracy, name
@@ -70,38 +70,40 @@ def cache(tmp_path, monkeypatch):
 
 
 def serve(monkeypatch, content: bytes) -> list[str]:
-    """Every address gives this; returns the addresses that are asked for."""
-    asked = []
+    """Makes every address return this content; returns the list of requested addresses."""
+    requested = []
 
     def urlopen(address, timeout):
-        asked.append(address)
+        requested.append(address)
         return io.BytesIO(content)
 
     monkeypatch.setattr(download, "urlopen", urlopen)
-    return asked
+    return requested
 
 
 def stand_in(name: str, layout: str, folder) -> bytes:
-    """A narrow model's file as the publisher writes it."""
+    """The file of a narrow model in the publisher's format."""
     return export_pretrained(MODELS[name], perturbed(MODELS[name]), folder, layout=layout).read_bytes()
 
 
-def test_a_file_is_fetched_once_with_a_line(cache, monkeypatch, tmp_path, capsys):
+def test_a_file_is_downloaded_once_with_a_line(cache, monkeypatch, tmp_path, capsys):
     pytest.importorskip("torch")
     content = stand_in("timesformer", "original", tmp_path / "out")
-    asked = serve(monkeypatch, content)
+    requested = serve(monkeypatch, content)
     fields = SMALL | {f: getattr(MODELS["timesformer"], f) for f in ("patch_size", "num_frames", "image_size")}
     model, variables = vidjax.load_pretrained("timesformer_large_ssv2", strict=True, **fields)
     row = ROWS["timesformer_large_ssv2"]
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     path = cache / "timesformer_large_ssv2" / "TimeSformer_divST_64_224_SSv2.pyth"
-    assert asked == [row.source] and f"fetching {row.source} to {path}" in said and path.read_bytes() == content
+    assert (
+        requested == [row.source] and f"downloading {row.source} to {path}" in output and path.read_bytes() == content
+    )
     assert model.num_classes == 5 and model.card.accuracy == "SSv2 62.0, 1x3 views"  # not that of K400
     expected = flatten_dict(perturbed(MODELS["timesformer"]))
     for place, leaf in flatten_dict(variables).items():
         np.testing.assert_array_equal(leaf, expected[place])
     vidjax.load_pretrained("timesformer_large_ssv2", strict=True, verbose=False, **fields)
-    assert len(asked) == 1 and not capsys.readouterr().out
+    assert len(requested) == 1 and not capsys.readouterr().out
 
 
 def test_scripts_start_from_a_published_name(cache, monkeypatch, tmp_path):
@@ -110,53 +112,57 @@ def test_scripts_start_from_a_published_name(cache, monkeypatch, tmp_path):
     runs.require_source("init_from", "timesformer_large_k400")
     model = MODELS["timesformer"]
     filled, report = runs.start_from("timesformer_large_k400", model, jax.tree.map(jnp.asarray, perturbed(model)))
-    assert not report.fresh and len(report.loaded) == len(flatten_dict(filled))
+    assert not report.new and len(report.loaded) == len(flatten_dict(filled))
 
 
-def test_a_published_hash_is_checked(cache, monkeypatch, tmp_path):
+def test_a_published_hash_is_verified(cache, monkeypatch, tmp_path):
     pytest.importorskip("torch")
     content = stand_in("r3d", "torchvision", tmp_path / "out")
     serve(monkeypatch, content)
-    with pytest.raises(UserError, match=r"is a file with the hash [0-9a-f]{64}, and not b3b3357e: fetch r3d_18_k400"):
+    with pytest.raises(UserError, match=r"gave a file with the hash [0-9a-f]{64}, not b3b3357e: download r3d_18_k400"):
         vidjax.load_pretrained("r3d_18_k400")
     assert not list((cache / "r3d_18_k400").iterdir())
-    found = hashlib.sha256(content).hexdigest()
-    assert download.download("https://x/y.pth", "mine", found[:8]) == cache / "mine" / "y.pth"
+    digest = hashlib.sha256(content).hexdigest()
+    assert download.download("https://x/y.pth", "mine", digest[:8]) == cache / "mine" / "y.pth"
 
 
-def test_what_cannot_be_fetched_is_an_error(cache, monkeypatch):
+def test_a_failed_download_is_an_error(cache, monkeypatch):
     serve(monkeypatch, b"\n<!DOCTYPE html><html>sign in</html>")
-    with pytest.raises(UserError, match="is a page and no file: fetch i3d_rgb_k400 by hand and give its path"):
+    with pytest.raises(
+        UserError, match="gave a web page instead of a file: download i3d_rgb_k400 manually and give its path"
+    ):
         vidjax.load_pretrained("i3d_rgb_k400")
 
     def fails(address, timeout):
         raise URLError("no route")
 
     monkeypatch.setattr(download, "urlopen", fails)
-    with pytest.raises(UserError, match=r"i3d_rgb_k400 cannot be fetched from https://\S+ \(.*no route.*by hand"):
+    with pytest.raises(UserError, match=r"i3d_rgb_k400 cannot be downloaded from https://\S+ \(.*no route.*manually"):
         vidjax.load_pretrained("i3d_rgb_k400")
     assert not list((cache / "i3d_rgb_k400").iterdir())
-    with pytest.raises(UserError, match=r"by hand alone: fetch it from https://drive\S+ and give its path, with name="):
+    with pytest.raises(
+        UserError, match=r"can only be downloaded manually: get it from https://drive\S+ and give its path, with name="
+    ):
         vidjax.load_pretrained("uniformer_small_8x8_k400")
 
 
-def test_a_directory_is_fetched_by_its_id(monkeypatch, tmp_path):
+def test_a_directory_is_downloaded_by_its_id(monkeypatch, tmp_path):
     export_pretrained(MODELS["videomae"], perturbed(MODELS["videomae"]), tmp_path / "hub", layout="transformers")
-    asked = []
+    requested = []
 
     def snapshot_download(name, allow_patterns):
-        asked.append(name)
+        requested.append(name)
         return str(tmp_path / "hub")
 
     monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=snapshot_download))
     model, variables = vidjax.load_pretrained("videomae_base_k400", strict=True)
-    assert asked == ["MCG-NJU/videomae-base-finetuned-kinetics"]
+    assert requested == ["MCG-NJU/videomae-base-finetuned-kinetics"]
     assert model.width == SMALL["width"] and model.card.accuracy == "K400 80.9, 5x3 views"
     head = load_file(tmp_path / "hub" / "model.safetensors")["classifier.weight"]
     np.testing.assert_array_equal(variables["params"]["head"]["kernel"], head.T)
 
 
-def test_a_path_of_that_name_comes_first(monkeypatch, tmp_path):
+def test_a_local_path_takes_precedence(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     variables = perturbed(MODELS["vit"])
     vidjax.save_pretrained("videomae_base_k400", MODELS["vit"], variables)
@@ -164,7 +170,7 @@ def test_a_path_of_that_name_comes_first(monkeypatch, tmp_path):
     assert type(model) is type(MODELS["vit"])
 
 
-def test_a_near_miss_is_answered_with_the_nearest_names():
+def test_the_error_for_a_mistyped_name_lists_the_nearest_names():
     with pytest.raises(
         UserError, match=r"no weights at videomae_base_k40, and no published .* nearest are videomae_base_"
     ):

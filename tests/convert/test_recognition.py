@@ -1,4 +1,4 @@
-"""Which layout weights are in: through what training put around the model, and what is said where it is none."""
+"""Recognising layouts: wrappers added by training, unknown layouts, and the layout argument."""
 
 import dataclasses
 
@@ -30,7 +30,7 @@ def model() -> VideoMAE:
     )  # fmt: skip
 
 
-AROUND = {
+WRAPPERS = {
     "a compiled model": lambda name: f"_orig_mod.{name}",
     "one compiled before it was distributed": lambda name: f"module._orig_mod.{name}",
     "one compiled after": lambda name: f"_orig_mod.module.{name}",
@@ -43,16 +43,16 @@ AROUND = {
 }
 
 
-@pytest.mark.parametrize("around", AROUND)
-def test_what_training_puts_around_a_model_is_taken_off(around, model, weights):
-    """`torch.compile`'s, `DistributedDataParallel`'s and FSDP's levels, and Lightning's attribute (PyTorch 2.13)."""
-    named = {AROUND[around](name): value for name, value in weights.items()}
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_training_wrappers_are_removed_from_names(wrapper, model, weights):
+    """Those of `torch.compile`, `DistributedDataParallel`, FSDP and Lightning modules (PyTorch 2.13)."""
+    named = {WRAPPERS[wrapper](name): value for name, value in weights.items()}
     assert set(named) != set(weights)
     expected = from_state_dict(model, weights, strict=True)
     jax.tree.map(np.testing.assert_array_equal, from_state_dict(model, named, strict=True), expected)
 
 
-def test_what_else_a_lightning_module_holds_is_left_out_and_told(model, weights, tmp_path, capsys):
+def test_other_entries_of_a_lightning_module_are_reported_as_unused(model, weights, tmp_path, capsys):
     torch = pytest.importorskip("torch")
     named = {f"model.{name}": torch.from_numpy(np.asarray(value)) for name, value in weights.items()}
     content = {"state_dict": named | {"criterion.weight": torch.ones(3)}, "pytorch-lightning_version": "2.5"}
@@ -61,10 +61,10 @@ def test_what_else_a_lightning_module_holds_is_left_out_and_told(model, weights,
     _, variables = load_pretrained(tmp_path / "x.ckpt", "videomae_tiny", **fields)
     expected = from_state_dict(model, weights)
     jax.tree.map(np.testing.assert_array_equal, variables, expected)
-    assert "in the weights and unused: criterion.weight" in capsys.readouterr().out
+    assert "in the weights but unused: criterion.weight" in capsys.readouterr().out
 
 
-def test_which_weights_of_a_file_were_taken_stands_in_the_report(model, weights, tmp_path, capsys):
+def test_the_report_names_the_weights_of_a_file_that_were_read(model, weights, tmp_path, capsys):
     torch = pytest.importorskip("torch")
     tensors = {name: torch.from_numpy(np.asarray(value)) for name, value in weights.items()}
     average = {f"module.{name}": value + 1 for name, value in tensors.items()} | {"n_averaged": torch.tensor(3)}
@@ -72,7 +72,7 @@ def test_which_weights_of_a_file_were_taken_stands_in_the_report(model, weights,
     fields = {f: getattr(model, f) for f in ("width", "depth", "heads", "patch_size", "num_frames", "image_size")}
     _, variables = load_pretrained(tmp_path / "x.pth", "videomae_tiny", **fields)
     jax.tree.map(np.testing.assert_array_equal, variables, from_state_dict(model, weights))
-    assert "; the weights are the file's model, and not its model_ema\n" in capsys.readouterr().out
+    assert "; the weights are read from the file's model, not from model_ema\n" in capsys.readouterr().out
     torch.save({"model_ema": average}, tmp_path / "average.pth")
     load_pretrained(tmp_path / "average.pth", "videomae_tiny", strict=True, **fields)
 
@@ -80,57 +80,57 @@ def test_which_weights_of_a_file_were_taken_stands_in_the_report(model, weights,
 # Layouts that are not known
 
 
-def told(model, weights: dict) -> str:
-    with pytest.raises(ValueError) as refused:
+def error_of(model, weights: dict) -> str:
+    with pytest.raises(ValueError) as error:
         from_state_dict(model, weights)
-    assert "\n" not in str(refused.value)
-    return str(refused.value)
+    assert "\n" not in str(error.value)
+    return str(error.value)
 
 
-def test_an_unknown_layout_that_shares_names_with_a_known_one_is_told_to_be_unknown(model, weights):
-    """As mmaction2's TimeSformer was: a few names are the original's."""
+def test_an_unknown_layout_that_shares_names_with_a_known_one_is_an_error(model, weights):
+    """For example, mmaction2's TimeSformer shares a few names with the original."""
     renamed = {name.replace("blocks.", "layers."): value for name, value in weights.items()}
-    said = told(model, renamed)
-    assert said.startswith(
-        "the layout of the weights is unknown: the nearest known one is MCG-NJU/VideoMAE, which does not know layers.0."
+    message = error_of(model, renamed)
+    assert message.startswith(
+        "the layout of the weights is unknown: the nearest known layout, MCG-NJU/VideoMAE, does not have layers.0."
     )
-    assert "and needs what becomes transformer/block_0/" in said and "do not fit" not in said
+    assert "and has no entry here for transformer/block_0/" in message and "do not fit" not in message
 
 
-def test_a_part_under_other_names_is_an_unknown_layout_too(model, weights):
-    """timm fuses the biases that VideoMAE keeps apart."""
+def test_a_block_with_other_names_is_an_unknown_layout_too(model, weights):
+    """timm fuses the biases that are separate in VideoMAE."""
     fused = {name: value for name, value in weights.items() if not name.endswith("_bias")}
-    said = told(model, fused | {f"blocks.{i}.attn.qkv.bias": np.ones(3 * 48) for i in range(2)})
-    assert "which does not know blocks.0.attn.qkv.bias, blocks.1.attn.qkv.bias and needs what becomes" in said
-    assert "transformer/block_0/attention/query/bias" in said and "choose the model that they are of" in said
+    message = error_of(model, fused | {f"blocks.{i}.attn.qkv.bias": np.ones(3 * 48) for i in range(2)})
+    assert "does not have blocks.0.attn.qkv.bias, blocks.1.attn.qkv.bias, and has no entry here for" in message
+    assert "transformer/block_0/attention/query/bias" in message and "choose the matching model" in message
 
 
-def test_names_that_no_layout_knows_are_told_with_the_nearest_one(model, weights):
-    said = told(model, {name.replace("patch_embed", "stem"): value for name, value in weights.items()})
-    nearest = len([name for name in weights if "patch_embed" not in name and "gamma" not in name])  # those are folded
-    assert f"their layout is unknown, the nearest known one is MCG-NJU/VideoMAE, which knows {nearest} of them:" in said
-    said = told(model, {f"student.{name}": value for name, value in weights.items()})
-    assert "the nearest known one is MCG-NJU/VideoMAE, without student. before its names: choose the model" in said
+def test_names_of_no_layout_are_an_error_with_the_nearest_layout(model, weights):
+    message = error_of(model, {name.replace("patch_embed", "stem"): value for name, value in weights.items()})
+    matching = len([name for name in weights if "patch_embed" not in name and "gamma" not in name])  # those are folded
+    assert f"the nearest layout is MCG-NJU/VideoMAE, which has {matching} of them: choose the matching" in message
+    message = error_of(model, {f"student.{name}": value for name, value in weights.items()})
+    assert "the nearest layout is MCG-NJU/VideoMAE, with the prefix student.: choose the matching model" in message
 
 
-def test_no_weights_at_all_are_in_no_layout(model):
-    assert "the nearest of 0 names are none; their layout is unknown" in told(model, {})
+def test_an_empty_dictionary_is_in_no_layout(model):
+    assert "the nearest of 0 names are none; the nearest layout is" in error_of(model, {})
 
 
-def test_two_entries_of_one_name_are_not_taken_for_a_wrapper(model, weights):
-    both = {f"{around}stem.{name}": value for name, value in weights.items() for around in ("", "model.")}
-    assert "these are no weights of VideoMAE: it would be known by" in told(model, both)
+def test_two_entries_with_the_same_name_are_not_a_wrapper(model, weights):
+    both = {f"{wrapper}stem.{name}": value for name, value in weights.items() for wrapper in ("", "model.")}
+    assert "no known layout of VideoMAE fits the weights: expected an entry" in error_of(model, both)
 
 
 def test_another_depth_of_a_known_layout_does_not_fit(model, weights):
-    """Nor does one with other entries beside it, such as another tower's."""
-    said = told(model.clone(depth=3), weights | {"text.embedding": np.ones(2)})
-    assert said.startswith("the weights do not fit: not in the weights: transformer/block_2/")
-    wider = told(TimeSformer(24, 2, 3, "joint"), recipe.load("timesformer_joint").weights | {"other": np.ones(2)})
+    """Additional entries, such as those of another tower, do not change the error."""
+    message = error_of(model.clone(depth=3), weights | {"text.embedding": np.ones(2)})
+    assert message.startswith("the weights do not fit: not in the weights: transformer/block_2/")
+    wider = error_of(TimeSformer(24, 2, 3, "joint"), recipe.load("timesformer_joint").weights | {"other": np.ones(2)})
     assert wider.startswith("the weights do not fit: ")
 
 
-def test_one_tower_of_a_pair_is_found_among_both():
+def test_one_tower_is_loaded_from_the_weights_of_both():
     golden = recipe.load("openai_clip")
     c = golden.config
     image = ImageTower(c["D"], c["L"], c["H"], c["E"], patch_size=(1, c["P"], c["P"]), image_size=c["S"])
@@ -144,16 +144,16 @@ def test_one_tower_of_a_pair_is_found_among_both():
 # The layout by its name
 
 
-def test_a_named_layout_overrules_what_names_say(tmp_path):
-    """An image ViT of ten classes has the names of space-only attention, which it is taken for unless it is named."""
+def test_a_given_layout_overrides_the_recognised_one(tmp_path):
+    """An image ViT with ten classes has the names of space-only attention, and is recognised as such by default."""
     weights = dict(recipe.load("timesformer_space").weights)
     model = TimeSformer(48, 2, 3, "space", patch_size=(1, 8, 8), num_classes=11, num_frames=4, image_size=32)
     assert recognize(model, weights)[0].key == "original"
     assert recognize(model, weights, "timm")[0].key == "timm"
-    params = from_state_dict(model, weights, layout="timm")["params"]  # whose head is new
+    params = from_state_dict(model, weights, layout="timm")["params"]  # the head is new
     assert not np.array_equal(params["head"]["kernel"], weights["head.weight"].T)
     np.testing.assert_array_equal(params["norm"]["scale"], weights["norm.weight"])
-    with pytest.raises(UserError, match="these are no weights of TimeSformer: it would be known by embeddings"):
+    with pytest.raises(UserError, match="no known layout of TimeSformer fits the weights: expected an entry embedd"):
         recognize(model, weights, "transformers")
 
 
@@ -161,8 +161,8 @@ def test_two_layouts_that_fit_are_an_error_that_names_both(monkeypatch, model, w
     original = next(layout for layout in layouts(model) if layout.key == "original")
     twin = dataclasses.replace(original, name="somebody's copy", key="copy")
     monkeypatch.setitem(recognition.LAYOUTS, VideoMAE, (original, twin))
-    said = r"the weights fit MCG-NJU/VideoMAE \(layout='original'\) and somebody's copy \(layout='copy'\): choose one"
-    with pytest.raises(UserError, match=said):
+    message = r"weights fit MCG-NJU/VideoMAE \(layout='original'\) and somebody's copy \(layout='copy'\): choose one"
+    with pytest.raises(UserError, match=message):
         from_state_dict(model, weights)
     jax.tree.map(
         np.testing.assert_array_equal,

@@ -108,7 +108,7 @@ def test_a_target_needs_classes():
 
 
 def test_a_head_that_does_not_fit_is_not_kept(monkeypatch):
-    report = SimpleNamespace(fresh=("head/kernel",))
+    report = SimpleNamespace(new=("head/kernel",))
     monkeypatch.setattr(weights, "class_names", lambda source: ())
     monkeypatch.setattr(weights, "start_from", lambda *args, **kwargs: ({}, report))
     with pytest.raises(ValueError, match="keep_head: the head in old is not of the 7 classes here: leave it out"):

@@ -30,18 +30,18 @@ def published(tmp_path):
     return file, golden
 
 
-def test_published_weights_are_converted_once_for_all(published, tmp_path, capsys):
+def test_published_weights_are_converted_to_a_checkpoint(published, tmp_path, capsys):
     file, golden = published
     # One block a group, which no variant has: the command line knows variants, a checkpoint of ours any fields.
     model = vidjax.create_model("r2plus1d_18", depths=(1, 1, 1, 1), num_classes=5)
     variables = from_state_dict(model, golden.weights, strict=True)
     vidjax.save_pretrained(tmp_path / "narrow", model, variables)
     convert_weights.main(convert_weights.Config(str(tmp_path / "narrow"), str(tmp_path / "out"), strict=True))
-    assert "reads it" in capsys.readouterr().out
+    assert "load it with vidjax.load_pretrained(" in capsys.readouterr().out
     again, loaded = vidjax.load_pretrained(tmp_path / "out", strict=True)
     assert again == model
     jax.tree.map(np.testing.assert_array_equal, loaded, variables)
-    with pytest.raises(ValueError, match="does not say what model it is: give name="):
+    with pytest.raises(ValueError, match="does not describe its model: give name="):
         convert_weights.main(convert_weights.Config(str(file), str(tmp_path / "new")))
     with pytest.raises(ValueError, match="weights do not fit"):
         convert_weights.main(convert_weights.Config(str(file), str(tmp_path / "new"), name="r2plus1d_18"))
@@ -50,13 +50,13 @@ def test_published_weights_are_converted_once_for_all(published, tmp_path, capsy
     assert not (tmp_path / "new").exists()
 
 
-def test_weights_go_out_as_other_code_loads_them(published, tmp_path, capsys):
+def test_weights_are_exported_for_other_libraries(published, tmp_path, capsys):
     _, golden = published
     model = vidjax.create_model("r2plus1d_18", depths=(1, 1, 1, 1), num_classes=5)
     vidjax.save_pretrained(tmp_path / "narrow", model, from_state_dict(model, golden.weights, strict=True))
     config = convert_weights.Config(str(tmp_path / "narrow"), str(tmp_path / "out"), layout="torchvision")
     convert_weights.main(config)
-    assert "in the layout torchvision): vidjax.load_pretrained(" in capsys.readouterr().out
+    assert "in the layout torchvision): load it with vidjax.load_pretrained(" in capsys.readouterr().out
     written = files.read(tmp_path / "out")
     assert written.keys() == golden.weights.keys()
     for name, value in golden.weights.items():
@@ -66,7 +66,7 @@ def test_weights_go_out_as_other_code_loads_them(published, tmp_path, capsys):
     assert not (tmp_path / "new").exists()
 
 
-def test_a_run_becomes_a_checkpoint(tmp_path):
+def test_a_run_is_converted_to_a_checkpoint(tmp_path):
     demo = mae_pretrain.RECIPES["demo"]
     config = dataclasses.replace(demo, steps=2, batch_size=8, probe_clips=0, workdir=str(tmp_path / "run"))
     mae_pretrain.main(config)

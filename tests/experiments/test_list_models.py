@@ -12,7 +12,7 @@ list_models = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(list_models)
 
 
-def test_a_line_says_what_a_model_costs(capsys):
+def test_a_line_has_the_cost_of_a_model(capsys):
     list_models.main(list_models.Config("videomae_small"))
     header, line, pretraining = capsys.readouterr().out.splitlines()
     assert header.startswith("model ") and "weights that load" in header
@@ -21,7 +21,7 @@ def test_a_line_says_what_a_model_costs(capsys):
     assert "24,029,376    10.71" in pretraining
 
 
-def test_no_weights_are_named_that_are_refused(capsys):
+def test_only_layouts_that_load_are_listed(capsys):
     named = {}
     for name in ("i3d_rgb", "s3dg", "r2d_18", "r2plus1d_18", "r2plus1d_34_mmaction2"):
         list_models.main(list_models.Config(name, markdown=True))
@@ -45,7 +45,7 @@ def test_markdown_is_a_table(capsys):
     assert lines[2].startswith("| `videomae_small_pretrain` | 16 x 224 x 224 | 24,029,376 | 10.71 |")
 
 
-def test_a_name_of_nothing_is_refused():
+def test_a_name_without_models_is_an_error():
     with pytest.raises(ValueError, match="no model's name contains 'swin'"):
         list_models.main(list_models.Config("swin"))
 
@@ -62,7 +62,7 @@ def test_published_checkpoints_are_listed(capsys):
     header, *lines = capsys.readouterr().out.splitlines()
     assert header.split()[:4] == ["checkpoint", "model", "data", "top-1"]
     assert [line.split()[0] for line in lines] == vidjax.list_pretrained("*base_k400*")
-    found = next(line for line in lines if line.startswith("videomae_base_k400 "))
-    assert found.split()[1:6] == ["videomae_base", "K400", "80.9", "94.7", "5x3"]
+    line = next(line for line in lines if line.startswith("videomae_base_k400 "))
+    assert line.split()[1:6] == ["videomae_base", "K400", "80.9", "94.7", "5x3"]
     with pytest.raises(ValueError, match="no checkpoint's name contains 'nothing'"):
         list_models.main(list_models.Config("nothing", pretrained=True))

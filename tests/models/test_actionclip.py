@@ -208,7 +208,7 @@ def test_a_number_of_heads_other_than_the_releases_is_rejected(layout, part):
     else:
         model = model.clone(video=tower.clone(image=tower.image.clone(heads=4)))
     name = part if part == "head_heads" else f"heads of {part}"
-    with pytest.raises(ValueError, match=f"{name} is 4, and the release's 128 // 64: set it to 2"):
+    with pytest.raises(ValueError, match=f"{name} is 4, but the release has 128 // 64: set it to 2"):
         from_state_dict(model, golden.weights)
 
 
@@ -222,7 +222,7 @@ FIELDS = {field: getattr(pair("transf"), field) for field in ("video", "text")}
 
 def test_the_releases_conv1d_is_rejected():
     weights = recipe.load("actionclip_meanP").weights | {"fusion.shift.weight": np.ones((64, 1, 3), np.float32)}
-    with pytest.raises(ValueError, match="the release's head Conv_1D, which mixes channels and frames"):
+    with pytest.raises(ValueError, match="the release's Conv_1D head, whose reshape mixes up channels and frames"):
         from_state_dict(pair("conv1d"), weights)
 
 
@@ -236,8 +236,8 @@ def test_clip_weights_initialise_the_towers(head, joint, expected):
     model = pair(head, IMAGE.clone(joint=joint))
     shapes = jax.eval_shape(model.init, jax.random.key(0), *example_inputs(model))
     _, report = load_weights("clip.pt", model, shapes, weights=weights)
-    new = {path for path in report.fresh if path.startswith(("video/temporal/", "video/image/time/"))}
-    assert new == set(report.fresh) and not report.unused
+    new = {path for path in report.new if path.startswith(("video/temporal/", "video/image/time/"))}
+    assert new == set(report.new) and not report.unused
     assert len(new) == expected
 
 

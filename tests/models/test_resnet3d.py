@@ -194,8 +194,8 @@ def test_weights_of_another_layout_are_rejected():
     shapes = r"group_1_0/conv2/spatial/kernel is \(1, 3, 3, 128, 288\) in the model and \(1, 3, 3, 128, 230\) in the"
     with pytest.raises(ValueError, match=f"the weights do not fit: {shapes} weights"):
         from_state_dict(MODELS["r2plus1d"].clone(midplanes="per_convolution"), golden.weights)
-    known = r"known by conv1\.conv\.conv_s\.weight \(mmaction2's R\(2\+1\)D\)"
-    with pytest.raises(ValueError, match=f"no weights of ResNet3D: it would be {known}"):
+    marker = r"entry conv1\.conv\.conv_s\.weight \(mmaction2's R\(2\+1\)D\)"
+    with pytest.raises(ValueError, match=f"no known layout of ResNet3D fits the weights: expected an {marker}"):
         from_state_dict(MODELS["r2plus1d"].clone(factorized_shortcut=True), golden.weights)
 
 

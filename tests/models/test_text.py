@@ -55,7 +55,7 @@ def test_bert_equals_transformers_from_its_directory(kind, tmp_path, capsys):
     jax.tree.map(np.testing.assert_array_equal, again, variables)
     shapes = jax.eval_shape(tower.clone(features=7).init, jax.random.key(0), *example_inputs(tower))
     _, report = load_weights(tmp_path, tower.clone(features=7), shapes)
-    assert report.fresh == ("projection/kernel",)
+    assert report.new == ("projection/kernel",)
 
 
 @pytest.fixture(scope="module", params=[TextTower, Bert])

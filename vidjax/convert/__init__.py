@@ -1,4 +1,4 @@
-"""Published weights into our models, in one line."""
+"""Loads published weights into vidjax models, and exports them."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -38,34 +38,34 @@ def from_state_dict(
     *,
     layout: str | None = None,
     strict: bool = False,
-    fresh: Sequence[str] = (),
+    new: Sequence[str] = (),
     inflation: Inflation = "average",
     key: jax.Array | None = None,
 ) -> dict:
-    """The model's variables from published names and arrays.
+    """Converts a dictionary of published names and arrays to the model's variables.
 
-    There is no report: what the layout lets the weights lack, as a whole (a head, say), is newly initialised, and names
-    that no layout knows are left out, both without a word unless `strict` refuses them. A head of other classes is
-    refused unless a new one is asked for.
+    No report is printed. Parts that the layout allows to be missing, such as a head, are newly initialised, and
+    entries of no known layout are ignored, unless `strict` is set. A head with another number of classes is an error
+    unless a new one is requested with `new`.
 
     Args:
       state_dict: `{published name: numpy array}` in any layout known for the model's family.
-      layout: the layout by its name (`transformers`, `original`, ...), where the entries' names are not to decide.
-      strict: nothing may be newly initialised or unused.
-      fresh: beginnings of parameter paths that are newly initialised whatever the weights hold, such as `["head"]`.
-      inflation: how kernels of images become kernels of clips.
-      key: initialises what the weights may lack, such as a head; `jax.random.key(0)` where not given.
+      layout: name of the layout (`transformers`, `original`, ...); if None, it is recognised by the entries' names.
+      strict: raise an error if any parameter would be newly initialised or any entry unused.
+      new: prefixes of parameter paths to initialise anew even if the weights contain them, such as `["head"]`.
+      inflation: how image kernels become clip kernels.
+      key: PRNG key for new parameters, such as those of a head; `jax.random.key(0)` by default.
 
     Raises:
-      UserError: the names are of no known layout, or do not fit the model.
+      UserError: the layout is unknown, or the weights do not fit the model.
     """
     chosen, prepared = recognize(model, state_dict, layout)
-    variables, report = _fill(model, chosen, prepared, strict, inflation, key, fresh=fresh)
+    variables, report = _fill(model, chosen, prepared, strict, inflation, key, new=new)
     classes = chosen.classes(prepared)
-    if classes is not None and "head/kernel" in report.fresh and not rules.begins("head/kernel", fresh):
+    if classes is not None and "head/kernel" in report.new and not rules.begins("head/kernel", new):
         raise UserError(
             f"the head has {classes} classes in the weights and {model.num_classes} in the model: set num_classes, or "
-            'give fresh=["head"] for a new head'
+            'pass new=["head"] for a new head'
         )
     return variables
 
@@ -77,22 +77,25 @@ def load_weights(
     *,
     weights: Weights | None = None,
     layout: str | None = None,
-    fresh: Sequence[str] = (),
+    new: Sequence[str] = (),
     inflation: Inflation = "average",
 ) -> tuple[dict, Report]:
-    """The published weights at `path` in the place of the model's parameters, where they are and as they are sharded.
+    """Loads published weights into existing parameters, keeping their dtypes and sharding.
 
     Args:
-      path: a file or a directory, as `vidjax.load_pretrained` takes them.
-      weights: what was read from there, where that was done already.
+      path: a file or a directory, as for `vidjax.load_pretrained`.
+      params: the model's parameters, or all its variables; arrays, or only their shapes (`jax.eval_shape`).
+      weights: the entries, if they have been read from `path` already.
       layout: see `from_state_dict`.
-      params: the model's parameters, or all its variables; arrays, or their shapes alone (`jax.eval_shape`).
-      fresh: beginnings of parameter paths that stay as they are: `["head"]` gives other classes of the same number a
-        new head.
-      inflation: how kernels of images become kernels of clips.
+      new: prefixes of parameter paths that keep their values; `["head"]` keeps a new head even if the weights have one
+        with as many classes.
+      inflation: how image kernels become clip kernels.
+
+    Returns:
+      the parameters, and a report of what was loaded.
 
     Example:
-      >>> params, report = load_weights("checkpoint.pth", model, params, fresh=["head"])
+      >>> params, report = load_weights("checkpoint.pth", model, params, new=["head"])
       >>> print(report)
     """
     config = hub.read_config(Path(path).expanduser()) if weights is None else None
@@ -101,7 +104,7 @@ def load_weights(
     try:
         chosen, prepared = recognize(model, files.read(path, notes.append) if weights is None else weights, layout)
         native = _native(model, described)
-        filled, report = rules.apply(chosen, prepared, params, fresh=fresh, inflation=inflation, native=native)
+        filled, report = rules.apply(chosen, prepared, params, new=new, inflation=inflation, native=native)
         return filled, dataclasses.replace(report, notes=tuple(notes))
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
@@ -118,14 +121,14 @@ def load_pretrained(
     verbose: bool = True,
     **overrides,
 ) -> tuple[nn.Module, dict]:
-    """What `vidjax.load_pretrained` (see there) is for everything but the work directories of runs."""
+    """`vidjax.load_pretrained` for all sources except work directories of runs."""
     row = None if Path(source).expanduser().exists() else published.ROWS.get(str(source))
     path = hub.fetch(source)
     described, card, notes = None, {}, []
     if row is not None:
         layout = layout or row.layout
         overrides = {**row.fields, **overrides}
-        name = name if name or row.is_hub else row.model  # a directory says itself what it is
+        name = name if name or row.is_hub else row.model  # a Hugging Face directory has a configuration
     if checkpoint.is_one(path):
         described, weights = checkpoint.read(path)
         card = dataclasses.asdict(described.card) if hasattr(described, "card") else {}
@@ -134,7 +137,7 @@ def load_pretrained(
         if config := hub.read_config(path):
             card = hub.read_card(config, path)
             notes += preprocessing.read(config, path).notes
-            # Under a name, another family's weights may be where this one starts.
+            # A named model may be initialised from weights of another family, whose configuration is not needed.
             known = name is None or config["model_type"] in CONFIGS
             described = hub.build(config, CONFIGS, source) if known else None
     if row is not None:
@@ -170,15 +173,15 @@ def assemble(
     notes: Sequence[str] = (),
     **overrides,
 ) -> tuple[nn.Module, dict]:
-    """What `load_pretrained` does once the weights are read.
+    """Builds the model of `load_pretrained` and fills its variables with weights that have been read.
 
     Args:
-      described: the model that the source says it is.
-      card: what the source says of input and classes besides.
-      notes: what the report says besides, see `Report`.
+      described: the model that the source's configuration describes.
+      card: fields of the model's `Card` from the source.
+      notes: further remarks for the report, see `Report`.
     """
     if name is None and described is None:
-        raise UserError(f"{source} does not say what model it is: give name=, one of vidjax.list_models()")
+        raise UserError(f"{source} does not describe its model: give name=, one of vidjax.list_models()")
     if name is None:
         model = override(type(described).__name__, described, overrides)
     else:
@@ -188,7 +191,7 @@ def assemble(
         if chosen.name == checkpoint.OURS and described is not None and type(described) is not type(model):
             raise UserError(
                 f"this is a checkpoint of {type(described).__name__}, not of {type(model).__name__}: "
-                "leave the name out, or give another checkpoint"
+                "omit the name, or use another checkpoint"
             )
         if name and described is not None:
             model = _reconcile(name, model, described, overrides)
@@ -198,42 +201,42 @@ def assemble(
         if hasattr(model, "card"):  # a text tower has none
             card = dataclasses.replace(model.card, **{**chosen.card, **card})
             if len(card.class_names) != getattr(model, "num_classes", None):
-                card = dataclasses.replace(card, class_names=())  # those of another head
+                card = dataclasses.replace(card, class_names=())  # the names are those of another head
             model = model.clone(card=card)
         variables, report = _fill(model, chosen, prepared, strict, inflation, key, described=described)
     except ValueError as error:
         raise UserError(f"{source}: {error}") from error
-    said = [f"the card's {field} is that of {chosen.name}" for field in chosen.card]
-    report = dataclasses.replace(report, notes=(*notes, *said))
+    card_notes = [f"the card's {field} is that of {chosen.name}" for field in chosen.card]
+    report = dataclasses.replace(report, notes=(*notes, *card_notes))
     if verbose:
         print(f"{source} ({chosen.name}) in {name or type(model).__name__}: {report}")
     return model, variables
 
 
-# Fields in which a model may differ from what its weights are of: clips, classes, and what is there in training alone.
+# Fields that may differ between the named model and that of the weights: clip size, classes, and training-only fields.
 FREE = ("num_classes", "num_frames", "image_size", "dropout", "drop_path")
-OWN = ("parent", "name", "card", *COMPUTING)  # never taken over: the card is put together from both
+NOT_COPIED = ("parent", "name", "card", *COMPUTING)  # `assemble` combines the cards of both
 
 
 def _reconcile(name: str, model: nn.Module, described: nn.Module, overrides: dict) -> nn.Module:
-    """The model of this name with what its weights say of themselves, where the caller does not say it.
+    """The named model with the fields that the weights' configuration describes, except those in `overrides`.
 
     Raises:
-      UserError: they say something else than the name: the outputs would not be those of the weights.
+      UserError: the two contradict each other, so that the outputs would not be those of the weights.
     """
-    both = [f.name for f in dataclasses.fields(model) if f.name in described.__dataclass_fields__]
-    kept = {field: getattr(described, field) for field in both if field not in (*OWN, *overrides)}
+    common = [f.name for f in dataclasses.fields(model) if f.name in described.__dataclass_fields__]
+    fields = {field: getattr(described, field) for field in common if field not in (*NOT_COPIED, *overrides)}
     for field, tower in towers(model).items():
-        theirs = kept.pop(field, None)
-        if type(theirs) is type(tower):  # otherwise the weights of one kind of tower are where another starts
-            kept[field] = _reconcile(f"{name}'s {field}", tower, theirs, overrides)
-    for field, value in kept.items():
+        described_tower = fields.pop(field, None)
+        if type(described_tower) is type(tower):  # otherwise a tower is initialised from one of another kind
+            fields[field] = _reconcile(f"{name}'s {field}", tower, described_tower, overrides)
+    for field, value in fields.items():
         if field not in (*FREE, *towers(model)) and value != getattr(model, field):
             raise UserError(
-                f"{name} has {field} {getattr(model, field)!r}, the weights are of a model with {value!r}: leave the "
-                f"name out, or give {field} as well"
+                f"{name} has {field} {getattr(model, field)!r}, the weights are of a model with {value!r}: omit the "
+                f"name, or give {field} as well"
             )
-    return model.clone(**kept)
+    return model.clone(**fields)
 
 
 def _shapes(model: nn.Module) -> dict:
@@ -242,7 +245,7 @@ def _shapes(model: nn.Module) -> dict:
 
 
 def _native(model: nn.Module, described: nn.Module | None) -> dict[str, tuple[int, ...]]:
-    """Shapes by path in the model that the weights are of, where that is known and of the same kind."""
+    """Shapes by path in the model that the weights come from, if it is known and of the same type."""
     if type(described) is not type(model):
         return {}
     shapes = flatten_dict(_shapes(described), sep="/")
@@ -257,21 +260,22 @@ def _fill(
     inflation: Inflation,
     key: jax.Array | None,
     *,
-    fresh: Sequence[str] = (),
+    new: Sequence[str] = (),
     described: nn.Module | None = None,
 ) -> tuple[dict, Report]:
-    """Variables and report; only what the weights lack is initialised."""
+    """The model's variables, of which only those missing from the weights are initialised, and a report."""
 
     def init(key):
         return model.init(key, *(jax.numpy.zeros(x.shape, x.dtype) for x in example_inputs(model)))
 
-    native = {} if layout.name == checkpoint.OURS else _native(model, described)  # our own tables are grids
+    native = {} if layout.name == checkpoint.OURS else _native(model, described)  # our own tables already are grids
     variables, report = rules.apply(
-        layout, weights, _shapes(model), strict=strict, fresh=fresh, inflation=inflation, native=native
+        layout, weights, _shapes(model), strict=strict, new=new, inflation=inflation, native=native
     )
     flat = flatten_dict(variables)
-    left = [path for path, leaf in flat.items() if isinstance(leaf, jax.ShapeDtypeStruct)]
-    if left:
+    missing = [path for path, leaf in flat.items() if isinstance(leaf, jax.ShapeDtypeStruct)]
+    if missing:
         key = jax.random.key(0) if key is None else key
-        flat |= jax.jit(lambda key: {path: leaf for path, leaf in flatten_dict(init(key)).items() if path in left})(key)
+        initial = jax.jit(lambda key: {path: leaf for path, leaf in flatten_dict(init(key)).items() if path in missing})
+        flat |= initial(key)
     return unflatten_dict(flat), report

@@ -1,8 +1,8 @@
-"""ActionCLIP's release (sallymmx/ActionCLIP), mmaction2's, and CLIP's weights to start from.
+"""Layouts of ActionCLIP: its release (sallymmx/ActionCLIP), mmaction2's, and those of CLIP for initialisation.
 
-A file of the release holds two state dicts, which `convert.files` joins under `model.` (CLIP, as OpenAI names it) and
-`fusion.` (the temporal head). mmaction2 calls them `clip.` and `adapter.`, and its table of frame positions is as long
-as its clips, which `head_context` of the model must be too.
+A file of the release contains two state dicts, which `convert.files` merges with the prefixes `model.` (CLIP with
+OpenAI's names) and `fusion.` (the temporal head). mmaction2's prefixes are `clip.` and `adapter.`, and its table of
+frame positions is as long as the clip, so that the model's `head_context` must be, too.
 """
 
 import re
@@ -32,16 +32,16 @@ from vidjax.models.actionclip import VideoTower
 from vidjax.models.video_text import VideoText
 
 IMAGE, HEAD = "video/image/", "video/temporal/"
-SIGN = "model.visual.proj"  # the release's
+MARKER = "model.visual.proj"  # in the release
 
 
 def encoder_layer(source: str, target: str) -> tuple[Rule, ...]:
-    """PyTorch's encoder layer."""
+    """A `torch.nn.TransformerEncoderLayer`."""
     attention = packed_attention(f"{source}.self_attn", f"{target}/attention")
     return block(source, target, attention, ("norm1", "norm2", "linear1", "linear2"))
 
 
-BLOCKS = {  # of the heads that have any, by their names
+BLOCKS = {  # rules of the transformer blocks, by the name of the head
     "transf": openai_block("fusion.transformer.resblocks.{i}", f"{HEAD}transformer/block_{{i}}"),
     "transf_cls": encoder_layer("fusion.transformer.transformer_enc.layers.{i}", f"{HEAD}transformer/block_{{i}}"),
 }
@@ -60,27 +60,28 @@ HEADS = (
 
 
 def prepare(weights: Weights, tower: VideoTower) -> Weights:
-    """The release's entries without what its wrappers add to their names.
+    """Removes what wrappers add to the release's names.
 
     Args:
-      tower: of the model: whether it shifts its tokens, for which there is no parameter, and its head.
+      weights: the entries of the file.
+      tower: the model's video tower, whose head and token shift (which has no parameters) must match the weights.
 
     Raises:
-      UserError: the weights are of another model: they shift and the model does not or the other way round, their head
-        has more or fewer frame positions, or is the one that the release computes otherwise than we do.
+      UserError: only one of weights and model shifts tokens, the head has another number of frame positions, or it is
+        the head that the release computes differently from ours.
     """
     weights = {name.replace("fusion.module.", "fusion."): value for name, value in weights.items()}
-    if SIGN in weights:
+    if MARKER in weights:
         if "fusion.shift.weight" in weights:
             raise UserError(
-                "these are weights of the release's head Conv_1D, which mixes channels and frames by a mistaken "
-                "reshape: no convolution over time has them; leave out what begins with fusion., and train a head"
+                "the weights are those of the release's Conv_1D head, whose reshape mixes up channels and frames, so "
+                "that no temporal convolution computes the same: remove the entries fusion.* and train a new head"
             )
         shifted, shift = any(".net." in name for name in weights), tower.image.shift
         if shifted != shift:
             raise UserError(
                 f"the weights are of an image tower with shift={shifted}, the model's has "
-                f"shift={shift}: choose one alike"
+                f"shift={shift}: choose a model with the same shift"
             )
         table = weights.get("fusion.frame_position_embeddings.weight")
         if table is not None and len(table) != tower.head_context:
@@ -92,25 +93,25 @@ def prepare(weights: Weights, tower: VideoTower) -> Weights:
 
 
 def prepare_mmaction2(weights: Weights, tower: VideoTower) -> Weights:
-    """The same, of mmaction2's entries under the release's names; none where these are the release's already."""
-    if SIGN in weights:
+    """As `prepare`, after renaming mmaction2's entries as in the release; empty if they have the release's names."""
+    if MARKER in weights:
         return {}
     return prepare(rename(weights, lambda name: re.sub("^clip", "model", re.sub("^adapter", "fusion", name))), tower)
 
 
 def mmaction2_names(weights: Weights) -> Weights:
-    """The inverse."""
+    """The inverse of `prepare_mmaction2`."""
     return rename(weights, lambda name: re.sub("^model", "clip", re.sub("^fusion", "adapter", name)))
 
 
 def shifted(weights: Weights, shift: bool) -> Weights:
-    """The inverse of `prepare`: a shifted block of the image tower has a level more."""
-    within = re.compile(r"(model\.visual\.transformer\.resblocks\.\d+\.)")
-    return {within.sub(r"\1net.", name) if shift else name: value for name, value in weights.items()}
+    """The inverse of `prepare`: adds the extra level to the names of shifted blocks in the image tower."""
+    block_prefix = re.compile(r"(model\.visual\.transformer\.resblocks\.\d+\.)")
+    return {block_prefix.sub(r"\1net.", name) if shift else name: value for name, value in weights.items()}
 
 
 def two_dicts(content: dict) -> dict:
-    """The release's file: CLIP's state dict, and that of the temporal head within `DataParallel`."""
+    """The content of the release's file: the state dict of CLIP, and that of the temporal head in `DataParallel`."""
     clip, fusion = (
         {name.removeprefix(part): value for name, value in content.items() if name.startswith(part)}
         for part in PARTS.values()
@@ -120,7 +121,7 @@ def two_dicts(content: dict) -> dict:
 
 
 def check(model: VideoText) -> None:
-    """Refuses other numbers of attention heads than the release derives from its widths."""
+    """Raises `UserError` if the numbers of attention heads are not those that the release derives from its widths."""
     image, text = model.video.image, model.text
     check_heads("heads of the image tower", image.heads, image.width)
     check_heads("heads of the text tower", text.heads, text.width)
@@ -132,7 +133,7 @@ RELEASE = Layout(
     name="ActionCLIP's release",
     key="original",
     wrap=two_dicts,
-    sign=SIGN,
+    marker=MARKER,
     rules=(
         *openai_image("model.visual.", IMAGE),
         *openai_text("model.", "text/"),
@@ -143,7 +144,7 @@ RELEASE = Layout(
     surplus=(),
     check=check,
 )
-# The rest is what ActionCLIP starts from: a pair that knows images.
+# Layouts for initialising ActionCLIP from image-text weights.
 NEW = (f"{IMAGE}{TIME}", BIAS, HEAD)
 FROM_OPENAI = replace(
     OPENAI, rules=(*openai_image(target=IMAGE), *openai_text(target="text/"), SCALE), optional=NEW, restore=None
@@ -154,7 +155,7 @@ FROM_HUGGING_FACE = replace(
 
 
 def layouts(model: VideoText) -> tuple[Layout, ...]:
-    """What this model's weights are published in."""
+    """The layouts of this model's weights."""
     fixed = of_openai(model.video.image, "video.image.") | of_openai(model.text, "text.")
     others = [rule for head, rules in BLOCKS.items() if head != model.video.head for rule in rules]
     release = replace(

@@ -1,20 +1,20 @@
-"""Transformer blocks, and tables of positions, by the names that published weights give to their parts."""
+"""Rules of transformer blocks and position tables, for the naming schemes that several publishers share."""
 
 from vidjax.convert.rules import Fit, Rule, Transform, dense, kernel_rows, norm
 
 PARTS = ("query", "key", "value")
 
-# Names of a block's first and second norm and of its MLP's first and second linear map.
+# Names of a block's first and second norm and of its MLP's first and second linear layer.
 TIMM_NAMES = ("norm1", "norm2", "mlp.fc1", "mlp.fc2")
 HUGGING_FACE_NAMES = ("layernorm_before", "layernorm_after", "intermediate.dense", "output.dense")
 
 
 def block(source: str, target: str, attention: tuple[Rule, ...], names: tuple[str, str, str, str]) -> tuple[Rule, ...]:
-    """A block of one attention and one MLP.
+    """Rules of a block with one attention layer and one MLP.
 
     Args:
-      attention: rules of its attention.
-      names: of the other parts, in the order of `TIMM_NAMES`.
+      attention: rules of the attention layer.
+      names: names of the other parts, in the order of `TIMM_NAMES`.
     """
     norm1, norm2, fc1, fc2 = (f"{source}.{name}" for name in names)
     return (
@@ -27,35 +27,35 @@ def block(source: str, target: str, attention: tuple[Rule, ...], names: tuple[st
 
 
 def separate_attention(target: str, **sources: str) -> tuple[Rule, ...]:
-    """Attention whose linear maps `query`, `key`, `value` and `out` have names of their own."""
-    return tuple(rule for ours, theirs in sources.items() for rule in dense(theirs, f"{target}/{ours}"))
+    """Attention with separate linear layers: `query`, `key`, `value` and `out` with their published names."""
+    return tuple(rule for part, source in sources.items() for rule in dense(source, f"{target}/{part}"))
 
 
 def fused_attention(source: str, target: str) -> tuple[Rule, ...]:
-    """timm's attention: query, key and value in one linear map `qkv`, then `proj`."""
+    """timm's attention: query, key and value in one linear layer `qkv`, then `proj`."""
     return (*_rows(f"{source}.qkv.", target), *dense(f"{source}.proj", f"{target}/out"))
 
 
 def packed_attention(source: str, target: str) -> tuple[Rule, ...]:
-    """PyTorch's own attention: query, key and value in one entry that belongs to no linear map."""
+    """`torch.nn.MultiheadAttention`: query, key and value packed into `in_proj_weight` and `in_proj_bias`."""
     return (*_rows(f"{source}.in_proj_", target), *dense(f"{source}.out_proj", f"{target}/out"))
 
 
 def _rows(source: str, target: str) -> tuple[Rule, ...]:
     return tuple(
-        Rule(source + entry, f"{target}/{part}/{ours}", kernel_rows(number, len(PARTS)))
+        Rule(source + entry, f"{target}/{part}/{parameter}", kernel_rows(number, len(PARTS)))
         for number, part in enumerate(PARTS)
-        for entry, ours in (("weight", "kernel"), ("bias", "bias"))
+        for entry, parameter in (("weight", "kernel"), ("bias", "bias"))
     )
 
 
 def timm_block(source: str, target: str) -> tuple[Rule, ...]:
-    """A standard block as timm names it."""
+    """A standard block with timm's names."""
     return block(source, target, fused_attention(f"{source}.attn", f"{target}/attention"), TIMM_NAMES)
 
 
 def hugging_face_block(source: str, target: str) -> tuple[Rule, ...]:
-    """A standard block as Hugging Face's ViT and ViViT name it."""
+    """A standard block with the names of Hugging Face's ViT and ViViT."""
     parts = {part: f"{source}.attention.attention.{part}" for part in PARTS}
     attention = separate_attention(f"{target}/attention", **parts, out=f"{source}.attention.output.dense")
     return block(source, target, attention, HUGGING_FACE_NAMES)
@@ -65,12 +65,12 @@ CLASS_POSITION = Transform(lambda value: value[:, :1], lambda value: value, 0, a
 PATCH_POSITIONS = Transform(
     lambda value: value[0, 1:], lambda table: table.reshape(1, -1, table.shape[-1]), 1, axis=1
 )  # fmt: skip
-# The same of a table without a class token.
+# The same for a table without a class token.
 ALL_POSITIONS = Transform(lambda value: value[0], lambda table: table.reshape(1, -1, table.shape[-1]))
 
 
 def positions(source: str, target: str, fit: Fit) -> tuple[Rule, ...]:
-    """A table `(1, 1 + n, d)` whose first entry is the class token's."""
+    """A position table `(1, 1 + n, d)` whose first entry is that of the class token."""
     return (
         Rule(source, f"{target}class_position", CLASS_POSITION),
         Rule(source, f"{target}position/table", PATCH_POSITIONS, fit),

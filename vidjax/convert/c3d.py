@@ -1,4 +1,4 @@
-"""Weights of C3D: mmaction2's, and the names of the PyTorch ports of the Caffe release."""
+"""Layouts of C3D: mmaction2, and the PyTorch ports of the Caffe release."""
 
 import numpy as np
 
@@ -8,27 +8,30 @@ from vidjax.models.c3d import C3D, LAYERS
 
 
 def recognizer(weights: Weights) -> Weights:
-    """The names of mmaction2's recognizer."""
+    """Adds the prefixes of mmaction2's recognizer."""
     return prefix(weights, "backbone.", "cls_head.")
 
 
-def layout(model: C3D, name: str, key: str, sign: str, conv: dict[str, str], head: str) -> Layout:
-    """One naming.
+def layout(model: C3D, name: str, key: str, marker: str, conv: dict[str, str], head: str) -> Layout:
+    """One layout.
 
     Args:
-      conv: our names of the convolutions to theirs.
+      model: the model, whose clip size determines the order of features in `fc6`.
+      name: see `Layout`, as `key` and `marker`.
+      conv: published names of the convolutions, by our names.
+      head: published name of the head.
     """
     frames, size = model.num_frames // 16, (model.image_size // 16 + 2) // 2
 
     def channels_last(value: np.ndarray) -> np.ndarray:
-        """`(out, c t h w)` as `(t h w c, out)`."""
+        """Converts `(out, c t h w)` to `(t h w c, out)`."""
         if value.shape[1] % (frames * size * size):
             return kernel(value)
         maps = value.reshape(len(value), -1, frames, size, size)
         return np.ascontiguousarray(np.moveaxis(maps, (0, 1), (-1, -2))).reshape(-1, len(value))
 
     def channels_first(value: np.ndarray) -> np.ndarray:
-        """The inverse."""
+        """The inverse of `channels_last`."""
         if value.shape[0] % (frames * size * size):
             return kernel.inverse(value)
         maps = value.reshape(frames, size, size, -1, value.shape[-1])
@@ -37,11 +40,11 @@ def layout(model: C3D, name: str, key: str, sign: str, conv: dict[str, str], hea
     return Layout(
         name=name,
         key=key,
-        sign=sign,
+        marker=marker,
         prepare=lambda weights: strip(weights, "module.", "backbone."),
         **({"restore": recognizer, "wrap": lambda content: {"state_dict": content}} if key == "mmaction2" else {}),
         rules=(
-            *(rule for ours, theirs in conv.items() for rule in dense(theirs, ours)),
+            *(rule for target, source in conv.items() for rule in dense(source, target)),
             Rule("fc6.weight", "fc6/kernel", Transform(channels_last, channels_first)),
             Rule("fc6.bias", "fc6/bias"),
             *dense("fc7", "fc7"),
@@ -51,7 +54,7 @@ def layout(model: C3D, name: str, key: str, sign: str, conv: dict[str, str], hea
 
 
 def layouts(model: C3D) -> tuple[Layout, ...]:
-    """What the model's weights may be in."""
+    """The layouts of the model's weights."""
     mmaction2 = {name: f"{name}.conv" for name in LAYERS}
     port = {name: name.removesuffix("a") if name in ("conv1a", "conv2a") else name for name in LAYERS}
     return (

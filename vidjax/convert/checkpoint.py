@@ -1,4 +1,4 @@
-"""vidjax's own checkpoints of a model: a directory of `model.safetensors` and `vidjax.json`, which says what it is."""
+"""vidjax's own checkpoint format: a directory with `model.safetensors` and `vidjax.json`, which describes the model."""
 
 import dataclasses
 import json
@@ -18,25 +18,24 @@ from vidjax.layers.card import Card
 from vidjax.models import MODULES, example_inputs, towers
 
 NAME = "vidjax.json"
-COMPUTING = ("dtype", "remat", "scan", "implementation")  # fields that say how a model computes, not what
+COMPUTING = ("dtype", "remat", "scan", "implementation")  # fields that change how a model computes, but not what
 OURS, KEY = "vidjax's own", "vidjax"
 
 
 def is_one(path: Path) -> bool:
-    """Whether a checkpoint of ours is at `path`."""
+    """Whether `path` is a checkpoint in vidjax's own format."""
     return (path / NAME).is_file() and weights_of(path) is not None
 
 
 def save_pretrained(directory: str | Path, model: nn.Module, variables: dict) -> None:
-    """Writes a model and its variables so that `load_pretrained(directory)` gives both back, every value as it was.
+    """Writes a model and its variables, so that `load_pretrained(directory)` returns both with identical values.
 
-    Parameters come back as float32, as those of all models are; bfloat16 loses nothing in it. How to compute
-    (`COMPUTING`) is no property of weights: it is chosen anew where they are loaded.
+    Parameters are loaded as float32, which represents bfloat16 values exactly. Fields that only affect the computation
+    (`dtype`, `remat`, `scan`, `implementation`) are not saved, but chosen when loading.
 
     Raises:
-      UserError: something is there already.
-      UserError: the directory cannot be made.
-      UserError: the model is not of the library's families, or the variables are not of the model.
+      UserError: the directory is not empty or cannot be created.
+      UserError: the model is not one of vidjax's modules, or the variables do not belong to it.
       UserError: safetensors is not installed.
     """
     try:
@@ -44,7 +43,7 @@ def save_pretrained(directory: str | Path, model: nn.Module, variables: dict) ->
     except ImportError as error:
         raise UserError("writing a checkpoint needs safetensors: pip install safetensors") from error
     directory = Path(directory)
-    refuse_full(directory)
+    require_empty(directory)
     describe(model)
     check_variables(model, variables)
     make(directory)
@@ -53,27 +52,27 @@ def save_pretrained(directory: str | Path, model: nn.Module, variables: dict) ->
     save_file({name: np.asarray(value, order="C") for name, value in flat.items()}, directory / "model.safetensors")
 
 
-def refuse_full(directory: Path) -> None:
-    """Refuses what is no empty directory: nothing is overwritten."""
+def require_empty(directory: Path) -> None:
+    """Raises `UserError` unless the directory is new or empty."""
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UserError(f"{directory} is not an empty directory: give another one, nothing is overwritten")
 
 
 def check_variables(model: nn.Module, variables: dict) -> None:
-    """Refuses variables that are not the model's, all of them and of its shapes."""
-    expected = jax.eval_shape(model.init, jax.random.key(0), *example_inputs(model))
-    ours, theirs = (
-        {(name, leaf.shape) for name, leaf in flatten_dict(each, sep="/").items()} for each in (expected, variables)
+    """Raises `UserError` unless the variables have exactly the model's paths and shapes."""
+    initial = jax.eval_shape(model.init, jax.random.key(0), *example_inputs(model))
+    expected, given = (
+        {(name, leaf.shape) for name, leaf in flatten_dict(each, sep="/").items()} for each in (initial, variables)
     )
-    if odd := sorted(ours ^ theirs):
+    if different := sorted(expected ^ given):
         raise UserError(
-            f"the variables are not those of the {type(model).__name__}: {odd[0][0]} is missing, of another shape or "
-            'too many; give the whole dictionary that init returns, {"params": ...} and what is beside it'
+            f"the variables are not those of the {type(model).__name__}: {different[0][0]} is missing, of another "
+            'shape or unexpected; pass all variables that init returns, {"params": ...} and any other collections'
         )
 
 
 def make(directory: Path) -> None:
-    """Makes the directory and those above it."""
+    """Creates the directory and its parents."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -81,7 +80,7 @@ def make(directory: Path) -> None:
 
 
 def describe(model: nn.Module) -> dict:
-    """The model's module and fields, and those of the towers among them, as JSON has them, but for how it computes."""
+    """The model's module and fields (except `COMPUTING`), and those of its towers, as JSON-compatible values."""
     left_out = {"parent", "name", *COMPUTING}
     fields = {f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.name not in left_out}
     fields |= {name: describe(tower) for name, tower in towers(model).items()}
@@ -89,44 +88,44 @@ def describe(model: nn.Module) -> dict:
     name = next((name for name, module in MODULES.items() if module is type(model)), None)
     if name is None:
         raise UserError(
-            f"a {type(model).__name__} is none of vidjax's modules, so nothing could make it again: put it into "
-            "a file of vidjax/models, or save the variables by yourself"
+            f"{type(model).__name__} is not one of vidjax's modules, so it could not be rebuilt when loading: add it "
+            "to a file in vidjax/models, or save the variables yourself"
         )
     return {"module": name, "fields": fields}
 
 
 def read(path: Path) -> tuple[nn.Module, Weights]:
-    """The model and its weights.
+    """The model and the weights of a checkpoint.
 
     Raises:
-      UserError: the description is damaged or of another version.
+      UserError: the description is damaged or was written by an incompatible version.
     """
     return read_model(path), files.read(path)
 
 
 def write_model(directory: Path, model: nn.Module) -> None:
-    """Writes `vidjax.json`, which says what the model is."""
+    """Writes `vidjax.json`, the description of the model."""
     (directory / NAME).write_text(json.dumps(describe(model), indent=1) + "\n")
 
 
 def read_model(directory: Path) -> nn.Module:
-    """The model that the directory's `vidjax.json` describes.
+    """The model described by the directory's `vidjax.json`.
 
     Raises:
-      UserError: the description is damaged or of another version.
+      UserError: the description is damaged or was written by an incompatible version.
     """
     try:
         return _build(json.loads((directory / NAME).read_text()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{directory / NAME} does not describe a model of this version of vidjax ({error}): "
-            "save it again by this one"
+            "save the model again with this version"
         ) from error
 
 
-def _build(told: dict) -> nn.Module:
-    module = MODULES[told["module"]]
-    fields = {name: _tuples(value) for name, value in told["fields"].items()}
+def _build(description: dict) -> nn.Module:
+    module = MODULES[description["module"]]
+    fields = {name: _tuples(value) for name, value in description["fields"].items()}
     fields |= {name: _build(value) for name, value in fields.items() if isinstance(value, dict) and "module" in value}
     if "card" in fields:
         fields["card"] = Card(**{name: _tuples(value) for name, value in fields["card"].items()})
@@ -134,11 +133,11 @@ def _build(told: dict) -> nn.Module:
 
 
 def layout(weights: Weights, published: Sequence[Layout]) -> Layout:
-    """Our own names are their own rules; what the published ones resize is resized here too."""
+    """The layout of our own checkpoints: names are our paths, and shapes are fitted as by the published layouts."""
     fits = {rule.target: rule.fit for layout in published for rule in layout.rules if rule.fit is not None}
-    ours = {name: name.removeprefix("params/") for name in weights if name.startswith(("params/", "batch_stats/"))}
-    rules = tuple(Rule(name, path, fit=fits.get(path)) for name, path in ours.items())
-    return Layout(OURS, sign=next(iter(ours), "params/"), rules=rules, key=KEY)
+    paths = {name: name.removeprefix("params/") for name in weights if name.startswith(("params/", "batch_stats/"))}
+    rules = tuple(Rule(name, path, fit=fits.get(path)) for name, path in paths.items())
+    return Layout(OURS, marker=next(iter(paths), "params/"), rules=rules, key=KEY)
 
 
 def _tuples(value):

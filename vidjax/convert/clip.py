@@ -1,8 +1,8 @@
-"""CLIP's and ViCLIP's weights, as a whole or of one tower: the releases, and Hugging Face's directories of CLIP.
+"""Layouts of CLIP and ViCLIP, for both towers or one: the official releases, and Hugging Face's CLIP directories.
 
-OpenAI's names are those of ActionCLIP's release too, where a shifted block has a level more (`resblocks.0.net.`), and
-of ViCLIP's towers, whose image tower is joint. For a clip of one frame ViCLIP adds the mean of its times, ours the
-first.
+ActionCLIP's release has OpenAI's names too, with an extra level in shifted blocks (`resblocks.0.net.`), as do ViCLIP's
+towers, whose image tower has joint attention. For a clip of one frame, ViCLIP adds the mean of its time embeddings,
+our model the first one.
 """
 
 from dataclasses import replace
@@ -23,26 +23,26 @@ from vidjax.models.video_text import VideoText
 
 
 def openai_block(source: str, target: str) -> tuple[Rule, ...]:
-    """A block as OpenAI names it."""
+    """A block with OpenAI's names."""
     attention = packed_attention(f"{source}.attn", f"{target}/attention")
     return block(source, target, attention, ("ln_1", "ln_2", "mlp.c_fc", "mlp.c_proj"))
 
 
 def hugging_face_block(source: str, target: str) -> tuple[Rule, ...]:
-    """A block as Hugging Face's CLIP names it."""
+    """A block with the names of Hugging Face's CLIP."""
     names = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "out": "out_proj"}
-    attention = {ours: f"{source}.self_attn.{theirs}" for ours, theirs in names.items()}
+    attention = {part: f"{source}.self_attn.{name}" for part, name in names.items()}
     names = ("layer_norm1", "layer_norm2", "mlp.fc1", "mlp.fc2")
     return block(source, target, separate_attention(f"{target}/attention", **attention), names)
 
 
 def rows(table: np.ndarray) -> np.ndarray:
-    """A table `(*grid, d)` as `(n, d)`."""
+    """Flattens a table `(*grid, d)` to `(n, d)`."""
     return table.reshape(-1, table.shape[-1])
 
 
 def image_tables(class_token: str, positions: str, target: str) -> tuple[Rule, ...]:
-    """The class token `(d,)`, and a table `(1 + n, d)` whose first entry is its position."""
+    """The class token `(d,)`, and a position table `(1 + n, d)` whose first entry is that of the class token."""
     return (
         Rule(class_token, f"{target}class_token", Transform(lambda value: value.reshape(1, 1, -1), np.ravel)),
         Rule(positions, f"{target}class_position", Transform(lambda value: value[None, :1], rows, 0, axis=0)),
@@ -51,7 +51,7 @@ def image_tables(class_token: str, positions: str, target: str) -> tuple[Rule, .
 
 
 TIMES = Transform(lambda value: value.reshape(value.shape[-2:]), lambda table: table)
-VICLIP_TIMES = Transform(TIMES.forward, lambda table: table[None])  # with an axis of one entry before
+VICLIP_TIMES = Transform(TIMES.forward, lambda table: table[None])  # with a leading axis of size 1
 
 
 def openai_image(
@@ -61,12 +61,14 @@ def openai_image(
     times: Transform = TIMES,
     patches: Transform = image_kernel,
 ) -> tuple[Rule, ...]:
-    """The image tower as OpenAI names it.
+    """The image tower with OpenAI's names.
 
     Args:
-      time: the table of times of a joint tower; as ActionCLIP's release calls it where nothing is said.
-      times: how it is published.
-      patches: how the kernel of patches is: one of images, where nothing is said.
+      source: prefix of the published names.
+      target: prefix of our paths.
+      time: name of the time embedding of a joint tower, by default that in ActionCLIP's release.
+      times: transform of the time embedding.
+      patches: transform of the patch embedding's kernel, by default an image kernel.
     """
     return (
         *image_tables(f"{source}class_embedding", f"{source}positional_embedding", target),
@@ -80,7 +82,7 @@ def openai_image(
 
 
 def openai_text(source: str = "", target: str = "") -> tuple[Rule, ...]:
-    """The text tower as OpenAI names it."""
+    """The text tower with OpenAI's names."""
     return (
         Rule(f"{source}token_embedding.weight", f"{target}token_embedding/embedding"),
         Rule(f"{source}positional_embedding", f"{target}position", fit=first),
@@ -91,7 +93,7 @@ def openai_text(source: str = "", target: str = "") -> tuple[Rule, ...]:
 
 
 def hugging_face_image(target: str = "") -> tuple[Rule, ...]:
-    """The image tower as Hugging Face names it, its slip of the pen included."""
+    """The image tower with Hugging Face's names, including their spelling of `pre_layrnorm`."""
     embeddings = "vision_model.embeddings"
     return (
         *image_tables(f"{embeddings}.class_embedding", f"{embeddings}.position_embedding.weight", target),
@@ -104,7 +106,7 @@ def hugging_face_image(target: str = "") -> tuple[Rule, ...]:
 
 
 def hugging_face_text(target: str = "") -> tuple[Rule, ...]:
-    """The text tower as Hugging Face names it."""
+    """The text tower with Hugging Face's names."""
     return (
         Rule("text_model.embeddings.token_embedding.weight", f"{target}token_embedding/embedding"),
         Rule("text_model.embeddings.position_embedding.weight", f"{target}position", fit=first),
@@ -115,86 +117,88 @@ def hugging_face_text(target: str = "") -> tuple[Rule, ...]:
 
 
 SCALE = Rule("logit_scale", "logit_scale", Transform(lambda value: value.reshape(()), lambda value: value))
-LEAST = 0.01  # of ViCLIP's temperature, which divides
+MIN_TEMPERATURE = 0.01  # lower bound of ViCLIP's temperature, by which logits are divided
 
 
 def scale_of(temperature: np.ndarray | np.floating) -> np.ndarray:
-    """ViCLIP's temperature as the logarithm of a factor."""
-    return np.asarray(-np.log(np.maximum(temperature, LEAST, dtype=np.float64)), np.float32)
+    """Converts ViCLIP's temperature to the logarithm of a factor."""
+    return np.asarray(-np.log(np.maximum(temperature, MIN_TEMPERATURE, dtype=np.float64)), np.float32)
 
 
 def temperature_of(scale: np.ndarray) -> np.ndarray:
-    """The inverse: the nearest float32 that `scale_of` makes this scale of again.
+    """The inverse of `scale_of`: the nearest float32 temperature that it converts to exactly this scale.
 
     Raises:
-      UserError: there is none: ViCLIP's temperature is at least 0.01, and float32 between 0.5 and 1 is coarser than
-        its logarithm.
+      UserError: there is none, because ViCLIP's temperature is at least 0.01, and because float32 values between 0.5
+        and 1 are spaced more coarsely than their logarithms.
     """
     nearest = np.exp(-scale.astype(np.float64)).astype(np.float32)
     for temperature in (nearest, *(np.nextafter(nearest, np.float32(limit)) for limit in (0, np.inf))):
         if scale_of(temperature) == scale:
             return np.asarray(temperature)
-    raise UserError(f"logit_scale is {scale}, which no temperature of ViCLIP's gives: use openai or vidjax")
+    raise UserError(f"logit_scale is {scale}, which no temperature of ViCLIP gives: use openai or vidjax")
 
 
 TEMPERATURE = Rule("temp", "logit_scale", Transform(scale_of, temperature_of))
 VICLIP_TIME = "temporal_positional_embedding"
-HEAD_WIDTH = 64  # in every release, which is where the number of heads comes from
-SIZES = ("input_resolution", "context_length", "vocab_size")  # numbers beside OpenAI's weights
+HEAD_WIDTH = 64  # in every release, which derives the number of heads from it
+SIZES = ("input_resolution", "context_length", "vocab_size")  # numbers stored with OpenAI's weights
 
 
 def prepare_openai(weights: Weights) -> Weights:
-    """Without the numbers that are no parameters; a shifted block's entries as those of the block."""
+    """Removes the numbers that are not parameters, and the extra level in the names of shifted blocks."""
     weights = {name: value for name, value in strip(weights, "module.").items() if name not in SIZES}
     return {name.replace(".net.", "."): value for name, value in weights.items()}
 
 
 def prepare_openai_image(weights: Weights) -> Weights:
-    """The same; the image tower by itself may come without its prefix."""
+    """As `prepare_openai`, and adds the image tower's prefix if it is missing."""
     weights = prepare_openai(weights)
-    bare = "class_embedding" in weights
-    return {f"visual.{name}": value for name, value in weights.items()} if bare else weights
+    has_no_prefix = "class_embedding" in weights
+    return {f"visual.{name}": value for name, value in weights.items()} if has_no_prefix else weights
 
 
 def prepare_viclip_image(weights: Weights) -> Weights:
-    """ViCLIP's; the image tower by itself may come without its prefix."""
-    bare = VICLIP_TIME in weights
-    return {f"vision_encoder.{name}": value for name, value in weights.items()} if bare else weights
+    """Adds the prefix of ViCLIP's image tower if it is missing."""
+    has_no_prefix = VICLIP_TIME in weights
+    return {f"vision_encoder.{name}": value for name, value in weights.items()} if has_no_prefix else weights
 
 
 def check_heads(field: str, heads: int, width: int) -> None:
-    """Refuses another number of heads than the release's, of which the weights hold no sign.
+    """Raises `UserError` if the number of heads is not the release's, which the weights do not record.
 
     Args:
-      width: what the release divides for it.
+      field: the field in the message.
+      heads: number of heads of the model.
+      width: width from which the release derives its number of heads.
     """
-    theirs = width // HEAD_WIDTH
-    if heads != theirs:
-        raise UserError(f"{field} is {heads}, and the release's {width} // {HEAD_WIDTH}: set it to {theirs}")
+    expected = width // HEAD_WIDTH
+    if heads != expected:
+        raise UserError(f"{field} is {heads}, but the release has {width} // {HEAD_WIDTH}: set it to {expected}")
 
 
 def check_towers(model: VideoText) -> None:
-    """The same, of both towers."""
+    """Checks the heads of both towers."""
     check_heads("heads of the video tower", model.video.heads, model.video.width)
     check_heads("heads of the text tower", model.text.heads, model.text.width)
 
 
 def check_tower(model: ImageTower | TextTower) -> None:
-    """The same, of one."""
+    """Checks the heads of one tower."""
     check_heads("heads", model.heads, model.width)
 
 
 def prepare_hugging_face(weights: Weights) -> Weights:
-    """Without the running numbers 0, 1, 2, ... that older files hold."""
+    """Removes the indices 0, 1, 2, ... in older files."""
     return {name: value for name, value in weights.items() if not name.endswith(".position_ids")}
 
 
-TIME, BIAS = "time/", "logit_bias"  # a joint tower starts from one that is not; a sigmoid's bias from none
+TIME, BIAS = "time/", "logit_bias"  # new if a joint tower starts from an image tower, or a sigmoid loss from CLIP
 
 OPENAI = Layout(
     name="OpenAI's CLIP",
     key="openai",
-    sign="visual.proj",
+    marker="visual.proj",
     prepare=prepare_openai,
     rules=(*openai_image(target="video/"), *openai_text(target="text/"), SCALE),
     optional=(f"video/{TIME}", BIAS),
@@ -205,25 +209,25 @@ HUGGING_FACE = Layout(
     key="transformers",
     fixed={"video.joint": False, "video.shift": False},
     format="safetensors",
-    sign="vision_model.embeddings.class_embedding",
+    marker="vision_model.embeddings.class_embedding",
     prepare=prepare_hugging_face,
     rules=(*hugging_face_image("video/"), *hugging_face_text("text/"), SCALE),
     optional=(f"video/{TIME}", BIAS),
     surplus=(),
 )
 OPENAI_IMAGE = Layout(
-    name="OpenAI's CLIP", key="openai", sign="visual.proj", prepare=prepare_openai_image, rules=openai_image(),
+    name="OpenAI's CLIP", key="openai", marker="visual.proj", prepare=prepare_openai_image, rules=openai_image(),
     optional=(TIME,), surplus=(),
 )  # fmt: skip
 HUGGING_FACE_IMAGE = Layout(
-    name="Hugging Face's CLIP", key="transformers", sign=HUGGING_FACE.sign, prepare=prepare_hugging_face,
+    name="Hugging Face's CLIP", key="transformers", marker=HUGGING_FACE.marker, prepare=prepare_hugging_face,
     rules=hugging_face_image(), optional=(TIME, "projection/"), surplus=(), format="safetensors",
     fixed={"joint": False, "shift": False},
 )  # fmt: skip
 OPENAI_TEXT = Layout(
     name="OpenAI's CLIP",
     key="openai",
-    sign="text_projection",
+    marker="text_projection",
     prepare=prepare_openai,
     rules=openai_text(),
     optional=(),
@@ -233,7 +237,7 @@ HUGGING_FACE_TEXT = Layout(
     name="Hugging Face's CLIP",
     key="transformers",
     format="safetensors",
-    sign="text_model.embeddings.token_embedding.weight",
+    marker="text_model.embeddings.token_embedding.weight",
     prepare=prepare_hugging_face,
     rules=hugging_face_text(),
     optional=("projection/",),
@@ -244,7 +248,7 @@ VICLIP = Layout(
     name="OpenGVLab's ViCLIP",
     key="viclip",
     wrap=lambda content: {"model": content},
-    sign=f"vision_encoder.{VICLIP_TIME}",
+    marker=f"vision_encoder.{VICLIP_TIME}",
     rules=(
         *openai_image("vision_encoder.", "video/", VICLIP_TIME, VICLIP_TIMES, kernel),
         *openai_text("text_encoder.", "text/"),
@@ -255,22 +259,23 @@ VICLIP = Layout(
     check=check_towers,
 )
 VICLIP_IMAGE = Layout(
-    name=VICLIP.name, sign=VICLIP.sign, prepare=prepare_viclip_image,
+    name=VICLIP.name, marker=VICLIP.marker, prepare=prepare_viclip_image,
     rules=openai_image("vision_encoder.", "", VICLIP_TIME, VICLIP_TIMES, kernel), optional=(), surplus=(),
     check=check_tower, key="viclip", wrap=VICLIP.wrap,
 )  # fmt: skip
 VICLIP_TEXT = Layout(
-    name=VICLIP.name, sign="text_encoder.text_projection", rules=openai_text("text_encoder."), optional=(), surplus=(),
-    check=check_tower, key="viclip", wrap=VICLIP.wrap,
+    name=VICLIP.name, marker="text_encoder.text_projection", rules=openai_text("text_encoder."), optional=(),
+    surplus=(), check=check_tower, key="viclip", wrap=VICLIP.wrap,
 )  # fmt: skip
 
 
 def of_openai(tower: ImageTower | TextTower, prefix: str = "", **others: object) -> dict[str, object]:
-    """What OpenAI's code, and ViCLIP's, computes a tower with; see `Layout.fixed`.
+    """The fields of a tower that are fixed in the code of OpenAI and ViCLIP; see `Layout.fixed`.
 
     Args:
+      tower: an image or text tower.
       prefix: path of the tower in a pair.
-      others: fields besides.
+      others: further fixed fields.
     """
     fields = {"activation": "quick_gelu", "epsilon": 1e-5, "heads": tower.width // HEAD_WIDTH, **others}
     fields |= {"end_token": None} if isinstance(tower, TextTower) else {}
@@ -278,7 +283,7 @@ def of_openai(tower: ImageTower | TextTower, prefix: str = "", **others: object)
 
 
 def layouts(model: VideoText) -> tuple[Layout, ...]:
-    """What a pair's weights may be in; ViCLIP's image tower is a joint one."""
+    """The layouts of a pair; ViCLIP's only if its video tower has joint attention."""
     text = of_openai(model.text, "text.")
     openai = replace(OPENAI, fixed=of_openai(model.video, "video.", joint=False, shift=False) | text)
     viclip = replace(VICLIP, fixed=of_openai(model.video, "video.") | text)
@@ -286,18 +291,18 @@ def layouts(model: VideoText) -> tuple[Layout, ...]:
 
 
 def image_layouts(model: ImageTower) -> tuple[Layout, ...]:
-    """The same, of an image tower by itself."""
+    """The layouts of a single image tower."""
     openai = replace(
         OPENAI_IMAGE,
         fixed=of_openai(model, joint=False, shift=False),
-        other=lambda entries, prepared: VICLIP_TIME in entries,
+        excludes=lambda entries, prepared: VICLIP_TIME in entries,
     )
     viclip = replace(VICLIP_IMAGE, fixed=of_openai(model))
     return *((viclip,) if model.joint else ()), openai, HUGGING_FACE_IMAGE
 
 
 def text_layouts(model: TextTower) -> tuple[Layout, ...]:
-    """The same, of a text tower by itself."""
+    """The layouts of a single text tower."""
     viclip, openai = (replace(layout, fixed=of_openai(model)) for layout in (VICLIP_TEXT, OPENAI_TEXT))
     return viclip, openai, HUGGING_FACE_TEXT
 
@@ -308,21 +313,21 @@ LAYOUTS = {
     TextTower: text_layouts,
 }
 
-# What a configuration means that does not say it.
-USUAL = {"num_hidden_layers": 12, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "projection_dim": 512}
-USUAL_TEXT = USUAL | {
+# Defaults for fields that a configuration omits.
+DEFAULTS = {"num_hidden_layers": 12, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "projection_dim": 512}
+TEXT_DEFAULTS = DEFAULTS | {
     "vocab_size": 49408, "hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8,
     "max_position_embeddings": 77, "eos_token_id": 49407,
 }  # fmt: skip
-USUAL_IMAGE = USUAL | {
+IMAGE_DEFAULTS = DEFAULTS | {
     "hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_channels": 3, "image_size": 224,
     "patch_size": 32,
 }  # fmt: skip
-LEGACY_END = 2  # written into every directory once: the end token is the highest id, whatever it is
+LEGACY_END = 2  # in older directories, which means that the end token is the one with the highest id
 
 
 def _block_fields(config: dict) -> dict:
-    """What both towers' blocks are."""
+    """Fields of the blocks of either tower."""
     expect(config, "hidden_act", "quick_gelu", "gelu")
     return {
         "width": config["hidden_size"],
@@ -336,7 +341,7 @@ def _block_fields(config: dict) -> dict:
 
 def text_from_config(config: dict) -> TextTower:
     """The text tower of a Hugging Face configuration."""
-    config = USUAL_TEXT | config
+    config = TEXT_DEFAULTS | config
     end = config["eos_token_id"]
     return TextTower(
         config["vocab_size"],
@@ -349,14 +354,14 @@ def text_from_config(config: dict) -> TextTower:
 
 def from_config(config: dict) -> nn.Module:
     """The pair of a Hugging Face configuration."""
-    features = {"projection_dim": config.get("projection_dim", USUAL["projection_dim"])}
+    features = {"projection_dim": config.get("projection_dim", DEFAULTS["projection_dim"])}
     text, image = ((config.get(f"{name}_config") or {}) | features for name in ("text", "vision"))
     return VideoText(image_from_config(image), text_from_config(text), CARD)
 
 
 def image_from_config(config: dict) -> ImageTower:
     """The image tower of a Hugging Face configuration."""
-    config = USUAL_IMAGE | config
+    config = IMAGE_DEFAULTS | config
     patch = config["patch_size"]
     return ImageTower(
         features=config["projection_dim"],

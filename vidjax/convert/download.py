@@ -1,4 +1,4 @@
-"""Files of published checkpoints at plain addresses: fetched once into a cache, checked where a hash is published."""
+"""Downloads files of published checkpoints into a cache, and verifies their hash if one is published."""
 
 import hashlib
 import os
@@ -12,21 +12,22 @@ CHUNK = 1 << 20
 
 
 def cache_folder() -> Path:
-    """Where files are kept: `VIDJAX_CACHE`, otherwise `vidjax` in the user's cache folder."""
+    """The directory of downloaded files: `VIDJAX_CACHE`, or `vidjax` in the user's cache directory."""
     if folder := os.environ.get("VIDJAX_CACHE"):
         return Path(folder).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vidjax"
 
 
 def download(address: str, name: str, sha256: str = "") -> Path:
-    """The file at an address, from the cache or fetched into it, with a line that says so.
+    """Returns the path of a file in the cache; if it is not there yet, prints a line and downloads it.
 
     Args:
-      name: of the checkpoint, by which its folder in the cache is called.
-      sha256: the file's hash or the beginning of it; a file with another is removed.
+      address: URL of the file.
+      name: name of the checkpoint, which is also that of its folder in the cache.
+      sha256: the file's hash or the first digits of it; a file with another hash is removed.
 
     Raises:
-      UserError: it cannot be fetched, is a page instead of a file, or has another hash.
+      UserError: the download fails, the address gives a web page instead of a file, or the hash is wrong.
     """
     path = cache_folder() / name / Path(urlsplit(address).path).name
     if path.is_file():
@@ -34,28 +35,28 @@ def download(address: str, name: str, sha256: str = "") -> Path:
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        print(f"fetching {address} to {path}", flush=True)
+        print(f"downloading {address} to {path}", flush=True)
         digest = _fetch(address, unfinished)
-    except OSError as error:  # those of urllib among them
+    except OSError as error:  # includes urllib's errors
         unfinished.unlink(missing_ok=True)
         raise UserError(
-            f"{name} cannot be fetched from {address} ({error}): fetch it by hand and give its path"
+            f"{name} cannot be downloaded from {address} ({error}): download it manually and give its path"
         ) from error
     with unfinished.open("rb") as file:
-        page = file.read(64).lstrip().lower().startswith((b"<!doctype html", b"<html"))
-    if page or not digest.startswith(sha256):
+        is_page = file.read(64).lstrip().lower().startswith((b"<!doctype html", b"<html"))
+    if is_page or not digest.startswith(sha256):
         unfinished.unlink()
-        why = "a page and no file" if page else f"a file with the hash {digest}, and not {sha256}"
-        raise UserError(f"at {address} is {why}: fetch {name} by hand and give its path")
+        reason = "gave a web page instead of a file" if is_page else f"gave a file with the hash {digest}, not {sha256}"
+        raise UserError(f"{address} {reason}: download {name} manually and give its path")
     os.replace(unfinished, path)
     return path
 
 
 def _fetch(address: str, path: Path) -> str:
-    """Writes what is at the address, and returns its hash."""
+    """Writes the content of the address to a file, and returns its hash."""
     sha256 = hashlib.sha256()
-    with urlopen(address, timeout=60) as answer, path.open("wb") as file:
-        while chunk := answer.read(CHUNK):
+    with urlopen(address, timeout=60) as response, path.open("wb") as file:
+        while chunk := response.read(CHUNK):
             sha256.update(chunk)
             file.write(chunk)
     return sha256.hexdigest()

@@ -1,4 +1,4 @@
-"""Our variables as the files that other code reads: published names and shapes, and a configuration where it asks."""
+"""Exports our variables to files that other libraries read, with their names, shapes and configuration."""
 
 import importlib.util
 import json
@@ -18,22 +18,22 @@ TRANSFORMERS = "transformers"
 
 
 def export_pretrained(model: nn.Module, variables: dict, out: str | Path, *, layout: str) -> Path:
-    """Writes a model for the code that it was published with, and returns the file of its weights.
+    """Writes a model in a publisher's layout, and returns the path of the file with its weights.
 
-    `transformers` is a directory for its `from_pretrained`: `model.safetensors`, `config.json` and, where the model has
-    a card, `preprocessor_config.json`. PyTorch's layouts are `model.pth`, a dictionary as the publisher's own loader
-    takes it, or `model.safetensors` with the same names where PyTorch is not installed; Scenic's is its `checkpoint`.
-    Beside these lies `vidjax.json`, so that `vidjax.load_pretrained(out)` gives model and variables back as they were.
+    `transformers` writes a directory for `from_pretrained`: `model.safetensors`, `config.json` and, if the model has a
+    card, `preprocessor_config.json`. PyTorch layouts write `model.pth`, a dictionary for the publisher's own loader, or
+    `model.safetensors` with the same names if PyTorch is not installed; Scenic's writes `checkpoint`. All but
+    `transformers` also write `vidjax.json`, so that `vidjax.load_pretrained(out)` restores the model and its variables.
 
     Args:
-      variables: all of the model's, as `init` returns them.
+      variables: all variables of the model, as returned by `init`.
       out: a new or empty directory.
-      layout: a publisher's (`transformers`, `torchvision`, `mmaction2`, `original`, ...; an unknown one is answered
-        with those of this model), or `vidjax` for our own, see `save_pretrained`.
+      layout: that of a publisher (`transformers`, `torchvision`, `mmaction2`, `original`, ...; the error for an unknown
+        layout lists those of this model), or `vidjax` for our own format, see `save_pretrained`.
 
     Raises:
-      UserError: the layout is unknown, goes in but not out, has no place for a parameter, or the publisher's code would
-        compute something else; `out` is not empty; the variables are not the model's.
+      UserError: the layout is unknown, cannot be exported, has no entry for a parameter, or the publisher's code would
+        compute something else; `out` is not empty; the variables do not belong to the model.
     """
     out = Path(out)
     if layout == checkpoint.KEY:
@@ -43,10 +43,10 @@ def export_pretrained(model: nn.Module, variables: dict, out: str | Path, *, lay
     if chosen is None:
         known = [one.key for one in recognition.layouts(model) if one.restore is not None]
         raise UserError(
-            f"weights come in from layout '{layout}' and do not go out: {type(model).__name__} goes out as "
-            f"{', '.join(dict.fromkeys([*known, checkpoint.KEY]))}"
+            f"weights can be loaded from layout '{layout}', but not exported to it: {type(model).__name__} can be "
+            f"exported to {', '.join(dict.fromkeys([*known, checkpoint.KEY]))}"
         )
-    checkpoint.refuse_full(out)
+    checkpoint.require_empty(out)
     checkpoint.describe(model)
     checkpoint.check_variables(model, variables)
     weights = entries(chosen, model, variables)
@@ -64,29 +64,29 @@ def export_pretrained(model: nn.Module, variables: dict, out: str | Path, *, lay
 
 
 def entries(layout: Layout, model: nn.Module, variables: dict) -> Weights:
-    """The model's variables under the names that files in this layout have.
+    """The model's variables with the names of a file in this layout.
 
     Raises:
       UserError: see `export_pretrained`.
     """
     layout.check(model)
     for path, value in layout.fixed.items():
-        ours = model
+        actual = model
         for field in path.split("."):
-            ours = getattr(ours, field)
-        if ours != value:
+            actual = getattr(actual, field)
+        if actual != value:
             raise UserError(
-                f"{path} of the model is {ours!r}, and {layout.name} is computed with {value!r}: choose another layout"
+                f"{path} of the model is {actual!r}, but {layout.name} uses {value!r}: choose another layout"
             )
     weights = layout.restore(rules.invert(layout, variables))
     return {name: np.asarray(value, order="C") for name, value in weights.items()}
 
 
 def to_config(model: nn.Module) -> dict:
-    """The model's `config.json`; `hub.build` makes the model of it again.
+    """The content of the model's `config.json`, the inverse of `hub.build`.
 
     Raises:
-      UserError: transformers has no such model.
+      UserError: transformers has no equivalent model.
     """
     config = recognition.TO_CONFIGS[recognition.kind_of(model)](model)
     classes = getattr(model, "num_classes", None)
@@ -98,7 +98,7 @@ def to_config(model: nn.Module) -> dict:
 
 
 def write(layout: Layout, weights: Weights, directory: Path) -> Path:
-    """Writes the weights in the layout's format, and returns the file."""
+    """Writes the weights in the layout's file format, and returns the path of the file."""
     if layout.format == "flax":
         tree = layout.wrap(unflatten_dict({tuple(name.split("/")): value for name, value in weights.items()}))
         (directory / "checkpoint").write_bytes(msgpack_serialize(tree))

@@ -1,4 +1,4 @@
-"""Makes published values of another shape fit: position tables are resized, image kernels inflated."""
+"""Adapts published values to other shapes: resizes position tables and inflates image kernels."""
 
 from math import isqrt, prod
 
@@ -13,10 +13,11 @@ Shape = tuple[int, ...]
 
 
 def inflate(value: np.ndarray, shape: Shape, inflation: Inflation, native: Shape | None = None) -> np.ndarray:
-    """A kernel of images `(h, w, in, out)` as one of clips `(t, h, w, in, out)`.
+    """Inflates an image kernel `(h, w, in, out)` to a clip kernel `(t, h, w, in, out)`.
 
-    average: repeated over time and divided by its length (Carreira and Zisserman 2017): a clip of one image repeated
-    is answered as the image is. central: the image's kernel in the middle, zeros around it (ViViT, section 3.4).
+    `average` repeats the kernel over time and divides it by its length (Carreira and Zisserman 2017), so that a clip
+    that repeats one image gives the output of that image. `central` puts the image kernel in the middle, with zeros
+    around it (ViViT, section 3.4).
     """
     value = value[None] if value.ndim == len(shape) - 1 else value
     if value.ndim != len(shape) or value.shape[0] != 1 or value.shape[1:] != tuple(shape[1:]):
@@ -29,59 +30,59 @@ def inflate(value: np.ndarray, shape: Shape, inflation: Inflation, native: Shape
 
 
 def first(value: np.ndarray, shape: Shape, inflation: Inflation, native: Shape | None = None) -> np.ndarray:
-    """The first rows of a table of positions of a text, which a shorter text needs (as ViCLIP starts from CLIP)."""
+    """The first rows of a table of text positions, for a shorter context (as when ViCLIP starts from CLIP)."""
     return value[: shape[0]]
 
 
 def table(method: Resizing, image: bool = False, usual: Shape | None = None) -> Fit:
-    """Published positions `(n, d)` as our table `(*grid, d)`, resized where the grid is another.
+    """Converts published positions `(n, d)` to our table `(*grid, d)`, resizing them if the grids differ.
 
-    Which grid the `n` positions have is not written in weights. It is what the source's configuration says (`native`);
-    without one, the grid of the model or the usual one, whichever has so many entries.
+    Weights do not record the grid of the `n` positions. It is taken from the source's configuration (`native`) or,
+    without one, it is the grid of the model or the usual one, whichever has `n` entries.
 
     Args:
       method: see `layers.embedding.resize_table`.
-      image: the positions are of one (square) image; a table of clips repeats them over time.
-      usual: the grid of the family's published tables, where they are of clips.
+      image: the positions are those of one (square) image; for clips they are repeated over time.
+      usual: grid of the family's published tables, if they are those of clips.
     """
 
     def fit(value: np.ndarray, shape: Shape, inflation: Inflation, native: Shape | None = None) -> np.ndarray:
-        if value.ndim == len(shape):  # a checkpoint of ours, where tables are grids already
+        if value.ndim == len(shape):  # in our own checkpoints tables already are grids
             return np.asarray(resize_table(jnp.asarray(value), shape[:-1], method))
         if not image and native is not None and prod(native[:-1]) == len(value):
-            old = native[:-1]
+            grid = native[:-1]
         else:
-            old = _grid(len(value), shape[:-1], image, usual)
-        if value.ndim != 2 or old is None:
+            grid = _grid(len(value), shape[:-1], image, usual)
+        if value.ndim != 2 or grid is None:
             return value
-        return np.asarray(resize_table(jnp.asarray(value.reshape(*old, -1)), shape[:-1], method))
+        return np.asarray(resize_table(jnp.asarray(value.reshape(*grid, -1)), shape[:-1], method))
 
     return fit
 
 
-def _grid(tokens: int, ours: Shape, image: bool, usual: Shape | None) -> Shape | None:
-    """The grid that a published table of so many tokens has, where ours is this; None where there is none.
+def _grid(tokens: int, target: Shape, image: bool, usual: Shape | None) -> Shape | None:
+    """The grid of a published table with this number of tokens, given our grid; None if no grid fits.
 
     Raises:
-      UserError: it can be read in more than one way.
+      UserError: more than one grid fits.
     """
     side = isqrt(tokens)
-    if len(ours) == 1:
+    if len(target) == 1:
         return (tokens,)
     if image:
-        return (*(1,) * (len(ours) - 2), side, side) if side**2 == tokens else None
-    if len(ours) == 2:
-        return ours if tokens == prod(ours) else (side, side) if side**2 == tokens else None
-    known = {grid for grid in (ours, usual) if grid and all(grid)}
-    read = {grid for grid in known if prod(grid) == tokens}
-    if not read:  # the same frames and another size, or the same size and other frames
+        return (*(1,) * (len(target) - 2), side, side) if side**2 == tokens else None
+    if len(target) == 2:
+        return target if tokens == prod(target) else (side, side) if side**2 == tokens else None
+    known = {grid for grid in (target, usual) if grid and all(grid)}
+    candidates = {grid for grid in known if prod(grid) == tokens}
+    if not candidates:  # the same number of frames at another size, or the same size with another number of frames
         sides = {frames: isqrt(tokens // frames) for frames, _, _ in known}
-        read = {(frames, side, side) for frames, side in sides.items() if frames * side**2 == tokens}
-        read |= {(tokens // (h * w), h, w) for _, h, w in known if tokens % (h * w) == 0}
-    if len(read) > 1:
-        grids = " or ".join("x".join(map(str, grid)) for grid in sorted(read))
+        candidates = {(frames, side, side) for frames, side in sides.items() if frames * side**2 == tokens}
+        candidates |= {(tokens // (h * w), h, w) for _, h, w in known if tokens % (h * w) == 0}
+    if len(candidates) > 1:
+        grids = " or ".join("x".join(map(str, grid)) for grid in sorted(candidates))
         raise UserError(
             f"a table of {tokens} positions may be one of {grids}: load it with the num_frames and image_size that the "
             "weights were trained with, the model resizes it for other clips"
         )
-    return next(iter(read), None)
+    return next(iter(candidates), None)

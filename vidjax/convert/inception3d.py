@@ -1,8 +1,8 @@
-"""I3D's, S3D's and S3D-G's published weights.
+"""Layouts of I3D, S3D and S3D-G.
 
-I3D: DeepMind's TensorFlow checkpoints as `{variable name: array}`, and the PyTorch port in wide use. S3D:
-torchvision's, kylemin/S3D's port, and CoCLR's backbone, which needs a model of `epsilon=1e-5, norm_momentum=0.9`.
-S3D-G: the same backbone with gates ("s3dg" there); the files released there have none.
+I3D: DeepMind's TensorFlow checkpoints as `{variable name: array}`, and the widely used PyTorch port. S3D: torchvision,
+the port kylemin/S3D, and CoCLR's backbone, which needs a model with `epsilon=1e-5, norm_momentum=0.9`. S3D-G: CoCLR's
+backbone with gates ("s3dg" in its code); CoCLR's released files have no gates.
 """
 
 import re
@@ -16,45 +16,45 @@ from vidjax.convert.files import Weights
 from vidjax.convert.rules import Layout, Rule, Transform, batch_norm, dense, kernel, same, strip
 from vidjax.models.inception3d import INCEPTION_V1, Inception3D
 
-Convolution = Callable[[str, str], tuple[Rule, ...]]  # rules of one, from its published name and its path in ours
+Convolution = Callable[[str, str], tuple[Rule, ...]]  # from the published name and our path to the rules
 
 STEM = ("conv_1a", "conv_2b", "conv_2c")
 PARTS = ("branch0", "branch1_reduce", "branch1", "branch2_reduce", "branch2", "branch3")
-PUBLISHED = {"epsilon": 1e-3}  # of batch norms, everywhere but in CoCLR
+PUBLISHED = {"epsilon": 1e-3}  # of batch norms in all layouts except CoCLR's
 BRANCHES = ("branch0.0", "branch1.0", "branch1.1", "branch2.0", "branch2.1", "branch3.1")  # kylemin/S3D and CoCLR
 
 
 def network(
     pointwise: Convolution, cube: Convolution, stem: Sequence[str], modules: Sequence[str], parts: Sequence[str]
 ) -> tuple[Rule, ...]:
-    """Rules of all but the head and the gates.
+    """Rules of the network except the head and the gates.
 
     Args:
-      pointwise: of a convolution of 1x1x1.
-      cube: of one of 3x3x3 or 7x7x7.
+      pointwise: makes the rules of a 1x1x1 convolution.
+      cube: makes the rules of a 3x3x3 or 7x7x7 convolution.
       stem: published names of conv_1a, conv_2b and conv_2c.
-      modules: published names of mixed_3b to mixed_5c, with what stands between them and those of their parts.
+      modules: published prefixes of mixed_3b to mixed_5c, including the separator.
       parts: published names in a module, in the order of `PARTS`.
     """
     pairs = list(zip(stem, STEM, strict=True))
-    for source, name in zip(modules, INCEPTION_V1, strict=True):
-        pairs += [(f"{source}{part}", f"mixed_{name}/{ours}") for part, ours in zip(parts, PARTS, strict=True)]
-    whole = ("conv_1a", "conv_2c", "branch1", "branch2")
-    return tuple(rule for source, path in pairs for rule in (cube if path.endswith(whole) else pointwise)(source, path))
+    for prefix, name in zip(modules, INCEPTION_V1, strict=True):
+        pairs += [(f"{prefix}{source}", f"mixed_{name}/{part}") for source, part in zip(parts, PARTS, strict=True)]
+    cubes = ("conv_1a", "conv_2c", "branch1", "branch2")
+    return tuple(rule for source, path in pairs for rule in (cube if path.endswith(cubes) else pointwise)(source, path))
 
 
 def mixed(source: str) -> list[str]:
-    """Names of the modules where they end as the paper's do."""
+    """Published prefixes of the modules, for layouts that use the paper's names (3b to 5c)."""
     return [source.format(name) for name in INCEPTION_V1]
 
 
 def unit(conv: str, norm: str, target: str) -> tuple[Rule, ...]:
-    """A convolution without bias and its batch norm, in PyTorch."""
+    """A PyTorch convolution without bias and its batch norm."""
     return Rule(f"{conv}.weight", f"{target}/conv/kernel", kernel), *batch_norm(norm, f"{target}/norm")
 
 
 def head(weight: str, bias: str, transform: Transform = kernel) -> tuple[Rule, ...]:
-    """The classifier, published as a convolution of 1x1x1."""
+    """The classifier, published as a 1x1x1 convolution."""
     matrix = Transform(
         lambda value: transform(value)[0, 0, 0], lambda value: transform.inverse(value[None, None, None])
     )
@@ -65,23 +65,23 @@ def head(weight: str, bias: str, transform: Transform = kernel) -> tuple[Rule, .
 
 
 def torchvision_unit(source: str, target: str) -> tuple[Rule, ...]:
-    """Convolution and norm in a sequence."""
+    """torchvision: convolution and norm in a `Sequential`."""
     return unit(f"{source}.0", f"{source}.1", target)
 
 
 def torchvision_separable(source: str, target: str) -> tuple[Rule, ...]:
-    """Two of them."""
+    """torchvision: a spatial and a temporal convolution, each with its norm."""
     spatial, temporal = f"{target}/spatial", f"{target}/temporal"
     return *torchvision_unit(f"{source}.0", spatial), *torchvision_unit(f"{source}.1", temporal)
 
 
 def basic(source: str, target: str) -> tuple[Rule, ...]:
-    """kylemin/S3D and CoCLR."""
+    """kylemin/S3D and CoCLR: a convolution and its norm."""
     return unit(f"{source}.conv", f"{source}.bn", target)
 
 
 def separable(first: str, second: str) -> Convolution:
-    """kylemin/S3D ("_s", "_t") and CoCLR ("1", "2")."""
+    """kylemin/S3D (suffixes "_s", "_t") and CoCLR ("1", "2"): a spatial and a temporal convolution with their norms."""
 
     def rules(source: str, target: str) -> tuple[Rule, ...]:
         pairs = ((first, "spatial"), (second, "temporal"))
@@ -92,14 +92,14 @@ def separable(first: str, second: str) -> Convolution:
 
 
 def sequence(name: str) -> list[str]:
-    """Names of the modules by their place in the sequence, which pools have places in as well."""
-    return [f"{name}.{place}." for place in (5, 6, 8, 9, 10, 11, 12, 14, 15)]
+    """Published prefixes of the modules, by their index in a `Sequential` that also contains pooling layers."""
+    return [f"{name}.{index}." for index in (5, 6, 8, 9, 10, 11, 12, 14, 15)]
 
 
 def coclr_backbone(weights: Weights) -> Weights:
-    """The backbone alone, of a pre-training's query encoder or of a classifier; every entry stands there twice.
+    """Only the backbone of the pre-trained query encoder or of a classifier, without the second copy of each entry.
 
-    CoCLR's classifier takes the plain mean of the feature map, which is not what stands before our head.
+    The head is omitted: CoCLR's classifier averages the whole feature map, our head does not.
     """
     weights = strip(weights, "module.")
     for prefix in ("encoder_q.0.", "backbone."):
@@ -112,7 +112,7 @@ TORCHVISION = Layout(
     name="torchvision's s3d",
     key="torchvision",
     fixed=PUBLISHED,
-    sign="features.0.0.0.weight",
+    marker="features.0.0.0.weight",
     prepare=lambda weights: strip(weights, "module."),
     rules=(
         *network(
@@ -127,7 +127,7 @@ KYLEMIN = Layout(
     name="kylemin/S3D",
     key="kylemin",
     fixed=PUBLISHED,
-    sign="base.0.conv_s.weight",
+    marker="base.0.conv_s.weight",
     prepare=lambda weights: strip(weights, "module."),
     rules=(
         *network(basic, separable("_s", "_t"), ("base.0", "base.2", "base.3"), sequence("base"), BRANCHES),
@@ -137,8 +137,8 @@ KYLEMIN = Layout(
 COCLR = Layout(
     name="TengdaHan/CoCLR",
     key="coclr",
-    restore=None,  # every entry stands twice in its files, and its classifier computes otherwise
-    sign="Conv_1a.conv1.weight",
+    restore=None,  # its files contain every entry twice, and its classifier pools differently
+    marker="Conv_1a.conv1.weight",
     prepare=coclr_backbone,
     rules=(
         *network(basic, separable("1", "2"), ("Conv_1a", "Conv_2b", "Conv_2c"), mixed("Mixed_{}."), BRANCHES),
@@ -157,12 +157,12 @@ COCLR_GATED = replace(COCLR, name="TengdaHan/CoCLR with gates")
 
 
 def port_unit(source: str, target: str) -> tuple[Rule, ...]:
-    """piergiaj/pytorch-i3d."""
+    """piergiaj/pytorch-i3d: a convolution and its norm."""
     return unit(f"{source}.conv3d", f"{source}.bn", target)
 
 
 def port_without_ones(weights: Weights) -> Weights:
-    """The port's batch norms have scales; all one where they come from DeepMind's weights, which have none."""
+    """Removes the scales of the port's batch norms if all are 1, as in DeepMind's weights, which have no scales."""
     weights = strip(weights, "module.")
     scales = [name for name in weights if name.endswith(".bn.weight")]
     ones = all((weights[name] == 1).all() for name in scales)
@@ -170,7 +170,7 @@ def port_without_ones(weights: Weights) -> Weights:
 
 
 def port_with_ones(weights: Weights) -> Weights:
-    """The inverse: the port's batch norms have scales, those of a model without are one."""
+    """The inverse of `port_without_ones`: adds scales of 1 for a model without scales."""
     scales = {
         name.removesuffix("bias") + "weight": np.ones_like(value)
         for name, value in weights.items()
@@ -180,7 +180,7 @@ def port_with_ones(weights: Weights) -> Weights:
 
 
 def tensorflow_unit(source: str, target: str) -> tuple[Rule, ...]:
-    """DeepMind's variables: kernels stand as ours do."""
+    """DeepMind: a convolution, whose kernel has the same axes as ours, and its norm."""
     return (
         Rule(f"{source}/conv_3d/w", f"{target}/conv/kernel"),
         Rule(f"{source}/batch_norm/gamma", f"{target}/norm/scale"),
@@ -194,7 +194,7 @@ MISNAMED, MEANT = "Mixed_5b/Branch_2/Conv3d_0a_3x3/", "Mixed_5b/Branch_2/Conv3d_
 
 
 def tensorflow_variables(weights: Weights) -> Weights:
-    """Without scopes and optimizer's slots; vectors as vectors; the one convolution that is misnamed renamed."""
+    """Removes scopes and optimiser slots, flattens vectors, and corrects the name of one convolution."""
     weights = {name.removesuffix(":0"): value for name, value in weights.items()}
     weights = {name: value for name, value in weights.items() if not re.search(r"/Momentum(_\d+)?$", name)}
     weights = strip(weights, "RGB/", "Flow/", "inception_i3d/")
@@ -205,7 +205,7 @@ def tensorflow_variables(weights: Weights) -> Weights:
 
 
 def tensorflow_names(weights: Weights, scope: str) -> Weights:
-    """The inverse, in a scope: norms' vectors have axes of one entry before, as Sonnet's."""
+    """The inverse of `tensorflow_variables`, in a scope; norm vectors get leading axes of size 1, as in Sonnet."""
     return {
         f"{scope}/inception_i3d/" + name.replace(MEANT, MISNAMED): value.reshape(1, 1, 1, 1, -1)
         if "/batch_norm/" in name
@@ -233,7 +233,7 @@ PYTORCH = Layout(
     name="piergiaj/pytorch-i3d",
     key="pytorch_i3d",
     fixed=PUBLISHED,
-    sign="Conv3d_1a_7x7.conv3d.weight",
+    marker="Conv3d_1a_7x7.conv3d.weight",
     rules=PORT,
     prepare=port_without_ones,
     restore=port_with_ones,
@@ -242,26 +242,26 @@ DEEPMIND = Layout(
     name="kinetics-i3d",
     key="kinetics_i3d",
     fixed=PUBLISHED,
-    sign="Conv3d_1a_7x7/conv_3d/w",
+    marker="Conv3d_1a_7x7/conv_3d/w",
     rules=TENSORFLOW,
     prepare=tensorflow_variables,
     restore=partial(tensorflow_names, scope="RGB"),
     format="safetensors",
 )
 PORTS = (PYTORCH, DEEPMIND)
-# A model with scales takes weights without, which are one; one without scales refuses weights that have them.
+# A model with scales also loads weights without them; a model without scales rejects weights that have them.
 SCALES = ("head/", *(rule.target for rule in PORT if rule.target.endswith("/scale")))
 PORT_SCALE, DEEPMIND_SCALE = "Conv3d_1a_7x7.bn.weight", "Conv3d_1a_7x7/batch_norm/gamma"
 PORTS_WITH_SCALES = (
-    replace(PYTORCH, name="piergiaj/pytorch-i3d with scales", sign=PORT_SCALE),
-    replace(PYTORCH, optional=SCALES, other=lambda entries, prepared: PORT_SCALE in prepared),
-    replace(DEEPMIND, name="kinetics-i3d with scales", sign=DEEPMIND_SCALE),
-    replace(DEEPMIND, optional=SCALES, other=lambda entries, prepared: DEEPMIND_SCALE in prepared),
+    replace(PYTORCH, name="piergiaj/pytorch-i3d with scales", marker=PORT_SCALE),
+    replace(PYTORCH, optional=SCALES, excludes=lambda entries, prepared: PORT_SCALE in prepared),
+    replace(DEEPMIND, name="kinetics-i3d with scales", marker=DEEPMIND_SCALE),
+    replace(DEEPMIND, optional=SCALES, excludes=lambda entries, prepared: DEEPMIND_SCALE in prepared),
 )
 
 
 def layouts(model: Inception3D) -> tuple[Layout, ...]:
-    """What the model's weights may be in. Every published S3D has scales."""
+    """The layouts of the model's weights. All published S3Ds have scales."""
     if not model.separable:
         ports = () if model.gating else (PORTS_WITH_SCALES if model.norm_scale else PORTS)
         flow = partial(tensorflow_names, scope="Flow")

@@ -1,9 +1,9 @@
-"""NumPy's scalars and arrays in PyTorch's files, made again without NumPy's own functions for it.
+"""Safe substitutes for the NumPy functions that rebuild scalars and arrays in PyTorch files.
 
-Training scripts put their best accuracy beside the weights, often as a NumPy scalar, and the state of NumPy's random
-numbers, both of which `torch.load(weights_only=True)` refuses. Each name by which a pickle calls NumPy stands here for
-something inert, which describes a type or an array. Nothing of what the file says is called, and types are those of
-plain values: never of objects.
+Training scripts store their best accuracy next to the weights, often as a NumPy scalar, and NumPy's random state.
+`torch.load(weights_only=True)` rejects both. Here every NumPy name that a pickle refers to is replaced by an inert
+function or class that describes a dtype or an array. No function named in the file is called, and only dtypes of plain
+values are accepted, never objects.
 """
 
 import re
@@ -13,11 +13,11 @@ import numpy as np
 
 from vidjax.errors import UserError
 
-PLAIN = re.compile(r"[biufcSU]\d+|[mM]8")  # codes of types: truth values, numbers, text, and times
+PLAIN = re.compile(r"[biufcSU]\d+|[mM]8")  # dtype codes of booleans, numbers, text and times
 
 
 class DType:
-    """Stands for `numpy.dtype`."""
+    """Substitute for `numpy.dtype`."""
 
     def __init__(self, code: Any = None, *rest: Any) -> None:
         self.code, self.order = code, "|"
@@ -26,27 +26,27 @@ class DType:
         self.order = state[1]
 
     def read(self, data: Any, shape: Any, fortran: Any = False) -> np.ndarray:
-        """The array of these bytes.
+        """The array with these bytes and this shape.
 
         Raises:
-          UserError: the type is none of plain values, or the bytes are no array of this shape.
+          UserError: the dtype is not one of plain values, or the shape is invalid.
         """
         code, order = str(self.code), str(self.order)
         if not PLAIN.fullmatch(code) or order not in ("<", ">", "|", "="):
-            raise UserError(f"it holds an array of NumPy's type '{code}', which must be one of plain values")
-        code = "i8" if code[0] in "mM" else code  # times without their unit are numbers
+            raise UserError(f"it contains an array of NumPy's type '{code}', which must be one of plain values")
+        code = "i8" if code[0] in "mM" else code  # times are read as numbers, without their unit
         if min(shape, default=0) < 0:
-            raise UserError(f"it holds an array of shape {shape}, which must be one of sizes")
+            raise UserError(f"it contains an array of shape {shape}, which must not be negative")
         return np.ndarray(shape, order + code, data, order="F" if fortran else "C")
 
 
 def scalar(dtype: DType, data: Any) -> np.generic:
-    """Stands for `numpy.core.multiarray.scalar`."""
+    """Substitute for `numpy.core.multiarray.scalar`."""
     return dtype.read(data, ())[()]
 
 
 class Array:
-    """Stands for `numpy.ndarray`."""
+    """Substitute for `numpy.ndarray`."""
 
     value: np.ndarray | None = None
 
@@ -56,23 +56,23 @@ class Array:
 
 
 def reconstruct(*_: Any) -> Array:
-    """Stands for `numpy.core.multiarray._reconstruct`."""
+    """Substitute for `numpy.core.multiarray._reconstruct`."""
     return Array()
 
 
 def nothing() -> bytes:
-    """Stands for `bytes`, which an array without values is pickled by."""
+    """Substitute for `bytes`, which pickles of empty arrays refer to."""
     return b""
 
 
-STANDING_IN = (
+SUBSTITUTES = (
     (nothing, "builtins.bytes"),
     (DType, "numpy.dtype"),
     (Array, "numpy.ndarray"),
-    *((DType, f"numpy.{kind.__name__}") for kind in {*np.sctypeDict.values()}),  # types themselves, such as float32
+    *((DType, f"numpy.{kind.__name__}") for kind in {*np.sctypeDict.values()}),  # scalar types, such as float32
     *(
         pair
-        for core in ("numpy.core", "numpy._core")  # before NumPy 2, and since
+        for core in ("numpy.core", "numpy._core")  # before and since NumPy 2
         for pair in ((scalar, f"{core}.multiarray.scalar"), (reconstruct, f"{core}.multiarray._reconstruct"))
     ),
 )

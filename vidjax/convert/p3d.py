@@ -1,4 +1,4 @@
-"""Weights of P3D as qijiezhao/pseudo-3d-pytorch names them; the kernels of its last group are 2-D."""
+"""Layout of P3D: qijiezhao/pseudo-3d-pytorch, in which the kernels of the last group are 2-D."""
 
 from vidjax.convert.fits import inflate
 from vidjax.convert.rules import (
@@ -13,20 +13,20 @@ from vidjax.convert.rules import (
 )
 from vidjax.models.p3d import P3D
 
-PARTS = (  # ours, their convolution and their norm
+PARTS = (  # our name of a unit, published names of its convolution and its norm
     ("reduce", "conv1", "bn1"),
     ("spatial", "conv2", "bn2"),
     ("temporal", "conv3", "bn3"),
     ("expand", "conv4", "bn4"),
     ("shortcut", "downsample.0", "downsample.1"),
 )
-PARTS_2D = (PARTS[0], ("spatial", "conv_normal", "bn_normal"), *PARTS[3:])  # of the last group
+PARTS_2D = (PARTS[0], ("spatial", "conv_normal", "bn_normal"), *PARTS[3:])  # in the last group
 
 
 PORT = Layout(
     name="pseudo-3d-pytorch",
     key="pseudo_3d_pytorch",
-    sign="conv1_custom.weight",
+    marker="conv1_custom.weight",
     prepare=counted_from_zero,
     restore=counted_from_one,
     rules=(
@@ -35,15 +35,15 @@ PORT = Layout(
         *(
             rule
             for group in range(4)
-            for ours, conv, norm in (PARTS if group < 3 else PARTS_2D)
+            for part, conv, norm in (PARTS if group < 3 else PARTS_2D)
             for rule in (
                 Rule(
                     f"layer{group}.{{i}}.{conv}.weight",
-                    f"group_{group}_{{i}}/{ours}/kernel",
+                    f"group_{group}_{{i}}/{part}/kernel",
                     kernel if group < 3 else image_kernel,
                     None if group < 3 else inflate,
                 ),
-                *batch_norm(f"layer{group}.{{i}}.{norm}", f"group_{group}_{{i}}/{ours}_norm"),
+                *batch_norm(f"layer{group}.{{i}}.{norm}", f"group_{group}_{{i}}/{part}_norm"),
             )
         ),
         *dense("fc", "head"),

@@ -1,8 +1,8 @@
-"""The checkpoints that were published for the families here, by name: a literal row each.
+"""Published checkpoints of our families, by name: one row each.
 
-None of these files was downloaded where this table was written. Names, addresses and numbers are those of the
-publishers' own model zoos, read in their repositories (`facts` names the page); what could not be read there is left
-out. Accuracy is top-1 and top-5 in per cent, views are clips x crops of a test video.
+The files were not downloaded when this table was written. Names, addresses and numbers are taken from the publishers'
+model zoos (`facts` names the page); values not given there are omitted. Accuracy is top-1 and top-5 in per cent, views
+are clips x crops of a test video.
 """
 
 import fnmatch
@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
-# Hosts that hand a file out on a page alone: what lies there is fetched by hand.
+# Hosts whose files can only be downloaded manually, from a web page.
 PAGES = ("drive.google.com", "pan.baidu.com", "pjlab-my.sharepoint.cn")
 
 
@@ -22,19 +22,19 @@ class Published:
     """A published checkpoint.
 
     Attributes:
-      name: what `load_pretrained` takes.
-      model: the row of `list_models` that the weights are of, but for `fields`.
-      source: an id of Hugging Face's, or the address of a file (or of the page where it is fetched by hand).
-      layout: how the weights are named, as `load_pretrained(layout=...)` calls it.
-      licence: of the weights, or of the repository where nothing is said of them.
-      classes: where the names of the classes stand, in the order of the logits; empty where no page says so.
-      data: what the head was trained on, or the encoder where there is none.
-      facts: the page that name, address and numbers are from.
-      top1, top5: on `data`, in per cent.
-      views: of the test that gave them, clips x crops.
-      stride: frames of the video for one frame of the clip, where it is not the model's.
-      fields: of the model, where they are not those of its row.
-      sha256: the hash of the file, or its beginning, where it is published.
+      name: argument of `load_pretrained`.
+      model: name of the model (see `list_models`), to which `fields` apply.
+      source: a Hugging Face id, or the address of a file (or of the page where it can be downloaded manually).
+      layout: value of `load_pretrained(layout=...)`.
+      licence: licence of the weights, or of the repository if none is given for the weights.
+      classes: where the class names are listed, in the order of the logits; empty if unknown.
+      data: dataset on which the head was trained, or the encoder if there is no head.
+      facts: the page from which name, address and numbers are taken.
+      top1, top5: accuracy on `data`, in per cent.
+      views: views of that evaluation, clips x crops.
+      stride: frames of the video per frame of the clip, if it differs from the model's.
+      fields: fields of the model that differ from those of its row.
+      sha256: the file's hash or its first digits, if published.
     """
 
     name: str
@@ -54,17 +54,17 @@ class Published:
 
     @property
     def is_hub(self) -> bool:
-        """Whether the source is an id of Hugging Face's, whose directory says what model it is."""
+        """Whether the source is a Hugging Face id, whose directory describes the model."""
         return "://" not in self.source
 
     @property
     def is_page(self) -> bool:
-        """Whether the file must be fetched by hand."""
+        """Whether the file must be downloaded manually."""
         return urlsplit(self.source).hostname in PAGES
 
     @property
     def accuracy(self) -> str:
-        """As a `Card` says it."""
+        """The accuracy in the format of `Card.accuracy`."""
         views = f", {self.views} views" if self.views else ""
         return f"{self.data} {self.top1}{views}" if self.top1 else ""
 
@@ -101,12 +101,12 @@ viclip = partial(
 
 
 def file(folder: str, stem: str, end: str) -> str:
-    """The address of a file of mmaction2's, in a folder of its own name."""
+    """The address of an mmaction2 file, which is in a folder of the same name."""
     return f"{folder}/{stem}/{stem}{end}.pth"
 
 
 def uniformer(name: str, model: str, file: str, data: str, top1: float, views: str, stride: int | None = None):
-    """Sense-X's, on Google Drive."""
+    """A row of Sense-X's UniFormers, which are on Google Drive."""
     return Published(
         name, model, f"{DRIVE}/{file}/view", "original", APACHE, data=data,
         facts="Sense-X/UniFormer video_classification/README.md", top1=top1, views=views, stride=stride,
@@ -131,8 +131,8 @@ FRAMES = MappingProxyType({n: {"num_frames": n, "head_context": n} for n in (16,
 
 # fmt: off
 _ROWS = (
-    # VideoMAE. The directories' weights are those of the zoo as it stood when they were made (79.4, 80.9, 84.7, 69.6
-    # and 70.6, which their model cards repeat); the zoo has since tested the same recipes at up to 0.6 more.
+    # VideoMAE. The directories have the weights of the zoo at the time they were created (79.4, 80.9, 84.7, 69.6 and
+    # 70.6, as in their model cards); the zoo now reports up to 0.6 more for the same recipes.
     videomae("videomae_small_k400", "videomae_small", "MCG-NJU/videomae-small-finetuned-kinetics", data="K400",
         top1=79.0, top5=93.8, views="5x3"),
     videomae("videomae_base_k400", "videomae_base", "MCG-NJU/videomae-base-finetuned-kinetics", data="K400", top1=80.9,
@@ -160,7 +160,7 @@ _ROWS = (
         data="SSv2"),
     Published("videomae_base_pretrain_ucf101", "videomae_base_pretrain",
         f"{DRIVE}/1BHev4meNgKM0o_8DMRbuzAsKSP3IpQ3o/view", "original", CC_BY_NC, data="UCF101", facts=ZOO),
-    # TimeSformer: Hugging Face's directories where there are any, otherwise the original's files.
+    # TimeSformer: Hugging Face directories if available, otherwise the original files.
     timesformer("timesformer_base_k400", "timesformer_base_divided", "facebook/timesformer-base-finetuned-k400",
         "transformers", classes=CONFIG, data="K400", top1=77.9, top5=93.2),
     timesformer("timesformer_base_k600", "timesformer_base_divided", "facebook/timesformer-base-finetuned-k600",
@@ -214,11 +214,11 @@ _ROWS = (
         f"{SCENIC}/kinetics_400/vivit_large_16x2_fe/checkpoint", data="K400", top1=80.3),
     scenic("vivit_large_fe_k600", "vivit_large_16x2_factorized_encoder_24",
         f"{SCENIC}/kinetics_600/vivit_large_16x2_fe/checkpoint", data="K600", top1=81.6),
-    # 300 nouns, then 97 verbs; the accuracy is that of both
+    # 300 nouns, then 97 verbs; the accuracy is that of actions, noun and verb together
     scenic("vivit_large_fe_epic_kitchens", "vivit_large_16x2_factorized_encoder",
         f"{SCENIC}/epic_kitchens/vivit_large_16x2_fe/checkpoint", data="Epic Kitchens", top1=43.6, views="4x1",
         stride=1),
-    # UniFormer. mmaction2's heads are in the order of its own label map.
+    # UniFormer. The heads of mmaction2 follow the order of its own label map.
     uniformer("uniformer_small_8x8_k400", "uniformer_small_8", "1-kitVTkWErHXI_x-sLItvK9-sOmb53j6", "K400", 78.4, "4x1",
         stride=8),
     uniformer("uniformer_small_16x4_k400", "uniformer_small_16", "1-jGZIIuTM5IYIpqkNTojhGhfMc7Gu9Kt", "K400", 80.8,
@@ -288,7 +288,7 @@ _ROWS = (
     mmaction2("uniformer_base_32x4_k400_mmaction2", "uniformer_base_32",
         f"{MM_UNIFORMER}/uniformer-base_imagenet1k-pre_32x4x1_kinetics400-rgb_20221219-b776322c.pth", data="K400",
         top1=83.1, top5=95.3, views="4x1"),
-    # R3D, MC3, R(2+1)D, S3D; torchvision names its files by the beginning of their hash
+    # R3D, MC3, R(2+1)D, S3D; torchvision's file names end in the first digits of their hash
     torchvision("r3d_18_k400", "r3d_18", f"{PYTORCH}/r3d_18-b3b3357e.pth", top1=63.2, top5=83.479, views="5x1",
         sha256="b3b3357e"),
     torchvision("mc3_18_k400", "mc3_18", f"{PYTORCH}/mc3_18-a90a0ba3.pth", top1=63.96, top5=84.13, views="5x1",
@@ -320,18 +320,18 @@ _ROWS = (
     mmaction2("r2plus1d_34_32x2_k400_mmaction2", "r2plus1d_34_mmaction2",
         file(MM_R2PLUS1D, "r2plus1d_r34_32x2x1_180e_kinetics400_rgb", "_20200618-63462eb3"), data="K400", top1=74.6,
         top5=91.59, stride=2, fields={"num_frames": 32}),
-    # C3D. The weights of P3D are no longer handed out.
+    # C3D. The weights of P3D are no longer available.
     mmaction2("c3d_ucf101_mmaction2", "c3d",
         file(f"{MM}/recognition/c3d", "c3d_sports1m_16x1x1_45e_ucf101_rgb", "_20201021-26655025"), data="UCF101",
         top1=82.92, top5=96.11, views="10x1"),
     mmaction2("c3d_sports1m_mmaction2", "c3d", f"{MM}/recognition/c3d/c3d_sports1m_pretrain_20201016-dcc47ddc.pth",
         data="Sports-1M", sha256="dcc47ddc"),
-    # I3D: the PyTorch port of DeepMind's weights, whose accuracy is on the test set; and weights fine-tuned from them.
+    # I3D: the PyTorch port of DeepMind's weights, with accuracy on the test set, and weights fine-tuned from them.
     i3d("i3d_rgb_k400", "i3d_rgb", f"{I3D_PORT}/rgb_imagenet.pt", data="K400", top1=71.1, top5=89.3),
     i3d("i3d_flow_k400", "i3d_flow", f"{I3D_PORT}/flow_imagenet.pt", data="K400", top1=63.4, top5=84.9),
     i3d("i3d_rgb_charades", "i3d_rgb", f"{I3D_PORT}/rgb_charades.pt", data="Charades", fields={"norm_scale": True}),
     i3d("i3d_flow_charades", "i3d_flow", f"{I3D_PORT}/flow_charades.pt", data="Charades", fields={"norm_scale": True}),
-    # CLIP, ActionCLIP, ViCLIP: classes are texts
+    # CLIP, ActionCLIP, ViCLIP: classes are given as texts
     clip("clip_base_32", "clip_base_32", "openai/clip-vit-base-patch32"),
     clip("clip_base_16", "clip_base_16", "openai/clip-vit-base-patch16"),
     clip("clip_large_14", "clip_large_14", "openai/clip-vit-large-patch14"),
@@ -382,8 +382,8 @@ ROWS = MappingProxyType({row.name: row for row in _ROWS})
 
 
 def list_pretrained(pattern: str = "*") -> list[str]:
-    """Names of published checkpoints that `load_pretrained` takes, those that match a pattern such as `*k400*`, sorted.
+    """Sorted names of the published checkpoints for `load_pretrained` that match a pattern such as `*k400*`.
 
-    `vidjax.convert.published.ROWS[name]` says what is known of one.
+    `vidjax.convert.published.ROWS[name]` has the details of a checkpoint.
     """
     return sorted(fnmatch.filter(ROWS, pattern))

@@ -1,10 +1,11 @@
-"""Weights of R(2+1)D's family: torchvision's, VMZ's, mmaction2's, and a 2-D ResNet's to start from.
+"""Layouts of the R(2+1)D family: torchvision, VMZ, mmaction2, and 2-D ResNets for initialisation.
 
-The dialects are told apart by their names, and a network of the wrong planes by their shapes: torchvision's R(2+1)D is
-`midplanes="per_block"`. VMZ's (facebookresearch/VMZ, moabitcoin/ig65m-pytorch) has torchvision's names, the paper's
-planes and `epsilon=1e-3`, which no name and no shape tells: as in `r2plus1d_34`. mmaction2's has factorised shortcuts.
-torchvision's other stems are 3-D. A (2+1)-D convolution has no counterpart in a 2-D network, whose max pool is
-`stem_pool=True` here; nor has the first convolution of folded frames, which is published nowhere.
+Layouts are recognised by their names, and a network with other numbers of channels is rejected by its shapes:
+torchvision's R(2+1)D needs `midplanes="per_block"`. VMZ (facebookresearch/VMZ, moabitcoin/ig65m-pytorch) has
+torchvision's names, the paper's channels and `epsilon=1e-3`, which the weights do not record, as in `r2plus1d_34`.
+mmaction2 has factorised shortcuts. torchvision's other models have 3-D stems. A (2+1)-D convolution cannot be
+initialised from a 2-D network, whose max pool is `stem_pool=True` here; nor can the first convolution of folded frames,
+of which no weights are published.
 """
 
 from dataclasses import replace
@@ -15,7 +16,7 @@ from vidjax.models.resnet3d import ResNet3D
 
 
 def single(source: str, target: str) -> tuple[Rule, ...]:
-    """A convolution without bias."""
+    """The rule of a convolution without bias."""
     return (Rule(f"{source}.weight", f"{target}/kernel", kernel, inflate),)
 
 
@@ -42,7 +43,7 @@ FACTORIZED = Layout(
     name="torchvision's R(2+1)D",
     key="torchvision",
     fixed={"epsilon": 1e-5, "inner_epsilon": None, "stem_pool": False, "fold_frames": False},
-    sign="stem.3.weight",
+    marker="stem.3.weight",
     prepare=counted_from_zero,
     restore=counted_from_one,
     rules=(
@@ -58,7 +59,7 @@ TORCHVISION = Layout(
     name="torchvision",
     key="torchvision",
     fixed=FACTORIZED.fixed,
-    sign="stem.0.weight",
+    marker="stem.0.weight",
     prepare=counted_from_zero,
     restore=counted_from_one,
     rules=(*single("stem.0", "stem/full"), *batch_norm("stem.1", "stem_norm"), *TORCHVISION_BLOCKS),
@@ -83,7 +84,7 @@ MMACTION2 = Layout(
     key="mmaction2",
     fixed={"epsilon": 1e-3, "inner_epsilon": 1e-5, "stem_pool": True, "fold_frames": False},
     wrap=lambda content: {"state_dict": content},
-    sign="conv1.conv.conv_s.weight",
+    marker="conv1.conv.conv_s.weight",
     prepare=lambda weights: counted_from_zero(weights, "backbone."),
     restore=lambda weights: prefix(counted_from_one(weights), "backbone.", "cls_head."),
     rules=(
@@ -98,9 +99,9 @@ MMACTION2 = Layout(
 IMAGE = Layout(
     name="torchvision's 2-D ResNet",
     key="torchvision_image",
-    sign="conv1.weight",
+    marker="conv1.weight",
     prepare=counted_from_zero,
-    restore=None,  # where training starts: the head is another, and kernels may be inflated
+    restore=None,  # only for initialisation: the head is not loaded, and kernels may be inflated
     rules=(
         *single("conv1", "stem/full"),
         *batch_norm("bn1", "stem_norm"),
@@ -119,7 +120,7 @@ IMAGE = Layout(
 
 
 def layouts(model: ResNet3D) -> tuple[Layout, ...]:
-    """What the model's weights may be in."""
+    """The layouts of the model's weights."""
     if model.groups[0] == "2plus1d":
         if model.factorized_shortcut:
             return (MMACTION2,)

@@ -1,4 +1,4 @@
-"""BERT's weights from Hugging Face's directories, with or without the heads of its pre-training, which are left out."""
+"""Layout of BERT in Hugging Face directories; the heads of its pre-training are ignored."""
 
 from vidjax.convert.blocks import PARTS, block, separate_attention
 from vidjax.convert.files import Weights
@@ -8,7 +8,7 @@ from vidjax.models.text import Bert
 
 
 def post_norm_block(source: str, target: str) -> tuple[Rule, ...]:
-    """A post-norm block."""
+    """A post-norm block with Hugging Face's names."""
     parts = {part: f"{source}.attention.self.{part}" for part in PARTS}
     attention = separate_attention(f"{target}/attention", **parts, out=f"{source}.attention.output.dense")
     names = ("attention.output.LayerNorm", "output.LayerNorm", "intermediate.dense", "output.dense")
@@ -19,7 +19,7 @@ HEADS = ("pooler.", "cls.")
 
 
 def prepare(weights: Weights) -> Weights:
-    """Without heads and running numbers; norms' entries named as PyTorch's, not as TensorFlow's (older files)."""
+    """Removes heads and position indices, and renames TensorFlow's names of norm parameters in older files."""
     renamed = {
         name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias"): value
         for name, value in strip(weights, "bert.").items()
@@ -34,8 +34,8 @@ def prepare(weights: Weights) -> Weights:
 HUGGING_FACE = Layout(
     name="Hugging Face's BERT",
     key="transformers",
-    restore=None,  # the projection has no place in it
-    sign="embeddings.word_embeddings.weight",
+    restore=None,  # the layout has no entry for the projection
+    marker="embeddings.word_embeddings.weight",
     prepare=prepare,
     rules=(
         Rule("embeddings.word_embeddings.weight", "token_embedding/embedding"),
@@ -50,7 +50,7 @@ HUGGING_FACE = Layout(
 
 LAYOUTS = {Bert: (HUGGING_FACE,)}
 
-FEATURES = 512  # of the projection, which no published BERT has
+FEATURES = 512  # features of the projection, which published BERTs do not have
 
 
 def from_config(config: dict) -> Bert:

@@ -1,7 +1,7 @@
-"""Weights of TimeSformers: the original's, Hugging Face's, mmaction2's, and an image ViT's to start from.
+"""Layouts of TimeSformer: the original, Hugging Face, mmaction2, and image ViTs for initialisation.
 
-A table of positions of another size is resized in the plane, as the original's model does at inference; its loader
-resizes the flattened table instead, which puts the positions of one row into another.
+Position tables are resized in two dimensions, as in the original model at inference; the original's loader resizes the
+flattened table instead, which moves positions into other rows.
 """
 
 from collections.abc import Callable
@@ -30,11 +30,11 @@ from vidjax.models.timesformer import TimeSformer, kinetics
 
 ATTENTION = {"divided_space_time": "divided", "joint_space_time": "joint", "space_only": "space"}
 GROUPED_FROM_IMAGE = ("time", "space", "local", "global", "width", "height")
-STRIDES = {16: 16, 96: 4}  # of Kinetics' models by their frames, 32 where not told here
+STRIDES = {16: 16, 96: 4}  # of the Kinetics models by number of frames, otherwise 32
 
 
 def embeddings(token: str, position: str, patch: str) -> tuple[Rule, ...]:
-    """Class token, table of positions and patch embedding."""
+    """Class token, position table and patch embedding."""
     return (
         Rule(token, "class_token"),
         *positions(position, "", table("nearest")),
@@ -43,26 +43,26 @@ def embeddings(token: str, position: str, patch: str) -> tuple[Rule, ...]:
 
 
 def ends(final_norm: str, head: str | None) -> tuple[Rule, ...]:
-    """The last norm, and the head where it is wanted."""
+    """The final norm and, if `head` is not None, the head."""
     return (*norm(final_norm, "norm"), *(dense(head, "head") if head else ()))
 
 
 def times(source: str) -> Rule:
-    """The table of times."""
+    """The time embedding."""
     return Rule(source, "time/table", first_axis, table("nearest"))
 
 
 def branch(norm_source: str, attention: Callable[[str], tuple[Rule, ...]], target: str) -> tuple[Rule, ...]:
-    """One grouped attention with its norm."""
+    """One attention layer of divided (grouped) attention, with its norm."""
     return (*norm(norm_source, f"{target}/norm"), *attention(f"{target}/attention"))
 
 
 def timm_blocks(groups: tuple[str, ...]) -> tuple[Rule, ...]:
-    """Blocks in timm's names, their attention where a standard block has it and in each of these groups."""
+    """Blocks with timm's names, whose attention is loaded into a standard block's and into each of these groups."""
     source, target = "blocks.{i}", "transformer/block_{i}"
 
-    def attention(at: str) -> tuple[Rule, ...]:
-        return fused_attention(f"{source}.attn", at)
+    def attention(path: str) -> tuple[Rule, ...]:
+        return fused_attention(f"{source}.attn", path)
 
     return (
         *timm_block(source, target),
@@ -70,13 +70,13 @@ def timm_blocks(groups: tuple[str, ...]) -> tuple[Rule, ...]:
     )
 
 
-def original(sign: str, groups: tuple[str, ...], name: str, head: str | None, optional: tuple[str, ...]) -> Layout:
-    """The original's names, which are timm's with attention over time beside them."""
+def original(marker: str, groups: tuple[str, ...], name: str, head: str | None, optional: tuple[str, ...]) -> Layout:
+    """The original's names: those of timm, and those of temporal attention."""
     time = "transformer/block_{i}/time"
     return Layout(
         name=name,
         key="original",
-        sign=sign,
+        marker=marker,
         prepare=without_prefix,
         restore=lambda weights: prefix(weights, "model."),
         wrap=lambda content: {"model_state": content},
@@ -84,7 +84,7 @@ def original(sign: str, groups: tuple[str, ...], name: str, head: str | None, op
             *embeddings("cls_token", "pos_embed", "patch_embed.proj"),
             times("time_embed"),
             *timm_blocks(groups),
-            *branch("blocks.{i}.temporal_norm1", lambda at: fused_attention("blocks.{i}.temporal_attn", at), time),
+            *branch("blocks.{i}.temporal_norm1", partial(fused_attention, "blocks.{i}.temporal_attn"), time),
             *dense("blocks.{i}.temporal_fc", f"{time}/projection"),
             *ends("norm", head),
         ),
@@ -93,21 +93,21 @@ def original(sign: str, groups: tuple[str, ...], name: str, head: str | None, op
 
 
 def without_prefix(weights: Weights) -> Weights:
-    """The original's files call everything `model.`; some keep a copy under a doubled name, which nothing reads."""
+    """Strips the original's prefix `model.`, and removes unused copies of entries that some of its files contain."""
     weights = fold_layer_scale(strip(weights, "module.", "model."))
     return {name: value for name, value in weights.items() if "temporal_temporal" not in name}
 
 
 def without_module(weights: Weights) -> Weights:
-    """An image ViT's entries."""
+    """Prepares the entries of an image ViT."""
     return fold_layer_scale(strip(weights, "module."))
 
 
 def of_images(entries: Weights) -> bool:
-    """Whether the entries are an image ViT's, and not those of space-only attention, whose names are the same.
+    """Whether the entries are those of an image ViT rather than of space-only attention, which has the same names.
 
-    The original's files tell themselves by the prefix `model.`; without one, the classes are those of images from
-    ImageNet's 1000 on.
+    The original's files have the prefix `model.`; otherwise, a head with 1000 classes (ImageNet) or more is taken to be
+    that of an image model.
     """
     head = strip(entries, "module.").get("head.weight", ())
     return len(head) >= 1000
@@ -118,16 +118,16 @@ def hugging_face() -> Layout:
     source, target = "encoder.layer.{i}", "transformer/block_{i}"
 
     def attention(name: str) -> Callable[[str], tuple[Rule, ...]]:
-        def rules(at: str) -> tuple[Rule, ...]:
-            fused = [r for r in fused_attention(f"{source}.{name}.attention", at) if ".qkv." in r.source]
-            return (*fused, *dense(f"{source}.{name}.output.dense", f"{at}/out"))
+        def rules(path: str) -> tuple[Rule, ...]:
+            fused = [r for r in fused_attention(f"{source}.{name}.attention", path) if ".qkv." in r.source]
+            return (*fused, *dense(f"{source}.{name}.output.dense", f"{path}/out"))
 
         return rules
 
     return Layout(
         name="Hugging Face's TimeSformer",
         key="transformers",
-        sign="embeddings.position_embeddings",
+        marker="embeddings.position_embeddings",
         prepare=lambda weights: strip(weights, "timesformer."),
         restore=lambda weights: prefix(weights, "timesformer.", "classifier."),
         format="safetensors",
@@ -146,7 +146,7 @@ def hugging_face() -> Layout:
 
 
 def mmaction2(attention: str) -> Layout:
-    """The layout of mmaction2's recognizer, whose blocks of divided attention hold a norm in each part."""
+    """The layout of mmaction2's recognizer, whose blocks of divided attention have a norm in each part."""
     source, target = "transformer_layers.layers.{i}", "transformer/block_{i}"
     first, second = (partial(packed_attention, f"{source}.attentions.{number}.attn") for number in (0, 1))
     mlp = ("ffns.0.layers.0.0", "ffns.0.layers.1")
@@ -163,7 +163,7 @@ def mmaction2(attention: str) -> Layout:
     return Layout(
         name="mmaction2's TimeSformer",
         key="mmaction2",
-        sign="patch_embed.projection.weight",
+        marker="patch_embed.projection.weight",
         prepare=lambda weights: strip(weights, "module.", "backbone."),
         restore=lambda weights: prefix(weights, "backbone.", "cls_head."),
         wrap=lambda content: {"state_dict": content},
@@ -173,23 +173,23 @@ def mmaction2(attention: str) -> Layout:
             *blocks,
             *ends("norm", "cls_head.fc_cls"),
         ),
-        card={"mean": (0.5,) * 3, "std": (0.5,) * 3},  # of its configurations
+        card={"mean": (0.5,) * 3, "std": (0.5,) * 3},  # from mmaction2's configurations
     )
 
 
 def layouts(model: TimeSformer) -> tuple[Layout, ...]:
-    """What the model's weights may be in. An image ViT gives all but its head."""
-    theirs, sign = "facebookresearch/TimeSformer", "blocks.0.attn.qkv.weight"
-    fresh = ("head/", "time/", "transformer/block_{i}/time/projection/")
-    image = replace(original(sign, GROUPED_FROM_IMAGE, "timm's image ViT", None, fresh), key="timm", restore=None)
+    """The layouts of the model's weights, including image ViTs, of which all but the head is loaded."""
+    name, marker = "facebookresearch/TimeSformer", "blocks.0.attn.qkv.weight"
+    new = ("head/", "time/", "transformer/block_{i}/time/projection/")
+    image = replace(original(marker, GROUPED_FROM_IMAGE, "timm's image ViT", None, new), key="timm", restore=None)
     mm, hf = mmaction2(model.attention), hugging_face()
     if model.attention == "space":
-        image = replace(image, prepare=without_module, other=lambda entries, prepared: not of_images(entries))
-        official = original(sign, (), theirs, "head", ("head/",))
-        return image, replace(official, other=lambda entries, prepared: of_images(entries)), hf, mm
-    image = replace(image, other=lambda entries, prepared: "time_embed" in prepared)
-    official = original("time_embed", ("space",), theirs, "head", ("head/",))
-    official = replace(official, other=lambda entries, prepared: mm.sign in prepared)  # which has times as well
+        image = replace(image, prepare=without_module, excludes=lambda entries, prepared: not of_images(entries))
+        official = original(marker, (), name, "head", ("head/",))
+        return image, replace(official, excludes=lambda entries, prepared: of_images(entries)), hf, mm
+    image = replace(image, excludes=lambda entries, prepared: "time_embed" in prepared)
+    official = original("time_embed", ("space",), name, "head", ("head/",))
+    official = replace(official, excludes=lambda entries, prepared: mm.marker in prepared)  # it has time_embed too
     return (mm, official, hf, image) if model.attention in ("divided", "joint") else (image,)
 
 
@@ -215,11 +215,12 @@ def from_config(config: dict) -> nn.Module:
 
 
 def to_config(model: TimeSformer) -> dict:
-    """The inverse of `from_config`; of space-only attention transformers classifies each frame, ours their mean.
+    """The inverse of `from_config`.
 
-    Drop path, which is training's alone, is left out: transformers 5 takes a whole number for its rate.
+    With space-only attention, transformers classifies each frame, our model their mean. Drop path, which only affects
+    training, is omitted, because transformers 5 accepts only an integer rate.
     """
-    names = {ours: theirs for theirs, ours in ATTENTION.items()}
+    names = {attention: name for name, attention in ATTENTION.items()}
     return {
         "architectures": ["TimesformerModel" if model.num_classes is None else "TimesformerForVideoClassification"],
         "model_type": "timesformer",

@@ -1,7 +1,7 @@
-"""Reads the tensors of a TorchScript archive, as OpenAI publishes CLIP, without PyTorch and without running its code.
+"""Reads the tensors of a TorchScript archive (OpenAI's format for CLIP) without PyTorch and without running its code.
 
-Such an archive is a zip of the module's code, of raw storages, and of a pickle of its attributes. The pickle is read by
-an unpickler that imports nothing: every name in it stands for something inert that is defined here.
+The archive is a zip file with the module's code, raw storages, and a pickle of its attributes. The pickle is read by an
+unpickler that imports nothing: every name in it is replaced by an inert class or function defined here.
 """
 
 import pickle
@@ -24,21 +24,21 @@ STORAGES = {
 
 
 class Inert:
-    """Stands for an object of any class: holds the attributes that it is given, and takes any arguments."""
+    """Substitute for any class: accepts any arguments and has the attributes set by the pickle."""
 
     def __init__(self, *args: Any) -> None:
         pass
 
 
 class _Unpickler(pickle.Unpickler):
-    """Modules as `Inert`, tensors as arrays."""
+    """Reads modules as `Inert` and tensors as arrays."""
 
     def __init__(self, archive: zipfile.ZipFile, root: PurePosixPath) -> None:
         super().__init__(BytesIO(archive.read(str(root / "data.pkl"))))
         self.archive, self.root = archive, root
 
     def find_class(self, module: str, name: str) -> Any:
-        """Nothing is imported, whatever the name is."""
+        """Returns a substitute for every name; nothing is imported."""
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
             return _tensor
         if (module, name) == ("torch.jit._pickle", "restore_type_tag"):
@@ -46,13 +46,13 @@ class _Unpickler(pickle.Unpickler):
         return STORAGES.get(name, Inert) if module == "torch" else Inert
 
     def persistent_load(self, pid: tuple) -> np.ndarray:
-        """A storage: `("storage", its type, its file, device, length)`."""
+        """Reads a storage; `pid` is `("storage", type, file, device, length)`."""
         _, kind, key, *_ = pid
         return np.frombuffer(self.archive.read(str(self.root / "data" / key)), kind)
 
 
 def _tensor(storage: np.ndarray, offset: int, shape: tuple, strides: tuple, *rest: Any) -> np.ndarray:
-    """The part of a storage that is a tensor; no memory outside the storage is ever looked at."""
+    """The part of a storage that is a tensor; memory outside the storage is never read."""
     last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
     if min(offset, *shape, *strides, 0) < 0 or (0 not in shape and last >= len(storage)):
         raise ValueError("a tensor reaches beyond its storage")
@@ -79,23 +79,23 @@ def is_torchscript(path: Path) -> bool:
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
-    """Parameters and buffers of the module by their names; floats as float32.
+    """Parameters and buffers of the module by name; floating-point values are converted to float32.
 
     Raises:
-      UserError: it is damaged.
+      UserError: the archive is damaged.
     """
     with zipfile.ZipFile(path) as archive:
         root = next(PurePosixPath(name).parent for name in archive.namelist() if name.endswith("constants.pkl"))
         try:
             module = _Unpickler(archive, root).load()
             if not isinstance(module, Inert):
-                raise ValueError("there is no module in it")
-            found = dict(_tensors(module))
-        except Exception as error:  # a pickle has an error for every kind of damage
+                raise ValueError("it contains no module")
+            tensors = dict(_tensors(module))
+        except Exception as error:  # damaged pickles raise many types of errors
             raise UserError(
-                f"{path} cannot be read as TorchScript ({type(error).__name__} {error}): fetch it again"
+                f"{path} cannot be read as TorchScript ({type(error).__name__} {error}): download it again"
             ) from error
     return {
         name: np.array(value, np.float32 if jnp.issubdtype(value.dtype, jnp.floating) else None)
-        for name, value in found.items()
+        for name, value in tensors.items()
     }

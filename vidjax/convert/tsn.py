@@ -28,7 +28,7 @@ def mmaction2(shift: bool) -> Layout:
         name=f"mmaction2's {'TSM' if shift else 'TSN'}",
         key="mmaction2",
         wrap=lambda content: {"state_dict": content},
-        sign="layer1.0.conv1.conv.net.weight" if shift else "layer1.0.conv1.conv.weight",
+        marker="layer1.0.conv1.conv.net.weight" if shift else "layer1.0.conv1.conv.weight",
         prepare=lambda weights: counted_from_zero(weights, "backbone."),
         restore=lambda weights: prefix(counted_from_one(weights), "backbone.", "cls_head."),
         rules=(
@@ -47,7 +47,7 @@ def mmaction2(shift: bool) -> Layout:
 IMAGE = Layout(
     name="torchvision's ResNet of images",
     key="torchvision_image",
-    sign="layer1.0.conv3.weight",
+    marker="layer1.0.conv3.weight",
     prepare=counted_from_zero,
     restore=None,  # weights to start from: the head is another
     rules=(

@@ -1,4 +1,4 @@
-"""UniFormer's published weights (Sense-X/UniFormer): of clips, and of images to start from."""
+"""Layouts of UniFormer: the original (Sense-X/UniFormer) for clips and for images, and mmaction2's."""
 
 from vidjax.convert.blocks import fused_attention, timm_block
 from vidjax.convert.files import Weights
@@ -17,7 +17,7 @@ from vidjax.convert.rules import (
 )
 from vidjax.models.uniformer import UniFormer
 
-SIGN = "patch_embed1.proj.weight"
+MARKER = "patch_embed1.proj.weight"
 MMACTION2_HEAD = "cls_head.fc_cls.weight"
 
 
@@ -27,7 +27,7 @@ POINTWISE = Transform(
 
 
 def pointwise(source: str, target: str) -> tuple[Rule, ...]:
-    """The two rules of a convolution over single cells, which is a linear map here."""
+    """The two rules of a pointwise convolution, which is a linear layer in our model."""
     return Rule(f"{source}.weight", f"{target}/kernel", POINTWISE), Rule(f"{source}.bias", f"{target}/bias")
 
 
@@ -46,7 +46,7 @@ def local_blocks(source: str, target: str) -> tuple[Rule, ...]:
 
 
 def global_blocks(source: str, target: str) -> tuple[Rule, ...]:
-    """Blocks of the last two stages, of which a model has either the joint or the split ones."""
+    """Blocks of the last two stages; a model has either joint or split attention."""
     return (
         *dense(f"{source}.pos_embed", f"{target}/position", inflate),
         *norm(f"{source}.t_norm", f"{target}/temporal_norm"),
@@ -68,36 +68,38 @@ RULES = (
     ),
     *batch_norm("norm", "norm"),
 )
-# Split models start from joint or image weights; their attention over time is then new, and starts as zero.
+# Split models may start from joint or image weights; their temporal attention is then new, and starts as zero.
 OPTIONAL = ("head/", "stage_{s}/block_{i}/temporal_")
 
 
-def bare(weights: Weights) -> Weights:
-    """The entries without prefixes and without layer scale."""
+def prepare(weights: Weights) -> Weights:
+    """Strips prefixes and folds layer scale."""
     return fold_layer_scale(strip(weights, "module.", "backbone."))
 
 
 def is_other(entries: Weights, prepared: Weights) -> bool:
-    """Whether the entries are an image model's, or those of mmaction2's recognizer."""
-    return prepared[SIGN].ndim == 4 or MMACTION2_HEAD in prepared
+    """Whether the entries are those of an image model or of mmaction2's recognizer."""
+    return prepared[MARKER].ndim == 4 or MMACTION2_HEAD in prepared
 
 
-def of_image(weights: Weights) -> Weights:
-    """The entries where they are an image model's, which its kernels tell; none where they are not."""
-    weights = bare(weights)
-    return weights if SIGN in weights and weights[SIGN].ndim == 4 else {}
+def prepare_image(weights: Weights) -> Weights:
+    """As `prepare`, for an image model, which has 2-D kernels; empty for other weights."""
+    weights = prepare(weights)
+    return weights if MARKER in weights and weights[MARKER].ndim == 4 else {}
 
 
-IMAGE = Layout("Sense-X/UniFormer of images", SIGN, RULES, of_image, OPTIONAL, key="original_image", restore=None)
+IMAGE = Layout(
+    "Sense-X/UniFormer of images", MARKER, RULES, prepare_image, OPTIONAL, key="original_image", restore=None
+)
 ORIGINAL = Layout(
-    "Sense-X/UniFormer", SIGN, (*RULES, *dense("head", "head")), bare, OPTIONAL, key="original", other=is_other
+    "Sense-X/UniFormer", MARKER, (*RULES, *dense("head", "head")), prepare, OPTIONAL, key="original", excludes=is_other
 )
 MMACTION2 = Layout(
     name="mmaction2's UniFormer",
     key="mmaction2",
     wrap=lambda content: {"state_dict": content},
-    sign=MMACTION2_HEAD,
-    prepare=bare,
+    marker=MMACTION2_HEAD,
+    prepare=prepare,
     restore=lambda weights: prefix(weights, "backbone.", "cls_head."),
     rules=(*RULES, *dense("cls_head.fc_cls", "head")),
     optional=OPTIONAL,

@@ -1,4 +1,4 @@
-"""VideoMAE's published weights: the original's (MCG-NJU/VideoMAE), mmaction2's and Hugging Face's."""
+"""Layouts of VideoMAE: the original (MCG-NJU/VideoMAE), mmaction2 and Hugging Face."""
 
 import flax.linen as nn
 import numpy as np
@@ -16,7 +16,7 @@ MMACTION2_NAMES = ("norm1", "norm2", "mlp.layers.0.0", "mlp.layers.1")
 
 
 def prepare(weights: Weights) -> Weights:
-    """Without prefixes and a table of sines, which mmaction2's files hold; layer scale is folded."""
+    """Removes prefixes and the sinusoidal position table in mmaction2's files, and folds layer scale."""
     weights = fold_layer_scale(strip(weights, "module.", "backbone.", "encoder."))
     table = weights.get("pos_embed")
     if table is not None and np.allclose(table[0], sinusoid_table(*table.shape[-2:]), atol=1e-4):
@@ -24,11 +24,11 @@ def prepare(weights: Weights) -> Weights:
     return weights
 
 
-LEARNED = Rule("pos_embed", "position/table")  # which no model here has: it is refused
+LEARNED = Rule("pos_embed", "position/table")  # no model here has a learned table, so that it is rejected
 
 
 def original_blocks(source: str, target: str, names: tuple[str, str, str, str] = TIMM_NAMES) -> tuple[Rule, ...]:
-    """Blocks as timm names them, with query, key and value fused and no key bias.
+    """Blocks with timm's names, query, key and value fused, and no key bias.
 
     Args:
       names: see `blocks.block`.
@@ -47,11 +47,11 @@ def original_blocks(source: str, target: str, names: tuple[str, str, str, str] =
 
 
 def original(encoder: str, **partial: tuple[str, ...]) -> Layout:
-    """The original's layout of a model whose encoder stands at the path `encoder`."""
+    """The original layout; `encoder` is the prefix of the encoder's paths in our model."""
     return Layout(
         name="MCG-NJU/VideoMAE",
         key="original",
-        sign="patch_embed.proj.weight",
+        marker="patch_embed.proj.weight",
         prepare=prepare,
         restore=lambda weights: prefix(
             weights, encoder.replace("/", "."), "encoder_to_decoder.", "mask_token", "decoder."
@@ -79,7 +79,7 @@ def mmaction2(**partial: tuple[str, ...]) -> Layout:
     return Layout(
         name="mmaction2's VideoMAE",
         key="mmaction2",
-        sign="patch_embed.projection.weight",
+        marker="patch_embed.projection.weight",
         prepare=prepare,
         restore=lambda weights: prefix(weights, "backbone.", "cls_head."),
         wrap=lambda content: {"state_dict": content},
@@ -96,15 +96,15 @@ def mmaction2(**partial: tuple[str, ...]) -> Layout:
 
 
 def hugging_face_blocks(source: str, target: str) -> tuple[Rule, ...]:
-    """Blocks as transformers names them; published files say q_bias, transformers 5 writes query.bias."""
+    """Blocks with the names of transformers; published files have q_bias, transformers 5 writes query.bias."""
     source, target = f"{source}.{{i}}", f"{target}/block_{{i}}"
-    theirs = f"{source}.attention.attention"
+    projection = f"{source}.attention.attention"
     attention = (
-        Rule(f"{theirs}.q_bias", f"{target}/attention/query/bias"),
-        Rule(f"{theirs}.v_bias", f"{target}/attention/value/bias"),
-        *dense(f"{theirs}.query", f"{target}/attention/query"),
-        Rule(f"{theirs}.key.weight", f"{target}/attention/key/kernel", kernel),
-        *dense(f"{theirs}.value", f"{target}/attention/value"),
+        Rule(f"{projection}.q_bias", f"{target}/attention/query/bias"),
+        Rule(f"{projection}.v_bias", f"{target}/attention/value/bias"),
+        *dense(f"{projection}.query", f"{target}/attention/query"),
+        Rule(f"{projection}.key.weight", f"{target}/attention/key/kernel", kernel),
+        *dense(f"{projection}.value", f"{target}/attention/value"),
         *dense(f"{source}.attention.output.dense", f"{target}/attention/out"),
     )
     return block(source, target, attention, HUGGING_FACE_NAMES)
@@ -115,7 +115,7 @@ def hugging_face(encoder: str, **partial: tuple[str, ...]) -> Layout:
     return Layout(
         name="Hugging Face's VideoMAE",
         key="transformers",
-        sign="embeddings.patch_embeddings.projection.weight",
+        marker="embeddings.patch_embeddings.projection.weight",
         prepare=lambda weights: strip(weights, "module.", "videomae."),
         restore=lambda weights: prefix(
             weights, "videomae.", "classifier.", "fc_norm.", "encoder_to_decoder.", "mask_token", "decoder."
@@ -138,9 +138,9 @@ def hugging_face(encoder: str, **partial: tuple[str, ...]) -> Layout:
 
 
 def from_config(config: dict) -> nn.Module:
-    """The model of a Hugging Face configuration; a directory of VideoMAEForPreTraining holds a `Pretraining`.
+    """The model of a Hugging Face configuration; for VideoMAEForPreTraining, a `Pretraining`.
 
-    The layer norms' epsilon is the original's, whatever of the two the configuration says: see `models.videomae`.
+    The layer norms' epsilon is that of the original, whichever of the two the configuration has: see `models.videomae`.
     """
     expect(config, "hidden_act", *EXACT_GELU)
     expect(config, "layer_norm_eps", 1e-12, 1e-6)
@@ -172,7 +172,7 @@ def from_config(config: dict) -> nn.Module:
 def to_config(model: VideoMAE | Pretraining) -> dict:
     """The inverse of `from_config`.
 
-    The norm after the mean and the decoder's last one have an epsilon of 1e-5 there, whatever a configuration says.
+    In transformers the norm after pooling and the decoder's last norm always have an epsilon of 1e-5.
     """
     config = {
         "model_type": "videomae",
@@ -186,7 +186,7 @@ def to_config(model: VideoMAE | Pretraining) -> dict:
     }
     if isinstance(model, VideoMAE):
         if model.final_norm and model.num_classes is not None:
-            raise UserError("final_norm is set, and transformers classifies by a norm after the mean: choose original")
+            raise UserError("final_norm is set, but transformers' classifier has its norm after pooling: use original")
         kind = "VideoMAEModel" if model.num_classes is None else "VideoMAEForVideoClassification"
         return {**config, "architectures": [kind], "use_mean_pooling": not model.final_norm}
     return {
@@ -200,17 +200,17 @@ def to_config(model: VideoMAE | Pretraining) -> dict:
     }
 
 
-# Fine-tuning starts with a new head and, as in the original, without the norm that ends pre-training's encoder.
+# Fine-tuning starts with a new head and, as in the original, without the final norm of the pre-training encoder.
 CLASSIFIER = {"optional": ("head/", "head_norm/"), "surplus": ("head/", "head_norm/", "norm/", "decoder/")}
 PRETRAINING = {"optional": ("decoder/",), "surplus": ("encoder/head/", "encoder/head_norm/")}
 
-# A checkpoint of our own pre-training: the same names, under `encoder`.
+# A checkpoint of our own pre-training: our names with the prefix `encoder`.
 PATHS = sorted({rule.target for rule in hugging_face("").rules})
 OURS = Layout(
     name="vidjax's own pre-training",
     key="vidjax_pretraining",
     restore=None,
-    sign="params/encoder/patch_embedding/kernel",
+    marker="params/encoder/patch_embedding/kernel",
     rules=tuple(Rule(f"params/encoder/{path}", path) for path in PATHS),
     **CLASSIFIER,
 )

@@ -1,4 +1,4 @@
-"""Weights of image ViTs: timm's and Hugging Face's, into our ViT."""
+"""Layouts of image ViTs: timm and Hugging Face."""
 
 import flax.linen as nn
 
@@ -17,20 +17,20 @@ from vidjax.errors import UserError
 from vidjax.layers.card import Card
 from vidjax.models.vit import ViT
 
-EXACT_GELU = ("gelu", "gelu_python")  # Hugging Face's names of it, and of its approximation by tanh
+EXACT_GELU = ("gelu", "gelu_python")  # Hugging Face's names of the exact GELU, then of its tanh approximation
 TANH_GELU = ("gelu_fast", "gelu_new", "gelu_pytorch_tanh")
 
 
 def transformers_block(source: str, target: str) -> tuple[Rule, ...]:
-    """A standard block as transformers 5 names it in memory; the files that it writes keep Hugging Face's names."""
+    """A standard block with the names in memory of transformers 5, whose files keep the older names."""
     names = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "out": "o_proj"}
-    attention = {ours: f"{source}.attention.{theirs}" for ours, theirs in names.items()}
+    attention = {part: f"{source}.attention.{name}" for part, name in names.items()}
     norms = HUGGING_FACE_NAMES[:2]
     return block(source, target, separate_attention(f"{target}/attention", **attention), (*norms, "mlp.fc1", "mlp.fc2"))
 
 
 def block_config(model: nn.Module) -> dict:
-    """What transformers' configurations of image and video transformers say of the blocks."""
+    """Fields of the blocks in transformers' configurations of image and video transformers."""
     return {
         "hidden_size": model.width,
         "num_hidden_layers": model.depth,
@@ -42,13 +42,13 @@ def block_config(model: nn.Module) -> dict:
 
 
 def square(patch_size: tuple[int, int, int], frames: int) -> int:
-    """The side of square patches of so many frames, the only ones that a configuration can say.
+    """The side of square patches with this number of frames, the only ones that a configuration can describe.
 
     Raises:
-      UserError: the patches are others.
+      UserError: the patches are not square, or have another number of frames.
     """
     if patch_size[0] != frames or patch_size[1] != patch_size[2]:
-        raise UserError(f"patch_size is {patch_size}, and transformers has {frames} x n x n: choose another layout")
+        raise UserError(f"patch_size is {patch_size}, but transformers needs {frames} x n x n: choose another layout")
     return patch_size[1]
 
 
@@ -85,7 +85,7 @@ def to_config(model: ViT) -> dict:
 TIMM = Layout(
     name="timm",
     key="timm",
-    sign="blocks.0.attn.qkv.weight",
+    marker="blocks.0.attn.qkv.weight",
     prepare=lambda weights: fold_layer_scale(strip(weights, "module.")),
     rules=(
         Rule("cls_token", "class_token"),
@@ -100,7 +100,7 @@ TIMM = Layout(
 HUGGING_FACE = Layout(
     name="Hugging Face's ViT",
     key="transformers",
-    sign="embeddings.position_embeddings",
+    marker="embeddings.position_embeddings",
     prepare=lambda weights: strip(weights, "vit."),
     restore=lambda weights: prefix(weights, "vit.", "classifier."),
     format="safetensors",

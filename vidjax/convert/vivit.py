@@ -1,4 +1,4 @@
-"""Weights of ViViTs: Scenic's, Hugging Face's (model 1), and an image ViT's to start from."""
+"""Layouts of ViViT: Scenic, Hugging Face (model 1), and image ViTs for initialisation."""
 
 import flax.linen as nn
 import numpy as np
@@ -14,15 +14,15 @@ from vidjax.models.vivit import FactorizedEncoder, ViViT, kinetics
 
 
 def of_clips(model: ViViT | FactorizedEncoder) -> Fit:
-    """Fits tables of positions; those that are published are of the fields' defaults, 32 frames and 224 pixels."""
+    """Fits position tables; published ones have the grid of the default clip, 32 frames of 224 pixels."""
     sizes = (ViViT.num_frames, ViViT.image_size, ViViT.image_size)
     return table("linear", usual=tuple(size // patch for size, patch in zip(sizes, model.patch_size, strict=True)))
 
 
 def flax_attention(source: str, target: str, heads: int) -> tuple[Rule, ...]:
-    """Flax's multi-head attention: kernels `(d, heads, head width)`, biases `(heads, head width)`, and one out.
+    """Flax's multi-head attention: kernels `(d, heads, head width)`, biases `(heads, head width)`.
 
-    The map out of it has the kernel `(heads, head width, d)`.
+    The kernel of the output layer is `(heads, head width, d)`.
     """
     kernel = Transform(
         lambda value: value.reshape(value.shape[0], -1), lambda value: value.reshape(value.shape[0], heads, -1)
@@ -40,12 +40,12 @@ def flax_attention(source: str, target: str, heads: int) -> tuple[Rule, ...]:
 
 
 def flax_pair(source: str, target: str, first: str) -> tuple[Rule, ...]:
-    """What is named in Flax as we name it: a kernel or a scale, and a bias."""
+    """A kernel or a scale, and a bias, which have the same names in Flax as in our model."""
     return Rule(f"{source}/{first}", f"{target}/{first}"), Rule(f"{source}/bias", f"{target}/bias")
 
 
 def scenic_blocks(source: str, target: str, heads: int, divided: bool) -> tuple[Rule, ...]:
-    """Blocks of models 1, 2 and 4, or of model 3, where attention is divided."""
+    """Blocks of models 1, 2 and 4, or with `divided` those of model 3."""
     source, target = f"{source}/encoderblock_{{i}}", f"{target}/block_{{i}}"
     if divided:
         attention = (
@@ -69,10 +69,10 @@ def scenic_blocks(source: str, target: str, heads: int, divided: bool) -> tuple[
 
 
 def scenic(model: ViViT | FactorizedEncoder) -> Layout:
-    """Scenic's tree of parameters, its paths joined by slashes."""
+    """The layout of Scenic's tree of parameters, with paths joined by slashes."""
     ends = (*flax_pair("embedding", "patch_embedding", "kernel"), *flax_pair("output_projection", "head", "kernel"))
     if isinstance(model, FactorizedEncoder):
-        space, time, sign = "SpatialTransformer", "TemporalTransformer", "SpatialTransformer/encoder_norm/scale"
+        space, time, marker = "SpatialTransformer", "TemporalTransformer", "SpatialTransformer/encoder_norm/scale"
         middle = (
             Rule("cls_SpatialTransformer", "class_token"),
             Rule("cls_TemporalTransformer", "temporal_class_token"),
@@ -84,7 +84,7 @@ def scenic(model: ViViT | FactorizedEncoder) -> Layout:
             *flax_pair(f"{time}/encoder_norm", "norm", "scale"),
         )
     else:
-        sign = "Transformer/encoder_norm/scale"
+        marker = "Transformer/encoder_norm/scale"
         divided = model.attention == "factorized_self_attention"
         middle = (
             Rule("cls", "class_token"),
@@ -93,42 +93,43 @@ def scenic(model: ViViT | FactorizedEncoder) -> Layout:
             *flax_pair("Transformer/encoder_norm", "norm", "scale"),
         )
     return Layout(
-        "Scenic's ViViT", sign, (*middle, *ends), inner_tree, key="scenic", format="flax", wrap=training_state
+        "Scenic's ViViT", marker, (*middle, *ends), inner_tree, key="scenic", format="flax", wrap=training_state
     )
 
 
 def training_state(tree: dict) -> dict:
-    """A training state as Scenic restores it, with the tree of parameters in it."""
+    """A training state with these parameters, in the format that Scenic restores."""
     return {"params": tree, "model_state": {}, "global_step": 0, "rng": np.zeros(2, np.uint32)}
 
 
 def scenic_positions(model: ViViT | FactorizedEncoder, source: str, target: str) -> tuple[Rule, ...]:
-    """A table with a class token's entry in it, or without."""
+    """A position table, with or without an entry of the class token."""
     if model.pooling == "class_token":
         return positions(source, target, of_clips(model))
     return (Rule(source, f"{target}position/table", ALL_POSITIONS, of_clips(model)),)
 
 
 def inner_tree(weights: Weights) -> Weights:
-    """Without what stands around the parameters in a training state (`optimizer/target/params/`, say)."""
-    around = [name.removesuffix("embedding/kernel") for name in weights if name.endswith("embedding/kernel")]
-    prefix = min(around, key=len, default="")
+    """The parameters of a training state, without their prefix (such as `optimizer/target/params/`)."""
+    prefixes = [name.removesuffix("embedding/kernel") for name in weights if name.endswith("embedding/kernel")]
+    prefix = min(prefixes, key=len, default="")
     return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
 
 
 def image(model: ViViT | FactorizedEncoder) -> Layout:
-    """A timm image ViT: the kernel inflated, positions resized and repeated; what attends over time alone is new.
+    """The layout of a timm image ViT, for initialisation.
 
-    Model 3's attention over time starts as a copy of the image's, without its norm (Scenic's choice).
+    The patch kernel is inflated, positions are resized and repeated over time, and a temporal transformer is new. The
+    temporal attention of model 3 starts as a copy of the image model's attention, but with a new norm, as in Scenic.
     """
     factorized = isinstance(model, FactorizedEncoder)
     source, target = "blocks.{i}", f"{'spatial_' if factorized else ''}transformer/block_{{i}}"
-    fresh = ("temporal_transformer/", "temporal_class_token", "temporal_class_position", "temporal_position/", "norm/")
+    new = ("temporal_transformer/", "temporal_class_token", "temporal_class_position", "temporal_position/", "norm/")
     return Layout(
         name="timm's image ViT",
         key="timm",
         restore=None,
-        sign="blocks.0.attn.qkv.weight",
+        marker="blocks.0.attn.qkv.weight",
         prepare=lambda weights: fold_layer_scale(strip(weights, "module.")),
         rules=(
             Rule("cls_token", "class_token"),
@@ -140,7 +141,7 @@ def image(model: ViViT | FactorizedEncoder) -> Layout:
             *fused_attention(f"{source}.attn", f"{target}/temporal_attention"),
             *norm("norm", "spatial_norm" if factorized else "norm"),
         ),
-        optional=("head/", *(fresh if factorized else ("transformer/block_{i}/temporal_norm/",))),
+        optional=("head/", *(new if factorized else ("transformer/block_{i}/temporal_norm/",))),
         surplus=("head/", "class_token", "class_position"),
     )
 
@@ -150,7 +151,7 @@ def hugging_face(model: ViViT) -> Layout:
     return Layout(
         name="Hugging Face's ViViT",
         key="transformers",
-        sign="embeddings.position_embeddings",
+        marker="embeddings.position_embeddings",
         prepare=lambda weights: strip(weights, "vivit."),
         restore=lambda weights: prefix(weights, "vivit.", "classifier."),
         format="safetensors",
@@ -167,7 +168,7 @@ def hugging_face(model: ViViT) -> Layout:
 
 
 def layouts(model: ViViT | FactorizedEncoder) -> tuple[Layout, ...]:
-    """What the model's weights may be in."""
+    """The layouts of the model's weights."""
     joint = isinstance(model, ViViT) and model.attention == "joint"
     return (scenic(model), *((hugging_face(model),) if joint else ()), image(model))
 
@@ -194,10 +195,10 @@ def to_config(model: ViViT) -> dict:
     """The inverse of `from_config`.
 
     Raises:
-      UserError: the model pools tokens otherwise than transformers' does.
+      UserError: the model does not use a class token, as transformers does.
     """
     if model.pooling != "class_token":
-        raise UserError(f"pooling is '{model.pooling}', and transformers' ViViT has a class token: choose scenic")
+        raise UserError(f"pooling is '{model.pooling}', but transformers' ViViT has a class token: use scenic")
     return {
         "architectures": ["VivitModel" if model.num_classes is None else "VivitForVideoClassification"],
         "model_type": "vivit",

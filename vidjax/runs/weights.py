@@ -108,9 +108,9 @@ def start_from(
     """
     if is_run(source):
         weights, step = read_weights(source)
-        variables, report = convert.load_weights(f"{source}, step {step}", model, variables, weights=weights, fresh=new)
+        variables, report = convert.load_weights(f"{source}, step {step}", model, variables, weights=weights, new=new)
     else:
-        variables, report = convert.load_weights(convert.hub.fetch(source), model, variables, fresh=new)
+        variables, report = convert.load_weights(convert.hub.fetch(source), model, variables, new=new)
     if is_main_process():
         print(f"{label:<9} from {source}: {report}")
     return variables, report
@@ -131,7 +131,7 @@ def start_classifier(source: str | Path, model: nn.Module, variables: dict, keep
         names = f"{', '.join(kept[:3])}, ..."
         raise UserError(f"keep_head: the head in {source} is of other classes ({names}): leave it out")
     variables, report = start_from(source, model, variables, new=() if keep_head else ("head/",))
-    if keep_head and any(path.startswith("head/") for path in report.fresh):
+    if keep_head and any(path.startswith("head/") for path in report.new):
         raise UserError(f"keep_head: the head in {source} is not of the {model.num_classes} classes here: leave it out")
     return variables
 
