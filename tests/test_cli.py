@@ -108,7 +108,7 @@ def test_our_sentence_is_one_line_but_a_defect_keeps_its_trace(monkeypatch, caps
     with pytest.raises(SystemExit) as stop:
         cli.run(ours, Config, RECIPES, lambda argv: "small")
     assert stop.value.code == 2
-    said = "job.py: error: /nowhere is no vidjax run, as it has no config.json: give the directory of one\n"
+    said = "job.py: error: /nowhere is not a vidjax run, it has no config.json: give the work directory of a run\n"
     assert capsys.readouterr().err == said
     with pytest.raises(ValueError, match="Expecting property name"):
         cli.run(lambda config: json.loads("{"), Config, RECIPES, lambda argv: "small")
@@ -121,8 +121,8 @@ def test_the_first_word_is_a_command_and_help_says_which_there_are(monkeypatch, 
     for argv, status, out, err in (
         (["--help"], 0, "Measures: read, write.\n", ""),
         (["-h"], 0, "Measures: read, write.\n", ""),
-        ([], 2, "", "job.py: error: the first word says what to do: choose one of read, write\n"),
-        (["walk"], 2, "", "job.py: error: the first word says what to do: choose one of read, write\n"),
+        ([], 2, "", "job.py: error: the first argument must be a command: choose one of read, write\n"),
+        (["walk"], 2, "", "job.py: error: the first argument must be a command: choose one of read, write\n"),
     ):
         monkeypatch.setattr(sys, "argv", ["job.py", *argv])
         with pytest.raises(SystemExit) as stop:
@@ -143,5 +143,5 @@ def test_files_that_cannot_be_written_are_told_before_there_is_anything_to_write
     ):
         with pytest.raises(UserError, match=rf"cannot write --json to {path} \({reason}\): give another file"):
             cli.check_files(json=str(path))
-    with pytest.raises(ValueError, match="--json and --csv are the same file: give each its own"):
+    with pytest.raises(ValueError, match="--json and --csv are the same file: give different ones"):
         cli.check_files(json=str(old), csv=f"{tmp_path}/./old.json")

@@ -24,7 +24,7 @@ WRONG = [
     (OptimizerConfig, {"learning_rate": float("nan")}, "optim.learning_rate is nan: it must be a finite number"),
     (OptimizerConfig, {"milestones": (1.0, float("inf"))}, "optim.milestones is inf: it must be a finite number"),
     (OptimizerConfig, {"beta1": 1.5}, "optim.beta1 is 1.5: it must be at least 0 and below 1"),
-    (LoopConfig, {"keep_every": 0}, "loop.keep_every is 0: it must be 1 or more (leave it out for none)"),
+    (LoopConfig, {"keep_every": 0}, "loop.keep_every is 0: it must be 1 or more, or omitted"),
     (ClipConfig, {"sampling": "tsn"}, "data.sampling is 'tsn': choose one of dense, segments, uniform"),
     (AugmentConfig, {"crop": None}, "augment.crop is None: choose one of multi_scale, random_resized, center"),
 ]

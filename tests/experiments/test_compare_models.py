@@ -53,7 +53,7 @@ def test_what_is_pretrained_is_compared_with_what_is_not_over_seeds(tmp_path, mo
         ("mae_pretrain.py", "2"), (f"{name}_from_scratch_2", False, 2), (f"{name}_pre-trained_2", True, 2),
     ]  # fmt: skip
     table = (tmp_path / f"{study}.md").read_text()
-    assert "| standard deviation | steps to 50.0% |" in table
+    assert "| std | steps to 50.0% |" in table
     assert "| from scratch | 50.0%, 70.0% | 60.0% | 14.1% | 3, 3 |" in table
     assert "| pre-trained | 70.0%, 90.0% | 80.0% | 14.1% | 2, 2 |" in table
     assert (tmp_path / f"{study}.png").read_bytes()[:4] == b"\x89PNG"

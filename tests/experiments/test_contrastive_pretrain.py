@@ -14,10 +14,11 @@ from flax.traverse_util import flatten_dict
 from small_runs import changed, interrupt_after
 
 import vidjax
-from vidjax import matching, runs
+from vidjax import runs
 from vidjax.data.config import AugmentConfig, CaptionedDataConfig, SourceConfig
 from vidjax.data.text import open_tokenizer
 from vidjax.models.video_text import VideoText
+from vidjax.runs import video_text
 from vidjax.runs.pairs import start_pair
 from vidjax.training.loop import LoopConfig
 from vidjax.training.metrics import read_metrics
@@ -200,7 +201,7 @@ def test_zero_shot_equals_validation_and_says_what_was_measured(run, captioned, 
     assert made == {
         "zero_shot.json", "zero_shot.txt", "per_template.csv", "per_class.csv", "predictions.csv", "confusion.png"
     }  # fmt: skip
-    assert "top-1 by each template alone" in capsys.readouterr().out
+    assert "top-1 of each template" in capsys.readouterr().out
     views = zero_shot.main(dataclasses.replace(config, views="2x3", batch_size=16, out=str(tmp_path / "views")))
     assert views["views"] == "2x3"
     shots = {"shots": 1, "ways": 3, "queries": 1, "episodes": 20}
@@ -229,7 +230,7 @@ def test_retrieval_equals_validation_and_answers_queries(run, captioned, tmp_pat
     query = retrieve.Config(run=str(workdir), query="a dark picture", index=str(out), neighbours=3)
     answers = retrieve.main(query)
     assert len(answers) == 3 and answers[0]["similarity"] >= answers[1]["similarity"]
-    assert "'a dark picture' is most like" in capsys.readouterr().out
+    assert "Nearest to 'a dark picture'" in capsys.readouterr().out
     with np.load(out) as arrays:
         np.testing.assert_allclose(np.linalg.norm(arrays["features"], axis=1), 1, rtol=1e-5)
     mean = tmp_path / "mean.npz"
@@ -262,14 +263,14 @@ def test_captions_over_the_context_are_cut_counted_and_said_once(tmp_path, capsy
     contrastive_pretrain.main(config)
     out = capsys.readouterr().out
     assert out.count("captions of over 20 tokens are cut to that") == 1
-    assert "read since this start were too long and cut" in out
+    assert "read since the last start were truncated" in out
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"batch_size": 1}, "batch_size is 1: a pair is compared with others"),
-        ({"video_model": "clip_tiny"}, "brings its own text tower"),
+        ({"batch_size": 1}, "batch_size is 1: contrastive training needs 2"),
+        ({"video_model": "clip_tiny"}, "includes a text tower"),
         ({"text_model": None}, "needs a text tower"),
         ({"text_model": "text_small"}, "there is no text tower 'text_small'"),
         ({"video_model": "videomae_tiny_pretrain"}, "is for masked pre-training"),
@@ -277,10 +278,10 @@ def test_captions_over_the_context_are_cut_counted_and_said_once(tmp_path, capsy
         ({"objective": "kl"}, "give --data.templates"),
         ({"data__split": "compositions"}, "data.split compositions is unknown"),
         ({"chunk": 5}, "chunk is 5: it must divide the batch of 16"),
-        ({"optim__layer_decay": 0.5}, "layer_decay counts the layers of one model"),
-        ({"data__repeats": 2}, "would tell a video from itself"),
+        ({"optim__layer_decay": 0.5}, "layer_decay is not supported with two towers"),
+        ({"data__repeats": 2}, "would contrast a video with itself"),
         ({"video_model": "clip_tiny", "text_model": None, "features": 7}, "features is 7, but clip_tiny has 128"),
-        ({"init_from": "a", "init_video_from": "b"}, "init_from is about both towers"),
+        ({"init_from": "a", "init_video_from": "b"}, "init_from loads both towers"),
     ],
 )
 def test_wrong_settings_are_one_clear_sentence(tmp_path, change, message):
@@ -296,7 +297,7 @@ def test_wrong_captions_are_one_clear_sentence(run, tmp_path):
         with pytest.raises(ValueError, match=message):
             contrastive_pretrain.main(changed(SMALL, workdir=str(tmp_path / "run"), data__source=source))
     source = manifest(tmp_path, "a", "b", "c")
-    with pytest.raises(ValueError, match="a batch of 16 holds some of the 3 videos"):
+    with pytest.raises(ValueError, match="a batch of 16 repeats some of the 3 videos"):
         contrastive_pretrain.main(changed(SMALL, workdir=str(tmp_path / "run"), data__source=source))
     (tmp_path / "templates.txt").write_text("a clip of {}\na clip\n")
     with pytest.raises(ValueError, match="'a clip' has no slots"):
@@ -310,7 +311,7 @@ def test_wrong_captions_are_one_clear_sentence(run, tmp_path):
     with pytest.raises(ValueError, match="class names repeat"):
         zero_shot.main(dataclasses.replace(config, data=SourceConfig(source=str(tmp_path / "named.csv"))))
     vidjax.convert.save_pretrained(tmp_path / "vit", *tiny_vit())
-    with pytest.raises(ValueError, match="which knows no text"):
+    with pytest.raises(ValueError, match="which has no text tower"):
         retrieve.main(retrieve.Config(run=str(tmp_path / "vit"), query="x", index="nowhere.npz"))
 
 
@@ -337,10 +338,10 @@ def test_a_run_keeps_the_files_of_its_tokeniser(tmp_path):
     tokenizer.save(str(tmp_path / "words.json"))
     for name in ("config.json", "vidjax.json"):
         (tmp_path / "run" / name).write_text('{"tokenizer": "gone"}')
-    matching.keep_tokenizer(str(tmp_path / "words.json"), tmp_path / "run")
+    video_text.keep_tokenizer(str(tmp_path / "words.json"), tmp_path / "run")
     (tmp_path / "words.json").unlink()
-    assert matching.tokenizer_of(tmp_path / "run").encode("red circle") == [1, 3, 4, 2]
+    assert video_text.tokenizer_of(tmp_path / "run").encode("red circle") == [1, 3, 4, 2]
     tokenizer.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
     tokenizer.save(str(tmp_path / "endless.json"))
-    with pytest.raises(ValueError, match="puts no end token behind a text"):
+    with pytest.raises(ValueError, match="adds no end token, which text_tiny needs"):
         contrastive_pretrain.make_model(SMALL, open_tokenizer(str(tmp_path / "endless.json")))

@@ -236,7 +236,7 @@ def test_a_query_finds_where_it_comes_from(checkpoint, folder, tmp_path, capsys)
     _, model, variables = checkpoint
     variables = jax.tree.map(lambda leaf: leaf + 0.1, variables)
     save_pretrained(tmp_path / "other", model, variables)
-    with pytest.raises(ValueError, match="other holds other weights than those that made"):
+    with pytest.raises(ValueError, match="other has other weights than those that"):
         embed.main(embed.Config(run=str(tmp_path / "other"), **search))
     with pytest.raises(ValueError, match=r"absent\.npz does not exist: embed videos first"):
         embed.main(embed.Config(**search | {"index": "absent.npz"}))
@@ -246,17 +246,17 @@ def test_a_query_finds_where_it_comes_from(checkpoint, folder, tmp_path, capsys)
 
 def test_what_cannot_be_meant_is_one_sentence(checkpoint, folder, tmp_path):
     for settings, reason in (
-        ({}, "there is nothing to embed with: give --run"),
+        ({}, "no model is given: give --run"),
         ({"run": "x", "out": "a.csv"}, "must end in .npz or .tfrecord"),
         ({"run": "x", "stride": 2}, "give --window too"),
-        ({"run": "x", "query": "a.mp4"}, "a query needs an index"),
+        ({"run": "x", "query": "a.mp4"}, "a search needs both a query and an index"),
         ({"run": "x", "window": 0}, "window is 0: it must be 1 or more"),
     ):
         with pytest.raises(ValueError, match=reason):
             embed.Config(**settings)
     for more, reason in (
         ({"window": 3}, "3 frames cannot be cut into patches of 2"),
-        ({"batch_size": 3}, "cannot be shared by 8 devices"),
+        ({"batch_size": 3}, "cannot be split over 8 devices"),
     ):
         with pytest.raises(ValueError, match=reason):
             run(checkpoint, folder, tmp_path / "a.npz", **more)
@@ -264,6 +264,6 @@ def test_what_cannot_be_meant_is_one_sentence(checkpoint, folder, tmp_path):
     model = videomae.Pretraining(24, 1, 3, **decoder, patch_size=(2, 8, 8), num_frames=4, image_size=SIDE)
     inputs = (jnp.zeros((1, 4, SIDE, SIDE, 3)), jnp.zeros((1, 2), int), jnp.zeros((1, 6), int))
     save_pretrained(tmp_path / "mae", model, jax.jit(model.init)(jax.random.key(0), *inputs))
-    with pytest.raises(ValueError, match="Pretraining has no pooling of its own: use --pooling mean"):
+    with pytest.raises(ValueError, match="Pretraining has no pooling: use --pooling mean"):
         run((tmp_path / "mae",), folder, tmp_path / "a.npz", pooling="model")
     assert run((tmp_path / "mae",), folder, tmp_path / "a.npz")["shape"] == (5, 24)

@@ -290,13 +290,13 @@ def test_other_classes_than_a_run_began_with_are_refused_and_its_description_kep
     described = (tmp_path / "run" / "vidjax.json").read_text()
     os.rename("train/b", "train/0b")
     with pytest.raises(
-        ValueError, match="was begun with the classes a, b, train now has 0b, a: give the videos of then"
+        ValueError, match="was started with the classes a, b, but train now has 0b, a: use the original"
     ):
         finetune.main(config)
     assert (tmp_path / "run" / "vidjax.json").read_text() == described
     # A head of as many classes with other names is not kept.
     again = changed(config, workdir=str(tmp_path / "next"), init_from=str(tmp_path / "run"), keep_head=True)
-    with pytest.raises(ValueError, match=r"keep_head: the head in .* is of other classes \(a, b, \.\.\.\)"):
+    with pytest.raises(ValueError, match=r"keep_head: the head in .* has other classes \(a, b, \.\.\.\)"):
         finetune.main(again)
 
 
@@ -312,23 +312,23 @@ def test_a_run_that_was_not_validated_yet_gives_its_newest_weights(run, tmp_path
 
 BAD = [
     (["--data.validation", "other"], "other has 1 classes that the model does not know, such as 'c'"),
-    (["--data.train", "flat"], "flat has 0 classes: it needs labels of two or more"),
+    (["--data.train", "flat"], "flat has 0 classes: give labels of at least two"),
     (["--data.validation", "flat"], "flat has no labels, and this needs them"),
     (["--train_accuracy", "--mixup", "0.8"], "train_accuracy needs hard labels"),
     (["--model", "videomae_tiny_pretrain"], "model videomae_tiny_pretrain has no classes: choose videomae_tiny"),
-    (["--model", "clip_tiny"], "model clip_tiny has no classes: choose one that has"),
+    (["--model", "clip_tiny"], "model clip_tiny has no classes: choose a classifier"),
     (["--model", "r2plus1d_tny"], "nearest names are"),
     (["--init_from", "nothing"], "there are no weights at nothing"),
     (["--init_from", "EMPTY_RUN"], "EMPTY_RUN holds no checkpoint"),
-    (["--keep_head"], "keep_head is about the weights of init_from"),
+    (["--keep_head"], "keep_head needs the weights of init_from"),
     (
         ["--init_from", "RUN", "--keep_head"],
-        "keep_head: the head in RUN is of other classes (right, up and right, up, ...)",
+        "keep_head: the head in RUN has other classes (right, up and right, up, ...)",
     ),
     (["--tune", "partial", "--tuned_blocks", "9"], "9 blocks cannot be trained: the model has 4"),
-    (["--data.repeats", "3"], "is not whole videos of 3 repeats"),
-    (["--batch_size", "12"], "a batch of 12 cannot be shared by 8 devices"),
-    (["--ema_decay", "0"], "ema_decay is 0.0: it must lie between 0 and 1"),
+    (["--data.repeats", "3"], "whole videos with 3 repeats"),
+    (["--batch_size", "12"], "a batch of 12 cannot be split over 8 devices"),
+    (["--ema_decay", "0"], "ema_decay is 0.0: it must be between 0 and 1"),
 ]
 
 
@@ -352,10 +352,10 @@ BAD_EVALUATION = [
     (["--run", "RUN", "--data.source", "flat"], "flat has no labels, and this needs them"),
     (["--run", "RUN", "--data.source", "nowhere"], "nowhere does not exist"),
     (["--run", "EMPTY_RUN", "--data.source", "train"], "EMPTY_RUN holds no checkpoint"),
-    (["--run", "PRETRAINING", "--data.source", "train"], "a Pretraining has no classes to evaluate"),
+    (["--run", "PRETRAINING", "--data.source", "train"], "this Pretraining has no classes to evaluate"),
     (["--run", "RUN", "--views", "4"], "views is 4: write clips x crops, such as 4x3"),
     (["--run", "RUN", "--out", "train"], "train is not an empty directory: choose another --out"),
-    (["--run", "RUN", "--batch_size", "12"], "a batch of 12 cannot be shared by 8 devices"),
+    (["--run", "RUN", "--batch_size", "12"], "a batch of 12 cannot be split over 8 devices"),
 ]
 
 

@@ -86,8 +86,8 @@ def test_it_says_what_it_does_and_leaves_what_it_says(undisturbed):
     for word in (
         "devices   8 x cpu",
         "mesh data=8 fsdp=1",
-        "GMACs a clip",
-        "8 a clip: 2 visible, 6 masked",
+        "GMACs per clip",
+        "8 per clip: 2 visible, 6 masked",
         "8 clips in 1",
     ):
         assert word in out
@@ -175,9 +175,9 @@ BAD = [
     (["--data.source", "MISSING.csv"], "names 2 files of 2 that do not exist: a.mp4, b.mp4"),
     (
         ["--model", "videomae_bse"],
-        "model videomae_bse has no decoder to be pre-trained with: choose one of videomae_base",
+        "model videomae_bse has no decoder for pre-training: choose one of videomae_base",
     ),
-    (["--model", "videomae_tiny_pretrain"], "model videomae_tiny_pretrain has no decoder to be pre-trained with"),
+    (["--model", "videomae_tiny_pretrain"], "model videomae_tiny_pretrain has no decoder for pre-training"),
     (["--data.frames", "5"], "5 frames cannot be cut into patches of 2"),
     (
         ["--data.size", "40"],
@@ -185,7 +185,7 @@ BAD = [
     ),
     (["--mask_ratio", "1.0"], "mask ratio 1.0 leaves no visible"),
     (["--mask_ratio", "0.1"], "mask ratio 0.1 leaves no masked"),
-    (["--batch_size", "12"], "a batch of 12 cannot be shared by 8 devices"),
+    (["--batch_size", "12"], "a batch of 12 cannot be split over 8 devices"),
     (["--workdir", "OTHER_RUN"], "holds a run of another config: seed was 1, is 0"),
     (["--workdir", "FILE/run"], "cannot write to the work directory"),
     (["--init_from", "NOTHING"], "init_from: there are no weights at NOTHING"),

@@ -155,14 +155,14 @@ def test_classes_without_names_are_numbered_and_an_encoder_is_refused(checkpoint
 def test_what_cannot_be_meant_is_one_sentence(checkpoint, folder, tmp_path, capsys):
     (tmp_path / "old.json").write_text("{}")
     for more, reason in (
-        ({"json": str(tmp_path / "old.json")}, "old.json is there already"),
+        ({"json": str(tmp_path / "old.json")}, "old.json already exists"),
         ({"csv": str(tmp_path / "no" / "a.csv")}, r"cannot write --csv to \S+ \(No such file or directory\): give"),
         ({"json": "/proc/a.json", "csv": str(tmp_path / "a.csv")}, "cannot write --json to /proc/a.json"),
         ({"json": str(tmp_path / "a"), "csv": str(tmp_path / "a")}, "--json and --csv are the same file"),
         ({"topk": 0}, "topk is 0: it must be 1 or more"),
         ({"views": "4"}, "write clips x crops"),
         ({"stride": 4}, "give --window too"),
-        ({"window": 4, "views": "2x1"}, "a window is one view"),
+        ({"window": 4, "views": "2x1"}, "windows have one view"),
         ({"window": 3}, "3 frames cannot be cut into patches of 2"),
         ({"window": 4, "data": GivenClipConfig(sampling="segments")}, "give --data.sampling dense and --data.stride"),
     ):
@@ -171,14 +171,14 @@ def test_what_cannot_be_meant_is_one_sentence(checkpoint, folder, tmp_path, caps
     assert (tmp_path / "old.json").read_text() == "{}"
     with pytest.raises(ValueError, match="no video is given"):
         run(checkpoint)
-    with pytest.raises(ValueError, match="none of the 1 files could be read: see above why"):
+    with pytest.raises(ValueError, match="none of the 1 files could be read: see the reasons above"):
         run(checkpoint, folder / "sub" / "notes.mp4")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="holds no videos"):
         run(checkpoint, tmp_path / "empty")
     capsys.readouterr()
     run(checkpoint, folder / "a.mp4", window=6)
-    assert "note: clips of 6 frames are given to a model that was made with 4" in capsys.readouterr().out
+    assert "note: clips have 6 frames, the model was built for 4" in capsys.readouterr().out
 
 
 def test_the_command_line_says_one_line_and_ends_with_2(checkpoint, folder):
@@ -186,7 +186,10 @@ def test_the_command_line_says_one_line_and_ends_with_2(checkpoint, folder):
     command = [sys.executable, script, folder / "sub" / "notes.mp4", "--run", checkpoint[0], "--topk", "2"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=script.parents[1], check=False)
     lines = [line for line in done.stderr.splitlines() if "WARNING" not in line]
-    assert done.returncode == 2 and lines[-1] == "predict.py: error: none of the 1 files could be read: see above why"
+    assert (
+        done.returncode == 2
+        and lines[-1] == "predict.py: error: none of the 1 files could be read: see the reasons above"
+    )
     assert len(lines) == 2 and "Invalid data" in lines[0]
 
 

@@ -78,8 +78,8 @@ def test_a_run_whose_gradient_is_not_finite_goes_on_as_it_says(run, monkeypatch,
         run(*flags)
     capsys.readouterr()
     run(*flags, "--accept_changes")
-    said = "resumed from step 1 of 4\nnote: from here on optim.clip_norm was None, is 1.0; optim.learning_rate was 10.0"
-    assert said in capsys.readouterr().out
+    changes = "optim.clip_norm was None, is 1.0; optim.learning_rate was 10.0"
+    assert f"resumed from step 1 of 4\nnote: from this step on {changes}" in capsys.readouterr().out
     changes = {"optim.clip_norm": [None, 1.0], "optim.learning_rate": [10.0, 0.01]}
     assert steps() == [1, 2, 3, 4] and config_lines() == [{"step": 1, "config": changes}]
     assert runs.read_config("run")["optim"]["learning_rate"] == 0.01

@@ -64,11 +64,11 @@ def test_a_transformer_is_looked_at_by_roll_out_and_heads_and_bad_files_are_pass
                 assert animation.n_frames == 4
     assert (out / "clip" / "notes.txt").read_text() == "mine"
     asked = visualize.Config((str(clips),), run, out=str(out))
-    with pytest.raises(ValueError, match="of class activation, and ViViT here has none"):
+    with pytest.raises(ValueError, match="apply to class activation, which this ViViT does not support"):
         visualize.main(dataclasses.replace(asked, target="waving"))
     with pytest.raises(ValueError, match="there is no block 1 with attention"):
         visualize.main(dataclasses.replace(asked, block=1))
-    with pytest.raises(ValueError, match="none of the 1 files could be read: see above why"):
+    with pytest.raises(ValueError, match="none of the 1 files could be read: see the reasons above"):
         visualize.main(dataclasses.replace(asked, paths=(str(clips / "broken.mp4"),)))
 
 
@@ -81,7 +81,7 @@ def test_a_convolutional_network_is_looked_at_by_class_activation(clips, tmp_pat
         assert Path(file).name == "class_activation.png"
         painted.append(np.asarray(Image.open(file))[30:])
     assert (painted[0] != painted[1]).any()
-    with pytest.raises(ValueError, match="target is 'wavin', which is none of the 3 classes: give one, such as waving"):
+    with pytest.raises(ValueError, match="target .wavin. is not among the 3 classes: give one, such as waving"):
         visualize.main(dataclasses.replace(asked, target="wavin"))
     with pytest.raises(ValueError, match="no feature map 'deep': choose one of stem, "):
         visualize.main(dataclasses.replace(asked, layer="deep"))

@@ -84,10 +84,10 @@ def test_every_family_says_its_layers_by_its_names(name):
 def test_a_name_that_says_nothing_of_its_layer_is_refused():
     for path in ("adapter", "block_first", "transformer/adapter"):
         params = unflatten_dict({("transformer", "block_0", "kernel"): 0, (*path.split("/"), "kernel"): 0})
-        with pytest.raises(UserError, match=f"the layer of the parameter {path}/kernel is not known"):
+        with pytest.raises(UserError, match=f"the layer of the parameter {path}/kernel is unknown"):
             layer_numbers(params)
     pair = {"video": {"head": {"kernel": 0}}, "logit_scale": 0}
-    with pytest.raises(UserError, match="the layer of the parameter logit_scale is not known"):
+    with pytest.raises(UserError, match="the layer of the parameter logit_scale is unknown"):
         layer_numbers(pair)
 
 
@@ -157,7 +157,7 @@ def test_values_that_cannot_be_meant_are_refused():
     for field, value, said in (
         ("learning_rate", 0.0, "optim.learning_rate is 0.0: it must be above 0"),
         ("warmup_epochs", -1.0, "optim.warmup_epochs is -1.0: it must be 0 or more"),
-        ("clip_norm", 0.0, "optim.clip_norm is 0.0: it must be above 0 .leave it out for none"),
+        ("clip_norm", 0.0, "optim.clip_norm is 0.0: it must be above 0, or omitted"),
         ("layer_decay", 1.5, "optim.layer_decay is 1.5: it must be above 0 and at most 1"),
     ):
         with pytest.raises(ValueError, match=said):

@@ -116,8 +116,8 @@ def test_a_clip_is_not_shared_by_processes(monkeypatch):
     [
         ({"COORDINATOR_ADDRESS": "localhost"}, "JAX_COORDINATOR_ADDRESS is localhost: give HOST:PORT of process 0"),
         ({"NUM_PROCESSES": "two"}, "JAX_NUM_PROCESSES is 'two': give a number"),
-        ({"NUM_PROCESSES": "2", "PROCESS_ID": "2"}, "JAX_PROCESS_ID is 2 of 2 processes: set it to one from 0"),
-        ({}, r"this process does not know the others \(coordinator_address should be defined"),
+        ({"NUM_PROCESSES": "2", "PROCESS_ID": "2"}, "JAX_PROCESS_ID is 2 of 2 processes: it is counted from 0"),
+        ({}, r"no cluster was detected \(coordinator_address should be defined"),
     ],
 )
 def test_a_process_that_cannot_join_says_why(told, sentence, monkeypatch):
@@ -135,13 +135,13 @@ def test_a_process_that_cannot_join_says_why(told, sentence, monkeypatch):
 
 
 def test_a_batch_that_does_not_fit_is_refused():
-    with pytest.raises(ValueError, match="a batch of 12 cannot be shared by 8 devices: make it a multiple of 8"):
+    with pytest.raises(ValueError, match="a batch of 12 cannot be split over 8 devices: make it a multiple of 8"):
         check_batch_size(12)
     with pytest.raises(ValueError, match="times 2 micro-batches: make it a multiple of 16"):
         check_batch_size(8, accumulation=2)
     check_batch_size(16, accumulation=2)
     with pytest.raises(
-        ValueError, match="a batch of 3 cannot be shared by 2 groups of 4 devices: make it a multiple of 2"
+        ValueError, match="a batch of 3 cannot be split over 2 groups of 4 devices: make it a multiple of 2"
     ):
         check_batch_size(3, sequence=4)
     check_batch_size(2, sequence=4)
