@@ -98,9 +98,7 @@ def test_half_of_a_start_is_written_again_and_flags_are_split_as_a_shell_does(tm
 def test_classes_without_names_are_matched_only_where_all_are_there():
     source = SimpleNamespace(name="videos", class_names=("a", "b"))
     model = SimpleNamespace(num_classes=3, card=SimpleNamespace(class_names=()))
-    with pytest.raises(
-        ValueError, match="videos has 2 classes, but the model has 3 without names: use a source with all"
-    ):
+    with pytest.raises(ValueError, match="videos has 2 classes, but the model has 3 without names: use a"):
         evaluate.label_by_name(source, model)
 
 

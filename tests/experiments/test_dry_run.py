@@ -82,7 +82,9 @@ def test_devices_that_share_a_clip_hold_a_part_of_it(tmp_path, monkeypatch, caps
     script, config = parse("finetune", *flags, "--model", "videomae_tiny", "--sequence", "2", "--scan")
     numbers = script.main(config)
     said = capsys.readouterr().out
-    assert said.startswith("dry run of videomae_tiny: 16 clips of 4 x 32 x 32 a step on 8 x cpu; nothing was loaded or")
+    assert said.startswith(
+        "dry run of videomae_tiny: 16 clips of 4 x 32 x 32 per step on 8 x cpu; nothing was loaded or"
+    )
     assert numbers["fits"] and "\nfits\n" in said and list(tmp_path.iterdir()) == []
     # Four groups of two devices: each has a half of four clips' frames, and whole labels.
     assert numbers["batches"] == BATCHES * (4 * 2 * 32 * 32 * 3 + 4 * 4 + 4)

@@ -186,10 +186,7 @@ def test_the_command_line_says_one_line_and_ends_with_2(checkpoint, folder):
     command = [sys.executable, script, folder / "sub" / "notes.mp4", "--run", checkpoint[0], "--topk", "2"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=script.parents[1], check=False)
     lines = [line for line in done.stderr.splitlines() if "WARNING" not in line]
-    assert (
-        done.returncode == 2
-        and lines[-1] == "predict.py: error: none of the 1 files could be read: see the reasons above"
-    )
+    assert done.returncode == 2 and lines[-1].startswith("predict.py: error: none of the 1 files could")
     assert len(lines) == 2 and "Invalid data" in lines[0]
 
 

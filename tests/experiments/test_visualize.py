@@ -81,7 +81,7 @@ def test_a_convolutional_network_is_looked_at_by_class_activation(clips, tmp_pat
         assert Path(file).name == "class_activation.png"
         painted.append(np.asarray(Image.open(file))[30:])
     assert (painted[0] != painted[1]).any()
-    with pytest.raises(ValueError, match="target .wavin. is not among the 3 classes: give one, such as waving"):
+    with pytest.raises(ValueError, match=r"target .wavin. is not among the 3 classes: give one, such as waving"):
         visualize.main(dataclasses.replace(asked, target="wavin"))
     with pytest.raises(ValueError, match="no feature map 'deep': choose one of stem, "):
         visualize.main(dataclasses.replace(asked, layer="deep"))
