@@ -76,13 +76,11 @@ MODULES = [importlib.import_module(path.stem) for path in SCRIPTS.glob("*.py")]
 NAMES = [vars(module).values() for module in (*MODULES, commands)]  # `benchmark` is the empty package
 SEEN = {each for names in NAMES for each in names if isinstance(each, type)}
 CONFIGS = [kind for kind in SEEN if dataclasses.is_dataclass(kind) and not issubclass(kind, nn.Module)]
-WITH_LITERALS = [kind for kind in CONFIGS if any(choices(f.type) for f in dataclasses.fields(kind))]
+LITERAL = [kind for kind in CONFIGS if any(choices(f.type) for f in dataclasses.fields(kind))]
 
 
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize(
-    "config", sorted(WITH_LITERALS, key=str), ids=lambda kind: f"{kind.__module__}.{kind.__name__}"
-)
+@pytest.mark.parametrize("config", sorted(LITERAL, key=str), ids=lambda kind: f"{kind.__module__}.{kind.__name__}")
 def test_every_config_of_a_script_checks_its_literal_fields(config):
     literals = [field for field in dataclasses.fields(config) if choices(field.type)]
     needed = {f.name: "x" for f in dataclasses.fields(config) if f.default is f.default_factory is dataclasses.MISSING}

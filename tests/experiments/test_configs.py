@@ -1,4 +1,4 @@
-"""What the scripts refuse before they make anything, each by one sentence."""
+"""Checks that the scripts make before they write anything."""
 
 import dataclasses
 import os
@@ -55,7 +55,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("script", "settings", "sentence"), REFUSED)
-def test_a_value_that_cannot_be_meant_is_refused(script, settings, sentence):
+def test_invalid_values_raise(script, settings, sentence):
     needed = {"run": "run"} if script in (retrieve, zero_shot) else {}
     with pytest.raises(ValueError, match=sentence):
         script.Config(**needed, **settings)
@@ -74,7 +74,7 @@ def test_classes_are_read_from_a_file_of_names(tmp_path):
     assert zero_shot.read_classes(str(tmp_path / "a.txt")) == ("schön", "b")
 
 
-def test_half_of_a_start_is_written_again_and_flags_are_split_as_a_shell_does(tmp_path, monkeypatch):
+def test_incomplete_initial_weights_are_rewritten_and_flags_are_split_like_in_a_shell(tmp_path, monkeypatch):
     name = "timesformer_tiny_divided"
     config = compare_models.Config(workdir=str(tmp_path / "a b"), models=(name,), flags="--c 'd e'")
     start = tmp_path / "a b" / f"{name}_start_0"
@@ -95,7 +95,7 @@ def test_half_of_a_start_is_written_again_and_flags_are_split_as_a_shell_does(tm
     assert seen[1][-2:] == ["--c", "d e"]
 
 
-def test_classes_without_names_are_matched_only_where_all_are_there():
+def test_classes_without_names_are_matched_only_if_complete():
     source = SimpleNamespace(name="videos", class_names=("a", "b"))
     model = SimpleNamespace(num_classes=3, card=SimpleNamespace(class_names=()))
     with pytest.raises(ValueError, match="videos has 2 classes, but the model has 3 without names: use a"):
@@ -107,7 +107,7 @@ def test_a_target_needs_classes():
         visualize.find_class("run", ())
 
 
-def test_a_head_that_does_not_fit_is_not_kept(monkeypatch):
+def test_keeping_a_head_of_other_classes_raises(monkeypatch):
     report = SimpleNamespace(fresh=("head/kernel",))
     monkeypatch.setattr(weights, "class_names", lambda source: ())
     monkeypatch.setattr(weights, "start_from", lambda *args, **kwargs: ({}, report))
@@ -117,7 +117,7 @@ def test_a_head_that_does_not_fit_is_not_kept(monkeypatch):
         weights.start_classifier("old", vidjax.create_model("r3d_tiny", num_classes=7), {}, keep_head=True)
 
 
-def test_pairs_need_two_videos_and_a_whole_model_its_own_sizes(tmp_path):
+def test_pairs_need_two_videos_and_a_video_text_model_has_fixed_sizes(tmp_path):
     config = contrastive_pretrain.RECIPES["demo"]
     (tmp_path / "a.mp4").write_bytes(b"")
     (tmp_path / "a.csv").write_text("path,caption\na.mp4,a dog\n")
@@ -129,7 +129,7 @@ def test_pairs_need_two_videos_and_a_whole_model_its_own_sizes(tmp_path):
         contrastive_pretrain.make_model(config, open_tokenizer("bytes"))
 
 
-def test_embeddings_of_another_kind_or_model_are_not_searched(monkeypatch):
+def test_searching_embeddings_of_another_pooling_or_model_raises(monkeypatch):
     monkeypatch.setattr(embed, "read_meta", lambda path: {"pooling": "tokens"})
     with pytest.raises(ValueError, match=r"a\.npz cannot be searched: give an \.npz file with one vector per window"):
         embed.search(embed.Config(query="a.mp4", index="a.npz"))
@@ -145,7 +145,7 @@ def test_devices_are_simulated_only_before_jax_starts(monkeypatch):
         scaling.simulate(count + 1)
 
 
-def test_a_slice_that_cannot_be_described_is_one_line(monkeypatch):
+def test_a_slice_that_cannot_be_described_raises(monkeypatch):
     from jax.experimental import topologies
 
     def unknown(name, platform):
@@ -158,7 +158,7 @@ def test_a_slice_that_cannot_be_described_is_one_line(monkeypatch):
         scaling.describe_slice("v5e:2x2")
 
 
-def test_a_benchmark_is_of_something(monkeypatch, capsys):
+def test_a_benchmark_needs_a_command(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["benchmark.py"])
     with pytest.raises(SystemExit) as stop:
         runpy.run_path(Path(embed.__file__).with_name("benchmark.py"), run_name="__main__")
@@ -170,13 +170,13 @@ def test_a_benchmark_is_of_something(monkeypatch, capsys):
     assert not stop.value.code and capsys.readouterr().out
 
 
-def test_a_flag_that_is_none_is_answered_with_the_nearest(capsys):
+def test_an_unknown_flag_suggests_the_nearest(capsys):
     with pytest.raises(SystemExit):
         cli.parse(scaling.Config, argv=["--chip", "8"])
     assert "unknown argument --chip: did you mean --chips?" in capsys.readouterr().err
 
 
-def test_a_video_text_model_wants_its_tokenizer_and_videos(tmp_path, unchecked):
+def test_a_video_text_model_needs_its_tokenizer_and_readable_videos(tmp_path, unchecked):
     pair = SimpleNamespace(text=SimpleNamespace(vocabulary=7))
     with pytest.raises(ValueError, match="tokenizer bytes has 259 ids, the text tower 7: give the tokenizer that"):
         video_text.check_tokenizer(open_tokenizer("bytes"), pair)
@@ -191,7 +191,7 @@ def test_a_video_text_model_wants_its_tokenizer_and_videos(tmp_path, unchecked):
         video_text.clip_encoder(blind, make_mesh())({}, [batch])
 
 
-def test_embeddings_are_written_only_where_they_can_be_and_of_something(tmp_path):
+def test_embeddings_need_a_writable_folder_and_readable_videos(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write to \S+a\.npz\.parts \(Not a directory\): choose another --out"):
         embeddings.open_parts(tmp_path / "file" / "a.npz", {})
@@ -200,7 +200,7 @@ def test_embeddings_are_written_only_where_they_can_be_and_of_something(tmp_path
         embeddings.join([tmp_path / "0.npz"], tmp_path / "a.npz", ["a", "b"], (), {})
 
 
-def test_a_config_that_is_damaged_is_told(tmp_path):
+def test_a_damaged_config_raises(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config\.json cannot be read \(Expecting .*\): restore it from a copy"):
         runs.read_config(tmp_path)

@@ -1,4 +1,4 @@
-"""Contrastive pre-training and what is done with it: resumed, sharded, started from runs; wrong input."""
+"""Contrastive pre-training, resumed, sharded and started from runs; zero-shot, retrieval; invalid input."""
 
 import dataclasses
 import json
@@ -71,7 +71,7 @@ def captioned(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def config(captioned):
-    """Validation with all of these videos."""
+    """Validation on all of these videos."""
     return changed(SMALL, data__validation=str(captioned / "captions.jsonl"), data__validation_examples=None)
 
 
@@ -83,7 +83,7 @@ def run(config, tmp_path_factory):
 
 
 def validated(workdir):
-    """What the kept weights scored in validation."""
+    """The validation metrics of the best checkpoint."""
     entries = [entry for entry in read_metrics(workdir) if "evaluation/score" in entry]
     return max(entries, key=lambda entry: entry["evaluation/score"])
 
@@ -93,7 +93,7 @@ def logged(workdir):
     return [(e["step"], e["loss"], e["gradient_norm"], e["learning_rate"], e["logit_scale"]) for e in entries]
 
 
-def test_a_run_leaves_two_towers_that_embed_clips_and_sentences(run):
+def test_a_run_saves_two_towers_that_embed_clips_and_texts(run):
     workdir, numbers = run
     made = {path.name for path in workdir.iterdir()}
     assert {"config.json", "vidjax.json", "checkpoints", "best", "metrics.jsonl", "curves.png", "similarity"} <= made
@@ -105,7 +105,7 @@ def test_a_run_leaves_two_towers_that_embed_clips_and_sentences(run):
     assert runs.usual_clips(workdir, model)["stride"] == 4
 
 
-def test_an_interrupted_run_goes_on_to_the_same_numbers(run, config, tmp_path):
+def test_an_interrupted_run_equals_an_uninterrupted_one(run, config, tmp_path):
     config = changed(config, workdir=str(tmp_path))
     interrupt_after(4, contrastive_pretrain.main, config)
     assert 0 < len(logged(tmp_path)) < SMALL.steps
@@ -116,7 +116,7 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(run, config, tmp_path):
 
 
 def test_eight_devices_in_chunks_give_the_losses_of_one(tmp_path):
-    # No batch norm, whose sums magnify rounding.
+    # Without batch norm, which amplifies rounding errors.
     config = changed(SMALL, video_model="clip_tiny", text_model=None, features=None, data__validation=None, steps=3)
     contrastive_pretrain.main(changed(config, workdir=str(tmp_path / "eight"), chunk=8))
     one = make_mesh(devices=jax.devices()[:1])
@@ -126,7 +126,7 @@ def test_eight_devices_in_chunks_give_the_losses_of_one(tmp_path):
     np.testing.assert_allclose(eight[:, 1], one[:, 1], rtol=1e-5)
 
 
-def test_the_kl_objective_learns_from_labels_in_templates_with_a_frozen_tower(tmp_path):
+def test_the_kl_objective_with_templates_and_a_frozen_tower(tmp_path):
     folder = tmp_path / "videos"
     for name, level in (("dark", 20), ("bright", 220)):
         for i in range(4):
@@ -157,7 +157,7 @@ def test_the_kl_objective_learns_from_labels_in_templates_with_a_frozen_tower(tm
 
 
 @pytest.mark.parametrize("tower", ["video", "text", "alone"])
-def test_towers_start_from_runs_of_two_or_alone_and_wholes_from_wholes(run, tmp_path, tower):
+def test_towers_start_from_either_kind_of_run(run, tmp_path, tower):
     workdir, _ = run
     model, variables = vidjax.load_pretrained(workdir, verbose=False)
     config = changed(SMALL, init_video_from=str(workdir), seed=5)
@@ -188,7 +188,7 @@ def unflat(flat):
     return unflatten_dict(flat, sep="/")
 
 
-def test_zero_shot_equals_validation_and_says_what_was_measured(run, captioned, tmp_path, capsys):
+def test_zero_shot_equals_validation_and_reports_its_settings(run, captioned, tmp_path, capsys):
     workdir, _ = run
     data = SourceConfig(source=str(captioned / "captions.jsonl"), workers=1)
     config = zero_shot.Config(run=str(workdir), data=data, out=str(tmp_path / "plain"))
@@ -206,14 +206,14 @@ def test_zero_shot_equals_validation_and_says_what_was_measured(run, captioned, 
     assert views["views"] == "2x3"
     shots = {"shots": 1, "ways": 3, "queries": 1, "episodes": 20}
     few = zero_shot.main(dataclasses.replace(config, **shots, out=str(tmp_path / "few")))
-    assert few["accuracy"] == 1.0 and few["queries"] == 3  # clips of a class are equal; one of each of three is told
+    assert few["accuracy"] == 1.0 and few["queries"] == 3  # clips of a class are equal; one query for each of three
     support = zero_shot.main(
         dataclasses.replace(config, shots=3, support=data.source, episodes=2, out=str(tmp_path / "support"))
     )
     assert support["accuracy"] == 1.0
 
 
-def test_retrieval_equals_validation_and_answers_queries(run, captioned, tmp_path, capsys):
+def test_retrieval_equals_validation_and_finds_queries(run, captioned, tmp_path, capsys):
     workdir, _ = run
     data = SourceConfig(source=str(captioned / "captions.jsonl"), workers=1)
     numbers = retrieve.main(retrieve.Config(run=str(workdir), data=data, out=str(tmp_path / "out")))
@@ -249,7 +249,7 @@ def manifest(folder, *captions):
     return str(path)
 
 
-def test_captions_over_the_context_are_cut_counted_and_said_once(tmp_path, capsys):
+def test_long_captions_are_truncated_counted_and_reported_once(tmp_path, capsys):
     source = manifest(tmp_path, "a very long caption " * 10, *"abcdefg")
     config = changed(
         SMALL,
@@ -284,13 +284,13 @@ def test_captions_over_the_context_are_cut_counted_and_said_once(tmp_path, capsy
         ({"init_from": "a", "init_video_from": "b"}, "init_from loads both towers"),
     ],
 )
-def test_wrong_settings_are_one_clear_sentence(tmp_path, change, message):
+def test_invalid_settings_raise(tmp_path, change, message):
     with pytest.raises(ValueError, match=message):
         contrastive_pretrain.main(changed(SMALL, workdir=str(tmp_path / "run"), **change))
     assert not (tmp_path / "run").exists()
 
 
-def test_wrong_captions_are_one_clear_sentence(run, tmp_path):
+def test_invalid_captions_raise(run, tmp_path):
     wrong = {"1 of the 3 examples": ("a", None, "c"), "line 2: its caption is empty": ("a", "", "c")}
     for message, captions in wrong.items():
         source = manifest(tmp_path, *captions)
@@ -320,12 +320,12 @@ def tiny_vit():
     return model, jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 32, 32, 3)))
 
 
-def test_a_whole_model_gets_the_bias_of_the_sigmoid_loss():
+def test_a_video_text_model_gets_the_bias_of_the_sigmoid_loss():
     config = changed(SMALL, video_model="clip_tiny", text_model=None, features=None, objective="sigmoid")
     assert contrastive_pretrain.make_model(config, open_tokenizer("bytes")).bias == -10
 
 
-def test_a_run_keeps_the_files_of_its_tokeniser(tmp_path):
+def test_a_run_saves_the_files_of_its_tokeniser(tmp_path):
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
     words = {"[pad]": 0, "[start]": 1, "[end]": 2, "red": 3, "circle": 4}

@@ -1,4 +1,4 @@
-"""What embed writes of a folder: the model's features with their times, once and whole however often it is stopped."""
+"""embed.py: the model's features with their times, also after interruptions."""
 
 import json
 import sys
@@ -62,14 +62,14 @@ def encode(model):
 
 
 def tokens(checkpoint, path, indices):
-    """Of one clip, by the model itself."""
+    """The features of one clip, computed with the model directly."""
     _, model, variables = checkpoint
     video = model.card.normalize(jnp.asarray(decode(path, indices, SIDE)[None], jnp.float32) / 255)
     encoded = np.asarray(encode(model)(variables, video))[0]
     return encoded.reshape(-1, encoded.shape[-1])
 
 
-def test_a_clip_of_each_video_with_its_label_and_time(checkpoint, folder, tmp_path):
+def test_one_clip_per_video_with_label_and_time(checkpoint, folder, tmp_path):
     assert run(checkpoint, folder, tmp_path / "a.npz")["shape"] == (5, 24)
     found = read(tmp_path / "a.npz")
     assert found["ids"].tolist() == [str(folder / name) for name in LENGTHS]
@@ -84,7 +84,7 @@ def test_a_clip_of_each_video_with_its_label_and_time(checkpoint, folder, tmp_pa
     assert not (tmp_path / "a.npz.parts").exists()
 
 
-def test_windows_and_tokens_are_those_of_their_frames(checkpoint, folder, tmp_path):
+def test_windows_and_tokens_match_their_frames(checkpoint, folder, tmp_path):
     run(checkpoint, folder, tmp_path / "a.npz", window=4, stride=3, pooling="tokens")
     found = read(tmp_path / "a.npz")
     assert found["features"].shape == (20, 8, 24)
@@ -100,7 +100,7 @@ def test_windows_and_tokens_are_those_of_their_frames(checkpoint, folder, tmp_pa
     assert row == len(found["ids"])
 
 
-def test_a_run_that_is_stopped_goes_on_to_the_same_bytes(checkpoint, folder, tmp_path, monkeypatch, capsys):
+def test_an_interrupted_job_resumes_to_the_same_bytes(checkpoint, folder, tmp_path, monkeypatch, capsys):
     settings = {"window": 4, "stride": 2}
     run(checkpoint, folder, tmp_path / "whole.npz", **settings)
     make_encode = embed.make_encode
@@ -142,7 +142,7 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_bytes(checkpoint, folder, tmp
         run(checkpoint, folder, tmp_path / "mine.npz", **settings)
 
 
-def test_other_files_or_labels_than_it_began_with_are_refused_in_one_line(checkpoint, folder, tmp_path, monkeypatch):
+def test_resuming_with_other_files_or_labels_raises(checkpoint, folder, tmp_path, monkeypatch):
     table, out = tmp_path / "list.csv", tmp_path / "a.npz"
 
     def run_on(names, labels):
@@ -172,7 +172,7 @@ def test_other_files_or_labels_than_it_began_with_are_refused_in_one_line(checkp
     assert read(out)["labels"].tolist() == [0, 0, 1, 1, 1]
 
 
-def test_videos_without_features_are_listed_and_too_many_stop_it(checkpoint, tmp_path, capsys):
+def test_unreadable_videos_are_listed_and_too_many_raise(checkpoint, tmp_path, capsys):
     videos.write_video(tmp_path / "videos" / "good.mp4", videos.numbered(20, 32, 32))
     videos.write_video(tmp_path / "videos" / "short.mp4", videos.numbered(5, 32, 32))
     cut = tmp_path / "videos" / "cut.mp4"
@@ -189,7 +189,7 @@ def test_videos_without_features_are_listed_and_too_many_stop_it(checkpoint, tmp
     assert "of 1 of 3 videos" in capsys.readouterr().out
 
 
-def test_records_hold_the_same(checkpoint, folder, tmp_path):
+def test_tfrecords_have_the_same_features(checkpoint, folder, tmp_path):
     run(checkpoint, folder, tmp_path / "a.npz", pooling="tokens")
     run(checkpoint, folder, tmp_path / "a.tfrecord", pooling="tokens")
     wanted = read(tmp_path / "a.npz")
@@ -209,7 +209,7 @@ def test_records_hold_the_same(checkpoint, folder, tmp_path):
     assert run(checkpoint, folder, tmp_path / "a.tfrecord", pooling="tokens") == {"finished": True}
 
 
-def test_pooling_is_the_models_own_or_the_mean_over_its_map(folder, tmp_path):
+def test_pooling_is_that_of_the_model_or_the_mean_over_its_grid(folder, tmp_path):
     model = resnet3d.ResNet3D(
         ("2d",) * 5, (1, 1, 1, 1), (8, 8, 8, 8), num_classes=3, num_frames=4, image_size=SIDE, card=Card(stride=2)
     )
@@ -222,9 +222,9 @@ def test_pooling_is_the_models_own_or_the_mean_over_its_map(folder, tmp_path):
     np.testing.assert_allclose(arrays[0], arrays[2].mean(axis=1), atol=1e-5)
 
 
-def test_a_query_finds_where_it_comes_from(checkpoint, folder, tmp_path, capsys):
+def test_a_query_finds_its_own_window(checkpoint, folder, tmp_path, capsys):
     run(checkpoint, folder, tmp_path / "a.npz", window=4, stride=1)
-    # The clip in the middle of this copy is the window of 1.mp4 that begins with its frame 12.
+    # The central clip of this copy is the window of 1.mp4 that starts at frame 12.
     part = videos.numbered(30, 32, 32, first=100)[11:20]
     query = videos.write_video(tmp_path / "query.mp4", part)
     search = {"query": str(query), "index": str(tmp_path / "a.npz"), "neighbours": 3}
@@ -244,7 +244,7 @@ def test_a_query_finds_where_it_comes_from(checkpoint, folder, tmp_path, capsys)
         embed.main(embed.Config(**search | {"query": "absent.mp4"}))
 
 
-def test_what_cannot_be_meant_is_one_sentence(checkpoint, folder, tmp_path):
+def test_invalid_settings_raise(checkpoint, folder, tmp_path):
     for settings, reason in (
         ({}, "no model is given: give --run"),
         ({"run": "x", "out": "a.csv"}, "must end in .npz or .tfrecord"),

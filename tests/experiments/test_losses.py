@@ -1,4 +1,4 @@
-"""Each training script's loss equals the same worked out in NumPy, from the model's outputs on pixels scaled by hand.
+"""The loss of each training script equals one computed in NumPy from the model's outputs on pixels scaled by hand.
 
 Nothing here comes from vidjax but the models and which tokens are masked: not the scaling, the targets or the means.
 """
@@ -25,7 +25,7 @@ import finetune
 import mae_pretrain
 
 IMAGENET = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-"""Mean and standard deviation of the pixels that VideoMAE was trained on."""
+"""Mean and std of the pixels that VideoMAE was trained on."""
 HALVES = 0.5, 0.5
 """Those of ViT."""
 VALID = np.array([True, False, True, True])
@@ -33,7 +33,7 @@ KEY = jax.random.key(0)
 
 
 def draw_clips(frames, size):
-    """Four clips, dark and bright, so that a wrong scaling shows."""
+    """Four clips, dark and bright, so that wrong scaling changes the loss."""
     draw = np.random.default_rng(5)
     video = draw.integers(0, 256, (4, frames, size, size, 3)) * draw.uniform(0.2, 1, (4, 1, 1, 1, 3))
     return video.astype(np.uint8)
@@ -54,7 +54,7 @@ def log_softmax(logits, axis=-1):
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
-def test_fine_tuning_is_the_cross_entropy_of_smooth_labels_over_valid_clips(smoothing):
+def test_fine_tuning_loss_is_cross_entropy_with_smooth_labels_over_valid_clips(smoothing):
     model = vidjax.create_model("vit_tiny", num_classes=5, num_frames=2, image_size=32)
     variables = draw_variables(model)
     video, labels = draw_clips(2, 32), np.array([3, -1, 0, 4])
@@ -69,7 +69,7 @@ def test_fine_tuning_is_the_cross_entropy_of_smooth_labels_over_valid_clips(smoo
 
 
 @pytest.mark.parametrize("normalize", [True, False])
-def test_masked_pre_training_is_the_squared_error_of_masked_patches_over_valid_clips(normalize):
+def test_masked_pre_training_loss_is_the_squared_error_of_masked_patches_of_valid_clips(normalize):
     model = vidjax.create_model("videomae_tiny_pretrain")
     variables, grid = draw_variables(model), (4, 3, 3)
     video = draw_clips(8, 48)

@@ -1,4 +1,4 @@
-"""Pictures of where a model looks, as a user asks for them."""
+"""visualize.py: attention, class activation and reconstructions."""
 
 import dataclasses
 import sys
@@ -25,7 +25,7 @@ CLASSES = ("falling", "turning", "waving")
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
-    """Two videos of the same name, and a file that is none."""
+    """Two videos with the same name, and a file that is not a video."""
     folder = tmp_path_factory.mktemp("clips")
     for place in ("a", "b"):
         videos.write_video(folder / place / "clip.mp4", videos.numbered(20))
@@ -42,7 +42,7 @@ def save(folder: Path, name: str, **fields) -> str:
     return str(folder / name)
 
 
-def test_a_transformer_is_looked_at_by_roll_out_and_heads_and_bad_files_are_passed_over(clips, tmp_path, capsys):
+def test_a_transformer_has_roll_out_and_heads_and_unreadable_files_are_skipped(clips, tmp_path, capsys):
     run = save(tmp_path, "vivit_tiny_joint", num_classes=3, **VIT)
     out = tmp_path / "out"
     (out / "clip").mkdir(parents=True)
@@ -55,7 +55,7 @@ def test_a_transformer_is_looked_at_by_roll_out_and_heads_and_bad_files_are_pass
     assert {Path(file).parent.name for files in made.values() for file in files} == {
         "clip_2",
         "clip_3",
-    }  # what is there stays
+    }  # existing files are kept
     names = {"rollout", "heads_transformer_block_0_attention"}
     for files in made.values():
         assert {Path(file).stem for file in files} == names
@@ -72,7 +72,7 @@ def test_a_transformer_is_looked_at_by_roll_out_and_heads_and_bad_files_are_pass
         visualize.main(dataclasses.replace(asked, paths=(str(clips / "broken.mp4"),)))
 
 
-def test_a_convolutional_network_is_looked_at_by_class_activation(clips, tmp_path):
+def test_a_convolutional_network_has_class_activation(clips, tmp_path):
     run = save(tmp_path, "r3d_tiny", num_classes=3, widths=(4, 4, 4, 4))
     asked = visualize.Config((str(clips / "a" / "clip.mp4"),), run, out=str(tmp_path / "out"))
     painted = []
@@ -91,7 +91,7 @@ def test_a_convolutional_network_is_looked_at_by_class_activation(clips, tmp_pat
         visualize.main(dataclasses.replace(asked, out=asked.paths[0]))
 
 
-def test_a_masked_autoencoder_paints_reconstructions_too(clips, tmp_path):
+def test_a_masked_autoencoder_also_has_reconstructions(clips, tmp_path):
     decoder = {"decoder_width": 24, "decoder_depth": 1, "decoder_heads": 2}
     run = save(tmp_path, "videomae_tiny_pretrain", **VIT | {"patch_size": (2, 8, 8)}, **decoder)
     asked = visualize.Config((str(clips / "a" / "clip.mp4"),), run, out=str(tmp_path / "out"))
@@ -100,9 +100,9 @@ def test_a_masked_autoencoder_paints_reconstructions_too(clips, tmp_path):
     assert {Path(file).stem for file in files} == masked | {"rollout", "heads_encoder_transformer_block_0_attention"}
     pictures = [np.asarray(Image.open(file)) for file in sorted(files) if Path(file).stem in masked]
     grey = [int((picture == 128).all(axis=-1).sum()) for picture in pictures]
-    assert 0 < grey[0] < grey[1] < grey[2]  # the more is masked, the more is hidden
+    assert 0 < grey[0] < grey[1] < grey[2]  # a higher ratio hides more
 
 
-def test_what_cannot_be_meant_is_one_line():
+def test_invalid_settings_raise():
     with pytest.raises(ValueError, match="no video is given"):
         visualize.Config((), "run")
