@@ -25,11 +25,11 @@ def one_device(monkeypatch):
 
 def test_families_are_trained_once_and_tabulated(tmp_path, capsys):
     config = compare_models.Config(workdir=str(tmp_path), models=("vit_tiny",), flags=FLAGS)
-    found = compare_models.main(config)
-    assert found["vit_tiny"]["steps"] == 2 and 0 <= found["vit_tiny"]["top1"] <= 1
-    assert len(found["vit_tiny"]["curve"]) == 2
+    result = compare_models.main(config)
+    assert result["vit_tiny"]["steps"] == 2 and 0 <= result["vit_tiny"]["top1"] <= 1
+    assert len(result["vit_tiny"]["curve"]) == 2
     assert "| `vit_tiny` | frame by frame, averaged |" in (tmp_path / "families.md").read_text()
-    assert json.loads((tmp_path / "families.json").read_text()) == json.loads(json.dumps(found))
+    assert json.loads((tmp_path / "families.json").read_text()) == json.loads(json.dumps(result))
     assert (tmp_path / "families.png").read_bytes()[:4] == b"\x89PNG"
 
 
@@ -69,8 +69,8 @@ def test_pairs_are_trained_and_their_metrics_read(tmp_path, monkeypatch):
     monkeypatch.setattr(compare_models, "train", train)
     config = compare_models.Config(workdir=str(tmp_path), flags=FLAGS.replace("--data.size 16", "--data.size 24"))
     flags = compare_models.PAIRED.replace("videomae_tiny", "fr2d_tiny")
-    found = compare_models.train_pair(config, "pair", flags, 0)
-    assert [step for step, _ in found["curve"]] == [1, 2] and found["top1"] == found["curve"][-1][1]
+    result = compare_models.train_pair(config, "pair", flags, 0)
+    assert [step for step, _ in result["curve"]] == [1, 2] and result["top1"] == result["curve"][-1][1]
 
 
 def test_a_failed_training_and_an_unknown_model_raise(tmp_path):

@@ -54,10 +54,10 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("script", "settings", "sentence"), REFUSED)
-def test_invalid_values_raise(script, settings, sentence):
+@pytest.mark.parametrize(("script", "settings", "message"), REFUSED)
+def test_invalid_values_raise(script, settings, message):
     needed = {"run": "run"} if script in (retrieve, zero_shot) else {}
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(ValueError, match=message):
         script.Config(**needed, **settings)
 
 

@@ -149,10 +149,10 @@ def test_the_kl_objective_with_templates_and_a_frozen_tower(tmp_path):
     assert numbers["score"] == numbers["top1"] == 1.0 and numbers["last_loss"] < numbers["first_loss"]
     model = contrastive_pretrain.make_model(config, open_tokenizer("bytes"))
     clip, ids = jnp.zeros((1, 2, 16, 16, 3)), jnp.zeros((1, 96), jnp.int32)
-    fresh = jax.jit(model.init)(jax.random.split(jax.random.key(0))[0], clip, ids)
-    fresh = flatten_dict(fresh, sep="/")
+    initial = jax.jit(model.init)(jax.random.split(jax.random.key(0))[0], clip, ids)
+    initial = flatten_dict(initial, sep="/")
     trained = runs.read_weights(tmp_path / "run", "last")[0]
-    for name, value in fresh.items():
+    for name, value in initial.items():
         assert np.array_equal(value, trained[name]) == name.startswith("params/text/"), name
 
 
@@ -170,14 +170,14 @@ def test_towers_start_from_either_kind_of_run(run, tmp_path, tower):
     within = "/text/" if tower == "text" else "/video/tower/"
     new = contrastive_pretrain.make_model(config, open_tokenizer("bytes"))
     clip, ids = jnp.zeros((1, 2, 16, 16, 3)), jnp.zeros((1, 96), jnp.int32)
-    fresh = jax.jit(new.init)(jax.random.key(5), clip, ids)
-    started = flatten_dict(start_pair(new, fresh, video=config.init_video_from, text=config.init_text_from), sep="/")
-    fresh, old = flatten_dict(fresh, sep="/"), flatten_dict(variables, sep="/")
+    initial = jax.jit(new.init)(jax.random.key(5), clip, ids)
+    started = flatten_dict(start_pair(new, initial, video=config.init_video_from, text=config.init_text_from), sep="/")
+    initial, old = flatten_dict(initial, sep="/"), flatten_dict(variables, sep="/")
     for name in started:
         of_tower = within in name
-        np.testing.assert_array_equal(started[name], (old if of_tower else fresh)[name], err_msg=name)
-    assert any(not np.array_equal(fresh[name], old[name]) for name in old if within in name)
-    whole = start_pair(new, unflat(fresh), str(workdir))
+        np.testing.assert_array_equal(started[name], (old if of_tower else initial)[name], err_msg=name)
+    assert any(not np.array_equal(initial[name], old[name]) for name in old if within in name)
+    whole = start_pair(new, unflat(initial), str(workdir))
     whole = flatten_dict(whole, sep="/")
     assert all(np.array_equal(whole[name], old[name]) for name in old)
 

@@ -71,33 +71,33 @@ def tokens(checkpoint, path, indices):
 
 def test_one_clip_per_video_with_label_and_time(checkpoint, folder, tmp_path):
     assert run(checkpoint, folder, tmp_path / "a.npz")["shape"] == (5, 24)
-    found = read(tmp_path / "a.npz")
-    assert found["ids"].tolist() == [str(folder / name) for name in LENGTHS]
-    assert found["labels"].tolist() == [0, 0, 1, 1, 1] and found["class_names"].tolist() == ["jump", "wave"]
+    result = read(tmp_path / "a.npz")
+    assert result["ids"].tolist() == [str(folder / name) for name in LENGTHS]
+    assert result["labels"].tolist() == [0, 0, 1, 1, 1] and result["class_names"].tolist() == ["jump", "wave"]
     for row, (name, count) in enumerate(LENGTHS.items()):
         indices = dense(count, 4, 2)
         wanted = tokens(checkpoint, folder / name, indices).mean(axis=0)
-        np.testing.assert_allclose(found["features"][row], wanted, atol=1e-5)
-        assert found["start"][row] == indices[0] / 25 and found["end"][row] == pytest.approx((indices[0] + 8) / 25)
-    meta = json.loads(str(found["meta"]))
+        np.testing.assert_allclose(result["features"][row], wanted, atol=1e-5)
+        assert result["start"][row] == indices[0] / 25 and result["end"][row] == pytest.approx((indices[0] + 8) / 25)
+    meta = json.loads(str(result["meta"]))
     assert (meta["pooling"], meta["data.frames"], meta["data.stride"], meta["videos"]) == ("mean", 4, 2, 5)
     assert not (tmp_path / "a.npz.parts").exists()
 
 
 def test_windows_and_tokens_match_their_frames(checkpoint, folder, tmp_path):
     run(checkpoint, folder, tmp_path / "a.npz", window=4, stride=3, pooling="tokens")
-    found = read(tmp_path / "a.npz")
-    assert found["features"].shape == (20, 8, 24)
+    result = read(tmp_path / "a.npz")
+    assert result["features"].shape == (20, 8, 24)
     row = 0
     for name, count in LENGTHS.items():
         sampled = np.arange(0, count, 2)
         starts = sorted({*range(0, len(sampled) - 3, 3), len(sampled) - 4})
         for start in starts:
             wanted = tokens(checkpoint, folder / name, sampled[start : start + 4])
-            np.testing.assert_allclose(found["features"][row], wanted, atol=1e-5)
-            assert found["start"][row] == sampled[start] / 25 and found["ids"][row] == str(folder / name)
+            np.testing.assert_allclose(result["features"][row], wanted, atol=1e-5)
+            assert result["start"][row] == sampled[start] / 25 and result["ids"][row] == str(folder / name)
             row += 1
-    assert row == len(found["ids"])
+    assert row == len(result["ids"])
 
 
 def test_an_interrupted_job_resumes_to_the_same_bytes(checkpoint, folder, tmp_path, monkeypatch, capsys):
@@ -180,8 +180,8 @@ def test_unreadable_videos_are_listed_and_too_many_raise(checkpoint, tmp_path, c
     videos.truncate(cut, 0.7)
     with pytest.raises(ValueError, match=r"1 of the 3 videos .* more than data.max_bad_share 0.2 allows; .*cut.mp4: "):
         run(checkpoint, tmp_path / "videos", tmp_path / "a.npz", window=4, videos_per_part=1)
-    found = run(checkpoint, tmp_path / "videos", tmp_path / "a.npz", bad_share=0.7, window=4, videos_per_part=1)
-    assert found["unreadable"] == 2 and found["shape"] == (3, 24)
+    result = run(checkpoint, tmp_path / "videos", tmp_path / "a.npz", bad_share=0.7, window=4, videos_per_part=1)
+    assert result["unreadable"] == 2 and result["shape"] == (3, 24)
     assert {Path(id).name for id in read(tmp_path / "a.npz")["ids"]} == {"good.mp4"}
     listed = [json.loads(line) for line in (tmp_path / "a.npz.bad_files.jsonl").read_text().splitlines()]
     assert [Path(entry["path"]).name for entry in listed] == ["cut.mp4", "short.mp4"]
@@ -215,8 +215,8 @@ def test_pooling_is_that_of_the_model_or_the_mean_over_its_grid(folder, tmp_path
     )
     save_pretrained(tmp_path / "conv", model, jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 4, SIDE, SIDE, 3))))
     for pooling, shape in (("mean", (5, 8)), ("model", (5, 8)), ("tokens", (5, 4, 8))):
-        found = run((tmp_path / "conv",), folder, tmp_path / f"{pooling}.npz", pooling=pooling)
-        assert found["shape"] == shape
+        result = run((tmp_path / "conv",), folder, tmp_path / f"{pooling}.npz", pooling=pooling)
+        assert result["shape"] == shape
     arrays = [read(tmp_path / f"{pooling}.npz")["features"] for pooling in ("mean", "model", "tokens")]
     np.testing.assert_allclose(arrays[0], arrays[1], atol=1e-5)
     np.testing.assert_allclose(arrays[0], arrays[2].mean(axis=1), atol=1e-5)

@@ -88,9 +88,9 @@ def test_validation_equals_evaluate_on_the_same_clips(run, tmp_path, capsys):
     data = SourceConfig(source="synthetic:moving_shapes", split="validation", workers=1)
     subset = draw_validation(tmp_path, count=24)
     config = evaluate.Config(run=str(workdir), which="last", data=dataclasses.replace(data, source=subset))
-    found = evaluate.main(dataclasses.replace(config, out=str(tmp_path / "out")))
-    assert found["top1"] == pytest.approx(numbers["top1"], abs=0.05)  # the same videos after JPEG
-    assert found["decoded"] == found["counted"] == 24 and found["unreadable"] == []
+    result = evaluate.main(dataclasses.replace(config, out=str(tmp_path / "out")))
+    assert result["top1"] == pytest.approx(numbers["top1"], abs=0.05)  # the same videos after JPEG
+    assert result["decoded"] == result["counted"] == 24 and result["unreadable"] == []
     assert "top-1" in capsys.readouterr().out
 
 
@@ -126,8 +126,8 @@ def test_evaluation_does_not_depend_on_the_batch_size(run, drawn, tmp_path):
     for batch_size, views in ((8, "2x3"), (16, "2x3")):
         out = tmp_path / f"{batch_size}"
         config = evaluate.Config(run=str(run[0]), data=data, views=views, batch_size=batch_size, out=str(out))
-        found = evaluate.main(config)
-        results.append({name: found[name] for name in ("top1", "top5", "mean_class_accuracy", "per_class", "decoded")})
+        result = evaluate.main(config)
+        results.append({name: result[name] for name in ("top1", "top5", "mean_class_accuracy", "per_class", "decoded")})
         predictions = (out / "predictions.csv").read_text()
         results[-1]["predictions"] = [line.split(",")[:3] for line in predictions.splitlines()]
         probabilities = [float(line.split(",")[3]) for line in predictions.splitlines()[1:]]
@@ -165,14 +165,14 @@ def test_views_are_averaged(run, tmp_path):
 
 def test_the_head_is_newly_initialised_or_kept_for_the_same_classes(run, capsys):
     model, variables = vidjax.load_pretrained(run[0], which="best", verbose=False)
-    fresh = jax.tree.map(jnp.zeros_like, variables)
+    initial = jax.tree.map(jnp.zeros_like, variables)
     config = changed(SMALL, init_from=str(run[0]), keep_head=True)
-    kept = runs.start_classifier(config.init_from, model, fresh, keep_head=True)
+    kept = runs.start_classifier(config.init_from, model, initial, keep_head=True)
     chex.assert_trees_all_equal(kept, variables)
     capsys.readouterr()
-    new = runs.start_classifier(config.init_from, model, fresh, keep_head=False)
+    new = runs.start_classifier(config.init_from, model, initial, keep_head=False)
     assert "newly initialised: head/bias, head/kernel" in capsys.readouterr().out
-    expected = variables["params"] | {"head": fresh["params"]["head"]}
+    expected = variables["params"] | {"head": initial["params"]["head"]}
     chex.assert_trees_all_equal(new["params"], expected)
     assert np.abs(variables["params"]["head"]["kernel"]).max() > 0
 
@@ -266,8 +266,8 @@ def test_published_recipes_have_the_published_learning_rates():
         rate = config.optim.schedule(config.batch_size, 100_000, 1000)
         assert max(float(rate(step)) for step in range(0, 100_000, 100)) == pytest.approx(peak, rel=2e-2), name
         assert config.batch_size == videos_a_step * data.repeats, name
-        found = [config.epochs, config.optim.layer_decay, config.drop_path, config.mixup, data.repeats]
-        assert [*found, data.sampling, data.frames, data.stride] == rest, name
+        result = [config.epochs, config.optim.layer_decay, config.drop_path, config.mixup, data.repeats]
+        assert [*result, data.sampling, data.frames, data.stride] == rest, name
 
 
 @pytest.fixture
@@ -382,10 +382,10 @@ def test_unreadable_files_are_listed_and_not_counted(run, folders, tmp_path, cap
         videos.write_video(Path("good") / name.replace(" ", "_") / "1.mp4", videos.numbered(9))
     (Path("good") / names[0] / "broken.mp4").write_bytes(b"no video")
     data = SourceConfig(source="good", workers=1, max_bad_share=0.5)
-    found = evaluate.main(evaluate.Config(run=str(run[0]), data=data, out=str(tmp_path / "out")))
-    assert (found["videos"], found["decoded"], found["counted"]) == (4, 3, 3)
-    assert [Path(path).name for path in found["unreadable"]] == ["broken.mp4"]
+    result = evaluate.main(evaluate.Config(run=str(run[0]), data=data, out=str(tmp_path / "out")))
+    assert (result["videos"], result["decoded"], result["counted"]) == (4, 3, 3)
+    assert [Path(path).name for path in result["unreadable"]] == ["broken.mp4"]
     assert "3 of 4 videos decoded; 1 unreadable, see bad_files.jsonl" in capsys.readouterr().out
     (listed,) = (tmp_path / "out" / "bad_files.jsonl").read_text().splitlines()
     assert "broken.mp4" in listed
-    assert [row["videos"] for row in found["per_class"]][:4] == [1, 1, 1, 0]
+    assert [row["videos"] for row in result["per_class"]][:4] == [1, 1, 1, 0]

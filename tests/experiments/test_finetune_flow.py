@@ -85,10 +85,10 @@ def test_the_card_scales_flow_correctly():
 
 
 @pytest.mark.parametrize(
-    ("stream", "sentence"),
+    ("stream", "message"),
     [("sound", "has no field 'sound': choose among video, label, flow, tracks"), ("tracks", "is no field of frames")],
 )
-def test_an_unknown_stream_raises(stream, sentence):
+def test_an_unknown_stream_raises(stream, message):
     data = LabelledDataConfig(stream=stream, frames=2, size=32)
-    with pytest.raises(UserError, match=sentence):
+    with pytest.raises(UserError, match=message):
         evaluation_batches(open_source("synthetic:moving_shapes"), data, batch_size=2)

@@ -71,10 +71,10 @@ def chosen(batch, rows):
     return {name: array[rows] for name, array in batch.items()}
 
 
-def assert_same(found, expected, within=1e-3):
+def assert_same(result, expected, within=1e-3):
     """Compares whole gradients: some leaves are zero up to rounding errors, which batch norm amplifies."""
-    chex.assert_trees_all_close(found[0], expected[0], rtol=within, atol=within)
-    one, other = (ravel_pytree(jax.device_get(gradient))[0] for _, gradient in (found, expected))
+    chex.assert_trees_all_close(result[0], expected[0], rtol=within, atol=within)
+    one, other = (ravel_pytree(jax.device_get(gradient))[0] for _, gradient in (result, expected))
     assert np.linalg.norm(one - other) <= within * np.linalg.norm(other)
 
 
@@ -88,10 +88,10 @@ def classify(name, config=PLAIN, **fields):
 def test_fine_tuning_of_any_family_uses_only_valid_clips(name):
     loss = classify(name, dropout=0.0, drop_path=0.0)
     batch = make_batch(loss.clip, [True, False, True, False, False, True])
-    found = loss(batch)
+    result = loss(batch)
     # The same program on three clips, each repeated twice: all means are those of the three clips.
-    assert_same(found, loss(chosen(batch, [0, 0, 2, 2, 5, 5])))
-    chex.assert_trees_all_equal(loss(make_batch(loss.clip, batch["valid"], unreadable=1)), found)
+    assert_same(result, loss(chosen(batch, [0, 0, 2, 2, 5, 5])))
+    chex.assert_trees_all_equal(loss(make_batch(loss.clip, batch["valid"], unreadable=1)), result)
     loss.assert_nothing_of(batch)
 
 
@@ -99,8 +99,8 @@ def test_pixels_of_invalid_clips_change_nothing_with_dropout_mixing_and_remat():
     config = changed(PLAIN, train_accuracy=False, mixup=0.8, cutmix=1.0)
     loss = classify("uniformer_tiny", config, dropout=0.5, drop_path=0.2, remat="blocks")
     valid = [False, True, True, True, False, True]
-    found = loss(make_batch(loss.clip, valid))
-    chex.assert_trees_all_equal(loss(make_batch(loss.clip, valid, unreadable=1)), found)
+    result = loss(make_batch(loss.clip, valid))
+    chex.assert_trees_all_equal(loss(make_batch(loss.clip, valid, unreadable=1)), result)
 
 
 def test_several_devices_of_which_some_have_no_valid_clip():
@@ -124,9 +124,9 @@ def test_contrastive_pre_training_uses_only_valid_pairs(objective):
     loss = Loss(pair, contrastive_pretrain.make_loss(config, pair))
     batch = make_batch(loss.clip, [True, False, True, True, False])
     batch["ids"] = np.random.default_rng(2).integers(1, 256, (5, pair.text.context)) * batch["valid"][:, None]
-    found = loss(batch)
-    assert_same(found, loss(chosen(batch, batch["valid"])))
-    chex.assert_trees_all_equal(loss(batch | {"video": make_batch(loss.clip, batch["valid"], 1)["video"]}), found)
+    result = loss(batch)
+    assert_same(result, loss(chosen(batch, batch["valid"])))
+    chex.assert_trees_all_equal(loss(batch | {"video": make_batch(loss.clip, batch["valid"], 1)["video"]}), result)
     loss.assert_nothing_of(batch)
 
 

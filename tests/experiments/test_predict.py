@@ -34,9 +34,9 @@ def smooth(count, height, width):
     rng = np.random.default_rng(3)
     coarse = jnp.asarray(rng.integers(0, 255, (6, 12, 3)), jnp.float32)
     fine = jnp.asarray(rng.normal(0, 12, (height // 2, width, 3)), jnp.float32)
-    picture = sum(jax.image.resize(x, (height, 2 * width, 3), "cubic") for x in (coarse, fine))
-    picture = np.asarray(jnp.clip(picture, 0, 255)).astype(np.uint8)
-    return np.stack([picture[:, 2 * i % width :][:, :width] for i in range(count)])
+    image = sum(jax.image.resize(x, (height, 2 * width, 3), "cubic") for x in (coarse, fine))
+    image = np.asarray(jnp.clip(image, 0, 255)).astype(np.uint8)
+    return np.stack([image[:, 2 * i % width :][:, :width] for i in range(count)])
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +77,8 @@ def expected(checkpoint, path, indices):
 
 
 def by_class(predictions, names=NAMES):
-    found = {guess["class"]: guess["probability"] for guess in predictions}
-    return np.array([found[name] for name in names])
+    result = {guess["class"]: guess["probability"] for guess in predictions}
+    return np.array([result[name] for name in names])
 
 
 def test_each_file_has_ranked_classes_and_unreadable_files_are_listed(checkpoint, folder, capsys):
@@ -92,10 +92,10 @@ def test_each_file_has_ranked_classes_and_unreadable_files_are_listed(checkpoint
         wanted = expected(checkpoint, file["path"], dense(count, 4, 2))
         np.testing.assert_allclose(by_class(window["predictions"]), wanted, atol=1e-5)
     assert [bool(file["windows"]) for file in report["files"]] == [True, True, False, True, False]
-    said = capsys.readouterr()
-    assert "cannot be read: " in said.err
-    assert "notes.mp4: Invalid data" in said.err and "absent.mp4: No such file" in said.err
-    assert "2 of 5 files could not be read" in said.err and "jumping" in said.out
+    captured = capsys.readouterr()
+    assert "cannot be read: " in captured.err
+    assert "notes.mp4: Invalid data" in captured.err and "absent.mp4: No such file" in captured.err
+    assert "2 of 5 files could not be read" in captured.err and "jumping" in captured.out
 
 
 def test_windows_have_times_and_predictions_independent_of_the_batch(checkpoint, folder, tmp_path, capsys):
@@ -270,12 +270,12 @@ def test_published_checkpoints_predict_like_the_pytorch_original(make, same_size
     files = predict.main(config)["files"]
     differences = []
     for path, file, (pixels, card) in zip(paths, files, seen, strict=True):
-        theirs = prepare(decode(path, dense(40, frames, stride)))
-        wanted, found = answer(theirs), by_class(file["windows"][0]["predictions"], names)
+        reference = prepare(decode(path, dense(40, frames, stride)))
+        wanted, result = answer(reference), by_class(file["windows"][0]["predictions"], names)
         assert wanted.max() - wanted.min() > 0.05
-        theirs = np.moveaxis(theirs.numpy(), 0 if theirs.shape[0] == 3 else 1, -1)
-        apart = np.abs(pixels - 255 * (theirs * card.std + card.mean))  # in grey levels of 255
-        differences.append((apart.mean(), apart.max(), np.abs(found - wanted).max()))
+        reference = np.moveaxis(reference.numpy(), 0 if reference.shape[0] == 3 else 1, -1)
+        difference = np.abs(pixels - 255 * (reference * card.std + card.mean))  # in grey levels of 255
+        differences.append((difference.mean(), difference.max(), np.abs(result - wanted).max()))
     (_, pixel, probability), (mean, most, moved) = differences
     assert pixel < 1e-3 and probability < 1e-5
     assert mean < 6 and most < 40 and moved < 0.01

@@ -86,19 +86,19 @@ def test_a_run_with_a_gradient_that_is_not_finite_resumes_as_advised(run, monkey
 
 
 def test_a_run_resumes_with_moved_data_and_not_with_other_data(run, capsys):
-    share = ["--data.max_bad_share", "0.5"]
-    interrupt_after(2, run, "--data.train", "videos", *share)
+    limit = ["--data.max_bad_share", "0.5"]
+    interrupt_after(2, run, "--data.train", "videos", *limit)
     Path("elsewhere").mkdir()
     Path("videos").rename("elsewhere/moved")
     moved = str(Path("elsewhere/moved").resolve())
-    interrupt_after(1, run, "--data.train", moved, *share)
+    interrupt_after(1, run, "--data.train", moved, *limit)
     assert runs.read_config("run")["data"]["train"] == moved
     Path("elsewhere/moved/dark/0.mp4").rename("elsewhere/moved/dark/another.mp4")
     Path("elsewhere/moved").rename("other")
     with pytest.raises(ValueError, match=r"another config: data.train was '.*moved', is 'other'; .* --accept_changes"):
-        run("--data.train", "other", *share)
+        run("--data.train", "other", *limit)
     capsys.readouterr()
-    run("--data.train", "other", *share, "--accept_changes")
+    run("--data.train", "other", *limit, "--accept_changes")
     assert "note: data.train has other examples than before (8 then, 8 now)" in capsys.readouterr().out
     assert [list(entry["config"]) for entry in config_lines()] == [["data.train"], ["data.train"]]
 

@@ -41,7 +41,7 @@ def test_each_note_is_printed_once(capsys):
 def test_losses_are_reported_even_if_none_was_finite():
     entries = [{"loss": None}, {"loss": 4.0}, {"evaluation/top1": 0.5}, *[{"loss": float(n)} for n in range(5)]]
     line, numbers = describe_losses(entries)
-    assert line == "4.0000 at the first step, 2.0000 at the end (mean of the last 5 logged steps)"
+    assert line == "4.0000 at the start, 2.0000 at the end (mean of the last 5 logged steps)"
     assert numbers == {"first_loss": 4.0, "last_loss": 2.0}
     line, numbers = describe_losses([{"loss": None}])
     assert line == "not finite at any logged step" and np.isnan([*numbers.values()]).all()

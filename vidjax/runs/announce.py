@@ -83,7 +83,7 @@ def describe_losses(entries: Sequence[dict[str, Any]]) -> tuple[str, dict[str, f
     if not losses:
         return "not finite at any logged step", {"first_loss": math.nan, "last_loss": math.nan}
     first, last, count = losses[0], sum(losses[-5:]) / len(losses[-5:]), len(losses[-5:])
-    line = f"{first:.4f} at the first step, {last:.4f} at the end (mean of the last {count} logged steps)"
+    line = f"{first:.4f} at the start, {last:.4f} at the end (mean of the last {count} logged steps)"
     return line, {"first_loss": first, "last_loss": last}
 
 
