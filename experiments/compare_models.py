@@ -1,18 +1,18 @@
-"""Three studies on the embedded data set, each one command, with a table and a plot at its end.
+"""Three studies on rendered videos, each with a table and a plot.
 
-    python experiments/compare_models.py               # which models see motion
-    python experiments/compare_models.py pretraining   # does pre-training pay where labels are few
-    python experiments/compare_models.py captions      # does it pay where videos are matched with captions
+    python experiments/compare_models.py               # which models recognise motion
+    python experiments/compare_models.py pretraining   # does pre-training help with few labels
+    python experiments/compare_models.py captions      # does pre-training help in contrastive training
 
-The embedded videos are labelled by the direction of motion, which no single frame tells: a model that looks at each
-frame for itself stays near the 12.5 % of chance, however well it sees. `families` trains a tiny member of every family
-on the same clips by finetune.py; VideoMAE is pre-trained by mae_pretrain.py first, at its own size. `pretraining`
-fine-tunes VideoMAE on few labelled clips from scratch and from that pre-training, with equal steps, over three seeds.
-`captions` trains it likewise as the video tower of contrastive_pretrain.py, on sentences that tell the motion.
+The rendered videos are labelled by the direction of motion, which no single frame shows: models that process each frame
+separately stay near chance, 12.5 %. `families` trains a tiny model of each family on the same clips with finetune.py;
+VideoMAE is first pre-trained by mae_pretrain.py, at its own size. `pretraining` fine-tunes VideoMAE on few labelled
+clips, from scratch and pre-trained, with equal steps and three seeds. `captions` does the same with VideoMAE as the
+video tower of contrastive_pretrain.py, on captions that describe the motion.
 
-Each training is a process of its own with a work directory in WORKDIR; one that is there already is not repeated, one
-that was interrupted goes on. What came of them is printed and written: STUDY.md, STUDY.json and STUDY.png. Half an
-hour to an hour each on two cores; expected results: docs/results.md.
+Each training runs in a separate process with a work directory in WORKDIR; completed trainings are not repeated, and
+interrupted ones resume. The results are printed and written to STUDY.md, STUDY.json and STUDY.png. Each study takes
+half an hour to an hour on two cores; expected results: docs/results.md.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ from vidjax.visualize.curves import save_bands, save_points
 
 CHANCE = 1 / 8
 CLIPS = "--data.frames 8 --data.size 32 --data.short_side 32 --data.stride 2"
-PRETRAINED = "--data.frames 8 --data.size 48 --data.short_side 48 --data.stride 2"  # as mae_pretrain's demo has them
+PRETRAINED = "--data.frames 8 --data.size 48 --data.short_side 48 --data.stride 2"  # as in mae_pretrain's demo
 TRANSFORMER = "--optim.learning_rate 0.016 --optim.beta2 0.95 --label_smoothing 0"
 
 PAIRED = (
@@ -55,23 +55,23 @@ FEW = f"--model videomae_tiny --data.train_examples 256 --steps 512 --loop.evalu
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Which study, and where."""
+    """A study."""
 
     study: Positional[Literal["families", "pretraining", "captions"]] = "families"
-    """Which models see motion, or what pre-training is worth with labels or with captions."""
+    """Compare families of models, or VideoMAE with and without pre-training, on labels or on captions."""
     workdir: str = "runs/compare"
-    """Where trainings and results go."""
+    """Directory for the work directories and the results."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Of the pre-training studies; the first one is that of the families."""
+    """Random seeds of the pre-training studies; the study of families uses the first."""
     models: tuple[str, ...] = ()
-    """Families to compare (default: all)."""
+    """Models of the study of families (default: all)."""
     flags: str = ""
-    """More flags for finetune.py or contrastive_pretrain.py, such as fewer --steps for a trial."""
+    """Additional flags for finetune.py or contrastive_pretrain.py, such as fewer --steps for a trial."""
     pretraining_flags: str = ""
-    """More flags for mae_pretrain.py."""
+    """Additional flags for mae_pretrain.py."""
 
     def __post_init__(self) -> None:
-        """Refuses values that cannot be meant."""
+        """Checks the values."""
         check_values(self)
         if unknown := [name for name in self.models if name not in FAMILIES]:
             raise UserError(f"models has {unknown[0]}: choose from {', '.join(FAMILIES)}")
@@ -80,7 +80,7 @@ class Config:
 
 
 def train(script: str, flags: Sequence[str], workdir: Path) -> None:
-    """Runs a training in a process of its own; what it says goes to a log beside its work directory.
+    """Runs a training script in a separate process, with its output in a log beside the work directory.
 
     Raises:
       UserError: it failed.
@@ -97,23 +97,23 @@ def train(script: str, flags: Sequence[str], workdir: Path) -> None:
 
 
 def pretrain(config: Config, _: str, seed: int) -> str:
-    """The work directory of a pre-training."""
+    """Pre-trains a model; returns the work directory."""
     workdir = Path(config.workdir) / f"pretrained_{seed}"
     train("mae_pretrain.py", ["demo", "--seed", str(seed), *shlex.split(config.pretraining_flags)], workdir)
     return str(workdir)
 
 
 def spread_times(config: Config, name: str, seed: int) -> str:
-    """A checkpoint of a new model whose time positions lie along a line, as far apart as its tokens.
+    """Writes a checkpoint of a new model whose time embeddings lie on a line, with the scale of its tokens.
 
-    TimeSformer's starts at zero, as it is meant for weights of images and for many epochs: in a few minutes a model
-    from scratch learns the line along which a shape moves, but not which way, as frames without positions have no
-    order.
+    TimeSformer's time embeddings are initialised with zeros, which suits pre-trained image weights and many epochs.
+    Trained from scratch for a few minutes, such a model learns the axis of the motion but not its direction, because
+    frames with equal embeddings have no order.
     """
     out = Path(config.workdir) / f"{name}_start_{seed}"
     if not out.exists():
         unfinished = out.with_name(f"{out.name}_unfinished")
-        shutil.rmtree(unfinished, ignore_errors=True)  # of a time when this was interrupted
+        shutil.rmtree(unfinished, ignore_errors=True)  # left by an interrupted call
         model = vidjax.create_model(name, num_classes=8)
         variables = model.init(jax.random.key(seed), jnp.zeros(example_inputs(model)[0].shape))
         frames, width = variables["params"]["time"]["table"].shape
@@ -124,11 +124,11 @@ def spread_times(config: Config, name: str, seed: int) -> str:
     return str(out)
 
 
-FAMILIES = {  # model: (what it makes of time, flags, what it starts from)
+FAMILIES = {  # model: (treatment of time, flags, initial weights)
     "r3d_tiny": ("3-D convolutions", "--steps 512", None),
-    "r2plus1d_tiny": ("2-D and 1-D convolutions in turn", "--steps 512", None),
-    "uniformer_tiny": ("local, then global space-time relations", f"--steps 1024 {TRANSFORMER}", None),
-    "vivit_tiny_factorized_encoder": ("a transformer over space, one over time", f"--steps 1024 {TRANSFORMER}", None),
+    "r2plus1d_tiny": ("alternating 2-D and 1-D convolutions", "--steps 512", None),
+    "uniformer_tiny": ("local, then global space-time attention", f"--steps 1024 {TRANSFORMER}", None),
+    "vivit_tiny_factorized_encoder": ("a spatial and a temporal transformer", f"--steps 1024 {TRANSFORMER}", None),
     "timesformer_tiny_divided": (
         "attention over time, then space",
         f"--steps 3072 --drop_path 0 {TRANSFORMER}",
@@ -142,10 +142,10 @@ FAMILIES = {  # model: (what it makes of time, flags, what it starts from)
 
 
 def finetune(config: Config, name: str, flags: str, seed: int) -> dict[str, Any]:
-    """Fine-tunes; returns the accuracy, how it went up, and what the training cost."""
+    """Fine-tunes a model; returns the accuracy, its curve, and the cost of the training."""
     workdir = Path(config.workdir) / name
-    given = f"demo --seed {seed} --data.validation_examples 1024 {flags} {config.flags}"
-    train("finetune.py", shlex.split(given), workdir)
+    command = f"demo --seed {seed} --data.validation_examples 1024 {flags} {config.flags}"
+    train("finetune.py", shlex.split(command), workdir)
     entries, trained = read_metrics(workdir), runs.read_config(workdir)
     steps = [entry for entry in entries if entry.get("clips_per_second")]
     rate = len(steps) / sum(1 / entry["clips_per_second"] for entry in steps)
@@ -158,7 +158,7 @@ def finetune(config: Config, name: str, flags: str, seed: int) -> dict[str, Any]
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])),
         "gmacs": macs / 1e9,
         "steps": trained["steps"],
-        "training_gmacs": 3 * macs * clips / 1e9,  # forward once, backward twice as much
+        "training_gmacs": 3 * macs * clips / 1e9,  # the backward pass costs twice the forward pass
         "seconds": clips / rate,
         "top1": validated[-1][1],
         "curve": validated,
@@ -166,30 +166,33 @@ def finetune(config: Config, name: str, flags: str, seed: int) -> dict[str, Any]
 
 
 def compare_families(config: Config) -> tuple[dict[str, Any], str]:
-    """A row a model, from the least to the most accurate."""
-    seed, found = config.seeds[0], {}
+    """The results of each model and a table, sorted by accuracy."""
+    seed, results = config.seeds[0], {}
     for name in config.models or FAMILIES:
         time, flags, start = FAMILIES[name]
         flags = f"--model {name} {CLIPS} {flags}"
         if start is not None:
             flags += f" --init_from {shlex.quote(start(config, name, seed))}"
-        found[name] = {"time": time, **finetune(config, name, flags, seed)}
-        print(f"  top-1 {found[name]['top1']:.1%}", flush=True)
-    rows = sorted(found.items(), key=lambda item: item[1]["top1"])
+        results[name] = {"time": time, **finetune(config, name, flags, seed)}
+        print(f"  top-1 {results[name]['top1']:.1%}", flush=True)
+    rows = sorted(results.items(), key=lambda item: item[1]["top1"])
     points = {name: (row["training_gmacs"] / 1e3, row["top1"]) for name, row in rows}
     lines = {"chance": CHANCE}
     save_points(Path(config.workdir) / "families.png", points, "training cost in 10^12 multiply-adds", "top-1", lines)
-    table = ["| model | time | parameters | GMACs a clip | steps | training | top-1 |", "|---|---|---|---|---|---|---|"]
+    table = [
+        "| model | time | parameters | GMACs per clip | steps | training | top-1 |",
+        "|---|---|---|---|---|---|---|",
+    ]
     table += [
         f"| `{name}` | {row['time']} | {row['parameters']:,} | {row['gmacs']:.3f} | {row['steps']:,} "
         f"| {row['training_gmacs'] / 1e3:.2f} TMACs, {clock(row['seconds'])} | {row['top1']:.1%} |"
         for name, row in rows
     ]
-    return found, "\n".join(table)
+    return results, "\n".join(table)
 
 
 def train_pair(config: Config, name: str, flags: str, seed: int) -> dict[str, Any]:
-    """Trains two towers; returns the zero-shot accuracy of motion words, and how it went up."""
+    """Trains two towers; returns the zero-shot accuracy on directions of motion, and its curve."""
     workdir = Path(config.workdir) / name
     train("contrastive_pretrain.py", shlex.split(f"{flags} --seed {seed} {config.flags}"), workdir)
     curve = [(e["step"], e["evaluation/top1"]) for e in read_metrics(workdir) if "evaluation/top1" in e]
@@ -197,12 +200,12 @@ def train_pair(config: Config, name: str, flags: str, seed: int) -> dict[str, An
 
 
 def compare_starts(config: Config) -> tuple[dict[str, Any], str]:
-    """From scratch against pre-trained, over seeds."""
+    """The results and a table of training from scratch and pre-trained, over the seeds."""
     with_captions = config.study == "captions"
-    found: dict[str, list] = {"from scratch": [], "pre-trained": []}
+    all_results: dict[str, list] = {"from scratch": [], "pre-trained": []}
     for seed in config.seeds:
         source = pretrain(config, "videomae_tiny", seed)
-        for start, results in found.items():
+        for start, results in all_results.items():
             name = f"{'pair' if with_captions else 'few'}_{start.replace(' ', '_')}_{seed}"
             flag = f"--init_{'video_' if with_captions else ''}from {shlex.quote(source)}"
             flag = "" if start == "from scratch" else flag
@@ -213,29 +216,29 @@ def compare_starts(config: Config) -> tuple[dict[str, Any], str]:
             print(f"  {start}, seed {seed}: top-1 {results[-1]['top1']:.1%}", flush=True)
     curves = {
         start: ([step for step, _ in results[0]["curve"]], [[top1 for _, top1 in r["curve"]] for r in results])
-        for start, results in found.items()
+        for start, results in all_results.items()
     }
     save_bands(Path(config.workdir) / f"{config.study}.png", curves, "step", "top-1", {"chance": CHANCE})
-    goal = min(result["top1"] for result in found["from scratch"])
+    goal = min(result["top1"] for result in all_results["from scratch"])
     head = f"steps to {goal:.1%}"
-    table = [f"| start | top-1 of each seed | mean | standard deviation | {head} |", "|---|---|---|---|---|"]
-    for start, results in found.items():
+    table = [f"| start | top-1 of each seed | mean | std | {head} |", "|---|---|---|---|---|"]
+    for start, results in all_results.items():
         steps = ", ".join(str(next((step for step, top1 in r["curve"] if top1 >= goal), "-")) for r in results)
         values = np.array([result["top1"] for result in results])
         shown = ", ".join(f"{value:.1%}" for value in values)
-        spread = f"{values.std(ddof=1):.1%}" if len(values) > 1 else "-"
-        table.append(f"| {start} | {shown} | {values.mean():.1%} | {spread} | {steps} |")
-    return found, "\n".join(table)
+        std = f"{values.std(ddof=1):.1%}" if len(values) > 1 else "-"
+        table.append(f"| {start} | {shown} | {values.mean():.1%} | {std} | {steps} |")
+    return all_results, "\n".join(table)
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Trains what is not trained yet; prints, writes and returns the results."""
-    found, table = (compare_families if config.study == "families" else compare_starts)(config)
+    """Runs the missing trainings; prints, writes and returns the results."""
+    results, table = (compare_families if config.study == "families" else compare_starts)(config)
     out = Path(config.workdir) / config.study
-    out.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
+    out.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
     out.with_suffix(".md").write_text(table + "\n")
     print(f"\n{table}\n\nwritten to {out}.md, {out}.json and {out}.png")
-    return found
+    return results
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ python experiments/contrastive_pretrain.py --video_model vivit_base_16x2_factori
 ActionCLIP on labelled videos, from CLIP's weights: python experiments/contrastive_pretrain.py actionclip_base_16_k400 \
     --init_from openai/clip-vit-base-patch16 --tokenizer openai/clip-vit-base-patch16 --data.source k400.csv
 
-The same command again goes on where the run stopped. Expected results: docs/results.md.
+Running the same command again resumes the run. Expected results: docs/results.md.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ import numpy as np
 import recipes.contrastive_pretrain
 from jax.sharding import Mesh
 
-from vidjax import cli, matching, runs
+from vidjax import cli, runs
 from vidjax.data.config import CaptionedDataConfig
 from vidjax.errors import UserError
 from vidjax.fields import free, initial, require_positive
@@ -35,6 +35,7 @@ from vidjax.runs.pairs import CaptionCounter, all_but, make_pair, start_pair
 from vidjax.runs.run import Run
 from vidjax.runs.sources import open_captioned
 from vidjax.runs.validation import pair_validator
+from vidjax.runs.video_text import keep_tokenizer, load_tokenizer
 from vidjax.training.loop import FitResult
 from vidjax.training.optimizer import OptimizerConfig
 from vidjax.training.sharding import is_main_process
@@ -46,29 +47,29 @@ class Config(TrainConfig):
     """A contrastive pre-training run."""
 
     video_model: str = "vivit_base_16x2_factorized_encoder"
-    """One of vidjax.list_models(); clip_* and actionclip_* bring their text tower along."""
+    """One of vidjax.list_models(); clip_* and actionclip_* include their text tower."""
     text_model: str | None = "clip_base"
-    """text_tiny, clip_base, clip_large, bert_tiny or bert_base; not for models that bring their own."""
+    """text_tiny, clip_base, clip_large, bert_tiny or bert_base; None for video models that include a text tower."""
     features: int | None = None
-    """Width of the embedding that both towers are projected to (default: the text model's)."""
+    """Width of the common embedding (default: the text model's)."""
     tokenizer: str = "bytes"
-    """bytes, CLIP's vocabulary (its file, or a directory that holds it), or any tokenizer.json."""
+    """bytes, CLIP's vocabulary (file or directory), or any tokenizer.json."""
     context: int | None = None
-    """Tokens of a caption, start and end included; what is longer is cut (default: as many as the text model has)."""
+    """Tokens per caption, with start and end; longer captions are truncated (default: the text model's)."""
     init_video_from: str | None = initial(None)
     """Start the video tower from another run's work directory or from a published checkpoint of its family."""
     init_text_from: str | None = initial(None)
-    """Start the text tower likewise."""
+    """Start the text tower in the same way."""
     freeze: Literal["none", "video", "text"] = "none"
-    """A tower that stays as it is."""
+    """Tower whose parameters are not trained."""
     data: CaptionedDataConfig = CaptionedDataConfig()
     """The videos and their captions."""
     objective: Literal["info_nce", "sigmoid", "kl", "kl_normalized"] = "info_nce"
-    """CLIP's; SigLIP's; ActionCLIP's for labels, as released (targets softmax(10 gt)) or as in the paper (gt / sum)."""
+    """CLIP's, SigLIP's, or ActionCLIP's for labels as in its code (targets softmax(10 gt)) or its paper (gt / sum)."""
     chunk: int | None = free(None)
     """Columns of the similarity matrix computed at once, to save memory (default: all)."""
     head_factor: float = 1.0
-    """Factor of the learning rate of ActionCLIP's temporal head."""
+    """Learning rate factor of ActionCLIP's temporal head."""
     workdir: str = "runs/contrastive_pretrain"
     batch_size: int = 256
     epochs: float = 30
@@ -77,27 +78,27 @@ class Config(TrainConfig):
     )
 
     def __post_init__(self) -> None:
-        """Refuses values that cannot be meant."""
+        """Checks the values."""
         super().__post_init__()
         require_positive(self, "chunk", "features")
         if self.batch_size < 2:
-            raise UserError(f"batch_size is {self.batch_size}: a pair is compared with others, so give 2 or more")
+            raise UserError(f"batch_size is {self.batch_size}: contrastive training needs 2 or more")
         if self.chunk and self.batch_size % self.chunk:
             raise UserError(f"chunk is {self.chunk}: it must divide the batch of {self.batch_size}")
         if self.context is not None and self.context < 3:
             raise UserError(f"context is {self.context}: it must be 3 or more, for a start, a token and an end")
         if self.optim.layer_decay != 1:
-            raise UserError("optim.layer_decay counts the layers of one model, and here are two: leave it out")
+            raise UserError("optim.layer_decay is not supported with two towers: omit it")
         if self.data.repeats > 1 and not self.objective.startswith("kl"):
-            raise UserError(f"data.repeats: {self.objective} would tell a video from itself, so leave it out")
+            raise UserError(f"data.repeats: {self.objective} would contrast a video with itself: omit it")
         if self.objective.startswith("kl") and self.data.templates is None:
-            raise UserError(f"objective {self.objective} compares labels: give --data.templates, actionclip say")
+            raise UserError(f"objective {self.objective} compares labels: give --data.templates, such as actionclip")
         if self.init_from and (self.init_video_from or self.init_text_from):
-            raise UserError("init_from is about both towers: give it, or init_video_from and init_text_from")
+            raise UserError("init_from loads both towers: give it, or init_video_from and init_text_from")
 
     @property
     def model(self) -> str:
-        """What a report calls the two towers."""
+        """The name of the two towers in reports."""
         return self.video_model + (f" and {self.text_model}" if self.text_model else "")
 
 
@@ -106,7 +107,7 @@ default_recipe = partial(cli.demo_without, "--data.source")
 
 
 def make_model(config: Config, tokenizer: Any) -> VideoText:
-    """The two towers for these clips and this tokeniser."""
+    """The model for these clips and this tokeniser."""
     fields = runs.computing_fields(config, config.video_model)
     fields |= {"num_frames": config.data.frames, "image_size": config.data.size}
     fields |= {"features": config.features, "context": config.context}
@@ -115,16 +116,16 @@ def make_model(config: Config, tokenizer: Any) -> VideoText:
 
 
 def make_loss(config: Config, model: VideoText) -> Callable:
-    """The one place where model and objective meet."""
+    """The loss function: the contrastive objective of the config."""
 
     def loss_fn(params: Any, aux: Aux, batch: dict[str, jax.Array], key: jax.Array) -> tuple:
         keys = dict(zip(("dropout", "drop_path"), jax.random.split(key), strict=True))
         if config.freeze != "none":
             params = params | {config.freeze: jax.lax.stop_gradient(params[config.freeze])}
         apply = partial(model.apply, {"params": params, **aux.model_state}, rngs=keys)
-        clips, changing, valid = model.card.preprocess(batch["video"]), list(aux.model_state), batch["valid"]
+        clips, mutable, valid = model.card.preprocess(batch["video"]), list(aux.model_state), batch["valid"]
         with valid_clips(valid):
-            video, changed = apply(clips, config.freeze != "video", method="embed_video", mutable=changing)
+            video, changed = apply(clips, config.freeze != "video", method="embed_video", mutable=mutable)
         text = apply(batch["ids"], config.freeze != "text", method="embed_text")
         scale, settings = contrastive.clamp_scale(params["logit_scale"]), {"valid": valid, "chunk": config.chunk}
         if config.objective == "info_nce":
@@ -140,16 +141,16 @@ def make_loss(config: Config, model: VideoText) -> Callable:
 
 
 def summarize(run: Run, result: FitResult, captions: list[str]) -> dict[str, float]:
-    """Says what was reached, where it is, and what to do with it."""
+    """Prints the results, the files written and suggested next steps."""
     lines, last = [], next(reversed(run.evaluations().values()), {})
     if "text_to_video_r1" in last:
-        found = f"retrieval R@1 {last['text_to_video_r1']:.1%} of captions find their video first, "
-        lines.append(f"{found}{last['video_to_text_r1']:.1%} of videos one of their captions")
+        recalls = f"text to video {last['text_to_video_r1']:.1%}, video to text {last['video_to_text_r1']:.1%}"
+        lines.append(f"retrieval R@1: {recalls}")
     if "top1" in last:
-        lines.append(f"zero-shot top-1 {last['top1']:.1%}, top-5 {last['top5']:.1%} of the validation videos' classes")
+        lines.append(f"zero-shot top-1 {last['top1']:.1%}, top-5 {last['top5']:.1%} on the validation videos")
     advice = {
-        "recognise without training": f"python experiments/zero_shot.py --run {run.workdir} --data.source VIDEOS",
-        "find videos by sentences": f"python experiments/retrieve.py --run {run.workdir} --data.source VIDEOS",
+        "zero-shot classification": f"python experiments/zero_shot.py --run {run.workdir} --data.source VIDEOS",
+        "text-to-video retrieval": f"python experiments/retrieve.py --run {run.workdir} --data.source VIDEOS",
         "in your own code": f"model, variables = vidjax.load_pretrained({str(run.workdir)!r})",
     }
     return run.finish(result, "evaluation/score", lines + captions, advice) | last
@@ -157,9 +158,9 @@ def summarize(run: Run, result: FitResult, captions: list[str]) -> dict[str, flo
 
 @runs.on_mesh
 def main(config: Config, mesh: Mesh) -> dict[str, float]:
-    """Runs the whole job; returns the first and last loss and the validation's numbers, of a dry run the bytes."""
+    """Runs the job; returns the first and last loss and the validation metrics, or the memory of a dry run."""
     run = Run(config, mesh)
-    tokenizer = matching.open_given(config.tokenizer)
+    tokenizer = load_tokenizer(config.tokenizer)
     model = make_model(config, tokenizer)
     distinct = 0 if config.objective.startswith("kl") else config.batch_size
     source, validation = open_captioned(config.data, config.seed, distinct)
@@ -174,12 +175,12 @@ def main(config: Config, mesh: Mesh) -> dict[str, float]:
     if not run.has_begun:
         variables = start_pair(model, variables, config.init_from, config.init_video_from, config.init_text_from)
     state = run.begin(variables)
-    del variables  # the state has its own
+    del variables  # the state has its own copy
     if is_main_process():
-        matching.keep_tokenizer(config.tokenizer, run.workdir)
-    context = f"{tokenizer.vocabulary:,} ids, {model.text.context} tokens a caption"
+        keep_tokenizer(config.tokenizer, run.workdir)
+    context = f"{tokenizer.vocabulary:,} ids, {model.text.context} tokens per caption"
     run.announce(
-        text=f"{tokenizer.name}: {context}; the first: {source.captions(0)[0]!r}",
+        text=f"{tokenizer.name}: {context}; first caption: {source.captions(0)[0]!r}",
         train="both towers" if config.freeze == "none" else f"all but the {config.freeze} tower",
         objective=f"{config.objective}; {run.describe_validation()}",
     )

@@ -1,15 +1,15 @@
-"""Measure a classifier on labelled videos, with many views of each.
+"""Evaluate a classifier on labelled videos, with one or more views of each.
 
     python experiments/evaluate.py --run runs/ft --data.source val.csv --views 4x3
     python experiments/evaluate.py --run MCG-NJU/videomae-base-finetuned-kinetics --data.source k400/val --views 5x3
 
-`--run` is the work directory of a run, or a published checkpoint: a file, a directory or a hub id. Clips are cut as in
-training, or as published; `--data.frames 32` and the like say otherwise. 4x3 views are four clips over the length of a
-video times three square crops along its longer side; the model's probabilities are averaged over them (or, with
-`--average logits`, its logits). Labels are matched by the classes' names.
+`--run` is the work directory of a run, or a published checkpoint: a file, a directory or a hub id. Clips are sampled
+and cropped as in training, or as published, unless flags such as `--data.frames 32` are given. 4x3 views are four clips
+over the length of a video times three square crops along its longer side; the model's probabilities are averaged over
+them (or, with `--average logits`, its logits). Labels are matched by class name.
 
-Prints a table and writes OUT: evaluation.json (every number and every setting), evaluation.txt, per_class.csv,
-predictions.csv (a line a video), confusion.png, and bad_files.jsonl where a video could not be read.
+Prints a table and writes to OUT: evaluation.json (all metrics and settings), evaluation.txt, per_class.csv,
+predictions.csv (one line per video), confusion.png, and bad_files.jsonl if videos could not be read.
 """
 
 import dataclasses
@@ -33,6 +33,7 @@ from vidjax.runs.results import describe_recognition, open_results, per_class, p
 from vidjax.training.metrics import clock
 from vidjax.training.sharding import (
     check_batch_size,
+    is_main_process,
     jit_on_mesh,
     join_processes,
     make_mesh,
@@ -42,67 +43,67 @@ from vidjax.training.sharding import (
 )
 from vidjax.visualize.confusion import save_confusion
 
-if TYPE_CHECKING:  # TensorFlow takes seconds, which --help and wrong input need not
+if TYPE_CHECKING:  # TensorFlow takes seconds to import, which --help and input errors do not need
     from vidjax.data.sources import Source
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to measure, and on what."""
+    """An evaluation of a classifier."""
 
     run: str
     """The work directory of a run, or a published checkpoint (file, directory or hub id)."""
     model: str | None = None
-    """One of vidjax.list_models(), where the checkpoint does not say what it is."""
+    """One of vidjax.list_models(); needed if the checkpoint does not specify its model."""
     which: Literal["best", "last"] = "best"
-    """Of a run: the checkpoint that validated best, or the newest."""
+    """Checkpoint of a run: the one that validated best, or the newest."""
     data: SourceConfig = SourceConfig()
     """The videos."""
     views: str = "1x1"
-    """Clips over time x crops over space, of every video."""
+    """Clips in time x crops in space of each video."""
     average: Literal["softmax", "logits"] = "softmax"
-    """What is averaged over the views: probabilities, or logits before the softmax."""
+    """What to average over the views: probabilities, or logits before the softmax."""
     batch_size: int = 8
-    """Videos at a time, over all devices; changes no result. One view of each is computed at a time."""
+    """Videos per batch over all devices; does not affect the results. Views are computed one at a time."""
     out: str | None = None
-    """Where the results go (default: evaluations/1, 2, ... in the run's directory, or in runs/ for a checkpoint)."""
+    """Output directory (default: evaluations/1, 2, ... in the work directory, or in runs/ for a checkpoint)."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Type of computation: auto is bfloat16, on a CPU float32."""
+    """Compute type: auto is bfloat16 on accelerators, float32 on a CPU."""
     fsdp: int = 1
-    """Devices that share one copy of the parameters."""
+    """Devices over which each copy of the parameters is sharded."""
     distributed: bool = False
-    """Join the other processes of a cluster (jax.distributed); all are given the same command."""
+    """Join the other processes of a cluster (jax.distributed); all must run the same command."""
 
     def __post_init__(self) -> None:
-        """Refuses values that cannot be meant."""
+        """Checks the values."""
         check_values(self)
         runs.read_views(self.views)
 
 
 def label_by_name(source: "Source", model: nn.Module) -> tuple["Source", tuple[str, ...], str]:
-    """The source with the model's classes, their names, and how they were matched.
+    """The source with the model's classes, the class names, and how they were matched.
 
     Raises:
-      UserError: the model gives no classes, or they cannot be matched.
+      UserError: the model has no classes, or they cannot be matched.
     """
     from vidjax.data.sources import with_classes
 
     if getattr(model, "num_classes", None) is None:
-        raise UserError(f"a {type(model).__name__} has no classes to evaluate: fine-tune it first (finetune.py)")
+        raise UserError(f"this {type(model).__name__} has no classes to evaluate: fine-tune it first (finetune.py)")
     if model.card.class_names:
         return with_classes(source, model.card.class_names), model.card.class_names, "by name"
     if len(source.class_names) != model.num_classes:
         raise UserError(
-            f"{source.name} has {len(source.class_names)} classes, the model {model.num_classes} without names: "
-            "to match them by position, the source must have them all"
+            f"{source.name} has {len(source.class_names)} classes, but the model has {model.num_classes} without "
+            "names: use a source with all of them, so that they can be matched by position"
         )
-    return source, source.class_names, "by position, as the weights do not name them"
+    return source, source.class_names, "by position, as the weights contain no class names"
 
 
 def classify(
     config: Config, model: nn.Module, variables: dict, source: "Source", clips: ClipConfig, bad_files: Any
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Probabilities (n c), labels, whether each could be read, and each one's number in the source."""
+    """Probabilities (n c), labels, validity and source index of each video."""
     from vidjax.data.pipeline import evaluation_batches, select
 
     mesh = make_mesh(config.fsdp)
@@ -120,63 +121,63 @@ def classify(
         return probabilities, batch["label"], batch["valid"], batch["index"]
 
     settings = {"batch_size": config.batch_size, "view_counts": runs.read_views(config.views), "bad_files": bad_files}
-    parts, began, said = [], time.monotonic(), 0.0
+    parts, start, reported = [], time.monotonic(), 0.0
     batches = evaluation_batches(source, clips, **settings, **this_process())
     for batch in select(batches, "video", "label", "valid", "index"):
         parts.append(jax.device_get(predict(variables, put_batch(batch, mesh))))
-        done, gone = min(len(parts) * config.batch_size, len(source)), time.monotonic() - began
-        if jax.process_index() == 0 and (gone - said > 15 or done == len(source)):
-            said = gone
-            left = gone * (len(source) - done) / done
-            print(f"{done:,} of {len(source):,} videos, {clock(gone)} gone, {clock(left)} left", flush=True)
+        done, elapsed = min(len(parts) * config.batch_size, len(source)), time.monotonic() - start
+        if is_main_process() and (elapsed - reported > 15 or done == len(source)):
+            reported = elapsed
+            left = elapsed * (len(source) - done) / done
+            print(f"{done:,} of {len(source):,} videos, {clock(elapsed)} elapsed, {clock(left)} left", flush=True)
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
     return tuple(column[columns[3] >= 0] for column in columns)
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Measures, prints and writes; returns what evaluation.json holds."""
+    """Evaluates, prints and writes the results; returns the contents of evaluation.json."""
     from vidjax.data.pipeline import BadFiles
     from vidjax.data.sources import open_source
 
     if config.distributed:
         join_processes()
-    chief = jax.process_index() == 0
+    is_main = is_main_process()
     check_batch_size(config.batch_size)
     source = open_source(config.data.source, config.data.split, runs.square_pixels(config.run, config.data))
-    if chief:
+    if is_main:
         print_notes(source)
-    settings = {"which": config.which, "verbose": chief, "dtype": runs.computing_type(config.dtype)}
+    settings = {"which": config.which, "verbose": is_main, "dtype": runs.computing_type(config.dtype)}
     model, variables = runs.load_pretrained(config.run, config.model, **settings)
     clips = runs.cut_clips(config.run, model, config.data)
     source, class_names, matched = label_by_name(source, model)
-    out = open_results(config.out, config.run, "evaluations") if chief else None
+    out = open_results(config.out, config.run, "evaluations") if is_main else None
     views = f"{config.views} views of {clips.frames} frames, {clips.sampling}, {config.average} averaged"
-    if chief:
+    if is_main:
         print(f"{source.name}: {len(source):,} videos, {views}; classes matched {matched}", flush=True)
 
-    bad_files = BadFiles(source, clips.max_bad_share)  # written at the end, so that the same --out can be tried again
+    bad_files = BadFiles(source, clips.max_bad_share)  # written at the end, so that a failed run leaves --out empty
     probabilities, labels, valid, index = classify(config, model, variables, source, clips, bad_files)
-    if not chief:
+    if not is_main:
         return {}
     counted = valid & (labels >= 0)
-    found = recognition(probabilities[counted], labels[counted])
-    honest = f"{int(valid.sum()):,} of {len(source):,} videos decoded"
-    honest += f", {int(counted.sum()):,} of them labelled" if counted.sum() < valid.sum() else ""
-    honest += f"; {int((~valid).sum())} unreadable, see bad_files.jsonl" if not valid.all() else ""
-    text = f"{config.run} on {source.name}\n{views}\n{honest}\n\n{describe_recognition(found, class_names)}"
+    result = recognition(probabilities[counted], labels[counted])
+    coverage = f"{int(valid.sum()):,} of {len(source):,} videos decoded"
+    coverage += f", {int(counted.sum()):,} of them labelled" if counted.sum() < valid.sum() else ""
+    coverage += f"; {int((~valid).sum())} unreadable, see bad_files.jsonl" if not valid.all() else ""
+    text = f"{config.run} on {source.name}\n{views}\n{coverage}\n\n{describe_recognition(result, class_names)}"
     numbers = {
-        **{name: getattr(found, name) for name in ("top1", "top5", "top1_interval", "mean_class_accuracy")},
-        "calibration_error": found.calibration_error,
+        **{name: getattr(result, name) for name in ("top1", "top5", "top1_interval", "mean_class_accuracy")},
+        "calibration_error": result.calibration_error,
         "videos": len(source),
         "decoded": int(valid.sum()),
-        "counted": found.videos,
+        "counted": result.videos,
         "unreadable": [source.ids[i] for i in index[~valid]],
         "views": config.views,
         "average": config.average,
         "classes_matched": matched,
         "clips": dataclasses.asdict(clips),
         "config": cli.as_dict(config),
-        "per_class": per_class(found, class_names),
+        "per_class": per_class(result, class_names),
     }
     if bad_files.errors:
         lines = [json.dumps({"path": path, "error": error}) for path, error in bad_files.errors.items()]
@@ -186,7 +187,7 @@ def main(config: Config) -> dict[str, Any]:
     write_csv(out / "per_class.csv", numbers["per_class"])
     ids = [source.ids[i] for i in index[valid]]
     write_csv(out / "predictions.csv", predictions(probabilities[valid], labels[valid], ids, class_names))
-    save_confusion(out / "confusion.png", found.confusion, class_names, f"top-1 {found.top1:.1%}, {honest}")
+    save_confusion(out / "confusion.png", result.confusion, class_names, f"top-1 {result.top1:.1%}, {coverage}")
     print(f"\n{text}\n\nwritten to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
     return numbers
 

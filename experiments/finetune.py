@@ -1,13 +1,13 @@
-"""Fine-tune a model on labelled videos: from scratch, from a run, or from published weights.
+"""Train a classifier on labelled videos: from scratch, from a run, or from published weights.
 
 A tiny model on rendered videos, minutes on a laptop: python experiments/finetune.py
 
-From a pre-training run of one's own:
+From your own pre-training run:
 python experiments/finetune.py --model videomae_base --init_from runs/b --data.train train.csv --data.validation val.csv
 
 A published recipe: python experiments/finetune.py videomae_base_k400 --init_from checkpoint.pth --data.train k400.csv
 
-The same command again goes on where the run stopped. Expected results: docs/results.md.
+Running the same command again resumes the run. Expected results: docs/results.md.
 """
 
 import dataclasses
@@ -48,27 +48,27 @@ class Config(TrainConfig):
     model: str = "videomae_base"
     """One of vidjax.list_models()."""
     keep_head: bool = initial(False)
-    """Keep the head of the weights of init_from, whose classes must be the same; without it the head is new."""
+    """Also load the head from init_from, which must have the same classes; otherwise it is newly initialised."""
     data: LabelledDataConfig = LabelledDataConfig(augment=AugmentConfig(crop="random_resized"))
-    """The videos."""
+    """The training and validation videos."""
     tune: Literal["full", "partial", "linear_probe"] = "full"
-    """Train everything; the last blocks, norms and head; or the head alone, on the encoder as it is."""
+    """Train all parameters; the last blocks, norms and head; or only the head, on a frozen encoder."""
     tuned_blocks: int = 2
-    """Blocks that a partial run trains, counted from the end."""
+    """Number of last blocks to train if tune is partial."""
     drop_path: float | None = None
-    """Rate of the last block (the model's own when not given)."""
+    """Drop path rate of the last block (default: the model's)."""
     dropout: float | None = None
-    """Of the feature before the head (the model's own when not given)."""
+    """Dropout rate before the head (default: the model's)."""
     mixup: float = 0.8
-    """Alpha of mixup, 0 = off."""
+    """Alpha of mixup; 0 disables it."""
     cutmix: float = 1.0
-    """Alpha of CutMix, 0 = off; where both are on, each is used for half of the batches."""
+    """Alpha of CutMix; 0 disables it. If both are enabled, each is applied to half of the batches."""
     label_smoothing: float = 0.1
     """Fraction of a label that is spread over all classes."""
     train_accuracy: bool = False
-    """Log the accuracy on the training clips too; it needs hard labels, that is no mixup and no CutMix."""
+    """Also log the accuracy on the training clips; requires hard labels (no mixup, no CutMix)."""
     accumulation: int = 1
-    """Micro-batches a step, to save memory."""
+    """Micro-batches per step, to save memory."""
     workdir: str = "runs/finetune"
     epochs: float = 50
     optim: OptimizerConfig = OptimizerConfig(
@@ -76,7 +76,7 @@ class Config(TrainConfig):
     )
 
     def __post_init__(self) -> None:
-        """Refuses values that cannot be meant."""
+        """Checks the values."""
         super().__post_init__()
         for name in ("drop_path", "dropout", "label_smoothing"):
             value = getattr(self, name)
@@ -84,9 +84,9 @@ class Config(TrainConfig):
                 raise UserError(f"{name} is {value}: it must be at least 0 and below 1")
         require_not_negative(self, "mixup", "cutmix")
         if self.train_accuracy and (self.mixup or self.cutmix):
-            raise UserError("train_accuracy needs hard labels: set --mixup 0 --cutmix 0, or leave it out")
+            raise UserError("train_accuracy needs hard labels: set --mixup 0 --cutmix 0, or omit --train_accuracy")
         if self.keep_head and not self.init_from:
-            raise UserError("keep_head is about the weights of init_from: give them, or leave it out")
+            raise UserError("keep_head needs the weights of init_from: give --init_from, or omit --keep_head")
 
 
 RECIPES = {name: Config(**values) for name, values in recipes.finetune.RECIPES.items()}
@@ -94,19 +94,19 @@ default_recipe = partial(cli.demo_without, "--data.train")
 
 
 def make_model(config: Config, class_names: tuple[str, ...]) -> nn.Module:
-    """The model for these classes and clips, with their names on its card."""
+    """The model for these classes and clips, with the class names on its card."""
     fields = {"num_classes": len(class_names), "num_frames": config.data.frames, "image_size": config.data.size}
     fields |= {name: value for name in ("drop_path", "dropout") if (value := getattr(config, name)) is not None}
     if "num_classes" not in vidjax.create_model(config.model).__dataclass_fields__:
         name = config.model.removesuffix("_pretrain")
-        other = name if name != config.model else "one that has"
-        raise UserError(f"model {config.model} has no classes: choose {other}")
+        suggestion = name if name != config.model else "a classifier"
+        raise UserError(f"model {config.model} has no classes: choose {suggestion}")
     model = vidjax.create_model(config.model, **fields, **runs.computing_fields(config, config.model))
     return model.clone(card=dataclasses.replace(model.card, class_names=class_names))
 
 
 def choose_trained(config: Config, params: Any) -> Any:
-    """Which parameters are trained; None for all."""
+    """The mask of the trained parameters; None if all are trained."""
     if config.tune == "full":
         return None
     if config.tune == "partial":
@@ -115,7 +115,7 @@ def choose_trained(config: Config, params: Any) -> Any:
 
 
 def make_loss(config: Config, model: nn.Module, trained: Any) -> Callable:
-    """The one place where model and objective meet."""
+    """The loss function: cross-entropy with mixup, CutMix and label smoothing."""
 
     def loss_fn(params: Any, aux: Aux, batch: dict[str, jax.Array], key: jax.Array) -> tuple:
         mix_key, dropout_key, path_key = jax.random.split(key, 3)
@@ -142,7 +142,7 @@ def make_loss(config: Config, model: nn.Module, trained: Any) -> Callable:
 
 
 def summarize(run: Run, result: FitResult, chosen: str) -> dict[str, float]:
-    """Says what was reached, where it is, and what to do with it."""
+    """Prints the results, the files written and suggested next steps."""
     validated = {step: numbers for step, numbers in run.evaluations().items() if chosen in numbers}
     lines, numbers = [], {}
     if validated:
@@ -154,8 +154,8 @@ def summarize(run: Run, result: FitResult, chosen: str) -> dict[str, float]:
             f"{best[chosen]:.1%} at step {step}" + (" (moving average)" if "ema" in chosen else "")
         ]
     advice = {
-        "test with many views": f"python experiments/evaluate.py --run {run.workdir} --data.source VIDEOS --views 4x3",
-        "name what is seen": f"python experiments/predict.py --run {run.workdir} clip.mp4",
+        "evaluating many views": f"python experiments/evaluate.py --run {run.workdir} --data.source VIDEOS --views 4x3",
+        "classifying videos": f"python experiments/predict.py --run {run.workdir} clip.mp4",
         "in your own code": f"model, variables = vidjax.load_pretrained({str(run.workdir)!r})",
     }
     return run.finish(result, f"evaluation/{chosen}", lines, advice) | numbers
@@ -163,7 +163,7 @@ def summarize(run: Run, result: FitResult, chosen: str) -> dict[str, float]:
 
 @runs.on_mesh
 def main(config: Config, mesh: Mesh) -> dict[str, float]:
-    """Runs the whole job; returns the first and last loss and the accuracies, of a dry run the bytes."""
+    """Runs the job; returns the first and last loss and the accuracies, or the memory of a dry run."""
     run, data = Run(config, mesh), config.data
     source, validation = open_labelled(data, config.seed)
     run.plan(train=source, validation=validation)
@@ -177,7 +177,7 @@ def main(config: Config, mesh: Mesh) -> dict[str, float]:
     if config.init_from and not run.has_begun:
         variables = runs.start_classifier(config.init_from, model, variables, config.keep_head)
     state = run.begin(variables)
-    del variables  # the state has its own
+    del variables  # the state has its own copy
     classes = f"{len(source.class_names)}; {run.describe_validation()}"
     run.announce(tune=f"{config.tune}: {run.trained:,} parameters", classes=classes)
 

@@ -6,7 +6,7 @@ VideoMAE-B on a folder of videos: python experiments/mae_pretrain.py --data.sour
 
 A published recipe: python experiments/mae_pretrain.py k400_base_1600 --data.source k400.csv --workdir runs/b
 
-The same command again goes on where the run stopped. Expected results: docs/results.md.
+Running the same command again resumes the run. Expected results: docs/results.md.
 """
 
 import dataclasses
@@ -46,26 +46,26 @@ class Config(TrainConfig):
     model: str = "videomae_base"
     """videomae_tiny, _small, _base, _large or _huge."""
     data: DataConfig = DataConfig()
-    """The videos."""
+    """The training videos."""
     mask: Literal["tube", "random", "frame"] = "tube"
-    """Which tokens the encoder does not see: the same places in all frames, any tokens, or whole times."""
+    """Which tokens are masked: the same positions in all frames, random tokens, or whole frames."""
     mask_ratio: float = 0.9
-    """Fraction of tokens that the encoder does not see."""
+    """Fraction of tokens that are masked."""
     decoder_mask: Literal["none", "running_cell"] = "none"
-    """Let the decoder predict half of the tokens only (VideoMAE v2)."""
+    """Let the decoder predict only half of the tokens (VideoMAE v2)."""
     normalize_target: bool = True
-    """Predict patches normalised by their own mean and standard deviation."""
+    """Predict patches normalised by their own mean and std."""
     probe_clips: int = 1024
-    """Labelled clips for the linear probe at the end, half to fit and half to score; 0 leaves it out."""
+    """Labelled clips for the linear probe at the end, half for fitting and half for scoring; 0 disables it."""
     picture_clips: int = 4
     """Clips in the images of reconstructions."""
     accumulation: int = 1
-    """Micro-batches a step, to save memory."""
+    """Micro-batches per step, to save memory."""
     workdir: str = "runs/mae_pretrain"
     epochs: float = 800
 
     def __post_init__(self) -> None:
-        """Refuses values that cannot be meant."""
+        """Checks the values."""
         super().__post_init__()
         require_not_negative(self, "probe_clips", "picture_clips")
 
@@ -77,18 +77,18 @@ default_recipe = partial(cli.demo_without, "--data.source")
 def make_model(config: Config) -> nn.Module:
     """The encoder with its decoder."""
     name = f"{config.model}_pretrain"
-    if name not in (known := vidjax.list_models("_pretrain")):
-        known = ", ".join(each.removesuffix("_pretrain") for each in known)
-        raise UserError(f"model {config.model} has no decoder to be pre-trained with: choose one of {known}")
+    if name not in (names := vidjax.list_models("_pretrain")):
+        names = ", ".join(each.removesuffix("_pretrain") for each in names)
+        raise UserError(f"model {config.model} has no decoder for pre-training: choose one of {names}")
     return vidjax.create_model(name, **runs.computing_fields(config, name))
 
 
 def make_loss(config: Config, model: nn.Module, grid: masking.Grid) -> Callable:
-    """The one place where model and objective meet."""
+    """The loss function: masked reconstruction of pixels."""
 
     def loss_fn(params: Any, aux: Aux, batch: dict[str, jax.Array], key: jax.Array) -> tuple:
         mask_key, drop_key = jax.random.split(key)
-        kept, predicted, counted = masking.draw(
+        kept, predicted, weights = masking.draw(
             mask_key, len(batch["video"]), grid, config.mask, config.mask_ratio, config.decoder_mask
         )
         pixels = model.card.scale(batch["video"])
@@ -102,17 +102,17 @@ def make_loss(config: Config, model: nn.Module, grid: masking.Grid) -> Callable:
             train=True,
             rngs={"drop_path": drop_key},
         )
-        losses = reconstruction.reconstruction_loss(output, target, counted)
+        losses = reconstruction.reconstruction_loss(output, target, weights)
         return valid_mean(losses, batch["valid"]), (aux.model_state, {})
 
     return loss_fn
 
 
 def make_painter(config: Config, run: Run, grid: masking.Grid) -> Callable | None:
-    """An evaluation that reconstructs the same clips behind the same masks each time, and writes images of them."""
-    model, shown = run.model, np.arange(min(config.picture_clips, len(run.source)))
-    whole = {"batch_size": len(shown), "indices": shown, "process_index": 0, "process_count": 1}
-    batch = next(run.evaluation_batches(run.source, **whole)) if len(shown) else {"valid": np.zeros(0, bool)}
+    """An evaluation that writes images of reconstructions, always of the same clips with the same masks."""
+    model, indices = run.model, np.arange(min(config.picture_clips, len(run.source)))
+    settings = {"batch_size": len(indices), "indices": indices, "process_index": 0, "process_count": 1}
+    batch = next(run.evaluation_batches(run.source, **settings)) if len(indices) else {"valid": np.zeros(0, bool)}
     if not batch["valid"].any():
         return None
     clips = jax.device_put(batch["video"][batch["valid"]], replicated(run.mesh))
@@ -133,7 +133,7 @@ def make_painter(config: Config, run: Run, grid: masking.Grid) -> Callable | Non
         if is_main_process():
             note = f"step {step}, {config.mask} mask {config.mask_ratio:.0%}"
             if config.normalize_target:
-                note += "; the true mean and standard deviation are given back to each patch"
+                note += "; each patch has its true mean and std"
             save_reconstructions(run.workdir / "reconstructions" / f"step_{step:07d}", rows, note)
         return {"reconstruction_loss": float(loss.mean())}
 
@@ -141,26 +141,26 @@ def make_painter(config: Config, run: Run, grid: masking.Grid) -> Callable | Non
 
 
 def summarize(run: Run, result: FitResult, accuracy: dict[str, float]) -> dict[str, float]:
-    """Says what was reached, where it is, and what to try next."""
+    """Prints the results, the files written and suggested next steps."""
     lines = []
     if accuracy:
         lines = [
-            f"probe     {accuracy['trained']:.1%} of clips classified by a linear probe of the trained encoder, "
-            f"{accuracy['untrained']:.1%} of the untrained one, {accuracy['chance']:.1%} by chance",
-            f"kNN       {accuracy['trained_knn']:.1%} by their nearest neighbours with the trained encoder, "
-            f"{accuracy['untrained_knn']:.1%} with the untrained one",
+            f"probe     {accuracy['trained']:.1%} linear probe accuracy of the trained encoder, "
+            f"{accuracy['untrained']:.1%} of the untrained encoder, {accuracy['chance']:.1%} by chance",
+            f"kNN       {accuracy['trained_knn']:.1%} nearest-neighbour accuracy of the trained encoder, "
+            f"{accuracy['untrained_knn']:.1%} of the untrained encoder",
         ]
     advice = {
         "your own videos": "python experiments/mae_pretrain.py --data.source FOLDER --workdir runs/mine",
         "starting from these weights": f"--init_from {run.workdir} --workdir runs/next",
-        "looking at a source first": "python experiments/check_data.py FOLDER",
+        "checking a source first": "python experiments/check_data.py FOLDER",
     }
     return run.finish(result, "evaluation/reconstruction_loss", lines, advice) | accuracy
 
 
 @runs.on_mesh
 def main(config: Config, mesh: Mesh) -> dict[str, float]:
-    """Runs the whole job; returns the first and last loss and the probe's accuracies, of a dry run the bytes."""
+    """Runs the job; returns the first and last loss and the probe's accuracies, or the memory of a dry run."""
     from vidjax.data.sources import open_source
 
     run, data = Run(config, mesh), config.data
@@ -170,7 +170,7 @@ def main(config: Config, mesh: Mesh) -> dict[str, float]:
     kept, predicted, _ = jax.eval_shape(partial(draw, clips=1), jax.random.key(0))
     clip = jax.ShapeDtypeStruct((1, data.frames, data.size, data.size, 3), jnp.float32)
     run.plan(source=open_source(data.source, data.split, data.square_pixels))
-    # The key between drew a mask once; without it the numbers of every run would be others.
+    # The second of three keys is unused: it was once used for a mask, and splitting two would change all results.
     init_key, _, run_key = jax.random.split(jax.random.key(config.seed), 3)
     run.build(model, (clip, kept, predicted), make_loss(config, model, grid), (init_key, run_key))
     if config.dry_run:
@@ -179,9 +179,9 @@ def main(config: Config, mesh: Mesh) -> dict[str, float]:
     if config.init_from and not run.has_begun:
         variables, _ = runs.start_from(config.init_from, model, variables)
     state = run.begin(variables)
-    del variables  # the state has its own
+    del variables  # the state has its own copy
     visible, tokens = kept.shape[1], math.prod(grid)
-    counts = f"{tokens} a clip: {visible} visible, {tokens - visible} masked, "
+    counts = f"{tokens} per clip: {visible} visible, {tokens - visible} masked, "
     run.announce(tokens=counts + f"{predicted.shape[1]} predicted ({config.mask} mask {config.mask_ratio:.0%})")
 
     def batches_from(first: int) -> Iterator[dict[str, np.ndarray]]:

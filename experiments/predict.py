@@ -1,18 +1,19 @@
-"""Name what is seen in videos: the likeliest classes of each file, or of each window of a long one.
+"""Classify videos: the most likely classes of each file, or of each window of a long video.
 
     python experiments/predict.py --run runs/ft clip.mp4 more/*.mp4 --topk 5
     python experiments/predict.py --run runs/ft lecture.mp4 --window 16 --stride 8 --csv lecture.csv
     python experiments/predict.py --run r3d_18.pth --model r3d_18 videos/ --views 4x3 --json answers.json
 
-`--run` is the work directory of a run, or a published checkpoint: a file, a directory or a hub id. A folder stands for
-all videos below it. Clips are cut as in training, or as published; `--data.stride 2` and the like say otherwise.
+`--run` is the work directory of a run, or a published checkpoint: a file, a directory or a hub id. A folder selects all
+videos below it. Clips are sampled and cropped as in training, or as published, unless flags such as `--data.stride 2`
+are given.
 
-Without `--window` each file has one answer, from the clip in its middle, or from as many `--views` as are asked for
-(4x3: four clips over its length times three square crops, whose probabilities are averaged). With `--window` there is
-one for every so many sampled frames, with its start and end in seconds; files are read in one go, in constant memory.
+Without `--window` there is one prediction per file, from its central clip, or from several `--views` (4x3: four clips
+over its length times three square crops, whose probabilities are averaged). With `--window` there is one prediction for
+each window of that many sampled frames, with its start and end in seconds; files are streamed in constant memory.
 
-A file that cannot be read is listed on stderr with its reason, and the others are done. The exit status is 0 where any
-file could be read, and 2, with one line, where none could or the command cannot be meant.
+Files that cannot be read are listed on stderr with the reason, and the others are processed. The exit status is 0 if
+any file could be read, and 2, with a one-line error, if none could or the arguments are invalid.
 """
 
 import csv
@@ -40,59 +41,59 @@ from vidjax.runs.results import name_classes
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to look at, and with what."""
+    """A prediction job."""
 
     paths: Positional[tuple[str, ...]]
-    """Video files, folders of them, and lists: LIST or LIST:FOLDER (.csv .jsonl .txt .json)."""
+    """Video files, folders of videos, and lists: LIST or LIST:FOLDER (.csv .jsonl .txt .json)."""
     run: str
     """The work directory of a run, or a published checkpoint (file, directory or hub id)."""
     model: str | None = None
-    """One of vidjax.list_models(), where the checkpoint does not say what it is."""
+    """One of vidjax.list_models(); needed if the checkpoint does not specify its model."""
     which: Literal["best", "last"] = "best"
-    """Of a run: the checkpoint that validated best, or the newest."""
+    """Checkpoint of a run: the one that validated best, or the newest."""
     data: GivenClipConfig = GivenClipConfig()
-    """How clips are cut."""
+    """Sampling and cropping of the clips."""
     topk: int = 5
-    """Classes named for each file or window."""
+    """Number of classes to report per file or window."""
     views: str = "1x1"
-    """Clips over time x crops over space, of every file."""
+    """Clips in time x crops in space of each file."""
     window: int | None = None
-    """Sampled frames of a window that runs through each video (default: one answer a file)."""
+    """Sampled frames per window, for predictions along each video (default: one prediction per file)."""
     stride: int | None = None
-    """Sampled frames from one window to the next (default: the window)."""
+    """Sampled frames from one window to the next (default: the window size)."""
     batch_size: int = 8
-    """Clips at a time; the views of each are computed one after the other."""
+    """Clips per batch; views are computed one at a time."""
     json: str | None = None
-    """Write the answers to this new file."""
+    """Write the predictions to this new file."""
     csv: str | None = None
-    """Write the answers to this new file, a line for each class of each file or window."""
+    """Write the predictions to this new file, one line per class of each file or window."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Type of computation: auto is bfloat16, on a CPU float32."""
+    """Compute type: auto is bfloat16 on accelerators, float32 on a CPU."""
 
     def __post_init__(self) -> None:
-        """Refuses values that cannot be meant."""
+        """Checks the values."""
         check_values(self)
         if not self.paths:
-            raise UserError("no video is given: name files or folders")
+            raise UserError("no video is given: give files or folders")
         for name in ("topk", "window", "stride", "batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name} is {value}: it must be 1 or more")
         if self.stride is not None and self.window is None:
-            raise UserError("stride is about windows: give --window too (the clips' own stride is --data.stride)")
+            raise UserError("stride applies to windows: give --window too (the stride of the frames is --data.stride)")
         if self.window is not None and runs.read_views(self.views) != (1, 1):
-            raise UserError("a window is one view: give --window or --views")
+            raise UserError("windows have one view: give either --window or --views")
         for name in ("json", "csv"):
             if (path := getattr(self, name)) is not None and os.path.lexists(path):
-                raise UserError(f"{path} is there already: give another --{name}, nothing is overwritten")
+                raise UserError(f"{path} already exists, and nothing is overwritten: give another --{name}")
         cli.check_files(json=self.json, csv=self.csv)
 
 
 def make_classify(model: nn.Module, variables: dict, clips: ClipConfig) -> Callable[[np.ndarray], jax.Array]:
-    """Pixels (b v t h w c) to probabilities (b classes), averaged over views; compiled once for a shape.
+    """A function of pixels (b v t h w c) to probabilities (b classes) averaged over views, compiled once per shape.
 
     Raises:
-      UserError: the model cannot take such clips.
+      UserError: the model does not accept clips of this size.
     """
 
     @jax.jit
@@ -104,17 +105,17 @@ def make_classify(model: nn.Module, variables: dict, clips: ClipConfig) -> Calla
         return jax.lax.map(one_view, jnp.swapaxes(video, 0, 1)).mean(axis=0)
 
     clip = jax.ShapeDtypeStruct((1, 1, clips.frames, clips.size, clips.size, 3), jnp.uint8)
-    jax.eval_shape(classify, variables, clip)  # what does not fit is said before any video is read
+    jax.eval_shape(classify, variables, clip)  # fails before any video is read
     return lambda video: classify(variables, video)
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Looks, prints and writes; returns what the JSON file holds."""
+    """Predicts, prints and writes the results; returns the contents of the JSON file."""
     from vidjax.data.windows import batches, open_files
 
     videos = open_files(config.paths, runs.square_pixels(config.run, config.data))
     print_notes(videos.source)
-    # A head that the weights lack would answer at random: strict refuses it.
+    # Strict, since a newly initialised head would give random predictions.
     settings = {"which": config.which, "strict": True, "verbose": False, "dtype": runs.computing_type(config.dtype)}
     model, variables = vidjax.load_pretrained(config.run, config.model, **settings)
     if getattr(model, "num_classes", None) is None:
@@ -136,34 +137,35 @@ def main(config: Config) -> dict[str, Any]:
     rows = config.batch_size if config.window is not None else min(config.batch_size, len(files))
     streams = (read(index) for index in range(len(files)))
     for batch, video in batches(streams, rows, clips.workers or core_count(), failed):
-        for (index, window), found in zip(batch, np.asarray(classify(video)), strict=False):  # without what fills
-            best = np.argsort(-found, kind="stable")[: config.topk]
-            guesses = [{"class": names[i], "probability": float(found[i])} for i in best]
-            show(config, files[index], window, guesses)
-            files[index]["windows"].append({"start": window.start, "end": window.end, "predictions": guesses})
+        # Not strict: the batch may be padded.
+        for (index, window), probabilities in zip(batch, np.asarray(classify(video)), strict=False):
+            best = np.argsort(-probabilities, kind="stable")[: config.topk]
+            predictions = [{"class": names[i], "probability": float(probabilities[i])} for i in best]
+            show(config, files[index], window, predictions)
+            files[index]["windows"].append({"start": window.start, "end": window.end, "predictions": predictions})
 
     report = {"config": cli.as_dict(config), "clips": dataclasses.asdict(clips), "files": files}
     write(config, report)
     if not any(file["windows"] for file in files):
-        raise UserError(f"none of the {len(files)} files could be read: see above why")
+        raise UserError(f"none of the {len(files)} files could be read: see the reasons above")
     if bad := sum("error" in file for file in files):
-        print(f"\n{bad} of {len(files)} files could not be read, or not to their end", file=sys.stderr)
+        print(f"\n{bad} of {len(files)} files could not be read, or only in part", file=sys.stderr)
     return report
 
 
-def show(config: Config, file: dict[str, Any], window: Any, guesses: list[dict[str, Any]]) -> None:
-    """Prints the answer: a line a class for a file, a line for a window."""
+def show(config: Config, file: dict[str, Any], window: Any, predictions: list[dict[str, Any]]) -> None:
+    """Prints the predictions: one line per class for a file, one line for a window."""
     if not file["windows"]:
         print(f"\n{file['path']}" + ("\n   start      end" if config.window else ""))
     if config.window:
-        said = ", ".join(f"{guess['class']} {guess['probability']:.1%}" for guess in guesses)
-        print(f"{window.start:8.2f} {window.end:8.2f}  {said}", flush=True)
+        line = ", ".join(f"{row['class']} {row['probability']:.1%}" for row in predictions)
+        print(f"{window.start:8.2f} {window.end:8.2f}  {line}", flush=True)
     else:
-        print("\n".join(f"  {guess['probability']:6.1%}  {guess['class']}" for guess in guesses), flush=True)
+        print("\n".join(f"  {row['probability']:6.1%}  {row['class']}" for row in predictions), flush=True)
 
 
 def write(config: Config, report: dict[str, Any]) -> None:
-    """The files that were asked for."""
+    """Writes the JSON and CSV files."""
     if config.json:
         with open(config.json, "x") as file:
             file.write(json.dumps(report, indent=1) + "\n")
@@ -174,9 +176,9 @@ def write(config: Config, report: dict[str, Any]) -> None:
             table.writerow(("path", "start", "end", "rank", "class", "probability", "error"))
             for entry in report["files"]:
                 for window in entry["windows"]:
-                    for rank, guess in enumerate(window["predictions"], start=1):
-                        place = (entry["path"], window["start"], window["end"])
-                        table.writerow((*place, rank, guess["class"], guess["probability"], ""))
+                    for rank, row in enumerate(window["predictions"], start=1):
+                        location = (entry["path"], window["start"], window["end"])
+                        table.writerow((*location, rank, row["class"], row["probability"], ""))
                 if "error" in entry:
                     table.writerow((entry["path"], "", "", "", "", "", entry["error"]))
         print(f"\nwrote {config.csv}")

@@ -1,16 +1,16 @@
-"""Find videos by sentences: how well it works on captioned videos, or the answers to one query.
+"""Text-to-video retrieval: evaluate it on captioned videos, or search for one query.
 
     python experiments/retrieve.py --run runs/c --data.source captions.jsonl
     python experiments/embed.py --run runs/c --pooling model --data.source /videos --out embeddings.npz --window 16
     python experiments/retrieve.py --run runs/c --query "a man plays with a dog" --in embeddings.npz
 
 `--run` is the work directory of a contrastive run, or a CLIP or ActionCLIP checkpoint (file, directory, hub id).
-Without a query, all captions of all videos are compared with all videos: from text to video, the rank of a caption's
-own video; from video to text, the best rank of a video's own captions. Equal similarities count against the model by
-half their number, so that a model which cannot tell anything apart scores as chance does.
+Without a query, all captions are compared with all videos. Text to video: the rank of each caption's video; video to
+text: the best rank among each video's captions. Ties count as half, so that a model whose similarities are all equal
+scores as chance.
 
-Prints a table and writes OUT: retrieval.json, retrieval.txt, ranks.csv (a line a caption), similarity.png, and
-bad_files.jsonl where a video could not be read.
+Prints a table and writes to OUT: retrieval.json, retrieval.txt, ranks.csv (one line per caption), similarity.png, and
+bad_files.jsonl if videos could not be read.
 """
 
 import dataclasses
@@ -28,83 +28,83 @@ from vidjax.data.embeddings import read_meta
 from vidjax.errors import UserError
 from vidjax.evaluation.retrieval import Ranking, retrieval
 from vidjax.fields import check_values
-from vidjax.matching import check_tokenizer, clip_encoder, require_video_text, text_encoder, tokenizer_of
 from vidjax.runs.announce import print_notes
 from vidjax.runs.results import open_results, write_csv
 from vidjax.runs.search import name_nearest
+from vidjax.runs.video_text import check_tokenizer, clip_encoder, require_video_text, text_encoder, tokenizer_of
 from vidjax.training.sharding import check_batch_size, make_mesh, replicated
 from vidjax.visualize.similarity import save_similarity
 
 SHOWN = 32
-"""Videos in the picture of similarities."""
+"""Number of videos in the image of the similarity matrix."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to find, where, and with what."""
+    """A retrieval evaluation, or a search."""
 
     run: str
     """The work directory of a contrastive run, or a published checkpoint (file, directory or hub id)."""
     model: str | None = None
-    """One of vidjax.list_models(), where the checkpoint does not say what it is."""
+    """One of vidjax.list_models(); needed if the checkpoint does not specify its model."""
     which: Literal["best", "last"] = "best"
-    """Of a run: the checkpoint that validated best, or the newest."""
+    """Checkpoint of a run: the one that validated best, or the newest."""
     tokenizer: str | None = None
-    """Where neither a run nor the checkpoint's directory says it: CLIP's vocabulary (a file or a directory)."""
+    """CLIP's vocabulary (file or directory); needed if neither the run nor the checkpoint contains a tokenizer."""
     data: SourceConfig = SourceConfig()
     """The videos, with captions."""
     views: str = "1x1"
-    """Clips over time x crops over space, of every video; their embeddings are averaged."""
+    """Clips in time x crops in space of each video; their embeddings are averaged."""
     query: str | None = None
-    """Look for this sentence instead of measuring."""
+    """Search for this sentence instead of evaluating."""
     index: Annotated[str | None, tyro.conf.arg(name="in")] = None
-    """The .npz file of embed.py to look in, made with --pooling model."""
+    """The .npz file to search, made by embed.py with --pooling model."""
     neighbours: int = 5
-    """Answers to name."""
+    """Number of results of a search."""
     batch_size: int = 8
-    """Videos at a time, over all devices; changes no result."""
+    """Videos per batch over all devices; does not affect the results."""
     out: str | None = None
-    """Where the results go (default: retrieval/1, 2, ... in the run's directory, or in runs/ for a checkpoint)."""
+    """Output directory (default: retrieval/1, 2, ... in the work directory, or in runs/ for a checkpoint)."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Type of computation: auto is bfloat16, on a CPU float32."""
+    """Compute type: auto is bfloat16 on accelerators, float32 on a CPU."""
 
     def __post_init__(self) -> None:
-        """Refuses values that cannot be meant."""
+        """Checks the values."""
         check_values(self)
         runs.read_views(self.views)
         if self.neighbours < 1:
             raise UserError(f"neighbours is {self.neighbours}: it must be 1 or more")
         if (self.query is None) != (self.index is None):
-            raise UserError('a query needs embeddings and they a query: give --query "a sentence" --in FILE.npz')
+            raise UserError('a search needs both a query and embeddings: give --query "a sentence" --in FILE.npz')
         if self.query is not None and not self.query.strip():
             raise UserError("query is empty: give a sentence")
 
 
 def search(config: Config, variables: dict, embed_texts: Any) -> list[dict[str, Any]]:
-    """The windows of the embeddings that are nearest to the sentence, printed and returned.
+    """Prints and returns the windows whose embeddings are nearest to the query.
 
     Raises:
-      UserError: the embeddings are not of this model, or not of the kind that sentences are compared with.
+      UserError: the embeddings were not made with these weights and `--pooling model`.
     """
     meta = read_meta(Path(config.index))
     if Path(config.index).suffix != ".npz" or meta["pooling"] != "model":
-        raise UserError(f"{config.index} cannot be searched by text: make an .npz file by embed.py --pooling model")
+        raise UserError(f"{config.index} cannot be searched by text: make an .npz file with embed.py --pooling model")
     if meta["weights"] != runs.fingerprint(variables):
-        raise UserError(f"{config.run} holds other weights than those that made {config.index}: embed again")
+        raise UserError(f"{config.run} has other weights than those that {config.index} was made with: embed again")
     feature = embed_texts(variables, [config.query])
     return name_nearest(config.index, repr(config.query), feature, config.neighbours)
 
 
-def describe(name: str, found: Ranking) -> str:
+def describe(name: str, ranking: Ranking) -> str:
     """A line of the table."""
     return (
-        f"{name:16} {found.r1:7.1%} {found.r5:7.1%} {found.r10:7.1%} {found.median_rank:8,.1f} {found.mean_rank:8,.1f}"
-        f" {len(found.ranks):9,}"
+        f"{name:16} {ranking.r1:7.1%} {ranking.r5:7.1%} {ranking.r10:7.1%} {ranking.median_rank:8,.1f} "
+        f"{ranking.mean_rank:8,.1f} {len(ranking.ranks):9,}"
     )
 
 
 def main(config: Config) -> dict[str, Any] | list[dict[str, Any]]:
-    """Measures, prints and writes, and returns what retrieval.json holds; or answers a query."""
+    """Evaluates and returns the contents of retrieval.json, or searches for a query."""
     from vidjax.data.pipeline import BadFiles, evaluation_batches
     from vidjax.data.sources import open_source, require_captions
 
@@ -115,8 +115,8 @@ def main(config: Config) -> dict[str, Any] | list[dict[str, Any]]:
         source = open_source(config.data.source, config.data.split, runs.square_pixels(config.run, config.data))
         print_notes(source)
         require_captions(source)
-    loaded = {"which": config.which, "strict": True, "dtype": runs.computing_type(config.dtype)}
-    model, variables = runs.load_pretrained(config.run, config.model, **loaded)
+    settings = {"which": config.which, "strict": True, "dtype": runs.computing_type(config.dtype)}
+    model, variables = runs.load_pretrained(config.run, config.model, **settings)
     model = require_video_text(config.run, model)
     tokenizer = tokenizer_of(config.run, config.tokenizer)
     check_tokenizer(tokenizer, model)
@@ -139,21 +139,21 @@ def main(config: Config) -> dict[str, Any] | list[dict[str, Any]]:
     owner = np.repeat(np.arange(len(captions)), [len(each) for each in captions])
     flat = [text for each in captions for text in each]
     texts = embed_texts(variables, flat)
-    both = retrieval(video, texts, owner)
-    found = {"text_to_video": both.text_to_video, "video_to_text": both.video_to_text}
-    honest = f"{int(valid.sum()):,} of {len(source):,} videos decoded, {len(flat):,} captions"
-    text = f"{config.run} on {source.name}\n{views}\n{honest}\n\n"
+    result = retrieval(video, texts, owner)
+    rankings = {"text_to_video": result.text_to_video, "video_to_text": result.video_to_text}
+    coverage = f"{int(valid.sum()):,} of {len(source):,} videos decoded, {len(flat):,} captions"
+    text = f"{config.run} on {source.name}\n{views}\n{coverage}\n\n"
     text += f"{'':16} {'R@1':>7} {'R@5':>7} {'R@10':>7} {'median':>8} {'mean':>8} {'queries':>9}\n"
-    text += "\n".join(describe(name.replace("_", " "), each) for name, each in found.items())
+    text += "\n".join(describe(name.replace("_", " "), ranking) for name, ranking in rankings.items())
     numbers = {
-        name: {key: value for key, value in dataclasses.asdict(each).items() if key != "ranks"}
-        for name, each in found.items()
+        name: {key: value for key, value in dataclasses.asdict(ranking).items() if key != "ranks"}
+        for name, ranking in rankings.items()
     }
     numbers |= {"videos": len(source), "decoded": int(valid.sum()), "captions": len(flat), "views": config.views}
     numbers |= {"clips": dataclasses.asdict(clips), "config": cli.as_dict(config)}
     (out / "retrieval.json").write_text(json.dumps(numbers, indent=2) + "\n")
     (out / "retrieval.txt").write_text(text + "\n", "utf-8", "backslashreplace")
-    ranks = zip(flat, owner, found["text_to_video"].ranks, strict=True)
+    ranks = zip(flat, owner, result.text_to_video.ranks, strict=True)
     write_csv(
         out / "ranks.csv",
         [{"caption": caption, "video": source.ids[index[i]], "rank": f"{rank:g}"} for caption, i, rank in ranks],

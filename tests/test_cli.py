@@ -36,12 +36,12 @@ def parse(*argv):
     return cli.parse(Config, RECIPES, lambda argv: "small", argv=list(argv))
 
 
-def test_a_recipe_is_the_first_word_and_flags_change_it():
+def test_the_first_argument_selects_a_recipe_and_flags_override_it():
     assert parse() == Config()
     assert parse("large", "--part.rate", "0.5") == Config(size=64, part=Part(0.5))
 
 
-def test_unknown_flags_and_recipes_end_with_one_line_and_status_2(capsys):
+def test_unknown_flags_and_recipes_exit_with_one_line_and_status_2(capsys):
     for argv, message in (
         (["--part.rat", "1"], "unknown argument --part.rat: did you mean --part.rate?"),
         (["huge"], "there is no recipe 'huge': choose one of small, large"),
@@ -53,7 +53,7 @@ def test_unknown_flags_and_recipes_end_with_one_line_and_status_2(capsys):
         assert message in line and line.count("\n") == 1
 
 
-def test_a_user_error_alone_becomes_a_line_and_debug_shows_its_traceback(monkeypatch, capsys):
+def test_only_user_errors_become_one_line_and_debug_shows_their_traceback(monkeypatch, capsys):
     def stop(error):
         def main(config):
             raise error
@@ -74,7 +74,7 @@ def test_a_user_error_alone_becomes_a_line_and_debug_shows_its_traceback(monkeyp
 
 @dataclasses.dataclass(frozen=True)
 class Checked(Config):
-    """A job that cannot be meant."""
+    """A job with a check."""
 
     def __post_init__(self):
         if self.size < 1:
@@ -83,7 +83,7 @@ class Checked(Config):
             )
 
 
-def test_values_that_cannot_be_are_one_line_and_status_2(capsys):
+def test_invalid_values_exit_with_one_line_and_status_2(capsys):
     for argv, message in (
         (["--size", "0"], "error: size is 0: it must be above 0, or nothing that is long enough to be wrapped fits\n"),
         (["--size", "many"], "'many'"),
@@ -99,30 +99,30 @@ def test_values_that_cannot_be_are_one_line_and_status_2(capsys):
     assert not stop.value.code and "A size." in capsys.readouterr().out
 
 
-def test_our_sentence_is_one_line_but_a_defect_keeps_its_trace(monkeypatch, capsys):
+def test_a_user_error_is_one_line_but_other_errors_keep_their_traceback(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["job.py"])
 
-    def ours(config):
+    def main(config):
         runs.read_config("/nowhere")
 
     with pytest.raises(SystemExit) as stop:
-        cli.run(ours, Config, RECIPES, lambda argv: "small")
+        cli.run(main, Config, RECIPES, lambda argv: "small")
     assert stop.value.code == 2
-    said = "job.py: error: /nowhere is no vidjax run, as it has no config.json: give the directory of one\n"
-    assert capsys.readouterr().err == said
+    expected = "job.py: error: /nowhere is not a vidjax run, it has no config.json: give the work directory of a run\n"
+    assert capsys.readouterr().err == expected
     with pytest.raises(ValueError, match="Expecting property name"):
         cli.run(lambda config: json.loads("{"), Config, RECIPES, lambda argv: "small")
 
 
-def test_the_first_word_is_a_command_and_help_says_which_there_are(monkeypatch, capsys):
+def test_the_first_argument_is_a_command_and_help_prints_the_docstring(monkeypatch, capsys):
     monkeypatch.setattr(sys.modules["__main__"], "__doc__", "Measures: read, write.\n")
     monkeypatch.setattr(sys, "argv", ["job.py", "write", "--size", "8"])
     assert cli.take_command(("read", "write")) == "write" and sys.argv == ["job.py", "--size", "8"]
     for argv, status, out, err in (
         (["--help"], 0, "Measures: read, write.\n", ""),
         (["-h"], 0, "Measures: read, write.\n", ""),
-        ([], 2, "", "job.py: error: the first word says what to do: choose one of read, write\n"),
-        (["walk"], 2, "", "job.py: error: the first word says what to do: choose one of read, write\n"),
+        ([], 2, "", "job.py: error: the first argument must be a command: choose one of read, write\n"),
+        (["walk"], 2, "", "job.py: error: the first argument must be a command: choose one of read, write\n"),
     ):
         monkeypatch.setattr(sys, "argv", ["job.py", *argv])
         with pytest.raises(SystemExit) as stop:
@@ -130,7 +130,7 @@ def test_the_first_word_is_a_command_and_help_says_which_there_are(monkeypatch, 
         assert stop.value.code == status and capsys.readouterr() == (out, err)
 
 
-def test_files_that_cannot_be_written_are_told_before_there_is_anything_to_write(tmp_path):
+def test_output_files_are_checked_without_changing_them(tmp_path):
     (old := tmp_path / "old.json").write_text("{}")
     (link := tmp_path / "link").symlink_to(tmp_path / "nothing")
     cli.check_files(json=str(old), csv=str(tmp_path / "new.csv"), link=str(link), chart=None)
@@ -143,5 +143,5 @@ def test_files_that_cannot_be_written_are_told_before_there_is_anything_to_write
     ):
         with pytest.raises(UserError, match=rf"cannot write --json to {path} \({reason}\): give another file"):
             cli.check_files(json=str(path))
-    with pytest.raises(ValueError, match="--json and --csv are the same file: give each its own"):
+    with pytest.raises(ValueError, match="--json and --csv are the same file: give different ones"):
         cli.check_files(json=str(old), csv=f"{tmp_path}/./old.json")

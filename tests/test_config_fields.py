@@ -1,4 +1,4 @@
-"""Configs made in Python refuse what a command line would."""
+"""Checks of configs that are created in Python rather than from a command line."""
 
 import dataclasses
 import importlib
@@ -24,21 +24,21 @@ WRONG = [
     (OptimizerConfig, {"learning_rate": float("nan")}, "optim.learning_rate is nan: it must be a finite number"),
     (OptimizerConfig, {"milestones": (1.0, float("inf"))}, "optim.milestones is inf: it must be a finite number"),
     (OptimizerConfig, {"beta1": 1.5}, "optim.beta1 is 1.5: it must be at least 0 and below 1"),
-    (LoopConfig, {"keep_every": 0}, "loop.keep_every is 0: it must be 1 or more (leave it out for none)"),
+    (LoopConfig, {"keep_every": 0}, "loop.keep_every is 0: it must be 1 or more, or omitted"),
     (ClipConfig, {"sampling": "tsn"}, "data.sampling is 'tsn': choose one of dense, segments, uniform"),
     (AugmentConfig, {"crop": None}, "augment.crop is None: choose one of multi_scale, random_resized, center"),
 ]
 
 
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize(("kind", "fields", "sentence"), WRONG)
-def test_what_a_field_does_not_hold_is_refused(kind, fields, sentence):
-    with pytest.raises(ValueError) as refused:
+@pytest.mark.parametrize(("kind", "fields", "message"), WRONG)
+def test_invalid_values_raise(kind, fields, message):
+    with pytest.raises(ValueError) as error:
         kind(**fields)
-    assert str(refused.value) == sentence
+    assert str(error.value) == message
 
 
-def test_words_are_found_in_every_part_of_a_type():
+def test_choices_are_collected_from_nested_types():
     @dataclasses.dataclass
     class Some:
         many: tuple[Literal["a", "b"], ...] = ("a",)
@@ -47,11 +47,11 @@ def test_words_are_found_in_every_part_of_a_type():
 
     assert choices(tuple[Literal["a", "b"], ...]) == ("a", "b") and choices(float) == ()
     check_values(Some(("b", "a"), "c", 1.5))
-    for wrong, sentence in (
+    for wrong, message in (
         (Some(("a", "x")), "x.many is 'x': choose one of a, b"),
         (Some(one="d"), "x.one is 'd'"),
     ):
-        with pytest.raises(ValueError, match=sentence):
+        with pytest.raises(ValueError, match=message):
             check_values(wrong, "x.")
 
 
@@ -65,26 +65,26 @@ SCRIPTS_THAT_TRAIN = {
 
 
 @pytest.mark.parametrize("script", SCRIPTS_THAT_TRAIN)
-def test_what_may_change_in_a_begun_run(script):
+def test_fields_that_may_change_when_resuming(script):
     config = __import__(script).Config()
     when = {name: matters(config, name) for name in cli._flags(config)}
-    found = [{name for name in when if when[name] == kind} for kind in ("never", "at the start")]
-    assert found == list(SCRIPTS_THAT_TRAIN[script])
+    names = [{name for name in when if when[name] == kind} for kind in ("never", "at the start")]
+    assert names == list(SCRIPTS_THAT_TRAIN[script])
 
 
 MODULES = [importlib.import_module(path.stem) for path in SCRIPTS.glob("*.py")]
-NAMES = [vars(module).values() for module in (*MODULES, commands)]  # `benchmark` is the package, which is empty
+NAMES = [vars(module).values() for module in (*MODULES, commands)]  # `benchmark` is the empty package
 SEEN = {each for names in NAMES for each in names if isinstance(each, type)}
 CONFIGS = [kind for kind in SEEN if dataclasses.is_dataclass(kind) and not issubclass(kind, nn.Module)]
-WORDED = [kind for kind in CONFIGS if any(choices(field.type) for field in dataclasses.fields(kind))]
+LITERAL = [kind for kind in CONFIGS if any(choices(f.type) for f in dataclasses.fields(kind))]
 
 
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("config", sorted(WORDED, key=str), ids=lambda kind: f"{kind.__module__}.{kind.__name__}")
-def test_every_config_of_a_script_checks_its_words(config):
-    worded = [field for field in dataclasses.fields(config) if choices(field.type)]
+@pytest.mark.parametrize("config", sorted(LITERAL, key=str), ids=lambda kind: f"{kind.__module__}.{kind.__name__}")
+def test_every_config_of_a_script_checks_its_literal_fields(config):
+    literals = [field for field in dataclasses.fields(config) if choices(field.type)]
     needed = {f.name: "x" for f in dataclasses.fields(config) if f.default is f.default_factory is dataclasses.MISSING}
-    for field in worded:
+    for field in literals:
         value = ("neither",) if isinstance(field.default, tuple) else "neither"
         with pytest.raises(ValueError, match=f"{field.name} is 'neither': choose one of"):
             config(**needed, **{field.name: value})

@@ -1,4 +1,4 @@
-"""The house stands as it was drawn: who may import whom, and how light `import vidjax` is."""
+"""The architecture: which packages may import which, the cost of `import vidjax`, and duplicated code in scripts."""
 
 import ast
 import itertools
@@ -16,12 +16,12 @@ HEAVY = (
     "matplotlib", "tensorboardX",
 )  # fmt: skip
 READERS = ("tensorflow", "tensorflow_datasets", "av")
-"""What reads videos, and takes seconds to load."""
-BESIDE_DATA = {
-    "experiments/benchmark/input.py": "measures plain PyAV beside vidjax/data, and writes TFRecords to measure",
-    "experiments/check_data.py": "draws batches of its own to look at",
+"""Packages that read videos and take seconds to import."""
+OUTSIDE_DATA = {
+    "experiments/benchmark/input.py": "compares vidjax/data with plain PyAV, and writes TFRecords for measuring",
+    "experiments/check_data.py": "reads its own batches to inspect",
 }
-"""Files outside of vidjax/data that import these themselves, inside of a function."""
+"""Files outside vidjax/data that import these, inside functions."""
 
 
 def run(*command: str) -> subprocess.CompletedProcess:
@@ -29,13 +29,13 @@ def run(*command: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
 
 
-def test_every_room_imports_only_what_it_may(tmp_path):
+def test_import_contracts(tmp_path):
     command = "import sys; from importlinter.cli import lint_imports_command; sys.exit(lint_imports_command())"
     done = run(sys.executable, "-c", command, "--cache-dir", str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_importing_vidjax_loads_nothing_heavy_and_builds_nothing():
+def test_importing_vidjax_loads_no_heavy_package_and_builds_no_module():
     script = """
 import json, sys
 import flax.linen as nn
@@ -51,12 +51,12 @@ print(json.dumps([sorted(sys.modules), built, xla_bridge.backends_are_initialize
     modules, built, started = json.loads(done.stdout)
     loaded = {module.split(".")[0] for module in modules}
     assert "vidjax" in loaded and not loaded & set(HEAVY)
-    assert not built and not started  # no module made, and no accelerator touched
+    assert not built and not started  # no module built, no accelerator initialised
 
 
 def imported(path: Path) -> dict[str, bool]:
-    """First words of all that a file imports, and whether it does so as soon as it is imported itself."""
-    tree, found = ast.parse(path.read_text()), {}
+    """The top-level packages that a file imports, and whether it does so at import time."""
+    tree, packages = ast.parse(path.read_text()), {}
     functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
     later = {id(inner) for function in functions for inner in ast.walk(function)}
     for node in ast.walk(tree):
@@ -64,28 +64,28 @@ def imported(path: Path) -> dict[str, bool]:
         names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
         for name in names:
             first = name.partition(".")[0]
-            found[first] = found.get(first, False) or id(node) not in later
-    return found
+            packages[first] = packages.get(first, False) or id(node) not in later
+    return packages
 
 
 def test_no_script_imports_another():
     scripts = {path.stem: path for path in (ROOT / "experiments").glob("*.py")}
-    names = scripts.keys() - {"benchmark"}  # the package benchmark/ comes before the script of its name
+    names = scripts.keys() - {"benchmark"}  # the package benchmark/ shadows the script with this name
     files = [*scripts.values(), *(ROOT / "experiments" / "benchmark").glob("*.py")]
     assert {path: both for path in files if (both := imported(path).keys() & names)} == {}
 
 
-def test_tensorflow_and_av_live_in_data():
-    beside = {}
+def test_only_data_imports_tensorflow_and_av():
+    outside = {}
     for path in sorted([*ROOT.glob("vidjax/**/*.py"), *ROOT.glob("experiments/**/*.py")]):
-        found = {name: at_once for name, at_once in imported(path).items() if name in READERS}
-        if found and path.parent != ROOT / "vidjax" / "data":
-            beside[path.relative_to(ROOT).as_posix()] = any(found.values())
-    assert beside == dict.fromkeys(BESIDE_DATA, False)
+        readers = {name: at_import for name, at_import in imported(path).items() if name in READERS}
+        if readers and path.parent != ROOT / "vidjax" / "data":
+            outside[path.relative_to(ROOT).as_posix()] = any(readers.values())
+    assert outside == dict.fromkeys(OUTSIDE_DATA, False)
 
 
-def test_scripts_load_tensorflow_and_av_only_once_they_run():
-    """So that --help and wrong input are answered at once."""
+def test_scripts_import_tensorflow_and_av_lazily():
+    """So that --help and input errors are fast."""
     script = """
 import json, pathlib, runpy, sys
 sys.path.insert(0, "experiments")
@@ -100,34 +100,34 @@ print(json.dumps(loaded))
     assert [name for name, heavy in json.loads(done.stdout).items() if heavy] == []
 
 
-def test_imports_are_told_from_those_within_functions(tmp_path):
+def test_imports_inside_functions_are_distinguished(tmp_path):
     (path := tmp_path / "a.py").write_text("import av.video\nif 1:\n    from os import path\ndef f():\n  import json\n")
     assert imported(path) == {"av": True, "os": True, "json": False}
 
 
 READ_WEIGHTS = {"embed", "evaluate", "predict", "retrieve", "visualize", "zero_shot"}
-"""Scripts whose configs begin with the same fields, which say whose weights are read."""
+"""Scripts whose configs share the fields that select the weights."""
 
 
-def telling_lines(path: Path) -> list[str]:
-    """The lines of a file but for imports, comments, and those that hold no word."""
+def code_lines(path: Path) -> list[str]:
+    """The lines of a file without imports, comments, and lines without a word."""
     lines, tree = path.read_text().splitlines(), ast.parse(path.read_text())
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
-    left_out = {number for node in imports for number in range(node.lineno, node.end_lineno + 1)}
-    stripped = [line.strip() for number, line in enumerate(lines, 1) if number not in left_out]
+    excluded = {number for node in imports for number in range(node.lineno, node.end_lineno + 1)}
+    stripped = [line.strip() for number, line in enumerate(lines, 1) if number not in excluded]
     return [line for line in stripped if re.search(r"\w", line) and not line.startswith("#")]
 
 
 def common_lines(one: Path, other: Path, count: int = 6) -> list[str]:
-    """The first so many consecutive telling lines that stand in both files; empty where there are none."""
+    """The first `count` consecutive code lines that both files contain; empty if there are none."""
     windows = [
         {tuple(lines[i : i + count]): i for i in range(len(lines) - count + 1)}
-        for lines in map(telling_lines, (one, other))
+        for lines in map(code_lines, (one, other))
     ]
     return list(min(windows[0].keys() & windows[1].keys(), key=windows[0].get, default=()))
 
 
-def test_no_six_lines_of_a_script_stand_in_another():
+def test_no_two_scripts_share_six_lines():
     scripts = sorted([*(ROOT / "experiments").glob("*.py"), *(ROOT / "experiments" / "recipes").glob("*.py")])
     pairs = itertools.combinations(scripts, 2)
     common = {f"{a.stem}, {b.stem}": lines for a, b in pairs if (lines := common_lines(a, b))}
@@ -141,7 +141,7 @@ def test_training_scripts_are_under_200_lines():
     assert {name: count for name, count in long.items() if count >= 200} == {}
 
 
-def test_common_lines_are_found(tmp_path):
+def test_common_lines(tmp_path):
     shared = "x = 1\n\n# why\ny = (\n    2,\n)\nz = 3\nprint(x)\nprint(y)\n"
     for name, text in (
         ("a", f"import os\n{shared}"),

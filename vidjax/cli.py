@@ -1,4 +1,4 @@
-"""Command lines of the experiments: a config from flags, one line for wrong input, a work directory of one run."""
+"""Command-line interface of the experiments: parsing configs, one-line errors, checks of output paths."""
 
 import contextlib
 import dataclasses
@@ -24,31 +24,31 @@ def parse(
     default: Callable[[list[str]], str] | None = None,
     argv: list[str] | None = None,
 ) -> Config:
-    """A frozen dataclass from the command line: `[RECIPE] [--field value] [--group.field value]`.
+    """Parses a command line, `[RECIPE] [--field value] [--group.field value]`, into a frozen dataclass.
+
+    An unknown flag or recipe ends the process with a one-line error and exit status 2.
 
     Args:
-      config_class: every field has a line of help below it.
-      recipes: configs by name; an optional first word chooses the one that flags then change.
-      default: names the recipe of a command line without one.
-      argv: arguments, those of the process when None.
-
-    An unknown flag or recipe ends the process with a line that says so, and exit status 2.
+      config_class: a dataclass whose fields have docstrings, which become the help.
+      recipes: configs by name; the optional first argument selects one, whose values the flags override.
+      default: returns the name of the recipe for arguments without one.
+      argv: the arguments; those of the process by default.
     """
-    import tyro  # here, so that notebooks which never parse do not need it
+    import tyro  # imported here, so that notebooks do not need it
 
     argv = sys.argv[1:] if argv is None else argv
     base, description = None, (sys.modules["__main__"].__doc__ or "").strip()
-    description += "\n\n--debug shows the traceback of an error that is otherwise one line."
+    description += "\n\n--debug shows the full traceback of one-line errors."
     if recipes:
-        words = [argv[0]] if argv and not argv[0].startswith("-") else []
-        name = words[0] if words else default(argv)
+        first = [argv[0]] if argv and not argv[0].startswith("-") else []
+        name = first[0] if first else default(argv)
         if name not in recipes:
             fail(f"there is no recipe '{name}': choose one of {', '.join(recipes)}")
-        base, argv = recipes[name], argv[len(words) :]
-        description += "\n\nRecipes (an optional first word): " + ", ".join(recipes) + f". Defaults below: {name}."
-    said = io.StringIO()
+        base, argv = recipes[name], argv[len(first) :]
+        description += f"\n\nRecipes (optional first argument): {', '.join(recipes)}. Defaults below: {name}."
+    stderr = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(stderr):
             config, unknown = tyro.cli(
                 config_class,
                 args=argv,
@@ -58,8 +58,8 @@ def parse(
                 return_unknown_args=True,
             )
     except SystemExit as stop:
-        if stop.code:  # and not --help
-            fail(_unboxed(said.getvalue()))
+        if stop.code:  # zero for --help
+            fail(_unboxed(stderr.getvalue()))
         raise
     if unknown:
         nearest = difflib.get_close_matches(unknown[0].lstrip("-"), _flags(config), n=2)
@@ -69,10 +69,10 @@ def parse(
 
 
 def _unboxed(text: str) -> str:
-    """The sentence in the box that tyro draws around an error, up to the rule above its remarks on help."""
-    lines = [line.strip(" │|╭╮╰╯+─-") for line in text.splitlines()[1:]]  # a rule is empty then
-    said = itertools.takewhile(bool, itertools.dropwhile(lambda line: not line, lines))
-    return re.sub(r"^Error parsing [\w.]+: ", "", " ".join(said))
+    """The message in the box that tyro draws around an error, without the hints below the horizontal rule."""
+    lines = [line.strip(" │|╭╮╰╯+─-") for line in text.splitlines()[1:]]  # the rule becomes an empty line
+    message = itertools.takewhile(bool, itertools.dropwhile(lambda line: not line, lines))
+    return re.sub(r"^Error parsing [\w.]+: ", "", " ".join(message))
 
 
 def _flags(config: Any, prefix: str = "") -> list[str]:
@@ -92,9 +92,9 @@ def run(
     default: Callable[[list[str]], str] | None = None,
     parse: Callable[..., Config] = parse,
 ) -> None:
-    """Parses the config and calls `main`; a UserError is one line and exit status 2, or raised with `--debug`."""
+    """Parses the config and calls `main`; prints a UserError as one line and exits with 2, or raises if `--debug`."""
     if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a file name may hold what the locale cannot print
+        sys.stdout.reconfigure(errors="backslashreplace")  # the locale may not be able to print all file names
     debug = "--debug" in sys.argv[1:]
     argv = [word for word in sys.argv[1:] if word != "--debug"]
     try:
@@ -106,39 +106,39 @@ def run(
 
 
 def demo_without(flag: str, argv: Sequence[str]) -> str:
-    """The recipe of a command line without one: `videos` where the flag gives a source of one's own, else `demo`."""
+    """The default recipe: `videos` if `flag`, which names the user's data, is among the arguments, else `demo`."""
     return "videos" if any(word.split("=")[0] == flag for word in argv) else "demo"
 
 
 def first_word_is(flag: str) -> None:
-    """Lets the value of `flag` stand first, without it, for configs that must not import tyro to say so."""
+    """Makes the first argument the value of `flag`, for configs that cannot import tyro to declare it positional."""
     if len(sys.argv) > 1 and not sys.argv[1].startswith("-"):
         sys.argv.insert(1, flag)
 
 
 def take_command(commands: Collection[str]) -> str:
-    """The first word, which says what to do, taken off the command line; `--help` in its place says what there is."""
-    word = sys.argv[1] if len(sys.argv) > 1 else None
-    if word in ("-h", "--help"):
+    """Removes the subcommand from the command line and returns it; `--help` in its place prints the script's help."""
+    command = sys.argv[1] if len(sys.argv) > 1 else None
+    if command in ("-h", "--help"):
         print((sys.modules["__main__"].__doc__ or "").strip())
         raise SystemExit(0)
-    if word not in commands:
-        fail(f"the first word says what to do: choose one of {', '.join(commands)}")
+    if command not in commands:
+        fail(f"the first argument must be a command: choose one of {', '.join(commands)}")
     return sys.argv.pop(1)
 
 
 def fail(message: str) -> None:
-    """Ends the process with one line and exit status 2."""
+    """Prints a one-line error and exits with status 2."""
     print(f"{Path(sys.argv[0]).name}: error: {' '.join(message.split())}", file=sys.stderr)
     raise SystemExit(2)
 
 
 def make_folder(path: Path, flag: str, called: str = "the folder") -> None:
-    """Makes a folder where there is none, and makes sure that it can be written.
+    """Creates a folder if it does not exist, and checks that it is writable.
 
     Args:
-      flag: gives another one.
-      called: in the error.
+      flag: the flag that sets the folder, for the error message.
+      called: what the error message calls the folder.
 
     Raises:
       UserError: it cannot be written.
@@ -153,19 +153,18 @@ def make_folder(path: Path, flag: str, called: str = "the folder") -> None:
 
 
 def check_files(**paths: str | None) -> None:
-    """Makes sure that files can be written, while there is nothing to lose yet; what a file holds stays.
+    """Checks at the start of a script that its output files can be written; existing files are not changed.
 
     Args:
-      paths: by the flag that gives them; None is not wanted.
+      paths: output files by flag; None is ignored.
 
     Raises:
-      UserError: two are the same.
-      UserError: one cannot be written.
+      UserError: two paths are the same file, or a file cannot be written.
     """
-    wanted = {flag: path for flag, path in paths.items() if path is not None}
-    if len({os.path.realpath(path) for path in wanted.values()}) < len(wanted):
-        raise UserError(f"--{' and --'.join(wanted)} are the same file: give each its own")
-    for flag, path in wanted.items():
+    given = {flag: path for flag, path in paths.items() if path is not None}
+    if len({os.path.realpath(path) for path in given.values()}) < len(given):
+        raise UserError(f"--{' and --'.join(given)} are the same file: give different ones")
+    for flag, path in given.items():
         is_new = not os.path.lexists(path)
         try:
             with open(path, "ab"):
@@ -177,5 +176,5 @@ def check_files(**paths: str | None) -> None:
 
 
 def as_dict(config: Any) -> dict[str, Any]:
-    """A config as JSON's types."""
+    """A config as a dict of JSON types."""
     return json.loads(json.dumps(dataclasses.asdict(config)))

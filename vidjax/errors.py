@@ -1,9 +1,9 @@
-"""The error that a command shows as one line."""
+"""The exception for errors that the user can correct."""
 
 
 class UserError(ValueError):
-    """Something that the user can put right: one line that says what is wrong, where, and what to do.
+    """An error that the user can correct: one line with what is wrong, where, and what to do.
 
-    Commands print it without a traceback and end with status 2. Every other error is a defect, of vidjax or of the
-    caller's own code, and keeps its traceback.
+    Scripts print it without a traceback and exit with status 2. All other exceptions indicate a bug, in vidjax or in
+    the caller's code, and keep their traceback.
     """

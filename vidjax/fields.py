@@ -1,4 +1,4 @@
-"""What the fields of a config are declared to hold, and what it means for a run when they change."""
+"""Checks of config fields, and the effect of changed fields on a run that resumes."""
 
 import dataclasses
 import math
@@ -11,28 +11,28 @@ Value = TypeVar("Value")
 
 
 def check_values(config: Any, prefix: str = "") -> None:
-    """Refuses a word that its field does not know, and a number that is infinite or none; for `__post_init__`.
+    """Checks `Literal` fields and that floats are finite; for use in `__post_init__`.
 
     Args:
-      prefix: of the fields' names in the sentence, such as `optim.`.
+      prefix: prefix of the field names in error messages, such as `optim.`.
 
     Raises:
-      UserError: see there.
+      UserError: a value is not among the choices of its field, or not finite.
     """
     for name, kind in get_type_hints(type(config)).items():
-        value, words = getattr(config, name), choices(kind)
-        for one in value if isinstance(value, tuple) else (value,):
-            if words and one not in words and not (one is None and NoneType in get_args(kind)):
-                raise UserError(f"{prefix}{name} is {one!r}: choose one of {', '.join(map(str, words))}")
-            if isinstance(one, float) and not math.isfinite(one):
-                raise UserError(f"{prefix}{name} is {one}: it must be a finite number")
+        value, allowed = getattr(config, name), choices(kind)
+        for item in value if isinstance(value, tuple) else (value,):
+            if allowed and item not in allowed and not (item is None and NoneType in get_args(kind)):
+                raise UserError(f"{prefix}{name} is {item!r}: choose one of {', '.join(map(str, allowed))}")
+            if isinstance(item, float) and not math.isfinite(item):
+                raise UserError(f"{prefix}{name} is {item}: it must be a finite number")
 
 
 def require_positive(config: Any, *names: str) -> None:
-    """Refuses a number of these fields that is not above 0; None passes.
+    """Checks that these fields are positive or None.
 
     Raises:
-      UserError: see there.
+      UserError: a value is zero or negative.
     """
     for name in names:
         value = getattr(config, name)
@@ -41,10 +41,10 @@ def require_positive(config: Any, *names: str) -> None:
 
 
 def require_not_negative(config: Any, *names: str) -> None:
-    """Refuses a number of these fields that is below 0; None passes.
+    """Checks that these fields are non-negative or None.
 
     Raises:
-      UserError: see there.
+      UserError: a value is negative.
     """
     for name in names:
         value = getattr(config, name)
@@ -53,27 +53,27 @@ def require_not_negative(config: Any, *names: str) -> None:
 
 
 def choices(kind: Any) -> tuple[Any, ...]:
-    """The words that a type names by `Literal`, in itself or in its parts; empty where it names none."""
+    """The values of a `Literal` type, also inside unions, tuples and `Annotated`; empty for other types."""
     if get_origin(kind) is Literal:
         return get_args(kind)
-    return tuple(word for part in get_args(kind) for word in choices(part))
+    return tuple(choice for part in get_args(kind) for choice in choices(part))
 
 
 def free(default: Value) -> Value:
-    """A field of a run's config that changes none of its numbers: a begun run goes on with another value."""
+    """Declares a config field that does not affect the results: a run can resume with another value."""
     return dataclasses.field(default=default, metadata={"matters": "never"})
 
 
 def initial(default: Value) -> Value:
-    """A field that matters at a run's beginning alone: a begun run cannot take another value."""
+    """Declares a config field that only affects the start of a run: a run cannot resume with another value."""
     return dataclasses.field(default=default, metadata={"matters": "at the start"})
 
 
 def matters(config: Any, name: str) -> Literal["never", "at the start", "always"]:
-    """When the value of a field counts; what is said of a group of fields is said of all in it.
+    """When a field affects the results of a run; the declaration of a nested config applies to all of its fields.
 
     Args:
-      name: dotted; one that the config does not have always counts.
+      name: dotted name; unknown fields always matter.
     """
     for part in name.split("."):
         declared = {field.name: field for field in dataclasses.fields(config)}.get(part)
@@ -84,21 +84,21 @@ def matters(config: Any, name: str) -> Literal["never", "at the start", "always"
 
 
 def differing_fields(old: dict, new: dict, default: dict, prefix: str = "") -> dict[str, tuple[Any, Any]]:
-    """Fields of saved configs that differ, by dotted name; a field new since then had its default.
+    """The old and new values of the fields that differ between two saved configs, by dotted name.
 
-    Where the run lies and whether its changes were accepted is no part of it.
+    A field that the old config lacks had its default. `workdir` and `accept_changes` are ignored.
     """
-    found = {}
+    changes = {}
     for name in old.keys() | new.keys():
         before, after, usual = (config.get(name) for config in (old, new, default))
         before = before if name in old else usual
         if isinstance(before, dict) and isinstance(after, dict):
-            found |= differing_fields(before, after, usual if isinstance(usual, dict) else {}, f"{prefix}{name}.")
+            changes |= differing_fields(before, after, usual if isinstance(usual, dict) else {}, f"{prefix}{name}.")
         elif before != after and prefix + name not in ("workdir", "accept_changes"):
-            found[prefix + name] = (before, after)
-    return dict(sorted(found.items()))
+            changes[prefix + name] = (before, after)
+    return dict(sorted(changes.items()))
 
 
 def describe_changes(changes: dict[str, tuple[Any, Any]]) -> str:
-    """Each field with the value that it had and the one that it has."""
+    """The changes of `differing_fields` as text."""
     return "; ".join(f"{name} was {old!r}, is {new!r}" for name, (old, new) in changes.items())

@@ -1,1 +1,1 @@
-"""The recipes of the training scripts: by their names, the values of Config that differ from its defaults."""
+"""Recipes of the training scripts: by name, the values of Config that differ from the defaults."""

@@ -25,8 +25,8 @@ DEMO = {
     ),
     "loop": LoopConfig(log_every=20, save_every=170, evaluate_every=170),
 }
-# sallymmx/ActionCLIP, configs/k400 and utils/solver.py: 5e-6 for 128 clips. Its RandAugment and colour jitter change
-# every frame by itself, here the clip as a whole; it decays biases and norms too, which here nothing does.
+# sallymmx/ActionCLIP, configs/k400 and utils/solver.py: 5e-6 for 128 clips. Differences: the original applies
+# RandAugment and colour jitter to each frame separately, not to the whole clip, and decays biases and norms too.
 ACTIONCLIP = {
     "video_model": "actionclip_base_16",
     "text_model": None,
@@ -52,7 +52,7 @@ ACTIONCLIP = {
 
 RECIPES = {
     "demo": DEMO,
-    "videos": {},  # one's own
+    "videos": {},  # the user's videos
     "actionclip_base_32_k400": ACTIONCLIP | {"video_model": "actionclip_base_32"},  # 78.4, 1x1 views
     "actionclip_base_16_k400": ACTIONCLIP,  # 81.1, 1x1 views, from CLIP's weights
 }

@@ -28,12 +28,12 @@ DEMO = {
     "loop": LoopConfig(log_every=50, save_every=256, evaluate_every=256),
 }
 
-# Published recipes. Learning rates are for a batch of 256 clips, counting each repeat.
+# Published recipes. Learning rates are for a batch of 256 clips, including repeats.
 STRONG = AugmentConfig(
     crop="random_resized", flip=True, rand_augment_ops=4, rand_augment_magnitude=7, random_erasing=0.25
 )
 LONG = LoopConfig(log_every=50)
-# MCG-NJU/VideoMAE, scripts/kinetics and scripts/ssv2: 64 GPUs of 6 (B) or 2 (L) videos, each twice.
+# MCG-NJU/VideoMAE, scripts/kinetics and scripts/ssv2: 64 GPUs with 6 (B) or 2 (L) videos each, repeated twice.
 VIDEOMAE_BASE = {
     "model": "videomae_base",
     "data": LabelledDataConfig(frames=16, stride=4, short_side=256, augment=STRONG, repeats=2),
@@ -55,8 +55,8 @@ VIDEOMAE_LARGE = VIDEOMAE_BASE | {
 SSV2 = LabelledDataConfig(
     frames=16, sampling="segments", short_side=256, augment=replace(STRONG, flip=False), repeats=2
 )
-# facebookresearch/TimeSformer, configs/Kinetics: SGD, 0.005 for 8 clips. Its crop is a random one of 256 to 320 pixels;
-# it decays biases and norms too, which here nothing does.
+# facebookresearch/TimeSformer, configs/Kinetics: SGD, 0.005 for 8 clips. Differences: the original resizes the short
+# side to a random 256 to 320 pixels before cropping, and decays biases and norms too.
 TIMESFORMER = {
     "model": "timesformer_base_divided",
     "data": LabelledDataConfig(frames=8, stride=32, augment=AugmentConfig(flip=True)),
@@ -85,7 +85,7 @@ VIVIT = {
     ),
     "loop": LONG,
 }  # fmt: skip
-# Sense-X/UniFormer, exp/*/run.sh: 1e-4 for 32 videos, each twice. Their colour jitter is set, but no loader reads it.
+# Sense-X/UniFormer, exp/*/run.sh: 1e-4 for 32 videos, repeated twice. Colour jitter is set there, but never used.
 UNIFORMER = {
     "model": "uniformer_small_16",
     "data": LabelledDataConfig(frames=16, stride=4, augment=STRONG, repeats=2),
@@ -97,8 +97,8 @@ UNIFORMER = {
     ),
     "loop": LONG,
 }
-# arXiv:1711.11248 and torchvision's reference: 0.01 for 32 clips, a tenth every 10 of 45 epochs; five clips of each
-# video make one of its epochs.
+# arXiv:1711.11248 and torchvision's reference: 0.01 for 32 clips, divided by 10 every 10 of 45 epochs. One of their
+# epochs has five clips of each video.
 R2PLUS1D = {
     "model": "r2plus1d_18",
     "data": LabelledDataConfig(frames=16, size=112, short_side=128, stride=2, augment=AugmentConfig(flip=True)),
@@ -115,16 +115,16 @@ R2PLUS1D = {
 
 RECIPES = {
     "demo": DEMO,
-    "videos": {},  # one's own: the recipe of VideoMAE-B at a batch for one accelerator
+    "videos": {},  # the user's videos: the recipe of VideoMAE-B with a batch for one accelerator
     "videomae_base_k400": VIDEOMAE_BASE,  # 81.5 after 1600 epochs of pre-training, 5x3 views
     "videomae_large_k400": VIDEOMAE_LARGE,  # 85.2, 5x3 views
     "videomae_base_ssv2": VIDEOMAE_BASE | {"data": SSV2, "epochs": 30},  # 70.8, 2x3 views
-    "videomae_large_ssv2": VIDEOMAE_LARGE | {"data": SSV2, "epochs": 30},  # by B's rule
+    "videomae_large_ssv2": VIDEOMAE_LARGE | {"data": SSV2, "epochs": 30},  # not published: changed as for B
     "timesformer_base_k400": TIMESFORMER,  # 77.9 from ImageNet-21k, 1x3 views
     "vivit_base_fe_k400": VIVIT,  # 78.4 from ImageNet-21k, 4x3 views
     "vivit_large_fe_ssv2": VIVIT | {
         "model": "vivit_large_16x2_factorized_encoder",
-        # Scenic's RandAugment magnitude of 20 is beyond its scale's end, 10.
+        # Scenic's RandAugment magnitude of 20 exceeds the maximum of the scale, 10.
         "data": LabelledDataConfig(
             frames=32, stride=1, size=256, short_side=288,
             augment=AugmentConfig(rand_augment_ops=2, rand_augment_magnitude=10),

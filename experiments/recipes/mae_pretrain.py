@@ -7,7 +7,7 @@ from vidjax.training.optimizer import OptimizerConfig
 DEMO = {
     "model": "videomae_tiny",
     "data": DataConfig(frames=8, size=48, short_side=48, stride=2, augment=AugmentConfig(crop="center")),
-    "mask": "random",  # so small a model learns sooner from it than from tubes
+    "mask": "random",  # such a small model learns faster with it than with tubes
     "mask_ratio": 0.75,
     "batch_size": 16,
     "epochs": 10,
@@ -24,10 +24,10 @@ K400 = {
 }
 SSV2 = K400 | {"data": DataConfig(stride=2), "epochs": 2400}
 
-# Published recipes (MCG-NJU/VideoMAE, scripts/pretrain and MODEL_ZOO.md), with top-1 after their fine-tuning.
+# Published recipes (MCG-NJU/VideoMAE, scripts/pretrain and MODEL_ZOO.md), with the top-1 accuracy after fine-tuning.
 RECIPES = {
     "demo": DEMO,
-    "videos": {},  # one's own: the published optimiser at a batch for one accelerator
+    "videos": {},  # the user's videos: the published optimiser with a batch for one accelerator
     "k400_small_1600": K400 | {"model": "videomae_small", "batch_size": 1024},  # 79.0
     "k400_base_800": K400 | {"epochs": 800},  # 81.0
     "k400_base_1600": K400,  # 81.5

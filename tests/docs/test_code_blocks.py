@@ -286,7 +286,7 @@ def test_wrong_commands_in_the_running_text_are_found():
     for wrong, reason in (
         ("finetune.py videomae_base_k4000 --workdir runs/a", "there is no recipe 'videomae_base_k4000'"),
         ("mae_pretrain.py --steqs 3", "unknown argument --steqs"),
-        ("benchmark.py inputs", "the first word says what to do"),
+        ("benchmark.py inputs", "the first argument must be a command"),
         ("predict.py --run runs/ft clip.mp4 --topk many", "--topk"),
     ):
         with pytest.raises(AssertionError, match=reason):

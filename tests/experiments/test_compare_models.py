@@ -1,4 +1,4 @@
-"""The studies run through, from processes of their own to the table and the plot; a failing training is one line."""
+"""The studies, from the training processes to the table and the plot; failed trainings."""
 
 import json
 import sys
@@ -23,13 +23,13 @@ def one_device(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[2]))
 
 
-def test_families_are_trained_once_and_tabled(tmp_path, capsys):
+def test_families_are_trained_once_and_tabulated(tmp_path, capsys):
     config = compare_models.Config(workdir=str(tmp_path), models=("vit_tiny",), flags=FLAGS)
-    found = compare_models.main(config)
-    assert found["vit_tiny"]["steps"] == 2 and 0 <= found["vit_tiny"]["top1"] <= 1
-    assert len(found["vit_tiny"]["curve"]) == 2
+    result = compare_models.main(config)
+    assert result["vit_tiny"]["steps"] == 2 and 0 <= result["vit_tiny"]["top1"] <= 1
+    assert len(result["vit_tiny"]["curve"]) == 2
     assert "| `vit_tiny` | frame by frame, averaged |" in (tmp_path / "families.md").read_text()
-    assert json.loads((tmp_path / "families.json").read_text()) == json.loads(json.dumps(found))
+    assert json.loads((tmp_path / "families.json").read_text()) == json.loads(json.dumps(result))
     assert (tmp_path / "families.png").read_bytes()[:4] == b"\x89PNG"
 
 
@@ -37,7 +37,7 @@ def test_families_are_trained_once_and_tabled(tmp_path, capsys):
     ("study", "function", "name", "flag"),
     [("pretraining", "finetune", "few", "--init_from "), ("captions", "train_pair", "pair", "--init_video_from ")],
 )
-def test_what_is_pretrained_is_compared_with_what_is_not_over_seeds(tmp_path, monkeypatch, study, function, name, flag):
+def test_pre_training_is_compared_with_scratch(tmp_path, monkeypatch, study, function, name, flag):
     trained = []
 
     def train(config, name, flags, seed):
@@ -53,13 +53,13 @@ def test_what_is_pretrained_is_compared_with_what_is_not_over_seeds(tmp_path, mo
         ("mae_pretrain.py", "2"), (f"{name}_from_scratch_2", False, 2), (f"{name}_pre-trained_2", True, 2),
     ]  # fmt: skip
     table = (tmp_path / f"{study}.md").read_text()
-    assert "| standard deviation | steps to 50.0% |" in table
+    assert "| std | steps to 50.0% |" in table
     assert "| from scratch | 50.0%, 70.0% | 60.0% | 14.1% | 3, 3 |" in table
     assert "| pre-trained | 70.0%, 90.0% | 80.0% | 14.1% | 2, 2 |" in table
     assert (tmp_path / f"{study}.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_pairs_are_trained_and_read(tmp_path, monkeypatch):
+def test_pairs_are_trained_and_their_metrics_read(tmp_path, monkeypatch):
     def train(script, flags, workdir):
         assert script == "contrastive_pretrain.py"
         config, recipes = contrastive_pretrain.Config, contrastive_pretrain.RECIPES
@@ -69,11 +69,11 @@ def test_pairs_are_trained_and_read(tmp_path, monkeypatch):
     monkeypatch.setattr(compare_models, "train", train)
     config = compare_models.Config(workdir=str(tmp_path), flags=FLAGS.replace("--data.size 16", "--data.size 24"))
     flags = compare_models.PAIRED.replace("videomae_tiny", "fr2d_tiny")
-    found = compare_models.train_pair(config, "pair", flags, 0)
-    assert [step for step, _ in found["curve"]] == [1, 2] and found["top1"] == found["curve"][-1][1]
+    result = compare_models.train_pair(config, "pair", flags, 0)
+    assert [step for step, _ in result["curve"]] == [1, 2] and result["top1"] == result["curve"][-1][1]
 
 
-def test_a_training_that_fails_and_a_model_that_is_not_compared_are_refused(tmp_path):
+def test_a_failed_training_and_an_unknown_model_raise(tmp_path):
     config = compare_models.Config(workdir=str(tmp_path), models=("vit_tiny",), flags="--data.train nowhere")
     with pytest.raises(ValueError, match=r"ended with status 2, see .*vit_tiny.log: .*nowhere does not exist"):
         compare_models.main(config)

@@ -1,4 +1,4 @@
-"""What the scripts refuse before they make anything, each by one sentence."""
+"""Checks that the scripts make before they write anything."""
 
 import dataclasses
 import os
@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 import vidjax
-from vidjax import cli, matching, runs
+from vidjax import cli, runs
 from vidjax.data import embeddings
 from vidjax.data.text import open_tokenizer
 from vidjax.errors import UserError
-from vidjax.runs import weights
+from vidjax.runs import video_text, weights
 from vidjax.runs.sources import open_captioned
 from vidjax.training.sharding import make_mesh
 
@@ -37,44 +37,44 @@ REFUSED = [
     (contrastive_pretrain, {"steps": 0}, "steps is 0: it must be above 0"),
     (contrastive_pretrain, {"context": 2}, "context is 2: it must be 3 or more, for a start"),
     (contrastive_pretrain, {"seed": -1}, "seed is -1: it must be 0 or more"),
-    (contrastive_pretrain, {"ema_decay": 1.5}, "ema_decay is 1.5: it must lie between 0 and 1"),
+    (contrastive_pretrain, {"ema_decay": 1.5}, "ema_decay is 1.5: it must be between 0 and 1"),
     (finetune, {"accumulation": 0}, "accumulation is 0: it must be above 0"),
     (finetune, {"dropout": 1.0}, "dropout is 1.0: it must be at least 0 and below 1"),
     (finetune, {"cutmix": -1.0}, "cutmix is -1.0: it must be 0 or more"),
     (mae_pretrain, {"batch_size": 0}, "batch_size is 0: it must be above 0"),
-    (mae_pretrain, {"ema_decay": 0.0}, "ema_decay is 0.0: it must lie between 0 and 1"),
+    (mae_pretrain, {"ema_decay": 0.0}, "ema_decay is 0.0: it must be between 0 and 1"),
     (mae_pretrain, {"seed": -1}, "seed is -1: it must be 0 or more"),
     (mae_pretrain, {"picture_clips": -1}, "picture_clips is -1: it must be 0 or more"),
     (retrieve, {"neighbours": 0}, "neighbours is 0: it must be 1 or more"),
-    (retrieve, {"query": "a dog"}, "a query needs embeddings and they a query: give --query"),
+    (retrieve, {"query": "a dog"}, "a search needs both a query and embeddings: give --query"),
     (retrieve, {"query": " ", "index": "a.npz"}, "query is empty: give a sentence"),
-    (zero_shot, {"shots": 1, "classes": "a.txt"}, "classes is about names, which --shots does not look at"),
+    (zero_shot, {"shots": 1, "classes": "a.txt"}, "classes sets class names, which --shots does not use"),
     (zero_shot, {"episodes": 1}, "episodes is 1: it must be 2 or more"),
-    (zero_shot, {"support": "videos"}, "support is about --shots: give them too"),
+    (zero_shot, {"support": "videos"}, "support applies to --shots: give both"),
 ]
 
 
-@pytest.mark.parametrize(("script", "settings", "sentence"), REFUSED)
-def test_a_value_that_cannot_be_meant_is_refused(script, settings, sentence):
+@pytest.mark.parametrize(("script", "settings", "message"), REFUSED)
+def test_invalid_values_raise(script, settings, message):
     needed = {"run": "run"} if script in (retrieve, zero_shot) else {}
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(ValueError, match=message):
         script.Config(**needed, **settings)
 
 
 def test_classes_are_read_from_a_file_of_names(tmp_path):
-    with pytest.raises(ValueError, match=r"classes \S+a\.txt does not exist: give a file with one class name a line"):
+    with pytest.raises(ValueError, match=r"classes \S+a\.txt does not exist: give a file with one class name per line"):
         zero_shot.read_classes(str(tmp_path / "a.txt"))
     (tmp_path / "a.txt").write_text("\n \n")
-    with pytest.raises(ValueError, match=r"a\.txt names no class: give one a line"):
+    with pytest.raises(ValueError, match=r"a\.txt contains no class names: give one per line"):
         zero_shot.read_classes(str(tmp_path / "a.txt"))
     (tmp_path / "a.txt").write_bytes("schön\n".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"classes \S+a\.txt is no text file: write it in UTF-8"):
+    with pytest.raises(ValueError, match=r"classes \S+a\.txt is not a text file in UTF-8: convert it"):
         zero_shot.read_classes(str(tmp_path / "a.txt"))
     (tmp_path / "a.txt").write_text("schön\n\n b \n", encoding="utf-8")
     assert zero_shot.read_classes(str(tmp_path / "a.txt")) == ("schön", "b")
 
 
-def test_half_of_a_start_is_written_again_and_flags_are_split_as_a_shell_does(tmp_path, monkeypatch):
+def test_incomplete_initial_weights_are_rewritten_and_flags_are_split_like_in_a_shell(tmp_path, monkeypatch):
     name = "timesformer_tiny_divided"
     config = compare_models.Config(workdir=str(tmp_path / "a b"), models=(name,), flags="--c 'd e'")
     start = tmp_path / "a b" / f"{name}_start_0"
@@ -95,44 +95,46 @@ def test_half_of_a_start_is_written_again_and_flags_are_split_as_a_shell_does(tm
     assert seen[1][-2:] == ["--c", "d e"]
 
 
-def test_classes_without_names_are_matched_only_where_all_are_there():
+def test_classes_without_names_are_matched_only_if_complete():
     source = SimpleNamespace(name="videos", class_names=("a", "b"))
     model = SimpleNamespace(num_classes=3, card=SimpleNamespace(class_names=()))
-    with pytest.raises(ValueError, match="videos has 2 classes, the model 3 without names: to match them by position"):
+    with pytest.raises(ValueError, match="videos has 2 classes, but the model has 3 without names: use a"):
         evaluate.label_by_name(source, model)
 
 
 def test_a_target_needs_classes():
-    with pytest.raises(ValueError, match="target is 'run', but the model has no classes: leave it out"):
+    with pytest.raises(ValueError, match="target is 'run', but the model has no classes: omit --target"):
         visualize.find_class("run", ())
 
 
-def test_a_head_that_does_not_fit_is_not_kept(monkeypatch):
+def test_keeping_a_head_of_other_classes_raises(monkeypatch):
     report = SimpleNamespace(new=("head/kernel",))
     monkeypatch.setattr(weights, "class_names", lambda source: ())
     monkeypatch.setattr(weights, "start_from", lambda *args, **kwargs: ({}, report))
-    with pytest.raises(ValueError, match="keep_head: the head in old is not of the 7 classes here: leave it out"):
+    with pytest.raises(
+        ValueError, match="keep_head: the head in old does not have the 7 classes of the data: omit --keep_"
+    ):
         weights.start_classifier("old", vidjax.create_model("r3d_tiny", num_classes=7), {}, keep_head=True)
 
 
-def test_pairs_need_two_videos_and_a_whole_model_its_own_sizes(tmp_path):
+def test_pairs_need_two_videos_and_a_video_text_model_has_fixed_sizes(tmp_path):
     config = contrastive_pretrain.RECIPES["demo"]
     (tmp_path / "a.mp4").write_bytes(b"")
     (tmp_path / "a.csv").write_text("path,caption\na.mp4,a dog\n")
     data = dataclasses.replace(config.data, source=str(tmp_path / "a.csv"))
-    with pytest.raises(ValueError, match=r"a\.csv has 1 videos: pairs are compared, so give 2 or more"):
+    with pytest.raises(ValueError, match=r"a\.csv has 1 videos: contrastive training needs at least 2"):
         open_captioned(data, config.seed)
     config = dataclasses.replace(config, video_model="clip_tiny", text_model=None, features=7)
-    with pytest.raises(ValueError, match="features is 7, but clip_tiny has 128: leave it out"):
+    with pytest.raises(ValueError, match="features is 7, but clip_tiny has 128: omit --features"):
         contrastive_pretrain.make_model(config, open_tokenizer("bytes"))
 
 
-def test_embeddings_of_another_kind_or_model_are_not_searched(monkeypatch):
+def test_searching_embeddings_of_another_pooling_or_model_raises(monkeypatch):
     monkeypatch.setattr(embed, "read_meta", lambda path: {"pooling": "tokens"})
-    with pytest.raises(ValueError, match=r"a\.npz cannot be searched: give an \.npz file with one vector a window"):
+    with pytest.raises(ValueError, match=r"a\.npz cannot be searched: give an \.npz file with one vector per window"):
         embed.search(embed.Config(query="a.mp4", index="a.npz"))
     monkeypatch.setattr(retrieve, "read_meta", lambda path: {"pooling": "model", "weights": "others"})
-    with pytest.raises(ValueError, match=r"run holds other weights than those that made a\.npz: embed again"):
+    with pytest.raises(ValueError, match=r"run has other weights than those that a\.npz was made with: embed"):
         retrieve.search(retrieve.Config(run="run", query="a dog", index="a.npz"), {}, None)
 
 
@@ -143,7 +145,7 @@ def test_devices_are_simulated_only_before_jax_starts(monkeypatch):
         scaling.simulate(count + 1)
 
 
-def test_a_slice_that_cannot_be_described_is_one_line(monkeypatch):
+def test_a_slice_that_cannot_be_described_raises(monkeypatch):
     from jax.experimental import topologies
 
     def unknown(name, platform):
@@ -156,40 +158,40 @@ def test_a_slice_that_cannot_be_described_is_one_line(monkeypatch):
         scaling.describe_slice("v5e:2x2")
 
 
-def test_a_benchmark_is_of_something(monkeypatch, capsys):
+def test_a_benchmark_needs_a_command(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["benchmark.py"])
     with pytest.raises(SystemExit) as stop:
         runpy.run_path(Path(embed.__file__).with_name("benchmark.py"), run_name="__main__")
     assert stop.value.code == 2
-    assert "the first word says what to do: choose one of train, infer, input" in capsys.readouterr().err
+    assert "the first argument must be a command: choose one of train, infer, input" in capsys.readouterr().err
     monkeypatch.setattr(sys, "argv", ["benchmark.py", "--help"])
     with pytest.raises(SystemExit) as stop:
         runpy.run_path(Path(embed.__file__).with_name("benchmark.py"), run_name="__main__")
     assert not stop.value.code and capsys.readouterr().out
 
 
-def test_a_flag_that_is_none_is_answered_with_the_nearest(capsys):
+def test_an_unknown_flag_suggests_the_nearest(capsys):
     with pytest.raises(SystemExit):
         cli.parse(scaling.Config, argv=["--chip", "8"])
     assert "unknown argument --chip: did you mean --chips?" in capsys.readouterr().err
 
 
-def test_a_video_text_model_wants_its_tokenizer_and_videos(tmp_path, unchecked):
+def test_a_video_text_model_needs_its_tokenizer_and_readable_videos(tmp_path, unchecked):
     pair = SimpleNamespace(text=SimpleNamespace(vocabulary=7))
-    with pytest.raises(ValueError, match="tokenizer bytes has 259 ids, the text tower 7: give the one that it was"):
-        matching.check_tokenizer(open_tokenizer("bytes"), pair)
-    with pytest.raises(ValueError, match="does not say how text becomes token ids: give --tokenizer, CLIP's"):
-        matching.tokenizer_of(tmp_path)
+    with pytest.raises(ValueError, match="tokenizer bytes has 259 ids, the text tower 7: give the tokenizer that"):
+        video_text.check_tokenizer(open_tokenizer("bytes"), pair)
+    with pytest.raises(ValueError, match="contains no tokenizer: give --tokenizer, CLIP's"):
+        video_text.tokenizer_of(tmp_path)
     blind = SimpleNamespace(card=SimpleNamespace(preprocess=lambda video: video))
     blind.apply = lambda variables, video, method: video.mean((1, 2, 3))
     rows = len(jax.devices())
     batch = {"video": np.zeros((rows, 1, 1, 2, 2, 3), np.uint8), "label": np.zeros(rows, int)}
     batch |= {"index": np.arange(rows), "valid": np.zeros(rows, bool)}
-    with pytest.raises(ValueError, match=r"none of the videos could be read: look with experiments/check_data\.py"):
-        matching.clip_encoder(blind, make_mesh())({}, [batch])
+    with pytest.raises(ValueError, match=r"none of the videos could be read: check them with experiments/check_"):
+        video_text.clip_encoder(blind, make_mesh())({}, [batch])
 
 
-def test_embeddings_are_written_only_where_they_can_be_and_of_something(tmp_path):
+def test_embeddings_need_a_writable_folder_and_readable_videos(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write to \S+a\.npz\.parts \(Not a directory\): choose another --out"):
         embeddings.open_parts(tmp_path / "file" / "a.npz", {})
@@ -198,7 +200,7 @@ def test_embeddings_are_written_only_where_they_can_be_and_of_something(tmp_path
         embeddings.join([tmp_path / "0.npz"], tmp_path / "a.npz", ["a", "b"], (), {})
 
 
-def test_a_config_that_is_damaged_is_told(tmp_path):
+def test_a_damaged_config_raises(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config\.json cannot be read \(Expecting .*\): restore it from a copy"):
         runs.read_config(tmp_path)

@@ -1,4 +1,4 @@
-"""Contrastive pre-training and what is done with it: resumed, sharded, started from runs; wrong input."""
+"""Contrastive pre-training, resumed, sharded and started from runs; zero-shot, retrieval; invalid input."""
 
 import dataclasses
 import json
@@ -14,10 +14,11 @@ from flax.traverse_util import flatten_dict
 from small_runs import changed, interrupt_after
 
 import vidjax
-from vidjax import matching, runs
+from vidjax import runs
 from vidjax.data.config import AugmentConfig, CaptionedDataConfig, SourceConfig
 from vidjax.data.text import open_tokenizer
 from vidjax.models.video_text import VideoText
+from vidjax.runs import video_text
 from vidjax.runs.pairs import start_pair
 from vidjax.training.loop import LoopConfig
 from vidjax.training.metrics import read_metrics
@@ -70,7 +71,7 @@ def captioned(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def config(captioned):
-    """Validation with all of these videos."""
+    """Validation on all of these videos."""
     return changed(SMALL, data__validation=str(captioned / "captions.jsonl"), data__validation_examples=None)
 
 
@@ -82,7 +83,7 @@ def run(config, tmp_path_factory):
 
 
 def validated(workdir):
-    """What the kept weights scored in validation."""
+    """The validation metrics of the best checkpoint."""
     entries = [entry for entry in read_metrics(workdir) if "evaluation/score" in entry]
     return max(entries, key=lambda entry: entry["evaluation/score"])
 
@@ -92,7 +93,7 @@ def logged(workdir):
     return [(e["step"], e["loss"], e["gradient_norm"], e["learning_rate"], e["logit_scale"]) for e in entries]
 
 
-def test_a_run_leaves_two_towers_that_embed_clips_and_sentences(run):
+def test_a_run_saves_two_towers_that_embed_clips_and_texts(run):
     workdir, numbers = run
     made = {path.name for path in workdir.iterdir()}
     assert {"config.json", "vidjax.json", "checkpoints", "best", "metrics.jsonl", "curves.png", "similarity"} <= made
@@ -104,7 +105,7 @@ def test_a_run_leaves_two_towers_that_embed_clips_and_sentences(run):
     assert runs.usual_clips(workdir, model)["stride"] == 4
 
 
-def test_an_interrupted_run_goes_on_to_the_same_numbers(run, config, tmp_path):
+def test_an_interrupted_run_equals_an_uninterrupted_one(run, config, tmp_path):
     config = changed(config, workdir=str(tmp_path))
     interrupt_after(4, contrastive_pretrain.main, config)
     assert 0 < len(logged(tmp_path)) < SMALL.steps
@@ -115,7 +116,7 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(run, config, tmp_path):
 
 
 def test_eight_devices_in_chunks_give_the_losses_of_one(tmp_path):
-    # No batch norm, whose sums magnify rounding.
+    # Without batch norm, which amplifies rounding errors.
     config = changed(SMALL, video_model="clip_tiny", text_model=None, features=None, data__validation=None, steps=3)
     contrastive_pretrain.main(changed(config, workdir=str(tmp_path / "eight"), chunk=8))
     one = make_mesh(devices=jax.devices()[:1])
@@ -125,7 +126,7 @@ def test_eight_devices_in_chunks_give_the_losses_of_one(tmp_path):
     np.testing.assert_allclose(eight[:, 1], one[:, 1], rtol=1e-5)
 
 
-def test_the_kl_objective_learns_from_labels_in_templates_with_a_frozen_tower(tmp_path):
+def test_the_kl_objective_with_templates_and_a_frozen_tower(tmp_path):
     folder = tmp_path / "videos"
     for name, level in (("dark", 20), ("bright", 220)):
         for i in range(4):
@@ -148,15 +149,15 @@ def test_the_kl_objective_learns_from_labels_in_templates_with_a_frozen_tower(tm
     assert numbers["score"] == numbers["top1"] == 1.0 and numbers["last_loss"] < numbers["first_loss"]
     model = contrastive_pretrain.make_model(config, open_tokenizer("bytes"))
     clip, ids = jnp.zeros((1, 2, 16, 16, 3)), jnp.zeros((1, 96), jnp.int32)
-    fresh = jax.jit(model.init)(jax.random.split(jax.random.key(0))[0], clip, ids)
-    fresh = flatten_dict(fresh, sep="/")
+    initial = jax.jit(model.init)(jax.random.split(jax.random.key(0))[0], clip, ids)
+    initial = flatten_dict(initial, sep="/")
     trained = runs.read_weights(tmp_path / "run", "last")[0]
-    for name, value in fresh.items():
+    for name, value in initial.items():
         assert np.array_equal(value, trained[name]) == name.startswith("params/text/"), name
 
 
 @pytest.mark.parametrize("tower", ["video", "text", "alone"])
-def test_towers_start_from_runs_of_two_or_alone_and_wholes_from_wholes(run, tmp_path, tower):
+def test_towers_start_from_either_kind_of_run(run, tmp_path, tower):
     workdir, _ = run
     model, variables = vidjax.load_pretrained(workdir, verbose=False)
     config = changed(SMALL, init_video_from=str(workdir), seed=5)
@@ -169,14 +170,14 @@ def test_towers_start_from_runs_of_two_or_alone_and_wholes_from_wholes(run, tmp_
     within = "/text/" if tower == "text" else "/video/tower/"
     new = contrastive_pretrain.make_model(config, open_tokenizer("bytes"))
     clip, ids = jnp.zeros((1, 2, 16, 16, 3)), jnp.zeros((1, 96), jnp.int32)
-    fresh = jax.jit(new.init)(jax.random.key(5), clip, ids)
-    started = flatten_dict(start_pair(new, fresh, video=config.init_video_from, text=config.init_text_from), sep="/")
-    fresh, old = flatten_dict(fresh, sep="/"), flatten_dict(variables, sep="/")
+    initial = jax.jit(new.init)(jax.random.key(5), clip, ids)
+    started = flatten_dict(start_pair(new, initial, video=config.init_video_from, text=config.init_text_from), sep="/")
+    initial, old = flatten_dict(initial, sep="/"), flatten_dict(variables, sep="/")
     for name in started:
         of_tower = within in name
-        np.testing.assert_array_equal(started[name], (old if of_tower else fresh)[name], err_msg=name)
-    assert any(not np.array_equal(fresh[name], old[name]) for name in old if within in name)
-    whole = start_pair(new, unflat(fresh), str(workdir))
+        np.testing.assert_array_equal(started[name], (old if of_tower else initial)[name], err_msg=name)
+    assert any(not np.array_equal(initial[name], old[name]) for name in old if within in name)
+    whole = start_pair(new, unflat(initial), str(workdir))
     whole = flatten_dict(whole, sep="/")
     assert all(np.array_equal(whole[name], old[name]) for name in old)
 
@@ -187,7 +188,7 @@ def unflat(flat):
     return unflatten_dict(flat, sep="/")
 
 
-def test_zero_shot_equals_validation_and_says_what_was_measured(run, captioned, tmp_path, capsys):
+def test_zero_shot_equals_validation_and_reports_its_settings(run, captioned, tmp_path, capsys):
     workdir, _ = run
     data = SourceConfig(source=str(captioned / "captions.jsonl"), workers=1)
     config = zero_shot.Config(run=str(workdir), data=data, out=str(tmp_path / "plain"))
@@ -200,19 +201,19 @@ def test_zero_shot_equals_validation_and_says_what_was_measured(run, captioned, 
     assert made == {
         "zero_shot.json", "zero_shot.txt", "per_template.csv", "per_class.csv", "predictions.csv", "confusion.png"
     }  # fmt: skip
-    assert "top-1 by each template alone" in capsys.readouterr().out
+    assert "top-1 of each template" in capsys.readouterr().out
     views = zero_shot.main(dataclasses.replace(config, views="2x3", batch_size=16, out=str(tmp_path / "views")))
     assert views["views"] == "2x3"
     shots = {"shots": 1, "ways": 3, "queries": 1, "episodes": 20}
     few = zero_shot.main(dataclasses.replace(config, **shots, out=str(tmp_path / "few")))
-    assert few["accuracy"] == 1.0 and few["queries"] == 3  # clips of a class are equal; one of each of three is told
+    assert few["accuracy"] == 1.0 and few["queries"] == 3  # clips of a class are equal; one query for each of three
     support = zero_shot.main(
         dataclasses.replace(config, shots=3, support=data.source, episodes=2, out=str(tmp_path / "support"))
     )
     assert support["accuracy"] == 1.0
 
 
-def test_retrieval_equals_validation_and_answers_queries(run, captioned, tmp_path, capsys):
+def test_retrieval_equals_validation_and_finds_queries(run, captioned, tmp_path, capsys):
     workdir, _ = run
     data = SourceConfig(source=str(captioned / "captions.jsonl"), workers=1)
     numbers = retrieve.main(retrieve.Config(run=str(workdir), data=data, out=str(tmp_path / "out")))
@@ -229,7 +230,7 @@ def test_retrieval_equals_validation_and_answers_queries(run, captioned, tmp_pat
     query = retrieve.Config(run=str(workdir), query="a dark picture", index=str(out), neighbours=3)
     answers = retrieve.main(query)
     assert len(answers) == 3 and answers[0]["similarity"] >= answers[1]["similarity"]
-    assert "'a dark picture' is most like" in capsys.readouterr().out
+    assert "Nearest to 'a dark picture'" in capsys.readouterr().out
     with np.load(out) as arrays:
         np.testing.assert_allclose(np.linalg.norm(arrays["features"], axis=1), 1, rtol=1e-5)
     mean = tmp_path / "mean.npz"
@@ -248,7 +249,7 @@ def manifest(folder, *captions):
     return str(path)
 
 
-def test_captions_over_the_context_are_cut_counted_and_said_once(tmp_path, capsys):
+def test_long_captions_are_truncated_counted_and_reported_once(tmp_path, capsys):
     source = manifest(tmp_path, "a very long caption " * 10, *"abcdefg")
     config = changed(
         SMALL,
@@ -262,14 +263,14 @@ def test_captions_over_the_context_are_cut_counted_and_said_once(tmp_path, capsy
     contrastive_pretrain.main(config)
     out = capsys.readouterr().out
     assert out.count("captions of over 20 tokens are cut to that") == 1
-    assert "read since this start were too long and cut" in out
+    assert "read since the last start were truncated" in out
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"batch_size": 1}, "batch_size is 1: a pair is compared with others"),
-        ({"video_model": "clip_tiny"}, "brings its own text tower"),
+        ({"batch_size": 1}, "batch_size is 1: contrastive training needs 2"),
+        ({"video_model": "clip_tiny"}, "includes a text tower"),
         ({"text_model": None}, "needs a text tower"),
         ({"text_model": "text_small"}, "there is no text tower 'text_small'"),
         ({"video_model": "videomae_tiny_pretrain"}, "is for masked pre-training"),
@@ -277,26 +278,26 @@ def test_captions_over_the_context_are_cut_counted_and_said_once(tmp_path, capsy
         ({"objective": "kl"}, "give --data.templates"),
         ({"data__split": "compositions"}, "data.split compositions is unknown"),
         ({"chunk": 5}, "chunk is 5: it must divide the batch of 16"),
-        ({"optim__layer_decay": 0.5}, "layer_decay counts the layers of one model"),
-        ({"data__repeats": 2}, "would tell a video from itself"),
+        ({"optim__layer_decay": 0.5}, "layer_decay is not supported with two towers"),
+        ({"data__repeats": 2}, "would contrast a video with itself"),
         ({"video_model": "clip_tiny", "text_model": None, "features": 7}, "features is 7, but clip_tiny has 128"),
-        ({"init_from": "a", "init_video_from": "b"}, "init_from is about both towers"),
+        ({"init_from": "a", "init_video_from": "b"}, "init_from loads both towers"),
     ],
 )
-def test_wrong_settings_are_one_clear_sentence(tmp_path, change, message):
+def test_invalid_settings_raise(tmp_path, change, message):
     with pytest.raises(ValueError, match=message):
         contrastive_pretrain.main(changed(SMALL, workdir=str(tmp_path / "run"), **change))
     assert not (tmp_path / "run").exists()
 
 
-def test_wrong_captions_are_one_clear_sentence(run, tmp_path):
+def test_invalid_captions_raise(run, tmp_path):
     wrong = {"1 of the 3 examples": ("a", None, "c"), "line 2: its caption is empty": ("a", "", "c")}
     for message, captions in wrong.items():
         source = manifest(tmp_path, *captions)
         with pytest.raises(ValueError, match=message):
             contrastive_pretrain.main(changed(SMALL, workdir=str(tmp_path / "run"), data__source=source))
     source = manifest(tmp_path, "a", "b", "c")
-    with pytest.raises(ValueError, match="a batch of 16 holds some of the 3 videos"):
+    with pytest.raises(ValueError, match="a batch of 16 repeats some of the 3 videos"):
         contrastive_pretrain.main(changed(SMALL, workdir=str(tmp_path / "run"), data__source=source))
     (tmp_path / "templates.txt").write_text("a clip of {}\na clip\n")
     with pytest.raises(ValueError, match="'a clip' has no slots"):
@@ -310,7 +311,7 @@ def test_wrong_captions_are_one_clear_sentence(run, tmp_path):
     with pytest.raises(ValueError, match="class names repeat"):
         zero_shot.main(dataclasses.replace(config, data=SourceConfig(source=str(tmp_path / "named.csv"))))
     vidjax.convert.save_pretrained(tmp_path / "vit", *tiny_vit())
-    with pytest.raises(ValueError, match="which knows no text"):
+    with pytest.raises(ValueError, match="which has no text tower"):
         retrieve.main(retrieve.Config(run=str(tmp_path / "vit"), query="x", index="nowhere.npz"))
 
 
@@ -319,12 +320,12 @@ def tiny_vit():
     return model, jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 32, 32, 3)))
 
 
-def test_a_whole_model_gets_the_bias_of_the_sigmoid_loss():
+def test_a_video_text_model_gets_the_bias_of_the_sigmoid_loss():
     config = changed(SMALL, video_model="clip_tiny", text_model=None, features=None, objective="sigmoid")
     assert contrastive_pretrain.make_model(config, open_tokenizer("bytes")).bias == -10
 
 
-def test_a_run_keeps_the_files_of_its_tokeniser(tmp_path):
+def test_a_run_saves_the_files_of_its_tokeniser(tmp_path):
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
     words = {"[pad]": 0, "[start]": 1, "[end]": 2, "red": 3, "circle": 4}
@@ -337,10 +338,10 @@ def test_a_run_keeps_the_files_of_its_tokeniser(tmp_path):
     tokenizer.save(str(tmp_path / "words.json"))
     for name in ("config.json", "vidjax.json"):
         (tmp_path / "run" / name).write_text('{"tokenizer": "gone"}')
-    matching.keep_tokenizer(str(tmp_path / "words.json"), tmp_path / "run")
+    video_text.keep_tokenizer(str(tmp_path / "words.json"), tmp_path / "run")
     (tmp_path / "words.json").unlink()
-    assert matching.tokenizer_of(tmp_path / "run").encode("red circle") == [1, 3, 4, 2]
+    assert video_text.tokenizer_of(tmp_path / "run").encode("red circle") == [1, 3, 4, 2]
     tokenizer.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
     tokenizer.save(str(tmp_path / "endless.json"))
-    with pytest.raises(ValueError, match="puts no end token behind a text"):
+    with pytest.raises(ValueError, match="adds no end token, which text_tiny needs"):
         contrastive_pretrain.make_model(SMALL, open_tokenizer(str(tmp_path / "endless.json")))

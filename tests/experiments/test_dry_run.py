@@ -1,4 +1,4 @@
-"""A dry run tells the memory of the run that would follow, of every training script, and leaves nothing behind."""
+"""A dry run reports the memory of the actual run, for each training script, and writes nothing."""
 
 import dataclasses
 import importlib
@@ -36,7 +36,7 @@ def parse(name, *flags):
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_it_compiles_the_step_of_the_run_that_would_follow(name, tmp_path, monkeypatch):
+def test_a_dry_run_compiles_the_step_of_the_actual_run(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     script, config = parse(name, "--dry_run", "--workdir", str(tmp_path / "run"))
     given = []
@@ -48,7 +48,7 @@ def test_it_compiles_the_step_of_the_run_that_would_follow(name, tmp_path, monke
         raise Stop(state, next(batches_from(0)), mesh)
 
     monkeypatch.setattr(run, "fit", stop)
-    monkeypatch.setattr(jax, "jit", lambda function, **_: partial(jax.eval_shape, function))  # shapes are enough here
+    monkeypatch.setattr(jax, "jit", lambda function, **_: partial(jax.eval_shape, function))  # shapes suffice here
     with pytest.raises(Stop) as stopped:
         script.main(dataclasses.replace(config, dry_run=False))
     _, _, shapes, sharding, batch_shapes, mesh = given
@@ -58,7 +58,7 @@ def test_it_compiles_the_step_of_the_run_that_would_follow(name, tmp_path, monke
     assert {n: (s.shape, s.dtype) for n, s in batch_shapes.items()} == {n: (x.shape, x.dtype) for n, x in batch.items()}
 
 
-def test_weights_are_looked_for_and_not_read(tmp_path, monkeypatch):
+def test_weights_must_exist_and_are_not_read(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     script, config = parse("finetune", "--dry_run", "--init_from", "checkpoint.pth")
     with pytest.raises(ValueError, match=r"init_from: there are no weights at checkpoint.pth"):
@@ -66,23 +66,23 @@ def test_weights_are_looked_for_and_not_read(tmp_path, monkeypatch):
     Path("checkpoint.pth").write_bytes(b"no weights")
     monkeypatch.setattr(run, "dry_run", lambda *_: {"total": 1})
     assert script.main(config) == {"total": 1}
-    assert runs.require_source("init_from", "owner/model") is None  # that may be one of Hugging Face's is not asked
+    assert runs.require_source("init_from", "owner/model") is None  # could be a hub id; no request is sent
 
 
 @pytest.mark.parametrize(("flag", "value"), [("--scan", ()), ("--sequence", ("2",)), ("--remat", ("blocks",))])
-def test_a_model_without_blocks_says_what_cannot_be_meant(flag, value):
+def test_a_model_without_blocks_does_not_support_their_flags(flag, value):
     script, config = parse("finetune", "--dry_run", flag, *value)
     with pytest.raises(ValueError, match=rf"{flag[2:]} is .*, but r3d_tiny has no transformer blocks for it"):
         script.main(config)
 
 
-def test_devices_that_share_a_clip_hold_a_part_of_it(tmp_path, monkeypatch, capsys):
+def test_sharded_clips_need_only_a_part_of_the_memory(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     flags = ("--dry_run", "--fsdp", "1", "--data.validation", "None")
     script, config = parse("finetune", *flags, "--model", "videomae_tiny", "--sequence", "2", "--scan")
     numbers = script.main(config)
-    said = capsys.readouterr().out
-    assert said.startswith("dry run of videomae_tiny: 16 clips of 4 x 32 x 32 a step on 8 x cpu; nothing was loaded or")
-    assert numbers["fits"] and "\nfits\n" in said and list(tmp_path.iterdir()) == []
-    # Four groups of two devices: each has a half of four clips' frames, and whole labels.
+    out = capsys.readouterr().out
+    assert out.startswith("dry run of videomae_tiny: 16 clips of 4 x 32 x 32 per step on 8 x cpu; nothing")
+    assert numbers["fits"] and "\nfits\n" in out and list(tmp_path.iterdir()) == []
+    # Four groups of two devices: each device has half of the frames of four clips, and all of their labels.
     assert numbers["batches"] == BATCHES * (4 * 2 * 32 * 32 * 3 + 4 * 4 + 4)

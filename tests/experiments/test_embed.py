@@ -1,4 +1,4 @@
-"""What embed writes of a folder: the model's features with their times, once and whole however often it is stopped."""
+"""embed.py: the model's features with their times, also after interruptions."""
 
 import json
 import sys
@@ -62,45 +62,45 @@ def encode(model):
 
 
 def tokens(checkpoint, path, indices):
-    """Of one clip, by the model itself."""
+    """The features of one clip, computed with the model directly."""
     _, model, variables = checkpoint
     video = model.card.normalize(jnp.asarray(decode(path, indices, SIDE)[None], jnp.float32) / 255)
     encoded = np.asarray(encode(model)(variables, video))[0]
     return encoded.reshape(-1, encoded.shape[-1])
 
 
-def test_a_clip_of_each_video_with_its_label_and_time(checkpoint, folder, tmp_path):
+def test_one_clip_per_video_with_label_and_time(checkpoint, folder, tmp_path):
     assert run(checkpoint, folder, tmp_path / "a.npz")["shape"] == (5, 24)
-    found = read(tmp_path / "a.npz")
-    assert found["ids"].tolist() == [str(folder / name) for name in LENGTHS]
-    assert found["labels"].tolist() == [0, 0, 1, 1, 1] and found["class_names"].tolist() == ["jump", "wave"]
+    result = read(tmp_path / "a.npz")
+    assert result["ids"].tolist() == [str(folder / name) for name in LENGTHS]
+    assert result["labels"].tolist() == [0, 0, 1, 1, 1] and result["class_names"].tolist() == ["jump", "wave"]
     for row, (name, count) in enumerate(LENGTHS.items()):
         indices = dense(count, 4, 2)
         wanted = tokens(checkpoint, folder / name, indices).mean(axis=0)
-        np.testing.assert_allclose(found["features"][row], wanted, atol=1e-5)
-        assert found["start"][row] == indices[0] / 25 and found["end"][row] == pytest.approx((indices[0] + 8) / 25)
-    meta = json.loads(str(found["meta"]))
+        np.testing.assert_allclose(result["features"][row], wanted, atol=1e-5)
+        assert result["start"][row] == indices[0] / 25 and result["end"][row] == pytest.approx((indices[0] + 8) / 25)
+    meta = json.loads(str(result["meta"]))
     assert (meta["pooling"], meta["data.frames"], meta["data.stride"], meta["videos"]) == ("mean", 4, 2, 5)
     assert not (tmp_path / "a.npz.parts").exists()
 
 
-def test_windows_and_tokens_are_those_of_their_frames(checkpoint, folder, tmp_path):
+def test_windows_and_tokens_match_their_frames(checkpoint, folder, tmp_path):
     run(checkpoint, folder, tmp_path / "a.npz", window=4, stride=3, pooling="tokens")
-    found = read(tmp_path / "a.npz")
-    assert found["features"].shape == (20, 8, 24)
+    result = read(tmp_path / "a.npz")
+    assert result["features"].shape == (20, 8, 24)
     row = 0
     for name, count in LENGTHS.items():
         sampled = np.arange(0, count, 2)
         starts = sorted({*range(0, len(sampled) - 3, 3), len(sampled) - 4})
         for start in starts:
             wanted = tokens(checkpoint, folder / name, sampled[start : start + 4])
-            np.testing.assert_allclose(found["features"][row], wanted, atol=1e-5)
-            assert found["start"][row] == sampled[start] / 25 and found["ids"][row] == str(folder / name)
+            np.testing.assert_allclose(result["features"][row], wanted, atol=1e-5)
+            assert result["start"][row] == sampled[start] / 25 and result["ids"][row] == str(folder / name)
             row += 1
-    assert row == len(found["ids"])
+    assert row == len(result["ids"])
 
 
-def test_a_run_that_is_stopped_goes_on_to_the_same_bytes(checkpoint, folder, tmp_path, monkeypatch, capsys):
+def test_an_interrupted_job_resumes_to_the_same_bytes(checkpoint, folder, tmp_path, monkeypatch, capsys):
     settings = {"window": 4, "stride": 2}
     run(checkpoint, folder, tmp_path / "whole.npz", **settings)
     make_encode = embed.make_encode
@@ -142,7 +142,7 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_bytes(checkpoint, folder, tmp
         run(checkpoint, folder, tmp_path / "mine.npz", **settings)
 
 
-def test_other_files_or_labels_than_it_began_with_are_refused_in_one_line(checkpoint, folder, tmp_path, monkeypatch):
+def test_resuming_with_other_files_or_labels_raises(checkpoint, folder, tmp_path, monkeypatch):
     table, out = tmp_path / "list.csv", tmp_path / "a.npz"
 
     def run_on(names, labels):
@@ -172,7 +172,7 @@ def test_other_files_or_labels_than_it_began_with_are_refused_in_one_line(checkp
     assert read(out)["labels"].tolist() == [0, 0, 1, 1, 1]
 
 
-def test_videos_without_features_are_listed_and_too_many_stop_it(checkpoint, tmp_path, capsys):
+def test_unreadable_videos_are_listed_and_too_many_raise(checkpoint, tmp_path, capsys):
     videos.write_video(tmp_path / "videos" / "good.mp4", videos.numbered(20, 32, 32))
     videos.write_video(tmp_path / "videos" / "short.mp4", videos.numbered(5, 32, 32))
     cut = tmp_path / "videos" / "cut.mp4"
@@ -180,8 +180,8 @@ def test_videos_without_features_are_listed_and_too_many_stop_it(checkpoint, tmp
     videos.truncate(cut, 0.7)
     with pytest.raises(ValueError, match=r"1 of the 3 videos .* more than data.max_bad_share 0.2 allows; .*cut.mp4: "):
         run(checkpoint, tmp_path / "videos", tmp_path / "a.npz", window=4, videos_per_part=1)
-    found = run(checkpoint, tmp_path / "videos", tmp_path / "a.npz", bad_share=0.7, window=4, videos_per_part=1)
-    assert found["unreadable"] == 2 and found["shape"] == (3, 24)
+    result = run(checkpoint, tmp_path / "videos", tmp_path / "a.npz", bad_share=0.7, window=4, videos_per_part=1)
+    assert result["unreadable"] == 2 and result["shape"] == (3, 24)
     assert {Path(id).name for id in read(tmp_path / "a.npz")["ids"]} == {"good.mp4"}
     listed = [json.loads(line) for line in (tmp_path / "a.npz.bad_files.jsonl").read_text().splitlines()]
     assert [Path(entry["path"]).name for entry in listed] == ["cut.mp4", "short.mp4"]
@@ -189,7 +189,7 @@ def test_videos_without_features_are_listed_and_too_many_stop_it(checkpoint, tmp
     assert "of 1 of 3 videos" in capsys.readouterr().out
 
 
-def test_records_hold_the_same(checkpoint, folder, tmp_path):
+def test_tfrecords_have_the_same_features(checkpoint, folder, tmp_path):
     run(checkpoint, folder, tmp_path / "a.npz", pooling="tokens")
     run(checkpoint, folder, tmp_path / "a.tfrecord", pooling="tokens")
     wanted = read(tmp_path / "a.npz")
@@ -209,22 +209,22 @@ def test_records_hold_the_same(checkpoint, folder, tmp_path):
     assert run(checkpoint, folder, tmp_path / "a.tfrecord", pooling="tokens") == {"finished": True}
 
 
-def test_pooling_is_the_models_own_or_the_mean_over_its_map(folder, tmp_path):
+def test_pooling_is_that_of_the_model_or_the_mean_over_its_grid(folder, tmp_path):
     model = resnet3d.ResNet3D(
         ("2d",) * 5, (1, 1, 1, 1), (8, 8, 8, 8), num_classes=3, num_frames=4, image_size=SIDE, card=Card(stride=2)
     )
     save_pretrained(tmp_path / "conv", model, jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 4, SIDE, SIDE, 3))))
     for pooling, shape in (("mean", (5, 8)), ("model", (5, 8)), ("tokens", (5, 4, 8))):
-        found = run((tmp_path / "conv",), folder, tmp_path / f"{pooling}.npz", pooling=pooling)
-        assert found["shape"] == shape
+        result = run((tmp_path / "conv",), folder, tmp_path / f"{pooling}.npz", pooling=pooling)
+        assert result["shape"] == shape
     arrays = [read(tmp_path / f"{pooling}.npz")["features"] for pooling in ("mean", "model", "tokens")]
     np.testing.assert_allclose(arrays[0], arrays[1], atol=1e-5)
     np.testing.assert_allclose(arrays[0], arrays[2].mean(axis=1), atol=1e-5)
 
 
-def test_a_query_finds_where_it_comes_from(checkpoint, folder, tmp_path, capsys):
+def test_a_query_finds_its_own_window(checkpoint, folder, tmp_path, capsys):
     run(checkpoint, folder, tmp_path / "a.npz", window=4, stride=1)
-    # The clip in the middle of this copy is the window of 1.mp4 that begins with its frame 12.
+    # The central clip of this copy is the window of 1.mp4 that starts at frame 12.
     part = videos.numbered(30, 32, 32, first=100)[11:20]
     query = videos.write_video(tmp_path / "query.mp4", part)
     search = {"query": str(query), "index": str(tmp_path / "a.npz"), "neighbours": 3}
@@ -236,7 +236,7 @@ def test_a_query_finds_where_it_comes_from(checkpoint, folder, tmp_path, capsys)
     _, model, variables = checkpoint
     variables = jax.tree.map(lambda leaf: leaf + 0.1, variables)
     save_pretrained(tmp_path / "other", model, variables)
-    with pytest.raises(ValueError, match="other holds other weights than those that made"):
+    with pytest.raises(ValueError, match="other has other weights than those that"):
         embed.main(embed.Config(run=str(tmp_path / "other"), **search))
     with pytest.raises(ValueError, match=r"absent\.npz does not exist: embed videos first"):
         embed.main(embed.Config(**search | {"index": "absent.npz"}))
@@ -244,19 +244,19 @@ def test_a_query_finds_where_it_comes_from(checkpoint, folder, tmp_path, capsys)
         embed.main(embed.Config(**search | {"query": "absent.mp4"}))
 
 
-def test_what_cannot_be_meant_is_one_sentence(checkpoint, folder, tmp_path):
+def test_invalid_settings_raise(checkpoint, folder, tmp_path):
     for settings, reason in (
-        ({}, "there is nothing to embed with: give --run"),
+        ({}, "no model is given: give --run"),
         ({"run": "x", "out": "a.csv"}, "must end in .npz or .tfrecord"),
         ({"run": "x", "stride": 2}, "give --window too"),
-        ({"run": "x", "query": "a.mp4"}, "a query needs an index"),
+        ({"run": "x", "query": "a.mp4"}, "a search needs both a query and an index"),
         ({"run": "x", "window": 0}, "window is 0: it must be 1 or more"),
     ):
         with pytest.raises(ValueError, match=reason):
             embed.Config(**settings)
     for more, reason in (
         ({"window": 3}, "3 frames cannot be cut into patches of 2"),
-        ({"batch_size": 3}, "cannot be shared by 8 devices"),
+        ({"batch_size": 3}, "cannot be split over 8 devices"),
     ):
         with pytest.raises(ValueError, match=reason):
             run(checkpoint, folder, tmp_path / "a.npz", **more)
@@ -264,6 +264,6 @@ def test_what_cannot_be_meant_is_one_sentence(checkpoint, folder, tmp_path):
     model = videomae.Pretraining(24, 1, 3, **decoder, patch_size=(2, 8, 8), num_frames=4, image_size=SIDE)
     inputs = (jnp.zeros((1, 4, SIDE, SIDE, 3)), jnp.zeros((1, 2), int), jnp.zeros((1, 6), int))
     save_pretrained(tmp_path / "mae", model, jax.jit(model.init)(jax.random.key(0), *inputs))
-    with pytest.raises(ValueError, match="Pretraining has no pooling of its own: use --pooling mean"):
+    with pytest.raises(ValueError, match="Pretraining has no pooling: use --pooling mean"):
         run((tmp_path / "mae",), folder, tmp_path / "a.npz", pooling="model")
     assert run((tmp_path / "mae",), folder, tmp_path / "a.npz")["shape"] == (5, 24)

@@ -1,4 +1,4 @@
-"""Fine-tuning, evaluating and what a run leaves behind, as a user would do it; wrong input."""
+"""Fine-tuning and evaluation as a user runs them, the files of a run, and invalid input."""
 
 import dataclasses
 import json
@@ -68,7 +68,7 @@ def weights(workdir, which="last"):
     return runs.read_weights(workdir, which)[0]
 
 
-def test_a_run_leaves_a_model_with_its_classes_and_how_its_clips_are_cut(run):
+def test_a_run_saves_a_model_with_its_classes_and_clip_settings(run):
     workdir, numbers = run
     made = {path.name for path in workdir.iterdir()}
     assert {"config.json", "vidjax.json", "checkpoints", "best", "metrics.jsonl", "curves.png"} <= made
@@ -83,14 +83,14 @@ def test_a_run_leaves_a_model_with_its_classes_and_how_its_clips_are_cut(run):
     assert numbers["top1"] == validated[-1] and numbers["best_top1"] == max(validated) and len(validated) == 2
 
 
-def test_validation_equals_evaluate_of_the_same_clips(run, tmp_path, capsys):
+def test_validation_equals_evaluate_on_the_same_clips(run, tmp_path, capsys):
     workdir, numbers = run
     data = SourceConfig(source="synthetic:moving_shapes", split="validation", workers=1)
     subset = draw_validation(tmp_path, count=24)
     config = evaluate.Config(run=str(workdir), which="last", data=dataclasses.replace(data, source=subset))
-    found = evaluate.main(dataclasses.replace(config, out=str(tmp_path / "out")))
-    assert found["top1"] == pytest.approx(numbers["top1"], abs=0.05)  # the same videos after JPEG
-    assert found["decoded"] == found["counted"] == 24 and found["unreadable"] == []
+    result = evaluate.main(dataclasses.replace(config, out=str(tmp_path / "out")))
+    assert result["top1"] == pytest.approx(numbers["top1"], abs=0.05)  # the same videos after JPEG
+    assert result["decoded"] == result["counted"] == 24 and result["unreadable"] == []
     assert "top-1" in capsys.readouterr().out
 
 
@@ -126,8 +126,8 @@ def test_evaluation_does_not_depend_on_the_batch_size(run, drawn, tmp_path):
     for batch_size, views in ((8, "2x3"), (16, "2x3")):
         out = tmp_path / f"{batch_size}"
         config = evaluate.Config(run=str(run[0]), data=data, views=views, batch_size=batch_size, out=str(out))
-        found = evaluate.main(config)
-        results.append({name: found[name] for name in ("top1", "top5", "mean_class_accuracy", "per_class", "decoded")})
+        result = evaluate.main(config)
+        results.append({name: result[name] for name in ("top1", "top5", "mean_class_accuracy", "per_class", "decoded")})
         predictions = (out / "predictions.csv").read_text()
         results[-1]["predictions"] = [line.split(",")[:3] for line in predictions.splitlines()]
         probabilities = [float(line.split(",")[3]) for line in predictions.splitlines()[1:]]
@@ -138,8 +138,8 @@ def test_evaluation_does_not_depend_on_the_batch_size(run, drawn, tmp_path):
     assert results[0] == results[1]
 
 
-def test_views_are_averaged_as_stated(run, tmp_path):
-    """Softmax and logits by hand, from the views themselves."""
+def test_views_are_averaged(run, tmp_path):
+    """Compares softmax and logits averages with ones computed by hand."""
     from vidjax.data.config import ClipConfig
     from vidjax.data.pipeline import evaluation_batches
     from vidjax.data.sources import open_source
@@ -163,21 +163,21 @@ def test_views_are_averaged_as_stated(run, tmp_path):
         assert [row[2] for row in rows] == [model.card.class_names[i] for i in probabilities.argmax(axis=1)]
 
 
-def test_a_head_is_new_and_one_of_the_same_classes_may_be_kept(run, capsys):
+def test_the_head_is_newly_initialised_or_kept_for_the_same_classes(run, capsys):
     model, variables = vidjax.load_pretrained(run[0], which="best", verbose=False)
-    fresh = jax.tree.map(jnp.zeros_like, variables)
+    initial = jax.tree.map(jnp.zeros_like, variables)
     config = changed(SMALL, init_from=str(run[0]), keep_head=True)
-    kept = runs.start_classifier(config.init_from, model, fresh, keep_head=True)
+    kept = runs.start_classifier(config.init_from, model, initial, keep_head=True)
     chex.assert_trees_all_equal(kept, variables)
     capsys.readouterr()
-    new = runs.start_classifier(config.init_from, model, fresh, keep_head=False)
+    new = runs.start_classifier(config.init_from, model, initial, keep_head=False)
     assert "newly initialised: head/bias, head/kernel" in capsys.readouterr().out
-    expected = variables["params"] | {"head": fresh["params"]["head"]}
+    expected = variables["params"] | {"head": initial["params"]["head"]}
     chex.assert_trees_all_equal(new["params"], expected)
     assert np.abs(variables["params"]["head"]["kernel"]).max() > 0
 
 
-def test_a_linear_probe_moves_the_head_alone_and_a_partial_run_the_last_blocks(run, tmp_path):
+def test_a_linear_probe_trains_only_the_head_and_a_partial_run_the_last_blocks(run, tmp_path):
     start = weights(run[0], "best")
     for tune, blocks, moving in (
         ("linear_probe", 2, ("params/head",)),
@@ -194,7 +194,7 @@ def test_a_linear_probe_moves_the_head_alone_and_a_partial_run_the_last_blocks(r
             assert (name in moved) == expected, name
 
 
-def test_interrupted_and_started_again_the_numbers_are_those_of_an_undisturbed_run(tmp_path):
+def test_an_interrupted_run_equals_an_uninterrupted_one(tmp_path):
     flags = """--model vit_tiny --data.frames 2 --data.size 16 --data.short_side 16 --data.workers 1 --batch_size 8
     --data.train_examples 32 --data.validation_examples 8 --data.repeats 2 --steps 12 --mixup 0.8 --cutmix 1.0
     --no_train_accuracy --drop_path 0.1 --ema_decay 0.9 --loop.log_every 1 --loop.save_every 4
@@ -222,7 +222,7 @@ def test_interrupted_and_started_again_the_numbers_are_those_of_an_undisturbed_r
     assert set(ema) == {4, 8, 12} and "evaluation/top1" in ema[12]
 
 
-def test_videos_of_ones_own_choose_their_recipe_and_no_other_flag_does():
+def test_only_the_flag_of_the_source_selects_the_recipe_for_user_videos():
     def parse(*flags):
         return cli.parse(finetune.Config, finetune.RECIPES, finetune.default_recipe, list(flags))
 
@@ -237,7 +237,7 @@ def test_videos_of_ones_own_choose_their_recipe_and_no_other_flag_does():
 
 
 @pytest.mark.parametrize("name", [name for name in finetune.RECIPES if name != "videos"])
-def test_every_recipe_is_of_a_model_that_exists_and_takes_its_clips(name):
+def test_every_recipe_has_a_model_that_accepts_its_clips(name):
     config = finetune.RECIPES[name]
     model = finetune.make_model(config, tuple("abc"))
     video = jax.ShapeDtypeStruct((1, config.data.frames, config.data.size, config.data.size, 3), jnp.float32)
@@ -246,11 +246,11 @@ def test_every_recipe_is_of_a_model_that_exists_and_takes_its_clips(name):
     assert flatten_dict(shapes["params"], sep="/")["head/kernel"].shape[-1] == 3
 
 
-def test_the_published_recipes_have_their_published_rates():
-    """Peak learning rates as the papers' scripts have them, for their batches."""
-    expected = {  # rate, of how many videos, epochs, layer decay, drop path, mixup, repeats, sampling, frames x stride
-        "videomae_base_k400": (7.5e-4, 384, 75, 0.75, 0.1, 0.8, 2, "dense", 16, 4),  # 5e-4 a 256 videos
-        "videomae_large_k400": (1e-3, 128, 35, 0.75, 0.1, 0.8, 2, "dense", 16, 4),  # 2e-3 a 256 videos
+def test_published_recipes_have_the_published_learning_rates():
+    """Peak learning rates of the original scripts at their batch sizes."""
+    expected = {  # rate, videos per batch, epochs, layer decay, drop path, mixup, repeats, sampling, frames x stride
+        "videomae_base_k400": (7.5e-4, 384, 75, 0.75, 0.1, 0.8, 2, "dense", 16, 4),  # 5e-4 per 256 videos
+        "videomae_large_k400": (1e-3, 128, 35, 0.75, 0.1, 0.8, 2, "dense", 16, 4),  # 2e-3 per 256 videos
         "videomae_base_ssv2": (7.5e-4, 384, 30, 0.75, 0.1, 0.8, 2, "segments", 16, 4),
         "timesformer_base_k400": (0.005, 8, 15, 1, None, 0, 1, "dense", 8, 32),
         "vivit_base_fe_k400": (0.05, 64, 30, 1, None, 0, 1, "dense", 32, 2),
@@ -266,13 +266,13 @@ def test_the_published_recipes_have_their_published_rates():
         rate = config.optim.schedule(config.batch_size, 100_000, 1000)
         assert max(float(rate(step)) for step in range(0, 100_000, 100)) == pytest.approx(peak, rel=2e-2), name
         assert config.batch_size == videos_a_step * data.repeats, name
-        found = [config.epochs, config.optim.layer_decay, config.drop_path, config.mixup, data.repeats]
-        assert [*found, data.sampling, data.frames, data.stride] == rest, name
+        result = [config.epochs, config.optim.layer_decay, config.drop_path, config.mixup, data.repeats]
+        assert [*result, data.sampling, data.frames, data.stride] == rest, name
 
 
 @pytest.fixture
 def folders(tmp_path, monkeypatch):
-    """Two classes to train on, and what a user may give by mistake."""
+    """Two classes of training videos, and invalid sources."""
     monkeypatch.chdir(tmp_path)
     for split, classes in (("train", "ab"), ("other", "ac"), ("three", "abc")):
         for name in classes:
@@ -283,24 +283,24 @@ def folders(tmp_path, monkeypatch):
     Path("EMPTY_RUN/vidjax.json").write_text("{}")
 
 
-def test_other_classes_than_a_run_began_with_are_refused_and_its_description_kept(run, folders, tmp_path):
+def test_resuming_with_other_classes_raises_and_keeps_the_description(run, folders, tmp_path):
     config = changed(SMALL, data__train="train", data__validation=None, data__train_examples=None, steps=1)
     config = changed(config, workdir=str(tmp_path / "run"), train_accuracy=False)
     finetune.main(config)
     described = (tmp_path / "run" / "vidjax.json").read_text()
     os.rename("train/b", "train/0b")
     with pytest.raises(
-        ValueError, match="was begun with the classes a, b, train now has 0b, a: give the videos of then"
+        ValueError, match="was started with the classes a, b, but train now has 0b, a: use the original"
     ):
         finetune.main(config)
     assert (tmp_path / "run" / "vidjax.json").read_text() == described
-    # A head of as many classes with other names is not kept.
+    # A head with the same number of classes but other names is not kept.
     again = changed(config, workdir=str(tmp_path / "next"), init_from=str(tmp_path / "run"), keep_head=True)
-    with pytest.raises(ValueError, match=r"keep_head: the head in .* is of other classes \(a, b, \.\.\.\)"):
+    with pytest.raises(ValueError, match=r"keep_head: the head in .* has other classes \(a, b, \.\.\.\)"):
         finetune.main(again)
 
 
-def test_a_run_that_was_not_validated_yet_gives_its_newest_weights(run, tmp_path):
+def test_a_run_without_validation_is_loaded_from_its_newest_checkpoint(run, tmp_path):
     import shutil
 
     shutil.copytree(run[0], tmp_path / "run")
@@ -312,28 +312,28 @@ def test_a_run_that_was_not_validated_yet_gives_its_newest_weights(run, tmp_path
 
 BAD = [
     (["--data.validation", "other"], "other has 1 classes that the model does not know, such as 'c'"),
-    (["--data.train", "flat"], "flat has 0 classes: it needs labels of two or more"),
+    (["--data.train", "flat"], "flat has 0 classes: give labels of at least two"),
     (["--data.validation", "flat"], "flat has no labels, and this needs them"),
     (["--train_accuracy", "--mixup", "0.8"], "train_accuracy needs hard labels"),
     (["--model", "videomae_tiny_pretrain"], "model videomae_tiny_pretrain has no classes: choose videomae_tiny"),
-    (["--model", "clip_tiny"], "model clip_tiny has no classes: choose one that has"),
+    (["--model", "clip_tiny"], "model clip_tiny has no classes: choose a classifier"),
     (["--model", "r2plus1d_tny"], "nearest names are"),
     (["--init_from", "nothing"], "there are no weights at nothing"),
     (["--init_from", "EMPTY_RUN"], "EMPTY_RUN holds no checkpoint"),
-    (["--keep_head"], "keep_head is about the weights of init_from"),
+    (["--keep_head"], "keep_head needs the weights of init_from"),
     (
         ["--init_from", "RUN", "--keep_head"],
-        "keep_head: the head in RUN is of other classes (right, up and right, up, ...)",
+        "keep_head: the head in RUN has other classes (right, up and right, up, ...)",
     ),
     (["--tune", "partial", "--tuned_blocks", "9"], "9 blocks cannot be trained: the model has 4"),
-    (["--data.repeats", "3"], "is not whole videos of 3 repeats"),
-    (["--batch_size", "12"], "a batch of 12 cannot be shared by 8 devices"),
-    (["--ema_decay", "0"], "ema_decay is 0.0: it must lie between 0 and 1"),
+    (["--data.repeats", "3"], "whole videos with 3 repeats"),
+    (["--batch_size", "12"], "a batch of 12 cannot be split over 8 devices"),
+    (["--ema_decay", "0"], "ema_decay is 0.0: it must be between 0 and 1"),
 ]
 
 
 @pytest.mark.parametrize(("flags", "message"), BAD, ids=[" ".join(flags) for flags, _ in BAD])
-def test_wrong_input_is_one_line_and_nothing_is_made(flags, message, run, folders, monkeypatch, capsys):
+def test_invalid_input_exits_with_one_line_and_writes_nothing(flags, message, run, folders, monkeypatch, capsys):
     os.symlink(run[0], "RUN")
     before = sorted(Path(".").rglob("*"))
     small = """demo --model fr2d_tiny --data.frames 2 --data.size 16 --data.short_side 16 --data.workers 1 --steps 1
@@ -352,15 +352,15 @@ BAD_EVALUATION = [
     (["--run", "RUN", "--data.source", "flat"], "flat has no labels, and this needs them"),
     (["--run", "RUN", "--data.source", "nowhere"], "nowhere does not exist"),
     (["--run", "EMPTY_RUN", "--data.source", "train"], "EMPTY_RUN holds no checkpoint"),
-    (["--run", "PRETRAINING", "--data.source", "train"], "a Pretraining has no classes to evaluate"),
+    (["--run", "PRETRAINING", "--data.source", "train"], "this Pretraining has no classes to evaluate"),
     (["--run", "RUN", "--views", "4"], "views is 4: write clips x crops, such as 4x3"),
     (["--run", "RUN", "--out", "train"], "train is not an empty directory: choose another --out"),
-    (["--run", "RUN", "--batch_size", "12"], "a batch of 12 cannot be shared by 8 devices"),
+    (["--run", "RUN", "--batch_size", "12"], "a batch of 12 cannot be split over 8 devices"),
 ]
 
 
 @pytest.mark.parametrize(("flags", "message"), BAD_EVALUATION, ids=[" ".join(flags) for flags, _ in BAD_EVALUATION])
-def test_what_cannot_be_evaluated_is_one_line_and_nothing_is_made(flags, message, run, folders, monkeypatch, capsys):
+def test_invalid_evaluations_exit_with_one_line_and_write_nothing(flags, message, run, folders, monkeypatch, capsys):
     os.symlink(run[0], "RUN")
     model = vidjax.create_model("videomae_tiny_pretrain", num_frames=4, image_size=32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), *example_inputs(model))
@@ -376,16 +376,16 @@ def test_what_cannot_be_evaluated_is_one_line_and_nothing_is_made(flags, message
     assert sorted(Path(".").rglob("*")) == before
 
 
-def test_a_file_that_cannot_be_read_is_listed_and_not_counted(run, folders, tmp_path, capsys):
+def test_unreadable_files_are_listed_and_not_counted(run, folders, tmp_path, capsys):
     names = vidjax.load_pretrained(run[0], verbose=False)[0].card.class_names
     for name in names[:3]:
         videos.write_video(Path("good") / name.replace(" ", "_") / "1.mp4", videos.numbered(9))
     (Path("good") / names[0] / "broken.mp4").write_bytes(b"no video")
     data = SourceConfig(source="good", workers=1, max_bad_share=0.5)
-    found = evaluate.main(evaluate.Config(run=str(run[0]), data=data, out=str(tmp_path / "out")))
-    assert (found["videos"], found["decoded"], found["counted"]) == (4, 3, 3)
-    assert [Path(path).name for path in found["unreadable"]] == ["broken.mp4"]
+    result = evaluate.main(evaluate.Config(run=str(run[0]), data=data, out=str(tmp_path / "out")))
+    assert (result["videos"], result["decoded"], result["counted"]) == (4, 3, 3)
+    assert [Path(path).name for path in result["unreadable"]] == ["broken.mp4"]
     assert "3 of 4 videos decoded; 1 unreadable, see bad_files.jsonl" in capsys.readouterr().out
     (listed,) = (tmp_path / "out" / "bad_files.jsonl").read_text().splitlines()
     assert "broken.mp4" in listed
-    assert [row["videos"] for row in found["per_class"]][:4] == [1, 1, 1, 0]
+    assert [row["videos"] for row in result["per_class"]][:4] == [1, 1, 1, 0]

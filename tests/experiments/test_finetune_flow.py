@@ -1,4 +1,4 @@
-"""A model of optical flow is fine-tuned as one of RGB is: the stream is named, the card scales its two channels."""
+"""Fine-tuning a model of optical flow: the stream is selected, and the card scales its two channels."""
 
 import sys
 from pathlib import Path
@@ -36,7 +36,7 @@ DATA = LabelledDataConfig(
 
 @pytest.fixture
 def small_flow_model(monkeypatch):
-    """A model with the input of i3d_flow, two channels and its card, that compiles in no time."""
+    """A model with the input and card of i3d_flow (two channels) that compiles quickly."""
     create = vidjax.create_model
     like = create("i3d_flow")
 
@@ -67,15 +67,15 @@ def test_a_model_of_flow_is_fine_tuned_on_flow(tmp_path):
     model, variables = vidjax.load_pretrained(tmp_path / "run")
     assert (model.channels, model.card.mean) == (2, (0.5, 0.5)) and "params" in variables
     clips = runs.usual_clips(tmp_path / "run", model)
-    assert clips["stream"] == "flow"  # so that evaluation looks at what training looked at
+    assert clips["stream"] == "flow"  # evaluation reads the same stream
 
 
-def test_the_card_gives_flow_its_sign_and_size():
+def test_the_card_scales_flow_correctly():
     source = draw(open_source("synthetic:moving_shapes", "validation"), 8, 0)
     (batch,) = evaluation_batches(source, DATA, batch_size=8)
     flow = np.asarray(vidjax.create_model("i3d_flow").card.preprocess(jnp.asarray(batch["video"])))
     assert flow.shape == (8, 2, 32, 32, 2)
-    assert np.abs(np.median(flow, axis=(1, 2, 3))).max() < 0.005  # the background stands still
+    assert np.abs(np.median(flow, axis=(1, 2, 3))).max() < 0.005  # the background does not move
     for clip, label in zip(flow, batch["label"], strict=True):
         moved = clip[np.abs(clip).max(axis=-1) > 0.01].mean(axis=0)  # in units of 20 pixels
         angle = label * np.pi / 4
@@ -85,10 +85,10 @@ def test_the_card_gives_flow_its_sign_and_size():
 
 
 @pytest.mark.parametrize(
-    ("stream", "sentence"),
+    ("stream", "message"),
     [("sound", "has no field 'sound': choose among video, label, flow, tracks"), ("tracks", "is no field of frames")],
 )
-def test_a_stream_that_is_not_there_is_one_line(stream, sentence):
+def test_an_unknown_stream_raises(stream, message):
     data = LabelledDataConfig(stream=stream, frames=2, size=32)
-    with pytest.raises(UserError, match=sentence):
+    with pytest.raises(UserError, match=message):
         evaluation_batches(open_source("synthetic:moving_shapes"), data, batch_size=2)

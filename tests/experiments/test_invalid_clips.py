@@ -1,4 +1,4 @@
-"""A clip that is not valid changes nothing: loss, gradient, running statistics and metrics are those of the others.
+"""Invalid clips change nothing: loss, gradient, running statistics and metrics are those of the other clips.
 
 In all three training scripts, for all families. Dropout and drop path draw numbers for the places in a batch, mixup
 mixes places: what is compared with a batch of other places goes without them; with them the pixels are compared.
@@ -38,7 +38,7 @@ PLAIN = finetune.Config(mixup=0.0, cutmix=0.0, train_accuracy=True)
 
 
 class Loss:
-    """A script's loss of a model with drawn variables, and its gradient unless that takes too long to compile."""
+    """A script's loss for a model with random variables, and its gradient unless it takes too long to compile."""
 
     def __init__(self, model, loss, gradient=True):
         self.clip = example_inputs(model)[0].shape[1:]
@@ -51,14 +51,14 @@ class Loss:
         return self.program(self.params, Aux(self.state, None, None, 0), batch, jax.random.key(0))
 
     def assert_nothing_of(self, batch):
-        """A batch without a valid clip has no loss and no gradient, and leaves the running statistics."""
+        """Without valid clips loss and gradient are zero, and running statistics do not change."""
         (loss, (state, _)), gradient = self(batch | {"valid": np.zeros_like(batch["valid"])})
         assert loss == 0 and not any(leaf.any() for leaf in jax.tree.leaves(gradient))
         chex.assert_trees_all_equal(state, self.state)
 
 
 def make_batch(clip, valid, unreadable=0):
-    """A batch whose valid clips are always the same, and whose others are of pixels drawn by `unreadable`."""
+    """A batch with fixed valid clips, whose other clips have random pixels seeded by `unreadable`."""
     valid = np.array(valid, bool)
     good, bad = (
         np.random.default_rng(seed).integers(0, 256, (len(valid), *clip), np.uint8) for seed in (9, unreadable)
@@ -71,10 +71,10 @@ def chosen(batch, rows):
     return {name: array[rows] for name, array in batch.items()}
 
 
-def assert_same(found, expected, within=1e-3):
-    """The gradient as a whole: some of its leaves are zero but for rounding, which batch norm magnifies."""
-    chex.assert_trees_all_close(found[0], expected[0], rtol=within, atol=within)
-    one, other = (ravel_pytree(jax.device_get(gradient))[0] for _, gradient in (found, expected))
+def assert_same(result, expected, within=1e-3):
+    """Compares whole gradients: some leaves are zero up to rounding errors, which batch norm amplifies."""
+    chex.assert_trees_all_close(result[0], expected[0], rtol=within, atol=within)
+    one, other = (ravel_pytree(jax.device_get(gradient))[0] for _, gradient in (result, expected))
     assert np.linalg.norm(one - other) <= within * np.linalg.norm(other)
 
 
@@ -85,25 +85,25 @@ def classify(name, config=PLAIN, **fields):
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
-def test_fine_tuning_any_family_is_of_the_valid_clips(name):
+def test_fine_tuning_of_any_family_uses_only_valid_clips(name):
     loss = classify(name, dropout=0.0, drop_path=0.0)
     batch = make_batch(loss.clip, [True, False, True, False, False, True])
-    found = loss(batch)
-    # The same program on three clips, each of them twice: all means are those of the three.
-    assert_same(found, loss(chosen(batch, [0, 0, 2, 2, 5, 5])))
-    chex.assert_trees_all_equal(loss(make_batch(loss.clip, batch["valid"], unreadable=1)), found)
+    result = loss(batch)
+    # The same program on three clips, each repeated twice: all means are those of the three clips.
+    assert_same(result, loss(chosen(batch, [0, 0, 2, 2, 5, 5])))
+    chex.assert_trees_all_equal(loss(make_batch(loss.clip, batch["valid"], unreadable=1)), result)
     loss.assert_nothing_of(batch)
 
 
-def test_other_pixels_of_an_unreadable_clip_change_nothing_with_all_that_is_random_and_computed_again():
+def test_pixels_of_invalid_clips_change_nothing_with_dropout_mixing_and_remat():
     config = changed(PLAIN, train_accuracy=False, mixup=0.8, cutmix=1.0)
     loss = classify("uniformer_tiny", config, dropout=0.5, drop_path=0.2, remat="blocks")
     valid = [False, True, True, True, False, True]
-    found = loss(make_batch(loss.clip, valid))
-    chex.assert_trees_all_equal(loss(make_batch(loss.clip, valid, unreadable=1)), found)
+    result = loss(make_batch(loss.clip, valid))
+    chex.assert_trees_all_equal(loss(make_batch(loss.clip, valid, unreadable=1)), result)
 
 
-def test_on_several_devices_too_of_which_some_hold_no_valid_clip():
+def test_several_devices_of_which_some_have_no_valid_clip():
     loss = classify("fr2d_tiny")
     batch = make_batch(loss.clip, [False] * 4 + [True, True, False, True])
     alone = loss(chosen(batch, batch["valid"]))
@@ -112,7 +112,7 @@ def test_on_several_devices_too_of_which_some_hold_no_valid_clip():
 
 
 @pytest.mark.parametrize("objective", ["info_nce", "sigmoid", "kl"])
-def test_contrastive_pre_training_is_of_the_valid_pairs(objective):
+def test_contrastive_pre_training_uses_only_valid_pairs(objective):
     config = contrastive_pretrain.Config(
         video_model="fr2d_tiny",
         text_model="text_tiny",
@@ -124,19 +124,19 @@ def test_contrastive_pre_training_is_of_the_valid_pairs(objective):
     loss = Loss(pair, contrastive_pretrain.make_loss(config, pair))
     batch = make_batch(loss.clip, [True, False, True, True, False])
     batch["ids"] = np.random.default_rng(2).integers(1, 256, (5, pair.text.context)) * batch["valid"][:, None]
-    found = loss(batch)
-    assert_same(found, loss(chosen(batch, batch["valid"])))
-    chex.assert_trees_all_equal(loss(batch | {"video": make_batch(loss.clip, batch["valid"], 1)["video"]}), found)
+    result = loss(batch)
+    assert_same(result, loss(chosen(batch, batch["valid"])))
+    chex.assert_trees_all_equal(loss(batch | {"video": make_batch(loss.clip, batch["valid"], 1)["video"]}), result)
     loss.assert_nothing_of(batch)
 
 
-def test_masked_pre_training_is_of_the_valid_clips():
+def test_masked_pre_training_uses_only_valid_clips():
     model = vidjax.create_model("videomae_tiny_pretrain")
     config = mae_pretrain.Config(model="videomae_tiny", mask_ratio=0.75)
     grid = (model.num_frames // 2, model.image_size // 16, model.image_size // 16)
     loss = Loss(model, mae_pretrain.make_loss(config, model, grid))
     batch = make_batch(loss.clip, [True, True, True, False])
     del batch["label"]
-    # The masks of the first clips of a batch are the same, however many follow.
+    # The masks of the first clips do not depend on the number of clips that follow.
     assert_same(loss(batch), loss(chosen(batch, batch["valid"])))
     loss.assert_nothing_of(batch)

@@ -1,4 +1,4 @@
-"""The main job as a user runs it: killed, stopped, resumed, on two processes, on wrong input."""
+"""Masked pre-training as a user runs it: killed, stopped, resumed, with two processes, with invalid input."""
 
 import contextlib
 import io
@@ -49,7 +49,7 @@ def finish(process):
 
 
 def run_here(workdir, *flags):
-    """As `start`, in this process."""
+    """Like `start`, in this process."""
     flags = [*SMALL, "--workdir", str(workdir), *flags]
     mae_pretrain.main(cli.parse(mae_pretrain.Config, mae_pretrain.RECIPES, mae_pretrain.default_recipe, flags))
 
@@ -68,7 +68,7 @@ def logged(workdir):
 
 
 def numbers(workdir):
-    """What must be the same to the last bit: all but the speed."""
+    """The metrics that must be equal bit for bit: all but the speed."""
     entries = [e for e in read_metrics(workdir) if "loss" in e]
     return [(e["step"], e["loss"], e["gradient_norm"], e["learning_rate"], e["clips"]) for e in entries]
 
@@ -81,13 +81,13 @@ def undisturbed(tmp_path_factory):
     return workdir, out.getvalue()
 
 
-def test_it_says_what_it_does_and_leaves_what_it_says(undisturbed):
+def test_output_and_files_of_a_run(undisturbed):
     workdir, out = undisturbed
     for word in (
         "devices   8 x cpu",
         "mesh data=8 fsdp=1",
-        "GMACs a clip",
-        "8 a clip: 2 visible, 6 masked",
+        "GMACs per clip",
+        "8 per clip: 2 visible, 6 masked",
         "8 clips in 1",
     ):
         assert word in out
@@ -99,7 +99,7 @@ def test_it_says_what_it_does_and_leaves_what_it_says(undisturbed):
 
 
 def start_two(workdir):
-    """As docs/launch.md has it, with another port, work directory and size, and two devices that share parameters."""
+    """Runs the commands of docs/launch.md with another port, work directory and size, and sharded parameters."""
     one, two = re.findall(r"^```bash\n(.*?)^```$", (ROOT / "docs" / "launch.md").read_text(), re.MULTILINE | re.DOTALL)
     assert one == "python experiments/mae_pretrain.py --workdir runs/one\n"  # the README's first command
     settings = dict(word.split("=") for word in re.search(r"^export (.*)$", two, re.MULTILINE)[1].split())
@@ -114,9 +114,9 @@ def start_two(workdir):
     return [start(workdir, *flags, *processes[k].split(), JAX_PROCESS_ID=k, **settings) for k in "01"]
 
 
-def test_killed_while_saving_the_numbers_are_those_of_an_undisturbed_run_on_one_process_or_two(undisturbed, tmp_path):
+def test_a_killed_run_equals_an_uninterrupted_one_with_one_process_or_two(undisturbed, tmp_path):
     def saving():
-        """The second checkpoint or a later one, the first being whole."""
+        """Whether a later checkpoint is being saved, after the first was completed."""
         names = [path.name for path in (tmp_path / "run" / "checkpoints").glob("*")]
         return any(name.isdigit() for name in names) and any("tmp" in name for name in names)
 
@@ -141,14 +141,14 @@ def test_killed_while_saving_the_numbers_are_those_of_an_undisturbed_run_on_one_
     np.testing.assert_allclose(both, alone, atol=1e-5)
 
 
-def test_weights_of_another_run_are_a_start_and_no_resume(undisturbed, tmp_path, capsys):
+def test_init_from_another_run_starts_at_step_0(undisturbed, tmp_path, capsys):
     run_here(tmp_path / "run", "--init_from", str(undisturbed[0]), "--steps", "2")
     out = capsys.readouterr().out
     assert "loaded 100 of 100 parameters" in out and "resumed" not in out
     assert numbers(tmp_path / "run")[0][1] < numbers(undisturbed[0])[0][1]
 
 
-def test_real_videos_with_a_damaged_one_and_accumulation_average_and_dual_masking(tmp_path, capsys):
+def test_video_files_with_a_damaged_one_accumulation_moving_average_and_dual_masking(tmp_path, capsys):
     folder = tmp_path / "videos"
     folder.mkdir()
     for n in range(7):
@@ -162,7 +162,7 @@ def test_real_videos_with_a_damaged_one_and_accumulation_average_and_dual_maskin
     listed = [json.loads(line) for line in (workdir / "bad_files.jsonl").read_text().splitlines()]
     assert [Path(entry["path"]).name for entry in listed] == ["damaged.mp4"]
     assert "1 could not be read" in out
-    # Twice the folder: once an epoch, never swapped.
+    # A batch has the folder twice: the damaged video is invalid both times, and not replaced.
     assert {entry["clips"] for entry in read_metrics(workdir) if "clips" in entry} == {14.0}
     with pytest.raises(ValueError, match=r"data\.max_bad_share 0\.1"):
         run_here(tmp_path / "strict", "--data.source", str(folder), "--data.max_bad_share", "0.1")
@@ -175,9 +175,9 @@ BAD = [
     (["--data.source", "MISSING.csv"], "names 2 files of 2 that do not exist: a.mp4, b.mp4"),
     (
         ["--model", "videomae_bse"],
-        "model videomae_bse has no decoder to be pre-trained with: choose one of videomae_base",
+        "model videomae_bse has no decoder for pre-training: choose one of videomae_base",
     ),
-    (["--model", "videomae_tiny_pretrain"], "model videomae_tiny_pretrain has no decoder to be pre-trained with"),
+    (["--model", "videomae_tiny_pretrain"], "model videomae_tiny_pretrain has no decoder for pre-training"),
     (["--data.frames", "5"], "5 frames cannot be cut into patches of 2"),
     (
         ["--data.size", "40"],
@@ -185,7 +185,7 @@ BAD = [
     ),
     (["--mask_ratio", "1.0"], "mask ratio 1.0 leaves no visible"),
     (["--mask_ratio", "0.1"], "mask ratio 0.1 leaves no masked"),
-    (["--batch_size", "12"], "a batch of 12 cannot be shared by 8 devices"),
+    (["--batch_size", "12"], "a batch of 12 cannot be split over 8 devices"),
     (["--workdir", "OTHER_RUN"], "holds a run of another config: seed was 1, is 0"),
     (["--workdir", "FILE/run"], "cannot write to the work directory"),
     (["--init_from", "NOTHING"], "init_from: there are no weights at NOTHING"),
@@ -194,7 +194,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("flags", "message"), BAD, ids=[" ".join(flags) for flags, _ in BAD])
-def test_wrong_input_is_one_line_and_status_2_before_anything_is_made(flags, message, tmp_path, monkeypatch, capsys):
+def test_invalid_input_exits_with_one_line_and_writes_nothing(flags, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("EMPTY").mkdir()
     Path("NO_PATH.csv").write_text("file,label\na.mp4,1\n")

@@ -1,4 +1,4 @@
-"""What predict says of files: the classes of the models it stands for, in windows, and of what cannot be read."""
+"""predict.py: predictions of files and windows, unreadable files, and parity with PyTorch."""
 
 import csv
 import dataclasses
@@ -30,24 +30,24 @@ NAMES = ("jumping", "waving", "eating", "drumming", "yoga")
 
 
 def smooth(count, height, width):
-    """A picture that looks like one, of soft blobs, and slides along."""
+    """A natural-looking image of soft blobs that moves."""
     rng = np.random.default_rng(3)
     coarse = jnp.asarray(rng.integers(0, 255, (6, 12, 3)), jnp.float32)
     fine = jnp.asarray(rng.normal(0, 12, (height // 2, width, 3)), jnp.float32)
-    picture = sum(jax.image.resize(x, (height, 2 * width, 3), "cubic") for x in (coarse, fine))
-    picture = np.asarray(jnp.clip(picture, 0, 255)).astype(np.uint8)
-    return np.stack([picture[:, 2 * i % width :][:, :width] for i in range(count)])
+    image = sum(jax.image.resize(x, (height, 2 * width, 3), "cubic") for x in (coarse, fine))
+    image = np.asarray(jnp.clip(image, 0, 255)).astype(np.uint8)
+    return np.stack([image[:, 2 * i % width :][:, :width] for i in range(count)])
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A tiny classifier whose answers depend on its input."""
+    """A tiny classifier whose predictions depend on its input."""
     card = Card(stride=2, class_names=NAMES)
     model = videomae.VideoMAE(
         24, 1, 3, patch_size=(2, 8, 8), num_classes=5, num_frames=4, image_size=32, card=card
     )  # fmt: skip
     variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 4, 32, 32, 3)))
-    variables["params"]["head"]["kernel"] *= 5000  # from its start near zero
+    variables["params"]["head"]["kernel"] *= 5000  # it is initialised near zero
     path = tmp_path_factory.mktemp("models") / "tiny"
     save_pretrained(path, model, variables)
     return path, model, variables
@@ -68,7 +68,7 @@ def run(checkpoint, *paths, **more):
 
 
 def expected(checkpoint, path, indices):
-    """Probabilities of one clip by the model itself."""
+    """The probabilities of one clip, computed with the model directly."""
     _, model, variables = checkpoint
     frames = decode(path, indices, 32)
     left = (frames.shape[2] - 32) // 2
@@ -77,11 +77,11 @@ def expected(checkpoint, path, indices):
 
 
 def by_class(predictions, names=NAMES):
-    found = {guess["class"]: guess["probability"] for guess in predictions}
-    return np.array([found[name] for name in names])
+    result = {guess["class"]: guess["probability"] for guess in predictions}
+    return np.array([result[name] for name in names])
 
 
-def test_each_file_has_the_models_classes_best_first_and_the_unreadable_are_listed(checkpoint, folder, capsys):
+def test_each_file_has_ranked_classes_and_unreadable_files_are_listed(checkpoint, folder, capsys):
     report = run(checkpoint, folder / "a.mp4", folder / "sub", "absent.mp4", batch_size=2)
     names = [Path(file["path"]).name for file in report["files"]]
     assert names == ["a.mp4", "b.avi", "notes.mp4", "short.mp4", "absent.mp4"]
@@ -92,18 +92,18 @@ def test_each_file_has_the_models_classes_best_first_and_the_unreadable_are_list
         wanted = expected(checkpoint, file["path"], dense(count, 4, 2))
         np.testing.assert_allclose(by_class(window["predictions"]), wanted, atol=1e-5)
     assert [bool(file["windows"]) for file in report["files"]] == [True, True, False, True, False]
-    said = capsys.readouterr()
-    assert "cannot be read: " in said.err
-    assert "notes.mp4: Invalid data" in said.err and "absent.mp4: No such file" in said.err
-    assert "2 of 5 files could not be read" in said.err and "jumping" in said.out
+    captured = capsys.readouterr()
+    assert "cannot be read: " in captured.err
+    assert "notes.mp4: Invalid data" in captured.err and "absent.mp4: No such file" in captured.err
+    assert "2 of 5 files could not be read" in captured.err and "jumping" in captured.out
 
 
-def test_windows_have_times_and_the_answers_of_their_frames_whatever_the_batch(checkpoint, folder, tmp_path, capsys):
+def test_windows_have_times_and_predictions_independent_of_the_batch(checkpoint, folder, tmp_path, capsys):
     settings = {"window": 4, "stride": 8, "topk": 9}
     report = run(checkpoint, folder, json=str(tmp_path / "a.json"), csv=str(tmp_path / "a.csv"), **settings)
     a, b, notes, short = report["files"]
     spans = [(round(25 * window["start"]), round(25 * window["end"])) for window in a["windows"]]
-    assert spans == [(0, 8), (16, 24), (32, 40), (48, 56)]  # of the 30 sampled frames, those after 28 are in a gap
+    assert spans == [(0, 8), (16, 24), (32, 40), (48, 56)]  # frames 28 and 29 lie between windows
     for window, (first, _) in zip(a["windows"], spans, strict=True):
         wanted = expected(checkpoint, a["path"], first + 2 * np.arange(4))
         np.testing.assert_allclose(by_class(window["predictions"]), wanted, atol=1e-5)
@@ -135,7 +135,7 @@ def test_views_are_averaged(checkpoint, folder):
     assert (file["windows"][0]["start"], file["windows"][0]["end"]) == (0.0, 60 / 25)
 
 
-def test_classes_without_names_are_numbered_and_an_encoder_is_refused(checkpoint, folder, tmp_path):
+def test_classes_without_names_are_numbered_and_an_encoder_raises(checkpoint, folder, tmp_path):
     _, model, variables = checkpoint
     unnamed = model.clone(card=dataclasses.replace(model.card, class_names=()))
     save_pretrained(tmp_path / "unnamed", unnamed, variables)
@@ -152,17 +152,17 @@ def test_classes_without_names_are_numbered_and_an_encoder_is_refused(checkpoint
         run((tmp_path / "headless",), folder / "a.mp4")
 
 
-def test_what_cannot_be_meant_is_one_sentence(checkpoint, folder, tmp_path, capsys):
+def test_invalid_settings_raise(checkpoint, folder, tmp_path, capsys):
     (tmp_path / "old.json").write_text("{}")
     for more, reason in (
-        ({"json": str(tmp_path / "old.json")}, "old.json is there already"),
+        ({"json": str(tmp_path / "old.json")}, "old.json already exists"),
         ({"csv": str(tmp_path / "no" / "a.csv")}, r"cannot write --csv to \S+ \(No such file or directory\): give"),
         ({"json": "/proc/a.json", "csv": str(tmp_path / "a.csv")}, "cannot write --json to /proc/a.json"),
         ({"json": str(tmp_path / "a"), "csv": str(tmp_path / "a")}, "--json and --csv are the same file"),
         ({"topk": 0}, "topk is 0: it must be 1 or more"),
         ({"views": "4"}, "write clips x crops"),
         ({"stride": 4}, "give --window too"),
-        ({"window": 4, "views": "2x1"}, "a window is one view"),
+        ({"window": 4, "views": "2x1"}, "windows have one view"),
         ({"window": 3}, "3 frames cannot be cut into patches of 2"),
         ({"window": 4, "data": GivenClipConfig(sampling="segments")}, "give --data.sampling dense and --data.stride"),
     ):
@@ -171,29 +171,29 @@ def test_what_cannot_be_meant_is_one_sentence(checkpoint, folder, tmp_path, caps
     assert (tmp_path / "old.json").read_text() == "{}"
     with pytest.raises(ValueError, match="no video is given"):
         run(checkpoint)
-    with pytest.raises(ValueError, match="none of the 1 files could be read: see above why"):
+    with pytest.raises(ValueError, match="none of the 1 files could be read: see the reasons above"):
         run(checkpoint, folder / "sub" / "notes.mp4")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="holds no videos"):
         run(checkpoint, tmp_path / "empty")
     capsys.readouterr()
     run(checkpoint, folder / "a.mp4", window=6)
-    assert "note: clips of 6 frames are given to a model that was made with 4" in capsys.readouterr().out
+    assert "note: clips have 6 frames, the model was built for 4" in capsys.readouterr().out
 
 
-def test_the_command_line_says_one_line_and_ends_with_2(checkpoint, folder):
+def test_the_command_line_exits_with_one_line_and_status_2(checkpoint, folder):
     script = Path(predict.__file__)
     command = [sys.executable, script, folder / "sub" / "notes.mp4", "--run", checkpoint[0], "--topk", "2"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=script.parents[1], check=False)
     lines = [line for line in done.stderr.splitlines() if "WARNING" not in line]
-    assert done.returncode == 2 and lines[-1] == "predict.py: error: none of the 1 files could be read: see above why"
+    assert done.returncode == 2 and lines[-1].startswith("predict.py: error: none of the 1 files could")
     assert len(lines) == 2 and "Invalid data" in lines[0]
 
 
-# The same answers as the PyTorch original. Where a frame needs no resizing, pixels are the same to the last bit. Where
-# it does, they differ: transformers and torchvision resize RGB pictures, bilinear; we let FFmpeg shrink while it
-# converts the colours. Both differences are bounded here, for a picture of about 4:3: torchvision does not smooth, and
-# stretches every other shape to 128x171.
+# The same predictions as the PyTorch original. If frames need no resizing, pixels are equal bit for bit. If they do,
+# they differ: transformers and torchvision resize RGB images bilinearly; here FFmpeg resizes while it converts the
+# colours. Both differences are bounded here for images of about 4:3: torchvision does not antialias, and stretches
+# all other shapes to 128x171.
 
 
 def torch_videomae(folder):
@@ -249,7 +249,7 @@ def torch_r3d(folder):
 @pytest.mark.parametrize(
     ("make", "same_size", "large"), [(torch_videomae, (32, 48), (96, 144)), (torch_r3d, (128, 170), (256, 340))]
 )
-def test_published_checkpoints_answer_as_the_pytorch_original(make, same_size, large, tmp_path, monkeypatch):
+def test_published_checkpoints_predict_like_the_pytorch_original(make, same_size, large, tmp_path, monkeypatch):
     pytest.importorskip("torch")
     (tmp_path / "weights").mkdir()
     source, settings, (frames, stride), prepare, answer = make(tmp_path / "weights")
@@ -270,12 +270,12 @@ def test_published_checkpoints_answer_as_the_pytorch_original(make, same_size, l
     files = predict.main(config)["files"]
     differences = []
     for path, file, (pixels, card) in zip(paths, files, seen, strict=True):
-        theirs = prepare(decode(path, dense(40, frames, stride)))
-        wanted, found = answer(theirs), by_class(file["windows"][0]["predictions"], names)
+        reference = prepare(decode(path, dense(40, frames, stride)))
+        wanted, result = answer(reference), by_class(file["windows"][0]["predictions"], names)
         assert wanted.max() - wanted.min() > 0.05
-        theirs = np.moveaxis(theirs.numpy(), 0 if theirs.shape[0] == 3 else 1, -1)
-        apart = np.abs(pixels - 255 * (theirs * card.std + card.mean))  # in grey levels of 255
-        differences.append((apart.mean(), apart.max(), np.abs(found - wanted).max()))
+        reference = np.moveaxis(reference.numpy(), 0 if reference.shape[0] == 3 else 1, -1)
+        difference = np.abs(pixels - 255 * (reference * card.std + card.mean))  # in grey levels of 255
+        differences.append((difference.mean(), difference.max(), np.abs(result - wanted).max()))
     (_, pixel, probability), (mean, most, moved) = differences
     assert pixel < 1e-3 and probability < 1e-5
     assert mean < 6 and most < 40 and moved < 0.01

@@ -1,4 +1,4 @@
-"""A begun run with other flags: it follows the advice that it printed, and where its data were moved."""
+"""Resuming with other flags, as the printed advice suggests, and with moved data."""
 
 import json
 import re
@@ -24,7 +24,7 @@ FLAGS = """demo --model fr2d_tiny --data.frames 2 --data.size 16 --data.short_si
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """Runs the same command, with further flags; beside it lie eight videos of two classes, two of them damaged."""
+    """Runs the same command with additional flags, on eight videos of two classes, two of them damaged."""
     monkeypatch.chdir(tmp_path)
     for name, level in (("dark", 20), ("bright", 220)):
         for i in range(3):
@@ -46,7 +46,7 @@ def steps():
     return [entry["step"] for entry in read_metrics(Path("run")) if "loss" in entry]
 
 
-def test_a_run_with_too_many_bad_files_goes_on_with_a_larger_share(run):
+def test_a_run_with_too_many_bad_files_resumes_with_a_larger_limit(run):
     data = ["--data.train", "videos"]
     with pytest.raises(ValueError, match=r"max_bad_share 0.2 allows: .*; mend them and delete that list, or allow"):
         run(*data)
@@ -54,7 +54,7 @@ def test_a_run_with_too_many_bad_files_goes_on_with_a_larger_share(run):
     assert steps() == [1, 2, 3, 4] and runs.read_config("run")["data"]["max_bad_share"] == 0.5
 
 
-def test_a_run_whose_gradient_is_not_finite_goes_on_as_it_says(run, monkeypatch, capsys):
+def test_a_run_with_a_gradient_that_is_not_finite_resumes_as_advised(run, monkeypatch, capsys):
     def make_loss(config, *args):
         loss_fn, spoilt = make(config, *args), config.optim.learning_rate > 1
 
@@ -78,27 +78,27 @@ def test_a_run_whose_gradient_is_not_finite_goes_on_as_it_says(run, monkeypatch,
         run(*flags)
     capsys.readouterr()
     run(*flags, "--accept_changes")
-    said = "resumed from step 1 of 4\nnote: from here on optim.clip_norm was None, is 1.0; optim.learning_rate was 10.0"
-    assert said in capsys.readouterr().out
+    changes = "optim.clip_norm was None, is 1.0; optim.learning_rate was 10.0"
+    assert f"resumed from step 1 of 4\nnote: from this step on {changes}" in capsys.readouterr().out
     changes = {"optim.clip_norm": [None, 1.0], "optim.learning_rate": [10.0, 0.01]}
     assert steps() == [1, 2, 3, 4] and config_lines() == [{"step": 1, "config": changes}]
     assert runs.read_config("run")["optim"]["learning_rate"] == 0.01
 
 
-def test_a_run_goes_on_where_its_data_were_moved_and_not_with_other_data(run, capsys):
-    share = ["--data.max_bad_share", "0.5"]
-    interrupt_after(2, run, "--data.train", "videos", *share)
+def test_a_run_resumes_with_moved_data_and_not_with_other_data(run, capsys):
+    limit = ["--data.max_bad_share", "0.5"]
+    interrupt_after(2, run, "--data.train", "videos", *limit)
     Path("elsewhere").mkdir()
     Path("videos").rename("elsewhere/moved")
     moved = str(Path("elsewhere/moved").resolve())
-    interrupt_after(1, run, "--data.train", moved, *share)
+    interrupt_after(1, run, "--data.train", moved, *limit)
     assert runs.read_config("run")["data"]["train"] == moved
     Path("elsewhere/moved/dark/0.mp4").rename("elsewhere/moved/dark/another.mp4")
     Path("elsewhere/moved").rename("other")
     with pytest.raises(ValueError, match=r"another config: data.train was '.*moved', is 'other'; .* --accept_changes"):
-        run("--data.train", "other", *share)
+        run("--data.train", "other", *limit)
     capsys.readouterr()
-    run("--data.train", "other", *share, "--accept_changes")
+    run("--data.train", "other", *limit, "--accept_changes")
     assert "note: data.train has other examples than before (8 then, 8 now)" in capsys.readouterr().out
     assert [list(entry["config"]) for entry in config_lines()] == [["data.train"], ["data.train"]]
 
@@ -114,20 +114,20 @@ FIELDS = {
     "contrastive_pretrain": "video_model text_model features tokenizer context init_video_from init_text_from freeze "
     "objective chunk head_factor",
 }
-"""What config.json has held since the first version, by script: a begun run is known by it."""
+"""The contents of config.json since the first version, by script, which runs are resumed by."""
 
 
 @pytest.mark.parametrize("script", FIELDS)
-def test_configs_are_saved_under_the_names_that_runs_of_before_have(script):
+def test_config_fields_keep_the_names_of_earlier_versions(script):
     config = __import__(script).RECIPES["demo"]
     assert cli.as_dict(config).keys() == {*ALL.split(), *FIELDS[script].split()}
     assert config.accumulation == 1
 
 
-def test_a_run_of_before_goes_on_with_the_same_command_and_one_of_another_form_is_told_to_begin_anew(run):
+def test_a_run_of_an_earlier_version_resumes_unless_its_state_has_another_structure(run):
     examples = ["--data.train_examples", "16"]
     interrupt_after(2, run, *examples)
-    # As it was left before configs had these fields and data were known.
+    # As written before configs had these fields and sources.json existed.
     Path("run/sources.json").unlink()
     old = runs.read_config("run")
     del old["accept_changes"], old["sequence"], old["data"]["max_bad_share"]

@@ -1,4 +1,4 @@
-"""Pictures of where a model looks, as a user asks for them."""
+"""visualize.py: attention, class activation and reconstructions."""
 
 import dataclasses
 import sys
@@ -25,7 +25,7 @@ CLASSES = ("falling", "turning", "waving")
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
-    """Two videos of the same name, and a file that is none."""
+    """Two videos with the same name, and a file that is not a video."""
     folder = tmp_path_factory.mktemp("clips")
     for place in ("a", "b"):
         videos.write_video(folder / place / "clip.mp4", videos.numbered(20))
@@ -42,20 +42,20 @@ def save(folder: Path, name: str, **fields) -> str:
     return str(folder / name)
 
 
-def test_a_transformer_is_looked_at_by_roll_out_and_heads_and_bad_files_are_passed_over(clips, tmp_path, capsys):
+def test_a_transformer_has_roll_out_and_heads_and_unreadable_files_are_skipped(clips, tmp_path, capsys):
     run = save(tmp_path, "vivit_tiny_joint", num_classes=3, **VIT)
     out = tmp_path / "out"
     (out / "clip").mkdir(parents=True)
     (out / "clip" / "notes.txt").write_text("mine")
     made = visualize.main(visualize.Config((str(clips),), run, out=str(out)))
-    said = capsys.readouterr()
-    assert "cannot be read: " in said.err and "broken.mp4" in said.err
-    assert "1 of 3 files could not be read" in said.err
-    assert any(name in said.out for name in CLASSES)
+    captured = capsys.readouterr()
+    assert "cannot be read: " in captured.err and "broken.mp4" in captured.err
+    assert "1 of 3 files could not be read" in captured.err
+    assert any(name in captured.out for name in CLASSES)
     assert {Path(file).parent.name for files in made.values() for file in files} == {
         "clip_2",
         "clip_3",
-    }  # what is there stays
+    }  # existing files are kept
     names = {"rollout", "heads_transformer_block_0_attention"}
     for files in made.values():
         assert {Path(file).stem for file in files} == names
@@ -63,46 +63,46 @@ def test_a_transformer_is_looked_at_by_roll_out_and_heads_and_bad_files_are_pass
             with Image.open(Path(file).with_suffix(".gif")) as animation:
                 assert animation.n_frames == 4
     assert (out / "clip" / "notes.txt").read_text() == "mine"
-    asked = visualize.Config((str(clips),), run, out=str(out))
-    with pytest.raises(ValueError, match="of class activation, and ViViT here has none"):
-        visualize.main(dataclasses.replace(asked, target="waving"))
+    config = visualize.Config((str(clips),), run, out=str(out))
+    with pytest.raises(ValueError, match="apply to class activation, which this ViViT does not support"):
+        visualize.main(dataclasses.replace(config, target="waving"))
     with pytest.raises(ValueError, match="there is no block 1 with attention"):
-        visualize.main(dataclasses.replace(asked, block=1))
-    with pytest.raises(ValueError, match="none of the 1 files could be read: see above why"):
-        visualize.main(dataclasses.replace(asked, paths=(str(clips / "broken.mp4"),)))
+        visualize.main(dataclasses.replace(config, block=1))
+    with pytest.raises(ValueError, match="none of the 1 files could be read: see the reasons above"):
+        visualize.main(dataclasses.replace(config, paths=(str(clips / "broken.mp4"),)))
 
 
-def test_a_convolutional_network_is_looked_at_by_class_activation(clips, tmp_path):
+def test_a_convolutional_network_has_class_activation(clips, tmp_path):
     run = save(tmp_path, "r3d_tiny", num_classes=3, widths=(4, 4, 4, 4))
-    asked = visualize.Config((str(clips / "a" / "clip.mp4"),), run, out=str(tmp_path / "out"))
+    config = visualize.Config((str(clips / "a" / "clip.mp4"),), run, out=str(tmp_path / "out"))
     painted = []
     for target in CLASSES[:2]:
-        ((file,),) = visualize.main(dataclasses.replace(asked, target=target)).values()
+        ((file,),) = visualize.main(dataclasses.replace(config, target=target)).values()
         assert Path(file).name == "class_activation.png"
         painted.append(np.asarray(Image.open(file))[30:])
     assert (painted[0] != painted[1]).any()
-    with pytest.raises(ValueError, match="target is 'wavin', which is none of the 3 classes: give one, such as waving"):
-        visualize.main(dataclasses.replace(asked, target="wavin"))
+    with pytest.raises(ValueError, match=r"target .wavin. is not among the 3 classes: give one, such as waving"):
+        visualize.main(dataclasses.replace(config, target="wavin"))
     with pytest.raises(ValueError, match="no feature map 'deep': choose one of stem, "):
-        visualize.main(dataclasses.replace(asked, layer="deep"))
+        visualize.main(dataclasses.replace(config, layer="deep"))
     with pytest.raises(
         UserError, match=r"cannot write to the folder \S+clip\.mp4 \(File exists\): choose another --out"
     ):
-        visualize.main(dataclasses.replace(asked, out=asked.paths[0]))
+        visualize.main(dataclasses.replace(config, out=config.paths[0]))
 
 
-def test_a_masked_autoencoder_paints_reconstructions_too(clips, tmp_path):
+def test_a_masked_autoencoder_also_has_reconstructions(clips, tmp_path):
     decoder = {"decoder_width": 24, "decoder_depth": 1, "decoder_heads": 2}
     run = save(tmp_path, "videomae_tiny_pretrain", **VIT | {"patch_size": (2, 8, 8)}, **decoder)
-    asked = visualize.Config((str(clips / "a" / "clip.mp4"),), run, out=str(tmp_path / "out"))
-    (files,) = visualize.main(asked).values()
+    config = visualize.Config((str(clips / "a" / "clip.mp4"),), run, out=str(tmp_path / "out"))
+    (files,) = visualize.main(config).values()
     masked = {f"reconstruction_{ratio}" for ratio in (50, 75, 90)}
     assert {Path(file).stem for file in files} == masked | {"rollout", "heads_encoder_transformer_block_0_attention"}
-    pictures = [np.asarray(Image.open(file)) for file in sorted(files) if Path(file).stem in masked]
-    grey = [int((picture == 128).all(axis=-1).sum()) for picture in pictures]
-    assert 0 < grey[0] < grey[1] < grey[2]  # the more is masked, the more is hidden
+    images = [np.asarray(Image.open(file)) for file in sorted(files) if Path(file).stem in masked]
+    grey = [int((image == 128).all(axis=-1).sum()) for image in images]
+    assert 0 < grey[0] < grey[1] < grey[2]  # a higher ratio hides more
 
 
-def test_what_cannot_be_meant_is_one_line():
+def test_invalid_settings_raise():
     with pytest.raises(ValueError, match="no video is given"):
         visualize.Config((), "run")

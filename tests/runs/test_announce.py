@@ -1,4 +1,4 @@
-"""What runs say of themselves."""
+"""The reports that training runs print."""
 
 from types import SimpleNamespace
 
@@ -18,36 +18,36 @@ from vidjax.training.state import create_state
 @pytest.mark.parametrize(
     ("source", "workers", "wanted", "cores", "needed"),
     [
-        ("videos.csv", 0, 84.0, 2, "2 cores made 21: about 8 cores, or TFRecords (experiments/write_tfrecords.py"),
-        ("videos.csv", 2, 84.0, 16, "2 cores made 21: --data.workers 8 (there are 16 cores), or TFRecords"),
-        ("videos.csv", 8, 30.0, 1, "1 core made 21: about 2 cores, or TFRecords"),
-        ("tfrecord:data", 0, 84.0, 2, "2 cores made 21: about 8 cores"),
-        ("synthetic:moving_shapes", 0, 20.0, 2, "2 cores made 21: about 3 cores"),
+        ("videos.csv", 0, 84.0, 2, "2 cores: use about 8 cores, or TFRecords (experiments/write_tfrecords.py"),
+        ("videos.csv", 2, 84.0, 16, "2 cores: use --data.workers 8 (of 16 cores), or TFRecords"),
+        ("videos.csv", 8, 30.0, 1, "1 core: use about 2 cores, or TFRecords"),
+        ("tfrecord:data", 0, 84.0, 2, "2 cores: use about 8 cores"),
+        ("synthetic:moving_shapes", 0, 20.0, 2, "2 cores: use about 3 cores"),
     ],
 )
-def test_a_starved_device_is_told_how_many_cores_or_which_format(source, workers, wanted, cores, needed, monkeypatch):
+def test_advice_for_slow_input_names_cores_or_a_format(source, workers, wanted, cores, needed, monkeypatch):
     monkeypatch.setattr(announce, "core_count", lambda: cores)
     line = describe_starvation(source, workers, wanted, 21.0)
-    assert line.startswith(f"the device could take {wanted:.3g} clips/s, {needed}")
+    assert line.startswith(f"the device could process {wanted:.3g} clips/s, but received 21 from {needed}")
     assert ("TFRecords" in line) == (source == "videos.csv")
 
 
-def test_what_was_left_out_is_told_once(capsys):
+def test_each_note_is_printed_once(capsys):
     first, second = SimpleNamespace(notes=("a", "b")), SimpleNamespace(notes=("b",))
     announce.print_notes(first, None, second)
     assert capsys.readouterr().out == "note: a\nnote: b\n"
 
 
-def test_losses_are_told_also_where_none_was_finite():
+def test_losses_are_reported_even_if_none_was_finite():
     entries = [{"loss": None}, {"loss": 4.0}, {"evaluation/top1": 0.5}, *[{"loss": float(n)} for n in range(5)]]
     line, numbers = describe_losses(entries)
-    assert line == "4.0000 at first, 2.0000 at last (mean of the last 5 logged)"
+    assert line == "4.0000 at the start, 2.0000 at the end (mean of the last 5 logged steps)"
     assert numbers == {"first_loss": 4.0, "last_loss": 2.0}
     line, numbers = describe_losses([{"loss": None}])
-    assert line == "no logged step had a finite one" and np.isnan([*numbers.values()]).all()
+    assert line == "not finite at any logged step" and np.isnan([*numbers.values()]).all()
 
 
-def test_the_last_line_of_a_run_says_it_only_where_the_device_was_starved():
+def test_the_speed_report_has_advice_only_for_a_starved_device():
     state = create_state({"params": {"w": jnp.zeros(1)}}, optax.sgd(1.0), jax.random.key(0))
     fed = FitResult(state, True, 10, 20.0, 0.02)
     assert describe_speed(fed, 10**9) == "20.0 clips/s, waiting for data 2%"
@@ -56,7 +56,7 @@ def test_the_last_line_of_a_run_says_it_only_where_the_device_was_starved():
 
 
 class Unreadable:
-    """Two videos."""
+    """A source of two unreadable videos."""
 
     name = "videos"
 
@@ -67,6 +67,6 @@ class Unreadable:
         raise ValueError("broken")
 
 
-def test_a_source_of_which_nothing_can_be_read_is_told():
-    with pytest.raises(ValueError, match="none of the first videos of videos can be read: look with experiments/check"):
+def test_an_unreadable_source_raises():
+    with pytest.raises(ValueError, match="none of the first videos of videos can be read: check it with experiments/"):
         announce.describe_span(ClipConfig(), Unreadable())

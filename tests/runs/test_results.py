@@ -1,4 +1,4 @@
-"""Where evaluations write."""
+"""Output directories of evaluations."""
 
 import pytest
 
@@ -6,20 +6,20 @@ from vidjax.errors import UserError
 from vidjax.runs import results
 
 
-def test_results_go_into_a_directory_of_their_own(tmp_path, monkeypatch):
+def test_each_evaluation_has_its_own_output_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert results.open_results("mine", "run", "evaluations").is_dir()
-    assert results.open_results("mine", "run", "evaluations").name == "mine"  # nothing is in it yet
+    assert results.open_results("mine", "run", "evaluations").name == "mine"  # still empty
     (tmp_path / "mine" / "table.txt").touch()
-    with pytest.raises(ValueError, match="mine is not an empty directory: choose another --out, nothing is"):
+    with pytest.raises(ValueError, match="mine is not an empty directory, and nothing is overwritten: choose another"):
         results.open_results("mine", "run", "evaluations")
-    taken = [results.open_results(None, "run", "evaluations") for _ in range(2)]
-    monkeypatch.setattr(type(tmp_path), "exists", lambda self: False)  # as another sees it that looked at the same time
-    taken.append(results.open_results(None, "run", "evaluations"))
-    assert [str(path) for path in taken] == [f"runs/evaluations/{number}" for number in (1, 2, 3)]
+    paths = [results.open_results(None, "run", "evaluations") for _ in range(2)]
+    monkeypatch.setattr(type(tmp_path), "exists", lambda self: False)  # simulates a concurrent evaluation
+    paths.append(results.open_results(None, "run", "evaluations"))
+    assert [str(path) for path in paths] == [f"runs/evaluations/{number}" for number in (1, 2, 3)]
 
 
-def test_where_no_results_can_be_written_is_told(tmp_path):
+def test_an_output_directory_that_cannot_be_written_raises(tmp_path):
     for name in ("config.json", "vidjax.json", "evaluations", "file"):
         (tmp_path / name).touch()
     with pytest.raises(UserError, match=r"cannot write to the folder \S+evaluations \(File exists\): choose"):

@@ -1,4 +1,4 @@
-"""A work directory is one run's, and goes on with configs that leave its numbers alone."""
+"""A work directory belongs to one run, which resumes with configs that do not change its results."""
 
 import dataclasses
 import json
@@ -30,7 +30,7 @@ class Config:
     """A part."""
 
 
-def test_a_work_directory_takes_its_own_config_again_and_no_other(tmp_path):
+def test_a_work_directory_accepts_only_its_own_config(tmp_path):
     config = Config(workdir=str(tmp_path / "run"))
     open_workdir(config.workdir, config)
     (tmp_path / "run" / "metrics.jsonl").touch()
@@ -42,31 +42,31 @@ def test_a_work_directory_takes_its_own_config_again_and_no_other(tmp_path):
 
 @dataclasses.dataclass(frozen=True)
 class Begun(Config):
-    """A job whose fields say what they matter for."""
+    """A job with fields that matter never, only at the start, or always."""
 
     threads: int = free(1)
-    """Never."""
+    """Never matters."""
     log: Part = free(Part())
-    """Nothing in it."""
+    """No field in it matters."""
     weights: str = initial("none")
-    """At the start."""
+    """Matters at the start."""
     accept_changes: bool = False
-    """Go on."""
+    """Resume with changed fields."""
 
 
 def begin(folder, **changes):
-    """A begun run with these fields, and what another config is told."""
+    """Starts a run with these fields."""
     open_workdir(folder, Begun(**changes))
     (folder / "checkpoints").mkdir()
 
 
-def test_a_begun_run_goes_on_with_fields_that_change_no_number_and_its_config_shows_them(tmp_path):
+def test_a_run_resumes_with_changed_fields_that_do_not_matter_and_records_them(tmp_path):
     begin(tmp_path)
     open_workdir(tmp_path, Begun(threads=4, log=Part(0.5), workdir=str(tmp_path)))
     assert read_config(tmp_path) | {"threads": 4, "log": {"rate": 0.5}} == read_config(tmp_path)
 
 
-def test_a_begun_run_goes_on_with_other_fields_by_the_flag_that_the_refusal_names(tmp_path):
+def test_a_run_resumes_with_changed_fields_that_matter_only_with_accept_changes(tmp_path):
     begin(tmp_path)
     changed = Begun(size=9, threads=4)
     before = read_config(tmp_path)
@@ -75,11 +75,11 @@ def test_a_begun_run_goes_on_with_other_fields_by_the_flag_that_the_refusal_name
     assert "threads" not in str(refused.value) and read_config(tmp_path) == before
     open_workdir(tmp_path, dataclasses.replace(changed, accept_changes=True))
     assert read_config(tmp_path)["size"] == 9
-    open_workdir(tmp_path, changed)  # it is of this config now
-    open_workdir(tmp_path, Begun(size=10), same=["size"])  # what means the same needs no flag
+    open_workdir(tmp_path, changed)  # now the config of the run
+    open_workdir(tmp_path, Begun(size=10), same=["size"])  # an equivalent value needs no flag
 
 
-def test_what_a_begun_run_cannot_take_is_refused_with_the_way_to_begin_anew(tmp_path):
+def test_changes_that_a_run_cannot_accept_suggest_a_new_run(tmp_path):
     begin(tmp_path)
     for changed, fits in (
         (Begun(weights="mine", accept_changes=True), True),
@@ -91,13 +91,13 @@ def test_what_a_begun_run_cannot_take_is_refused_with_the_way_to_begin_anew(tmp_
     assert read_config(tmp_path) == cli.as_dict(Begun())
 
 
-def test_a_run_that_took_no_step_may_be_given_another_config(tmp_path):
+def test_the_config_of_a_run_without_steps_can_change(tmp_path):
     open_workdir(tmp_path, Config())
     open_workdir(tmp_path, Config(size=9))
     assert read_config(tmp_path)["size"] == 9
 
 
-def test_a_field_new_since_the_run_began_had_its_default(tmp_path):
+def test_a_field_added_since_the_start_of_a_run_has_its_default(tmp_path):
     config = Config(workdir=str(tmp_path))
     open_workdir(tmp_path, config)
     (tmp_path / "checkpoints").mkdir()
@@ -109,7 +109,7 @@ def test_a_field_new_since_the_run_began_had_its_default(tmp_path):
         open_workdir(tmp_path, dataclasses.replace(config, part=Part(0.2)))
 
 
-def test_somebody_elses_directory_is_left_alone(tmp_path):
+def test_a_directory_with_other_files_is_not_modified(tmp_path):
     for name, text in (
         ("metrics.jsonl", "{}\n"), ("config.json", '{"model_type": "vit"}'), ("curves.png", "mine"),
         ("tokenizer", "mine"), ("reconstructions", "mine"), ("similarity", "mine"), ("bad_files_1.jsonl", "mine"),
@@ -118,12 +118,12 @@ def test_somebody_elses_directory_is_left_alone(tmp_path):
         folder = tmp_path / name.partition(".")[0]
         folder.mkdir()
         (folder / name).write_text(text)
-        with pytest.raises(ValueError, match=rf"holds {name}, which is not of a run of vidjax: choose another"):
+        with pytest.raises(ValueError, match=rf"holds {name}, which no vidjax run wrote: choose another"):
             open_workdir(folder, Config())
         assert os.listdir(folder) == [name] and (folder / name).read_text() == text
 
 
-def test_a_directory_that_cannot_be_written_is_said_so(tmp_path):
+def test_a_work_directory_that_cannot_be_written_raises(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cannot write to the work directory .*: choose another --workdir"):
         open_workdir(tmp_path / "file" / "run", Config())

@@ -1,4 +1,4 @@
-"""Checkpoints: what is kept, what a damaged one costs, what another run can read of them."""
+"""Checkpoints: retention, damaged checkpoints, and loading the weights of another run."""
 
 from typing import Any
 
@@ -40,7 +40,7 @@ def truncate_largest(directory):
         file.truncate(largest.stat().st_size // 2)
 
 
-def test_the_whole_state_comes_back(tmp_path):
+def test_the_state_is_restored_exactly(tmp_path):
     save(tmp_path, 7)
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     state, next_batch = checkpoints.restore(make_state(0))
@@ -53,8 +53,8 @@ def test_the_whole_state_comes_back(tmp_path):
 
 
 @flax.struct.dataclass
-class StateOfBefore:
-    """The state as runs have saved it that went through `optax.apply_if_finite`."""
+class OldState:
+    """The form in which earlier versions saved the state, with `optax.apply_if_finite`."""
 
     step: Any
     params: Any
@@ -64,10 +64,10 @@ class StateOfBefore:
     key: Any
 
 
-def test_a_run_of_before_the_step_skipped_by_itself_goes_on_and_its_layout_stays(tmp_path):
+def test_a_run_saved_with_apply_if_finite_resumes_and_its_layout_is_unchanged(tmp_path):
     new = make_state(7, ema=True)
     counted = optax.ApplyIfFiniteState(jnp.int32(2), jnp.array(False), jnp.int32(5), new.opt_state)
-    old = StateOfBefore(new.step, new.params, new.model_state, counted, new.ema, new.key)
+    old = OldState(new.step, new.params, new.model_state, counted, new.ema, new.key)
     with ocp.CheckpointManager(tmp_path / "old" / "checkpoints") as manager:
         items = {"state": ocp.args.StandardSave(old), "config": ocp.args.JsonSave({})}
         manager.save(7, args=ocp.args.Composite(**items, data=ocp.args.JsonSave({"next_batch": 7, "value": None})))
@@ -88,7 +88,7 @@ def test_a_run_of_before_the_step_skipped_by_itself_goes_on_and_its_layout_stays
         np.testing.assert_array_equal(got, want)
 
 
-def test_frozen_parameters_are_not_saved_and_those_of_the_new_state_stay(tmp_path):
+def test_frozen_parameters_are_not_saved_and_come_from_the_new_state(tmp_path):
     teacher = {"kernel": jnp.full((64, 64), 3.0)}
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     checkpoints.save(make_state(7).replace(frozen=teacher), {}, next_batch=7)
@@ -100,7 +100,7 @@ def test_frozen_parameters_are_not_saved_and_those_of_the_new_state_stay(tmp_pat
     assert state.frozen is teacher and state.params["layer"]["kernel"][0, 0] == 7
 
 
-def test_nothing_saved_is_nothing_restored(tmp_path):
+def test_restoring_without_checkpoints_gives_none(tmp_path):
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     assert checkpoints.restore(make_state(0)) is None
     checkpoints.close()
@@ -111,7 +111,7 @@ def test_the_newest_and_every_kth_are_kept(tmp_path):
     assert names(tmp_path) == [20, 40, 50]
 
 
-def test_a_damaged_newest_is_reported_set_aside_and_the_one_before_used(tmp_path, caplog):
+def test_a_damaged_checkpoint_is_reported_and_moved_and_the_previous_one_used(tmp_path, caplog):
     save(tmp_path, 10, 20)
     truncate_largest(tmp_path / "checkpoints" / "20")
     checkpoints = Checkpoints(tmp_path / "checkpoints")
@@ -119,12 +119,12 @@ def test_a_damaged_newest_is_reported_set_aside_and_the_one_before_used(tmp_path
     assert next_batch == 10 and float(state.params["layer"]["bias"][0]) == 10
     assert "checkpoint 20 cannot be read" in caplog.text and "damaged checkpoint 20 was moved to" in caplog.text
     assert (tmp_path / "damaged_checkpoints" / "20").is_dir()
-    checkpoints.save(make_state(20), {}, next_batch=20)  # its step is free again
+    checkpoints.save(make_state(20), {}, next_batch=20)  # its step can be saved again
     checkpoints.close()
     assert names(tmp_path) == [10, 20]
 
 
-def test_when_all_are_damaged_the_run_does_not_start_from_nothing(tmp_path):
+def test_a_run_with_only_damaged_checkpoints_does_not_start_from_scratch(tmp_path):
     save(tmp_path, 10, 20)
     for step in ("10", "20"):
         truncate_largest(tmp_path / "checkpoints" / step)
@@ -135,7 +135,7 @@ def test_when_all_are_damaged_the_run_does_not_start_from_nothing(tmp_path):
     assert names(tmp_path) == [10, 20]
 
 
-def test_what_a_killed_save_left_is_ignored_and_removed(tmp_path):
+def test_remains_of_a_killed_save_are_ignored_and_removed(tmp_path):
     save(tmp_path, 10)
     left = tmp_path / "checkpoints" / "20.orbax-checkpoint-tmp-123"
     left.mkdir()
@@ -146,7 +146,7 @@ def test_what_a_killed_save_left_is_ignored_and_removed(tmp_path):
     assert not left.exists()
 
 
-def test_another_run_reads_the_parameters_or_their_average_and_what_stands_beside_them(tmp_path):
+def test_variables_are_loaded_with_the_moving_average_if_there_is_one(tmp_path):
     save(tmp_path / "plain", 5, 9)
     variables, step = load_variables(tmp_path / "plain")
     assert step == 9 and set(variables) == {"params/layer/kernel", "params/layer/bias"}
@@ -160,7 +160,7 @@ def test_another_run_reads_the_parameters_or_their_average_and_what_stands_besid
     assert variables["batch_stats/norm/mean"].tolist() == [7, 7]
 
 
-def test_a_run_without_checkpoints_and_a_damaged_one_are_refused(tmp_path):
+def test_loading_without_checkpoints_or_from_a_damaged_one_raises(tmp_path):
     with pytest.raises(ValueError, match="holds no checkpoint"):
         load_variables(tmp_path)
     save(tmp_path, 5)
@@ -171,7 +171,7 @@ def test_a_run_without_checkpoints_and_a_damaged_one_are_refused(tmp_path):
         load_variables(tmp_path)
 
 
-def test_the_value_of_the_newest_is_remembered(tmp_path):
+def test_the_metric_of_the_newest_checkpoint_is_saved(tmp_path):
     checkpoints = Checkpoints(tmp_path / "best", keep=1)
     assert checkpoints.newest_value() == -np.inf
     checkpoints.save(make_state(3), {}, next_batch=3, value=0.25)
@@ -182,14 +182,14 @@ def test_the_value_of_the_newest_is_remembered(tmp_path):
     checkpoints.close()
 
 
-def test_a_checkpoint_fits_states_of_its_form_alone(tmp_path):
+def test_a_checkpoint_fits_only_states_of_the_same_structure(tmp_path):
     def state(width=64, ema=False, **optim):
         config = OptimizerConfig(**optim)
         tx = make_optimizer(config, config.schedule(256, 100, 10))
         variables = {"params": {"layer": {"kernel": jnp.zeros((width, width)), "bias": jnp.zeros(3)}}}
         return jax.eval_shape(lambda: create_state(variables, tx, jax.random.key(0), ema))
 
-    assert fits(tmp_path, state())  # there is none yet
+    assert fits(tmp_path, state())  # no checkpoint yet
     save(tmp_path, 3)
     assert fits(tmp_path, state()) and fits(tmp_path, state(learning_rate=1.0, clip_norm=1.0, warmup_epochs=1.0))
     for other in (state(65), state(ema=True), state(kind="sgd"), state(layer_decay=0.5)):

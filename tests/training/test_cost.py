@@ -1,4 +1,4 @@
-"""Multiply-accumulates, against hand counts and the published ones."""
+"""Multiply-accumulates, compared with counts by hand and published counts."""
 
 from functools import partial
 
@@ -22,7 +22,7 @@ def test_products_convolutions_and_loops_are_counted():
     depthwise = partial(depthwise, feature_group_count=3)
     assert count_macs(depthwise, video, jnp.ones((3, 3, 3, 1, 3))) == 8 * 8 * 8 * 3 * 27
 
-    for size in (3, 5):  # ours, which holds no convolution
+    for size in (3, 5):  # the library's own, which contains no convolution primitive
         kernel = jnp.ones((size, size, size, 1, 3))
         assert count_macs(jax.jit(depthwise_conv3d), video, kernel) == 8 * 8 * 8 * 3 * size**3
 
@@ -35,7 +35,7 @@ def test_products_convolutions_and_loops_are_counted():
 @pytest.mark.parametrize(
     ("name", "gmacs"), [("small", 11.536), ("base", 35.440), ("large", 142.636), ("huge", 237.607)]
 )
-def test_pretraining_costs_what_is_published_less_the_patches_that_are_never_embedded(name, gmacs):
+def test_pretraining_costs_are_published_without_the_patches_that_are_never_embedded(name, gmacs):
     model = create_model(f"videomae_{name}_pretrain")
     indices = jax.ShapeDtypeStruct((1, 160), jnp.int32), jax.ShapeDtypeStruct((1, 1408), jnp.int32)
     video = jax.ShapeDtypeStruct((1, 16, 224, 224, 3), jnp.float32)
@@ -44,7 +44,7 @@ def test_pretraining_costs_what_is_published_less_the_patches_that_are_never_emb
     assert count_macs(model.apply, variables, video, *indices) + never_embedded == pytest.approx(gmacs * 1e9, rel=1e-3)
 
 
-def test_peaks_are_found_by_the_device_kind():
+def test_peak_flops_by_device_kind():
     assert peak_flops("NVIDIA H200") == 989e12
     assert peak_flops("TPU v5 lite") == 197e12
     assert peak_flops("cpu") is peak_flops("cpu", "float32") is None
@@ -52,7 +52,7 @@ def test_peaks_are_found_by_the_device_kind():
     assert peak_flops("NVIDIA H100 PCIe") < peak_flops("NVIDIA H100 80GB HBM3") < peak_flops("NVIDIA GB200")
 
 
-def test_every_peak_can_be_found_and_has_a_source():
-    for kind, peak in PEAKS.items():  # a more general name before a special one would hide it
+def test_every_peak_is_reachable_and_has_a_source():
+    for kind, peak in PEAKS.items():  # a general name would hide more specific ones after it
         assert (peak_flops(kind), peak_flops(kind, "float32")) == (peak.bfloat16, peak.float32)
         assert 0 < peak.float32 <= peak.bfloat16 and peak.source

@@ -1,4 +1,4 @@
-"""The loop: order of things, waiting counted truly, errors carried from the feeding thread."""
+"""The training loop: order of events, measured waiting times, errors from the prefetching thread."""
 
 import itertools
 import threading
@@ -56,7 +56,7 @@ def losses(workdir):
     return {entry["step"]: entry["loss"] for entry in read_metrics(workdir) if "loss" in entry}
 
 
-def test_every_step_is_logged_and_the_end_is_saved(tmp_path):
+def test_every_step_is_logged_and_the_last_one_saved(tmp_path):
     result = run(tmp_path)
     assert result.finished and result.steps_taken == 10 and int(result.state.step) == 10
     assert list(losses(tmp_path)) == list(range(1, 11))
@@ -80,7 +80,7 @@ def test_a_notebook_trains_in_six_lines(tmp_path, monkeypatch, capsys):
     assert result.finished and int(result.state.step) == result.steps_taken == 30
     assert result.logged[-1]["loss"] < 0.1 * result.logged[0]["loss"]
     assert [entry["step"] for entry in result.logged] == [1, 10, 20, 30]
-    again = model.init(jax.random.key(0), jnp.zeros((1, 4)))  # what was given is still there, as it was
+    again = model.init(jax.random.key(0), jnp.zeros((1, 4)))  # the arguments are not modified
     np.testing.assert_array_equal(variables["params"]["kernel"], again["params"]["kernel"])
     assert list(tmp_path.iterdir()) == [] and "step 30" in capsys.readouterr().out
     with pytest.raises(UserError, match="the batches ended before the last step: give as many as steps"):
@@ -90,7 +90,7 @@ def test_a_notebook_trains_in_six_lines(tmp_path, monkeypatch, capsys):
         fit(make_train_step(loss_fn, tx), create_state(variables, tx, jax.random.key(1)), poisoned, steps=9)
 
 
-def test_a_work_directory_alone_makes_a_run_that_goes_on_with_the_same_batches(tmp_path):
+def test_fit_with_only_a_work_directory_resumes_with_the_same_batches(tmp_path):
     def loss_fn(params, aux, batch, key):
         noise = jax.random.normal(key, (4,)) * aux.frozen
         return jnp.square(batch["x"] @ params["w"] + noise - 1).mean(), (aux.model_state, {})
@@ -106,7 +106,7 @@ def test_a_work_directory_alone_makes_a_run_that_goes_on_with_the_same_batches(t
     np.testing.assert_array_equal(rest.state.params["w"], whole.state.params["w"])
 
 
-def test_a_run_in_two_parts_is_the_run_in_one(tmp_path):
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
     run(tmp_path / "whole")
     run(tmp_path / "parts", steps=4)
     run(tmp_path / "parts", steps=10)
@@ -134,13 +134,13 @@ def test_several_bad_gradients_in_a_row_stop_the_run(tmp_path):
         run(tmp_path, batches=lambda first: batches_from(first, poison={3, 4, 5, 6, 7}), max_skipped_in_a_row=3)
 
 
-def test_evaluation_is_logged_under_its_own_name(tmp_path):
+def test_evaluation_metrics_are_logged_with_a_prefix(tmp_path):
     run(tmp_path, evaluate=lambda state, step: {"twice": 2.0 * step}, evaluate_every=5)
-    found = {e["step"]: e["evaluation/twice"] for e in read_metrics(tmp_path) if "evaluation/twice" in e}
-    assert found == {5: 10.0, 10: 20.0}
+    values = {e["step"]: e["evaluation/twice"] for e in read_metrics(tmp_path) if "evaluation/twice" in e}
+    assert values == {5: 10.0, 10: 20.0}
 
 
-def test_nothing_is_lost_when_an_evaluation_fails_and_a_run_goes_on_from_there(tmp_path, capsys):
+def test_a_run_whose_evaluation_failed_resumes_without_loss(tmp_path, capsys):
     def broken(state, step):
         raise RuntimeError("no validation video can be read")
 
@@ -154,14 +154,14 @@ def test_nothing_is_lost_when_an_evaluation_fails_and_a_run_goes_on_from_there(t
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")  # to the last bit
 
 
-def test_the_best_state_is_that_of_the_highest_named_number_and_no_later_one_takes_its_place(tmp_path):
-    worth = {2: 0.3, 4: 0.9, 6: 0.5, 8: 0.8, 10: 0.1}
+def test_the_best_state_is_that_of_the_highest_metric_also_after_resuming(tmp_path):
+    top1 = {2: 0.3, 4: 0.9, 6: 0.5, 8: 0.8, 10: 0.1}
 
     def evaluate(state, step):
-        return {"step": float(step), "top1": worth[step], "error": 1 - worth[step]}
+        return {"step": float(step), "top1": top1[step], "error": 1 - top1[step]}
 
     run(tmp_path / "until_4", steps=4)
-    for steps in (6, 10):  # of a run that goes on, the best of what came before is still the best
+    for steps in (6, 10):  # the resumed run keeps the best state from before
         run(tmp_path / "run", steps=steps, evaluate=evaluate, evaluate_every=2, best="top1")
         variables, step = load_variables(tmp_path / "run", "best")
         assert step == 4 and [path.name for path in (tmp_path / "run" / "best").iterdir()] == ["4"]
@@ -169,7 +169,7 @@ def test_the_best_state_is_that_of_the_highest_named_number_and_no_later_one_tak
     assert load_variables(tmp_path / "run", "last")[1] == 10
 
 
-def test_an_error_of_the_data_reaches_the_caller(tmp_path):
+def test_an_error_in_the_data_is_raised_by_fit(tmp_path):
     def broken(first):
         yield next(batches_from(first))
         raise ValueError("too many bad files")
@@ -178,7 +178,7 @@ def test_an_error_of_the_data_reaches_the_caller(tmp_path):
         run(tmp_path, batches=broken)
 
 
-def test_batches_that_end_are_an_error_and_ctrl_c_ends_the_run_with_its_checkpoint(tmp_path):
+def test_batches_that_end_raise_and_ctrl_c_waits_for_the_checkpoint(tmp_path):
     with pytest.raises(ValueError, match="the batches ended before the last step"):
         run(tmp_path / "ended", batches=lambda first: itertools.islice(batches_from(first), 3))
 
@@ -194,45 +194,45 @@ def test_batches_that_end_are_an_error_and_ctrl_c_ends_the_run_with_its_checkpoi
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
 
 
-def test_waiting_counts_only_while_the_device_has_nothing_to_do():
-    asked, go_on = [], threading.Event()
+def test_waiting_counts_only_while_the_device_is_idle():
+    calls, gate = [], threading.Event()
 
     def gated():
         for n in range(3):
-            go_on.wait()
-            go_on.clear()
+            gate.wait()
+            gate.clear()
             yield {"x": np.full((8, 1), n, np.float32)}
 
-    def done_at(call):  # whether the step under way is done; the batch comes after the third time that it is asked
-        asked.append(time.monotonic())
-        if len(asked) == 3:
-            go_on.set()
-        return len(asked) >= call
+    def done_at(call):  # whether the current step has finished; the batch arrives after the third call
+        calls.append(time.monotonic())
+        if len(calls) == 3:
+            gate.set()
+        return len(calls) >= call
 
     feeder = Feeder(gated(), make_mesh())
     _, idle = feeder.get(lambda: done_at(3))
-    assert 0 < idle <= time.monotonic() - asked[2]
-    asked.clear()
+    assert 0 < idle <= time.monotonic() - calls[2]
+    calls.clear()
     _, idle = feeder.get(lambda: done_at(4) and False)
     assert idle == 0
-    threading.Timer(0.5, go_on.set).start()
-    _, idle = feeder.get(None)  # no step is under way
+    threading.Timer(0.5, gate.set).start()
+    _, idle = feeder.get(None)  # no step is running
     assert idle > 0
     feeder.close()
 
 
-def test_batches_are_made_ahead_and_in_order():
+def test_batches_are_prefetched_in_order():
     feeder = Feeder(iter([{"x": np.full((8, 1), n, np.float32)} for n in range(5)]), make_mesh(), size=2)
     time.sleep(0.3)
-    got = [float(feeder.get(None)[0]["x"][0, 0]) for _ in range(5)]
+    values = [float(feeder.get(None)[0]["x"][0, 0]) for _ in range(5)]
     feeder.close()
-    assert got == [0, 1, 2, 3, 4]
+    assert values == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("pause", [0.05, 0.0])
-def test_a_starved_run_is_advised_once_and_a_fed_one_never(pause, tmp_path, monkeypatch, capsys):
+def test_a_starved_run_prints_advice_once_and_others_do_not(pause, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(loop, "NOTICED_AFTER", 0.2)
-    asked = []
+    calls = []
 
     def batches(first):
         for batch in batches_from(first):
@@ -240,7 +240,7 @@ def test_a_starved_run_is_advised_once_and_a_fed_one_never(pause, tmp_path, monk
             yield batch
 
     def advise(wanted, made):
-        asked.append((wanted, made))
+        calls.append((wanted, made))
         return "more cores"
 
     if not pause:
@@ -248,14 +248,14 @@ def test_a_starved_run_is_advised_once_and_a_fed_one_never(pause, tmp_path, monk
     result = run(tmp_path, steps=20, batches=batches, advise=advise, save_every=100)
     notes = [line for line in capsys.readouterr().out.splitlines() if "more cores" in line]
     if not pause:
-        assert not asked and not notes and result.advice == ""
+        assert not calls and not notes and result.advice == ""
         return
     assert len(notes) == 1 and notes[0].endswith("waiting for data: more cores") and result.advice == "more cores"
-    wanted, made = asked[-1]
+    wanted, made = calls[-1]
     assert 0 < made < 8 / pause
     assert wanted == pytest.approx(result.clips_per_second / (1 - result.data_wait_fraction))
 
 
-def test_values_that_cannot_be_meant_are_refused():
+def test_invalid_values_raise():
     with pytest.raises(ValueError, match=r"loop\.keep is 0: it must be 1 or more"):
         LoopConfig(keep=0)

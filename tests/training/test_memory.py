@@ -1,4 +1,4 @@
-"""The memory of a run, told from shapes alone: exact where it can be, and within 15 % of what a process then uses."""
+"""The memory of a run, computed from shapes: exact for the state, and within 15 % of what a process uses."""
 
 import dataclasses
 import os
@@ -48,7 +48,7 @@ def init(key):
 
 
 def prepare(fsdp=1, batch_size=64, places=64):
-    """A step with a moving average, and shapes of what it takes."""
+    """A step with a moving average, and the shapes of its arguments."""
 
     def loss_fn(params, aux, batch, key):
         x = batch["video"].astype(jnp.float32) + jax.random.normal(key, (WIDTH,))
@@ -67,7 +67,7 @@ def prepare(fsdp=1, batch_size=64, places=64):
 
 
 @pytest.mark.parametrize("fsdp", [1, 4])
-def test_what_is_held_is_what_the_compiled_step_is_given_on_each_device(fsdp):
+def test_the_state_and_a_batch_equal_the_arguments_of_the_compiled_step(fsdp):
     step, state, sharding, batch, mesh = prepare(fsdp)
     needed = run_memory(step, state, sharding, batch, mesh)
     assert needed.parameters == needed.average == WIDTH * WIDTH * 4 // fsdp + WIDTH * 4
@@ -80,17 +80,17 @@ def test_what_is_held_is_what_the_compiled_step_is_given_on_each_device(fsdp):
     assert needed.working > 4 * (64 // 8) * 64 * WIDTH * 4  # four activations at the least
 
 
-def test_no_array_is_made_of_a_state_that_fits_nowhere():
+def test_no_array_is_allocated_for_a_huge_state():
     step, state, sharding, batch, mesh = prepare()
     big = jax.tree.map(lambda s: jax.ShapeDtypeStruct((2**20, *s.shape[1:]), s.dtype) if s.ndim == 2 else s, state)
-    with pytest.raises(TypeError, match="dot_general"):  # it was traced, and was only of the wrong width
+    with pytest.raises(TypeError, match="dot_general"):  # it was traced; only the width is wrong
         run_memory(step, big, sharding, batch, mesh)
     before = len(jax.live_arrays())
     run_memory(step, state, sharding, batch, mesh)
     assert len(jax.live_arrays()) == before
 
 
-def test_where_it_does_not_fit_the_batch_it_advises_does(monkeypatch, capsys):
+def test_the_suggested_batch_size_fits(monkeypatch, capsys):
     step, *shapes = prepare(places=512)
     enough = dry_run(Config(), step, *shapes)
     assert enough["fits"] and enough["available"] == available_memory()
@@ -98,9 +98,9 @@ def test_where_it_does_not_fit_the_batch_it_advises_does(monkeypatch, capsys):
     limit = enough["total"] // 2
     monkeypatch.setattr(memory, "available_memory", lambda: limit)
     assert not dry_run(Config(), step, *shapes)["fits"]
-    said = capsys.readouterr().out
-    found = re.search(r"does not fit: try --batch_size (\d+) or --accumulation 2 or --remat blocks or --fsdp 8\n", said)
-    batch_size = int(found[1])
+    out = capsys.readouterr().out
+    match = re.search(r"does not fit: try --batch_size (\d+) or --accumulation 2 or --remat blocks or --fsdp 8\n", out)
+    batch_size = int(match[1])
     assert batch_size % 8 == 0 and 8 <= batch_size < 64
     step, *shapes = prepare(batch_size=batch_size, places=512)
     assert dry_run(Config(batch_size=batch_size), step, *shapes)["fits"]
@@ -109,11 +109,11 @@ def test_where_it_does_not_fit_the_batch_it_advises_does(monkeypatch, capsys):
     assert "does not fit: try --accumulation 2 or --fsdp 8\n" in capsys.readouterr().out
 
 
-def test_the_loop_holds_as_many_batches_as_are_counted_and_one_state(tmp_path):
-    from vidjax.training.loop import LoopConfig, fit  # Orbax takes seconds, which the process below need not
+def test_the_loop_keeps_as_many_batches_as_are_counted_and_one_state(tmp_path):
+    from vidjax.training.loop import LoopConfig, fit  # Orbax takes seconds to import, and the process below needs none
 
     step, _, sharding, _, mesh = prepare()
-    shape, held = (64, 64, WIDTH), []
+    shape, counts = (64, 64, WIDTH), []
 
     def batches_from(first):
         while True:
@@ -123,25 +123,25 @@ def test_the_loop_holds_as_many_batches_as_are_counted_and_one_state(tmp_path):
         return sum(array.shape == shape for array in jax.live_arrays())
 
     def watched(state, batch):
-        expected = BATCHES - (not held)  # before the first step there is no batch of the one before
-        for _ in range(3000):  # until the feeder is ahead: at once, or later on a busy machine
+        expected = BATCHES - (not counts)  # the first step has no previous batch
+        for _ in range(3000):  # until the feeder is ahead, which takes a while on a busy machine
             if on_device() >= expected:
                 break
             time.sleep(0.01)
-        time.sleep(0.2)  # in which more would come, if the feeder went further ahead
-        made = step(state, batch)
-        held.append(on_device())
-        return made
+        time.sleep(0.2)  # more batches would arrive, if the feeder prefetched more
+        result = step(state, batch)
+        counts.append(on_device())
+        return result
 
     def run(steps):
-        begun = jax.jit(init, out_shardings=sharding)(jax.random.key(0))
+        state = jax.jit(init, out_shardings=sharding)(jax.random.key(0))
         settings = {"steps": steps, "workdir": tmp_path, "mesh": mesh, "config": {}, "loop": LoopConfig(log_every=1)}
-        fit(watched, begun, batches_from, schedule=lambda step: 1e-3, **settings)
-        return begun
+        fit(watched, state, batches_from, schedule=lambda step: 1e-3, **settings)
+        return state
 
     run(2)
-    assert max(held) == BATCHES
-    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(run(3).params))  # nothing of it stays beside the restored
+    assert max(counts) == BATCHES
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(run(3).params))  # freed when the checkpoint is restored
 
 
 ALONE = """
@@ -158,7 +158,7 @@ needed = t.run_memory(step, state, sharding, batch, mesh)
 step = step.lower(state, batch).compile()
 make = t.jax.jit(t.init, out_shardings=sharding).lower(t.jax.random.key(0)).compile()
 put = lambda: put_batch({name: t.np.ones(s.shape, s.dtype) for name, s in batch.items()}, mesh)
-ctypes.CDLL(None).malloc_trim(0)  # what compiling took is not what the step takes
+ctypes.CDLL(None).malloc_trim(0)  # excludes the memory of compilation
 forget_peak()
 before = resident("peak")
 state, batches = make(t.jax.random.key(0)), [put() for _ in range(t.BATCHES)]
@@ -167,12 +167,12 @@ print(needed.total, resident("peak") - before)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the peak is set back through /proc")
-def test_a_process_then_uses_what_was_said():
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is reset through /proc")
+def test_a_process_uses_the_predicted_memory():
     environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'experiments'}"}
     command = [sys.executable, "-c", ALONE, str(Path(__file__).parent)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    said, used = map(int, done.stdout.split())
-    assert said > 1e9
-    assert abs(said - used) < 0.15 * used, (said, used)
+    predicted, used = map(int, done.stdout.split())
+    assert predicted > 1e9
+    assert abs(predicted - used) < 0.15 * used, (predicted, used)

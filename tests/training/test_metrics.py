@@ -1,4 +1,4 @@
-"""What is written, and what a resumed run does with it."""
+"""Metric files, also of resumed runs, throughput and progress."""
 
 import json
 
@@ -9,7 +9,7 @@ from vidjax.training.metrics import Meter, MetricWriter, Progress, clock, read_m
 VALUES = {"loss": 1.5, "learning_rate": 1e-4, "clips_per_second": 10.0, "data_wait_fraction": 0.25}
 
 
-def test_a_line_a_step_and_events_beside_it(tmp_path):
+def test_each_step_is_a_line_and_a_tensorboard_event(tmp_path):
     writer = MetricWriter(tmp_path)
     writer.write(10, VALUES)
     writer.write(20, VALUES | {"loss": float("nan")})
@@ -19,7 +19,7 @@ def test_a_line_a_step_and_events_beside_it(tmp_path):
     assert list((tmp_path / "tensorboard").iterdir())
 
 
-def test_resuming_drops_the_lines_that_will_be_written_again(tmp_path):
+def test_resuming_removes_lines_that_will_be_written_again(tmp_path):
     writer = MetricWriter(tmp_path)
     for step in (10, 20, 30):
         writer.write(step, VALUES)
@@ -30,7 +30,7 @@ def test_resuming_drops_the_lines_that_will_be_written_again(tmp_path):
     assert [entry["step"] for entry in read_metrics(tmp_path)] == [10, 20]
 
 
-def test_what_changed_in_the_config_is_one_line_however_often_the_run_goes_on_from_there(tmp_path):
+def test_changes_of_the_config_are_one_line_per_checkpoint(tmp_path):
     writer = MetricWriter(tmp_path)
     writer.write(10, VALUES)
     writer.close()
@@ -40,7 +40,7 @@ def test_what_changed_in_the_config_is_one_line_however_often_the_run_goes_on_fr
     assert read_metrics(tmp_path) == [{"step": 10} | VALUES, {"step": 10, "config": {"optim.rate": [1.0, 3.0]}}]
 
 
-def test_meter_counts_what_was_waited_and_not_what_was_paused(monkeypatch):
+def test_meter_counts_waiting_and_excludes_pauses(monkeypatch):
     now = [0.0]
     monkeypatch.setattr("vidjax.training.metrics.time.monotonic", lambda: now[0])
     meter = Meter()
@@ -55,7 +55,7 @@ def test_meter_counts_what_was_waited_and_not_what_was_paused(monkeypatch):
     assert meter.overall() == {"clips_per_second": 2.0, "data_wait_fraction": 0.2}
 
 
-def test_lines_are_plain_where_there_is_no_terminal(capsys):
+def test_progress_is_plain_lines_without_a_terminal(capsys):
     progress = Progress(0, 100)
     progress.step()
     progress.log(10, VALUES)

@@ -1,4 +1,4 @@
-"""Layer decay, partial training and SGD, each against what they are said to be."""
+"""Layer decay, partial training and SGD, compared with their definitions."""
 
 import json
 from pathlib import Path
@@ -57,21 +57,21 @@ def test_layers_of_a_vision_transformer_are_those_of_the_original_recipe():
 def test_layers_of_every_family_rise_from_input_to_head(name, order):
     layers = numbered(name)
     positions = []
-    for beginning in order:
-        found = {layer for path, layer in layers.items() if path.startswith(beginning)}
-        assert found, f"no parameter {beginning} among {sorted(layers)}"
-        positions.append(min(found))
+    for beginning in order:  # a prefix of parameter paths
+        matches = {layer for path, layer in layers.items() if path.startswith(beginning)}
+        assert matches, f"no parameter {beginning} among {sorted(layers)}"
+        positions.append(min(matches))
     assert positions == sorted(positions) and positions[0] < positions[1] and positions[-1] == max(layers.values())
 
 
 CLASSIFIERS = [name for name in vidjax.list_models("_tiny") if "num_classes" in VARIANTS[name]().__dataclass_fields__]
-# Of each parameter by the beginning of its path, as counted when the rules were first compared with the originals'.
+# Layers by prefix of the parameter path, recorded when the rules were compared with the original code.
 KNOWN = json.loads((Path(__file__).parent / "layer_numbers.json").read_text())
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
-def test_every_family_says_its_layers_by_its_names(name):
-    """No name is unknown, whatever the family; and the numbers that runs were made with stay."""
+def test_layer_numbers_of_every_family(name):
+    """No name is unknown in any family, and the recorded numbers are unchanged."""
     layers = numbered(name)
     known = KNOWN.get(name, {})
     for path, layer in layers.items():
@@ -81,17 +81,17 @@ def test_every_family_says_its_layers_by_its_names(name):
     assert max(layers.values()) == layers["head/kernel"]
 
 
-def test_a_name_that_says_nothing_of_its_layer_is_refused():
+def test_a_name_without_a_layer_raises():
     for path in ("adapter", "block_first", "transformer/adapter"):
         params = unflatten_dict({("transformer", "block_0", "kernel"): 0, (*path.split("/"), "kernel"): 0})
-        with pytest.raises(UserError, match=f"the layer of the parameter {path}/kernel is not known"):
+        with pytest.raises(UserError, match=f"the layer of the parameter {path}/kernel is unknown"):
             layer_numbers(params)
     pair = {"video": {"head": {"kernel": 0}}, "logit_scale": 0}
-    with pytest.raises(UserError, match="the layer of the parameter logit_scale is not known"):
+    with pytest.raises(UserError, match="the layer of the parameter logit_scale is unknown"):
         layer_numbers(pair)
 
 
-def test_updates_shrink_by_the_decay_from_layer_to_layer():
+def test_updates_decrease_by_the_decay_from_layer_to_layer():
     params = {
         "patch_embedding": {"kernel": jnp.ones((2, 2))},
         "transformer": {f"block_{i}": {"kernel": jnp.ones((2, 2))} for i in range(3)},
@@ -105,8 +105,8 @@ def test_updates_shrink_by_the_decay_from_layer_to_layer():
     assert sizes == {"patch_embedding": 0.5**4, **blocks, "head": 1.0}
 
 
-def test_sgd_equals_pytorchs_rule_momentum_and_decay_in_the_gradient():
-    """v = momentum v + (g + decay w); w -= rate v, with decay on matrices alone."""
+def test_sgd_equals_pytorchs_update_rule():
+    """v = momentum v + (g + decay w); w -= rate v, with decay only for matrices."""
     params = {"w": jnp.array([[1.0, -2.0], [3.0, 0.5]]), "b": jnp.array([1.0, 2.0])}
     config = OptimizerConfig(kind="sgd", learning_rate=1.0, warmup_epochs=0, weight_decay=0.1, beta1=0.9)
     tx = make_optimizer(config, optax.constant_schedule(0.2))
@@ -127,11 +127,11 @@ def test_milestones_divide_the_rate_by_ten_after_a_warm_up():
     config = OptimizerConfig(learning_rate=0.16, warmup_learning_rate=0.0, warmup_epochs=2, milestones=(5, 8))
     rate = config.schedule(batch_size=8, steps=100, steps_per_epoch=10)
     peak = 0.16 * 8 / 256
-    found = [float(rate(step)) for step in (0, 10, 20, 49, 51, 79, 81, 99)]
-    np.testing.assert_allclose(np.array(found) / peak, [0, 0.5, 1, 1, 0.1, 0.1, 0.01, 0.01], rtol=1e-5)
+    rates = [float(rate(step)) for step in (0, 10, 20, 49, 51, 79, 81, 99)]
+    np.testing.assert_allclose(np.array(rates) / peak, [0, 0.5, 1, 1, 0.1, 0.1, 0.01, 0.01], rtol=1e-5)
 
 
-def test_what_is_not_trained_stays_to_the_bit_and_has_no_moments():
+def test_frozen_parameters_do_not_change_and_have_no_moments():
     params = {
         "patch_embedding": {"kernel": jnp.ones((2, 2))},
         "transformer": {f"block_{i}": {"kernel": jnp.ones((2, 2)), "norm1": {"scale": jnp.ones(2)}} for i in range(3)},
@@ -145,7 +145,7 @@ def test_what_is_not_trained_stays_to_the_bit_and_has_no_moments():
     tx = make_optimizer(config, optax.constant_schedule(0.5), trained)
     state = tx.init(params)
     moments = [leaf for leaf in jax.tree.leaves(state) if leaf.shape == (2, 2)]
-    assert len(moments) == 2 * 2  # two of AdamW for each of the two kernels that are trained
+    assert len(moments) == 2 * 2  # two for each of the two trained kernels
     updates, _ = tx.update(jax.tree.map(jnp.ones_like, params), state, params)
     moved = {path for path, value in flatten_dict(updates, sep="/").items() if jnp.any(value != 0)}
     assert moved == chosen
@@ -153,18 +153,18 @@ def test_what_is_not_trained_stays_to_the_bit_and_has_no_moments():
         trained_parameters(params, 4)
 
 
-def test_values_that_cannot_be_meant_are_refused():
-    for field, value, said in (
+def test_invalid_values_raise():
+    for field, value, message in (
         ("learning_rate", 0.0, "optim.learning_rate is 0.0: it must be above 0"),
         ("warmup_epochs", -1.0, "optim.warmup_epochs is -1.0: it must be 0 or more"),
-        ("clip_norm", 0.0, "optim.clip_norm is 0.0: it must be above 0 .leave it out for none"),
+        ("clip_norm", 0.0, "optim.clip_norm is 0.0: it must be above 0, or omitted"),
         ("layer_decay", 1.5, "optim.layer_decay is 1.5: it must be above 0 and at most 1"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             OptimizerConfig(**{field: value})
 
 
-def test_parameters_below_a_path_learn_by_their_own_factor():
+def test_learning_rate_factors_apply_below_a_path():
     params = {"video": {"temporal": {"kernel": jnp.ones((2, 2))}, "image": {"kernel": jnp.ones((2, 2))}}}
     config = OptimizerConfig(weight_decay=0.2)
     changes = []

@@ -1,4 +1,4 @@
-"""One device, eight, and eight that share the parameters: the same numbers."""
+"""The same losses on one device, on eight, and on eight with sharded parameters or clips."""
 
 import dataclasses
 
@@ -18,7 +18,7 @@ GRID = (2, 4, 4)
 
 
 def run(fsdp, devices, sequence=1, implementation="auto", steps=3):
-    """Losses of a tiny masked pre-training on so many devices, and the state."""
+    """The losses of a tiny masked pre-training on `devices` devices, and the state."""
     model = create_model(
         "videomae_tiny_pretrain",
         patch_size=(2, 8, 8),
@@ -79,12 +79,12 @@ def test_eight_devices_give_the_losses_of_one(on_one_device, fsdp):
 
 
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
-def test_eight_devices_that_share_clips_give_the_losses_of_one(on_one_device):
+def test_eight_devices_with_sharded_clips_give_the_losses_of_one(on_one_device):
     losses, _ = run(fsdp=2, devices=8, sequence=2, implementation="ring")
     np.testing.assert_allclose(losses, on_one_device, atol=1e-5)
 
 
-def test_frames_are_split_where_devices_share_clips():
+def test_frames_are_split_over_the_sequence_axis():
     mesh = make_mesh(sequence=4)
     clips = {"video": np.zeros((2, 8, 2, 2, 3), np.uint8), "label": np.zeros((2, 8))}
     put = put_batch(clips, mesh)
@@ -95,7 +95,7 @@ def test_frames_are_split_where_devices_share_clips():
     assert put_batch({"video": clips["video"][:, :6]}, mesh)["video"].addressable_shards[0].data.shape[1] == 6
 
 
-def test_a_mesh_that_does_not_fit_is_refused():
+def test_a_mesh_that_does_not_divide_the_devices_raises():
     with pytest.raises(ValueError, match="fsdp 3 does not divide the 8 devices: choose one of"):
         make_mesh(3)
     with pytest.raises(ValueError, match="sequence 5 does not divide the 8 devices: choose one of"):
@@ -104,7 +104,7 @@ def test_a_mesh_that_does_not_fit_is_refused():
         make_mesh(4, 4)
 
 
-def test_a_clip_is_not_shared_by_processes(monkeypatch):
+def test_a_clip_is_not_split_over_processes(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 4)
     monkeypatch.setattr(jax, "local_device_count", lambda: 2)
     with pytest.raises(ValueError, match="sequence 4 does not divide the 2 devices of a process"):
@@ -112,36 +112,36 @@ def test_a_clip_is_not_shared_by_processes(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("told", "sentence"),
+    ("variables", "message"),
     [
         ({"COORDINATOR_ADDRESS": "localhost"}, "JAX_COORDINATOR_ADDRESS is localhost: give HOST:PORT of process 0"),
         ({"NUM_PROCESSES": "two"}, "JAX_NUM_PROCESSES is 'two': give a number"),
-        ({"NUM_PROCESSES": "2", "PROCESS_ID": "2"}, "JAX_PROCESS_ID is 2 of 2 processes: set it to one from 0"),
-        ({}, r"this process does not know the others \(coordinator_address should be defined"),
+        ({"NUM_PROCESSES": "2", "PROCESS_ID": "2"}, "JAX_PROCESS_ID is 2 of 2 processes: it is counted from 0"),
+        ({}, r"no cluster was detected \(coordinator_address should be defined"),
     ],
 )
-def test_a_process_that_cannot_join_says_why(told, sentence, monkeypatch):
+def test_a_process_that_cannot_join_raises(variables, message, monkeypatch):
     for name in ("COORDINATOR_ADDRESS", "NUM_PROCESSES", "PROCESS_ID"):
         monkeypatch.delenv(f"JAX_{name}", raising=False)
-    for name, value in told.items():
+    for name, value in variables.items():
         monkeypatch.setenv(f"JAX_{name}", value)
 
-    def initialize(**told):
+    def initialize(**numbers):
         raise ValueError("coordinator_address should be defined.")
 
     monkeypatch.setattr(jax.distributed, "initialize", initialize)
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(ValueError, match=message):
         join_processes()
 
 
-def test_a_batch_that_does_not_fit_is_refused():
-    with pytest.raises(ValueError, match="a batch of 12 cannot be shared by 8 devices: make it a multiple of 8"):
+def test_a_batch_that_cannot_be_split_raises():
+    with pytest.raises(ValueError, match="a batch of 12 cannot be split over 8 devices: make it a multiple of 8"):
         check_batch_size(12)
     with pytest.raises(ValueError, match="times 2 micro-batches: make it a multiple of 16"):
         check_batch_size(8, accumulation=2)
     check_batch_size(16, accumulation=2)
     with pytest.raises(
-        ValueError, match="a batch of 3 cannot be shared by 2 groups of 4 devices: make it a multiple of 2"
+        ValueError, match="a batch of 3 cannot be split over 2 groups of 4 devices: make it a multiple of 2"
     ):
         check_batch_size(3, sequence=4)
     check_batch_size(2, sequence=4)

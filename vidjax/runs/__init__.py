@@ -1,7 +1,7 @@
-"""Training runs: what every training script does the same way, and work directories as models.
+"""Training runs: the code that all training scripts share, and work directories as sources of models.
 
-The names below are what scripts that read a run need; they import neither Optax nor Orbax. A training script adds
-`runs.config.TrainConfig` and `runs.run.Run`.
+The names exported here suffice for reading a run, and importing them loads neither Optax nor Orbax. Training scripts
+also use `runs.config.TrainConfig` and `runs.run.Run`.
 """
 
 from vidjax.runs.clips import cut_clips, read_views, square_pixels, usual_clips

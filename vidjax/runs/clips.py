@@ -1,4 +1,4 @@
-"""How clips are cut for a trained model: as when it was trained, unless something else is given."""
+"""How clips are sampled and cropped for a trained model: as in its training, unless flags override it."""
 
 from collections.abc import Mapping
 from dataclasses import fields, replace
@@ -14,10 +14,10 @@ from vidjax.runs.workdir import is_run, read_config
 
 
 def read_views(views: str) -> tuple[int, int]:
-    """Clips over time and crops over space of a script's `--views`: `4x3` as (4, 3).
+    """Parses a script's `--views` into the numbers of clips in time and crops in space: `4x3` gives (4, 3).
 
     Raises:
-      UserError: it is not of this form.
+      UserError: the value does not have this form.
     """
     clips, _, crops = views.partition("x")
     if not (clips.isdecimal() and crops.isdecimal() and int(clips) and int(crops)):
@@ -26,38 +26,38 @@ def read_views(views: str) -> tuple[int, int]:
 
 
 def square_pixels(source: str | Path, data: GivenClipConfig) -> bool:
-    """Whether pixels that are not square are stretched: as given, or as when a run was trained."""
+    """Whether to resample non-square pixels to square ones: as `data` specifies, else as in the run's training."""
     if data.square_pixels is not None:
         return data.square_pixels
     return read_config(source).get("data", {}).get("square_pixels", True) if is_run(source) else True
 
 
 def cut_clips(source: str | Path, model: nn.Module, data: GivenClipConfig, window: int | None = None) -> ClipConfig:
-    """How clips are cut: as `data` says, else as usual; those of a window that runs through a video are dense.
+    """The clip settings: those that `data` specifies, and `usual_clips` for the others.
 
     Args:
-      source: of the model.
-      window: sampled frames of a window; None for clips of whole videos.
+      source: source of the model.
+      window: sampled frames per window, for windows that slide over a video; None for clips of whole videos.
 
     Raises:
-      UserError: windows are not of dense sampling.
+      UserError: windows without dense sampling.
     """
     usual = usual_clips(source, model)
     clips = data.clips(usual)
     if window is not None:
         if clips.sampling != "dense":
             raise UserError(
-                f"clips are sampled as {clips.sampling}, over the whole of a video: give "
-                "--data.sampling dense and --data.stride, the distance of a window's frames"
+                f"windows need dense sampling, but data.sampling is {clips.sampling}: give --data.sampling dense and "
+                "--data.stride, the distance between the frames of a window"
             )
         clips = replace(clips, frames=window)
     if clips.frames != usual["frames"]:
-        print(f"note: clips of {clips.frames} frames are given to a model that was made with {usual['frames']}")
+        print(f"note: clips have {clips.frames} frames, the model was built for {usual['frames']}")
     return clips
 
 
 def usual_clips(source: str | Path, model: nn.Module) -> dict[str, Any]:
-    """Fields of a `ClipConfig`: how clips were cut when a run was trained, or as a model's card and fields have it."""
+    """Values for `ClipConfig`: those of the run's training, or those of a model's card and fields."""
     if is_run(source):
         saved: Mapping[str, Any] = read_config(source)["data"]
         counting = {field.name for field in fields(ClipConfig) if matters(ClipConfig(), field.name) == "always"}

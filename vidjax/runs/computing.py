@@ -1,4 +1,4 @@
-"""On which devices, and with which numbers, a training script computes."""
+"""Devices and compute types of the scripts."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -16,16 +16,16 @@ from vidjax.training.sharding import join_processes, make_mesh
 
 
 def computing_type(dtype: Literal["auto", "float32", "bfloat16"]) -> Any:
-    """The type of a script's `--dtype`: auto is bfloat16 on accelerators, float32 on a CPU."""
+    """The compute type that a script's `--dtype` selects: auto is bfloat16 on accelerators, float32 on a CPU."""
     auto = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     return jnp.dtype(auto if dtype == "auto" else dtype)
 
 
 def on_mesh(job: Callable[[Any, Mesh], Any]) -> Callable[..., Any]:
-    """`job(config, mesh)` as `main(config)`, on the devices that `distributed`, `fsdp` and `sequence` ask for.
+    """Decorator that turns `job(config, mesh)` into `main(config)`.
 
-    Where devices share a clip the mesh is in context too, as ring attention wants it. A mesh of other devices may be
-    given as a second argument.
+    The mesh follows from the config's `distributed`, `fsdp` and `sequence`; a second argument of `main` replaces it.
+    With `sequence` above 1 the mesh is also set as JAX's context mesh, which ring attention needs.
     """
 
     @wraps(job)
@@ -40,13 +40,13 @@ def on_mesh(job: Callable[[Any, Mesh], Any]) -> Callable[..., Any]:
 
 
 def computing_fields(config: Any, name: str) -> dict[str, Any]:
-    """Fields of a model by a training script's `dtype`, `remat`, `scan` and `sequence`.
+    """The model fields that a training script's `dtype`, `remat`, `scan` and `sequence` set.
 
     Args:
-      name: of the model; not all have the last three.
+      name: name of the model; not all models support the last three.
 
     Raises:
-      UserError: the model has no blocks to run so, or no attention whose tokens devices could share.
+      UserError: the model does not support one of them.
     """
     fields = {"dtype": computing_type(config.dtype)}
     fields |= {"remat": config.remat} if config.remat != "none" else {}
@@ -56,11 +56,11 @@ def computing_fields(config: Any, name: str) -> dict[str, Any]:
     for flag, field in (("remat", "remat"), ("scan", "scan"), ("sequence", "implementation")):
         if field in fields and not _has_field(model, field):
             raise UserError(
-                f"{flag} is {getattr(config, flag)}, but {name} has no transformer blocks for it: leave it out"
+                f"{flag} is {getattr(config, flag)}, but {name} has no transformer blocks for it: omit --{flag}"
             )
     return fields
 
 
 def _has_field(model: nn.Module, field: str) -> bool:
-    """Whether the model or a tower of it has it."""
+    """Whether the model or one of its towers has this field."""
     return field in type(model).__dataclass_fields__ or any(_has_field(each, field) for each in towers(model).values())

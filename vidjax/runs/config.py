@@ -1,4 +1,4 @@
-"""The fields that all training scripts share."""
+"""The config fields that all training scripts share."""
 
 import dataclasses
 from typing import Literal
@@ -11,53 +11,53 @@ from vidjax.training.optimizer import OptimizerConfig
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """A training run; a script's Config adds what it trains on, and other defaults.
+    """Base config of a training script, whose Config adds the model, the data and other defaults.
 
-    `runs.run.Run` reads `model`, `data` and `accumulation` (micro-batches a step) of it too. They are no fields here:
-    data are of several kinds, and a loss that compares all clips of a batch takes no micro-batches.
+    `runs.run.Run` also reads `model`, `data` and `accumulation` (micro-batches per step). They are not fields here,
+    because the type of `data` differs, and a loss that compares all clips of a batch cannot be accumulated.
     """
 
     accumulation = 1
 
     workdir: str = "runs/train"
-    """Where everything goes; the same command again resumes."""
+    """Output directory; running the same command again resumes the run."""
     batch_size: int = 64
-    """Clips a step, over all devices; the learning rate is scaled by it."""
+    """Clips per step over all devices; the learning rate is scaled by it."""
     epochs: float = 100
     """Passes over the training videos."""
     steps: int | None = None
-    """Steps in all, instead of epochs."""
+    """Total number of steps; overrides epochs."""
     optim: OptimizerConfig = OptimizerConfig()
     """Optimiser and schedule."""
     loop: LoopConfig = free(LoopConfig())
-    """Logging, saving, evaluating, stopping."""
+    """Intervals of logging, saving and evaluation."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Type of computation (parameters are float32): auto is bfloat16, on a CPU float32."""
+    """Compute type (parameters are float32): auto is bfloat16 on accelerators, float32 on a CPU."""
     remat: Literal["none", "dots", "blocks"] = free("none")
-    """What the backward pass computes again to save memory."""
+    """What the backward pass recomputes to save memory."""
     scan: bool = free(False)
-    """Compile one block for all and run it in a loop, at the cost of a copy of the parameters."""
+    """Compile one block and scan over all of them, at the cost of a copy of the parameters."""
     ema_decay: float | None = None
-    """Keep a moving average of the parameters with this decay; it is evaluated too, and chosen by."""
+    """Keep a moving average of the parameters with this decay; it is evaluated too and selects the best checkpoint."""
     fsdp: int = free(1)
-    """Devices that share one copy of the parameters."""
+    """Devices over which each copy of the parameters is sharded."""
     sequence: int = free(1)
-    """Devices that share the tokens of one clip, for clips too long for one (ring attention)."""
+    """Devices over which the tokens of each clip are sharded (ring attention), for very long clips."""
     init_from: str | None = initial(None)
     """Start from the weights of a run's work directory or of a published checkpoint (file, directory or hub id)."""
     dry_run: bool = free(False)
-    """Only say how much memory each device needs, from the compiled step; nothing is loaded or written."""
+    """Only compile the step and report the memory that each device needs; nothing is loaded or written."""
     distributed: bool = free(False)
-    """Join the other processes of a cluster (jax.distributed); all are given the same command."""
+    """Join the other processes of a cluster (jax.distributed); all must run the same command."""
     accept_changes: bool = False
-    """Go on with a begun run although flags that change its numbers are other ones; metrics.jsonl says since when."""
+    """Resume with different flags, even if they change the results; metrics.jsonl records the change."""
     seed: int = 0
-    """Of everything random."""
+    """Random seed."""
 
     def __post_init__(self) -> None:
-        """Refuses values that cannot be meant; a script's own checks call this first."""
+        """Checks the values; scripts that add checks call this first."""
         check_values(self)
         require_positive(self, "batch_size", "accumulation", "epochs", "steps")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise UserError(f"ema_decay is {self.ema_decay}: it must lie between 0 and 1")
+            raise UserError(f"ema_decay is {self.ema_decay}: it must be between 0 and 1")
         require_not_negative(self, "seed")

@@ -1,4 +1,4 @@
-"""A video tower and a text tower as one model, and the weights that either starts from."""
+"""Building a video-text model from two towers, and loading the initial weights of either."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -8,16 +8,17 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Bool
 
-from vidjax import convert, matching
+from vidjax import convert
 from vidjax.convert.checkpoint import read_model
 from vidjax.errors import UserError
 from vidjax.models import create_model, create_text_model
 from vidjax.models.video_text import Projected, VideoText
+from vidjax.runs.video_text import check_tokenizer, subtree, tower, tower_weights
 from vidjax.runs.weights import start_from
 from vidjax.runs.workdir import is_run
 from vidjax.training.sharding import is_main_process
 
-if TYPE_CHECKING:  # TensorFlow takes seconds, which --help and wrong input need not
+if TYPE_CHECKING:  # TensorFlow takes seconds to import, which --help and input errors do not need
     from vidjax.data.text import Tokenizer
 
 
@@ -31,28 +32,28 @@ def make_pair(
     bias: float | None = None,
     **fields: Any,
 ) -> VideoText:
-    """The two towers for this tokeniser; a model that brings its text tower along is whole already.
+    """Builds a video-text model for this tokeniser. Some video models, such as CLIP, include their text tower.
 
     Args:
-      features: width of the embedding that both are projected to; by default the text model's.
-      context: tokens of a caption; by default the text model's.
-      bias: of the sigmoid loss at first; None has none.
-      fields: of the video model; `dtype`, `remat` and `scan` are the text model's too.
+      features: width of the common embedding; by default the text model's.
+      context: tokens per caption; by default the text model's.
+      bias: initial bias of the sigmoid loss; None for a model without one.
+      fields: fields of the video model; `dtype`, `remat` and `scan` apply to the text model too.
 
     Raises:
-      UserError: towers that do not go together.
+      UserError: the towers cannot be combined.
     """
     if video_model.endswith("_pretrain"):
-        raise UserError(f"video_model {video_model} is for masked pre-training: give it without _pretrain")
+        raise UserError(f"video_model {video_model} is for masked pre-training: use the name without _pretrain")
     video = create_model(video_model, **fields)
     given = {name: value for name, value in (("features", features), ("context", context)) if value is not None}
     if isinstance(video, VideoText):
         if text_model:
-            raise UserError(f"video_model {video_model} brings its own text tower: give --text_model None")
+            raise UserError(f"video_model {video_model} includes a text tower: give --text_model None")
         for name, value in given.items():
-            if value != (has := getattr(video.text, name)):
-                raise UserError(f"{name} is {value}, but {video_model} has {has}: leave it out")
-        matching.check_tokenizer(tokenizer, video)
+            if value != (fixed := getattr(video.text, name)):
+                raise UserError(f"{name} is {value}, but {video_model} has {fixed}: omit --{name}")
+        check_tokenizer(tokenizer, video)
         return video.clone(bias=bias)
     if text_model is None:
         raise UserError(f"video_model {video_model} needs a text tower: give --text_model")
@@ -62,8 +63,8 @@ def make_pair(
     if "end_token" in text.__dataclass_fields__:
         if tokenizer.end is None:
             raise UserError(
-                f"tokenizer {tokenizer.name} puts no end token behind a text, where {text_model} reads its "
-                "feature: give one that does, or a bert_* as --text_model"
+                f"tokenizer {tokenizer.name} adds no end token, which {text_model} needs to pool its features: give "
+                "one that does, or a bert_* as --text_model"
             )
         text = text.clone(end_token=tokenizer.end)
     return VideoText(Projected(video, text.features, fields.get("dtype")), text, card=video.card, bias=bias)
@@ -72,15 +73,15 @@ def make_pair(
 def start_pair(
     model: VideoText, variables: dict, whole: str | None = None, video: str | None = None, text: str | None = None
 ) -> dict:
-    """The variables with loaded weights in their place.
+    """Loads initial weights into the variables.
 
     Args:
-      whole: a source of both towers: a run of two, a CLIP or an ActionCLIP.
-      video, text: a source of one tower: a model of the tower's family, or a run of two of which one is taken.
+      whole: source of both towers: a contrastive run, a CLIP or an ActionCLIP.
+      video, text: source of one tower: a model of the tower's family, or a contrastive run.
     """
     if whole is not None:
-        without = is_run(whole) and getattr(read_model(Path(whole)), "bias", None) is None
-        new = ("logit_bias",) if model.bias is not None and without else ()
+        lacks_bias = is_run(whole) and getattr(read_model(Path(whole)), "bias", None) is None
+        new = ("logit_bias",) if model.bias is not None and lacks_bias else ()
         variables, _ = start_from(whole, model, variables, new=new)
     for name, source in (("video", video), ("text", text)):
         if source is not None:
@@ -89,14 +90,14 @@ def start_pair(
 
 
 def _start_tower(name: str, source: str, model: VideoText, variables: dict) -> dict:
-    tower, inner = matching.tower(model, name)
+    module, inner = tower(model, name)
     flat = flatten_dict(variables, sep="/")
-    part = unflatten_dict(matching.below(flat, inner), sep="/")
-    weights = matching.tower_weights(source, name)
+    part = unflatten_dict(subtree(flat, inner), sep="/")
+    weights = tower_weights(source, name)
     if weights is None:
-        part, _ = start_from(source, tower, part, label=name)
+        part, _ = start_from(source, module, part, label=name)
     else:
-        part, report = convert.load_weights(f"the {name} tower of {source}", tower, part, weights=weights)
+        part, report = convert.load_weights(f"the {name} tower of {source}", module, part, weights=weights)
         if is_main_process():
             print(f"{name:<9} from {source}: {report}")
     part = flatten_dict(part, sep="/")
@@ -104,28 +105,31 @@ def _start_tower(name: str, source: str, model: VideoText, variables: dict) -> d
 
 
 def all_but(tower: Literal["none", "video", "text"], params: Any) -> Any:
-    """True for every parameter but those of a tower, for `training.optimizer.make_optimizer`; None for no tower."""
+    """Mask of the trained parameters for `make_optimizer`: False for the frozen tower; None if no tower is frozen."""
     if tower == "none":
         return None
-    return {name: jax.tree.map(lambda _, kept=name == tower: not kept, part) for name, part in params.items()}
+    return {name: jax.tree.map(lambda _, frozen=name == tower: not frozen, part) for name, part in params.items()}
 
 
 class CaptionCounter:
-    """Counts the captions that were cut, and prints a note at the first."""
+    """Counts truncated captions and prints a note at the first one.
+
+    Args:
+      context: maximum number of tokens of a caption.
+    """
 
     def __init__(self, context: int):
-        """Args: the tokens that a caption may have."""
-        self._context, self._cut, self._seen = context, 0, 0
+        self._context, self._truncated, self._total = context, 0, 0
 
     def count(self, truncated: Bool[np.ndarray, "b"]) -> None:
-        """Counts those of a batch."""
-        if not self._cut and truncated.any() and is_main_process():
-            print(f"note: captions of over {self._context} tokens are cut to that; the end says how many")
-        self._cut += int(truncated.sum())
-        self._seen += len(truncated)
+        """Adds a batch."""
+        if not self._truncated and truncated.any() and is_main_process():
+            print(f"note: captions are truncated to {self._context} tokens; their number is reported at the end")
+        self._truncated += int(truncated.sum())
+        self._total += len(truncated)
 
     def describe(self) -> list[str]:
-        """A line for the end of a run; none where no caption was cut."""
-        if not self._cut:
+        """A line for the summary of a run; an empty list if no caption was truncated."""
+        if not self._truncated:
             return []
-        return [f"captions  {self._cut:,} of the {self._seen:,} read since this start were too long and cut"]
+        return [f"captions  {self._truncated:,} of {self._total:,} read since the last start were truncated"]

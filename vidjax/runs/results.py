@@ -1,4 +1,4 @@
-"""What an evaluation writes: a directory of its own, and tables of how well classes are recognised."""
+"""Results of an evaluation: the output directory, and tables of the accuracy of each class."""
 
 import contextlib
 import csv
@@ -17,58 +17,57 @@ from vidjax.runs.workdir import is_run
 
 
 def open_results(out: str | None, run: str, folder: str) -> Path:
-    """A new directory for results: `out`, or the next number in `folder` of the run's directory (of runs/ for others).
+    """Creates the output directory: `out`, or the next number in `folder` of the work directory (of runs/ if no run).
 
     Raises:
-      UserError: there are files in it.
-      UserError: it cannot be written.
+      UserError: it is not empty, or cannot be written.
     """
     if out is not None:
         path = Path(out)
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise UserError(f"{path} is not an empty directory: choose another --out, nothing is overwritten")
+            raise UserError(f"{path} is not an empty directory, and nothing is overwritten: choose another --out")
         make_folder(path, "--out")
         return path
     results = (Path(run) if is_run(run) else Path("runs")) / folder
     make_folder(results, "--out")
     for number in itertools.count(1):
-        with contextlib.suppress(FileExistsError):  # an earlier one's, or that of one which runs beside
+        with contextlib.suppress(FileExistsError):  # from an earlier or a concurrent evaluation
             (results / str(number)).mkdir()
             break
     return results / str(number)
 
 
 def name_classes(model: nn.Module) -> tuple[str, ...]:
-    """What the model's classes are called, by number where nobody says; none without classes."""
+    """The names of the model's classes, `class 0`, `class 1`, ... if its card has none; empty without classes."""
     return model.card.class_names or tuple(f"class {i}" for i in range(getattr(model, "num_classes", None) or 0))
 
 
-def describe_recognition(found: Recognition, class_names: Sequence[str]) -> str:
-    """The numbers and a line a class, for a person."""
-    low, high = found.top1_interval
+def describe_recognition(result: Recognition, class_names: Sequence[str]) -> str:
+    """A text report of the metrics, with a table of the classes."""
+    low, high = result.top1_interval
     lines = [
-        f"top-1                 {found.top1:7.2%}   (95 % interval {low:.2%} to {high:.2%}, bootstrap over videos)",
-        f"top-5                 {found.top5:7.2%}",
-        f"mean class accuracy   {found.mean_class_accuracy:7.2%}",
-        f"calibration error     {found.calibration_error:7.2%}   (expected, 15 bins)",
+        f"top-1                 {result.top1:7.2%}   (95 % interval {low:.2%} to {high:.2%}, bootstrap over videos)",
+        f"top-5                 {result.top5:7.2%}",
+        f"mean class accuracy   {result.mean_class_accuracy:7.2%}",
+        f"calibration error     {result.calibration_error:7.2%}   (expected, 15 bins)",
         "",
-        f"{'class':30} {'videos':>7} {'correct':>7} {'accuracy':>9}   most often taken for",
+        f"{'class':30} {'videos':>7} {'correct':>7} {'accuracy':>9}   most often confused with",
     ]
-    for row in per_class(found, class_names):
+    for row in per_class(result, class_names):
         taken = f"{row['taken_for']} ({row['times']})" if row["taken_for"] else ""
         accuracy = f"{row['accuracy']:9.1%}" if row["videos"] else f"{'-':>9}"
         lines.append(f"{row['class'][:30]:30} {row['videos']:7,} {row['correct']:7,} {accuracy}   {taken}".rstrip())
     return "\n".join(lines)
 
 
-def per_class(found: Recognition, class_names: Sequence[str]) -> list[dict[str, Any]]:
-    """A row a class: videos, how many are correct, and the class that they are most often mistaken for."""
+def per_class(result: Recognition, class_names: Sequence[str]) -> list[dict[str, Any]]:
+    """One row per class: videos, correct predictions, accuracy, and the most frequent wrong prediction."""
     rows = []
     for i, name in enumerate(class_names):
-        counts = found.confusion[i]
+        counts = result.confusion[i]
         mistakes = np.where(np.arange(len(counts)) == i, 0, counts)
         taken, times = class_names[int(mistakes.argmax())], int(mistakes.max())
-        accuracy = float(found.class_accuracy[i]) if counts.sum() else None
+        accuracy = float(result.class_accuracy[i]) if counts.sum() else None
         row = {"class": name, "videos": int(counts.sum()), "correct": int(counts[i]), "accuracy": accuracy}
         rows.append(row | {"taken_for": taken if times else "", "times": times})
     return rows
@@ -77,7 +76,7 @@ def per_class(found: Recognition, class_names: Sequence[str]) -> list[dict[str, 
 def predictions(
     probabilities: np.ndarray, labels: np.ndarray, ids: Sequence[str], class_names: Sequence[str]
 ) -> list[dict[str, str]]:
-    """A row a video: its likeliest class, how likely, and its label, empty for -1."""
+    """One row per video: the predicted class, its probability, and the label (empty for -1)."""
     best = probabilities.argmax(axis=1)
     return [
         {
@@ -91,7 +90,7 @@ def predictions(
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """A line a row, under a header, in UTF-8; of a name that is none, its bytes as in `caf\\udce9.mp4`."""
+    """Writes rows with a header in UTF-8; other bytes of file names are escaped, as in `caf\\udce9.mp4`."""
     with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()

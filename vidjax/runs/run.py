@@ -1,4 +1,4 @@
-"""What every training script does in the same way, as steps that the script calls in order."""
+"""The steps that all training scripts share, called by each script in order."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,37 +40,37 @@ from vidjax.training.state import TrainState, create_state
 from vidjax.training.step import LossFn, make_train_step
 from vidjax.visualize.curves import save_curves
 
-if TYPE_CHECKING:  # TensorFlow takes seconds, which --help and wrong input need not
+if TYPE_CHECKING:  # TensorFlow takes seconds to import, which --help and input errors do not need
     from vidjax.data.sources import Source
 
 
 class Run:
     """One training run: `plan`, `build`, `dry_run` or `begin`, `announce`, `fit`, `finish`, in this order.
 
-    There are no hooks. A script that needs something else at some step calls the parts of that step itself.
+    There are no hooks: a script that needs a different step calls the functions used by that step directly.
 
     Attributes:
-      config: of the script, with its `data`.
+      config: config of the script, including `data`.
       mesh: the devices.
-      workdir: where the run writes.
-      has_begun: whether there is a checkpoint to go on from, so that no weights need be loaded.
-      sources: by the name of their field in `config.data`, the first is trained on; from `plan` on, as the next three.
-      source: the first of them.
-      steps: in all.
-      schedule: learning rate of a step.
-      model: the model that is trained; from `build` on, as the next five.
-      macs: multiply-accumulates of one clip forward.
-      trained: how many parameters are trained.
-      shapes: of the state.
-      sharding: of the state.
-      step: compiled, `(state, batch) -> (state, metrics)`.
+      workdir: the work directory.
+      has_begun: whether there is a checkpoint to resume from, so that no initial weights need to be loaded.
+      sources: data sources by the name of their field in `config.data`, the training data first; set by `plan`.
+      source: the training data; set by `plan`.
+      steps: total number of steps; set by `plan`.
+      schedule: the learning rate as a function of the step; set by `plan`.
+      model: the trained model; set by `build`.
+      macs: multiply-accumulates of the forward pass of one clip; set by `build`.
+      trained: number of trained parameters; set by `build`.
+      shapes: shapes of the state; set by `build`.
+      sharding: sharding of the state; set by `build`.
+      step: the compiled step, `(state, batch) -> (state, metrics)`; set by `build`.
     """
 
     def __init__(self, config: TrainConfig, mesh: Mesh):
-        """Checks what can be checked before data are opened.
+        """Checks what does not depend on the data.
 
         Raises:
-          UserError: the batch cannot be split over the devices, or there are no weights where it starts from some.
+          UserError: the batch cannot be split over the devices, or the initial weights do not exist.
         """
         check_batch_size(config.batch_size, config.accumulation, config.data.repeats, config.sequence)
         for field in fields(config):
@@ -81,10 +81,10 @@ class Run:
         self.has_begun = has_checkpoint(self.workdir)
 
     def plan(self, **sources: "Source | None") -> None:
-        """How many steps, and with which learning rates.
+        """Sets the number of steps and the learning rate schedule.
 
         Args:
-          sources: by the name of their field in `config.data`, the one to train on first; None is left out.
+          sources: by the name of their field in `config.data`, the training data first; None is ignored.
         """
         config = self.config
         self.sources = {name: source for name, source in sources.items() if source is not None}
@@ -104,11 +104,11 @@ class Run:
         trained: PyTree[bool] | None = None,
         factors: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
-        """The step, compiled for the state as it is sharded; no array is made.
+        """Sets up the sharded step from shapes; no array is allocated.
 
         Args:
           inputs: shapes of the model's arguments for one clip.
-          keys: of the first parameters and of the steps; by default two of the config's seed.
+          keys: PRNG keys for initialisation and for the steps; by default split from the config's seed.
           trained, factors: see `training.optimizer.make_optimizer`.
         """
         config, self.model = self.config, model
@@ -133,10 +133,10 @@ class Run:
         self.step = jit_step(step, self.sharding, self.mesh)
 
     def dry_run(self, **numbers: tuple[int, ...]) -> dict[str, float]:
-        """Prints the memory that each device needs, from the compiled step; see `training.memory.dry_run`.
+        """Compiles the step and prints the memory that each device needs; see `training.memory.dry_run`.
 
         Args:
-          numbers: shapes of the integers that an example has beside its `video` and `valid`.
+          numbers: shapes of the integer fields of an example, beside its `video` and `valid`.
         """
         data, size = self.config.data, self.config.batch_size
         channels = len(self.model.card.mean)
@@ -146,30 +146,30 @@ class Run:
         return dry_run(self.config, self.step, self.shapes, self.sharding, batch, self.mesh)
 
     def new_variables(self) -> dict[str, Any]:
-        """The model's first variables, sharded as the state is."""
+        """Newly initialised variables, sharded like the state."""
         sharding = {"params": self.sharding.params, **self.sharding.model_state}
         return jax.jit(self._init, out_shardings=sharding)(self._init_key)
 
     def begin(self, variables: dict[str, Any]) -> TrainState:
-        """Opens the work directory, with the model's description in it, and gives the first state.
+        """Opens the work directory, writes the model's description to it and returns the initial state.
 
         Args:
-          variables: new ones, or those with loaded weights in their place.
+          variables: newly initialised, or with loaded weights.
 
         Raises:
-          UserError: the work directory cannot be written, or holds a run of another config or of other classes.
-          UserError: no video that is validated with can be read.
+          UserError: the work directory cannot be written, or contains a run with a different config or other classes.
+          UserError: none of the first validation videos can be read.
         """
         from vidjax.data.pipeline import BadFiles
 
         before, now = class_names(self.workdir) if self.has_begun else (), self.model.card.class_names
         if before and before != now:
             raise UserError(
-                f"{self.workdir} was begun with the classes {', '.join(before[:5])}, {self.source.name} now has "
-                f"{', '.join(now[:5])}: give the videos of then, or another --workdir"
+                f"{self.workdir} was started with the classes {', '.join(before[:5])}, but {self.source.name} now has "
+                f"{', '.join(now[:5])}: use the original classes or another --workdir"
             )
         if "validation" in self.sources:
-            # That none of them can be read should not come out after hours.
+            # Fails now rather than at the first validation if the videos are unreadable.
             describe_span(self.config.data, self.sources["validation"])
         open_run(self.config, self.shapes, **self.sources)
         if is_main_process():
@@ -181,25 +181,25 @@ class Run:
         return jax.jit(self._create, out_shardings=self.sharding)(variables)
 
     def announce(self, **more: str) -> None:
-        """Prints what the run is about to do.
+        """Prints the plan of the run; see `describe_run`.
 
         Args:
-          more: further lines by their first word.
+          more: additional lines by their first word.
         """
         if is_main_process():
             config, shapes = self.config, self.shapes.params
             print(describe_run(config, self.source, shapes, self.macs, self.steps, more), flush=True)
 
     def describe_validation(self) -> str:
-        """With how many videos the run validates, for `announce`."""
+        """The number of validation videos, for `announce`."""
         source = self.sources.get("validation")
-        return "validate with none" if source is None else f"validate with {len(source):,} videos of {source.name}"
+        return "no validation" if source is None else f"validation on {len(source):,} videos of {source.name}"
 
     def batches(self, first: int, **text: Any) -> Iterator[dict[str, np.ndarray]]:
-        """This process's part of every training batch from the numbered one on, without end.
+        """This process's part of each training batch, starting at batch number `first`, without end.
 
         Args:
-          text: `tokenizer` and `context`, where captions come along.
+          text: `tokenizer` and `context`, if the batches include captions.
         """
         from vidjax.data.pipeline import train_batches
 
@@ -208,14 +208,14 @@ class Run:
         return train_batches(self.source, self.config.data, **settings, **text, **this_process())
 
     def evaluation_batches(self, source: "Source", **settings: Any) -> Iterator[dict[str, np.ndarray]]:
-        """This process's part of every batch of a source, once through; see `data.pipeline.evaluation_batches`."""
+        """This process's part of each batch of one pass over a source; see `data.pipeline.evaluation_batches`."""
         from vidjax.data.pipeline import evaluation_batches
 
-        size = self.config.batch_size // self.config.accumulation  # what has room in training has room here
+        size = self.config.batch_size // self.config.accumulation  # fits into memory, as it does in training
         return evaluation_batches(source, self.config.data, **({"batch_size": size, **this_process()} | settings))
 
     def validation_batches(self, **settings: Any) -> Iterator[dict[str, np.ndarray]]:
-        """`evaluation_batches` of the validation videos; those that cannot be read are listed."""
+        """`evaluation_batches` of the validation videos; unreadable ones are listed in the work directory."""
         settings["bad_files"] = self._bad_files["validation"]
         return self.evaluation_batches(self.sources["validation"], **settings)
 
@@ -242,11 +242,11 @@ class Run:
             advise=partial(describe_starvation, self.source.name, self.config.data.workers),
         )
         if not result.finished and is_main_process():
-            print(f"stopped by SIGTERM with step {int(result.state.step)} saved: the same command goes on from there")
+            print(f"stopped by SIGTERM, saved at step {int(result.state.step)}: run the same command to resume")
         return result
 
     def evaluations(self) -> dict[int, dict[str, float]]:
-        """The numbers of each evaluation by its step, also of those before the run was interrupted; finite ones."""
+        """The finite metrics of each evaluation by step, including those before an interruption."""
         prefix, evaluations = "evaluation/", {}
         for entry in read_metrics(self.workdir):
             numbers = {name.removeprefix(prefix): value for name, value in entry.items() if name.startswith(prefix)}
@@ -257,12 +257,12 @@ class Run:
     def finish(
         self, result: FitResult, evaluation: str, lines: Sequence[str], advice: Mapping[str, str]
     ) -> dict[str, float]:
-        """Draws the curves and prints how it went, where it is and what to do with it.
+        """Plots the curves and prints the results, the files written and suggested next steps.
 
         Args:
-          evaluation: the metric that is drawn beside the loss.
-          lines: the script's own results.
-          advice: commands or code by what they are for.
+          evaluation: the metric to plot beside the loss.
+          lines: lines with the script's results.
+          advice: commands or code by their purpose.
 
         Returns:
           The first and the last loss.
@@ -273,14 +273,14 @@ class Run:
         speed = [f"speed     {describe_speed(result, self.macs)}"] if result.steps_taken else []
         print("\n" + "\n".join([f"loss      {losses}", *speed, *lines]))
         if (bad := workdir / "bad_files.jsonl").exists():
-            print(f"bad files {len(bad.read_text().splitlines())} could not be read: {bad} says why")
+            print(f"bad files {len(bad.read_text().splitlines())} could not be read: see {bad} for the reasons")
         drawn = [name for name in ("reconstructions", "similarity") if (workdir / name).exists()]
-        first = f"{drawn[0]}/ (look at the newest PNG first), " if drawn else ""
+        first = f"{drawn[0]}/ (start with the newest PNG), " if drawn else ""
         best = " and best/" if (workdir / "best").exists() else ""
         width = max(map(len, advice))
         print(
-            f"\nMade in {workdir}: {first}curves.png, metrics.jsonl, tensorboard/, config.json, vidjax.json and the "
-            f"weights, checkpoints/ (the last){best}.\nWhat to do with it:\n"
+            f"\nFiles in {workdir}: {first}curves.png, metrics.jsonl, tensorboard/, config.json, vidjax.json and the "
+            f"weights in checkpoints/ (last){best}.\nNext steps:\n"
             + "\n".join(f"  {purpose:<{width}}  {how}" for purpose, how in advice.items())
         )
         return numbers

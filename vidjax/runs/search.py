@@ -1,4 +1,4 @@
-"""Searching the embeddings that experiments/embed.py wrote."""
+"""Nearest-neighbour search in embeddings written by experiments/embed.py."""
 
 from typing import Any
 
@@ -8,18 +8,21 @@ from vidjax.evaluation.knn import nearest
 
 
 def name_nearest(path: str, query: str, features: np.ndarray, count: int) -> list[dict[str, Any]]:
-    """The windows of a file of embed.py whose features are nearest to a query's `1 d`, printed and returned.
+    """Prints and returns the windows of an embeddings file that are nearest to a query.
 
     Args:
-      query: what the sentence calls it.
+      path: an `.npz` file of embed.py.
+      query: the query's name in the output.
+      features: the query's feature, `1 d`.
+      count: number of windows.
 
     Raises:
-      UserError: the features have another width.
+      UserError: the widths of the features differ.
     """
     with np.load(path) as arrays:
         index = {name: arrays[name] for name in ("features", "ids", "start", "end", "labels", "class_names")}
     order, similarity = nearest(index["features"], features, count)
-    print(f"\n{query} is most like\n  cosine    start      end")
+    print(f"\nNearest to {query}:\n  cosine    start      end")
     rows = []
     for i, value in zip(order[0], similarity[0], strict=True):
         label = str(index["class_names"][index["labels"][i]]) if index["labels"][i] >= 0 else None

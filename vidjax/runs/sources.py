@@ -1,30 +1,30 @@
-"""The videos that training scripts learn from and validate with, from the fields of their data configs."""
+"""Training and validation sources from the data configs of the training scripts."""
 
 from typing import TYPE_CHECKING
 
 from vidjax.data.config import CaptionedDataConfig, LabelledDataConfig
 from vidjax.errors import UserError
 
-if TYPE_CHECKING:  # TensorFlow takes seconds, which --help and wrong input need not
+if TYPE_CHECKING:  # TensorFlow takes seconds to import, which --help and input errors do not need
     from vidjax.data.sources import Source
 
 
 def open_labelled(data: LabelledDataConfig, seed: int) -> tuple["Source", "Source | None"]:
-    """Training and validation videos, labelled by the training videos' classes.
+    """Opens labelled training and validation videos; the classes are those of the training videos.
 
     Args:
-      seed: draws `train_examples` and `validation_examples`.
+      seed: seed for drawing `train_examples` and `validation_examples`.
 
     Raises:
-      UserError: there are no labels, or of one class alone, or of classes that are not trained.
+      UserError: videos without labels, fewer than two classes, or validation classes that are not in the training set.
     """
     from vidjax.data.sources import draw, open_source, require_labels, with_classes
 
     train = open_source(data.train, data.train_split, data.square_pixels)
     if len(train.class_names) < 2:
         raise UserError(
-            f"data.train {data.train} has {len(train.class_names)} classes: it needs labels of two or more, "
-            "in folders of their names or in the manifest's label column"
+            f"data.train {data.train} has {len(train.class_names)} classes: give labels of at least two, as folder "
+            "names or in the manifest's label column"
         )
     require_labels(train)
     if data.validation is None:
@@ -37,14 +37,14 @@ def open_labelled(data: LabelledDataConfig, seed: int) -> tuple["Source", "Sourc
 
 
 def open_captioned(data: CaptionedDataConfig, seed: int, distinct: int = 0) -> tuple["Source", "Source | None"]:
-    """Training and validation videos, with captions of their own or made of their classes by `data.templates`.
+    """Opens training and validation videos with captions, their own or made from class names by `data.templates`.
 
     Args:
-      seed: draws `validation_examples`.
-      distinct: videos of a batch that must all be different ones.
+      seed: seed for drawing `validation_examples`.
+      distinct: number of videos in a batch that must all differ.
 
     Raises:
-      UserError: there are no captions, fewer than two videos or than must be different, or two classes have one name.
+      UserError: videos without captions, fewer than two or `distinct` videos, or classes with the same name.
     """
     from vidjax.data.prompts import check_names, read_templates
     from vidjax.data.sources import draw, open_source, require_captions, with_captions, with_classes
@@ -59,11 +59,11 @@ def open_captioned(data: CaptionedDataConfig, seed: int, distinct: int = 0) -> t
 
     source = captioned(open_source(data.source, data.split, data.square_pixels))
     if len(source) < 2:
-        raise UserError(f"data.source {data.source} has {len(source)} videos: pairs are compared, so give 2 or more")
+        raise UserError(f"data.source {data.source} has {len(source)} videos: contrastive training needs at least 2")
     if distinct > len(source):
         raise UserError(
-            f"a batch of {distinct} holds some of the {len(source)} videos of {source.name} twice, and the objective "
-            f"would tell them from themselves: give --batch_size {len(source)} or less"
+            f"a batch of {distinct} repeats some of the {len(source)} videos of {source.name}, which the objective "
+            f"would contrast with themselves: give --batch_size {len(source)} or less"
         )
     if data.validation is None:
         return source, None

@@ -1,4 +1,4 @@
-"""What training scripts measure while they train: `(state, step) -> numbers`, for `training.loop.fit`."""
+"""Evaluations during training, `(state, step) -> metrics`, for `training.loop.fit`."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -14,23 +14,23 @@ from vidjax.evaluation.linear_probe import linear_probe
 from vidjax.evaluation.recognition import recognition
 from vidjax.evaluation.retrieval import retrieval
 from vidjax.evaluation.zero_shot import zero_shot
-from vidjax.matching import clip_encoder, text_encoder
 from vidjax.runs.run import Run
+from vidjax.runs.video_text import clip_encoder, text_encoder
 from vidjax.training.sharding import is_main_process, jit_on_mesh, put_batch
 from vidjax.training.state import TrainState
 from vidjax.visualize.similarity import save_similarity
 
-if TYPE_CHECKING:  # TensorFlow takes seconds, which --help and wrong input need not
+if TYPE_CHECKING:  # TensorFlow takes seconds to import, which --help and input errors do not need
     from vidjax.data.text import Tokenizer
 
 SHOWN = 24
-"""Videos in the image of similarities."""
+"""Number of videos in the image of the similarity matrix."""
 
 Validator = Callable[[TrainState, int], dict[str, float]]
 
 
 def recognition_validator(run: Run) -> Validator:
-    """Accuracy on all validation videos, middle clip and crop, with the weights and with their moving average."""
+    """Accuracy on all validation videos (central clip and crop) of the weights and of their moving average."""
     from vidjax.data.pipeline import select
 
     model = run.model
@@ -46,75 +46,75 @@ def recognition_validator(run: Run) -> Validator:
         weights = {"": state.params} | ({} if state.ema is None else {"ema_": state.ema})
         batches = select(run.validation_batches(), "video", "label", "valid")
         batches = (put_batch(batch, run.mesh) for batch in batches)
-        both, labels = collect_features(partial(predict, weights, state.model_state), batches)
-        numbers = {}
-        for prefix, probabilities in zip(weights, np.split(both, len(weights), axis=1), strict=True):
-            found = recognition(probabilities, labels)
+        columns, labels = collect_features(partial(predict, weights, state.model_state), batches)
+        metrics = {}
+        for prefix, probabilities in zip(weights, np.split(columns, len(weights), axis=1), strict=True):
+            result = recognition(probabilities, labels)
             likelihood = probabilities[np.arange(len(labels)), labels]
-            numbers |= {
-                f"{prefix}top1": found.top1,
-                f"{prefix}top5": found.top5,
+            metrics |= {
+                f"{prefix}top1": result.top1,
+                f"{prefix}top5": result.top5,
                 f"{prefix}loss": float(-np.log(np.maximum(likelihood, 1e-12)).mean()),
             }
-        return numbers
+        return metrics
 
     return validate
 
 
 def pair_validator(run: Run, tokenizer: "Tokenizer") -> Validator:
-    """Retrieval among the validation videos by captions of their own, and zero-shot recognition of their classes.
+    """Retrieval on the validation videos and their captions, and zero-shot classification if they have classes.
 
-    `score` is the mean of both ways of retrieval, or top-1 where captions are made of the classes.
+    `score` is the mean R@1 of both directions of retrieval, or the top-1 accuracy if captions are made from classes.
     """
     from vidjax.data.prompts import fill, read_templates
 
-    source, given = run.sources["validation"], run.config.data.templates
+    source, templates = run.sources["validation"], run.config.data.templates
     embed_clips, embed_texts = clip_encoder(run.model, run.mesh), text_encoder(run.model, tokenizer, run.mesh)
-    prompts = fill(read_templates(given or "plain"), source.class_names) if source.class_names else []
+    prompts = fill(read_templates(templates or "plain"), source.class_names) if source.class_names else []
 
     def recognize(variables: dict[str, Any], video: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         texts = embed_texts(variables, [prompt for row in prompts for prompt in row])
-        texts, known = texts.reshape(len(prompts), len(source.class_names), -1), labels >= 0
-        found = recognition(zero_shot(video[known], texts, "probabilities"), labels[known])
-        return {"top1": found.top1, "top5": found.top5}
+        texts, labelled = texts.reshape(len(prompts), len(source.class_names), -1), labels >= 0
+        result = recognition(zero_shot(video[labelled], texts, "probabilities"), labels[labelled])
+        return {"top1": result.top1, "top5": result.top5}
 
     def retrieve(variables: dict[str, Any], video: np.ndarray, captions: Sequence[Any], step: int) -> dict[str, float]:
         owner = np.repeat(np.arange(len(captions)), [len(each) for each in captions])
         texts = embed_texts(variables, [text for each in captions for text in each])
-        found = retrieval(video, texts, owner)
+        result = retrieval(video, texts, owner)
         if is_main_process():
             first = np.unique(owner, return_index=True)[1][:SHOWN]
             names = [captions[i][0] for i in range(len(first))]
             path = run.workdir / "similarity" / f"step_{step:07d}.png"
             path.parent.mkdir(exist_ok=True)
             save_similarity(path, texts[first] @ video[: len(first)].T, names)
-        both = {"text_to_video_r1": found.text_to_video.r1, "video_to_text_r1": found.video_to_text.r1}
-        return {**both, "score": sum(both.values()) / 2}
+        recalls = {"text_to_video_r1": result.text_to_video.r1, "video_to_text_r1": result.video_to_text.r1}
+        return {**recalls, "score": sum(recalls.values()) / 2}
 
     def validate(state: TrainState, step: int) -> dict[str, float]:
         variables = {"params": state.evaluated_params, **state.model_state}
         batches = run.validation_batches(view_counts=(1, 1))
         video, labels, index, valid = embed_clips(variables, batches)
         video, labels, index = video[valid, 0], labels[valid], index[valid]
-        numbers = recognize(variables, video, labels) if prompts else {}
-        if given is not None:
-            return numbers | {"score": numbers["top1"]}
-        return numbers | retrieve(variables, video, [source.captions(int(i)) for i in index], step)
+        metrics = recognize(variables, video, labels) if prompts else {}
+        if templates is not None:
+            return metrics | {"score": metrics["top1"]}
+        return metrics | retrieve(variables, video, [source.captions(int(i)) for i in index], step)
 
     return validate
 
 
 def probe_labels(run: Run, trained: Any, count: int) -> dict[str, float]:
-    """Linear-probe and kNN accuracy of the encoder on the source's own labels, trained and untrained, and chance.
+    """Linear probe and kNN accuracy of the encoder, trained and untrained, on the labels of the training source.
 
-    Features are the mean and the standard deviation of the tokens: the mean alone hides a small thing that moves.
+    Features are the mean and the std of the tokens: the mean alone hides small moving objects.
 
     Args:
-      trained: parameters.
-      count: of clips, half of them to fit and half to score.
+      trained: trained parameters.
+      count: number of clips; one half is for fitting, the other for scoring.
 
     Returns:
-      `trained`, `trained_knn`, `untrained`, `untrained_knn` and `chance`; nothing without labels or with too few clips.
+      `trained`, `trained_knn`, `untrained`, `untrained_knn` and `chance`; empty without labels or with too few clips.
     """
     from vidjax.data.pipeline import select
 
@@ -132,7 +132,7 @@ def probe_labels(run: Run, trained: Any, count: int) -> dict[str, float]:
         return features.astype(jnp.float32), batch["label"], batch["valid"]
 
     accuracy = {}
-    # The untrained parameters are made again rather than kept: a copy would take their memory all the while.
+    # The untrained parameters are initialised again: a copy would occupy memory during the whole training.
     for name, params_of in (("trained", lambda: trained), ("untrained", lambda: run.new_variables()["params"])):
         batches = select(run.evaluation_batches(source, indices=chosen), "video", "label", "valid")
         batches = (put_batch(batch, run.mesh) for batch in batches)

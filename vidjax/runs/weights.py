@@ -1,4 +1,4 @@
-"""Trained weights, of a run or published: a model with them, and what a new run starts from."""
+"""Loading trained weights of a run or a published checkpoint, as a model or as the initial weights of a run."""
 
 import hashlib
 from collections.abc import Sequence
@@ -32,31 +32,31 @@ def load_pretrained(
     verbose: bool = True,
     **overrides: Any,
 ) -> tuple[nn.Module, dict]:
-    """A model with trained weights: `model.apply(variables, video)` is ready, and a report is printed.
+    """Loads a model with trained weights, ready for `model.apply(variables, video)`, and prints a report.
 
-    The classes are those of the weights unless `num_classes` says otherwise; then the head is new, as the report says.
-    `model.card` tells how pixels are normalised, how frames are sampled and what the classes are called.
+    The model has the classes of the weights unless `num_classes` is given; the head is then newly initialised.
+    `model.card` has the normalisation, the sampling and the class names.
 
     Args:
-      source: the name of a published checkpoint (`vidjax.list_pretrained`; a local path of that name comes first), a
-        Hugging Face id (through huggingface_hub), a Hugging Face directory, a vidjax checkpoint, the work directory of
-        a run, or a file of safetensors, PyTorch (`.pth`, `.pyth`, `.pt`, `.bin`, `.pth.tar`), NumPy (`.npz`) or Flax
-        (`.msgpack`, Scenic's `checkpoint`) in a published layout.
-      name: see `vidjax.list_models`; not needed where the source says what it is, whose fields it must not contradict.
+      source: the name of a published checkpoint (`vidjax.list_pretrained`; a local path of that name takes precedence),
+        a Hugging Face id (through huggingface_hub), a Hugging Face directory, a vidjax checkpoint, the work directory
+        of a run, or a file of safetensors, PyTorch (`.pth`, `.pyth`, `.pt`, `.bin`, `.pth.tar`), NumPy (`.npz`) or
+        Flax (`.msgpack`, Scenic's `checkpoint`) in a published layout.
+      name: name of the model (`vidjax.list_models`). Required if the source does not specify its model, otherwise it
+        must agree with the source.
       layout: the publisher's layout of the weights (`transformers`, `torchvision`, `original`, ...); by default it is
-        recognised by the names of the entries.
-      which: of a run, the checkpoint that validated best (the newest where there was no validation), or the newest.
-      strict: nothing may be newly initialised or unused.
+        detected from the names of the entries.
+      which: which checkpoint of a run: the one that validated best (the newest without validation), or the newest.
+      strict: raise an error if parameters are newly initialised or entries are unused.
       inflation: how kernels of images become kernels of clips: `average` or `central`.
-      key: initialises what the weights may lack; `jax.random.key(0)` where not given.
+      key: PRNG key for parameters that the weights do not contain; `jax.random.key(0)` by default.
       verbose: print the report.
-      **overrides: fields of the model, such as `num_classes=174` (None gives features); they come before what the name
-        and the source say, but must fit the weights.
+      **overrides: fields of the model, such as `num_classes=174` (None for features only). They override those of the
+        name and the source, but must fit the weights.
 
     Raises:
-      UserError: the source does not say what it is and there is no name, the name's fields contradict it, or its
-        weights are damaged or do not fit the model.
-      UserError: there are no weights.
+      UserError: the source does not exist, does not specify its model although no name is given, contradicts the name,
+        is damaged, or does not fit the model.
       UserError: the source needs a library that is not installed: PyTorch, safetensors or huggingface_hub.
 
     Example:
@@ -76,14 +76,14 @@ def load_pretrained(
 
 
 def read_weights(workdir: str | Path, which: Which = "best") -> tuple[dict, int]:
-    """A run's variables by their paths, and the step they are of; see `training.checkpoint.load_variables`."""
-    from vidjax.training.checkpoint import has_checkpoint, load_variables  # Orbax is no dependency of a model
+    """A run's variables by path, and their step; see `training.checkpoint.load_variables`."""
+    from vidjax.training.checkpoint import has_checkpoint, load_variables  # models do not depend on Orbax
 
     return load_variables(Path(workdir), which if has_checkpoint(Path(workdir), which) else "last")
 
 
 def class_names(source: str | Path) -> tuple[str, ...]:
-    """What the classes of a run's or a published checkpoint's head are called; empty where it does not say."""
+    """The class names of a run or a published checkpoint; empty if it has none."""
     path = Path(source).expanduser()
     if (path / NAME).is_file():
         return read_model(path).card.class_names
@@ -94,17 +94,19 @@ def class_names(source: str | Path) -> tuple[str, ...]:
 def start_from(
     source: str | Path, model: nn.Module, variables: dict, *, new: Sequence[str] = (), label: str = "weights"
 ) -> tuple[dict, Report]:
-    """`variables` with those of a run (its best) or of a published checkpoint in their place, where there are any.
+    """Replaces variables by those of a run (its best checkpoint) or of a published checkpoint, and prints a report.
 
     Args:
       source: see `load_pretrained`.
-      variables: of the model, or its parameters alone; arrays.
-      new: beginnings of parameter paths that stay as they are.
-      label: what the printed report calls them.
+      variables: variables of the model, or only its parameters.
+      new: prefixes of the paths of parameters that stay newly initialised.
+      label: first word of the printed report.
+
+    Returns:
+      The variables and the report.
 
     Raises:
-      UserError: the run has saved nothing yet, or the weights do not fit the model.
-      UserError: there are no weights.
+      UserError: the source does not exist, has no checkpoint yet, or does not fit the model.
     """
     if is_run(source):
         weights, step = read_weights(source)
@@ -117,27 +119,31 @@ def start_from(
 
 
 def start_classifier(source: str | Path, model: nn.Module, variables: dict, keep_head: bool) -> dict:
-    """`variables` with those of a run or of a published checkpoint in their place, all but those of the head.
+    """`start_from` for a classifier, whose head stays newly initialised by default.
 
     Args:
-      variables: of the model, whose card has the names of its classes.
-      keep_head: of the head too.
+      model: its card has the class names.
+      keep_head: load the head too.
 
     Raises:
-      UserError: as `start_from`; or the head is of other classes, and was to be kept.
+      UserError: as in `start_from`; or the head should be kept but has other classes.
     """
-    kept = class_names(source) if keep_head else ()
-    if kept and kept != model.card.class_names:
-        names = f"{', '.join(kept[:3])}, ..."
-        raise UserError(f"keep_head: the head in {source} is of other classes ({names}): leave it out")
+    names = class_names(source) if keep_head else ()
+    if names and names != model.card.class_names:
+        raise UserError(
+            f"keep_head: the head in {source} has other classes ({', '.join(names[:3])}, ...): omit --keep_head"
+        )
     variables, report = start_from(source, model, variables, new=() if keep_head else ("head/",))
     if keep_head and any(path.startswith("head/") for path in report.new):
-        raise UserError(f"keep_head: the head in {source} is not of the {model.num_classes} classes here: leave it out")
+        raise UserError(
+            f"keep_head: the head in {source} does not have the {model.num_classes} classes of the data: omit "
+            "--keep_head"
+        )
     return variables
 
 
 def fingerprint(variables: dict) -> str:
-    """A hash of all values, by which work is known to be of the same weights."""
+    """A hash of all values, to check that results come from the same weights."""
     weights = hashlib.sha256()
     for leaf in jax.tree.leaves(variables):
         weights.update(np.ascontiguousarray(leaf))
@@ -145,13 +151,13 @@ def fingerprint(variables: dict) -> str:
 
 
 def require_source(flag: str, source: str | None) -> None:
-    """Refuses a source of weights that does not exist; what may be an id of Hugging Face's is not asked for.
+    """Checks that a source of weights exists; anything that could be a Hugging Face id passes without a request.
 
     Args:
-      flag: of the command line, for the sentence.
+      flag: the command-line flag, for the error message.
 
     Raises:
-      UserError: nothing is there.
+      UserError: it does not exist.
     """
     if source is not None and not Path(source).expanduser().exists() and not convert.hub.is_id(source):
-        raise UserError(f"{flag}: there are no weights at {source}, give a run, a file or an id of Hugging Face's")
+        raise UserError(f"{flag}: there are no weights at {source}: give a run, a file or a Hugging Face id")

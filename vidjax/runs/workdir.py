@@ -1,7 +1,7 @@
-"""The work directory of a training run: what is in it, and which config may go on with it.
+"""The work directory of a training run: its contents, and with which config a run can resume.
 
-It holds `config.json`, the run's whole config; `vidjax.json`, the model; `sources.json`, what the data are;
-`checkpoints/`, the newest states; and, where the run validated, `best/`. Whatever reads weights takes a work directory
+It contains `config.json`, the full config; `vidjax.json`, the model; `sources.json`, a description of the data;
+`checkpoints/`, the newest states; and, with validation, `best/`. Everything that reads weights accepts a work directory
 as well as a published checkpoint.
 """
 
@@ -21,19 +21,19 @@ from vidjax.convert.checkpoint import NAME
 from vidjax.errors import UserError
 from vidjax.fields import describe_changes, differing_fields, matters
 
-if TYPE_CHECKING:  # TensorFlow takes seconds, which models need not
+if TYPE_CHECKING:  # TensorFlow takes seconds to import, which models do not need
     from vidjax.data.sources import Source
 
-OURS = (
+RUN_FILES = (
     "config.json", "vidjax.json", "sources.json", "metrics.jsonl", "checkpoints", "best", "tensorboard", "curves.png",
     "reconstructions", "similarity", "tokenizer",
     "bad_files*.jsonl", "bad_validation_files*.jsonl", "skipped_step_*.npz",
 )  # fmt: skip
-"""What a run writes into its work directory, by name or pattern."""
+"""Names and patterns of the files that a run writes into its work directory."""
 
 
 def is_run(path: str | Path) -> bool:
-    """Whether `path` is the work directory of a run that trained a model."""
+    """Whether `path` is the work directory of a training run."""
     return (Path(path) / "config.json").is_file() and (Path(path) / NAME).is_file()
 
 
@@ -41,11 +41,11 @@ def read_config(workdir: str | Path) -> dict[str, Any]:
     """The config of the run in a work directory, as a dict.
 
     Raises:
-      UserError: there is none.
+      UserError: there is no config, or it is damaged.
     """
     path = Path(workdir) / "config.json"
     if not path.is_file():
-        raise UserError(f"{workdir} is no vidjax run, as it has no config.json: give the directory of one")
+        raise UserError(f"{workdir} is not a vidjax run, it has no config.json: give the work directory of a run")
     try:
         config = json.loads(path.read_text())
     except ValueError as error:
@@ -56,65 +56,63 @@ def read_config(workdir: str | Path) -> dict[str, Any]:
 def open_workdir(
     workdir: str | Path, config: Any, *, same: Collection[str] = (), fits: Callable[[], bool] = lambda: True
 ) -> Path:
-    """The run's directory, made if need be, with the effective config in `config.json`.
+    """Creates or reopens a work directory, and writes the effective config to `config.json`.
 
-    A begun run goes on with another config where only fields differ that change no number (`fields.free`), or where
-    `config.accept_changes` says so.
+    A run resumes with a different config if the changed fields do not affect the results (`fields.free`), or if
+    `config.accept_changes` is set.
 
     Args:
-      same: names of further fields whose new value means what the old one meant, as the path of data that was moved.
-      fits: whether the run's checkpoints fit this config; asked where other fields differ.
+      same: names of other fields whose new value is equivalent to the old one, such as the path of data that was moved.
+      fits: whether the run's checkpoints fit this config; called only if relevant fields differ.
 
     Raises:
-      UserError: it belongs to a run of another config (the fields that differ are named), or to no run of ours.
-      UserError: it cannot be written.
+      UserError: it contains a run with a different config (the message names the fields), or other files with the same
+        names, or cannot be written.
     """
     path = Path(workdir)
     make_folder(path, "--workdir", "the work directory")
-    saved, began = path / "config.json", (path / "metrics.jsonl").exists() or (path / "checkpoints").exists()
-    ours = saved.exists() and "workdir" in read_config(path)
-    if not ours and (others := [found.name for name in OURS for found in sorted(path.glob(name))]):
-        raise UserError(f"{path} holds {others[0]}, which is not of a run of vidjax: choose another --workdir")
-    if began:
-        differing = differing_fields(read_config(path), as_dict(config), as_dict(type(config)()))
-        differing = {name: both for name, both in differing.items() if name not in same}
-        when = {name: matters(config, name) for name in differing}
-        counting = {name: both for name, both in differing.items() if when[name] != "never"}
-        if counting:
-            refusal = (
-                f"{path} holds a run of another config: {describe_changes(counting)}; give what it was begun with, or"
-            )
+    saved, has_begun = path / "config.json", (path / "metrics.jsonl").exists() or (path / "checkpoints").exists()
+    is_ours = saved.exists() and "workdir" in read_config(path)
+    if not is_ours and (others := [file.name for pattern in RUN_FILES for file in sorted(path.glob(pattern))]):
+        raise UserError(f"{path} holds {others[0]}, which no vidjax run wrote: choose another --workdir")
+    if has_begun:
+        changes = differing_fields(read_config(path), as_dict(config), as_dict(type(config)()))
+        changes = {name: values for name, values in changes.items() if name not in same}
+        when = {name: matters(config, name) for name in changes}
+        relevant = {name: values for name, values in changes.items() if when[name] != "never"}
+        if relevant:
+            refusal = f"{path} holds a run of another config: {describe_changes(relevant)}; use its original flags, or"
             if "at the start" in when.values() or not fits():
                 raise UserError(f"{refusal} another --workdir, with --init_from {path} to start from its weights")
             if not getattr(config, "accept_changes", False):
-                raise UserError(f"{refusal} --accept_changes to go on with this from its last checkpoint")
-    unfinished = path / f".config_{os.getpid()}.json"  # a run that took no step may begin anew
+                raise UserError(f"{refusal} --accept_changes to continue with the new ones from its last checkpoint")
+    unfinished = path / f".config_{os.getpid()}.json"  # replaces that of a run that was stopped before its first step
     unfinished.write_text(json.dumps(as_dict(config), indent=2) + "\n")
     os.replace(unfinished, saved)
     return path
 
 
 def open_run(config: Any, state: Any, **sources: "Source") -> Path:
-    """The work directory of a training script, see `open_workdir`: what is in it fits the state and the data.
+    """Opens the work directory of a training script, checking that it fits the state and the data; see `open_workdir`.
 
-    `sources.json` knows the data by its examples, so that a run goes on where they were moved.
+    `sources.json` identifies the data by their examples, so that a run resumes after the data were moved.
 
     Args:
-      state: its shapes.
+      state: shapes of the state.
       sources: by the name of their field in `config.data`.
     """
-    from vidjax.training.checkpoint import fits, has_checkpoint  # Orbax is no dependency of a model
+    from vidjax.training.checkpoint import fits, has_checkpoint  # models do not depend on Orbax
 
-    path, goes_on = Path(config.workdir) / "sources.json", has_checkpoint(Path(config.workdir))
-    known = json.loads(path.read_text()) if path.exists() else {}
+    path, resumes = Path(config.workdir) / "sources.json", has_checkpoint(Path(config.workdir))
+    previous = json.loads(path.read_text()) if path.exists() else {}
     examples = {f"data.{name}": describe_examples(source) for name, source in sources.items()}
-    same = [name for name in examples if examples[name] == known.get(name)]
+    same = [name for name in examples if examples[name] == previous.get(name)]
     workdir = open_workdir(config.workdir, config, same=same, fits=partial(fits, Path(config.workdir), state))
     if jax.process_index() == 0:
-        for name in (examples.keys() & known.keys() - set(same)) if goes_on else ():
+        for name in (examples.keys() & previous.keys() - set(same)) if resumes else ():
             print(
-                f"note: {name} has other examples than before ({known[name]['examples']:,} then, "
-                f"{examples[name]['examples']:,} now): from here on other clips come"
+                f"note: {name} has other examples than before ({previous[name]['examples']:,} then, "
+                f"{examples[name]['examples']:,} now): the clips differ from this step on"
             )
         unfinished = path.with_suffix(".json.tmp")  # other processes may be reading
         unfinished.write_text(json.dumps(examples, indent=2) + "\n")
@@ -123,9 +121,9 @@ def open_run(config: Any, state: Any, **sources: "Source") -> Path:
 
 
 def describe_examples(source: "Source") -> dict[str, Any]:
-    """How many examples a source has, and a hash of their names below the folder that they share.
+    """The number of examples of a source, and a hash of their names below their common folder.
 
-    And of their labels and captions, where these can be had without reading all of the data.
+    The hash covers labels and captions too, unless these require reading all of the data.
     """
     folders = (name.split("/")[:-1] for name in (min(source.ids), max(source.ids)))
     shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(*folders, strict=False)))

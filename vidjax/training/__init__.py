@@ -1,1 +1,1 @@
-"""Optimiser, state, step, loop, sharding, checkpoints, metrics and cost. They know no model and no objective."""
+"""Optimiser, state, step, loop, sharding, checkpoints, metrics and cost, independent of models and objectives."""

@@ -1,4 +1,4 @@
-"""Checkpoints of a run, by Orbax: state, config and data position together, written in the background."""
+"""Asynchronous Orbax checkpoints of a run: state, config and data position."""
 
 import contextlib
 import logging
@@ -21,15 +21,15 @@ from vidjax.training.state import Skipped, TrainState
 log = logging.getLogger(__name__)
 
 FOLDERS = MappingProxyType({"last": "checkpoints", "best": "best"})
-"""Where a work directory keeps its newest checkpoints, and the one that validated best."""
+"""Subdirectories of a work directory with the newest checkpoints and the one that validated best."""
 
 
 @flax.struct.dataclass
 class _Stored:
-    """A state as it lies on the disk: the form in which every version of vidjax has saved it.
+    """A state in the form in which all versions of vidjax save it.
 
-    The counts of skipped steps stand around the optimiser's state, as `optax.apply_if_finite` has them, which once did
-    the skipping. Frozen parameters are not saved: no step changes them, so whoever goes on with a run gives them anew.
+    The counts of skipped steps wrap the optimiser state in the form of `optax.apply_if_finite`, which earlier versions
+    used. Frozen parameters are not saved: no step changes them, so the caller passes them again when resuming.
     """
 
     step: Any
@@ -61,15 +61,15 @@ def _from_stored(stored: _Stored, frozen: Any) -> TrainState:
 
 
 class Checkpoints:
-    """The checkpoints in one directory, one subdirectory a step.
+    """The checkpoints in one directory, with one subdirectory per step.
 
-    A save returns once the arrays are copied off the device. A checkpoint appears under its name only when it is whole;
-    what a killed save left behind is removed the next time the directory is opened.
+    A save returns once the arrays are copied from the device. A checkpoint appears under its name only when complete;
+    remains of an interrupted save are removed when the directory is opened again.
 
-    Attributes:
-      directory: where they are.
-      keep: how many of the newest stay.
-      keep_every: checkpoints of these multiples of steps stay for good.
+    Args:
+      directory: the directory.
+      keep: number of newest checkpoints to keep.
+      keep_every: keep checkpoints whose step is a multiple of this forever.
     """
 
     def __init__(self, directory: Path, keep: int = 2, keep_every: int | None = None):
@@ -80,9 +80,9 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(self.directory, options=self._options)
 
     def save(self, state: TrainState, config: dict[str, Any], next_batch: int, value: float | None = None) -> None:
-        """Starts to save the state after step `state.step`; waits only for a save that is still under way.
+        """Starts saving the state, after waiting for a previous save to finish.
 
-        `value` is what the state was found to be worth, if that is why it is saved.
+        `value` is the metric of the state, for checkpoints that are saved because of it.
         """
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(_to_stored(state)),
@@ -92,33 +92,34 @@ class Checkpoints:
         self._manager.save(int(jax.device_get(state.step)), args=items, force=True)
 
     def newest_value(self) -> float:
-        """What the newest checkpoint was found to be worth; minus infinity where there is none, or it does not say."""
+        """The metric saved with the newest checkpoint; minus infinity if there is none."""
         step = self._manager.latest_step()
         if step is None:
             return -math.inf
         try:
             restored = self._manager.restore(step, args=ocp.args.Composite(data=ocp.args.JsonRestore()))
-        except Exception as error:  # whatever Orbax makes of a damaged file
+        except Exception as error:  # Orbax raises various types for damaged files
             log.warning("checkpoint %d in %s cannot be read: %s", step, self.directory, str(error).splitlines()[:1])
             self._set_aside([step])
             return -math.inf
         return -math.inf if restored.data["value"] is None else float(restored.data["value"])
 
     def newest_config(self) -> dict[str, Any]:
-        """What the newest checkpoint was saved with; it must be whole, as it is after `restore`."""
+        """The config saved with the newest checkpoint, which must be intact, as it is after `restore`."""
         items = ocp.args.Composite(config=ocp.args.JsonRestore())
         return self._manager.restore(self._manager.latest_step(), args=items).config
 
     def restore(self, like: TrainState) -> tuple[TrainState, int] | None:
-        """The newest whole checkpoint, and the number of the next batch; None when there is none yet.
+        """The state of the newest intact checkpoint and the number of the next batch; None without checkpoints.
 
-        A damaged one is reported, moved to `damaged_checkpoints/` beside the directory, and the one before it used.
+        A damaged checkpoint is reported and moved to `damaged_checkpoints/` beside the directory, and the previous one
+        is used.
 
         Args:
-          like: a state of the shapes and shardings wanted; its frozen parameters are those of the state returned.
+          like: a state with the desired shapes and shardings; its frozen parameters become those of the result.
 
         Raises:
-          UserError: there are checkpoints, and none can be read.
+          UserError: there are checkpoints, but none can be read.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         items = ocp.args.Composite(state=ocp.args.StandardRestore(_to_stored(like)), data=ocp.args.JsonRestore())
@@ -126,9 +127,9 @@ class Checkpoints:
         for step in steps:
             try:
                 restored = self._manager.restore(step, args=items)
-            except Exception as error:  # whatever Orbax or TensorStore makes of a damaged file
+            except Exception as error:  # Orbax and TensorStore raise various types for damaged files
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-                log.warning("checkpoint %d cannot be read (%s): trying the one before it", step, reason)
+                log.warning("checkpoint %d cannot be read (%s): trying the previous one", step, reason)
                 damaged.append(step)
                 continue
             self._set_aside(damaged)
@@ -141,7 +142,7 @@ class Checkpoints:
         return None
 
     def _set_aside(self, steps: list[int]) -> None:
-        """Frees the names of damaged checkpoints, so that their steps can be saved again; nothing is deleted."""
+        """Moves damaged checkpoints away, so that their steps can be saved again; nothing is deleted."""
         if not steps:
             return
         self._manager.close()
@@ -159,28 +160,28 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(self.directory, options=self._options)
 
     def reached_preemption(self, step: int) -> bool:
-        """True on every process at the same step once the cluster asked one of them to stop (SIGTERM)."""
+        """True on all processes at the same step after any of them received SIGTERM."""
         return self._manager.reached_preemption(step)
 
     def wait(self) -> None:
-        """Until the save under way is done, whatever happens afterwards."""
+        """Waits until the current save has finished."""
         self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits for the save under way."""
+        """Waits for the current save and closes the manager."""
         self._manager.close()
 
 
 def has_checkpoint(directory: Path, which: Literal["last", "best"] = "last") -> bool:
-    """Whether the run in this work directory has saved a checkpoint to go on from, or a best one."""
+    """Whether the work directory has a checkpoint to resume from, or a best one."""
     saved_in = Path(directory) / FOLDERS[which]
     return saved_in.is_dir() and bool(ocp.utils.checkpoint_steps(saved_in))
 
 
 def fits(directory: Path, like: TrainState) -> bool:
-    """Whether the newest checkpoint of a work directory holds a state of this form.
+    """Whether the newest checkpoint of a work directory has the structure and shapes of this state.
 
-    True where there is none, or a damaged one, which `Checkpoints.restore` sees to.
+    Also true if there is none, or if it is damaged, which `Checkpoints.restore` handles.
 
     Args:
       like: a state, or the shapes of one.
@@ -192,41 +193,41 @@ def fits(directory: Path, like: TrainState) -> bool:
     with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
         try:
             saved = handler.metadata(path).tree
-        except Exception:  # whatever Orbax makes of a damaged file
+        except Exception:  # Orbax raises various types for damaged files
             return True
-    # Random keys are saved as the integers in them.
+    # PRNG keys are saved as their integer data.
     forms = [ocp.tree.to_flat_dict(tree | {"key": None}, sep="/") for tree in (saved, vars(_to_stored(like)))]
     shapes = [{name: getattr(leaf, "shape", None) for name, leaf in flat.items()} for flat in forms]
     return shapes[0] == shapes[1]
 
 
 def load_variables(directory: Path, which: Literal["last", "best"] = "last") -> tuple[dict[str, np.ndarray], int]:
-    """A run's variables by their paths (`params/...`, `batch_stats/...`), on the host, and the step they are of.
+    """A run's variables on the host by path (`params/...`, `batch_stats/...`), and their step.
 
-    The moving average of the parameters where the run kept one.
+    The parameters are their moving average if the run keeps one.
 
     Args:
       directory: the work directory of a run.
       which: the newest checkpoint, or the one that validated best.
 
     Raises:
-      UserError: no such checkpoint there.
+      UserError: there is no such checkpoint, or it is damaged.
     """
     saved_in = Path(directory) / FOLDERS[which]
     steps = ocp.utils.checkpoint_steps(saved_in) if saved_in.is_dir() else []
     if not steps:
-        raise UserError(f"{directory} holds no checkpoint in {saved_in.name}/: let the run save one first")
+        raise UserError(f"{directory} holds no checkpoint in {saved_in.name}/: wait until the run has saved one")
     path = (saved_in / str(max(steps)) / "state").absolute()
     handler = ocp.PyTreeCheckpointHandler()
     try:
         saved = handler.metadata(path).tree
         params = "ema" if saved.get("ema") else "params"
-        wanted = {name: saved[name] for name in (params, "model_state") if saved.get(name)}
-        target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), wanted)
+        selected = {name: saved[name] for name in (params, "model_state") if saved.get(name)}
+        target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), selected)
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target)
         request = ocp.args.PyTreeRestore(target, restore_args=as_numpy, partial_restore=True)
         restored = handler.restore(path, args=request)
-    except Exception as error:  # whatever Orbax or TensorStore makes of a damaged file
+    except Exception as error:  # Orbax and TensorStore raise various types for damaged files
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise UserError(
             f"checkpoint {max(steps)} in {saved_in} cannot be read ({reason}): restore it from a copy"

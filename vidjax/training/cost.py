@@ -1,4 +1,4 @@
-"""What a computation costs: multiply-accumulates counted from the traced program, and devices' peaks."""
+"""Cost of a computation: multiply-accumulates counted in the traced program, and the peak FLOP/s of devices."""
 
 from collections.abc import Callable
 from math import prod
@@ -8,11 +8,12 @@ import jax
 
 
 class Peak(NamedTuple):
-    """What one device can do at most, in FLOP/s, on dense matrices, and where the maker says so.
+    """Peak FLOP/s of one device for dense matrix multiplication, and the manufacturer's document that states it.
 
     Attributes:
-      bfloat16: with float32 sums; of devices without bfloat16 (V100, T4), in float16.
-      float32: as XLA multiplies float32 by default: in TF32 on GPUs that have it, in bfloat16 on TPUs.
+      bfloat16: with float32 accumulation; float16 for devices without bfloat16 (V100, T4).
+      float32: in XLA's default precision for float32: TF32 on GPUs that support it, bfloat16 on TPUs.
+      source: the document.
     """
 
     bfloat16: float
@@ -20,14 +21,14 @@ class Peak(NamedTuple):
     source: str
 
 
-H100 = "NVIDIA H100 data sheet, halved: it counts sparsity"
-H200 = "NVIDIA H200 data sheet, halved: it counts sparsity"
-BLACKWELL = "NVIDIA Blackwell architecture brief, halved: it counts sparsity"
+H100 = "NVIDIA H100 data sheet, halved (stated with sparsity)"
+H200 = "NVIDIA H200 data sheet, halved (stated with sparsity)"
+BLACKWELL = "NVIDIA Blackwell architecture brief, halved (stated with sparsity)"
 AMPERE = "NVIDIA GA102 white paper"
 ADA = "NVIDIA Ada white paper"
 TPU = "cloud.google.com/tpu/docs, by version"
 
-# By a part of JAX's `device_kind`, most specific first.
+# By a substring of JAX's `device_kind`, most specific first.
 PEAKS = {
     "GB200": Peak(2500e12, 1250e12, BLACKWELL),
     "B200": Peak(2250e12, 1125e12, BLACKWELL),
@@ -45,7 +46,7 @@ PEAKS = {
     "RTX 6000 Ada": Peak(364.2e12, 182.1e12, ADA),
     "L40S": Peak(362e12, 183e12, "NVIDIA L40S data sheet"),
     "L40": Peak(181e12, 90.5e12, "NVIDIA L40 data sheet"),
-    "L4": Peak(121e12, 60e12, "NVIDIA L4 data sheet, halved: it counts sparsity"),
+    "L4": Peak(121e12, 60e12, "NVIDIA L4 data sheet, halved (stated with sparsity)"),
     "RTX 4090": Peak(165.2e12, 82.6e12, ADA),
     "RTX 3090": Peak(71e12, 35.6e12, AMPERE),
     "V100-PCIE": Peak(112e12, 14e12, "NVIDIA V100 data sheet, PCIe"),
@@ -61,16 +62,16 @@ PEAKS = {
 
 
 def peak_flops(device_kind: str, dtype: Literal["bfloat16", "float32"] = "bfloat16") -> float | None:
-    """Peak FLOP/s of a device by its `device_kind`, None where it is not known, as of any CPU."""
-    found = next((peak for name, peak in PEAKS.items() if name.lower() in device_kind.lower()), None)
-    return None if found is None else getattr(found, dtype)
+    """Peak FLOP/s of a device by its `device_kind`; None if unknown, as for all CPUs."""
+    peak = next((peak for name, peak in PEAKS.items() if name.lower() in device_kind.lower()), None)
+    return None if peak is None else getattr(peak, dtype)
 
 
 def count_macs(function: Callable, *args, **kwargs) -> int:
     """Multiply-accumulates of the matrix products and convolutions in `function(*args)`.
 
-    Counted from the traced program, before any compiler, convolutions as if plain; norms, softmax and the like are not
-    counted, as is the custom of published "FLOPs". Arguments may be shapes (`jax.ShapeDtypeStruct`).
+    They are counted in the traced program, before compilation; convolutions count as direct ones. Norms, softmax and
+    other elementwise operations are not counted, as in published "FLOPs". Arguments may be `jax.ShapeDtypeStruct`.
     """
     return _count(jax.make_jaxpr(function)(*args, **kwargs).jaxpr)
 
@@ -87,7 +88,8 @@ def _count(jaxpr: jax.extend.core.Jaxpr) -> int:
             spec = equation.params["dimension_numbers"].rhs_spec  # (out, in, space...)
             total += prod(equation.outvars[0].aval.shape) * prod(kernel[axis] for axis in spec[1:])
         elif equation.params.get("name") in ("_sum_over_taps", "winograd_convolution"):
-            # Of vidjax.kernels, counted as the plain convolution: one leaves out frames of padding, one saves products.
+            # Functions of vidjax.kernels, counted as the direct convolution: one skips frames of padding, the other
+            # needs fewer products.
             total += prod(equation.outvars[0].aval.shape) * prod(equation.invars[1].aval.shape[:-1])
         elif equation.params.get("name") == "winograd_kernel_gradient":
             total += prod(equation.invars[1].aval.shape) * prod(equation.outvars[0].aval.shape[:-1])
@@ -95,23 +97,23 @@ def _count(jaxpr: jax.extend.core.Jaxpr) -> int:
             total += prod(equation.outvars[0].aval.shape) * prod(equation.invars[1].aval.shape[:3])
         else:
             times = equation.params["length"] if equation.primitive.name == "scan" else 1
-            if equation.primitive.name == "shard_map":  # traced once, for one device's share
+            if equation.primitive.name == "shard_map":  # traced once, with the shapes of one device
                 times = equation.params["mesh"].size
             total += times * sum(_count(inner) for inner in _inner(equation.params))
     return total
 
 
 def _is_depthwise(equation: jax.extend.core.JaxprEqn) -> bool:
-    """Whether this is `kernels.depthwise.depthwise_conv3d`: traced as shifted products, it is known by its name."""
+    """Whether this is `kernels.depthwise.depthwise_conv3d`, which is traced as shifted products: identified by name."""
     inner = equation.params.get("call_jaxpr")
     return inner is not None and inner.jaxpr.debug_info.func_src_info.startswith("depthwise_conv3d ")
 
 
 def _inner(params: dict) -> list[jax.extend.core.Jaxpr]:
-    """The programs inside an equation (jit, scan, remat, custom derivatives); of branches, the dearest."""
-    found = []
+    """The programs inside an equation (jit, scan, remat, custom derivatives); of branches, the most expensive one."""
+    inner = []
     for value in params.values():
         values = value if isinstance(value, (tuple, list)) else (value,)
         programs = [getattr(v, "jaxpr", v) for v in values if hasattr(getattr(v, "jaxpr", v), "eqns")]
-        found += programs if len(programs) < 2 else [max(programs, key=_count)]
-    return found
+        inner += programs if len(programs) < 2 else [max(programs, key=_count)]
+    return inner

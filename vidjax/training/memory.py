@@ -1,9 +1,9 @@
-"""Memory that a program or a whole training run needs on each device, known before anything is loaded.
+"""Memory that a program or a training run needs on each device, computed before anything is loaded.
 
-What is counted: the state as it is sharded, the batches that the loop keeps on the device, and the working memory of
-the compiled step. What is not: the runtime's own (a CUDA context and its libraries' workspaces are about a gigabyte,
-outside of what JAX may allocate), and of a CPU's memory, which is the process's too, TensorFlow's pipeline, and a copy
-of the state while a checkpoint is written.
+This includes the sharded state, the batches that the loop keeps on the device, and the working memory of the compiled
+step. It does not include the runtime (a CUDA context with the workspaces of its libraries takes about a gigabyte,
+outside of what JAX may allocate) nor, on a CPU, TensorFlow's pipeline and the copy of the state that is made while
+saving a checkpoint.
 """
 
 import dataclasses
@@ -20,19 +20,19 @@ from vidjax.training.sharding import array_sharding
 from vidjax.training.state import TrainState
 
 BATCHES = 5
-"""Batches on the device under `training.loop.fit`: two wait, one is being put there, one is in use, and that of the
-step before stays until its gradient is known to be finite."""
+"""Batches on the device during `training.loop.fit`: two waiting, one being transferred, one in use, and the previous
+one, which is kept until its gradient is known to be finite."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes that a program needs on one device while it runs.
+    """Bytes that a compiled program needs on one device.
 
     Attributes:
-      arguments: what it is given.
-      outputs: what it gives.
-      aliased: outputs that take the place of donated arguments.
-      temporary: everything in between (activations, gradients).
+      arguments: size of its arguments.
+      outputs: size of its outputs.
+      aliased: size of outputs that reuse the memory of donated arguments.
+      temporary: size of intermediate values (activations, gradients).
     """
 
     arguments: int
@@ -42,21 +42,21 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """Bytes in all."""
+        """The total number of bytes."""
         return self.arguments + self.outputs - self.aliased + self.temporary
 
 
 @dataclasses.dataclass(frozen=True)
 class RunMemory:
-    """Bytes that a training run holds on each device during a step.
+    """Bytes that a training run needs on each device during a step.
 
     Attributes:
-      parameters: with the model's running statistics and frozen parameters.
+      parameters: parameters, running statistics and frozen parameters.
       optimizer: moments and counters.
       average: the moving average of the parameters.
       batches: see `BATCHES`.
-      working: gradients, activations and whatever else lives within the step.
-      compile_seconds: that the step took to compile.
+      working: gradients, activations and other intermediate values of the step.
+      compile_seconds: time it took to compile the step.
     """
 
     parameters: int
@@ -68,12 +68,12 @@ class RunMemory:
 
     @property
     def total(self) -> int:
-        """Bytes in all."""
+        """The total number of bytes."""
         return self.parameters + self.optimizer + self.average + self.batches + self.working
 
 
 def program_memory(compiled: jax.stages.Compiled) -> Memory:
-    """What `jax.jit(f).lower(...).compile()` needs on each device, by the compiler's own account."""
+    """Memory of a compiled program (`jax.jit(f).lower(...).compile()`) on each device, as the compiler reports it."""
     stats = compiled.memory_analysis()
     return Memory(
         arguments=stats.argument_size_in_bytes,
@@ -84,9 +84,9 @@ def program_memory(compiled: jax.stages.Compiled) -> Memory:
 
 
 def available_memory() -> int | None:
-    """Bytes that each device has to give: what JAX may allocate; on a CPU the machine's, shared by simulated devices.
+    """Bytes that JAX may allocate on each device; on a CPU the machine's memory divided by the number of devices.
 
-    None where the device does not say.
+    None if the device does not report it.
     """
     device = jax.local_devices()[0]
     if device.platform != "cpu":
@@ -95,13 +95,13 @@ def available_memory() -> int | None:
 
 
 def sharded_bytes(shapes: PyTree[Any], sharding: PyTree[Any]) -> int:
-    """Bytes of one device's shards.
+    """Bytes of the shards on one device.
 
     Args:
-      shapes: arrays, or shapes of them as `jax.eval_shape` gives.
-      sharding: of each leaf.
+      shapes: arrays, or their shapes as returned by `jax.eval_shape`.
+      sharding: sharding of each leaf.
     """
-    sizes = jax.tree.map(lambda leaf, its: prod(its.shard_shape(leaf.shape)) * leaf.dtype.itemsize, shapes, sharding)
+    sizes = jax.tree.map(lambda leaf, s: prod(s.shard_shape(leaf.shape)) * leaf.dtype.itemsize, shapes, sharding)
     return sum(jax.tree.leaves(sizes))
 
 
@@ -112,33 +112,33 @@ def run_memory(
     batch: dict[str, jax.ShapeDtypeStruct],
     mesh: Mesh,
 ) -> RunMemory:
-    """What `training.loop.fit` will hold, from the compiled step and shapes alone; no array is made.
+    """Memory of `training.loop.fit`, computed by compiling the step for shapes; no array is allocated.
 
     Args:
-      step: of `training.sharding.jit_step`.
-      state: shapes.
-      sharding: of the state.
-      batch: shapes of a whole batch, over all devices.
+      step: the result of `training.sharding.jit_step`.
+      state: shapes of the state.
+      sharding: sharding of the state.
+      batch: shapes of a global batch.
     """
     batch = {
-        name: jax.ShapeDtypeStruct(its.shape, its.dtype, sharding=array_sharding(mesh, name, its.shape))
-        for name, its in batch.items()
+        name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array_sharding(mesh, name, array.shape))
+        for name, array in batch.items()
     }
-    begun = time.monotonic()
+    start = time.monotonic()
     program = program_memory(step.lower(state, batch).compile())
-    seconds = time.monotonic() - begun
+    seconds = time.monotonic() - start
     kinds = {
         "parameters": ("params", "model_state", "frozen"),
         "optimizer": ("opt_state", "skipped", "step", "key"),
         "average": ("ema",),
     }
-    needed = {
+    sizes = {
         kind: sum(sharded_bytes(getattr(state, name), getattr(sharding, name)) for name in names)
         for kind, names in kinds.items()
     }
     return RunMemory(
-        **needed,
-        batches=BATCHES * sharded_bytes(batch, jax.tree.map(lambda its: its.sharding, batch)),
+        **sizes,
+        batches=BATCHES * sharded_bytes(batch, jax.tree.map(lambda array: array.sharding, batch)),
         working=program.temporary + program.outputs - program.aliased,
         compile_seconds=seconds,
     )
@@ -152,13 +152,13 @@ def dry_run(
     batch: dict[str, jax.ShapeDtypeStruct],
     mesh: Mesh,
 ) -> dict[str, float]:
-    """Prints what a configuration needs on each device beside what there is; see `run_memory`.
+    """Prints the memory that a run needs on each device and the memory available; see `run_memory`.
 
     Args:
-      config: of a script, see `describe_memory`.
+      config: config of a training script; see `describe_memory`.
 
     Returns:
-      The bytes by kind, `total`, `available` (where the device says), `fits` (likewise) and `compile_seconds`.
+      The fields of `RunMemory` and `total`; also `available` and `fits` if the device reports its memory.
     """
     needed, available = run_memory(step, state, sharding, batch, mesh), available_memory()
     if jax.process_index() == 0:
@@ -168,7 +168,7 @@ def dry_run(
 
 
 def describe_memory(config: Any, needed: RunMemory, available: int | None, mesh: Mesh) -> str:
-    """A table, and what to try where it does not fit.
+    """A table of the memory, and suggestions if it exceeds what is available.
 
     Args:
       config: `model`, `batch_size`, `accumulation`, `remat`, `fsdp` and `data` are read.
@@ -180,32 +180,32 @@ def describe_memory(config: Any, needed: RunMemory, available: int | None, mesh:
         "moving average": needed.average,
         "gradients and activations": needed.working,
         f"{BATCHES} batches": needed.batches,
-        "in all": needed.total,
+        "total": needed.total,
     }
     lines = [
-        f"dry run of {config.model}: {config.batch_size} clips of {data.frames} x {data.size} x {data.size} a step on "
-        f"{len(devices)} x {devices[0].device_kind}; nothing was loaded or written",
-        "on each device",
+        f"dry run of {config.model}: {config.batch_size} clips of {data.frames} x {data.size} x {data.size} per step "
+        f"on {len(devices)} x {devices[0].device_kind}; nothing was loaded or written",
+        "memory per device",
         *(f"  {name:28}{size / 1e9:10.3f} GB" for name, size in rows.items() if size),
     ]
     if available is not None:
-        lines.append(f"  {'there is':28}{available / 1e9:10.3f} GB")
+        lines.append(f"  {'available':28}{available / 1e9:10.3f} GB")
         fits = needed.total <= available
         lines.append("fits" if fits else f"does not fit: try {' or '.join(_advise(config, needed, available, mesh))}")
     return "\n".join([*lines, f"the step was compiled in {needed.compile_seconds:.1f} s"])
 
 
 def _advise(config: Any, needed: RunMemory, available: int, mesh: Mesh) -> list[str]:
-    """Flags that need less."""
-    # Gradients and updates are of the parameters' size whatever the batch; the rest grows with it. A guess, so not to
-    # the brim.
+    """Flags that reduce the memory."""
+    # Gradients and updates have the size of the parameters for any batch; the rest is proportional to the batch. As
+    # this is an estimate, the suggested batch leaves some memory free.
     fixed = needed.parameters + needed.optimizer + needed.average + min(2 * needed.parameters, needed.working)
     fraction = (0.95 * available - fixed) / max(needed.total - fixed, 1)
     multiple = mesh.size // mesh.shape.get("sequence", 1) * config.accumulation * config.data.repeats
     smaller = int(fraction * config.batch_size) // multiple * multiple
     flags = [f"--batch_size {smaller}"] if smaller > 0 else []
-    known = {field.name for field in dataclasses.fields(config)}
-    flags += [f"--accumulation {2 * config.accumulation}"] if "accumulation" in known else []
+    names = {field.name for field in dataclasses.fields(config)}
+    flags += [f"--accumulation {2 * config.accumulation}"] if "accumulation" in names else []
     flags += ["--remat blocks"] if config.remat != "blocks" else []
     flags += [f"--fsdp {mesh.size}"] if mesh.size > config.fsdp else []
     return flags or ["a smaller model or clip"]

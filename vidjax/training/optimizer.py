@@ -1,4 +1,4 @@
-"""Optimisers with the schedules and rules of the published recipes, from a config."""
+"""Optimisers, learning rate schedules and layer decay, as in the published recipes."""
 
 import dataclasses
 import re
@@ -17,22 +17,25 @@ from vidjax.fields import check_values
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW or SGD, linear warm-up, cosine decay or steps. Learning rates are for a batch of 256 and scaled by it."""
+    """AdamW or SGD with linear warm-up and cosine or step decay.
+
+    Learning rates are for a batch of 256 and are multiplied by batch size / 256.
+    """
 
     kind: Literal["adamw", "sgd"] = "adamw"
     """AdamW, or stochastic gradient descent with momentum."""
     learning_rate: float = 1.5e-4
-    """Peak learning rate of a batch of 256; what is used is this times batch size / 256."""
+    """Peak learning rate for a batch of 256; it is multiplied by batch size / 256."""
     warmup_learning_rate: float = 1e-6
-    """Learning rate at step 0, scaled likewise."""
+    """Learning rate at step 0, scaled in the same way."""
     final_learning_rate: float = 1e-5
-    """Learning rate at the last step of a cosine, scaled likewise."""
+    """Learning rate at the end of the cosine, scaled in the same way."""
     warmup_epochs: float = 40.0
     """Epochs of linear warm-up."""
     milestones: tuple[float, ...] = ()
-    """Epochs at which the learning rate falls to a tenth, instead of a cosine."""
+    """Epochs at which the learning rate is divided by 10, instead of cosine decay."""
     weight_decay: float = 0.05
-    """Decoupled in AdamW, added to the gradient in SGD; not applied to biases, norms and tokens (one axis)."""
+    """Decoupled for AdamW, added to the gradient for SGD; not applied to biases, norms and tokens (one axis)."""
     beta1: float = 0.9
     """Decay of AdamW's first moment, or SGD's momentum."""
     beta2: float = 0.95
@@ -40,17 +43,17 @@ class OptimizerConfig:
     clip_norm: float | None = None
     """Clip the gradient to this global norm."""
     layer_decay: float = 1.0
-    """Factor of the learning rate from each layer to the one before it, 1 = all alike."""
+    """Factor between the learning rates of a layer and the next one; 1 disables layer decay."""
 
     def __post_init__(self) -> None:
-        """Refuses values that cannot be meant."""
+        """Checks the values."""
         check_values(self, "optim.")
         if self.learning_rate <= 0:
             raise UserError(f"optim.learning_rate is {self.learning_rate}: it must be above 0")
         if self.warmup_epochs < 0:
             raise UserError(f"optim.warmup_epochs is {self.warmup_epochs}: it must be 0 or more")
         if self.clip_norm is not None and self.clip_norm <= 0:
-            raise UserError(f"optim.clip_norm is {self.clip_norm}: it must be above 0 (leave it out for none)")
+            raise UserError(f"optim.clip_norm is {self.clip_norm}: it must be above 0, or omitted")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"optim.{name} is {getattr(self, name)}: it must be at least 0 and below 1")
@@ -58,7 +61,7 @@ class OptimizerConfig:
             raise UserError(f"optim.layer_decay is {self.layer_decay}: it must be above 0 and at most 1")
 
     def schedule(self, batch_size: int, steps: int, steps_per_epoch: float) -> optax.Schedule:
-        """Learning rate as a function of the step, for `steps` steps in all."""
+        """The learning rate as a function of the step, for a run of `steps` steps."""
         scale = batch_size / 256
         peak, first = self.learning_rate * scale, self.warmup_learning_rate * scale
         warmup = min(round(self.warmup_epochs * steps_per_epoch), max(steps - 1, 0))
@@ -72,7 +75,7 @@ class OptimizerConfig:
 
 
 def decays(params: PyTree[Array]) -> PyTree[bool]:
-    """True for matrices and kernels; False for biases, norm scales and tokens, which have one axis longer than 1."""
+    """Mask of the parameters with weight decay: False for biases, norm scales and tokens (one axis longer than 1)."""
     return jax.tree.map(lambda p: int(np.sum(np.array(p.shape) > 1)) > 1, params)
 
 
@@ -82,11 +85,11 @@ def make_optimizer(
     trained: PyTree[bool] | None = None,
     factors: Mapping[str, float] = MappingProxyType({}),
 ) -> optax.GradientTransformation:
-    """The optimiser of a config; steps whose gradient is not finite are skipped by `training.step`.
+    """The optimiser of a config. Steps whose gradient is not finite are skipped by `training.step`, not here.
 
     Args:
-      trained: False for parameters that stay as they are; all are trained when None.
-      factors: of the learning rate of parameters whose path begins so, as in `{"video/temporal/": 10.0}`.
+      trained: mask of the trained parameters; None trains all.
+      factors: factors of the learning rate by prefix of the parameter path, such as `{"video/temporal/": 10.0}`.
     """
     clip = optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm)
     decay = optax.add_decayed_weights(config.weight_decay, mask=decays)
@@ -106,7 +109,7 @@ def make_optimizer(
 
 
 def scale_by_layer(decay: float) -> optax.GradientTransformation:
-    """Updates of layer i times `decay` to the power of the layers after it (ELECTRA; BEiT's layer-wise decay)."""
+    """Multiplies the updates of a layer by `decay` to the power of the number of later layers (ELECTRA, BEiT)."""
 
     def scale(updates: PyTree[Array], _: PyTree[Array] | None = None) -> PyTree[Array]:
         layers = layer_numbers(updates)
@@ -117,32 +120,32 @@ def scale_by_layer(decay: float) -> optax.GradientTransformation:
 
 
 def scale_by_path(factors: Mapping[str, float]) -> optax.GradientTransformation:
-    """Updates times the factor of the beginning that their path has, if any."""
+    """Multiplies updates by the factor of the first matching prefix of their path."""
 
     def scale(updates: PyTree[Array], _: PyTree[Array] | None = None) -> PyTree[Array]:
         def one(path: tuple, update: Array) -> Array:
             name = "/".join(_names(path))
-            return update * next((factor for start, factor in factors.items() if name.startswith(start)), 1.0)
+            return update * next((factor for prefix, factor in factors.items() if name.startswith(prefix)), 1.0)
 
         return jax.tree_util.tree_map_with_path(one, updates)
 
     return optax.stateless(scale)
 
 
-# A model says by its parameters' names which layer each belongs to; these are the words of what has no number.
+# The layer of a parameter follows from its name. Names without a number contain one of these words.
 BEFORE_BLOCKS = ("embedding", "position", "token", "stem", "time")
 AFTER_BLOCKS = ("norm", "head", "projection")
 
 
 def layer_numbers(params: PyTree[Any]) -> PyTree[int]:
-    """The layer of each parameter: 0 what comes before the first block, then one for each block, last what comes after.
+    """The layer of each parameter: 0 before the first block, then 1, 2, ... for the blocks, and the last after them.
 
-    Blocks are known by the numbers in their names, which order them: `transformer/block_3`, `stage_2/block_0`,
-    `group_1_0`, `mixed_4b`, `conv3a`. What has no number says by a word of its name where it stands, such as
-    `patch_embedding` (`BEFORE_BLOCKS`) or `head_norm` (`AFTER_BLOCKS`).
+    Blocks are identified and ordered by the numbers in their names: `transformer/block_3`, `stage_2/block_0`,
+    `group_1_0`, `mixed_4b`, `conv3a`. Names without a number contain a word of `BEFORE_BLOCKS`, as in
+    `patch_embedding`, or of `AFTER_BLOCKS`, as in `head_norm`.
 
     Raises:
-      UserError: a name says neither.
+      UserError: a name has neither a number nor such a word.
     """
     paths = [_names(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     blocks = sorted({block for path in paths if (block := _block(path)) is not None})
@@ -154,9 +157,9 @@ def layer_numbers(params: PyTree[Any]) -> PyTree[int]:
             return 1 + blocks.index(block)
         if not set(words) & {*BEFORE_BLOCKS, *AFTER_BLOCKS}:
             raise UserError(
-                f"the layer of the parameter {'/'.join(names)} is not known, by which layer decay and partial training "
-                f"go: its name should end in a number, as in block_0, or have a word of {', '.join(BEFORE_BLOCKS)} "
-                f"(before the blocks) or {', '.join(AFTER_BLOCKS)} (after them)"
+                f"the layer of the parameter {'/'.join(names)} is unknown, but layer decay and partial training need "
+                f"it: end its name in a number, as in block_0, or include one of {', '.join(BEFORE_BLOCKS)} (before "
+                f"the blocks) or {', '.join(AFTER_BLOCKS)} (after them)"
             )
         return 0 if set(words) & set(BEFORE_BLOCKS) else 1 + len(blocks)
 
@@ -164,7 +167,7 @@ def layer_numbers(params: PyTree[Any]) -> PyTree[int]:
 
 
 def trained_parameters(params: PyTree[Any], blocks: int) -> PyTree[bool]:
-    """True for the parameters of the last `blocks` blocks, what comes after them, and every norm.
+    """Mask that is True for the last `blocks` blocks, everything after them, and all norms.
 
     Raises:
       UserError: the model has fewer blocks.
@@ -172,7 +175,7 @@ def trained_parameters(params: PyTree[Any], blocks: int) -> PyTree[bool]:
     layers = layer_numbers(params)
     last = max(jax.tree.leaves(layers))
     if not 0 <= blocks < last:
-        raise UserError(f"{blocks} blocks cannot be trained: the model has {last - 1}, give so many or fewer")
+        raise UserError(f"{blocks} blocks cannot be trained: the model has {last - 1}, give at most that many")
 
     def is_trained(path: tuple, layer: int) -> bool:
         return layer > last - 1 - blocks or any("norm" in name for name in _names(path))
@@ -185,12 +188,12 @@ def _names(path: tuple) -> tuple[str, ...]:
 
 
 def _block(names: Sequence[str]) -> tuple | None:
-    """What orders the block that a parameter belongs to among the others; None outside of blocks."""
+    """The sort key of the block that a parameter belongs to; None outside of blocks."""
     inside = names[0].startswith("stage") or names[0].endswith("transformer")
     *outer, last = names[: 1 + inside]
     if not re.fullmatch(r"[a-z_]*[a-z]_?\d+[a-z]?(_\d+)*", last):
         return None
-    found = re.findall(r"(\d+)([a-z]*)", "/".join([*outer, last]))
-    # Of two transformers in a row, spatial comes before temporal.
+    numbers = re.findall(r"(\d+)([a-z]*)", "/".join([*outer, last]))
+    # Sorts the blocks of a spatial transformer before those of the temporal one that follows it.
     stack = names[0] if names[0].endswith("transformer") else ""
-    return (stack, *((int(number), letter) for number, letter in found))
+    return (stack, *((int(number), letter) for number, letter in numbers))

@@ -1,9 +1,9 @@
-"""Where arrays live: a mesh of all devices with the axes `data`, `fsdp` and `sequence`.
+"""Sharding of batches and state over a mesh of all devices with the axes `data`, `fsdp` and `sequence`.
 
-A batch is split over `data` and `fsdp`. Parameters and optimiser state are whole on every device, or, with `fsdp` above
-one, split over that axis; XLA gathers each where it is used. With `sequence` above one so many devices share each clip:
-its frames, and under ring attention (`kernels.ring_attention`) its tokens. The same code runs on one device, on many,
-and on many hosts.
+A batch is split over `data` and `fsdp`. Parameters and optimiser state are replicated or, with `fsdp` above one, split
+over that axis, and XLA gathers them where they are used. With `sequence` above one each clip is split over that many
+devices: its frames and, with ring attention (`kernels.ring_attention`), its tokens. The same code runs on one device,
+on several, and on several hosts.
 """
 
 import os
@@ -23,13 +23,13 @@ FSDP_SMALLEST = 2**14  # values; below this, gathering costs more than the memor
 
 
 def join_processes() -> None:
-    """Joins the processes of a cluster (`jax.distributed`), before anything else touches JAX.
+    """Joins the processes of a cluster (`jax.distributed`); must be called before any other use of JAX.
 
-    Slurm, Open MPI, Kubernetes and Cloud TPUs say by themselves who is who. Elsewhere each process reads
+    Slurm, Open MPI, Kubernetes and Cloud TPUs are detected. Elsewhere each process reads the environment variables
     JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
 
     Raises:
-      UserError: these say something else, or nobody says who is who.
+      UserError: these variables are invalid, or they are missing and no cluster is detected.
     """
     address = os.environ.get("JAX_COORDINATOR_ADDRESS")
     if address is not None and not re.fullmatch(r".+:\d+", address):
@@ -41,26 +41,26 @@ def join_processes() -> None:
     numbers = {name.removeprefix("JAX_").lower(): int(value) for name, value in given.items()}
     if len(numbers) == 2 and numbers["process_id"] >= numbers["num_processes"]:
         raise UserError(
-            f"JAX_PROCESS_ID is {numbers['process_id']} of {numbers['num_processes']} processes: set it to one from 0"
+            f"JAX_PROCESS_ID is {numbers['process_id']} of {numbers['num_processes']} processes: it is counted from 0"
         )
     try:
         jax.distributed.initialize(**numbers)
     except ValueError as error:  # "coordinator_address should be defined"
         raise UserError(
-            f"this process does not know the others ({error}): start it by Slurm or on a Cloud TPU, set "
-            "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or leave out --distributed"
+            f"no cluster was detected ({error}): start the processes by Slurm or on a Cloud TPU, set "
+            "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or omit --distributed"
         ) from error
 
 
 def make_mesh(fsdp: int = 1, sequence: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh over the devices, by default all of all processes.
+    """A mesh over the devices, by default all devices of all processes.
 
     Args:
-      fsdp: devices that share one copy of the parameters.
-      sequence: devices that share each clip.
+      fsdp: devices over which each copy of the parameters is sharded.
+      sequence: devices over which each clip is sharded.
 
     Raises:
-      UserError: the devices cannot be divided into such groups, or a clip would be shared by several processes.
+      UserError: the devices cannot be divided into such groups, or a clip would be split over several processes.
     """
     devices = jax.devices() if devices is None else devices
     count = len(devices)
@@ -70,23 +70,23 @@ def make_mesh(fsdp: int = 1, sequence: int = 1, devices: Sequence[jax.Device] | 
             raise UserError(f"{name} {size} does not divide the {count} devices: choose one of {divisors}")
     if count % (fsdp * sequence):
         raise UserError(f"fsdp {fsdp} times sequence {sequence} does not divide the {count} devices: make it a divisor")
-    if jax.process_count() > 1 and jax.local_device_count() % sequence:  # each process reads clips of its own
+    if jax.process_count() > 1 and jax.local_device_count() % sequence:  # each process reads its own clips
         raise UserError(
             f"sequence {sequence} does not divide the {jax.local_device_count()} devices of a process: "
             "make it a divisor"
         )
-    # jax.make_mesh makes explicit axes by default, which would ask every Linen module for sharding annotations.
+    # jax.make_mesh creates explicit axes by default, which would require sharding annotations in all Linen modules.
     shape = (count // (fsdp * sequence), fsdp, sequence)
     return jax.make_mesh(shape, ("data", "fsdp", "sequence"), axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The leading axis over `data` and `fsdp`."""
+    """Splits the leading axis over `data` and `fsdp`."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
 def array_sharding(mesh: Mesh, name: str, shape: tuple[int, ...]) -> NamedSharding:
-    """Of one array of a batch: `batch_sharding`, and a `video`'s frames over `sequence` where that divides them."""
+    """`batch_sharding` of one array; the frames of `video` are also split over `sequence` if it divides them."""
     parts = mesh.shape["sequence"]
     if name == "video" and len(shape) == 5 and parts > 1 and shape[1] % parts == 0:
         return NamedSharding(mesh, PartitionSpec(("data", "fsdp"), "sequence"))
@@ -94,15 +94,16 @@ def array_sharding(mesh: Mesh, name: str, shape: tuple[int, ...]) -> NamedShardi
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Whole on every device."""
+    """A full copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def state_sharding(mesh: Mesh, state: PyTree[Any]) -> PyTree[NamedSharding]:
-    """A sharding for every leaf: its longest axis that `fsdp` divides is split, small leaves stay whole.
+    """The sharding of each leaf: the longest axis that `fsdp` divides is split, small leaves are replicated.
 
     Args:
-      state: arrays, or shapes of them as `jax.eval_shape` gives. Moments follow their parameters, being of equal shape.
+      state: arrays, or their shapes as returned by `jax.eval_shape`. Optimiser moments are sharded like their
+        parameters, which have the same shape.
     """
     parts = mesh.shape["fsdp"]
 
@@ -118,7 +119,7 @@ def state_sharding(mesh: Mesh, state: PyTree[Any]) -> PyTree[NamedSharding]:
 
 
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Global device arrays from this process's part of a batch; the frames of `video` split over `sequence`."""
+    """Global device arrays from this process's part of a batch, with the sharding of `array_sharding`."""
     return {
         name: jax.make_array_from_process_local_data(array_sharding(mesh, name, array.shape), array)
         for name, array in batch.items()
@@ -126,17 +127,17 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
 
 
 def is_main_process() -> bool:
-    """Whether this is the one process that prints and writes for all."""
+    """Whether this is process 0, which prints and writes the logs."""
     return jax.process_index() == 0
 
 
 def this_process() -> dict[str, int]:
-    """Which part of every batch this process reads, as the pipeline's arguments."""
+    """The arguments of the pipeline for this process's part of each batch."""
     return {"process_index": jax.process_index(), "process_count": jax.process_count()}
 
 
 def jit_on_mesh(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
-    """`function` compiled; what it returns is whole on every device, and the mesh is in context inside."""
+    """Jits a function with replicated outputs and the mesh as the context mesh."""
 
     @wraps(function)
     def on_mesh(*args: Any) -> Any:
@@ -147,9 +148,9 @@ def jit_on_mesh(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
 
 
 def jit_step(step: Callable[..., tuple[Any, Any]], sharding: PyTree[NamedSharding], mesh: Mesh) -> Callable[..., Any]:
-    """`(state, batch) -> (state, metrics)` compiled: the state, of this sharding, is donated, the metrics are whole.
+    """Jits `(state, batch) -> (state, metrics)`: the state has this sharding and is donated, metrics are replicated.
 
-    The batch is a dict of arrays; the mesh is in context inside, as ring attention wants it.
+    The batch is a dict of arrays. The mesh is set as the context mesh, which ring attention needs.
     """
 
     def on_mesh(state: Any, batch: Mapping[str, jax.Array]) -> tuple[Any, Any]:
@@ -160,25 +161,28 @@ def jit_step(step: Callable[..., tuple[Any, Any]], sharding: PyTree[NamedShardin
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             return step(state, batch)
 
-    # The batch's shardings follow from what is asked of it inside.
+    # The shardings of the batch are determined by the constraints above.
     shardings = {"in_shardings": (sharding, None), "out_shardings": (sharding, replicated(mesh))}
     return jax.jit(on_mesh, donate_argnums=0, **shardings)
 
 
 def check_batch_size(batch_size: int, accumulation: int = 1, repeats: int = 1, sequence: int = 1) -> None:
-    """Raises ValueError unless the batch can be split over the devices and micro-batches, and holds whole videos.
+    """Checks that a batch can be split over devices and micro-batches, and each process's part into whole videos.
 
     Args:
-      sequence: devices that share each clip (see `make_mesh`).
+      sequence: devices over which each clip is sharded (see `make_mesh`).
+
+    Raises:
+      UserError: it cannot.
     """
     devices = jax.device_count() // sequence
     if batch_size < 1 or batch_size % (devices * accumulation):
         parts = f"{devices} devices" if sequence == 1 else f"{devices} groups of {sequence} devices"
         parts += f" times {accumulation} micro-batches" if accumulation > 1 else ""
         multiple = devices * accumulation
-        raise UserError(f"a batch of {batch_size} cannot be shared by {parts}: make it a multiple of {multiple}")
+        raise UserError(f"a batch of {batch_size} cannot be split over {parts}: make it a multiple of {multiple}")
     if batch_size // jax.process_count() % repeats:
         raise UserError(
-            f"a process's part of a batch of {batch_size} clips is not whole videos of {repeats} repeats: "
-            "make it a multiple"
+            f"the part of each process in a batch of {batch_size} clips does not consist of whole videos with "
+            f"{repeats} repeats: make it a multiple of {repeats}"
         )

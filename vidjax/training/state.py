@@ -1,4 +1,4 @@
-"""The state of a run, as one value."""
+"""The state of a training run."""
 
 from typing import Any
 
@@ -11,13 +11,13 @@ from jaxtyping import Array, Key, PyTree
 
 @flax.struct.dataclass
 class Aux:
-    """What a loss may read beside the parameters that it is differentiated by.
+    """The inputs of a loss beside the trained parameters and the batch.
 
     Attributes:
       model_state: other variables of the model (running statistics), by collection.
-      ema: moving average of the parameters, the target of latent prediction; None where the run keeps none.
-      frozen: parameters that are never trained, such as a teacher's; None where there are none.
-      step: number of steps taken before this one, an int32 scalar.
+      ema: moving average of the parameters, for example as the target of latent prediction; None if the run has none.
+      frozen: parameters that are not trained, such as those of a teacher; None if there are none.
+      step: number of previous steps, an int32 scalar.
     """
 
     model_state: PyTree
@@ -31,9 +31,9 @@ class Skipped:
     """Counts of the steps that were skipped because their gradient was not finite.
 
     Attributes:
-      total: all of them so far, an int32 scalar.
-      in_a_row: those up to the newest step, an int32 scalar.
-      last_finite: whether the gradient of the newest step was finite.
+      total: all skipped steps so far, an int32 scalar.
+      in_a_row: consecutive skipped steps up to the last step, an int32 scalar.
+      last_finite: whether the gradient of the last step was finite.
     """
 
     total: Any
@@ -43,19 +43,19 @@ class Skipped:
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything that a step changes, and the frozen parameters; with the config it determines the rest of the run.
+    """Everything that a step changes, and the frozen parameters; together with the config it determines the run.
 
-    The leaves are arrays; trees of their shapes or of their shardings have the same form.
+    The leaves are arrays, or their shapes or shardings.
 
     Attributes:
       step: number of steps taken, an int32 scalar.
       params: parameters, float32.
       model_state: other variables of the model (running statistics), by collection.
-      opt_state: of the Optax optimiser.
+      opt_state: state of the Optax optimiser.
       skipped: counts of skipped steps.
       ema: moving average of the parameters, or None.
-      frozen: parameters that no step changes, or None; checkpoints leave them out.
-      key: the run's random key; step n uses `fold_in(key, n)`.
+      frozen: parameters that no step changes, or None; not saved in checkpoints.
+      key: PRNG key of the run; step n uses `fold_in(key, n)`.
     """
 
     step: Any
@@ -69,12 +69,12 @@ class TrainState:
 
     @property
     def evaluated_params(self) -> PyTree:
-        """The moving average where there is one."""
+        """The moving average of the parameters if there is one, otherwise the parameters."""
         return self.params if self.ema is None else self.ema
 
     @property
     def aux(self) -> Aux:
-        """What the loss of the next step reads."""
+        """The `aux` argument of the loss in the next step."""
         return Aux(self.model_state, self.ema, self.frozen, self.step)
 
 
@@ -85,13 +85,14 @@ def create_state(
     ema: bool = False,
     frozen: PyTree[Array] | None = None,
 ) -> TrainState:
-    """The state before the first step, from `model.init`'s variables.
+    """The state before the first step.
 
     Args:
+      variables: variables from `model.init`.
       tx: any Optax optimiser.
-      key: the run's.
-      ema: keep a moving average of the parameters, which starts as a copy of them.
-      frozen: parameters that the loss reads as `aux.frozen` and nothing changes, such as a teacher's.
+      key: PRNG key of the run.
+      ema: keep a moving average of the parameters, initialised with a copy of them.
+      frozen: parameters that are not trained, such as those of a teacher; the loss reads them as `aux.frozen`.
     """
     params = variables["params"]
     model_state = {name: value for name, value in variables.items() if name != "params"}

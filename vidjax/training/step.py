@@ -1,4 +1,4 @@
-"""One training step as a pure function."""
+"""The training step as a pure function."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,33 +13,32 @@ from vidjax.training.state import Aux, Skipped, TrainState
 
 Batch = dict[str, Array]
 Metrics = dict[str, Float[Array, ""]]
-# (params, aux, batch, key) -> (loss, (model_state, metrics)); the loss is a mean over the batch's valid clips, and the
-# statistics of batch norms are of these alone (`layers.normalization.valid_clips`).
+# (params, aux, batch, key) -> (loss, (model_state, metrics)); the loss is a mean over the valid clips of the batch, and
+# batch norm computes its statistics over valid clips only (`layers.normalization.valid_clips`).
 LossFn = Callable[[PyTree, Aux, Batch, Key[Array, ""]], tuple[Float[Array, ""], tuple[PyTree, Metrics]]]
 
 
 def valid_mean(values: Shaped[Array, "b"], valid: Bool[Array, "b"]) -> Float[Array, ""]:
-    """The mean over valid clips, whatever the others are; 0 without any."""
+    """The mean over valid clips, even if the others are not finite; 0 without valid clips."""
     return jnp.where(valid, values, 0).sum() / jnp.maximum(valid.sum(), 1)
 
 
 def make_train_step(
     loss_fn: LossFn, tx: optax.GradientTransformation, accumulation: int = 1, ema_decay: float | None = None
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """A pure step `(state, batch) -> (state, metrics)`, to be jitted with the state donated.
+    """Makes a pure step `(state, batch) -> (state, metrics)`, to be jitted with the state donated.
 
     Args:
-      loss_fn: see `LossFn`; it reads running statistics, the moving average, frozen parameters and the step from
-        `state.Aux`.
-      tx: any Optax optimiser. One that asks for the loss is given it (`value`, `grad` and `value_fn`).
-      accumulation: micro-batches a batch is cut into to save memory; each counts by its number of valid clips.
+      loss_fn: see `LossFn`; its `aux` has the running statistics, the moving average, frozen parameters and the step.
+      tx: any Optax optimiser; `value`, `grad` and `value_fn` are passed to those that use them.
+      accumulation: number of micro-batches per batch, to save memory; each is weighted by its number of valid clips.
       ema_decay: decay of the moving average of the parameters.
 
     Returns:
-      The step. A batch has a `valid` array (b,), false for clips that could not be read; without it all are valid. The
-      metrics are those of `loss_fn` and `loss`, `gradient_norm`, `clips` (valid ones), `skipped_steps` (all steps so
-      far whose gradient was not finite) and `skipped_in_a_row`. A skipped step changes neither the parameters nor the
-      optimiser's or the model's state.
+      The step. `valid` (b,) in the batch is false for clips that could not be read; without it all clips are valid.
+      The metrics are those of `loss_fn` and `loss`, `gradient_norm`, `clips` (number of valid clips), `skipped_steps`
+      (all steps so far whose gradient was not finite) and `skipped_in_a_row`. A skipped step does not change the
+      parameters, the optimiser state or the model state.
     """
     tx = optax.with_extra_args_support(tx)
 
@@ -50,7 +49,7 @@ def make_train_step(
         return model_state, (grads, {"loss": loss, **metrics})
 
     def accumulated(state: TrainState, batch: Batch, key: Array) -> tuple[Any, ...]:
-        # Micro-batch i takes every accumulation-th clip, so that each device keeps its own part of every one.
+        # Micro-batch i consists of every accumulation-th clip, so that no clips move between devices.
         micro = {k: einops.rearrange(v, "(b a) ... -> a b ...", a=accumulation) for k, v in batch.items()}
         keys = jax.random.split(key, accumulation)
         first = jax.tree.map(lambda x: x[0], (micro, keys))
@@ -77,9 +76,9 @@ def make_train_step(
         finite = jnp.all(jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(grads)]))
 
         def update() -> tuple[PyTree, PyTree]:
-            asked = {"value": metrics["loss"], "grad": grads}
-            asked["value_fn"] = lambda params: loss_fn(params, state.aux, batch, key)[0]
-            return tx.update(grads, state.opt_state, state.params, **asked)
+            extra = {"value": metrics["loss"], "grad": grads}
+            extra["value_fn"] = lambda params: loss_fn(params, state.aux, batch, key)[0]
+            return tx.update(grads, state.opt_state, state.params, **extra)
 
         def skip() -> tuple[PyTree, PyTree]:
             return optax.tree.zeros_like(grads), state.opt_state

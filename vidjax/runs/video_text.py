@@ -1,0 +1,190 @@
+"""What the video-text scripts share: tokenisers, towers, and encoders of clips and texts.
+
+Embeddings are those of `models.video_text.VideoText`: float32 unit vectors on the host, the same on every process.
+"""
+
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Bool, Float, Int
+
+from vidjax.convert import hub
+from vidjax.convert.checkpoint import read_model
+from vidjax.errors import UserError
+from vidjax.models.video_text import Projected, VideoText
+from vidjax.runs.weights import read_weights
+from vidjax.runs.workdir import is_run, read_config
+from vidjax.training.sharding import is_main_process, jit_on_mesh, put_batch
+
+if TYPE_CHECKING:  # TensorFlow takes seconds to import, which --help and input errors do not need
+    from vidjax.data.text import Tokenizer
+
+TOKENIZER_FILES = ("merges.txt", "vocab.json", "tokenizer.json")
+"""Tokeniser files of a Hugging Face directory."""
+TOKENIZER_FOLDER = "tokenizer"
+"""Subdirectory of a work directory with a copy of the tokeniser's files."""
+
+
+def require_video_text(source: str | Path, model: nn.Module) -> VideoText:
+    """Returns the model if it has a text tower.
+
+    Raises:
+      UserError: it has none.
+    """
+    if not isinstance(model, VideoText):
+        raise UserError(
+            f"{source} is a {type(model).__name__}, which has no text tower: give a run of contrastive_pretrain.py or "
+            "a published CLIP"
+        )
+    return model
+
+
+def tokenizer_of(source: str | Path, given: str | None = None) -> "Tokenizer":
+    """The tokeniser that a model's text tower was trained with.
+
+    Args:
+      source: of the model: a run, whose work directory has a copy, or a Hugging Face directory that contains one.
+      given: a tokeniser to use instead.
+
+    Raises:
+      UserError: none is given, and the source contains none.
+    """
+    if given is not None:
+        return load_tokenizer(given)
+    path = hub.fetch(source)
+    if is_run(path):
+        saved = sorted((path / TOKENIZER_FOLDER).iterdir()) if (path / TOKENIZER_FOLDER).is_dir() else []
+        if not saved:
+            given = read_config(path)["tokenizer"]
+        else:
+            given = saved[0] if len(saved) == 1 else path / TOKENIZER_FOLDER
+    elif any((path / file).is_file() for file in TOKENIZER_FILES):
+        given = path
+    else:
+        raise UserError(f"{source} contains no tokenizer: give --tokenizer, CLIP's vocabulary file")
+    return load_tokenizer(str(given))
+
+
+def load_tokenizer(name: str) -> "Tokenizer":
+    """`data.text.open_tokenizer`, which here also takes a hub id."""
+    from vidjax.data.text import open_tokenizer
+
+    return open_tokenizer(name if name == "bytes" else str(hub.fetch(name)))
+
+
+def keep_tokenizer(name: str, workdir: Path) -> None:
+    """Copies the tokeniser's files into a work directory, so that the run can be moved without them."""
+    if name == "bytes" or (workdir / TOKENIZER_FOLDER).exists():
+        return
+    path = hub.fetch(name)
+    folder = path if path.is_dir() else path.parent
+    is_directory = path.is_dir() or path.name in ("merges.txt", "vocab.json")
+    files = [folder / file for file in TOKENIZER_FILES if (folder / file).is_file()] if is_directory else [path]
+    (workdir / TOKENIZER_FOLDER).mkdir()
+    for file in files:
+        shutil.copy(file, workdir / TOKENIZER_FOLDER)
+
+
+def tower(model: VideoText, name: str) -> tuple[nn.Module, str]:
+    """One of the two towers as a model, and the part of variable paths that marks it, such as `/video/tower/`."""
+    module = getattr(model, name)
+    return (module.tower, f"/{name}/tower/") if isinstance(module, Projected) else (module, f"/{name}/")
+
+
+def subtree(flat: dict, inner: str) -> dict:
+    """The variables of a tower, with `inner` removed from their paths: `params/video/tower/head` as `params/head`."""
+    parts = {path: path.partition(inner) for path in flat}
+    return {f"{kind}/{rest}": flat[path] for path, (kind, match, rest) in parts.items() if match and "/" not in kind}
+
+
+def tower_weights(source: str | Path, name: str) -> dict | None:
+    """The weights of one tower of a video-text run by their paths in that tower; None for any other source.
+
+    Args:
+      name: video or text.
+    """
+    if not is_run(source) or not isinstance(model := read_model(Path(source)), VideoText):
+        return None
+    return subtree(read_weights(source)[0], tower(model, name)[1])
+
+
+def check_tokenizer(tokenizer: "Tokenizer", model: VideoText) -> None:
+    """Checks that the tokeniser and the text tower have the same number of token ids.
+
+    Raises:
+      UserError: they differ.
+    """
+    if tokenizer.vocabulary != model.text.vocabulary:
+        raise UserError(
+            f"tokenizer {tokenizer.name} has {tokenizer.vocabulary} ids, the text tower {model.text.vocabulary}: give "
+            "the tokenizer that the tower was trained with"
+        )
+
+
+def text_encoder(
+    model: VideoText, tokenizer: "Tokenizer", mesh: Mesh, chunk: int = 64
+) -> Callable[[dict, Sequence[str]], Float[np.ndarray, "n e"]]:
+    """`(variables, texts) -> embeddings`, compiled once; each device encodes `chunk` texts at a time."""
+    from vidjax.data.text import tokenize
+
+    has_warned = False
+
+    @partial(jit_on_mesh, mesh=mesh)
+    def encode(variables: dict, ids: jax.Array) -> jax.Array:
+        return model.apply(variables, ids, method="embed_text").astype(jnp.float32)
+
+    def embed(variables: dict, texts: Sequence[str]) -> Float[np.ndarray, "n e"]:
+        nonlocal has_warned
+        tokenized = [tokenize(tokenizer, text, model.text.context) for text in texts]
+        ids, cut = np.stack([ids for ids, _ in tokenized]), sum(truncated for _, truncated in tokenized)
+        if cut and not has_warned and is_main_process():
+            has_warned = True
+            print(f"note: {cut} of {len(texts)} texts are longer than {model.text.context} tokens and were truncated")
+        size = chunk * mesh.size
+        local, parts = slice(*(size * (jax.process_index() + i) // jax.process_count() for i in (0, 1))), []
+        for start in range(0, len(ids), size):
+            batch = ids[start : start + size]
+            batch = np.concatenate([batch, np.repeat(batch[:1], size - len(batch), axis=0)])  # padding
+            parts.append(jax.device_get(encode(variables, put_batch({"ids": batch[local]}, mesh)["ids"])))
+        return np.concatenate(parts)[: len(ids)]
+
+    return embed
+
+
+def clip_encoder(
+    model: VideoText, mesh: Mesh
+) -> Callable[
+    [dict, Iterable[dict[str, np.ndarray]]],
+    tuple[Float[np.ndarray, "n v e"], Int[np.ndarray, "n"], Int[np.ndarray, "n"], Bool[np.ndarray, "n"]],
+]:
+    """`(variables, batches) -> (embeddings of each view, labels, indices in the source, valid)`.
+
+    The batches are those of `pipeline.evaluation_batches` with `view_counts`; padding rows are removed.
+    """
+
+    @partial(jit_on_mesh, mesh=mesh)
+    def encode(variables: dict, batch: dict[str, jax.Array]) -> tuple[jax.Array, ...]:
+        def one_view(video: jax.Array) -> jax.Array:
+            video = model.card.preprocess(video)
+            return model.apply(variables, video, method="embed_video").astype(jnp.float32)
+
+        views = jax.lax.map(one_view, jnp.swapaxes(batch["video"], 0, 1))
+        return jnp.swapaxes(views, 0, 1), batch["label"], batch["index"], batch["valid"]
+
+    def embed(variables: dict, batches: Iterable[dict[str, np.ndarray]]) -> tuple[np.ndarray, ...]:
+        used = ({name: batch[name] for name in ("video", "label", "index", "valid")} for batch in batches)
+        parts = [jax.device_get(encode(variables, put_batch(batch, mesh))) for batch in used]
+        columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
+        if not columns[3].any():
+            raise UserError("none of the videos could be read: check them with experiments/check_data.py")
+        return tuple(column[columns[2] >= 0] for column in columns)
+
+    return embed
