@@ -430,4 +430,4 @@ def test_errors_of_the_callers_function_pass_unchanged(tmp_path):
 def test_a_named_pipe_is_refused_without_waiting_for_a_writer(tmp_path):
     os.mkfifo(tmp_path / "pipe.mp4")
     with pytest.raises(DecodeError, match=r"pipe\.mp4: it is a named pipe, not a file"):
-        probe(tmp_path / "pipe.mp4")
+        decode.probe(tmp_path / "pipe.mp4")
