@@ -1,4 +1,4 @@
-"""The type checker of the tests: an int is a float, as everywhere in Python."""
+"""The type checker of the tests, which accepts an int for a float (PEP 484)."""
 
 import beartype
 

@@ -1,4 +1,4 @@
-"""PyTorch implementations to compare with. A test that asks for one is skipped where it is not installed."""
+"""PyTorch implementations to compare with. A test that uses one is skipped if it is not installed."""
 
 import importlib.util
 
@@ -25,7 +25,7 @@ def timm():
 
 
 def transformers():
-    """transformers, which imports torchvision where it finds it."""
+    """transformers, which imports torchvision if installed."""
     pytest.importorskip("torch")
     if importlib.util.find_spec("torchvision"):
         torchvision()
@@ -33,7 +33,7 @@ def transformers():
 
 
 def perturb(module) -> dict[str, np.ndarray]:
-    """Gives every entry of a PyTorch module's state dict the recipe's value; returns them as numpy arrays."""
+    """Sets every entry of a PyTorch module's state dict to the values of `goldens/recipe.py`, and returns these."""
     import torch
 
     weights = {name: recipe.parameter(name, tuple(value.shape)) for name, value in module.state_dict().items()}

@@ -1,4 +1,4 @@
-"""A narrow model of every structure that weights are published for, and variables that no initialisation gives."""
+"""A narrow model for every architecture with published weights, and variables that differ from initial values."""
 
 from functools import cache
 from math import prod
@@ -17,7 +17,7 @@ from vidjax.models.video_text import VideoText
 
 
 def perturbed(model) -> dict:
-    """Variables of noise, scales and variances near one: no value is the one that an initialisation gives."""
+    """Random variables, with scales and variances near one: none has its initial value."""
     shapes = jax.eval_shape(model.init, jax.random.key(0), *example_inputs(model))
     values = {}
     for path, leaf in flatten_dict(shapes, sep="/").items():
@@ -87,5 +87,5 @@ MODELS = {
 
 @cache
 def variables_of(name: str) -> dict:
-    """Those of one of these models, which several tests ask for."""
+    """The variables of one of these models, cached for several tests."""
     return perturbed(MODELS[name])

@@ -1,4 +1,4 @@
-"""What the tests of training scripts share."""
+"""Helpers for the tests of training scripts."""
 
 import dataclasses
 import itertools
@@ -15,7 +15,7 @@ from vidjax.models import example_inputs
 
 
 def changed(config: Any, **fields: Any) -> Any:
-    """The config with some fields changed, those of its parts as `data__size`."""
+    """The config with some fields changed; nested fields are written as `data__size`."""
     for name, value in fields.items():
         head, _, rest = name.partition("__")
         part = changed(getattr(config, head), **{rest: value}) if rest else value
@@ -24,7 +24,7 @@ def changed(config: Any, **fields: Any) -> Any:
 
 
 def interrupt_after(batches: int, train: Callable[..., Any], *args: Any) -> None:
-    """Trains until so many batches are read, when Ctrl-C is pressed."""
+    """Trains until `batches` batches have been read, then raises KeyboardInterrupt as Ctrl-C does."""
     read = pipeline.train_batches
 
     def train_batches(*args, **kwargs):
@@ -38,9 +38,9 @@ def interrupt_after(batches: int, train: Callable[..., Any], *args: Any) -> None
 
 
 def draw_variables(model: Any) -> dict:
-    """Variables of a model in which nothing is degenerate: heads and branches that start as zeros hide what is before.
+    """Random variables for a model, without zeros: a head or branch that starts at zero hides the layers before it.
 
-    Gains and variances lie about 1, kernels keep the size of what they are given.
+    Scales and variances are around 1, and kernels preserve the variance of their inputs.
     """
     draw = np.random.default_rng(1)
 

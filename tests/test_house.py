@@ -141,7 +141,12 @@ def test_training_scripts_are_under_200_lines():
     assert {name: count for name, count in long.items() if count >= 200} == {}
 
 
-def test_common_lines(tmp_path):
+def test_paths_in_the_ci_script_exist():
+    paths = re.findall(r"(?<=\s)(?:tests|experiments)/[\w./-]+", (ROOT / ".ci" / "run").read_text())
+    assert len(paths) > 5 and [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_common_lines_are_found(tmp_path):
     shared = "x = 1\n\n# why\ny = (\n    2,\n)\nz = 3\nprint(x)\nprint(y)\n"
     for name, text in (
         ("a", f"import os\n{shared}"),

@@ -1,4 +1,4 @@
-"""Small videos for the tests: every frame shows its own number, as bars that survive lossy coding."""
+"""Small videos for the tests: every frame shows its number as bars that survive lossy coding."""
 
 import json
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ import numpy as np
 from av.video.reformatter import Interpolation
 
 CLIPS = Path(__file__).resolve().parents[2] / "shared" / "clips"
-"""Real clips, where the machine has them."""
+"""Real clips, which not every machine has."""
 REAL_CLIPS = tuple(
     sorted(p for p in CLIPS.glob("*") if p.suffix in (".avi", ".mkv", ".mov", ".mp4") and p.name != "corrupted.mp4")
 )
@@ -18,7 +18,7 @@ _BITS = 10
 
 
 def numbered(count: int, height: int = 48, width: int = 80, first: int = 0) -> np.ndarray:
-    """Frames (t h w 3): bars of light and dark are the bits of the frame's number; the bottom third is red."""
+    """Frames `t h w 3`: light and dark bars are the bits of the frame's number; the bottom third is red."""
     bits = (np.arange(first, first + count)[:, None] >> np.arange(_BITS)) & 1
     columns = np.arange(width) * _BITS // width
     frames = np.repeat((40 + 170 * bits[:, None, columns, None]).astype(np.uint8), height, axis=1)
@@ -28,7 +28,7 @@ def numbered(count: int, height: int = 48, width: int = 80, first: int = 0) -> n
 
 
 def numbers(frames: np.ndarray) -> list[int]:
-    """The numbers that `numbered` frames show, at any size."""
+    """Reads the numbers in frames made by `numbered`, at any size."""
     height, width = frames.shape[1:3]
     columns = (np.arange(_BITS) * 2 + 1) * width // (2 * _BITS)
     bits = frames[:, height // 4, columns].mean(-1) > 125
@@ -49,21 +49,21 @@ def write_video(
     container_options: dict[str, str] | None = None,
     last: float = 1,
 ) -> Path:
-    """Encodes frames (t h w 3).
+    """Encodes frames `t h w 3`.
 
     Args:
-      path: its suffix decides the container.
-      frames: what to show.
-      rate: frames a second.
+      path: the suffix determines the container.
+      frames: uint8 RGB.
+      rate: frames per second.
       codec: libx264, mpeg4, mjpeg, ...
-      times: seconds at which each frame comes on screen (variable rate); None for a constant rate.
+      times: presentation times in seconds (variable rate); None for a constant rate.
       rotation: degrees of the display matrix, counter-clockwise.
-      b_frames: at most so many in a row.
-      keyframe_every: frames.
-      skip: frames that the file holds but an edit list hides (mp4).
-      options: of the encoder.
-      container_options: of the file.
-      last: how long the last packet lasts, in frames.
+      b_frames: maximum number of consecutive B-frames.
+      keyframe_every: keyframe interval in frames.
+      skip: frames in the file that an edit list hides (mp4).
+      options: options of the encoder.
+      container_options: options of the container.
+      last: duration of the last packet in frames.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w", options=container_options or {}) as container:
@@ -78,8 +78,8 @@ def write_video(
         if rotation:
             stream.set_display_rotation(rotation)
         packets = []
-        for number, picture in enumerate(frames):
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+        for number, image in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
             frame.pts = number if times is None else round(times[number] * 1000)
             frame.time_base = context.time_base if times is not None else 1 / Fraction(rate).limit_denominator(1001)
             packets += stream.encode(frame)
@@ -93,7 +93,7 @@ def write_video(
 
 
 def write_sound(path: Path) -> Path:
-    """A file without video."""
+    """Writes a file with audio only."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("pcm_s16le", rate=8000)
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="stereo")
@@ -104,35 +104,35 @@ def write_sound(path: Path) -> Path:
 
 
 def sequential(path: Path) -> np.ndarray:
-    """Every frame of a file, upright, by plain decoding from start to end."""
+    """Every frame of a file, upright, decoded from start to end."""
     with av.open(str(path)) as container:
         return np.stack([np.rot90(exact(f), f.rotation // 90) for f in container.decode(video=0)])
 
 
 def exact(frame: av.VideoFrame) -> np.ndarray:
-    """A frame as RGB without swscale's shortcuts (tests/data/test_display.py holds it to arithmetic)."""
+    """A frame as RGB without swscale's shortcuts (tests/data/test_display.py checks the arithmetic)."""
     flags = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
     return frame.reformat(format="rgb24", interpolation=flags).to_ndarray()
 
 
 def average_rate(path: Path) -> float:
-    """Frames a second over the whole length that the file states."""
+    """Frames per second over the duration in the file's header."""
     with av.open(str(path)) as container:
         return float(container.streams.video[0].average_rate)
 
 
-def truncate(path: Path, share: float) -> Path:
-    """Cuts a file off, as a broken download does."""
+def truncate(path: Path, fraction: float) -> Path:
+    """Truncates a file to this fraction of its bytes, like a broken download."""
     data = path.read_bytes()
-    path.write_bytes(data[: int(len(data) * share)])
+    path.write_bytes(data[: int(len(data) * fraction)])
     return path
 
 
 def write_shards(folder: Path) -> None:
-    """Two TFRecord files of two numbered videos each, with labels and captions, beside their classes.json."""
+    """Writes two TFRecord files of two numbered videos each, with labels, captions and a classes.json."""
     import tensorflow as tf
 
-    from vidjax.data import records  # here, after the import hook of conftest.py
+    from vidjax.data import records  # after the import hook of conftest.py
 
     for shard in range(2):
         with tf.io.TFRecordWriter(str(folder / f"videos-{shard}.tfrecord")) as writer:

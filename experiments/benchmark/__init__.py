@@ -1,1 +1,1 @@
-"""Measurements of vidjax on the machine at hand, beside what it is to be compared with, in one run."""
+"""Benchmarks of vidjax on the current machine, compared with PyTorch and other libraries."""

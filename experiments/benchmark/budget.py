@@ -1,4 +1,4 @@
-"""The largest batch whose training step fits into a given memory, found by compiling alone."""
+"""The largest batch whose training step fits into a given amount of memory, found by compiling only."""
 
 import dataclasses
 from collections.abc import Callable
@@ -13,47 +13,47 @@ from vidjax.training.memory import program_memory
 from vidjax.training.sharding import make_mesh
 
 COMPILATIONS = 10
-"""At most; a batch found by then is within a few clips of the largest."""
+"""Maximum number of compilations; the batch found is then within a few clips of the largest."""
 
 
 def find_largest(needs: Callable[[int], int], budget: float) -> tuple[int, int, int]:
-    """The largest number that needs no more than the budget, where needs grow about evenly.
+    """The largest number whose need is within the budget, if needs grow roughly linearly.
 
     Args:
-      needs: of a number of 1 or more; at most `COMPILATIONS` are asked for.
-      budget: in the same unit.
+      needs: the need of a number from 1 on; called at most `COMPILATIONS` times.
+      budget: in the unit of `needs`.
 
     Returns:
-      The number, what it needs, and how many were asked for; 0 and what 1 needs where nothing fits.
+      The number, its need, and the number of calls; if nothing fits, 0 and the need of 1.
     """
-    fits, above, asked = {}, {}, 0
+    fits, above, calls = {}, {}, 0
 
-    def ask(number: int) -> None:
-        nonlocal asked
-        needed, asked = needs(number), asked + 1
+    def measure(number: int) -> None:
+        nonlocal calls
+        needed, calls = needs(number), calls + 1
         (fits if needed <= budget else above)[number] = needed
 
-    ask(1)
+    measure(1)
     if not fits:
-        return 0, above[1], asked
-    ask(2)
-    while asked < COMPILATIONS and (not above or min(above) - max(fits) > 1):
+        return 0, above[1], calls
+    measure(2)
+    while calls < COMPILATIONS and (not above or min(above) - max(fits) > 1):
         known = sorted({**fits, **above}.items(), key=lambda known: abs(known[1] - budget))[:2]
         (a, at_a), (b, at_b) = sorted(known)
         growth = max((at_b - at_a) / (b - a), 1)
         guess = int(a + (budget - at_a) / growth)
         least = max(fits) + 1
-        most = min(above) - 1 if above else 16 * max(fits)  # a line through small batches says little of large ones
-        ask(min(max(guess, least), most))
-    return max(fits), fits[max(fits)], asked
+        most = min(above) - 1 if above else 16 * max(fits)  # extrapolating from small batches is unreliable
+        measure(min(max(guess, least), most))
+    return max(fits), fits[max(fits)], calls
 
 
 def largest_batch(job: Job, budget_gb: float) -> dict[str, Any]:
-    """The largest batch of a job that fits, over all devices; nothing is run.
+    """The largest batch of a job that fits, over all devices; nothing is executed.
 
     Returns:
-      `batch_size` (0 where none fits), `program_bytes` a device, `compile_seconds` of the last compilation and the
-      number of compilations, `tried`.
+      `batch_size` (0 if none fits), `program_bytes` per device, `compile_seconds` of the last compilation, and `tried`,
+      the number of compilations.
     """
     keep_to(job.threads)
     mesh, seconds = make_mesh(), []

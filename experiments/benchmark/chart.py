@@ -1,4 +1,4 @@
-"""Numbers as bars."""
+"""Bar charts of the results."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,16 +10,17 @@ Row = Mapping[str, Any]
 
 
 def draw(path: str, mode: str, title: str, rows: Sequence[Row]) -> None:
-    """Writes the chart of a mode; none where nothing was measured."""
+    """Writes the chart of a mode, unless nothing was measured."""
     panels, label = bars(mode, rows)
     if panels:
         save_bars(path, panels, label, title)
 
 
 def bars(mode: str, rows: Sequence[Row]) -> tuple[dict[str, dict[str, Bar]], str]:
-    """A chart's panels, and what the length of its bars is.
+    """The panels of a chart, and the label of its axis.
 
-    Speed for `train`, `infer` and `input`; memory for `memory`, `budget` and `loss`, with what it costs in time.
+    Bars show speed for `train`, `infer` and `input`, memory for `memory` and `loss` (with the time in the note), and
+    the largest batch for `budget`.
     """
     panels: dict[str, dict[str, Bar]] = {}
     sides = [row.get("side") for row in rows]
@@ -35,12 +36,12 @@ def bars(mode: str, rows: Sequence[Row]) -> tuple[dict[str, dict[str, Bar]], str
                 f": vidjax is {digits(row['vidjax_speed'])} x as fast" if row["vidjax_speed"] not in (None, 1) else ""
             )
             bar = Bar(row["clips_per_second"], least, most, note, row["side"].startswith("vidjax"))
-            label = "clips a second (line: slowest to fastest step)"
+            label = "clips per second (line: slowest to fastest step)"
         elif mode == "memory":
             panel = f"{row['model']}, {row['dtype']}, batch {row['batch_size']}"
             way, value = row["side"], row["memory_bytes"] / 1e9
-            note = f"{digits(value)} GB, {digits(1e3 * row['step_seconds'])} ms a step"
-            bar, label = Bar(value, value, value, note, way.startswith("vidjax")), "peak memory of a device in GB"
+            note = f"{digits(value)} GB, {digits(1e3 * row['step_seconds'])} ms per step"
+            bar, label = Bar(value, value, value, note, way.startswith("vidjax")), "peak memory per device in GB"
         elif mode == "budget":
             panel, way, value = f"{row['model']}, {row['dtype']}", row["side"], row["batch_size"]
             note = f"{value} clips"
@@ -49,10 +50,10 @@ def bars(mode: str, rows: Sequence[Row]) -> tuple[dict[str, dict[str, Bar]], str
             panel, way, value = row["objective"], row["form"], row["temporary_bytes"] / 1e6
             note = f"{digits(value)} MB, {digits(1e3 * row['step_seconds'])} ms"
             bar = Bar(value, value, value, note, way != "whole")
-            label = "memory of a device beside embeddings and gradients in MB"
+            label = "memory per device in MB, without embeddings and gradients"
         else:
             panel, way, value = "reading clips", row["way"], row["clips_per_second"]
             bar = Bar(value, row["least"], row["most"], f"{digits(value)} clips/s", "plain" not in way)
-            label = "clips a second (line: slowest to fastest round)"
+            label = "clips per second (line: slowest to fastest round)"
         panels.setdefault(panel, {})[way] = bar
     return panels, label if panels else ""

@@ -1,4 +1,4 @@
-"""The longest clip that a training step has room for, by compiling alone: nothing is run."""
+"""The longest clip whose training step fits into memory, by compiling only."""
 
 import dataclasses
 import itertools
@@ -22,33 +22,33 @@ from vidjax.training.sharding import make_mesh
 
 @dataclasses.dataclass(frozen=True)
 class Clips:
-    """Memory of one clip's training step by its frames, and the most frames that fit.
+    """Memory of the training step of one clip by its number of frames, and the most frames that fit.
 
-    Where there is no accelerator, devices are simulated, and memory is that of a program for CPUs, which holds in
-    float32 much of what others hold in bfloat16.
+    Without an accelerator, devices are simulated and memory is that of a CPU program, which keeps in float32 much of
+    what accelerators keep in bfloat16.
     """
 
     model: str = "videomae_base"
-    """A classifier that has the field `implementation`."""
+    """A classifier with the field `implementation`."""
     frames: tuple[int, ...] = (16, 32, 64, 128, 256)
-    """Lengths to compile, three or more; those between are read from a parabola through three of them."""
+    """Clip lengths to compile, three or more; lengths in between are interpolated by a parabola."""
     size: int = 224
-    """Pixels of a side."""
+    """Height and width in pixels."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Type of computation; parameters and AdamW's moments are float32."""
+    """Compute type; parameters and AdamW's moments are float32."""
     implementations: tuple[Implementation, ...] = ("xla", "chunked", "ring")
-    """Of attention, to compare."""
+    """Attention implementations to compare."""
     remat: tuple[Literal["none", "dots", "blocks"], ...] = ("none", "blocks")
-    """What the backward pass computes again; other than `none`, blocks run in one scan."""
+    """What the backward pass recomputes; if not `none`, blocks run in one scan."""
     devices: int = 8
-    """That share a clip under `ring`; the others run on one."""
+    """Devices over which `ring` splits a clip; the other implementations run on one."""
     budgets_gb: tuple[float, ...] = (16, 24, 80, 141)
-    """Memory of a device, in GB (1e9 bytes)."""
+    """Memory of a device in GB (1e9 bytes)."""
     json: str | None = None
     """Write the numbers to this file."""
 
     def __post_init__(self) -> None:
-        """Refuses what cannot be meant."""
+        """Rejects invalid values."""
         check_values(self)
         if len(set(self.frames)) < 3 or min(self.frames) < 1:
             raise UserError(f"frames is {self.frames}: give three or more, each 1 or more")
@@ -61,26 +61,27 @@ class Clips:
 
 
 def most_frames(needs: Mapping[int, int], budget: float, multiple: int) -> int:
-    """The most frames, of those up to the most known, that need no more than the budget; 0 where the fewest do not fit.
+    """The most frames within the range of `needs` that fit into the budget; 0 if the fewest do not fit.
 
     Args:
-      needs: bytes by frames, rising; between they are read from a parabola through the three nearest.
-      multiple: frames of one patch.
+      needs: increasing bytes by number of frames; interpolated by a parabola through the three nearest.
+      budget: in bytes.
+      multiple: frames per patch.
     """
     frames, known = (np.array(list(side), float) for side in (needs.keys(), needs.values()))
     start = min(max(int(np.searchsorted(known, budget)) - 2, 0), len(frames) - 3)
     curve = np.polyfit(frames[start : start + 3], known[start : start + 3], 2)
-    asked = np.arange(min(needs), max(needs) + 1, multiple)
-    fits = np.polyval(curve, asked) <= budget * (1 + 1e-9)
-    count = len(asked) if fits.all() else int(np.argmin(fits))
-    return int(asked[count - 1]) if count else 0
+    lengths = np.arange(min(needs), max(needs) + 1, multiple)
+    fits = np.polyval(curve, lengths) <= budget * (1 + 1e-9)
+    count = len(lengths) if fits.all() else int(np.argmin(fits))
+    return int(lengths[count - 1]) if count else 0
 
 
 def measure_clips(config: Clips) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The devices, and a row for every implementation and policy.
+    """Measures every implementation and policy.
 
     Returns:
-      Of a row, `bytes` are a device's by frames, and `fits` are the most frames by gigabytes.
+      The devices, and the rows: `bytes` is the memory per device by frames, `fits` the most frames by budget in GB.
 
     Raises:
       UserError: there are too few devices.
@@ -88,9 +89,7 @@ def measure_clips(config: Clips) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     try:
         jax.config.update("jax_num_cpu_devices", config.devices)
     except RuntimeError:
-        warnings.warn(
-            "JAX runs already and simulates no devices that it does not have: use a process of its own", stacklevel=2
-        )
+        warnings.warn("JAX has already started, so that devices cannot be simulated: use a new process", stacklevel=2)
     if "ring" in config.implementations and jax.device_count() < config.devices:
         raise UserError(
             f"ring over {config.devices} devices on {jax.device_count()}: simulate them by the environment variable "

@@ -1,11 +1,11 @@
-"""What the devices say to one another in a step, read from the text of the compiled program.
+"""The communication between devices in a step, read from the text of the compiled program.
 
     compiled = jit_step(step, sharding, mesh).lower(state, batch).compile()
     for collective in read_collectives(compiled.as_text()):
         print(collective.kind, collective.group, collective.times, collective.wire_bytes)
 
-XLA's optimised HLO is one device's program: shapes are of what a single device holds. Its text is no stable format;
-what is read here is what XLA of jaxlib 0.10 writes for CPUs, GPUs and TPUs, asynchronous forms included.
+XLA's optimised HLO is the program of one device, with the shapes of its shards. The text format is not stable; this
+parser reads what XLA of jaxlib 0.10 writes for CPUs, GPUs and TPUs, including asynchronous forms.
 """
 
 import dataclasses
@@ -20,32 +20,32 @@ KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective
 
 BITS = {"pred": 8, "token": 0}
 
-# Only moves or renames its operand: a slice of its result is a slice of the operand.
+# Opcodes that only move or rename their operand: a slice of the result is a slice of the operand.
 PASSES = {"bitcast", "copy", "transpose", "reshape", "convert", "get-tuple-element", "copy-start", "copy-done"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One collective operation of a compiled program, as a single device takes part in it."""
+    """One collective operation of a compiled program, seen from a single device."""
 
     kind: str
     """One of `KINDS`, without the `-start` of its asynchronous form."""
     operand_bytes: int
-    """What the device puts in, each time."""
+    """Bytes that the device contributes per execution."""
     group: tuple[int, ...]
-    """The devices that take part together, by their places in the mesh (row-major): the group of the first of them."""
+    """The first replica group: devices by their (row-major) positions in the mesh."""
     times: int | None
-    """How often it runs in one run of the program; None inside a loop whose length the program does not say. A branch
-    of a conditional counts as if it were always taken."""
+    """Executions per run of the program; None inside a loop with unknown trip count. Branches of a conditional count as
+    if they were always taken."""
     sliced: bool = False
-    """Of an all-reduce: each device uses its own part of the result only. GPUs and TPUs run this as a reduce-scatter,
-    XLA on CPUs does not know how; it counts as one."""
+    """Of an all-reduce: whether each device uses only its own part of the result. GPUs and TPUs run this as a
+    reduce-scatter, and so it is counted; XLA on CPUs does not transform it."""
     name: str = ""
-    """What it was made of, such as `jit(step)/jvp()/dot_general`; empty where the program does not say."""
+    """The operation that it comes from, such as `jit(step)/jvp()/dot_general`; empty if unknown."""
 
     @property
     def result_bytes(self) -> int:
-        """What the device gets out, each time."""
+        """Bytes that the device receives as the result, per execution."""
         n = len(self.group)
         if self.kind == "all-gather":
             return n * self.operand_bytes
@@ -53,14 +53,15 @@ class Collective:
 
     @property
     def wire_bytes(self) -> float:
-        """What the device sends, each time, where the collective runs over a ring."""
+        """Bytes that the device sends per execution, if the collective runs over a ring."""
         return self.wire_bytes_among(len(self.group))
 
     def wire_bytes_among(self, n: int) -> float:
-        """`wire_bytes` if the group had `n` devices and each put in as much as now.
+        """`wire_bytes` for a group of `n` devices with the same `operand_bytes` each.
 
-        A ring passes n - 1 parts on: of the size of the operand to gather, of an n-th of it to reduce and scatter;
-        an all-reduce does one after the other (Patarasuk and Yuan 2009, doi:10.1016/j.jpdc.2008.09.002).
+        Each device of a ring passes on n - 1 parts: of the size of the operand in an all-gather, of an n-th of it in a
+        reduce-scatter. An all-reduce is a reduce-scatter and an all-gather (Patarasuk and Yuan 2009,
+        doi:10.1016/j.jpdc.2008.09.002).
         """
         if self.kind == "collective-permute":
             return self.operand_bytes
@@ -77,40 +78,40 @@ class _Instruction:
     opcode: str
     operands: tuple[str, ...]
     rest: str
-    """Attributes, after the operands."""
+    """Attributes after the operands."""
     is_root: bool
     number: int
-    """Of a parameter, its place among the operands of what calls the computation; else -1."""
+    """Of a parameter, its index among the operands of the call; otherwise -1."""
 
 
 _Program = dict[str, dict[str, _Instruction]]
-"""Instructions by name, by the computation that they are in."""
+"""Computations by name, each with its instructions by name."""
 
 
 def read_collectives(compiled_text: str) -> list[Collective]:
-    """The collectives of a compiled program (`compiled.as_text()`), in the program's order.
+    """The collectives of a compiled program (`compiled.as_text()`), in program order.
 
     Collectives of a single device, which move nothing, are left out.
 
     Raises:
-      UserError: the text is no HLO module, or holds a collective that cannot be read.
+      UserError: the text is not an HLO module, or has a collective that cannot be parsed.
     """
     program, entry = _parse(compiled_text)
     header = compiled_text.split("\n", 1)[0]
     devices = prod(int(count) for count in re.findall(r"\b(?:num_partitions|replica_count)=(\d+)", header))
-    # On TPUs a collective that runs beside other work stands in several fusions of one channel: one starts it, some
-    # carry it on while they compute, one waits for its end.
+    # On TPUs a collective that overlaps with computation appears in several fusions with one channel: one starts it,
+    # others continue it while they compute, and one waits for its end.
     starts = {
         name for name, inside in program.items() if any("AsyncCollectiveStart" in i.rest for i in inside.values())
     }
     started = {_channel(i) for name in starts for i in program[name].values() if i.opcode in KINDS}
-    found: list[Collective] = []
+    collectives: list[Collective] = []
 
     def walk(computation: str, times: int | None) -> None:
         for instruction in program[computation].values():
             kind = instruction.opcode.removesuffix("-start")
             if kind in KINDS and (computation in starts or _channel(instruction) not in started):
-                found.append(_collective(program, computation, instruction, kind, times, devices))
+                collectives.append(_collective(program, computation, instruction, kind, times, devices))
             inner = times
             if instruction.opcode == "while":
                 trips = re.search(r'"known_trip_count":\{"n":"(\d+)"', instruction.rest)
@@ -120,11 +121,11 @@ def read_collectives(compiled_text: str) -> list[Collective]:
                     walk(called, inner)
 
     walk(entry, 1)
-    return [collective for collective in found if len(collective.group) > 1]
+    return [collective for collective in collectives if len(collective.group) > 1]
 
 
 def _parse(text: str) -> tuple[_Program, str]:
-    """The computations of a module, and the name of the one that it starts with."""
+    """The computations of a module, and the name of its entry computation."""
     program: _Program = {}
     entry, current = None, None
     for line in text.splitlines():
@@ -135,12 +136,12 @@ def _parse(text: str) -> tuple[_Program, str]:
         elif current is not None and (instruction := _read_instruction(line)):
             current[instruction.name] = instruction
     if entry is None:
-        raise UserError("this is not the text of a compiled program: it must have an ENTRY computation")
+        raise UserError("this is not the text of a compiled program: there is no ENTRY computation")
     return program, entry
 
 
 def _read_instruction(line: str) -> _Instruction | None:
-    """Reads `  ROOT %name = shape opcode(%operand, ...), attributes`."""
+    """Parses `  ROOT %name = shape opcode(%operand, ...), attributes`."""
     head = re.match(r"\s+(ROOT )?%?([\w.-]+) = ", line)
     if not head:
         return None
@@ -157,7 +158,7 @@ def _read_instruction(line: str) -> _Instruction | None:
 
 
 def _closing(text: str, start: int) -> int:
-    """The place after the bracket that closes the one at `start`."""
+    """The position after the bracket that closes the one at `start`."""
     depth = 0
     for match in re.finditer(r"[()]", text[start:]):
         depth += 1 if match[0] == "(" else -1
@@ -167,13 +168,13 @@ def _closing(text: str, start: int) -> int:
 
 
 def _channel(instruction: _Instruction) -> str | None:
-    """What tells the collectives of a program apart, where it numbers them."""
+    """Opcode and channel, which identify a collective of the program; None without a channel."""
     channel = re.search(r"\bchannel_id=(\d+)", instruction.rest)
     return f"{instruction.opcode} {channel[1]}" if channel else None
 
 
 def _called(attributes: str) -> list[str]:
-    """Computations that an instruction runs: a loop's body, branches, what is fused or called."""
+    """Computations that an instruction runs: body and condition of a loop, branches, fused or called computations."""
     names = re.findall(
         r"\b(?:body|condition|calls|to_apply|true_computation|false_computation)=%?([\w.-]+)", attributes
     )
@@ -184,42 +185,42 @@ def _called(attributes: str) -> list[str]:
 def _collective(
     program: _Program, computation: str, instruction: _Instruction, kind: str, times: int | None, devices: int
 ) -> Collective:
-    """Puts together what the instruction and its neighbours say."""
+    """Builds a `Collective` from the instruction, its operands and its users."""
     shapes = [program[computation][operand].shape for operand in instruction.operands]
     name = re.search(r'op_name="([^"]*)"', instruction.rest)
     group = _pairs(instruction.rest) if kind == "collective-permute" else _group(instruction.rest, devices)
     if group is None:
-        raise UserError(f"cannot read who takes part in {instruction.name}: {instruction.rest[:200]}")
+        raise UserError(f"cannot parse the group of {instruction.name}: {instruction.rest[:200]}")
     sliced = kind == "all-reduce" and _is_sliced(program, computation, instruction.name, len(group))
     return Collective(kind, sum(map(_bytes, shapes)), group, times, sliced, name[1] if name else "")
 
 
 def _arrays(shape: str) -> list[tuple[str, int]]:
-    """Type and number of values of `f32[2,3]{1,0}`, or of each member of a tuple of such."""
-    found = re.findall(r"\b([a-z]\w*)\[([\d,<=]*)\]", re.sub(r"\{[^{}]*\}", "", shape))
-    return [(kind, prod(int(axis.lstrip("<=")) for axis in axes.split(",") if axis)) for kind, axes in found]
+    """Type and number of elements of `f32[2,3]{1,0}`, or of each array in a tuple."""
+    arrays = re.findall(r"\b([a-z]\w*)\[([\d,<=]*)\]", re.sub(r"\{[^{}]*\}", "", shape))
+    return [(kind, prod(int(axis.lstrip("<=")) for axis in axes.split(",") if axis)) for kind, axes in arrays]
 
 
 def _count(shape: str) -> int:
-    """Values in an array, or in all members of a tuple."""
+    """Number of elements of an array, or of all arrays in a tuple."""
     return sum(count for _, count in _arrays(shape))
 
 
 def _bytes(shape: str) -> int:
-    """Bytes of an array, or of all members of a tuple."""
+    """Bytes of an array, or of all arrays in a tuple."""
     return sum(-(-count * _bits(kind) // 8) for kind, count in _arrays(shape))
 
 
 def _bits(kind: str) -> int:
-    """Bits of a value: most types carry them in their names, such as f32, s64, u4, c64, bf16, f8e4m3."""
+    """Bits of an element: most types have them in their names, such as f32, s64, u4, c64, bf16, f8e4m3."""
     return BITS[kind] if kind in BITS else int(re.match(r"[a-z]+(\d+)", kind)[1])
 
 
 def _group(attributes: str, devices: int) -> tuple[int, ...] | None:
-    """Members of the first group of `replica_groups`, in each of the ways of writing them; `{}` is all devices.
+    """Members of the first group of `replica_groups`, in any of its notations; `{}` is all devices.
 
-    `{{0,1},{2,3}}` lists them; `[2,2]<=[4]` and `[2,2]<=[2,2]T(1,0)` number, transpose and reshape; `mesh['a'=2,'b'=2],
-    device_ids=([2,2]T(1,0)) {'b'}` names the axes of a mesh along which the members lie.
+    `{{0,1},{2,3}}` lists the groups; `[2,2]<=[4]` and `[2,2]<=[2,2]T(1,0)` number, transpose and reshape the devices;
+    `mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'b'}` names the mesh axes that a group spans.
     """
     if "replica_groups={}" in attributes:
         return tuple(range(devices))
@@ -241,14 +242,14 @@ def _group(attributes: str, devices: int) -> tuple[int, ...] | None:
 
 
 def _numbered(sizes: str, order: str | None) -> np.ndarray:
-    """`[2,4]T(1,0)`: 0 to 7 in rows of 4, transposed."""
+    """Device numbers of `[2,4]T(1,0)`: 0 to 7 in rows of 4, transposed."""
     shape = [int(size) for size in sizes.split(",")]
     numbers = np.arange(prod(shape)).reshape(shape)
     return numbers.transpose([int(axis) for axis in order.split(",")]) if order else numbers
 
 
 def _pairs(attributes: str) -> tuple[int, ...] | None:
-    """Those whom the first sender of a permutation is joined with: from it on, each sends to the next."""
+    """The chain of devices of a permutation from its first sender on, where each sends to the next."""
     listed = re.search(r"source_target_pairs=\{(.*?)\}\}", attributes)
     if not listed:
         return None
@@ -262,10 +263,10 @@ def _pairs(attributes: str) -> tuple[int, ...] | None:
 def _is_sliced(
     program: _Program, computation: str, name: str, parts: int, calls: tuple[tuple[str, str], ...] = ()
 ) -> bool:
-    """Whether all that is used of an array is a dynamic slice of one part of `parts`.
+    """Whether all uses of an array are dynamic slices of one part out of `parts`.
 
     Args:
-      calls: the fusions that the array was followed into, the innermost last: computation and name of each.
+      calls: computation and name of each fusion that the search has entered, innermost last.
     """
     instructions = program[computation]
 
@@ -282,7 +283,7 @@ def _is_sliced(
         return all(_is_sliced(program, inner, parameter.name, parts, deeper) for parameter in taken)
 
     uses = [is_slice(user) for user in instructions.values() if name in user.operands]
-    if instructions[name].is_root and calls:  # the array leaves the fusion as its result
+    if instructions[name].is_root and calls:  # the array is the result of the fusion
         *outer, (computation, name) = calls
         uses.append(_is_sliced(program, computation, name, parts, tuple(outer)))
     return bool(uses) and all(uses)

@@ -16,18 +16,18 @@ from vidjax.data.config import core_count
 Rows = list[dict[str, Any]]
 
 
-def tell(line: str) -> None:
-    """Says at once what was measured, beside the table."""
+def report(line: str) -> None:
+    """Prints a measurement to stderr as soon as it is made; the table goes to stdout."""
     print(line, file=sys.stderr, flush=True)
 
 
 def main(config: Models | Loss | Input | Clips) -> Rows:
-    """Measures what the config is for."""
+    """Runs the command that the config belongs to."""
     return next(run for run, kind in COMMANDS.values() if kind is type(config))(config)
 
 
 def models(config: Models) -> Rows:
-    """Measures models, prints a table, and returns its rows."""
+    """Measures models; prints a table and returns its rows."""
     mode = type(config).__name__.lower()
     machine, remarks = prepare(config)
     shapes = [f"{f['frames']} x {f['size']} x {f['size']}" for f in machine["models"].values()]
@@ -46,21 +46,21 @@ def models(config: Models) -> Rows:
     lines = table.Table(names_of(config, sides), (batch, *columns))
     print(lines.header(), flush=True)
     rows: Rows = []
-    for group in measure_models(config, machine, tell):
+    for group in measure_models(config, machine, report):
         print(*(lines.line(row) for row in group), sep="\n", flush=True)
         for remark in dict.fromkeys(row["remark"] for row in group if row.get("remark")):
             print(remark, flush=True)
         rows += group
-        if config.json:  # what is known so far, should the rest never come
+        if config.json:  # after each group, in case a later one is interrupted
             table.write_json(config.json, mode, config, machine, rows)
-    print("'vidjax is N x' as fast as that row: clips a second of vidjax's best row over this row's")
+    print("'vidjax is N x': clips per second of vidjax's best row divided by those of this row")
     if config.chart:
         draw(config, mode, f"{title}\n{versions}", rows)
     return rows
 
 
 def names_of(config: Models, sides: Sequence[str]) -> dict[str, tuple[str, int]]:
-    """What names a row of models: titles and widths."""
+    """Title and width of the columns that identify a row."""
     return {
         "model": ("model", max(map(len, config.models))),
         "dtype": ("type", 8),
@@ -69,13 +69,13 @@ def names_of(config: Models, sides: Sequence[str]) -> dict[str, tuple[str, int]]
 
 
 def budgets(config: Memory, machine: Mapping[str, Any], budget: float, title: str) -> Rows:
-    """Says the largest batches that fit."""
-    found = [job for name in config.models for dtype in config.dtypes for job in jobs(config, name, dtype, 1)]
-    lines = table.Table(names_of(config, [job.side for job in found]), table.BUDGET_COLUMNS)
-    what = f"what fits into {budget:g} GB a device, by compiling alone"
+    """Finds the largest batches that fit into a memory budget; prints a table and returns its rows."""
+    listed = [job for name in config.models for dtype in config.dtypes for job in jobs(config, name, dtype, 1)]
+    lines = table.Table(names_of(config, [job.side for job in listed]), table.BUDGET_COLUMNS)
+    what = f"the largest batch that fits into {budget:g} GB per device, by compiling only"
     print(what, lines.header(), sep="\n", flush=True)
     rows: Rows = []
-    for job in found:
+    for job in listed:
         row = {"model": job.model, "dtype": job.dtype, "side": job.side, "batch_size": 0}
         rows.append(row | measure(largest_batch, job, budget))
         print(lines.line(rows[-1]), flush=True)
@@ -87,7 +87,7 @@ def budgets(config: Memory, machine: Mapping[str, Any], budget: float, title: st
 
 
 def loss(config: Loss) -> Rows:
-    """Measures the contrastive losses."""
+    """Measures the contrastive losses; prints a table and returns its rows."""
     machine, rows = measure_loss(config)
     devices = f"{machine['devices']} x {machine['device']}"
     title = f"{config.batch_size} pairs of {config.width} values on {devices}, loss and gradients"
@@ -103,7 +103,7 @@ def loss(config: Loss) -> Rows:
 
 
 def read(config: Input) -> Rows:
-    """Measures reading clips."""
+    """Measures the input pipeline; prints a table and returns its rows."""
     rows, data = measure_input(config), config.data
     title = f"{config.source}: {config.clips} clips of {data.frames} frames, {data.size} pixels, {data.sampling}"
     print(title)
@@ -117,11 +117,11 @@ def read(config: Input) -> Rows:
 
 
 def clips(config: Clips) -> Rows:
-    """Says how long a clip fits: gigabytes a device, and the most frames."""
+    """Measures memory by clip length; prints GB per device and the largest number of frames, and returns the rows."""
     machine, rows = measure_clips(config)
     print(
         f"{config.model}, training step of one clip at {config.size} pixels, {config.dtype}, compiled for "
-        f"{machine['device']}: GB a device by frames, and most frames (of {max(config.frames)}) by its GB"
+        f"{machine['device']}: GB per device by frames, and the most frames (up to {max(config.frames)}) that fit"
     )
     titles = [f"{frames} frames" for frames in rows[0]["bytes"]] + [f"in {budget} GB" for budget in rows[0]["fits"]]
     print(f"{'attention':10}{'remat':8}{'devices':>8}" + "".join(f"{title:>12}" for title in titles))
@@ -135,8 +135,8 @@ def clips(config: Clips) -> Rows:
 
 
 def draw(config: Any, mode: str, title: str, rows: Rows) -> None:
-    """Draws the chart."""
-    from benchmark import chart  # and matplotlib, which nothing else needs
+    """Writes the chart."""
+    from benchmark import chart  # imports matplotlib, which nothing else needs
 
     chart.draw(config.chart, mode, title, rows)
 

@@ -1,6 +1,6 @@
-"""The command lines of `benchmark.py` and `scaling.py`, also on a machine without tyro: the same flags, a plainer help.
+"""Command lines of `benchmark.py` and `scaling.py` that also work without tyro: the same flags with a simpler help.
 
-Without tyro only flat configs are read: numbers, words, switches, and lists of these.
+Without tyro, configs must be flat: numbers, strings, switches, and lists of these.
 """
 
 import argparse
@@ -17,7 +17,7 @@ Config = TypeVar("Config")
 
 
 def run(main: Callable[[Config], Any], config_class: type[Config]) -> None:
-    """`cli.run`, with the parser below where tyro is not installed."""
+    """`cli.run`, with the parser below if tyro is not installed."""
     try:
         import tyro  # noqa: F401
     except ImportError:
@@ -28,20 +28,20 @@ def run(main: Callable[[Config], Any], config_class: type[Config]) -> None:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """One line and exit status 2, as `cli.fail`."""
+        """Ends the process with one line and exit status 2, like `cli.fail`."""
         cli.fail(f"{message}: see --help")
 
 
 def parse(
     config_class: type[Config], recipes: None = None, default: None = None, argv: list[str] | None = None
 ) -> Config:
-    """A frozen dataclass from `--field value`; the arguments of the process when `argv` is None.
+    """Parses a frozen dataclass from `--field value`; `argv` defaults to the arguments of the process.
 
     Args:
-      recipes: none, as benchmarks have none; there so that this can take the place of `vidjax.cli.parse`.
-      default: likewise.
+      recipes: unused (benchmarks have no recipes); the signature is that of `vidjax.cli.parse`.
+      default: unused, likewise.
 
-    An unknown flag or a wrong value ends the process with a line that says so, and exit status 2.
+    An unknown flag or an invalid value ends the process with one line and exit status 2.
     """
     parser = _Parser(allow_abbrev=False)
     kinds = typing.get_type_hints(config_class)
@@ -61,12 +61,12 @@ def parse(
 
 class _Switch(argparse.Action):
     def __call__(self, parser: Any, namespace: Any, values: Any, flag: str | None = None) -> None:
-        """True for `--field`, False for `--no_field`."""
+        """Stores True for `--field`, False for `--no_field`."""
         setattr(namespace, self.dest, flag == f"--{self.dest}")
 
 
 def _item(kind: Any) -> Any:
-    """The type of one value: of a tuple's entries, of what may also be None, of a Literal's words."""
+    """The type of a single value: of the entries of a tuple, of an optional value, of the values of a Literal."""
     parts = [part for part in typing.get_args(kind) if part not in (types.NoneType, Ellipsis)]
     if typing.get_origin(kind) is Literal:
         return type(parts[0])
@@ -74,7 +74,7 @@ def _item(kind: Any) -> Any:
 
 
 def _reader(item: Any, kind: Any) -> Callable[[str], Any]:
-    """Reads one value from a word."""
+    """A converter from a word of the command line to a value."""
 
     def read(word: str) -> Any:
         if word == "None" and types.NoneType in typing.get_args(kind):
@@ -83,5 +83,5 @@ def _reader(item: Any, kind: Any) -> Callable[[str], Any]:
             raise ValueError(word)
         return word == "True" if item is bool else item(word)
 
-    read.__name__ = item.__name__  # argparse says "invalid int value"
+    read.__name__ = item.__name__  # for argparse's message "invalid int value"
     return read

@@ -1,15 +1,15 @@
-"""Clips a second of reading, decoding and augmenting, a core and on several, beside plain PyAV on the same frames.
+"""Clips per second of reading, decoding and augmenting, compared with plain PyAV on the same frames.
 
-For every number of cores a process of its own, held to them, in which these ways take turns, round by round:
+For every number of cores, a process restricted to them measures the following methods, which alternate in each round:
 
-- plain PyAV, as one would write it, with as many threads as cores;
-- decode alone: `vidjax.data.decode` on the paths and indices of the pipeline's clips, shrunk to the size that the
-  pipeline crops from; what the pipeline is measured against;
-- decord and torchcodec on the same frames, where they are installed;
-- the pipeline without augmentation (middle crop) and with it;
-- the pipeline over TFRecords of the same videos, without and with augmentation.
+- plain PyAV, with as many threads as cores;
+- decode alone: `vidjax.data.decode` on the paths and indices of the pipeline's clips, resized to the size from which
+  the pipeline crops; the reference for the pipeline;
+- decord and torchcodec on the same frames, if installed;
+- the pipeline without augmentation (centre crop) and with it;
+- the pipeline on TFRecords of the same videos, without and with augmentation.
 
-Medians over the rounds count, and ratios are medians of the rounds' own, so that a busy machine disturbs both sides.
+Results are medians over the rounds. Ratios are computed per round, so that other load affects both sides alike.
 """
 
 import dataclasses
@@ -35,9 +35,9 @@ from vidjax.errors import UserError
 from vidjax.fields import check_values
 
 ROWS = 8
-"""Clips of a batch."""
+"""Clips per batch."""
 WAYS = ("plain PyAV", "decode alone", "pipeline", "pipeline, augmented", "TFRecord", "TFRecord, augmented")
-"""What is measured."""
+"""The methods that are always measured."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,44 +47,44 @@ class Input:
     source: str
     """Video files: a folder, or a .csv or .jsonl manifest."""
     data: DataConfig = DataConfig(augment=AugmentConfig(flip=True))
-    """How clips are made (its source is the one above, its workers are as many as cores)."""
+    """How clips are sampled and augmented (source and workers are set by the benchmark)."""
     cores: tuple[int, ...] = ()
-    """Numbers of cores to measure on; when not given, one and all."""
+    """Numbers of cores to measure on (default: one, and all)."""
     clips: int = 48
-    """Clips in each measurement."""
+    """Clips per measurement."""
     rounds: int = 3
-    """Measurements of each way."""
+    """Measurements of each method."""
     json: str | None = None
     """Write the numbers to this file."""
     chart: str | None = None
-    """Draw the numbers in this PNG."""
+    """Write a chart of the numbers to this PNG."""
 
     def __post_init__(self) -> None:
-        """Refuses what cannot be measured."""
+        """Rejects invalid values."""
         check_values(self)
         for name in ("clips", "rounds"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}: it must be 1 or more")
         if any(not 1 <= count <= core_count() for count in self.cores):
-            raise UserError(f"cores is {self.cores}: choose 1 to {core_count()}, which there are to measure on")
+            raise UserError(f"cores is {self.cores}: choose from 1 to {core_count()}, the cores of this machine")
         check_files(json=self.json, chart=self.chart)
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a measuring process needs to know."""
+    """The input of a measuring process."""
 
     config: Input
     listed: str
-    """A manifest of the videos that can be read."""
+    """A manifest of the readable videos."""
     stored: str
-    """A source of TFRecords of the same videos, in the same order."""
+    """The TFRecord source with the same videos in the same order."""
     jobs: tuple[tuple[str, tuple[int, ...]], ...]
-    """Path and frames of each clip that is timed, as the pipeline takes them from the videos."""
+    """Path and frame indices of each timed clip, as sampled by the pipeline."""
 
 
 def plain_decode(path: str, indices: Sequence[int], short_side: int) -> np.ndarray:
-    """What one would write without vidjax: seek before the first frame, decode on, keep and shrink those wanted."""
+    """The usual code without vidjax: seek before the first frame, decode, keep and resize the frames needed."""
     import av
 
     with av.open(path) as container:
@@ -107,7 +107,7 @@ def plain_decode(path: str, indices: Sequence[int], short_side: int) -> np.ndarr
 
 
 def decord_decode(path: str, indices: Sequence[int], short_side: int) -> np.ndarray:
-    """The same frames by decord 0.6, shrunk by it."""
+    """The same frames, decoded and resized by decord 0.6."""
     import decord
 
     width, height = decord.VideoReader(path)[0].shape[1::-1]
@@ -117,45 +117,45 @@ def decord_decode(path: str, indices: Sequence[int], short_side: int) -> np.ndar
 
 
 def torchcodec_decode(path: str, indices: Sequence[int], short_side: int) -> np.ndarray:
-    """The same frames by torchcodec 0.17, shrunk by it."""
+    """The same frames, decoded and resized by torchcodec 0.17."""
     from torchcodec.decoders import VideoDecoder
     from torchcodec.transforms import Resize
 
-    found = VideoDecoder(path, num_ffmpeg_threads=1).metadata
-    scale = min(1, short_side / min(found.width, found.height))
-    size = Resize((round(found.height * scale), round(found.width * scale)))
+    metadata = VideoDecoder(path, num_ffmpeg_threads=1).metadata
+    scale = min(1, short_side / min(metadata.width, metadata.height))
+    size = Resize((round(metadata.height * scale), round(metadata.width * scale)))
     transforms = [size] if scale < 1 else []
     return VideoDecoder(path, num_ffmpeg_threads=1, transforms=transforms).get_frames_at(list(indices)).data.numpy()
 
 
 PEERS = {"decord": decord_decode, "torchcodec": torchcodec_decode}
-"""Decoders of others, measured too where they are installed and can read the videos."""
+"""Decoders of other libraries, measured if installed and able to read the videos."""
 
 
 def find_peers(plan: "Plan") -> tuple[str, ...]:
-    """Those of PEERS that read every video of the plan."""
-    found = []
+    """The names in PEERS whose decoder reads every video of the plan."""
+    working = []
     for name, decode in PEERS.items():
         try:
             for path, indices in dict(plan.jobs).items():
                 decode(path, indices, plan.config.data.decode_short_side)
-            found.append(name)
-        except Exception as error:  # of a library of theirs, which may be of any class
+            working.append(name)
+        except Exception as error:  # another library may raise any class
             print(f"{name} is not measured: {' '.join(str(error).split())[:200]}")
-    return tuple(found)
+    return tuple(working)
 
 
 def measure_input(config: Input) -> list[dict[str, Any]]:
-    """Measures every way on every number of cores.
+    """Measures every method on every number of cores.
 
     Returns:
-      A row for each: its `way`, `cores`, `clips_per_second` (median), `per_core`, `least`, `most`, `cpu_ms` (CPU
-      time of a clip), `of_decode` (clips a second over those of decode alone on the same cores), `cpu_of_decode` (the
-      same by CPU time, which other processes disturb less) and `scaling` (clips a second over those of the same way on
-      the fewest cores).
+      A row for each: `way` (method and cores), `cores`, `clips_per_second` (median), `per_core`, `least`, `most`,
+      `cpu_ms` (CPU time per clip), `of_decode` (clips per second relative to decode alone on the same cores),
+      `cpu_of_decode` (the same by CPU time, which other load affects less) and `scaling` (clips per second relative to
+      the same method on the fewest cores).
 
     Raises:
-      UserError: the source holds no video files, or none that can be read, or a process did not live to tell.
+      UserError: the source has no video files or none that can be read, or a measuring process was killed.
     """
     counts = sorted(set(config.cores or (1, core_count())))
     spawn = multiprocessing.get_context("spawn")
@@ -169,12 +169,12 @@ def measure_input(config: Input) -> list[dict[str, Any]]:
                 for count in counts:
                     try:
                         ends[count].send(way)
-                        found = ends[count].recv()
+                        result = ends[count].recv()
                     except (EOFError, ConnectionError) as error:
-                        raise UserError("a process that measures was killed: give fewer --clips or --cores") from error
-                    if isinstance(found, Exception):
-                        raise found
-                    measured.setdefault((way, count), []).append(found)
+                        raise UserError("a measuring process was killed: give fewer --clips or --cores") from error
+                    if isinstance(result, Exception):
+                        raise result
+                    measured.setdefault((way, count), []).append(result)
 
     def ratios(over: tuple[str, int], under: tuple[str, int], which: int = 0) -> float:
         pairs = zip(measured[over], measured[under], strict=True)
@@ -201,9 +201,9 @@ def measure_input(config: Input) -> list[dict[str, Any]]:
 
 
 def prepare(config: Input, folder: Path) -> Plan:
-    """Lists videos that can be read, writes them as TFRecords, and notes the frames that the pipeline takes.
+    """Lists the readable videos, writes them as TFRecords, and records the frames that the pipeline samples.
 
-    There are no more videos than clips, drawn at random, whatever the source holds.
+    At most as many videos as clips are used, drawn at random from the source.
     """
     import tensorflow as tf
 
@@ -213,36 +213,35 @@ def prepare(config: Input, folder: Path) -> Plan:
     from vidjax.data.pipeline import train_batches
     from vidjax.data.sources import draw, open_source
 
-    source = draw(
-        open_source(config.source, config.data.split, config.data.square_pixels), config.clips, 0
-    )  # each is decoded whole and written
+    # No more videos than clips, as each is decoded completely and written.
+    source = draw(open_source(config.source, config.data.split, config.data.square_pixels), config.clips, 0)
     if not all(Path(path).is_file() for path in source.ids):
         raise UserError(
-            f"{config.source} is no source of video files: plain decoding needs a folder or a manifest of them"
+            f"{config.source} does not list video files: plain decoding needs a folder or a manifest of them"
         )
     good, infos = [], []
     with tf.io.TFRecordWriter(str(folder / "videos.tfrecord")) as writer:
         for index, path in enumerate(source.ids):
-            try:  # all frames, as TFRecords hold them
+            try:  # TFRecords contain all frames
                 clip = source.read(index, None, config.data.decode_short_side)
             except DecodeError:
                 continue
             good.append(str(Path(path).resolve()))
             infos.append(clip.info)
             height, width = clip.frames.shape[1:3]
-            pictures = records.encode_frames(clip.frames, 90)
-            record = records.Record(pictures, clip.info.rate, height, width, -1, "", (), path)
+            images = records.encode_frames(clip.frames, 90)
+            record = records.Record(images, clip.info.rate, height, width, -1, "", (), path)
             writer.write(records.encode_record(record))
     if not good:
         raise UserError(
-            f"none of {len(source)} videos of {config.source} can be read: look with experiments/check_data.py"
+            f"none of {len(source)} videos of {config.source} can be read: run experiments/check_data.py on it"
         )
     (folder / "good.jsonl").write_text("".join(json.dumps({"path": str(path)}) + "\n" for path in good))
     jobs = []
 
     @dataclasses.dataclass
-    class Noting:
-        """A stream that notes what is read from it."""
+    class RecordingStream:
+        """A stream that records what is read from it."""
 
         index: int
 
@@ -258,7 +257,7 @@ def prepare(config: Input, folder: Path) -> Plan:
 
     source = dataclasses.replace(
         open_source(str(folder / "good.jsonl"), "train"),
-        open=lambda index, names: nullcontext(Example({"video": Noting(index)})),
+        open=lambda index, names: nullcontext(Example({"video": RecordingStream(index)})),
     )
     batches = train_batches(source, dataclasses.replace(config.data, workers=1, repeats=1), batch_size=ROWS, seed=0)
     timed = -(-config.clips // ROWS)
@@ -271,7 +270,7 @@ def prepare(config: Input, folder: Path) -> Plan:
 
 @contextmanager
 def _process(spawn: Any, plan: Plan, cores: int) -> Iterator[Connection]:
-    """A process on so many cores, that measures the ways sent to it, one at a time, until it is left."""
+    """A process restricted to `cores` cores, which measures each method sent to it until the context ends."""
     here, there = spawn.Pipe()
     process = spawn.Process(target=_serve, args=(there, plan, cores), daemon=True)
     process.start()
@@ -285,8 +284,8 @@ def _process(spawn: Any, plan: Plan, cores: int) -> Iterator[Connection]:
 
 
 def _serve(ends: Connection, plan: Plan, cores: int) -> None:
-    """Sends (seconds, CPU seconds) of the clips for each way that comes in, or the error."""
-    keep_to(cores)  # before TensorFlow counts them
+    """Main function of a process: for each method received, sends (seconds, CPU seconds) of the clips, or the error."""
+    keep_to(cores)  # before TensorFlow counts the cores
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     while True:
         try:
@@ -295,7 +294,7 @@ def _serve(ends: Connection, plan: Plan, cores: int) -> None:
             return
         try:
             ends.send(_time(way, plan, cores))
-        except Exception as error:  # raised where it can be seen
+        except Exception as error:  # raised in the parent process
             ends.send(error)
 
 
@@ -318,10 +317,10 @@ def _time(way: str, plan: Plan, cores: int) -> tuple[float, float]:
     source = open_source(plan.stored if "TFRecord" in way else plan.listed, "train")
     settings = dataclasses.replace(data, augment=augment, workers=cores, repeats=1)
     batches = train_batches(source, settings, batch_size=ROWS, seed=0)
-    next(batches)  # traced, and as many clips under way as later
+    next(batches)  # traces the pipeline and starts prefetching
     start, cpu = time.perf_counter(), time.process_time()
     for _ in range(len(plan.jobs) // ROWS):
         next(batches)
-    taken = time.perf_counter() - start, time.process_time() - cpu
+    elapsed = time.perf_counter() - start, time.process_time() - cpu
     batches.close()
-    return taken
+    return elapsed

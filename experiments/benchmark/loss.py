@@ -1,9 +1,9 @@
-"""Memory and time of the contrastive losses with their gradients, in chunks and as a whole.
+"""Memory and time of the contrastive losses and their gradients, computed whole and in chunks.
 
-The batch is split over all devices. Memory is what a device needs beside embeddings and gradients, as the compiled
-program says; time is that of the loss and its gradients for both embeddings and the scale, the median and the range of
-all steps, the forms taking turns; `differs` is the largest difference of a gradient from the whole form's, over its
-largest value.
+The batch is split over all devices. Memory is the temporary memory per device, without embeddings and gradients, by
+XLA's memory analysis. Time is that of the loss and its gradients with respect to both embeddings and the scale: median
+and range of all steps, with the forms alternating. `differs` is the largest difference of a gradient from that of the
+whole form, relative to its largest value.
 """
 
 import dataclasses
@@ -39,24 +39,24 @@ class Loss:
     """The contrastive losses and their gradients."""
 
     batch_size: int = 4096
-    """Pairs of a video and a caption, over all devices."""
+    """Pairs of a video and a caption over all devices."""
     width: int = 512
-    """Values of an embedding."""
+    """Width of an embedding."""
     chunks: tuple[int, ...] = (512,)
-    """Columns of similarities at a time, beside all of them."""
+    """Chunk sizes, in columns of the similarity matrix, to compare with the whole."""
     classes: int = 400
-    """Labels of multi_positive_kl."""
+    """Number of classes for multi_positive_kl."""
     steps: int = 3
-    """Timed steps of each form in a round, after one to warm up."""
+    """Timed steps of each form per round."""
     rounds: int = 3
-    """Turns of each form."""
+    """Rounds, in which the forms alternate."""
     json: str | None = None
     """Write the numbers to this file."""
     chart: str | None = None
-    """Draw the numbers in this PNG."""
+    """Write a chart of the numbers to this PNG."""
 
     def __post_init__(self) -> None:
-        """Refuses values that cannot be meant."""
+        """Rejects invalid values."""
         check_values(self)
         for name in ("batch_size", "width", "classes", "steps", "rounds"):
             if getattr(self, name) < 1:
@@ -65,7 +65,7 @@ class Loss:
 
 
 def draw_pairs(config: Loss) -> dict[str, np.ndarray]:
-    """Unit embeddings of pairs that are somewhat alike."""
+    """Unit embeddings of correlated pairs, with random labels."""
     rng = np.random.default_rng(0)
     video = rng.standard_normal((config.batch_size, config.width), np.float32)
     text = video + 2 * rng.standard_normal(video.shape, np.float32)
@@ -74,7 +74,7 @@ def draw_pairs(config: Loss) -> dict[str, np.ndarray]:
 
 
 def measure_forms(config: Loss, objective: Callable, batch: dict[str, jax.Array]) -> dict[str, dict[str, Any]]:
-    """Numbers of every form of one loss, by its name."""
+    """Measurements of every form of one loss, by the name of the form."""
     embeddings, rest = {name: batch[name] for name in ("video", "text")}, {"label": batch["label"]}
     forms = {"whole": None, **{f"chunks of {size}": size for size in config.chunks}}
     programs, rows, gradients = {}, {}, {}
@@ -112,7 +112,7 @@ def measure_loss(config: Loss) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The devices, and a row for each form of each loss.
 
     Raises:
-      UserError: the devices cannot share the batch, or chunks do not divide it.
+      UserError: the batch cannot be split over the devices, or a chunk size does not divide it.
     """
     check_batch_size(config.batch_size)
     batch = put_batch(draw_pairs(config), make_mesh())

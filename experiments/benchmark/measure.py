@@ -1,4 +1,4 @@
-"""Measurements of models, each in a process of its own, the sides taking turns; what they come to."""
+"""Measurements of models, each in a separate process with the sides alternating, and their summary."""
 
 import dataclasses
 import importlib.util
@@ -22,23 +22,23 @@ Row = dict[str, Any]
 
 
 def in_process(function: Callable, *args: Any) -> Any:
-    """`function(*args)` in a new process, whose devices and memory are its own."""
+    """`function(*args)` in a new process, which has its own devices and memory."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
         return process.submit(function, *args).result()
 
 
 def attempt(function: Callable, *args: Any) -> dict[str, Any]:
-    """`function(*args)`, or, where it fails, one line on why under `failed`."""
+    """`function(*args)`, or, if it fails, one line on the reason under `failed`."""
     try:
         return function(*args)
-    except Exception as error:  # of any library: the others' measurements go on
+    except Exception as error:  # from any library: the other measurements continue
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         return {"failed": kind + (lines[0] if lines else "no reason given")[:300]}
 
 
 def measure(function: Callable, *args: Any) -> dict[str, Any]:
-    """`attempt` in a new process, which may also be killed."""
+    """`attempt` in a new process; that the process was killed is reported too."""
     try:
         return in_process(attempt, function, *args)
     except BrokenProcessPool:
@@ -46,7 +46,7 @@ def measure(function: Callable, *args: Any) -> dict[str, Any]:
 
 
 def describe_or_refuse(*args: Any) -> dict[str, Any]:
-    """`ours.describe`, or under `refused` the message of the UserError that it raises."""
+    """`ours.describe`, or, if it raises a UserError, the message under `refused`."""
     from benchmark.ours import describe
 
     try:
@@ -56,22 +56,23 @@ def describe_or_refuse(*args: Any) -> dict[str, Any]:
 
 
 def prepare(settings: Models) -> tuple[dict[str, Any], list[str]]:
-    """Checks everything that can be checked, and makes both sides' surroundings alike.
+    """Checks the settings and sets the same environment for both sides.
 
-    Huge pages for malloc, unless GLIBC_TUNABLES is set: XLA on a CPU takes its scratch memory anew at every step, which
-    else costs a quarter of a second a gigabyte in page faults. On a GPU JAX takes memory as it needs it.
+    malloc uses huge pages unless GLIBC_TUNABLES is set: XLA on CPUs allocates its scratch memory anew at every step,
+    and the page faults would otherwise cost a quarter of a second per gigabyte. On GPUs JAX must
+    not preallocate memory.
 
     Returns:
-      What `ours.describe` says, and remarks.
+      The result of `ours.describe`, and remarks.
 
     Raises:
-      UserError: a wrong name or size.
+      UserError: an invalid name or size.
     """
     remarks = check_models(settings)
     os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")  # read when the processes start
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     every = [job for name in settings.models for job in jobs(settings, name, "float32", 1)]
-    # The largest batch that fits is found, not given.
+    # With a budget, batch sizes are searched for.
     sizes = () if getattr(settings, "budget_gb", None) else settings.batch_sizes
     machine = in_process(describe_or_refuse, every, sizes)
     if "refused" in machine:
@@ -83,54 +84,54 @@ def prepare(settings: Models) -> tuple[dict[str, Any], list[str]]:
         remarks.append(f"the peak of '{machine['device']}' is unknown: no MFU")
     if machine["platform"] == "gpu" and "float32" in settings.dtypes:
         remarks.append(
-            "float32 by each framework's default: XLA multiplies in TF32, PyTorch convolves in TF32 and multiplies "
-            "matrices in full; MFU counts against TF32's peak"
+            "float32 with the default of each framework: XLA uses TF32, PyTorch uses TF32 for convolutions and float32 "
+            "for matrix products; MFU is relative to the peak of TF32"
         )
     if machine["platform"] == "cpu":
-        remarks.append("peak memory is what a process takes for its model, batch and steps")
+        remarks.append("peak memory is the resident memory that a process adds for its model, batch and steps")
     busy, cores = os.getloadavg()[0], os.cpu_count() or 1
     if machine["platform"] == "cpu" and busy > max(1, cores / 4):
-        remarks.append(f"the machine was busy already (load {busy:.1f} on {cores} cores): times may be disturbed")
+        remarks.append(f"the machine is busy (load {busy:.1f} on {cores} cores): times may be disturbed")
     if settings.peers and not importlib.util.find_spec("torch"):
         remarks.append("PyTorch is not installed: only vidjax is measured")
     if machine["devices"] > 1 and machine["platform"] != "cpu":
-        remarks.append(f"PyTorch runs on one device, vidjax on {machine['devices']}: ratios are for each device")
+        remarks.append(f"PyTorch runs on one device, vidjax on {machine['devices']}: ratios are per device")
     return machine, remarks
 
 
-def measure_models(settings: Models, machine: dict[str, Any], tell: Callable[[str], Any]) -> Iterator[list[Row]]:
-    """Rows of one model and type of computation at a time.
+def measure_models(settings: Models, machine: dict[str, Any], report: Callable[[str], Any]) -> Iterator[list[Row]]:
+    """Yields the rows of one model and compute type at a time.
 
     Args:
-      machine: of `prepare`.
-      tell: is given a line for each measurement, as soon as it is made.
+      machine: the result of `prepare`.
+      report: called with one line after each measurement.
     """
     for name in settings.models:
         for dtype in settings.dtypes:
             rows: list[Row] = []
-            given_up: set[str] = set()  # sides that a smaller batch was too large for, or that do not run at all
+            skipped: set[str] = set()  # sides that failed at a smaller batch size
             for batch_size in sorted(set(settings.batch_sizes)):
                 sides = sides_of(settings, machine["models"][name], name, dtype, batch_size)
-                sides = {side: run for side, run in sides.items() if side not in given_up}
-                found: dict[str, list[dict]] = {side: [] for side in sides}
+                sides = {side: run for side, run in sides.items() if side not in skipped}
+                results: dict[str, list[dict]] = {side: [] for side in sides}
                 for number in range(settings.rounds):
                     for side, run in sides.items():
-                        if found[side] and "failed" in found[side][-1]:
+                        if results[side] and "failed" in results[side][-1]:
                             continue
-                        found[side].append(run())
+                        results[side].append(run())
                         what = f"{name} {dtype} batch {batch_size} {side}, round {number + 1} of {settings.rounds}"
-                        tell(f"{what}: {outcome(found[side][-1])}")
-                for side, rounds in found.items():
+                        report(f"{what}: {outcome(results[side][-1])}")
+                for side, rounds in results.items():
                     rows.append(summarize(settings, machine, name, dtype, batch_size, side, rounds))
                     if "failed" in rows[-1]:
-                        given_up.add(side)
+                        skipped.add(side)
             yield compare(rows, machine)
 
 
 def sides_of(
     settings: Models, facts: dict[str, Any], name: str, dtype: str, batch_size: int
 ) -> dict[str, Callable[[], dict[str, Any]]]:
-    """What measures each side of one model, by the side's name."""
+    """Functions that measure each side of one model, by the name of the side."""
     from benchmark.ours import measure_vidjax
     from benchmark.pytorch import measure_pytorch
 
@@ -144,37 +145,37 @@ def sides_of(
     return sides
 
 
-def outcome(found: dict[str, Any]) -> str:
-    """One measurement in words."""
-    return found.get("failed") or f"{1e3 * statistics.median(found['seconds']):.4g} ms a step"
+def outcome(result: dict[str, Any]) -> str:
+    """One measurement as text."""
+    return result.get("failed") or f"{1e3 * statistics.median(result['seconds']):.4g} ms per step"
 
 
 def summarize(
     settings: Models, machine: dict[str, Any], name: str, dtype: str, batch_size: int, side: str, rounds: list[dict]
 ) -> Row:
-    """The row of one side: medians over the rounds' medians, the range of all steps, the most memory."""
+    """The row of one side: the median of the rounds' medians, the range over all steps, and the maximum of memory."""
     facts = machine["models"][name]
     row: Row = {"model": name, "dtype": dtype, "batch_size": batch_size, "side": side}
-    if failed := next((found["failed"] for found in rounds if "failed" in found), None):
+    if failed := next((result["failed"] for result in rounds if "failed" in result), None):
         mode = "torch.compile failed: " if side == "PyTorch compile" else ""
-        left = "; larger batches are left out" if batch_size < max(settings.batch_sizes) else ""
+        left = "; larger batches are skipped" if batch_size < max(settings.batch_sizes) else ""
         return {**row, "failed": mode + failed + left}
-    step = statistics.median(statistics.median(found["seconds"]) for found in rounds)
+    step = statistics.median(statistics.median(result["seconds"]) for result in rounds)
     devices = machine["devices"] if side.startswith("vidjax") else 1
-    # 2 FLOPs a multiply-accumulate, in training once forward and twice that backward.
+    # 2 FLOPs per multiply-accumulate; training costs one forward pass and a backward pass of twice that.
     flops = (2 if isinstance(settings, Infer) else 6) * facts["macs"] * batch_size / step
     peak = peak_flops(machine["device"], dtype)
-    compiling = [found["compile"] for found in rounds if found["compile"] is not None]
+    compiling = [result["compile"] for result in rounds if result["compile"] is not None]
     return row | {
         "devices": devices,
         "compile_seconds": statistics.median(compiling) if compiling else None,
         "step_seconds": step,
-        "least_seconds": min(min(found["seconds"]) for found in rounds),
-        "most_seconds": max(max(found["seconds"]) for found in rounds),
+        "least_seconds": min(min(result["seconds"]) for result in rounds),
+        "most_seconds": max(max(result["seconds"]) for result in rounds),
         "clips_per_second": batch_size / step,
         "flops_per_second": flops,
         "mfu": flops / peak / devices if peak else None,
-        "memory_bytes": max(found["memory"] for found in rounds),
+        "memory_bytes": max(result["memory"] for result in rounds),
         "program_bytes": rounds[0].get("program"),
         "parameters": rounds[0].get("parameters", facts["parameters"]),
         "loss": rounds[-1]["loss"],
@@ -183,9 +184,9 @@ def summarize(
 
 
 def compare(rows: list[Row], machine: dict[str, Any]) -> list[Row]:
-    """The rows with `best` (of a side's batch sizes) and `vidjax_speed`: how many times faster vidjax's best is.
+    """Adds `best` (whether this is the side's fastest batch) and `vidjax_speed` (vidjax's best speed over the row's).
 
-    Speed is clips a second, for each device; simulated devices of a CPU are one.
+    Speed is in clips per second and device; simulated devices of a CPU count as one.
     """
 
     def speed(row: Row) -> float:

@@ -1,4 +1,4 @@
-"""vidjax's side: a training step or a forward pass made of the library's own parts, compiled and timed."""
+"""vidjax's side: a training step or a forward pass built from the library's parts, compiled and timed."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -33,7 +33,7 @@ from vidjax.training.state import Aux, TrainState, create_state
 from vidjax.training.step import LossFn, make_train_step
 
 CLASSES = 400
-"""Of classifiers, whatever the variant's own number: both sides have as many."""
+"""Classes of every classifier, on both sides."""
 MASK_RATIO = 0.9
 
 
@@ -41,7 +41,7 @@ def make_model(job: Job) -> nn.Module:
     """The model of a job.
 
     Raises:
-      ValueError: as `create_model`.
+      UserError: see `create_model`.
     """
     own = vidjax.create_model(job.model)
     fields = {
@@ -56,12 +56,12 @@ def make_model(job: Job) -> nn.Module:
 
 
 def is_masked_autoencoder(model: nn.Module) -> bool:
-    """Whether the model is to reconstruct, and no classifier."""
+    """Whether the model is a masked autoencoder rather than a classifier."""
     return hasattr(model, "decoder_width")
 
 
 def draw_inputs(model: nn.Module, batch_size: int) -> dict[str, np.ndarray]:
-    """A batch of noise, float32 as the model wants it, with labels. PyTorch's side is given the same."""
+    """A batch of noise in float32, with labels; both sides get the same."""
     rng = np.random.default_rng(0)
     shape = (batch_size, model.num_frames, model.image_size, model.image_size, model.channels)
     label = rng.integers(CLASSES, size=batch_size, dtype=np.int32)
@@ -69,7 +69,7 @@ def draw_inputs(model: nn.Module, batch_size: int) -> dict[str, np.ndarray]:
 
 
 def make_loss(model: nn.Module, train: bool) -> LossFn:
-    """Masked reconstruction as `experiments/mae_pretrain.py` has it (tubes, nine tenths), or cross entropy."""
+    """The loss of `experiments/mae_pretrain.py` with tube masking of 90%, or cross entropy for classifiers."""
     shape = (model.num_frames, model.image_size, model.image_size)
 
     def reconstruct(params: Any, aux: Aux, batch: dict[str, jax.Array], key: jax.Array) -> tuple:
@@ -94,14 +94,14 @@ def make_loss(model: nn.Module, train: bool) -> LossFn:
 
 
 def make_program(job: Job, mesh: Mesh) -> tuple[Callable, Any, dict[str, jax.ShapeDtypeStruct]]:
-    """What is to be compiled, with what it is called with.
+    """The program of a job, with its inputs.
 
     Returns:
-      A jitted `(state, batch) -> (state or None, loss)`; a function of nothing that gives the first state's arrays;
+      A jitted `(state, batch) -> (state or None, loss)`; a function without arguments that creates the initial state;
       and the shapes of a batch.
     """
     model = make_model(job)
-    inputs = draw_inputs(model, 1)  # a batch may be more than memory holds: compiling needs its shape alone
+    inputs = draw_inputs(model, 1)  # a batch may exceed memory, and compiling only needs its shape
     batch = {
         name: jax.ShapeDtypeStruct(shape, x.dtype, sharding=array_sharding(mesh, name, shape))
         for name, x in inputs.items()
@@ -132,8 +132,8 @@ def make_program(job: Job, mesh: Mesh) -> tuple[Callable, Any, dict[str, jax.Sha
 
 
 def compile_program(job: Job, mesh: Mesh) -> tuple[jax.stages.Compiled, Any, float]:
-    """The compiled program, what makes its state, and the seconds that tracing and compiling took."""
-    jax.config.update("jax_enable_compilation_cache", False)  # what is read from a cache is not compiled
+    """The compiled program, a function that creates its state, and the seconds taken by tracing and compiling."""
+    jax.config.update("jax_enable_compilation_cache", False)  # otherwise the time would be that of reading the cache
     program, create, batch = make_program(job, mesh)
     state = jax.eval_shape(create)
     start = time.perf_counter()
@@ -145,27 +145,27 @@ def measure_vidjax(job: Job) -> dict[str, Any]:
     """Runs a job in this process.
 
     Returns:
-      `seconds` of each step, `compile` (seconds), `memory` (bytes of the fullest device at its peak; on a CPU, what the
-      process takes for state, batch and steps), `program` (bytes a device, as the compiled program says), `loss`.
+      `seconds` of each step, `compile` (seconds), `memory` (peak bytes, maximum over devices; on CPUs, the resident
+      memory that state, batch and steps add), `program` (bytes per device by XLA's memory analysis), `loss`.
     """
     keep_to(job.threads)
     mesh = make_mesh()
     compiled, create, compile_seconds = compile_program(job, mesh)
     create = create.lower().compile()
-    forget_peak()  # that of the compiler
+    forget_peak()  # the compiler's
     before = resident("now")
-    held = [create()]
+    states = [create()]
     batch = put_batch(draw_inputs(make_model(job), job.batch_size), mesh)
 
     def run() -> jax.Array:
-        state, loss = compiled(held[0], batch)
-        if job.training:  # the old state was given away
-            held[0] = state
+        state, loss = compiled(states[0], batch)
+        if job.training:  # the previous state was donated
+            states[0] = state
         return loss
 
     seconds = timed(run, jax.block_until_ready, job.steps)
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
-    peaks = [found["peak_bytes_in_use"] for found in stats if "peak_bytes_in_use" in found]
+    peaks = [each["peak_bytes_in_use"] for each in stats if "peak_bytes_in_use" in each]
     return {
         "seconds": seconds,
         "compile": compile_seconds,
@@ -176,21 +176,21 @@ def measure_vidjax(job: Job) -> dict[str, Any]:
 
 
 def describe_devices() -> dict[str, Any]:
-    """What vidjax runs on here."""
+    """The devices that vidjax runs on."""
     devices = jax.devices()
     return {"device": devices[0].device_kind, "devices": len(devices), "platform": devices[0].platform}
 
 
-def describe(found: list[Job], batch_sizes: Sequence[int]) -> dict[str, Any]:
-    """The devices, and by model what one clip costs, without computing anything.
+def describe(listed: list[Job], batch_sizes: Sequence[int]) -> dict[str, Any]:
+    """The devices, and the cost of one clip and the sizes of each model, by tracing only.
 
     Raises:
-      ValueError: a model cannot be made at this size, or a batch cannot be shared by the devices.
+      UserError: a model cannot be created with these fields, or a batch cannot be split over the devices.
     """
     for batch_size in batch_sizes:
         check_batch_size(batch_size)
     models = {}
-    for job in {(job.model, job.overrides): job for job in found}.values():  # what a field's value breaks shows here
+    for job in {(job.model, job.overrides): job for job in listed}.values():  # checks all compared values too
         model = make_model(job)
         inputs = draw_inputs(model, 1)
         state = jax.eval_shape(make_program(job, make_mesh())[1])

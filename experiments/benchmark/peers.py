@@ -1,7 +1,7 @@
-"""The same architectures in PyTorch, of equal size, from the libraries that people would use instead.
+"""The same architectures in PyTorch, of equal size, from widely used libraries.
 
-transformers' VideoMAE, ViViT and TimeSformer with SDPA attention (where it has it), torchvision's video ResNets and
-S3D, and for UniFormer, which is on no registry, the plain module of `torch_uniformer`.
+VideoMAE, ViViT and TimeSformer come from transformers, with SDPA attention if implemented there; video ResNets and S3D
+come from torchvision; UniFormer, which no package provides, is the module of `torch_uniformer`.
 """
 
 import importlib.util
@@ -27,18 +27,18 @@ if TYPE_CHECKING:
 
 
 class NoPeerError(UserError):
-    """PyTorch has no such model, or the library that has it is not installed."""
+    """There is no PyTorch peer of the model, or its library is not installed."""
 
 
 def make_peer(name: str, model: nn.Module) -> tuple["torch.nn.Module", str]:
-    """The peer of a model of ours, and how its axes of a video are ordered: `b c t h w` or `b t c h w`.
+    """The PyTorch peer of a model, and the order of its video axes: `b c t h w` or `b t c h w`.
 
     Args:
-      name: of the variant.
-      model: ours, whose size the peer is given.
+      name: the variant.
+      model: vidjax's model, whose sizes the peer takes.
 
     Raises:
-      NoPeerError: see there.
+      NoPeerError: there is no peer, or its library is not installed.
     """
     makers: dict[type, tuple[Callable, str]] = {
         VideoMAE: (_videomae, "b t c h w"),
@@ -56,10 +56,10 @@ def make_peer(name: str, model: nn.Module) -> tuple["torch.nn.Module", str]:
 
 
 def import_torchvision() -> ModuleType:
-    """torchvision; where its compiled operators do not fit the PyTorch installed, without them: no model needs any.
+    """torchvision, without its compiled operators if they do not match the installed PyTorch: no model needs them.
 
     Raises:
-      NoPeerError: it is not installed.
+      NoPeerError: torchvision is not installed.
     """
     import torch
 
@@ -83,10 +83,10 @@ def import_torchvision() -> ModuleType:
 
 
 def import_transformers() -> ModuleType:
-    """transformers, which imports torchvision where it finds it.
+    """transformers, which imports torchvision if installed.
 
     Raises:
-      NoPeerError: it is not installed.
+      NoPeerError: transformers is not installed.
     """
     if not importlib.util.find_spec("transformers"):
         raise NoPeerError("transformers is not installed: pip install transformers")
@@ -98,7 +98,7 @@ def import_transformers() -> ModuleType:
 
 
 def _sizes(model: nn.Module) -> dict[str, Any]:
-    """What transformers' configurations of all three families share."""
+    """Fields that the three families' configs in transformers have in common."""
     return {
         "hidden_size": model.width,
         "num_hidden_layers": model.depth,
@@ -113,7 +113,7 @@ def _sizes(model: nn.Module) -> dict[str, Any]:
 def _from_config(kind: type, config: Any) -> "torch.nn.Module":
     try:
         return kind._from_config(config, attn_implementation="sdpa")
-    except ValueError:  # of TimeSformer transformers has plain attention alone
+    except ValueError:  # transformers has no SDPA attention for TimeSformer
         return kind._from_config(config, attn_implementation="eager")
 
 
@@ -129,13 +129,13 @@ def _videomae(name: str, model: VideoMAE | Pretraining) -> "torch.nn.Module":
         "decoder_num_attention_heads": model.decoder_heads,
         "decoder_intermediate_size": int(model.decoder_width * model.mlp_ratio),
     }
-    config = library.VideoMAEConfig(**sizes, **decoder, use_mean_pooling=False)  # the encoder ends in a norm, as ours
+    config = library.VideoMAEConfig(**sizes, **decoder, use_mean_pooling=False)  # ends with a norm, as in vidjax
     return _from_config(library.VideoMAEForPreTraining, config)
 
 
 def _vivit(name: str, model: ViViT) -> "torch.nn.Module":
     if (model.attention, model.embedding) != ("joint", "tubelet"):
-        raise NoPeerError(f"transformers' ViViT has joint attention over tubelets alone, not {name}")
+        raise NoPeerError(f"transformers' ViViT has only joint attention over tubelets, not that of {name}")
     library = import_transformers()
     config = library.VivitConfig(**_sizes(model), tubelet_size=list(model.patch_size))
     return _from_config(library.VivitForVideoClassification, config)
@@ -151,7 +151,7 @@ def _timesformer(name: str, model: TimeSformer) -> "torch.nn.Module":
         patch_size=model.patch_size[-1],
         attention_type=kinds[model.attention],
     )
-    vars(config)["drop_path_rate"] = model.drop_path  # declared as an integer there, which is checked
+    vars(config)["drop_path_rate"] = model.drop_path  # declared there as an integer, which its constructor checks
     return _from_config(library.TimesformerForVideoClassification, config)
 
 
@@ -170,7 +170,7 @@ def _resnet3d(name: str, model: ResNet3D) -> "torch.nn.Module":
     library = import_torchvision().models.video.resnet
 
     class OfThePaper(library.Conv2Plus1D):
-        """Planes computed for each convolution, not once a block as torchvision does."""
+        """Computes the planes of each convolution, as in the paper; torchvision computes them once per block."""
 
         def __init__(self, inputs: int, outputs: int, planes: int, *args, **kwargs) -> None:
             planes = 27 * inputs * outputs // (9 * inputs + 3 * outputs)
@@ -194,19 +194,19 @@ def _s3d(name: str, model: Inception3D) -> "torch.nn.Module":
 
 
 def check_parameters(peer: "torch.nn.Module", ours: int, positions: int) -> tuple[int, str]:
-    """The peer's number of parameters, and a remark where it is not ours.
+    """The peer's number of parameters, and a remark if it differs from vidjax's.
 
     Args:
-      ours: our number of parameters.
-      positions: how many of them are position tables, which the libraries may hold otherwise.
+      ours: number of parameters of vidjax's model.
+      positions: the part of it in position tables, which the libraries may store differently.
 
     Raises:
-      NoPeerError: they differ by more than position tables, so that a comparison would not be honest.
+      NoPeerError: the numbers differ by more than position tables, so that the models are not comparable.
     """
-    theirs = sum(prod(parameter.shape) for parameter in peer.parameters())
-    if theirs == ours:
-        return theirs, ""
-    counts = f"PyTorch's model has {theirs:,} parameters, ours {ours:,}"
-    if abs(theirs - ours) > positions:
+    count = sum(prod(parameter.shape) for parameter in peer.parameters())
+    if count == ours:
+        return count, ""
+    counts = f"PyTorch's model has {count:,} parameters, vidjax's {ours:,}"
+    if abs(count - ours) > positions:
         raise NoPeerError(f"not the same model: {counts}")
-    return theirs, f"{counts}: position tables differ"
+    return count, f"{counts}: position tables differ"

@@ -1,4 +1,4 @@
-"""What a measuring process does on either side: keeps to its cores, takes times, reads its memory."""
+"""Helpers of a measuring process on either side: CPU affinity, timing and resident memory."""
 
 import contextlib
 import os
@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 
 def keep_to(threads: int | None) -> int:
-    """Holds this process to the first so many of its cores, all when None; returns their number."""
+    """Restricts this process to its first `threads` cores (all when None); returns their number."""
     if not hasattr(os, "sched_setaffinity"):  # outside of Linux
         return threads or os.cpu_count() or 1
     cores = sorted(os.sched_getaffinity(0))[:threads]
@@ -20,9 +20,9 @@ def keep_to(threads: int | None) -> int:
 
 
 def timed(run: Callable[[], Any], wait: Callable[[Any], Any], steps: int) -> list[float]:
-    """Seconds of each of so many calls of `run`, after two that warm it up.
+    """Seconds of each of `steps` calls of `run`, after two calls of warm-up.
 
-    The next call is made before the last one's result is waited for, as a training loop does, so that an accelerator
+    As in a training loop, a call is made before waiting for the result of the previous one, so that an accelerator
     never waits for Python.
     """
     pending, seconds = run(), []
@@ -38,15 +38,15 @@ def timed(run: Callable[[], Any], wait: Callable[[Any], Any], steps: int) -> lis
 
 
 def resident(what: Literal["now", "peak"]) -> int:
-    """Resident memory of this process in bytes, at present or at most since `forget_peak`."""
+    """Resident memory of this process in bytes, now or at its peak since `forget_peak`."""
     status = Path("/proc/self/status")
-    if status.exists():  # getrusage's peak may be the parent's: a process begins as its copy
+    if status.exists():  # getrusage may return the parent's peak, as a process starts as its copy
         field = {"now": "VmRSS:", "peak": "VmHWM:"}[what]
         return 1024 * next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(field))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def forget_peak() -> None:
-    """Lets the peak of `resident` begin anew, where the system can."""
+    """Resets the peak of `resident`, if the system supports it."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")

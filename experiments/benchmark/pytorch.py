@@ -1,4 +1,4 @@
-"""PyTorch's side: the same step of the same model, eager or by torch.compile."""
+"""PyTorch's side: the same step of the same model, in eager mode or with torch.compile."""
 
 import time
 from typing import Any
@@ -13,7 +13,7 @@ from vidjax.layers.patches import grid
 
 
 def tube_masks(model: Any, clips: int) -> np.ndarray:
-    """True for masked tokens `b n`: as many as `objectives.masking.tube` masks, each clip its own."""
+    """A boolean mask `b n`, True for masked tokens: per clip as many as `objectives.masking.tube` masks."""
     t, h, w = grid((model.num_frames, model.image_size, model.image_size), model.patch_size)
     rng = np.random.default_rng(0)
     order = rng.permuted(np.tile(np.arange(h * w), (clips, 1)), axis=1)
@@ -21,21 +21,21 @@ def tube_masks(model: Any, clips: int) -> np.ndarray:
 
 
 def measure_pytorch(job: Job, compiled: bool, ours: int, positions: int) -> dict[str, Any]:
-    """Runs a job in this process, on one device: CUDA's first, else the CPU.
+    """Runs a job in this process on one device: the first CUDA device, or else the CPU.
 
     Args:
-      compiled: by torch.compile, else eager.
-      ours, positions: parameters of our model, see `peers.check_parameters`.
+      compiled: whether to use torch.compile.
+      ours, positions: parameters of vidjax's model, see `peers.check_parameters`.
 
     Returns:
-      `seconds` of each step, `compile` (seconds that the first step took beyond the others; of torch.compile alone),
-      `memory` (bytes, as `ours.measure_vidjax`), `loss`, `parameters` and a `remark`.
+      `seconds` of each step, `compile` (with torch.compile, the extra seconds of the first step, else None), `memory`
+      (bytes, as in `ours.measure_vidjax`), `loss`, `parameters` and a `remark`.
     """
     threads = keep_to(job.threads)
     import torch
 
     torch.set_num_threads(threads)
-    torch.backends.cudnn.benchmark = True  # chooses kernels by trying, as XLA does
+    torch.backends.cudnn.benchmark = True  # autotunes convolutions, as XLA does
     cuda = torch.cuda.is_available()
     device = torch.device("cuda" if cuda else "cpu")
     model = make_model(job)

@@ -1,4 +1,4 @@
-"""What a model benchmark is to measure: settings from the command line, and one job for each measurement."""
+"""Settings of the model benchmarks from the command line, and a job for each measurement."""
 
 import dataclasses
 import itertools
@@ -12,44 +12,44 @@ from vidjax.fields import check_values
 from vidjax.layers.attention import Implementation
 
 OVERRIDES = ("remat", "implementation", "scan")
-"""Fields of a model whose values can be compared."""
+"""Model fields whose values can be compared."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Models:
-    """Which models, at which size, beside what."""
+    """Models to measure, their input size, and the peers to compare with."""
 
     models: tuple[str, ...] = ("videomae_tiny_pretrain", "vivit_tiny_joint", "uniformer_tiny")
     """Names of vidjax.list_models(): classifiers and *_pretrain."""
     frames: int | None = 8
-    """Frames of a clip; None for what each model is meant for."""
+    """Frames per clip; None for each model's default."""
     size: int | None = 64
-    """Pixels of a side; None for what each model is meant for."""
+    """Height and width in pixels; None for each model's default."""
     batch_sizes: tuple[int, ...] = (4,)
-    """Clips of a step over all devices; of several, each side's best is compared, and what does not fit is left out."""
+    """Clips per step over all devices; of several, the fastest that fits is compared for each side."""
     dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32",)
-    """Types of computation; parameters are float32, PyTorch computes by autocast."""
+    """Compute types; parameters are float32, and PyTorch uses autocast."""
     peers: tuple[Literal["eager", "compile"], ...] = ("eager",)
-    """PyTorch's side: as it is, by torch.compile, or both; none to leave it out."""
+    """PyTorch in eager mode, with torch.compile, or both; empty to measure vidjax only."""
     remat: tuple[Literal["none", "dots", "blocks"], ...] = ()
-    """Values of vidjax's field to compare; the model's own where there are none."""
+    """Rematerialisation policies of vidjax to compare; empty for the model's default."""
     implementation: tuple[Implementation, ...] = ()
-    """Implementations of attention to compare."""
+    """Attention implementations to compare."""
     scan: tuple[bool, ...] = ()
-    """Blocks one by one (False) or in one loop (True), to compare."""
+    """Blocks unrolled (False) or in one loop (True), to compare."""
     threads: int | None = None
-    """Cores that each side may use; None for all."""
+    """CPU cores that each side may use; None for all."""
     rounds: int = 2
-    """Processes of each side, which take turns."""
+    """Processes per side, which alternate."""
     steps: int = 5
-    """Timed steps of a process, after those that warm it up."""
+    """Timed steps per process, after warm-up."""
     json: str | None = None
     """Write the numbers to this file."""
     chart: str | None = None
-    """Draw the numbers in this PNG."""
+    """Write a chart of the numbers to this PNG."""
 
     def __post_init__(self) -> None:
-        """Refuses what cannot be meant."""
+        """Rejects invalid values."""
         check_values(self)
         for name in ("frames", "size", "threads", "rounds", "steps"):
             value = getattr(self, name)
@@ -74,19 +74,19 @@ class Infer(Models):
 
 @dataclasses.dataclass(frozen=True)
 class Memory(Models):
-    """What saves memory in a training step, and what it costs in time."""
+    """Options that save memory in a training step, and their cost in time."""
 
     models: tuple[str, ...] = ("videomae_tiny_pretrain", "vivit_tiny_joint")
     """Names of vidjax.list_models(): classifiers and *_pretrain."""
     remat: tuple[Literal["none", "dots", "blocks"], ...] = ("none", "dots", "blocks")
-    """What the backward pass computes again."""
+    """What the backward pass recomputes."""
     rounds: int = 1
-    """Processes of each side, which take turns."""
+    """Processes per side, which alternate."""
     budget_gb: float | None = None
-    """Run nothing: say the largest batch whose step fits into so many GB (1e9 bytes) a device, by compiling alone."""
+    """Only compile: find the largest batch whose step fits into this many GB (1e9 bytes) per device."""
 
     def __post_init__(self) -> None:
-        """Refuses what cannot be meant."""
+        """Rejects invalid values."""
         super().__post_init__()
         if self.budget_gb is not None and self.budget_gb <= 0:
             raise UserError(f"budget_gb is {self.budget_gb}: it must be above 0")
@@ -94,11 +94,11 @@ class Memory(Models):
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One measurement of one side. The clip's size is the model's own where None.
+    """One measurement of one side. Frames and size that are None are the model's.
 
     Attributes:
-      training: a whole step, or a forward pass in evaluation.
-      overrides: of the model's fields, on vidjax's side.
+      training: whether to measure a training step, or else a forward pass in evaluation.
+      overrides: model fields that vidjax's side changes.
     """
 
     model: str
@@ -113,12 +113,12 @@ class Job:
 
     @property
     def side(self) -> str:
-        """How tables call vidjax's side of it."""
+        """Name of vidjax's side in tables."""
         return " ".join(["vidjax", *(f"{name}={value}" for name, value in self.overrides)])
 
 
 def jobs(settings: Models, model: str, dtype: str, batch_size: int) -> Iterator[Job]:
-    """vidjax's measurements of one model: one for each choice of the fields that are compared and that it has."""
+    """vidjax's measurements of one model: one per combination of the compared fields that the model has."""
     fields = vidjax.create_model(model).__dataclass_fields__
     wanted = {name: getattr(settings, name) for name in OVERRIDES if getattr(settings, name) and name in fields}
     for values in itertools.product(*wanted.values()):
@@ -130,10 +130,10 @@ def jobs(settings: Models, model: str, dtype: str, batch_size: int) -> Iterator[
 
 
 def check_models(settings: Models) -> list[str]:
-    """Sentences on fields that a model lacks, which are left out for it.
+    """Checks the models and the compared fields; returns remarks on fields that a model does not have.
 
     Raises:
-      UserError: no such model, not one that is measured here, or no such value of a field.
+      UserError: an unknown model or value, or a model that is neither a classifier nor a masked autoencoder.
     """
     remarks = []
     for name in settings.models:
@@ -144,7 +144,7 @@ def check_models(settings: Models) -> list[str]:
         for field in OVERRIDES:
             values = getattr(settings, field)
             if values and field not in fields:
-                remarks.append(f"{name} has no field {field}: it is measured without")
+                remarks.append(f"{name} has no field {field}: it is measured without it")
             for value in values if field in fields else ():
                 vidjax.create_model(name, **{field: value})
     return remarks

@@ -1,4 +1,4 @@
-"""Numbers as a table to read, and as JSON."""
+"""Results as a text table and as JSON."""
 
 import dataclasses
 import json
@@ -11,7 +11,7 @@ Row = Mapping[str, Any]
 
 
 class Column(NamedTuple):
-    """A column: its title with the unit, and what it says of a row; a value of None is blank."""
+    """A column: its title with the unit, a function from a row to its value (None is blank), and its width."""
 
     title: str
     text: Callable[[Row], str | float | None]
@@ -19,7 +19,7 @@ class Column(NamedTuple):
 
 
 def digits(value: float | None) -> str:
-    """Three digits that count, and all before the point; whole numbers as they are."""
+    """A number with three significant digits, or all digits before the point; integers are unchanged."""
     if value is None:
         return ""
     if isinstance(value, int) or value == 0 or not math.isfinite(value):
@@ -58,27 +58,28 @@ LOSS_COLUMNS = (
     COMPILE,
     STEP,
     SPREAD,
-    Column("differs", lambda row: f"{row['differs']:.1e}", 10),
+    Column("max diff", lambda row: f"{row['differs']:.1e}", 10),
 )
 
 
 class Table:
-    """Rows of text below their titles, of fixed widths, so that they can be printed as they come.
+    """A text table with fixed column widths, so that rows can be printed as soon as they are measured.
 
     Attributes:
-      names: keys of a row that name it, with their titles and the longest text to come.
+      names: keys that identify a row, with their titles and widths.
+      columns: the measured values.
     """
 
     def __init__(self, names: Mapping[str, tuple[str, int]], columns: Sequence[Column]) -> None:
         self.names, self.columns = names, columns
 
     def header(self) -> str:
-        """The titles."""
+        """The line of titles."""
         named = [f"{title:{max(width, len(title))}}" for title, width in self.names.values()]
         return "  ".join(named) + "".join(f"{column.title:>{column.width + 1}}" for column in self.columns)
 
     def line(self, row: Row) -> str:
-        """One row; of what failed, its reason."""
+        """The line of a row; of a failed measurement, its reason."""
         named = [f"{row[name]:{max(width, len(title))}}" for name, (title, width) in self.names.items()]
         if "failed" in row:
             return "  ".join(named) + f"  batch {row['batch_size']}: {row['failed']}"
@@ -89,13 +90,13 @@ class Table:
 
 
 def write_json(path: str, mode: str, settings: Any, machine: Mapping[str, Any], rows: Sequence[Row]) -> None:
-    """Writes settings, machine and rows, in seconds, bytes and FLOP/s."""
-    told = {"mode": mode, "settings": dataclasses.asdict(settings), "machine": machine, "rows": rows}
-    Path(path).write_text(json.dumps(told, indent=2) + "\n")
+    """Writes settings, machine and rows; values are in seconds, bytes and FLOP/s."""
+    content = {"mode": mode, "settings": dataclasses.asdict(settings), "machine": machine, "rows": rows}
+    Path(path).write_text(json.dumps(content, indent=2) + "\n")
 
 
 def number_columns(rows: Sequence[Row]) -> list[Column]:
-    """A column for every number that rows have, under its own name."""
+    """A column for every numeric value of the rows, titled by its key."""
     names = dict.fromkeys(name for row in rows for name, value in row.items() if isinstance(value, int | float))
     titles = {name: name.replace("clips_per_second", "clips/s").replace("_", " ") for name in names}
     return [Column(titles[name], lambda row, name=name: row.get(name), max(9, len(titles[name]))) for name in names]

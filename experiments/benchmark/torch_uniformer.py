@@ -1,6 +1,6 @@
-"""UniFormer in plain PyTorch, written anew from the paper, with the state dict's names of Sense-X/UniFormer.
+"""UniFormer in PyTorch, reimplemented from the paper with the state dict names of Sense-X/UniFormer.
 
-What tests compare gradients, batch statistics and drop path with, and benchmarks speed. Fields are named as in
+Tests compare gradients, batch statistics and drop path with it, and benchmarks compare speed. Fields are named as in
 `vidjax.models.uniformer`; a video is `b c t h w`.
 """
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 def drop_path(x: Tensor, rate: float, train: bool) -> Tensor:
-    """Drops whole entries of the first axis, scales those kept."""
+    """Stochastic depth: drops examples of the residual branch and scales those kept."""
     if not train or rate == 0.0:
         return x
     keep = torch.full((x.shape[0],) + (1,) * (x.ndim - 1), 1.0 - rate, dtype=x.dtype, device=x.device)
@@ -19,7 +19,7 @@ def drop_path(x: Tensor, rate: float, train: bool) -> Tensor:
 
 
 def depthwise(width: int, size: int) -> nn.Conv3d:
-    """Each channel by its own kernel, same size out."""
+    """A depthwise convolution with the same output size."""
     return nn.Conv3d(width, width, size, padding=size // 2, groups=width)
 
 
@@ -33,14 +33,14 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Tokens, `b n c`, attend to one another."""
+        """Self-attention over tokens `b n c`."""
         b, n, width = x.shape
         query, key, value = self.qkv(x).view(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         return self.proj(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(b, n, width))
 
 
 class Mlp(nn.Module):
-    """Two maps around a GELU, linear or by convolutions over single cells."""
+    """Two layers with GELU in between: linear, or 1x1x1 convolutions."""
 
     def __init__(self, width: int, hidden: int, convolutions: bool) -> None:
         super().__init__()
@@ -48,12 +48,12 @@ class Mlp(nn.Module):
         self.fc1, self.fc2 = make(width, hidden), make(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Two layers with GELU between."""
+        """Applied to each token or cell."""
         return self.fc2(F.gelu(self.fc1(x)))
 
 
 class LocalBlock(nn.Module):
-    """Convolutional block."""
+    """Convolutional block (local MHRA)."""
 
     def __init__(self, width: int, mlp_ratio: float, rate: float) -> None:
         super().__init__()
@@ -66,14 +66,14 @@ class LocalBlock(nn.Module):
         self.mlp = Mlp(width, int(width * mlp_ratio), convolutions=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Of a map, `b c t h w`."""
+        """Features `b c t h w` in and out."""
         x = x + self.pos_embed(x)
         x = x + drop_path(self.conv2(self.attn(self.conv1(self.norm1(x)))), self.rate, self.training)
         return x + drop_path(self.mlp(self.norm2(x)), self.rate, self.training)
 
 
 class GlobalBlock(nn.Module):
-    """Attention over all tokens, or (split) over time and then over space."""
+    """Attention block (global MHRA) over all tokens, or with `split` over time and then over space."""
 
     def __init__(self, width: int, heads: int, mlp_ratio: float, rate: float, split: bool) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class GlobalBlock(nn.Module):
         self.mlp = Mlp(width, int(width * mlp_ratio), convolutions=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Of a map, `b c t h w`, as tokens."""
+        """Features `b c t h w` in and out."""
         x = x + self.pos_embed(x)
         b, c, t, h, w = x.shape
         if self.split:
@@ -105,7 +105,7 @@ class GlobalBlock(nn.Module):
 
 
 class PatchEmbedding(nn.Module):
-    """Strided convolution, then a norm of every token."""
+    """Strided convolution followed by a layer norm over channels."""
 
     def __init__(self, channels: int, width: int, kernel_size: tuple, strides: tuple) -> None:
         super().__init__()
@@ -114,12 +114,12 @@ class PatchEmbedding(nn.Module):
         self.proj = nn.Conv3d(channels, width, kernel_size, strides, padding)
 
     def forward(self, x: Tensor) -> Tensor:
-        """A smaller map, normalised over its channels."""
+        """Downsamples `b c t h w`."""
         return self.norm(self.proj(x).permute(0, 2, 3, 4, 1)).permute(0, 4, 1, 2, 3).contiguous()
 
 
 class UniFormer(nn.Module):
-    """The classifier; `num_classes=None` gives the mean of the last map."""
+    """The classifier; with `num_classes=None` it returns the mean of the last features."""
 
     def __init__(
         self,
@@ -151,7 +151,7 @@ class UniFormer(nn.Module):
         self.head = nn.Identity() if num_classes is None else nn.Linear(channels, num_classes)
 
     def forward(self, video: Tensor) -> Tensor:
-        """Logits of a video, or its mean features without a head."""
+        """Logits of a video `b c t h w`, or its mean features if there is no head."""
         x = video
         for i in range(1, 5):
             x = getattr(self, f"blocks{i}")(getattr(self, f"patch_embed{i}")(x))

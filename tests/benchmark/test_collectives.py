@@ -1,4 +1,4 @@
-"""What a compiled program's collectives move, against numbers worked out by hand for programs that small."""
+"""The collectives of small compiled programs, compared with bytes computed by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ def summary(collectives):
 
 
 def test_each_kind_by_hand(mesh):
-    def talk(x):  # 8 rows of 1000 float32 on a device: 32,000 bytes
+    def communicate(x):  # 8 rows of 1000 float32 on a device: 32,000 bytes
         return (
             jax.lax.psum(x, ("data", "fsdp")),
             jax.lax.all_gather(x, "data"),
@@ -39,8 +39,8 @@ def test_each_kind_by_hand(mesh):
         )
 
     split = P(("data", "fsdp"))
-    talk = jax.shard_map(talk, mesh=mesh, in_specs=split, out_specs=(P(), split, split, split, split))
-    assert summary(read(talk, (64, 1000))) == {
+    communicate = jax.shard_map(communicate, mesh=mesh, in_specs=split, out_specs=(P(), split, split, split, split))
+    assert summary(read(communicate, (64, 1000))) == {
         ("all-reduce", ALL, 1, False, 32_000, 32_000, 2 * 7 / 8 * 32_000),
         ("all-gather", DATA, 1, False, 32_000, 64_000, 32_000),
         ("reduce-scatter", FSDP, 1, False, 32_000, 8_000, 3 / 4 * 32_000),
@@ -54,35 +54,35 @@ def test_fsdp_of_a_dense_layer_gathers_scatters_and_reduces_between_copies(mesh)
         return kernel - jax.grad(lambda kernel: jnp.square(x @ kernel).mean())(kernel)
 
     kernel, x = NamedSharding(mesh, P("fsdp")), NamedSharding(mesh, P(("data", "fsdp")))
-    found = read(step, (256, 512), (16, 256), in_shardings=(kernel, x), out_shardings=kernel)
+    collectives = read(step, (256, 512), (16, 256), in_shardings=(kernel, x), out_shardings=kernel)
     whole, shard = 256 * 512 * 4, 64 * 512 * 4
-    assert summary(found) == {
+    assert summary(collectives) == {
         ("all-gather", FSDP, 1, False, shard, whole, 3 * shard),
         ("all-reduce", FSDP, 1, True, whole, whole, 3 * shard),  # as a reduce-scatter: XLA on CPUs has none
         ("all-reduce", DATA, 1, False, shard, shard, shard),  # 2 (n - 1) / n of two is once
     }
 
 
-def test_what_a_scan_repeats_is_counted_as_often(mesh):
+def test_collectives_in_a_scan_are_counted_once_per_iteration(mesh):
     def loss(kernels, x):
         return jax.lax.scan(lambda x, kernel: (jnp.tanh(x @ kernel), None), x, kernels)[0].sum()
 
     kernels, x = NamedSharding(mesh, P(None, "fsdp")), NamedSharding(mesh, P(("data", "fsdp")))
     whole = NamedSharding(mesh, P())
-    found = read(
+    collectives = read(
         jax.value_and_grad(loss), (5, 256, 256), (16, 256), in_shardings=(kernels, x), out_shardings=(whole, kernels)
     )
-    gathers = [c for c in found if c.kind == "all-gather"]
-    assert [c.times for c in gathers] == [5, 5]  # forwards and backwards
-    assert {c.times for c in found if c.kind == "all-reduce" and c.operand_bytes > 4} == {5}
-    assert {c.times for c in found if c.operand_bytes == 4} == {1}  # the loss
+    gathers = [c for c in collectives if c.kind == "all-gather"]
+    assert [c.times for c in gathers] == [5, 5]  # forward and backward
+    assert {c.times for c in collectives if c.kind == "all-reduce" and c.operand_bytes > 4} == {5}
+    assert {c.times for c in collectives if c.operand_bytes == 4} == {1}  # the loss
 
     def until(kernel, x):
         return jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: jnp.tanh(x @ kernel), x)
 
     kernel = NamedSharding(mesh, P("fsdp"))
-    endless = read(until, (256, 256), (16, 256), in_shardings=(kernel, x), out_shardings=x)
-    assert None in {c.times for c in endless}
+    unbounded = read(until, (256, 256), (16, 256), in_shardings=(kernel, x), out_shardings=x)
+    assert None in {c.times for c in unbounded}
 
 
 TEXT = """HloModule jit_f, is_scheduled=true, num_partitions=8
@@ -108,14 +108,14 @@ ENTRY %main (p: bf16[64,10]) -> bf16[64,10] {{
         ("replica_groups=mesh['a'=4,'b'=1,'c'=2], device_ids=([2,4]T(1,0)) {'c'}", DATA),
     ],
 )
-def test_groups_are_read_in_every_form_and_asynchronous_ones_count_once(groups, group):
-    (found,) = read_collectives(TEXT.format(groups=groups))
+def test_groups_are_parsed_in_every_notation_and_asynchronous_collectives_count_once(groups, group):
+    (collective,) = read_collectives(TEXT.format(groups=groups))
     n = len(group)
-    assert (found.kind, found.group, found.operand_bytes) == ("all-reduce", group, 64 * 10 * 2)
-    assert found.wire_bytes == 2 * (n - 1) / n * 1280
+    assert (collective.kind, collective.group, collective.operand_bytes) == ("all-reduce", group, 64 * 10 * 2)
+    assert collective.wire_bytes == 2 * (n - 1) / n * 1280
 
 
-BESIDE_WORK = """HloModule jit_f, is_scheduled=true, num_partitions=8
+OVERLAPPED = """HloModule jit_f, is_scheduled=true, num_partitions=8
 
 %start (a: f32[64]) -> (f32[64], f32[256]) {
   %a = f32[64]{0} parameter(0)
@@ -137,20 +137,18 @@ ENTRY %main (p: f32[64]) -> f32[256] {
 """
 
 
-def test_what_a_tpu_runs_beside_other_work_counts_once():
-    assert [(c.kind, c.operand_bytes, c.group) for c in read_collectives(BESIDE_WORK)] == [
-        ("all-gather", 256, FSDP)
-    ] * 2
+def test_a_collective_that_a_tpu_overlaps_with_computation_counts_once():
+    assert [(c.kind, c.operand_bytes, c.group) for c in read_collectives(OVERLAPPED)] == [("all-gather", 256, FSDP)] * 2
 
 
-def test_more_devices_in_the_group_move_what_the_ring_says():
+def test_wire_bytes_of_larger_groups_follow_the_ring():
     gather, reduce = (Collective(kind, 80, tuple(range(8)), 1) for kind in ("all-gather", "all-reduce"))
     assert gather.wire_bytes_among(2) == 80 and gather.wire_bytes == 7 * 80
     assert reduce.wire_bytes == 140 and reduce.wire_bytes_among(16) == 150
 
 
-def test_no_program_and_an_unknown_group_are_refused():
+def test_other_text_and_unknown_groups_are_rejected():
     with pytest.raises(ValueError, match="this is not the text of a compiled program"):
         read_collectives("hello")
-    with pytest.raises(ValueError, match="who takes part in s"):
+    with pytest.raises(ValueError, match="cannot parse the group of s"):
         read_collectives(TEXT.format(groups="replica_groups=everyone"))

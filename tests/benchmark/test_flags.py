@@ -1,4 +1,4 @@
-"""The command line of a machine without tyro makes the same configs as tyro."""
+"""Without tyro, command lines give the same configs as with tyro."""
 
 import pytest
 from scaling import Config
@@ -38,21 +38,21 @@ def test_a_switch_can_be_turned_off():
         (["--scan", "yes"], "argument --scan: invalid bool value: 'yes'"),
     ],
 )
-def test_what_cannot_be_read_is_one_line(argv, sentence, capsys):
+def test_an_invalid_argument_is_one_line(argv, sentence, capsys):
     with pytest.raises(SystemExit) as stop:
         flags.parse(commands.Train, argv=argv)
-    said = capsys.readouterr().err
-    assert stop.value.code == 2 and sentence in said and len(said.splitlines()) == 1
+    message = capsys.readouterr().err
+    assert stop.value.code == 2 and sentence in message and len(message.splitlines()) == 1
 
 
 def test_help_names_every_flag(capsys):
     with pytest.raises(SystemExit):
         flags.parse(commands.Memory, argv=["--help"])
-    said = capsys.readouterr().out
-    assert "--budget_gb" in said and "default: ('none', 'dots', 'blocks')" in " ".join(said.split())
+    text = capsys.readouterr().out
+    assert "--budget_gb" in text and "default: ('none', 'dots', 'blocks')" in " ".join(text.split())
 
 
-def test_reading_videos_asks_for_tyro(capsys):
+def test_the_input_benchmark_requires_tyro(capsys):
     with pytest.raises(SystemExit):
         flags.parse(commands.Input, argv=["--source", "videos"])
     assert "this needs tyro, which is not installed: pip install 'vidjax[train]'" in capsys.readouterr().err

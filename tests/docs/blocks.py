@@ -1,4 +1,4 @@
-"""What the tests of pages share: their blocks, the commands in them, and how a script is called in this process."""
+"""Helpers for the tests of the pages: code blocks, the commands in them, and calling a script in this process."""
 
 import contextlib
 import dataclasses
@@ -25,7 +25,7 @@ from vidjax.models import example_inputs
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = ("README.md", *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md")))
-# Made when a test asks for one, since that takes seconds; one family's models, since all of them take minutes.
+# Generated on demand, as that takes seconds, with the models of one family, as all of them take minutes.
 GENERATED = {
     "models.md, generated": lambda generate: generate.models_page("r2plus1d_tiny"),
     "recipes.md, generated": lambda generate: generate.recipes_page(),
@@ -64,25 +64,25 @@ def text_of(page: str) -> str:
 
 @functools.cache
 def blocks_of(page: str) -> tuple[Block, ...]:
-    """A page's blocks, in their order."""
-    found, opened = [], None
+    """The code blocks of a page, in order."""
+    blocks, opened = [], None
     for number, line in enumerate(text_of(page).splitlines(), 1):
         fence = re.match(r"\s*```(\w*)(?: title=\"(.+)\")?$", line)
-        assert fence or "```" not in line, f"{page}, line {number}: a fence that cannot be read: {line}"
+        assert fence or "```" not in line, f"{page}, line {number}: this fence cannot be parsed: {line}"
         if fence and opened is None:
             opened = number, fence[1], fence[2] or "", []
         elif fence:
-            assert not fence[1], f"{page}, line {number}: a block within a block"
-            found.append(Block(page, *opened[:3], "\n".join(opened[3]) + "\n"))
+            assert not fence[1], f"{page}, line {number}: nested blocks"
+            blocks.append(Block(page, *opened[:3], "\n".join(opened[3]) + "\n"))
             opened = None
         elif opened:
             opened[3].append(line)
-    assert opened is None, f"{page}: the block of line {opened[0]} has no end"
-    return tuple(found)
+    assert opened is None, f"{page}: the block of line {opened[0]} is not closed"
+    return tuple(blocks)
 
 
 def commands(text: str) -> Iterator[list[str]]:
-    """Words of each command of a block of shell; comments and what is for the scheduler are left out."""
+    """The words of each command of a shell block; comments, such as directives to Slurm, are left out."""
     for line in text.replace("\\\n", " ").splitlines():
         words = shlex.shlex(line, posix=True, punctuation_chars="&|;")
         words.whitespace_split = True
@@ -101,31 +101,31 @@ def compiled(script: str):
 
 
 def call(words, run=cli.run) -> None:
-    """Starts a script as `python SCRIPT WORDS` would, with `run` in the place of `cli.run`."""
+    """Runs a script as `python SCRIPT WORDS` would, with `run` in place of `cli.run`."""
     script, *flags = words
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str((ROOT / script).parent))  # as Python does
         patch.setattr(sys, "argv", [str(ROOT / script), *flags])
         patch.setattr(cli, "run", run)
-        said, status = io.StringIO(), 0
+        stderr, status = io.StringIO(), 0
         try:
-            with contextlib.redirect_stderr(said):
+            with contextlib.redirect_stderr(stderr):
                 exec(compiled(script), {"__name__": "__main__", "__file__": str(ROOT / script)})
         except SystemExit as stop:
             status = stop.code
-        assert not status, f"{' '.join(words)}\n{said.getvalue()}"
+        assert not status, f"{' '.join(words)}\n{stderr.getvalue()}"
 
 
 @functools.cache
 def parse(*words):
-    """The config that a script makes of its command line."""
+    """The config that a script parses from its command line."""
     parsed = []
     call(words, lambda main, config, recipes=None, default=None: parsed.append(cli.parse(config, recipes, default)))
     return parsed[0]
 
 
 def save(path, class_names, name, **fields) -> None:
-    """A checkpoint of a model with drawn weights: compiling `init` would take longer than all the rest."""
+    """Saves a checkpoint with random weights, which saves compiling `init`."""
     model = vidjax.create_model(name, num_classes=len(class_names), **fields)
     model = model.clone(card=dataclasses.replace(model.card, class_names=class_names))
     shapes, draw = jax.eval_shape(model.init, jax.random.key(0), *example_inputs(model)), np.random.default_rng(0)
@@ -133,7 +133,7 @@ def save(path, class_names, name, **fields) -> None:
 
 
 def write_table(block):
-    """A block that is a manifest, under its title, beside videos of the names in it; opened as a source."""
+    """Writes a manifest block to the file in its title, and the videos that it names; returns the opened source."""
     Path(block.title).parent.mkdir(parents=True, exist_ok=True)
     Path(block.title).write_text(block.text)
     for name in re.findall(r"[\w/ -]+\.mp4", block.text):

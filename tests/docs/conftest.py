@@ -1,4 +1,4 @@
-"""A place in which the pages' blocks can be run: small videos, and weights that stand in for published ones."""
+"""Fixtures to run the pages' blocks: a directory with small videos, and stand-ins for published weights."""
 
 import functools
 import sys
@@ -10,12 +10,12 @@ import videos
 sys.path.insert(0, str(Path(__file__).parent))
 pytest.register_assert_rewrite("blocks")
 
-import blocks  # noqa: E402  of this folder
+import blocks  # noqa: E402  in this folder
 
 import vidjax  # noqa: E402
 from vidjax import convert, runs  # noqa: E402
 
-# Published weights by what pages call them, and the tiny model that stands in for each, with drawn weights.
+# Published weights by their name on the pages, and the tiny model with random weights that replaces each.
 WEIGHTS = {
     "videomae_base_k400": "videomae_tiny",
     "MCG-NJU/videomae-base": "videomae_tiny",
@@ -28,7 +28,7 @@ CLASSES = ("abseiling", "air drumming")
 
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory):
-    """Directories of the models in WEIGHTS."""
+    """Saves a model of WEIGHTS when first used, and returns its directory."""
 
     @functools.cache
     def saved(name):
@@ -41,7 +41,7 @@ def weights(tmp_path_factory):
 
 @pytest.fixture
 def place(tmp_path, monkeypatch, weights):
-    """A directory to work in, with `videos/` of two classes, `clip.mp4`, and published weights that are tiny."""
+    """A working directory with `videos/` of two classes, `clip.mp4`, and tiny models for published weights."""
     monkeypatch.chdir(tmp_path)
     for i in range(8):
         videos.write_video(Path("videos") / ("jump", "wave")[i % 2] / f"{i}.mp4", videos.numbered(70, 32, 40, first=i))
@@ -52,7 +52,7 @@ def place(tmp_path, monkeypatch, weights):
         if source not in WEIGHTS:
             return load_pretrained(source, name, **fields)
         if name is not None:
-            vidjax.create_model(name, **{k: v for k, v in fields.items() if k == "num_classes"})  # there is such a one
+            vidjax.create_model(name, **{k: v for k, v in fields.items() if k == "num_classes"})  # the name must exist
         return load_pretrained(weights(WEIGHTS[source]), **fields)
 
     monkeypatch.setattr(vidjax, "load_pretrained", load_tiny)

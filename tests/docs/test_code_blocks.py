@@ -1,14 +1,14 @@
-"""Every code block of the README and of docs/ does what it says.
+"""Every code block of the README and of docs/ is correct.
 
 - `python`: executed, page by page in one namespace; shapes and numbers in a comment (`# (2, 10)`, `# 2.56`) are
   compared with the value's.
-- `bash`, or no name: each line that calls a script is parsed by that script, which refuses wrong flags, values and
-  recipes, and the models that it names must exist. test_shell_blocks.py runs them.
-- `csv`, `jsonl`: written under their title, beside tiny videos of the names in them, and opened as a source.
-- `text`: what a program says; test_shell_blocks.py compares it.
+- `bash`, or no language: each command that calls a script is parsed by that script, which rejects wrong flags, values
+  and recipes, and the models that it names must exist. test_shell_blocks.py runs them.
+- `csv`, `jsonl`: written to the file in their title, with tiny videos of the names in them, and opened as a source.
+- `text`: output of a program; test_shell_blocks.py compares it.
 
-Any other fence fails, and so does a line that is none of these. In the running text, flags are those of a script, and
-what follows a script's name is parsed by it.
+Any other language fails, and so does a command of any other program. In the running text, flags must be those of a
+script, and the words after the name of a script are parsed by it.
 """
 
 import ast
@@ -26,17 +26,17 @@ from blocks import FILES, PAGES, ROOT, SHELL, TABLES, blocks_of, commands, parse
 from vidjax import cli
 from vidjax.models import TEXT_VARIANTS, VARIANTS
 
-# What is said in pages, and less of it here.
-SHORTER = {"steps = 40": "steps = 2", "batch_size=32": "batch_size=4"}
-# Programs that pages call besides ours, which are not there in a test: their lines are taken as they are.
+# Replacements that make the pages' Python run faster.
+SHORTER = {"steps = 40": "steps = 2", "batch_size=32": "batch_size=8"}
+# Other programs on the pages, which are not installed in a test: their commands are not checked.
 FOREIGN = {"gcloud", "wait", "cd"}
-OF_EXTRAS = {
+FROM_EXTRAS = {
     "mkdocs": ("docs", "mkdocs"),
     "pytest": ("test", "pytest"),
     "tfds": ("train", "tensorflow-datasets"),
-}  # the extra that brings it, and the package in it
-# Flags in the running text that are of other programs.
-OF_OTHERS = {
+}  # the extra that installs it, and its package
+# Flags of other programs in the running text.
+OTHER_FLAGS = {
     "--help": "every script's, by tyro",
     "--debug": "every script's, by vidjax.cli",
     "--gpus-per-node": "Slurm",
@@ -45,7 +45,7 @@ OF_OTHERS = {
     "--signal": "Slurm",
     "--xla_gpu_enable_latency_hiding_scheduler=true": "XLA",
 }
-# First words that choose what a script does.
+# First words that select the command of a script.
 FIRST_WORDS = {
     "benchmark.py": ("train", "infer", "input", "memory", "loss", "clips"),
     "scaling.py": ("--fsdp", "input"),
@@ -56,12 +56,12 @@ WITH_PYTHON = [page for page in FILES if any(block.kind == "python" for block in
 WITH_PYTHON += ["models.md, generated"]
 
 
-def test_no_fence_is_of_a_kind_that_is_not_tested():
+def test_every_block_has_a_language_that_is_tested():
     kinds = {"python", "text", *SHELL, *TABLES}
     for block in (block for page in PAGES for block in blocks_of(page)):
         assert block.kind in kinds, f"{block}: ```{block.kind} is not tested; the kinds are {', '.join(sorted(kinds))}"
-        assert block.text.strip() and (block.kind not in TABLES or block.title), f"{block} says nothing"
-    assert sum(len(blocks_of(page)) for page in PAGES) > 40  # they are found at all
+        assert block.text.strip() and (block.kind not in TABLES or block.title), f"{block} is empty, or has no title"
+    assert sum(len(blocks_of(page)) for page in PAGES) > 40  # blocks are found
     assert [page for page in PAGES if any(block.kind == "python" for block in blocks_of(page))] == WITH_PYTHON
     assert all(block.text.count("\n") < 60 for block in blocks_of("docs/extend.md"))
 
@@ -71,7 +71,7 @@ def test_python_runs(page, place):
     names = {"__name__": "page"}
     for block in blocks_of(page):
         if block.kind == "python":
-            # A model that is not tiny is traced and not computed; its shapes are what they would be.
+            # A model that is not tiny is only traced, which gives the same shapes.
             big = any("_tiny" not in name for name in re.findall(r'create_model\("(\w+)"', block.text))
             run = functools.partial(execute, block, names)
             jax.eval_shape(run) if big else run()
@@ -80,7 +80,7 @@ def test_python_runs(page, place):
 
 
 def execute(block, names):
-    """Statement by statement, each with the shapes or the numbers that its comment names."""
+    """Executes a block by statements, and compares the shapes or numbers in the comment of each with its value."""
     text = functools.reduce(lambda text, old: text.replace(old, SHORTER[old]), SHORTER, block.text)
     lines = text.splitlines()
     for node in ast.parse(text).body:
@@ -92,7 +92,7 @@ def execute(block, names):
             exec(compile(ast.Module([node], []), str(block), "exec"), names)
             value = names.get(getattr(node.targets[0], "id", "")) if isinstance(node, ast.Assign) else None
         if numbers:
-            assert says(value, numbers[0]), f"{block}: {comment}, but {value}"
+            assert agrees(value, numbers[0]), f"{block}: {comment}, but {value}"
         shapes = [tuple(map(int, s.split(","))) for s in re.findall(r"\((\d+(?:, \d+)+)\)", comment)]
         if shapes and isinstance(node, ast.Assign):
             targets = getattr(node.targets[0], "elts", node.targets)
@@ -104,14 +104,14 @@ def execute(block, names):
 
 
 def shapes_of(value):
-    """Shapes of an array, of several, or of what is itself a shape."""
+    """Shapes of an array or of several; a shape is returned as it is."""
     if isinstance(value, tuple) and all(isinstance(each, int) for each in value):
         return [value]
     return [each.shape for each in (value if isinstance(value, tuple | list) else [value])]
 
 
-def says(value, comment):
-    """Whether a comment's numbers are the value, to the digits that it gives; `1, 2, ..., 9` leaves some out."""
+def agrees(value, comment):
+    """Whether the numbers in a comment equal the value, rounded to their digits; `1, 2, ..., 9` omits some."""
     if value is None:
         return False
     values = [float(each) for each in (value if hasattr(value, "__len__") else [value])]
@@ -128,9 +128,9 @@ def says(value, comment):
 def test_numbers_in_comments_are_compared():
     right = [(2.5600001, "2.56"), ([94, 98, 154], "94, 98, ..., 154"), ([1, 2], "1, 2"), (7, "7")]
     wrong = [(2.57, "2.56"), ([94, 99, 154], "94, 98, ..., 154"), ([1, 2, 3], "1, 2"), (None, "7")]
-    assert all(says(*each) for each in right) and not any(says(*each) for each in wrong)
-    block = blocks.Block("page", 1, "python", "", "x = 2.5  # 2.56: so long\n")
-    with pytest.raises(AssertionError, match=r"2\.56: so long, but 2\.5"):
+    assert all(agrees(*each) for each in right) and not any(agrees(*each) for each in wrong)
+    block = blocks.Block("page", 1, "python", "", "x = 2.5  # 2.56: seconds\n")
+    with pytest.raises(AssertionError, match=r"2\.56: seconds, but 2\.5"):
         execute(block, {})
 
 
@@ -144,7 +144,7 @@ def test_shapes_in_comments_are_compared(line):
 
 
 @pytest.mark.parametrize("block", [b for page in FILES for b in blocks_of(page) if b.kind in TABLES], ids=str)
-def test_tables_are_sources(block, place):
+def test_tables_open_as_sources(block, place):
     source = write_table(block)
     assert len(source) == sum(line.strip() != "" for line in block.text.splitlines()) - (block.kind == "csv")
     with source.open(0, ()) as example:
@@ -154,7 +154,7 @@ def test_tables_are_sources(block, place):
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_shell_is_understood(page):
+def test_shell_commands_parse(page):
     for block in blocks_of(page):
         if block.kind in SHELL:
             for words in commands(block.text):
@@ -166,49 +166,49 @@ def check(words, where):
         words = words[1:]
     words = words[1:] if words[:1] == ["srun"] else words
     program, *rest = words or ["wait"]
-    said = f"{where}: {' '.join(words)}"
+    command = f"{where}: {' '.join(words)}"
     if program == "python":
-        assert rest and re.fullmatch(r"experiments/\w+\.py", rest[0]), said
-        check_config(parse(*rest), said)
+        assert rest and re.fullmatch(r"experiments/\w+\.py", rest[0]), command
+        check_config(parse(*rest), command)
     elif program == "pip":
-        assert rest[:2] == ["install", "-e"] and set(re.findall(r"\w+", rest[2])) <= EXTRAS.keys(), said
+        assert rest[:2] == ["install", "-e"] and set(re.findall(r"\w+", rest[2])) <= EXTRAS.keys(), command
     elif program == "export":
-        assert all(re.match(r"[A-Z_]+=", word) for word in rest), said
-    elif program in OF_EXTRAS:
-        extra, package = OF_EXTRAS[program]
-        assert any(re.match(r"[\w-]+", need)[0] == package for need in EXTRAS[extra]), said
+        assert all(re.match(r"[A-Z_]+=", word) for word in rest), command
+    elif program in FROM_EXTRAS:
+        extra, package = FROM_EXTRAS[program]
+        assert any(re.match(r"[\w-]+", need)[0] == package for need in EXTRAS[extra]), command
     else:
-        assert program in FOREIGN, f"{said}\n{program} is neither ours nor known to this test"
+        assert program in FOREIGN, f"{command}\n{program} is unknown to this test"
         for word in rest:
             if word.startswith("--command="):
                 for inner in commands(word.removeprefix("--command=")):
                     check(inner, where)
 
 
-def check_config(config, said):
-    """The models and sources that a config names can be had."""
+def check_config(config, command):
+    """The models and sources that a config names exist."""
     for field in ("model", "video_model", "text_model", "models"):
         named = getattr(config, field, None)
         for name in [named] if isinstance(named, str) else named or ():
             known = {**VARIANTS, **TEXT_VARIANTS}
-            assert {name, f"{name}_pretrain"} & known.keys() or " and " in name, f"{said}\nthere is no {name}"
+            assert {name, f"{name}_pretrain"} & known.keys() or " and " in name, f"{command}\nthere is no {name}"
     data = getattr(config, "data", None)
     for field in ("source", "train", "validation"):
         source = getattr(data, field, None) or ""
         if isinstance(source, str) and ":" in source:
-            assert source.startswith(("tfds:", "tfrecord:", "synthetic:moving_shapes")), f"{said}\n{source}"
+            assert source.startswith(("tfds:", "tfrecord:", "synthetic:moving_shapes")), f"{command}\n{source}"
 
 
 @functools.cache
 def flags():
-    """Every script's flags, with the fields of the configs that they set."""
-    found = {}
+    """The flags of all scripts, with the config fields that they set."""
+    fields = {}
 
     def collect(config, prefix=""):
         for field in dataclasses.fields(config):
-            found.setdefault(f"--{prefix}{field.name}", []).append(field)
+            fields.setdefault(f"--{prefix}{field.name}", []).append(field)
             if field.type is bool:
-                found.setdefault(f"--{prefix}no_{field.name}", []).append(field)
+                fields.setdefault(f"--{prefix}no_{field.name}", []).append(field)
             if dataclasses.is_dataclass(field.type):
                 collect(field.type, f"{prefix}{field.name}.")
 
@@ -217,40 +217,40 @@ def flags():
             blocks.call(
                 [f"experiments/{path.name}", word], lambda main, config, recipes=None, default=None: collect(config)
             )
-    return found
+    return fields
 
 
 def inline_code(text):
-    """What stands between backticks in the running text."""
+    """The code in backticks in the running text."""
     without_blocks = re.sub(r"(?ms)^ *```.*?^ *```$", "", text)
     return [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", without_blocks)]
 
 
 def called(code):
-    """The words of inline code that calls a script, by its path or by its name alone; none of other code."""
-    found = re.fullmatch(r"(python )?(?:experiments/)?(\w+\.py)( .+)?", code)
-    if not found or not (ROOT / "experiments" / found[2]).exists():
+    """The words of inline code that calls a script, by its path or its name; empty for other code."""
+    match = re.fullmatch(r"(python )?(?:experiments/)?(\w+\.py)( .+)?", code)
+    if not match or not (ROOT / "experiments" / match[2]).exists():
         return []
-    python, script, rest = found[1], found[2], shlex.split(found[3] or "")
-    # By itself a file, or a file and what it does, is named and not called.
+    python, script, rest = match[1], match[2], shlex.split(match[3] or "")
+    # A script alone, or with its command, is a mention and not a call.
     if not python and (not rest or (len(rest) == 1 and rest[0] in FIRST_WORDS.get(script, ()))):
         return []
     return ["python", f"experiments/{script}", *rest]
 
 
 def is_flag_of_a_script(code):
-    """Whether each flag in it is one, and has a value that it takes."""
-    for said in re.findall(r"--\S+(?: (?!--)\S+)*", code):
-        flag, *values = said.split(" ")
+    """Whether each flag in the code exists, with a valid value."""
+    for given in re.findall(r"--\S+(?: (?!--)\S+)*", code):
+        flag, *values = given.split(" ")
         fields = flags().get(flag, ())
-        # A flag without a value is named, not given, unless it takes none.
+        # A flag without a value is a mention, unless it is a switch.
         if not any((not values and field.type is not bool) or takes(field, flag, values) for field in fields):
             return False
     return True
 
 
 def takes(field, flag, values):
-    """Whether tyro takes the flag so."""
+    """Whether tyro accepts the flag with these values for the field."""
     one = dataclasses.make_dataclass("One", [(field.name, field.type, dataclasses.field(default=field.default))])
     try:
         cli.parse(one, argv=[f"--{flag.rpartition('.')[2].removeprefix('--')}", *values])
@@ -262,12 +262,12 @@ def takes(field, flag, values):
 @pytest.mark.parametrize("page", PAGES)
 def test_flags_and_commands_in_the_running_text_are_those_of_the_scripts(page):
     for code in inline_code(text_of(page)):
-        if code.startswith("--") and code not in OF_OTHERS:
+        if code.startswith("--") and code not in OTHER_FLAGS:
             assert is_flag_of_a_script(code), f"{page}: no script takes `{code}`"
         elif words := called(code):
             check(words, page)
         else:
-            assert not code.startswith("python "), f"{page}: `{code}` is no script"
+            assert not code.startswith("python "), f"{page}: `{code}` calls no script"
 
 
 def test_wrong_flags_in_the_running_text_are_found():

@@ -1,4 +1,4 @@
-"""The steps of docs/extend.md that give its model and its source a name, taken in a copy of the library."""
+"""The steps of docs/extend.md that register its model and its source, applied to a copy of the library."""
 
 import contextlib
 import os
@@ -16,7 +16,7 @@ from vidjax.data.pipeline import evaluation_batches
 
 pytestmark = pytest.mark.pages
 
-# What a user does with the two names: trains, keeps what was trained, and loads it without saying what it is.
+# Use of the two names: load a trained run, save it, and load it again without naming the model.
 USE = """
 import vidjax
 model, variables = vidjax.load_pretrained("run", verbose=False)
@@ -33,7 +33,7 @@ LINT = "import sys; from importlinter.cli import lint_imports_command; sys.exit(
 
 
 def insert(path, after, line):
-    """A line below the only one that says `after`, as far in."""
+    """Inserts a line after the only line that contains `after`, with the same indentation."""
     lines = path.read_text().splitlines()
     (place,) = [number for number, old in enumerate(lines) if after in old]
     indent = re.match(" *", lines[place])[0]
@@ -41,7 +41,7 @@ def insert(path, after, line):
     path.write_text("\n".join(lines) + "\n")
 
 
-def test_a_model_and_a_source_get_their_names(tmp_path, monkeypatch):
+def test_a_model_and_a_source_are_registered(tmp_path, monkeypatch):
     page = text_of("docs/extend.md")
     model, _, source, images = (block.text for block in blocks_of("docs/extend.md")[:4])
     imported, variants = (re.search(rf"`({head} .+?)`", page)[1] for head in ("from types import", "VARIANTS ="))
@@ -57,7 +57,7 @@ def test_a_model_and_a_source_get_their_names(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     made = {}
     with contextlib.redirect_stdout(None):
-        exec(source + images, made)  # its folders of images
+        exec(source + images, made)  # writes folders of images
     flags = """--model shiftnet_tiny --data.train images:images --data.frames 4 --data.size 32 --data.stride 2
     --data.workers 1 --batch_size 4 --steps 2 --loop.log_every 1 --optim.layer_decay 0.9 --workdir run"""
     environment = os.environ | {"PYTHONPATH": str(tmp_path), "XLA_FLAGS": ""}
@@ -68,7 +68,7 @@ def test_a_model_and_a_source_get_their_names(tmp_path, monkeypatch):
     assert (Path("run") / "checkpoints").is_dir()
 
 
-def test_an_image_that_cannot_be_read_is_counted_and_no_images_are_refused(tmp_path, monkeypatch):
+def test_an_unreadable_image_is_invalid_and_a_missing_folder_is_an_error(tmp_path, monkeypatch):
     source, images = (block.text for block in blocks_of("docs/extend.md")[2:4])
     monkeypatch.chdir(tmp_path)
     made = {}

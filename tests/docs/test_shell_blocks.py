@@ -1,8 +1,8 @@
-"""Every command of the pages' shell blocks is run, as a user would, with flags behind it that make it small.
+"""Every command of the pages' shell blocks runs, with flags appended that make it small.
 
-`pytest -m pages -n 0 tests/docs`, in a minute or two; plain `pytest` leaves it out and parses the commands alone. Each
-page has a fresh directory with small videos, and its commands are run there in their order, in this process: JAX starts
-once. What is not run is listed in NOT_RUN, with the reason. `text` blocks are compared with what the program says.
+`pytest -m pages -n 0 tests/docs` takes a minute or two; plain `pytest` only parses the commands. Each page has a new
+directory with small videos, where its commands run in order and in this process, so that JAX starts only once. Commands
+that do not run are listed in NOT_RUN with the reason. `text` blocks are compared with the output of the program.
 """
 
 import contextlib
@@ -34,19 +34,19 @@ pytestmark = [
     pytest.mark.skipif(jax.device_count() < 8, reason="pages share parameters over eight devices"),
 ]
 
-# Commands that are only parsed, by how they begin, and why.
+# Commands that are only parsed, by their first words, with the reason.
 NOT_RUN = {
-    "pip install": "asks the package index; .ci/run installs the library in an environment of its own",
-    "pytest": "would start these tests again",
-    "tfds build": "fetches the data set",
+    "pip install": "needs the package index; .ci/run installs the library in a new environment",
+    "pytest": "would run these tests again",
+    "tfds build": "downloads the data set",
     "gcloud": "needs Google's cloud",
     "srun": "needs Slurm; test_the_slurm_script runs the block with a stand-in for it",
-    "export": "belongs to the line after it",
+    "export": "part of the next line",
     "JAX_PROCESS_ID=": "tests/experiments/test_mae_pretrain.py runs the block on two processes",
-    "wait": "belongs to the lines before it",
+    "wait": "part of the lines before",
 }
 
-# Names of models on pages, and the small one of the same kind.
+# Models on the pages, and a tiny model of the same family.
 TINY = {
     "clip_base": "text_tiny",
     "r2plus1d_18": "r2plus1d_tiny",
@@ -59,7 +59,7 @@ TINY = {
     "vivit_large_16x2_factorized_encoder": "vivit_tiny_factorized_encoder",
 }
 
-# What makes each script small, behind what the page says: later flags win.
+# Flags appended to the page's own to make each script small: later flags win.
 CLIPS = "--data.frames 4 --data.size 48 --data.short_side 48 --data.workers 1"
 LOOP = "--steps 2 --batch_size 8 --loop.log_every 1 --loop.save_every 2 --loop.evaluate_every 2"
 SMALL = {
@@ -85,23 +85,23 @@ SMALL = {
     "write_tfrecords.py": "--workers 1",
     "zero_shot.py": "--data.workers 1",
 }
-# Flags of these tables that may take the place of a page's own: sizes, and nothing that a page is about.
+# Flags in these tables that may override a page's own: sizes only.
 SIZES = {
     "--model", "--models", "--video_model", "--text_model", "--steps", "--batch_size", "--batch_sizes",
     "--batch_per_device", "--budget_gb", "--chunks", "--frames", "--size", "--peers",
     "--data.frames", "--data.size", "--data.short_side",
 }  # fmt: skip
 
-# Files that pages take for granted, and what stands in for the folders at the root of a machine.
+# Files that pages assume, and replacements for absolute folders.
 MANIFESTS = ("train.csv", "val.csv", "k400.csv", "videos.csv", "k400/train.csv", "k400/val.csv", "captions.jsonl")
 FOLDERS = {r"(^|:)/(videos|records)\b": r"\1\2", "^tfds:ucf101$": "tfds:few_videos"}
-# Runs that pages take for granted, unless a command of theirs makes them.
+# Runs that pages assume, unless one of their commands creates them.
 RUNS = {
     "runs/b": "mae_pretrain.py --model videomae_base --data.source /videos --workdir runs/b",
     "runs/ft": "finetune.py --model videomae_base --data.train train.csv --workdir runs/ft",
 }
-# What users are told, beside the files.
-SAID = {
+# Printed output that is checked, besides the files.
+OUTPUT = {
     "README.md": (
         "8 examples, 8 looked at, 0 unreadable",  # check_data
         "8 of 8 videos decoded",  # evaluate
@@ -110,11 +110,11 @@ SAID = {
     "docs/speed.md": (
         "training steps (AdamW) of clips of",  # benchmark train
         "forward passes in evaluation",  # infer
-        "what fits into 0.02 GB a device, by compiling alone",  # memory
+        "the largest batch that fits into 0.02 GB per device, by compiling only",  # memory
         "64 pairs of 512 values on",  # loss
         "decode alone, 1 core",  # input
-        "most frames (of 8)",  # clips
-        "2 copies of the parameters, each shared by 8",  # scaling
+        "most frames (up to 8)",  # clips
+        "2 copies of the parameters, each sharded over 8 devices",  # scaling
     ),
     "docs/index.md": (
         "8 examples, 8 looked at, 0 unreadable",  # check_data
@@ -130,7 +130,7 @@ SAID = {
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """Work directories of the runs in RUNS, made when first asked for, in a place where videos are."""
+    """Copies a run of RUNS into the working directory, training it when first used."""
     made = tmp_path_factory.mktemp("trained")
 
     def get(name):
@@ -145,7 +145,7 @@ def trained(tmp_path_factory):
 
 @functools.cache
 def few_videos():
-    """A set of videos for TFDS, which knows a class by its name."""
+    """The builder of a video data set for TFDS, which identifies a class by its name."""
     import tensorflow_datasets as tfds
 
     class FewVideos(tfds.core.GeneratorBasedBuilder):
@@ -168,12 +168,12 @@ def few_videos():
 
 @pytest.fixture
 def stocked(place, monkeypatch):
-    """The place, with the manifests that pages name and a long video."""
-    found = sorted(path for path in Path("videos").rglob("*.mp4"))
+    """The working directory, with the manifests that pages name and a long video."""
+    paths = sorted(path for path in Path("videos").rglob("*.mp4"))
     for name in MANIFESTS:
         path = Path(name)
         path.parent.mkdir(exist_ok=True)
-        rows = [(os.path.relpath(place / video, place / path.parent), i % 2) for i, video in enumerate(found)]
+        rows = [(os.path.relpath(place / video, place / path.parent), i % 2) for i, video in enumerate(paths)]
         if path.suffix == ".csv":
             path.write_text("path,label\n" + "".join(f"{p},{('abseiling', 'air drumming')[c]}\n" for p, c in rows))
         else:
@@ -183,29 +183,29 @@ def stocked(place, monkeypatch):
     return place
 
 
-def scripts(page):
-    """The page's commands that call a script, in their order; the others must be in NOT_RUN."""
+def script_calls(page):
+    """The commands of a page that call a script, in order; all others must be in NOT_RUN."""
     for block in blocks_of(page):
         for words in commands(block.text) if block.kind in SHELL else ():
             if words[0] == "python":
                 yield words
             else:
-                said = shlex.join(words)
-                assert reason(said), f"{block}: {said}\nis neither run nor listed in NOT_RUN"
+                command = shlex.join(words)
+                assert reason(command), f"{block}: {command}\nis neither run nor in NOT_RUN"
 
 
-def test_what_is_not_run_is_on_a_page():
+def test_every_command_in_not_run_is_on_a_page():
     blocks = [block for page in PAGES for block in blocks_of(page) if block.kind in SHELL]
-    said = [shlex.join(words) for block in blocks for words in commands(block.text)]
-    assert [start for start in NOT_RUN if not any(each.startswith(start) for each in said)] == []
+    lines = [shlex.join(words) for block in blocks for words in commands(block.text)]
+    assert [start for start in NOT_RUN if not any(line.startswith(start) for line in lines)] == []
 
 
-def reason(said):
-    return next((why for start, why in NOT_RUN.items() if said.startswith(start)), None)
+def reason(command):
+    return next((why for start, why in NOT_RUN.items() if command.startswith(start)), None)
 
 
 def small(words):
-    """A script's words, with those that make it small behind them."""
+    """The words of a call of a script, with flags appended that make it small."""
     script, *rest = words[1:]
     key = Path(script).name
     key = key if key in SMALL else f"{key} {rest[0]}"
@@ -217,7 +217,7 @@ def small(words):
     changed += shlex.split(SMALL[key])
     given = {word for word in rest if word.startswith("--")}
     taken = {word for word in changed if word.startswith("--")} & given
-    assert taken <= SIZES, f"{shlex.join(words)}: {', '.join(taken - SIZES)} must stay as the page has it"
+    assert taken <= SIZES, f"{shlex.join(words)}: {', '.join(taken - SIZES)} must not be changed"
     flags = rest
     for old, new in FOLDERS.items():
         flags = [re.sub(old, new, word) for word in flags]
@@ -225,7 +225,7 @@ def small(words):
 
 
 def start(words):
-    """Runs a command of a page, here, but for one that needs devices of its own."""
+    """Runs a command of a page: in this process, unless it simulates devices."""
     words = small(words)
     if words[0].endswith("scaling.py"):
         command = [sys.executable, str(ROOT / words[0]), *words[1:]]
@@ -240,7 +240,7 @@ def start(words):
 
 
 def made(words):
-    """Files and folders that a command's words say it makes."""
+    """Files and folders that a command creates, by its flags."""
     named = dict(itertools.pairwise(words))
     paths = [named[flag] for flag in ("--out", "--csv", "--json", "--chart", "--workdir") if flag in named]
     if words[1].endswith(("write_tfrecords.py", "convert_weights.py")):
@@ -249,12 +249,12 @@ def made(words):
 
 
 def files():
-    """When everything in the page's directory was written; of folders only that they are there."""
+    """Modification times of all files in the working directory; None for folders."""
     return {path: path.stat().st_mtime_ns if path.is_file() else None for path in Path.cwd().rglob("*")}
 
 
 def run_here(command, stdout, stderr, check):
-    """In the place of `subprocess.run` in compare_models.py: a training in this process, and smaller."""
+    """Replaces `subprocess.run` in compare_models.py: a smaller training run in this process."""
     script = Path(command[1]).relative_to(ROOT)
     assert command[0] == sys.executable and script.parent.name == "experiments"
     with contextlib.redirect_stdout(stdout):
@@ -264,34 +264,34 @@ def run_here(command, stdout, stderr, check):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_commands_run(page, stocked, trained, capsys):
-    run = list(scripts(page))
-    said = shlex.join(word for words in run for word in words)
+    calls = list(script_calls(page))
+    text = shlex.join(word for words in calls for word in words)
     for name in RUNS:
-        if name in said and f"--workdir {name} " not in f"{said} ":
+        if name in text and f"--workdir {name} " not in f"{text} ":
             trained(name)
-    if "tfds:ucf101" in said:
+    if "tfds:ucf101" in text:
         few_videos()(data_dir="tfds").download_and_prepare()
     for block in blocks_of(page):
         if block.kind in TABLES:
             write_table(block)
-    for words in run:
+    for words in calls:
         before = files()
         start(words)
         after = files()
         if "--dry_run" in words:
-            assert after == before, f"{shlex.join(words)}: it left files"
+            assert after == before, f"{shlex.join(words)}: it wrote files"
         else:
             written = {path for path, when in after.items() if when is not None and before.get(path) != when}
             written |= {folder for path in written for folder in path.parents}
             missing = [path for path in made(words) if Path.cwd() / path not in written]
-            assert not missing, f"{shlex.join(words)}: it made no {missing}"
+            assert not missing, f"{shlex.join(words)}: it did not write {missing}"
     out = capsys.readouterr().out
-    for sentence in SAID.get(page, ()):
-        assert sentence in out, f"{page}: its commands never say '{sentence}'"
+    for sentence in OUTPUT.get(page, ()):
+        assert sentence in out, f"{page}: its commands do not print '{sentence}'"
 
 
 def test_the_slurm_script_starts_processes_that_find_each_other(stocked):
-    """The script as it is, with a `srun` that tells two processes what Slurm would, and adds what makes them small."""
+    """The script unchanged, with an `srun` that sets Slurm's variables for two processes and appends flags."""
     (script,) = [block.text for block in blocks_of("docs/launch.md") if "\nsrun " in block.text]
     (words,) = [words[1:] for words in commands(script) if words[0] == "srun"]
     Path("experiments").symlink_to(ROOT / "experiments")
@@ -305,37 +305,39 @@ def test_the_slurm_script_starts_processes_that_find_each_other(stocked):
         wait -n && wait -n"""
     )
     srun.chmod(0o755)
-    first = 65536 - 4096  # JAX takes the job's number for the port
+    first = 65536 - 4096  # JAX derives the port from the job's number
     number = next(n for n in random.sample(range(1, 4096), 4095) if is_free(first + n))
-    told = {"SLURM_JOB_ID": str(number), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
-    told["PATH"] = os.pathsep.join([str(srun.parent.resolve()), str(Path(sys.executable).parent), os.environ["PATH"]])
-    told |= {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "4"}
-    told["MORE"] = " ".join([*small(words)[len(words) - 1 :], "--workdir", "run"])
+    variables = {"SLURM_JOB_ID": str(number), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
+    variables["PATH"] = os.pathsep.join(
+        [str(srun.parent.resolve()), str(Path(sys.executable).parent), os.environ["PATH"]]
+    )
+    variables |= {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "4"}
+    variables["MORE"] = " ".join([*small(words)[len(words) - 1 :], "--workdir", "run"])
     job = subprocess.Popen(
-        ["bash", "-e", "-c", script], env=os.environ | told, start_new_session=True, text=True,
+        ["bash", "-e", "-c", script], env=os.environ | variables, start_new_session=True, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     try:
-        said, _ = job.communicate(timeout=900)
-    finally:  # whoever fails, or waits for the other
+        output, _ = job.communicate(timeout=900)
+    finally:  # if one process fails, the other waits for it
         with contextlib.suppress(ProcessLookupError):
             os.killpg(job.pid, signal.SIGKILL)
-    assert job.returncode == 0, said
-    assert "devices   8 x cpu, 2 process(es), mesh data=1 fsdp=8" in said
+    assert job.returncode == 0, output
+    assert "devices   8 x cpu, 2 process(es), mesh data=1 fsdp=8" in output
     assert [entry["step"] for entry in read_metrics(Path("run")) if "loss" in entry] == [1, 2]
 
 
 def is_free(port):
-    with socket.socket() as place:
-        return place.connect_ex(("localhost", port)) != 0
+    with socket.socket() as connection:
+        return connection.connect_ex(("localhost", port)) != 0
 
 
 class Stop(Exception):
-    """Ends a run whose first lines were said."""
+    """Ends a run after its first lines are printed."""
 
 
-def test_text_is_what_the_program_says(stocked, monkeypatch, capsys):
-    """The pre-training of docs/reproduce.md on as many videos as the page has it, up to its first step."""
+def test_text_is_the_output_of_the_program(stocked, monkeypatch, capsys):
+    """The pre-training of docs/reproduce.md with as many videos as on the page, up to its first step."""
     ((place, text),) = [(i, b) for page in PAGES for i, b in enumerate(blocks_of(page)) if b.kind == "text"]
     examples = int(re.search(r"For ([\d,]+) videos:\n\n```text", text_of(text.page))[1].replace(",", ""))
     (command,) = commands(blocks_of(text.page)[place - 1].text)
@@ -348,5 +350,5 @@ def test_text_is_what_the_program_says(stocked, monkeypatch, capsys):
     monkeypatch.setattr(run, "fit", fit)
     with pytest.raises(Stop):
         call([*command[1:], "--fsdp", "8"])
-    said = capsys.readouterr().out.splitlines()
-    assert [line for line in text.text.splitlines() if line not in said] == []
+    printed = capsys.readouterr().out.splitlines()
+    assert [line for line in text.text.splitlines() if line not in printed] == []

@@ -1,4 +1,4 @@
-"""The site builds without a warning, and its pages read as text: tables, links and signatures are whole."""
+"""The site builds without warnings, and its pages have complete tables, links and signatures."""
 
 import html
 import importlib.util
@@ -19,7 +19,7 @@ if not all(map(importlib.util.find_spec, ("mkdocs", "material", "mkdocstrings"))
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("site")
-    # One family's models: counting them all takes a minute and a half.
+    # The models of one family: counting all of them takes a minute and a half.
     environment = os.environ | {"VIDJAX_DOCS_MODELS": "r2plus1d_tiny", "NO_MKDOCS_2_WARNING": "1"}
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -28,13 +28,13 @@ def site(tmp_path_factory):
 
 
 def text_of(page):
-    """What a reader sees of a page, without the frame around it."""
+    """The visible text of a page's article."""
     article = re.search(r"<article.*?</article>", page.read_text(), re.DOTALL)[0]
     article = re.sub(r"<(script|style|details).*?</\1>", "", article, flags=re.DOTALL)
     return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", "", article)))
 
 
-def test_generated_pages_hold_what_the_code_says(site):
+def test_generated_pages_have_the_models_and_recipes(site):
     models, recipes = text_of(site / "models.html"), text_of(site / "recipes.html")
     assert "r2plus1d_tiny 8 x 32 x 32 204,969 0.06 torchvision; arXiv:1711.11248" in models
     assert (
@@ -42,7 +42,7 @@ def test_generated_pages_hold_what_the_code_says(site):
         in recipes
     )
     assert "uniformer_base_ssv2 uniformer_base_16" in recipes and "70.4 from K400, 1x3 views" in recipes
-    assert "2.5e-4" not in recipes and "rule" not in recipes  # remarks that are no figures
+    assert "2.5e-4" not in recipes and "rule" not in recipes  # remarks without figures
     assert "actionclip_base_16_k400 actionclip_base_16 8 x 224 x 224, segments" in recipes
 
 
@@ -56,14 +56,14 @@ def test_the_reference_shows_arguments_examples_and_every_module(site):
     assert "mean ( tuple[float, ...] ) – of pixels in [0, 1]" in re.sub(r"\s*([()])\s*", r" \1 ", pages["layers"])
 
 
-def test_nothing_is_fetched_from_elsewhere(site):
+def test_nothing_is_loaded_from_other_hosts(site):
     for page in site.rglob("*.html"):
         fetched = re.findall(r'<(?:script|img|iframe)[^>]+src="(https?:[^"]+)"', page.read_text())
         fetched += re.findall(r'<link[^>]+rel="(?:stylesheet|preconnect)"[^>]+href="(https?:[^"]+)"', page.read_text())
         assert not fetched, f"{page}: {fetched}"
 
 
-def test_links_within_the_site_lead_somewhere(site):
+def test_links_within_the_site_exist(site):
     for page in site.glob("*.html"):
         content = page.read_text()
         for target in re.findall(r'href="([^"#:]+\.html)(?:#[^"]*)?"', content):

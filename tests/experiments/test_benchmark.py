@@ -84,7 +84,7 @@ def test_training_is_measured_on_both_sides_without_tyro_av_and_tensorflow(tmp_p
         (lambda: Loss(batch_size=0), "batch_size is 0: it must be 1 or more"),
         (lambda: Train(rounds=0), "rounds is 0: it must be 1 or more"),
         (lambda: Train(models=()), r"models is \(\) and dtypes is \('.*',\): name one or more of each"),
-        (lambda: Loss(batch_size=16, width=2, chunks=(9,)), "chunks of 9 do not divide"),
+        (lambda: Loss(batch_size=16, width=2, chunks=(9,)), "chunk size 9 does not divide"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(settings, line):
@@ -163,7 +163,7 @@ def test_models_without_a_peer_say_so():
 def test_fields_are_compared_where_a_model_has_them():
     settings = Train(models=("r3d_tiny", "videomae_tiny"), remat=("none", "blocks"), scan=(False, True))
     assert check_models(settings) == [
-        f"r3d_tiny has no field {field}: it is measured without" for field in ("remat", "scan")
+        f"r3d_tiny has no field {field}: it is measured without it" for field in ("remat", "scan")
     ]
     assert [found.side for found in jobs(settings, "r3d_tiny", "float32", 4)] == ["vidjax"]
     sides = [found.side for found in jobs(settings, "videomae_tiny", "float32", 4)]
@@ -205,7 +205,7 @@ def test_what_fails_is_a_row_and_ends_nothing(monkeypatch):
     assert asked == [1, 1, 2, 2, 4] and len(told) == 5 + 2 * 4
     by_side = {(row["side"], row["batch_size"]): row for row in rows}
     failed = by_side["vidjax", 4]
-    assert "RESOURCE_EXHAUSTED: Out of memory; larger batches are left out" in failed["failed"]
+    assert "RESOURCE_EXHAUSTED: Out of memory; larger batches are skipped" in failed["failed"]
     assert "and much more" not in failed["failed"] and ("vidjax", 8) not in by_side
     ours, theirs = by_side["vidjax", 2], by_side["PyTorch eager", 4]
     assert ours["clips_per_second"] == 4 and theirs["best"] and not by_side["PyTorch eager", 8]["best"]
@@ -248,7 +248,7 @@ def test_memory_by_frames_is_a_table(tmp_path, capsys, monkeypatch):
     config = Clips("videomae_tiny", frames=(16, 32, 64), json=str(tmp_path / "numbers.json"))
     assert commands.main(config) == [row]
     title, titles, line = capsys.readouterr().out.splitlines()
-    assert "compiled for TPU v5: GB a device by frames, and most frames (of 64)" in title
+    assert "compiled for TPU v5: GB per device by frames, and the most frames (up to 64)" in title
     assert titles.split() == "attention remat devices 16 frames 32 frames in 16 GB in 80 GB".split()
     assert line.split() == "ring blocks 8 1.50 2.50 32 64".split()
     told = json.loads((tmp_path / "numbers.json").read_text())
@@ -275,7 +275,10 @@ def test_chunks_save_memory_and_change_no_gradient(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("vivit_tiny_factorized_self_attention", "ViViT has joint attention over tubelets alone, not vivit_tiny_fact"),
+        (
+            "vivit_tiny_factorized_self_attention",
+            "ViViT has only joint attention over tubelets, not that of vivit_tiny_fact",
+        ),
         ("timesformer_tiny_axial", "transformers' TimeSformer has no axial attention"),
         ("fr2d_tiny", "torchvision has no fr2d_tiny"),
         ("i3d_tiny", "torchvision has no i3d_tiny"),

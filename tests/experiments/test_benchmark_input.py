@@ -88,9 +88,9 @@ def test_plain_decoding_finds_the_same_frames(folder):
 
 
 def test_what_cannot_be_measured_is_refused():
-    with pytest.raises(ValueError, match="no source of video files"):
+    with pytest.raises(ValueError, match="does not list video files"):
         commands.main(Input("synthetic:moving_shapes"))
-    with pytest.raises(ValueError, match=r"cores is \(9999,\): choose 1 to \d+"):
+    with pytest.raises(ValueError, match=r"cores is \(9999,\): choose from 1 to \d+"):
         Input("videos", cores=(9999,))
     with pytest.raises(UserError, match=r"cannot write --json to / \(Is a directory\): give another file"):
         Input("videos", json="/")
@@ -104,11 +104,11 @@ def test_what_goes_wrong_in_a_measuring_process_is_said(folder, monkeypatch):
     with pytest.raises(ValueError, match=r"nowhere\.csv"):
         commands.main(config)
     monkeypatch.setattr(reading, "_serve", sys.exit)  # which takes no such arguments: the process ends
-    with pytest.raises(ValueError, match="a process that measures was killed: give fewer --clips or --cores"):
+    with pytest.raises(ValueError, match="a measuring process was killed: give fewer --clips or --cores"):
         commands.main(config)
 
 
 def test_a_folder_of_damaged_videos_cannot_be_measured(tmp_path):
     (tmp_path / "a.mp4").write_bytes(b"no video")
-    with pytest.raises(ValueError, match=r"none of 1 videos of \S+ can be read: look with experiments/check_data\.py"):
+    with pytest.raises(ValueError, match=r"none of 1 videos of \S+ can be read: run experiments/check_data\.py"):
         prepare(Input(str(tmp_path), data=DATA), tmp_path)

@@ -44,7 +44,7 @@ def test_what_is_printed_is_the_programs_own(tmp_path, capsys):
     assert 0 < whole["bytes"] < 4 * sum(size for size in sizes if size < 2**14) + 100
     assert whole["wire_bytes"] == pytest.approx(2 * 7 / 8 * whole["bytes"])
     out = capsys.readouterr().out
-    assert "2 copies of the parameters, each shared by 4" in out
+    assert "2 copies of the parameters, each sharded over 4 devices" in out
     for row in numbers["collectives"]:
         assert f"{row['wire_bytes'] / 1e6:,.2f}" in out
 
@@ -76,7 +76,7 @@ def test_input_scaling_measures_each_process_alone_and_beside_the_other(tmp_path
     if len(os.sched_getaffinity(0)) < 2:
         pytest.skip("needs two cores")
     small = {"rows": 2, "clips": 4, "rounds": 1, "frames": 2, "size": 16, "json": str(tmp_path / "numbers.json")}
-    rows = scaling.share(shares.Shares("synthetic:moving_shapes", **small))
+    rows = scaling.measure_input(shares.Shares("synthetic:moving_shapes", **small))
     assert [row["clock"] for row in rows] == ["second", "cpu_second"]
     out = capsys.readouterr().out
     for row in rows:
@@ -88,7 +88,7 @@ def test_input_scaling_measures_each_process_alone_and_beside_the_other(tmp_path
 
 def test_wrong_input_is_refused():
     for flags, message in (
-        ({"chips": (12,)}, "12 chips are no multiple of fsdp 8"),
+        ({"chips": (12,)}, "12 chips are not a multiple of fsdp 8"),
         ({"devices": 8}, "8 devices hold one copy of the parameters: compile for 16"),
         ({"mfu": 40.0}, "mfu is 40.0: it must be above 0 and at most 1"),
         ({"latency": -1.0}, "latency is -1.0: it must be 0 or more"),
@@ -98,7 +98,7 @@ def test_wrong_input_is_refused():
     ):
         with pytest.raises(ValueError, match=message):
             scaling.Config(**flags)
-    with pytest.raises(ValueError, match="999 processes want as many cores"):
+    with pytest.raises(ValueError, match="999 processes need as many cores"):
         shares.measure_shares(shares.Shares("synthetic:moving_shapes", processes=999))
     with pytest.raises(ValueError, match="rows is 0: it must be 1 or more"):
         shares.Shares("synthetic:moving_shapes", rows=0)
@@ -108,5 +108,5 @@ def test_wrong_input_is_refused():
         scaling.Config(json="nowhere/a.json")
     with pytest.raises(UserError, match=r"cannot write --json to nowhere/b\.json \(No such file or directory\)"):
         shares.Shares("synthetic:moving_shapes", json="nowhere/b.json")
-    with pytest.raises(ValueError, match="a reading process ended: read what it said above"):
+    with pytest.raises(ValueError, match="a reading process ended: see its message above"):
         shares.wait_for(queue.Queue(), [SimpleNamespace(is_alive=lambda: False)])

@@ -2,6 +2,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from vidjax.layers.embedding import PatchEmbedding, resize_table, sinusoid_table
 from vidjax.layers.patches import patchify
@@ -46,3 +48,31 @@ def test_sinusoid_table_follows_the_published_formula():
 def test_an_unknown_resizing_method_is_rejected(unchecked):
     with pytest.raises(ValueError, match="unknown resizing method 'area': use nearest, linear or cubic"):
         resize_table(jnp.zeros((4, 2)), (8,), "area")
+
+
+SIZES, METHODS = st.sampled_from([1, 3, 4]), st.sampled_from(["nearest", "linear", "cubic"])
+QUICK = settings(max_examples=10, deadline=None, derandomize=True, database=None)
+
+
+@QUICK
+@given(SIZES, SIZES, SIZES, SIZES, METHODS)
+def test_a_table_is_resized_along_each_axis_alone_and_a_constant_stays_one(h, w, new_h, new_w, method):
+    table = np.random.default_rng(0).standard_normal((h, w, 2)).astype(np.float32)
+    resized = resize_table(jnp.asarray(table), (new_h, new_w), method)
+    assert resized.shape == (new_h, new_w, 2)
+    if (new_h, new_w) == (h, w):
+        np.testing.assert_array_equal(resized, table)
+    columns = [resize_table(jnp.asarray(table[:, i]), (new_h,), method) for i in range(w)]
+    for i, row in enumerate(np.stack(columns, axis=1)):
+        np.testing.assert_allclose(resized[i], resize_table(jnp.asarray(row), (new_w,), method), atol=1e-5)
+    np.testing.assert_allclose(resize_table(jnp.ones((h, w, 1)), (new_h, new_w), method), 1, atol=1e-5)
+
+
+@QUICK
+@given(st.sampled_from([2, 3, 5, 8]), st.sampled_from([2, 3, 5, 8]))
+def test_each_method_resizes_a_ramp_as_its_original_does(old, new):
+    ramp = jnp.arange(old, dtype=jnp.float32)[:, None]
+    nearest, linear, cubic = (resize_table(ramp, (new,), method)[:, 0] for method in ("nearest", "linear", "cubic"))
+    np.testing.assert_array_equal(nearest, [int(i * old / new) for i in range(new)])
+    np.testing.assert_allclose(linear, np.linspace(0, old - 1, new), atol=1e-5)
+    np.testing.assert_allclose(cubic + cubic[::-1], old - 1, atol=1e-4)  # the ramp turned round is its mirror image
