@@ -40,10 +40,11 @@ def fetch(source: str | Path) -> Path:
     if not is_id(source):
         if name.count("/") or Path(name).suffix in SUFFIXES:
             return path  # reading it raises the error for a missing file
-        nearest = difflib.get_close_matches(name, published.ROWS, n=3, cutoff=0.3) or sorted(published.ROWS)[:3]
+        nearest = difflib.get_close_matches(name, published.ROWS, n=3, cutoff=0.6)
+        hint = f" (did you mean {' or '.join(nearest)}?)" if nearest else ""
         raise UserError(
-            f"there are no weights at {name}, and no published checkpoint has this name: the nearest are "
-            f"{', '.join(nearest)}; vidjax.list_pretrained() lists all"
+            f"there are no weights at {name}, and no published checkpoint has this name{hint}: "
+            "vidjax.list_pretrained() lists all"
         )
     try:
         import huggingface_hub

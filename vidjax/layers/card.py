@@ -37,6 +37,8 @@ class Card:
 
     def scale(self, video: UInt8[Array | np.ndarray, "*b c"]) -> Float32[Array, "*b c"]:
         """Scales uint8 pixels to [0, 1], for augmentation before `normalize`. Pixels are scaled only here."""
+        if video.dtype != jnp.uint8:
+            raise TypeError(f"pixels are {video.dtype}: give uint8, or scale to [0, 1] and use normalize")
         return jnp.asarray(video, jnp.float32) / 255
 
     def normalize(self, video: Float[Array, "*b c"]) -> Float[Array, "*b c"]:

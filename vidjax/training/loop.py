@@ -60,7 +60,7 @@ class LoopConfig:
 class FitResult:
     """Result of `fit`: the state, whether all steps were taken, and the speed of the steps taken by this call."""
 
-    state: TrainState
+    state: TrainState = dataclasses.field(repr=False)  # a notebook would print every array
     finished: bool
     steps_taken: int
     clips_per_second: float
