@@ -357,7 +357,7 @@ def test_the_smallest_clip_works_and_smaller_ones_are_rejected(name, least):
     assert features.shape == (1, 1, 1, 1, 128)
     for axis in range(3):
         fewer = [side - (i == axis) for i, side in enumerate(least)]
-        with pytest.raises(ValueError, match=f"are too few: .* need at least {least[axis]}"):
+        with pytest.raises(ValueError, match=f"are too few: .* needs at least {least[axis]}"):
             jax.eval_shape(model.apply, shapes, jnp.zeros((1, *fewer, 3)))
 
 
