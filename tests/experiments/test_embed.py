@@ -178,7 +178,7 @@ def test_unreadable_videos_are_listed_and_too_many_raise(checkpoint, tmp_path, c
     cut = tmp_path / "videos" / "cut.mp4"
     videos.write_video(cut, videos.numbered(90, 32, 32), container_options={"movflags": "+faststart"})
     videos.truncate(cut, 0.7)
-    with pytest.raises(ValueError, match=r"1 of the 3 videos .* more than data.max_bad_share 0.2 allows; .*cut.mp4: "):
+    with pytest.raises(ValueError, match=r"1 of the 3 videos .* more than data.max_bad_share 0.2 allows: .*cut.mp4: "):
         run(checkpoint, tmp_path / "videos", tmp_path / "a.npz", window=4, videos_per_part=1)
     result = run(checkpoint, tmp_path / "videos", tmp_path / "a.npz", bad_share=0.7, window=4, videos_per_part=1)
     assert result["unreadable"] == 2 and result["shape"] == (3, 24)
