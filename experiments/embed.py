@@ -178,7 +178,7 @@ def search(config: Config) -> list[dict[str, Any]]:
     if Path(config.index).suffix != ".npz" or meta["pooling"] == "tokens":
         raise UserError(f"{config.index} cannot be searched: give an .npz file with one vector per window")
     data = {name.removeprefix("data."): value for name, value in meta.items() if name.startswith("data.")}
-    data.pop("stream", None)  # that of the run
+    data.pop("stream", None)  # follows from the run
     settings = {name: meta[name] for name in ("run", "model", "which", "pooling", "dtype")}
     settings |= {"run": config.run} if config.run else {}
     original = Config(**settings, data=SourceConfig(**data, workers=config.data.workers))

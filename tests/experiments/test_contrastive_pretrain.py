@@ -262,7 +262,7 @@ def test_long_captions_are_truncated_counted_and_reported_once(tmp_path, capsys)
     )
     contrastive_pretrain.main(config)
     out = capsys.readouterr().out
-    assert out.count("captions of over 20 tokens are cut to that") == 1
+    assert out.count("captions are truncated to 20 tokens") == 1
     assert "read since the last start were truncated" in out
 
 

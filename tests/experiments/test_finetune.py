@@ -354,7 +354,7 @@ BAD_EVALUATION = [
     (["--run", "EMPTY_RUN", "--data.source", "train"], "EMPTY_RUN holds no checkpoint"),
     (["--run", "PRETRAINING", "--data.source", "train"], "this Pretraining has no classes to evaluate"),
     (["--run", "RUN", "--views", "4"], "views is 4: write clips x crops, such as 4x3"),
-    (["--run", "RUN", "--out", "train"], "train is not an empty directory: choose another --out"),
+    (["--run", "RUN", "--out", "train"], "train is not an empty directory, and nothing is overwritten"),
     (["--run", "RUN", "--batch_size", "12"], "a batch of 12 cannot be split over 8 devices"),
 ]
 
