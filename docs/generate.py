@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # the tests read the pages where MkDocs is not installed
     from mkdocs.structure.files import Files
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "experiments")]  # scripts find their recipes beside them
+sys.path.insert(0, str(ROOT))
 
 import vidjax  # noqa: E402
 
@@ -41,6 +41,8 @@ def on_files(files: "Files", config: "MkDocsConfig") -> "Files":
 
 def load_script(name: str) -> ModuleType:
     """A script of experiments/ as a module."""
+    if str(ROOT / "experiments") not in sys.path:  # where its recipes are; MkDocs restores sys.path after loading a hook
+        sys.path.insert(0, str(ROOT / "experiments"))
     spec = importlib.util.spec_from_file_location(name, ROOT / "experiments" / f"{name}.py")
     script = importlib.util.module_from_spec(spec)
     sys.modules[name] = script  # dataclasses look their module up there
