@@ -13,7 +13,7 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet "jax>=0.10,<0.13"
+"$folder/venv/bin/pip" install --quiet jax==0.10.2 jaxlib==0.10.2
 JAX_PLATFORMS=cpu "$folder/venv/bin/python" - <<'PYTHON'
 import jax
 import jax.numpy as jnp
