@@ -41,7 +41,9 @@ def on_files(files: "Files", config: "MkDocsConfig") -> "Files":
 
 def load_script(name: str) -> ModuleType:
     """A script of experiments/ as a module."""
-    if str(ROOT / "experiments") not in sys.path:  # where its recipes are; MkDocs restores sys.path after loading a hook
+    if (
+        str(ROOT / "experiments") not in sys.path
+    ):  # where its recipes are; MkDocs restores sys.path after loading a hook
         sys.path.insert(0, str(ROOT / "experiments"))
     spec = importlib.util.spec_from_file_location(name, ROOT / "experiments" / f"{name}.py")
     script = importlib.util.module_from_spec(spec)

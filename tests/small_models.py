@@ -85,6 +85,15 @@ MODELS = {
 }  # fmt: skip
 
 
+# The tiny rows of other families.
+LISTED = {type(model) for model in MODELS.values()}
+MODELS |= {
+    name: tiny(name)
+    for name in vidjax.list_models("_tiny")
+    if (model := vidjax.create_model(name)) and type(model) not in LISTED and hasattr(model, "num_classes")
+}
+
+
 @cache
 def variables_of(name: str) -> dict:
     """The variables of one of these models, cached for several tests."""

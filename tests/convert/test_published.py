@@ -172,7 +172,7 @@ def test_a_local_path_takes_precedence(monkeypatch, tmp_path):
 
 def test_the_error_for_a_mistyped_name_lists_the_nearest_names():
     with pytest.raises(
-        UserError, match=r"no weights at videomae_base_k40, and no published .* nearest are videomae_base_"
+        UserError, match=r"no weights at videomae_base_k40, and no published .* \(did you mean videomae_base_"
     ):
         vidjax.load_pretrained("videomae_base_k40")
     assert not hub.is_id("videomae_base_k40") and hub.is_id("videomae_base_k400")

@@ -53,7 +53,9 @@ def test_the_reference_shows_arguments_examples_and_every_module(site):
         assert f"vidjax.{room}.{path.stem}" in pages[room], path
     assert "ViT( width: int, depth: int, heads: int, mlp_ratio: float = 4.0," in pages["models"]
     assert 'Examples: >>> model = create_model("videomae_tiny", num_classes=8)' in pages["models"]
-    assert "mean ( tuple[float, ...] ) – per channel, of RGB pixels in [0, 1]" in re.sub(r"\s*([()])\s*", r" \1 ", pages["layers"])
+    assert "mean ( tuple[float, ...] ) – per channel, of RGB pixels in [0, 1]" in re.sub(
+        r"\s*([()])\s*", r" \1 ", pages["layers"]
+    )
 
 
 def test_nothing_is_loaded_from_other_hosts(site):
