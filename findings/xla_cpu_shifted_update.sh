@@ -2,8 +2,8 @@
 # XLA on CPUs overwrites what it still has to read when a shifted slice of an array is written onto the array itself.
 #
 # JAX 0.10.2 and 0.12.0.1; openxla/xla#49176 (2026-09-21, open). `x.at[1:].set(x[:-1])` followed by a reshape becomes one
-# fusion that writes in place, and every value is the first. GPUs are not affected, nor is code outside of `jit`. vidjax
-# writes no slice of an array onto the array; `jnp.concatenate([x[:1], x[:-1]])` is right.
+# fusion that writes in place, and every value is the first. GPUs are not affected, nor is code outside of `jit`.
+# `jnp.concatenate([x[:1], x[:-1]])` is right.
 #
 # jax-ml/jax#40101 (2026-08-20, open) is about time alone: jaxlib 0.11.1 copies the whole array for each small slice that
 # a loop writes into it. With 0.12.0.1 a scan of 100,000 steps with stacked scalars takes under a millisecond again.
