@@ -1,5 +1,6 @@
 import gc
 import os
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -431,3 +432,21 @@ def test_a_named_pipe_is_refused_without_waiting_for_a_writer(tmp_path):
     os.mkfifo(tmp_path / "pipe.mp4")
     with pytest.raises(DecodeError, match=r"pipe\.mp4: it is a named pipe, not a file"):
         decode.probe(tmp_path / "pipe.mp4")
+
+
+def test_a_still_image_before_the_film_is_not_the_video(tmp_path):
+    # FFmpeg 8.1's own choice in a MOV is the first stream, where no stream is marked as a cover.
+    path = tmp_path / "still_first.mov"
+    with av.open(str(path), "w") as out:
+        streams = [out.add_stream(codec, rate=25) for codec in ("mjpeg", "libx264")]
+        for stream, pixels in zip(streams, ("yuvj420p", "yuv420p"), strict=True):
+            stream.width, stream.height, stream.pix_fmt = 64, 64, pixels
+        for stream, count in zip(streams, (1, 10), strict=True):
+            for i in range(count):
+                frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), 20 * i, np.uint8), "rgb24")
+                frame = frame.reformat(format=stream.pix_fmt)
+                frame.pts, frame.time_base = i, Fraction(1, 25)
+                out.mux(stream.encode(frame))
+            out.mux(stream.encode())
+    info = decode.probe(path)
+    assert (info.codec, info.num_frames) == ("h264", 10)
