@@ -12,7 +12,6 @@ Running the same command again resumes the run. Expected results: docs/results.m
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -90,7 +89,7 @@ class Config(TrainConfig):
 
 
 RECIPES = {name: Config(**values) for name, values in recipes.finetune.RECIPES.items()}
-default_recipe = partial(cli.demo_without, "--data.train")
+DATA_FLAG = "--data.train"
 
 
 def make_model(config: Config, class_names: tuple[str, ...]) -> nn.Module:
@@ -194,4 +193,4 @@ def main(config: Config, mesh: Mesh) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    cli.run(main, Config, RECIPES, default_recipe)
+    cli.run(main, Config, RECIPES, DATA_FLAG)

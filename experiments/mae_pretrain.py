@@ -71,7 +71,7 @@ class Config(TrainConfig):
 
 
 RECIPES = {name: Config(**values) for name, values in recipes.mae_pretrain.RECIPES.items()}
-default_recipe = partial(cli.demo_without, "--data.source")
+DATA_FLAG = "--data.source"
 
 
 def make_model(config: Config) -> nn.Module:
@@ -195,4 +195,4 @@ def main(config: Config, mesh: Mesh) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    cli.run(main, Config, RECIPES, default_recipe)
+    cli.run(main, Config, RECIPES, DATA_FLAG)

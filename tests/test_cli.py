@@ -29,22 +29,25 @@ class Config:
     """A part."""
 
 
-RECIPES = {"small": Config(), "large": Config(size=64)}
+RECIPES = {"demo": Config(), "videos": Config(size=32), "large": Config(size=64)}
 
 
 def parse(*argv):
-    return cli.parse(Config, RECIPES, lambda argv: "small", argv=list(argv))
+    return cli.parse(Config, RECIPES, "--workdir", argv=list(argv))
 
 
 def test_the_first_argument_selects_a_recipe_and_flags_override_it():
     assert parse() == Config()
-    assert parse("large", "--part.rate", "0.5") == Config(size=64, part=Part(0.5))
+    assert parse("--workdir", "a", "--part.rate", "0.5") == Config(32, "a", Part(0.5))
+    assert parse("large", "--workdir=a") == Config(64, "a")
 
 
 def test_unknown_flags_and_recipes_exit_with_one_line_and_status_2(capsys):
     for argv, message in (
         (["--part.rat", "1"], "unknown argument --part.rat: did you mean --part.rate?"),
-        (["huge"], "there is no recipe 'huge': choose one of small, large"),
+        (["large"], "recipe large trains on your videos: give --workdir, a folder or a manifest"),
+        (["videos", "--size", "4"], "recipe videos trains on your videos: give --workdir, a folder or a manifest"),
+        (["huge"], "there is no recipe 'huge': choose one of demo, videos, large"),
     ):
         with pytest.raises(SystemExit) as stop:
             parse(*argv)

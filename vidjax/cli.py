@@ -9,7 +9,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +21,7 @@ Config = TypeVar("Config")
 def parse(
     config_class: type[Config],
     recipes: Mapping[str, Config] | None = None,
-    default: Callable[[list[str]], str] | None = None,
+    data_flag: str | None = None,
     argv: list[str] | None = None,
 ) -> Config:
     """Parses a command line, `[RECIPE] [--field value] [--group.field value]`, into a frozen dataclass.
@@ -30,8 +30,9 @@ def parse(
 
     Args:
       config_class: a dataclass whose fields have docstrings, which become the help.
-      recipes: configs by name; the optional first argument selects one, whose values the flags override.
-      default: returns the name of the recipe for arguments without one.
+      recipes: configs by name; the optional first argument selects one, whose values the flags override. The default
+        is `videos` if the arguments name the user's videos and `demo` otherwise; all others need the user's videos.
+      data_flag: the flag that names the user's videos.
       argv: the arguments; those of the process by default.
     """
     import tyro  # imported here, so that notebooks do not need it
@@ -41,7 +42,8 @@ def parse(
     description += "\n\n--debug shows the full traceback of one-line errors."
     if recipes:
         first = [argv[0]] if argv and not argv[0].startswith("-") else []
-        name = first[0] if first else default(argv)
+        has_data = any(word.split("=")[0] == data_flag for word in argv)
+        name = first[0] if first else "videos" if has_data else "demo"
         if name not in recipes:
             fail(f"there is no recipe '{name}': choose one of {', '.join(recipes)}")
         base, argv = recipes[name], argv[len(first) :]
@@ -65,6 +67,8 @@ def parse(
         nearest = difflib.get_close_matches(unknown[0].lstrip("-"), _flags(config), n=2)
         hint = f"did you mean {' or '.join(f'--{flag}' for flag in nearest)}?" if nearest else "see --help"
         fail(f"unknown argument {unknown[0]}: {hint}")
+    if recipes and name != "demo" and not has_data:
+        fail(f"recipe {name} trains on your videos: give {data_flag}, a folder or a manifest")
     return config
 
 
@@ -72,7 +76,9 @@ def _unboxed(text: str) -> str:
     """The message in the box that tyro draws around an error, without the hints below the horizontal rule."""
     lines = [line.strip(" │|╭╮╰╯+─-") for line in text.splitlines()[1:]]  # the rule becomes an empty line
     message = itertools.takewhile(bool, itertools.dropwhile(lambda line: not line, lines))
-    return re.sub(r"^Error parsing [\w.]+: ", "", " ".join(message))
+    text = re.sub(r"^Error parsing [\w.]+: ", "", " ".join(message))
+    required = re.findall(r" (--[\w.]+) ", text) if text.startswith("Missing from") else []
+    return f"give {' and '.join(required)}: see --help" if required else text
 
 
 def _flags(config: Any, prefix: str = "") -> list[str]:
@@ -89,7 +95,7 @@ def run(
     main: Callable[[Config], Any],
     config_class: type[Config],
     recipes: Mapping[str, Config] | None = None,
-    default: Callable[[list[str]], str] | None = None,
+    data_flag: str | None = None,
     parse: Callable[..., Config] = parse,
 ) -> None:
     """Parses the config and calls `main`; prints a UserError as one line and exits with 2, or raises if `--debug`."""
@@ -98,16 +104,11 @@ def run(
     debug = "--debug" in sys.argv[1:]
     argv = [word for word in sys.argv[1:] if word != "--debug"]
     try:
-        main(parse(config_class, recipes, default, argv))
+        main(parse(config_class, recipes, data_flag, argv))
     except UserError as error:
         if debug:
             raise
         fail(str(error))
-
-
-def demo_without(flag: str, argv: Sequence[str]) -> str:
-    """The default recipe: `videos` if `flag`, which names the user's data, is among the arguments, else `demo`."""
-    return "videos" if any(word.split("=")[0] == flag for word in argv) else "demo"
 
 
 def first_word_is(flag: str) -> None:

@@ -108,7 +108,10 @@ def test_a_block_with_other_names_is_an_unknown_layout_too(model, weights):
 def test_names_of_no_layout_are_an_error_with_the_nearest_layout(model, weights):
     message = error_of(model, {name.replace("patch_embed", "stem"): value for name, value in weights.items()})
     matching = len([name for name in weights if "patch_embed" not in name and "gamma" not in name])  # those are folded
-    assert f"the nearest layout is MCG-NJU/VideoMAE, which has {matching} of them: choose the matching" in message
+    assert (
+        f"the nearest layout is MCG-NJU/VideoMAE (layout='original'), which has {matching} of them: choose the matching"
+        in message
+    )
     message = error_of(model, {f"student.{name}": value for name, value in weights.items()})
     assert "the nearest layout is MCG-NJU/VideoMAE, with the prefix student.: choose the matching model" in message
 
@@ -153,8 +156,11 @@ def test_a_given_layout_overrides_the_recognised_one(tmp_path):
     params = from_state_dict(model, weights, layout="timm")["params"]  # the head is new
     assert not np.array_equal(params["head"]["kernel"], weights["head.weight"].T)
     np.testing.assert_array_equal(params["norm"]["scale"], weights["norm.weight"])
-    with pytest.raises(UserError, match="no known layout of TimeSformer fits the weights: expected an entry embedd"):
+    with pytest.raises(
+        UserError, match="layout 'transformers' does not fit the weights: expected an entry embed"
+    ) as error:
         recognize(model, weights, "transformers")
+    assert "(layout='original'), which has" in str(error.value) and "or omit layout=" in str(error.value)
 
 
 def test_two_layouts_that_fit_are_an_error_that_names_both(monkeypatch, model, weights):

@@ -64,7 +64,7 @@ def test_pairs_are_trained_and_their_metrics_read(tmp_path, monkeypatch):
         assert script == "contrastive_pretrain.py"
         config, recipes = contrastive_pretrain.Config, contrastive_pretrain.RECIPES
         flags = [*flags, "--workdir", str(workdir)]
-        contrastive_pretrain.main(cli.parse(config, recipes, contrastive_pretrain.default_recipe, flags))
+        contrastive_pretrain.main(cli.parse(config, recipes, contrastive_pretrain.DATA_FLAG, flags))
 
     monkeypatch.setattr(compare_models, "train", train)
     config = compare_models.Config(workdir=str(tmp_path), flags=FLAGS.replace("--data.size 16", "--data.size 24"))

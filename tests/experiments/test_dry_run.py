@@ -32,7 +32,7 @@ def parse(name, *flags):
 
     script = importlib.import_module(name)
     argv = [*TINY.split(), *SCRIPTS[name].split(), *flags]
-    return script, cli.parse(script.Config, script.RECIPES, script.default_recipe, argv)
+    return script, cli.parse(script.Config, script.RECIPES, script.DATA_FLAG, argv)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -202,7 +202,7 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(tmp_path):
 
     def train(workdir):
         recipe = ["demo", *flags, "--workdir", str(workdir)]
-        finetune.main(cli.parse(finetune.Config, finetune.RECIPES, finetune.default_recipe, recipe))
+        finetune.main(cli.parse(finetune.Config, finetune.RECIPES, finetune.DATA_FLAG, recipe))
 
     def numbers(workdir):
         speeds = ("clips_per_second", "data_wait_fraction")
@@ -224,7 +224,7 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(tmp_path):
 
 def test_only_the_flag_of_the_source_selects_the_recipe_for_user_videos():
     def parse(*flags):
-        return cli.parse(finetune.Config, finetune.RECIPES, finetune.default_recipe, list(flags))
+        return cli.parse(finetune.Config, finetune.RECIPES, finetune.DATA_FLAG, list(flags))
 
     demo, own = (finetune.RECIPES[name] for name in ("demo", "videos"))
     assert parse() == demo
@@ -340,7 +340,7 @@ def test_invalid_input_exits_with_one_line_and_writes_nothing(flags, message, ru
     --batch_size 16 --no_train_accuracy --data.train train --data.validation train --workdir out""".split()
     monkeypatch.setattr(sys, "argv", [str(EXPERIMENTS / "finetune.py"), *small, *flags])
     with pytest.raises(SystemExit) as stop:
-        cli.run(finetune.main, finetune.Config, finetune.RECIPES, finetune.default_recipe)
+        cli.run(finetune.main, finetune.Config, finetune.RECIPES, finetune.DATA_FLAG)
     assert stop.value.code == 2
     err = capsys.readouterr().err
     assert message in err and err.count("\n") == 1

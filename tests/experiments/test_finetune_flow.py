@@ -1,5 +1,6 @@
 """Fine-tuning a model of optical flow: the stream is selected, and the card scales its two channels."""
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -68,6 +69,14 @@ def test_a_model_of_flow_is_fine_tuned_on_flow(tmp_path):
     assert (model.channels, model.card.mean) == (2, (0.5, 0.5)) and "params" in variables
     clips = runs.usual_clips(tmp_path / "run", model)
     assert clips["stream"] == "flow"  # evaluation reads the same stream
+
+
+def test_a_model_of_another_number_of_channels_raises_before_anything_is_written(tmp_path):
+    with pytest.raises(UserError, match="stream flow has 2 channels, the model takes 3: choose another --data"):
+        finetune.main(dataclasses.replace(config(tmp_path / "run"), model="fr2d_tiny"))
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ValueError, match="the video has 2 channels, the model takes 3"):
+        vidjax.create_model("fr2d_tiny").card.normalize(jnp.zeros((1, 2, 8, 8, 2)))
 
 
 def test_the_card_scales_flow_correctly():

@@ -51,7 +51,7 @@ def finish(process):
 def run_here(workdir, *flags):
     """Like `start`, in this process."""
     flags = [*SMALL, "--workdir", str(workdir), *flags]
-    mae_pretrain.main(cli.parse(mae_pretrain.Config, mae_pretrain.RECIPES, mae_pretrain.default_recipe, flags))
+    mae_pretrain.main(cli.parse(mae_pretrain.Config, mae_pretrain.RECIPES, mae_pretrain.DATA_FLAG, flags))
 
 
 def wait_until(condition, process, seconds=600):
@@ -208,7 +208,7 @@ def test_invalid_input_exits_with_one_line_and_writes_nothing(flags, message, tm
     before = sorted(Path(".").rglob("*"))
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), "demo", *SMALL, "--workdir", "run", *flags])
     with pytest.raises(SystemExit) as stop:
-        cli.run(mae_pretrain.main, mae_pretrain.Config, mae_pretrain.RECIPES, mae_pretrain.default_recipe)
+        cli.run(mae_pretrain.main, mae_pretrain.Config, mae_pretrain.RECIPES, mae_pretrain.DATA_FLAG)
     assert stop.value.code == 2
     line = capsys.readouterr().err
     assert message in line and line.count("\n") == 1

@@ -33,7 +33,7 @@ def run(tmp_path, monkeypatch):
 
     def main(*flags):
         argv = [*FLAGS, "--workdir", "run", *flags]
-        return finetune.main(cli.parse(finetune.Config, finetune.RECIPES, finetune.default_recipe, argv))
+        return finetune.main(cli.parse(finetune.Config, finetune.RECIPES, finetune.DATA_FLAG, argv))
 
     return main
 

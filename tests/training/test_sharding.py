@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vidjax.errors import UserError
 from vidjax.models import create_model
 from vidjax.objectives import masking, reconstruction
 from vidjax.training.optimizer import OptimizerConfig, make_optimizer
@@ -145,3 +146,5 @@ def test_a_batch_that_cannot_be_split_raises():
     ):
         check_batch_size(3, sequence=4)
     check_batch_size(2, sequence=4)
+    with pytest.raises(UserError, match="a batch of 3 cannot be split over 2 devices: make it a multiple of 2"):
+        put_batch({"x": np.zeros((3, 2))}, make_mesh(sequence=4))

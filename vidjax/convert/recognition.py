@@ -97,13 +97,15 @@ def recognize(model: nn.Module, weights: Weights, key: str | None = None) -> tup
             return fitting[0]
     if key is None and ours.marker in weights:
         return ours, weights
-    known = [*known, ours] if key is None else known
+    everything = [*layouts(model), ours]
+    known = everything if key is None else known
+    which = f"no known layout of {type(model).__name__} fits" if key is None else f"layout '{key}' does not fit"
     markers = [f"{layout.marker} ({layout.name})" for layout in known]
     nearest = difflib.get_close_matches(known[0].marker, weights, n=3, cutoff=0.0)
     raise UserError(
-        f"no known layout of {type(model).__name__} fits the weights: expected an entry {' or '.join(markers)}, the "
-        f"nearest of {len(weights)} names are {', '.join(nearest) or 'none'}; the nearest layout is "
-        f"{_nearest(known, weights)}: choose the matching model"
+        f"{which} the weights: expected an entry {' or '.join(markers)}, the nearest of {len(weights)} names are "
+        f"{', '.join(nearest) or 'none'}; the nearest layout is {_nearest(everything, weights)}: choose the matching "
+        + ("model" if key is None else "layout, or omit layout=")
     )
 
 
@@ -112,8 +114,10 @@ def _nearest(known: Sequence[Layout], weights: Weights) -> str:
     for layout in known:
         if prefixes := [name.removesuffix(layout.marker) for name in weights if name.endswith(f".{layout.marker}")]:
             return f"{layout.name}, with the prefix {' or '.join(prefixes)}"
-    counts = {layout.name: sum(map(layout.matches, layout.prepare(weights))) for layout in known}
-    markers = {layout.marker: layout.name for layout in known}
+    counts = {
+        f"{layout.name} (layout='{layout.key}')": sum(map(layout.matches, layout.prepare(weights))) for layout in known
+    }
+    markers = {layout.marker: f"{layout.name} (layout='{layout.key}')" for layout in known}
     closest = max(
         markers,
         key=lambda marker: max((difflib.SequenceMatcher(None, marker, name).ratio() for name in weights), default=0),

@@ -42,5 +42,11 @@ class Card:
         return jnp.asarray(video, jnp.float32) / 255
 
     def normalize(self, video: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
-        """Normalises pixels in [0, 1] by the model's mean and std."""
+        """Normalises pixels in [0, 1] by the model's mean and std.
+
+        Raises:
+          ValueError: the video has another number of channels than the model.
+        """
+        if video.shape[-1] != len(self.mean):
+            raise ValueError(f"the video has {video.shape[-1]} channels, the model takes {len(self.mean)}")
         return (video - jnp.asarray(self.mean, video.dtype)) / jnp.asarray(self.std, video.dtype)

@@ -110,8 +110,17 @@ class Run:
           inputs: shapes of the model's arguments for one clip.
           keys: PRNG keys for initialisation and for the steps; by default split from the config's seed.
           trained, factors: see `training.optimizer.make_optimizer`.
+
+        Raises:
+          UserError: the videos have another number of channels than the model.
         """
         config, self.model = self.config, model
+        stream = self.source.fields.get(config.data.stream)
+        if stream is not None and stream.shape != (taken := (len(model.card.mean),)):
+            raise UserError(
+                f"data.stream {config.data.stream} has {stream.shape[0]} channels, the model takes {taken[0]}: choose "
+                "another --data.stream, or a model for this one, such as i3d_flow for optical flow"
+            )
         self._init_key, run_key = jax.random.split(jax.random.key(config.seed)) if keys is None else keys
         tx = make_optimizer(config.optim, self.schedule, trained, factors)
 

@@ -119,7 +119,15 @@ def state_sharding(mesh: Mesh, state: PyTree[Any]) -> PyTree[NamedSharding]:
 
 
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Global device arrays from this process's part of a batch, with the sharding of `array_sharding`."""
+    """Global device arrays from this process's part of a batch, with the sharding of `array_sharding`.
+
+    Raises:
+      UserError: the clips cannot be split over the devices.
+    """
+    parts = max(mesh.shape["data"] * mesh.shape["fsdp"] // jax.process_count(), 1)
+    clips = len(next(iter(batch.values())))
+    if clips % parts:
+        raise UserError(f"a batch of {clips} cannot be split over {parts} devices: make it a multiple of {parts}")
     return {
         name: jax.make_array_from_process_local_data(array_sharding(mesh, name, array.shape), array)
         for name, array in batch.items()
