@@ -196,9 +196,7 @@ def report(summary: dict[str, Any], source: Any, data: DataConfig, bad: list[dic
 
 def draw_sheet(path: Path, source: Any, data: DataConfig, indices: list[int], count: int) -> dict[int, Exception]:
     """Draws evenly spaced examples, with clips sampled and augmented as in training; returns errors by index."""
-    import tensorflow as tf
-
-    from vidjax.data.augment import augment
+    from vidjax.data.crop import cut, random_crop
     from vidjax.data.decode import DecodeError
     from vidjax.data.sampling import sample
 
@@ -213,8 +211,13 @@ def draw_sheet(path: Path, source: Any, data: DataConfig, indices: list[int], co
         except DecodeError as error:  # the central clip is readable, but not this one
             errors[index] = error
             continue
-        clip = augment(tf.constant(frames), data.augment, data.size, tf.constant([0, position]), data.center_ratio)
-        clips.append(clip.numpy()[np.unique(np.linspace(0, data.frames - 1, 12).astype(int))])
+        crop = random_crop(*frames.shape[1:3], data.augment, data.size, rng, data.center_ratio)
+        clip = cut(frames, crop, data.size)
+        if data.augment.changes_pixels:
+            from vidjax.data.augment import change_pixels  # TensorFlow takes seconds to import
+
+            clip = np.asarray(change_pixels(clip, (0, int(position)), data.augment))
+        clips.append(clip[np.unique(np.linspace(0, data.frames - 1, 12).astype(int))])
         label = f"{source.class_names[example.label]}, " if example.label >= 0 else ""
         when = f"{sampled[0] / info.rate:.2f} to {sampled[-1] / info.rate:.2f} s of {info.duration:.2f} s"
         caption = f"; '{example.captions[0]}'" if example.captions else ""

@@ -104,7 +104,7 @@ def classify(
     config: Config, model: nn.Module, variables: dict, source: "Source", clips: ClipConfig, bad_files: Any
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Probabilities (n c), labels, validity and source index of each video."""
-    from vidjax.data.pipeline import evaluation_batches, select
+    from vidjax.data.batches import evaluation_batches, select
 
     mesh = make_mesh(config.fsdp)
     sharding = state_sharding(mesh, variables)
@@ -136,7 +136,7 @@ def classify(
 
 def main(config: Config) -> dict[str, Any]:
     """Evaluates, prints and writes the results; returns the contents of evaluation.json."""
-    from vidjax.data.pipeline import BadFiles
+    from vidjax.data.batches import BadFiles
     from vidjax.data.sources import open_source
 
     if config.distributed:

@@ -105,7 +105,7 @@ def describe(name: str, ranking: Ranking) -> str:
 
 def main(config: Config) -> dict[str, Any] | list[dict[str, Any]]:
     """Evaluates and returns the contents of retrieval.json, or searches for a query."""
-    from vidjax.data.pipeline import BadFiles, evaluation_batches
+    from vidjax.data.batches import BadFiles, evaluation_batches
     from vidjax.data.sources import open_source, require_captions
 
     check_batch_size(config.batch_size)

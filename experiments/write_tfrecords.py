@@ -67,8 +67,8 @@ class Config:
 def main(config: Config) -> None:
     """Writes the missing shards and prints a summary."""
     from vidjax.data import records
-    from vidjax.data.example import FIELDS_FILE, write_specs
-    from vidjax.data.pipeline import BadFiles
+    from vidjax.data.batches import BadFiles
+    from vidjax.data.field_files import FIELDS_FILE, write_specs
     from vidjax.data.sources import open_source
 
     source = open_source(config.source, config.split, config.square_pixels)

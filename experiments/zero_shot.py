@@ -120,7 +120,7 @@ def read_classes(file: str) -> tuple[str, ...]:
 
 def main(config: Config) -> dict[str, Any]:
     """Evaluates, prints and writes the results; returns the contents of zero_shot.json."""
-    from vidjax.data.pipeline import BadFiles, evaluation_batches
+    from vidjax.data.batches import BadFiles, evaluation_batches
     from vidjax.data.prompts import fill, read_templates
     from vidjax.data.sources import open_source, with_classes
 

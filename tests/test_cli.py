@@ -109,12 +109,12 @@ def test_a_user_error_is_one_line_but_other_errors_keep_their_traceback(monkeypa
         runs.read_config("/nowhere")
 
     with pytest.raises(SystemExit) as stop:
-        cli.run(main, Config, RECIPES, lambda argv: "small")
+        cli.run(main, Config, RECIPES, "--data.source")
     assert stop.value.code == 2
     expected = "job.py: error: /nowhere is not a vidjax run, it has no config.json: give the work directory of a run\n"
     assert capsys.readouterr().err == expected
     with pytest.raises(ValueError, match="Expecting property name"):
-        cli.run(lambda config: json.loads("{"), Config, RECIPES, lambda argv: "small")
+        cli.run(lambda config: json.loads("{"), Config, RECIPES, "--data.source")
 
 
 def test_the_first_argument_is_a_command_and_help_prints_the_docstring(monkeypatch, capsys):

@@ -19,7 +19,6 @@ READERS = ("tensorflow", "tensorflow_datasets", "av")
 """Packages that read videos and take seconds to import."""
 OUTSIDE_DATA = {
     "experiments/benchmark/input.py": "compares vidjax/data with plain PyAV, and writes TFRecords for measuring",
-    "experiments/check_data.py": "reads its own batches to inspect",
 }
 """Files outside vidjax/data that import these, inside functions."""
 
@@ -98,6 +97,24 @@ print(json.dumps(loaded))
     done = run(sys.executable, "-c", script, *READERS)
     assert done.returncode == 0, done.stderr
     assert [name for name, heavy in json.loads(done.stdout).items() if heavy] == []
+
+
+WITH_TENSORFLOW = ("augment", "pipeline", "rand_augment", "records", "stored")
+"""Modules of vidjax/data that import TensorFlow: training batches, TFRecords and TFDS."""
+WITHOUT = ("check_data", "embed", "evaluate", "predict", "retrieve", "visualize", "zero_shot")
+"""Scripts that do not train: they start in seconds, as they do not import TensorFlow."""
+
+
+def test_scripts_that_do_not_train_import_no_tensorflow():
+    """Except to read TFRecords and TFDS, and to show augmentations that change pixels."""
+    modules = sorted(path.stem for path in (ROOT / "vidjax" / "data").glob("[a-z]*.py"))
+    without = [f"vidjax.data.{name}" for name in modules if name not in WITH_TENSORFLOW]
+    done = run(sys.executable, "-c", f"import sys, {', '.join(without)}; sys.exit('tensorflow' in sys.modules)")
+    assert done.returncode == 0, done.stderr
+    for name in WITHOUT:
+        text = (ROOT / "experiments" / f"{name}.py").read_text()
+        used = {other for other in WITH_TENSORFLOW if f"vidjax.data.{other}" in text}
+        assert used == ({"augment"} if name == "check_data" else set()), name
 
 
 def test_imports_inside_functions_are_distinguished(tmp_path):

@@ -14,8 +14,9 @@ import videos
 
 from vidjax import cli
 from vidjax.data import embeddings
+from vidjax.data.batches import BadFiles
 from vidjax.data.config import DataConfig
-from vidjax.data.pipeline import BadFiles, train_batches
+from vidjax.data.pipeline import train_batches
 from vidjax.data.sources import open_source
 from vidjax.runs.results import write_csv
 

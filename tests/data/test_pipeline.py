@@ -10,15 +10,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import tensorflow as tf
 import videos
 
 from vidjax.data import moving_shapes
-from vidjax.data.augment import center_crop
+from vidjax.data.batches import BadFiles, evaluation_batches
 from vidjax.data.config import AugmentConfig, ClipConfig, DataConfig
+from vidjax.data.crop import center_crop
 from vidjax.data.decode import VideoInfo, decode
 from vidjax.data.example import Example
-from vidjax.data.pipeline import BadFiles, evaluation_batches, train_batches
+from vidjax.data.pipeline import train_batches
 from vidjax.data.sources import open_source
 from vidjax.data.text import open_tokenizer, tokenize
 
@@ -201,7 +201,7 @@ def test_evaluation_contains_every_example_once_in_order_and_pads_the_last_batch
     assert not whole["video"][-1].any()
     middle = decode(folder / "a" / "0.mp4", [20, 23, 26, 29], short_side=37)
     for video in whole["video"][whole["valid"]]:
-        np.testing.assert_array_equal(video, center_crop(tf.constant(middle), 32))
+        np.testing.assert_array_equal(video, center_crop(middle, 32))
 
 
 def test_a_slow_file_does_not_change_the_order(folder):

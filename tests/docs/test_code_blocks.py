@@ -280,7 +280,7 @@ def test_wrong_flags_in_the_running_text_are_found():
 
 def test_wrong_commands_in_the_running_text_are_found():
     assert not any(map(called, ("check_data.py", "benchmark.py input", "absent.py --x", "experiments/embed.py", "a b")))
-    right = ("finetune.py videomae_base_k400\n  --workdir runs/a", "python experiments/list_models.py --markdown")
+    right = ("finetune.py videomae_base_k400\n  --data.train k400.csv", "python experiments/list_models.py --markdown")
     for code in inline_code("".join(f"`{code}` " for code in right)):
         check(called(code), "page")
     for wrong, reason in (

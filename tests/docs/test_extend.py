@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from blocks import ROOT, blocks_of, text_of
 
+from vidjax.data.batches import evaluation_batches
 from vidjax.data.config import DataConfig
-from vidjax.data.pipeline import evaluation_batches
 
 pytestmark = pytest.mark.pages
 

@@ -140,8 +140,8 @@ def test_evaluation_does_not_depend_on_the_batch_size(run, drawn, tmp_path):
 
 def test_views_are_averaged(run, tmp_path):
     """Compares softmax and logits averages with ones computed by hand."""
+    from vidjax.data.batches import evaluation_batches
     from vidjax.data.config import ClipConfig
-    from vidjax.data.pipeline import evaluation_batches
     from vidjax.data.sources import open_source
 
     name = draw_validation(tmp_path, count=8)

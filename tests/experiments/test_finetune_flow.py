@@ -10,8 +10,8 @@ import pytest
 
 import vidjax
 from vidjax import runs
+from vidjax.data.batches import evaluation_batches
 from vidjax.data.config import AugmentConfig, LabelledDataConfig
-from vidjax.data.pipeline import evaluation_batches
 from vidjax.data.sources import draw, open_source
 from vidjax.errors import UserError
 from vidjax.training.loop import LoopConfig

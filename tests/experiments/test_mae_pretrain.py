@@ -202,7 +202,7 @@ def test_invalid_input_exits_with_one_line_and_writes_nothing(flags, message, tm
     Path("FILE").touch()
     Path("OTHER_RUN/checkpoints").mkdir(parents=True)
     other = json.loads(
-        json.dumps(cli.as_dict(cli.parse(mae_pretrain.Config, mae_pretrain.RECIPES, lambda _: "demo", SMALL)))
+        json.dumps(cli.as_dict(cli.parse(mae_pretrain.Config, mae_pretrain.RECIPES, mae_pretrain.DATA_FLAG, SMALL)))
     )
     Path("OTHER_RUN/config.json").write_text(json.dumps(other | {"seed": 1}))
     before = sorted(Path(".").rglob("*"))

@@ -38,6 +38,11 @@ class AugmentConfig:
     random_erasing: float = 0.0
     """Probability of erasing a box of a clip."""
 
+    @property
+    def changes_pixels(self) -> bool:
+        """Whether pixels are changed after the crop."""
+        return bool(self.color_jitter or self.grey or self.rand_augment_ops or self.random_erasing)
+
     def __post_init__(self) -> None:
         check_values(self, "augment.")
         for name in ("grey", "random_erasing"):

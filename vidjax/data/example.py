@@ -13,21 +13,19 @@ A clip is a selection of frames of one stream. The other fields are matched to i
 Every array has a fixed shape in a batch: longer values are truncated, shorter ones padded.
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, Protocol, get_args, runtime_checkable
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped, UInt8
 
+from vidjax.data.config import ClipConfig
 from vidjax.data.decode import VideoInfo
+from vidjax.data.sampling import frame_times, frames_at
 from vidjax.errors import UserError
 
-FIELDS_FILE = "fields.json"
-"""Name of the file next to a manifest or TFRecords that contains the specs of their further fields."""
 PIECE = 256
 """Frames read at a time when a stream is iterated in pieces."""
 DTYPES = ("float32", "int32", "int64", "int16", "uint8", "bool")
@@ -193,61 +191,41 @@ class Source:
         return {name: self.fields[name] for name in names}
 
 
-def read_specs(folder: Path) -> dict[str, Field]:
-    """Reads the specs of further fields from a folder's fields.json; empty without such a file.
+def field_specs(source: Source, config: ClipConfig, fields: Sequence[str]) -> dict[str, Field]:
+    """Specs of the stream that the clips are made from, as `video`, and of the further fields."""
+    (video,) = source.specs([config.stream]).values()
+    if video.kind != "frames":
+        raise UserError(f"data.stream {config.stream} is no field of frames of {source.name}: choose another")
+    if {"video", "label"} & set(fields):
+        raise UserError("video and label are in every batch: remove them from the fields")
+    return {"video": video, **source.specs(fields)}
 
-    Raises:
-      UserError: it is not JSON, or a spec in it is wrong.
+
+def read_clips(
+    example: Example, indices: Int[np.ndarray, "v t"], config: ClipConfig, specs: Mapping[str, Field]
+) -> dict[str, np.ndarray]:
+    """Reads clips of an open example: decoded frames, with the clips in sequence, and fields cut to their times.
+
+    Args:
+      example: the example.
+      indices: indices of frames of the stream `config.stream`.
+      config: config of the clips.
+      specs: specs of the fields to read: `video`, which stands for `config.stream`, and further fields.
     """
-    path = folder / FIELDS_FILE
-    return parse_specs(path, path.read_bytes()) if path.is_file() else {}
-
-
-def parse_specs(path: Path | str, content: bytes) -> dict[str, Field]:
-    """The specs in a fields.json, `{"boxes": {"kind": "boxes", "shape": [8, 4]}, ...}`.
-
-    Raises:
-      UserError: it is not JSON, or a spec in it is wrong.
-    """
-    try:
-        specs = json.loads(content)
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}): it must be an object of names and specs") from error
-    if not isinstance(specs, dict):
-        raise UserError(f"{path} must be an object of names and specs")
-    fields = {}
-    for name, spec in specs.items():
-        known = Field.__dataclass_fields__
-        if not isinstance(spec, dict) or "kind" not in spec or set(spec) - set(known):
-            raise UserError(f"{path}: '{name}' must be an object with 'kind' and any of {', '.join(list(known)[1:])}")
-        lists = {key: tuple(value) if isinstance(value, list) else value for key, value in spec.items()}
-        try:
-            fields[name] = Field(**({"dtype": "uint8"} if spec["kind"] == "frames" else {}) | lists)
-        except (UserError, TypeError) as error:
-            raise UserError(f"{path}: in '{name}', {error}") from error
-    return fields
-
-
-def write_specs(specs: Mapping[str, Field]) -> str:
-    """The content of a fields.json, the inverse of `parse_specs`."""
-    return json.dumps({name: vars(spec) for name, spec in specs.items()}, indent=1) + "\n"
-
-
-def check_value(spec: Field, value: Any) -> Shaped[np.ndarray, "..."]:
-    """Converts the value of a field to an array.
-
-    Raises:
-      ValueError: the value does not match the spec.
-    """
-    array = np.asarray(value, np.float32 if spec.kind in ("segments", "boxes", "tracks") else spec.dtype)
-    width = {"segments": spec.shape[-1], "boxes": 4, "tracks": 6}.get(spec.kind) if spec.shape else None
-    if width is not None:
-        array = array.reshape(0, width) if not array.size else array
-        if array.ndim != 2 or array.shape[1] != width:
-            raise ValueError(f"it must be a list of lists of {width} numbers")
-    if spec.kind == "numbers" and (array.ndim != len(spec.shape) or array.shape[1:] != spec.shape[1:]):
-        raise ValueError(f"it must be of shape {list(spec.shape)}")
-    return array
+    stream = example.streams[config.stream]
+    times = frame_times(indices, stream.info.rate)
+    frames, _ = stream.read(indices.ravel(), config.decode_short_side)
+    row = {"video": frames, "times": times.astype(np.float32), "label": np.int32(example.label)}
+    for name in specs.keys() - row.keys():
+        if specs[name].kind != "frames":
+            row[name] = cut_value(specs[name], example.values.get(name), times)
+        else:
+            other = example.streams[name]
+            same = other.info.rate == stream.info.rate or np.isnan(other.info.rate)
+            chosen = indices if same else frames_at(times, other.info.num_frames, other.info.rate)
+            chosen = np.minimum(chosen, other.info.num_frames - 1)  # flow between frames has one frame fewer
+            row[name], _ = other.read(chosen.ravel(), config.decode_short_side)
+    return row
 
 
 def cut_value(

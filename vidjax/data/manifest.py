@@ -17,7 +17,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from vidjax.data.example import FIELDS_FILE, Field, check_value, read_specs
+from vidjax.data.example import Field
+from vidjax.data.field_files import FIELDS_FILE, check_value, read_specs
 from vidjax.data.labels import CLASSES_FILE, is_missing, list_counts, number_labels, order_classes
 from vidjax.errors import UserError
 

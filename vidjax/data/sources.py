@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from vidjax.data import manifest, moving_shapes, prompts, published_lists, stored
+from vidjax.data import manifest, moving_shapes, prompts, published_lists
 from vidjax.data.container import DecodeError, blame_file
 from vidjax.data.decode import OpenClip, VideoInfo, open_clip, stream_frames
 from vidjax.data.example import LABEL, VIDEO, Clip, Example, Field, Source, in_pieces
@@ -50,6 +50,9 @@ def open_source(name: str, split: str = "train", square_pixels: bool = True) -> 
     if (listing := list_files(name, split)) is not None:
         return video_files(name, listing, square_pixels)
     kind, _, rest = name.partition(":")
+    if kind in ("tfds", "tfrecord") and rest:
+        from vidjax.data import stored  # TensorFlow takes seconds to import
+
     if kind == "tfds" and rest:
         return stored.tfds_videos(name, rest, split)
     if kind == "tfrecord" and rest:

@@ -13,7 +13,8 @@ from jaxtyping import UInt8
 from vidjax.data import records
 from vidjax.data.container import DecodeError, blame_file
 from vidjax.data.decode import VideoInfo
-from vidjax.data.example import FIELDS_FILE, LABEL, VIDEO, Example, Source, in_pieces, parse_specs
+from vidjax.data.example import LABEL, VIDEO, Example, Source, in_pieces
+from vidjax.data.field_files import FIELDS_FILE, parse_specs
 from vidjax.data.labels import CLASSES_FILE, parse_class_names
 from vidjax.errors import UserError
 

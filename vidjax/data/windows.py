@@ -11,16 +11,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cache
 from itertools import islice
 
 import numpy as np
-import tensorflow as tf
 from jaxtyping import Int, UInt8
 
 from vidjax.data import manifest, sources
-from vidjax.data.augment import center_crop, cut_views, view_crops
 from vidjax.data.config import ClipConfig
+from vidjax.data.crop import center_crop, cut_views, view_crops
 from vidjax.data.decode import DecodeError
 from vidjax.data.example import Source
 from vidjax.data.sampling import sampling_step, seconds_covered, views
@@ -60,10 +58,9 @@ class Videos:
         firsts = indices[:, 0]
         start = firsts.min() / info.rate if config.sampling == "dense" else 0.0
         end = start + (firsts.max() - firsts.min()) / info.rate + seconds_covered(config, info.num_frames, info.rate)
-        video = tf.constant(frames)
-        crops = view_crops(tf.shape(video)[1], tf.shape(video)[2], view_counts[1], config.center_ratio)
-        squares = cut_views(video, crops, config.frames, config.size)
-        yield Window(float(start), float(min(end, info.duration)), squares.numpy())
+        crops = view_crops(*frames.shape[1:3], view_counts[1], config.center_ratio)
+        squares = cut_views(frames, crops, config.frames, config.size)
+        yield Window(float(start), float(min(end, info.duration)), squares)
 
     def windows(self, index: int, config: ClipConfig, hop: int) -> Iterator[Window]:
         """Yields windows of `config.frames` sampled frames, `hop` sampled frames apart, with a central crop.
@@ -84,12 +81,12 @@ class Videos:
             spans = sampled[starts[:, None] + np.arange(config.frames)]
             bounds = np.append(sampled, info.num_frames)[np.stack([starts, starts + config.frames], axis=1)]
             wanted, seconds = np.unique(spans), bounds / info.rate
-            (channels,) = self.source.fields[config.stream].shape
 
             kept: deque[tuple[int, np.ndarray]] = deque()  # indices and cropped frames of the next windows
-            following, crop = 0, _center_crop(config.size, config.center_ratio, channels)
+            following = 0
             for position, frame in enumerate(stream.iterate(wanted, config.decode_short_side)):
-                kept.append((int(wanted[position]), crop(tf.constant(frame[None])).numpy()[0]))
+                cropped = center_crop(frame[None], config.size, config.center_ratio)[0]
+                kept.append((int(wanted[position]), cropped.copy()))  # a view would keep the whole frame in memory
                 while following < len(spans) and spans[following, -1] == wanted[position]:
                     while kept[0][0] < spans[following, 0]:
                         kept.popleft()
@@ -97,13 +94,6 @@ class Videos:
                     start, end = seconds[following].tolist()
                     yield Window(start, end, np.stack([by_index[i] for i in spans[following].tolist()])[None])
                     following += 1
-
-
-@cache
-def _center_crop(size: int, ratio: float, channels: int) -> Callable[[tf.Tensor], tf.Tensor]:
-    """`augment.center_crop`, traced once: for single frames, eager execution takes longer than decoding."""
-    signature = [tf.TensorSpec((None, None, None, channels), tf.uint8)]
-    return tf.function(lambda video: center_crop(video, size, ratio), signature, autograph=False)
 
 
 def open_videos(name: str, split: str, square_pixels: bool = True) -> Videos:

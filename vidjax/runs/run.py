@@ -169,7 +169,7 @@ class Run:
           UserError: the work directory cannot be written, or contains a run with a different config or other classes.
           UserError: none of the first validation videos can be read.
         """
-        from vidjax.data.pipeline import BadFiles
+        from vidjax.data.batches import BadFiles
 
         before, now = class_names(self.workdir) if self.has_begun else (), self.model.card.class_names
         if before and before != now:
@@ -217,8 +217,8 @@ class Run:
         return train_batches(self.source, self.config.data, **settings, **text, **this_process())
 
     def evaluation_batches(self, source: "Source", **settings: Any) -> Iterator[dict[str, np.ndarray]]:
-        """This process's part of each batch of one pass over a source; see `data.pipeline.evaluation_batches`."""
-        from vidjax.data.pipeline import evaluation_batches
+        """This process's part of each batch of one pass over a source; see `data.batches.evaluation_batches`."""
+        from vidjax.data.batches import evaluation_batches
 
         size = self.config.batch_size // self.config.accumulation  # fits into memory, as it does in training
         return evaluation_batches(source, self.config.data, **({"batch_size": size, **this_process()} | settings))

@@ -31,7 +31,7 @@ Validator = Callable[[TrainState, int], dict[str, float]]
 
 def recognition_validator(run: Run) -> Validator:
     """Accuracy on all validation videos (central clip and crop) of the weights and of their moving average."""
-    from vidjax.data.pipeline import select
+    from vidjax.data.batches import select
 
     model = run.model
 
@@ -116,7 +116,7 @@ def probe_labels(run: Run, trained: Any, count: int) -> dict[str, float]:
     Returns:
       `trained`, `trained_knn`, `untrained`, `untrained_knn` and `chance`; empty without labels or with too few clips.
     """
-    from vidjax.data.pipeline import select
+    from vidjax.data.batches import select
 
     source, classes = run.source, len(run.source.class_names)
     chosen = np.random.default_rng(run.config.seed).permutation(len(source))[:count]

@@ -167,7 +167,7 @@ def clip_encoder(
 ]:
     """`(variables, batches) -> (embeddings of each view, labels, indices in the source, valid)`.
 
-    The batches are those of `pipeline.evaluation_batches` with `view_counts`; padding rows are removed.
+    The batches are those of `batches.evaluation_batches` with `view_counts`; padding rows are removed.
     """
 
     @partial(jit_on_mesh, mesh=mesh)

@@ -1,0 +1,104 @@
+"""Crops: their places and sizes, and the pixels cut out, by NumPy as by TensorFlow."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from vidjax.data import augment
+from vidjax.data.config import AugmentConfig
+from vidjax.data.crop import center_crop, cut, multi_scale_box, random_crop, random_resized_box, resize, view_crops
+
+
+def smooth_video(height, width, channels=3):
+    """Two frames of smooth noise with some edges."""
+    small = np.random.default_rng(0).integers(0, 256, (2 * channels, 6, 9), np.uint8)
+    planes = [Image.fromarray(plane).resize((width, height), Image.Resampling.BICUBIC) for plane in small]
+    return np.stack(planes).reshape(2, channels, height, width).transpose(0, 2, 3, 1)
+
+
+def draws(draw, count):
+    rng = np.random.default_rng(3)
+    return [draw(rng) for _ in range(count)]
+
+
+def test_multi_scale_crops_have_the_published_sizes_and_positions():
+    """Scales 1, .875, .75, .66 of 256, at most one step apart; 13 positions on a grid of quarters."""
+    sides = [256, 224, 192, 168]
+    pairs = {(h, w) for i, h in enumerate(sides) for j, w in enumerate(sides) if abs(i - j) <= 1}
+    boxes = draws(lambda rng: multi_scale_box(256, 340, 224, rng), 1500)
+    assert {(h, w) for _, _, h, w in boxes} == pairs
+    positions = {(y, x) for y in (0, 2, 4) for x in (0, 2, 4)} | {(y, x) for y in (1, 3) for x in (1, 3)}
+    at_224 = Counter((top // 8, left // 29) for top, left, h, w in boxes if (h, w) == (224, 224))
+    assert set(at_224) == positions
+
+
+def test_random_resized_boxes_have_the_right_area_and_aspect():
+    boxes = draws(lambda rng: random_resized_box(240, 320, 224, rng), 400)
+    for top, left, h, w in boxes:
+        assert 0 <= top <= 240 - h and 0 <= left <= 320 - w
+        assert 0.075 <= h * w / (240 * 320) <= 1 and 0.74 <= w / h <= 1.35
+    areas = [h * w / (240 * 320) for _, _, h, w in boxes]
+    assert min(areas) < 0.12 and max(areas) > 0.8 and 0.4 < np.median(areas) < 0.55
+    assert random_resized_box(4, 400, 224, np.random.default_rng(0))[2:] == (4, 4)  # nothing else fits
+
+
+@pytest.mark.parametrize("crop", ["multi_scale", "random_resized", "center"])
+def test_a_crop_is_a_function_of_the_generator_and_half_are_mirrored(crop):
+    config = AugmentConfig(crop=crop, flip=True)
+    crops = draws(lambda rng: random_crop(120, 160, config, 64, rng), 200)
+    again = draws(lambda rng: random_crop(120, 160, config, 64, rng), 200)
+    np.testing.assert_array_equal(crops, again)
+    assert 70 < sum(crop[6] for crop in crops) < 130
+    assert len({crop[:4].tobytes() for crop in crops}) > (1 if crop != "center" else 0)
+    assert all(tuple(crop[4:6]) == (120, 160) for crop in crops)
+
+
+def test_center_crop_is_central_and_may_be_the_whole_frame():
+    video = np.zeros((1, 64, 96, 3), np.uint8)
+    video[:, 4:60, 20:76] = 255  # the central square of 7/8
+    assert (center_crop(video, 32) == 255).all()
+    square = smooth_video(48, 48)
+    assert (center_crop(square, 48, 1.0) == square).all()
+
+
+def test_strong_downscaling_is_antialiased():
+    stripes = np.zeros((1, 256, 256, 3), np.uint8)
+    stripes[:, :, ::2] = 255
+    assert np.ptp(center_crop(stripes, 32, 1.0).astype(int)[:, 2:-2, 2:-2]) < 20
+
+
+def test_mirrored_crops_are_mirrored():
+    video = smooth_video(48, 48, channels=2)
+    crop = np.array([0, 0, 48, 48, 48, 48, 1], np.int32)
+    mirrored = video[:, :, ::-1]
+    np.testing.assert_array_equal(cut(video, crop, 48), mirrored)
+    inverted = np.stack([255 - mirrored[..., 0], mirrored[..., 1]], axis=-1)
+    np.testing.assert_array_equal(cut(video, crop, 48, mirrored=(0,)), inverted)
+
+
+@pytest.mark.parametrize("size", [32, 47, 60, 100])
+@pytest.mark.parametrize("box", [(0, 0, 60, 60), (3, 7, 50, 71), (10, 20, 31, 30)])
+@pytest.mark.parametrize("mirrored", [0, 1])
+def test_both_cuts_give_the_same_pixels(size, box, mirrored):
+    """Also for a stream of other size: the box is scaled to it."""
+    crop = np.array([*box, 60, 90, mirrored], np.int32)
+    for video in (smooth_video(60, 90), smooth_video(37, 55)):
+        ours = cut(video, crop, size, mirrored=(0,)).astype(int)
+        theirs = augment.cut(tf.constant(video), tf.constant(crop), size, mirrored=(0,)).numpy().astype(int)
+        assert np.abs(ours - theirs).max() <= 1 and (ours != theirs).mean() < 0.001  # sums in another order
+
+
+def test_resizing_equals_pillows_within_one_level():
+    video = smooth_video(61, 93)
+    for size in (30, 20):  # antialiased, as Pillow always is
+        expected = [Image.fromarray(frame).resize((size, size), Image.Resampling.BILINEAR) for frame in video]
+        assert np.abs(resize(video, size).astype(int) - np.array(expected).astype(int)).max() <= 1
+
+
+def test_views_are_spread_along_the_longer_side():
+    assert view_crops(100, 200, 3, 1.0)[:, :4].tolist() == [[0, 0, 100, 100], [0, 50, 100, 100], [0, 100, 100, 100]]
+    assert view_crops(200, 100, 2, 0.5)[:, :4].tolist() == [[0, 25, 50, 50], [150, 25, 50, 50]]
+    assert view_crops(100, 200, 1, 0.5)[:, :4].tolist() == [[25, 75, 50, 50]]

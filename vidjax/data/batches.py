@@ -1,0 +1,231 @@
+"""Batches of clips for evaluation, and what training shares with it: reading examples, and the arrays of a batch.
+
+Imports no TensorFlow, which takes seconds: training alone needs it (`pipeline`).
+"""
+
+import json
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vidjax.data.config import ClipConfig, core_count
+from vidjax.data.crop import cut_views, view_crops
+from vidjax.data.decode import DecodeError
+from vidjax.data.example import Field, Source, boxes_in_crop, field_specs, read_clips
+from vidjax.data.sampling import views
+from vidjax.data.text import CaptionWriter, Tokenizer
+from vidjax.errors import UserError
+
+Batch = dict[str, np.ndarray]
+"""Arrays by name. Every batch contains
+
+    video   uint8 (b t h w c)
+    label   int32 (b,), -1 for none
+    valid   bool (b,), False for unreadable examples and for padding rows; their video is black
+    index   int32 (b,), index of the example, -1 for padding rows
+    times   float32 (b t), times of the frames in seconds from the start of the video, or of the part of it; nan if the
+            rate is unknown
+    crop    int32 (b 7), top, left, height and width of the crop in the decoded frame, height and width of that frame,
+            and 1 if mirrored; all 0 for invalid rows
+
+and, with a tokeniser, `ids` int32 (b m), the tokens of a caption (all 0 for invalid rows), and `truncated` bool (b,),
+whether the caption has more than m tokens; and the requested further fields, see `example.Field`."""
+
+Arrays = dict[str, tuple[str, tuple[int, ...], float]]
+"""The dtype, shape and fill value of each array of a row."""
+BY_TIME = ("segments", "tracks", "samples")
+"""Kinds of fields whose values differ between the clips of an example."""
+
+
+class BadFiles:
+    """Records examples that cannot be read, each once, and stops the run if there are too many."""
+
+    def __init__(self, source: Source, max_fraction: float, path: str | Path | None = None):
+        """Loads the list at `path` if it exists; without a path the list is kept in memory only."""
+        self.errors: dict[str, str] = {}
+        """Error messages by the id of the example."""
+        self._source, self._max_fraction, self._path = source, max_fraction, path and Path(path)
+        if self._path and self._path.exists():
+            ids = set(source.ids)  # skips entries from before the data were moved
+            for entry in map(json.loads, self._path.read_text().splitlines()):
+                if entry["path"] in ids:
+                    self._remember(**entry)
+
+    def add(self, path: str, error: str) -> None:
+        """Adds an example's id with its error, unless it is listed already.
+
+        Raises:
+          UserError: more than the allowed fraction of the examples cannot be read.
+        """
+        if path not in self.errors:
+            self._remember(path, error)
+            if self._path:
+                with open(self._path, "a") as file:
+                    file.write(json.dumps({"path": path, "error": error}) + "\n")
+        if len(self) > self._max_fraction * len(self._source):
+            where = f"they are listed in {self._path}" if self._path else f"the last one: {error}"
+            fix = "mend them and delete that list" if self._path else "mend them"
+            raise UserError(
+                f"{len(self)} of the {len(self._source)} examples of {self._source.name} cannot be read, more than "
+                f"data.max_bad_share {self._max_fraction:g} allows: {where}; {fix}, or allow more"
+            )
+
+    def __len__(self) -> int:
+        """Number of unreadable examples so far."""
+        return len(self.errors)
+
+    def _remember(self, path: str, error: str) -> None:
+        self.errors[path] = error
+
+
+def evaluation_batches(
+    source: Source,
+    config: ClipConfig,
+    *,
+    batch_size: int,
+    view_counts: tuple[int, int] | None = None,
+    indices: Sequence[int] | np.ndarray | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+    bad_files: BadFiles | None = None,
+    tokenizer: Tokenizer | None = None,
+    context: int | None = None,
+    fields: Sequence[str] = (),
+) -> Iterator[Batch]:
+    """Yields this process's rows of batches that contain each example once, in order: the central clip, or many views.
+
+    The last batch is padded with rows that are not `valid` and have index -1; every process gets the same number of
+    batches.
+
+    Args:
+      source: the examples.
+      config: stream, sampling, size and workers; any augmentation is ignored.
+      batch_size: rows per batch over all processes.
+      view_counts: clips in time and crops in space for each example, such as (4, 3). `video` is then (b v t h w c),
+        with the crops of a clip adjacent, and `times`, `crop` and the further fields that depend on the clip have an
+        axis v as well.
+      indices: indices of the examples, by default all.
+      process_index: k; this process gets rows [k * b / P, (k + 1) * b / P) of each batch.
+      process_count: P, which must divide the batch size.
+      bad_files: records unreadable examples. Their rows are black and not `valid`.
+      tokenizer: tokenises the first caption of each example. The iterator raises UserError for an example without
+        captions.
+      context: tokens per caption, including start and end.
+      fields: further fields of the source to include in the batches.
+    """
+    rows = local_rows(batch_size, process_count)
+    indices = np.arange(len(source)) if indices is None else np.asarray(indices, np.int64)
+    batches = -(-len(indices) // batch_size)
+    padded = np.full(batches * batch_size, -1, np.int64)
+    padded[: len(indices)] = indices
+    local = padded.reshape(batches, process_count, rows)[:, process_index].reshape(-1)
+
+    write, specs = CaptionWriter(tokenizer, context), field_specs(source, config, fields)
+    clips, squares = view_counts or (1, 1)
+    arrays = row_arrays(specs, config, clips, clips * squares) | write.arrays(())
+    empty = {name: np.full(shape, fill, dtype) for name, (dtype, shape, fill) in arrays.items()}
+    workers = config.workers or core_count()
+
+    def read(index: int) -> tuple[dict[str, np.ndarray], str | None]:
+        """The arrays of a row, and why they are empty: "" for a padding row, None if they are not."""
+        if index < 0:
+            return empty, ""
+        try:
+            with source.open(index, (*fields, config.stream)) as example:
+                info = example.streams[config.stream].info
+                row = read_clips(example, views(info.num_frames, info.rate, config, clips), config, specs)
+        except DecodeError as error:
+            return empty, str(error)
+        crops = view_crops(*row["video"].shape[1:3], squares, config.center_ratio)
+        for name, spec in specs.items():
+            if spec.kind == "frames":
+                row[name] = cut_views(row[name], crops, config.frames, config.size)
+        row |= {"crop": np.tile(crops, (clips, 1))} | write(source.ids[index], example.captions, np.zeros(()))
+        return row, None
+
+    def merge() -> Iterator[Batch]:
+        results = _in_order(read, local.tolist(), workers, workers + 2 * rows)
+        with closing(results):
+            for first in range(0, len(local), rows):
+                numbers = local[first : first + rows]
+                read_rows, errors = zip(*islice(results, rows), strict=True)
+                for index, error in zip(numbers, errors, strict=True):
+                    if bad_files is not None and error:
+                        bad_files.add(source.ids[index], error)
+                batch = {name: np.stack([row[name] for row in read_rows]) for name in arrays}
+                batch |= {"valid": np.array([error is None for error in errors]), "index": numbers.astype(np.int32)}
+                common, per_view = split_views(batch, specs, clips)
+                yield common | (per_view if view_counts else {name: array[:, 0] for name, array in per_view.items()})
+
+    return merge()
+
+
+def _in_order(function: Callable[[Any], Any], items: Iterable[Any], workers: int, ahead: int) -> Iterator[Any]:
+    """Yields `function(item)` for each item, computed by `workers` threads at most `ahead` items ahead."""
+    items, pool = iter(items), ThreadPoolExecutor(workers)
+    try:
+        waiting = deque(pool.submit(function, item) for item in islice(items, ahead))
+        while waiting:
+            result = waiting.popleft().result()
+            waiting.extend(pool.submit(function, item) for item in islice(items, 1))
+            yield result
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def select(batches: Iterable[Batch], *names: str) -> Iterator[Batch]:
+    """Keeps only the named arrays of each batch, so that the others are not copied to the device."""
+    return ({name: batch[name] for name in names} for batch in batches)
+
+
+def local_rows(batch_size: int, process_count: int) -> int:
+    """The rows of one process in a batch; raises UserError if they are not as many for each."""
+    if batch_size < 1 or batch_size % process_count:
+        raise UserError(
+            f"the batch size {batch_size} is not divisible by the {process_count} processes: make it a multiple"
+        )
+    return batch_size // process_count
+
+
+def row_arrays(specs: Mapping[str, Field], config: ClipConfig, clips: int, crops: int) -> Arrays:
+    """The arrays of a row of `clips` clips, with as many views as `crops`."""
+    arrays: Arrays = {
+        "label": ("int32", (), -1),
+        "times": ("float32", (clips, config.frames), 0),
+        "crop": ("int32", (crops, 7), 0),
+    }
+    for name, spec in specs.items():
+        shape = spec.shape
+        if spec.kind == "frames":
+            shape = (crops, config.frames, config.size, config.size, *shape)
+        elif spec.kind == "tracks":
+            shape = (clips, config.frames, *shape)
+        elif spec.kind in BY_TIME:
+            shape = (clips, *shape)
+        arrays[name] = (spec.dtype, shape, spec.fill_value)
+    return arrays
+
+
+def split_views(batch: Batch, specs: Mapping[str, Field], clips: int) -> tuple[Batch, Batch]:
+    """Splits a batch into arrays common to all views and arrays per view, with boxes in coordinates of each crop."""
+    crop = batch.pop("crop")
+    squares = crop.shape[1] // clips
+    per_view = {"crop": crop, "times": np.repeat(batch.pop("times"), squares, axis=1)}
+    for name, spec in specs.items():
+        if spec.kind == "numbers":
+            continue
+        per_view[name] = batch.pop(name)
+        if spec.kind in BY_TIME:
+            per_view[name] = np.repeat(per_view[name], squares, axis=1)  # (b v ...)
+        if spec.kind == "boxes":
+            per_view[name] = np.repeat(per_view[name][:, None], crop.shape[1], axis=1)
+        if spec.kind in ("boxes", "tracks"):
+            middle = (1,) * (per_view[name].ndim - 3)  # n, or t and n
+            per_view[name] = boxes_in_crop(per_view[name], crop.reshape(*crop.shape[:2], *middle, 7), spec.fill_value)
+    return batch, per_view

@@ -1,0 +1,187 @@
+"""Crops of clips: where they lie, at random or at fixed places, and cutting them out of decoded frames (NumPy).
+
+A crop is int32 (7,): top, left, height and width of the box in the frame, height and width of the frame, and 1 if the
+clip is mirrored. Training cuts and resizes in tf.data (`augment.cut`); the two give the same pixels.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+from vidjax.data.config import AugmentConfig
+
+SCALES = (1.0, 0.875, 0.75, 0.66)  # for multi-scale cropping (TSN, VideoMAE)
+ANTIALIASED_FROM = 1.5
+"""Factor of downscaling above which resizing is antialiased: it takes several times as long, and is not visible
+below."""
+
+Box = tuple[int, int, int, int]
+"""Top, left, height and width."""
+Crop = Int[np.ndarray, "7"]
+
+
+def center_box(height: int, width: int, ratio: float = 7 / 8) -> Box:
+    """The central square whose side is `ratio` times the shorter side."""
+    side = int(np.round(np.float32(min(height, width)) * np.float32(ratio)))
+    return (height - side) // 2, (width - side) // 2, side, side
+
+
+def random_crop(
+    height: int, width: int, config: AugmentConfig, size: int, rng: np.random.Generator, center_ratio: float = 7 / 8
+) -> Crop:
+    """Draws the box and the flip of a clip, which apply to all of its frames and streams.
+
+    Args:
+      height: height of the frames.
+      width: width of the frames.
+      config: kind of crop, and whether clips are mirrored.
+      size: height and width of the model's input.
+      rng: source of the random numbers.
+      center_ratio: fraction of the shorter side that is kept if `config.crop` is "center".
+    """
+    if config.crop == "center":
+        box = center_box(height, width, center_ratio)
+    else:
+        box = (multi_scale_box if config.crop == "multi_scale" else random_resized_box)(height, width, size, rng)
+    return np.array([*box, height, width, config.flip and rng.random() < 0.5], np.int32)
+
+
+def multi_scale_box(height: int, width: int, size: int, rng: np.random.Generator) -> Box:
+    """Multi-scale corner crop (TSN, Wang et al. 2016; GroupMultiScaleCrop in the code of TSN and VideoMAE).
+
+    Height and width are the shorter side times entries of `SCALES` at most one step apart; the position is one of 13.
+    """
+    sides = [int(min(height, width) * scale) for scale in SCALES]
+    sides = [size if abs(side - size) < 3 else side for side in sides]
+    steps = range(len(SCALES))
+    pairs = [(h, w) for h in steps for w in steps if abs(h - w) <= 1]
+    positions = [(y, x) for y in range(5) for x in range(5) if (y % 2, x % 2) in ((0, 0), (1, 1))]
+    (h, w), (y, x) = pairs[rng.integers(len(pairs))], positions[rng.integers(len(positions))]
+    crop_height, crop_width = min(sides[h], height), min(sides[w], width)
+    return (height - crop_height) // 4 * y, (width - crop_width) // 4 * x, crop_height, crop_width
+
+
+def random_resized_box(height: int, width: int, size: int, rng: np.random.Generator) -> Box:
+    """Random resized crop (Szegedy et al. 2015): area 0.08 to 1 of the frame, aspect 3/4 to 4/3 (log-uniform).
+
+    Uses the first of ten draws that fits into the frame, as torchvision does, and otherwise the largest central square
+    (where torchvision uses a rectangle). `size` has no influence.
+    """
+    areas = rng.uniform(0.08, 1, 10) * height * width
+    aspects = np.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3), 10))
+    y, x = rng.random(2)
+    for area, aspect in zip(areas, aspects, strict=True):
+        crop_height, crop_width = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
+        if 0 < crop_height <= height and 0 < crop_width <= width:
+            return int(y * (height - crop_height + 1)), int(x * (width - crop_width + 1)), crop_height, crop_width
+    return center_box(height, width, 1)
+
+
+def view_crops(height: int, width: int, count: int, ratio: float = 7 / 8) -> Int[np.ndarray, "v 7"]:
+    """Test-time crops, evenly spaced along the longer side from one end to the other; a single one is central.
+
+    Args:
+      height: height of the frames.
+      width: width of the frames.
+      count: number of crops.
+      ratio: side of a crop as a fraction of the shorter side.
+    """
+    top, left, side, _ = center_box(height, width, ratio)
+    tops, lefts = [top] * count, [left] * count
+    if count > 1 and height > width:
+        tops = [(height - side) * i // (count - 1) for i in range(count)]
+    elif count > 1:
+        lefts = [(width - side) * i // (count - 1) for i in range(count)]
+    rows = [(top, left, side, side, height, width, 0) for top, left in zip(tops, lefts, strict=True)]
+    return np.array(rows, np.int32)
+
+
+def scaled_box(crop: Crop, height: int, width: int) -> Box:
+    """The box of a crop in frames of another size, such as those of a second stream."""
+    top, left, crop_height, crop_width, from_height, from_width, _ = crop.tolist()
+    if (from_height, from_width) == (height, width):
+        return top, left, crop_height, crop_width
+    y, x = height / from_height, width / from_width
+    crop_height, crop_width = max(round(crop_height * y), 1), max(round(crop_width * x), 1)
+    return min(round(top * y), height - crop_height), min(round(left * x), width - crop_width), crop_height, crop_width
+
+
+def cut(
+    video: UInt8[np.ndarray, "t h w c"], crop: Crop, size: int, mirrored: Sequence[int] = ()
+) -> UInt8[np.ndarray, "t s s c"]:
+    """Crops frames, resizes them to a square of `size` pixels, and mirrors them if the crop is mirrored.
+
+    Args:
+      video: decoded frames. If their size differs from the one in the crop, the box is scaled to it.
+      crop: see the module.
+      size: height and width of the output in pixels.
+      mirrored: channels to invert (255 - v) when mirroring, such as horizontal optical flow.
+    """
+    top, left, height, width = scaled_box(crop, *video.shape[1:3])
+    frames = resize(video[:, top : top + height, left : left + width], size)
+    if not crop[6]:
+        return frames
+    frames = frames[:, :, ::-1].copy()
+    for channel in mirrored:
+        frames[..., channel] = 255 - frames[..., channel]
+    return frames
+
+
+def center_crop(video: UInt8[np.ndarray, "t h w c"], size: int, ratio: float = 7 / 8) -> UInt8[np.ndarray, "t s s c"]:
+    """Crops the central square whose side is `ratio` times the shorter side, and resizes it to `size` pixels."""
+    return cut(video, view_crops(*video.shape[1:3], 1, ratio)[0], size)
+
+
+def cut_views(
+    video: UInt8[np.ndarray, "n h w c"], crops: Int[np.ndarray, "k 7"], frames: int, size: int
+) -> UInt8[np.ndarray, "v t s s c"]:
+    """Applies each crop to each clip.
+
+    Args:
+      video: the clips in sequence, each of `frames` frames.
+      crops: see the module.
+      frames: frames per clip.
+      size: height and width of the output in pixels.
+
+    Returns:
+      The views, with the crops of a clip adjacent.
+    """
+    cuts = [cut(video, crop, size) for crop in crops]
+    views = np.stack([each.reshape(-1, frames, *each.shape[1:]) for each in cuts], axis=1)
+    return views.reshape(-1, *views.shape[2:])
+
+
+def resize(video: UInt8[np.ndarray, "t h w c"], size: int) -> UInt8[np.ndarray, "t s s c"]:
+    """Resizes frames to a square of `size` pixels, bilinearly, as `tf.image.resize` does."""
+    height, width = video.shape[1:3]
+    if (height, width) == (size, size):
+        return video
+    pixels = video.astype(np.float32)
+    if max(height, width) > round(ANTIALIASED_FROM * size):
+        rows, columns = _triangle(height, size), _triangle(width, size)
+        pixels = np.einsum("yh,thwc->tywc", rows, pixels, optimize=True)
+        pixels = np.einsum("xw,tywc->tyxc", columns, pixels, optimize=True)
+    else:
+        pixels = _interpolate(_interpolate(pixels, size, 2), size, 1)
+    return np.round(pixels).clip(0, 255).astype(np.uint8)
+
+
+def _interpolate(pixels: Float[np.ndarray, "t h w c"], size: int, axis: int) -> Float[np.ndarray, "..."]:
+    """Linear interpolation along one axis, between pixel centres."""
+    count = pixels.shape[axis]
+    at = (np.arange(size, dtype=np.float32) + np.float32(0.5)) * np.float32(count / size) - np.float32(0.5)
+    lower = np.floor(at)
+    low, high = np.maximum(lower, 0).astype(int), np.minimum(np.ceil(at), count - 1).astype(int)
+    fraction = (at - lower).reshape(-1, *(1,) * (3 - axis))
+    first = pixels.take(low, axis)
+    return first + (pixels.take(high, axis) - first) * fraction
+
+
+def _triangle(count: int, size: int) -> Float[np.ndarray, "s n"]:
+    """Weights of `count` pixels for `size` antialiased ones: triangles as wide as two of the larger pixels."""
+    scale = max(count / size, 1.0)
+    centers = (np.arange(size) + 0.5) * (count / size)
+    weights = np.maximum(1 - np.abs(np.arange(count) + 0.5 - centers[:, None]) / scale, 0)
+    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
