@@ -95,13 +95,12 @@ class _Scene(NamedTuple):
 @lru_cache(256)  # label, captions and frames of an example are requested one after the other
 def _scene(index: int) -> _Scene:
     random = np.random.Generator(np.random.Philox(key=index))
-    label = index % len(CLASSES)
-    angle = 2 * np.pi * label / len(CLASSES)
+    angle = 2 * np.pi * label(index) / len(CLASSES)
     speed = random.uniform(1 / 40, 1 / 20)
     size = str(random.choice(list(_RADII)))
     color, background = random.choice(list(_COLORS), size=2, replace=False)
     return _Scene(
-        label=label,
+        label=label(index),
         shape=str(random.choice(_SHAPES)),
         size=size,
         radius=random.uniform(*_RADII[size]),
@@ -112,6 +111,11 @@ def _scene(index: int) -> _Scene:
         waves=random.integers(-1, 2, size=(_WAVES, 2)),
         phases=random.uniform(0, 2 * np.pi, size=_WAVES),
     )
+
+
+def label(index: int) -> int:
+    """The label of a video, a position in `CLASSES`."""
+    return index % len(CLASSES)
 
 
 def describe(index: int) -> tuple[int, tuple[str, ...]]:

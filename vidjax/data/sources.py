@@ -335,7 +335,7 @@ def _moving_shapes(name: str, split: str) -> Source:
     composed = class_names is moving_shapes.COMPOSITIONS
 
     def label(index: int) -> int:
-        return moving_shapes.composition(numbers[index]) if composed else moving_shapes.describe(numbers[index])[0]
+        return (moving_shapes.composition if composed else moving_shapes.label)(numbers[index])
 
     def captions(index: int) -> tuple[str, ...]:
         return moving_shapes.describe(numbers[index])[1]

@@ -1,9 +1,11 @@
 """The steps that all training scripts share, called by each script in order."""
 
 import math
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -31,6 +33,7 @@ from vidjax.runs.weights import class_names, require_source
 from vidjax.runs.workdir import open_run
 from vidjax.training.checkpoint import has_checkpoint
 from vidjax.training.cost import count_macs
+from vidjax.training.initialize import fast_to_compile
 from vidjax.training.loop import FitResult, fit
 from vidjax.training.memory import dry_run
 from vidjax.training.metrics import read_metrics
@@ -157,7 +160,10 @@ class Run:
     def new_variables(self) -> dict[str, Any]:
         """Newly initialised variables, sharded like the state."""
         sharding = {"params": self.sharding.params, **self.sharding.model_state}
-        return jax.jit(self._init, out_shardings=sharding)(self._init_key)
+        # Imports TensorFlow, which takes seconds, while XLA compiles.
+        threading.Thread(target=import_module, args=("vidjax.data.pipeline",)).start()
+        init = self._init if self.config.fsdp > 1 else fast_to_compile(self._init)
+        return jax.jit(init, out_shardings=sharding)(self._init_key)
 
     def begin(self, variables: dict[str, Any]) -> TrainState:
         """Opens the work directory, writes the model's description to it and returns the initial state.

@@ -1,0 +1,68 @@
+"""Initialisation in one loop per distribution."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vidjax.models import create_model, example_inputs
+from vidjax.training.initialize import PIECE, fast_to_compile
+
+
+class Layers(nn.Module):
+    """Several distributions, sizes below and above a piece, shapes that repeat, and a batch statistic."""
+
+    @nn.compact
+    def __call__(self, x):
+        for name, init in {
+            "normal": nn.initializers.normal(0.02),
+            "xavier": nn.initializers.xavier_uniform(),
+            "lecun": nn.initializers.lecun_normal(),
+            "truncated": nn.initializers.truncated_normal(0.02),
+            "other": nn.initializers.truncated_normal(0.02, lower=-1.0, upper=1.0),
+            "orthogonal": nn.initializers.orthogonal(),
+        }.items():
+            for copy in range(2):
+                self.param(f"{name}_{copy}", init, (3, 5, 7) if copy else (PIECE // 32, 33))
+        return nn.BatchNorm(use_running_average=False)(nn.Dense(4, bias_init=nn.initializers.uniform(0.1))(x))
+
+
+def assert_same(actual, expected):
+    def compare(path, a, b):
+        assert a.dtype == b.dtype
+        np.testing.assert_allclose(a, b, rtol=3e-6, atol=1e-7, err_msg=jax.tree_util.keystr(path))
+
+    jax.tree.map_with_path(compare, actual, expected)
+
+
+def init_layers(key):
+    return Layers().init(key, jnp.zeros((2, 3)))
+
+
+@pytest.mark.parametrize("jit", [jax.jit, lambda function: function])
+def test_numbers_are_those_of_init(jit):
+    key = jax.random.fold_in(jax.random.key(3), 4)
+    assert_same(jit(fast_to_compile(init_layers))(key), jax.jit(init_layers)(key))
+
+
+@pytest.mark.parametrize("name", ["uniformer_tiny", "r2plus1d_tiny", "vivit_tiny_joint", "clip_tiny"])
+def test_models_are_initialised_alike(name):
+    model = create_model(name)
+
+    def init(key):
+        return model.init(key, *(jnp.zeros(each.shape, each.dtype) for each in example_inputs(model)))
+
+    assert_same(jax.jit(fast_to_compile(init))(jax.random.key(0)), jax.jit(init)(jax.random.key(0)))
+
+
+def test_there_is_one_loop_per_distribution():
+    """Also in later versions of JAX, whose names of distributions may differ: normal (scaled by 0.02 or for orthogonal
+    matrices), uniform in two intervals (xavier's, and the bias's), truncated normal in two intervals, and the keys."""
+    loops = str(jax.make_jaxpr(fast_to_compile(init_layers))(jax.random.key(0))).count("scan[")
+    assert loops == 6
+
+
+def test_other_generators_are_used_as_they_are():
+    key = jax.random.key(0, impl="rbg")
+    assert_same(jax.jit(fast_to_compile(init_layers))(key), jax.jit(init_layers)(key))
