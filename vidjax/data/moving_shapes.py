@@ -118,6 +118,7 @@ def label(index: int) -> int:
     return index % len(CLASSES)
 
 
+@lru_cache(2**14)  # opening a run describes every example, which takes seconds
 def describe(index: int) -> tuple[int, tuple[str, ...]]:
     """The label (a position in `CLASSES`) of a video and its full, short and vague captions."""
     scene = _scene(index)
