@@ -211,12 +211,13 @@ def draw_sheet(path: Path, source: Any, data: DataConfig, indices: list[int], co
         except DecodeError as error:  # the central clip is readable, but not this one
             errors[index] = error
             continue
-        crop = random_crop(*frames.shape[1:3], data.augment, data.size, rng, data.center_ratio)
+        seed = (0, int(position))
+        crop = random_crop(*frames.shape[1:3], data.augment, data.size, seed, data.center_ratio)
         clip = cut(frames, crop, data.size)
         if data.augment.changes_pixels:
             from vidjax.data.augment import change_pixels  # TensorFlow takes seconds to import
 
-            clip = np.asarray(change_pixels(clip, (0, int(position)), data.augment))
+            clip = np.asarray(change_pixels(clip, seed, data.augment))
         clips.append(clip[np.unique(np.linspace(0, data.frames - 1, 12).astype(int))])
         label = f"{source.class_names[example.label]}, " if example.label >= 0 else ""
         when = f"{sampled[0] / info.rate:.2f} to {sampled[-1] / info.rate:.2f} s of {info.duration:.2f} s"

@@ -43,7 +43,7 @@ from vidjax.training.sharding import (
 )
 from vidjax.visualize.confusion import save_confusion
 
-if TYPE_CHECKING:  # TensorFlow takes seconds to import, which --help and input errors do not need
+if TYPE_CHECKING:  # PyAV and the tokenizers are imported when they are needed
     from vidjax.data.sources import Source
 
 

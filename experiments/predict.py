@@ -119,7 +119,7 @@ def main(config: Config) -> dict[str, Any]:
     settings = {"which": config.which, "strict": True, "verbose": False, "dtype": runs.computing_type(config.dtype)}
     model, variables = vidjax.load_pretrained(config.run, config.model, **settings)
     if getattr(model, "num_classes", None) is None:
-        raise UserError(f"{config.run} holds a {type(model).__name__} without classes: fine-tune it first")
+        raise UserError(f"{config.run} is a {type(model).__name__} without classes: fine-tune it first")
     names = name_classes(model)
     clips = runs.cut_clips(config.run, model, config.data, config.window)
     classify = make_classify(model, variables, clips)

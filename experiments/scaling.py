@@ -179,7 +179,7 @@ def compile_step(config: Config) -> tuple[list[Collective], dict[str, Any]]:
 
 Group = tuple[int, int]
 """Number of members, and the distance between neighbouring members in the mesh. With fsdp 8 on 16 devices, (8, 1) is
-a group that holds one copy of the parameters, (2, 8) holds the same shard of each copy, and (16, 1) is all devices."""
+a group with one copy of the parameters, (2, 8) has the same shard of each copy, and (16, 1) is all devices."""
 
 
 def find_group(collective: Collective) -> Group:

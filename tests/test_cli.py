@@ -5,9 +5,10 @@ import json
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
-from vidjax import cli, runs
+from vidjax import cache, cli, runs
 from vidjax.errors import UserError
 
 
@@ -148,3 +149,26 @@ def test_output_files_are_checked_without_changing_them(tmp_path):
             cli.check_files(json=str(path))
     with pytest.raises(ValueError, match="--json and --csv are the same file: give different ones"):
         cli.check_files(json=str(old), csv=f"{tmp_path}/./old.json")
+
+
+def test_compiled_programs_are_kept_in_the_cache_folder(monkeypatch, tmp_path):
+    options = ("jax_compilation_cache_dir", "jax_compilation_cache_max_size")
+    before = {name: getattr(jax.config, name) for name in options}
+    try:
+        cache.keep_compiled()  # the tests' own folder is set
+        assert {name: getattr(jax.config, name) for name in options} == before
+        monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+        monkeypatch.setenv("VIDJAX_CACHE", str(tmp_path))
+        cache.keep_compiled()
+        assert Path(jax.config.jax_compilation_cache_dir).parent == tmp_path / "compiled"
+        for name in ("VIDJAX_CACHE", "XDG_CACHE_HOME"):
+            monkeypatch.delenv(name, raising=False)
+
+        def no_home(path):
+            raise RuntimeError("Could not determine home directory.")
+
+        monkeypatch.setattr(Path, "expanduser", no_home)
+        cache.keep_compiled()  # a container without a home directory
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)

@@ -3,18 +3,17 @@
 import contextlib
 import dataclasses
 import difflib
-import hashlib
 import io
 import itertools
 import json
 import os
-import platform
 import re
 import sys
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from vidjax import cache
 from vidjax.errors import UserError
 
 Config = TypeVar("Config")
@@ -103,7 +102,7 @@ def run(
     """Parses the config and calls `main`; prints a UserError as one line and exits with 2, or raises if `--debug`."""
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # the locale may not be able to print all file names
-    keep_compiled()
+    cache.keep_compiled()
     debug = "--debug" in sys.argv[1:]
     argv = [word for word in sys.argv[1:] if word != "--debug"]
     try:
@@ -112,24 +111,6 @@ def run(
         if debug:
             raise
         fail(str(error))
-
-
-def keep_compiled() -> None:
-    """Lets JAX keep compiled programs in ~/.cache/vidjax, unless JAX_COMPILATION_CACHE_DIR is set (empty for none).
-
-    A job that starts again then compiles nothing. JAX's keys describe the program, the JAX version and the accelerator,
-    but not what the CPU can do, which is in the name of the folder: machines with different CPUs may share a home.
-    """
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
-        return
-    import jax
-
-    cpu = Path("/proc/cpuinfo")
-    text = cpu.read_text().partition("\n\n")[0] if cpu.exists() else platform.processor()
-    features = [line for line in text.splitlines() if line.startswith(("model name", "flags", "Features"))] or [text]
-    name = hashlib.sha256("\n".join(features).encode()).hexdigest()[:8]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    jax.config.update("jax_compilation_cache_dir", str(cache / "vidjax" / f"{platform.machine()}_{name}"))
 
 
 def first_word_is(flag: str) -> None:

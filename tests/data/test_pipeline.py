@@ -19,7 +19,7 @@ from vidjax.data.crop import center_crop
 from vidjax.data.decode import VideoInfo, decode
 from vidjax.data.example import Example
 from vidjax.data.pipeline import train_batches
-from vidjax.data.sources import open_source
+from vidjax.data.sources import open_source, subset
 from vidjax.data.text import open_tokenizer, tokenize
 
 RANDOM = AugmentConfig(flip=True, color_jitter=0.4, grey=0.3)
@@ -252,19 +252,44 @@ def test_user_errors_are_raised_and_do_not_count_as_bad_files(tmp_path):
     assert len(bad) == 0
 
 
-def test_a_script_can_exit_with_open_batches():
+@pytest.mark.parametrize("batches", ["pipeline import train_batches", "batches import evaluation_batches"])
+@pytest.mark.parametrize("end", ["print('done')", "raise SystemExit('done')"])
+def test_a_script_can_exit_with_open_batches(batches, end):
+    """Soon, though many examples are still to be read."""
+    module, _, name = batches.partition(" import ")
     code = (
-        "import time; from dataclasses import replace\n"
-        "from vidjax.data.config import DataConfig; from vidjax.data.pipeline import train_batches\n"
+        "import atexit, sys, time; from dataclasses import replace\n"
+        "read = []\n"
+        "atexit.register(lambda: print(len(read) < 96, file=sys.stderr))\n"
+        f"from vidjax.data.config import DataConfig; from vidjax.data.{module} import {name}\n"
         "from vidjax.data.sources import open_source\n"
-        "config = DataConfig(size=16, frames=2)\n"
+        "config = DataConfig(size=16, frames=2, workers=2)\n"
         "source = open_source(config.source, config.split)\n"
-        "def open(*args):\n    time.sleep(0.2)\n    return source.open(*args)\n"  # so that some examples are being read
-        "batches = train_batches(replace(source, open=open), config, batch_size=2, seed=0)\n"
-        "next(batches); print('done')"
+        "def open(*args):\n    time.sleep(0.05)\n    read.append(args)\n    return source.open(*args)\n"
+        f"batches = {name}(replace(source, open=open), config, batch_size=32{', seed=0' * (module == 'pipeline')})\n"
+        "next(batches)\n"
+        f"{end}"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
-    assert (run.returncode, run.stdout) == (0, "done\n"), run.stderr
+    lines = [line for line in (run.stdout + run.stderr).splitlines() if line in ("True", "False", "done")]
+    assert sorted(lines) == ["True", "done"] and "Traceback" not in run.stderr, run.stderr
+
+
+def test_the_rest_of_an_evaluation_that_is_closed_is_not_read(folder):
+    source, read = open_source(str(folder)), []
+
+    def open_example(index, names):
+        read.append(index)
+        return source.open(index, names)
+
+    config = settings(folder, workers=1)
+    many = subset(replace(source, open=open_example), [0] * 100)
+    batches = evaluation_batches(many, config, batch_size=2)
+    next(batches)
+    batches.close()
+    assert len(read) < 20
+    with pytest.raises(ZeroDivisionError):  # not the file's fault: with its traceback
+        list(evaluation_batches(replace(source, open=lambda index, names: 1 / 0), config, batch_size=2))
 
 
 @pytest.mark.skipif(not videos.CLIPS.exists(), reason="the real clips are not available")

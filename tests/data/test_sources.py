@@ -84,7 +84,7 @@ def test_classes_json_determines_the_order_of_classes(video, tmp_path):
 
 def test_a_folder_without_videos_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("")
-    refused(tmp_path, r"holds no videos \(.* \.y4m\), only \.txt 1: give another")
+    refused(tmp_path, r"contains no videos \(.* \.y4m\), only \.txt 1: give another")
 
 
 def test_files_without_a_video_suffix_are_counted(tmp_path):

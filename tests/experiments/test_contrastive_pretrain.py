@@ -153,7 +153,8 @@ def test_the_kl_objective_with_templates_and_a_frozen_tower(tmp_path):
     initial = flatten_dict(initial, sep="/")
     trained = runs.read_weights(tmp_path / "run", "last")[0]
     for name, value in initial.items():
-        assert np.array_equal(value, trained[name]) == name.startswith("params/text/"), name
+        unchanged = np.allclose(value, trained[name], rtol=1e-6, atol=1e-7)  # runs initialise to rounding
+        assert unchanged == name.startswith("params/text/"), name
 
 
 @pytest.mark.parametrize("tower", ["video", "text", "alone"])

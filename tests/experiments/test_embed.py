@@ -138,7 +138,7 @@ def test_an_interrupted_job_resumes_to_the_same_bytes(checkpoint, folder, tmp_pa
     with pytest.raises(ValueError, match=r"there are no examples in tfrecord:\S+: give another source"):
         run(checkpoint, f"tfrecord:{tmp_path}/empty.tfrecord", tmp_path / "empty.npz")
     (tmp_path / "mine.npz").write_bytes(b"something else")
-    with pytest.raises(ValueError, match=r"holds no features that embed\.py wrote"):
+    with pytest.raises(ValueError, match=r"has no features written by embed\.py"):
         run(checkpoint, folder, tmp_path / "mine.npz", **settings)
 
 

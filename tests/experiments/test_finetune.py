@@ -319,7 +319,7 @@ BAD = [
     (["--model", "clip_tiny"], "model clip_tiny has no classes: choose a classifier"),
     (["--model", "r2plus1d_tny"], "nearest names are"),
     (["--init_from", "nothing"], "there are no weights at nothing"),
-    (["--init_from", "EMPTY_RUN"], "EMPTY_RUN holds no checkpoint"),
+    (["--init_from", "EMPTY_RUN"], "EMPTY_RUN has no checkpoint"),
     (["--keep_head"], "keep_head needs the weights of init_from"),
     (
         ["--init_from", "RUN", "--keep_head"],
@@ -351,7 +351,7 @@ BAD_EVALUATION = [
     (["--run", "RUN", "--data.source", "other"], "other has 2 classes that the model does not know, such as 'a'"),
     (["--run", "RUN", "--data.source", "flat"], "flat has no labels, and this needs them"),
     (["--run", "RUN", "--data.source", "nowhere"], "nowhere does not exist"),
-    (["--run", "EMPTY_RUN", "--data.source", "train"], "EMPTY_RUN holds no checkpoint"),
+    (["--run", "EMPTY_RUN", "--data.source", "train"], "EMPTY_RUN has no checkpoint"),
     (["--run", "PRETRAINING", "--data.source", "train"], "this Pretraining has no classes to evaluate"),
     (["--run", "RUN", "--views", "4"], "views is 4: write clips x crops, such as 4x3"),
     (["--run", "RUN", "--out", "train"], "train is not an empty directory, and nothing is overwritten"),

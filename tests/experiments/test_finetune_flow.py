@@ -74,6 +74,10 @@ def test_a_model_of_flow_is_fine_tuned_on_flow(tmp_path):
 def test_a_model_of_another_number_of_channels_raises_before_anything_is_written(tmp_path):
     with pytest.raises(UserError, match="stream flow has 2 channels, the model takes 3: choose another --data"):
         finetune.main(dataclasses.replace(config(tmp_path / "run"), model="fr2d_tiny"))
+    for stream, message in (("label", "is no field of frames"), ("sound", "has no field 'sound'")):
+        data = dataclasses.replace(DATA, stream=stream)
+        with pytest.raises(UserError, match=message):
+            finetune.main(dataclasses.replace(config(tmp_path / "run"), model="fr2d_tiny", data=data))
     assert not (tmp_path / "run").exists()
     with pytest.raises(ValueError, match="the video has 2 channels, the model takes 3"):
         vidjax.create_model("fr2d_tiny").card.normalize(jnp.zeros((1, 2, 8, 8, 2)))

@@ -170,7 +170,7 @@ def test_video_files_with_a_damaged_one_accumulation_moving_average_and_dual_mas
 
 BAD = [
     (["--data.source", "/no/such/folder"], "/no/such/folder does not exist"),
-    (["--data.source", "EMPTY"], "holds no video"),
+    (["--data.source", "EMPTY"], "contains no video"),
     (["--data.source", "NO_PATH.csv"], "path"),
     (["--data.source", "MISSING.csv"], "names 2 files of 2 that do not exist: a.mp4, b.mp4"),
     (
@@ -186,7 +186,7 @@ BAD = [
     (["--mask_ratio", "1.0"], "mask ratio 1.0 leaves no visible"),
     (["--mask_ratio", "0.1"], "mask ratio 0.1 leaves no masked"),
     (["--batch_size", "12"], "a batch of 12 cannot be split over 8 devices"),
-    (["--workdir", "OTHER_RUN"], "holds a run of another config: seed was 1, is 0"),
+    (["--workdir", "OTHER_RUN"], "contains a run of another config: seed was 1, is 0"),
     (["--workdir", "FILE/run"], "cannot write to the work directory"),
     (["--init_from", "NOTHING"], "init_from: there are no weights at NOTHING"),
     (["--data.siez", "16"], "did you mean --data.size"),

@@ -144,7 +144,7 @@ def test_classes_without_names_are_numbered_and_an_encoder_raises(checkpoint, fo
 
     params = {name: value for name, value in variables["params"].items() if not name.startswith("head")}
     save_pretrained(tmp_path / "encoder", model.clone(num_classes=None), {"params": params})
-    with pytest.raises(ValueError, match="holds a VideoMAE without classes: fine-tune it first"):
+    with pytest.raises(ValueError, match="is a VideoMAE without classes: fine-tune it first"):
         run((tmp_path / "encoder",), folder / "a.mp4")
     save_pretrained(tmp_path / "headless", model, variables)
     shutil.copy(tmp_path / "encoder" / "model.safetensors", tmp_path / "headless")
@@ -174,7 +174,7 @@ def test_invalid_settings_raise(checkpoint, folder, tmp_path, capsys):
     with pytest.raises(ValueError, match="none of the 1 files could be read: see the reasons above"):
         run(checkpoint, folder / "sub" / "notes.mp4")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="holds no videos"):
+    with pytest.raises(ValueError, match="contains no videos"):
         run(checkpoint, tmp_path / "empty")
     capsys.readouterr()
     run(checkpoint, folder / "a.mp4", window=6)

@@ -48,7 +48,7 @@ def steps():
 
 def test_a_run_with_too_many_bad_files_resumes_with_a_larger_limit(run):
     data = ["--data.train", "videos"]
-    with pytest.raises(ValueError, match=r"max_bad_share 0.2 allows: .*; mend them and delete that list, or allow"):
+    with pytest.raises(ValueError, match=r"max_bad_share 0.2 allows: .*; repair or remove them and delete that list"):
         run(*data)
     run(*data, "--data.max_bad_share", "0.5")
     assert steps() == [1, 2, 3, 4] and runs.read_config("run")["data"]["max_bad_share"] == 0.5

@@ -118,7 +118,7 @@ def test_a_directory_with_other_files_is_not_modified(tmp_path):
         folder = tmp_path / name.partition(".")[0]
         folder.mkdir()
         (folder / name).write_text(text)
-        with pytest.raises(ValueError, match=rf"holds {name}, which no vidjax run wrote: choose another"):
+        with pytest.raises(ValueError, match=rf"contains {name}, which no vidjax run wrote: choose another"):
             open_workdir(folder, Config())
         assert os.listdir(folder) == [name] and (folder / name).read_text() == text
 

@@ -161,10 +161,10 @@ def test_variables_are_loaded_with_the_moving_average_if_there_is_one(tmp_path):
 
 
 def test_loading_without_checkpoints_or_from_a_damaged_one_raises(tmp_path):
-    with pytest.raises(ValueError, match="holds no checkpoint"):
+    with pytest.raises(ValueError, match="has no checkpoint"):
         load_variables(tmp_path)
     save(tmp_path, 5)
-    with pytest.raises(ValueError, match="holds no checkpoint in best/"):
+    with pytest.raises(ValueError, match="has no checkpoint in best/"):
         load_variables(tmp_path, "best")
     truncate_largest(tmp_path / "checkpoints" / "5")
     with pytest.raises(ValueError, match=r"checkpoint 5 in .* cannot be read \(.*\): restore it"):

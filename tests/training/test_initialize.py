@@ -66,3 +66,12 @@ def test_there_is_one_loop_per_distribution():
 def test_other_generators_are_used_as_they_are():
     key = jax.random.key(0, impl="rbg")
     assert_same(jax.jit(fast_to_compile(init_layers))(key), jax.jit(init_layers)(key))
+
+
+def test_other_types_are_drawn_as_they_are():
+    """Bfloat16 numbers take 16 bits each, so that a loop over pieces of 32 bits would give others."""
+
+    def init(key):
+        return nn.Dense(5, param_dtype=jnp.bfloat16).init(key, jnp.zeros((2, 3)))
+
+    assert_same(jax.jit(fast_to_compile(init))(jax.random.key(0)), jax.jit(init)(jax.random.key(0)))

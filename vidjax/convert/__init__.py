@@ -106,7 +106,7 @@ def load_weights(
         native = _native(model, described)
         filled, report = rules.apply(chosen, prepared, params, new=new, inflation=inflation, native=native)
         return filled, dataclasses.replace(report, notes=tuple(notes))
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"{path}: {error}") from error
 
 
@@ -204,7 +204,7 @@ def assemble(
                 card = dataclasses.replace(card, class_names=())  # the names are those of another head
             model = model.clone(card=card)
         variables, report = _fill(model, chosen, prepared, strict, inflation, key, described=described)
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"{source}: {error}") from error
     card_notes = [f"the card's {field} is that of {chosen.name}" for field in chosen.card]
     report = dataclasses.replace(report, notes=(*notes, *card_notes))

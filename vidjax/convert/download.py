@@ -6,16 +6,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
+from vidjax.cache import cache_folder
 from vidjax.errors import UserError
 
 CHUNK = 1 << 20
-
-
-def cache_folder() -> Path:
-    """The directory of downloaded files: `VIDJAX_CACHE`, or `vidjax` in the user's cache directory."""
-    if folder := os.environ.get("VIDJAX_CACHE"):
-        return Path(folder).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vidjax"
 
 
 def download(address: str, name: str, sha256: str = "") -> Path:

@@ -22,7 +22,7 @@ def fetch(source: str | Path) -> Path:
 
     An existing local path takes precedence. A Hugging Face id is downloaded with huggingface_hub. The name of a
     published checkpoint (`published.ROWS`) refers to such an id or to a file, which is downloaded into the cache
-    (`download.cache_folder`).
+    (`cache.cache_folder`).
 
     Raises:
       UserError: the source does not exist or cannot be downloaded.

@@ -58,10 +58,11 @@ def change_pixels(video: tf.Tensor, seed: tf.Tensor, config: AugmentConfig) -> t
 
     Args:
       video: uint8 (t, size, size, 3), RGB.
-      seed: (2,) integers; the result is a function of it.
+      seed: (2,) integers, the same as for `crop.random_crop`.
       config: the augmentations to apply and their strengths.
     """
-    ops_seed, jitter_seed, grey_seed, erase_seed = tf.unstack(tf.random.split(seed, 4), num=4)
+    # The first two are for the crop and the flip, see `crop.random_crop`.
+    _, _, ops_seed, jitter_seed, grey_seed, erase_seed = tf.unstack(tf.random.split(seed, 6), num=6)
     shape = video.shape
     if config.rand_augment_ops:
         video = rand_augment.rand_augment(video, config.rand_augment_ops, config.rand_augment_magnitude, ops_seed)

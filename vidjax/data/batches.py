@@ -3,12 +3,14 @@
 Imports no TensorFlow, which takes seconds: training alone needs it (`pipeline`).
 """
 
+import atexit
 import json
+import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, suppress
 from itertools import islice
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
@@ -17,30 +19,28 @@ import numpy as np
 from vidjax.data.config import ClipConfig, core_count
 from vidjax.data.crop import cut_views, view_crops
 from vidjax.data.decode import DecodeError
-from vidjax.data.example import Field, Source, boxes_in_crop, field_specs, read_clips
+from vidjax.data.example import Batch, Source, field_specs, read_clips, row_arrays, split_views
 from vidjax.data.sampling import views
 from vidjax.data.text import CaptionWriter, Tokenizer
 from vidjax.errors import UserError
 
-Batch = dict[str, np.ndarray]
-"""Arrays by name. Every batch contains
+_running: weakref.WeakSet = weakref.WeakSet()
 
-    video   uint8 (b t h w c)
-    label   int32 (b,), -1 for none
-    valid   bool (b,), False for unreadable examples and for padding rows; their video is black
-    index   int32 (b,), index of the example, -1 for padding rows
-    times   float32 (b t), times of the frames in seconds from the start of the video, or of the part of it; nan if the
-            rate is unknown
-    crop    int32 (b 7), top, left, height and width of the crop in the decoded frame, height and width of that frame,
-            and 1 if mirrored; all 0 for invalid rows
 
-and, with a tokeniser, `ids` int32 (b m), the tokens of a caption (all 0 for invalid rows), and `truncated` bool (b,),
-whether the caption has more than m tokens; and the requested further fields, see `example.Field`."""
+@atexit.register
+def _close_all() -> None:
+    # Without this, a script that does not exhaust its batches hangs at exit: tf.data waits for a decoding thread, which
+    # can no longer acquire the GIL.
+    for batches in list(_running):
+        with suppress(ValueError):  # another thread is running the generator
+            batches.close()
 
-Arrays = dict[str, tuple[str, tuple[int, ...], float]]
-"""The dtype, shape and fill value of each array of a row."""
-BY_TIME = ("segments", "tracks", "samples")
-"""Kinds of fields whose values differ between the clips of an example."""
+
+def closed_at_exit(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The batches as a generator that is closed at exit."""
+    running = (batch for batch in batches)
+    _running.add(running)
+    return running
 
 
 class BadFiles:
@@ -70,7 +70,7 @@ class BadFiles:
                     file.write(json.dumps({"path": path, "error": error}) + "\n")
         if len(self) > self._max_fraction * len(self._source):
             where = f"they are listed in {self._path}" if self._path else f"the last one: {error}"
-            fix = "mend them and delete that list" if self._path else "mend them"
+            fix = "repair or remove them and delete that list" if self._path else "repair or remove them"
             raise UserError(
                 f"{len(self)} of the {len(self._source)} examples of {self._source.name} cannot be read, more than "
                 f"data.max_bad_share {self._max_fraction:g} allows: {where}; {fix}, or allow more"
@@ -150,8 +150,7 @@ def evaluation_batches(
         return row, None
 
     def merge() -> Iterator[Batch]:
-        results = _in_order(read, local.tolist(), workers, workers + 2 * rows)
-        with closing(results):
+        with closing(_in_order(read, local.tolist(), workers, workers + 2 * rows)) as results:
             for first in range(0, len(local), rows):
                 numbers = local[first : first + rows]
                 read_rows, errors = zip(*islice(results, rows), strict=True)
@@ -163,20 +162,18 @@ def evaluation_batches(
                 common, per_view = split_views(batch, specs, clips)
                 yield common | (per_view if view_counts else {name: array[:, 0] for name, array in per_view.items()})
 
-    return merge()
+    return closed_at_exit(merge())
 
 
 def _in_order(function: Callable[[Any], Any], items: Iterable[Any], workers: int, ahead: int) -> Iterator[Any]:
     """Yields `function(item)` for each item, computed by `workers` threads at most `ahead` items ahead."""
-    items, pool = iter(items), ThreadPoolExecutor(workers)
-    try:
-        waiting = deque(pool.submit(function, item) for item in islice(items, ahead))
+    items = iter(items)
+    with ThreadPool(workers) as pool:  # its threads are daemons: exit does not wait for items that are still queued
+        waiting = deque(pool.apply_async(function, (item,)) for item in islice(items, ahead))
         while waiting:
-            result = waiting.popleft().result()
-            waiting.extend(pool.submit(function, item) for item in islice(items, 1))
+            result = waiting.popleft().get()
+            waiting.extend(pool.apply_async(function, (item,)) for item in islice(items, 1))
             yield result
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def select(batches: Iterable[Batch], *names: str) -> Iterator[Batch]:
@@ -191,41 +188,3 @@ def local_rows(batch_size: int, process_count: int) -> int:
             f"the batch size {batch_size} is not divisible by the {process_count} processes: make it a multiple"
         )
     return batch_size // process_count
-
-
-def row_arrays(specs: Mapping[str, Field], config: ClipConfig, clips: int, crops: int) -> Arrays:
-    """The arrays of a row of `clips` clips, with as many views as `crops`."""
-    arrays: Arrays = {
-        "label": ("int32", (), -1),
-        "times": ("float32", (clips, config.frames), 0),
-        "crop": ("int32", (crops, 7), 0),
-    }
-    for name, spec in specs.items():
-        shape = spec.shape
-        if spec.kind == "frames":
-            shape = (crops, config.frames, config.size, config.size, *shape)
-        elif spec.kind == "tracks":
-            shape = (clips, config.frames, *shape)
-        elif spec.kind in BY_TIME:
-            shape = (clips, *shape)
-        arrays[name] = (spec.dtype, shape, spec.fill_value)
-    return arrays
-
-
-def split_views(batch: Batch, specs: Mapping[str, Field], clips: int) -> tuple[Batch, Batch]:
-    """Splits a batch into arrays common to all views and arrays per view, with boxes in coordinates of each crop."""
-    crop = batch.pop("crop")
-    squares = crop.shape[1] // clips
-    per_view = {"crop": crop, "times": np.repeat(batch.pop("times"), squares, axis=1)}
-    for name, spec in specs.items():
-        if spec.kind == "numbers":
-            continue
-        per_view[name] = batch.pop(name)
-        if spec.kind in BY_TIME:
-            per_view[name] = np.repeat(per_view[name], squares, axis=1)  # (b v ...)
-        if spec.kind == "boxes":
-            per_view[name] = np.repeat(per_view[name][:, None], crop.shape[1], axis=1)
-        if spec.kind in ("boxes", "tracks"):
-            middle = (1,) * (per_view[name].ndim - 3)  # n, or t and n
-            per_view[name] = boxes_in_crop(per_view[name], crop.reshape(*crop.shape[:2], *middle, 7), spec.fill_value)
-    return batch, per_view

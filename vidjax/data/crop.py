@@ -8,9 +8,12 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Shaped, UInt8
+from PIL import Image
 
+from vidjax.data import stateless
 from vidjax.data.config import AugmentConfig
+from vidjax.data.stateless import Seed
 
 SCALES = (1.0, 0.875, 0.75, 0.66)  # for multi-scale cropping (TSN, VideoMAE)
 ANTIALIASED_FROM = 1.5
@@ -29,7 +32,7 @@ def center_box(height: int, width: int, ratio: float = 7 / 8) -> Box:
 
 
 def random_crop(
-    height: int, width: int, config: AugmentConfig, size: int, rng: np.random.Generator, center_ratio: float = 7 / 8
+    height: int, width: int, config: AugmentConfig, size: int, seed: Seed, center_ratio: float = 7 / 8
 ) -> Crop:
     """Draws the box and the flip of a clip, which apply to all of its frames and streams.
 
@@ -38,45 +41,52 @@ def random_crop(
       width: width of the frames.
       config: kind of crop, and whether clips are mirrored.
       size: height and width of the model's input.
-      rng: source of the random numbers.
+      seed: the crop is a function of it.
       center_ratio: fraction of the shorter side that is kept if `config.crop` is "center".
     """
+    crop_seed, flip_seed = stateless.split(seed, 6)[:2]  # the other four are for `augment.change_pixels`
     if config.crop == "center":
         box = center_box(height, width, center_ratio)
     else:
-        box = (multi_scale_box if config.crop == "multi_scale" else random_resized_box)(height, width, size, rng)
-    return np.array([*box, height, width, config.flip and rng.random() < 0.5], np.int32)
+        box = (multi_scale_box if config.crop == "multi_scale" else random_resized_box)(height, width, size, crop_seed)
+    mirrored = config.flip and stateless.uniform(flip_seed, 1)[0] < 0.5
+    return np.array([*box, height, width, mirrored], np.int32)
 
 
-def multi_scale_box(height: int, width: int, size: int, rng: np.random.Generator) -> Box:
+def multi_scale_box(height: int, width: int, size: int, seed: Seed) -> Box:
     """Multi-scale corner crop (TSN, Wang et al. 2016; GroupMultiScaleCrop in the code of TSN and VideoMAE).
 
     Height and width are the shorter side times entries of `SCALES` at most one step apart; the position is one of 13.
     """
-    sides = [int(min(height, width) * scale) for scale in SCALES]
+    scale_seed, position_seed = stateless.split(seed, 2)
+    sides = (np.float32(min(height, width)) * np.float32(SCALES)).astype(int).tolist()
     sides = [size if abs(side - size) < 3 else side for side in sides]
     steps = range(len(SCALES))
     pairs = [(h, w) for h in steps for w in steps if abs(h - w) <= 1]
     positions = [(y, x) for y in range(5) for x in range(5) if (y % 2, x % 2) in ((0, 0), (1, 1))]
-    (h, w), (y, x) = pairs[rng.integers(len(pairs))], positions[rng.integers(len(positions))]
+    h, w = pairs[stateless.below(scale_seed, len(pairs))]
+    y, x = positions[stateless.below(position_seed, len(positions))]
     crop_height, crop_width = min(sides[h], height), min(sides[w], width)
     return (height - crop_height) // 4 * y, (width - crop_width) // 4 * x, crop_height, crop_width
 
 
-def random_resized_box(height: int, width: int, size: int, rng: np.random.Generator) -> Box:
+def random_resized_box(height: int, width: int, size: int, seed: Seed) -> Box:
     """Random resized crop (Szegedy et al. 2015): area 0.08 to 1 of the frame, aspect 3/4 to 4/3 (log-uniform).
 
     Uses the first of ten draws that fits into the frame, as torchvision does, and otherwise the largest central square
     (where torchvision uses a rectangle). `size` has no influence.
     """
-    areas = rng.uniform(0.08, 1, 10) * height * width
-    aspects = np.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3), 10))
-    y, x = rng.random(2)
-    for area, aspect in zip(areas, aspects, strict=True):
-        crop_height, crop_width = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
+    area_seed, aspect_seed, y_seed, x_seed = stateless.split(seed, 4)
+    areas = stateless.uniform(area_seed, 10, 0.08, 1.0) * np.float32(height) * np.float32(width)
+    aspects = np.exp(stateless.uniform(aspect_seed, 10, math.log(3 / 4), math.log(4 / 3)))
+    heights, widths = (np.round(np.sqrt(each)).astype(int).tolist() for each in (areas / aspects, areas * aspects))
+    for crop_height, crop_width in zip(heights, widths, strict=True):
         if 0 < crop_height <= height and 0 < crop_width <= width:
-            return int(y * (height - crop_height + 1)), int(x * (width - crop_width + 1)), crop_height, crop_width
-    return center_box(height, width, 1)
+            y, x = (stateless.uniform(each, 1)[0] for each in (y_seed, x_seed))
+            top, left = y * np.float32(height - crop_height + 1), x * np.float32(width - crop_width + 1)
+            return int(top), int(left), crop_height, crop_width
+    side = min(height, width)
+    return (height - side + 1) // 2, (width - side + 1) // 2, side, side
 
 
 def view_crops(height: int, width: int, count: int, ratio: float = 7 / 8) -> Int[np.ndarray, "v 7"]:
@@ -158,30 +168,35 @@ def resize(video: UInt8[np.ndarray, "t h w c"], size: int) -> UInt8[np.ndarray, 
     height, width = video.shape[1:3]
     if (height, width) == (size, size):
         return video
-    pixels = video.astype(np.float32)
+    frames = np.empty((len(video), size, size, video.shape[3]), np.uint8)
     if max(height, width) > round(ANTIALIASED_FROM * size):
-        rows, columns = _triangle(height, size), _triangle(width, size)
-        pixels = np.einsum("yh,thwc->tywc", rows, pixels, optimize=True)
-        pixels = np.einsum("xw,tywc->tyxc", columns, pixels, optimize=True)
-    else:
-        pixels = _interpolate(_interpolate(pixels, size, 2), size, 1)
-    return np.round(pixels).clip(0, 255).astype(np.uint8)
+        for frame, output in zip(video, frames, strict=True):
+            for channel in range(frame.shape[-1]):
+                plane = Image.fromarray(frame[..., channel].astype(np.float32))  # bytes are rounded twice
+                output[..., channel] = np.rint(plane.resize((size, size), Image.Resampling.BILINEAR))
+        return frames
+    rows, columns = _neighbours(height, size), _neighbours(width, size)
+    for frame, output in zip(video, frames, strict=True):  # one at a time, which stays in the cache
+        pixels = _interpolate(_interpolate(frame, columns, 1), rows, 0)
+        output[:] = np.rint(pixels, out=pixels)
+    return frames
 
 
-def _interpolate(pixels: Float[np.ndarray, "t h w c"], size: int, axis: int) -> Float[np.ndarray, "..."]:
-    """Linear interpolation along one axis, between pixel centres."""
-    count = pixels.shape[axis]
+def _neighbours(count: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Indices of the two pixels around the centre of each new one, and its distance from the first."""
     at = (np.arange(size, dtype=np.float32) + np.float32(0.5)) * np.float32(count / size) - np.float32(0.5)
     lower = np.floor(at)
-    low, high = np.maximum(lower, 0).astype(int), np.minimum(np.ceil(at), count - 1).astype(int)
-    fraction = (at - lower).reshape(-1, *(1,) * (3 - axis))
-    first = pixels.take(low, axis)
-    return first + (pixels.take(high, axis) - first) * fraction
+    return np.maximum(lower, 0).astype(int), np.minimum(np.ceil(at), count - 1).astype(int), at - lower
 
 
-def _triangle(count: int, size: int) -> Float[np.ndarray, "s n"]:
-    """Weights of `count` pixels for `size` antialiased ones: triangles as wide as two of the larger pixels."""
-    scale = max(count / size, 1.0)
-    centers = (np.arange(size) + 0.5) * (count / size)
-    weights = np.maximum(1 - np.abs(np.arange(count) + 0.5 - centers[:, None]) / scale, 0)
-    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+def _interpolate(
+    frame: Shaped[np.ndarray, "h w c"], neighbours: tuple[np.ndarray, np.ndarray, np.ndarray], axis: int
+) -> Float[np.ndarray, "..."]:
+    """Linear interpolation along one axis, between pixel centres."""
+    low, high, fraction = neighbours
+    first = frame.take(low, axis).astype(np.float32, copy=False)
+    change = frame.take(high, axis).astype(np.float32, copy=False)
+    change -= first
+    change *= fraction.reshape(-1, *(1,) * (2 - axis))
+    change += first
+    return change

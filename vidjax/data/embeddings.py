@@ -79,7 +79,7 @@ def read_meta(out: Path) -> dict[str, Any]:
                 return json.loads(str(arrays["meta"]))
         return json.loads(_sidecar(out).read_text())["meta"]
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise UserError(f"{out} holds no features that embed.py wrote: choose another file") from error
+        raise UserError(f"{out} has no features written by embed.py: choose another file") from error
 
 
 def write_part(path: Path, arrays: Mapping[str, np.ndarray], bad: Sequence[Mapping[str, str]]) -> None:

@@ -80,6 +80,26 @@ class Field:
         return self.fill if self.fill is not None else -1 if self.kind in ("segments", "boxes", "tracks") else 0
 
 
+Batch = dict[str, np.ndarray]
+"""Arrays by name. Every batch contains
+
+    video   uint8 (b t h w c)
+    label   int32 (b,), -1 for none
+    valid   bool (b,), False for unreadable examples and for padding rows; their video is black
+    index   int32 (b,), index of the example, -1 for padding rows
+    times   float32 (b t), times of the frames in seconds from the start of the video, or of the part of it; nan if the
+            rate is unknown
+    crop    int32 (b 7), top, left, height and width of the crop in the decoded frame, height and width of that frame,
+            and 1 if mirrored; all 0 for invalid rows
+
+and, with a tokeniser, `ids` int32 (b m), the tokens of a caption (all 0 for invalid rows), and `truncated` bool (b,),
+whether the caption has more than m tokens; and the requested further fields, see `example.Field`."""
+
+Arrays = dict[str, tuple[str, tuple[int, ...], float]]
+"""The dtype, shape and fill value of each array of a row."""
+BY_TIME = ("segments", "tracks", "samples")
+"""Kinds of fields whose values differ between the clips of an example."""
+
 VIDEO = Field("frames", (3,), "uint8", color=True)
 LABEL = Field("numbers", (), "int32", fill=-1)
 
@@ -328,3 +348,41 @@ def boxes_in_crop(
     absent |= (x2 <= x1) | (y2 <= y1)
     moved = np.stack([x1, y1, x2, y2], axis=-1)
     return np.where(absent[..., None], fill, moved).astype(np.float32)
+
+
+def row_arrays(specs: Mapping[str, Field], config: ClipConfig, clips: int, crops: int) -> Arrays:
+    """The arrays of a row of `clips` clips, with as many views as `crops`."""
+    arrays: Arrays = {
+        "label": ("int32", (), -1),
+        "times": ("float32", (clips, config.frames), 0),
+        "crop": ("int32", (crops, 7), 0),
+    }
+    for name, spec in specs.items():
+        shape = spec.shape
+        if spec.kind == "frames":
+            shape = (crops, config.frames, config.size, config.size, *shape)
+        elif spec.kind == "tracks":
+            shape = (clips, config.frames, *shape)
+        elif spec.kind in BY_TIME:
+            shape = (clips, *shape)
+        arrays[name] = (spec.dtype, shape, spec.fill_value)
+    return arrays
+
+
+def split_views(batch: Batch, specs: Mapping[str, Field], clips: int) -> tuple[Batch, Batch]:
+    """Splits a batch into arrays common to all views and arrays per view, with boxes in coordinates of each crop."""
+    crop = batch.pop("crop")
+    squares = crop.shape[1] // clips
+    per_view = {"crop": crop, "times": np.repeat(batch.pop("times"), squares, axis=1)}
+    for name, spec in specs.items():
+        if spec.kind == "numbers":
+            continue
+        per_view[name] = batch.pop(name)
+        if spec.kind in BY_TIME:
+            per_view[name] = np.repeat(per_view[name], squares, axis=1)  # (b v ...)
+        if spec.kind == "boxes":
+            per_view[name] = np.repeat(per_view[name][:, None], crop.shape[1], axis=1)
+        if spec.kind in ("boxes", "tracks"):
+            middle = (1,) * (per_view[name].ndim - 3)  # n, or t and n
+            per_view[name] = boxes_in_crop(per_view[name], crop.reshape(*crop.shape[:2], *middle, 7), spec.fill_value)
+    return batch, per_view

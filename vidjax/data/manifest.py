@@ -83,7 +83,7 @@ def list_folder(folder: Path) -> Listing:
     videos, left_out = walk_videos(folder)
     if not videos:
         others = f", only {list_counts(left_out)}" if left_out else ""
-        raise UserError(f"the folder {folder} holds no videos ({' '.join(VIDEO_SUFFIXES)}){others}: give another")
+        raise UserError(f"the folder {folder} contains no videos ({' '.join(VIDEO_SUFFIXES)}){others}: give another")
     subfolders = {path: Path(path).relative_to(folder).as_posix() for path in set(map(os.path.dirname, videos))}
     labels_by_video = [subfolders[os.path.dirname(path)] for path in videos]
     class_names = order_classes(folder, set(labels_by_video) - {"."})

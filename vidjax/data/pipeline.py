@@ -7,37 +7,23 @@ can thus resume at `first_batch`, and processes need no communication. With repe
 corresponds to several adjacent rows, which are read once and augmented differently.
 """
 
-import atexit
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 
 import numpy as np
 import tensorflow as tf
 
 from vidjax.data.augment import change_pixels, cut
-from vidjax.data.batches import Arrays, BadFiles, Batch, local_rows, row_arrays, split_views
+from vidjax.data.batches import BadFiles, closed_at_exit, local_rows
 from vidjax.data.config import TrainClipConfig, core_count
 from vidjax.data.crop import random_crop
 from vidjax.data.decode import DecodeError
-from vidjax.data.example import Field, Source, field_specs, read_clips
+from vidjax.data.example import Arrays, Batch, Field, Source, field_specs, read_clips, row_arrays, split_views
 from vidjax.data.sampling import sample
 from vidjax.data.text import CaptionWriter, Tokenizer
 from vidjax.errors import UserError
 
 tf.config.set_visible_devices([], "GPU")  # leaves the GPU to JAX
-
-_running: weakref.WeakSet = weakref.WeakSet()
-
-
-@atexit.register
-def _close_all() -> None:
-    # Without this, a script that does not exhaust its batches hangs at exit: tf.data waits for a decoding thread, which
-    # can no longer acquire the GIL.
-    for batches in list(_running):
-        with suppress(ValueError):  # another thread is running the generator
-            batches.close()
 
 
 def train_batches(
@@ -87,10 +73,10 @@ def train_batches(
             indices = sample(config, info.num_frames, info.rate, rng)
             row = read_clips(example, indices[None], config, specs)
         height, width = row["video"].shape[1:3]
-        # Other parts of the same random stream, so that the draws for frames, captions and crops are independent.
-        crop_rng = np.random.Generator(np.random.Philox(key=[seed, position], counter=[0, 0, 0, 2]))
-        how = (config.augment, config.size, crop_rng, config.center_ratio)
-        crops = np.stack([random_crop(height, width, *how) for _ in range(repeats)])
+        seeds = [(seed, position * repeats + i) for i in range(repeats)]
+        how = (config.augment, config.size)
+        crops = np.stack([random_crop(height, width, *how, each, config.center_ratio) for each in seeds])
+        # Another part of the same random stream, so that the draws for captions and for frames are independent.
         draws = np.random.Generator(np.random.Philox(key=[seed, position], counter=[0, 0, 0, 1])).random(repeats)
         return row | {"crop": crops} | write(source.ids[index], example.captions, draws)
 
@@ -105,7 +91,7 @@ def train_batches(
     elements = tf.data.Dataset.range(np.iinfo(np.int64).max).map(position_and_index)
     arrays = row_arrays(specs, config, 1, repeats) | write.arrays((repeats,))
     batches = _batches(elements, source, config, specs, arrays, read, seed, groups, bad_files)
-    return _closing(_merge_views(*split_views(batch, specs, 1)) for batch in batches)
+    return closed_at_exit(_merge_views(*split_views(batch, specs, 1)) for batch in batches)
 
 
 def _batches(
@@ -184,10 +170,3 @@ def _merge_views(common: Batch, per_view: Batch) -> Batch:
     views = per_view["crop"].shape[1]
     merged = {name: values.reshape(-1, *values.shape[2:]) for name, values in per_view.items()}
     return merged | {name: np.repeat(values, views, axis=0) for name, values in common.items()}
-
-
-def _closing(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """The batches as a generator that is closed at exit."""
-    running = (batch for batch in batches)
-    _running.add(running)
-    return running

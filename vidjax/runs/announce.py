@@ -12,7 +12,7 @@ from vidjax.errors import UserError
 from vidjax.runs.computing import computing_type
 from vidjax.training.cost import peak_flops
 
-if TYPE_CHECKING:  # TensorFlow takes seconds to import, which --help and input errors do not need
+if TYPE_CHECKING:  # PyAV and the tokenizers are imported when they are needed
     from vidjax.data.sources import Source
     from vidjax.training.loop import FitResult
 
@@ -63,10 +63,11 @@ def describe_span(clips: ClipConfig, source: "Source") -> str:
     Raises:
       UserError: none of the first ten videos can be read.
     """
+    from vidjax.data.container import DecodeError
     from vidjax.data.sampling import seconds_covered
 
     for index in range(min(len(source), 10)):
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(DecodeError):
             info = source.read(index, (), None).info
             seconds = seconds_covered(clips, info.num_frames, info.rate)
             return f"{seconds:.2f} s of the first video's {info.duration:.2f} s ({clips.sampling})"

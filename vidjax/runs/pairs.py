@@ -18,7 +18,7 @@ from vidjax.runs.weights import start_from
 from vidjax.runs.workdir import is_run
 from vidjax.training.sharding import is_main_process
 
-if TYPE_CHECKING:  # TensorFlow takes seconds to import, which --help and input errors do not need
+if TYPE_CHECKING:  # PyAV and the tokenizers are imported when they are needed
     from vidjax.data.text import Tokenizer
 
 

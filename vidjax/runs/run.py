@@ -3,6 +3,7 @@
 import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields
 from functools import partial
 from importlib import import_module
@@ -43,7 +44,7 @@ from vidjax.training.state import TrainState, create_state
 from vidjax.training.step import LossFn, make_train_step
 from vidjax.visualize.curves import save_curves
 
-if TYPE_CHECKING:  # TensorFlow takes seconds to import, which --help and input errors do not need
+if TYPE_CHECKING:  # PyAV and the tokenizers are imported when they are needed
     from vidjax.data.sources import Source
 
 
@@ -115,14 +116,16 @@ class Run:
           trained, factors: see `training.optimizer.make_optimizer`.
 
         Raises:
-          UserError: the videos have another number of channels than the model.
+          UserError: the stream does not exist, or has another number of channels than the model.
         """
         config, self.model = self.config, model
-        stream = self.source.fields.get(config.data.stream)
-        if stream is not None and stream.shape != (taken := (len(model.card.mean),)):
+        from vidjax.data.example import field_specs
+
+        (channels,) = field_specs(self.source, config.data, ())["video"].shape
+        if channels != len(model.card.mean):
             raise UserError(
-                f"data.stream {config.data.stream} has {stream.shape[0]} channels, the model takes {taken[0]}: choose "
-                "another --data.stream, or a model for this one, such as i3d_flow for optical flow"
+                f"data.stream {config.data.stream} has {channels} channels, the model takes {len(model.card.mean)}: "
+                "choose another --data.stream, or a model for this one, such as i3d_flow for optical flow"
             )
         self._init_key, run_key = jax.random.split(jax.random.key(config.seed)) if keys is None else keys
         tx = make_optimizer(config.optim, self.schedule, trained, factors)
@@ -160,8 +163,6 @@ class Run:
     def new_variables(self) -> dict[str, Any]:
         """Newly initialised variables, sharded like the state."""
         sharding = {"params": self.sharding.params, **self.sharding.model_state}
-        # Imports TensorFlow, which takes seconds, while XLA compiles.
-        threading.Thread(target=import_module, args=("vidjax.data.pipeline",)).start()
         init = self._init if self.config.fsdp > 1 else fast_to_compile(self._init)
         return jax.jit(init, out_shardings=sharding)(self._init_key)
 
@@ -187,6 +188,7 @@ class Run:
             # Fails now rather than at the first validation if the videos are unreadable.
             describe_span(self.config.data, self.sources["validation"])
         open_run(self.config, self.shapes, **self.sources)
+        threading.Thread(target=_import_tensorflow).start()
         if is_main_process():
             write_model(self.workdir, self.model)
         process = "" if is_main_process() else f"_{jax.process_index()}"
@@ -299,3 +301,9 @@ class Run:
             + "\n".join(f"  {purpose:<{width}}  {how}" for purpose, how in advice.items())
         )
         return numbers
+
+
+def _import_tensorflow() -> None:
+    """Imports the training pipeline, which takes seconds, while XLA compiles; errors are raised by the later import."""
+    with suppress(Exception):
+        import_module("vidjax.data.pipeline")

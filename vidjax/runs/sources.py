@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from vidjax.data.config import CaptionedDataConfig, LabelledDataConfig
 from vidjax.errors import UserError
 
-if TYPE_CHECKING:  # TensorFlow takes seconds to import, which --help and input errors do not need
+if TYPE_CHECKING:  # PyAV and the tokenizers are imported when they are needed
     from vidjax.data.sources import Source
 
 

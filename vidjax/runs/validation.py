@@ -20,7 +20,7 @@ from vidjax.training.sharding import is_main_process, jit_on_mesh, put_batch
 from vidjax.training.state import TrainState
 from vidjax.visualize.similarity import save_similarity
 
-if TYPE_CHECKING:  # TensorFlow takes seconds to import, which --help and input errors do not need
+if TYPE_CHECKING:  # PyAV and the tokenizers are imported when they are needed
     from vidjax.data.text import Tokenizer
 
 SHOWN = 24

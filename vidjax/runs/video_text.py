@@ -24,7 +24,7 @@ from vidjax.runs.weights import read_weights
 from vidjax.runs.workdir import is_run, read_config
 from vidjax.training.sharding import is_main_process, jit_on_mesh, put_batch
 
-if TYPE_CHECKING:  # TensorFlow takes seconds to import, which --help and input errors do not need
+if TYPE_CHECKING:  # PyAV and the tokenizers are imported when they are needed
     from vidjax.data.text import Tokenizer
 
 TOKENIZER_FILES = ("merges.txt", "vocab.json", "tokenizer.json")

@@ -21,7 +21,7 @@ from vidjax.convert.checkpoint import NAME
 from vidjax.errors import UserError
 from vidjax.fields import describe_changes, differing_fields, matters
 
-if TYPE_CHECKING:  # TensorFlow takes seconds to import, which models do not need
+if TYPE_CHECKING:  # PyAV and the tokenizers are imported when they are needed
     from vidjax.data.sources import Source
 
 RUN_FILES = (
@@ -74,14 +74,14 @@ def open_workdir(
     saved, has_begun = path / "config.json", (path / "metrics.jsonl").exists() or (path / "checkpoints").exists()
     is_ours = saved.exists() and "workdir" in read_config(path)
     if not is_ours and (others := [file.name for pattern in RUN_FILES for file in sorted(path.glob(pattern))]):
-        raise UserError(f"{path} holds {others[0]}, which no vidjax run wrote: choose another --workdir")
+        raise UserError(f"{path} contains {others[0]}, which no vidjax run wrote: choose another --workdir")
     if has_begun:
         changes = differing_fields(read_config(path), as_dict(config), as_dict(type(config)()))
         changes = {name: values for name, values in changes.items() if name not in same}
         when = {name: matters(config, name) for name in changes}
         relevant = {name: values for name, values in changes.items() if when[name] != "never"}
         if relevant:
-            refusal = f"{path} holds a run of another config: {describe_changes(relevant)}; use its original flags, or"
+            refusal = f"{path} contains a run of another config: {describe_changes(relevant)}; use its flags, or"
             if "at the start" in when.values() or not fits():
                 raise UserError(f"{refusal} another --workdir, with --init_from {path} to start from its weights")
             if not getattr(config, "accept_changes", False):

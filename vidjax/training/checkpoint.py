@@ -216,7 +216,7 @@ def load_variables(directory: Path, which: Literal["last", "best"] = "last") -> 
     saved_in = Path(directory) / FOLDERS[which]
     steps = ocp.utils.checkpoint_steps(saved_in) if saved_in.is_dir() else []
     if not steps:
-        raise UserError(f"{directory} holds no checkpoint in {saved_in.name}/: wait until the run has saved one")
+        raise UserError(f"{directory} has no checkpoint in {saved_in.name}/: wait until the run has saved one")
     path = (saved_in / str(max(steps)) / "state").absolute()
     handler = ocp.PyTreeCheckpointHandler()
     try:

@@ -21,14 +21,16 @@ PIECE = 2**14
 
 # Names of jax.random's jitted functions in a jaxpr, whose arguments are a key and scalars.
 DRAWS: dict[str, Callable[..., jax.Array]] = {
-    "_normal": lambda key, shape, dtype: jax.random.normal(key, shape, dtype),
-    "_uniform": lambda key, low, high, shape, dtype: jax.random.uniform(key, shape, dtype, low, high),
-    "_truncated_normal": lambda key, low, high, shape, dtype: jax.random.truncated_normal(key, low, high, shape, dtype),
+    "_normal": lambda key, shape: jax.random.normal(key, shape),
+    "_uniform": lambda key, low, high, shape: jax.random.uniform(key, shape, minval=low, maxval=high),
+    "_truncated_normal": lambda key, low, high, shape: jax.random.truncated_normal(key, low, high, shape),
 }
 
 
 def _bits_from(key: jax.Array, bit_width: int, shape: Sequence[int]) -> jax.Array:
     """The bits that a Threefry key (the first two words) gives from a position (the third word) on."""
+    if bit_width != 32:
+        raise NotImplementedError(f"{bit_width} bits per number: only float32 is drawn in pieces")
     positions = key[2] + jnp.arange(shape[0], dtype=jnp.uint32)
     high, low = jnp.split(threefry_2x32(key[:2], jnp.concatenate([jnp.zeros_like(positions), positions])), 2)
     return high ^ low
@@ -123,8 +125,9 @@ def _distribution(equation: core.JaxprEqn) -> tuple:
     if name == "random_fold_in" and isinstance(inputs[1], core.Literal):
         return name, inputs[0]
     name = equation.params.get("name") if name in ("jit", "pjit") else None
-    if name in DRAWS and all(isinstance(atom, core.Literal) for atom in inputs[1:]):
-        return name, equation.outvars[0].aval.dtype, *(float(atom.val) for atom in inputs[1:])
+    is_float32 = equation.outvars[0].aval.dtype == jnp.float32  # other types take other numbers of bits
+    if name in DRAWS and is_float32 and all(isinstance(atom, core.Literal) for atom in inputs[1:]):
+        return name, *(float(atom.val) for atom in inputs[1:])
     return ("",)
 
 
@@ -146,8 +149,6 @@ def _draw(
         each = jnp.stack([key.keys[key.row] if isinstance(key, _Key) else key for key in keys])
         each = each[np.repeat(np.arange(len(keys)), pieces)]
     words = jnp.concatenate([jax.random.key_data(each), (starts * PIECE).astype(np.uint32)[:, None]], axis=1)
-    drawn = jax.lax.map(
-        lambda row: draw(jax.random.wrap_key_data(row, impl=_PIECES), *bounds, (PIECE,), outputs[0].dtype), words
-    )
+    drawn = jax.lax.map(lambda row: draw(jax.random.wrap_key_data(row, impl=_PIECES), *bounds, (PIECE,)), words)
     rows = zip(ends - pieces, ends, outputs, strict=True)
     return [[drawn[a:b].reshape(-1)[: output.size].reshape(output.shape)] for a, b, output in rows]
