@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from vidjax.data.config import ClipConfig
+from vidjax.data.container import DecodeError
 from vidjax.runs import announce
 from vidjax.runs.announce import describe_losses, describe_speed, describe_starvation
 from vidjax.training.loop import FitResult
@@ -64,7 +65,7 @@ class Unreadable:
         return 2
 
     def read(self, index, indices, short_side):
-        raise ValueError("broken")
+        raise DecodeError("broken")
 
 
 def test_an_unreadable_source_raises():
