@@ -58,10 +58,10 @@ def test_a_crop_is_a_function_of_its_seed_and_half_are_mirrored(crop):
 def test_random_numbers_are_tensorflows():
     """So that runs of versions that drew crops by TensorFlow resume with the same ones."""
     for seed in ([0, 0], [3, 17], [-5, 2**40 + 7], [123456789, 2**62]):
-        theirs = tf.constant(seed, tf.int64)
-        np.testing.assert_array_equal(stateless.split(seed, 6), tf.random.split(theirs, 6))
+        tensor = tf.constant(seed, tf.int64)
+        np.testing.assert_array_equal(stateless.split(seed, 6), tf.random.split(tensor, 6))
         for low, high in ((0.0, 1.0), (0.08, 1.0), (-0.3, 0.3)):
-            expected = tf.random.stateless_uniform((10,), theirs, low, high)
+            expected = tf.random.stateless_uniform((10,), tensor, low, high)
             np.testing.assert_array_equal(stateless.uniform(seed, 10, low, high), expected)
         for bound in (10, 13):
             assert stateless.below(seed, bound) == tf.random.stateless_uniform((), theirs, 0, bound, tf.int32)

@@ -43,9 +43,9 @@ def test_training_is_measured_on_both_sides_without_tyro_av_and_tensorflow(tmp_p
     files = "--json", str(tmp_path / "numbers.json"), "--chart", str(tmp_path / "chart.png")
     for name in ("tyro", "av", "tensorflow", "tensorflow_datasets"):  # before the real ones, also in the processes
         (tmp_path / f"{name}.py").write_text("raise ImportError('the benchmark of models must not need it')\n")
-    told = run("experiments/benchmark.py", "train", *flags.split(), *files, path=tmp_path)
-    assert told.returncode == 0, told.stderr
-    first, *lines = told.stdout.splitlines()
+    done = run("experiments/benchmark.py", "train", *flags.split(), *files, path=tmp_path)
+    assert done.returncode == 0, done.stderr
+    first, *lines = done.stdout.splitlines()
     assert first == "training steps (AdamW) of clips of 2 x 32 x 32 on 1 x cpu"
     assert lines[0].startswith("jax ") and lines[1] == "the peak of 'cpu' is unknown: no MFU"
     assert any(line.startswith("model ") for line in lines)
@@ -69,9 +69,9 @@ def test_training_is_measured_on_both_sides_without_tyro_av_and_tensorflow(tmp_p
 
     from PIL import Image
 
-    picture = Image.open(tmp_path / "chart.png")
-    assert picture.format == "PNG" and picture.width > 800 and picture.height > 150
-    assert len(picture.convert("RGB").getcolors(1 << 20)) > 10  # not empty
+    chart = Image.open(tmp_path / "chart.png")
+    assert chart.format == "PNG" and chart.width > 800 and chart.height > 150
+    assert len(chart.convert("RGB").getcolors(1 << 20)) > 10  # not empty
 
 
 @pytest.mark.parametrize(
@@ -126,9 +126,9 @@ def test_a_batch_that_devices_cannot_share_is_refused_unless_it_is_what_is_looke
 
 
 def test_a_wrong_name_is_one_line():
-    told = run("experiments/benchmark.py", *"train --models uniformer_tinny".split())
-    assert told.returncode == 2 and "there is no model 'uniformer_tinny'" in told.stderr and not told.stdout
-    assert len(told.stderr.strip().splitlines()) == 1
+    done = run("experiments/benchmark.py", *"train --models uniformer_tinny".split())
+    assert done.returncode == 2 and "there is no model 'uniformer_tinny'" in done.stderr and not done.stdout
+    assert len(done.stderr.strip().splitlines()) == 1
 
 
 @pytest.mark.skipif(not HAS_TORCH, reason="needs PyTorch")
@@ -200,17 +200,17 @@ def test_what_fails_is_a_row_and_ends_nothing(monkeypatch):
         "models": {"m": {"macs": 1e12, "parameters": 7}},
     }
     settings = Train(models=("m",), batch_sizes=(8, 4, 1, 2), rounds=2, dtypes=("bfloat16",))
-    told = []
-    (rows,) = measure.measure_models(settings, machine, told.append)
-    assert asked == [1, 1, 2, 2, 4] and len(told) == 5 + 2 * 4
+    lines = []
+    (rows,) = measure.measure_models(settings, machine, lines.append)
+    assert asked == [1, 1, 2, 2, 4] and len(lines) == 5 + 2 * 4
     by_side = {(row["side"], row["batch_size"]): row for row in rows}
     failed = by_side["vidjax", 4]
     assert "RESOURCE_EXHAUSTED: Out of memory; larger batches are skipped" in failed["failed"]
     assert "and much more" not in failed["failed"] and ("vidjax", 8) not in by_side
-    ours, theirs = by_side["vidjax", 2], by_side["PyTorch eager", 4]
-    assert ours["clips_per_second"] == 4 and theirs["best"] and not by_side["PyTorch eager", 8]["best"]
-    assert theirs["vidjax_speed"] == pytest.approx((4 / 2) / 8)  # for each device
-    assert ours["mfu"] == pytest.approx(6e12 * 4 / 989e12 / 2) and theirs["mfu"] == pytest.approx(6e12 * 8 / 989e12)
+    ours, peer = by_side["vidjax", 2], by_side["PyTorch eager", 4]
+    assert ours["clips_per_second"] == 4 and peer["best"] and not by_side["PyTorch eager", 8]["best"]
+    assert peer["vidjax_speed"] == pytest.approx((4 / 2) / 8)  # for each device
+    assert ours["mfu"] == pytest.approx(6e12 * 4 / 989e12 / 2) and peer["mfu"] == pytest.approx(6e12 * 8 / 989e12)
 
 
 def test_a_killed_process_is_a_row():
@@ -251,9 +251,9 @@ def test_memory_by_frames_is_a_table(tmp_path, capsys, monkeypatch):
     assert "compiled for TPU v5: GB per device by frames, and the most frames (up to 64)" in title
     assert titles.split() == "attention remat devices 16 frames 32 frames in 16 GB in 80 GB".split()
     assert line.split() == "ring blocks 8 1.50 2.50 32 64".split()
-    told = json.loads((tmp_path / "numbers.json").read_text())
-    assert told["mode"] == "clips" and told["settings"]["model"] == "videomae_tiny" and told["machine"] == machine
-    assert told["rows"][0]["bytes"] == {"16": 1.5e9, "32": 2.5e9}
+    report = json.loads((tmp_path / "numbers.json").read_text())
+    assert report["mode"] == "clips" and report["settings"]["model"] == "videomae_tiny" and report["machine"] == machine
+    assert report["rows"][0]["bytes"] == {"16": 1.5e9, "32": 2.5e9}
 
 
 def test_chunks_save_memory_and_change_no_gradient(tmp_path, capsys):

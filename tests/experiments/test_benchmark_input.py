@@ -44,12 +44,12 @@ def test_every_way_is_measured_and_compared(folder, tmp_path, capsys, monkeypatc
 
 def test_a_peer_that_cannot_read_the_videos_is_not_measured(folder, tmp_path, monkeypatch, capsys):
     def broken(path, indices, short_side):
-        raise RuntimeError("theirs")
+        raise RuntimeError("no codec")
 
     plan = prepare(Input(str(folder), data=DATA, clips=8), tmp_path)
     monkeypatch.setattr(reading, "PEERS", {"broken": broken, "whole": plain_decode})
     assert reading.find_peers(plan) == ("whole",)
-    assert "broken is not measured: theirs" in capsys.readouterr().out
+    assert "broken is not measured: no codec" in capsys.readouterr().out
 
 
 def test_decoding_is_timed_on_the_clips_of_the_pipeline(folder, tmp_path, monkeypatch):

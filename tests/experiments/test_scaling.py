@@ -29,10 +29,10 @@ TINY = scaling.Config(
 def test_what_is_printed_is_the_programs_own(tmp_path, capsys):
     config = scaling.Config(**(vars(TINY) | {"json": str(tmp_path / "numbers.json"), "chips": (8, 256)}))
     numbers = scaling.main(config)
-    told = json.loads((tmp_path / "numbers.json").read_text())
-    assert told["mode"] == "scaling" and told["settings"]["chips"] == [8, 256] and told["machine"]["devices"] == 8
+    report = json.loads((tmp_path / "numbers.json").read_text())
+    assert report["mode"] == "scaling" and report["settings"]["chips"] == [8, 256] and report["machine"]["devices"] == 8
     for kind in ("collective", "projection"):
-        assert [row for row in told["rows"] if row["of"] == kind] == [{"of": kind, **r} for r in numbers[f"{kind}s"]]
+        assert [row for row in report["rows"] if row["of"] == kind] == [{"of": kind, **r} for r in numbers[f"{kind}s"]]
     rows = {(row["kind"], row["members"], row["distance"]): row for row in numbers["collectives"]}
     tiny = vidjax.create_model(TINY.model, num_frames=TINY.frames, image_size=TINY.size)
     params = jax.eval_shape(tiny.init, jax.random.key(0), *vidjax.models.example_inputs(tiny))["params"]
@@ -82,8 +82,8 @@ def test_input_scaling_measures_each_process_alone_and_beside_the_other(tmp_path
     for row in rows:
         assert row["alone"] > 0 and row["efficiency"] == pytest.approx(row["together"] / row["alone"])
         assert row["least"] == row["efficiency"] == row["most"] and f"{row['together']:.2f}" in out
-    told = json.loads((tmp_path / "numbers.json").read_text())
-    assert told["mode"] == "scaling input" and told["rows"] == rows and told["machine"]["cores"] > 0
+    report = json.loads((tmp_path / "numbers.json").read_text())
+    assert report["mode"] == "scaling input" and report["rows"] == rows and report["machine"]["cores"] > 0
 
 
 def test_wrong_input_is_refused():

@@ -31,14 +31,14 @@ def load(name: str) -> Golden:
     folder = next((folder for folder in (HERE, ELSEWHERE) if (folder / f"{name}.json").is_file()), None)
     if folder is None:
         pytest.skip(f"golden {name} is not at hand")
-    told = json.loads((folder / f"{name}.json").read_text())
+    description = json.loads((folder / f"{name}.json").read_text())
     stored = dict(np.load(folder / f"{name}.npz"))
     inputs = [
         floats(entry["name"], tuple(entry["shape"])) if entry["kind"] == "floats" else stored[entry["name"]]
-        for entry in told["inputs"]
+        for entry in description["inputs"]
     ]
-    weights = {name: parameter(name, tuple(shape)) for name, shape in told["state_dict"].items()}
-    return Golden(told["config"], inputs, weights, stored)
+    weights = {name: parameter(name, tuple(shape)) for name, shape in description["state_dict"].items()}
+    return Golden(description["config"], inputs, weights, stored)
 
 
 def _normal(name: str, shape: tuple[int, ...]) -> np.ndarray:

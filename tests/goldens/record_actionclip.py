@@ -27,11 +27,11 @@ if __name__ == "__main__":
     frames = torch.from_numpy(recipe.floats("frames", SHAPE))
     with torch.no_grad():  # and not eval(), whose fused kernels round otherwise
         features = {name: head(frames).numpy() for name, head in peer.items()}
-    told = {
+    description = {
         "config": CONFIG,
         "inputs": [{"kind": "floats", "name": "frames", "shape": SHAPE}],
         "state_dict": {name: list(value.shape) for name, value in weights.items()},
     }
     here = Path(__file__).resolve().parent
-    (here / "actionclip_heads.json").write_text(json.dumps(told) + "\n")
+    (here / "actionclip_heads.json").write_text(json.dumps(description) + "\n")
     np.savez_compressed(here / "actionclip_heads.npz", **features)

@@ -128,9 +128,9 @@ def build_s3d(map_size: tuple[int, int] = (7, 7)) -> torch.nn.Module:
 def write(name: str, config: dict, video: tuple[int, ...], shapes: dict, logits: Tensor) -> None:
     """A golden beside this file."""
     inputs = [{"kind": "floats", "name": "video", "shape": video}]
-    told = {"config": config, "inputs": inputs, "state_dict": shapes}
+    description = {"config": config, "inputs": inputs, "state_dict": shapes}
     stem = Path(__file__).with_name(name)
-    stem.with_suffix(".json").write_text(json.dumps(told, separators=(",", ":")) + "\n")
+    stem.with_suffix(".json").write_text(json.dumps(description, separators=(",", ":")) + "\n")
     np.savez_compressed(stem.with_suffix(".npz"), logits=logits.numpy())
 
 

@@ -69,13 +69,13 @@ def record(name: str, module: torch.nn.Module, config: dict, shape: tuple[int, .
     module.load_state_dict(filled, strict=False)
     with torch.no_grad():
         answer = module(torch.from_numpy(recipe.floats("input0", shape))).numpy()
-    told = {
+    description = {
         "config": config,
         "inputs": [{"kind": "floats", "name": "input0", "shape": shape}],
         "source": "open-mmlab/mmaction2 4d6c934, mmcv-lite 2.1.0",
         "state_dict": {entry: list(of) for entry, of in shapes.items()},
     }
-    (HERE / f"{name}.json").write_text(json.dumps(told) + "\n")
+    (HERE / f"{name}.json").write_text(json.dumps(description) + "\n")
     np.savez_compressed(HERE / f"{name}.npz", output0=answer)
 
 
@@ -103,8 +103,8 @@ def action_clip() -> torch.nn.Module:
 if __name__ == "__main__":
     c = CONFIG
     size = {"img_size": c["S"], "patch_size": c["P"], "embed_dims": c["D"], "num_heads": c["H"]}
-    for kind, theirs in KINDS.items():
-        backbone = timesformer.TimeSformer(c["T"], num_transformer_layers=c["L"], attention_type=theirs, **size)
+    for kind, attention_type in KINDS.items():
+        backbone = timesformer.TimeSformer(c["T"], num_transformer_layers=c["L"], attention_type=attention_type, **size)
         record(f"mm_timesformer_{kind}", Recognizer(backbone), c, (2, 3, c["T"], c["S"], c["S"]))
     backbone = vit_mae.VisionTransformer(depth=c["L"], num_frames=c["T"], init_values=0.1, **size)
     record("mm_videomae", Recognizer(backbone), c, (2, 3, c["T"], c["S"], c["S"]))

@@ -26,11 +26,11 @@ if __name__ == "__main__":
     weights = peers.perturb(peer)
     with torch.no_grad():
         logits = peer(torch.from_numpy(recipe.floats("input0", SHAPE))).numpy()
-    told = {
+    description = {
         "config": CONFIG,
         "inputs": [{"kind": "floats", "name": "input0", "shape": SHAPE}],
         "state_dict": {name: list(value.shape) for name, value in weights.items()},
     }
     here = Path(__file__).resolve().parent
-    (here / "p3d.json").write_text(json.dumps(told) + "\n")
+    (here / "p3d.json").write_text(json.dumps(description) + "\n")
     np.savez_compressed(here / "p3d.npz", output0=logits)

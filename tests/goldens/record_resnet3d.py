@@ -50,13 +50,13 @@ def main() -> None:
     weights = peers.perturb(peer)
     with torch.no_grad():
         logits = peer(torch.from_numpy(recipe.floats("input0", SHAPE))).numpy()
-    told = {
+    description = {
         "config": {"classes": 5},
         "inputs": [{"kind": "floats", "name": "input0", "shape": SHAPE}],
         "state_dict": {name: list(value.shape) for name, value in weights.items()},
     }
     here = Path(__file__).resolve().parent
-    (here / "resnet3d_r2plus1d.json").write_text(json.dumps(told) + "\n")
+    (here / "resnet3d_r2plus1d.json").write_text(json.dumps(description) + "\n")
     np.savez_compressed(here / "resnet3d_r2plus1d.npz", output0=logits)
 
 

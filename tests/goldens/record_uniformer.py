@@ -43,9 +43,9 @@ def main() -> None:
         with torch.no_grad():
             logits = model(torch.from_numpy(recipe.floats("input0", shape))).numpy()
         inputs = [{"kind": "floats", "name": "input0", "shape": shape}]
-        told = {"config": config, "inputs": inputs, "state_dict": shapes}
+        description = {"config": config, "inputs": inputs, "state_dict": shapes}
         stem = Path(__file__).with_name(name)
-        stem.with_suffix(".json").write_text(json.dumps(told, indent=0) + "\n")
+        stem.with_suffix(".json").write_text(json.dumps(description, indent=0) + "\n")
         np.savez_compressed(stem.with_suffix(".npz"), output0=logits)
 
 

@@ -22,7 +22,7 @@ CONFIG = {
     "decoder_width": 12, "decoder_depth": 2, "decoder_heads": 3, "masked": 24,
 }  # fmt: skip
 BATCH = 2
-MEAN, DEVIATION = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 
 
 def build(config: dict) -> VideoMAEForPreTraining:
@@ -51,7 +51,7 @@ def fill(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
 
 def answer(model: VideoMAEForPreTraining, video: np.ndarray, masked: np.ndarray) -> dict[str, np.ndarray]:
     """Encoder, decoder, target and loss for a video `b t h w c` in [0, 1] and a mask `b n`, true where masked."""
-    pixels = torch.from_numpy(((video - MEAN) / DEVIATION).astype(np.float32)).permute(0, 1, 4, 2, 3)
+    pixels = torch.from_numpy(((video - MEAN) / STD).astype(np.float32)).permute(0, 1, 4, 2, 3)
     mask, targets = torch.from_numpy(masked), []
 
     class Recorded(torch.nn.MSELoss):
@@ -79,13 +79,13 @@ def main() -> None:
     model = build(CONFIG)
     shapes = fill(model)
     video, masked = clips(CONFIG)
-    told = {
+    description = {
         "config": CONFIG,
         "inputs": [{"kind": "stored", "name": "video"}, {"kind": "stored", "name": "masked"}],
         "state_dict": shapes,
     }
     stem = Path(__file__).with_name("videomae_transformers")
-    stem.with_suffix(".json").write_text(json.dumps(told, indent=0) + "\n")
+    stem.with_suffix(".json").write_text(json.dumps(description, indent=0) + "\n")
     np.savez_compressed(stem.with_suffix(".npz"), video=video, masked=masked, **answer(model, video, masked))
 
 

@@ -178,12 +178,12 @@ def test_equals_transformers_from_its_directory(activation, end, epsilon, tmp_pa
     jax.tree.map(np.testing.assert_array_equal, from_state_dict(model, weights, strict=True), variables)
     images, ids = recipe.floats("images", (2, 3, 32, 32)), texts()
     with torch.no_grad():
-        told = peer(input_ids=torch.from_numpy(ids).long(), pixel_values=torch.from_numpy(images))
+        output = peer(input_ids=torch.from_numpy(ids).long(), pixel_values=torch.from_numpy(images))
     video, text = jax.jit(model.apply)(variables, frames_first(images), jnp.asarray(ids))
-    np.testing.assert_allclose(video, told.image_embeds, **CLOSE)
-    np.testing.assert_allclose(text, told.text_embeds, **CLOSE)
+    np.testing.assert_allclose(video, output.image_embeds, **CLOSE)
+    np.testing.assert_allclose(text, output.text_embeds, **CLOSE)
     logits = model.apply(variables, video, text, method="logits")
-    np.testing.assert_allclose(logits, told.logits_per_image, **CLOSE)
+    np.testing.assert_allclose(logits, output.logits_per_image, **CLOSE)
 
     # A single tower, from the directory of both.
     alone = jax.eval_shape(model.text.init, jax.random.key(0), jnp.asarray(ids))["params"]
@@ -206,10 +206,10 @@ def test_text_tower_equals_transformers_from_its_directory(tmp_path):
     peer.save_pretrained(tmp_path)
     tower, variables = load_pretrained(tmp_path, strict=True)
     with torch.no_grad():
-        told = peer(torch.from_numpy(texts()).long())
-    np.testing.assert_allclose(tower.apply(variables, jnp.asarray(texts())), told.text_embeds, **CLOSE)
+        output = peer(torch.from_numpy(texts()).long())
+    np.testing.assert_allclose(tower.apply(variables, jnp.asarray(texts())), output.text_embeds, **CLOSE)
     tokens = tower.apply(variables, jnp.asarray(texts()), method="tokens")
-    np.testing.assert_allclose(tokens, told.last_hidden_state, **CLOSE)
+    np.testing.assert_allclose(tokens, output.last_hidden_state, **CLOSE)
 
 
 @pytest.fixture(scope="module")
@@ -386,8 +386,8 @@ def test_initialisation_follows_openai(clips):
         (params["text"]["projection"]["kernel"], d**-0.5),
         (params["video"]["projection"]["kernel"], d**-0.5),
     ]
-    for value, deviation in expected:
-        assert value.std() == pytest.approx(deviation, rel=0.05)
+    for value, std in expected:
+        assert value.std() == pytest.approx(std, rel=0.05)
 
 
 def test_incompatible_towers_are_rejected(clips):
