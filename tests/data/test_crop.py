@@ -64,7 +64,7 @@ def test_random_numbers_are_tensorflows():
             expected = tf.random.stateless_uniform((10,), tensor, low, high)
             np.testing.assert_array_equal(stateless.uniform(seed, 10, low, high), expected)
         for bound in (10, 13):
-            assert stateless.below(seed, bound) == tf.random.stateless_uniform((), theirs, 0, bound, tf.int32)
+            assert stateless.below(seed, bound) == tf.random.stateless_uniform((), tensor, 0, bound, tf.int32)
 
 
 def test_crops_are_those_of_the_version_before():
