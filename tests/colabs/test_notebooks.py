@@ -26,8 +26,8 @@ from vidjax.models import example_inputs
 
 ROOT = Path(__file__).parents[2]
 COLABS = ROOT / "colabs"
-LIMIT = 180
-"""Seconds a notebook may take, from the start of its kernel."""
+LIMIT = 1800
+"""Seconds after which a notebook counts as hanging; on two idle cores it takes one to three minutes."""
 OF_TESTS = ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES", "MPLBACKEND")
 """Variables that the tests set for themselves, which no user has."""
 OF_COLAB = ("google",)
@@ -69,7 +69,7 @@ def test_runs_from_top_to_bottom(name, tmp_path):
 @pytest.mark.notebook
 @notebooks
 def test_runs_as_it_is_on_eight_devices_as_a_tpu_has_them(name, tmp_path):
-    execute(read(name), tmp_path, limit=3 * LIMIT, JAX_NUM_CPU_DEVICES="8")  # which share two cores here
+    execute(read(name), tmp_path, JAX_NUM_CPU_DEVICES="8")
 
 
 @pytest.mark.notebook
