@@ -1,4 +1,4 @@
-"""Batches of clips for evaluation, and what training shares with it: reading examples, and the arrays of a batch.
+"""Batches of clips for evaluation, and what training shares with it: unreadable examples, and closing at exit.
 
 Imports no TensorFlow, which takes seconds: training alone needs it (`pipeline`).
 """

@@ -1,7 +1,7 @@
 """Crops of clips: where they lie, at random or at fixed places, and cutting them out of decoded frames (NumPy).
 
 A crop is int32 (7,): top, left, height and width of the box in the frame, height and width of the frame, and 1 if the
-clip is mirrored. Training cuts and resizes in tf.data (`augment.cut`); the two give the same pixels.
+clip is mirrored. Training cuts and resizes in tf.data (`augment.cut`); the two give the same pixels to rounding.
 """
 
 import math
