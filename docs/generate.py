@@ -1,6 +1,6 @@
-"""Pages that MkDocs makes anew at each build: the table of models, the recipes, and the reference of every package.
+"""Pages that MkDocs generates at each build: the table of models, the recipes, and the reference of every package.
 
-Their content is in the code alone: `experiments/list_models.py`, `experiments/recipes/`, and docstrings.
+Their content comes from the code: `experiments/list_models.py`, `experiments/recipes/`, and docstrings.
 """
 
 import functools
@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # the tests read the pages where MkDocs is not installed
+if TYPE_CHECKING:  # the tests generate the pages without MkDocs
     from mkdocs.config.defaults import MkDocsConfig
     from mkdocs.structure.files import Files
 
@@ -21,40 +21,46 @@ sys.path.insert(0, str(ROOT))
 
 import vidjax  # noqa: E402
 
-ROOMS = (
+PACKAGES = (
     "models", "layers", "kernels", "objectives", "data", "training", "evaluation", "visualize", "convert", "runs",
 )  # fmt: skip
-TRAINING = ("mae_pretrain", "finetune", "contrastive_pretrain")
+TRAINING = (
+    "mae_pretrain",
+    "jepa_pretrain",
+    "finetune",
+    "contrastive_pretrain",
+    "video_language_pretrain",
+    "albef_pretrain",
+)
 
 
 def on_files(files: "Files", config: "MkDocsConfig") -> "Files":
-    """Adds the pages; MkDocs calls it once a build."""
+    """Adds the pages; MkDocs calls this function once per build."""
     from mkdocs.structure.files import File
 
     files.append(File.generated(config, "models.md", content=models_page(config.extra["models"])))
     files.append(File.generated(config, "recipes.md", content=recipes_page()))
     files.append(File.generated(config, "reference/index.md", content=reference_index()))
-    for room in ROOMS:
-        files.append(File.generated(config, f"reference/{room}.md", content=reference_page(room)))
+    for package in PACKAGES:
+        files.append(File.generated(config, f"reference/{package}.md", content=reference_page(package)))
     return files
 
 
 def load_script(name: str) -> ModuleType:
     """A script of experiments/ as a module."""
-    if (
-        str(ROOT / "experiments") not in sys.path
-    ):  # where its recipes are; MkDocs restores sys.path after loading a hook
-        sys.path.insert(0, str(ROOT / "experiments"))
+    folder = str(ROOT / "experiments")
+    if folder not in sys.path:  # for its recipes; MkDocs restores sys.path after loading a hook
+        sys.path.insert(0, folder)
     spec = importlib.util.spec_from_file_location(name, ROOT / "experiments" / f"{name}.py")
     script = importlib.util.module_from_spec(spec)
-    sys.modules[name] = script  # dataclasses look their module up there
+    sys.modules[name] = script  # dataclasses look up their module there
     spec.loader.exec_module(script)
     return script
 
 
-@functools.cache  # `mkdocs serve` builds anew at each edit
+@functools.cache  # `mkdocs serve` rebuilds at each edit
 def models_page(contains: str = "") -> str:
-    """The table that `list_models.py --markdown` prints, under a few words on how to read it."""
+    """The table that `list_models.py --markdown` prints, after an explanation of its columns."""
     table = "\n".join(load_script("list_models").markdown(contains))
     return f"""# Models
 
@@ -65,12 +71,12 @@ vidjax.list_models("timesformer")
 model = vidjax.create_model("timesformer_tiny_divided", num_classes=10)
 ```
 
-A row is a name for `create_model` and for every script's `--model` (`mae_pretrain.py` takes it without `_pretrain`).
-Each field of a row can be given another value, and other clip lengths and sizes go through the same parameters.
-Parameters are counted from the shapes of an initialisation. GMACs are multiply-accumulates of convolutions and matrix
-products in the traced program, of one clip of the input given; those of VideoMAE's pre-training are at a mask of 90 %.
-Rows without an accuracy have no published weights that we know of. `weights that load` names the publishers whose files
-`vidjax.load_pretrained` reads, see [checkpoints](checkpoints.md).
+The names are arguments of `create_model` and of every script's `--model` (`mae_pretrain.py` takes them without
+`_pretrain`). Any field of a model can be changed, and the same parameters apply to clips of other lengths and sizes.
+Parameters are counted from the shapes of the initial variables. GMACs are the multiply-accumulates of convolutions and
+matrix products in the traced program for one clip of the given input size, for VideoMAE's pre-training with 90 % of the
+tokens masked. Rows without an accuracy have no published weights that we know of. `weights that load` lists the
+publishers whose files `vidjax.load_pretrained` reads, see [checkpoints](checkpoints.md).
 
 {table}
 """
@@ -81,43 +87,43 @@ def recipes_page() -> str:
     parts = []
     for name in TRAINING:
         script = load_script(name)
-        said = comments(ROOT / "experiments" / "recipes" / f"{name}.py")
+        remarks = comments(ROOT / "experiments" / "recipes" / f"{name}.py")
         lines = [
             "| recipe | model | clips | batch | epochs | peak rate at that batch | published top-1 | source |",
             "|---|---|---|---|---|---|---|---|",
-            *(row(recipe, config, said.get(recipe, "")) for recipe, config in script.RECIPES.items()),
+            *(row(recipe, config, remarks.get(recipe, "")) for recipe, config in script.RECIPES.items()),
         ]
         parts.append(f"## {name}.py\n\n{(script.__doc__ or '').strip().splitlines()[0]}\n\n" + "\n".join(lines))
     return f"""# Recipes
 
-The first word of a training script's command line chooses a recipe; flags after it change single fields:
+The first word of a training script's command line selects a recipe; the flags after it change single fields:
 
 ```bash
 python experiments/mae_pretrain.py k400_base_1600 --data.source k400/train.csv --workdir runs/k400
 python experiments/finetune.py videomae_base_k400 --init_from runs/k400 --data.train k400/train.csv --workdir runs/ft
 ```
 
-Without a first word it is `demo`, on rendered videos, or `videos` where a source of your own is given. `--help` after a
-recipe's name shows every field with its value there. Learning rates in the configs are for a batch of 256 and scaled by
-the batch; the tables give the product. `published top-1` is what the source reports at the end of the recipe (of
-pre-training: after fine-tuning), not what was measured here. Where a recipe departs from its source, a comment above it
-in `experiments/recipes/` says so.
+The default is `demo`, on rendered videos, or `videos` if you give a source of your own. `--help` after a recipe's name
+shows its value of every field. Learning rates in the configs are for a batch of 256 and are scaled by the batch size;
+the tables give the product. `published top-1` is what the source reports for the recipe (for pre-training: after
+fine-tuning), and was not measured here. Differences between a recipe and its source are listed in a comment above it in
+`experiments/recipes/`.
 
 {chr(10).join(part + chr(10) for part in parts)}"""
 
 
 def comments(recipes: Path) -> dict[str, str]:
-    """The comment beside each entry of a file's RECIPES, by the entry's name."""
+    """The comment at the end of each entry of a file's RECIPES, by the entry's name."""
     inside = recipes.read_text().partition("\nRECIPES = {\n")[2].partition("\n}")[0]
     entries = re.split(r'^    "(\w+)": ', inside, flags=re.MULTILINE)[1:]
-    found = {}
+    remarks = {}
     for name, text in zip(entries[::2], entries[1::2], strict=True):
-        beside = re.search(r"^(?:(?! *#).*)[,)]  # (.*)\s*\Z", text, flags=re.MULTILINE)
-        found[name] = beside[1].strip() if beside else ""
-    return found
+        remark = re.search(r"^(?:(?! *#).*)[,)]  # (.*)\s*\Z", text, flags=re.MULTILINE)
+        remarks[name] = remark[1].strip() if remark else ""
+    return remarks
 
 
-def row(name: str, config: Any, said: str) -> str:
+def row(name: str, config: Any, remark: str) -> str:
     """One recipe as a row of Markdown."""
     data, optim = config.data, config.optim
     model = getattr(config, "video_model", config.model)
@@ -129,27 +135,27 @@ def row(name: str, config: Any, said: str) -> str:
     length = f"{config.epochs:,g}" if config.steps is None else f"{config.steps:,} steps"
     rate = f"{optim.learning_rate * config.batch_size / 256:.3g}, {getattr(optim, 'kind', 'adamw')}"
     published = name not in ("demo", "videos")
-    top1 = said.partition(";")[0] if re.match(r"\d", said) else ""  # other remarks are for who reads the script
+    top1 = remark.partition(";")[0] if re.match(r"\d", remark) else ""  # other remarks are for readers of the script
     source = vidjax.create_model(model).card.source if published else "vidjax"
     cells = (f"`{name}`", f"`{model}`", clips, batch, length, rate, top1 if published else "", source)
     return "| " + " | ".join(cells) + " |"
 
 
-def modules(room: str) -> Iterator[str]:
-    """The modules of a room, its own first."""
-    yield f"vidjax.{room}"
-    for path in sorted((ROOT / "vidjax" / room).glob("[!_]*.py")):
-        yield f"vidjax.{room}.{path.stem}"
+def modules(package: str) -> Iterator[str]:
+    """The package itself, then its modules."""
+    yield f"vidjax.{package}"
+    for path in sorted((ROOT / "vidjax" / package).glob("[!_]*.py")):
+        yield f"vidjax.{package}.{path.stem}"
 
 
-def reference_page(room: str) -> str:
-    """A heading for each module of a room; mkdocstrings fills in what the docstrings say."""
-    return f"# vidjax.{room}\n\n" + "\n".join(f"::: {module}\n" for module in modules(room))
+def reference_page(package: str) -> str:
+    """A heading for each module of a package; mkdocstrings inserts the docstrings."""
+    return f"# vidjax.{package}\n\n" + "\n".join(f"::: {module}\n" for module in modules(package))
 
 
 def reference_index() -> str:
-    """The package's own functions, and the rooms."""
-    rooms = "\n".join(f"- [vidjax.{room}]({room}.md): {summary(room)}" for room in ROOMS)
+    """The functions of `vidjax` itself, and its packages."""
+    packages = "\n".join(f"- [vidjax.{package}]({package}.md): {summary(package)}" for package in PACKAGES)
     functions = (
         "vidjax.models.create_model", "vidjax.models.create_text_model", "vidjax.models.list_models",
         "vidjax.runs.weights.load_pretrained", "vidjax.convert.published.list_pretrained",
@@ -158,12 +164,12 @@ def reference_index() -> str:
     )  # fmt: skip
     listed = "\n".join(f"- [`vidjax.{function.rsplit('.', 1)[-1]}`][{function}]" for function in functions)
     return (
-        f"# Reference\n\nWhat `import vidjax` gives:\n\n{listed}\n\nThe rooms:\n\n{rooms}\n\n"
+        f"# Reference\n\nFunctions of `vidjax`:\n\n{listed}\n\nPackages:\n\n{packages}\n\n"
         "## Command lines\n\n::: vidjax.cli\n    options:\n      heading_level: 3\n"
     )
 
 
-def summary(room: str) -> str:
-    """The first line of a room's docstring."""
-    text = (ROOT / "vidjax" / room / "__init__.py").read_text()
+def summary(package: str) -> str:
+    """The first line of a package's docstring."""
+    text = (ROOT / "vidjax" / package / "__init__.py").read_text()
     return text.split('"""')[1].strip().splitlines()[0]

@@ -1,28 +1,28 @@
-"""What the reference needs to read vidjax's sources: fields of Linen modules as arguments, examples as code."""
+"""An extension of griffe that shows fields of Linen modules as arguments, and examples as code."""
 
 import re
 
 import griffe
 
-SHARED = re.compile(r"^( +)(\w+(?:, \w+)+): (.*(?:\n\1 +.*)*)", flags=re.MULTILINE)
-"""Arguments that share a line, `mean, std: what they are`, and the lines below it."""
+SEVERAL = re.compile(r"^( +)(\w+(?:, \w+)+): (.*(?:\n\1 +.*)*)", flags=re.MULTILINE)
+"""Several arguments described together, `mean, std: description`, with the lines that continue it."""
 
 
 class Signatures(griffe.Extension):
-    """Run by mkdocstrings for every object that it reads, without importing it."""
+    """Called by mkdocstrings for every object, which it reads without importing it."""
 
     def on_object(self, *, obj: griffe.Object, **_: object) -> None:
-        """Writes docstrings as griffe reads them: "Examples", of which it knows the plural alone, and a line a name."""
+        """Rewrites docstrings for griffe, which knows only the plural "Examples" and needs a line per argument."""
 
-        def apart(found: re.Match) -> str:
-            indent, names, text = found.groups()
+        def split(match: re.Match) -> str:
+            indent, names, text = match.groups()
             return "\n".join(f"{indent}{name}: {text}" for name in names.split(", "))
 
         if obj.docstring:
-            obj.docstring.value = SHARED.sub(apart, obj.docstring.value.replace("Example:\n", "Examples:\n"))
+            obj.docstring.value = SEVERAL.sub(split, obj.docstring.value.replace("Example:\n", "Examples:\n"))
 
     def on_class(self, *, cls: griffe.Class, **_: object) -> None:
-        """A Linen module is made by its fields, as a dataclass is; Linen does it where griffe does not see it."""
+        """Adds the `__init__` of a Linen module, which takes its fields: Linen creates it unseen by griffe."""
         if "__init__" in cls.members or not any(str(base).endswith("nn.Module") for base in cls.bases):
             return
         fields = [

@@ -1,18 +1,20 @@
-"""Three studies on rendered videos, each with a table and a plot.
+"""Four studies on rendered videos, each with a table and a plot.
 
     python experiments/compare_models.py               # which models recognise motion
     python experiments/compare_models.py pretraining   # does pre-training help with few labels
     python experiments/compare_models.py captions      # does pre-training help in contrastive training
+    python experiments/compare_models.py internvideo   # what each stage of InternVideo adds
 
 The rendered videos are labelled by the direction of motion, which no single frame shows: models that process each frame
 separately stay near chance, 12.5 %. `families` trains a tiny model of each family on the same clips with finetune.py;
 VideoMAE is first pre-trained by mae_pretrain.py, at its own size. `pretraining` fine-tunes VideoMAE on few labelled
 clips, from scratch and pre-trained, with equal steps and three seeds. `captions` does the same with VideoMAE as the
-video tower of contrastive_pretrain.py, on captions that describe the motion.
+video tower of contrastive_pretrain.py, on captions that describe the motion. `internvideo` pre-trains VideoMAE on
+videos and UniFormerV2 on captions, fine-tunes both on few labelled clips, and joins them with cross_model.py.
 
 Each training runs in a separate process with a work directory in WORKDIR; completed trainings are not repeated, and
-interrupted ones resume. The results are printed and written to STUDY.md, STUDY.json and STUDY.png. Each study takes
-half an hour to an hour on two cores; expected results: docs/results.md.
+interrupted ones resume. The results are printed and written to STUDY.md, STUDY.json and STUDY.png. On two cores expect
+half an hour to an hour for each study, and longer for that of all families; expected results: docs/results.md.
 """
 
 import dataclasses
@@ -21,7 +23,8 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,6 +46,7 @@ from vidjax.visualize.curves import save_bands, save_points
 CHANCE = 1 / 8
 CLIPS = "--data.frames 8 --data.size 32 --data.short_side 32 --data.stride 2"
 PRETRAINED = "--data.frames 8 --data.size 48 --data.short_side 48 --data.stride 2"  # as in mae_pretrain's demo
+FRAMES = "frame by frame, averaged"
 TRANSFORMER = "--optim.learning_rate 0.016 --optim.beta2 0.95 --label_smoothing 0"
 
 PAIRED = (
@@ -50,15 +54,19 @@ PAIRED = (
     "--data.templates 'a shape moves {}' --objective kl --batch_size 32 --steps 384 --loop.evaluate_every 32 "
     "--optim.learning_rate 8e-3 --optim.final_learning_rate 8e-5"
 )
-FEW = f"--model videomae_tiny --data.train_examples 256 --steps 512 --loop.evaluate_every 64 {TRANSFORMER} {PRETRAINED}"
+LABELS = f"--data.train_examples 256 --steps 512 --loop.evaluate_every 64 {PRETRAINED}"
+FEW = f"--model videomae_tiny {LABELS} {TRANSFORMER}"
+JOINT = f"{LABELS} --steps 256"
+UNTRAINED = f"{LABELS} --steps 1 --optim.learning_rate 1e-12 --optim.final_learning_rate 1e-14"  # gates stay closed
+CAPTIONED = f"demo --video_model uniformerv2_tiny --steps 340 --loop.evaluate_every 170 {PRETRAINED}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """A study."""
 
-    study: Positional[Literal["families", "pretraining", "captions"]] = "families"
-    """Compare families of models, or VideoMAE with and without pre-training, on labels or on captions."""
+    study: Positional[Literal["families", "pretraining", "captions", "internvideo"]] = "families"
+    """Compare families of models, VideoMAE with and without pre-training (on labels or captions), or stages."""
     workdir: str = "runs/compare"
     """Directory for the work directories and the results."""
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -80,7 +88,7 @@ class Config:
 
 
 def train(script: str, flags: Sequence[str], workdir: Path) -> None:
-    """Runs a training script in a separate process, with its output in a log beside the work directory.
+    """Runs a training script in a separate process, with its output in a log next to the work directory.
 
     Raises:
       UserError: it failed.
@@ -103,31 +111,101 @@ def pretrain(config: Config, _: str, seed: int) -> str:
     return str(workdir)
 
 
-def spread_times(config: Config, name: str, seed: int) -> str:
-    """Writes a checkpoint of a new model whose time embeddings lie on a line, with the scale of its tokens.
+def write_start(config: Config, name: str, seed: int, change: Callable[[dict, jax.Array], dict], **fields: Any) -> str:
+    """Writes a checkpoint of a new model whose parameters `change(params, key)` has changed; returns its path.
 
-    TimeSformer's time embeddings are initialised with zeros, which suits pre-trained image weights and many epochs.
-    Trained from scratch for a few minutes, such a model learns the axis of the motion but not its direction, because
-    frames with equal embeddings have no order.
+    Args:
+      **fields: of the model, if they change the shapes of its parameters.
     """
     out = Path(config.workdir) / f"{name}_start_{seed}"
     if not out.exists():
         unfinished = out.with_name(f"{out.name}_unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)  # left by an interrupted call
-        model = vidjax.create_model(name, num_classes=8)
-        variables = model.init(jax.random.key(seed), jnp.zeros(example_inputs(model)[0].shape))
-        frames, width = variables["params"]["time"]["table"].shape
-        direction = jax.random.normal(jax.random.key(seed), (width,))
-        variables["params"]["time"]["table"] = jnp.linspace(-1, 1, frames)[:, None] * direction
-        save_pretrained(unfinished, model, variables)
+        model, key = vidjax.create_model(name, num_classes=8, **fields), jax.random.key(seed)
+        variables = model.init(key, jnp.zeros(example_inputs(model)[0].shape))
+        save_pretrained(unfinished, model, {**variables, "params": change(variables["params"], key)})
         unfinished.rename(out)
     return str(out)
 
 
+def spread_times(config: Config, name: str, seed: int) -> str:
+    """A start whose time embeddings lie on a line, with the scale of the tokens.
+
+    TimeSformer's time embeddings are initialised with zeros, which suits pre-trained image weights and many epochs.
+    Trained from scratch for a few minutes, such a model learns the axis of the motion but not its direction, because
+    frames with equal embeddings have no order.
+    """
+
+    def spread(params: dict, key: jax.Array) -> dict:
+        frames, width = params["time"]["table"].shape
+        line = jnp.linspace(-1, 1, frames)[:, None] * jax.random.normal(key, (width,))
+        return {**params, "time": {"table": line}}
+
+    return write_start(config, name, seed, spread)
+
+
+def scale_kernels(config: Config, name: str, seed: int, **fields: Any) -> str:
+    """A start whose convolutions and hidden layers preserve the scale of their inputs (He et al. 2015).
+
+    AlexNets start with a standard deviation of 0.01, which suits thousands of inputs and pixels of 0 to 255. At the
+    tiny models' width each layer would shrink its input tenfold, and training would not leave chance within minutes.
+    """
+
+    def scale(params: dict, _: jax.Array) -> dict:
+        scaled = dict(params)
+        for layer in params:
+            if layer.startswith(("conv", "fc")):
+                kernel = params[layer]["kernel"]
+                std = jnp.sqrt(2 / np.prod(kernel.shape[:-1])) / (64 if layer == "conv1" else 1)  # of pixels
+                scaled[layer] = {**params[layer], "kernel": kernel / kernel.std() * std}
+        return scaled
+
+    return write_start(config, name, seed, scale, **fields)
+
+
+CONV = "--steps 512"
+LONGER = "--steps 512 --data.frames 16 --data.stride 1"  # their least number of frames
+SLOWLY = "--steps 1024"
+DEEPVIDEO = "--steps 1024 --data.stride 1"
 FAMILIES = {  # model: (treatment of time, flags, initial weights)
-    "r3d_tiny": ("3-D convolutions", "--steps 512", None),
-    "r2plus1d_tiny": ("alternating 2-D and 1-D convolutions", "--steps 512", None),
+    "r3d_tiny": ("3-D convolutions", CONV, None),
+    "r2plus1d_tiny": ("alternating 2-D and 1-D convolutions", CONV, None),
+    "p3d_tiny": ("alternating 2-D and 1-D convolutions", LONGER, None),
+    "s3d_tiny": ("alternating 2-D and 1-D convolutions", CONV, None),
+    "i3d_tiny": ("3-D convolutions", CONV, None),
+    "c3d_tiny": ("3-D convolutions", LONGER, None),
+    "slow_tiny": ("1-D convolutions over time in the last stages", SLOWLY, None),
+    "slow_tiny_nonlocal": ("frame by frame, with non-local blocks", SLOWLY, None),
+    "slow_tiny_pytorchvideo": ("I3D: 1-D convolutions over time in every stage", SLOWLY, None),
+    "slow_tiny_mmaction2": ("I3D with non-local blocks", SLOWLY, None),
+    "slowfast_tiny": ("two frame rates, joined by convolutions", SLOWLY, None),
+    "slowfast_tiny_time_to_channel": ("two frame rates, joined by time to channel", SLOWLY, None),
+    "slowfast_tiny_sampling": ("two frame rates, joined by sampling", SLOWLY, None),
+    "slowfast_tiny_nonlocal": ("two frame rates, with a non-local block", SLOWLY, None),
+    "x3d_tiny": ("depthwise 3-D convolutions", SLOWLY, None),
+    "ircsn_tiny": ("depthwise 3-D convolutions", CONV, None),
+    "ipcsn_tiny": ("depthwise 3-D convolutions", CONV, None),
+    "tsm_tiny": ("channels shifted from both neighbouring frames", CONV, None),
+    "tsm_tiny_online": ("channels shifted from the previous frame", CONV, None),
+    "lrcn_tiny": (
+        "frame by frame, then an LSTM",
+        f"{SLOWLY} --data.size 99 --data.short_side 99",
+        partial(scale_kernels, image_size=99),
+    ),
+    "deepvideo_tiny_early": (
+        "kernels over all frames in the first layer",
+        f"{DEEPVIDEO} --data.frames 10",
+        scale_kernels,
+    ),
+    "deepvideo_tiny_slow": ("kernels over time in three layers", f"{DEEPVIDEO} --data.frames 10", scale_kernels),
+    "deepvideo_tiny_late": (
+        "two frames, joined after the convolutions",
+        "--steps 2048 --data.frames 16 --data.fps 32 --data.size 64 --data.short_side 64",
+        partial(scale_kernels, image_size=64),
+    ),
+    "video_mobileformer_tiny": ("depthwise 3-D convolutions and global tokens", CONV, None),
     "uniformer_tiny": ("local, then global space-time attention", f"--steps 1024 {TRANSFORMER}", None),
+    "uniformerv2_tiny": ("frame by frame, then queries to all frames", f"--steps 1024 {TRANSFORMER}", None),
     "vivit_tiny_factorized_encoder": ("a spatial and a temporal transformer", f"--steps 1024 {TRANSFORMER}", None),
     "timesformer_tiny_divided": (
         "attention over time, then space",
@@ -135,9 +213,16 @@ FAMILIES = {  # model: (treatment of time, flags, initial weights)
         spread_times,
     ),
     "videomae_tiny": ("joint attention, pre-trained", f"--steps 1024 {TRANSFORMER} {PRETRAINED}", pretrain),
-    "fr2d_tiny": ("frame by frame, averaged", "--steps 512", None),
-    "timesformer_tiny_space": ("frame by frame, averaged", f"--steps 1024 {TRANSFORMER}", None),
-    "vit_tiny": ("frame by frame, averaged", f"--steps 1024 {TRANSFORMER}", None),
+    "vidtr_tiny": ("attention over time and over space in each layer", f"--steps 1024 {TRANSFORMER}", None),
+    "mvit_tiny": ("joint attention to pooled keys", f"--steps 512 {TRANSFORMER}", None),
+    "mvitv2_tiny": ("joint attention to pooled keys, relative positions", f"--steps 512 {TRANSFORMER}", None),
+    "video_swin_tiny": ("attention in shifted space-time windows", f"--steps 1024 {TRANSFORMER}", None),
+    "fr2d_tiny": (FRAMES, CONV, None),
+    "tsn_tiny": (FRAMES, CONV, None),
+    "slow_tiny_c2d": (FRAMES, CONV, None),
+    "deepvideo_tiny_single": ("one frame", DEEPVIDEO + " --data.frames 1", scale_kernels),
+    "timesformer_tiny_space": (FRAMES, f"--steps 1024 {TRANSFORMER}", None),
+    "vit_tiny": (FRAMES, f"--steps 1024 {TRANSFORMER}", None),
 }
 
 
@@ -191,12 +276,28 @@ def compare_families(config: Config) -> tuple[dict[str, Any], str]:
     return results, "\n".join(table)
 
 
+def train_joint(config: Config, name: str, flags: str, seed: int) -> dict[str, Any]:
+    """Joins the two pre-trained encoders of a seed; returns the accuracy, and its curve."""
+    masked, contrastive = (Path(config.workdir) / f"{kind}_pre-trained_{seed}" for kind in ("masked", "contrastive"))
+    encoders = f"--init_masked_from {shlex.quote(str(masked))} --init_contrastive_from {shlex.quote(str(contrastive))}"
+    command = f"demo --seed {seed} --data.validation_examples 1024 {encoders} {flags} {config.flags}"
+    workdir = Path(config.workdir) / name
+    train("cross_model.py", shlex.split(command), workdir)
+    curve = [(e["step"], e["evaluation/top1"]) for e in read_metrics(workdir) if "evaluation/top1" in e]
+    return {"top1": curve[-1][1], "curve": curve}
+
+
 def train_pair(config: Config, name: str, flags: str, seed: int) -> dict[str, Any]:
     """Trains two towers; returns the zero-shot accuracy on directions of motion, and its curve."""
     workdir = Path(config.workdir) / name
     train("contrastive_pretrain.py", shlex.split(f"{flags} --seed {seed} {config.flags}"), workdir)
     curve = [(e["step"], e["evaluation/top1"]) for e in read_metrics(workdir) if "evaluation/top1" in e]
     return {"top1": curve[-1][1], "curve": curve}
+
+
+def seed_curves(results: Sequence[dict]) -> tuple[list[int], list[list[float]]]:
+    """The steps of the evaluations, and the accuracies of each seed."""
+    return [step for step, _ in results[0]["curve"]], [[top1 for _, top1 in r["curve"]] for r in results]
 
 
 def compare_starts(config: Config) -> tuple[dict[str, Any], str]:
@@ -214,10 +315,7 @@ def compare_starts(config: Config) -> tuple[dict[str, Any], str]:
             else:
                 results.append(finetune(config, name, f"{FEW} {flag}", seed))
             print(f"  {start}, seed {seed}: top-1 {results[-1]['top1']:.1%}", flush=True)
-    curves = {
-        start: ([step for step, _ in results[0]["curve"]], [[top1 for _, top1 in r["curve"]] for r in results])
-        for start, results in all_results.items()
-    }
+    curves = {start: seed_curves(results) for start, results in all_results.items()}
     save_bands(Path(config.workdir) / f"{config.study}.png", curves, "step", "top-1", {"chance": CHANCE})
     goal = min(result["top1"] for result in all_results["from scratch"])
     head = f"steps to {goal:.1%}"
@@ -231,9 +329,41 @@ def compare_starts(config: Config) -> tuple[dict[str, Any], str]:
     return all_results, "\n".join(table)
 
 
+def table_of_stages(results: dict[str, list]) -> str:
+    """A row for each stage: the accuracies of the seeds, their mean and std."""
+    table = ["| stage | top-1 of each seed | mean | std |", "|---|---|---|---|"]
+    for stage, values in ((stage, np.array([row["top1"] for row in rows])) for stage, rows in results.items()):
+        std = f"{values.std(ddof=1):.1%}" if len(values) > 1 else "-"
+        table.append(f"| {stage} | {', '.join(f'{value:.1%}' for value in values)} | {values.mean():.1%} | {std} |")
+    return "\n".join(table)
+
+
+def compare_stages(config: Config) -> tuple[dict[str, Any], str]:
+    """The accuracy of each encoder without and with its pre-training, and of both together, over the seeds."""
+    results: dict[str, list] = {}
+    for seed in config.seeds:
+        starts = {"masked": pretrain(config, "", seed), "contrastive": str(Path(config.workdir) / f"captioned_{seed}")}
+        train("contrastive_pretrain.py", shlex.split(f"{CAPTIONED} --seed {seed}"), Path(starts["contrastive"]))
+        for encoder, flags in (("masked", FEW), ("contrastive", f"--model uniformerv2_tiny {LABELS}")):
+            for stage, start in (("from scratch", ""), ("pre-trained", f"--init_from {shlex.quote(starts[encoder])}")):
+                name = f"{encoder}_{stage.replace(' ', '_')}_{seed}"
+                row = finetune(config, name, f"{flags} {start}", seed)
+                results.setdefault(f"{encoder} encoder, {stage}", []).append(row)
+        for stage, flags in (("mean of both scores", UNTRAINED), ("cross-model", JOINT)):
+            row = train_joint(config, f"{stage.replace(' ', '_')}_{seed}", flags, seed)
+            results.setdefault(stage, []).append(row)
+        print("".join(f"  {stage}, seed {seed}: top-1 {rows[-1]['top1']:.1%}\n" for stage, rows in results.items()))
+    together = float(np.mean([row["top1"] for row in results["mean of both scores"]]))
+    curves = {stage: seed_curves(rows) for stage, rows in results.items() if len(rows[0]["curve"]) > 1}
+    lines = {"chance": CHANCE, "mean of both scores": together}
+    save_bands(Path(config.workdir) / f"{config.study}.png", curves, "step", "top-1", lines)
+    return results, table_of_stages(results)
+
+
 def main(config: Config) -> dict[str, Any]:
     """Runs the missing trainings; prints, writes and returns the results."""
-    results, table = (compare_families if config.study == "families" else compare_starts)(config)
+    studies = {"families": compare_families, "internvideo": compare_stages}
+    results, table = studies.get(config.study, compare_starts)(config)
     out = Path(config.workdir) / config.study
     out.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
     out.with_suffix(".md").write_text(table + "\n")

@@ -9,6 +9,9 @@ python experiments/contrastive_pretrain.py --video_model vivit_base_16x2_factori
 ActionCLIP on labelled videos, from CLIP's weights: python experiments/contrastive_pretrain.py actionclip_base_16_k400 \
     --init_from openai/clip-vit-base-patch16 --tokenizer openai/clip-vit-base-patch16 --data.source k400.csv
 
+InternVideo's towers, from CLIP's weights: python experiments/contrastive_pretrain.py internvideo_base \
+    --init_from openai/clip-vit-base-patch16 --tokenizer openai/clip-vit-base-patch16 --data.source captions.jsonl
+
 Running the same command again resumes the run. Expected results: docs/results.md.
 """
 
@@ -23,15 +26,12 @@ import recipes.contrastive_pretrain
 from jax.sharding import Mesh
 
 from vidjax import cli, runs
-from vidjax.data.config import CaptionedDataConfig
 from vidjax.errors import UserError
-from vidjax.fields import free, initial, require_positive
 from vidjax.layers.normalization import valid_clips
 from vidjax.models import example_inputs
 from vidjax.models.video_text import VideoText
 from vidjax.objectives import contrastive
-from vidjax.runs.config import TrainConfig
-from vidjax.runs.pairs import CaptionCounter, all_but, make_pair, start_pair
+from vidjax.runs.pairs import CaptionCounter, PairConfig, all_but, make_pair, start_pair
 from vidjax.runs.run import Run
 from vidjax.runs.sources import open_captioned
 from vidjax.runs.validation import pair_validator
@@ -43,36 +43,16 @@ from vidjax.training.state import Aux
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(TrainConfig):
+class Config(PairConfig):
     """A contrastive pre-training run."""
 
-    video_model: str = "vivit_base_16x2_factorized_encoder"
-    """One of vidjax.list_models(); clip_* and actionclip_* include their text tower."""
-    text_model: str | None = "clip_base"
-    """text_tiny, clip_base, clip_large, bert_tiny or bert_base; None for video models that include a text tower."""
-    features: int | None = None
-    """Width of the common embedding (default: the text model's)."""
-    tokenizer: str = "bytes"
-    """bytes, CLIP's vocabulary (file or directory), or any tokenizer.json."""
-    context: int | None = None
-    """Tokens per caption, with start and end; longer captions are truncated (default: the text model's)."""
-    init_video_from: str | None = initial(None)
-    """Start the video tower from another run's work directory or from a published checkpoint of its family."""
-    init_text_from: str | None = initial(None)
-    """Start the text tower in the same way."""
     freeze: Literal["none", "video", "text"] = "none"
     """Tower whose parameters are not trained."""
-    data: CaptionedDataConfig = CaptionedDataConfig()
-    """The videos and their captions."""
     objective: Literal["info_nce", "sigmoid", "kl", "kl_normalized"] = "info_nce"
     """CLIP's, SigLIP's, or ActionCLIP's for labels as in its code (targets softmax(10 gt)) or its paper (gt / sum)."""
-    chunk: int | None = free(None)
-    """Columns of the similarity matrix computed at once, to save memory (default: all)."""
     head_factor: float = 1.0
     """Learning rate factor of ActionCLIP's temporal head."""
     workdir: str = "runs/contrastive_pretrain"
-    batch_size: int = 256
-    epochs: float = 30
     optim: OptimizerConfig = OptimizerConfig(
         learning_rate=1e-4, final_learning_rate=1e-7, warmup_epochs=1, beta2=0.98, weight_decay=0.2
     )
@@ -80,26 +60,10 @@ class Config(TrainConfig):
     def __post_init__(self) -> None:
         """Checks the values."""
         super().__post_init__()
-        require_positive(self, "chunk", "features")
-        if self.batch_size < 2:
-            raise UserError(f"batch_size is {self.batch_size}: contrastive training needs 2 or more")
-        if self.chunk and self.batch_size % self.chunk:
-            raise UserError(f"chunk is {self.chunk}: it must divide the batch of {self.batch_size}")
-        if self.context is not None and self.context < 3:
-            raise UserError(f"context is {self.context}: it must be 3 or more, for a start, a token and an end")
-        if self.optim.layer_decay != 1:
-            raise UserError("optim.layer_decay is not supported with two towers: omit it")
-        if self.data.repeats > 1 and not self.objective.startswith("kl"):
-            raise UserError(f"data.repeats: {self.objective} would contrast a video with itself: omit it")
-        if self.objective.startswith("kl") and self.data.templates is None:
+        if not self.objective.startswith("kl"):
+            self.refuse_repeats(self.objective)
+        elif self.data.templates is None:
             raise UserError(f"objective {self.objective} compares labels: give --data.templates, such as actionclip")
-        if self.init_from and (self.init_video_from or self.init_text_from):
-            raise UserError("init_from loads both towers: give it, or init_video_from and init_text_from")
-
-    @property
-    def model(self) -> str:
-        """The name of the two towers in reports."""
-        return self.video_model + (f" and {self.text_model}" if self.text_model else "")
 
 
 RECIPES = {name: Config(**values) for name, values in recipes.contrastive_pretrain.RECIPES.items()}
@@ -109,10 +73,10 @@ DATA_FLAG = "--data.source"
 def make_model(config: Config, tokenizer: Any) -> VideoText:
     """The model for these clips and this tokeniser."""
     fields = runs.computing_fields(config, config.video_model)
-    fields |= {"num_frames": config.data.frames, "image_size": config.data.size}
-    fields |= {"features": config.features, "context": config.context}
-    fields |= {"bias": -10.0 if config.objective == "sigmoid" else None}
-    return make_pair(config.video_model, config.text_model, tokenizer, **fields)
+    fields |= {"num_frames": config.data.frames, "image_size": config.data.size, "features": config.features}
+    fields |= {"context": config.context, "bias": -10.0 if config.objective == "sigmoid" else None}
+    model = make_pair(config.video_model, config.text_model, tokenizer, **fields)
+    return model.clone(card=runs.trained_card(model.card, config.data))
 
 
 def make_loss(config: Config, model: VideoText) -> Callable:
@@ -159,18 +123,17 @@ def summarize(run: Run, result: FitResult, captions: list[str]) -> dict[str, flo
 @runs.on_mesh
 def main(config: Config, mesh: Mesh) -> dict[str, float]:
     """Runs the job; returns the first and last loss and the validation metrics, or the memory of a dry run."""
-    run = Run(config, mesh)
-    tokenizer = load_tokenizer(config.tokenizer)
+    run, tokenizer = Run(config, mesh), load_tokenizer(config.tokenizer)
     model = make_model(config, tokenizer)
     distinct = 0 if config.objective.startswith("kl") else config.batch_size
     source, validation = open_captioned(config.data, config.seed, distinct)
     run.plan(source=source, validation=validation)
     inputs = example_inputs(model)
-    params = jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
-    settings = {"trained": all_but(config.freeze, params), "factors": {"video/temporal/": config.head_factor}}
-    run.build(model, inputs, make_loss(config, model), **settings)
+    settings = {"trained": all_but(config.freeze, model), "factors": {"video/temporal/": config.head_factor}}
+    numbers = {"ids": (model.text.context,), "label": ()}
+    run.build(model, inputs, make_loss(config, model), **settings, numbers=numbers)
     if config.dry_run:
-        return run.dry_run(ids=(model.text.context,), label=())
+        return run.dry_run()
     variables = run.new_variables()
     if not run.has_begun:
         variables = start_pair(model, variables, config.init_from, config.init_video_from, config.init_text_from)

@@ -5,6 +5,7 @@
     python experiments/convert_weights.py uniformer_base_k400_16x4.pth weights/uniformer --name uniformer_base
     python experiments/convert_weights.py runs/b weights/mine
     python experiments/convert_weights.py runs/ft weights/for_transformers --layout transformers
+    python experiments/convert_weights.py runs/k710 weights/k400 --classes k710/k400/classes.json
 
 A vidjax checkpoint (`model.safetensors` and `vidjax.json`) loads in one line, without PyTorch and without naming the
 model: `model, variables = vidjax.load_pretrained("weights/videomae_base")`. `--layout` writes the files of another
@@ -21,8 +22,10 @@ import vidjax
 from vidjax import cli
 from vidjax.convert import export_pretrained
 from vidjax.convert.rules import Inflation
+from vidjax.data.labels import read_class_names
 from vidjax.errors import UserError
 from vidjax.fields import check_values
+from vidjax.runs import keep_classes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +46,8 @@ class Config:
     """Checkpoint of a run: the one with the best validation (the newest without validation), or the newest."""
     num_classes: int | None = None
     """Classes of the head; those of the weights when not given."""
+    classes: str | None = None
+    """A classes.json: reduce the head to these classes, in this order, which are found by name."""
     strict: bool = False
     """Raise an error if any parameter is newly initialised or any weight is unused."""
     inflation: Inflation = "average"
@@ -51,6 +56,8 @@ class Config:
     def __post_init__(self) -> None:
         """Raises `UserError` for invalid values."""
         check_values(self)
+        if self.classes is not None and self.num_classes is not None:
+            raise UserError("classes and num_classes exclude each other: give one of them")
 
 
 def main(config: Config) -> None:
@@ -58,6 +65,7 @@ def main(config: Config) -> None:
     out = Path(config.out)
     if out.exists():
         raise UserError(f"{out} already exists: give another directory, nothing is overwritten")
+    names = None if config.classes is None else read_class_names(config.classes)
     cli.make_folder(out.parent, "OUT")
     fields = {} if config.num_classes is None else {"num_classes": config.num_classes}
     model, variables = vidjax.load_pretrained(
@@ -69,6 +77,8 @@ def main(config: Config) -> None:
         inflation=config.inflation,
         **fields,
     )
+    if names is not None:
+        model, variables = keep_classes(model, variables, names)
     file = export_pretrained(model, variables, out, layout=config.layout)
     details = "" if config.layout == "vidjax" else f" ({file.name} in the layout {config.layout})"
     print(f'wrote {out}{details}: load it with vidjax.load_pretrained("{out}")')

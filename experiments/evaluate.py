@@ -2,21 +2,29 @@
 
     python experiments/evaluate.py --run runs/ft --data.source val.csv --views 4x3
     python experiments/evaluate.py --run MCG-NJU/videomae-base-finetuned-kinetics --data.source k400/val --views 5x3
+    python experiments/evaluate.py --run runs/ft --data.source val.csv --unknown others.csv
 
 `--run` is the work directory of a run, or a published checkpoint: a file, a directory or a hub id. Clips are sampled
 and cropped as in training, or as published, unless flags such as `--data.frames 32` are given. 4x3 views are four clips
-over the length of a video times three square crops along its longer side; the model's probabilities are averaged over
-them (or, with `--average logits`, its logits). Labels are matched by class name.
+over the length of a video times three square crops along its longer side. Where they lie (`--data.protocol`), and
+whether probabilities or logits are averaged over them (`--average`), follows the code that the model was published
+with; `--views published` takes as many. Labels are matched by class name.
+
+`--unknown` names videos of classes that the model does not know: how well does its uncertainty separate them from the
+others? AUROC, the false positive rate at 95 % true positives (rejected unknown videos), and F1 averaged over the known
+classes and the unknown one are reported for four uncertainties, as in DEAR and InternVideo (see evaluation.open_set).
 
 Prints a table and writes to OUT: evaluation.json (all metrics and settings), evaluation.txt, per_class.csv,
-predictions.csv (one line per video), confusion.png, and bad_files.jsonl if videos could not be read.
+predictions.csv (one line per video), confusion.png, with `--unknown` uncertainty.csv (one line per video) and
+uncertainty.png (histograms), and bad_files.jsonl if videos could not be read.
 """
 
 import dataclasses
 import json
 import time
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -25,10 +33,13 @@ import numpy as np
 
 from vidjax import cli, runs
 from vidjax.data.config import ClipConfig, SourceConfig
+from vidjax.data.labels import plain
 from vidjax.errors import UserError
+from vidjax.evaluation.open_set import open_set
 from vidjax.evaluation.recognition import recognition
 from vidjax.fields import check_values
 from vidjax.runs.announce import print_notes
+from vidjax.runs.open_set import describe_open_set, write_open_set
 from vidjax.runs.results import describe_recognition, open_results, per_class, predictions, write_csv
 from vidjax.training.metrics import clock
 from vidjax.training.sharding import (
@@ -59,10 +70,14 @@ class Config:
     """Checkpoint of a run: the one that validated best, or the newest."""
     data: SourceConfig = SourceConfig()
     """The videos."""
+    unknown: str | None = None
+    """Videos of classes that the model does not know, for open-set metrics: a source as in --data.source."""
+    unknown_split: str = "validation"
+    """Split of a tfds or synthetic source, or of a Kinetics list that contains several."""
     views: str = "1x1"
-    """Clips in time x crops in space of each video."""
-    average: Literal["softmax", "logits"] = "softmax"
-    """What to average over the views: probabilities, or logits before the softmax."""
+    """Clips in time x crops in space of each video, or "published": those of the model's published test."""
+    average: Literal["softmax", "logits"] | None = None
+    """What to average over the views: probabilities, or logits before the softmax (default: as published)."""
     batch_size: int = 8
     """Videos per batch over all devices; does not affect the results. Views are computed one at a time."""
     out: str | None = None
@@ -77,7 +92,7 @@ class Config:
     def __post_init__(self) -> None:
         """Checks the values."""
         check_values(self)
-        runs.read_views(self.views)
+        runs.check_views(self.views)
 
 
 def label_by_name(source: "Source", model: nn.Module) -> tuple["Source", tuple[str, ...], str]:
@@ -100,38 +115,72 @@ def label_by_name(source: "Source", model: nn.Module) -> tuple["Source", tuple[s
     return source, source.class_names, "by position, as the weights contain no class names"
 
 
-def classify(
-    config: Config, model: nn.Module, variables: dict, source: "Source", clips: ClipConfig, bad_files: Any
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Probabilities (n c), labels, validity and source index of each video."""
-    from vidjax.data.batches import evaluation_batches, select
+def require_unknown(source: "Source", class_names: Sequence[str]) -> None:
+    """Checks that no video of the source is of one of the classes; their names match as in `sources.with_classes`.
 
+    Raises:
+      UserError: some are; if labels are not listed, one of its classes is among them.
+    """
+    known = set(map(plain, class_names))
+    labels = [source.label(index) for index in range(len(source))] if source.listed else range(len(source.class_names))
+    names = [source.class_names[label] for label in labels if label >= 0]
+    if wrong := [name for name in names if plain(name) in known]:
+        what = f"{len(wrong)} of the {len(source)} videos of" if source.listed else f"{len(wrong)} of the classes of"
+        raise UserError(
+            f"unknown: {what} {source.name} are known to the model, such as '{wrong[0]}': leave them out, so that all "
+            "videos are of other classes"
+        )
+
+
+class Predictions(NamedTuple):
+    """The model's output for videos, and which videos they are."""
+
+    probabilities: np.ndarray
+    """(n c)."""
+    labels: np.ndarray
+    valid: np.ndarray
+    """Whether the video could be read."""
+    index: np.ndarray
+    """Position in the source, -1 for padding."""
+    logits: np.ndarray
+    """(n c), averaged over the views."""
+
+
+def make_predict(config: Config, model: nn.Module, variables: dict) -> Callable[[dict[str, np.ndarray]], Predictions]:
+    """A function from a batch to the predictions, over all devices."""
     mesh = make_mesh(config.fsdp)
     sharding = state_sharding(mesh, variables)
     variables = jax.jit(lambda tree: tree, out_shardings=sharding)(variables)
 
     @partial(jit_on_mesh, mesh=mesh)
-    def predict(variables: dict, batch: dict[str, jax.Array]) -> tuple[jax.Array, ...]:
+    def predict(variables: dict, batch: dict[str, jax.Array]) -> Predictions:
         def one_view(video: jax.Array) -> jax.Array:
-            logits = model.apply(variables, model.card.preprocess(video)).astype(jnp.float32)
-            return jax.nn.softmax(logits) if config.average == "softmax" else logits
+            return model.apply(variables, model.card.preprocess(video)).astype(jnp.float32)
 
-        views = jax.lax.map(one_view, jnp.swapaxes(batch["video"], 0, 1)).mean(axis=0)
-        probabilities = views if config.average == "softmax" else jax.nn.softmax(views)
-        return probabilities, batch["label"], batch["valid"], batch["index"]
+        views = jax.lax.map(one_view, jnp.swapaxes(batch["video"], 0, 1))
+        logits = views.mean(axis=0)
+        probabilities = jax.nn.softmax(views).mean(axis=0) if config.average == "softmax" else jax.nn.softmax(logits)
+        return Predictions(probabilities, batch["label"], batch["valid"], batch["index"], logits)
+
+    return lambda batch: jax.device_get(predict(variables, put_batch(batch, mesh)))
+
+
+def classify(config: Config, predict: Callable, source: "Source", clips: ClipConfig, bad_files: Any) -> Predictions:
+    """The predictions for each video of the source."""
+    from vidjax.data.batches import evaluation_batches, select
 
     settings = {"batch_size": config.batch_size, "view_counts": runs.read_views(config.views), "bad_files": bad_files}
     parts, start, reported = [], time.monotonic(), 0.0
     batches = evaluation_batches(source, clips, **settings, **this_process())
     for batch in select(batches, "video", "label", "valid", "index"):
-        parts.append(jax.device_get(predict(variables, put_batch(batch, mesh))))
+        parts.append(predict(batch))
         done, elapsed = min(len(parts) * config.batch_size, len(source)), time.monotonic() - start
         if is_main_process() and (elapsed - reported > 15 or done == len(source)):
             reported = elapsed
             left = elapsed * (len(source) - done) / done
             print(f"{done:,} of {len(source):,} videos, {clock(elapsed)} elapsed, {clock(left)} left", flush=True)
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
-    return tuple(column[columns[3] >= 0] for column in columns)
+    return Predictions(*(column[columns[3] >= 0] for column in columns))
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -143,20 +192,32 @@ def main(config: Config) -> dict[str, Any]:
         join_processes()
     is_main = is_main_process()
     check_batch_size(config.batch_size)
-    source = open_source(config.data.source, config.data.split, runs.square_pixels(config.run, config.data))
+    square = runs.square_pixels(config.run, config.data)
+    source = open_source(config.data.source, config.data.split, square)
+    unknown = open_source(config.unknown, config.unknown_split, square) if config.unknown else None
     if is_main:
-        print_notes(source)
+        print_notes(source, unknown)
     settings = {"which": config.which, "verbose": is_main, "dtype": runs.computing_type(config.dtype)}
     model, variables = runs.load_pretrained(config.run, config.model, **settings)
     clips = runs.cut_clips(config.run, model, config.data)
     source, class_names, matched = label_by_name(source, model)
+    if unknown is not None:
+        require_unknown(unknown, class_names)
+    average = config.average or model.card.average
+    config = dataclasses.replace(config, views=runs.choose_views(config.views, model), average=average)
     out = open_results(config.out, config.run, "evaluations") if is_main else None
-    views = f"{config.views} views of {clips.frames} frames, {clips.sampling}, {config.average} averaged"
+    views = f"{config.views} views of {clips.frames} frames, {clips.sampling}, {clips.protocol}, {average} averaged"
     if is_main:
-        print(f"{source.name}: {len(source):,} videos, {views}; classes matched {matched}", flush=True)
+        known = f"classes matched {matched}; published views: {model.card.views or 'unknown'}"
+        print(f"{source.name}: {len(source):,} videos, {views}; {known}", flush=True)
 
     bad_files = BadFiles(source, clips.max_bad_share)  # written at the end, so that a failed run leaves --out empty
-    probabilities, labels, valid, index = classify(config, model, variables, source, clips, bad_files)
+    predict = make_predict(config, model, variables)
+    probabilities, labels, valid, index, logits = classify(config, predict, source, clips, bad_files)
+    if unknown is not None:
+        bad_unknown = BadFiles(unknown, clips.max_bad_share)
+        others = classify(config, predict, unknown, clips, bad_unknown)
+        bad_files.errors |= bad_unknown.errors
     if not is_main:
         return {}
     counted = valid & (labels >= 0)
@@ -179,6 +240,16 @@ def main(config: Config) -> dict[str, Any]:
         "config": cli.as_dict(config),
         "per_class": per_class(result, class_names),
     }
+    if unknown is not None:
+        read = others.valid
+        results = open_set(logits[counted], labels[counted], others.logits[read], others.labels[read])
+        text += f"\n\n{describe_open_set(results, unknown.name)}"
+        ids = [source.ids[i] for i in index[counted]]
+        rows = predictions(probabilities[counted], labels[counted], ids, class_names)
+        ids = [unknown.ids[i] for i in others.index[read]]
+        rows += predictions(others.probabilities[read], others.labels[read], ids, class_names, unknown.class_names)
+        numbers["open_set"] = {"videos": len(unknown), "decoded": int(read.sum())}
+        numbers["open_set"] |= write_open_set(out, results, rows)
     if bad_files.errors:
         lines = [json.dumps({"path": path, "error": error}) for path, error in bad_files.errors.items()]
         (out / "bad_files.jsonl").write_text("\n".join(lines) + "\n")

@@ -1,7 +1,6 @@
 """Train a classifier on labelled videos: from scratch, from a run, or from published weights.
 
 A tiny model on rendered videos, minutes on a laptop: python experiments/finetune.py
-
 From your own pre-training run:
 python experiments/finetune.py --model videomae_base --init_from runs/b --data.train train.csv --data.validation val.csv
 
@@ -11,13 +10,12 @@ Running the same command again resumes the run. Expected results: docs/results.m
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import recipes.finetune
 from jax.sharding import Mesh
@@ -28,11 +26,11 @@ from vidjax.data.config import AugmentConfig, LabelledDataConfig
 from vidjax.errors import UserError
 from vidjax.fields import initial, require_not_negative
 from vidjax.layers.normalization import valid_clips
-from vidjax.objectives.classification import mix_clips
+from vidjax.objectives.classification import evidential, mix_clips
 from vidjax.runs.config import TrainConfig
 from vidjax.runs.run import Run
 from vidjax.runs.sources import open_labelled
-from vidjax.runs.validation import recognition_validator
+from vidjax.runs.validation import describe_accuracy, recognition_validator
 from vidjax.training.loop import FitResult
 from vidjax.training.optimizer import OptimizerConfig, trained_parameters
 from vidjax.training.sharding import is_main_process
@@ -47,11 +45,11 @@ class Config(TrainConfig):
     model: str = "videomae_base"
     """One of vidjax.list_models()."""
     keep_head: bool = initial(False)
-    """Also load the head from init_from, which must have the same classes; otherwise it is newly initialised."""
+    """Also load the head from init_from, the rows for the classes of the data; otherwise it is newly initialised."""
     data: LabelledDataConfig = LabelledDataConfig(augment=AugmentConfig(crop="random_resized"))
     """The training and validation videos."""
     tune: Literal["full", "partial", "linear_probe"] = "full"
-    """Train all parameters; the last blocks, norms and head; or only the head, on a frozen encoder."""
+    """Train all parameters that the model does not freeze; the last blocks, norms and head; or only the head."""
     tuned_blocks: int = 2
     """Number of last blocks to train if tune is partial."""
     drop_path: float | None = None
@@ -62,8 +60,12 @@ class Config(TrainConfig):
     """Alpha of mixup; 0 disables it."""
     cutmix: float = 1.0
     """Alpha of CutMix; 0 disables it. If both are enabled, each is applied to half of the batches."""
+    objective: Literal["cross_entropy", "evidential"] = "cross_entropy"
+    """Softmax cross-entropy, or the evidential loss of open-set recognition (DEAR, InternVideo; label_smoothing 0)."""
     label_smoothing: float = 0.1
     """Fraction of a label that is spread over all classes."""
+    head_factor: float = 1.0
+    """Learning rate factor of the head."""
     train_accuracy: bool = False
     """Also log the accuracy on the training clips; requires hard labels (no mixup, no CutMix)."""
     accumulation: int = 1
@@ -81,9 +83,14 @@ class Config(TrainConfig):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
                 raise UserError(f"{name} is {value}: it must be at least 0 and below 1")
-        require_not_negative(self, "mixup", "cutmix")
+        require_not_negative(self, "mixup", "cutmix", "head_factor")
         if self.train_accuracy and (self.mixup or self.cutmix):
             raise UserError("train_accuracy needs hard labels: set --mixup 0 --cutmix 0, or omit --train_accuracy")
+        if self.objective == "evidential" and self.label_smoothing:
+            raise UserError(
+                "objective evidential: label_smoothing would ask for evidence of every class in every clip, give "
+                "--label_smoothing 0"
+            )
         if self.keep_head and not self.init_from:
             raise UserError("keep_head needs the weights of init_from: give --init_from, or omit --keep_head")
 
@@ -93,7 +100,7 @@ DATA_FLAG = "--data.train"
 
 
 def make_model(config: Config, class_names: tuple[str, ...]) -> nn.Module:
-    """The model for these classes and clips, with the class names on its card."""
+    """The model for these classes and clips, which are also on its card."""
     fields = {"num_classes": len(class_names), "num_frames": config.data.frames, "image_size": config.data.size}
     fields |= {name: value for name in ("drop_path", "dropout") if (value := getattr(config, name)) is not None}
     if "num_classes" not in vidjax.create_model(config.model).__dataclass_fields__:
@@ -101,28 +108,30 @@ def make_model(config: Config, class_names: tuple[str, ...]) -> nn.Module:
         suggestion = name if name != config.model else "a classifier"
         raise UserError(f"model {config.model} has no classes: choose {suggestion}")
     model = vidjax.create_model(config.model, **fields, **runs.computing_fields(config, config.model))
-    return model.clone(card=dataclasses.replace(model.card, class_names=class_names))
+    return model.clone(card=runs.trained_card(model.card, config.data, class_names))
 
 
-def choose_trained(config: Config, params: Any) -> Any:
-    """The mask of the trained parameters; None if all are trained."""
-    if config.tune == "full":
+def choose_trained(config: Config, model: nn.Module, clip: jax.ShapeDtypeStruct) -> Any:
+    """The mask of the trained parameters; None if all are trained. A model may freeze some (UniFormerV2)."""
+    frozen = getattr(model, "frozen_parts", ())
+    if config.tune == "full" and not frozen:
         return None
-    if config.tune == "partial":
-        return trained_parameters(params, config.tuned_blocks)
-    return {name: jax.tree.map(lambda _, head=name == "head": head, part) for name, part in params.items()}
+    params = jax.eval_shape(model.init, jax.random.key(0), clip)["params"]
+    if config.tune == "linear_probe":
+        return {name: jax.tree.map(lambda _, head=name == "head": head, part) for name, part in params.items()}
+    return trained_parameters(params, config.tuned_blocks if config.tune == "partial" else None, frozen)
 
 
 def make_loss(config: Config, model: nn.Module, trained: Any) -> Callable:
-    """The loss function: cross-entropy with mixup, CutMix and label smoothing."""
+    """The loss function: the objective of the config with mixup, CutMix and label smoothing."""
+    loss_of = evidential if config.objective == "evidential" else optax.losses.softmax_cross_entropy
 
     def loss_fn(params: Any, aux: Aux, batch: dict[str, jax.Array], key: jax.Array) -> tuple:
         mix_key, dropout_key, path_key = jax.random.split(key, 3)
         if trained is not None:
             params = jax.tree.map(lambda p, t: p if t else jax.lax.stop_gradient(p), params, trained)
-        labels, valid = batch["label"], batch["valid"]
+        pixels, labels, valid = model.card.scale(batch["video"]), batch["label"], batch["valid"]
         targets = optax.smooth_labels(jax.nn.one_hot(labels, model.num_classes), config.label_smoothing)
-        pixels = model.card.scale(batch["video"])
         pixels, targets = mix_clips(mix_key, pixels, targets, valid, config.mixup, config.cutmix)
         with valid_clips(valid):
             logits, changed = model.apply(
@@ -132,9 +141,8 @@ def make_loss(config: Config, model: nn.Module, trained: Any) -> Callable:
                 mutable=list(aux.model_state),
                 rngs={"dropout": dropout_key, "drop_path": path_key},
             )
-        correct = valid_mean(logits.argmax(axis=-1) == labels, valid)
-        losses = optax.losses.softmax_cross_entropy(logits.astype(jnp.float32), targets)
-        metrics = {"accuracy": correct} if config.train_accuracy else {}
+        metrics = {"accuracy": valid_mean(logits.argmax(axis=-1) == labels, valid)} if config.train_accuracy else {}
+        losses = loss_of(logits.astype(jnp.float32), targets)
         return valid_mean(losses, valid), ({**aux.model_state, **changed}, metrics)
 
     return loss_fn
@@ -142,16 +150,7 @@ def make_loss(config: Config, model: nn.Module, trained: Any) -> Callable:
 
 def summarize(run: Run, result: FitResult, chosen: str) -> dict[str, float]:
     """Prints the results, the files written and suggested next steps."""
-    validated = {step: numbers for step, numbers in run.evaluations().items() if chosen in numbers}
-    lines, numbers = [], {}
-    if validated:
-        step, best = max(validated.items(), key=lambda entry: entry[1][chosen])
-        last = validated[max(validated)]
-        numbers = {"top1": last[chosen], "best_top1": best[chosen], "top5": last[chosen.replace("top1", "top5")]}
-        lines = [
-            f"accuracy  top-1 {last[chosen]:.1%}, top-5 {numbers['top5']:.1%} at the last step; best top-1 "
-            f"{best[chosen]:.1%} at step {step}" + (" (moving average)" if "ema" in chosen else "")
-        ]
+    lines, numbers = describe_accuracy(run, chosen)
     advice = {
         "evaluating many views": f"python experiments/evaluate.py --run {run.workdir} --data.source VIDEOS --views 4x3",
         "classifying videos": f"python experiments/predict.py --run {run.workdir} clip.mp4",
@@ -168,10 +167,11 @@ def main(config: Config, mesh: Mesh) -> dict[str, float]:
     run.plan(train=source, validation=validation)
     model = make_model(config, source.class_names)
     clip = jax.ShapeDtypeStruct((1, data.frames, data.size, data.size, len(model.card.mean)), jnp.float32)
-    trained = choose_trained(config, jax.eval_shape(model.init, jax.random.key(0), clip)["params"])
-    run.build(model, [clip], make_loss(config, model, trained), trained=trained)
+    trained = choose_trained(config, model, clip)
+    settings = {"trained": trained, "factors": {"head/": config.head_factor}, "numbers": {"label": ()}}
+    run.build(model, [clip], make_loss(config, model, trained), **settings)
     if config.dry_run:
-        return run.dry_run(label=())
+        return run.dry_run()
     variables = run.new_variables()
     if config.init_from and not run.has_begun:
         variables = runs.start_classifier(config.init_from, model, variables, config.keep_head)
@@ -179,17 +179,9 @@ def main(config: Config, mesh: Mesh) -> dict[str, float]:
     del variables  # the state has its own copy
     classes = f"{len(source.class_names)}; {run.describe_validation()}"
     run.announce(tune=f"{config.tune}: {run.trained:,} parameters", classes=classes)
-
-    def batches_from(first: int) -> Iterator[dict[str, np.ndarray]]:
-        for batch in run.batches(first):
-            valid = batch["valid"] & (batch["label"] >= 0)
-            yield {"video": batch["video"], "label": batch["label"], "valid": valid}
-
     chosen = "ema_top1" if config.ema_decay else "top1"
-    result = run.fit(state, batches_from, recognition_validator(run) if validation else None, best=chosen)
-    if not result.finished or not is_main_process():
-        return {}
-    return summarize(run, result, chosen)
+    result = run.fit(state, run.labelled_batches, recognition_validator(run) if validation else None, best=chosen)
+    return summarize(run, result, chosen) if result.finished and is_main_process() else {}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Pre-train a VideoMAE (Tong et al. 2022, arXiv:2203.12602) on videos without labels.
+"""Pre-train a VideoMAE (arXiv:2203.12602) or a VideoMAE V2 (arXiv:2303.16727) on videos without labels.
 
 A tiny model on rendered videos, minutes on a laptop: python experiments/mae_pretrain.py
 
@@ -6,7 +6,7 @@ VideoMAE-B on a folder of videos: python experiments/mae_pretrain.py --data.sour
 
 A published recipe: python experiments/mae_pretrain.py k400_base_1600 --data.source k400.csv --workdir runs/b
 
-Running the same command again resumes the run. Expected results: docs/results.md.
+The recipes hybrid_* are those of V2. Running the same command again resumes the run. Expected results: docs/results.md.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ class Config(TrainConfig):
     """A masked pre-training run."""
 
     model: str = "videomae_base"
-    """videomae_tiny, _small, _base, _large or _huge."""
+    """videomae_tiny, _small, _base, _large or _huge, or videomae_v2_giant."""
     data: DataConfig = DataConfig()
     """The training videos."""
     mask: Literal["tube", "random", "frame"] = "tube"
@@ -52,7 +52,7 @@ class Config(TrainConfig):
     mask_ratio: float = 0.9
     """Fraction of tokens that are masked."""
     decoder_mask: Literal["none", "running_cell"] = "none"
-    """Let the decoder predict only half of the tokens (VideoMAE v2)."""
+    """Let the decoder predict only half of the tokens (VideoMAE V2)."""
     normalize_target: bool = True
     """Predict patches normalised by their own mean and std."""
     probe_clips: int = 1024

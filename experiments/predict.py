@@ -9,8 +9,9 @@ videos below it. Clips are sampled and cropped as in training, or as published, 
 are given.
 
 Without `--window` there is one prediction per file, from its central clip, or from several `--views` (4x3: four clips
-over its length times three square crops, whose probabilities are averaged). With `--window` there is one prediction for
-each window of that many sampled frames, with its start and end in seconds; files are streamed in constant memory.
+over its length times three square crops), which lie and are averaged as in the model's published test. With `--window`
+there is one prediction for each window of that many sampled frames, with its start and end in seconds; files are
+streamed in constant memory.
 
 Files that cannot be read are listed on stderr with the reason, and the others are processed. The exit status is 0 if
 any file could be read, and 2, with a one-line error, if none could or the arguments are invalid.
@@ -56,7 +57,7 @@ class Config:
     topk: int = 5
     """Number of classes to report per file or window."""
     views: str = "1x1"
-    """Clips in time x crops in space of each file."""
+    """Clips in time x crops in space of each file, or "published": those of the model's published test."""
     window: int | None = None
     """Sampled frames per window, for predictions along each video (default: one prediction per file)."""
     stride: int | None = None
@@ -81,7 +82,8 @@ class Config:
                 raise UserError(f"{name} is {value}: it must be 1 or more")
         if self.stride is not None and self.window is None:
             raise UserError("stride applies to windows: give --window too (the stride of the frames is --data.stride)")
-        if self.window is not None and runs.read_views(self.views) != (1, 1):
+        runs.check_views(self.views)
+        if self.window is not None and self.views != "1x1":
             raise UserError("windows have one view: give either --window or --views")
         for name in ("json", "csv"):
             if (path := getattr(self, name)) is not None and os.path.lexists(path):
@@ -90,7 +92,7 @@ class Config:
 
 
 def make_classify(model: nn.Module, variables: dict, clips: ClipConfig) -> Callable[[np.ndarray], jax.Array]:
-    """A function of pixels (b v t h w c) to probabilities (b classes) averaged over views, compiled once per shape.
+    """A function of pixels (b v t h w c) to probabilities (b classes), averaged over views as the model's card says.
 
     Raises:
       UserError: the model does not accept clips of this size.
@@ -99,10 +101,11 @@ def make_classify(model: nn.Module, variables: dict, clips: ClipConfig) -> Calla
     @jax.jit
     def classify(variables: dict, video: jax.Array) -> jax.Array:
         def one_view(view: jax.Array) -> jax.Array:
-            logits = model.apply(variables, model.card.preprocess(view))
-            return jax.nn.softmax(logits.astype(jnp.float32))
+            logits = model.apply(variables, model.card.preprocess(view)).astype(jnp.float32)
+            return jax.nn.softmax(logits) if model.card.average == "softmax" else logits
 
-        return jax.lax.map(one_view, jnp.swapaxes(video, 0, 1)).mean(axis=0)
+        views = jax.lax.map(one_view, jnp.swapaxes(video, 0, 1)).mean(axis=0)
+        return views if model.card.average == "softmax" else jax.nn.softmax(views)
 
     clip = jax.ShapeDtypeStruct((1, 1, clips.frames, clips.size, clips.size, 3), jnp.uint8)
     jax.eval_shape(classify, variables, clip)  # fails before any video is read
@@ -122,12 +125,12 @@ def main(config: Config) -> dict[str, Any]:
         raise UserError(f"{config.run} is a {type(model).__name__} without classes: fine-tune it first")
     names = name_classes(model)
     clips = runs.cut_clips(config.run, model, config.data, config.window)
-    classify = make_classify(model, variables, clips)
+    classify, views = make_classify(model, variables, clips), runs.read_views(runs.choose_views(config.views, model))
 
     def read(index: int) -> Iterator:
         if config.window is not None:
             return videos.windows(index, clips, config.stride or config.window)
-        return videos.clip(index, clips, runs.read_views(config.views))
+        return videos.clip(index, clips, views)
 
     def failed(index: int, error: ValueError) -> None:
         files[index]["error"] = str(error)

@@ -7,7 +7,8 @@
 `--run` is the work directory of a contrastive run, or a CLIP or ActionCLIP checkpoint (file, directory, hub id).
 Without a query, all captions are compared with all videos. Text to video: the rank of each caption's video; video to
 text: the best rank among each video's captions. Ties count as half, so that a model whose similarities are all equal
-scores as chance.
+scores as chance. `--dual_softmax` adds the metrics of the similarities times their softmax over all queries, which
+InternVideo and others report: it raises recall by using the other queries of the test set.
 
 Prints a table and writes to OUT: retrieval.json, retrieval.txt, ranks.csv (one line per caption), similarity.png, and
 bad_files.jsonl if videos could not be read.
@@ -28,6 +29,7 @@ from vidjax.data.embeddings import read_meta
 from vidjax.errors import UserError
 from vidjax.evaluation.retrieval import Ranking, retrieval
 from vidjax.fields import check_values
+from vidjax.objectives.contrastive import clamp_scale
 from vidjax.runs.announce import print_notes
 from vidjax.runs.results import open_results, write_csv
 from vidjax.runs.search import name_nearest
@@ -55,6 +57,8 @@ class Config:
     """The videos, with captions."""
     views: str = "1x1"
     """Clips in time x crops in space of each video; their embeddings are averaged."""
+    dual_softmax: bool = False
+    """Also rank by the similarity times its softmax over all queries, at the scale that the model has learnt."""
     query: str | None = None
     """Search for this sentence instead of evaluating."""
     index: Annotated[str | None, tyro.conf.arg(name="in")] = None
@@ -78,6 +82,8 @@ class Config:
             raise UserError('a search needs both a query and embeddings: give --query "a sentence" --in FILE.npz')
         if self.query is not None and not self.query.strip():
             raise UserError("query is empty: give a sentence")
+        if self.query is not None and self.dual_softmax:
+            raise UserError("dual_softmax compares the queries of a whole test set: omit --dual_softmax or --query")
 
 
 def search(config: Config, variables: dict, embed_texts: Any) -> list[dict[str, Any]]:
@@ -98,7 +104,7 @@ def search(config: Config, variables: dict, embed_texts: Any) -> list[dict[str, 
 def describe(name: str, ranking: Ranking) -> str:
     """A line of the table."""
     return (
-        f"{name:16} {ranking.r1:7.1%} {ranking.r5:7.1%} {ranking.r10:7.1%} {ranking.median_rank:8,.1f} "
+        f"{name:19} {ranking.r1:7.1%} {ranking.r5:7.1%} {ranking.r10:7.1%} {ranking.median_rank:8,.1f} "
         f"{ranking.mean_rank:8,.1f} {len(ranking.ranks):9,}"
     )
 
@@ -141,9 +147,13 @@ def main(config: Config) -> dict[str, Any] | list[dict[str, Any]]:
     texts = embed_texts(variables, flat)
     result = retrieval(video, texts, owner)
     rankings = {"text_to_video": result.text_to_video, "video_to_text": result.video_to_text}
+    if config.dual_softmax:
+        scale = float(clamp_scale(variables["params"]["logit_scale"]))
+        dual = retrieval(video, texts, owner, dual_softmax=scale)
+        rankings |= {"dual_text_to_video": dual.text_to_video, "dual_video_to_text": dual.video_to_text}
     coverage = f"{int(valid.sum()):,} of {len(source):,} videos decoded, {len(flat):,} captions"
     text = f"{config.run} on {source.name}\n{views}\n{coverage}\n\n"
-    text += f"{'':16} {'R@1':>7} {'R@5':>7} {'R@10':>7} {'median':>8} {'mean':>8} {'queries':>9}\n"
+    text += f"{'':19} {'R@1':>7} {'R@5':>7} {'R@10':>7} {'median':>8} {'mean':>8} {'queries':>9}\n"
     text += "\n".join(describe(name.replace("_", " "), ranking) for name, ranking in rankings.items())
     numbers = {
         name: {key: value for key, value in dataclasses.asdict(ranking).items() if key != "ranks"}

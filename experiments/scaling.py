@@ -22,9 +22,9 @@ import jax
 
 from benchmark import flags, table
 from benchmark.collectives import Collective, read_collectives
+from benchmark.input_scaling import InputScaling, measure_input_scaling
 from benchmark.ours import draw_inputs, make_loss, make_model, make_program
 from benchmark.settings import Job
-from benchmark.shares import Shares, measure_shares
 from vidjax import cli
 from vidjax.data.config import core_count
 from vidjax.errors import UserError
@@ -307,9 +307,9 @@ def main(config: Config) -> dict[str, list[dict[str, Any]]]:
     return {"collectives": rows, "projections": projections}
 
 
-def measure_input(config: Shares) -> list[dict[str, Any]]:
+def measure_input(config: InputScaling) -> list[dict[str, Any]]:
     """Measures the weak scaling of the input pipeline and prints a table."""
-    rows = measure_shares(config)
+    rows = measure_input_scaling(config)
     print(f"{config.source}: clips of {config.frames} frames, {config.size} pixels, one core per process")
     print(f"{'clips per process':28}{'alone':>8}{f'{config.processes} at once':>12}{'efficiency':>12}{'range':>16}")
     for row in rows:
@@ -325,6 +325,6 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["input"]:
         sys.argv.pop(1)
         cli.first_word_is("--source")
-        flags.run(measure_input, Shares)
+        flags.run(measure_input, InputScaling)
     else:
         flags.run(main, Config)

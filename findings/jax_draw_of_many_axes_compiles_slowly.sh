@@ -4,7 +4,7 @@
 # JAX 0.10.2 on a CPU (Python 3.11), NumPy 2.4.0. jax.random.normal(key, shape) computes its Threefry counters from the
 # indices along every axis, and XLA vectorises that arithmetic together with the rounds of the hash. As the counter is the
 # position in the flattened array, a draw of one axis, reshaped, is the same to the bit. The kernels of 3-D convolutions
-# have five axes, and every parameter of another shape is compiled anew: initialising R3D-18 compiles for 20 s.
+# have five axes, and every parameter of another shape is compiled separately: initialising R3D-18 compiles for 20 s.
 #
 # Seen: 5 axes 1.7 s, 1 axis 0.3 s of CPU time to compile; the same numbers: True
 set -euo pipefail

@@ -10,7 +10,7 @@ from benchmark.peers import NoPeerError, import_torchvision
 
 
 def torchvision():
-    """torchvision without its compiled operators: `pip install --no-deps torchvision` beside a CPU PyTorch."""
+    """torchvision without its compiled operators: `pip install --no-deps torchvision` with a CPU PyTorch."""
     pytest.importorskip("torch")
     try:
         return import_torchvision()

@@ -11,9 +11,12 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 import vidjax
 from vidjax.models import example_inputs
 from vidjax.models.actionclip import VideoTower
+from vidjax.models.albef import Albef
 from vidjax.models.clip import ImageTower
-from vidjax.models.text import TextTower
-from vidjax.models.video_text import VideoText
+from vidjax.models.text import FusionBert, TextTower
+from vidjax.models.uniformerv2 import UniFormerV2
+from vidjax.models.video_text import Projected, VideoText
+from vidjax.models.vit import ViT
 
 
 def perturbed(model) -> dict:
@@ -21,6 +24,9 @@ def perturbed(model) -> dict:
     shapes = jax.eval_shape(model.init, jax.random.key(0), *example_inputs(model))
     values = {}
     for path, leaf in flatten_dict(shapes, sep="/").items():
+        if np.issubdtype(leaf.dtype, np.integer):
+            values[path] = np.full(leaf.shape, 3, leaf.dtype)
+            continue
         noise = 0.1 * np.tanh(recipe.floats(path, leaf.shape))
         around = 1.0 if path.endswith(("scale", "var")) else 0.0
         gain = 10 * prod(leaf.shape[:-1]) ** -0.5 if path.endswith("kernel") else 1.0
@@ -73,17 +79,44 @@ MODELS = {
     "videomae's pre-training": vidjax.create_model(
         "videomae_tiny_pretrain", **SMALL, decoder_width=12, decoder_depth=1, decoder_heads=3
     ),
+    "vjepa": tiny("vjepa2_tiny", **SMALL, pooler_depth=1),
+    "vjepa of features": vidjax.create_model("vjepa2_tiny", **SMALL),
+    "vjepa's pre-training": vidjax.create_model(
+        "vjepa2_tiny_pretrain", **SMALL, predictor_width=12, predictor_depth=1, predictor_heads=2, mask_tokens=3
+    ),
     "clip": VideoText(IMAGE, TEXT),
     "clip's image tower": IMAGE,
     "clip's text tower": TEXT,
     "viclip": VideoText(IMAGE.clone(joint=True, num_frames=4), TEXT),
     "viclip's image tower": IMAGE.clone(joint=True, num_frames=4),
+    "internvideo's pair": VideoText(
+        Projected(UniFormerV2(64, 1, 1, (0,), patch_size=(1, 8, 8), num_frames=4, image_size=16), 16), TEXT
+    ),
+    "albef": Albef(
+        ViT(24, 1, 3, patch_size=(1, 8, 8), image_size=16), FusionBert(60, 7, 24, 2, 3, fusion_depth=1), 16, 5
+    ),
     "actionclip": actionclip("transf"),
     "actionclip joint": actionclip("mean", joint=True),
     "actionclip with shift": actionclip("lstm", shift=True),
     "actionclip with a class token": actionclip("transf_cls"),
 }  # fmt: skip
 
+MODELS |= {
+    "hiera": tiny("hiera_tiny"),
+    "hiera of images": tiny("hiera_tiny_image"),
+    "hiera's pre-training": vidjax.create_model("hiera_tiny_mae"),
+    "hiera's pre-training of images": vidjax.create_model("hiera_tiny_mae", images=True, num_frames=1),
+    "videoprism": tiny("videoprism_tiny"),
+    "videoprism of features": vidjax.create_model("videoprism_tiny"),
+    "videoprism with text": vidjax.create_model("videoprism_tiny_lvt"),
+    "videoprism with text of transformers": vidjax.create_model(
+        "videoprism_tiny_lvt", text={"frequencies": "transformers"}
+    ),
+    "siglip": vidjax.create_model("siglip2_tiny"),
+    "siglip of any shape": vidjax.create_model("siglip2_tiny", flexible=True),
+    "siglip with text": vidjax.create_model("siglip2_tiny_pair"),
+    "siglip of any shape with text": vidjax.create_model("siglip2_tiny_pair", flexible=True),
+}
 
 # The tiny rows of other families.
 LISTED = {type(model) for model in MODELS.values()}

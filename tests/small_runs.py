@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -35,6 +36,13 @@ def interrupt_after(batches: int, train: Callable[..., Any], *args: Any) -> None
         patch.setattr(pipeline, "train_batches", train_batches)
         with pytest.raises(KeyboardInterrupt):
             train(*args)
+
+
+def truncate_largest(directory: Path) -> None:
+    """Damages a checkpoint: cuts its largest file in half."""
+    largest = max((path for path in directory.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    with largest.open("r+b") as file:
+        file.truncate(largest.stat().st_size // 2)
 
 
 def draw_variables(model: Any) -> dict:

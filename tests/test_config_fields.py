@@ -24,8 +24,24 @@ WRONG = [
     (OptimizerConfig, {"learning_rate": float("nan")}, "optim.learning_rate is nan: it must be a finite number"),
     (OptimizerConfig, {"milestones": (1.0, float("inf"))}, "optim.milestones is inf: it must be a finite number"),
     (OptimizerConfig, {"beta1": 1.5}, "optim.beta1 is 1.5: it must be at least 0 and below 1"),
+    (
+        OptimizerConfig,
+        {"milestones": (1.0,), "cosine_from_start": True},
+        "optim.cosine_from_start has no effect with optim.milestones: omit one of them",
+    ),
+    (
+        OptimizerConfig,
+        {"milestones": (1.0,), "linear": True},
+        "optim.linear has no effect with optim.cosine_from_start or milestones: omit one of them",
+    ),
     (LoopConfig, {"keep_every": 0}, "loop.keep_every is 0: it must be 1 or more, or omitted"),
     (ClipConfig, {"sampling": "tsn"}, "data.sampling is 'tsn': choose one of dense, segments, uniform"),
+    (ClipConfig, {"consecutive": 4}, "data.consecutive is for --data.sampling segments, not dense: omit it"),
+    (
+        ClipConfig,
+        {"consecutive": 5, "sampling": "segments"},
+        "data.frames is 16: it must be a multiple of data.consecutive, 5",
+    ),
     (AugmentConfig, {"crop": None}, "augment.crop is None: choose one of multi_scale, random_resized, center"),
 ]
 
@@ -59,7 +75,11 @@ LOOP = {f"loop.{field.name}" for field in dataclasses.fields(LoopConfig)}
 NEVER = LOOP | {"data.workers", "data.max_bad_share", "remat", "scan", "fsdp", "sequence", "dry_run", "distributed"}
 SCRIPTS_THAT_TRAIN = {
     "mae_pretrain": (NEVER, {"init_from"}),
+    "jepa_pretrain": (NEVER, {"init_from"}),
     "finetune": (NEVER, {"init_from", "keep_head"}),
+    "albef_pretrain": (NEVER, {"init_from", "init_video_from", "init_text_from"}),
+    "video_language_pretrain": (NEVER | {"chunk"}, {"init_from", "init_video_from", "init_text_from"}),
+    "cross_model": (NEVER, {"init_from", "init_masked_from", "init_contrastive_from"}),
     "contrastive_pretrain": (NEVER | {"chunk"}, {"init_from", "init_video_from", "init_text_from"}),
 }
 

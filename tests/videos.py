@@ -103,6 +103,15 @@ def write_sound(path: Path) -> Path:
     return path
 
 
+def streamed(path: Path, indices: Sequence[int], short_side: int | None = None) -> np.ndarray:
+    """The frames at increasing indices, read one by one."""
+    from vidjax.data.decode import open_clip  # after the import hook of conftest.py
+
+    with open_clip(path) as clip:
+        frames = list(clip.iterate(indices, short_side))
+    return np.stack(frames) if frames else np.zeros((0, 1, 1, 3), np.uint8)
+
+
 def sequential(path: Path) -> np.ndarray:
     """Every frame of a file, upright, decoded from start to end."""
     with av.open(str(path)) as container:

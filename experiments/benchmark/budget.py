@@ -1,4 +1,4 @@
-"""The largest batch whose training step fits into a given amount of memory, found by compiling only."""
+"""The largest batch whose training step fits into a given amount of memory, by compiling only."""
 
 import dataclasses
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from vidjax.training.memory import program_memory
 from vidjax.training.sharding import make_mesh
 
 COMPILATIONS = 10
-"""Maximum number of compilations; the batch found is then within a few clips of the largest."""
+"""Maximum number of compilations; the result is then within a few clips of the largest."""
 
 
 def find_largest(needs: Callable[[int], int], budget: float) -> tuple[int, int, int]:

@@ -28,8 +28,8 @@ def bars(mode: str, rows: Sequence[Row]) -> tuple[dict[str, dict[str, Bar]], str
         if "failed" in row or not row.get("best", True):
             continue
         if mode in ("train", "infer"):
-            panel, way = f"{row['model']}, {row['dtype']}", f"{row['side']}, batch {row['batch_size']}"
-            least, most = (row["batch_size"] / row[name] for name in ("most_seconds", "least_seconds"))
+            panel, name = f"{row['model']}, {row['dtype']}", f"{row['side']}, batch {row['batch_size']}"
+            least, most = (row["batch_size"] / row[key] for key in ("most_seconds", "least_seconds"))
             note = f"{digits(row['clips_per_second'])} clips/s"
             note += f", {row['mfu']:.0%} MFU" if row["mfu"] else ""
             note += (
@@ -39,21 +39,21 @@ def bars(mode: str, rows: Sequence[Row]) -> tuple[dict[str, dict[str, Bar]], str
             label = "clips per second (line: slowest to fastest step)"
         elif mode == "memory":
             panel = f"{row['model']}, {row['dtype']}, batch {row['batch_size']}"
-            way, value = row["side"], row["memory_bytes"] / 1e9
+            name, value = row["side"], row["memory_bytes"] / 1e9
             note = f"{digits(value)} GB, {digits(1e3 * row['step_seconds'])} ms per step"
-            bar, label = Bar(value, value, value, note, way.startswith("vidjax")), "peak memory per device in GB"
+            bar, label = Bar(value, value, value, note, name.startswith("vidjax")), "peak memory per device in GB"
         elif mode == "budget":
-            panel, way, value = f"{row['model']}, {row['dtype']}", row["side"], row["batch_size"]
+            panel, name, value = f"{row['model']}, {row['dtype']}", row["side"], row["batch_size"]
             note = f"{value} clips"
             bar, label = Bar(value, value, value, note, True), "largest batch in clips, over all devices"
         elif mode == "loss":
-            panel, way, value = row["objective"], row["form"], row["temporary_bytes"] / 1e6
+            panel, name, value = row["objective"], row["form"], row["temporary_bytes"] / 1e6
             note = f"{digits(value)} MB, {digits(1e3 * row['step_seconds'])} ms"
-            bar = Bar(value, value, value, note, way != "whole")
+            bar = Bar(value, value, value, note, name != "whole")
             label = "memory per device in MB, without embeddings and gradients"
         else:
-            panel, way, value = "reading clips", row["way"], row["clips_per_second"]
-            bar = Bar(value, row["least"], row["most"], f"{digits(value)} clips/s", "plain" not in way)
+            panel, name, value = "reading clips", row["method"], row["clips_per_second"]
+            bar = Bar(value, row["least"], row["most"], f"{digits(value)} clips/s", "plain" not in name)
             label = "clips per second (line: slowest to fastest round)"
-        panels.setdefault(panel, {})[way] = bar
+        panels.setdefault(panel, {})[name] = bar
     return panels, label if panels else ""

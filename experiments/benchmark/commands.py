@@ -11,6 +11,7 @@ from benchmark.input import Input, measure_input
 from benchmark.loss import Loss, measure_loss
 from benchmark.measure import measure, measure_models, prepare
 from benchmark.settings import Infer, Memory, Models, Train, jobs
+from benchmark.startup import Startup, measure_startup
 from vidjax.data.config import core_count
 
 Rows = list[dict[str, Any]]
@@ -21,7 +22,7 @@ def report(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def main(config: Models | Loss | Input | Clips) -> Rows:
+def main(config: Models | Loss | Input | Clips | Startup) -> Rows:
     """Runs the command that the config belongs to."""
     return next(run for run, kind in COMMANDS.values() if kind is type(config))(config)
 
@@ -107,7 +108,7 @@ def read(config: Input) -> Rows:
     rows, data = measure_input(config), config.data
     title = f"{config.source}: {config.clips} clips of {data.frames} frames, {data.size} pixels, {data.sampling}"
     print(title)
-    lines = table.Table({"way": ("", max(len(row["way"]) for row in rows))}, table.number_columns(rows))
+    lines = table.Table({"method": ("", max(len(row["method"]) for row in rows))}, table.number_columns(rows))
     print(lines.header(), *map(lines.line, rows), sep="\n")
     if config.json:
         table.write_json(config.json, "input", config, {"cores": core_count()}, rows)
@@ -134,6 +135,18 @@ def clips(config: Clips) -> Rows:
     return rows
 
 
+def startup(config: Startup) -> Rows:
+    """Measures the time to the first answer and the first step; prints a table and returns its rows."""
+    rows = measure_startup(config, report)
+    print("seconds from the shell, and seconds of these for compiling (median, least to most of the rounds)")
+    names = {"command": ("command", max(len(row["command"]) for row in rows)), "start": ("start", 6)}
+    lines = table.Table(names, table.STARTUP_COLUMNS[: None if config.against else 2])
+    print(lines.header(), *map(lines.line, rows), sep="\n")
+    if config.json:
+        table.write_json(config.json, "startup", config, {"cores": core_count()}, rows)
+    return rows
+
+
 def draw(config: Any, mode: str, title: str, rows: Rows) -> None:
     """Writes the chart."""
     from benchmark import chart  # imports matplotlib, which nothing else needs
@@ -148,4 +161,5 @@ COMMANDS = {
     "memory": (models, Memory),
     "loss": (loss, Loss),
     "clips": (clips, Clips),
+    "startup": (startup, Startup),
 }

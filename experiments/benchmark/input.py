@@ -9,7 +9,7 @@ For every number of cores, a process restricted to them measures the following m
 - the pipeline without augmentation (centre crop) and with it;
 - the pipeline on TFRecords of the same videos, without and with augmentation.
 
-Results are medians over the rounds. Ratios are computed per round, so that other load affects both sides alike.
+Results are medians over the rounds. Ratios are computed per round, so that other load affects both sides equally.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ from vidjax.fields import check_values
 
 ROWS = 8
 """Clips per batch."""
-WAYS = ("plain PyAV", "decode alone", "pipeline", "pipeline, augmented", "TFRecord", "TFRecord, augmented")
+METHODS = ("plain PyAV", "decode alone", "pipeline", "pipeline, augmented", "TFRecord", "TFRecord, augmented")
 """The methods that are always measured."""
 
 
@@ -149,7 +149,7 @@ def measure_input(config: Input) -> list[dict[str, Any]]:
     """Measures every method on every number of cores.
 
     Returns:
-      A row for each: `way` (method and cores), `cores`, `clips_per_second` (median), `per_core`, `least`, `most`,
+      A row for each: `method` (with its cores), `cores`, `clips_per_second` (median), `per_core`, `least`, `most`,
       `cpu_ms` (CPU time per clip), `of_decode` (clips per second relative to decode alone on the same cores),
       `cpu_of_decode` (the same by CPU time, which other load affects less) and `scaling` (clips per second relative to
       the same method on the fewest cores).
@@ -162,39 +162,39 @@ def measure_input(config: Input) -> list[dict[str, Any]]:
     measured: dict[tuple[str, int], list[tuple[float, float]]] = {}
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         plan = prepare(config, Path(folder))
-        ways = (*WAYS, *find_peers(plan))
+        methods = (*METHODS, *find_peers(plan))
         ends = {count: stack.enter_context(_process(spawn, plan, count)) for count in counts}
         for _ in range(config.rounds):
-            for way in ways:
+            for method in methods:
                 for count in counts:
                     try:
-                        ends[count].send(way)
+                        ends[count].send(method)
                         result = ends[count].recv()
                     except (EOFError, ConnectionError) as error:
                         raise UserError("a measuring process was killed: give fewer --clips or --cores") from error
                     if isinstance(result, Exception):
                         raise result
-                    measured.setdefault((way, count), []).append(result)
+                    measured.setdefault((method, count), []).append(result)
 
     def ratios(over: tuple[str, int], under: tuple[str, int], which: int = 0) -> float:
         pairs = zip(measured[over], measured[under], strict=True)
         return statistics.median(below[which] / above[which] for above, below in pairs)
 
     rows = []
-    for way in ways:
+    for method in methods:
         for count in counts:
-            speeds = [len(plan.jobs) / seconds for seconds, _ in measured[way, count]]
+            speeds = [len(plan.jobs) / seconds for seconds, _ in measured[method, count]]
             row = {
-                "way": f"{way}, {count} core{'s' * (count > 1)}",
+                "method": f"{method}, {count} core{'s' * (count > 1)}",
                 "cores": count,
                 "clips_per_second": statistics.median(speeds),
                 "per_core": statistics.median(speeds) / count,
                 "least": min(speeds),
                 "most": max(speeds),
-                "cpu_ms": 1e3 * statistics.median(cpu for _, cpu in measured[way, count]) / len(plan.jobs),
-                "of_decode": ratios((way, count), ("decode alone", count)),
-                "cpu_of_decode": ratios((way, count), ("decode alone", count), 1),
-                "scaling": ratios((way, count), (way, counts[0])),
+                "cpu_ms": 1e3 * statistics.median(cpu for _, cpu in measured[method, count]) / len(plan.jobs),
+                "of_decode": ratios((method, count), ("decode alone", count)),
+                "cpu_of_decode": ratios((method, count), ("decode alone", count), 1),
+                "scaling": ratios((method, count), (method, counts[0])),
             }
             rows.append(row)
     return rows
@@ -289,21 +289,21 @@ def _serve(ends: Connection, plan: Plan, cores: int) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     while True:
         try:
-            way = ends.recv()
+            method = ends.recv()
         except EOFError:
             return
         try:
-            ends.send(_time(way, plan, cores))
+            ends.send(_time(method, plan, cores))
         except Exception as error:  # raised in the parent process
             ends.send(error)
 
 
-def _time(way: str, plan: Plan, cores: int) -> tuple[float, float]:
+def _time(method: str, plan: Plan, cores: int) -> tuple[float, float]:
     data = plan.config.data
-    if way in ("plain PyAV", "decode alone", *PEERS):
+    if method in ("plain PyAV", "decode alone", *PEERS):
         from vidjax.data.decode import decode
 
-        one: Callable = ({"plain PyAV": plain_decode} | PEERS).get(way, decode)
+        one: Callable = ({"plain PyAV": plain_decode} | PEERS).get(method, decode)
         with ThreadPoolExecutor(cores) as pool:
             start, cpu = time.perf_counter(), time.process_time()
             for clip in pool.map(lambda job: one(*job, data.decode_short_side), plan.jobs):
@@ -313,8 +313,8 @@ def _time(way: str, plan: Plan, cores: int) -> tuple[float, float]:
     from vidjax.data.pipeline import train_batches
     from vidjax.data.sources import open_source
 
-    augment = data.augment if "augmented" in way else AugmentConfig(crop="center")
-    source = open_source(plan.stored if "TFRecord" in way else plan.listed, "train")
+    augment = data.augment if "augmented" in method else AugmentConfig(crop="center")
+    source = open_source(plan.stored if "TFRecord" in method else plan.listed, "train")
     settings = dataclasses.replace(data, augment=augment, workers=cores, repeats=1)
     batches = train_batches(source, settings, batch_size=ROWS, seed=0)
     next(batches)  # traces the pipeline and starts prefetching

@@ -58,7 +58,7 @@ def describe_or_refuse(*args: Any) -> dict[str, Any]:
 def prepare(settings: Models) -> tuple[dict[str, Any], list[str]]:
     """Checks the settings and sets the same environment for both sides.
 
-    malloc uses huge pages unless GLIBC_TUNABLES is set: XLA on CPUs allocates its scratch memory anew at every step,
+    malloc uses huge pages unless GLIBC_TUNABLES is set: XLA on CPUs allocates new scratch memory at every step,
     and the page faults would otherwise cost a quarter of a second per gigabyte. On GPUs JAX must
     not preallocate memory.
 

@@ -1,7 +1,8 @@
 """The same architectures in PyTorch, of equal size, from widely used libraries.
 
-VideoMAE, ViViT and TimeSformer come from transformers, with SDPA attention if implemented there; video ResNets and S3D
-come from torchvision; UniFormer, which no package provides, is the module of `torch_uniformer`.
+VideoMAE, ViViT and TimeSformer come from transformers, with SDPA attention if implemented there; video ResNets, S3D,
+MViT and Video Swin come from torchvision; UniFormer, UniFormerV2, SlowFast, X3D, CSN and TSM, which no maintained
+package provides, are the modules of `torch_uniformer`, `torch_uniformerv2` and `torch_convolutions`.
 """
 
 import importlib.util
@@ -15,12 +16,19 @@ import flax.linen as nn
 
 from benchmark.ours import CLASSES, is_masked_autoencoder
 from vidjax.errors import UserError
+from vidjax.models.csn import ChannelSeparatedNetwork
 from vidjax.models.inception3d import Inception3D
+from vidjax.models.mvit import MViT
 from vidjax.models.resnet3d import ResNet3D
+from vidjax.models.slowfast import SlowFast
 from vidjax.models.timesformer import TimeSformer
+from vidjax.models.tsn import SegmentNetwork
 from vidjax.models.uniformer import UniFormer
+from vidjax.models.uniformerv2 import UniFormerV2
+from vidjax.models.video_swin import VideoSwin
 from vidjax.models.videomae import Pretraining, VideoMAE
 from vidjax.models.vivit import ViViT
+from vidjax.models.x3d import X3D
 
 if TYPE_CHECKING:
     import torch
@@ -46,8 +54,15 @@ def make_peer(name: str, model: nn.Module) -> tuple["torch.nn.Module", str]:
         ViViT: (_vivit, "b t c h w"),
         TimeSformer: (_timesformer, "b t c h w"),
         UniFormer: (_uniformer, "b c t h w"),
+        UniFormerV2: (_uniformerv2, "b c t h w"),
         ResNet3D: (_resnet3d, "b c t h w"),
         Inception3D: (_s3d, "b c t h w"),
+        SlowFast: (_slowfast, "b c t h w"),
+        X3D: (_x3d, "b c t h w"),
+        ChannelSeparatedNetwork: (_csn, "b c t h w"),
+        SegmentNetwork: (_segment_network, "b t c h w"),
+        MViT: (_mvit, "b c t h w"),
+        VideoSwin: (_video_swin, "b c t h w"),
     }
     if type(model) not in makers:
         raise NoPeerError(f"no PyTorch peer of {name} is known")
@@ -162,6 +177,18 @@ def _uniformer(name: str, model: UniFormer) -> "torch.nn.Module":
     return torch_uniformer.UniFormer(**{field: getattr(model, field) for field in fields}, num_classes=CLASSES)
 
 
+def _uniformerv2(name: str, model: UniFormerV2) -> "torch.nn.Module":
+    if model.frozen or model.fusion != "sequential":
+        raise NoPeerError(f"there is no PyTorch peer of {name} with fusion {model.fusion} and frozen {model.frozen}")
+    from benchmark import torch_uniformerv2
+
+    fields = (
+        "width", "depth", "heads", "global_layers", "mlp_ratio", "local", "patch_size", "image_size", "dropout",
+        "drop_path", "global_drop_path",
+    )  # fmt: skip
+    return torch_uniformerv2.UniFormerV2(**{field: getattr(model, field) for field in fields}, num_classes=CLASSES)
+
+
 def _resnet3d(name: str, model: ResNet3D) -> "torch.nn.Module":
     plain = model.widths == (64, 128, 256, 512) and not (model.fold_frames or model.factorized_shortcut)
     stems = {"3d": "BasicStem", "2plus1d": "R2Plus1dStem"}
@@ -191,6 +218,72 @@ def _s3d(name: str, model: Inception3D) -> "torch.nn.Module":
     if name != "s3d":
         raise NoPeerError(f"torchvision has no {name}")
     return import_torchvision().models.video.s3d(num_classes=CLASSES)
+
+
+def _slowfast(name: str, model: SlowFast) -> "torch.nn.Module":
+    plain = model.lateral == "time_strided_convolution" and model.dialect != "mmaction2"
+    if not plain or any(model.nonlocal_after):
+        raise NoPeerError(f"no PyTorch peer of {name} is known")
+    from benchmark import torch_convolutions
+
+    fields = ("alpha", "slow_kernels", "fast_kernels", "depths", "width", "channel_ratio", "lateral_kernel", "dropout")
+    return torch_convolutions.SlowFast(**{field: getattr(model, field) for field in fields}, classes=CLASSES)
+
+
+def _x3d(name: str, model: X3D) -> "torch.nn.Module":
+    from benchmark import torch_convolutions
+
+    fields = ("widths", "depths", "stem_width", "expansion", "head_width", "dropout")
+    return torch_convolutions.X3D(**{field: getattr(model, field) for field in fields}, classes=CLASSES)
+
+
+def _csn(name: str, model: ChannelSeparatedNetwork) -> "torch.nn.Module":
+    from benchmark import torch_convolutions
+
+    return torch_convolutions.CSN(model.kind == "ip", model.depths, model.width, model.dropout, CLASSES)
+
+
+def _segment_network(name: str, model: SegmentNetwork) -> "torch.nn.Module":
+    if model.shift == "past" or model.temporal_pool or model.stack > 1 or model.width != 64:
+        raise NoPeerError(f"no PyTorch peer of {name} is known")
+    from benchmark import torch_convolutions
+
+    shifts, resnet = model.shift == "both", import_torchvision().models.resnet
+    return torch_convolutions.SegmentNetwork(
+        resnet, model.depths, model.num_frames, shifts, model.shift_every, model.dropout, CLASSES
+    )
+
+
+def _mvit(name: str, model: MViT) -> "torch.nn.Module":
+    if model.kernel is None:
+        raise NoPeerError(f"torchvision has no {name}: its pooling kernels are of one size")
+    library, blocks = import_torchvision().models.video.mvit, []
+    for scale, depth in enumerate(model.depths):
+        width, key_stride = model.width * 2**scale, max(model.key_stride // 2**scale, 1)
+        for i in range(depth):
+            first, last = scale > 0 and i == 0, i == depth - 1 and scale < len(model.depths) - 1
+            before = width // 2 if first and model.expand_in_attention else width
+            after = 2 * width if last and not model.expand_in_attention else width
+            stride, pooled = 2 if first else 1, model.relative or first
+            blocks.append(
+                library.MSBlockConfig(
+                    model.heads * 2**scale, before, after, [3] * 3 if pooled else [], [3] * 3,
+                    [1, stride, stride] if pooled else [], [1, key_stride, key_stride],
+                )
+            )  # fmt: skip
+    return library.MViT(
+        (model.image_size,) * 2, model.num_frames, blocks, residual_pool=model.relative, residual_with_cls_embed=False,
+        rel_pos_embed=model.relative, proj_after_attn=model.expand_in_attention, dropout=model.dropout,
+        stochastic_depth_prob=model.drop_path, num_classes=CLASSES,
+    )  # fmt: skip
+
+
+def _video_swin(name: str, model: VideoSwin) -> "torch.nn.Module":
+    library = import_torchvision().models.video.swin_transformer
+    return library.SwinTransformer3d(
+        list(model.patch_size), model.width, list(model.depths), list(model.heads), list(model.window),
+        stochastic_depth_prob=model.drop_path, num_classes=CLASSES,
+    )  # fmt: skip
 
 
 def check_parameters(peer: "torch.nn.Module", ours: int, positions: int) -> tuple[int, str]:

@@ -62,6 +62,24 @@ LOSS_COLUMNS = (
 )
 
 
+def _median(name: str) -> Callable[[Row], str]:
+    return lambda row: "{:.1f} ({:.1f} to {:.1f})".format(row[name], *row[f"{name}_range"])
+
+
+def _ratio(name: str) -> Callable[[Row], str]:
+    return lambda row: f"{row[name] / row[f'other_{name}']:.2f}"
+
+
+STARTUP_COLUMNS = (
+    Column("seconds", _median("seconds"), 20),
+    Column("compile s", _median("compile_seconds"), 20),
+    Column("other's first", _median("other_seconds"), 20),
+    Column("compile s", _median("other_compile_seconds"), 20),
+    Column("ratio", _ratio("seconds"), 7),
+    Column("compile", _ratio("compile_seconds"), 8),
+)
+
+
 class Table:
     """A text table with fixed column widths, so that rows can be printed as soon as they are measured.
 

@@ -17,6 +17,7 @@ def test_the_most_frames_are_interpolated():
 
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
 @pytest.mark.filterwarnings("ignore:JAX has already started")
+@pytest.mark.long
 def test_longer_clips_need_more_memory_and_the_longest_that_fits_is_returned(monkeypatch):
     small = (("depth", 1), ("width", 32), ("heads", 2))
     make = clips.make_program

@@ -50,6 +50,19 @@ def test_a_round_trip_preserves_model_and_variables(model, variables, saved, tmp
     assert "(vidjax's own) in VideoMAE: loaded" in capsys.readouterr().out
 
 
+def test_a_checkpoint_of_an_earlier_version_keeps_its_test_clips(saved):
+    """Its card says nothing of the published test, whose rules the model's card may have today."""
+    description = json.loads((saved / "vidjax.json").read_text())
+    card = description["fields"]["card"]
+    assert card.pop("protocol") == "videomae"
+    for field in ("rate", "test_size", "test_frames", "sampling", "views", "average"):
+        del card[field]
+    (saved / "vidjax.json").write_text(json.dumps(description))
+    card = vidjax.load_pretrained(saved)[0].card
+    assert (card.mean, card.class_names, card.protocol, card.views) == ((0.1, 0.2, 0.3), ("jump", "wave"), "vidjax", "")
+    assert (card.sampling, card.average, card.rate, card.test_size) == ("dense", "softmax", None, None)
+
+
 def test_other_classes_get_a_new_head_and_no_class_names(variables, saved):
     model, loaded = vidjax.load_pretrained(saved, num_classes=7)
     assert loaded["params"]["head"]["kernel"].shape == (24, 7) and model.card.class_names == ()

@@ -43,6 +43,7 @@ CLASSIFIERS = {
     "vivit": "VivitForVideoClassification",
     "timesformer": "TimesformerForVideoClassification",
     "timesformer joint": "TimesformerForVideoClassification",
+    "vjepa": "VJEPA2ForVideoClassification",
 }
 
 
@@ -94,6 +95,42 @@ def test_transformers_reconstructs_the_same(encoder_norm, tmp_path):
     predicted = jax.jit(model.apply)(variables, jnp.asarray(video), jnp.asarray(kept), jnp.asarray(dropped))
     expected = next(value for value in outputs if value.ndim == 3).numpy()
     assert_equal(predicted, expected)
+
+
+def test_transformers_encodes_and_predicts_the_same(tmp_path):
+    """VJEPA2Model: the encoder with its predictor, and the encoder alone."""
+    transformers = peers.transformers()
+    import torch
+
+    model = MODELS["vjepa's pre-training"]
+    variables, video = perturbed(model), clip(model)
+    export_pretrained(model, variables, tmp_path / "both", layout="transformers")
+    peer = loaded(transformers, "VJEPA2Model", tmp_path / "both")
+    kept, predicted = np.arange(5).repeat(2).reshape(5, 2).T.copy(), np.array([[9, 7, 30], [8, 6, 31]])
+    with torch.no_grad():
+        outputs = peer(
+            torch.from_numpy(video).permute(0, 1, 4, 2, 3),
+            context_mask=[torch.from_numpy(kept)], target_mask=[torch.from_numpy(predicted)],
+        )  # fmt: skip
+
+    @jax.jit
+    def run(variables, video):
+        tokens = model.apply(variables, video, method="tokens")
+        context = jnp.take_along_axis(tokens, jnp.asarray(kept)[..., None], axis=1)
+        side = model.image_size // 8
+        places = jnp.asarray(kept), jnp.asarray(predicted), (model.num_frames // 2, side, side)
+        return tokens, model.apply(variables, context, *places, mask_index=1, method="predict")
+
+    tokens, predictions = run(variables, jnp.asarray(video))
+    assert_equal(tokens, outputs.last_hidden_state.numpy())
+    assert_equal(predictions, outputs.predictor_output.last_hidden_state.numpy())
+    encoder = vidjax.load_pretrained(tmp_path / "both", "vjepa2_tiny", strict=True, verbose=False,
+        **{field: getattr(model, field) for field in ("width", "depth", "heads")})  # fmt: skip
+    export_pretrained(*encoder, tmp_path / "encoder", layout="transformers")
+    alone = loaded(transformers, "VJEPA2Model", tmp_path / "encoder")
+    with torch.no_grad():
+        features = alone.get_vision_features(torch.from_numpy(video).permute(0, 1, 4, 2, 3))
+    assert_equal(tokens, features.numpy())
 
 
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])

@@ -95,7 +95,7 @@ def test_a_tensor_without_values_is_an_error(tmp_path, torch):
         files.read(tmp_path / "x.pth")
 
 
-BESIDE = {
+EXTRA = {
     "best_acc": np.float64(81.5), "half": np.float16(0.5), "epoch": np.int64(3), "early": np.bool_(True),
     "name": np.str_("k400"), "none": np.str_(""), "when": np.datetime64("2024-05-01"), "type": np.dtype("float32"),
     "kind": np.float32, "lengths": np.arange(6, dtype=">i2").reshape(2, 3), "empty": np.zeros((0, 2)),
@@ -104,9 +104,9 @@ BESIDE = {
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-@pytest.mark.parametrize("beside", BESIDE)
-def test_numpy_values_next_to_the_weights_are_allowed(tmp_path, torch, beside, zipped):
-    content = {"model": {name: torch.from_numpy(value) for name, value in WEIGHTS.items()}, beside: BESIDE[beside]}
+@pytest.mark.parametrize("extra", EXTRA)
+def test_numpy_values_next_to_the_weights_are_allowed(tmp_path, torch, extra, zipped):
+    content = {"model": {name: torch.from_numpy(value) for name, value in WEIGHTS.items()}, extra: EXTRA[extra]}
     torch.save(content, tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
     allowed = torch.serialization.get_safe_globals()
     assert_same(files.read(tmp_path / "x.pth"))
@@ -119,10 +119,10 @@ def test_numpy_arrays_can_be_weights(tmp_path, torch):
     assert_same(files.read(tmp_path / "x.pth"), weights | {"d": np.ones(1)})
 
 
-@pytest.mark.parametrize("beside", [np.array([None]), np.zeros(2, "i4,f8"), np.array([{}])[:0]])
-def test_numpy_objects_are_rejected(tmp_path, torch, beside):
+@pytest.mark.parametrize("extra", [np.array([None]), np.zeros(2, "i4,f8"), np.array([{}])[:0]])
+def test_numpy_objects_are_rejected(tmp_path, torch, extra):
     """Arrays of objects contain pickles."""
-    torch.save({"model": {"a": torch.ones(2)}, "x": beside}, tmp_path / "x.pth")
+    torch.save({"model": {"a": torch.ones(2)}, "x": extra}, tmp_path / "x.pth")
     with pytest.raises(
         ValueError, match=r"contains an array of NumPy's type '(O8|V12)', and objects are not unpickled"
     ):
@@ -223,8 +223,8 @@ def test_missing_packages_are_an_error(tmp_path, monkeypatch):
 
 
 def test_a_missing_file_is_an_error(tmp_path):
-    with pytest.raises(UserError, match=r"there are no weights at .*gone\.pth"):
-        files.read(tmp_path / "gone.pth")
+    with pytest.raises(UserError, match=r"there are no weights at .*absent\.pth"):
+        files.read(tmp_path / "absent.pth")
     with pytest.raises(UserError, match="contains no weights: it must have one of model"):
         files.read(tmp_path)
 

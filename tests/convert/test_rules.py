@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vidjax.convert import rules
+from vidjax.convert import conversion
 from vidjax.convert.fits import inflate, table
 from vidjax.convert.rules import Layout, Rule, dense, fold_layer_scale, kernel, kernel_rows
 from vidjax.layers.embedding import resize_table
@@ -16,7 +16,7 @@ RULES = (
 
 
 def apply(given, weights, tree, optional=(), surplus=(), **how):
-    return rules.apply(Layout("x", "x", tuple(given), optional=optional, surplus=surplus), weights, tree, **how)
+    return conversion.apply(Layout("x", "x", tuple(given), optional=optional, surplus=surplus), weights, tree, **how)
 
 
 def value(*shape: int) -> np.ndarray:

@@ -9,7 +9,17 @@ from PIL import Image
 
 from vidjax.data import augment, stateless
 from vidjax.data.config import AugmentConfig
-from vidjax.data.crop import center_crop, cut, multi_scale_box, random_crop, random_resized_box, resize, view_crops
+from vidjax.data.crop import (
+    center_crop,
+    cut,
+    cut_views,
+    multi_scale_box,
+    random_crop,
+    random_resized_box,
+    resize,
+    view_crops,
+)
+from vidjax.errors import UserError
 
 
 def smooth_video(height, width, channels=3):
@@ -110,8 +120,8 @@ def test_both_cuts_give_the_same_pixels(size, box, mirrored):
     crop = np.array([*box, 60, 90, mirrored], np.int32)
     for video in (smooth_video(60, 90), smooth_video(37, 55)):
         ours = cut(video, crop, size, mirrored=(0,)).astype(int)
-        theirs = augment.cut(tf.constant(video), tf.constant(crop), size, mirrored=(0,)).numpy().astype(int)
-        assert np.abs(ours - theirs).max() <= 1 and (ours != theirs).mean() < 0.001  # sums in another order
+        expected = augment.cut(tf.constant(video), tf.constant(crop), size, mirrored=(0,)).numpy().astype(int)
+        assert np.abs(ours - expected).max() <= 1 and (ours != expected).mean() < 0.001  # sums in another order
 
 
 def test_resizing_equals_pillows_within_one_level():
@@ -125,3 +135,39 @@ def test_views_are_spread_along_the_longer_side():
     assert view_crops(100, 200, 3, 1.0)[:, :4].tolist() == [[0, 0, 100, 100], [0, 50, 100, 100], [0, 100, 100, 100]]
     assert view_crops(200, 100, 2, 0.5)[:, :4].tolist() == [[0, 25, 50, 50], [150, 25, 50, 50]]
     assert view_crops(100, 200, 1, 0.5)[:, :4].tolist() == [[25, 75, 50, 50]]
+
+
+def test_crops_lie_where_those_of_published_code_do():
+    """Frames of 256 x 341: SlowFast rounds the middle up, mmaction2's third crop ends a pixel before the frame does."""
+
+    def lefts(protocol, count=3, size=(256, 341), ratio=1.0):
+        return view_crops(*size, count, ratio, protocol)[:, :2].tolist()
+
+    assert lefts("slowfast") == lefts("pytorchvideo") == [[0, 0], [0, 43], [0, 85]]
+    assert lefts("mmaction2") == lefts("video_swin") == [[0, 0], [0, 42], [0, 84]]
+    assert lefts("vidjax") == lefts("videomae") == [[0, 0], [0, 42], [0, 85]]
+    assert lefts("slowfast", size=(341, 256)) == [[0, 0], [43, 0], [85, 0]]
+    assert lefts("slowfast_offset", 1, (257, 341), 224 / 257) == [[17, 59]]  # ceil(33 / 2), ceil(117 / 2)
+    assert lefts("mmaction2", 1, (257, 341), 224 / 257) == [[16, 58]]
+
+
+def test_viclip_squeezes_the_whole_frame():
+    video = smooth_video(30, 60)
+    squeezed = center_crop(video, 32, 0.5, "viclip")
+    expected = [Image.fromarray(frame).resize((32, 32), Image.Resampling.BILINEAR) for frame in video]
+    assert np.abs(squeezed.astype(int) - np.array(expected).astype(int)).max() <= 1
+    with pytest.raises(UserError, match="protocol viclip squeezes the whole frame, which has one view in space"):
+        view_crops(30, 60, 3, 0.5, "viclip")
+
+
+def test_ten_crops_are_corners_and_centre_each_also_mirrored():
+    crops = view_crops(256, 341, 10, 224 / 256, "mmaction2")
+    corners = [[0, 0], [0, 116], [32, 0], [32, 116], [16, 58]]  # 117 // 4 = 29
+    assert crops[::2, :2].tolist() == crops[1::2, :2].tolist() == corners
+    assert crops[:, 6].tolist() == [0, 1] * 5 and set(crops[:, 2]) == set(crops[:, 3]) == {224}
+    flow = smooth_video(256, 341, channels=2)
+    views = cut_views(flow, crops, 2, 224, mirrored=(0,))
+    plain, flipped = views[2], views[3][:, :, ::-1]
+    np.testing.assert_array_equal(plain, flow[:, :224, 116:340])
+    np.testing.assert_array_equal(flipped[..., 1], plain[..., 1])
+    np.testing.assert_array_equal(flipped[..., 0], 255 - plain[..., 0])

@@ -139,7 +139,7 @@ def test_non_square_pixels_are_stretched_in_width(aspect, width, tmp_path):
     assert (decode.probe(path).width, decode.probe(path, square_pixels=False).width) == (width, 80)
     assert decode.decode(path, [0], 24).shape == (1, 24, round(width / 2), 3)
     assert decode.decode(path, [0], square_pixels=False).shape == (1, 48, 80, 3)
-    assert next(decode.stream_frames(path, lambda info: [1])).shape == (48, width, 3)
+    assert videos.streamed(path, [1])[0].shape == (48, width, 3)
 
 
 def write_streams(path, video_first, cover):

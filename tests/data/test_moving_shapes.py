@@ -57,6 +57,20 @@ def test_compositions_are_held_out_but_all_their_attribute_pairs_are_in_training
     assert len(pairs(held_out)) == 8 * 3 + 48 + 3 * 8  # two of eight for each pair, and at most one shape
 
 
+def test_open_set_splits_part_the_classes_and_name_them():
+    splits = {split: moving_shapes.split_indices(split) for split in moving_shapes.OPEN_SPLITS}
+    assert {split: len(indices) for split, indices in splits.items()} == {
+        "known_train": 6144, "known_validation": 768, "unknown_validation": 256
+    }  # fmt: skip
+    whole = {*splits["known_validation"], *splits["unknown_validation"]}
+    assert whole == set(moving_shapes.SPLITS["validation"])
+    for split, indices in splits.items():
+        for index in indices[:16]:
+            name = moving_shapes.class_names(split)[moving_shapes.label_in(split, index)]
+            assert name == moving_shapes.CLASSES[moving_shapes.label(index)]
+            assert (name in moving_shapes.UNKNOWN) == (split == "unknown_validation")
+
+
 def shape_mask(index, frames, size=64):
     """Mask of the shape: the difference from the background, which is the darkest value over time of each pixel."""
     video = moving_shapes.render(index, np.arange(64), size).astype(int)

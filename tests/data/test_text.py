@@ -159,7 +159,7 @@ def test_ids_equal_those_of_transformers(folder):
         assert tokenizer.encode(text) == expected, text
 
 
-def test_clips_own_ids(tmp_path):
+def test_ids_of_clips_vocabulary(tmp_path):
     """Known ids of words, with their merges at the same lines as in OpenAI's file, of which CLIP uses 48,894."""
     first = "a n|t o</w>|a t</w>|a t|h o|p ho|r e|t re|d o|g s</w>|at s</w>|e l|el l|ell o</w>".split("|")
     known = dict(enumerate(first)) | {25: "an d</w>", 27: "o f</w>", 56: "' s</w>", 73: "i t</w>", 613: "pho to</w>"}
@@ -195,6 +195,14 @@ def test_bytes():
     for text in TEXTS:
         start, *ids, end = tokenizer.encode(text)
         assert (start, end) == (257, 258) and bytes(byte - 1 for byte in ids).decode() == text
+        assert tokenizer.decode([start, *ids, end, 0]) == text
+
+
+def test_ids_are_decoded_to_their_text(folder, tmp_path):
+    clip = open_tokenizer(str(folder))
+    assert clip.decode(clip.encode(" the Cat, déjà vu 犬\n🐶 don't")) == "the cat , déjà vu 犬 🐶 don 't"
+    words = library(tmp_path / "tokenizer.json")
+    assert words.decode(words.encode("a dog")) == "a dog"
 
 
 def test_a_text_is_padded_or_truncated_before_its_end_token(folder):

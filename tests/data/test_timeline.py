@@ -1,21 +1,19 @@
 """Frame times and frames against plain sequential decoding by PyAV."""
 
-import bisect
 import struct
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from fractions import Fraction
-from pathlib import Path
 
 import av
 import numpy as np
 import pytest
-from av.bitstream import BitStreamFilterContext
+import videos
 from hypothesis import HealthCheck, example, given, reject, settings
 from hypothesis import strategies as st
+from video_specs import EVEN, RATE, VideoSpec, compare, numbers, plain
 
 from vidjax.data import decode, timeline
 
-RATE = 25
 CODECS = {
     "mp4": ("libx264", "mpeg4", "mjpeg"),
     "mov": ("libx264", "mjpeg"),
@@ -42,86 +40,6 @@ MP4_OPTIONS = (
 REORDERING = {"libx264", "mpeg4", "mpeg2video", "mpeg1video"}
 
 
-@dataclass(frozen=True)
-class VideoSpec:
-    """Description of a generated file; frame i has grey value 5 i."""
-
-    suffix: str
-    codec: str
-    gaps: tuple[int, ...]
-    """Time from each frame to the next, in 1/25 s."""
-    late: int = 0
-    """Time before the first frame, in 1/25 s."""
-    b_frames: int = 0
-    keyframe_every: int = 10
-    skip: int = 0
-    """Time at the start that an edit list hides, in 1/25 s."""
-    options: dict[str, str] = field(default_factory=dict)
-    """Container options."""
-    even_dts: bool = False
-    """Decoding times without the gaps."""
-
-    def write(self, folder: Path) -> Path:
-        path = folder / f"video.{self.suffix}"
-        with av.open(str(path), "w", options=self.options) as out:
-            stream = out.add_stream(self.codec, rate=RATE)
-            stream.width = stream.height = 64 if self.codec == "libsvtav1" else 32
-            stream.pix_fmt = {"mjpeg": "yuvj420p", "apng": "rgb24"}.get(self.codec, "yuv420p")
-            context = stream.codec_context
-            context.gop_size, context.max_b_frames, context.thread_count = self.keyframe_every, self.b_frames, 1
-            context.bit_rate = 2_000_000
-            if self.b_frames and self.codec == "libx264":
-                context.options = {"x264-params": "b-adapt=0:scenecut=0"}  # x264 makes none of such images by itself
-            packets = []
-            for i, time in enumerate(np.cumsum((self.late, *self.gaps))):
-                frame = av.VideoFrame.from_ndarray(np.full((stream.height, stream.width, 3), 5 * i, np.uint8), "rgb24")
-                frame = frame.reformat(format=stream.pix_fmt)
-                frame.pts, frame.time_base = int(time), Fraction(1, RATE)
-                packets += stream.encode(frame)
-            for number, packet in enumerate(packets + stream.encode()):
-                hidden = round(self.skip / (RATE * packet.time_base))
-                packet.pts, packet.dts = packet.pts - hidden, packet.dts - hidden
-                if self.even_dts:
-                    packet.dts = number - 3
-                out.mux(packet)
-        return path
-
-
-def numbers(frames):
-    return [round(float(frame.mean()) / 5) for frame in frames]
-
-
-def plain(path):
-    """Times (seconds after the first frame) and numbers of all frames, decoded sequentially, and seconds per tick."""
-    with av.open(str(path)) as file:
-        stream = file.streams.video[0]
-        stream.codec_context.thread_count = 1
-        frames = [(frame.pts, frame.dts, frame.to_ndarray(format="rgb24")) for frame in file.decode(stream)]
-        # AVI and WMV store only decoding times, and the last frames have none if frames are reordered.
-        by_decoding = file.format.name in ("avi", "asf") and stream.codec_context.has_b_frames
-        tick, times = float(stream.time_base), []
-        for pts, dts, _ in frames:
-            time = dts if by_decoding else pts
-            times.append(times[-1] + 1 / RATE if time is None and times else (time or 0) * tick)
-    return [time - times[0] for time in times], numbers(image for _, _, image in frames), tick
-
-
-def compare(path):
-    """Asserts that every way to read a file agrees with plain decoding; returns its VideoInfo."""
-    times, seen, tick = plain(path)
-    info = decode.probe(path)
-    slack = min(0.99 * tick, 0.4 / info.rate)  # times are rounded to ticks
-    shown = [seen[bisect.bisect_right(times, i / info.rate + slack) - 1] for i in range(info.num_frames)]
-    assert shown[-1] == seen[-1] and times[-1] - slack <= (info.num_frames - 1) / info.rate < times[-1] + 1 / info.rate
-    indices = range(info.num_frames)
-    assert numbers(decode.decode(path, indices)) == shown
-    assert numbers(decode.stream_frames(path, lambda info: indices)) == shown
-    rng = np.random.default_rng(0)
-    for some in (rng.integers(0, len(shown), 4), np.arange(0, len(shown), 7), indices[::-1][:3], [len(shown) - 1]):
-        assert numbers(decode.decode(path, some)) == [shown[i] for i in some]
-    return info
-
-
 @st.composite
 def specs(draw):
     suffix = draw(st.sampled_from(("mp4", "mp4", *sorted(CODECS))))
@@ -146,7 +64,6 @@ def specs(draw):
 
 
 # Comments describe such files in PyAV 18.1 (FFmpeg 8.1); the number is the expected `num_frames`.
-EVEN = (1,) * 39
 CASES = {
     # The header of a fragmented MP4 counts the frames of its first fragment.
     "fragments": (VideoSpec("mp4", "libx264", EVEN, options={"movflags": "frag_keyframe"}), 40),
@@ -211,100 +128,6 @@ def test_frames_and_length_come_from_the_packets(case, tmp_path):
     times = np.cumsum((0, *spec.gaps)) if case != "a clock jump" else np.arange(40)
     first = int(np.searchsorted(times, spec.skip))
     assert numbers(decode.decode(path, [0, count - 1])) == [first, len(times) - 1]
-
-
-def copy(source, target):
-    """Copies the packets of a video into another container without decoding."""
-    with av.open(str(source)) as a, av.open(str(target), "w") as b:
-        stream = b.add_stream_from_template(a.streams.video[0])
-        for packet in a.demux(video=0):
-            if packet.size:
-                packet.stream = stream
-                b.mux(packet)
-    return target
-
-
-@pytest.mark.parametrize("suffix", ["mp4", "mov", "mkv", "nut", "flv", "avi"])
-@pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
-def test_reordered_frames_copied_out_of_an_avi_are_in_order(codec, suffix, tmp_path):
-    # An AVI has no presentation times. Instead of them, PyAV 18.1 (FFmpeg 8.1) and `ffmpeg -c copy` write decoding
-    # times, which are shifted by a tick or a frame in MP4.
-    if (codec, suffix) == ("mpeg4", "flv"):
-        pytest.skip("FLV has no MPEG-4 part 2")
-    path = copy(VideoSpec("avi", codec, EVEN, b_frames=2).write(tmp_path), tmp_path / f"copy.{suffix}")
-    right = plain(path)[1]
-    assert len(right) == 40 and decode.probe(path).num_frames == 40
-    assert numbers(decode.decode(path, range(40))) == right
-    assert [numbers(decode.decode(path, [i])) for i in (2, 17, 39)] == [[right[i]] for i in (2, 17, 39)]
-
-
-def test_an_avi_with_fine_ticks_keeps_its_last_frames(tmp_path):
-    film = VideoSpec("mp4", "libx264", EVEN, b_frames=2, options={"video_track_timescale": "12800"}).write(tmp_path)
-    path = tmp_path / "copy.avi"
-    with av.open(str(film)) as a, av.open(str(path), "w") as b:
-        source = a.streams.video[0]
-        stream = b.add_stream_from_template(source)
-        annexb = BitStreamFilterContext("h264_mp4toannexb", source, stream)
-        for packet in a.demux(video=0):
-            for filtered in annexb.filter(packet) if packet.size else ():
-                filtered.stream = stream
-                b.mux(filtered)
-    assert plain(path)[1] == list(range(40)) == numbers(decode.decode(path, range(decode.probe(path).num_frames)))
-
-
-@pytest.mark.parametrize("counts", [(20, 20), (5, 40, 3)])
-@pytest.mark.parametrize(
-    ("suffix", "codec"), [("ts", "libx264"), ("vob", "mpeg2video"), ("h264", "libx264"), ("mkv", "libx264")]
-)
-def test_concatenated_streams_are_read_in_order(suffix, codec, counts, tmp_path):
-    together = tmp_path / f"together.{suffix}"
-    parts = [VideoSpec(suffix, codec, (1,) * (n - 1), b_frames=2).write(tmp_path).read_bytes() for n in counts]
-    together.write_bytes(b"".join(parts))
-    right = [number for n in counts for number in range(n)]
-    if suffix == "mkv":  # FFmpeg 8.1 does not find a very short last part
-        right = right[: len(plain(together)[1])]
-    assert decode.probe(together).num_frames == len(right)
-    assert numbers(decode.decode(together, range(len(right)))) == right
-    assert numbers(decode.decode(together, [25, 3])) == [right[25], 3]
-
-
-def test_reordered_frames_without_presentation_times_are_in_order(tmp_path):
-    path = VideoSpec("mp4", "libx264", EVEN, b_frames=2).write(tmp_path)
-    data = path.read_bytes().replace(b"ctts", b"free").replace(b"edts", b"free")  # some recorders omit these boxes
-    path.write_bytes(data)
-    assert decode.probe(path).num_frames == 40
-    assert numbers(decode.decode(path, range(40))) == list(range(40))
-
-
-def test_a_stream_cut_from_another_starts_at_its_first_complete_frame(tmp_path):
-    path = VideoSpec("ts", "libx264", EVEN, b_frames=2).write(tmp_path)
-    cut = tmp_path / "cut.ts"
-    with av.open(str(path)) as source, av.open(str(cut), "w") as out:
-        stream = out.add_stream_from_template(source.streams.video[0])
-        for packet in [packet for packet in source.demux(video=0) if packet.size][3:]:
-            packet.stream = stream
-            out.mux(packet)
-    first = plain(cut)[1][0]
-    assert first > 3 and numbers(decode.decode(cut, [0])) == [first]
-    assert compare(cut).num_frames == 40 - first
-
-
-def test_a_program_stream_cut_within_a_gop_counts_the_frames_that_can_be_decoded(tmp_path):
-    data = VideoSpec("vob", "mpeg2video", EVEN, b_frames=2).write(tmp_path).read_bytes()
-    cut = tmp_path / "cut.mpg"
-    cut.write_bytes(data[data.index(b"\0\0\1\xba", len(data) // 2) :])  # from a pack header on
-    right = plain(cut)[1]
-    assert 0 < len(right) < 30
-    assert numbers(decode.decode(cut, range(decode.probe(cut).num_frames)))[: len(right)] == right
-
-
-def test_concatenated_avis_are_read_as_by_ffmpeg(tmp_path):
-    data = VideoSpec("avi", "mjpeg", EVEN[:9]).write(tmp_path).read_bytes()
-    path = tmp_path / "joined.avi"
-    path.write_bytes(data * 3)
-    right = plain(path)[1]
-    assert len(right) > 10
-    assert numbers(decode.decode(path, range(decode.probe(path).num_frames))) == right
 
 
 def test_an_edit_list_that_hides_everything_is_one_line(tmp_path):
@@ -422,4 +245,4 @@ def test_the_first_frame_of_a_file_decides_the_size_of_all(tmp_path):
     assert decode.probe(path).width == 32
     for indices in ([0, 15], [15]):
         assert decode.decode(path, indices).shape[1:3] == (32, 32)
-    assert next(decode.stream_frames(path, lambda info: [15])).shape == (32, 32, 3)
+    assert videos.streamed(path, [15])[0].shape == (32, 32, 3)

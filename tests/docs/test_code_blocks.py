@@ -47,7 +47,7 @@ OTHER_FLAGS = {
 }
 # First words that select the command of a script.
 FIRST_WORDS = {
-    "benchmark.py": ("train", "infer", "input", "memory", "loss", "clips"),
+    "benchmark.py": ("train", "infer", "input", "memory", "loss", "clips", "startup"),
     "scaling.py": ("--fsdp", "input"),
 }
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
@@ -66,7 +66,9 @@ def test_every_block_has_a_language_that_is_tested():
     assert all(block.text.count("\n") < 60 for block in blocks_of("docs/extend.md"))
 
 
-@pytest.mark.parametrize("page", WITH_PYTHON)
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=pytest.mark.long) if page == "docs/extend.md" else page for page in WITH_PYTHON]
+)
 def test_python_runs(page, place):
     names = {"__name__": "page"}
     for block in blocks_of(page):
@@ -195,8 +197,9 @@ def check_config(config, command):
     data = getattr(config, "data", None)
     for field in ("source", "train", "validation"):
         source = getattr(data, field, None) or ""
-        if isinstance(source, str) and ":" in source:
-            assert source.startswith(("tfds:", "tfrecord:", "synthetic:moving_shapes")), f"{command}\n{source}"
+        parts = source.removeprefix("mix:").split(",") if isinstance(source, str) else []
+        for part in (part for part in parts if ":" in part):
+            assert part.startswith(("tfds:", "tfrecord:", "synthetic:moving_shapes")), f"{command}\n{source}"
 
 
 @functools.cache

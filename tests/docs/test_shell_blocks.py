@@ -55,6 +55,7 @@ TINY = {
     "videomae_base_pretrain": "videomae_tiny_pretrain",
     "videomae_large": "videomae_tiny",
     "videomae_large_pretrain": "videomae_tiny_pretrain",
+    "vjepa2_large": "vjepa2_tiny",
     "vivit_base_16x2_factorized_encoder": "vivit_tiny_factorized_encoder",
     "vivit_large_16x2_factorized_encoder": "vivit_tiny_factorized_encoder",
 }
@@ -67,20 +68,27 @@ SMALL = {
     "benchmark.py infer": "--frames 4 --size 32 --batch_sizes 8 --rounds 1 --steps 1 --peers",
     "benchmark.py input": "--data.frames 2 --data.size 16 --clips 4 --rounds 1 --cores 1",
     "benchmark.py loss": "--batch_size 64 --chunks 32",
+    "benchmark.py startup": "--commands finetune_tiny --rounds 1",
     "benchmark.py memory": "--frames 4 --size 32 --remat none --budget_gb 0.02",
     "benchmark.py train": "--frames 4 --size 32 --batch_sizes 8 --rounds 1 --steps 1 --peers",
+    "albef_pretrain.py": f"{CLIPS} {LOOP} --data.validation_examples 8",
+    "caption.py": "--data.workers 1",
     "check_data.py": "--data.frames 2 --data.size 16 --clips 1 --data.workers 1",
     "compare_models.py": "--seeds 0",
     "contrastive_pretrain.py": f"{CLIPS} {LOOP} --data.validation_examples 8",
     "convert_weights.py": "",
+    "cross_model.py": f"{CLIPS} {LOOP} --data.validation_examples 8",
     "embed.py": "--data.workers 1 --batch_size 8",
     "evaluate.py": "--data.workers 1",
     "finetune.py": f"{CLIPS} {LOOP} --batch_size 32 --data.validation_examples 8",  # 4 micro-batches on 8 devices
+    "jepa_pretrain.py": f"{CLIPS} {LOOP} --data.fps None --probe_clips 32 --observed_clips 4",
     "mae_pretrain.py": f"{CLIPS} {LOOP} --probe_clips 32 --picture_clips 1",
+    "merge_labels.py": "",
     "predict.py": "--data.workers 1",
     "retrieve.py": "--data.workers 1",
     "scaling.py --model": "--batch_per_device 1 --frames 4 --size 32 --chips 8 16",
     "scaling.py input": "--rows 1 --clips 2 --rounds 1 --frames 2 --size 16",
+    "video_language_pretrain.py": f"{CLIPS} {LOOP} --data.validation_examples 8 --caption_examples 2",
     "visualize.py": "--data.workers 1",
     "write_tfrecords.py": "--workers 1",
     "zero_shot.py": "--data.workers 1",
@@ -93,7 +101,12 @@ SIZES = {
 }  # fmt: skip
 
 # Files that pages assume, and replacements for absolute folders.
-MANIFESTS = ("train.csv", "val.csv", "k400.csv", "videos.csv", "k400/train.csv", "k400/val.csv", "captions.jsonl")
+MANIFESTS = (
+    "train.csv", "val.csv", "k400.csv", "ssv2.csv", "videos.csv", "captions.jsonl", "k400/train.csv", "k400/val.csv",
+    "k600/train.csv", "k600/val.csv", "k700/train.csv", "k700/val.csv",
+)  # fmt: skip
+MERGED = {"train.csv": slice(0, 6), "val.csv": slice(6, 8)}
+"""Which of the videos the lists of the data sets have that are merged."""
 FOLDERS = {r"(^|:)/(videos|records)\b": r"\1\2", "^tfds:ucf101$": "tfds:few_videos"}
 # Runs that pages assume, unless one of their commands creates them.
 RUNS = {
@@ -114,6 +127,7 @@ OUTPUT = {
         "64 pairs of 512 values on",  # loss
         "decode alone, 1 core",  # input
         "most frames (up to 8)",  # clips
+        "seconds from the shell",  # startup
         "2 copies of the parameters, each sharded over 8 devices",  # scaling
     ),
     "docs/index.md": (
@@ -122,7 +136,11 @@ OUTPUT = {
         "8 of 8 videos decoded",  # evaluate
         "Nearest to",  # embed
     ),
-    "docs/data.md": ("3 videos of tfds:few_videos",),
+    "docs/data.md": (
+        "3 videos of tfds:few_videos",
+        "6 training videos of 2 classes",
+        "0.667 of the clips from k400.csv",
+    ),
     "docs/reproduce.md": ("top-1", "pre-trained"),
     "docs/troubleshooting.md": ("dry run of videomae_tiny: 32 clips", "nothing was loaded or written"),
 }
@@ -174,6 +192,7 @@ def stocked(place, monkeypatch):
         path = Path(name)
         path.parent.mkdir(exist_ok=True)
         rows = [(os.path.relpath(place / video, place / path.parent), i % 2) for i, video in enumerate(paths)]
+        rows = rows[MERGED[path.name]] if path.parent.name else rows
         if path.suffix == ".csv":
             path.write_text("path,label\n" + "".join(f"{p},{('abseiling', 'air drumming')[c]}\n" for p, c in rows))
         else:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.long
 ROOT = Path(__file__).resolve().parents[2]
 
 if not all(map(importlib.util.find_spec, ("mkdocs", "material", "mkdocstrings"))):
@@ -49,8 +50,8 @@ def test_generated_pages_have_the_models_and_recipes(site):
 def test_the_reference_shows_arguments_examples_and_every_module(site):
     pages = {page.stem: text_of(page) for page in (site / "reference").glob("*.html")}
     for path in (ROOT / "vidjax").glob("*/[!_]*.py"):
-        room = path.parent.name
-        assert f"vidjax.{room}.{path.stem}" in pages[room], path
+        package = path.parent.name
+        assert f"vidjax.{package}.{path.stem}" in pages[package], path
     assert "ViT( width: int, depth: int, heads: int, mlp_ratio: float = 4.0," in pages["models"]
     assert 'Examples: >>> model = create_model("videomae_tiny", num_classes=8)' in pages["models"]
     assert "mean ( tuple[float, ...] ) – per channel, of RGB pixels in [0, 1]" in re.sub(

@@ -17,15 +17,27 @@ def make_embeddings(videos=60, captions=None, width=16, seed=0):
     return video, video[owner] + 1.5 * random.normal(size=(len(owner), width)), owner
 
 
-def brute_force(video, text, owner):
-    """Rank of each caption's video and of each video's best caption, by sorting."""
+def brute_force(video, text, owner, scale=0.0):
+    """Rank of each caption's video and of each video's best caption, by sorting; with the dual softmax unless 0."""
     unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (video, text)]
     cosines = unit[0] @ unit[1].T
-    of_text = [1 + list(np.argsort(-column)).index(owner[j]) for j, column in enumerate(cosines.T)]
-    of_video = [
-        1 + min(rank for rank, j in enumerate(np.argsort(-row)) if owner[j] == i) for i, row in enumerate(cosines)
-    ]
+    powers = np.exp(scale * cosines)
+    over_text, over_video = (powers / powers.sum(axis=axis, keepdims=True) for axis in (1, 0))
+    columns, rows = (cosines * over_text).T, cosines * over_video
+    if not scale:
+        columns, rows = cosines.T, cosines
+    of_text = [1 + list(np.argsort(-column)).index(owner[j]) for j, column in enumerate(columns)]
+    of_video = [1 + min(rank for rank, j in enumerate(np.argsort(-row)) if owner[j] == i) for i, row in enumerate(rows)]
     return np.array(of_text), np.array(of_video)
+
+
+def check(result, expected):
+    for side, ranks in zip((result.text_to_video, result.video_to_text), expected, strict=True):
+        np.testing.assert_array_equal(side.ranks, ranks)
+        assert (side.queries, side.median_rank) == (len(ranks), np.median(ranks))
+        assert side.mean_rank == pytest.approx(ranks.mean()) and side.mean_rank > 1.2
+        for k, recall in ((1, side.r1), (5, side.r5), (10, side.r10)):
+            assert recall == pytest.approx((ranks <= k).mean())
 
 
 @pytest.mark.parametrize("block", [7, 16, 1024])
@@ -33,13 +45,16 @@ def brute_force(video, text, owner):
 def test_every_metric_equals_sorting(captions, block):
     video, text, owner = make_embeddings(captions=captions)
     result = retrieval(video, text, owner, block)
-    for side, ranks in zip((result.text_to_video, result.video_to_text), brute_force(video, text, owner), strict=True):
-        np.testing.assert_array_equal(side.ranks, ranks)
-        assert (side.queries, side.median_rank) == (len(ranks), np.median(ranks))
-        assert side.mean_rank == pytest.approx(ranks.mean()) and side.mean_rank > 1.5
-        for k, recall in ((1, side.r1), (5, side.r5), (10, side.r10)):
-            assert recall == pytest.approx((ranks <= k).mean())
+    check(result, brute_force(video, text, owner))
     assert (result.text_to_video.candidates, result.video_to_text.candidates) == (len(video), len(text))
+
+
+def test_the_dual_softmax_ranks_by_the_cosine_times_its_softmax_over_the_queries():
+    video, text, owner = make_embeddings(captions=90)
+    results = {scale: brute_force(video, text, owner, scale) for scale in (0.0, 5.0, 100.0)}
+    for scale in (5.0, 100.0):  # at 100 the softmax of most pairs underflows
+        check(retrieval(video, text, owner, 16, scale), results[scale])
+        assert all((one != other).any() for one, other in zip(results[scale], results[0.0], strict=True))
 
 
 def test_without_owners_captions_and_videos_match_by_row():
@@ -81,11 +96,12 @@ def test_a_tie_counts_as_the_mean_over_its_orders():
     np.testing.assert_array_equal(result.text_to_video.ranks, [2, 1, 1, 2, 3, 2])
 
 
-def test_duplicates_tie_across_blocks():
+@pytest.mark.parametrize("scale", [None, 100.0])
+def test_duplicates_tie_across_blocks(scale):
     """Duplicates are in other blocks than their originals, and rounding must not decide between them."""
     video, text, _ = make_embeddings(37, width=301)
-    doubled = retrieval(np.r_[video, video], np.r_[text, text], block=16).text_to_video
-    single = retrieval(video, text).text_to_video
+    doubled = retrieval(np.r_[video, video], np.r_[text, text], block=16, dual_softmax=scale).text_to_video
+    single = retrieval(video, text, dual_softmax=scale).text_to_video
     np.testing.assert_allclose(doubled.ranks, np.tile(2 * single.ranks - 0.5, 2))
     assert doubled.r1 == pytest.approx(single.r1 / 2)
 

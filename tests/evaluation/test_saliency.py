@@ -21,7 +21,11 @@ T, H, W = 4, 2, 2  # grid of tokens, for patches of one frame
 
 def build(name: str, **fields):
     """A small model, random variables, and two clips."""
-    model = vidjax.create_model(name, **SMALL | fields)
+    return fill(vidjax.create_model(name, **SMALL | fields))
+
+
+def fill(model: nn.Module):
+    """The model, random variables, and two clips."""
     shape = (2, model.num_frames, model.image_size, model.image_size, 3)
     video = jnp.asarray(np.random.default_rng(0).standard_normal(shape), jnp.float32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), video)
@@ -130,6 +134,63 @@ def test_attention_to_frames_is_distributed_over_their_patches():
     np.testing.assert_allclose(fractions[:, 0], fractions[:, 1], rtol=1e-4)
     assert (fractions > 0).all() and (fractions.sum((-2, -1)) < 1).all()  # the rest goes to the frame's class token
     assert (look(saliency.rollout, model, variables, video).sum((1, 2, 3)) < 1).all()
+
+
+def averages(grid: tuple, kernel: tuple, strides: tuple) -> np.ndarray:
+    """The matrix of an average pool, which pads by half the kernel and leaves the padding out, after a class token."""
+    cells = np.array(list(np.ndindex(grid)))
+    centres = np.array(list(np.ndindex(*(-(-side // stride) for side, stride in zip(grid, strides, strict=True)))))
+    seen = (np.abs(cells - (centres * strides)[:, None]) <= np.array(kernel) // 2).all(axis=-1)
+    matrix = np.eye(1 + len(centres), 1 + len(cells))
+    matrix[1:, 1:], matrix[0, 1:] = seen / seen.sum(axis=1, keepdims=True), 0
+    return matrix
+
+
+def test_rollout_through_pools_is_a_product_of_matrices():
+    """Of MViTv2: pooled keys in the first block, and in the second a pooled shortcut."""
+    size = {"depths": (1, 1), "width": 8, "key_stride": 2, "num_frames": 4, "image_size": 16}
+    model, variables, video = fill(vidjax.create_model("mvitv2_tiny", **size, num_classes=3))
+    weights = look(saliency.attention_weights, model, variables, video)
+    first, second = (np.float64(weights[f"block_{i}", "attention", "dot_product"]).mean(axis=1) for i in range(2))
+    grid, kernel, halves = (2, 4, 4), (3, 3, 3), (1, 2, 2)
+    rolled = (np.eye(33) + first @ averages(grid, kernel, halves)) / 2
+    rolled = (averages(grid, (1, 3, 3), halves) + second @ averages(grid, kernel, (1, 1, 1))) @ rolled / 2
+    maps, heads = look(both, model, variables, video)
+    np.testing.assert_allclose(maps.reshape(2, -1), rolled[:, 0, 1:], atol=1e-6)
+    assert heads["block_1/attention/dot_product"].shape == (2, 2, *grid)  # traced back through the pool of the keys
+    assert (heads["block_1/attention/dot_product"] > 0).all()
+
+
+def test_rollout_of_separable_attention_is_a_product_of_matrices():
+    """Of VidTr: a table with a row and a column of tokens that are not patches."""
+    size = {"width": 16, "depth": 2, "heads": 2, "num_frames": 3, "image_size": 16}
+    model, variables, video = fill(vidjax.create_model("vidtr_tiny", **size, num_classes=3))
+    weights = look(saliency.attention_weights, model, variables, video)
+    rolled = np.eye(4 * 5)[None]
+    for block in ("block_0", "block_1"):
+        in_time, in_space = (
+            np.float64(weights[block, "attention", name]).mean(axis=2) for name in ("over_time", "over_space")
+        )
+        both = np.einsum("btnm,bmts->btnsm", in_space, in_time)
+        rolled = halved(both.reshape(2, 20, 20)) @ rolled
+    maps = look(saliency.rollout, model, variables, video)
+    np.testing.assert_allclose(maps.reshape(2, 3, 4), rolled[:, 0].reshape(2, 4, 5)[:, 1:, 1:], atol=1e-6)
+
+
+def test_rollout_follows_the_frames_that_are_kept_and_merged_tokens():
+    """Patches receive all that the class token of the joint block after them attends to, or the mean of all tokens."""
+    size = {"width": 16, "depth": 2, "heads": 2, "drops": (2,), "num_frames": 4, "image_size": 16}
+    model, variables, video = fill(vidjax.create_model("vidtr_tiny", **size, num_classes=3))
+    weights = look(saliency.attention_weights, model, variables, video)
+    maps = look(saliency.rollout, model, variables, video)
+    attended = weights["block_1", "attention", "dot_product"].mean(axis=1)[:, 0, 1:].sum(axis=-1)
+    np.testing.assert_allclose(maps.sum(axis=(1, 2, 3)), attended / 2, rtol=1e-5)
+    size = {"width": 8, "depths": (1, 1), "num_frames": 4, "image_size": 24}
+    model, variables, video = fill(vidjax.create_model("video_swin_tiny", **size, num_classes=3))
+    maps, heads = look(both, model, variables, video)
+    np.testing.assert_allclose(maps.sum(axis=(1, 2, 3)), 1, rtol=1e-5)
+    received = heads["stage_1/block_0/attention/dot_product"]
+    assert received.shape == (2, 4, 2, 6, 6) and (received > 0).all()
 
 
 def test_uniformer_maps_are_on_the_grid_of_its_first_embedding():

@@ -38,6 +38,7 @@ def job(name: str, **fields) -> Job:
     return Job(name, True, **given)
 
 
+@pytest.mark.long
 def test_training_is_measured_on_both_sides_without_tyro_av_and_tensorflow(tmp_path):
     flags = "--models videomae_tiny_pretrain --frames 2 --size 32 --batch_sizes 2 --rounds 1 --steps 2 --threads 1"
     files = "--json", str(tmp_path / "numbers.json"), "--chart", str(tmp_path / "chart.png")
@@ -118,7 +119,7 @@ def test_what_a_library_raises_while_models_are_described_is_no_sentence_of_ours
     assert "there is no model 'nothing'" in measure.describe_or_refuse([], ())["refused"]
 
 
-def test_a_batch_that_devices_cannot_share_is_refused_unless_it_is_what_is_looked_for():
+def test_a_batch_that_devices_cannot_split_is_refused_unless_the_batch_is_searched():
     settings = {"models": ("r2plus1d_tiny",), "frames": 4, "size": 32, "batch_sizes": (3,)}
     with pytest.raises(ValueError, match="a batch of 3 cannot be split over 8 devices: make it a multiple of 8"):
         measure.prepare(Memory(**settings))
@@ -136,7 +137,8 @@ def test_a_wrong_name_is_one_line():
     "name",
     [
         "videomae_tiny", "videomae_tiny_pretrain", "vivit_tiny_joint", "timesformer_tiny_divided", "uniformer_tiny",
-        "r2plus1d_34",
+        "uniformerv2_tiny_ssv2", "r2plus1d_34", "slowfast_tiny", "x3d_tiny", "ipcsn_tiny", "tsm_50_8", "mvit_tiny",
+        "mvitv2_tiny", "video_swin_tiny",
     ],
 )  # fmt: skip
 def test_peers_are_of_our_size(name):
@@ -165,8 +167,8 @@ def test_fields_are_compared_where_a_model_has_them():
     assert check_models(settings) == [
         f"r3d_tiny has no field {field}: it is measured without it" for field in ("remat", "scan")
     ]
-    assert [found.side for found in jobs(settings, "r3d_tiny", "float32", 4)] == ["vidjax"]
-    sides = [found.side for found in jobs(settings, "videomae_tiny", "float32", 4)]
+    assert [job.side for job in jobs(settings, "r3d_tiny", "float32", 4)] == ["vidjax"]
+    sides = [job.side for job in jobs(settings, "videomae_tiny", "float32", 4)]
     assert sides == [f"vidjax remat={remat} scan={scan}" for remat in ("none", "blocks") for scan in (False, True)]
 
 
@@ -233,9 +235,9 @@ def test_the_largest_number_is_found_in_few_steps():
 def test_the_largest_batch_is_found_by_compiling_alone(monkeypatch):
     monkeypatch.setattr(budget, "COMPILATIONS", 3)
     small = dataclasses.replace(job("videomae_tiny", frames=2, size=32), training=False)
-    found = budget.largest_batch(small, 1.0)
-    assert found["tried"] == 3 and found["batch_size"] == 32 * jax.device_count()  # the most that a third try dares
-    assert 1e6 < found["program_bytes"] < 1e9
+    result = budget.largest_batch(small, 1.0)
+    assert result["tried"] == 3 and result["batch_size"] == 32 * jax.device_count()  # the limit of the third try
+    assert 1e6 < result["program_bytes"] < 1e9
     monkeypatch.setattr(budget, "COMPILATIONS", 1)
     assert budget.largest_batch(small, 1e-3)["batch_size"] == 0
 
@@ -286,7 +288,7 @@ def test_chunks_save_memory_and_change_no_gradient(tmp_path, capsys):
         ("videomae_tiny", "transformers is not installed: pip install transformers"),
     ],
 )
-def test_a_side_that_is_not_there_says_why(name, sentence, monkeypatch):
+def test_a_missing_peer_has_a_reason(name, sentence, monkeypatch):
     monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(NoPeerError, match=sentence):
         make_peer(name, make_model(job(name)))

@@ -1,4 +1,4 @@
-"""The input benchmark measures every way on the same clips."""
+"""The input benchmark measures every method on the same clips."""
 
 import dataclasses
 import json
@@ -11,7 +11,7 @@ import videos
 
 from benchmark import commands
 from benchmark import input as reading
-from benchmark.input import WAYS, Input, plain_decode, prepare
+from benchmark.input import METHODS, Input, plain_decode, prepare
 from vidjax.data.config import DataConfig
 from vidjax.errors import UserError
 
@@ -28,16 +28,17 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_every_way_is_measured_and_compared(folder, tmp_path, capsys, monkeypatch):
+@pytest.mark.long
+def test_every_method_is_measured_and_compared(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(reading, "find_peers", lambda plan: ())
     rows = commands.main(
         Input(str(folder), data=DATA, cores=(1,), clips=8, rounds=1, json=str(tmp_path / "numbers.json"))
     )
-    assert [row["way"] for row in rows] == [f"{way}, 1 core" for way in WAYS]
+    assert [row["method"] for row in rows] == [f"{method}, 1 core" for method in METHODS]
     for row in rows:
         assert row["least"] <= row["clips_per_second"] == row["per_core"] <= row["most"]
         assert row["scaling"] == 1 and row["cpu_ms"] > 0
-    assert rows[1]["way"].startswith("decode alone") and rows[1]["of_decode"] == rows[1]["cpu_of_decode"] == 1
+    assert rows[1]["method"].startswith("decode alone") and rows[1]["of_decode"] == rows[1]["cpu_of_decode"] == 1
     assert json.loads((tmp_path / "numbers.json").read_text())["rows"] == rows
     assert "TFRecord, augmented, 1 core" in capsys.readouterr().out
 

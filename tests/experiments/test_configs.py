@@ -26,6 +26,7 @@ import contrastive_pretrain
 import embed
 import evaluate
 import finetune
+import jepa_pretrain
 import mae_pretrain
 import retrieve
 import scaling
@@ -41,6 +42,11 @@ REFUSED = [
     (finetune, {"accumulation": 0}, "accumulation is 0: it must be above 0"),
     (finetune, {"dropout": 1.0}, "dropout is 1.0: it must be at least 0 and below 1"),
     (finetune, {"cutmix": -1.0}, "cutmix is -1.0: it must be 0 or more"),
+    (finetune, {"objective": "evidential"}, "objective evidential: label_smoothing .* give --label_smoothing 0"),
+    (jepa_pretrain, {"ema_decay": 1.0}, "ema_decay is 1.0: it must be between 0 and 1"),
+    (jepa_pretrain, {"ema_decay": None}, "ema_decay is None: the targets are a moving average's, give its decay"),
+    (jepa_pretrain, {"final_ema_decay": 1.5}, "final_ema_decay is 1.5: it must be above 0 and at most 1"),
+    (jepa_pretrain, {"observed_clips": 0}, "observed_clips is 0: it must be above 0"),
     (mae_pretrain, {"batch_size": 0}, "batch_size is 0: it must be above 0"),
     (mae_pretrain, {"ema_decay": 0.0}, "ema_decay is 0.0: it must be between 0 and 1"),
     (mae_pretrain, {"seed": -1}, "seed is -1: it must be 0 or more"),
@@ -48,6 +54,7 @@ REFUSED = [
     (retrieve, {"neighbours": 0}, "neighbours is 0: it must be 1 or more"),
     (retrieve, {"query": "a dog"}, "a search needs both a query and embeddings: give --query"),
     (retrieve, {"query": " ", "index": "a.npz"}, "query is empty: give a sentence"),
+    (retrieve, {"query": "a", "index": "a.npz", "dual_softmax": True}, "dual_softmax compares the queries of a whole"),
     (zero_shot, {"shots": 1, "classes": "a.txt"}, "classes sets class names, which --shots does not use"),
     (zero_shot, {"episodes": 1}, "episodes is 1: it must be 2 or more"),
     (zero_shot, {"support": "videos"}, "support applies to --shots: give both"),

@@ -63,7 +63,7 @@ def captioned(tmp_path_factory):
     lines = []
     for i in range(12):
         videos.write_video(folder / f"{i}.mp4", np.full((9, 24, 24, 3), 60 * (i % 4), np.uint8))
-        captions = [f"a picture of brightness {i}"] + ["a dark picture"] * (i == 0)
+        captions = [f"a clip of brightness {i}"] + ["a dark clip"] * (i == 0)
         lines.append({"path": f"{i}.mp4", "label": f"brightness_{i % 4}", "caption": captions})
     (folder / "captions.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
     return folder
@@ -115,6 +115,7 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(run, config, tmp_path):
     assert all(np.array_equal(whole[name], broken[name]) for name in whole)
 
 
+@pytest.mark.long
 def test_eight_devices_in_chunks_give_the_losses_of_one(tmp_path):
     # Without batch norm, which amplifies rounding errors.
     config = changed(SMALL, video_model="clip_tiny", text_model=None, features=None, data__validation=None, steps=3)
@@ -126,6 +127,7 @@ def test_eight_devices_in_chunks_give_the_losses_of_one(tmp_path):
     np.testing.assert_allclose(eight[:, 1], one[:, 1], rtol=1e-5)
 
 
+@pytest.mark.long
 def test_the_kl_objective_with_templates_and_a_frozen_tower(tmp_path):
     folder = tmp_path / "videos"
     for name, level in (("dark", 20), ("bright", 220)):
@@ -214,10 +216,18 @@ def test_zero_shot_equals_validation_and_reports_its_settings(run, captioned, tm
     assert support["accuracy"] == 1.0
 
 
-def test_retrieval_equals_validation_and_finds_queries(run, captioned, tmp_path, capsys):
+def test_retrieval_equals_validation_and_finds_queries(run, captioned, tmp_path, capsys, monkeypatch):
     workdir, _ = run
     data = SourceConfig(source=str(captioned / "captions.jsonl"), workers=1)
-    numbers = retrieve.main(retrieve.Config(run=str(workdir), data=data, out=str(tmp_path / "out")))
+    retrieval, scales = retrieve.retrieval, []
+    monkeypatch.setattr(
+        retrieve, "retrieval", lambda *args, **settings: scales.append(settings) or retrieval(*args, **settings)
+    )
+    config = retrieve.Config(run=str(workdir), data=data, out=str(tmp_path / "out"), dual_softmax=True)
+    numbers = retrieve.main(config)
+    logit_scale = vidjax.load_pretrained(workdir, verbose=False)[1]["params"]["logit_scale"]
+    assert scales == [{}, {"dual_softmax": pytest.approx(np.exp(logit_scale))}]
+    assert numbers["dual_text_to_video"]["candidates"] == 12 and numbers["dual_video_to_text"]["candidates"] == 13
     assert (numbers["videos"], numbers["captions"]) == (12, 13)
     for way in ("text_to_video", "video_to_text"):
         assert numbers[way]["r1"] == pytest.approx(validated(workdir)[f"evaluation/{way}_r1"])
@@ -228,10 +238,10 @@ def test_retrieval_equals_validation_and_finds_queries(run, captioned, tmp_path,
     out = tmp_path / "embeddings.npz"
     embed.main(embed.Config(run=str(workdir), pooling="model", data=data, out=str(out)))
     capsys.readouterr()
-    query = retrieve.Config(run=str(workdir), query="a dark picture", index=str(out), neighbours=3)
+    query = retrieve.Config(run=str(workdir), query="a dark clip", index=str(out), neighbours=3)
     answers = retrieve.main(query)
     assert len(answers) == 3 and answers[0]["similarity"] >= answers[1]["similarity"]
-    assert "Nearest to 'a dark picture'" in capsys.readouterr().out
+    assert "Nearest to 'a dark clip'" in capsys.readouterr().out
     with np.load(out) as arrays:
         np.testing.assert_allclose(np.linalg.norm(arrays["features"], axis=1), 1, rtol=1e-5)
     mean = tmp_path / "mean.npz"
@@ -259,7 +269,7 @@ def test_long_captions_are_truncated_counted_and_reported_once(tmp_path, capsys)
         data__validation=None,
         context=20,
         batch_size=8,
-        steps=4,
+        steps=2,
     )
     contrastive_pretrain.main(config)
     out = capsys.readouterr().out
@@ -338,7 +348,7 @@ def test_a_run_saves_the_files_of_its_tokeniser(tmp_path):
     (tmp_path / "run").mkdir()
     tokenizer.save(str(tmp_path / "words.json"))
     for name in ("config.json", "vidjax.json"):
-        (tmp_path / "run" / name).write_text('{"tokenizer": "gone"}')
+        (tmp_path / "run" / name).write_text('{"tokenizer": "absent"}')
     video_text.keep_tokenizer(str(tmp_path / "words.json"), tmp_path / "run")
     (tmp_path / "words.json").unlink()
     assert video_text.tokenizer_of(tmp_path / "run").encode("red circle") == [1, 3, 4, 2]

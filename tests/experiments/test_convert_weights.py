@@ -50,6 +50,30 @@ def test_published_weights_are_converted_to_a_checkpoint(published, tmp_path, ca
     assert not (tmp_path / "new").exists()
 
 
+def test_the_head_is_reduced_to_the_classes_of_a_file(published, tmp_path):
+    _, golden = published
+    model = vidjax.create_model("r2plus1d_18", depths=(1, 1, 1, 1), num_classes=5)
+    model = model.clone(card=dataclasses.replace(model.card, class_names=("a", "b", "c c", "d", "e")))
+    variables = from_state_dict(model, golden.weights, strict=True)
+    vidjax.save_pretrained(tmp_path / "merged", model, variables)
+    (tmp_path / "classes.json").write_text('["E", "c_c"]')
+    config = convert_weights.Config(
+        str(tmp_path / "merged"), str(tmp_path / "out"), classes=str(tmp_path / "classes.json")
+    )
+    convert_weights.main(config)
+    smaller, loaded = vidjax.load_pretrained(tmp_path / "out", strict=True)
+    assert smaller.card.class_names == ("E", "c_c") and smaller.num_classes == 2
+    whole = variables["params"]["head"]
+    np.testing.assert_array_equal(loaded["params"]["head"]["kernel"], whole["kernel"][:, [4, 2]])
+    np.testing.assert_array_equal(loaded["params"]["head"]["bias"], whole["bias"][jnp.array([4, 2])])
+    for classes, message in (('["E", "f"]', "lacks 1 of the 2 classes, 'f'"), (None, "classes .* cannot be read")):
+        (tmp_path / "classes.json").write_text(classes) if classes else (tmp_path / "classes.json").unlink()
+        with pytest.raises(UserError, match=message):
+            convert_weights.main(dataclasses.replace(config, out=str(tmp_path / "new")))
+    with pytest.raises(UserError, match="classes and num_classes exclude each other"):
+        dataclasses.replace(config, num_classes=2)
+
+
 def test_weights_are_exported_for_other_libraries(published, tmp_path, capsys):
     _, golden = published
     model = vidjax.create_model("r2plus1d_18", depths=(1, 1, 1, 1), num_classes=5)

@@ -204,8 +204,8 @@ def test_tfrecords_have_the_same_features(checkpoint, folder, tmp_path):
         assert record["id"].bytes_list.value[0].decode() == wanted["ids"][row]
         assert record["label"].int64_list.value[0] == wanted["labels"][row]
         assert record["end"].float_list.value[0] == pytest.approx(wanted["end"][row])
-    beside = json.loads((tmp_path / "a.tfrecord.json").read_text())
-    assert beside["class_names"] == ["jump", "wave"] and beside["meta"] == json.loads(str(wanted["meta"]))
+    written = json.loads((tmp_path / "a.tfrecord.json").read_text())
+    assert written["class_names"] == ["jump", "wave"] and written["meta"] == json.loads(str(wanted["meta"]))
     assert run(checkpoint, folder, tmp_path / "a.tfrecord", pooling="tokens") == {"finished": True}
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -12,8 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import videos
-from flax.traverse_util import flatten_dict
-from small_runs import changed, interrupt_after
+from small_runs import changed, interrupt_after, truncate_largest
 
 import vidjax
 from vidjax import cli, runs
@@ -222,52 +222,15 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(tmp_path):
     assert set(ema) == {4, 8, 12} and "evaluation/top1" in ema[12]
 
 
-def test_only_the_flag_of_the_source_selects_the_recipe_for_user_videos():
-    def parse(*flags):
-        return cli.parse(finetune.Config, finetune.RECIPES, finetune.DATA_FLAG, list(flags))
-
-    demo, own = (finetune.RECIPES[name] for name in ("demo", "videos"))
-    assert parse() == demo
-    few = changed(demo, data__train_examples=64)
-    assert parse("--data.train_examples", "64") == parse("--data.train_examples=64") == few
-    assert parse("--data.train_split", "other") == changed(demo, data__train_split="other")
-    assert parse("--data.train", "mine") == parse("--data.train=mine") == changed(own, data__train="mine")
-    named = changed(finetune.RECIPES["timesformer_base_k400"], data__train="mine")
-    assert parse("timesformer_base_k400", "--data.train", "mine") == named
-
-
-@pytest.mark.parametrize("name", [name for name in finetune.RECIPES if name != "videos"])
-def test_every_recipe_has_a_model_that_accepts_its_clips(name):
-    config = finetune.RECIPES[name]
-    model = finetune.make_model(config, tuple("abc"))
-    video = jax.ShapeDtypeStruct((1, config.data.frames, config.data.size, config.data.size, 3), jnp.float32)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), video)
-    assert jax.eval_shape(model.apply, shapes, video).shape == (1, 3)
-    assert flatten_dict(shapes["params"], sep="/")["head/kernel"].shape[-1] == 3
-
-
-def test_published_recipes_have_the_published_learning_rates():
-    """Peak learning rates of the original scripts at their batch sizes."""
-    expected = {  # rate, videos per batch, epochs, layer decay, drop path, mixup, repeats, sampling, frames x stride
-        "videomae_base_k400": (7.5e-4, 384, 75, 0.75, 0.1, 0.8, 2, "dense", 16, 4),  # 5e-4 per 256 videos
-        "videomae_large_k400": (1e-3, 128, 35, 0.75, 0.1, 0.8, 2, "dense", 16, 4),  # 2e-3 per 256 videos
-        "videomae_base_ssv2": (7.5e-4, 384, 30, 0.75, 0.1, 0.8, 2, "segments", 16, 4),
-        "timesformer_base_k400": (0.005, 8, 15, 1, None, 0, 1, "dense", 8, 32),
-        "vivit_base_fe_k400": (0.05, 64, 30, 1, None, 0, 1, "dense", 32, 2),
-        "vivit_large_fe_ssv2": (0.4, 64, 35, 1, 0.3, 0.3, 1, "dense", 32, 1),
-        "uniformer_small_k400": (1e-4, 32, 110, 1, 0.1, 0.8, 2, "dense", 16, 4),
-        "uniformer_base_k400": (1e-4, 32, 110, 1, 0.3, 0.8, 2, "dense", 16, 4),
-        "uniformer_small_ssv2": (2e-4, 32, 50, 1, 0.3, 0.8, 2, "segments", 16, 4),
-        "uniformer_base_ssv2": (2.5e-4, 40, 50, 1, 0.4, 0.8, 2, "segments", 16, 4),
-        "r2plus1d_18_k400": (0.08, 256, 225, 1, None, 0, 1, "dense", 16, 2),
-    }
-    for name, (peak, videos_a_step, *rest) in expected.items():
-        config, data = finetune.RECIPES[name], finetune.RECIPES[name].data
-        rate = config.optim.schedule(config.batch_size, 100_000, 1000)
-        assert max(float(rate(step)) for step in range(0, 100_000, 100)) == pytest.approx(peak, rel=2e-2), name
-        assert config.batch_size == videos_a_step * data.repeats, name
-        result = [config.epochs, config.optim.layer_decay, config.drop_path, config.mixup, data.repeats]
-        assert [*result, data.sampling, data.frames, data.stride] == rest, name
+def test_a_finished_run_whose_last_checkpoint_is_damaged_trains_on(run, tmp_path):
+    """From the previous one, to the same weights."""
+    shutil.copytree(run[0], tmp_path / "run")
+    truncate_largest(tmp_path / "run" / "checkpoints" / "6")
+    finetune.main(changed(SMALL, workdir=str(tmp_path / "run")))
+    assert (tmp_path / "run" / "damaged_checkpoints" / "6").is_dir()
+    assert logged(tmp_path / "run")[-3:] == logged(run[0])[-3:]
+    again = weights(tmp_path / "run")
+    assert all((again[name] == value).all() for name, value in weights(run[0]).items())
 
 
 @pytest.fixture
@@ -294,15 +257,13 @@ def test_resuming_with_other_classes_raises_and_keeps_the_description(run, folde
     ):
         finetune.main(config)
     assert (tmp_path / "run" / "vidjax.json").read_text() == described
-    # A head with the same number of classes but other names is not kept.
+    # A head with as many classes of other names is not kept.
     again = changed(config, workdir=str(tmp_path / "next"), init_from=str(tmp_path / "run"), keep_head=True)
-    with pytest.raises(ValueError, match=r"keep_head: the head in .* has other classes \(a, b, \.\.\.\)"):
+    with pytest.raises(ValueError, match=r"keep_head: the head in .* lacks 1 of the 2 classes, '0b': .* \(a, b\), or"):
         finetune.main(again)
 
 
 def test_a_run_without_validation_is_loaded_from_its_newest_checkpoint(run, tmp_path):
-    import shutil
-
     shutil.copytree(run[0], tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "best")
     (tmp_path / "run" / "best").mkdir()
@@ -314,6 +275,13 @@ BAD = [
     (["--data.validation", "other"], "other has 1 classes that the model does not know, such as 'c'"),
     (["--data.train", "flat"], "flat has 0 classes: give labels of at least two"),
     (["--data.validation", "flat"], "flat has no labels, and this needs them"),
+    (
+        ["--data.train", "mix:train=1,other=1"],
+        "mix:train=1,other=1: other has 1 classes that train lacks, such as 'c': give sources of the same classes",
+    ),
+    (["--data.train", "mix:train=1,flat=2"], "flat has no labels"),
+    (["--data.train", "mix:train=1,three=1", "--data.train_examples", "2"], "train_examples does not apply to a mix"),
+    (["--data.train", "mix:train=3,three=1"], "train has 2 videos, but its weight gives it 12 of the 16 of every"),
     (["--train_accuracy", "--mixup", "0.8"], "train_accuracy needs hard labels"),
     (["--model", "videomae_tiny_pretrain"], "model videomae_tiny_pretrain has no classes: choose videomae_tiny"),
     (["--model", "clip_tiny"], "model clip_tiny has no classes: choose a classifier"),
@@ -323,7 +291,7 @@ BAD = [
     (["--keep_head"], "keep_head needs the weights of init_from"),
     (
         ["--init_from", "RUN", "--keep_head"],
-        "keep_head: the head in RUN has other classes (right, up and right, up, ...)",
+        "keep_head: the head in RUN lacks 2 of the 2 classes, 'a', 'b': name them as among its 8 (right, up and right",
     ),
     (["--tune", "partial", "--tuned_blocks", "9"], "9 blocks cannot be trained: the model has 4"),
     (["--data.repeats", "3"], "whole videos with 3 repeats"),

@@ -30,10 +30,10 @@ import mae_pretrain  # noqa: E402
 
 SMALLEST = [min(name for name in family.VARIANTS if "_tiny" in name) for family in FAMILIES]
 CLASSIFIERS = [name for name in SMALLEST if "num_classes" in VARIANTS[name]().__dataclass_fields__]
-FORWARD_ALONE = ("i3d_tiny", "p3d_tiny", "timesformer_tiny_axial", "vivit_tiny_factorized_dot_product")
-"""Families whose gradients take long to compile: their batch norms are those of the ResNets, and where there are none,
-the logits of a clip are its own, as a VideoMAE's."""
-assert set(FORWARD_ALONE) < set(CLASSIFIERS)
+WITH_GRADIENT = ("fr2d_tiny", "lrcn_tiny", "uniformer_tiny", "videomae_tiny")
+"""Families whose gradients are compiled too, which takes long: others have their batch norms, or where there are none,
+logits of a clip that are its own, as a VideoMAE's."""
+assert set(WITH_GRADIENT) < set(CLASSIFIERS)
 PLAIN = finetune.Config(mixup=0.0, cutmix=0.0, train_accuracy=True)
 
 
@@ -81,7 +81,7 @@ def assert_same(result, expected, within=1e-3):
 def classify(name, config=PLAIN, **fields):
     model = vidjax.create_model(name, num_classes=4)
     model = model.clone(**{field: value for field, value in fields.items() if field in model.__dataclass_fields__})
-    return Loss(model, finetune.make_loss(config, model, None), gradient=name not in FORWARD_ALONE)
+    return Loss(model, finetune.make_loss(config, model, None), gradient=name in WITH_GRADIENT)
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
@@ -97,7 +97,7 @@ def test_fine_tuning_of_any_family_uses_only_valid_clips(name):
 
 def test_pixels_of_invalid_clips_change_nothing_with_dropout_mixing_and_remat():
     config = changed(PLAIN, train_accuracy=False, mixup=0.8, cutmix=1.0)
-    loss = classify("uniformer_tiny", config, dropout=0.5, drop_path=0.2, remat="blocks")
+    loss = classify("videomae_tiny", config, dropout=0.5, drop_path=0.2, remat="blocks")
     valid = [False, True, True, True, False, True]
     result = loss(make_batch(loss.clip, valid))
     chex.assert_trees_all_equal(loss(make_batch(loss.clip, valid, unreadable=1)), result)
@@ -107,18 +107,16 @@ def test_several_devices_of_which_some_have_no_valid_clip():
     loss = classify("fr2d_tiny")
     batch = make_batch(loss.clip, [False] * 4 + [True, True, False, True])
     alone = loss(chosen(batch, batch["valid"]))
-    for devices in (2, 8):
-        assert_same(loss(put_batch(batch, make_mesh(devices=jax.devices()[:devices]))), alone)
+    assert_same(loss(put_batch(batch, make_mesh(devices=jax.devices()[:8]))), alone)
 
 
-@pytest.mark.parametrize("objective", ["info_nce", "sigmoid", "kl"])
-def test_contrastive_pre_training_uses_only_valid_pairs(objective):
+def test_contrastive_pre_training_uses_only_valid_pairs():
+    """Of each objective the values are compared in test_losses.py."""
     config = contrastive_pretrain.Config(
         video_model="fr2d_tiny",
         text_model="text_tiny",
         features=16,
         data=CaptionedDataConfig(frames=2, size=16, templates="plain"),
-        objective=objective,
     )
     pair = contrastive_pretrain.make_model(config, open_tokenizer("bytes"))
     loss = Loss(pair, contrastive_pretrain.make_loss(config, pair))

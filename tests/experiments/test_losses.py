@@ -9,20 +9,26 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+import recipe
 from small_runs import draw_variables
 
 import vidjax
+from vidjax.convert import from_state_dict
 from vidjax.data.config import CaptionedDataConfig
 from vidjax.data.text import open_tokenizer
 from vidjax.objectives import masking
+from vidjax.runs.cross_model import make_cross_model, trained_parts
 from vidjax.training.state import Aux
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "experiments"))
 
 import contrastive_pretrain
+import cross_model
 import finetune
 import mae_pretrain
+import video_language_pretrain
 
 IMAGENET = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 """Mean and std of the pixels that VideoMAE was trained on."""
@@ -53,18 +59,43 @@ def log_softmax(logits, axis=-1):
     return logits - np.log(np.exp(logits).sum(axis=axis, keepdims=True))
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.3])
-def test_fine_tuning_loss_is_cross_entropy_with_smooth_labels_over_valid_clips(smoothing):
+@pytest.mark.parametrize(("objective", "smoothing"), [("cross_entropy", 0.3), ("evidential", 0.0)])
+def test_fine_tuning_loss_is_the_objective_with_smooth_labels_over_valid_clips(objective, smoothing):
     model = vidjax.create_model("vit_tiny", num_classes=5, num_frames=2, image_size=32)
     variables = draw_variables(model)
     video, labels = draw_clips(2, 32), np.array([3, -1, 0, 4])
-    config = finetune.Config(model="vit_tiny", mixup=0.0, cutmix=0.0, label_smoothing=smoothing)
+    config = finetune.Config(model="vit_tiny", mixup=0.0, cutmix=0.0, objective=objective, label_smoothing=smoothing)
     loss = loss_of(
         finetune.make_loss(config, model, None), variables, {"video": video, "label": labels, "valid": VALID}
     )
     logits = np.asarray(model.apply(variables, scaled(video, *HALVES)), np.float64)
     target = (1 - smoothing) * np.eye(5)[labels] + smoothing / 5
-    expected = -(target * log_softmax(logits)).sum(axis=1)[VALID].mean()
+    alpha = 1 + np.exp(logits)
+    scores = {"cross_entropy": log_softmax(logits), "evidential": np.log(alpha / alpha.sum(axis=1, keepdims=True))}
+    expected = -(target * scores[objective]).sum(axis=1)[VALID].mean()
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
+def test_cross_model_loss_is_cross_entropy_of_the_weighted_scores_each_with_its_normalisation():
+    fields = {"width": 16, "depth": 1, "heads": 2, "num_classes": 5, "num_frames": 2, "image_size": 32}
+    masked, other = vidjax.create_model("videomae_tiny", **fields), vidjax.create_model("vit_tiny", **fields)
+    config = cross_model.Config(label_smoothing=0.3)
+    model = make_cross_model(masked, other, (1,), tuple("abcde"))
+    variables, trained = draw_variables(model), trained_parts(model)
+    params = variables["params"]
+    for part in ("inward_1", "outward"):  # without interaction
+        params[part] |= {"attention_gate": jnp.zeros(()), "mlp_gate": jnp.zeros(())}
+    params["score_weights"] = jnp.asarray([0.7, 1.1])
+    video, labels = draw_clips(2, 32), np.array([3, -1, 0, 4])
+    loss = loss_of(
+        cross_model.make_loss(config, model, trained), variables, {"video": video, "label": labels, "valid": VALID}
+    )
+    scores = [
+        np.asarray(jax.jit(each.apply)({"params": params[name]}, scaled(video, *pixels)), np.float64)
+        for each, name, pixels in ((masked, "masked", IMAGENET), (other, "contrastive", HALVES))
+    ]
+    target = 0.7 * np.eye(5)[labels] + 0.3 / 5
+    expected = -(target * log_softmax(0.7 * scores[0] + 1.1 * scores[1])).sum(axis=1)[VALID].mean()
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
 
@@ -87,6 +118,27 @@ def test_masked_pre_training_loss_is_the_squared_error_of_masked_patches_of_vali
             errors.append(np.square(predicted[i, j] - patch.reshape(-1)).mean())
     expected = np.reshape(errors, (4, -1)).mean(axis=1)[VALID].mean()
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
+def test_dual_masking_has_the_loss_and_the_gradient_of_the_original(monkeypatch):
+    """A whole training step of VideoMAE V2."""
+    golden = recipe.load("videomae_v2_step")
+    c, (video, hidden, not_predicted) = golden.config, golden.inputs
+    model = vidjax.create_model(
+        "videomae_tiny_pretrain", width=c["D"], depth=c["L"], heads=c["H"], decoder_width=c["dD"],
+        decoder_depth=c["dL"], decoder_heads=c["dH"], patch_size=(2, c["P"], c["P"]),
+    )  # fmt: skip
+    kept, masked, predicted = (
+        jnp.asarray([np.flatnonzero(row) for row in rows]) for rows in (~hidden, hidden, ~not_predicted)
+    )
+    counted = jnp.stack([masking.membership(*each, hidden.shape[1]) for each in zip(predicted, masked, strict=True)])
+    monkeypatch.setattr(masking, "draw", lambda *_: (kept, predicted, counted))
+    loss_fn = mae_pretrain.make_loss(mae_pretrain.Config(decoder_mask="running_cell"), model, (4, 4, 4))
+    batch = {"video": jnp.asarray(video), "valid": jnp.ones(2, bool)}
+    step = jax.jit(jax.value_and_grad(lambda params, batch: loss_fn(params, Aux({}, None, None, 0), batch, KEY)[0]))
+    loss, gradient = step(from_state_dict(model, golden.weights, strict=True)["params"], batch)
+    np.testing.assert_allclose(loss, golden.outputs["loss"], rtol=1e-5)
+    np.testing.assert_allclose(optax.global_norm(gradient), golden.outputs["gradient_norm"], rtol=1e-5)
 
 
 @pytest.mark.parametrize("objective", ["info_nce", "sigmoid", "kl", "kl_normalized"])
@@ -121,3 +173,26 @@ def test_contrastive_pre_training_compares_the_valid_pairs_of_a_batch(objective)
         both = [own - (target * log_softmax(each)).sum(axis=1) for each in (logits, logits.T)]
         expected = np.mean(both)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
+def test_captions_are_contrasted_and_predicted_word_by_word():
+    config = video_language_pretrain.Config(
+        video_model="vit_tiny",
+        text_model="text_tiny",
+        context=6,
+        decoder_depth=1,
+        data=CaptionedDataConfig(frames=2, size=32),
+    )
+    model = video_language_pretrain.make_model(config, open_tokenizer("bytes"))
+    variables = draw_variables(model)
+    variables["params"]["logit_scale"] = jnp.log(7.0)
+    video, ids = draw_clips(2, 32), np.array([[257, 3, 4, 258, 0, 0]] * 3 + [[257, 9, 8, 7, 6, 258]], np.int32)
+    batch = {"video": video, "ids": ids, "valid": VALID}
+    loss = loss_of(video_language_pretrain.make_loss(config, model), variables, batch)
+    clips, seen, texts, read = model.apply(variables, scaled(video, *HALVES), jnp.asarray(ids), method="align")
+    clips, texts = (np.asarray(each, np.float64)[VALID] for each in (clips, texts))
+    logits = 7 * clips @ texts.T
+    contrast = -(np.trace(log_softmax(logits)) + np.trace(log_softmax(logits.T))) / 2 / len(logits)
+    words = log_softmax(np.asarray(model.apply(variables, read, seen, method="words"), np.float64))
+    likelihoods = [words[i, j, ids[i, j + 1]] for i in np.flatnonzero(VALID) for j in range(5) if ids[i, j + 1]]
+    np.testing.assert_allclose(loss, contrast - np.mean(likelihoods), rtol=1e-5)

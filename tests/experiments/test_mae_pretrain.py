@@ -38,7 +38,7 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
 
 
 def start(workdir, *flags, **more):
-    command = [sys.executable, str(SCRIPT), *SMALL, "--workdir", str(workdir), *flags]
+    command = [sys.executable, str(SCRIPT), "demo", *SMALL, "--workdir", str(workdir), *flags]
     return subprocess.Popen(command, env=ENVIRONMENT | more, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -50,7 +50,7 @@ def finish(process):
 
 def run_here(workdir, *flags):
     """Like `start`, in this process."""
-    flags = [*SMALL, "--workdir", str(workdir), *flags]
+    flags = ["demo", *SMALL, "--workdir", str(workdir), *flags]
     mae_pretrain.main(cli.parse(mae_pretrain.Config, mae_pretrain.RECIPES, mae_pretrain.DATA_FLAG, flags))
 
 
@@ -75,15 +75,21 @@ def numbers(workdir):
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
+    """A run on a mix of rendered videos and three files: its work directory, its output and the flags of the mix."""
     workdir = tmp_path_factory.mktemp("undisturbed") / "run"
+    for i in range(3):
+        videos.write_video(workdir.parent / "files" / f"{i}.mp4", videos.numbered(12, first=20 * i))
+    mix = ["--data.source", f"mix:synthetic:moving_shapes=5,{workdir.parent / 'files'}=2"]
     with contextlib.redirect_stdout(io.StringIO()) as out:
-        run_here(workdir)
-    return workdir, out.getvalue()
+        run_here(workdir, *mix)
+    return workdir, out.getvalue(), mix
 
 
 def test_output_and_files_of_a_run(undisturbed):
-    workdir, out = undisturbed
+    workdir, out, _ = undisturbed
     for word in (
+        "0.714 of the clips from synthetic:moving_shapes, ",
+        "files, 3 videos (",
         "devices   8 x cpu",
         "mesh data=8 fsdp=1",
         "GMACs per clip",
@@ -98,7 +104,7 @@ def test_output_and_files_of_a_run(undisturbed):
     assert json.loads((workdir / "config.json").read_text())["data"]["size"] == 32
 
 
-def start_two(workdir):
+def start_two(workdir, *flags):
     """Runs the commands of docs/launch.md with another port, work directory and size, and sharded parameters."""
     one, two = re.findall(r"^```bash\n(.*?)^```$", (ROOT / "docs" / "launch.md").read_text(), re.MULTILINE | re.DOTALL)
     assert one == "python experiments/mae_pretrain.py --workdir runs/one\n"  # the README's first command
@@ -110,33 +116,35 @@ def start_two(workdir):
     processes = dict(re.findall(line, two, re.MULTILINE))
     assert set(processes) == {"0", "1"}
     settings["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
-    flags = ["--fsdp", "2"]
-    return [start(workdir, *flags, *processes[k].split(), JAX_PROCESS_ID=k, **settings) for k in "01"]
+    flags = ["--fsdp", "2", *flags]
+    return [start(workdir, *processes[k].split(), *flags, JAX_PROCESS_ID=k, **settings) for k in "01"]
 
 
+@pytest.mark.long
 def test_a_killed_run_equals_an_uninterrupted_one_with_one_process_or_two(undisturbed, tmp_path):
     def saving():
         """Whether a later checkpoint is being saved, after the first was completed."""
         names = [path.name for path in (tmp_path / "run" / "checkpoints").glob("*")]
         return any(name.isdigit() for name in names) and any("tmp" in name for name in names)
 
-    process = start(tmp_path / "run")
+    mix = undisturbed[2]
+    process = start(tmp_path / "run", *mix)
     wait_until(saving, process)
     process.kill()
     process.wait()
     shutil.copytree(tmp_path / "run", tmp_path / "two")
-    run_here(tmp_path / "run")
+    run_here(tmp_path / "run", *mix)
     assert numbers(tmp_path / "run") == numbers(undisturbed[0])
 
     killed_at = logged(tmp_path / "two")
-    processes = start_two(tmp_path / "two")
+    processes = start_two(tmp_path / "two", *mix)
     wait_until(lambda: logged(tmp_path / "two") > killed_at + 1, processes[0])
     processes[1].send_signal(signal.SIGTERM)
     out = [finish(process) for process in processes]
     assert "devices   4 x cpu, 2 process(es), mesh data=2 fsdp=2" in out[0]
     assert "resumed from step" in out[0] and "devices" not in out[1]
     assert "stopped by SIGTERM" in out[0] and len(numbers(tmp_path / "two")) < STEPS
-    run_here(tmp_path / "two")
+    run_here(tmp_path / "two", *mix)
     both, alone = (np.array([row[1] for row in numbers(run)]) for run in (tmp_path / "two", undisturbed[0]))
     np.testing.assert_allclose(both, alone, atol=1e-5)
 
@@ -171,6 +179,15 @@ def test_video_files_with_a_damaged_one_accumulation_moving_average_and_dual_mas
 BAD = [
     (["--data.source", "/no/such/folder"], "/no/such/folder does not exist"),
     (["--data.source", "EMPTY"], "contains no video"),
+    (["--data.source", "mix:synthetic:moving_shapes=1,ONE.csv=0"], "the weight of ONE.csv is 0, it must be above 0"),
+    (
+        ["--data.source", "mix:synthetic:moving_shapes=1,ONE.csv=1"],
+        "ONE.csv has 1 videos, but its weight gives it 4 of the 8 of every batch: lower its weight or the batch size",
+    ),
+    (
+        ["--data.source", "mix:synthetic:moving_shapes=7,ONE.csv=1", "--data.stream", "flow"],
+        "mix:synthetic:moving_shapes=7,ONE.csv=1 has no field 'flow' that its sources share: choose among video",
+    ),
     (["--data.source", "NO_PATH.csv"], "path"),
     (["--data.source", "MISSING.csv"], "names 2 files of 2 that do not exist: a.mp4, b.mp4"),
     (
@@ -200,6 +217,7 @@ def test_invalid_input_exits_with_one_line_and_writes_nothing(flags, message, tm
     Path("NO_PATH.csv").write_text("file,label\na.mp4,1\n")
     Path("MISSING.csv").write_text("path\na.mp4\nb.mp4\n")
     Path("FILE").touch()
+    Path("ONE.csv").write_text("path\nFILE\n")
     Path("OTHER_RUN/checkpoints").mkdir(parents=True)
     other = json.loads(
         json.dumps(cli.as_dict(cli.parse(mae_pretrain.Config, mae_pretrain.RECIPES, mae_pretrain.DATA_FLAG, SMALL)))

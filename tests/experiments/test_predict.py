@@ -215,11 +215,11 @@ def torch_videomae(folder):
     def prepare(frames):
         return processor(list(frames), return_tensors="pt")["pixel_values"][0]
 
-    def answer(prepared):
+    def peer_output(prepared):
         with torch.no_grad():
             return model(pixel_values=prepared[None]).logits.softmax(-1)[0].numpy()
 
-    return folder, {}, (4, 4), prepare, answer
+    return folder, {}, (4, 4), prepare, peer_output
 
 
 def torch_r3d(folder):
@@ -238,12 +238,12 @@ def torch_r3d(folder):
             preset.resize_size = [128, 170]
         return preset(torch.from_numpy(frames).permute(0, 3, 1, 2))
 
-    def answer(prepared):
+    def peer_output(prepared):
         with torch.no_grad():
             return model(prepared[None]).softmax(-1)[0].numpy()
 
     clips = GivenClipConfig(frames=2)
-    return folder / "r3d_18.pth", {"model": "r3d_18", "data": clips}, (2, 2), prepare, answer
+    return folder / "r3d_18.pth", {"model": "r3d_18", "data": clips}, (2, 2), prepare, peer_output
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ def torch_r3d(folder):
 def test_published_checkpoints_predict_like_the_pytorch_original(make, same_size, large, tmp_path, monkeypatch):
     pytest.importorskip("torch")
     (tmp_path / "weights").mkdir()
-    source, settings, (frames, stride), prepare, answer = make(tmp_path / "weights")
+    source, settings, (frames, stride), prepare, peer_output = make(tmp_path / "weights")
     seen = []
     make_classify = predict.make_classify
 
@@ -271,7 +271,7 @@ def test_published_checkpoints_predict_like_the_pytorch_original(make, same_size
     differences = []
     for path, file, (pixels, card) in zip(paths, files, seen, strict=True):
         reference = prepare(decode(path, dense(40, frames, stride)))
-        wanted, result = answer(reference), by_class(file["windows"][0]["predictions"], names)
+        wanted, result = peer_output(reference), by_class(file["windows"][0]["predictions"], names)
         assert wanted.max() - wanted.min() > 0.05
         reference = np.moveaxis(reference.numpy(), 0 if reference.shape[0] == 3 else 1, -1)
         difference = np.abs(pixels - 255 * (reference * card.std + card.mean))  # in grey levels of 255

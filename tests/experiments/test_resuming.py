@@ -109,10 +109,17 @@ ALL = (
 )
 FIELDS = {
     "mae_pretrain": "model mask mask_ratio decoder_mask normalize_target accumulation probe_clips picture_clips",
-    "finetune": "model keep_head tune tuned_blocks drop_path dropout mixup cutmix label_smoothing train_accuracy "
-    "accumulation",
+    "jepa_pretrain": "model teacher predictor_width short_blocks short_scale long_blocks long_scale mask_clips "
+    "final_ema_decay probe_clips observed_clips accumulation",
+    "finetune": "model keep_head tune tuned_blocks drop_path dropout mixup cutmix label_smoothing objective "
+    "head_factor train_accuracy accumulation",
     "contrastive_pretrain": "video_model text_model features tokenizer context init_video_from init_text_from freeze "
     "objective chunk head_factor",
+    "video_language_pretrain": "video_model text_model features tokenizer context init_video_from init_text_from chunk "
+    "decoder_depth decoder_factor caption_examples",
+    "cross_model": "init_masked_from init_contrastive_from depths label_smoothing accumulation",
+    "albef_pretrain": "model tokenizer context init_video_from init_text_from queue_size mask_token mask_ratio alpha "
+    "alpha_epochs",
 }
 """The contents of config.json since the first version, by script, which runs are resumed by."""
 
@@ -124,6 +131,7 @@ def test_config_fields_keep_the_names_of_earlier_versions(script):
     assert config.accumulation == 1
 
 
+@pytest.mark.long
 def test_a_run_of_an_earlier_version_resumes_unless_its_state_has_another_structure(run):
     examples = ["--data.train_examples", "16"]
     interrupt_after(2, run, *examples)

@@ -11,7 +11,7 @@ import jax
 import pytest
 
 import vidjax
-from benchmark import shares
+from benchmark import input_scaling
 from benchmark.collectives import Collective
 from vidjax.errors import UserError
 
@@ -26,6 +26,7 @@ TINY = scaling.Config(
 
 
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
+@pytest.mark.long
 def test_what_is_printed_is_the_programs_own(tmp_path, capsys):
     config = scaling.Config(**(vars(TINY) | {"json": str(tmp_path / "numbers.json"), "chips": (8, 256)}))
     numbers = scaling.main(config)
@@ -61,9 +62,9 @@ def test_the_step_time_is_the_stated_arithmetic():
     alone, side_by_side = 2 * 511 / 512 * 1e8 / 50e9, 2 * 4095 / 4096 * 1e6 / 400e9  # a card; the eight of a node
     assert row["transfer_seconds"] == pytest.approx(nvlink + alone + side_by_side)
     assert row["latency_seconds"] == pytest.approx(5e-5)
-    talk = row["transfer_seconds"] + 5e-5
-    assert row["step_seconds"]["no_overlap"] == pytest.approx(row["compute_seconds"] + talk)
-    assert row["step_seconds"]["full_overlap"] == max(row["compute_seconds"], talk)
+    communication = row["transfer_seconds"] + 5e-5
+    assert row["step_seconds"]["no_overlap"] == pytest.approx(row["compute_seconds"] + communication)
+    assert row["step_seconds"]["full_overlap"] == max(row["compute_seconds"], communication)
     assert row["efficiency"]["no_overlap"] == row["compute_seconds"] / row["step_seconds"]["no_overlap"]
     assert row["clips_per_second_per_host"] == pytest.approx(8 * 2 / row["step_seconds"]["full_overlap"])
     one_slice = scaling.project(config, facts, [between], "v5p", 4096)  # never leaves the slice
@@ -72,11 +73,12 @@ def test_the_step_time_is_the_stated_arithmetic():
     assert node["transfer_seconds"] == pytest.approx(nvlink)
 
 
+@pytest.mark.long
 def test_input_scaling_measures_each_process_alone_and_beside_the_other(tmp_path, capsys):
     if len(os.sched_getaffinity(0)) < 2:
         pytest.skip("needs two cores")
     small = {"rows": 2, "clips": 4, "rounds": 1, "frames": 2, "size": 16, "json": str(tmp_path / "numbers.json")}
-    rows = scaling.measure_input(shares.Shares("synthetic:moving_shapes", **small))
+    rows = scaling.measure_input(input_scaling.InputScaling("synthetic:moving_shapes", **small))
     assert [row["clock"] for row in rows] == ["second", "cpu_second"]
     out = capsys.readouterr().out
     for row in rows:
@@ -99,14 +101,14 @@ def test_wrong_input_is_refused():
         with pytest.raises(ValueError, match=message):
             scaling.Config(**flags)
     with pytest.raises(ValueError, match="999 processes need as many cores"):
-        shares.measure_shares(shares.Shares("synthetic:moving_shapes", processes=999))
+        input_scaling.measure_input_scaling(input_scaling.InputScaling("synthetic:moving_shapes", processes=999))
     with pytest.raises(ValueError, match="rows is 0: it must be 1 or more"):
-        shares.Shares("synthetic:moving_shapes", rows=0)
+        input_scaling.InputScaling("synthetic:moving_shapes", rows=0)
     with pytest.raises(ValueError, match="nowhere does not exist"):
-        shares.measure_shares(shares.Shares("nowhere", processes=1))
+        input_scaling.measure_input_scaling(input_scaling.InputScaling("nowhere", processes=1))
     with pytest.raises(UserError, match=r"cannot write --json to nowhere/a\.json \(No such file or directory\)"):
         scaling.Config(json="nowhere/a.json")
     with pytest.raises(UserError, match=r"cannot write --json to nowhere/b\.json \(No such file or directory\)"):
-        shares.Shares("synthetic:moving_shapes", json="nowhere/b.json")
+        input_scaling.InputScaling("synthetic:moving_shapes", json="nowhere/b.json")
     with pytest.raises(ValueError, match="a reading process ended: see its message above"):
-        shares.wait_for(queue.Queue(), [SimpleNamespace(is_alive=lambda: False)])
+        input_scaling.wait_for(queue.Queue(), [SimpleNamespace(is_alive=lambda: False)])

@@ -1,8 +1,8 @@
-"""Goldens: what published implementations answer, on parameters that a name and a shape make again.
+"""Goldens: recorded outputs of published implementations, for parameters that are a function of name and shape.
 
-A golden is `NAME.json` (configuration, inputs, the state dict's names and shapes as published) and `NAME.npz` (outputs,
-integer inputs). Every entry of the state dict is a function of its name and shape alone, so that a golden is a few
-kilobytes at any size, and each bias, scale, table and running statistic has a say in the outputs.
+A golden consists of `NAME.json` (configuration, inputs, published names and shapes of the state dict) and `NAME.npz`
+(outputs, integer inputs). As the parameters are not stored, a golden of any size takes a few kilobytes. Each bias,
+scale, table and running statistic differs from its initial value and so affects the outputs.
 """
 
 import json
@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 HERE = Path(__file__).resolve().parent
-ELSEWHERE = HERE.parents[2] / "shared" / "goldens"  # larger goldens, beside the checkout where there are any
+ELSEWHERE = HERE.parents[2] / "shared" / "goldens"  # larger goldens, which not every machine has
 
 
 class Golden(NamedTuple):
-    """A recorded answer: its configuration, float and stored inputs, weights by published name, and outputs."""
+    """A recording: its configuration, float and stored inputs, weights by published name, and outputs."""
 
     config: dict
     inputs: list[np.ndarray]
@@ -27,10 +27,10 @@ class Golden(NamedTuple):
 
 
 def load(name: str) -> Golden:
-    """The golden of this name; the test is skipped where it is not at hand."""
+    """The golden with this name; the test is skipped if it is not available."""
     folder = next((folder for folder in (HERE, ELSEWHERE) if (folder / f"{name}.json").is_file()), None)
     if folder is None:
-        pytest.skip(f"golden {name} is not at hand")
+        pytest.skip(f"the golden {name} is not on this machine")
     description = json.loads((folder / f"{name}.json").read_text())
     stored = dict(np.load(folder / f"{name}.npz"))
     inputs = [

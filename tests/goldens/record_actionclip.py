@@ -2,8 +2,8 @@
 
     pip install torch && python tests/goldens/record_actionclip.py
 
-Three clips of five frames' features, everything perturbed. Stored: the feature that each head gives, under its name.
-The other goldens of these names are answers of the released code itself (sallymmx/ActionCLIP), recorded there.
+Three clips of five frames' features, all parameters perturbed. Stored: the output of each head, under its name.
+The other goldens with these names were recorded with the released code (sallymmx/ActionCLIP).
 """
 
 import json

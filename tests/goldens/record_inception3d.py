@@ -2,10 +2,10 @@
 
     pip install torch torchvision && PYTHONPATH=tests python tests/goldens/record_inception3d.py
 
-Odd sizes, so that TensorFlow's padding and the symmetric one differ, and clips that leave three frames, so that the
-windows before the classifier do not weigh all alike. torchvision's network has its published widths, I3D an eighth of
-them. No code of I3D runs today (TensorFlow 1), so it is written anew from its description, in the names of its PyTorch
-port (piergiaj/pytorch-i3d).
+The sizes are odd, so that TensorFlow's padding and symmetric padding differ, and three frames are left at the end, so
+that frames have different weights in the windows before the classifier. torchvision's network has its published widths,
+I3D an eighth of them. The code of I3D requires TensorFlow 1, so the network below follows its description, with the
+names of the PyTorch port (piergiaj/pytorch-i3d).
 """
 
 import json
@@ -21,7 +21,7 @@ from torch import Tensor
 S3D_VIDEO = (2, 24, 49, 81, 3)  # leaves 3x2x3
 I3D_VIDEO = (2, 17, 36, 230, 3)  # leaves 3x2x8, one more than the window is wide
 CLASSES = 5
-GAIN = 1.4  # of all kernels, so that the last layers still tell one clip from another
+GAIN = 1.4  # of all kernels, so that the last layers still depend on the clip
 
 # Branch 0; branches 1 and 2, reduction and 3x3x3; branch 3.
 MODULES = {
@@ -126,7 +126,7 @@ def build_s3d(map_size: tuple[int, int] = (7, 7)) -> torch.nn.Module:
 
 
 def write(name: str, config: dict, video: tuple[int, ...], shapes: dict, logits: Tensor) -> None:
-    """A golden beside this file."""
+    """A golden next to this file."""
     inputs = [{"kind": "floats", "name": "video", "shape": video}]
     description = {"config": config, "inputs": inputs, "state_dict": shapes}
     stem = Path(__file__).with_name(name)

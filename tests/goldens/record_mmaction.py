@@ -1,12 +1,12 @@
-"""Records mm_timesformer_*, mm_videomae and mm_actionclip from mmaction2's own code.
+"""Records mm_timesformer_*, mm_videomae and mm_actionclip from the code of mmaction2.
 
     pip install torch einops mmengine==0.10.7 mmcv-lite==2.1.0
     python tests/goldens/record_mmaction.py MMACTION2 CLIP
 
 The arguments are checkouts of open-mmlab/mmaction2 (4d6c934, version 1.2.0) and of openai/CLIP (d05afc4), which its
 ActionCLIP imports. Tiny models, every parameter perturbed; the state dicts' names are those of the published files.
-Stored: logits of recognizers, the videos' features of ActionCLIP before they are made unit vectors, as mmaction2 gives
-them in its mode `tensor`. VideoMAE's table of positions is a buffer, computed and not perturbed, and left out here.
+Stored: the logits of recognizers, and the video features of ActionCLIP before normalisation, which mmaction2 returns in
+its mode `tensor`. VideoMAE's position table is a buffer, which is computed rather than perturbed, and is not stored.
 """
 
 import importlib
@@ -22,7 +22,7 @@ from mmengine.registry import DefaultScope
 
 MMACTION2, CLIP = map(Path, sys.argv[1:3])
 sys.path += [str(MMACTION2), str(CLIP)]
-# Packages whose own first lines import detectors and decoders that no backbone needs.
+# Packages that import detectors and decoders, which the backbones do not need.
 for package in (
     "mmaction.models",
     "mmaction.models.backbones",
@@ -68,7 +68,7 @@ def record(name: str, module: torch.nn.Module, config: dict, shape: tuple[int, .
     filled = {entry: torch.from_numpy(recipe.parameter(entry, of)) for entry, of in shapes.items()}
     module.load_state_dict(filled, strict=False)
     with torch.no_grad():
-        answer = module(torch.from_numpy(recipe.floats("input0", shape))).numpy()
+        output = module(torch.from_numpy(recipe.floats("input0", shape))).numpy()
     description = {
         "config": config,
         "inputs": [{"kind": "floats", "name": "input0", "shape": shape}],
@@ -76,7 +76,7 @@ def record(name: str, module: torch.nn.Module, config: dict, shape: tuple[int, .
         "state_dict": {entry: list(of) for entry, of in shapes.items()},
     }
     (HERE / f"{name}.json").write_text(json.dumps(description) + "\n")
-    np.savez_compressed(HERE / f"{name}.npz", output0=answer)
+    np.savez_compressed(HERE / f"{name}.npz", output0=output)
 
 
 def action_clip() -> torch.nn.Module:

@@ -2,8 +2,8 @@
 
     pip install torch && python tests/goldens/record_p3d.py
 
-One clip of 16 frames of 40x64 pixels, a narrow network that has each kind of block, everything perturbed. Stored: the
-logits.
+One clip of 16 frames of 40x64 pixels, a narrow network with every kind of block, all parameters perturbed. Stored:
+the logits.
 """
 
 import json

@@ -43,7 +43,7 @@ def build(name: str, layers: tuple[int, ...] = (1, 1, 1, 1), classes: int = 5):
 
 
 def main() -> None:
-    """Writes the golden beside this file."""
+    """Writes the golden next to this file."""
     import torch
 
     peer = build("r2plus1d").eval()

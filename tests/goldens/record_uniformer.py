@@ -2,8 +2,8 @@
 
     pip install torch && python tests/goldens/record_uniformer.py
 
-Two clips of 4 frames of 64x64 pixels, a few kilobytes: what is tested where neither PyTorch nor the goldens of the
-original implementation are at hand. Stored: the logits.
+Two clips of 4 frames of 64x64 pixels, a few kilobytes, for tests on machines without PyTorch and without the goldens of
+the original implementation. Stored: the logits.
 """
 
 import json
@@ -33,7 +33,7 @@ def build(config: dict, **fields) -> UniFormer:
 
 
 def main() -> None:
-    """Writes the goldens beside this file."""
+    """Writes the goldens next to this file."""
     for name, config in CONFIGS.items():
         model = build(config).eval()
         shapes = {entry: tuple(value.shape) for entry, value in model.state_dict().items()}

@@ -2,9 +2,9 @@
 
     pip install torch transformers && python tests/goldens/record_videomae.py
 
-Two clips of 4 frames of 8x8 pixels, patches of 2x2x2, 24 of 32 tokens masked: a few kilobytes, every parameter counts.
-Stored: the encoder's tokens, the decoder's pixels, the targets that transformers makes of normalised pixels by its own
-un-normalisation, and the loss.
+Two clips of 4 frames of 8x8 pixels, patches of 2x2x2, 24 of 32 tokens masked, all parameters perturbed.
+Stored: the encoder's tokens, the decoder's pixels, the targets that transformers computes from normalised pixels, and
+the loss.
 """
 
 import json
@@ -49,7 +49,7 @@ def fill(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def answer(model: VideoMAEForPreTraining, video: np.ndarray, masked: np.ndarray) -> dict[str, np.ndarray]:
+def outputs_of(model: VideoMAEForPreTraining, video: np.ndarray, masked: np.ndarray) -> dict[str, np.ndarray]:
     """Encoder, decoder, target and loss for a video `b t h w c` in [0, 1] and a mask `b n`, true where masked."""
     pixels = torch.from_numpy(((video - MEAN) / STD).astype(np.float32)).permute(0, 1, 4, 2, 3)
     mask, targets = torch.from_numpy(masked), []
@@ -62,8 +62,8 @@ def answer(model: VideoMAEForPreTraining, video: np.ndarray, masked: np.ndarray)
     with torch.no_grad(), mock.patch.object(modeling_videomae, "MSELoss", Recorded):
         output = model(pixels, bool_masked_pos=mask)
         encoded = model.videomae(pixels, bool_masked_pos=mask).last_hidden_state
-    found = {"encoded": encoded, "predicted": output.logits, "target": targets[0], "loss": output.loss}
-    return {name: value.numpy() for name, value in found.items()}
+    outputs = {"encoded": encoded, "predicted": output.logits, "target": targets[0], "loss": output.loss}
+    return {name: value.numpy() for name, value in outputs.items()}
 
 
 def clips(config: dict) -> tuple[np.ndarray, np.ndarray]:
@@ -75,7 +75,7 @@ def clips(config: dict) -> tuple[np.ndarray, np.ndarray]:
 
 
 def main() -> None:
-    """Writes the golden beside this file."""
+    """Writes the golden next to this file."""
     model = build(CONFIG)
     shapes = fill(model)
     video, masked = clips(CONFIG)
@@ -86,7 +86,7 @@ def main() -> None:
     }
     stem = Path(__file__).with_name("videomae_transformers")
     stem.with_suffix(".json").write_text(json.dumps(description, indent=0) + "\n")
-    np.savez_compressed(stem.with_suffix(".npz"), video=video, masked=masked, **answer(model, video, masked))
+    np.savez_compressed(stem.with_suffix(".npz"), video=video, masked=masked, **outputs_of(model, video, masked))
 
 
 if __name__ == "__main__":

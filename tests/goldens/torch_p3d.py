@@ -1,4 +1,4 @@
-"""P3D in plain PyTorch, written anew from the paper, with the state dict's names of qijiezhao/pseudo-3d-pytorch."""
+"""P3D in plain PyTorch, written from the paper, with the state dict's names of qijiezhao/pseudo-3d-pytorch."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn

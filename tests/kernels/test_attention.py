@@ -17,11 +17,11 @@ def normal(*shape: int) -> jax.Array:
     return jnp.asarray(np.random.default_rng(sum(shape)).standard_normal(shape), jnp.float32)
 
 
-def naive_attend(query, key, value, mask=True) -> np.ndarray:
-    """Softmax attention of `... tokens heads width` in float64; `mask` has an axis for heads."""
+def naive_attend(query, key, value, mask=True, bias=0.0) -> np.ndarray:
+    """Softmax attention of `... tokens heads width` in float64; `mask` and `bias` have an axis for heads."""
     query, key, value = (np.moveaxis(np.asarray(x, np.float64), -2, -3) for x in (query, key, value))
     scores = query @ np.swapaxes(key, -1, -2) / np.sqrt(query.shape[-1])
-    scores = np.where(mask, scores, -np.inf)
+    scores = np.where(mask, scores + bias, -np.inf)
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     return np.moveaxis(weights / weights.sum(-1, keepdims=True) @ value, -3, -2)
 
@@ -43,6 +43,42 @@ def test_a_mask_hides_keys_from_queries_in_all_heads(shape):
     weights = attention_weights(query, key, mask)
     np.testing.assert_allclose(jnp.einsum("...kqn,...nkd->...qkd", weights, value), out, atol=1e-5)
     np.testing.assert_array_equal(weights > 0, jnp.broadcast_to(mask[..., None, :, :], weights.shape))
+
+
+@pytest.mark.parametrize("implementation", ["xla", "chunked"])
+def test_a_cap_bounds_the_scores_before_the_mask(implementation, monkeypatch):
+    monkeypatch.setattr(chunked_attention, "CHUNK_CPU", 2)
+    query, key, value = 9 * normal(2, 5, 4, 6), normal(2, 7, 4, 6), normal(2, 7, 4, 6)[..., ::-1]
+    mask = (normal(5, 7) > 0).at[..., 0].set(True)
+    scores = jnp.einsum("bqkd,bnkd->bkqn", query, key) / 6**0.5
+    weights = jax.nn.softmax(jnp.where(mask, 2 * jnp.tanh(scores / 2), -jnp.inf))
+    np.testing.assert_allclose(attention_weights(query, key, mask, cap=2.0), weights, atol=1e-5)
+    out = jax.jit(lambda *x: attend(*x, implementation, mask, cap=2.0))(query, key, value)
+    np.testing.assert_allclose(out, jnp.einsum("bkqn,bnkd->bqkd", weights, value), atol=1e-5)
+    for other in ("ring", "cudnn"):
+        with pytest.raises(ValueError, match=r"takes no .*cap: use the implementation 'chunked' or 'xla'"):
+            attend(query, key, value, other, cap=2.0)
+
+
+@pytest.mark.parametrize("implementation", ["xla", "chunked"])
+def test_a_bias_is_added_to_the_scores_of_each_head_and_has_a_gradient(implementation, monkeypatch):
+    monkeypatch.setattr(chunked_attention, "CHUNK_CPU", 2)
+    query, key, value = normal(2, 3, 5, 4, 6), normal(2, 3, 7, 4, 6), normal(2, 3, 7, 4, 6)[..., ::-1]
+    mask, bias = (normal(3, 5, 7) > 0).at[..., 0].set(True), 3 * normal(4, 5, 7)
+    step = 1e-3 * normal(4, 5, 7)[:, ::-1]
+    weights = attention_weights(query, key, mask, bias)
+
+    def total(bias: jax.Array) -> jax.Array:
+        return (attend(query, key, value, implementation, mask, bias) ** 2).sum()
+
+    out = jax.jit(lambda bias: attend(query, key, value, implementation, mask, bias))(bias)
+    np.testing.assert_allclose(out, naive_attend(query, key, value, mask[:, None], bias), atol=1e-5)
+    np.testing.assert_allclose(jnp.einsum("...kqn,...nkd->...qkd", weights, value), out, atol=1e-5)
+    forward, backward = (
+        (naive_attend(query, key, value, mask[:, None], np.asarray(bias, np.float64) + by) ** 2).sum()
+        for by in (np.asarray(step, np.float64), -np.asarray(step, np.float64))
+    )
+    np.testing.assert_allclose((jax.jit(jax.grad(total))(bias) * step).sum(), (forward - backward) / 2, rtol=1e-3)
 
 
 @pytest.mark.parametrize("implementation", ["xla", "chunked"])

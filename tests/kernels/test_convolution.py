@@ -58,6 +58,13 @@ def assert_same_with_gradients(ours, reference, *inputs) -> None:
         ((5, 3, 3), (3, 1, 1), ((2, 1), (1, 1), (1, 1)), 9, 9),
         ((3, 3, 3), (1, 1, 1), ((0, 0), (2, 2), (0, 0)), 17, 18),
         ((3, 3, 3), (1, 1, 1), ((1, 1), (3, 3), (0, 4)), 9, 3),
+        ((3, 3, 3), (1, 1, 1), ((3, 0), (1, 1), (1, 1)), 9, 3),
+        ((3, 3, 3), (2, 2, 2), ((1, 1), (1, 1), (1, 1)), 5, 24),
+        ((1, 1, 1), (1, 1, 1), ((0, 0), (0, 0), (0, 0)), 17, 9),
+        ((1, 1, 1), (2, 3, 2), ((0, 0), (0, 0), (0, 0)), 16, 20),
+        ((1, 1, 1), (1, 1, 1), ((1, 0), (1, 1), (0, 1)), 16, 5),
+        ((1, 3, 3), (1, 2, 2), ((0, 0), (1, 1), (1, 1)), 3, 24),
+        ((3, 3, 3), (1, 1, 1), ((1, 1), (0, 1), (1, 1)), 3, 32),
     ],
 )
 def test_convolution_equals_lax(size, strides, padding, channels, features):
@@ -77,23 +84,50 @@ def test_kernel_gradients_a_few_rows_at_a_time(size, strides, channels, features
     assert_same_with_gradients(ours, reference, draw(2, 6, 48, 40, channels), draw(*size, channels, features))
 
 
-@pytest.mark.parametrize("size", [(3, 3, 3), (5, 5, 5), (3, 1, 1), (1, 3, 3)])
-def test_depthwise_convolution_equals_lax(size):
-    padding = [(cells // 2, cells // 2) for cells in size]
+@pytest.mark.parametrize(
+    ("size", "strides", "padding"),
+    [
+        ((3, 3, 3), (1, 1, 1), None),
+        ((5, 5, 5), (1, 1, 1), None),
+        ((3, 1, 1), (1, 1, 1), None),
+        ((1, 3, 3), (1, 1, 1), None),
+        ((3, 3, 3), (1, 1, 1), (1, 0, 2)),
+        ((3, 3, 3), (1, 2, 2), None),
+        ((3, 3, 3), (2, 2, 2), None),
+        ((3, 3, 3), (1, 8, 8), None),
+        ((1, 9, 9), (1, 8, 8), None),
+        ((3, 5, 5), (1, 4, 4), None),
+        ((2, 3, 4), (2, 3, 1), (1, 0, 2)),
+    ],
+)
+def test_depthwise_convolution_equals_lax(size, strides, padding):
+    cells = padding or [k // 2 for k in size]
     reference = partial(
-        lax.conv_general_dilated, window_strides=(1, 1, 1), padding=padding, dimension_numbers=DIMENSIONS,
-        feature_group_count=6,
+        lax.conv_general_dilated, window_strides=strides, padding=[(k, k) for k in cells],
+        dimension_numbers=DIMENSIONS, feature_group_count=6,
     )  # fmt: skip
-    assert_same_with_gradients(depthwise_conv3d, reference, draw(2, 5, 7, 6, 6), draw(*size, 1, 6))
+    ours = partial(depthwise_conv3d, strides=strides, padding=padding)
+    assert_same_with_gradients(ours, reference, draw(2, 5, 11, 10, 6), draw(*size, 1, 6))
 
 
 def test_depthwise_convolution_accumulates_in_float32():
     x = jnp.full((1, 5, 5, 5, 1), 1.0, jnp.bfloat16)
     kernel = jnp.full((5, 5, 5, 1, 1), 1.0, jnp.bfloat16).at[2, 2, 2].set(2.0)
     assert depthwise_conv3d(x, kernel)[0, 2, 2, 2, 0] == 126.0
-    small = kernel.at[0, 0, 0].set(2.0**-9)  # would be lost beside 1 in a bfloat16 sum
+    small = kernel.at[0, 0, 0].set(2.0**-9)  # would be lost in a bfloat16 sum with 1
     gradient = jax.grad(lambda kernel: depthwise_conv3d(x, kernel).astype(jnp.float32).sum())(small)
     assert gradient.dtype == jnp.bfloat16 and gradient[2, 2, 2, 0, 0] == 125.0
+
+
+def test_strided_depthwise_convolution_accumulates_in_float32():
+    x = jnp.full((1, 3, 16, 16, 1), 1.0, jnp.bfloat16)
+    kernel = jnp.full((1, 9, 9, 1, 1), 1.0, jnp.bfloat16).at[0, 0, 0].set(256.0)  # 256 + 1 is 256 in bfloat16
+    y, pull = jax.vjp(lambda x, kernel: depthwise_conv3d(x, kernel, (1, 8, 8)), x, kernel)
+    dx, dkernel = pull(jnp.ones_like(y).at[0, 0, 0, 0].set(256.0))
+    assert y.dtype == dx.dtype == dkernel.dtype == jnp.bfloat16
+    assert y[0, 1, 1, 1, 0] == 256 + 80
+    assert dx[0, 1, 4, 4, 0] == 260  # 256 + 3 at the corner of four outputs, rounded
+    assert dkernel[0, 4, 4, 0, 0] == 268  # 256 + 11 outputs, rounded
 
 
 def test_an_even_depthwise_kernel_is_rejected():

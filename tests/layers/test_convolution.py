@@ -29,3 +29,14 @@ def test_convolutions_are_initialised_as_in_pytorch(conv):
     for leaf in (params["kernel"], params["bias"]):
         assert bound > np.abs(leaf).max() > 0.9 * bound
     assert params["kernel"].std() == pytest.approx(bound / 3**0.5, rel=0.05)
+
+
+def test_groups_of_channels_are_convolved_separately():
+    conv = Conv3D(6, (1, 3, 3), (1, 2, 2), use_bias=True, groups=2)
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((1, 2, 9, 9, 4)), jnp.float32)
+    variables = conv.init(jax.random.key(0), x)
+    kernel, bias = variables["params"]["kernel"], variables["params"]["bias"]
+    expected = lax.conv_general_dilated(
+        x, kernel, (1, 2, 2), ((0, 0), (1, 1), (1, 1)), dimension_numbers=DIMENSIONS, feature_group_count=2
+    )
+    np.testing.assert_allclose(conv.apply(variables, x), expected + bias, atol=1e-6)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vidjax.layers.normalization import BatchNorm, LayerNorm, valid_clips
+from vidjax.layers.normalization import BatchNorm, LayerNorm, local_response_norm, valid_clips
 
 DRAW = np.random.default_rng(0)
 X = jnp.asarray(3 + 2 * DRAW.standard_normal((4, 5, 16)), jnp.float32)
@@ -131,3 +131,27 @@ def test_under_pmap_each_device_normalises_by_its_own_valid_clips():
         y, dx, *rest = jax.tree.map(lambda leaf, device=device: leaf[device], results)
         kept = VALID.reshape(2, 2)[device]
         assert_close([y[kept], dx[kept], *rest], list(normed(BatchNorm(False), alone)))
+
+
+@pytest.mark.parametrize(("size", "alpha", "beta", "k"), [(5, 1e-4, 0.75, 1.0), (3, 2.0, 0.5, 2.0), (7, 0.5, 1.0, 0.1)])
+def test_local_response_norm_and_its_gradient_equal_pytorchs(size, alpha, beta, k):
+    torch = pytest.importorskip("torch")
+    x = DRAW.standard_normal((2, 3, 4, 6)).astype(np.float32)
+    peer = torch.from_numpy(np.moveaxis(x, -1, 1).copy()).requires_grad_()
+    expected = torch.nn.LocalResponseNorm(size, alpha, beta, k)(peer)
+    expected.sin().sum().backward()
+
+    def total(x):
+        y = local_response_norm(x, size, alpha, beta, k)
+        return jnp.sin(y).sum(), y
+
+    (_, y), gradient = jax.value_and_grad(total, has_aux=True)(jnp.asarray(x))
+    np.testing.assert_allclose(y, np.moveaxis(expected.detach().numpy(), 1, -1), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(gradient, np.moveaxis(peer.grad.numpy(), 1, -1), rtol=1e-4, atol=1e-5)
+
+
+def test_local_response_norm_by_hand():
+    """The sum of squares of Krizhevsky et al. is the mean of this one with `alpha` times `size`."""
+    x = jnp.array([1.0, 2.0, 3.0])
+    expected = x / np.sqrt(2.0 + 1e-4 * np.array([1 + 4, 1 + 4 + 9, 4 + 9]))
+    np.testing.assert_allclose(local_response_norm(x, 3, 3e-4, 0.5, 2.0), expected, rtol=1e-6)

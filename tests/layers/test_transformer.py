@@ -100,10 +100,17 @@ def test_parameters_have_the_same_names_under_any_remat(remat):
     assert shapes[0] == shapes[1]
 
 
-@pytest.mark.parametrize("remat", ["none", "dots", "blocks"])
-def test_scanned_blocks_are_the_same_function_of_the_same_parameters(remat):
+ALTERNATING = (partial(Block, 2), partial(Block, 4, qkv_bias=False))
+
+
+@pytest.mark.parametrize(
+    ("remat", "block", "depth"),
+    [("none", partial(Block, 2), 3), ("dots", partial(Block, 2), 3), ("blocks", ALTERNATING, 4)],
+    ids=["none", "dots", "blocks that alternate"],
+)
+def test_scanned_blocks_are_the_same_function_of_the_same_parameters(remat, block, depth):
     x = jnp.asarray(np.random.default_rng(1).standard_normal((2, 3, 8)), jnp.float32)
-    loop = Encoder(partial(Block, 2), 3, remat=remat)
+    loop = Encoder(block, depth, remat=remat)
     scan = loop.clone(scan=True)
     shapes = [jax.eval_shape(encoder.init, jax.random.key(0), x) for encoder in (loop, scan)]
     assert shapes[0] == shapes[1]
@@ -115,7 +122,8 @@ def test_scanned_blocks_are_the_same_function_of_the_same_parameters(remat):
     expected, scanned = (value_and_gradients(encoder)(params, x) for encoder in (loop, scan))
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), scanned, expected)
     text = [jax.jit(encoder.apply).lower(params, x).as_text() for encoder in (loop, scan)]
-    assert text[0].count("dot_general") == 3 * text[1].count("dot_general")  # one block, for any depth
+    kinds = len(block) if isinstance(block, tuple) else 1  # each is there once, for any depth
+    assert kinds * text[0].count("dot_general") == depth * text[1].count("dot_general")
 
 
 def test_each_scanned_block_has_its_own_drop_path_rate_and_key():
@@ -135,6 +143,22 @@ def test_scanned_blocks_sow_their_intermediates():
     variables = encoder.init(jax.random.key(0), x)
     _, sown = encoder.apply({"params": variables["params"]}, x, mutable=["intermediates"])
     assert set(sown["intermediates"]) == {"block_0", "block_1"}
+
+
+def test_between_makes_the_input_of_the_next_block():
+    encoder = Encoder(Doubling, 3, 1e-9, scan=True)  # which is unrolled
+    variables = {"params": {f"block_{i}": {"one": jnp.ones(())} for i in range(3)}}
+    out = encoder.apply(variables, jnp.zeros((1, 1, 1)), between=lambda i, x: 10 * x + i)
+    assert out.item() == 10 * (10 * (10 * 1 + 0 + 1) + 1 + 1) + 2
+
+
+def test_blocks_of_several_kinds_alternate():
+    encoder, x = Encoder(ALTERNATING, 3), jnp.zeros((1, 2, 8))
+    params = jax.eval_shape(encoder.init, jax.random.key(0), x)["params"]
+    biased = [f"block_{i}" for i in range(3) if "bias" in params[f"block_{i}"]["attention"]["query"]]
+    assert biased == ["block_0", "block_2"] and len(params) == 3
+    with pytest.raises(ValueError, match="3 blocks cannot be cut into groups of 2: set scan to False"):
+        jax.eval_shape(encoder.clone(scan=True).apply, {"params": params}, x)
 
 
 def test_unknown_remat_is_rejected():

@@ -8,7 +8,7 @@ import peers
 import pytest
 import recipe
 
-from vidjax.convert import files, from_state_dict, load_pretrained, load_weights, rules, save_pretrained
+from vidjax.convert import conversion, files, from_state_dict, load_pretrained, load_weights, rules, save_pretrained
 from vidjax.convert.actionclip import HEADS as RULES
 from vidjax.models import actionclip, create_model, example_inputs
 from vidjax.models.actionclip import VideoTower
@@ -59,7 +59,7 @@ def converted(name: str, weights: dict[str, np.ndarray]) -> dict:
         entry.replace(f"{name}.", "fusion.", 1): w for entry, w in weights.items() if entry.startswith(f"{name}.")
     }
     shapes = jax.eval_shape(HEADS[name].init, jax.random.key(0), jnp.zeros((1, T, E)))["params"]
-    return rules.apply(LAYOUT, weights, {"video": {"temporal": shapes}}, strict=True)[0]["video"]["temporal"]
+    return conversion.apply(LAYOUT, weights, {"video": {"temporal": shapes}}, strict=True)[0]["video"]["temporal"]
 
 
 @pytest.mark.parametrize("name", HEADS)

@@ -1,6 +1,5 @@
 """CLIP against recorded outputs of OpenAI's code and against transformers, and its image tower on clips."""
 
-import dataclasses
 import sys
 from functools import partial
 
@@ -10,15 +9,15 @@ import numpy as np
 import peers
 import pytest
 import recipe
-from flax.traverse_util import flatten_dict
+from small_runs import draw_variables
 
-import vidjax
 from vidjax.convert import from_state_dict, load_pretrained, load_weights, save_pretrained
 from vidjax.layers.card import Card
-from vidjax.models import create_text_model, example_inputs, override
+from vidjax.models import example_inputs
 from vidjax.models.clip import ImageTower
 from vidjax.models.text import TextTower
-from vidjax.models.video_text import Projected, VideoText, unit
+from vidjax.models.video_text import VideoText
+from vidjax.runs import usual_clips
 
 # Parameters of each row, and GMACs per clip if published (SYSTEMS.md); see test_published.py.
 COUNTS = {
@@ -35,8 +34,7 @@ COUNTS = {
 }
 
 CLOSE = {"rtol": 0, "atol": 1e-4}
-IMAGE = {"width": 24, "depth": 2, "heads": 3, "features": 16, "patch_size": (1, 8, 8), "image_size": 32}
-TEXT = {"vocabulary": 60, "context": 12, "width": 24, "depth": 2, "heads": 3, "features": 16}
+IMAGE = {"width": 24, "depth": 1, "heads": 3, "features": 16, "patch_size": (1, 8, 8), "image_size": 32}
 
 
 def frames_first(images: np.ndarray, frames: int = 1) -> jax.Array:
@@ -92,21 +90,32 @@ def viclip(tower: str) -> tuple:
     return text_tower(c), golden
 
 
-@pytest.mark.parametrize("around", ["", "encoder"])
 @pytest.mark.parametrize("tower", ["vision", "text"])
-def test_equals_viclips_towers(tower, around):
+def test_equals_viclips_towers(tower):
     """Each tower alone, as recorded, and with its names in the whole model."""
     model, golden = viclip(tower)
-    prefix = f"{tower}_{around}." if around else ""
-    weights = {f"{prefix}{name}": value for name, value in golden.weights.items()}
-    variables = from_state_dict(model, weights, strict=True)
+    variables = from_state_dict(model, golden.weights, strict=True)
+    whole = {f"{tower}_encoder.{name}": value for name, value in golden.weights.items()}
+    jax.tree.map(np.testing.assert_array_equal, from_state_dict(model, whole, strict=True), variables)
     seen = frames_first(golden.inputs[0].swapaxes(1, 2).reshape(-1, 3, 42, 42), 5) if tower == "vision" else None
     seen = jnp.asarray(golden.inputs[0], jnp.int32) if seen is None else seen
     expected = golden.outputs["output0"]
     actual = jax.jit(model.apply)(variables, seen)
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * max(1, np.abs(expected).max()))
     with pytest.raises(ValueError, match="heads is 1, but the release has 192 // 64: set it to 3"):
-        from_state_dict(model.clone(heads=1), {f"{tower}_encoder.{k}": v for k, v in golden.weights.items()})
+        from_state_dict(model.clone(heads=1), whole)
+
+
+def test_viclip_sees_an_image_at_the_mean_of_all_times():
+    """As InternVideo 3965eef, viclip_vision.py, for one frame."""
+    model, golden = viclip("vision")
+    variables = from_state_dict(model, golden.weights)
+    params = variables["params"]
+    mean = params["time"]["table"].mean(axis=0, keepdims=True)
+    alone = {"params": params | {"time": {"table": mean}}}
+    image = jnp.asarray(golden.inputs[0][:1, :, :1].transpose(0, 2, 3, 4, 1))
+    actual = [each.apply(v, image) for each, v in ((model, variables), (model.clone(num_frames=1), alone))]
+    np.testing.assert_allclose(*actual, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(("temperature", "scale"), [(0.02, 50.0), (0.004, 100.0)])
@@ -125,6 +134,8 @@ def test_viclip_consists_of_its_towers_and_a_temperature(temperature, scale, tmp
     for tower, name in ((image, "video"), (text, "text")):
         alone = from_state_dict(tower, (vision if name == "video" else texts).weights)["params"]
         jax.tree.map(np.testing.assert_array_equal, variables["params"][name], alone)
+    clips = usual_clips(tmp_path / "viclip.pth", model)  # of zero_shot.py: 8 frames, squeezed
+    assert (clips["sampling"], clips["protocol"], clips["short_side"]) == ("uniform", "viclip", clips["size"])
     assert model.card.mean == Card().mean  # ImageNet's, not CLIP's
     with pytest.raises(ValueError, match="heads of the text tower is 2, but the release has 192 // 64: set it to 3"):
         from_state_dict(model.clone(text=text.clone(heads=2)), weights)
@@ -135,7 +146,7 @@ def test_a_tower_for_shorter_texts_takes_the_first_positions():
     golden = recipe.load("openai_clip")
     longer, shorter = text_tower(golden.config), text_tower(golden.config).clone(context=7)
     ids = jnp.asarray([[58, 5, 9, 59, 0, 0, 0]])
-    actual = [tower.apply(from_state_dict(tower, golden.weights), ids) for tower in (longer, shorter)]
+    actual = [jax.jit(tower.apply)(from_state_dict(tower, golden.weights), ids) for tower in (longer, shorter)]
     np.testing.assert_allclose(*actual, rtol=0, atol=1e-6)
     with pytest.raises(ValueError, match=r"position is \(13, 128\) in the model and \(12, 128\) in the weights"):
         from_state_dict(longer.clone(context=13), golden.weights)
@@ -213,48 +224,31 @@ def test_text_tower_equals_transformers_from_its_directory(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def model():
-    return VideoText(ImageTower(**IMAGE), TextTower(**TEXT))
-
-
-def perturbed(model) -> dict:
-    """Random variables: kernels of unit gain, norms near one, the rest near zero."""
-    shapes = jax.eval_shape(model.init, jax.random.key(0), *example_inputs(model))
-
-    def draw(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:
-        noise = recipe.floats(jax.tree_util.keystr(path), leaf.shape)
-        if path[-1].key == "kernel":
-            return jnp.asarray(noise / np.prod(leaf.shape[:-1]) ** 0.5)
-        return jnp.asarray((path[-1].key == "scale") + 0.2 * noise)
-
-    return jax.tree_util.tree_map_with_path(draw, shapes)
-
-
-@pytest.fixture(scope="module")
-def variables(model):
-    return perturbed(model)
-
-
-@pytest.fixture(scope="module")
 def clips():
     return jnp.asarray(recipe.floats("clips", (2, 3, 32, 32, 3)))
 
 
-def test_a_clips_feature_is_the_mean_over_its_frames_in_any_order(model, variables, clips):
-    embed = jax.jit(model.apply)
-    each = jax.jit(partial(model.apply, method=lambda m, x: m.video(x)))(variables, clips[0][:, None])
-    np.testing.assert_allclose(embed(variables, clips)[0], unit(each.mean(axis=0)[None])[0], atol=1e-5)
-    np.testing.assert_allclose(embed(variables, clips[:, ::-1]), embed(variables, clips), atol=1e-5)
-    tokens = jax.jit(partial(model.apply, method="encode"))(variables, clips)
+def test_a_clips_feature_is_the_mean_over_its_frames_in_any_order(clips):
+    tower = ImageTower(**IMAGE)
+
+    @jax.jit
+    def features(variables, clips):
+        mean, reversed_mean = (tower.apply(variables, frames) for frames in (clips, clips[:, ::-1]))
+        tokens, one = (tower.apply(variables, x, method="encode") for x in (clips, clips[:, 1:2]))
+        return tower.apply(variables, clips[0][:, None]), mean, reversed_mean, tokens, one
+
+    each, mean, reversed_mean, tokens, one = features(draw_variables(tower), clips)
+    np.testing.assert_allclose(mean[0], each.mean(axis=0), atol=1e-5)
+    np.testing.assert_allclose(reversed_mean, mean, atol=1e-5)
     assert tokens.shape == (2, 3, 4, 4, 24)
-    one = jax.jit(partial(model.apply, method="encode"))(variables, clips[:, 1:2])
     np.testing.assert_allclose(tokens[:, 1:2], one, atol=1e-5)
 
 
 def test_joint_is_one_sequence_with_one_class_token_and_temporal_positions(clips):
     """As described in the paper, because the released code does not run."""
     plain, joint = ImageTower(**IMAGE), ImageTower(**IMAGE, joint=True, num_frames=3)
-    variables = perturbed(joint)
+    variables = draw_variables(joint)
+    variables["params"]["time"]["table"] *= 50  # else too small to see
     frames = jax.jit(partial(joint.apply, method="frames"))
     assert frames(variables, clips).shape == (2, 1, 16)
     assert jax.eval_shape(partial(joint.apply, method="encode"), variables, clips).shape == (2, 3, 4, 4, 24)
@@ -280,123 +274,16 @@ def test_prompts_are_mutually_exclusive(clips):
         jax.eval_shape(ImageTower(**IMAGE, joint=True, shift=True).init, jax.random.key(0), clips)
 
 
-def test_positions_are_resized_in_the_same_way_at_loading_and_at_call_time(model, variables, tmp_path):
+def test_positions_are_resized_in_the_same_way_at_loading_and_at_call_time(tmp_path):
+    model = ImageTower(**IMAGE)
+    variables = draw_variables(model)
     save_pretrained(tmp_path / "small", model, variables)
     larger, resized = load_pretrained(tmp_path / "small", image_size=48)
-    assert larger == VideoText(ImageTower(**IMAGE | {"image_size": 48}), TextTower(**TEXT))
-    assert resized["params"]["video"]["position"]["table"].shape == (6, 6, 24)
-    video = jnp.asarray(recipe.floats("video", (1, 2, 48, 48, 3)))
+    assert larger == ImageTower(**IMAGE | {"image_size": 48})
+    assert resized["params"]["position"]["table"].shape == (6, 6, 24)
+    video = jnp.asarray(recipe.floats("video", (1, 1, 48, 48, 3)))
     expected = jax.jit(model.apply)(variables, video)
     np.testing.assert_allclose(jax.jit(larger.apply)(resized, video), expected, atol=1e-5)
-
-
-def pairs() -> dict[str, VideoText]:
-    """A pair with each kind of tower."""
-    videomae = vidjax.create_model("videomae_tiny", width=24, depth=1, heads=2, image_size=32, drop_path=0.1)
-    bert = create_text_model("bert_tiny", width=24, depth=1, features=16)
-    card = Card(mean=(0.1, 0.2, 0.3), class_names=("a",))
-    return {
-        "clip": VideoText(ImageTower(**IMAGE, shift=True, num_frames=3), TextTower(**TEXT, end_token=5), card),
-        "any": VideoText(Projected(videomae, 16), bert, card, bias=-10.0),
-    }
-
-
-@pytest.mark.parametrize("kind", ["clip", "any"])
-def test_towers_survive_a_round_trip(kind, tmp_path):
-    model = pairs()[kind]
-    variables = perturbed(model)
-    save_pretrained(tmp_path / "pair", model, variables)
-    again, loaded = vidjax.load_pretrained(tmp_path / "pair", strict=True)
-    assert again == model.clone(card=dataclasses.replace(model.card, class_names=()))  # saved only with a head
-    ours, restored = flatten_dict(variables), flatten_dict(loaded)
-    assert ours.keys() == restored.keys() and ("params", "logit_scale") in ours
-    for path, leaf in ours.items():
-        np.testing.assert_array_equal(leaf, restored[path], strict=True)
-    fast, _ = vidjax.load_pretrained(tmp_path / "pair", dtype=jnp.bfloat16, remat="blocks", num_frames=4)
-    assert fast.num_frames == 4 and fast.text.dtype == jnp.bfloat16 and fast.text.remat == "blocks"
-    save_pretrained(tmp_path / "fast", fast, variables)  # settings of the computation are not saved
-    assert "bfloat16" not in (tmp_path / "fast" / "vidjax.json").read_text()
-    with pytest.raises(ValueError, match="model 'VideoText' has no field 'classes': its fields are video, text"):
-        vidjax.load_pretrained(tmp_path / "pair", classes=3)
-
-
-def test_a_name_must_not_contradict_the_towers_of_a_checkpoint(tmp_path):
-    model = vidjax.create_model("clip_tiny", num_frames=4)
-    model = model.clone(text=model.text.clone(heads=2))
-    save_pretrained(tmp_path / "pair", model, perturbed(model))
-    with pytest.raises(ValueError, match="clip_tiny's text has heads 4, the weights are of a model with 2"):
-        vidjax.load_pretrained(tmp_path / "pair", "clip_tiny")
-    model = model.clone(text=model.text.clone(heads=4))
-    save_pretrained(tmp_path / "same", model, perturbed(model))
-    assert vidjax.load_pretrained(tmp_path / "same", "clip_tiny")[0].num_frames == 4
-
-
-@pytest.mark.parametrize("kind", ["clip", "any"])
-def test_remat_does_not_change_gradients_and_bfloat16_is_close(kind, clips):
-    model = pairs()[kind]
-    variables = perturbed(model)
-    video, ids = clips[:, :2], jnp.asarray(texts()[:2])
-
-    def loss(variables, model):
-        embedded = model.apply(variables, video, ids, train=True, rngs={"drop_path": jax.random.key(1)})
-        return model.apply(variables, *embedded, method="logits")[0, 0]
-
-    gradient = jax.jit(jax.grad(loss), static_argnums=1)
-    plain, saving = (gradient(variables, override("", model, {"remat": remat})) for remat in ("none", "blocks"))
-    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(plain))
-    for (path, one), other in zip(jax.tree.leaves_with_path(plain), jax.tree.leaves(saving), strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-5 * largest, err_msg=jax.tree_util.keystr(path))
-        assert one.any() and np.isfinite(one).all()
-    half = override("", model, {"dtype": jnp.bfloat16})
-    shapes = jax.eval_shape(half.init, jax.random.key(0), video, ids)
-    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {np.dtype("float32")}
-    for near, exact in zip(*(jax.jit(m.apply)(variables, video, ids) for m in (half, model)), strict=True):
-        assert near.dtype == jnp.float32
-        np.testing.assert_allclose(near, exact, atol=0.05)
-        np.testing.assert_allclose(jnp.linalg.norm(near, axis=1), 1, rtol=1e-5)
-
-
-def test_a_zero_feature_is_unchanged_and_has_a_zero_gradient():
-    x = jnp.array([[0.0, 0.0], [3.0, 4.0]])
-    np.testing.assert_allclose(unit(x), [[0, 0], [0.6, 0.8]], rtol=1e-6)
-    assert not jax.grad(lambda x: unit(x)[0].sum())(x).any()
-
-
-def test_scale_and_bias_are_initialised_as_published():
-    for bias, params in ((None, {"logit_scale"}), (-10.0, {"logit_scale", "logit_bias"})):
-        model = VideoText(ImageTower(**IMAGE | {"depth": 1}), TextTower(**TEXT | {"depth": 1}), bias=bias)
-        variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1, 32, 32, 3)))  # both towers, from a video
-        assert set(variables["params"]) == {"video", "text"} | params
-        logits = model.apply(variables, jnp.eye(2, 16), jnp.eye(3, 16), method="logits")
-        np.testing.assert_allclose(logits, np.eye(2, 3) / 0.07 + (bias or 0), rtol=1e-5)
-
-
-def test_initialisation_follows_openai(clips):
-    d = 192
-    image, text = (fields | {"width": d, "depth": 1} for fields in (IMAGE, TEXT | {"vocabulary": 400}))
-    params = jax.jit(VideoText(ImageTower(**image), TextTower(**text)).init)(jax.random.key(0), clips[:1])["params"]
-    block = params["text"]["transformer"]["block_0"]
-    expected = [
-        (params["text"]["token_embedding"]["embedding"], 0.02),
-        (params["text"]["position"], 0.01),
-        (block["attention"]["query"]["kernel"], d**-0.5),
-        (block["attention"]["out"]["kernel"], (2 * d) ** -0.5),  # scaled down by the depth
-        (block["mlp"]["fc1"]["kernel"], (2 * d) ** -0.5),
-        (block["mlp"]["fc2"]["kernel"], (2 * d) ** -0.5),
-        (params["text"]["projection"]["kernel"], d**-0.5),
-        (params["video"]["projection"]["kernel"], d**-0.5),
-    ]
-    for value, std in expected:
-        assert value.std() == pytest.approx(std, rel=0.05)
-
-
-def test_incompatible_towers_are_rejected(clips):
-    pair = VideoText(ImageTower(**IMAGE), TextTower(**TEXT | {"features": 12}))
-    with pytest.raises(ValueError, match="the video tower has 16 features and the text tower 12: give both the same"):
-        jax.eval_shape(pair.init, jax.random.key(0), clips)
-    classes = vidjax.create_model("vit_tiny", num_classes=3)
-    with pytest.raises(ValueError, match="the video tower has 3 classes: create it with num_classes=None"):
-        jax.eval_shape(VideoText(Projected(classes, 16), TextTower(**TEXT)).init, jax.random.key(0), clips)
 
 
 def test_torchscript_archives_published_by_openai_load(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import vidjax
+from vidjax.errors import UserError
 from vidjax.models import VARIANTS, check_fields, create_model
 from vidjax.models.actionclip import VideoTower
 from vidjax.models.text import check_ids
@@ -33,6 +34,44 @@ def test_a_field_of_the_wrong_type_is_rejected(name, field, value, kind):
     with pytest.raises(ValueError) as refused:
         vidjax.create_model(name, **{field: value})
     assert str(refused.value) == f"{field} of model '{name}' is {value!r}: it must be {kind}"
+
+
+CLIPS = [  # name, fields, frames and side of the clip (by default those of the fields), message
+    ("slowfast_tiny", {}, (3, 32), "3 frames are too few: the model needs at least 4"),
+    ("slowfast_tiny", {}, (10, 32), "10 frames cannot be shared .* use a multiple of 4, such as 8 or 12"),
+    ("slowfast_tiny", {"lateral": "sum"}, None, "lateral is 'sum': choose time_strided_convolution, time_to_channel"),
+    ("slowfast_tiny", {"dialect": "sum"}, None, "dialect is 'sum': choose slowfast, pytorchvideo or mmaction2"),
+    ("slowfast_tiny", {"lateral_kernel": 4}, None, "lateral_kernel is 4: a kernel over time has a centre, use 5 or 7"),
+    ("i3d_50_32x2_mmaction2", {}, (4, 32), "4 frames are too few: the model needs at least 5"),
+    ("tsn_tiny_flow", {}, (3, 32), "3 frames cannot be stacked by 2: use a multiple of 2, such as 2"),
+    ("tsn_tiny_difference", {"stack": 1}, None, "stack is 1, but a difference needs two frames: set stack to 2"),
+    ("tsm_tiny_pool", {}, (3, 32), "temporal_pool halves the frames, but the clip has 3: use an even number"),
+    ("mvit_tiny", {"heads": 3}, None, "width 16 cannot be split into 3 heads: use a divisor of the width"),
+    ("mvitv2_tiny", {"kernel": 4}, None, r"a pooling kernel of \(4, 4, 4\) cells has no centre: set kernel to an odd"),
+    ("mvitv2_tiny", {"image_size": 28}, None, "image_size 28 is too small for 4 scales, .* use at least 32"),
+    ("video_swin_tiny", {"width": 15}, None, "width 15 cannot be split into 2 heads: use a divisor of the width"),
+    ("video_swin_tiny", {"heads": (2, 4, 8)}, None, "there are 2 depths and 3 heads: give one of each for every stage"),
+    ("vidtr_tiny", {"heads": 3}, None, "width 32 cannot be split into 3 heads: use a divisor of the width"),
+    ("vidtr_tiny", {}, (4, 32), "has 4 frames of 32x32 pixels: the model takes 8 of 32x32, its fields num_frames and"),
+    ("vidtr_tiny_compact", {"num_frames": 4}, None, r"drops is \(0, 4\): a clip of 4 frames .* must keep a frame"),
+    ("lrcn_tiny", {}, (4, 64), r"size \(64, 64\), but the model takes \(67, 67\): resize them, or set its field image"),
+    ("lrcn_tiny", {"image_size": 20}, None, "20 pixels of height are too few for this network: use more, such as 227"),
+    ("lrcn_tiny", {"width": 5}, None, "width 5 cannot be divided among the layers: use a multiple of 6, such as 96"),
+    ("deepvideo_tiny_slow", {}, (9, 32), "has 9 frames, but for slow fusion the model takes 10: give as many, or"),
+    ("deepvideo_tiny_slow", {}, (10, 40), r"size \(40, 40\), but the model takes \(32, 32\): resize them, or set"),
+    ("deepvideo_tiny_slow", {"image_size": 16}, None, "16 pixels of height are too few: the model needs at least 22"),
+]
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(("name", "fields", "size", "message"), CLIPS)
+def test_clips_and_fields_that_do_not_suit_a_model_are_a_one_line_error(name, fields, size, message):
+    model = create_model(name).clone(**fields)
+    frames, side = size or (model.num_frames, model.image_size)
+    video = jax.ShapeDtypeStruct((1, frames, side, side, model.channels), jnp.float32)
+    with pytest.raises(UserError, match=message) as error:
+        jax.eval_shape(model.init, jax.random.key(0), video)
+    assert "\n" not in str(error.value)
 
 
 def test_an_unknown_field_is_rejected():
@@ -104,6 +143,9 @@ def test_invalid_values_are_rejected():
         ("vivit_tiny_joint", "attention", "some", "attention is 'some': choose joint, factorized"),
         ("vivit_tiny_joint", "embedding", "all", "embedding is 'all': choose tubelet or uniform_frames"),
         ("VideoTower", "head", "max", "head is 'max': choose one of mean, conv1d"),
+        ("lrcn_tiny", "network", "vgg", "network is 'vgg': choose one of hybrid, caffenet"),
+        ("deepvideo_tiny_slow", "fusion", "mid", "fusion is 'mid': choose one of single, early, late, slow"),
+        ("tsm_tiny", "shift", "left", "shift is 'left': choose one of none, both, past"),
     ],
 )
 def test_an_unknown_choice_is_rejected_by_the_module(name, field, value, message, unchecked):

@@ -18,22 +18,33 @@ from vidjax.models import FAMILIES, VARIANTS, example_inputs
 SMALLEST = {
     family.__name__.rsplit(".", 1)[-1]: min(name for name in family.VARIANTS if "_tiny" in name) for family in FAMILIES
 }
+AVERAGING = {"lrcn"}  # the probabilities of frames are averaged, not their features
 # Video-text models have no classes; see test_clip.py.
 TINY = {key: name for key, name in SMALLEST.items() if "num_classes" in VARIANTS[name]().__dataclass_fields__}
 
 
 @pytest.fixture(scope="module", params=TINY, ids=TINY.get)
 def family(request):
-    """A tiny float32 model of the family, its variables, two clips, and their logits."""
+    """A tiny model of the family, its variables, two clips, their logits and embeddings, and logits in bfloat16."""
     model = vidjax.create_model(TINY[request.param], num_classes=5)
+    half = model.clone(dtype=jnp.bfloat16)
     shape = (2, *example_inputs(model)[0].shape[1:])
     video = jnp.asarray(np.random.default_rng(0).standard_normal(shape, np.float32))
     # Random instead of initialised: zero heads and branches would hide differences, and `init` is slow to compile.
     draw = np.random.default_rng(1)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), video)
+    shapes = jax.eval_shape(half.init, jax.random.key(0), video)
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {np.dtype("float32")}
     variables = jax.tree.map_with_path(lambda path, leaf: draw_leaf(draw, path[-1].key, leaf.shape), shapes)
-    logits = jax.jit(model.apply)(variables, video)
-    return SimpleNamespace(model=model, variables=variables, video=video, logits=logits)
+
+    @jax.jit
+    def outputs(variables, video):
+        embedded = None if request.param in AVERAGING else model.apply(variables, video, method="embed")
+        return model.apply(variables, video), embedded, half.apply(variables, video)
+
+    logits, embedded, in_bfloat16 = outputs(variables, video)
+    return SimpleNamespace(
+        model=model, variables=variables, video=video, logits=logits, embedded=embedded, in_bfloat16=in_bfloat16
+    )
 
 
 def draw_leaf(draw: np.random.Generator, name: str, shape: tuple[int, ...]) -> jax.Array:
@@ -42,12 +53,6 @@ def draw_leaf(draw: np.random.Generator, name: str, shape: tuple[int, ...]) -> j
         return jnp.asarray(draw.uniform(0.9, 1.1, shape), jnp.float32)
     fan_in = np.prod(shape[:-1]) if name == "kernel" else 2500.0
     return jnp.asarray(draw.standard_normal(shape) * fan_in**-0.5, jnp.float32)
-
-
-# The other deep convolutional families take too long to compile; ResNets represent them.
-SHALLOW = pytest.mark.parametrize(
-    "family", [name for name in TINY if name not in ("inception3d", "p3d")], indirect=True, ids=TINY.get
-)
 
 
 def assert_close(actual, expected, within: float = 1e-4) -> None:
@@ -60,7 +65,23 @@ def test_jit(family):
     assert not np.allclose(family.logits[0], family.logits[1])  # the output depends on the input
 
 
-@SHALLOW
+def test_logits_are_the_head_applied_to_the_output_of_embed(family):
+    if family.embedded is not None:
+        head = family.variables["params"]["head"]
+        assert_close(family.embedded @ head["kernel"] + head["bias"], family.logits)
+
+
+def test_bfloat16_is_close_with_float32_parameters(family):
+    assert family.in_bfloat16.dtype == jnp.bfloat16
+    assert_close(family.in_bfloat16, family.logits, within=0.1)
+
+
+# A transformer and a network with batch norms represent all: compiling takes long, and what could be a family's own,
+# Python that needs values or keeps state, is seen in tracing.
+REPRESENTATIVES = pytest.mark.parametrize("family", ["vit", "resnet3d"], indirect=True)
+
+
+@REPRESENTATIVES
 def test_pmap_over_devices_and_vmap_over_an_ensemble(family):
     devices = jax.local_devices()
     assert len(devices) == 8
@@ -73,34 +94,37 @@ def test_pmap_over_devices_and_vmap_over_an_ensemble(family):
     assert not np.allclose(others[:2], family.logits)
 
 
-@SHALLOW
-def test_checkpoint_does_not_change_gradients(family):
-    params, rest = family.variables["params"], {k: v for k, v in family.variables.items() if k != "params"}
+def gradient(family, wrap):
+    """A function of parameters and video: the gradient of a loss in which `wrap` wraps the model."""
+    rest = {name: tree for name, tree in family.variables.items() if name != "params"}
 
     def loss(params, video):
         return (family.model.apply({"params": params, **rest}, video) ** 2).sum()
 
-    @jax.jit
-    def both(params, video):
-        return jax.grad(loss)(params, video), jax.grad(jax.checkpoint(loss))(params, video)
+    return jax.grad(wrap(loss))
 
-    plain, saving = both(params, family.video)
+
+@REPRESENTATIVES
+def test_checkpoint_does_not_change_gradients(family):
+    both = jax.jit(lambda *args: (gradient(family, lambda f: f)(*args), gradient(family, jax.checkpoint)(*args)))
+    plain, saving = both(family.variables["params"], family.video)
     largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(plain))
     for one, other in zip(jax.tree.leaves(plain), jax.tree.leaves(saving), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-4 * largest)
     assert all(leaf.any() for leaf in jax.tree.leaves(plain))
 
 
-def test_bfloat16_is_close_with_float32_parameters(family):
-    half = family.model.clone(dtype=jnp.bfloat16)
-    shapes = jax.eval_shape(half.init, jax.random.key(0), family.video)
-    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {np.dtype("float32")}
-    logits = jax.jit(half.apply)(family.variables, family.video)
-    assert logits.dtype == jnp.bfloat16
-    assert_close(logits, family.logits, within=0.1)
+def test_every_family_is_traced_under_pmap_vmap_and_checkpoint(family):
+    shards = jnp.stack([family.video] * 8)
+    ensemble = jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), family.variables)
+    mapped = jax.pmap(jax.vmap(family.model.apply, in_axes=(0, None)), in_axes=(None, 0))
+    assert jax.eval_shape(mapped, ensemble, shards).shape == (8, 3, 2, 5)
+    params = family.variables["params"]
+    saving = jax.eval_shape(gradient(family, jax.checkpoint), params, family.video)
+    assert jax.tree.map(jnp.shape, saving) == jax.tree.map(jnp.shape, params)
 
 
-@SHALLOW
+@REPRESENTATIVES
 def test_nnx(family):
     module = nnx.bridge.ToNNX(family.model, rngs=nnx.Rngs(0))
     nnx.bridge.lazy_init(module, family.video)

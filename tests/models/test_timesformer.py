@@ -37,7 +37,7 @@ SMALL = {"width": 24, "depth": 2, "heads": 3, "patch_size": (1, 4, 4), "num_fram
 ATTENTION = ("divided", "joint", "space", "local_global", "axial")
 
 
-@pytest.mark.parametrize("name", ["divided", "joint", "space", "divided_full"])
+@pytest.mark.parametrize("name", ["divided", "joint", "space", pytest.param("divided_full", marks=pytest.mark.long)])
 def test_equals_the_original(name):
     golden = recipe.load(f"timesformer_{name}")
     c, video = golden.config, jnp.moveaxis(jnp.asarray(golden.inputs[0][:1]), 1, -1)

@@ -85,7 +85,7 @@ def peer():
         "uniformer_small",  # outputs of the original
         "uniformer_small_split",
         "uniformer_base",
-        "uniformer_small_full",
+        pytest.param("uniformer_small_full", marks=pytest.mark.long),
         "uniformer_overlap",  # outputs of experiments/benchmark/torch_uniformer.py, which also equals the original
         "uniformer_split",
     ],

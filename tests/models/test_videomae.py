@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict
 from vidjax.convert import from_state_dict, load_pretrained
 from vidjax.layers.patches import grid
 from vidjax.models import videomae
-from vidjax.objectives.masking import running_cell, tube
+from vidjax.objectives.masking import membership, running_cell, tube
 from vidjax.objectives.reconstruction import pixel_targets, reconstruction_loss
 
 # Parameters of each row, and GMACs per clip if published (SYSTEMS.md); see test_published.py.
@@ -28,6 +28,8 @@ COUNTS = {
     "videomae_huge_pretrain": (692_487_296, 234.839),
     "videomae_large_pretrain": (342_996_992, 140.421),
     "videomae_small_pretrain": (24_029_376, 10.705),
+    "videomae_v2_giant": (1_012_174_352, None),
+    "videomae_v2_giant_pretrain": (1_026_306_560, None),
     # Counted here, because no exact numbers are published.
     "videomae_tiny": (594_528, None),
     "videomae_tiny_pretrain": (976_704, None),
@@ -113,7 +115,21 @@ def test_pretraining_equals_the_original():
     np.testing.assert_allclose(predicted, golden.outputs["output0"], **CLOSE)
 
 
-@pytest.mark.parametrize("name", ["videomae_finetune", "videomae_finetune_full"])
+def test_dual_masking_equals_the_original():
+    """VideoMAE V2 predicts half of all tokens; those that the encoder saw do not count."""
+    golden = recipe.load("videomae_v2_pretrain")
+    c, (video, hidden, not_predicted) = golden.config, golden.inputs
+    model = videomae.Pretraining(c["D"], c["L"], c["H"], c["dD"], c["dL"], c["dH"], patch_size=(2, c["P"], c["P"]))
+    variables = from_state_dict(model, golden.weights, strict=True)
+    (kept, masked), predicted = indices(hidden), indices(not_predicted)[0]
+    pixels = jax.jit(model.apply)(variables, jnp.moveaxis(jnp.asarray(video), 1, -1), kept, predicted)
+    expected = golden.outputs["output0"]
+    np.testing.assert_allclose(pixels[..., ::8], expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    counted = [membership(one, of, hidden.shape[1]) for one, of in zip(predicted, masked, strict=True)]
+    np.testing.assert_array_equal(counted, golden.outputs["output1"])
+
+
+@pytest.mark.parametrize("name", ["videomae_finetune", pytest.param("videomae_finetune_full", marks=pytest.mark.long)])
 def test_classifier_equals_the_original(name):
     golden = recipe.load(name)
     c, video = golden.config, jnp.moveaxis(jnp.asarray(golden.inputs[0][:1]), 1, -1)  # one clip suffices
@@ -199,7 +215,7 @@ def test_pretraining_equals_transformers_live():
     peer = recorder.build(config)
     weights = {name: recipe.parameter(name, shape) for name, shape in recorder.fill(peer).items()}
     video, masked = recorder.clips(config)
-    assert_equals_transformers(config, weights, video, masked, recorder.answer(peer, video, masked))
+    assert_equals_transformers(config, weights, video, masked, recorder.outputs_of(peer, video, masked))
 
 
 # Properties

@@ -41,7 +41,7 @@ def timm_peer(timm, **more):
     ).eval()  # fmt: skip
 
 
-def answer(peer, frames: np.ndarray) -> np.ndarray:
+def outputs_of(peer, frames: np.ndarray) -> np.ndarray:
     import torch
 
     with torch.no_grad():
@@ -74,7 +74,7 @@ def test_equals_timm(timm, model, weights):
     assert peers.perturb(peer).keys() == weights.keys()
     frames = recipe.floats("frames", (2, 32, 32, 3))
     logits = jax.jit(model.apply)(from_state_dict(model, weights, strict=True), jnp.asarray(frames[:, None]))
-    np.testing.assert_allclose(logits, answer(peer, frames), **CLOSE)
+    np.testing.assert_allclose(logits, outputs_of(peer, frames), **CLOSE)
 
 
 def test_equals_timm_for_another_image_size(timm, model, weights):
@@ -82,7 +82,7 @@ def test_equals_timm_for_another_image_size(timm, model, weights):
     peers.perturb(peer)
     frames = recipe.floats("frames", (1, 48, 24, 3))
     logits = jax.jit(model.apply)(from_state_dict(model, weights, strict=True), jnp.asarray(frames[:, None]))
-    np.testing.assert_allclose(logits, answer(peer, frames), **CLOSE)
+    np.testing.assert_allclose(logits, outputs_of(peer, frames), **CLOSE)
 
 
 def test_equals_timm_with_layer_scale(timm, model):
@@ -91,7 +91,7 @@ def test_equals_timm_with_layer_scale(timm, model):
     assert "blocks.0.ls1.gamma" in weights
     frames = recipe.floats("frames", (2, 32, 32, 3))
     logits = jax.jit(model.apply)(from_state_dict(model, weights, strict=True), jnp.asarray(frames[:, None]))
-    np.testing.assert_allclose(logits, answer(peer, frames), **CLOSE)
+    np.testing.assert_allclose(logits, outputs_of(peer, frames), **CLOSE)
 
 
 @pytest.mark.parametrize("entry", ["attn.q_norm.weight", "mlp.norm.weight", "ls3.gamma"])
@@ -115,7 +115,7 @@ def test_equals_transformers_from_its_directory(epsilon, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, in_memory, variables)
     assert model.card.class_names == ("cat", "dog", "owl")
     frames = recipe.floats("frames", (2, 32, 32, 3))
-    expected = answer(lambda x: peer(x).logits, frames)
+    expected = outputs_of(lambda x: peer(x).logits, frames)
     np.testing.assert_allclose(jax.jit(model.apply)(variables, jnp.asarray(frames[:, None])), expected, **CLOSE)
 
 

@@ -1,11 +1,11 @@
-"""Labels are mixed in the proportion of the pixels, and valid clips are never mixed with invalid ones."""
+"""Labels are mixed in the proportion of the pixels, and valid clips never with invalid ones; the evidential loss."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vidjax.objectives.classification import cutmix_box, mix_clips
+from vidjax.objectives.classification import cutmix_box, evidential, mix_clips
 
 CLASSES = 5
 LABELS = jnp.array([0, 1, 2, 3, 4, 0])
@@ -51,3 +51,12 @@ def test_a_cutmix_box_has_its_area_unless_the_border_clips_it():
     for box, row, column in zip(np.asarray(boxes), rows, columns, strict=True):
         np.testing.assert_array_equal(box, row[:, None] & column[None, :])  # a rectangle
     assert 0.4 < np.asarray(boxes).mean(axis=0)[16, 16] / 0.25 < 2.5
+
+
+def test_the_evidential_loss_equals_a_case_computed_by_hand():
+    # Evidence 1, 3 and 0 (almost), so alpha is 2, 4 and 1 of 7; beyond the bound, evidence is exp(10) or exp(-10).
+    logits = jnp.array([[0.0, np.log(3), -50.0], [50.0, 0.0, 0.0]])
+    low, high = np.exp(-10), np.exp(10)
+    expected = [0.25 * np.log((7 + low) / 2) + 0.75 * np.log((7 + low) / 4), np.log((high + 5) / 2)]
+    targets = jnp.array([[0.25, 0.75, 0.0], [0.0, 1.0, 0.0]])
+    np.testing.assert_allclose(evidential(logits, targets), expected, rtol=1e-6)

@@ -10,7 +10,15 @@ import numpy as np
 import peers
 import pytest
 
-from vidjax.objectives.contrastive import clamp_scale, info_nce, multi_positive_kl, sigmoid
+from vidjax.objectives.contrastive import (
+    clamp_scale,
+    clamp_temperature,
+    enqueue,
+    info_nce,
+    momentum_info_nce,
+    multi_positive_kl,
+    sigmoid,
+)
 from vidjax.training.sharding import batch_sharding, make_mesh
 
 BATCH, WIDTH = 48, 16
@@ -196,3 +204,39 @@ def test_the_scale_is_bounded_and_can_decrease_again():
     # Above the bound, gradient descent can lower the scale but not raise it.
     assert jax.grad(lambda x: -clamp_scale(x))(above) == 0
     np.testing.assert_allclose(jax.grad(clamp_scale)(above), 100, rtol=1e-5)
+
+
+def test_the_temperature_is_bounded_on_both_sides_and_can_leave_both():
+    for value, bound, back in ((0.8, 0.5, 1.0), (1e-4, 1e-3, -1.0)):
+        value = jnp.float32(value)
+        np.testing.assert_allclose(clamp_temperature(value), bound)
+        assert jax.grad(lambda x, back=back: back * clamp_temperature(x))(value) == back
+        assert jax.grad(lambda x, back=back: -back * clamp_temperature(x))(value) == 0
+    assert jax.grad(clamp_temperature)(jnp.float32(0.07)) == 1
+
+
+def test_momentum_contrast_has_soft_targets_over_valid_keys_and_the_queue():
+    query, momentum, keys, queue = (VIDEO[i : i + 12] for i in (0, 12, 24, 36))
+    valid = VALID[:12]
+    args, settings = (query, momentum, keys, queue), (0.1, 0.3, valid)
+    loss, logits = momentum_info_nce(*args, *settings)
+    kept = np.asarray(valid)
+    columns = np.concatenate([np.asarray(keys)[kept], queue]).astype(np.float64).T
+    own, soft = (np.asarray(each, np.float64)[kept] @ columns / 0.1 for each in (query, momentum))
+    target = 0.3 * np.exp(log_softmax(soft)) + 0.7 * np.eye(*own.shape)
+    np.testing.assert_allclose(loss, -(target * log_softmax(own)).sum(axis=1).mean(), rtol=1e-5)
+    np.testing.assert_allclose(logits, np.asarray(query) @ np.asarray(keys).T / 0.1, rtol=1e-4, atol=1e-5)
+    gradients = jax.grad(lambda *args: momentum_info_nce(*args, *settings)[0], argnums=(0, 1, 2, 3))(*args)
+    assert [bool(gradient.any()) for gradient in gradients] == [True, False, False, False]
+    assert not gradients[0][~kept].any() and jnp.isfinite(gradients[0]).all()
+
+
+def test_new_keys_replace_the_oldest_ones():
+    step = jax.jit(enqueue, donate_argnums=0)
+    queue = jnp.zeros((6, 1))
+    for start in (0, 2, 4, 0):
+        rows = jnp.array([[start + 1.0], [start + 2.0]])
+        queue = step(queue, jnp.int32(start), rows, jnp.array([True, start != 4]))
+    np.testing.assert_array_equal(queue[:, 0], [1, 2, 3, 4, 5, 0])  # the last clip was not valid
+    with pytest.raises(ValueError, match="a queue of 6 is not divided by a batch of 4: choose a multiple"):
+        enqueue(queue, jnp.int32(0), jnp.zeros((4, 1)), jnp.ones(4, bool))

@@ -100,6 +100,26 @@ def test_running_cell_keeps_half_of_each_time_and_moves():
     assert (mask.sum(axis=0) == 2).all()  # in four times each position is kept twice
 
 
+def test_dual_masks_have_the_statistics_of_the_original():
+    """Of 10,000 draws: what each token's masks share, and how often each start occurs, to five standard deviations."""
+    count = 10_000
+    kept, predicted, counted = jax.jit(lambda key: draw(key, count, GRID, "tube", 0.9, "running_cell"))(
+        jax.random.key(0)
+    )
+    rng, masks = np.random.default_rng(0), np.ones((2, count, TOKENS), bool)
+    np.put_along_axis(masks[0], np.asarray(kept), False, axis=1)
+    np.put_along_axis(masks[1], np.asarray(predicted), False, axis=1)
+    tubes = rng.permuted(np.tile(np.arange(60) < 54, (count, 1)), axis=1)
+    cells = np.stack([original_running_cell(start).ravel() for start in range(4)])
+    original = np.stack([np.tile(tubes, (1, GRID[0])), cells[rng.integers(0, 4, count)]])
+    assert (masks.sum(axis=2) == original.sum(axis=2)).all()
+    assert (counted.sum(axis=1) == (original[0] & ~original[1]).sum(axis=1)).all()  # equal in all clips
+    for ours, theirs in zip((*masks, masks[0] & ~masks[1]), (*original, original[0] & ~original[1]), strict=True):
+        np.testing.assert_allclose(ours.mean(axis=0), theirs.mean(axis=0), atol=5 * (0.5 / count) ** 0.5)
+    starts = [(masks[1] == cell).all(axis=1).mean() for cell in cells]
+    np.testing.assert_allclose(starts, 0.25, atol=5 * (0.1875 / count) ** 0.5)
+
+
 def test_running_cell_needs_an_even_grid():
     with pytest.raises(ValueError, match="even grid of patches, not 5 by 10"):
         running_cell(jax.random.key(0), (4, 5, 10))

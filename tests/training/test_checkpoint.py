@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
+from small_runs import truncate_largest
 
 from vidjax.training.checkpoint import Checkpoints, fits, load_variables
 from vidjax.training.optimizer import OptimizerConfig, make_optimizer
@@ -32,12 +33,6 @@ def save(directory, *steps, ema=False, **options):
 
 def names(directory):
     return sorted(int(path.name) for path in (directory / "checkpoints").iterdir() if path.name.isdigit())
-
-
-def truncate_largest(directory):
-    largest = max((path for path in directory.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
-    with largest.open("r+b") as file:
-        file.truncate(largest.stat().st_size // 2)
 
 
 def test_the_state_is_restored_exactly(tmp_path):

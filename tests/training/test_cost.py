@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from vidjax.kernels.convolution import conv3d
 from vidjax.layers.convolution import depthwise_conv3d
 from vidjax.models import create_model
 from vidjax.training.cost import PEAKS, count_macs, peak_flops
@@ -25,6 +26,10 @@ def test_products_convolutions_and_loops_are_counted():
     for size in (3, 5):  # the library's own, which contains no convolution primitive
         kernel = jnp.ones((size, size, size, 1, 3))
         assert count_macs(jax.jit(depthwise_conv3d), video, kernel) == 8 * 8 * 8 * 3 * size**3
+        with_strides = partial(depthwise_conv3d, strides=(1, 2, 4))
+        assert count_macs(with_strides, video, kernel) == 8 * 4 * 2 * 3 * size**3
+    of_pixels = partial(conv3d, strides=(1, 1, 1), padding=((0, 0), (1, 1), (1, 1)))  # with a fourth input on CPUs
+    assert count_macs(of_pixels, video, jnp.ones((1, 3, 3, 3, 24))) == 8 * 8 * 8 * 24 * 27
 
     def scanned(x):
         return jax.lax.scan(lambda c, _: (jnp.matmul(c, jnp.ones((6, 6))), None), x, length=5)[0]

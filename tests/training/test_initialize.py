@@ -36,36 +36,41 @@ def assert_same(actual, expected):
     jax.tree.map_with_path(compare, actual, expected)
 
 
+def fast(init, key):
+    return jax.jit(fast_to_compile(*jax.make_jaxpr(init, return_shape=True)(key)))(key)
+
+
 def init_layers(key):
     return Layers().init(key, jnp.zeros((2, 3)))
 
 
-@pytest.mark.parametrize("jit", [jax.jit, lambda function: function])
-def test_numbers_are_those_of_init(jit):
+def test_numbers_are_those_of_init():
     key = jax.random.fold_in(jax.random.key(3), 4)
-    assert_same(jit(fast_to_compile(init_layers))(key), jax.jit(init_layers)(key))
+    assert_same(fast(init_layers, key), jax.jit(init_layers)(key))
 
 
-@pytest.mark.parametrize("name", ["uniformer_tiny", "r2plus1d_tiny", "vivit_tiny_joint", "clip_tiny"])
+@pytest.mark.parametrize("name", ["r2plus1d_tiny", "vivit_tiny_joint", "clip_tiny"])
 def test_models_are_initialised_alike(name):
     model = create_model(name)
 
     def init(key):
         return model.init(key, *(jnp.zeros(each.shape, each.dtype) for each in example_inputs(model)))
 
-    assert_same(jax.jit(fast_to_compile(init))(jax.random.key(0)), jax.jit(init)(jax.random.key(0)))
+    assert_same(fast(init, jax.random.key(0)), jax.jit(init)(jax.random.key(0)))
 
 
 def test_there_is_one_loop_per_distribution():
     """Also in later versions of JAX, whose names of distributions may differ: normal (scaled by 0.02 or for orthogonal
     matrices), uniform in two intervals (xavier's, and the bias's), truncated normal in two intervals, and the keys."""
-    loops = str(jax.make_jaxpr(fast_to_compile(init_layers))(jax.random.key(0))).count("scan[")
+    key = jax.random.key(0)
+    quick = fast_to_compile(*jax.make_jaxpr(init_layers, return_shape=True)(key))
+    loops = str(jax.make_jaxpr(quick)(key)).count("scan[")
     assert loops == 6
 
 
 def test_other_generators_are_used_as_they_are():
     key = jax.random.key(0, impl="rbg")
-    assert_same(jax.jit(fast_to_compile(init_layers))(key), jax.jit(init_layers)(key))
+    assert_same(fast(init_layers, key), jax.jit(init_layers)(key))
 
 
 def test_other_types_are_drawn_as_they_are():
@@ -74,4 +79,4 @@ def test_other_types_are_drawn_as_they_are():
     def init(key):
         return nn.Dense(5, param_dtype=jnp.bfloat16).init(key, jnp.zeros((2, 3)))
 
-    assert_same(jax.jit(fast_to_compile(init))(jax.random.key(0)), jax.jit(init)(jax.random.key(0)))
+    assert_same(fast(init, jax.random.key(0)), jax.jit(init)(jax.random.key(0)))

@@ -168,6 +168,7 @@ print(needed.total, resident("peak") - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is reset through /proc")
+@pytest.mark.long
 def test_a_process_uses_the_predicted_memory():
     environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'experiments'}"}
     command = [sys.executable, "-c", ALONE, str(Path(__file__).parent)]

@@ -1,5 +1,6 @@
 """Layer decay, partial training and SGD, compared with their definitions."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -12,14 +13,13 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 import vidjax
 from vidjax.errors import UserError
-from vidjax.models import VARIANTS
+from vidjax.models import VARIANTS, example_inputs
 from vidjax.training.optimizer import OptimizerConfig, layer_numbers, make_optimizer, trained_parameters
 
 
 def shapes(name):
     model = vidjax.create_model(name, num_classes=4)
-    video = jax.ShapeDtypeStruct((1, model.num_frames, model.image_size, model.image_size, 3), jnp.float32)
-    return jax.eval_shape(model.init, jax.random.key(0), video)["params"]
+    return jax.eval_shape(model.init, jax.random.key(0), *example_inputs(model))["params"]
 
 
 def numbered(name):
@@ -49,6 +49,8 @@ def test_layers_of_a_vision_transformer_are_those_of_the_original_recipe():
                                            "temporal_transformer/block_1", "head")),
         ("uniformer_tiny", ("patch_embedding_0", "stage_0/block_0", "patch_embedding_1", "stage_1/block_0",
                             "stage_3/block_0", "head")),
+        ("uniformerv2_tiny", ("patch_embedding", "transformer/block_0", "transformer/block_1",
+                              "video_transformer/block_0/query", "video_transformer/block_1", "head")),
         ("r2plus1d_tiny", ("stem", "group_0_0", "group_1_0", "group_3_0", "head")),
         ("i3d_tiny", ("conv_1a", "mixed_3b", "mixed_3c", "mixed_4b", "mixed_5c", "head")),
         ("c3d_tiny", ("conv1a", "conv2a", "conv3a", "conv3b", "fc6", "head")),
@@ -105,12 +107,14 @@ def test_updates_decrease_by_the_decay_from_layer_to_layer():
     assert sizes == {"patch_embedding": 0.5**4, **blocks, "head": 1.0}
 
 
-def test_sgd_equals_pytorchs_update_rule():
-    """v = momentum v + (g + decay w); w -= rate v, with decay only for matrices."""
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_sgd_equals_pytorchs_update_rule(nesterov):
+    """v = momentum v + (g + decay w); w -= rate v, or with Nesterov's momentum w -= rate (g + decay w + momentum v)."""
     params = {"w": jnp.array([[1.0, -2.0], [3.0, 0.5]]), "b": jnp.array([1.0, 2.0])}
     config = OptimizerConfig(kind="sgd", learning_rate=1.0, warmup_epochs=0, weight_decay=0.1, beta1=0.9)
+    config = dataclasses.replace(config, nesterov=nesterov)
     tx = make_optimizer(config, optax.constant_schedule(0.2))
-    state, velocity, expected = tx.init(params), jax.tree.map(jnp.zeros_like, params), params
+    state, velocity, expected = tx.init(params), jax.tree.map(jnp.zeros_like, params), dict(params)
     for step in range(4):
         gradient = jax.tree.map(lambda p, step=step: jnp.cos(p + step), expected)
         updates, state = tx.update(gradient, state, params)
@@ -118,7 +122,8 @@ def test_sgd_equals_pytorchs_update_rule():
         for name in ("w", "b"):
             decayed = gradient[name] + (0.1 * expected[name] if name == "w" else 0)
             velocity[name] = 0.9 * velocity[name] + decayed
-        expected = {name: expected[name] - 0.2 * velocity[name] for name in expected}
+            direction = decayed + 0.9 * velocity[name] if nesterov else velocity[name]
+            expected[name] = expected[name] - 0.2 * direction
         for name in expected:
             np.testing.assert_allclose(params[name], expected[name], atol=1e-6)
 
@@ -129,6 +134,18 @@ def test_milestones_divide_the_rate_by_ten_after_a_warm_up():
     peak = 0.16 * 8 / 256
     rates = [float(rate(step)) for step in (0, 10, 20, 49, 51, 79, 81, 99)]
     np.testing.assert_allclose(np.array(rates) / peak, [0, 0.5, 1, 1, 0.1, 0.1, 0.01, 0.01], rtol=1e-5)
+
+
+def test_a_cosine_from_the_start_is_slowfasts():
+    """Warm-up rises to where the cosine is by then, which is below the peak."""
+    given = {"learning_rate": 0.4, "warmup_learning_rate": 0.04, "warmup_epochs": 3, "final_learning_rate": 0.08}
+    rate = OptimizerConfig(**given, cosine_from_start=True).schedule(64, 100, 10)
+
+    def cosine(step: int) -> float:
+        return 0.02 + (0.1 - 0.02) * (1 + np.cos(np.pi * step / 100)) / 2
+
+    expected = [0.01, 0.01 + (cosine(30) - 0.01) / 2, cosine(30), cosine(31), cosine(75), 0.02]
+    np.testing.assert_allclose([float(rate(step)) for step in (0, 15, 30, 31, 75, 100)], expected, rtol=1e-5)
 
 
 def test_frozen_parameters_do_not_change_and_have_no_moments():
@@ -174,3 +191,37 @@ def test_learning_rate_factors_apply_below_a_path():
     plain, faster = changes
     np.testing.assert_allclose(faster["temporal"]["kernel"], 10 * plain["temporal"]["kernel"], rtol=1e-6)
     np.testing.assert_array_equal(faster["image"]["kernel"], plain["image"]["kernel"])
+
+
+def test_a_merging_follows_the_blocks_of_its_stage():
+    layers = layer_numbers(shapes("video_swin_tiny"))
+    first = {name: {*jax.tree.leaves(part)} for name, part in layers.items()}
+    assert first["merging_0"] == {max(first["stage_0"]) + 1} and min(first["stage_1"]) == max(first["merging_0"]) + 1
+
+
+def test_nesterov_without_sgd_is_an_error():
+    with pytest.raises(UserError, match="nesterov is for SGD"):
+        OptimizerConfig(nesterov=True)
+
+
+def test_weight_decay_may_follow_a_cosine():
+    config = OptimizerConfig(
+        kind="sgd", learning_rate=1.0, warmup_epochs=0, weight_decay=0.1, final_weight_decay=0.5, beta1=0.0
+    )
+    tx = make_optimizer(config, lambda step: 1.0, weight_decay=config.weight_decay_by_step(4))
+    params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+    state, zeros = tx.init(params), jax.tree.map(jnp.zeros_like, params)
+    for step in range(6):
+        updates, state = tx.update(zeros, state, params)
+        expected = 0.5 - 0.4 * 0.5 * (1 + np.cos(np.pi * min(step, 4) / 4))
+        np.testing.assert_allclose(updates["kernel"], -expected, rtol=1e-5)
+        assert not updates["bias"].any()
+    assert OptimizerConfig(weight_decay=0.2).weight_decay_by_step(4) == 0.2
+
+
+def test_the_learning_rate_may_decay_linearly():
+    config = OptimizerConfig(
+        learning_rate=1.0, warmup_learning_rate=0.0, final_learning_rate=0.2, warmup_epochs=1, linear=True
+    )
+    rate = config.schedule(256, 10, 2)
+    np.testing.assert_allclose([rate(step) for step in (0, 1, 2, 6, 10)], [0.0, 0.5, 1.0, 0.6, 0.2], rtol=1e-6)

@@ -8,13 +8,14 @@ import flax.linen as nn
 import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from vidjax.convert import checkpoint, files, hub, preprocessing, published, rules
+from vidjax.convert import checkpoint, conversion, files, hub, preprocessing, published, rules
 from vidjax.convert.checkpoint import COMPUTING, save_pretrained
+from vidjax.convert.conversion import Report
 from vidjax.convert.export import export_pretrained
 from vidjax.convert.files import Weights
 from vidjax.convert.published import list_pretrained
 from vidjax.convert.recognition import CONFIGS, layouts, recognize
-from vidjax.convert.rules import Inflation, Layout, Report
+from vidjax.convert.rules import Inflation, Layout
 from vidjax.errors import UserError
 from vidjax.models import create_model, example_inputs, override, towers
 
@@ -52,7 +53,7 @@ def from_state_dict(
       state_dict: `{published name: numpy array}` in any layout known for the model's family.
       layout: name of the layout (`transformers`, `original`, ...); if None, it is recognised by the entries' names.
       strict: raise an error if any parameter would be newly initialised or any entry unused.
-      new: prefixes of parameter paths to initialise anew even if the weights contain them, such as `["head"]`.
+      new: prefixes of parameter paths to initialise even if the weights contain them, such as `["head"]`.
       inflation: how image kernels become clip kernels.
       key: PRNG key for new parameters, such as those of a head; `jax.random.key(0)` by default.
 
@@ -104,7 +105,7 @@ def load_weights(
     try:
         chosen, prepared = recognize(model, files.read(path, notes.append) if weights is None else weights, layout)
         native = _native(model, described)
-        filled, report = rules.apply(chosen, prepared, params, new=new, inflation=inflation, native=native)
+        filled, report = conversion.apply(chosen, prepared, params, new=new, inflation=inflation, native=native)
         return filled, dataclasses.replace(report, notes=tuple(notes))
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
@@ -141,7 +142,7 @@ def load_pretrained(
             known = name is None or config["model_type"] in CONFIGS
             described = hub.build(config, CONFIGS, source) if known else None
     if row is not None:
-        card |= {"accuracy": row.accuracy} | ({"stride": row.stride} if row.stride else {})
+        card |= row.card
     return assemble(
         source,
         weights,
@@ -269,7 +270,7 @@ def _fill(
         return model.init(key, *(jax.numpy.zeros(x.shape, x.dtype) for x in example_inputs(model)))
 
     native = {} if layout.name == checkpoint.OURS else _native(model, described)  # our own tables already are grids
-    variables, report = rules.apply(
+    variables, report = conversion.apply(
         layout, weights, _shapes(model), strict=strict, new=new, inflation=inflation, native=native
     )
     flat = flatten_dict(variables)

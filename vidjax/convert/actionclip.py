@@ -26,7 +26,7 @@ from vidjax.convert.clip import (
 )
 from vidjax.convert.files import PARTS, Weights
 from vidjax.convert.fits import table
-from vidjax.convert.rules import Layout, Rule, kernel, norm, rename
+from vidjax.convert.rules import Layout, Rule, norm, recurrent, rename
 from vidjax.errors import UserError
 from vidjax.models.actionclip import VideoTower
 from vidjax.models.video_text import VideoText
@@ -47,10 +47,7 @@ BLOCKS = {  # rules of the transformer blocks, by the name of the head
 }
 HEADS = (
     Rule("fusion.frame_position_embeddings.weight", f"{HEAD}frame_position"),
-    Rule("fusion.lstm_visual.weight_ih_l0", f"{HEAD}input_kernel", kernel),
-    Rule("fusion.lstm_visual.weight_hh_l0", f"{HEAD}state_kernel", kernel),
-    Rule("fusion.lstm_visual.bias_ih_l0", f"{HEAD}input_bias"),
-    Rule("fusion.lstm_visual.bias_hh_l0", f"{HEAD}state_bias"),
+    *recurrent("fusion.lstm_visual.", HEAD),
     Rule("fusion.transformer.cls_token", f"{HEAD}class_token"),
     *positions("fusion.transformer.pos_embed", HEAD, table("linear")),
     *BLOCKS["transf"],

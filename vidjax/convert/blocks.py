@@ -1,5 +1,11 @@
 """Rules of transformer blocks and position tables, for the naming schemes that several publishers share."""
 
+import re
+from collections import defaultdict
+
+import numpy as np
+
+from vidjax.convert.files import Weights
 from vidjax.convert.rules import Fit, Rule, Transform, dense, kernel_rows, norm
 
 PARTS = ("query", "key", "value")
@@ -31,9 +37,9 @@ def separate_attention(target: str, **sources: str) -> tuple[Rule, ...]:
     return tuple(rule for part, source in sources.items() for rule in dense(source, f"{target}/{part}"))
 
 
-def fused_attention(source: str, target: str) -> tuple[Rule, ...]:
+def fused_attention(source: str, target: str, out: str = "proj") -> tuple[Rule, ...]:
     """timm's attention: query, key and value in one linear layer `qkv`, then `proj`."""
-    return (*_rows(f"{source}.qkv.", target), *dense(f"{source}.proj", f"{target}/out"))
+    return (*_rows(f"{source}.qkv.", target), *dense(f"{source}.{out}", f"{target}/out"))
 
 
 def packed_attention(source: str, target: str) -> tuple[Rule, ...]:
@@ -75,3 +81,25 @@ def positions(source: str, target: str, fit: Fit) -> tuple[Rule, ...]:
         Rule(source, f"{target}class_position", CLASS_POSITION),
         Rule(source, f"{target}position/table", PATCH_POSITIONS, fit),
     )
+
+
+def unstack(weights: Weights, layers: str) -> Weights:
+    """The entries of each layer of stacks in one array: `layers/a` becomes `layers_0/a`, `layers_1/a`, ..."""
+    entries = {}
+    for name, value in weights.items():
+        if f"/{layers}/" in name:
+            entries |= {name.replace(f"/{layers}/", f"/{layers}_{i}/"): layer for i, layer in enumerate(value)}
+        else:
+            entries[name] = value
+    return entries
+
+
+def stack(weights: Weights, layers: str) -> Weights:
+    """The inverse of `unstack`."""
+    entries, stacks = {}, defaultdict(dict)
+    for name, value in weights.items():
+        if match := re.search(rf"/{layers}_(\d+)/", name):
+            stacks[name.replace(match[0], f"/{layers}/")][int(match[1])] = value
+        else:
+            entries[name] = value
+    return entries | {name: np.stack([each[i] for i in sorted(each)]) for name, each in stacks.items()}

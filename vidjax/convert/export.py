@@ -9,7 +9,7 @@ import numpy as np
 from flax.serialization import msgpack_serialize
 from flax.traverse_util import unflatten_dict
 
-from vidjax.convert import checkpoint, preprocessing, recognition, rules
+from vidjax.convert import checkpoint, conversion, preprocessing, recognition
 from vidjax.convert.files import Weights
 from vidjax.convert.rules import Layout
 from vidjax.errors import UserError
@@ -22,8 +22,9 @@ def export_pretrained(model: nn.Module, variables: dict, out: str | Path, *, lay
 
     `transformers` writes a directory for `from_pretrained`: `model.safetensors`, `config.json` and, if the model has a
     card, `preprocessor_config.json`. PyTorch layouts write `model.pth`, a dictionary for the publisher's own loader, or
-    `model.safetensors` with the same names if PyTorch is not installed; Scenic's writes `checkpoint`. All but
-    `transformers` also write `vidjax.json`, so that `vidjax.load_pretrained(out)` restores the model and its variables.
+    `model.safetensors` with the same names if PyTorch is not installed; Scenic's writes `checkpoint`, VideoPrism's
+    `model.npz`. All but `transformers` also write `vidjax.json`, so that `vidjax.load_pretrained(out)` restores the
+    model and its variables.
 
     Args:
       variables: all variables of the model, as returned by `init`.
@@ -78,7 +79,7 @@ def entries(layout: Layout, model: nn.Module, variables: dict) -> Weights:
             raise UserError(
                 f"{path} of the model is {actual!r}, but {layout.name} uses {value!r}: choose another layout"
             )
-    weights = layout.restore(rules.invert(layout, variables))
+    weights = layout.restore(conversion.invert(layout, variables))
     return {name: np.asarray(value, order="C") for name, value in weights.items()}
 
 
@@ -103,6 +104,9 @@ def write(layout: Layout, weights: Weights, directory: Path) -> Path:
         tree = layout.wrap(unflatten_dict({tuple(name.split("/")): value for name, value in weights.items()}))
         (directory / "checkpoint").write_bytes(msgpack_serialize(tree))
         return directory / "checkpoint"
+    if layout.format == "npz":
+        np.savez(directory / "model.npz", **weights)
+        return directory / "model.npz"
     if layout.format == "torch" and importlib.util.find_spec("torch"):
         import torch
 

@@ -15,14 +15,17 @@ import numpy as np
 from flax.serialization import msgpack_restore
 from flax.traverse_util import flatten_dict
 
-from vidjax.convert import numpy_pickles, torchscript
+from vidjax.convert import caffe2, numpy_pickles, torchscript
 from vidjax.errors import UserError
 
 Weights = dict[str, np.ndarray]
 
-SUFFIXES = (".safetensors", ".npz", ".msgpack", ".pth", ".pyth", ".pt", ".bin", ".tar", ".ckpt")  # published files
+SUFFIXES = (  # of published files
+    ".safetensors", ".npz", ".msgpack", ".pth", ".pyth", ".pt", ".bin", ".tar", ".ckpt", ".pkl",
+)  # fmt: skip
 TORCH = (".pth", ".pyth", ".pt", ".bin")
 ZIP, PICKLE = b"PK\x03\x04", b"\x80"  # first bytes of PyTorch files, since version 1.6 and before
+OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"  # first bytes of the latter: its magic number
 IN_DIRECTORY = (  # Hugging Face's file names, safetensors first
     "model.safetensors",
     "model.safetensors.index.json",
@@ -30,6 +33,7 @@ IN_DIRECTORY = (  # Hugging Face's file names, safetensors first
     "pytorch_model.bin.index.json",
     "checkpoint",  # Scenic
     "model.pth",  # written by `convert.export`
+    "model.npz",
 )
 # Keys under which training scripts store weights, next to the optimizer state and so on. Trained weights come before
 # their moving average, as in the code of our families' publishers.
@@ -39,10 +43,12 @@ CONTAINERS = (
 )  # fmt: skip
 # ActionCLIP's two state dicts, which are merged with these prefixes.
 PARTS = {"model_state_dict": "model.", "fusion_model_state_dict": "fusion."}
+# V-JEPA 2's, of which a file has one or more, merged with their keys as prefixes; the last is a list of probes.
+NETWORKS = ("encoder", "predictor", "target_encoder", "classifiers")
 
 
 def read(path: str | Path, note: Callable[[str], None] = lambda line: None) -> Weights:
-    """Reads all arrays of a safetensors, PyTorch, NumPy or Flax file, or of a Hugging Face or Scenic directory.
+    """Reads all arrays of a safetensors, PyTorch, NumPy, Flax or Caffe2 file, or of a Hugging Face or Scenic directory.
 
     The format is recognised by the suffix (`SUFFIXES`) or, for names such as `x.pth.tar` and `checkpoint`, by the first
     bytes. If a file contains several sets of weights, the first in the order of `CONTAINERS` is read.
@@ -85,8 +91,10 @@ def _reader(path: Path, note: Callable[[str], None]) -> Callable[[Path], Weights
     if reader := readers.get(path.suffix) or (read_torch if path.suffix in TORCH else None):
         return reader
     with path.open("rb") as file:
-        head = file.read(9)
-    if head[5:] == b"\0\0\0{":  # the header's length, below 2**40, and the start of its JSON
+        head = file.read(len(OLD_TORCH))
+    if path.suffix == ".pkl" and not head.startswith((ZIP, OLD_TORCH)):
+        return caffe2.read
+    if head[5:9] == b"\0\0\0{":  # the header's length, below 2**40, and the start of its JSON
         return read_safetensors
     if head.startswith((ZIP, PICKLE)):
         return read_torch
@@ -171,10 +179,23 @@ def _unwrapped(content: Any, note: Callable[[str], None]) -> dict:
         return {prefix + name: value for key, prefix in PARTS.items() for name, value in content[key].items()}
     keys = [key for key in CONTAINERS if _has_tensors(content.get(key))]
     if not keys:
-        return content
+        return _joined(content, note)
     if len(keys) > 1:
         note(f"the weights are read from the file's {keys[0]}, not from {' or '.join(keys[1:])}")
     return _unwrapped(content[keys[0]], note)
+
+
+def _joined(content: dict, note: Callable[[str], None]) -> dict:
+    """The state dicts of `NETWORKS` in one, or the content itself if it has none."""
+    networks = {key: content[key] for key in NETWORKS if key in content}
+    if isinstance(probes := networks.get("classifiers"), list) and probes:
+        networks["classifiers"] = probes[0]
+        if len(probes) > 1:
+            note(f"the weights are read from the first of the file's {len(probes)} classifiers")
+    networks = {key: network for key, network in networks.items() if _has_tensors(network)}
+    if not networks:
+        return content
+    return {f"{key}.{name}": value for key, network in networks.items() for name, value in network.items()}
 
 
 def _has_tensors(content: Any) -> bool:

@@ -29,6 +29,17 @@ def inflate(value: np.ndarray, shape: Shape, inflation: Inflation, native: Shape
     return clip
 
 
+def across_modalities(value: np.ndarray, shape: Shape, inflation: Inflation, native: Shape | None = None) -> np.ndarray:
+    """Adapts a kernel of RGB images to other channels, such as stacked optical flow, and inflates it.
+
+    Each channel gets the mean over RGB (cross-modality initialisation, Wang et al. 2016, arXiv:1608.00859, section
+    4.1). It is not divided by the number of channels, so that an input with more channels has a larger response.
+    """
+    if value.shape[-2] != shape[-2]:
+        value = np.repeat(value.mean(axis=-2, keepdims=True), shape[-2], axis=-2)
+    return inflate(value, shape, inflation)
+
+
 def first(value: np.ndarray, shape: Shape, inflation: Inflation, native: Shape | None = None) -> np.ndarray:
     """The first rows of a table of text positions, for a shorter context (as when ViCLIP starts from CLIP)."""
     return value[: shape[0]]

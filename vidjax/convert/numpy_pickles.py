@@ -34,6 +34,7 @@ class DType:
         code, order = str(self.code), str(self.order)
         if not PLAIN.fullmatch(code) or order not in ("<", ">", "|", "="):
             raise UserError(f"it contains an array of NumPy's type '{code}', which must be one of plain values")
+        data = data.encode("latin1") if isinstance(data, str) else data  # bytes in pickles of Python 2
         code = "i8" if code[0] in "mM" else code  # times are read as numbers, without their unit
         if min(shape, default=0) < 0:
             raise UserError(f"it contains an array of shape {shape}, which must not be negative")

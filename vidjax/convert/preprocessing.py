@@ -34,6 +34,13 @@ PROCESSORS = {
     "vivit": CROPPED | HALF | {"size": {"shortest_edge": 256}, "rescale_factor": 1 / 127.5, "offset": True},
     "timesformer": CROPPED | {"image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD},
     "vit": DEFAULTS | HALF | {"size": SQUARE},
+    "vjepa2": CROPPED
+    | {
+        "image_mean": IMAGENET_MEAN,
+        "image_std": IMAGENET_STD,
+        "size": {"shortest_edge": 292},
+        "crop_size": {"height": 256, "width": 256},
+    },
     "clip": CROPPED | {"image_mean": CLIP.mean, "image_std": CLIP.std, "resample": 3},
 }
 PROCESSOR = re.compile(r"(\w+?)(ImageProcessor|ImageProcessorFast|ImageProcessorPil|FeatureExtractor|VideoProcessor)")

@@ -11,7 +11,16 @@ of which no weights are published.
 from dataclasses import replace
 
 from vidjax.convert.fits import inflate
-from vidjax.convert.rules import Layout, Rule, batch_norm, counted_from_one, counted_from_zero, dense, kernel, prefix
+from vidjax.convert.rules import (
+    MMACTION2_RESNET,
+    Layout,
+    Rule,
+    batch_norm,
+    counted_from_one,
+    counted_from_zero,
+    dense,
+    kernel,
+)
 from vidjax.models.resnet3d import ResNet3D
 
 
@@ -81,12 +90,9 @@ def mmaction2_convolution(source: str, target: str, norm: str) -> tuple[Rule, ..
 
 MMACTION2 = Layout(
     name="mmaction2's R(2+1)D",
-    key="mmaction2",
+    **MMACTION2_RESNET,
     fixed={"epsilon": 1e-3, "inner_epsilon": 1e-5, "stem_pool": True, "fold_frames": False},
-    wrap=lambda content: {"state_dict": content},
     marker="conv1.conv.conv_s.weight",
-    prepare=lambda weights: counted_from_zero(weights, "backbone."),
-    restore=lambda weights: prefix(counted_from_one(weights), "backbone.", "cls_head."),
     rules=(
         *mmaction2_convolution("conv1", "stem", "stem_norm"),
         *mmaction2_convolution(f"{BLOCK}.conv1", f"{OURS}/conv1", f"{OURS}/norm1"),

@@ -173,7 +173,8 @@ def mmaction2(attention: str) -> Layout:
             *blocks,
             *ends("norm", "cls_head.fc_cls"),
         ),
-        card={"mean": (0.5,) * 3, "std": (0.5,) * 3},  # from mmaction2's configurations
+        # From mmaction2's configurations.
+        card={"mean": (0.5,) * 3, "std": (0.5,) * 3, "rate": None, "protocol": "mmaction2"},
     )
 
 

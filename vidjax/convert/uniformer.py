@@ -103,6 +103,7 @@ MMACTION2 = Layout(
     restore=lambda weights: prefix(weights, "backbone.", "cls_head."),
     rules=(*RULES, *dense("cls_head.fc_cls", "head")),
     optional=OPTIONAL,
+    card={"protocol": "mmaction2"},
 )
 
 LAYOUTS = {UniFormer: (ORIGINAL, MMACTION2, IMAGE)}

@@ -91,6 +91,7 @@ def mmaction2(**partial: tuple[str, ...]) -> Layout:
             *norm("fc_norm", "head_norm"),
             *dense("cls_head.fc_cls", "head"),
         ),
+        card={"protocol": "mmaction2"},
         **partial,
     )
 

@@ -19,7 +19,8 @@ import numpy as np
 from vidjax.data.config import ClipConfig, core_count
 from vidjax.data.crop import cut_views, view_crops
 from vidjax.data.decode import DecodeError
-from vidjax.data.example import Batch, Source, field_specs, read_clips, row_arrays, split_views
+from vidjax.data.example import Source, field_specs
+from vidjax.data.rows import Batch, read_clips, row_arrays, split_views
 from vidjax.data.sampling import views
 from vidjax.data.text import CaptionWriter, Tokenizer
 from vidjax.errors import UserError
@@ -142,10 +143,10 @@ def evaluation_batches(
                 row = read_clips(example, views(info.num_frames, info.rate, config, clips), config, specs)
         except DecodeError as error:
             return empty, str(error)
-        crops = view_crops(*row["video"].shape[1:3], squares, config.center_ratio)
+        crops = view_crops(*row["video"].shape[1:3], squares, config.center_ratio, config.protocol)
         for name, spec in specs.items():
             if spec.kind == "frames":
-                row[name] = cut_views(row[name], crops, config.frames, config.size)
+                row[name] = cut_views(row[name], crops, config.frames, config.size, spec.mirrored)
         row |= {"crop": np.tile(crops, (clips, 1))} | write(source.ids[index], example.captions, np.zeros(()))
         return row, None
 

@@ -8,6 +8,11 @@ from typing import Any, Literal
 from vidjax.errors import UserError
 from vidjax.fields import check_values, free
 
+Protocol = Literal[
+    "vidjax", "slowfast", "slowfast_offset", "pytorchvideo", "mmaction2", "video_swin", "videomae", "viclip"
+]  # fmt: skip
+"""Whose rules decide where the clips and crops of a test video lie, see `sampling` and `crop.view_crops`."""
+
 
 def core_count() -> int:
     """Number of CPU cores available to this process; a scheduler may allow fewer than the machine has."""
@@ -67,6 +72,10 @@ class ClipConfig:
     """Sample this many frames per second instead of every stride-th frame (dense sampling)."""
     sampling: Literal["dense", "segments", "uniform"] = "dense"
     """Frames one stride apart (dense), one frame from each of equal parts (segments), or evenly spaced (uniform)."""
+    consecutive: int = 1
+    """Frames in a row from each of the equal parts (segments), as networks of optical flow stack them."""
+    protocol: Protocol = "vidjax"
+    """Whose rules place test clips and crops; those of SlowFast and PyTorchVideo also space training frames."""
     short_side: int | None = None
     """Resize the shorter side to this many pixels after decoding, never enlarging (default: 8/7 of size)."""
     square_pixels: bool = True
@@ -80,8 +89,12 @@ class ClipConfig:
 
     def __post_init__(self) -> None:
         check_values(self, "data.")
-        for name in ("frames", "size", "stride"):
+        for name in ("frames", "size", "stride", "consecutive"):
             _require(getattr(self, name) >= 1, f"data.{name}", getattr(self, name), "1 or more")
+        if self.consecutive > 1 and self.sampling != "segments":
+            raise UserError(f"data.consecutive is for --data.sampling segments, not {self.sampling}: omit it")
+        parts = f"a multiple of data.consecutive, {self.consecutive}"
+        _require(self.frames % self.consecutive == 0, "data.frames", self.frames, parts)
         _require(self.fps is None or self.fps > 0, "data.fps", self.fps, "more than 0")
         short_side = self.short_side
         _require(short_side is None or short_side >= 1, "data.short_side", short_side, "1 or more")
@@ -118,9 +131,9 @@ class DataConfig(TrainClipConfig):
     """A source of videos, and how its clips are sampled, decoded and augmented."""
 
     source: str = "synthetic:moving_shapes"
-    """A folder, LIST or LIST:FOLDER (.csv .jsonl .json .txt), tfds:NAME, tfrecord:PATTERN, synthetic:moving_shapes."""
+    """Folder, LIST or LIST:FOLDER (.csv .jsonl .json .txt), tfds:NAME, tfrecord:PATTERN, synthetic:..., mix:A=2,B=1."""
     split: str = "train"
-    """Split of a tfds or synthetic source (train, validation; compositions_train, _held_out, directions_held_out)."""
+    """Split of a tfds or synthetic source: train, validation, or another that it has (a wrong name lists them)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -132,7 +145,7 @@ class LabelledDataConfig(TrainClipConfig):
     """Labelled videos for training and validation, and how their clips are sampled, decoded and augmented."""
 
     train: str = "synthetic:moving_shapes"
-    """A folder, LIST or LIST:FOLDER (.csv .jsonl .json .txt), tfds:NAME, tfrecord:PATTERN, synthetic:moving_shapes."""
+    """Folder, LIST or LIST:FOLDER (.csv .jsonl .json .txt), tfds:NAME, tfrecord:PATTERN, synthetic:..., mix:A=2,B=1."""
     train_split: str = "train"
     """Split of a tfds or synthetic source, or of a Kinetics list that contains several."""
     train_examples: int | None = None
@@ -185,6 +198,10 @@ class GivenClipConfig:
     """Sample this many frames per second instead of every stride-th frame (dense sampling)."""
     sampling: Literal["dense", "segments", "uniform"] | None = None
     """Frames one stride apart (dense), one frame from each of equal parts (segments), or evenly spaced (uniform)."""
+    consecutive: int | None = None
+    """Frames in a row from each of the equal parts (segments), as networks of optical flow stack them."""
+    protocol: Protocol | None = None
+    """Whose rules place test clips and crops; those of SlowFast and PyTorchVideo also space training frames."""
     short_side: int | None = None
     """Resize the shorter side to this many pixels after decoding, never enlarging."""
     square_pixels: bool | None = None
@@ -198,7 +215,8 @@ class GivenClipConfig:
     def clips(self, usual: Mapping[str, Any]) -> ClipConfig:
         """The config with the options given here, and the values in `usual` for the others.
 
-        A given stride replaces fps and vice versa; with another size the crop covers the same fraction of the frame.
+        A given stride replaces fps and vice versa, and a given sampling other than segments the consecutive frames;
+        with another size the crop covers the same fraction of the frame.
 
         Raises:
           UserError: both stride and fps are given.
@@ -208,6 +226,8 @@ class GivenClipConfig:
         if {"stride", "fps"} <= given.keys():
             raise UserError("data.stride and data.fps exclude each other: give one of them")
         cut = dict(usual) | ({"fps": None} if "stride" in given else {})
+        if given.get("sampling", "segments") != "segments":
+            cut["consecutive"] = 1
         if "size" in given and "short_side" not in given and cut.get("short_side"):
             cut["short_side"] = round(cut["short_side"] * given["size"] / cut["size"])
         return ClipConfig(**(cut | given))

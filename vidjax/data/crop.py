@@ -12,8 +12,9 @@ from jaxtyping import Float, Int, Shaped, UInt8
 from PIL import Image
 
 from vidjax.data import stateless
-from vidjax.data.config import AugmentConfig
+from vidjax.data.config import AugmentConfig, Protocol
 from vidjax.data.stateless import Seed
+from vidjax.errors import UserError
 
 SCALES = (1.0, 0.875, 0.75, 0.66)  # for multi-scale cropping (TSN, VideoMAE)
 ANTIALIASED_FROM = 1.5
@@ -89,21 +90,51 @@ def random_resized_box(height: int, width: int, size: int, seed: Seed) -> Box:
     return (height - side + 1) // 2, (width - side + 1) // 2, side, side
 
 
-def view_crops(height: int, width: int, count: int, ratio: float = 7 / 8) -> Int[np.ndarray, "v 7"]:
+def view_crops(
+    height: int, width: int, count: int, ratio: float = 7 / 8, protocol: Protocol = "vidjax"
+) -> Int[np.ndarray, "v 7"]:
     """Test-time crops, evenly spaced along the longer side from one end to the other; a single one is central.
+
+    Protocols differ by a pixel: places are rounded up (SlowFast, PyTorchVideo), or down, or three crops are equally far
+    apart, so that the last may not reach the end (mmaction2, Video Swin). Ten crops of these two are the corners and
+    the centre, each also mirrored. ViCLIP's only crop is the whole frame, which `cut` squeezes to a square.
 
     Args:
       height: height of the frames.
       width: width of the frames.
       count: number of crops.
       ratio: side of a crop as a fraction of the shorter side.
+      protocol: whose rules hold.
+
+    Raises:
+      UserError: several crops of the whole frame.
     """
+    if protocol == "viclip":
+        if count > 1:
+            raise UserError(
+                f"data.protocol viclip squeezes the whole frame, which has one view in space, not {count}: give "
+                "--views 1x1, or another --data.protocol"
+            )
+        return np.array([[0, 0, height, width, height, width, 0]], np.int32)
     top, left, side, _ = center_box(height, width, ratio)
+    down, right = height - side, width - side
+    if protocol in ("slowfast", "slowfast_offset", "pytorchvideo"):
+        top, left = -(-down // 2), -(-right // 2)
+    if protocol in ("mmaction2", "video_swin") and count == 10:
+        y, x = down // 4, right // 4
+        places = [(0, 0), (0, 4 * x), (4 * y, 0), (4 * y, 4 * x), (2 * y, 2 * x)]
+        rows = [(*place, side, side, height, width, mirrored) for place in places for mirrored in (0, 1)]
+        return np.array(rows, np.int32)
     tops, lefts = [top] * count, [left] * count
-    if count > 1 and height > width:
-        tops = [(height - side) * i // (count - 1) for i in range(count)]
-    elif count > 1:
-        lefts = [(width - side) * i // (count - 1) for i in range(count)]
+    if count > 1:
+        free = max(down, right)
+        if protocol in ("slowfast", "slowfast_offset", "pytorchvideo"):
+            places = [-(-free * i // (count - 1)) for i in range(count)]
+        elif protocol in ("mmaction2", "video_swin"):
+            places = [free // (count - 1) * i for i in range(count)]
+        else:
+            places = [free * i // (count - 1) for i in range(count)]
+        tops, lefts = (places, lefts) if height > width else (tops, places)
     rows = [(top, left, side, side, height, width, 0) for top, left in zip(tops, lefts, strict=True)]
     return np.array(rows, np.int32)
 
@@ -139,13 +170,19 @@ def cut(
     return frames
 
 
-def center_crop(video: UInt8[np.ndarray, "t h w c"], size: int, ratio: float = 7 / 8) -> UInt8[np.ndarray, "t s s c"]:
-    """Crops the central square whose side is `ratio` times the shorter side, and resizes it to `size` pixels."""
-    return cut(video, view_crops(*video.shape[1:3], 1, ratio)[0], size)
+def center_crop(
+    video: UInt8[np.ndarray, "t h w c"], size: int, ratio: float = 7 / 8, protocol: Protocol = "vidjax"
+) -> UInt8[np.ndarray, "t s s c"]:
+    """The central view of `view_crops`, resized to `size` pixels."""
+    return cut(video, view_crops(*video.shape[1:3], 1, ratio, protocol)[0], size)
 
 
 def cut_views(
-    video: UInt8[np.ndarray, "n h w c"], crops: Int[np.ndarray, "k 7"], frames: int, size: int
+    video: UInt8[np.ndarray, "n h w c"],
+    crops: Int[np.ndarray, "k 7"],
+    frames: int,
+    size: int,
+    mirrored: Sequence[int] = (),
 ) -> UInt8[np.ndarray, "v t s s c"]:
     """Applies each crop to each clip.
 
@@ -154,11 +191,12 @@ def cut_views(
       crops: see the module.
       frames: frames per clip.
       size: height and width of the output in pixels.
+      mirrored: see `cut`.
 
     Returns:
       The views, with the crops of a clip adjacent.
     """
-    cuts = [cut(video, crop, size) for crop in crops]
+    cuts = [cut(video, crop, size, mirrored) for crop in crops]
     views = np.stack([each.reshape(-1, frames, *each.shape[1:]) for each in cuts], axis=1)
     return views.reshape(-1, *views.shape[2:])
 

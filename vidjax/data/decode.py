@@ -9,7 +9,8 @@ there, seeks again if another keyframe comes before the next requested frame, sk
 to, and converts and resizes only the requested frames. If the decoded frames do not match the packets, the file is
 decoded again from its start.
 
-`read_clip` returns all frames at once; `stream_frames` yields them one by one, for videos of any length.
+`open_clip` gives the length and rate of a video, from which the caller computes indices. `OpenClip.read` returns their
+frames at once; `OpenClip.iterate` yields them one by one, for videos of any length.
 """
 
 import os
@@ -29,17 +30,7 @@ from vidjax.data.display import Screen
 from vidjax.data.packets import Packets
 from vidjax.data.timeline import Timeline, measure
 
-__all__ = [
-    "Choose",
-    "DecodeError",
-    "OpenClip",
-    "VideoInfo",
-    "decode",
-    "open_clip",
-    "probe",
-    "read_clip",
-    "stream_frames",
-]
+__all__ = ["DecodeError", "OpenClip", "VideoInfo", "decode", "open_clip", "probe"]
 
 
 @dataclass(frozen=True)
@@ -64,13 +55,10 @@ class VideoInfo:
     """`PQ` or `HLG` for high dynamic range, which is not tone-mapped; else empty."""
 
 
-Choose = Callable[[VideoInfo], Sequence[int] | np.ndarray]
-"""Chooses the frame indices to read, given the length and rate of the video."""
-
-
 def probe(path: str | os.PathLike[str], square_pixels: bool = True) -> VideoInfo:
     """Length, rate and displayed size of a video; decodes one frame. Raises DecodeError."""
-    return read_clip(path, lambda info: (), None, square_pixels)[1]
+    with open_clip(path, square_pixels) as clip:
+        return clip.read(())[1]
 
 
 def decode(
@@ -91,46 +79,68 @@ def decode(
       DecodeError: the file cannot be read, or not up to the last index.
       IndexError: an index is out of range.
     """
-    return read_clip(path, lambda info: indices, short_side, square_pixels)[0]
-
-
-def read_clip(
-    path: str | os.PathLike[str], choose: Choose, short_side: int | None = None, square_pixels: bool = True
-) -> tuple[UInt8[np.ndarray, "t h w 3"], VideoInfo]:
-    """Combines `probe` and `decode`: `choose` receives the info and returns the indices to read, possibly none.
-
-    The width and height that `choose` receives are those of the stored frame, before stretching and rotation.
-    Arguments and errors are those of `decode`.
-    """
     with open_clip(path, square_pixels) as clip:
-        return clip.read(choose(clip.info), short_side)
+        return clip.read(indices, short_side)[0]
 
 
-def stream_frames(
-    path: str | os.PathLike[str], choose: Choose, short_side: int | None = None, square_pixels: bool = True
-) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
-    """Yields the frames that `read_clip` would return, in constant memory.
+@dataclass(frozen=True)
+class OpenClip:
+    """An opened video file, see `open_clip`."""
 
-    Args:
-      path: a video file.
-      choose: as in `read_clip`, but the indices must be strictly increasing.
-      short_side: shrink the shorter side to this many pixels; smaller videos are not enlarged.
-      square_pixels: stretch non-square pixels in width, as players do.
+    path: str
+    stream: av.VideoStream
+    timeline: Timeline
+    info: VideoInfo
+    """Its width and height are those of the stored frame, before stretching and rotation."""
+    square_pixels: bool
 
-    Raises:
-      DecodeError: the file cannot be read, or not any further; the frames before that have been yielded.
-      IndexError: an index is out of range, or the indices do not increase.
-    """
-    path, done = os.fspath(path), 0
-    with open_video(path) as stream:
+    def read(
+        self, indices: Sequence[int] | np.ndarray, short_side: int | None = None
+    ) -> tuple[UInt8[np.ndarray, "t h w 3"], VideoInfo]:
+        """The frames at `indices` as `decode` returns them, and the info with the displayed size.
+
+        With no indices, the first frame is still decoded to determine the size. Raises DecodeError.
+        """
+        path, stream, timeline = self.path, self.stream, self.timeline
+        indices = self._checked(indices)
+        # The displayed size depends on a decoded frame: read the first one if none is chosen.
+        requested = indices if len(indices) else np.zeros(1, np.int64)
+        wanted, order = np.unique(timeline.at(requested), return_inverse=True)
         with blame_file(path):
-            timeline = measure(path, stream)
-            info = _info(stream, timeline)
-        indices = _check_indices(path, np.asarray(choose(info), np.int64), info)
+            make_screen = _screen_factory(stream, self.info, short_side, self.square_pixels)
+            result = _read(_seeking(stream, timeline, wanted), make_screen, wanted)
+        if result is None:
+            with open_video(path) as stream, blame_file(path):
+                timeline, positions = _remeasure(path, stream, timeline, requested)
+                wanted, order = np.unique(positions, return_inverse=True)
+                result = _read(_sequential(stream, timeline, wanted), make_screen, wanted)
+        frames, screen = result
+        if len(order) != len(wanted) or (np.diff(order) != 1).any():  # avoids a copy in the usual case
+            frames = frames[order]
+        height, width = screen.size
+        return frames[: len(indices)], replace(self.info, height=height, width=width, hdr=screen.hdr)
+
+    def iterate(
+        self, indices: Sequence[int] | np.ndarray, short_side: int | None = None
+    ) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+        """Yields the frames that `read` would return, in constant memory.
+
+        Args:
+          indices: frame indices, strictly increasing.
+          short_side: as in `decode`.
+
+        Do not call `read` or `iterate` before the last frame: they would move the position in the file.
+
+        Raises:
+          DecodeError: the file cannot be read any further; the frames before that have been yielded.
+          IndexError: an index is out of range, or the indices do not increase.
+        """
+        path, timeline, done = self.path, self.timeline, 0
+        indices = self._checked(indices)
         if (np.diff(indices) <= 0).any():
             raise IndexError(f"frame indices to stream from {path} must be strictly increasing: sort them")
-        make_screen = _screen_factory(stream, info, short_side, square_pixels)
-        images = _display(_seeking(stream, timeline, timeline.at(indices)), make_screen)
+        make_screen = _screen_factory(self.stream, self.info, short_side, self.square_pixels)
+        images = _display(_seeking(self.stream, timeline, timeline.at(indices)), make_screen)
         while done < len(indices):
             with blame_file(path):  # not around the yield, where errors of the caller can be thrown in
                 image_and_screen = next(images)
@@ -138,15 +148,41 @@ def stream_frames(
                 break
             yield image_and_screen[0]
             done += 1
-    if done < len(indices):
-        with open_video(path) as stream:
-            with blame_file(path):
-                timeline, positions = _remeasure(path, stream, timeline, indices[done:])
-            images = _display(_sequential(stream, timeline, positions), make_screen)
-            for _ in positions:
+        if done < len(indices):
+            with open_video(path) as stream:
                 with blame_file(path):
-                    image, _ = next(images)
-                yield image
+                    timeline, positions = _remeasure(path, stream, timeline, indices[done:])
+                images = _display(_sequential(stream, timeline, positions), make_screen)
+                for _ in positions:
+                    with blame_file(path):
+                        image, _ = next(images)
+                    yield image
+
+    def _checked(self, indices: Sequence[int] | np.ndarray) -> Int[np.ndarray, "m"]:
+        indices = np.asarray(indices, np.int64)
+        if len(indices) and not 0 <= indices.min() <= indices.max() < self.info.num_frames:
+            requested = f"{indices.min()} to {indices.max()} were requested"
+            raise IndexError(f"{self.path} has frames 0 to {self.info.num_frames - 1}, but {requested}")
+        return indices
+
+
+@contextmanager
+def open_clip(path: str | os.PathLike[str], square_pixels: bool = True) -> Iterator[OpenClip]:
+    """Opens a video file and determines its length and rate, before any frames are chosen.
+
+    Args:
+      path: a video file.
+      square_pixels: stretch non-square pixels in width, as players do.
+
+    Raises:
+      DecodeError: the file cannot be read.
+    """
+    path = os.fspath(path)
+    with open_video(path) as stream:
+        with blame_file(path):
+            timeline = measure(path, stream)
+            info = _info(stream, timeline)
+        yield OpenClip(path, stream, timeline, info, square_pixels)
 
 
 def _info(stream: av.VideoStream, timeline: Timeline) -> VideoInfo:
@@ -161,14 +197,6 @@ def _screen_factory(
     """A function that makes the Screen from the first decoded frame; the size is that of the video's first frame."""
     aspect = as_fraction(stream.sample_aspect_ratio) if square_pixels else None
     return partial(Screen, stored=(info.height, info.width), pixel_aspect=aspect, short_side=short_side)
-
-
-def _check_indices(path: str, indices: Int[np.ndarray, "m"], info: VideoInfo) -> Int[np.ndarray, "m"]:
-    if len(indices) and not 0 <= indices.min() <= indices.max() < info.num_frames:
-        raise IndexError(
-            f"{path} has frames 0 to {info.num_frames - 1}, but {indices.min()} to {indices.max()} were requested"
-        )
-    return indices
 
 
 def _remeasure(
@@ -332,60 +360,3 @@ def _check_undamaged(frame: av.VideoFrame, position: int) -> av.VideoFrame:
     if frame.is_corrupt:
         raise ValueError(f"frame {position} is damaged")
     return frame
-
-
-@dataclass(frozen=True)
-class OpenClip:
-    """An opened video file, see `open_clip`."""
-
-    path: str
-    stream: av.VideoStream
-    timeline: Timeline
-    info: VideoInfo
-    """Its width and height are those of the stored frame, before stretching and rotation."""
-    square_pixels: bool
-
-    def read(
-        self, indices: Sequence[int] | np.ndarray, short_side: int | None = None
-    ) -> tuple[UInt8[np.ndarray, "t h w 3"], VideoInfo]:
-        """The frames at `indices` as `decode` returns them, and the info with the displayed size.
-
-        With no indices, the first frame is still decoded to determine the size. Raises DecodeError.
-        """
-        path, stream, timeline = self.path, self.stream, self.timeline
-        indices = _check_indices(path, np.asarray(indices, np.int64), self.info)
-        # The displayed size depends on a decoded frame: read the first one if none is chosen.
-        requested = indices if len(indices) else np.zeros(1, np.int64)
-        wanted, order = np.unique(timeline.at(requested), return_inverse=True)
-        with blame_file(path):
-            make_screen = _screen_factory(stream, self.info, short_side, self.square_pixels)
-            result = _read(_seeking(stream, timeline, wanted), make_screen, wanted)
-        if result is None:
-            with open_video(path) as stream, blame_file(path):
-                timeline, positions = _remeasure(path, stream, timeline, requested)
-                wanted, order = np.unique(positions, return_inverse=True)
-                result = _read(_sequential(stream, timeline, wanted), make_screen, wanted)
-        frames, screen = result
-        if len(order) != len(wanted) or (np.diff(order) != 1).any():  # avoids a copy in the usual case
-            frames = frames[order]
-        height, width = screen.size
-        return frames[: len(indices)], replace(self.info, height=height, width=width, hdr=screen.hdr)
-
-
-@contextmanager
-def open_clip(path: str | os.PathLike[str], square_pixels: bool = True) -> Iterator[OpenClip]:
-    """Opens a video file and determines its length and rate, before any frames are chosen.
-
-    Args:
-      path: a video file.
-      square_pixels: stretch non-square pixels in width, as players do.
-
-    Raises:
-      DecodeError: the file cannot be read.
-    """
-    path = os.fspath(path)
-    with open_video(path) as stream:
-        with blame_file(path):
-            timeline = measure(path, stream)
-            info = _info(stream, timeline)
-        yield OpenClip(path, stream, timeline, info, square_pixels)

@@ -110,6 +110,30 @@ def _named_classes(folder: Path) -> tuple[str, ...]:
     return parse_class_names(file, file.read_bytes()) if file.is_file() else ()
 
 
+def plain(class_name: str) -> str:
+    """A class name without what differs between lists of the same classes: case, quotes, and underscores for spaces."""
+    return " ".join(re.sub(r"[\"'\u2018\u2019\u201c\u201d]", "", class_name).replace("_", " ").split()).casefold()
+
+
+def find_classes(wanted: Sequence[str], known: Sequence[str]) -> list[int | None]:
+    """The position in `known` of each wanted class; None if it is not there.
+
+    Names match if their `plain` forms are equal; an equal name takes precedence.
+    """
+    exact = {name: position for position, name in enumerate(known)}
+    alike = {plain(name): position for position, name in enumerate(known)}
+    return [exact.get(name, alike.get(plain(name))) for name in wanted]
+
+
+def read_class_names(path: str | Path) -> tuple[str, ...]:
+    """The names in a classes.json; raises UserError if it cannot be read or is invalid."""
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"classes {path} cannot be read ({error.strerror}): give a list of class names") from error
+    return parse_class_names(path, content)
+
+
 def parse_class_names(file: Path | str, content: bytes) -> tuple[str, ...]:
     """The names in a classes.json.
 

@@ -13,6 +13,9 @@ shape, colour and direction, shape and direction) occurs in training. The classe
 compositions; `directions_held_out` has the videos of `compositions_held_out` with the directions, as phrased in
 captions, as classes. Each video has three captions: a full one with size and background, a short one, and a vague one
 without the colour. Without vague captions a model could match most pairs by colour and would rarely need motion.
+
+For open-set recognition two directions are held out: `known_train` and `known_validation` have the videos of the other
+six, `unknown_validation` those of the two.
 """
 
 from collections.abc import Sequence
@@ -39,6 +42,15 @@ COMPOSITION_SPLITS = {
     "directions_held_out": ("validation", True),
 }
 """Base split, and whether its held-out compositions are taken or the others; see `split_indices`. Not balanced."""
+UNKNOWN = ("up and left", "down")
+"""Classes of the open-set splits that are not known in training; each lies between two that are."""
+_KNOWN = tuple(name for name in CLASSES if name not in UNKNOWN)
+OPEN_SPLITS = {
+    "known_train": ("train", _KNOWN),
+    "known_validation": ("validation", _KNOWN),
+    "unknown_validation": ("validation", UNKNOWN),
+}
+"""Base split, and the classes taken from it. As balanced as the base split."""
 
 _PHRASES = (
     "to the right", "up and to the right", "up", "up and to the left",
@@ -73,6 +85,8 @@ COMPOSITIONS = tuple(
 
 def class_names(split: str) -> tuple[str, ...]:
     """Class names of a split."""
+    if split in OPEN_SPLITS:
+        return OPEN_SPLITS[split][1]
     composed = COMPOSITIONS if split.startswith("compositions") else _PHRASES
     return CLASSES if split in SPLITS else composed
 
@@ -118,6 +132,13 @@ def label(index: int) -> int:
     return index % len(CLASSES)
 
 
+def label_in(split: str, index: int) -> int:
+    """The label of a video of a split, a position in the split's class names."""
+    if split in OPEN_SPLITS:
+        return class_names(split).index(CLASSES[label(index)])
+    return composition(index) if split.startswith("compositions") else label(index)
+
+
 @lru_cache(2**14)  # opening a run describes every example, which takes seconds
 def describe(index: int) -> tuple[int, tuple[str, ...]]:
     """The label (a position in `CLASSES`) of a video and its full, short and vague captions."""
@@ -148,9 +169,12 @@ def _is_held_out(position: int) -> bool:
 
 @cache
 def split_indices(split: str) -> Sequence[int]:
-    """The indices of a split of `SPLITS` or `COMPOSITION_SPLITS`. The latter are computed once, in 0.4 s."""
+    """The indices of a split. Those of `COMPOSITION_SPLITS` are computed once, in 0.4 s."""
     if split in SPLITS:
         return SPLITS[split]
+    if split in OPEN_SPLITS:
+        name, classes = OPEN_SPLITS[split]
+        return tuple(index for index in SPLITS[name] if CLASSES[label(index)] in classes)
     name, held_out = COMPOSITION_SPLITS[split]
     return tuple(index for index in SPLITS[name] if _is_held_out(composition(index)) == held_out)
 

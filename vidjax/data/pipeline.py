@@ -5,6 +5,9 @@ infinite sequence of epochs, and `index_shuffle` maps positions to examples. Eve
 epoch, no example is dropped, and batches can span two epochs. All random choices for a clip depend on (seed, p). A run
 can thus resume at `first_batch`, and processes need no communication. With repeated augmentation, a position
 corresponds to several adjacent rows, which are read once and augmented differently.
+
+In a mix of sources (see `mixing`), the positions of a batch are shuffled, each is assigned to a source by its place,
+and the positions of a source are a sequence of epochs of its own. That, too, is a function of (seed, n) alone.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +21,9 @@ from vidjax.data.batches import BadFiles, closed_at_exit, local_rows
 from vidjax.data.config import TrainClipConfig, core_count
 from vidjax.data.crop import random_crop
 from vidjax.data.decode import DecodeError
-from vidjax.data.example import Arrays, Batch, Field, Source, field_specs, read_clips, row_arrays, split_views
+from vidjax.data.example import Field, Part, Source, field_specs
+from vidjax.data.mixing import slots
+from vidjax.data.rows import Arrays, Batch, read_clips, row_arrays, split_views
 from vidjax.data.sampling import sample
 from vidjax.data.text import CaptionWriter, Tokenizer
 from vidjax.errors import UserError
@@ -43,7 +48,8 @@ def train_batches(
     """Yields this process's rows of the batches first_batch, first_batch + 1, ... indefinitely.
 
     Args:
-      source: the examples; each occurs once per epoch, in a different order in every epoch.
+      source: the examples; each occurs once per epoch, in a different order in every epoch. In a mix, this holds for
+        the epochs of each of its sources, which have their shares of every batch.
       config: stream, sampling, size, augmentation, repeats and workers.
       batch_size: rows per batch over all processes; process k gets rows [k * b / P, (k + 1) * b / P), whose number must
         be a multiple of the repeats.
@@ -65,6 +71,7 @@ def train_batches(
     if config.augment.rand_augment_ops and (boxes := [n for n in fields if specs[n].kind in ("boxes", "tracks")]):
         raise UserError(f"augment.rand_augment_ops moves pixels after the crop, but not {boxes[0]}: set it to 0")
     groups, write = rows // repeats, CaptionWriter(tokenizer, context)
+    mixed = _mixed_order(source.parts, seed, groups * process_count) if source.parts else None
 
     def read(index: int, position: int) -> dict[str, np.ndarray]:
         rng = np.random.Generator(np.random.Philox(key=[seed, position]))
@@ -84,14 +91,45 @@ def train_batches(
     def position_and_index(element: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         batch = first_batch + element // groups
         position = (batch * process_count + process_index) * groups + element % groups
-        order_seed = tf.stack([tf.constant(seed, tf.int64), position // count])
-        index = tf.random.experimental.index_shuffle(position % count, order_seed, count - 1)
+        index = mixed(position) if source.parts else _shuffle(position % count, seed, position // count, count)
         return position, index
 
     elements = tf.data.Dataset.range(np.iinfo(np.int64).max).map(position_and_index)
     arrays = row_arrays(specs, config, 1, repeats) | write.arrays((repeats,))
     batches = _batches(elements, source, config, specs, arrays, read, seed, groups, bad_files)
     return closed_at_exit(_merge_views(*split_views(batch, specs, 1)) for batch in batches)
+
+
+def _shuffle(index: tf.Tensor, seed: int, number: tf.Tensor, count: tf.Tensor | int) -> tf.Tensor:
+    """Where an index below `count` is in the shuffle with this number."""
+    return tf.random.experimental.index_shuffle(index, tf.stack([tf.constant(seed, tf.int64), number]), count - 1)
+
+
+def _mixed_order(parts: Sequence[Part], seed: int, positions: int) -> Callable[[tf.Tensor], tf.Tensor]:
+    """The function from a position to the index of an example in a mix.
+
+    Args:
+      parts: the sources of the mix.
+      seed: seed of the order.
+      positions: number of positions in a batch over all processes.
+    """
+    counts, weights = ([getattr(part, name) for part in parts] for name in ("count", "weight"))
+    of_slot, before_slot = (tf.constant(each, tf.int64) for each in slots(weights))
+    firsts = tf.constant(np.cumsum([0, *counts[:-1]]), tf.int64)
+    counts, weights = tf.constant(counts, tf.int64), tf.constant(weights, tf.int64)
+
+    def order(position: tf.Tensor) -> tf.Tensor:
+        batch = position // positions
+        # Shuffled, since clips of one source would otherwise lie at regular distances, and mixup pairs rows by place.
+        # The numbers are negative, to differ from those of the epochs.
+        place = batch * positions + _shuffle(position % positions, seed, -1 - batch, positions)
+        cycle, slot = place // len(of_slot), place % len(of_slot)
+        part = of_slot[slot]
+        drawn = cycle * weights[part] + before_slot[slot]  # clips of this source before this one
+        epoch = drawn // counts[part]
+        return firsts[part] + _shuffle(drawn % counts[part], seed, epoch * len(parts) + part, counts[part])
+
+    return order
 
 
 def _batches(

@@ -1,17 +1,34 @@
 """Frame sampling: chooses the frame indices of a clip, given the length of the video.
 
 - dense: frames `stride` frames (or `1 / fps` seconds) apart, starting anywhere in the video;
-- segments (TSN, Wang et al. 2016): one frame from each of `frames` equal parts of the video;
+- segments (TSN, Wang et al. 2016): one frame from each of `frames` equal parts of the video, or `consecutive` frames
+  from each of fewer parts; a video with fewer frames than parts repeats some;
 - uniform: evenly spaced over the whole video, including the first and the last frame.
 
-If a video is shorter than a dense clip, the clip starts at its first frame and repeats its last frame. Training draws a
-random clip; evaluation (`rng=None`) uses the central one.
+If a video is shorter than a dense clip, the clip starts at its first frame and repeats its last frame (in a test by the
+rules of mmaction2 or Video Swin it begins again). Training draws a random clip; evaluation (`rng=None`) uses the
+central one, or several.
+
+Published code differs in where the clips of a test lie and in how their frames are rounded. The config's `protocol`
+chooses whose rules hold (training clips follow it only in the spacing of frames, see `STRETCHED`):
+
+- vidjax: dense clips are evenly spaced from the start to the end of the video, and so are the frames of several clips
+  within each segment;
+- slowfast (SlowFast, TimeSformer, X3D): clip i of n starts at i/n of the possible starts, so that the first one begins
+  with the video and none ends with it. The frames of a clip are not a stride apart, but spread over `frames * stride`
+  frames including the last, and rounded down: 8 frames 8 apart are 0, 9, ..., 63;
+- slowfast_offset (MViT, UniFormer; `USE_OFFSET_SAMPLING`): such clips, a whole number of frames apart;
+- pytorchvideo (its `ConstantClipsPerVideoSampler`): such clips from the start to the end of the video;
+- mmaction2 (its `SampleFrames`): as ours, but starts are rounded to even, and a short video begins again at its end;
+- video_swin (mmaction2 before 1.0): the middles of n equal parts of the possible starts;
+- videomae: among the frames a stride apart from the first frame on, clips from the start to the end;
+- viclip: uniform frames are a whole number of frames apart, from the first one on, and do not reach the last one.
 """
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from vidjax.data.config import ClipConfig
+from vidjax.data.config import ClipConfig, Protocol
 from vidjax.errors import UserError
 
 
@@ -37,6 +54,17 @@ def segments(num_frames: int, frames: int, offsets: Float[np.ndarray, "t"] | Non
     return np.minimum(indices, num_frames - 1)
 
 
+def starts(num_frames: int, consecutive: int) -> int:
+    """The number of frames at which so many consecutive frames may start; 1 if the video is shorter."""
+    return max(num_frames - consecutive + 1, 1)
+
+
+def in_a_row(first: Int[np.ndarray, "*v n"], consecutive: int) -> Int[np.ndarray, "*v t"]:
+    """Each frame and those after it, `consecutive` in all; they may lie beyond the video."""
+    rows = first[..., None] + np.arange(consecutive)
+    return rows.reshape(*first.shape[:-1], -1)
+
+
 def uniform(num_frames: int, frames: int) -> Int[np.ndarray, "t"]:
     """Evenly spaced frames from the first to the last; a single frame is the middle one."""
     if frames == 1:
@@ -44,42 +72,132 @@ def uniform(num_frames: int, frames: int) -> Int[np.ndarray, "t"]:
     return np.floor(np.linspace(0, num_frames - 1, frames) + 0.5).astype(np.int64)
 
 
+def strided(num_frames: int, frames: int) -> Int[np.ndarray, "t"]:
+    """Frames as far apart as fit into the video, a whole number, from the first one on (ViCLIP's `frames2tensor`)."""
+    return np.minimum(np.arange(frames) * max(num_frames // frames, 1), num_frames - 1)
+
+
+def stretched(num_frames: int, frames: int, first: float, last: float) -> Int[np.ndarray, "t"]:
+    """Frames evenly spaced from `first` to `last`, both included, and rounded down."""
+    return np.clip(np.linspace(first, last, frames), 0, num_frames - 1).astype(np.int64)
+
+
 def sample(config: ClipConfig, num_frames: int, rate: float, rng: np.random.Generator | None) -> Int[np.ndarray, "t"]:
     """Indices of one clip, random or central.
 
     Args:
-      config: its frames, sampling, stride and fps are used.
+      config: its frames, sampling, stride, fps and protocol are used.
       num_frames: length of the video, or of the part that may be used.
       rate: frames per second of the video.
-      rng: generator for a random clip; None for the central clip.
+      rng: generator for a random clip; None for the single clip of `views`, which most protocols place in the centre.
     """
-    if config.sampling == "dense":
-        return dense(num_frames, config.frames, sampling_step(config, rate), None if rng is None else rng.random())
+    if rng is None or config.sampling == "uniform":  # which is not random
+        return views(num_frames, rate, config, 1)[0]
     if config.sampling == "segments":
-        return segments(num_frames, config.frames, None if rng is None else rng.random(config.frames))
-    return uniform(num_frames, config.frames)
+        parts = config.frames // config.consecutive
+        first = segments(starts(num_frames, config.consecutive), parts, rng.random(parts))
+        return np.minimum(in_a_row(first, config.consecutive), num_frames - 1)
+    step = sampling_step(config, rate)
+    if config.protocol in STRETCHED:
+        start = rng.random() * max(num_frames - config.frames * step, 0)
+        return stretched(num_frames, config.frames, start, start + config.frames * step - 1)
+    return dense(num_frames, config.frames, step, rng.random())
 
 
 def views(num_frames: int, rate: float, config: ClipConfig, count: int) -> Int[np.ndarray, "v t"]:
-    """Indices of `count` clips of one video for multi-view evaluation; a single view is the central clip of `sample`.
+    """Indices of `count` clips of one video for multi-view evaluation, by the rules of `config.protocol`.
 
-    Dense clips are evenly spaced from the start to the end of the video. With segment sampling, the frames of the clips
-    are evenly spaced within each segment. Uniform sampling has only one view.
+    Uniform sampling has only one view.
     """
     if count < 1:
         raise UserError(f"the number of views is {count}: it must be 1 or more")
-    if count == 1:
-        return sample(config, num_frames, rate, None)[None]
-    if config.sampling == "dense":
-        step = sampling_step(config, rate)
-        starts = max(num_frames - frames_spanned(config, rate) + 1, 1)
-        # The middle of the interval that `dense` maps to a start, so that rounding down gives exactly that start.
-        offsets = (np.floor(np.linspace(0, starts - 1, count) + 0.5) + 0.5) / starts
-        return np.stack([dense(num_frames, config.frames, step, offset) for offset in offsets])
     if config.sampling == "segments":
-        offsets = (np.arange(count) + 0.5) / count
-        return np.stack([segments(num_frames, config.frames, np.full(config.frames, o)) for o in offsets])
-    raise UserError("uniform sampling covers the whole video in one view: use segments or dense for more views")
+        return segment_views(num_frames, config.frames, count, config.protocol, config.consecutive)
+    if config.sampling == "dense":
+        return dense_views(num_frames, config.frames, sampling_step(config, rate), count, config.protocol)
+    if count > 1:
+        raise UserError("uniform sampling covers the whole video in one view: use segments or dense for more views")
+    spaced = strided if config.protocol == "viclip" else uniform
+    return spaced(num_frames, config.frames)[None]
+
+
+STRETCHED = ("slowfast", "slowfast_offset", "pytorchvideo")
+"""Protocols in which a dense clip of `frames * step` frames includes its last frame."""
+
+
+def dense_views(num_frames: int, frames: int, step: float, count: int, protocol: Protocol) -> Int[np.ndarray, "v t"]:
+    """Indices of `count` dense clips: each protocol's starts, and the frames from there.
+
+    Args:
+      num_frames: length of the video.
+      frames: length of a clip.
+      step: distance between sampled frames in frames of the file.
+      count: number of clips, v.
+      protocol: see the module.
+    """
+    clip, gaps = np.arange(count), max(count - 1, 1)
+    steps = np.floor(np.arange(frames) * step + 0.5).astype(np.int64)
+    if protocol in STRETCHED:
+        span = frames * step
+        free = max(num_frames - span, 0)
+        if protocol == "slowfast":
+            first = free * clip / count
+        elif protocol == "slowfast_offset":
+            first = clip * np.floor(free / gaps) if count > 1 else np.floor([free / 2])
+        else:
+            first = free * clip / gaps
+        last = first + span - 1
+        if protocol == "pytorchvideo":  # frames with times in the clip, of which a short video has fewer
+            first, last = np.ceil(first - 1e-6), np.minimum(np.ceil(last - 1e-6), num_frames - 1)
+        return np.stack([stretched(num_frames, frames, *ends) for ends in zip(first, last, strict=True)])
+    if protocol == "video_swin":
+        starts = np.floor((clip + 0.5) * max(num_frames - frames * step + 1, 0) / count)
+        return (starts.astype(np.int64)[:, None] + steps) % num_frames
+    if protocol == "videomae" and count > 1:
+        grid = np.floor(np.arange(np.ceil(num_frames / step)) * step + 0.5).astype(np.int64)
+        starts = np.floor(clip * max(len(grid) - frames, 0) / gaps).astype(np.int64)
+        return grid[np.minimum(starts[:, None] + np.arange(frames), len(grid) - 1)]
+    free = max(num_frames - 1 - steps[-1], 0)
+    if count == 1:
+        starts = np.array([free // 2])
+    elif protocol == "mmaction2":
+        starts = np.round(clip * (free / gaps)).astype(np.int64)
+    else:
+        starts = np.floor(np.linspace(0, free, count) + 0.5).astype(np.int64)
+    indices = starts[:, None] + steps
+    return indices % num_frames if protocol == "mmaction2" else np.minimum(indices, num_frames - 1)
+
+
+def segment_views(
+    num_frames: int, frames: int, count: int, protocol: Protocol, consecutive: int = 1
+) -> Int[np.ndarray, "v t"]:
+    """Indices of `count` clips of one frame from each of `frames` equal parts of the video.
+
+    - slowfast, slowfast_offset, pytorchvideo, video_swin: parts of the video up to its last frame, with rounded bounds;
+      in each of them the middle of these bounds (SlowFast on Something-Something), or for several clips evenly spaced
+      frames, counted from the first bound. For one clip slowfast_offset counts too (UniFormer and UniFormerV2);
+    - mmaction2, videomae: the middle of each part, and in the second of two clips its first frame (TSM, VideoMAE).
+
+    Of `consecutive` frames the first lies by these rules among the frames at which they may start (TSN and TSM of
+    optical flow), except for one clip of mmaction2, which spreads them evenly from the first of these frames to the
+    last and rounds to even (since its version 1.0).
+    """
+    parts, places = frames // consecutive, starts(num_frames, consecutive)
+    if protocol in (*STRETCHED, "video_swin"):
+        length = (places - 1) / parts
+        bounds = np.round(length * np.arange(parts + 1)).astype(np.int64)
+        within = np.floor(length / (count + 1) * (np.arange(count) + 1)).astype(np.int64)
+        middles = ((bounds[:-1] + bounds[1:]) // 2)[None]
+        first = middles if count == 1 and protocol != "slowfast_offset" else bounds[:-1] + within[:, None]
+    elif protocol == "mmaction2" and count == 1 and consecutive > 1:
+        gap = (places - 1) / max(parts - 1, 1)
+        first = np.round(gap * np.arange(parts) if parts > 1 else [gap // 2]).astype(np.int64)[None]
+    else:
+        from_start = count == 2 and protocol in ("mmaction2", "videomae")
+        offsets = (0.5, 0.0) if from_start else (np.arange(count) + 0.5) / count
+        first = np.stack([segments(places, parts, np.full(parts, offset)) for offset in offsets])
+    indices = in_a_row(first, consecutive)
+    return indices % num_frames if protocol == "mmaction2" else np.minimum(indices, num_frames - 1)
 
 
 def seconds_covered(config: ClipConfig, num_frames: int, rate: float) -> float:

@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from vidjax.data import manifest, moving_shapes, prompts, published_lists
+from vidjax.data import manifest, mixing, moving_shapes, prompts, published_lists
 from vidjax.data.container import DecodeError, blame_file
-from vidjax.data.decode import OpenClip, VideoInfo, open_clip, stream_frames
+from vidjax.data.decode import OpenClip, VideoInfo, open_clip
 from vidjax.data.example import LABEL, VIDEO, Clip, Example, Field, Source, in_pieces
+from vidjax.data.labels import find_classes
 from vidjax.errors import UserError
 
 __all__ = [
@@ -53,6 +54,9 @@ def open_source(name: str, split: str = "train", square_pixels: bool = True) -> 
     if kind in ("tfds", "tfrecord") and rest:
         from vidjax.data import stored  # TensorFlow takes seconds to import
 
+    if kind == "mix":
+        weights = mixing.read_mix(name)
+        return mixing.mix(name, [open_source(part, split, square_pixels) for part in weights], weights.values())
     if kind == "tfds" and rest:
         return stored.tfds_videos(name, rest, split)
     if kind == "tfrecord" and rest:
@@ -64,7 +68,7 @@ def open_source(name: str, split: str = "train", square_pixels: bool = True) -> 
     if rest and "/" not in kind:
         raise UserError(
             f"data.source {name} is of an unknown kind: use tfds:NAME, tfrecord:PATTERN, synthetic:moving_shapes, "
-            "a folder, or a .csv or .jsonl manifest"
+            "mix:SOURCE=WEIGHT,SOURCE=WEIGHT, a folder, or a .csv or .jsonl manifest"
         )
     raise UserError(f"data.source {name} does not exist: give a folder, a manifest or KIND:NAME")
 
@@ -80,7 +84,7 @@ def list_files(name: str, split: str = "train") -> manifest.Listing | None:
         return manifest.list_folder(path)
     if path.suffix.lower() in published_lists.SUFFIXES and path.is_file():
         return published_lists.list_file(path, None, split)
-    if name.partition(":")[0] in ("tfds", "tfrecord", "synthetic"):
+    if name.partition(":")[0] in ("tfds", "tfrecord", "synthetic", "mix"):
         return None
     suffixes = "|".join(map(re.escape, published_lists.SUFFIXES))
     if match := re.fullmatch(rf"(.+?(?:{suffixes}))(?::(.+))?", name, re.IGNORECASE):
@@ -89,13 +93,14 @@ def list_files(name: str, split: str = "train") -> manifest.Listing | None:
 
 
 def subset(source: Source, indices: Sequence[int] | np.ndarray) -> Source:
-    """A source with only the examples at `indices`, in this order."""
+    """A source with only the examples at `indices`, in this order; they are not weighted if the source is a mix."""
     indices = [int(index) for index in indices]
     ids = [source.ids[index] for index in indices]
 
     return replace(
         source,
         ids=ids,
+        parts=(),
         open=lambda index, names: source.open(indices[index], names),
         label=lambda index: source.label(indices[index]),
         captions=lambda index: source.captions(indices[index]),
@@ -112,8 +117,8 @@ def draw(source: Source, count: int | None, seed: int) -> Source:
 def with_classes(source: Source, class_names: Sequence[str]) -> Source:
     """Maps the labels of a source to indices into `class_names`, which must contain all of its classes.
 
-    Names match regardless of case, and of spaces or underscores between words, since folder names often differ from the
-    class names of a checkpoint.
+    Names match regardless of case, quotes, and spaces or underscores between words, since folder names often differ
+    from the class names of a checkpoint.
 
     Raises:
       UserError: the source has no labels, or a class that is not in `class_names`.
@@ -122,8 +127,8 @@ def with_classes(source: Source, class_names: Sequence[str]) -> Source:
         raise UserError(f"{source.name} has no labels, and this needs them: use class folders or a label column")
     if tuple(class_names) == source.class_names:
         return source
-    positions = {_plain(name): position for position, name in enumerate(class_names)}
-    if unknown := [name for name in source.class_names if _plain(name) not in positions]:
+    positions = find_classes(source.class_names, class_names)
+    if unknown := [name for name, position in zip(source.class_names, positions, strict=True) if position is None]:
         near = difflib.get_close_matches(unknown[0], class_names, n=2)
         raise UserError(
             f"{source.name} has {len(unknown)} classes that the model does not know, such as '{unknown[0]}'"
@@ -131,7 +136,7 @@ def with_classes(source: Source, class_names: Sequence[str]) -> Source:
             f"rename them to its {len(class_names)} classes, "
             f"{', '.join(class_names[:3])}{', ...' if len(class_names) > 3 else ''}"
         )
-    labels = [positions[_plain(name)] for name in source.class_names] + [-1]  # label -1 indexes the last item
+    labels = [*positions, -1]  # label -1 indexes the last item
 
     @contextmanager
     def open_example(index: int, names: Sequence[str]) -> Iterator[Example]:
@@ -141,10 +146,6 @@ def with_classes(source: Source, class_names: Sequence[str]) -> Source:
     return replace(
         source, class_names=tuple(class_names), open=open_example, label=lambda index: labels[source.label(index)]
     )
-
-
-def _plain(class_name: str) -> str:
-    return prompts.spoken(class_name).casefold()
 
 
 def with_captions(source: Source, templates: Sequence[str]) -> Source:
@@ -265,8 +266,7 @@ class FilePart:
         if self.row.reverse:
             yield from in_pieces(self, indices, short_side)
             return
-        in_file = self._in_file(indices)
-        yield from stream_frames(self.row.path, lambda info: in_file, short_side, self.clip.square_pixels)
+        yield from self.clip.iterate(self._in_file(indices), short_side)
 
 
 @dataclass(frozen=True)
@@ -329,13 +329,13 @@ def part_of(row: manifest.Row, info: VideoInfo) -> tuple[int, VideoInfo]:
 
 def _moving_shapes(name: str, split: str) -> Source:
     """The embedded data set, rendered at the requested size."""
-    if split not in (splits := (*moving_shapes.SPLITS, *moving_shapes.COMPOSITION_SPLITS)):
+    splits = (*moving_shapes.SPLITS, *moving_shapes.COMPOSITION_SPLITS, *moving_shapes.OPEN_SPLITS)
+    if split not in splits:
         raise UserError(f"data.split {split} is unknown: {name} has {', '.join(splits)}, choose one of them")
     numbers, class_names = moving_shapes.split_indices(split), moving_shapes.class_names(split)
-    composed = class_names is moving_shapes.COMPOSITIONS
 
     def label(index: int) -> int:
-        return (moving_shapes.composition if composed else moving_shapes.label)(numbers[index])
+        return moving_shapes.label_in(split, numbers[index])
 
     def captions(index: int) -> tuple[str, ...]:
         return moving_shapes.describe(numbers[index])[1]

@@ -42,6 +42,8 @@ class Tokenizer:
     """The ids of a text of any length, including start and end tokens."""
     end: int | None
     """The id of the end token; None if the tokeniser does not add one."""
+    decode: Callable[[Sequence[int]], str]
+    """The text of some ids, without start and end tokens."""
 
 
 def open_tokenizer(name: str) -> Tokenizer:
@@ -56,7 +58,13 @@ def open_tokenizer(name: str) -> Tokenizer:
       UserError: the file does not exist, is damaged or is not a tokeniser.
     """
     if name == "bytes":
-        return Tokenizer(name, 259, lambda text: [257, *(byte + 1 for byte in text.encode()), 258], 258)
+        return Tokenizer(
+            name,
+            259,
+            lambda text: [257, *(byte + 1 for byte in text.encode()), 258],
+            258,
+            lambda ids: bytes(id - 1 for id in ids if 1 <= id <= 256).decode(errors="replace"),
+        )
     path = Path(name)
     if path.is_dir() or (path.is_file() and path.name in ("merges.txt", "vocab.json")):
         return _open_directory(name, path if path.is_dir() else path.parent)
@@ -162,7 +170,9 @@ def _open_json(name: str, path: Path) -> Tokenizer:
     probe = library.encode("a")
     end = probe.ids[-1] if probe.ids and probe.special_tokens_mask[-1] else None
     vocabulary = max(library.get_vocab().values(), default=-1) + 1
-    return Tokenizer(name, vocabulary, lambda text: library.encode(text).ids, end)
+    return Tokenizer(
+        name, vocabulary, lambda text: library.encode(text).ids, end, lambda ids: library.decode(list(ids))
+    )
 
 
 def _clip(name: str, merges: list[tuple[str, str]], ids: dict[str, int]) -> Tokenizer:
@@ -183,7 +193,14 @@ def _clip(name: str, merges: list[tuple[str, str]], ids: dict[str, int]) -> Toke
     def encode(text: str) -> list[int]:
         return [start, *(id for word, _ in words.pre_tokenize_str(_clean(text)) for id in merge_word(word)), end]
 
-    return Tokenizer(name, max(ids.values()) + 1, encode, end)
+    symbols = {id: symbol for symbol, id in ids.items()}
+    byte_of = {symbol: byte for byte, symbol in _symbols().items()} | {" ": ord(" ")}
+
+    def decode(ids: Sequence[int]) -> str:
+        letters = "".join(symbols.get(id, "") for id in ids if id not in (start, end)).replace(_WORD_END, " ")
+        return bytes(byte_of[letter] for letter in letters).decode(errors="replace").strip()
+
+    return Tokenizer(name, max(ids.values()) + 1, encode, end, decode)
 
 
 def _clean(text: str) -> str:
@@ -200,9 +217,7 @@ def _read_merges(path: Path) -> tuple[list[tuple[str, str]], dict[str, int]]:
         raise UserError(f"{path} is damaged or not a CLIP vocabulary ({error}): download it again") from error
     if "#version" not in lines[0]:
         raise UserError(f"{path} is not a CLIP vocabulary: its first line has no #version; download it again")
-    # A printable byte is written as its character, any other one as a character from 256 on.
-    printable = [chr(byte) for byte in range(33, 256) if chr(byte).isprintable()]
-    symbols = printable + [chr(256 + number) for number in range(256 - len(printable))]
+    symbols = list(_symbols().values())
     symbols += [symbol + _WORD_END for symbol in symbols]
     ids = {symbol: position for position, symbol in enumerate(symbols)}
     merges: list[tuple[str, str]] = []
@@ -220,6 +235,13 @@ def _read_merges(path: Path) -> tuple[list[tuple[str, str]], dict[str, int]]:
         )
     count = len(symbols) + len(merges)
     return merges, ids | {_START: count, _END: count + 1}
+
+
+def _symbols() -> dict[int, str]:
+    """How OpenAI's file writes bytes: a printable one as its character, any other one as a character from 256 on."""
+    printable = [byte for byte in range(33, 256) if chr(byte).isprintable()]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
 
 
 def _read_json(path: Path) -> dict[str, int]:

@@ -58,8 +58,9 @@ class Videos:
         firsts = indices[:, 0]
         start = firsts.min() / info.rate if config.sampling == "dense" else 0.0
         end = start + (firsts.max() - firsts.min()) / info.rate + seconds_covered(config, info.num_frames, info.rate)
-        crops = view_crops(*frames.shape[1:3], view_counts[1], config.center_ratio)
-        squares = cut_views(frames, crops, config.frames, config.size)
+        crops = view_crops(*frames.shape[1:3], view_counts[1], config.center_ratio, config.protocol)
+        mirrored = self.source.fields[config.stream].mirrored
+        squares = cut_views(frames, crops, config.frames, config.size, mirrored)
         yield Window(float(start), float(min(end, info.duration)), squares)
 
     def windows(self, index: int, config: ClipConfig, hop: int) -> Iterator[Window]:
@@ -85,7 +86,7 @@ class Videos:
             kept: deque[tuple[int, np.ndarray]] = deque()  # indices and cropped frames of the next windows
             following = 0
             for position, frame in enumerate(stream.iterate(wanted, config.decode_short_side)):
-                cropped = center_crop(frame[None], config.size, config.center_ratio)[0]
+                cropped = center_crop(frame[None], config.size, config.center_ratio, config.protocol)[0]
                 kept.append((int(wanted[position]), cropped.copy()))  # a view would keep the whole frame in memory
                 while following < len(spans) and spans[following, -1] == wanted[position]:
                     while kept[0][0] < spans[following, 0]:

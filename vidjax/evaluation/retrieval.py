@@ -4,17 +4,20 @@ To search for the videos nearest to a query, see `evaluation.knn.nearest`.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from vidjax.errors import UserError
 from vidjax.evaluation.knn import unit
 
 TIE = 1e-6
 """Cosines that differ by less count as equal, since rounding decides their order in float32."""
+LARGEST = 80.0
+"""Largest exponent of a float32: greater scores than this need no exact value, as they are above any match."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +56,18 @@ def retrieval(
     text: Float[np.ndarray, "m _"],
     owner: Int[np.ndarray, "m"] | None = None,
     block: int = 1024,
+    dual_softmax: float | None = None,
 ) -> Retrieval:
     """Retrieval metrics by cosine similarity, from captions to videos and from videos to captions.
 
     A caption belongs to one video. A video may have several captions and is ranked by the best of them: its rank is one
     more than the number of captions of other videos with a higher similarity. Ties count as expected values: embeddings
     that are all equal score as guessing does.
+
+    With `dual_softmax`, candidates are ranked by their cosine times its softmax over all queries, so that one that
+    resembles every query is not the first for all of them (Cheng et al. 2021, arXiv:2109.04290; InternVideo's tables).
+    A rank then depends on the other queries, so state it with the numbers. Difference: if videos have several captions,
+    InternVideo's code takes the softmax over captions in both directions.
 
     The similarities are computed on the device in blocks, so memory grows with the embeddings and not with their
     product.
@@ -68,6 +77,8 @@ def retrieval(
       text: one row per caption.
       owner: row of the video that each caption belongs to; if None, caption `i` belongs to video `i`.
       block: rows and columns per block.
+      dual_softmax: factor on the cosines before the softmax: the scale that the model has learnt, at most 100, in
+        InternVideo's code, and 1 in ViCLIP's; None ranks by the cosines alone.
 
     Raises:
       UserError: no videos or captions, embeddings that differ in width or are not finite, an owner that is not a video,
@@ -97,64 +108,116 @@ def retrieval(
     own = np.empty(len(text), np.float32)
     for start in range(0, len(text), block):
         own[start : start + block] = (text[start : start + block] * video[owner[start : start + block]]).sum(axis=1)
-    best = np.full(count, -np.inf, np.float32)
-    np.maximum.at(best, owner, own)
-    text_counts, video_counts = _compare(video, text, owner, own, best, block)
+    scale, sums = 0.0, (np.zeros(count), np.zeros(len(text)))
+    if dual_softmax is not None:
+        scale, sums = dual_softmax, _log_sums(video, text, dual_softmax, block)
+    over_text, over_video = scale * own - sums[0][owner], scale * own - sums[1]
+    best = np.lexsort((own * np.exp(over_video), owner))[captions.cumsum() - 1]  # caption of each video
+    text_counts, video_counts = _compare(
+        Side(video, np.arange(count), own[best], over_video[best], sums[0]),
+        Side(text, owner, own, over_text, sums[1]),
+        dual_softmax,
+        block,
+    )
     # Captions of a video that are as similar as its best one are part of the same tie.
-    matches = np.bincount(owner, weights=own >= best[owner] - TIE, minlength=count).astype(np.int64)
+    match = own[best][owner]
+    scores = own * np.exp(np.minimum(over_video - over_video[best][owner], LARGEST))
+    tied = scores >= match - TIE * (1 + scale * np.abs(match))
+    matches = np.bincount(owner, weights=tied, minlength=count).astype(np.int64)
     return Retrieval(
         text_to_video=_ranking(*text_counts, np.ones(len(text), np.int64), candidates=count),
         video_to_text=_ranking(*video_counts, matches, candidates=len(text)),
     )
 
 
+class Side(NamedTuple):
+    """The videos or the captions: as queries with their best match, and as candidates."""
+
+    embeddings: Float[Array, "*n e"] | Float[np.ndarray, "*n e"]
+    video: Int[Array, "*n"] | Int[np.ndarray, "*n"]
+    """Number of the video, or of the caption's video; negative for padding."""
+    match: Float[Array, "*n"] | Float[np.ndarray, "*n"]
+    """Cosine of the best match of the query."""
+    weight: Float[Array, "*n"] | Float[np.ndarray, "*n"]
+    """Logarithm of the softmax by which it is multiplied."""
+    log_sum: Float[Array, "*n"] | Float[np.ndarray, "*n"]
+    """Logarithm of the candidate's denominator in the softmax over queries."""
+
+
+def _log_sums(
+    video: Float[np.ndarray, "n e"], text: Float[np.ndarray, "m e"], scale: float, block: int
+) -> tuple[Float[np.ndarray, "n"], Float[np.ndarray, "m"]]:
+    """Logarithms of the sums of exp(scale * cosine) over the captions for each video, and over the videos."""
+    size = min(block, len(text))
+    texts = jax.device_put((_blocks(text, size, 0), _blocks(np.ones(len(text), bool), size, False)))
+    video_sums, text_sums = [], np.full(len(text), -np.inf)
+    for start in range(0, len(video), block):
+        by_video, by_text = jax.device_get(_log_sum(video[start : start + block], *texts, scale))
+        video_sums.append(by_video)
+        text_sums = np.logaddexp(text_sums, by_text.ravel()[: len(text)])
+    return np.concatenate(video_sums).astype(np.float64), text_sums
+
+
+@jax.jit
+def _log_sum(
+    video: Float[Array, "r e"], text: Float[Array, "k c e"], valid: Bool[Array, "k c"], scale: Float[Array, ""] | float
+) -> tuple[Float[Array, "r"], Float[Array, "k c"]]:
+    """The same for a block of videos and all captions: over the captions, and over the videos of the block."""
+
+    def add(totals: Array, part: tuple[Array, Array]) -> tuple[Array, Array]:
+        text, valid = part
+        logits = scale * jnp.einsum("re,ce->rc", video, text, precision="highest")
+        over_text = jax.nn.logsumexp(jnp.where(valid, logits, -jnp.inf), axis=1)
+        return jnp.logaddexp(totals, over_text), jax.nn.logsumexp(logits, axis=0)
+
+    return jax.lax.scan(add, jnp.full(len(video), -jnp.inf), (text, valid))
+
+
 def _compare(
-    video: Float[np.ndarray, "n e"],
-    text: Float[np.ndarray, "m e"],
-    owner: Int[np.ndarray, "m"],
-    own: Float[np.ndarray, "m"],
-    best: Float[np.ndarray, "n"],
-    block: int,
+    videos: Side, texts: Side, scale: float | None, block: int
 ) -> tuple[tuple[Int[np.ndarray, "m"], Int[np.ndarray, "m"]], tuple[Int[np.ndarray, "n"], Int[np.ndarray, "n"]]]:
     """Counts for each caption the other videos above its own, and those tied with it; for each video, the captions."""
-    rows, columns = min(block, len(video)), min(block, len(text))
-    texts = [_blocks(x, columns, fill) for x, fill in ((text, 0), (owner, -1), (own, 0))]
-    text_counts = np.zeros((2, texts[0].shape[0], columns), np.int64)
+    count, length = len(videos.video), len(texts.video)
+    rows, columns = min(block, count), min(block, length)
+    videos, texts = (
+        Side(*(_blocks(x, size, fill) for x, fill in zip(side, Side(0, fill, 0, 0, 0), strict=True)))
+        for side, size, fill in ((videos, rows, -2), (texts, columns, -1))
+    )
+    text_counts = np.zeros((2, *texts.video.shape), np.int64)
     video_counts = []
     texts = jax.device_put(texts)
-    videos = (_blocks(x, rows, fill) for x, fill in ((video, 0), (np.arange(len(video)), -2), (best, 0)))
     for part in zip(*videos, strict=True):
-        by_video, by_text = jax.device_get(_count(*part, *texts))
+        by_video, by_text = jax.device_get(_count(Side(*part), texts, scale))
         video_counts.append(by_video)
         text_counts += by_text
-    video_counts = np.concatenate(video_counts, axis=1)[:, : len(video)].astype(np.int64)
-    text_counts = text_counts.reshape(2, -1)[:, : len(text)]
+    video_counts = np.concatenate(video_counts, axis=1)[:, :count].astype(np.int64)
+    text_counts = text_counts.reshape(2, -1)[:, :length]
     return (text_counts[0], text_counts[1]), (video_counts[0], video_counts[1])
 
 
 @jax.jit
 def _count(
-    video: Float[Array, "r e"],
-    index: Int[Array, "r"],
-    best: Float[Array, "r"],
-    text: Float[Array, "k c e"],
-    owner: Int[Array, "k c"],
-    own: Float[Array, "k c"],
+    video: Side, texts: Side, scale: Float[Array, ""] | float | None
 ) -> tuple[Int[Array, "2 r"], Int[Array, "2 k c"]]:
     """Counts the other pairs above the matching pair and those tied with it, for a block of videos and all captions."""
 
-    def compare(totals: Array, part: tuple[Array, Array, Array]) -> tuple[Array, Array]:
-        text, owner, own = part
-        cosines = jnp.einsum("re,ce->rc", video, text, precision="highest")
-        others = (index[:, None] >= 0) & (owner >= 0) & (index[:, None] != owner)  # padding rows have negative indices
+    def compare(totals: Array, text: Side) -> tuple[Array, Array]:
+        cosines = jnp.einsum("re,ce->rc", video.embeddings, text.embeddings, precision="highest")
+        # Padding rows have negative numbers.
+        others = (video.video[:, None] >= 0) & (text.video >= 0) & (video.video[:, None] != text.video)
 
-        def counts(match: Float[Array, "#r #c"], axis: int) -> Int[Array, "2 _"]:
-            above = (others & (cosines > match + TIE)).sum(axis=axis)
-            return jnp.stack([above, (others & (cosines >= match - TIE)).sum(axis=axis) - above])
+        def counts(match: Array, weight: Array, log_sum: Array, axis: int) -> Int[Array, "2 _"]:
+            scores, margin = cosines, TIE
+            if scale is not None:  # scores and match are divided by the match's softmax, as both may underflow
+                scores = cosines * jnp.exp(jnp.minimum(scale * cosines - log_sum - weight, LARGEST))
+                margin = TIE * (1 + scale * jnp.abs(match))  # the score of the match, if its cosine differed by TIE
+            above = (others & (scores > match + margin)).sum(axis=axis)
+            return jnp.stack([above, (others & (scores >= match - margin)).sum(axis=axis) - above])
 
-        return totals + counts(best[:, None], 1), counts(own[None], 0)
+        by_video = counts(video.match[:, None], video.weight[:, None], text.log_sum, axis=1)
+        return totals + by_video, counts(text.match, text.weight, video.log_sum[:, None], axis=0)
 
-    totals, by_text = jax.lax.scan(compare, jnp.zeros((2, len(video)), jnp.int32), (text, owner, own))
+    totals, by_text = jax.lax.scan(compare, jnp.zeros((2, len(video.video)), jnp.int32), texts)
     return totals, jnp.moveaxis(by_text, 0, 1)
 
 

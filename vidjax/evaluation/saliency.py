@@ -4,6 +4,7 @@ They work for any model of the library. The model itself is called, with some of
 (Linen's `intercept_methods`), so that rearrangements of tokens around the attention are taken into account.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,8 +15,8 @@ from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float, Int
 
 from vidjax.errors import UserError
-from vidjax.layers.attention import DotProduct
-from vidjax.layers.convolution import Conv3D, DepthwiseConv3D
+from vidjax.layers.attention import GridDotProduct
+from vidjax.layers.convolution import Conv3D, DepthwiseConv3D, MaxPool
 from vidjax.layers.embedding import PatchEmbedding
 from vidjax.layers.normalization import BatchNorm, LayerNorm
 from vidjax.layers.patches import grid
@@ -30,9 +31,14 @@ def attention_weights(
     model: nn.Module, variables: dict, video: Float[Array, "b t h w c"]
 ) -> dict[Path, Float[Array, "... _ _ _"]]:
     """The attention weights `*b k q n` of every dot product that the pooled feature depends on, by module path."""
+    return _sown(model, variables, video, "weights")
+
+
+def _sown(model: nn.Module, variables: dict, video: Float[Array, "b t h w c"], name: str) -> dict[Path, Array]:
+    """What the modules that the pooled feature depends on sow under a name, by module path."""
     _, state = _features(model, variables, video, mutable=["intermediates"])
     sown = flatten_dict(state.get("intermediates", {}))
-    return {path[:-1]: weights for path, (weights,) in sown.items() if path[-1] == "weights"}
+    return {path[:-1]: value for path, (value,) in sown.items() if path[-1] == name}
 
 
 def rollout(model: nn.Module, variables: dict, video: Float[Array, "b t h w c"]) -> Float[Array, "b f y x"]:
@@ -43,9 +49,10 @@ def rollout(model: nn.Module, variables: dict, video: Float[Array, "b t h w c"])
     tokens, and the roll-out is its derivative: the paper's product of matrices in a plain transformer, and the
     corresponding product for divided or factorised attention.
 
-    For UniFormer, tokens are those of the first embedding; later embeddings average them and local blocks are the
-    identity. In its split blocks, where the residual connection bypasses attention over time, weights can be slightly
-    negative and are clipped to zero.
+    For UniFormer, Video Swin and MViT, tokens are those of the first embedding; later embeddings, mergings and pools
+    average them, and local blocks are the identity. In UniFormer's split blocks, where the residual connection bypasses
+    attention over time, weights can be slightly negative and are clipped to zero. The queries that MViTv2 adds to the
+    attended values are left out.
 
     Returns:
       The contribution of every token of the grid (frames, rows and columns of patches). Together with those of class
@@ -202,13 +209,25 @@ def _linear(
 
     Args:
       weights: attention weights `*b q n`, averaged over the heads.
-      at: path of a dot product whose input values, `*b n`, are returned instead of the pooled feature.
+      at: path of a dot product whose input, the queries `*b q` and values `*b n`, is returned instead of the pooled
+        feature.
     """
     first, shape = _first_layer(model, variables, video)
-    attending = {path[:-1] for path in weights}
+    sown, kept = (_sown(model, variables, video, name) for name in ("weights", "kept"))
+    pooling, attending = ({path[:-1] for path in paths} for paths in (sown, weights))
 
-    def run(tokens: Array) -> Array:
-        values = []
+    def run(tokens: Array) -> Any:
+        inputs, halved = [], set()
+
+        def attend(module: nn.Module, query: Array, _: Array, value: Array, *more: Any) -> Any:
+            if module.path == at:
+                inputs.append((query.mean(axis=(-2, -1)), value.mean(axis=(-2, -1))))
+            rows = weights.get(module.path, jnp.zeros(sown[module.path].mean(axis=-3).shape))
+            out = jnp.einsum("...qn,...nkd->...qkd", rows, value)
+            if isinstance(module, GridDotProduct):  # to which the model adds the queries of places
+                before = value.shape[-3] - math.prod(term.shape[-1] for term in more[0])
+                out = out - query.at[..., :before, :, :].set(0)
+            return (out, kept[module.path]) if module.path in kept else out
 
         def linearise(next_fun: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
             module, x = context.module, (*args, None)[0]
@@ -219,31 +238,38 @@ def _linear(
                 return jnp.broadcast_to(tokens.reshape(*out.shape[:-1], 1), out.shape)
             if isinstance(module, nn.LayerNorm | LayerNorm | BatchNorm):
                 return x
-            if isinstance(module, Mlp | DepthwiseConv3D):
-                return jnp.zeros_like(x)
-            if isinstance(module, nn.Dense):  # of the same width: a projection; otherwise part of an MLP
-                mean = x.mean(axis=-1, keepdims=True) * (module.features == x.shape[-1])
+            if isinstance(module, nn.Dense):
+                in_mlp = module.name in ("fc1", "fc2")
+                mean = x.mean(axis=-1, keepdims=True) * (not in_mlp)
                 return jnp.broadcast_to(mean, (*x.shape[:-1], module.features))
             if isinstance(module, Conv3D):  # an embedding between two UniFormer stages
-                sides = [(cells, cells) for cells in module.padding]
-                mean = x.mean(axis=-1, keepdims=True)
-                mean = nn.avg_pool(mean, module.kernel_size, module.strides, sides, count_include_pad=False)
+                mean = _average(module, x.mean(axis=-1, keepdims=True))
                 return jnp.broadcast_to(mean, (*mean.shape[:-1], module.features))
-            if isinstance(module, DotProduct):
-                value = args[2]
-                if module.path == at:
-                    values.append(value.mean(axis=(-2, -1)))
-                if module.path not in weights:
-                    return jnp.zeros_like(value)
-                return jnp.einsum("...qn,...nkd->...qkd", weights[module.path], value)
+            if isinstance(module, MaxPool) or (isinstance(module, DepthwiseConv3D) and module.path[:-1] in pooling):
+                return _average(module, x)
+            if isinstance(module, Mlp | DepthwiseConv3D):
+                return jnp.zeros_like(x)
+            if module.path in sown:
+                return attend(module, *args)
             out = next_fun(*args, **kwargs)
-            return (out - x) / 2 if module.path in attending else out  # the model adds x
+            if module.path in attending and getattr(out, "shape", None) == x.shape:
+                return (out - x) / 2  # the model adds x
+            if module.path in attending:  # it adds what is left of x: both are halved at the end of the block
+                halved.add(module.path[:-1])
+            return out / 2 if module.path in halved else out
 
         with nn.intercept_methods(linearise):
             pooled = _features(model, variables, video)
-        return pooled if at is None else values[0]
+        return pooled if at is None else inputs[0]
 
     return run, jnp.zeros(shape)
+
+
+def _average(layer: Conv3D | DepthwiseConv3D | MaxPool, x: Float[Array, "b t h w c"]) -> Float[Array, "b _ _ _ c"]:
+    """The mean of the cells that the layer sees."""
+    padding = layer.padding or [size // 2 for size in layer.kernel_size]
+    sides = [(cells, cells) for cells in padding]
+    return nn.avg_pool(x, layer.kernel_size, layer.strides, sides, count_include_pad=False)
 
 
 def _trace_back(
@@ -259,13 +285,15 @@ def _trace_back(
     Args:
       others: weights `*b q n` of the preceding attention layers.
     """
-    values, tokens = _linear(model, variables, video, others, at=path)
-    _, from_patches = jax.jvp(values, (tokens,), (jnp.ones_like(tokens),))
+    inputs, tokens = _linear(model, variables, video, others, at=path)
+    _, (from_patches, _) = jax.jvp(inputs, (tokens,), (jnp.ones_like(tokens),))
     is_class = from_patches == 0  # it depends on no patch
+    if is_class.shape[-1] != weights.shape[-2]:  # some queries are dropped, and none of them is a class token
+        is_class = jnp.zeros((*is_class.shape[:-1], weights.shape[-2]), bool)
     queries = (is_class | ~is_class.any(axis=-1, keepdims=True)).astype(weights.dtype)
     queries /= queries.sum(axis=-1, keepdims=True)
     received = jnp.einsum("...kqn,...q->k...n", weights, queries)
-    _, back = jax.vjp(values, tokens)
+    _, back = jax.vjp(lambda tokens: inputs(tokens)[1], tokens)
     return jnp.moveaxis(jax.vmap(lambda one: back(one)[0])(received), 0, 1)
 
 

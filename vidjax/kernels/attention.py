@@ -32,10 +32,12 @@ def attend(
     value: Float[Array, "*b n k d"],
     implementation: Implementation = "auto",
     mask: Bool[Array, "*#b #q n"] | None = None,
+    bias: Float[Array, "k q n"] | None = None,
+    cap: float | None = None,
 ) -> Float[Array, "*b q k d"]:
     """Scaled dot-product attention; `k` heads of width `d`; the softmax is computed in float32 or higher precision.
 
-    Equals `jax.nn.dot_product_attention(query, key, value, mask=mask)`, for any leading axes.
+    Equals `jax.nn.dot_product_attention(query, key, value, bias, mask)` without a cap, for any leading axes.
 
     Without cuDNN, and so also with a mask on a GPU, gradients of the scores are float32; the cost of this on GPUs has
     not been measured.
@@ -48,38 +50,48 @@ def attend(
         (`kernels.ring_attention`).
       mask: True where the query may attend to the key; the same for all heads. A query with no allowed key attends to
         all keys equally.
+      bias: added to the scaled scores of each head, such as those of relative positions.
+      cap: bound of the scores' absolute values, before the mask: they become `cap * tanh(scores / cap)` (VideoPrism).
 
     Raises:
-      UserError: `ring` with a mask, or without a mesh.
+      UserError: `ring` with a mask, a bias or a cap, or without a mesh; `cudnn` with a cap.
     """
     if implementation == "auto":
-        # With a mask, cuDNN's kernel has no gradient for odd lengths such as CLIP's 77.
-        fits = jax.default_backend() == "gpu" and mask is None and _fits_cudnn(query, key)
+        # With a mask, cuDNN's kernel has no gradient for odd lengths such as CLIP's 77; with a bias it is untested.
+        plain = mask is None and bias is None and cap is None
+        fits = jax.default_backend() == "gpu" and plain and _fits_cudnn(query, key)
         most = FEW_PAIRS_CPU if jax.default_backend() == "cpu" else FEW_PAIRS
         few = query.shape[-3] * key.shape[-3] <= most
         implementation = "cudnn" if fits else "xla" if few else "chunked"
     if implementation == "chunked":
-        return _attend_in_chunks(query, key, value, mask)
+        return _attend_in_chunks(query, key, value, mask, bias, cap)
     if implementation == "ring":
-        if mask is not None:
-            raise UserError("ring attention takes no mask: use the implementation 'chunked' or 'xla'")
+        if mask is not None or bias is not None or cap is not None:
+            raise UserError("ring attention takes no mask, bias or cap: use the implementation 'chunked' or 'xla'")
         return ring_attention(query, key, value)
     if implementation == "xla":
         query, *pair = (einops.rearrange(x, "... n k d -> ... k n d") for x in (query, key, value))
-        attended = _attend_to_all(query, tuple(pair), None if mask is None else mask[..., None, :, :])
+        attended = _attend_to_all(query, tuple(pair), None if mask is None else mask[..., None, :, :], bias, cap)
         return einops.rearrange(attended, "... k n d -> ... n k d")
+    if cap is not None:
+        raise UserError(f"{implementation} attention takes no cap: use the implementation 'chunked' or 'xla'")
     leading = query.shape[:-3]
     flat = (x.reshape(-1, *x.shape[-3:]) for x in (query, key, value))
     if mask is not None:
         mask = jnp.broadcast_to(mask, (*leading, query.shape[-3], key.shape[-3]))
         mask = mask.reshape(-1, 1, *mask.shape[-2:])  # the same for all heads
-    attended = jax.nn.dot_product_attention(*flat, mask=mask, implementation=implementation)
+    bias = None if bias is None else bias[None].astype(query.dtype)
+    attended = jax.nn.dot_product_attention(*flat, bias=bias, mask=mask, implementation=implementation)
     return attended.reshape(*leading, *query.shape[-3:])
 
 
-def _attend_to_all(query: Array, pair: tuple[Array, Array], mask: Array | None) -> Array:
-    """Attention of queries `*b q d` to keys `*b n d` with a mask `*#b q n`, materialising all scores."""
-    scores = scores_of(query, pair[0])
+def _attend_to_all(
+    query: Array, pair: tuple[Array, Array], mask: Array | None, bias: Array | None, cap: float | Array | None
+) -> Array:
+    """Attention of queries `*b q d` to keys `*b n d` with a mask and a bias `*#b q n`, materialising all scores."""
+    scores = _capped(scores_of(query, pair[0]), cap)
+    if bias is not None:
+        scores = scores + bias
     if mask is not None:
         scores = jnp.where(mask, scores, LOWEST)
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
@@ -88,8 +100,14 @@ def _attend_to_all(query: Array, pair: tuple[Array, Array], mask: Array | None) 
     return (attended / weights.sum(axis=-1, keepdims=True)).astype(pair[1].dtype)
 
 
+def _capped(scores: Array, cap: float | Array | None) -> Array:
+    return scores if cap is None else cap * jnp.tanh(scores / cap)
+
+
 @jax.checkpoint  # saves the inputs in their own dtype, not in float32
-def _attend_in_chunks(query: Array, key: Array, value: Array, mask: Array | None) -> Array:
+def _attend_in_chunks(
+    query: Array, key: Array, value: Array, mask: Array | None, bias: Array | None, cap: float | Array | None
+) -> Array:
     """Exact attention over chunks of queries; each query attends to all keys at once.
 
     Also used on TPUs, because JAX's experimental kernels could not be tested. Within 10 % of the time of a custom
@@ -99,21 +117,28 @@ def _attend_in_chunks(query: Array, key: Array, value: Array, mask: Array | None
 
     one_row = mask is not None and mask.shape[-2] == 1  # the same for all queries
 
-    def some_queries(query: Array, pair: tuple[Array, Array], rows: Array | None) -> Array:
-        return _attend_to_all(query, pair, mask if one_row else rows)
+    def some_queries(queries: tuple[Array, Array | None], pair: tuple[Array, Array], rows: Array | None) -> Array:
+        return _attend_to_all(queries[0], pair, mask if one_row else rows, queries[1], cap)
 
-    return over_queries(some_queries, query, (key, value), None if one_row else mask)
+    bias = None if bias is None else jnp.swapaxes(bias, 0, 1)  # `q k n`, as queries
+    return over_queries(some_queries, (query, bias), (key, value), None if one_row else mask)
 
 
 def attention_weights(
-    query: Float[Array, "*b q k d"], key: Float[Array, "*b n k d"], mask: Bool[Array, "*#b #q n"] | None = None
+    query: Float[Array, "*b q k d"],
+    key: Float[Array, "*b n k d"],
+    mask: Bool[Array, "*#b #q n"] | None = None,
+    bias: Float[Array, "k q n"] | None = None,
+    cap: float | None = None,
 ) -> Float[Array, "*b k q n"]:
     """The attention weights of `attend`: for each head and query, those of all keys, in float32 or higher precision.
 
-    Equals `jax.nn.softmax(jnp.einsum("...qkd,...nkd->...kqn", query, key) / sqrt(d), where=mask)`.
+    Equals `jax.nn.softmax(jnp.einsum("...qkd,...nkd->...kqn", query, key) / sqrt(d) + bias, where=mask)`.
     """
     query, key = (jnp.swapaxes(x, -2, -3) for x in (query, key))
-    scores = scores_of(query, key)
+    scores = _capped(scores_of(query, key), cap)
+    if bias is not None:
+        scores = scores + bias
     if mask is not None:
         scores = jnp.where(mask[..., None, :, :], scores, LOWEST)
     return jax.nn.softmax(scores)

@@ -29,7 +29,7 @@ def chunk_length(queries: int) -> int:
 
 def over_queries(
     function: Callable[..., Any],
-    queries: PyTree[Float[Array, "*b q k _"]],
+    queries: PyTree[Float[Array, "*#b q k _"]],
     keys: PyTree[Float[Array, "*b n k _"]],
     rows: PyTree[Shaped[Array, "*#m q _"]] = None,
 ) -> Any:

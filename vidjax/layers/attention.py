@@ -10,8 +10,10 @@ from jaxtyping import Array, Bool, Float
 
 from vidjax.errors import UserError
 from vidjax.kernels.attention import Implementation, attend, attention_weights
+from vidjax.kernels.grid_attention import attend_on_grid, grid_attention_weights
+from vidjax.layers.rotary import Rotation, rotate
 
-__all__ = ["Attention", "DotProduct", "Implementation"]
+__all__ = ["Attention", "DotProduct", "GridDotProduct", "Implementation", "attention_weights"]
 
 
 class DotProduct(nn.Module):
@@ -22,6 +24,7 @@ class DotProduct(nn.Module):
     """
 
     implementation: Implementation = "auto"
+    cap: float | None = None
 
     @nn.compact
     def __call__(
@@ -30,11 +33,12 @@ class DotProduct(nn.Module):
         key: Float[Array, "*b n k d"],
         value: Float[Array, "*b n k d"],
         mask: Bool[Array, "*#b #q n"] | None = None,
+        bias: Float[Array, "k q n"] | None = None,
     ) -> Float[Array, "*b q k d"]:
         """See `attend`."""
         if self.is_mutable_collection("intermediates"):
-            self.sow("intermediates", "weights", attention_weights(query, key, mask))
-        return attend(query, key, value, self.implementation, mask)
+            self.sow("intermediates", "weights", attention_weights(query, key, mask, bias, self.cap))
+        return attend(query, key, value, self.implementation, mask, bias, self.cap)
 
 
 class Attention(nn.Module):
@@ -45,6 +49,7 @@ class Attention(nn.Module):
       qkv_bias: whether the three input projections have biases.
       key_bias: False removes the bias of the keys, which cancels in the softmax (BEiT, VideoMAE).
       out_init: initializer of the output projection; `kernel_init` by default.
+      cap: of the scores, see `attend`.
       dtype: type of the computation; parameters are float32.
     """
 
@@ -54,16 +59,26 @@ class Attention(nn.Module):
     implementation: Implementation = "auto"
     kernel_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
     out_init: nn.initializers.Initializer | None = None
+    cap: float | None = None
     dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(
         self,
         query: Float[Array, "*b q d"],
-        context: Float[Array, "*b n d"] | None = None,
+        context: Float[Array, "*b n e"] | None = None,
         mask: Bool[Array, "*#b #q n"] | None = None,
+        bias: Float[Array, "k q n"] | None = None,
+        rotation: Rotation | None = None,
     ) -> Float[Array, "*b q d"]:
-        """The output has the shape of `query`; `mask` is True where a query may attend to a token of the context."""
+        """The output has the shape of `query`.
+
+        Args:
+          context: of any width.
+          mask: True where a query may attend to a token of the context.
+          bias: added to the scores of each head.
+          rotation: of queries and keys, in self-attention; see `layers.rotary`.
+        """
         context = query if context is None else context
         width = query.shape[-1]
         if width % self.heads:
@@ -73,11 +88,28 @@ class Attention(nn.Module):
             x = nn.Dense(width, use_bias=use_bias, kernel_init=self.kernel_init, dtype=self.dtype, name=name)(x)
             return einops.rearrange(x, "... n (k d) -> ... n k d", k=self.heads)
 
-        x = DotProduct(self.implementation, name="dot_product")(
-            project(query, "query", self.qkv_bias),
-            project(context, "key", self.qkv_bias and self.key_bias),
-            project(context, "value", self.qkv_bias),
-            mask,
-        )
+        queries = project(query, "query", self.qkv_bias)
+        keys = project(context, "key", self.qkv_bias and self.key_bias)
+        values = project(context, "value", self.qkv_bias)
+        if rotation is not None:
+            queries, keys = rotate(queries, rotation), rotate(keys, rotation)
+        x = DotProduct(self.implementation, self.cap, name="dot_product")(queries, keys, values, mask, bias)
         x = einops.rearrange(x, "... n k d -> ... n (k d)")
         return nn.Dense(width, kernel_init=self.out_init or self.kernel_init, dtype=self.dtype, name="out")(x)
+
+
+class GridDotProduct(nn.Module):
+    """`attend_on_grid` as a module without parameters, which can sow the attention weights like `DotProduct`."""
+
+    @nn.compact
+    def __call__(
+        self,
+        query: Float[Array, "*b q k d"],
+        key: Float[Array, "*b n k d"],
+        value: Float[Array, "*b n k d"],
+        terms: tuple[Float[Array, "*b q k t"], Float[Array, "*b q k h"], Float[Array, "*b q k w"]],
+    ) -> Float[Array, "*b q k d"]:
+        """See `attend_on_grid`."""
+        if self.is_mutable_collection("intermediates"):
+            self.sow("intermediates", "weights", grid_attention_weights(query, key, terms))
+        return attend_on_grid(query, key, value, terms)

@@ -1,6 +1,7 @@
-"""The card of a model: preprocessing, class names, source and published accuracy, stored as a field of the model."""
+"""The card of a model: preprocessing, published test, class names and source, stored as a field of the model."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,15 +13,22 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Card:
-    """Preprocessing, class names, source and published accuracy of a model.
+    """Preprocessing, published test, class names and source of a model.
 
     Attributes:
       mean, std: per channel, of RGB pixels in [0, 1]; the model takes `(pixels - mean) / std`.
       stride: frames of the video from one frame of the clip to the next.
-      crop_ratio: side of the central test crop as a fraction of the frame's short side.
+      crop_ratio: side of the test crops as a fraction of the frame's short side.
       class_names: in the order of the logits; empty if unknown.
       source: origin of the architecture and its published weights.
       accuracy: published top-1 accuracy, with data set and protocol.
+      rate: frames per second in which the stride is counted; None counts frames of the file.
+      test_size, test_frames: of the test clips, if they are not the model's `image_size` and `num_frames`.
+      sampling: how the frames of a test clip are chosen: `dense`, `segments` or `uniform`.
+      consecutive: frames of a clip that follow each other in the video, in each of the segments.
+      protocol: whose rules decide where test clips and crops lie: a value of `data.config.Protocol`.
+      views: clips in time x crops in space of the published test, such as `10x3`; empty if unknown.
+      average: what that test averages over the views: probabilities, or logits before the softmax.
     """
 
     mean: tuple[float, ...] = IMAGENET_MEAN
@@ -30,6 +38,14 @@ class Card:
     class_names: tuple[str, ...] = ()
     source: str = ""
     accuracy: str = ""
+    rate: float | None = None
+    test_size: int | None = None
+    test_frames: int | None = None
+    sampling: Literal["dense", "segments", "uniform"] = "dense"
+    consecutive: int = 1
+    protocol: str = "vidjax"
+    views: str = ""
+    average: Literal["softmax", "logits"] = "softmax"
 
     def preprocess(self, video: UInt8[Array | np.ndarray, "*b c"]) -> Float32[Array, "*b c"]:
         """Scales and normalises uint8 pixels for the model."""

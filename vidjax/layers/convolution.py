@@ -44,6 +44,7 @@ class Conv3D(nn.Module):
       padding: cells on both sides of each axis, as in PyTorch; "SAME" or "VALID", as in TensorFlow; None for
         `kernel_size // 2`.
       kernel_init, bias_init: PyTorch's defaults if not given.
+      groups: parts of the channels that are convolved separately; a few, as they are separate convolutions here.
     """
 
     features: int
@@ -54,40 +55,64 @@ class Conv3D(nn.Module):
     kernel_init: nn.initializers.Initializer = pytorch_kernel
     bias_init: nn.initializers.Initializer | None = None
     dtype: DTypeLike | None = None
+    groups: int = 1
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b _ _ _ d"]:
         """Returns a feature map with `features` channels."""
-        shape = (*self.kernel_size, x.shape[-1], self.features)
+        shape = (*self.kernel_size, x.shape[-1] // self.groups, self.features)
         kernel = self.param("kernel", self.kernel_init, shape)
         bias_init = self.bias_init or pytorch_bias(int(np.prod(shape[:-1])))
         bias = self.param("bias", bias_init, (self.features,)) if self.use_bias else None
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         padding = _pairs(self.padding, x.shape[1:4], self.kernel_size, self.strides)
-        x = conv3d(x, kernel, self.strides, padding)
+        parts = [(x, kernel)]
+        if self.groups > 1:
+            parts = zip(*(jnp.split(value, self.groups, axis=-1) for value in (x, kernel)), strict=True)
+        x = jnp.concatenate([conv3d(*part, self.strides, padding) for part in parts], axis=-1)
         return x if bias is None else x + bias
 
 
-class DepthwiseConv3D(nn.Module):
-    """Depthwise 3-D convolution with stride 1 and same-size output.
+class MaxPool(nn.Module):
+    """`nn.max_pool` as a module, so that saliency maps can replace it.
 
     Attributes:
-      kernel_size: odd sizes.
+      padding: cells on both sides of each axis.
+    """
+
+    kernel_size: tuple[int, int, int]
+    strides: tuple[int, int, int]
+    padding: tuple[int, int, int]
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b _ _ _ c"]:
+        """The largest value of each window, by channel."""
+        return nn.max_pool(x, self.kernel_size, self.strides, [(cells, cells) for cells in self.padding])
+
+
+class DepthwiseConv3D(nn.Module):
+    """Depthwise 3-D convolution.
+
+    Attributes:
+      padding: cells on both sides of each axis; None for `kernel_size // 2`, which takes odd sizes and gives an output
+        of the same size if the stride is 1.
       kernel_init, bias_init: PyTorch's defaults if not given.
     """
 
     kernel_size: tuple[int, int, int]
     use_bias: bool = True
+    strides: tuple[int, int, int] = (1, 1, 1)
+    padding: tuple[int, int, int] | None = None
     kernel_init: nn.initializers.Initializer = pytorch_kernel
     bias_init: nn.initializers.Initializer | None = None
     dtype: DTypeLike | None = None
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
-        """The output has the shape of `x`."""
+    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b _ _ _ c"]:
+        """Returns a feature map with the channels of `x`."""
         kernel = self.param("kernel", self.kernel_init, (*self.kernel_size, 1, x.shape[-1]))
         bias_init = self.bias_init or pytorch_bias(int(np.prod(self.kernel_size)))
         bias = self.param("bias", bias_init, (x.shape[-1],)) if self.use_bias else None
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        x = depthwise_conv3d(x, kernel)
+        x = depthwise_conv3d(x, kernel, self.strides, self.padding)
         return x if bias is None else x + bias

@@ -1,7 +1,7 @@
 """Patch embeddings and position embeddings."""
 
 from functools import cache
-from typing import Literal
+from typing import Literal, get_args
 
 import flax.linen as nn
 import jax
@@ -63,7 +63,7 @@ def sinusoid_table(length: int, width: int) -> Float[np.ndarray, "length width"]
     return np.where(column % 2 == 0, np.sin(angle), np.cos(angle)).astype(np.float32)
 
 
-Resizing = Literal["nearest", "linear", "cubic"]
+Resizing = Literal["nearest", "linear", "cubic", "half_pixel_linear", "half_pixel_cubic", "antialiased_linear"]
 
 
 def resize_table(table: Float[Array, "*grid d"], grid: tuple[int, ...], method: Resizing) -> Float[Array, "*new d"]:
@@ -73,6 +73,9 @@ def resize_table(table: Float[Array, "*grid d"], grid: tuple[int, ...], method: 
       nearest: entry `floor(i * old / new)`, as in PyTorch (TimeSformer).
       linear: with aligned corners, as `scipy.ndimage.zoom` of order 1 (ViViT).
       cubic: Keys' cubic, antialiased (timm's image ViTs).
+      half_pixel_linear, half_pixel_cubic: PyTorch's `interpolate`, without aligned corners or antialiasing; the cubic
+        has the coefficient -0.75 (MViT).
+      antialiased_linear: as half_pixel_linear, with antialiasing (VideoPrism, SigLIP 2).
 
     Args:
       table: position embeddings `(*grid, d)`.
@@ -97,10 +100,27 @@ def _resizing(old: int, new: int, method: Resizing) -> np.ndarray:
     if method == "linear":
         at = np.linspace(0, old - 1, new)
         return np.stack([np.interp(at, np.arange(old), row) for row in identity], axis=1)
-    if method == "cubic":
+    if method in ("cubic", "antialiased_linear"):
+        kernel = method.removeprefix("antialiased_")
         with jax.ensure_compile_time_eval():
-            return np.asarray(jax.image.resize(jnp.asarray(identity, jnp.float32), (new, old), "cubic"))
-    raise UserError(f"unknown resizing method '{method}': use nearest, linear or cubic")
+            return np.asarray(jax.image.resize(jnp.asarray(identity, jnp.float32), (new, old), kernel))
+    if method in ("half_pixel_linear", "half_pixel_cubic"):
+        at = (np.arange(new) + 0.5) * old / new - 0.5
+        below = np.floor(at).astype(int)
+        matrix = np.zeros((new, old))
+        for offset in (-1, 0, 1, 2):
+            distance = np.abs(at - below - offset)
+            weight = np.maximum(1 - distance, 0) if method == "half_pixel_linear" else _cubic(distance)
+            np.add.at(matrix, (np.arange(new), np.clip(below + offset, 0, old - 1)), weight)
+        return matrix
+    raise UserError(f"unknown resizing method '{method}': use {', '.join(get_args(Resizing))}")
+
+
+def _cubic(distance: np.ndarray) -> np.ndarray:
+    """Keys' cubic convolution kernel with the coefficient -0.75."""
+    near = (1.25 * distance - 2.25) * distance**2 + 1
+    far = -0.75 * (((distance - 5) * distance + 8) * distance - 4)
+    return np.where(distance <= 1, near, np.where(distance < 2, far, 0.0))
 
 
 class PositionTable(nn.Module):

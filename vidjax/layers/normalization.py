@@ -1,4 +1,4 @@
-"""Batch norm and layer norm with the variables of Flax's, saving less for the backward pass.
+"""Batch norm and layer norm with the variables of Flax's, saving less for the backward pass; local response norm.
 
 The gradient of batch norm supports reverse mode only, that of layer norm all modes.
 """
@@ -51,12 +51,14 @@ class BatchNorm(nn.Module):
       use_running_average: normalise by the running statistics, as in evaluation; may also be given to the call.
       momentum: weight of the old running statistics in an update.
       use_scale: whether there is a learned scale.
+      scale_init: of the scale; zeros at the end of a residual branch, which then starts as the identity.
     """
 
     use_running_average: bool | None = None
     momentum: float = 0.9
     epsilon: float = 1e-5
     use_scale: bool = True
+    scale_init: nn.initializers.Initializer = nn.initializers.ones_init()
     dtype: DTypeLike | None = None
 
     @nn.compact
@@ -71,7 +73,7 @@ class BatchNorm(nn.Module):
         shape = (x.shape[-1],)
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
         variance = self.variable("batch_stats", "var", jnp.ones, shape)
-        scale = self.param("scale", nn.initializers.ones_init(), shape) if self.use_scale else jnp.ones(shape)
+        scale = self.param("scale", self.scale_init, shape) if self.use_scale else jnp.ones(shape)
         bias = self.param("bias", nn.initializers.zeros_init(), shape)
         x = x if self.dtype is None else x.astype(self.dtype)
         if evaluating:
@@ -95,11 +97,29 @@ class LayerNorm(nn.Module):
 
     epsilon: float = 1e-6
     dtype: DTypeLike | None = None
+    bias_init: nn.initializers.Initializer = nn.initializers.zeros_init()
 
     @nn.compact
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
         """The output has the shape of `x`; statistics are computed in float32 or higher precision."""
         scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],))
-        bias = self.param("bias", nn.initializers.zeros_init(), (x.shape[-1],))
+        bias = self.param("bias", self.bias_init, (x.shape[-1],))
         dtype = nn.dtypes.canonicalize_dtype(x, scale, bias, dtype=self.dtype)
         return standardize_rows(x, scale, bias, self.epsilon, dtype)
+
+
+def local_response_norm(
+    x: Float[Array, "*b c"], size: int = 5, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0
+) -> Float[Array, "*b c"]:
+    """Divides by `(k + alpha * mean of squares) ** beta` over the neighbouring channels, as in Caffe and PyTorch.
+
+    Krizhevsky et al. 2012 and TensorFlow take the sum of squares: multiply their `alpha` by `size`.
+
+    Args:
+      size: channels around each one, an odd number; beyond the first and the last there are zeros.
+    """
+    squares = jnp.square(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
+    outer = (1,) * (x.ndim - 1)
+    sides = (*[(0, 0)] * len(outer), (size // 2, size // 2))
+    sums = lax.reduce_window(squares, 0.0, lax.add, (*outer, size), (*outer, 1), sides)
+    return (x * (k + alpha / size * sums) ** -beta).astype(x.dtype)

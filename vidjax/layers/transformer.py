@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import groupby
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -17,8 +18,10 @@ from vidjax.kernels.sharding import split_clips
 from vidjax.layers.activations import exact_gelu
 from vidjax.layers.attention import Attention, Implementation
 from vidjax.layers.normalization import LayerNorm
+from vidjax.layers.rotary import Rotation
 
 Remat = Literal["none", "dots", "blocks"]
+Between = Callable[[int, Array], Array]
 
 VIT_SIZES = MappingProxyType(  # Dosovitskiy et al. 2021 and Zhai et al. 2022; "small" is DeiT's
     {
@@ -26,6 +29,7 @@ VIT_SIZES = MappingProxyType(  # Dosovitskiy et al. 2021 and Zhai et al. 2022; "
         "base": {"width": 768, "depth": 12, "heads": 12},
         "large": {"width": 1024, "depth": 24, "heads": 16},
         "huge": {"width": 1280, "depth": 32, "heads": 16},
+        "giant": {"width": 1408, "depth": 40, "heads": 16, "mlp_ratio": 48 / 11},
     }
 )
 
@@ -86,6 +90,7 @@ class Block(nn.Module):
       epsilon: of the layer norms; 1e-6 in timm and its derivatives, 1e-5 in CLIP.
       implementation: of the attention, see `attend`.
       out_init: initializer of the last linear layer of each branch; `kernel_init` by default.
+      cap: of the attention's scores, see `attend`.
     """
 
     heads: int
@@ -97,6 +102,7 @@ class Block(nn.Module):
     kernel_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
     out_init: nn.initializers.Initializer | None = None
     implementation: Implementation = "auto"
+    cap: float | None = None
     dtype: DTypeLike | None = None
 
     @nn.compact
@@ -106,8 +112,13 @@ class Block(nn.Module):
         drop_path: float | Array = 0.0,
         train: bool = False,
         mask: Bool[Array, "*#m #q k"] | None = None,
+        rotation: Rotation | None = None,
     ) -> Float[Array, "b *n d"]:
-        """The output has the shape of `x`; `mask` is True where a token may attend to another."""
+        """The output has the shape of `x`; `mask` is True where a token may attend to another.
+
+        Args:
+          rotation: positions of the tokens, see `layers.rotary`; None without rotary embeddings.
+        """
         norm = partial(LayerNorm, epsilon=self.epsilon, dtype=self.dtype)
         attention = Attention(
             self.heads,
@@ -116,68 +127,160 @@ class Block(nn.Module):
             self.implementation,
             kernel_init=self.kernel_init,
             out_init=self.out_init,
+            cap=self.cap,
             dtype=self.dtype,
             name="attention",
         )
         hidden = int(x.shape[-1] * self.mlp_ratio)
         mlp = Mlp(hidden, self.activation, self.kernel_init, self.out_init, dtype=self.dtype, name="mlp")
         branch = DropPath(name="drop_path")
-        x = x + branch(attention(norm(name="norm1")(x), mask=mask), drop_path, train)
+        x = x + branch(attention(norm(name="norm1")(x), mask=mask, rotation=rotation), drop_path, train)
         return x + branch(mlp(norm(name="norm2")(x)), drop_path, train)
+
+
+def run_block(block: nn.Module, x: Array, drop_path: float, train: bool, remat: Remat = "none", **context) -> Array:
+    """Runs one block of a stack, for a stack whose blocks differ; see `Encoder`.
+
+    Raises:
+      UserError: an unknown value of `remat`.
+    """
+    policy = _policy(remat)
+
+    def run(block: nn.Module, x: Array, rate: float) -> Array:
+        return block(x, rate, train, **context)
+
+    if remat != "none":
+        run = nn.remat(run, policy=policy, static_argnums=(2,))
+    return split_clips(run(block, x, drop_path))
+
+
+def scans(stack: nn.Module) -> bool:
+    """Whether a stack with a field `scan` runs its blocks in a loop: not to initialise them, nor to sow."""
+    return stack.scan and not stack.is_initializing() and not stack.is_mutable_collection("intermediates")
+
+
+def scan_blocks(
+    stack: nn.Module,
+    blocks: Sequence[nn.Module],
+    names: Sequence[str],
+    x: Array,
+    rates: Sequence[float] | np.ndarray,
+    train: bool,
+    remat: Remat = "none",
+    **context: Any,
+) -> Array:
+    """Runs blocks of a stack in a loop over their stacked parameters; see `Encoder`.
+
+    Args:
+      stack: has the blocks' parameters and random keys.
+      blocks: one block without a parent, or several that alternate.
+      names: of all blocks in the stack.
+      rates: of drop path, one for each name.
+
+    Raises:
+      UserError: an unknown value of `remat`, or a number of blocks that is not a multiple of those that alternate.
+    """
+    policy, period = _policy(remat), len(blocks)
+    if len(names) % period:
+        raise UserError(f"scan: {len(names)} blocks cannot be cut into groups of {period}: set scan to False")
+    params = [stack.variables["params"][name] for name in names]
+    stacked = [jax.tree.map(lambda *leaves: jnp.stack(leaves), *params[i::period]) for i in range(period)]
+    random = [name for name in ("dropout", "drop_path") if train and stack.has_rng(name)]
+    keys = {name: jax.random.split(stack.make_rng(name), len(names)) for name in random}
+    ramp = np.asarray(rates, np.float32)
+
+    def run(i: int, x: Array, params: Any, rate: Array, keys: dict[str, Array]) -> Array:
+        rate = rate if ramp.any() else 0.0  # a traced rate would need a PRNG key
+        return split_clips(blocks[i].apply({"params": params}, x, rate, train, rngs=keys, **context))
+
+    if remat != "none":  # there are no common subexpressions across iterations
+        run = jax.checkpoint(run, policy=policy, prevent_cse=False, static_argnums=0)
+
+    def group(x: Array, layers: tuple) -> tuple[Array, None]:
+        params, rates, keys = layers
+        for i in range(period):
+            x = run(i, x, params[i], rates[i], jax.tree.map(lambda key, i=i: key[i], keys))
+        return x, None
+
+    rates, keys = jax.tree.map(lambda leaf: leaf.reshape(-1, period, *leaf.shape[1:]), (jnp.asarray(ramp), keys))
+    return jax.lax.scan(group, x, (stacked, rates, keys))[0]
+
+
+def equal_runs(stack: nn.Module, blocks: Sequence[nn.Module]) -> list[tuple[int, int]]:
+    """The numbers of the first and the last of the blocks that run together: each alone, or if `scan` equal ones."""
+    if not scans(stack):
+        return [(i, i) for i in range(len(blocks))]
+    alone = [block.clone(parent=None, name=None) for block in blocks]
+    runs = (list(run) for _, run in groupby(range(len(alone)), alone.__getitem__))
+    return [(run[0], run[-1]) for run in runs]
+
+
+def run_equal(
+    stack: nn.Module,
+    blocks: Sequence[nn.Module],
+    run: tuple[int, int],
+    x: Array,
+    rates: Sequence[float] | np.ndarray,
+    train: bool,
+    remat: Remat = "none",
+    **context: Any,
+) -> Array:
+    """Runs one of `equal_runs`, in a loop if it has several blocks; `rates` are those of all blocks, see `Encoder`."""
+    first, last = run
+    if first == last:
+        return run_block(blocks[last], x, float(rates[last]), train, remat, **context)
+    names = [f"block_{i}" for i in range(first, last + 1)]
+    block = blocks[first].clone(parent=None, name=None)
+    return scan_blocks(stack, [block], names, x, rates[first : last + 1], train, remat, **context)
+
+
+def _policy(remat: Remat) -> Callable | None:
+    """What the backward pass does not recompute."""
+    if remat not in ("none", "dots", "blocks"):
+        raise UserError(f"remat is '{remat}': use none, dots or blocks")
+    return jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
 
 
 class Encoder(nn.Module):
     """A stack of blocks, with rematerialisation and linearly increasing drop path rates.
 
     Attributes:
-      block: creates one block, which is called as `block(name=...)(x, drop_path, train)`.
+      block: creates one block, which is called as `block(name=...)(x, drop_path, train)`; or several that alternate.
       depth: number of blocks.
       drop_path: rate of the last block, with rates increasing linearly from zero; or the rates of all blocks.
       remat: what the backward pass recomputes to save memory: `none`; `dots`, everything but matrix products;
         `blocks`, everything inside a block.
-      scan: traces and compiles one block for all and runs it in a loop. Costs a copy of the parameters; their names and
-        storage do not change. Not for blocks with running statistics. If "intermediates" is mutable, the blocks are
-        unrolled.
+      scan: traces and compiles one block for all (or one of each that alternate) and runs it in a loop. Costs a copy of
+        the parameters; their names and storage do not change. Not for blocks with running statistics. If
+        "intermediates" is mutable, the blocks are unrolled.
+      returned: numbers of the blocks whose outputs are returned, as a tuple, without `scan`; None for that of the last.
     """
 
-    block: Callable[..., nn.Module]
+    block: Callable[..., nn.Module] | tuple[Callable[..., nn.Module], ...]
     depth: int
     drop_path: float | Sequence[float] = 0.0
     remat: Remat = "none"
     scan: bool = False
+    returned: tuple[int, ...] | None = None
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b *n d"], train: bool = False, **context) -> Float[Array, "b *n d"]:
-        """The output has the shape of `x`; `context` is passed to every block, such as a mask or the grid of tokens."""
+    def __call__(
+        self, x: Float[Array, "b *n d"], train: bool = False, between: Between | None = None, **context
+    ) -> Float[Array, "b *n d"] | tuple[Float[Array, "b *n d"], ...]:
+        """Outputs have the shape of `x`; `context` is passed to every block, such as a mask or the grid of tokens.
 
-        def run(block: nn.Module, x: Array, rate: float) -> Array:
-            return block(x, rate, train, **context)
-
-        if self.remat not in ("none", "dots", "blocks"):
-            raise UserError(f"remat is '{self.remat}': use none, dots or blocks")
-        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if self.remat == "dots" else None
+        Args:
+          between: `(i, output of block i) -> input of the next block`, or the output of the encoder after the last one.
+            It may call other modules. The blocks are unrolled.
+        """
         ramp = np.linspace(0.0, self.drop_path, self.depth) if np.ndim(self.drop_path) == 0 else self.drop_path
-        if self.scan and not self.is_initializing() and not self.is_mutable_collection("intermediates"):
-            return self._scan(x, np.asarray(ramp, np.float32), train, context, policy)
-        if self.remat != "none":
-            run = nn.remat(run, policy=policy, static_argnums=(2,))
+        blocks = self.block if isinstance(self.block, tuple) else (self.block,)
+        names, outputs = [f"block_{i}" for i in range(self.depth)], []
+        if between is None and scans(self):
+            alone = [block(parent=None) for block in blocks]
+            return scan_blocks(self, alone, names, x, ramp, train, self.remat, **context)
         for i, rate in enumerate(ramp):
-            x = split_clips(run(self.block(name=f"block_{i}"), x, float(rate)))
-        return x
-
-    def _scan(self, x: Array, ramp: np.ndarray, train: bool, context: dict, policy: Callable | None) -> Array:
-        block, keys = self.block(parent=None), {}
-        layers = [self.variables["params"][f"block_{i}"] for i in range(self.depth)]
-        layers = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
-        if train:
-            chosen = [name for name in ("dropout", "drop_path") if self.has_rng(name)]
-            keys = {name: jax.random.split(self.make_rng(name), self.depth) for name in chosen}
-
-        def run(x: Array, layer: tuple) -> tuple[Array, None]:
-            params, rate, keys = layer
-            rate = rate if ramp.any() else 0.0  # a traced rate would need a PRNG key
-            return split_clips(block.apply({"params": params}, x, rate, train, rngs=keys, **context)), None
-
-        if self.remat != "none":
-            run = jax.checkpoint(run, policy=policy, prevent_cse=False)  # no common subexpressions across iterations
-        return jax.lax.scan(run, x, (layers, jnp.asarray(ramp), keys))[0]
+            x = run_block(blocks[i % len(blocks)](name=names[i]), x, float(rate), train, self.remat, **context)
+            x = x if between is None else between(i, x)
+            outputs.append(x)
+        return x if self.returned is None else tuple(outputs[i] for i in self.returned)

@@ -141,7 +141,7 @@ def check_fields(name: str, module: type[nn.Module], overrides: dict[str, Any]) 
         ):
             features = ", or None for features" if field == "num_classes" else ""
             raise UserError(f"{field} of model '{name}' is {value}: it must be 1 or more{features}")
-        if field in ("drop_path", "dropout") and not 0 <= value < 1:
+        if field.endswith(("drop_path", "dropout")) and not 0 <= value < 1:
             raise UserError(f"{field} of model '{name}' is {value}: it must be at least 0 and below 1")
 
 
@@ -151,6 +151,8 @@ def _is_of(value: Any, kind: Any) -> bool:
         return any(_is_of(value, one) for one in get_args(kind))
     if get_origin(kind) is tuple:
         kinds = get_args(kind)
+        if kinds[-1] is Ellipsis and isinstance(value, tuple | list):
+            kinds = kinds[:1] * len(value)
         return isinstance(value, tuple | list) and len(value) == len(kinds) and all(map(_is_of, value, kinds))
     if get_origin(kind) is Literal:
         return value in get_args(kind)
@@ -162,10 +164,12 @@ def _is_of(value: Any, kind: Any) -> bool:
 def example_inputs(model: nn.Module) -> tuple[jax.ShapeDtypeStruct, ...]:
     """Shapes of the model's inputs for one clip of the size that the variant is meant for.
 
-    A text tower takes ids; a video-text model takes a video, and optionally ids.
+    A text tower takes ids, a cross-encoder tokens; a video-text model takes a video, and optionally ids.
     """
     if hasattr(model, "context"):
         return (jax.ShapeDtypeStruct((1, model.context), jnp.int32),)
+    if "positions" in model.__dataclass_fields__:
+        return (jax.ShapeDtypeStruct((1, model.positions, model.width), jnp.float32),)
     shape = (1, model.num_frames, model.image_size, model.image_size, model.channels)
     video = jax.ShapeDtypeStruct(shape, jnp.float32)
     return model.example_inputs(video) if hasattr(model, "example_inputs") else (video,)

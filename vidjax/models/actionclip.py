@@ -31,9 +31,10 @@ from jaxtyping import Array, Float
 from vidjax.errors import UserError
 from vidjax.layers.activations import quick_gelu
 from vidjax.layers.attention import Attention
-from vidjax.layers.convolution import depthwise_conv3d, pytorch_bias
+from vidjax.layers.convolution import depthwise_conv3d
 from vidjax.layers.embedding import PositionTable
 from vidjax.layers.normalization import LayerNorm
+from vidjax.layers.recurrent import LSTM
 from vidjax.layers.transformer import Block, Encoder, Mlp
 from vidjax.models import clip
 from vidjax.models.clip import ImageTower
@@ -90,9 +91,6 @@ class Conv1d(nn.Module):
 class Lstm(nn.Module):
     """A one-layer LSTM over the frames with a residual connection, then the mean over the frames.
 
-    Gates are in PyTorch's order (input, forget, cell, output), with two biases each, of which only the sum matters. The
-    state is float32 for frames of any dtype.
-
     Attributes:
       context: size of the table of frame positions, which is unused.
     """
@@ -102,25 +100,11 @@ class Lstm(nn.Module):
     @nn.compact
     def __call__(self, frames: Float[Array, "b t e"], train: bool = False) -> Float[Array, "b e"]:
         """A feature for each clip."""
-        width = frames.shape[-1]
-        frame_positions(self, width)
-        uniform = pytorch_bias(width)  # for kernels and biases: U(+-1/sqrt(width))
-        input_kernel, state_kernel = (
-            self.param(name, uniform, (width, 4 * width)) for name in ("input_kernel", "state_kernel")
-        )
-        bias = sum(self.param(name, uniform, (4 * width,)) for name in ("input_bias", "state_bias"))
-
-        def step(state: tuple[Array, Array], projected: Float[Array, "b g"]) -> tuple[tuple[Array, Array], Array]:
-            hidden, cell = state
-            input_gate, forget_gate, candidate, output_gate = jnp.split(projected + hidden @ state_kernel, 4, axis=-1)
-            cell = nn.sigmoid(forget_gate) * cell + nn.sigmoid(input_gate) * jnp.tanh(candidate)
-            hidden = nn.sigmoid(output_gate) * jnp.tanh(cell)
-            return (hidden, cell), hidden
-
-        projected = frames.astype(jnp.promote_types(frames.dtype, jnp.float32)) @ input_kernel + bias
-        zeros = jnp.zeros((len(frames), width), projected.dtype)
-        _, hidden = jax.lax.scan(step, (zeros, zeros), jnp.swapaxes(projected, 0, 1))
-        return (frames + jnp.swapaxes(hidden, 0, 1).astype(frames.dtype)).mean(axis=1)
+        frame_positions(self, frames.shape[-1])
+        lstm = LSTM(frames.shape[-1], name="lstm")
+        nn.share_scope(self, lstm)  # its parameters are those of the head
+        hidden, _ = lstm(frames)
+        return (frames + hidden.astype(frames.dtype)).mean(axis=1)
 
 
 class Transf(nn.Module):

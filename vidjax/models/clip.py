@@ -127,7 +127,9 @@ class ImageTower(nn.Module):
         x = einops.rearrange(x, "b (t h w) d -> b t h w d", t=frames, h=image[0])
         x = x + self.position(tuple(image)).astype(x.dtype)
         if self.joint:
-            x = x + self.time((frames,))[:, None, None].astype(x.dtype)
+            # An image, as one frame, is at all times alike (ViCLIP).
+            time = self.time((frames,)) if frames > 1 else self.time(self.time.grid).mean(axis=0, keepdims=True)
+            x = x + time[:, None, None].astype(x.dtype)
         sequences = 1 if self.joint else frames
         x = einops.rearrange(x, "b (f t) h w d -> (b f) (t h w) d", f=sequences)
         token = (self.class_token + self.class_position).astype(x.dtype)
@@ -157,9 +159,10 @@ def clip(video: Callable[[], ImageTower], text: Callable[[], TextTower], card: C
 def viclip(image: Callable[..., ImageTower], text: str, accuracy: str) -> VideoText:
     """ViCLIP (Wang et al. 2023, arXiv:2307.06942; OpenGVLab/InternVideo): CLIP's towers with a joint image tower.
 
-    Pixels are normalised with ImageNet's mean and std. The original resizes frames to squares; our pipeline crops them.
+    Tested on eight frames of the whole video, squeezed to squares and normalised with ImageNet's mean and std. Texts
+    have 32 tokens.
     """
-    card = Card(source="OpenGVLab/InternVideo", accuracy=accuracy)
+    card = Card(source="OpenGVLab/InternVideo", accuracy=accuracy, sampling="uniform", protocol="viclip")
     return VideoText(image(joint=True, num_frames=8), TEXT[text](context=32), card)
 
 

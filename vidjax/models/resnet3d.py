@@ -269,7 +269,10 @@ VARIANTS = MappingProxyType(
         "r2plus1d_34_mmaction2": partial(
             ResNet3D, FACTORIZED, depths=(3, 4, 6, 3), num_classes=400, num_frames=8, image_size=224, dropout=0.5,
             stem_planes=None, factorized_shortcut=True, stem_pool=True, epsilon=1e-3, inner_epsilon=1e-5,
-            card=Card(stride=8, crop_ratio=224 / 256, source="open-mmlab/mmaction2", accuracy="K400 69.76, 10x3 views"),
+            card=Card(
+                stride=8, source="open-mmlab/mmaction2", accuracy="K400 69.76, 10x3 views", test_size=256,
+                protocol="mmaction2", views="10x3",
+            ),
         ),
     }
 )  # fmt: skip

@@ -1,7 +1,8 @@
 """Text towers: CLIP's causal transformer (arXiv:2103.00020; openai/CLIP) and BERT (arXiv:1810.04805).
 
 Both take ids `b m` and return one feature per text, `tower(ids) -> b e`, or its tokens, `tower.tokens(ids) -> b m d`.
-Texts are padded with id 0 at the end; features are not normalised.
+Texts are padded with id 0 at the end; features are not normalised. `FusionBert` and `CaptionDecoder` also attend to the
+tokens of a video; they are parts of `albef.Albef` and `video_text.VideoText`.
 
 Pitfalls of CLIP: attention is causal, so that padding after the end token has no effect and need not be masked. The
 feature is that of the end token: the one with the highest id in OpenAI's code (and in Hugging Face's if `eos_token_id`
@@ -15,15 +16,13 @@ from types import MappingProxyType
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from vidjax.errors import UserError
 from vidjax.layers.activations import ACTIVATIONS, Activation
-from vidjax.layers.attention import Attention
+from vidjax.layers.bert import NORMAL, BertBlock, BertEmbedding, WordHead
 from vidjax.layers.normalization import LayerNorm
-from vidjax.layers.transformer import Block, DropPath, Encoder, Mlp, Remat, scaled_by_depth
-
-NORMAL = nn.initializers.normal(0.02)
+from vidjax.layers.transformer import Block, Encoder, Remat, run_block, scaled_by_depth
 
 
 def check_ids(ids: Int[Array, "b m"], context: int) -> None:
@@ -97,29 +96,6 @@ class TextTower(nn.Module):
         return self.projection(at_end)
 
 
-class BertBlock(nn.Module):
-    """Post-norm block: attention, then MLP, each followed by a residual sum and a norm."""
-
-    heads: int
-    mlp_ratio: float
-    epsilon: float
-    activation: Activation
-    dtype: DTypeLike | None = None
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "b m d"], drop_path: float, train: bool, mask: Bool[Array, "b 1 m"]
-    ) -> Float[Array, "b m d"]:
-        """The output has the shape of `x`."""
-        norm = partial(LayerNorm, epsilon=self.epsilon, dtype=self.dtype)
-        attention = Attention(self.heads, kernel_init=NORMAL, dtype=self.dtype, name="attention")
-        hidden = int(x.shape[-1] * self.mlp_ratio)
-        mlp = Mlp(hidden, ACTIVATIONS[self.activation], NORMAL, dtype=self.dtype, name="mlp")
-        branch = DropPath(name="drop_path")
-        x = norm(name="norm1")(x + branch(attention(x, mask=mask), drop_path, train))
-        return norm(name="norm2")(x + branch(mlp(x), drop_path, train))
-
-
 class Bert(nn.Module):
     """BERT without its pooler; attention is bidirectional, with padding (id 0) masked.
 
@@ -152,26 +128,129 @@ class Bert(nn.Module):
 
     def setup(self) -> None:
         """Creates the submodules, whose attribute names are the parameter names."""
-        self.token_embedding = nn.Embed(self.vocabulary, self.width, embedding_init=NORMAL, dtype=self.dtype)
-        self.position = self.param("position", NORMAL, (self.context, self.width))
-        self.type = self.param("type", NORMAL, (self.types, self.width))
-        self.embedding_norm = LayerNorm(epsilon=self.epsilon, dtype=self.dtype)
-        block = partial(
-            BertBlock, self.heads, self.mlp_ratio, self.epsilon, activation=self.activation, dtype=self.dtype
+        self.embedding = BertEmbedding(
+            self.vocabulary, self.context, self.width, self.types, self.epsilon, dtype=self.dtype
         )
+        nn.share_scope(self, self.embedding)  # the embeddings are parameters of this module
+        block = partial(BertBlock, self.heads, self.mlp_ratio, self.epsilon, self.activation, dtype=self.dtype)
         self.transformer = Encoder(block, self.depth, self.drop_path, self.remat, self.scan)
         self.projection = nn.Dense(self.features, use_bias=False, kernel_init=NORMAL, dtype=self.dtype)
 
     def tokens(self, ids: Int[Array, "b m"], train: bool = False) -> Float[Array, "b m d"]:
         """Normalised tokens; those of padding are meaningless."""
         check_ids(ids, self.context)
-        x = self.token_embedding(ids)
-        x = x + (self.position[: ids.shape[1]] + self.type[0]).astype(x.dtype)
-        return self.transformer(self.embedding_norm(x), train, mask=(ids != 0)[:, None])
+        return self.transformer(self.embedding(ids, train), train, mask=(ids != 0)[:, None])
 
     def __call__(self, ids: Int[Array, "b m"], train: bool = False) -> Float[Array, "b e"]:
         """The first token's feature, not normalised."""
         return self.projection(self.tokens(ids, train)[:, 0])
+
+
+class FusionBert(nn.Module):
+    """BERT for masked words whose last blocks also attend to a video (ALBEF's text encoder, arXiv:2107.07651).
+
+    The first blocks encode the text alone, and their output is what texts are compared by.
+
+    Attributes:
+      vocabulary: number of ids.
+      context: maximum number of tokens in a text.
+      depth: number of all blocks.
+      fusion_depth: number of those, the last ones, that also attend to a video.
+      dropout: rate of the embeddings and of the branches. The original also drops attention weights, at the same rate.
+      remat: see `Encoder`.
+    """
+
+    vocabulary: int
+    context: int
+    width: int
+    depth: int
+    heads: int
+    fusion_depth: int
+    dropout: float = 0.0
+    remat: Remat = "none"
+    dtype: DTypeLike | None = None
+
+    def setup(self) -> None:
+        """Creates the submodules, whose attribute names are the parameter names."""
+        dropped = {"dropout": self.dropout, "dtype": self.dtype}
+        self.embedding = BertEmbedding(self.vocabulary, self.context, self.width, **dropped)
+        nn.share_scope(self, self.embedding)
+        self.block = [BertBlock(self.heads, **dropped) for _ in range(self.depth)]
+        self.word_head = WordHead(dtype=self.dtype)
+
+    def tokens(self, ids: Int[Array, "b m"], train: bool = False) -> Float[Array, "b m d"]:
+        """Tokens of the texts alone; those of padding are meaningless."""
+        check_ids(ids, self.context)
+        x, text_depth = self.embedding(ids, train), self.depth - self.fusion_depth
+        for block in self.block[:text_depth]:
+            x = run_block(block, x, 0.0, train, self.remat, mask=(ids != 0)[:, None])
+        return x
+
+    def fuse(
+        self,
+        tokens: Float[Array, "b m d"],
+        ids: Int[Array, "b m"],
+        video: Float[Array, "b n e"],
+        train: bool = False,
+    ) -> Float[Array, "b m d"]:
+        """Tokens of the texts in view of a video each.
+
+        Args:
+          tokens: those of the texts alone.
+          ids: ids of the texts, for their padding.
+          video: tokens of the videos, of any width.
+        """
+        for block in self.block[self.depth - self.fusion_depth :]:
+            tokens = run_block(block, tokens, 0.0, train, self.remat, mask=(ids != 0)[:, None], context=video)
+        return tokens
+
+    def words(self, tokens: Float[Array, "b m d"]) -> Float[Array, "b m v"]:
+        """Logits of the words at all places, from fused tokens."""
+        return self.word_head(tokens, self.embedding.token_embedding.embedding)
+
+
+class CaptionDecoder(nn.Module):
+    """Predicts the next words of a caption from the tokens of a causal text tower and those of the video.
+
+    BERT's blocks with a causal mask; every block attends to the video.
+
+    Attributes:
+      heads: number of attention heads; must divide the width of the text tower.
+      remat, scan: see `Encoder`.
+    """
+
+    depth: int
+    heads: int
+    remat: Remat = "none"
+    scan: bool = False
+    dtype: DTypeLike | None = None
+
+    def setup(self) -> None:
+        """Creates the submodules, whose attribute names are the parameter names."""
+        self.video_norm = LayerNorm(dtype=self.dtype)  # not all video towers end with a norm
+        block = partial(BertBlock, self.heads, dtype=self.dtype)
+        self.transformer = Encoder(block, self.depth, remat=self.remat, scan=self.scan)
+        self.word_head = WordHead(dtype=self.dtype)
+
+    def fuse(
+        self, tokens: Float[Array, "b m d"], video: Float[Array, "b n e"], train: bool = False
+    ) -> Float[Array, "b m d"]:
+        """Tokens of captions in view of a video each.
+
+        Args:
+          tokens: those of a causal text tower.
+          video: tokens of the videos, of any width.
+        """
+        causal = jnp.tril(jnp.ones((tokens.shape[1], tokens.shape[1]), bool))
+        return self.transformer(tokens, train, mask=causal, context=self.video_norm(video))
+
+    def words(self, tokens: Float[Array, "b m d"], embeddings: Float[Array, "v d"]) -> Float[Array, "b m v"]:
+        """Logits of the word after each fused token.
+
+        Args:
+          embeddings: the text tower's, of all words.
+        """
+        return self.word_head(tokens, embeddings)
 
 
 TINY = {"vocabulary": 259, "context": 96, "width": 96, "depth": 3, "heads": 4, "features": 128}  # for bytes

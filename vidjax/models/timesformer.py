@@ -228,7 +228,8 @@ class TimeSformer(nn.Module):
 def kinetics(stride: int, accuracy: float | None = None) -> Card:
     """The card of a model trained on Kinetics-400."""
     reached = f"K400 {accuracy}, 1x3 views" if accuracy else ""
-    return Card((0.45,) * 3, (0.225,) * 3, stride, source="facebookresearch/TimeSformer", accuracy=reached)
+    tested = {"rate": 30.0, "protocol": "slowfast", "views": "1x3"}
+    return Card((0.45,) * 3, (0.225,) * 3, stride, source="facebookresearch/TimeSformer", accuracy=reached, **tested)
 
 
 TINY = {

@@ -193,7 +193,8 @@ class UniFormer(nn.Module):
 
 def kinetics(stride: int, accuracy: float) -> Card:
     """The card of a model with published Kinetics-400 weights."""
-    return replace(CARD, stride=stride, accuracy=f"K400 {accuracy}, 4x1 views")
+    accuracy = f"K400 {accuracy}, 4x1 views"
+    return replace(CARD, stride=stride, accuracy=accuracy, protocol="slowfast_offset", views="4x1")
 
 
 TINY = {"widths": (16, 32, 48, 64), "depths": (1, 1, 2, 1), "head_width": 16, "num_frames": 8, "image_size": 64}

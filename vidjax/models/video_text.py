@@ -1,12 +1,17 @@
 """Video-text models: a video and a text tower with a joint embedding space, for contrastive training and zero-shot use.
 
 Any video model can be the video tower: `clip.ImageTower` and `actionclip.VideoTower` directly, others inside
-`Projected`.
+`Projected`. With a decoder on top of a causal text tower the model also describes videos, as in the first stage of
+InternVideo (Wang et al. 2022, arXiv:2212.03191) and in CoCa (arXiv:2205.01917).
 """
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from math import log
+from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
@@ -22,6 +27,29 @@ def unit(x: Float[Array, "b e"]) -> Float[Array, "b e"]:
     x = x.astype(jnp.float32)
     squared = (x**2).sum(axis=-1, keepdims=True)
     return x * jnp.where(squared > 0, 1 / jnp.sqrt(jnp.where(squared > 0, squared, 1.0)), 0.0)
+
+
+def once(x: Array) -> AbstractContextManager[None]:
+    """Context manager in which a method that is called with `x` again returns its first result.
+
+    `embed` and `encode` of a family begin with the same method. Both then cost one pass, forwards and backwards, and
+    agree in their random choices:
+
+        with once(video):
+            embedding, tokens = tower(video, train=train), tower.encode(video, train=train)
+    """
+    results: dict[tuple, Any] = {}
+
+    def remember(call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
+        if not args or args[0] is not x:
+            return call(*args, **kwargs)
+        settings = (*args[1:], *kwargs.values())  # of a name that is passed by position in one call and not in another
+        key = (context.module.path, context.method_name, *settings)
+        if key not in results:
+            results[key] = call(*args, **kwargs)
+        return results[key]
+
+    return nn.intercept_methods(remember)
 
 
 class Projected(nn.Module):
@@ -75,12 +103,14 @@ class VideoText(nn.Module):
       video: maps videos `b t h w c` to `b e`; has `num_frames`, `image_size`, `channels` and `encode`.
       text: maps ids `b m` to `b e`; has `context` and `tokens`.
       bias: initial value of a learned bias of the similarities (SigLIP: -10); None for no bias (CLIP).
+      decoder: predicts the words of captions (`text.CaptionDecoder`); needs a causal text tower. None for no captions.
     """
 
     video: nn.Module
     text: nn.Module
     card: Card = Card()
     bias: float | None = None
+    decoder: nn.Module | None = None
 
     def setup(self) -> None:
         """Creates the submodules, whose attribute names are the parameter names."""
@@ -125,6 +155,34 @@ class VideoText(nn.Module):
         """The video tower's features on the space-time grid, before the projection."""
         return self.video.encode(video, train=train)
 
+    def align(
+        self, video: Float[Array, "b t h w c"], ids: Int[Array, "b m"], train: bool = False
+    ) -> tuple[Float[Array, "b e"], Float[Array, "b n d"], Float[Array, "b e"], Float[Array, "b m x"]]:
+        """Embedding and tokens of each video, then of each text; each tower runs once."""
+        with once(video):
+            embedded, seen = self.embed_video(video, train), self.seen(video, train)
+        with once(ids):
+            return embedded, seen, self.embed_text(ids, train), self.text.tokens(ids, train)
+
+    def seen(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b n d"]:
+        """The tokens of a video that captions attend to: `encode` without the grid."""
+        tokens = self.encode(video, train)
+        return tokens.reshape(len(tokens), -1, tokens.shape[-1])
+
+    def words(
+        self, read: Float[Array, "b m x"], seen: Float[Array, "b n d"], train: bool = False
+    ) -> Float[Array, "b m v"]:
+        """Logits of the word after each token of a caption, from the text tower's tokens and those of the video."""
+        return self.decoder.words(self.decoder.fuse(read, seen, train), self.text.token_embedding.embedding)
+
+    def next_word(
+        self, ids: Int[Array, "b m"], count: Int[Array, ""], seen: Float[Array, "b n d"]
+    ) -> Float[Array, "b v"]:
+        """Logits of the word that follows the first `count` ids of each caption."""
+        fused = self.decoder.fuse(self.text.tokens(ids), seen)
+        last = jax.lax.dynamic_slice_in_dim(fused, count - 1, 1, axis=1)
+        return self.decoder.words(last, self.text.token_embedding.embedding)[:, 0]
+
     def logits(self, video: Float[Array, "v e"], text: Float[Array, "n e"]) -> Float[Array, "v n"]:
         """Scaled similarities of normalised embeddings, plus the bias, if any."""
         similarities = jnp.exp(self.logit_scale) * (video @ text.T)
@@ -134,7 +192,12 @@ class VideoText(nn.Module):
         self, video: Float[Array, "b t h w c"], ids: Int[Array, "n m"] | None = None, train: bool = False
     ) -> Float[Array, "b e"] | tuple[Float[Array, "b e"], Float[Array, "n e"]]:
         """L2-normalised embeddings of the videos; with `ids`, also those of the texts."""
-        if ids is None and self.is_initializing():  # `init` without ids also creates the text tower
+        if ids is None and self.is_initializing():  # `init` without ids also creates the text tower and the decoder
             self.text(jnp.zeros((1, self.text.context), jnp.int32))
+            if self.decoder is not None:
+                with once(video):
+                    read = self.text.tokens(jnp.zeros((len(video), 1), jnp.int32))
+                    self.words(read, self.seen(video, train))
+                    return self.embed_video(video, train)
         embedded = self.embed_video(video, train)
         return embedded if ids is None else (embedded, self.embed_text(ids, train))

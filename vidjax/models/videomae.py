@@ -1,7 +1,9 @@
-"""VideoMAE (Tong et al. 2022, arXiv:2203.12602; MCG-NJU/VideoMAE) and the decoder masking of VideoMAE v2.
+"""VideoMAE (Tong et al. 2022, arXiv:2203.12602; MCG-NJU/VideoMAE) and VideoMAE V2 (Wang et al. 2023, arXiv:2303.16727).
 
 A plain ViT over tubelets of 2x16x16 pixels. In pre-training, the encoder sees only the visible tokens, and a narrow
-decoder predicts the pixels of the masked ones.
+decoder predicts the pixels of the masked ones. In V2 the decoder predicts half of all tokens
+(`objectives.masking.running_cell`), which makes a model of a billion parameters affordable; the modules are the same.
+The small and base models of V2, distilled from its giant one, are published weights of `videomae_small` and `_base`.
 
 Pitfalls, all as in the original: the position table is a fixed sinusoid over the flat index of all `(t h w)` tokens;
 keys have no bias; layer norms have epsilon 1e-6 (1e-12 in Hugging Face's configurations); the decoder's input is
@@ -10,6 +12,7 @@ after the mean over tokens instead of before. The input is normalised with Image
 target is computed from unnormalised pixels (`objectives.reconstruction`).
 """
 
+from dataclasses import replace
 from functools import partial
 from math import prod
 from types import MappingProxyType
@@ -27,14 +30,17 @@ from vidjax.layers.embedding import PatchEmbedding, sinusoid_table
 from vidjax.layers.head import linear_unless_passed
 from vidjax.layers.normalization import LayerNorm
 from vidjax.layers.patches import check_video, grid, on_grid, patchify
-from vidjax.layers.transformer import VIT_SIZES, Block, Encoder, Remat
+from vidjax.layers.transformer import VIT_SIZES, Between, Block, Encoder, Remat
 
-CARD = Card(stride=4, source="MCG-NJU/VideoMAE")
+CARD = Card(stride=4, source="MCG-NJU/VideoMAE", protocol="videomae")
 
 
-def reaching(accuracy: float) -> Card:
+V2 = replace(CARD, source="OpenGVLab/VideoMAEv2")
+
+
+def reaching(accuracy: float, card: Card = CARD) -> Card:
     """The card of a published classifier."""
-    return Card(stride=4, source=CARD.source, accuracy=f"K400 {accuracy}, 5x3 views")
+    return replace(card, accuracy=f"K400 {accuracy}, 5x3 views", views="5x3")
 
 
 XAVIER = nn.initializers.xavier_uniform()
@@ -93,26 +99,37 @@ class VideoMAE(nn.Module):
             self.head_dropout = nn.Dropout(self.dropout)
 
     def tokens(
-        self, video: Float[Array, "b t h w c"], kept: Int[Array, "b m"] | None = None, train: bool = False
+        self,
+        video: Float[Array, "b t h w c"],
+        kept: Int[Array, "b m"] | None = None,
+        train: bool = False,
+        between: Between | None = None,
     ) -> Float[Array, "b m d"]:
-        """Tokens of all patches in `(t h w)` order, or only of the patches at the indices `kept`."""
+        """Tokens of all patches in `(t h w)` order, or only of the patches at the indices `kept`.
+
+        `between` changes them between two blocks, see `Encoder`.
+        """
         check_video(video, self.channels)
         patches = patchify(video, self.patch_size)
         positions = jnp.asarray(sinusoid_table(patches.shape[1], self.width))
         if kept is not None:  # masked patches are dropped before the embedding
             patches, positions = jnp.take_along_axis(patches, kept[..., None], axis=1), positions[kept]
         tokens = self.patch_embedding(patches)
-        tokens = self.transformer(tokens + positions.astype(tokens.dtype), train)
+        tokens = self.transformer(tokens + positions.astype(tokens.dtype), train, between)
         return self.norm(tokens) if self.final_norm else tokens
 
     def encode(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b _ _ _ d"]:
         """Patch tokens on their grid."""
         return on_grid(self.tokens(video, train=train), grid(video.shape[1:4], self.patch_size))
 
-    def embed(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b d"]:
+    def pool(self, tokens: Float[Array, "b n d"]) -> Float[Array, "b d"]:
         """Input of the head: the normalised mean token; without a head, the mean token itself."""
-        features = self.tokens(video, train=train).mean(axis=1)
+        features = tokens.mean(axis=1)
         return features if self.classifier is None else self.head_norm(features)
+
+    def embed(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b d"]:
+        """The output of `pool` for the tokens of a video."""
+        return self.pool(self.tokens(video, train=train))
 
     def __call__(self, video: Float[Array, "b t h w c"], train: bool = False) -> PyTree[Float[Array, "b ..."]]:
         """Output of the head, by default logits `b classes`; without a head, the output of `embed`."""
@@ -165,7 +182,7 @@ class Decoder(nn.Module):
 class Pretraining(nn.Module):
     """Masked autoencoder: an encoder of the visible tokens and a decoder of the predicted ones.
 
-    VideoMAE predicts all masked tokens, VideoMAE v2 only a subset of all tokens (`objectives.masking.running_cell`).
+    VideoMAE predicts all masked tokens, VideoMAE V2 only a subset of all tokens (`objectives.masking.running_cell`).
 
     Attributes:
       encoder_norm: whether the encoder ends in a norm over tokens; transformers omits it in its default configuration
@@ -234,6 +251,7 @@ class Pretraining(nn.Module):
 
 
 TINY = {"width": 96, "depth": 4, "heads": 6, "image_size": 64}
+GIANT = VIT_SIZES["giant"] | {"patch_size": (2, 14, 14)}
 
 VARIANTS = MappingProxyType(
     {
@@ -242,6 +260,7 @@ VARIANTS = MappingProxyType(
         "videomae_base": partial(VideoMAE, **VIT_SIZES["base"], num_classes=400, card=reaching(81.5)),
         "videomae_large": partial(VideoMAE, **VIT_SIZES["large"], num_classes=400, card=reaching(85.2)),
         "videomae_huge": partial(VideoMAE, **VIT_SIZES["huge"], num_classes=400, card=reaching(86.6)),
+        "videomae_v2_giant": partial(VideoMAE, **GIANT, num_classes=400, card=reaching(88.4, V2)),
         "videomae_tiny_pretrain": partial(Pretraining, **TINY, decoder_width=96, decoder_depth=2, decoder_heads=6),
         "videomae_small_pretrain": partial(
             Pretraining, **VIT_SIZES["small"], decoder_width=192, decoder_depth=4, decoder_heads=3
@@ -254,6 +273,9 @@ VARIANTS = MappingProxyType(
         ),
         "videomae_huge_pretrain": partial(
             Pretraining, **VIT_SIZES["huge"], decoder_width=640, decoder_depth=12, decoder_heads=8
+        ),
+        "videomae_v2_giant_pretrain": partial(
+            Pretraining, **GIANT, decoder_width=512, decoder_depth=4, decoder_heads=8, card=V2
         ),
     }
 )

@@ -1,8 +1,27 @@
-"""Mixup and CutMix for clips with soft labels. For label smoothing and cross-entropy use Optax."""
+"""Mixup and CutMix for clips with soft labels, evidential loss. For label smoothing and cross-entropy use Optax."""
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
+
+EVIDENCE = 10.0
+"""Bound of the logits whose exponential is the evidence of a class (Cogito2012/DEAR, `exp_evidence`)."""
+
+
+def evidential(logits: Float[Array, "b classes"], targets: Float[Array, "b classes"]) -> Float[Array, "b"]:
+    """Evidential loss of each clip: the negative logarithm of the likelihood of its label under Dirichlet evidence.
+
+    The exponential of a logit is the evidence of its class, and one more the class's parameter alpha of a Dirichlet
+    distribution; the loss is `sum_k y_k (log sum(alpha) - log alpha_k)` (Sensoy et al. 2018, arXiv:1806.01768, equation
+    3). Deep evidential action recognition (Bao et al. 2021, arXiv:2107.10161) and InternVideo's open-set experiments
+    minimise it; the latter alone, without a calibration term. A clip without evidence of any class is uncertain, see
+    `evaluation.open_set`.
+
+    Args:
+      targets: labels, one-hot or soft.
+    """
+    alpha = 1 + jnp.exp(jnp.clip(logits, -EVIDENCE, EVIDENCE))
+    return (targets * (jnp.log(alpha.sum(axis=-1, keepdims=True)) - jnp.log(alpha))).sum(axis=-1)
 
 
 def mix_clips(

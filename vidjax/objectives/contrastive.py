@@ -147,20 +147,84 @@ def clamp_scale(log_scale: Float[Array, ""], maximum: float = 100.0) -> Float[Ar
     CLIP clamps the parameter itself after every step. Here the parameter is not modified; above the bound only
     gradients that lower it pass, so it neither grows further nor gets stuck there, as it would with `jnp.minimum`.
     """
-    return jnp.exp(_bounded(log_scale, jnp.log(jnp.float32(maximum))))
+    return jnp.exp(_bounded(log_scale, jnp.float32(-jnp.inf), jnp.log(jnp.float32(maximum))))
+
+
+def clamp_temperature(temperature: Float[Array, ""], minimum: float = 0.001, maximum: float = 0.5) -> Float[Array, ""]:
+    """The divisor of the cosines from a parameter that is learned itself, between ALBEF's bounds.
+
+    ALBEF clamps the parameter itself before every step; see `clamp_scale` for the gradient here.
+    """
+    return _bounded(temperature, jnp.float32(minimum), jnp.float32(maximum))
 
 
 @jax.custom_vjp
-def _bounded(value: Float[Array, ""], maximum: Float[Array, ""]) -> Float[Array, ""]:
-    return jnp.minimum(value, maximum)
+def _bounded(value: Float[Array, ""], minimum: Float[Array, ""], maximum: Float[Array, ""]) -> Float[Array, ""]:
+    return jnp.clip(value, minimum, maximum)
 
 
-def _bounded_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
-    value, maximum = saved
-    return jnp.where((value < maximum) | (gradient > 0), gradient, 0), jnp.zeros_like(maximum)
+def _bounded_backward(saved: tuple[Array, Array, Array], gradient: Array) -> tuple[Array, Array, Array]:
+    value, minimum, maximum = saved
+    inwards = jnp.where(value < minimum, gradient < 0, jnp.where(value < maximum, True, gradient > 0))
+    return jnp.where(inwards, gradient, 0), jnp.zeros_like(minimum), jnp.zeros_like(maximum)
 
 
-_bounded.defvjp(lambda value, maximum: (_bounded(value, maximum), (value, maximum)), _bounded_backward)
+_bounded.defvjp(lambda *bounds: (_bounded(*bounds), bounds), _bounded_backward)
+
+
+def momentum_info_nce(
+    query: Float[Array, "b e"],
+    momentum_query: Float[Array, "b e"],
+    keys: Float[Array, "b e"],
+    queue: Float[Array, "q e"],
+    temperature: Float[Array, ""] | float,
+    alpha: Float[Array, ""] | float,
+    valid: Bool[Array, "b"],
+) -> tuple[Float[Array, ""], Float[Array, "b b"]]:
+    """InfoNCE against the keys of a momentum model, with soft targets of that model (ALBEF, arXiv:2107.07651, eq. 6).
+
+    One direction: with the embeddings of videos as queries, keys are those of texts, and the other way round. Gradients
+    reach the queries and the temperature of their similarities only.
+
+    Args:
+      query: unit embeddings of the trained model.
+      momentum_query: those of the momentum model for the same inputs.
+      keys: the momentum model's embeddings of the other kind; row `i` matches row `i` of the queries.
+      queue: earlier keys, none of which match.
+      temperature: divides the cosines (see `clamp_temperature`).
+      alpha: weight of the momentum model's softmax in the target; that of the matching key is `1 - alpha`.
+      valid: false for clips that could not be read; they are excluded as queries and as keys.
+
+    Returns:
+      The mean cross-entropy of the valid queries, and the logits of the batch's own keys.
+    """
+    keys = jax.lax.stop_gradient(jnp.concatenate([keys, queue]).astype(jnp.float32))
+    allowed = jnp.concatenate([valid, jnp.ones(len(queue), bool)])
+    logits = _cosines(query.astype(jnp.float32), keys) / temperature
+    soft = jnp.where(allowed, _cosines(momentum_query.astype(jnp.float32), keys) / temperature, -jnp.inf)
+    target = alpha * jax.nn.softmax(soft) + (1 - alpha) * jnp.eye(*logits.shape)
+    log_likelihood = jax.nn.log_softmax(jnp.where(allowed, logits, -jnp.inf))
+    losses = -(jax.lax.stop_gradient(target) * jnp.where(allowed, log_likelihood, 0)).sum(axis=1)
+    return _mean(losses, valid), logits[:, : len(query)]
+
+
+def enqueue(
+    queue: Float[Array, "q e"], position: Int[Array, ""], rows: Float[Array, "b e"], valid: Bool[Array, "b"]
+) -> Float[Array, "q e"]:
+    """The queue with its oldest rows, from `position` on, replaced by these; the next position is `b` rows later.
+
+    Rows of clips that could not be read leave those of the queue in place.
+
+    Raises:
+      UserError: the batch does not divide the queue.
+    """
+    if len(queue) % len(rows):
+        raise UserError(
+            f"a queue of {len(queue)} is not divided by a batch of {len(rows)}: choose a multiple of the batch"
+        )
+    oldest = jax.lax.dynamic_slice_in_dim(queue, position, len(rows))
+    rows = jnp.where(valid[:, None], rows.astype(queue.dtype), oldest)
+    return jax.lax.dynamic_update_slice_in_dim(queue, rows, position, axis=0)
 
 
 def _prepare(

@@ -62,7 +62,7 @@ MASKS: dict[str, Callable] = {"tube": tube, "random": random, "frame": frame}
 
 
 def running_cell(key: Key[Array, ""], grid: Grid) -> Int[Array, "r"]:
-    """Running cell masking for the decoder (VideoMAE v2, arXiv:2303.16727, section 3.1): indices of half of all tokens.
+    """Running cell masking for the decoder (VideoMAE V2, arXiv:2303.16727, section 3.1): indices of half of all tokens.
 
     Every 2x2 cell of positions keeps two of its four positions, and the pair moves around the cell with time. The start
     is drawn per clip and is the same in all cells. Some of these tokens are visible to the encoder: as in the released
@@ -83,6 +83,19 @@ def running_cell(key: Key[Array, ""], grid: Grid) -> Int[Array, "r"]:
 def membership(indices: Int[Array, "r"], of: Int[Array, "m"], tokens: int) -> Int[Array, "r"]:
     """For each of `indices`, 1 if it is among `of`, else 0; `tokens` is the number of tokens in the clip."""
     return jnp.zeros(tokens, jnp.int32).at[of].set(1)[indices]
+
+
+def hidden_patches(kept: Int[Array, "b m"], units: Grid, patches: Grid) -> Int[Array, "b n"]:
+    """1 for the patches that are not in the units at the indices `kept` (Hiera), in `(t h w)` order.
+
+    Args:
+      units, patches: the grids of both; a multiple of the other along each axis.
+    """
+    hidden = jnp.ones((len(kept), prod(units)), jnp.int32).at[jnp.arange(len(kept))[:, None], kept].set(0)
+    hidden = hidden.reshape(-1, *units)
+    for axis, (unit, patch) in enumerate(zip(units, patches, strict=True), start=1):
+        hidden = hidden.repeat(patch // unit, axis)
+    return hidden.reshape(len(kept), -1)
 
 
 def draw(

@@ -31,6 +31,24 @@ def pixel_targets(
     return ((channels - mean) / (std + 1e-6)).reshape(patches.shape)
 
 
+def first_frame_targets(video: Float[Array, "b t h w c"], side: int, stride: int = 2) -> Float[Array, "b n p"]:
+    """What Hiera's masked autoencoder predicts: square patches of every `stride`-th frame, `(row column channel)`.
+
+    All values of a patch are normalised together, with the unbiased variance, to which 1e-6 is added.
+
+    Args:
+      video: normalised as for the model, as in facebookresearch/hiera (hiera_mae.py).
+      side: of a patch in pixels.
+      stride: frames of a token; 1 for images.
+
+    Example:
+      >>> targets = first_frame_targets(video, side=16)  # (b, 1568, 768) of 16 frames of 224 pixels
+    """
+    patches = patchify(video[:, ::stride].astype(jnp.float32), (1, side, side))
+    mean, variance = patches.mean(axis=-1, keepdims=True), patches.var(axis=-1, keepdims=True, ddof=1)
+    return (patches - mean) / jnp.sqrt(variance + 1e-6)
+
+
 def reconstruction_loss(
     predicted: Float[Array, "b r p"], target: Float[Array, "b r p"], counted: Int[Array, "b r"] | None = None
 ) -> Float[Array, "b"]:
@@ -38,7 +56,9 @@ def reconstruction_loss(
 
     Args:
       predicted, target: patches, as returned by `pixel_targets`.
-      counted: 1 for the tokens that count (VideoMAE v2 excludes those that the encoder saw); all if None.
+      counted: 1 for the tokens that count (VideoMAE V2 excludes those that the encoder saw); all if None. The original
+        divides by the count of a device's batch: the same if all clips have equally many, as with tubes and a multiple
+        of 4 times.
 
     Example:
       >>> loss = reconstruction_loss(model.apply(variables, video, kept, masked), targets).mean()

@@ -4,11 +4,12 @@ The names exported here suffice for reading a run, and importing them loads neit
 also use `runs.config.TrainConfig` and `runs.run.Run`.
 """
 
-from vidjax.runs.clips import cut_clips, read_views, square_pixels, usual_clips
+from vidjax.runs.clips import check_views, choose_views, cut_clips, read_views, square_pixels, trained_card, usual_clips
 from vidjax.runs.computing import computing_fields, computing_type, on_mesh
 from vidjax.runs.weights import (
     class_names,
     fingerprint,
+    keep_classes,
     load_pretrained,
     read_weights,
     require_source,
@@ -18,12 +19,15 @@ from vidjax.runs.weights import (
 from vidjax.runs.workdir import is_run, open_run, open_workdir, read_config
 
 __all__ = [
+    "check_views",
+    "choose_views",
     "class_names",
     "computing_fields",
     "computing_type",
     "cut_clips",
     "fingerprint",
     "is_run",
+    "keep_classes",
     "load_pretrained",
     "on_mesh",
     "open_run",
@@ -35,5 +39,6 @@ __all__ = [
     "square_pixels",
     "start_classifier",
     "start_from",
+    "trained_card",
     "usual_clips",
 ]

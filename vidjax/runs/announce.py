@@ -45,6 +45,7 @@ def describe_run(config: Any, source: "Source", shapes: Any, macs: int, steps: i
         + (f" sequence={config.sequence}" if config.sequence > 1 else ""),
         "data": f"{source.name}: {len(source):,} videos; clips of {data.frames} frames, {data.size} pixels, "
         f"{describe_span(data, source)}",
+        **({"mix": describe_mix(source)} if source.parts else {}),
         "model": f"{config.model}: {parameters:,} parameters, {macs / 1e9:.3g} GMACs per clip (forward), "
         f"{computing_type(config.dtype).name}",
         **more,
@@ -55,6 +56,16 @@ def describe_run(config: Any, source: "Source", shapes: Any, macs: int, steps: i
         "workdir": config.workdir,
     }
     return "\n".join(f"{name:<9} {line}" for name, line in lines.items())
+
+
+def describe_mix(source: "Source") -> str:
+    """The fraction of the clips from each source of a mix, and how often its videos are seen in an epoch."""
+    total = sum(part.weight for part in source.parts)
+    return "; ".join(
+        f"{part.weight / total:.3g} of the clips from {part.name}, {part.count:,} videos "
+        f"({part.weight / total * len(source) / part.count:.3g} times an epoch)"
+        for part in source.parts
+    )
 
 
 def describe_span(clips: ClipConfig, source: "Source") -> str:
@@ -72,6 +83,27 @@ def describe_span(clips: ClipConfig, source: "Source") -> str:
             seconds = seconds_covered(clips, info.num_frames, info.rate)
             return f"{seconds:.2f} s of the first video's {info.duration:.2f} s ({clips.sampling})"
     raise UserError(f"none of the first videos of {source.name} can be read: check it with experiments/check_data.py")
+
+
+def require_length(clips: ClipConfig, source: "Source") -> None:
+    """Checks that the first readable video has the frames of a clip, for objectives that should see no repeated frame.
+
+    Raises:
+      UserError: it is too short.
+    """
+    from vidjax.data.container import DecodeError
+    from vidjax.data.sampling import frames_spanned
+
+    for index in range(min(len(source), 10)):
+        with contextlib.suppress(DecodeError):
+            info = source.read(index, (), None).info
+            needed = frames_spanned(clips, info.rate) if clips.sampling == "dense" else clips.frames
+            if needed > info.num_frames:
+                raise UserError(
+                    f"a clip needs {needed} frames of a video, but the first of {source.name} has {info.num_frames}: "
+                    "lower --data.frames or --data.stride, or raise --data.fps"
+                )
+            return
 
 
 def describe_losses(entries: Sequence[dict[str, Any]]) -> tuple[str, dict[str, float]]:
@@ -116,7 +148,9 @@ def describe_starvation(source: str, workers: int, wanted: float, made: float) -
     # Even a sufficient average rate leaves the devices waiting if clips arrive in bursts: suggest at least one more.
     needed = max(math.ceil(busy * wanted / made - 0.1), busy + 1)
     remedy = f"use --data.workers {needed} (of {cores} cores)" if needed <= cores else f"use about {needed} cores"
-    if not source.startswith(("tfrecord:", "tfds:", "synthetic:")):
+    if any(
+        not part.startswith(("tfrecord:", "tfds:", "synthetic:")) for part in source.removeprefix("mix:").split(",")
+    ):
         remedy += ", or TFRecords (experiments/write_tfrecords.py; about 4 times as many clips per core)"
     received = f"{made:.3g} from {busy} core{'s' * (busy > 1)}"
     return f"the device could process {wanted:.3g} clips/s, but received {received}: {remedy}"

@@ -1,4 +1,4 @@
-"""How clips are sampled and cropped for a trained model: as in its training, unless flags override it."""
+"""How clips are sampled and cropped for a trained model: as in training or as published, unless flags override it."""
 
 from collections.abc import Mapping
 from dataclasses import fields, replace
@@ -10,11 +10,12 @@ import flax.linen as nn
 from vidjax.data.config import ClipConfig, GivenClipConfig
 from vidjax.errors import UserError
 from vidjax.fields import matters
+from vidjax.layers.card import Card
 from vidjax.runs.workdir import is_run, read_config
 
 
 def read_views(views: str) -> tuple[int, int]:
-    """Parses a script's `--views` into the numbers of clips in time and crops in space: `4x3` gives (4, 3).
+    """Parses clips in time x crops in space: `4x3` gives (4, 3).
 
     Raises:
       UserError: the value does not have this form.
@@ -23,6 +24,25 @@ def read_views(views: str) -> tuple[int, int]:
     if not (clips.isdecimal() and crops.isdecimal() and int(clips) and int(crops)):
         raise UserError(f"views is {views}: write clips x crops, such as 4x3")
     return int(clips), int(crops)
+
+
+def check_views(views: str) -> None:
+    """Raises `UserError` unless the value is clips x crops, or `published` (see `choose_views`)."""
+    if views != "published":
+        read_views(views)
+
+
+def choose_views(views: str, model: nn.Module) -> str:
+    """A script's `--views`: clips x crops, or for `published` those of the model's card.
+
+    Raises:
+      UserError: the card has none.
+    """
+    if views != "published":
+        return views
+    if not model.card.views:
+        raise UserError("how many views this model was published with is unknown: write clips x crops, such as 4x3")
+    return model.card.views
 
 
 def square_pixels(source: str | Path, data: GivenClipConfig) -> bool:
@@ -44,6 +64,11 @@ def cut_clips(source: str | Path, model: nn.Module, data: GivenClipConfig, windo
     """
     usual = usual_clips(source, model)
     clips = data.clips(usual)
+    if clips.stream == "video" and len(model.card.mean) != 3:
+        raise UserError(
+            f"the model takes {len(model.card.mean)} channels, such as optical flow, and the clips are RGB frames: "
+            "fine-tune it on a stream of your records first (finetune.py --data.stream), or choose a model of RGB"
+        )
     if window is not None:
         if clips.sampling != "dense":
             raise UserError(
@@ -56,15 +81,30 @@ def cut_clips(source: str | Path, model: nn.Module, data: GivenClipConfig, windo
     return clips
 
 
+def trained_card(card: Card, data: ClipConfig, class_names: tuple[str, ...] = ()) -> Card:
+    """The card of a model that is trained on such clips: with its classes and clips, and no published test."""
+    return replace(
+        card, class_names=class_names, stride=data.stride, rate=data.fps and data.fps * data.stride,
+        crop_ratio=data.center_ratio, sampling=data.sampling, consecutive=data.consecutive, protocol=data.protocol,
+        test_size=None, test_frames=None, views="", accuracy="",
+    )  # fmt: skip
+
+
 def usual_clips(source: str | Path, model: nn.Module) -> dict[str, Any]:
     """Values for `ClipConfig`: those of the run's training, or those of a model's card and fields."""
     if is_run(source):
         saved: Mapping[str, Any] = read_config(source)["data"]
         counting = {field.name for field in fields(ClipConfig) if matters(ClipConfig(), field.name) == "always"}
         return {name: value for name, value in saved.items() if name in counting}
+    card = model.card
+    size = card.test_size or model.image_size
     return {
-        "frames": model.num_frames,
-        "size": model.image_size,
-        "stride": model.card.stride,
-        "short_side": round(model.image_size / model.card.crop_ratio),
+        "frames": card.test_frames or model.num_frames,
+        "size": size,
+        "stride": card.stride,
+        "fps": card.rate and card.rate / card.stride,
+        "sampling": card.sampling,
+        "consecutive": card.consecutive,
+        "protocol": card.protocol,
+        "short_side": round(size / card.crop_ratio),
     }

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Literal
 
+from vidjax.data.config import CaptionedDataConfig
 from vidjax.errors import UserError
 from vidjax.fields import check_values, free, initial, require_not_negative, require_positive
 from vidjax.training.loop import LoopConfig
@@ -61,3 +62,38 @@ class TrainConfig:
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise UserError(f"ema_decay is {self.ema_decay}: it must be between 0 and 1")
         require_not_negative(self, "seed")
+
+
+@dataclasses.dataclass(frozen=True)
+class CaptionedConfig(TrainConfig):
+    """Base config of a training script that learns from captioned videos."""
+
+    tokenizer: str = "bytes"
+    """bytes, CLIP's vocabulary (file or directory), or any tokenizer.json."""
+    context: int | None = None
+    """Tokens per caption, with start and end; longer captions are truncated (default: the text model's)."""
+    init_video_from: str | None = initial(None)
+    """Start the video tower from another run's work directory or from a published checkpoint of its family."""
+    init_text_from: str | None = initial(None)
+    """Start the text tower in the same way."""
+    data: CaptionedDataConfig = CaptionedDataConfig()
+    """The videos and their captions."""
+    batch_size: int = 256
+    epochs: float = 30
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        super().__post_init__()
+        if self.batch_size < 2:
+            raise UserError(f"batch_size is {self.batch_size}: contrastive training needs 2 or more")
+        if self.context is not None and self.context < 3:
+            raise UserError(f"context is {self.context}: it must be 3 or more, for a start, a token and an end")
+        if self.optim.layer_decay != 1:
+            raise UserError("optim.layer_decay is not supported with two towers: omit it")
+        if self.init_from and (self.init_video_from or self.init_text_from):
+            raise UserError("init_from loads both towers: give it, or init_video_from and init_text_from")
+
+    def refuse_repeats(self, objective: str) -> None:
+        """Raises `UserError` if a batch contains several clips of one video, for an objective that contrasts videos."""
+        if self.data.repeats > 1:
+            raise UserError(f"data.repeats: {objective} would contrast a video with itself: omit it")

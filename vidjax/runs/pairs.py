@@ -1,25 +1,55 @@
 """Building a video-text model from two towers, and loading the initial weights of either."""
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import flax.linen as nn
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Bool
 
-from vidjax import convert
 from vidjax.convert.checkpoint import read_model
 from vidjax.errors import UserError
-from vidjax.models import create_model, create_text_model
+from vidjax.fields import free, require_positive
+from vidjax.models import create_model, create_text_model, example_inputs
+from vidjax.models.text import CaptionDecoder, TextTower
 from vidjax.models.video_text import Projected, VideoText
-from vidjax.runs.video_text import check_tokenizer, subtree, tower, tower_weights
-from vidjax.runs.weights import start_from
+from vidjax.runs.config import CaptionedConfig
+from vidjax.runs.video_text import check_tokenizer
+from vidjax.runs.weights import Tower, start_from, subtree, tower
 from vidjax.runs.workdir import is_run
 from vidjax.training.sharding import is_main_process
 
 if TYPE_CHECKING:  # PyAV and the tokenizers are imported when they are needed
     from vidjax.data.text import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class PairConfig(CaptionedConfig):
+    """Base config of a training script whose model consists of any video tower and a text tower."""
+
+    video_model: str = "vivit_base_16x2_factorized_encoder"
+    """One of vidjax.list_models(); clip_* and actionclip_* include their text tower."""
+    text_model: str | None = "clip_base"
+    """text_tiny, clip_base, clip_large, bert_tiny or bert_base; None for video models that include a text tower."""
+    features: int | None = None
+    """Width of the common embedding (default: the text model's)."""
+    chunk: int | None = free(None)
+    """Columns of the similarity matrix computed at once, to save memory (default: all)."""
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        super().__post_init__()
+        require_positive(self, "chunk", "features")
+        if self.chunk and self.batch_size % self.chunk:
+            raise UserError(f"chunk is {self.chunk}: it must divide the batch of {self.batch_size}")
+
+    @property
+    def model(self) -> str:
+        """The name of the two towers in reports."""
+        return self.video_model + (f" and {self.text_model}" if self.text_model else "")
 
 
 def make_pair(
@@ -70,44 +100,72 @@ def make_pair(
     return VideoText(Projected(video, text.features, fields.get("dtype")), text, card=video.card, bias=bias)
 
 
+def with_decoder(pair: VideoText, depth: int, **computing: Any) -> VideoText:
+    """The pair with a decoder of captions on its text tower.
+
+    Args:
+      computing: fields `dtype`, `remat` and `scan` of the decoder.
+
+    Raises:
+      UserError: the text tower is not causal: its tokens would contain the words to predict.
+    """
+    if not isinstance(pair.text, TextTower):
+        raise UserError(
+            f"the text tower is a {type(pair.text).__name__}, whose tokens see the words that follow them: give a "
+            "causal one as --text_model, such as clip_base"
+        )
+    return pair.clone(decoder=CaptionDecoder(depth, pair.text.heads, **computing))
+
+
 def start_pair(
     model: VideoText, variables: dict, whole: str | None = None, video: str | None = None, text: str | None = None
 ) -> dict:
-    """Loads initial weights into the variables.
+    """Loads initial weights into the variables. A bias and a decoder that the source does not have stay new.
 
     Args:
       whole: source of both towers: a contrastive run, a CLIP or an ActionCLIP.
       video, text: source of one tower: a model of the tower's family, or a contrastive run.
     """
     if whole is not None:
-        lacks_bias = is_run(whole) and getattr(read_model(Path(whole)), "bias", None) is None
-        new = ("logit_bias",) if model.bias is not None and lacks_bias else ()
+        source = read_model(Path(whole)) if is_run(whole) else None
+        parts = {"bias": "logit_bias", "decoder": "decoder/"}
+        ours = [part for part in parts if getattr(model, part) is not None]
+        new = [parts[part] for part in ours if getattr(source, part, None) is None]
         variables, _ = start_from(whole, model, variables, new=new)
+    return start_towers(model, variables, video, text)
+
+
+def start_towers(model: nn.Module, variables: dict, video: str | None, text: str | None) -> dict:
+    """`start_pair` of one tower or two, for any model with the fields `video` and `text`."""
     for name, source in (("video", video), ("text", text)):
         if source is not None:
-            variables = _start_tower(name, source, model, variables)
+            variables = start_part(source, *tower(model, name), variables, name, name)
     return variables
 
 
-def _start_tower(name: str, source: str, model: VideoText, variables: dict) -> dict:
-    module, inner = tower(model, name)
+def start_part(source: str, module: nn.Module, inner: str, variables: dict, label: str, name: Tower = "video") -> dict:
+    """Loads initial weights into a part of the variables, and prints a report.
+
+    Args:
+      source: of a model of the part's family, or a contrastive run.
+      module: the part.
+      inner: the part of variable paths that marks it, such as `/video/tower/`; see `runs.video_text.tower`.
+      variables: of the whole model.
+      label: first word of the printed report.
+      name: the tower to take if the source is a contrastive run.
+    """
     flat = flatten_dict(variables, sep="/")
     part = unflatten_dict(subtree(flat, inner), sep="/")
-    weights = tower_weights(source, name)
-    if weights is None:
-        part, _ = start_from(source, module, part, label=name)
-    else:
-        part, report = convert.load_weights(f"the {name} tower of {source}", module, part, weights=weights)
-        if is_main_process():
-            print(f"{name:<9} from {source}: {report}")
+    part, _ = start_from(source, module, part, label=label, name=name)
     part = flatten_dict(part, sep="/")
     return unflatten_dict(flat | {path.replace("/", inner, 1): part[path] for path in part}, sep="/")
 
 
-def all_but(tower: Literal["none", "video", "text"], params: Any) -> Any:
+def all_but(tower: Literal["none", "video", "text"], model: nn.Module) -> Any:
     """Mask of the trained parameters for `make_optimizer`: False for the frozen tower; None if no tower is frozen."""
     if tower == "none":
         return None
+    params = jax.eval_shape(model.init, jax.random.key(0), *example_inputs(model))["params"]
     return {name: jax.tree.map(lambda _, frozen=name == tower: not frozen, part) for name, part in params.items()}
 
 

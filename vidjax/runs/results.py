@@ -74,14 +74,22 @@ def per_class(result: Recognition, class_names: Sequence[str]) -> list[dict[str,
 
 
 def predictions(
-    probabilities: np.ndarray, labels: np.ndarray, ids: Sequence[str], class_names: Sequence[str]
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    ids: Sequence[str],
+    class_names: Sequence[str],
+    label_names: Sequence[str] | None = None,
 ) -> list[dict[str, str]]:
-    """One row per video: the predicted class, its probability, and the label (empty for -1)."""
-    best = probabilities.argmax(axis=1)
+    """One row per video: the predicted class, its probability, and the label (empty for -1).
+
+    Args:
+      label_names: what the labels are indices into, if not `class_names`, as for videos of unknown classes.
+    """
+    best, label_names = probabilities.argmax(axis=1), class_names if label_names is None else label_names
     return [
         {
             "video": ids[row],
-            "label": class_names[labels[row]] if labels[row] >= 0 else "",
+            "label": label_names[labels[row]] if labels[row] >= 0 else "",
             "predicted": class_names[best[row]],
             "probability": f"{probabilities[row, best[row]]:.6f}",
         }

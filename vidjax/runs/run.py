@@ -1,9 +1,10 @@
 """The steps that all training scripts share, called by each script in order."""
 
 import math
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import fields
 from functools import partial
 from importlib import import_module
@@ -15,6 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
@@ -32,17 +34,23 @@ from vidjax.runs.announce import (
 from vidjax.runs.config import TrainConfig
 from vidjax.runs.weights import class_names, require_source
 from vidjax.runs.workdir import open_run
-from vidjax.training.checkpoint import has_checkpoint
+from vidjax.training.checkpoint import has_checkpoint, newest_step
 from vidjax.training.cost import count_macs
 from vidjax.training.initialize import fast_to_compile
 from vidjax.training.loop import FitResult, fit
 from vidjax.training.memory import dry_run
 from vidjax.training.metrics import read_metrics
 from vidjax.training.optimizer import make_optimizer
-from vidjax.training.sharding import check_batch_size, is_main_process, jit_step, state_sharding, this_process
+from vidjax.training.sharding import (
+    array_sharding,
+    check_batch_size,
+    is_main_process,
+    jit_step,
+    state_sharding,
+    this_process,
+)
 from vidjax.training.state import TrainState, create_state
 from vidjax.training.step import LossFn, make_train_step
-from vidjax.visualize.curves import save_curves
 
 if TYPE_CHECKING:  # PyAV and the tokenizers are imported when they are needed
     from vidjax.data.sources import Source
@@ -67,6 +75,7 @@ class Run:
       trained: number of trained parameters; set by `build`.
       shapes: shapes of the state; set by `build`.
       sharding: sharding of the state; set by `build`.
+      batch: shapes and sharding of a batch; set by `build`.
       step: the compiled step, `(state, batch) -> (state, metrics)`; set by `build`.
     """
 
@@ -77,11 +86,13 @@ class Run:
           UserError: the batch cannot be split over the devices, or the initial weights do not exist.
         """
         check_batch_size(config.batch_size, config.accumulation, config.data.repeats, config.sequence)
-        for field in fields(config):
-            if field.name.startswith("init_") and field.name.endswith("_from"):
-                require_source(field.name, getattr(config, field.name))
+        names = [field.name for field in fields(config) if re.fullmatch(r"init_(\w+_)?from", field.name)]
+        for name in names:
+            require_source(name, getattr(config, name))
+        self._loads_weights = any(getattr(config, name) for name in names)
         self.config, self.mesh, self.workdir = config, mesh, Path(config.workdir)
         self._bad_files: dict[str, Any] = {}
+        self._compiling: threading.Thread | None = None
         self.has_begun = has_checkpoint(self.workdir)
 
     def plan(self, **sources: "Source | None") -> None:
@@ -89,10 +100,16 @@ class Run:
 
         Args:
           sources: by the name of their field in `config.data`, the training data first; None is ignored.
+
+        Raises:
+          UserError: a source of a mix is too small for its share of a batch.
         """
         config = self.config
         self.sources = {name: source for name, source in sources.items() if source is not None}
         self.source = next(iter(self.sources.values()))
+        from vidjax.data.mixing import require_enough
+
+        require_enough(self.source, config.batch_size // config.data.repeats)
         if is_main_process():
             print_notes(*self.sources.values())
         per_epoch = len(self.source) * config.data.repeats / config.batch_size
@@ -107,6 +124,9 @@ class Run:
         keys: Sequence[jax.Array] | None = None,
         trained: PyTree[bool] | None = None,
         factors: Mapping[str, float] = MappingProxyType({}),
+        numbers: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
+        ema_decay: optax.Schedule | None = None,
+        frozen: PyTree | None = None,
     ) -> None:
         """Sets up the sharded step from shapes; no array is allocated.
 
@@ -114,6 +134,9 @@ class Run:
           inputs: shapes of the model's arguments for one clip.
           keys: PRNG keys for initialisation and for the steps; by default split from the config's seed.
           trained, factors: see `training.optimizer.make_optimizer`.
+          numbers: shapes of the integer fields of an example that the loss reads, besides `video` and `valid`.
+          ema_decay: of the moving average by step, instead of the config's constant; only if the config has one.
+          frozen: the parameters that `begin` gets as `frozen`, such as a teacher's, or their shapes.
 
         Raises:
           UserError: the stream does not exist, or has another number of channels than the model.
@@ -128,49 +151,56 @@ class Run:
                 "choose another --data.stream, or a model for this one, such as i3d_flow for optical flow"
             )
         self._init_key, run_key = jax.random.split(jax.random.key(config.seed)) if keys is None else keys
-        tx = make_optimizer(config.optim, self.schedule, trained, factors)
+        weight_decay = config.optim.weight_decay_by_step(self.steps)
+        tx = make_optimizer(config.optim, self.schedule, trained, factors, weight_decay)
 
         def init(key: jax.Array) -> dict[str, Any]:
             return model.init(key, *(jnp.zeros(each.shape, each.dtype) for each in inputs))
 
-        def create(variables: dict[str, Any]) -> TrainState:
-            return create_state(variables, tx, run_key, ema=config.ema_decay is not None)
+        # Traced once: the forward pass is in it, and so are the shapes.
+        traced, variables = jax.make_jaxpr(init, return_shape=True)(self._init_key)
 
-        self._init, self._create = init, create
-        variables = jax.eval_shape(init, self._init_key)
+        def create(variables: dict[str, Any], frozen: PyTree) -> TrainState:
+            return create_state(variables, tx, run_key, ema=config.ema_decay is not None, frozen=frozen)
+
+        self._init = init if config.fsdp > 1 else fast_to_compile(traced, variables)
+        self._create = create
         is_trained = jax.tree.map(lambda _: True, variables["params"]) if trained is None else trained
         sizes = jax.tree.map(lambda leaf, counts: leaf.size * counts, variables["params"], is_trained)
         self.trained = sum(jax.tree.leaves(sizes))
-        self.macs = count_macs(model.apply, variables, *inputs)
-        self.shapes = jax.eval_shape(create, variables)
+        self.macs = count_macs(traced)
+        self.shapes = jax.eval_shape(create, variables, frozen)
         self.sharding = state_sharding(self.mesh, self.shapes)
-        step = make_train_step(loss_fn, tx, config.accumulation, config.ema_decay)
+        step = make_train_step(loss_fn, tx, config.accumulation, ema_decay or config.ema_decay)
         self.step = jit_step(step, self.sharding, self.mesh)
+        data = config.data
+        arrays = {"video": ((data.frames, data.size, data.size, channels), jnp.uint8), "valid": ((), bool)}
+        arrays |= {name: (shape, jnp.int32) for name, shape in numbers.items()}
+        shapes = {name: ((config.batch_size, *shape), dtype) for name, (shape, dtype) in arrays.items()}
+        self.batch = {
+            name: jax.ShapeDtypeStruct(shape, dtype, sharding=array_sharding(self.mesh, name, shape))
+            for name, (shape, dtype) in shapes.items()
+        }
 
-    def dry_run(self, **numbers: tuple[int, ...]) -> dict[str, float]:
-        """Compiles the step and prints the memory that each device needs; see `training.memory.dry_run`.
-
-        Args:
-          numbers: shapes of the integer fields of an example, beside its `video` and `valid`.
-        """
-        data, size = self.config.data, self.config.batch_size
-        channels = len(self.model.card.mean)
-        fields = {"video": ((data.frames, data.size, data.size, channels), jnp.uint8), "valid": ((), bool)}
-        fields |= {name: (shape, jnp.int32) for name, shape in numbers.items()}
-        batch = {name: jax.ShapeDtypeStruct((size, *shape), dtype) for name, (shape, dtype) in fields.items()}
-        return dry_run(self.config, self.step, self.shapes, self.sharding, batch, self.mesh)
+    def dry_run(self) -> dict[str, float]:
+        """Compiles the step and prints the memory that each device needs; see `training.memory.dry_run`."""
+        return dry_run(self.config, self.step, self.shapes, self.sharding, self.batch, self.mesh)
 
     def new_variables(self) -> dict[str, Any]:
         """Newly initialised variables, sharded like the state."""
+        if not self._loads_weights:  # which can fail, and should leave no work directory and wait for no compilation
+            self._open()
         sharding = {"params": self.sharding.params, **self.sharding.model_state}
-        init = self._init if self.config.fsdp > 1 else fast_to_compile(self._init)
-        return jax.jit(init, out_shardings=sharding)(self._init_key)
+        return jax.jit(self._init, out_shardings=sharding)(self._init_key)
 
-    def begin(self, variables: dict[str, Any]) -> TrainState:
+    def begin(self, variables: dict[str, Any], frozen: PyTree | None = None) -> TrainState:
         """Opens the work directory, writes the model's description to it and returns the initial state.
+
+        Without weights to load, `new_variables` has already opened it.
 
         Args:
           variables: newly initialised, or with loaded weights.
+          frozen: parameters that the loss reads as `aux.frozen`; not saved in checkpoints.
 
         Raises:
           UserError: the work directory cannot be written, or contains a run with a different config or other classes.
@@ -178,6 +208,19 @@ class Run:
         """
         from vidjax.data.batches import BadFiles
 
+        self._open()
+        if is_main_process():
+            write_model(self.workdir, self.model)
+        process = "" if is_main_process() else f"_{jax.process_index()}"
+        for name, source in self.sources.items():
+            path = self.workdir / f"bad_{'validation_' if name == 'validation' else ''}files{process}.jsonl"
+            self._bad_files[name] = BadFiles(source, self.config.data.max_bad_share, path)
+        return jax.jit(self._create, out_shardings=self.sharding)(variables, frozen)
+
+    def _open(self) -> None:
+        """Opens the work directory, and starts compiling the step; does nothing the second time."""
+        if self._compiling is not None:
+            return
         before, now = class_names(self.workdir) if self.has_begun else (), self.model.card.class_names
         if before and before != now:
             raise UserError(
@@ -188,14 +231,24 @@ class Run:
             # Fails now rather than at the first validation if the videos are unreadable.
             describe_span(self.config.data, self.sources["validation"])
         open_run(self.config, self.shapes, **self.sources)
-        threading.Thread(target=_import_tensorflow).start()
-        if is_main_process():
-            write_model(self.workdir, self.model)
-        process = "" if is_main_process() else f"_{jax.process_index()}"
-        for name, source in self.sources.items():
-            path = self.workdir / f"bad_{'validation_' if name == 'validation' else ''}files{process}.jsonl"
-            self._bad_files[name] = BadFiles(source, self.config.data.max_bad_share, path)
-        return jax.jit(self._create, out_shardings=self.sharding)(variables)
+        # Not a daemon: XLA aborts the process if it is still compiling when the interpreter ends.
+        self._compiling = threading.Thread(target=self._compile_step)
+        if newest_step(self.workdir) < self.steps:
+            self._compiling.start()
+
+    def _compile_step(self) -> None:
+        """Compiles the step while the main thread creates the state, and imports TensorFlow while XLA works.
+
+        The first call of the step finds the result in JAX's cache. Errors are raised by that call, and by the import of
+        the pipeline.
+        """
+        # The context mesh of `runs.on_mesh` belongs to the main thread, and to the key of JAX's cache.
+        with suppress(Exception), jax.set_mesh(self.mesh) if self.config.sequence > 1 else nullcontext():
+            shapes = jax.tree.map(_with_sharding, self.shapes, self.sharding)
+            lowered = self.step.lower(shapes, self.batch)
+            threading.Thread(target=_import_tensorflow).start()
+            if jax.process_count() == 1:  # several compile in the same order
+                lowered.compile()
 
     def announce(self, **more: str) -> None:
         """Prints the plan of the run; see `describe_run`.
@@ -224,6 +277,12 @@ class Run:
         settings["bad_files"] = next(iter(self._bad_files.values()))
         return train_batches(self.source, self.config.data, **settings, **text, **this_process())
 
+    def labelled_batches(self, first: int) -> Iterator[dict[str, np.ndarray]]:
+        """`batches` of `video`, `label` and `valid`, which is false for clips without a label too."""
+        for batch in self.batches(first):
+            valid = batch["valid"] & (batch["label"] >= 0)
+            yield {"video": batch["video"], "label": batch["label"], "valid": valid}
+
     def evaluation_batches(self, source: "Source", **settings: Any) -> Iterator[dict[str, np.ndarray]]:
         """This process's part of each batch of one pass over a source; see `data.batches.evaluation_batches`."""
         from vidjax.data.batches import evaluation_batches
@@ -244,8 +303,14 @@ class Run:
         best: str | None = None,
     ) -> FitResult:
         """Trains to the last step; see `training.loop.fit`."""
+
+        def step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
+            if self._compiling.is_alive():  # not started if the run had ended; its last checkpoint may be damaged
+                self._compiling.join()
+            return self.step(state, batch)
+
         result = fit(
-            self.step,
+            step,
             state,
             batches_from,
             steps=self.steps,
@@ -272,20 +337,29 @@ class Run:
         return evaluations
 
     def finish(
-        self, result: FitResult, evaluation: str, lines: Sequence[str], advice: Mapping[str, str]
+        self,
+        result: FitResult,
+        evaluation: str,
+        lines: Sequence[str],
+        advice: Mapping[str, str],
+        curves: Sequence[str] = (),
     ) -> dict[str, float]:
         """Plots the curves and prints the results, the files written and suggested next steps.
 
         Args:
-          evaluation: the metric to plot beside the loss.
+          evaluation: the metric to plot with the loss.
           lines: lines with the script's results.
           advice: commands or code by their purpose.
+          curves: further metrics to plot.
 
         Returns:
           The first and the last loss.
         """
+        from vidjax.visualize.curves import save_curves  # imports Matplotlib
+
         workdir, entries = self.workdir, read_metrics(self.workdir)
-        save_curves(workdir / "curves.png", entries, ("loss", evaluation, "learning_rate"), self.config.model)
+        names = ("loss", evaluation, "learning_rate", *curves)
+        save_curves(workdir / "curves.png", entries, names, self.config.model)
         losses, numbers = describe_losses(entries)
         speed = [f"speed     {describe_speed(result, self.macs)}"] if result.steps_taken else []
         print("\n" + "\n".join([f"loss      {losses}", *speed, *lines]))
@@ -301,6 +375,10 @@ class Run:
             + "\n".join(f"  {purpose:<{width}}  {how}" for purpose, how in advice.items())
         )
         return numbers
+
+
+def _with_sharding(shape: jax.ShapeDtypeStruct, sharding: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
 
 
 def _import_tensorflow() -> None:

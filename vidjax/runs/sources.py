@@ -9,6 +9,16 @@ if TYPE_CHECKING:  # PyAV and the tokenizers are imported when they are needed
     from vidjax.data.sources import Source
 
 
+def require_same_classes(source: "Source") -> None:
+    """Raises UserError for a mix of sources whose labels cannot be used together."""
+    from vidjax.data.mixing import differing_classes
+
+    if reason := differing_classes(source.parts):
+        raise UserError(
+            f"{source.name}: {reason}: give sources of the same classes (experiments/merge_labels.py merges data sets)"
+        )
+
+
 def open_labelled(data: LabelledDataConfig, seed: int) -> tuple["Source", "Source | None"]:
     """Opens labelled training and validation videos; the classes are those of the training videos.
 
@@ -16,11 +26,15 @@ def open_labelled(data: LabelledDataConfig, seed: int) -> tuple["Source", "Sourc
       seed: seed for drawing `train_examples` and `validation_examples`.
 
     Raises:
-      UserError: videos without labels, fewer than two classes, or validation classes that are not in the training set.
+      UserError: videos without labels, fewer than two classes, sources of a mix with different classes, or validation
+        classes that are not in the training set.
     """
     from vidjax.data.sources import draw, open_source, require_labels, with_classes
 
     train = open_source(data.train, data.train_split, data.square_pixels)
+    require_same_classes(train)
+    if train.parts and data.train_examples is not None:
+        raise UserError("data.train_examples does not apply to a mix: omit it, or list fewer videos in its sources")
     if len(train.class_names) < 2:
         raise UserError(
             f"data.train {data.train} has {len(train.class_names)} classes: give labels of at least two, as folder "
@@ -53,6 +67,7 @@ def open_captioned(data: CaptionedDataConfig, seed: int, distinct: int = 0) -> t
 
     def captioned(source: "Source") -> "Source":
         if templates is not None:
+            require_same_classes(source)
             return with_captions(source, templates)
         require_captions(source)
         return source

@@ -61,6 +61,26 @@ def recognition_validator(run: Run) -> Validator:
     return validate
 
 
+def describe_accuracy(run: Run, chosen: str) -> tuple[list[str], dict[str, float]]:
+    """The accuracy on the validation videos, at the last step and at the best one; empty if there was no validation.
+
+    Args:
+      chosen: the metric of `recognition_validator` that selects the best step, `top1` or `ema_top1`.
+
+    Returns:
+      A line for the summary of the run, in a list, and `top1`, `best_top1` and `top5`.
+    """
+    validated = {step: numbers for step, numbers in run.evaluations().items() if chosen in numbers}
+    if not validated:
+        return [], {}
+    step, best = max(validated.items(), key=lambda entry: entry[1][chosen])
+    last = validated[max(validated)]
+    numbers = {"top1": last[chosen], "best_top1": best[chosen], "top5": last[chosen.replace("top1", "top5")]}
+    line = f"accuracy  top-1 {last[chosen]:.1%}, top-5 {numbers['top5']:.1%} at the last step; best top-1 "
+    line += f"{best[chosen]:.1%} at step {step}" + (" (moving average)" if "ema" in chosen else "")
+    return [line], numbers
+
+
 def pair_validator(run: Run, tokenizer: "Tokenizer") -> Validator:
     """Retrieval on the validation videos and their captions, and zero-shot classification if they have classes.
 

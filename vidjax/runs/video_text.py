@@ -17,10 +17,9 @@ from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int
 
 from vidjax.convert import hub
-from vidjax.convert.checkpoint import read_model
 from vidjax.errors import UserError
-from vidjax.models.video_text import Projected, VideoText
-from vidjax.runs.weights import read_weights
+from vidjax.models.albef import Albef
+from vidjax.models.video_text import VideoText
 from vidjax.runs.workdir import is_run, read_config
 from vidjax.training.sharding import is_main_process, jit_on_mesh, put_batch
 
@@ -93,29 +92,6 @@ def keep_tokenizer(name: str, workdir: Path) -> None:
         shutil.copy(file, workdir / TOKENIZER_FOLDER)
 
 
-def tower(model: VideoText, name: str) -> tuple[nn.Module, str]:
-    """One of the two towers as a model, and the part of variable paths that marks it, such as `/video/tower/`."""
-    module = getattr(model, name)
-    return (module.tower, f"/{name}/tower/") if isinstance(module, Projected) else (module, f"/{name}/")
-
-
-def subtree(flat: dict, inner: str) -> dict:
-    """The variables of a tower, with `inner` removed from their paths: `params/video/tower/head` as `params/head`."""
-    parts = {path: path.partition(inner) for path in flat}
-    return {f"{kind}/{rest}": flat[path] for path, (kind, match, rest) in parts.items() if match and "/" not in kind}
-
-
-def tower_weights(source: str | Path, name: str) -> dict | None:
-    """The weights of one tower of a video-text run by their paths in that tower; None for any other source.
-
-    Args:
-      name: video or text.
-    """
-    if not is_run(source) or not isinstance(model := read_model(Path(source)), VideoText):
-        return None
-    return subtree(read_weights(source)[0], tower(model, name)[1])
-
-
 def check_tokenizer(tokenizer: "Tokenizer", model: VideoText) -> None:
     """Checks that the tokeniser and the text tower have the same number of token ids.
 
@@ -130,7 +106,7 @@ def check_tokenizer(tokenizer: "Tokenizer", model: VideoText) -> None:
 
 
 def text_encoder(
-    model: VideoText, tokenizer: "Tokenizer", mesh: Mesh, chunk: int = 64
+    model: VideoText | Albef, tokenizer: "Tokenizer", mesh: Mesh, chunk: int = 64
 ) -> Callable[[dict, Sequence[str]], Float[np.ndarray, "n e"]]:
     """`(variables, texts) -> embeddings`, compiled once; each device encodes `chunk` texts at a time."""
     from vidjax.data.text import tokenize
@@ -160,7 +136,7 @@ def text_encoder(
 
 
 def clip_encoder(
-    model: VideoText, mesh: Mesh
+    model: VideoText | Albef, mesh: Mesh
 ) -> Callable[
     [dict, Iterable[dict[str, np.ndarray]]],
     tuple[Float[np.ndarray, "n v e"], Int[np.ndarray, "n"], Int[np.ndarray, "n"], Bool[np.ndarray, "n"]],

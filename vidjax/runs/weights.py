@@ -2,7 +2,8 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -11,13 +12,18 @@ import jax
 import numpy as np
 
 from vidjax import convert
+from vidjax.convert import files
 from vidjax.convert.checkpoint import NAME, read_model
-from vidjax.convert.rules import Inflation, Report
+from vidjax.convert.conversion import Report
+from vidjax.convert.rules import Inflation
+from vidjax.data.labels import find_classes
 from vidjax.errors import UserError
+from vidjax.models.video_text import Projected, VideoText
 from vidjax.runs.workdir import is_run
 from vidjax.training.sharding import is_main_process
 
 Which = Literal["best", "last"]
+Tower = Literal["video", "text"]
 
 
 def load_pretrained(
@@ -91,16 +97,43 @@ def class_names(source: str | Path) -> tuple[str, ...]:
     return tuple(convert.hub.read_card(config, path).get("class_names", ())) if config else ()
 
 
+def tower(model: nn.Module, name: Tower) -> tuple[nn.Module, str]:
+    """One of the two towers as a model, and the part of variable paths that marks it, such as `/video/tower/`."""
+    module = getattr(model, name)
+    return (module.tower, f"/{name}/tower/") if isinstance(module, Projected) else (module, f"/{name}/")
+
+
+def subtree(flat: dict, inner: str) -> dict:
+    """The variables of a tower, with `inner` removed from their paths: `params/video/tower/head` as `params/head`."""
+    parts = {path: path.partition(inner) for path in flat}
+    return {f"{kind}/{rest}": flat[path] for path, (kind, match, rest) in parts.items() if match and "/" not in kind}
+
+
+def read_pair(source: str | Path) -> VideoText | None:
+    """The model of a run, or of a checkpoint in our own format, if it is a video-text model."""
+    path = Path(source).expanduser()
+    model = read_model(path) if (path / NAME).is_file() else None
+    return model if isinstance(model, VideoText) else None
+
+
 def start_from(
-    source: str | Path, model: nn.Module, variables: dict, *, new: Sequence[str] = (), label: str = "weights"
+    source: str | Path,
+    model: nn.Module,
+    variables: dict,
+    *,
+    new: Sequence[str] = (),
+    label: str = "weights",
+    name: Tower = "video",
 ) -> tuple[dict, Report]:
     """Replaces variables by those of a run (its best checkpoint) or of a published checkpoint, and prints a report.
 
     Args:
-      source: see `load_pretrained`.
+      source: see `load_pretrained`. Of a video-text model (a contrastive run), one tower is taken, unless the model is
+        one too.
       variables: variables of the model, or only its parameters.
       new: prefixes of the paths of parameters that stay newly initialised.
       label: first word of the printed report.
+      name: the tower to take.
 
     Returns:
       The variables and the report.
@@ -108,14 +141,62 @@ def start_from(
     Raises:
       UserError: the source does not exist, has no checkpoint yet, or does not fit the model.
     """
+    weights = None
     if is_run(source):
         weights, step = read_weights(source)
-        variables, report = convert.load_weights(f"{source}, step {step}", model, variables, weights=weights, new=new)
+        path = f"{source}, step {step}"
     else:
-        variables, report = convert.load_weights(convert.hub.fetch(source), model, variables, new=new)
+        path = convert.hub.fetch(source)
+    if not isinstance(model, VideoText) and (pair := read_pair(source)):
+        weights = subtree(files.read(Path(source).expanduser()) if weights is None else weights, tower(pair, name)[1])
+        path = f"the {name} tower of {source}"
+    variables, report = convert.load_weights(path, model, variables, weights=weights, new=new)
     if is_main_process():
         print(f"{label:<9} from {source}: {report}")
     return variables, report
+
+
+def keep_classes(model: nn.Module, variables: dict, names: Sequence[str]) -> tuple[nn.Module, dict]:
+    """Reduces the head of a classifier to some of its classes, in the given order.
+
+    The logits of these classes do not change. This turns a model of a merged data set, such as Kinetics-710, into one
+    of any of its parts.
+
+    Args:
+      model: a classifier whose card has the class names.
+      variables: its variables, of which only those of the head change.
+      names: the classes to keep. They match regardless of case, quotes, and spaces or underscores.
+
+    Returns:
+      The model with these classes, named as in `names`, and its variables.
+
+    Raises:
+      UserError: the model has no class names, or no head of its own, or lacks some of the classes.
+    """
+    known = model.card.class_names
+    if not known:
+        raise UserError("the model has no class names to choose from: give them on its card (class_names)")
+    if "head" not in variables["params"]:
+        raise UserError(
+            f"a {type(model).__name__} has no head of its own: reduce those of its parts before they are joined"
+        )
+    rows = np.array(_require_classes(names, known, "the model"))
+    smaller = replace(model.card, class_names=tuple(names))
+    head = jax.tree.map(lambda leaf: leaf[..., rows], variables["params"]["head"])  # a kernel and a bias
+    params = variables["params"] | {"head": head}
+    return model.clone(num_classes=len(rows), card=smaller), variables | {"params": params}
+
+
+def _require_classes(names: Sequence[str], known: Sequence[str], owner: str, advice: str = "") -> list[int]:
+    """The positions of the classes among those that are known; raises UserError if some are not."""
+    positions = find_classes(names, known)
+    if lacking := [name for name, position in zip(names, positions, strict=True) if position is None]:
+        raise UserError(
+            f"{owner} lacks {len(lacking)} of the {len(names)} classes, {', '.join(map(repr, lacking[:5]))}"
+            f"{', ...' if len(lacking) > 5 else ''}: name them as among its {len(known)} ({', '.join(known[:3])}"
+            f"{', ...' if len(known) > 3 else ''}){advice}"
+        )
+    return [position for position in positions if position is not None]
 
 
 def start_classifier(source: str | Path, model: nn.Module, variables: dict, keep_head: bool) -> dict:
@@ -123,23 +204,42 @@ def start_classifier(source: str | Path, model: nn.Module, variables: dict, keep
 
     Args:
       model: its card has the class names.
-      keep_head: load the head too.
+      variables: all variables of the model.
+      keep_head: load the head too. The source may have further classes, which are left out (see `keep_classes`).
 
     Raises:
-      UserError: as in `start_from`; or the head should be kept but has other classes.
+      UserError: as in `start_from`; or the head should be kept but lacks classes of the model.
     """
-    names = class_names(source) if keep_head else ()
-    if names and names != model.card.class_names:
-        raise UserError(
-            f"keep_head: the head in {source} has other classes ({', '.join(names[:3])}, ...): omit --keep_head"
-        )
-    variables, report = start_from(source, model, variables, new=() if keep_head else ("head/",))
+    names, wanted = class_names(source) if keep_head else (), model.card.class_names
+    fewer = bool(names) and names != wanted
+    loaded, initial = model, variables
+    if fewer:
+        _require_classes(wanted, names, f"keep_head: the head in {source}", ", or omit --keep_head")
+        loaded = model.clone(num_classes=len(names), card=replace(model.card, class_names=names))
+        head = jax.tree.map(partial(_with_classes, count=len(names)), variables["params"]["head"])
+        initial = variables | {"params": variables["params"] | {"head": head}}
+    started, report = start_from(source, loaded, initial, new=() if keep_head else ("head/",))
     if keep_head and any(path.startswith("head/") for path in report.new):
         raise UserError(
-            f"keep_head: the head in {source} does not have the {model.num_classes} classes of the data: omit "
+            f"keep_head: the head in {source} does not have the {loaded.num_classes} classes of the data: omit "
             "--keep_head"
         )
-    return variables
+    if fewer:
+        _, started = keep_classes(loaded, started, wanted)
+        placed = jax.tree.map(_placed_like, started["params"]["head"], variables["params"]["head"])
+        started = started | {"params": started["params"] | {"head": placed}}
+        if is_main_process():
+            print(f"{'head':<9} {len(wanted)} of its {len(names)} classes are kept, by name")
+    return started
+
+
+def _with_classes(leaf: jax.Array, count: int) -> jax.ShapeDtypeStruct:
+    """The shape of a head's parameter for another number of classes."""
+    return jax.ShapeDtypeStruct((*leaf.shape[:-1], count), leaf.dtype)
+
+
+def _placed_like(value: jax.Array, leaf: jax.Array) -> jax.Array:
+    return jax.device_put(np.asarray(value), leaf.sharding)
 
 
 def fingerprint(variables: dict) -> str:

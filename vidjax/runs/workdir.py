@@ -123,7 +123,7 @@ def open_run(config: Any, state: Any, **sources: "Source") -> Path:
 def describe_examples(source: "Source") -> dict[str, Any]:
     """The number of examples of a source, and a hash of their names below their common folder.
 
-    The hash covers labels and captions too, unless these require reading all of the data.
+    The hash covers labels and captions too, unless these require reading all of the data, and the weights of a mix.
     """
     folders = (name.split("/")[:-1] for name in (min(source.ids), max(source.ids)))
     shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(*folders, strict=False)))
@@ -131,4 +131,6 @@ def describe_examples(source: "Source") -> dict[str, Any]:
     for index, name in enumerate(source.ids):
         text = (source.label(index), source.captions(index)) if source.listed else ()
         described.update(repr((name.split("/", shared)[-1], *text)).encode())
+    if source.parts:
+        described.update(repr([(part.count, part.weight) for part in source.parts]).encode())
     return {"examples": len(source), "sha256": described.hexdigest()}

@@ -112,7 +112,7 @@ class Checkpoints:
     def restore(self, like: TrainState) -> tuple[TrainState, int] | None:
         """The state of the newest intact checkpoint and the number of the next batch; None without checkpoints.
 
-        A damaged checkpoint is reported and moved to `damaged_checkpoints/` beside the directory, and the previous one
+        A damaged checkpoint is reported and moved to `damaged_checkpoints/` next to the directory, and the previous one
         is used.
 
         Args:
@@ -176,6 +176,15 @@ def has_checkpoint(directory: Path, which: Literal["last", "best"] = "last") -> 
     """Whether the work directory has a checkpoint to resume from, or a best one."""
     saved_in = Path(directory) / FOLDERS[which]
     return saved_in.is_dir() and bool(ocp.utils.checkpoint_steps(saved_in))
+
+
+def newest_step(directory: Path) -> int:
+    """The step of the newest checkpoint of a work directory; 0 if there is none."""
+    return (
+        max(ocp.utils.checkpoint_steps(Path(directory) / FOLDERS["last"]), default=0)
+        if has_checkpoint(directory)
+        else 0
+    )
 
 
 def fits(directory: Path, like: TrainState) -> bool:

@@ -67,13 +67,16 @@ def peak_flops(device_kind: str, dtype: Literal["bfloat16", "float32"] = "bfloat
     return None if peak is None else getattr(peak, dtype)
 
 
-def count_macs(function: Callable, *args, **kwargs) -> int:
-    """Multiply-accumulates of the matrix products and convolutions in `function(*args)`.
+def count_macs(function: Callable | jax.extend.core.ClosedJaxpr, *args, **kwargs) -> int:
+    """Multiply-accumulates of the matrix products and convolutions in `function(*args)`, or in a traced program.
 
     They are counted in the traced program, before compilation; convolutions count as direct ones. Norms, softmax and
     other elementwise operations are not counted, as in published "FLOPs". Arguments may be `jax.ShapeDtypeStruct`.
     """
-    return _count(jax.make_jaxpr(function)(*args, **kwargs).jaxpr)
+    traced = (
+        function if isinstance(function, jax.extend.core.ClosedJaxpr) else jax.make_jaxpr(function)(*args, **kwargs)
+    )
+    return _count(traced.jaxpr)
 
 
 def _count(jaxpr: jax.extend.core.Jaxpr) -> int:
@@ -87,9 +90,9 @@ def _count(jaxpr: jax.extend.core.Jaxpr) -> int:
             kernel = equation.invars[1].aval.shape
             spec = equation.params["dimension_numbers"].rhs_spec  # (out, in, space...)
             total += prod(equation.outvars[0].aval.shape) * prod(kernel[axis] for axis in spec[1:])
-        elif equation.params.get("name") in ("_sum_over_taps", "winograd_convolution"):
-            # Functions of vidjax.kernels, counted as the direct convolution: one skips frames of padding, the other
-            # needs fewer products.
+        elif equation.params.get("name") in ("_sum_over_taps", "_with_fourth_input", "winograd_convolution"):
+            # Functions of vidjax.kernels, counted as the direct convolution: one skips frames of padding, one adds an
+            # input of zeros, one needs fewer products.
             total += prod(equation.outvars[0].aval.shape) * prod(equation.invars[1].aval.shape[:-1])
         elif equation.params.get("name") == "winograd_kernel_gradient":
             total += prod(equation.invars[1].aval.shape) * prod(equation.outvars[0].aval.shape[:-1])

@@ -48,18 +48,21 @@ _PIECES = define_prng_impl(
 )
 
 
-def fast_to_compile(init: Callable[[jax.Array], Any]) -> Callable[[jax.Array], Any]:
+def fast_to_compile(traced: core.ClosedJaxpr, variables: Any) -> Callable[[jax.Array], Any]:
     """A function that returns the same as `init(key)` to rounding, and compiles several times faster.
 
     For large models sharded over devices use `init` itself: here all random numbers pass through every device.
+
+    Args:
+      traced, variables: `jax.make_jaxpr(init, return_shape=True)(key)`.
     """
 
     def fast(key: jax.Array) -> Any:
-        traced, shape = jax.make_jaxpr(init, return_shape=True)(key)
         if jax.random.key_impl(key) != "threefry2x32" or not jax.config.jax_threefry_partitionable:
-            return init(key)
-        outputs = _evaluate(traced, [key])
-        return jax.tree.unflatten(jax.tree.structure(shape), outputs)
+            outputs = core.jaxpr_as_fun(traced)(key)
+        else:
+            outputs = _evaluate(traced, [key])
+        return jax.tree.unflatten(jax.tree.structure(variables), outputs)
 
     return fast
 

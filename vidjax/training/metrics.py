@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 
@@ -33,6 +32,8 @@ class MetricWriter:
         self._file = self._path.open("a")
         if changes:
             self._write({"step": first_step, "config": changes})
+        from tensorboardX import SummaryWriter  # imports PyTorch if it is installed
+
         self._events = SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=first_step + 1, flush_secs=30)
 
     def write(self, step: int, values: dict[str, float]) -> None:

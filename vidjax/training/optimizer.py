@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal
@@ -32,12 +33,20 @@ class OptimizerConfig:
     """Learning rate at the end of the cosine, scaled in the same way."""
     warmup_epochs: float = 40.0
     """Epochs of linear warm-up."""
+    cosine_from_start: bool = False
+    """Start the cosine at step 0, with a warm-up that rises to where it then is, instead of after the warm-up."""
     milestones: tuple[float, ...] = ()
     """Epochs at which the learning rate is divided by 10, instead of cosine decay."""
+    linear: bool = False
+    """Decay linearly to the final learning rate, instead of along a cosine."""
     weight_decay: float = 0.05
     """Decoupled for AdamW, added to the gradient for SGD; not applied to biases, norms and tokens (one axis)."""
+    final_weight_decay: float | None = None
+    """Weight decay at the end of a cosine that starts at weight_decay (default: constant)."""
     beta1: float = 0.9
     """Decay of AdamW's first moment, or SGD's momentum."""
+    nesterov: bool = False
+    """Nesterov's momentum for SGD."""
     beta2: float = 0.95
     """Decay of AdamW's second moment."""
     clip_norm: float | None = None
@@ -48,6 +57,12 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         """Checks the values."""
         check_values(self, "optim.")
+        if self.nesterov and self.kind != "sgd":
+            raise UserError("optim.nesterov is for SGD: add --optim.kind sgd, or omit it")
+        if self.cosine_from_start and self.milestones:
+            raise UserError("optim.cosine_from_start has no effect with optim.milestones: omit one of them")
+        if self.linear and (self.cosine_from_start or self.milestones):
+            raise UserError("optim.linear has no effect with optim.cosine_from_start or milestones: omit one of them")
         if self.learning_rate <= 0:
             raise UserError(f"optim.learning_rate is {self.learning_rate}: it must be above 0")
         if self.warmup_epochs < 0:
@@ -69,9 +84,24 @@ class OptimizerConfig:
             at = {round(epoch * steps_per_epoch) - warmup: 0.1 for epoch in self.milestones}
             falling = optax.piecewise_constant_schedule(peak, at)
             return optax.join_schedules([optax.linear_schedule(first, peak, max(warmup, 1)), falling], [warmup])
+        if self.cosine_from_start:
+            cosine = optax.cosine_decay_schedule(peak, max(steps, 1), self.final_learning_rate / self.learning_rate)
+            rising = optax.linear_schedule(first, float(cosine(warmup)), max(warmup, 1))
+            return optax.join_schedules([rising, lambda step: cosine(step + warmup)], [warmup])
+        if self.linear:
+            falling = optax.linear_schedule(peak, self.final_learning_rate * scale, max(steps - warmup, 1))
+            return optax.join_schedules([optax.linear_schedule(first, peak, max(warmup, 1)), falling], [warmup])
         return optax.warmup_cosine_decay_schedule(
             first if warmup else peak, peak, warmup, max(steps, 1), self.final_learning_rate * scale
         )
+
+    def weight_decay_by_step(self, steps: int) -> optax.ScalarOrSchedule:
+        """The weight decay, as a function of the step if it changes, for a run of `steps` steps."""
+        last = self.final_weight_decay
+        if last is None:
+            return self.weight_decay
+        cosine = optax.cosine_decay_schedule(1.0, max(steps, 1))
+        return lambda step: last + (self.weight_decay - last) * cosine(step)
 
 
 def decays(params: PyTree[Array]) -> PyTree[bool]:
@@ -84,19 +114,21 @@ def make_optimizer(
     schedule: optax.Schedule,
     trained: PyTree[bool] | None = None,
     factors: Mapping[str, float] = MappingProxyType({}),
+    weight_decay: optax.ScalarOrSchedule | None = None,
 ) -> optax.GradientTransformation:
     """The optimiser of a config. Steps whose gradient is not finite are skipped by `training.step`, not here.
 
     Args:
       trained: mask of the trained parameters; None trains all.
       factors: factors of the learning rate by prefix of the parameter path, such as `{"video/temporal/": 10.0}`.
+      weight_decay: see `OptimizerConfig.weight_decay_by_step`; None for the config's, constant.
     """
     clip = optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm)
-    decay = optax.add_decayed_weights(config.weight_decay, mask=decays)
+    decay = optax.add_decayed_weights(config.weight_decay if weight_decay is None else weight_decay, mask=decays)
     if config.kind == "adamw":
         rule = optax.chain(optax.scale_by_adam(config.beta1, config.beta2), decay)
     else:
-        rule = optax.chain(decay, optax.trace(config.beta1))
+        rule = optax.chain(decay, optax.trace(config.beta1, nesterov=config.nesterov))
     tx = optax.chain(clip, rule, optax.scale_by_learning_rate(schedule))
     if trained is not None:
         kinds = jax.tree.map(lambda t: "trained" if t else "frozen", trained)
@@ -134,7 +166,7 @@ def scale_by_path(factors: Mapping[str, float]) -> optax.GradientTransformation:
 
 # The layer of a parameter follows from its name. Names without a number contain one of these words.
 BEFORE_BLOCKS = ("embedding", "position", "token", "stem", "time")
-AFTER_BLOCKS = ("norm", "head", "projection")
+AFTER_BLOCKS = ("norm", "head", "projection", "balance")
 
 
 def layer_numbers(params: PyTree[Any]) -> PyTree[int]:
@@ -166,19 +198,25 @@ def layer_numbers(params: PyTree[Any]) -> PyTree[int]:
     return jax.tree_util.tree_map_with_path(number, params)
 
 
-def trained_parameters(params: PyTree[Any], blocks: int) -> PyTree[bool]:
+def trained_parameters(params: PyTree[Any], blocks: int | None, frozen: Sequence[str] = ()) -> PyTree[bool]:
     """Mask that is True for the last `blocks` blocks, everything after them, and all norms.
+
+    Args:
+      blocks: None for all.
+      frozen: beginnings of the paths of parameters for which it is False in any case.
 
     Raises:
       UserError: the model has fewer blocks.
     """
     layers = layer_numbers(params)
     last = max(jax.tree.leaves(layers))
-    if not 0 <= blocks < last:
+    if blocks is not None and not 0 <= blocks < last:
         raise UserError(f"{blocks} blocks cannot be trained: the model has {last - 1}, give at most that many")
 
     def is_trained(path: tuple, layer: int) -> bool:
-        return layer > last - 1 - blocks or any("norm" in name for name in _names(path))
+        names = _names(path)
+        chosen = blocks is None or layer > last - 1 - blocks or any("norm" in name for name in names)
+        return chosen and not "/".join(names).startswith(tuple(frozen))
 
     return jax.tree_util.tree_map_with_path(is_trained, layers)
 
@@ -189,6 +227,8 @@ def _names(path: tuple) -> tuple[str, ...]:
 
 def _block(names: Sequence[str]) -> tuple | None:
     """The sort key of the block that a parameter belongs to; None outside of blocks."""
+    if merging := re.fullmatch(r"merging_(\d+)", names[0]):  # after the blocks of its stage
+        return "", (int(merging[1]), ""), (sys.maxsize, "")
     inside = names[0].startswith("stage") or names[0].endswith("transformer")
     *outer, last = names[: 1 + inside]
     if not re.fullmatch(r"[a-z_]*[a-z]_?\d+[a-z]?(_\d+)*", last):

@@ -11,7 +11,7 @@ from jaxtyping import Array, Key, PyTree
 
 @flax.struct.dataclass
 class Aux:
-    """The inputs of a loss beside the trained parameters and the batch.
+    """The inputs of a loss besides the trained parameters and the batch.
 
     Attributes:
       model_state: other variables of the model (running statistics), by collection.

@@ -24,7 +24,10 @@ def valid_mean(values: Shaped[Array, "b"], valid: Bool[Array, "b"]) -> Float[Arr
 
 
 def make_train_step(
-    loss_fn: LossFn, tx: optax.GradientTransformation, accumulation: int = 1, ema_decay: float | None = None
+    loss_fn: LossFn,
+    tx: optax.GradientTransformation,
+    accumulation: int = 1,
+    ema_decay: optax.ScalarOrSchedule | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Makes a pure step `(state, batch) -> (state, metrics)`, to be jitted with the state donated.
 
@@ -32,12 +35,12 @@ def make_train_step(
       loss_fn: see `LossFn`; its `aux` has the running statistics, the moving average, frozen parameters and the step.
       tx: any Optax optimiser; `value`, `grad` and `value_fn` are passed to those that use them.
       accumulation: number of micro-batches per batch, to save memory; each is weighted by its number of valid clips.
-      ema_decay: decay of the moving average of the parameters.
+      ema_decay: decay of the moving average of the parameters, which follows the update; a number or a schedule.
 
     Returns:
       The step. `valid` (b,) in the batch is false for clips that could not be read; without it all clips are valid.
       The metrics are those of `loss_fn` and `loss`, `gradient_norm`, `clips` (number of valid clips), `skipped_steps`
-      (all steps so far whose gradient was not finite) and `skipped_in_a_row`. A skipped step does not change the
+      (all steps so far whose gradient norm was not finite) and `skipped_in_a_row`. A skipped step does not change the
       parameters, the optimiser state or the model state.
     """
     tx = optax.with_extra_args_support(tx)
@@ -73,25 +76,24 @@ def make_train_step(
             model_state, (grads, metrics) = gradient(state, state.model_state, batch, key)
         else:
             model_state, (grads, metrics) = accumulated(state, batch, key)
-        finite = jnp.all(jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(grads)]))
+        norm = optax.tree.norm(grads)
+        finite = jnp.isfinite(norm)  # one number; testing every array takes as long to compile as the optimiser
 
         def update() -> tuple[PyTree, PyTree]:
             extra = {"value": metrics["loss"], "grad": grads}
             extra["value_fn"] = lambda params: loss_fn(params, state.aux, batch, key)[0]
-            return tx.update(grads, state.opt_state, state.params, **extra)
+            updates, opt_state = tx.update(grads, state.opt_state, state.params, **extra)
+            return optax.apply_updates(state.params, updates), opt_state
 
-        def skip() -> tuple[PyTree, PyTree]:
-            return optax.tree.zeros_like(grads), state.opt_state
-
-        updates, opt_state = jax.lax.cond(finite, update, skip)
-        params = optax.apply_updates(state.params, updates)
+        decay = ema_decay(state.step) if callable(ema_decay) else ema_decay
+        params, opt_state = jax.lax.cond(finite, update, lambda: (state.params, state.opt_state))
         skipped = Skipped(
             total=state.skipped.total + ~finite,
             in_a_row=jnp.where(finite, 0, state.skipped.in_a_row + 1),
             last_finite=finite,
         )
         metrics |= {
-            "gradient_norm": optax.tree.norm(grads),
+            "gradient_norm": norm,
             "clips": batch["valid"].sum(),
             "skipped_steps": skipped.total,
             "skipped_in_a_row": skipped.in_a_row,
@@ -103,7 +105,7 @@ def make_train_step(
                 model_state=jax.tree.map(lambda new, old: jnp.where(finite, new, old), model_state, state.model_state),
                 opt_state=opt_state,
                 skipped=skipped,
-                ema=None if ema_decay is None else optax.incremental_update(params, state.ema, 1 - ema_decay),
+                ema=None if decay is None else optax.incremental_update(params, state.ema, 1 - decay),
             ),
             metrics,
         )

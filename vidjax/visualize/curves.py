@@ -35,20 +35,54 @@ def save_points(
     """Writes a PNG of named points with a logarithmic x axis.
 
     Args:
-      points: x and y by name.
+      points: x and y, from 0 to 1, by name.
       lines: y of horizontal dashed lines, by name.
     """
-    figure = Figure(figsize=(9, 4.5), layout="constrained")
-    axes = figure.subplots()
-    for number, (name, (x, y)) in enumerate(points.items()):  # points may coincide: draw the larger ones first
-        size = 13 - 7 * number / max(len(points) - 1, 1)
-        axes.plot(x, y, "osD^vP"[number % 6], markersize=size, alpha=0.8, label=plain(name))
-    _lines(axes, lines)
-    axes.set(xscale="log", xlabel=plain(xlabel), ylabel=plain(ylabel), ylim=(0, 1.05))
-    axes.grid(alpha=0.3)
-    figure.legend(loc="outside right upper", fontsize=9)
-    figure.savefig(path, dpi=110)
+    draw_points(points, xlabel, ylabel, lines).savefig(path, dpi=110)
     return Path(path)
+
+
+def draw_points(
+    points: Mapping[str, tuple[float, float]], xlabel: str, ylabel: str, lines: Mapping[str, float]
+) -> Figure:
+    """The figure of `save_points`: upright names above the upper points and below the lower ones, side by side."""
+    upper = {name: y >= 0.5 for name, (_, y) in points.items()}
+    most = max(sum(upper.values()), len(upper) - sum(upper.values()))
+    figure = Figure(figsize=(max(7.0, 1.0 + 0.26 * most), 8), layout="constrained")
+    axes = figure.subplots()
+    logarithms = {name: np.log(x) for name, (x, _) in points.items()}
+    low, high = min(logarithms.values()) - 0.3, max(logarithms.values()) + 0.3
+    for top in (True, False):
+        names = sorted((name for name in points if upper[name] is top), key=logarithms.get)
+        wanted = [(logarithms[name] - low) / (high - low) for name in names]
+        for number, (name, place) in enumerate(zip(names, _spread(wanted, 0.92 / most), strict=True)):
+            color = f"C{number % 10}"
+            axes.plot(*points[name], "osD^vP"[number % 6], color=color, alpha=0.8)
+            axes.annotate(
+                plain(name), points[name], (np.exp(low + place * (high - low)), 1.15 if top else -0.15), rotation=90,
+                ha="center", va="bottom" if top else "top", color=color, fontsize=9,
+                arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.6, "relpos": (0.5, 0.0 if top else 1.0)},
+            )  # fmt: skip
+    _lines(axes, lines)
+    axes.set(
+        xscale="log", xlabel=plain(xlabel), ylabel=plain(ylabel), xlim=np.exp((low, high)), ylim=(-0.85, 1.95),
+        yticks=np.linspace(0, 1, 6),
+    )  # fmt: skip
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def _spread(wanted: Sequence[float], gap: float) -> list[float]:
+    """Places between 0 and 1, `gap` or more apart, in the order of the sorted wanted ones and near to them."""
+    places, edge = [], gap / 2
+    for place in wanted:
+        places.append(max(place, edge))
+        edge = places[-1] + gap
+    edge = 1 - gap / 2
+    for i in reversed(range(len(places))):
+        places[i] = min(places[i], edge)
+        edge = places[i] - gap
+    return places
 
 
 def save_bands(

@@ -12,7 +12,7 @@ from vidjax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class Shares:
+class InputScaling:
     """Weak scaling of the input pipeline, with one core per process."""
 
     source: str
@@ -40,7 +40,7 @@ class Shares:
         check_files(json=self.json)
 
 
-def read_share(config: Shares, place: int, core: int, commands: Any, reports: Any, barrier: Any) -> None:
+def read_part(config: InputScaling, place: int, core: int, commands: Any, reports: Any, barrier: Any) -> None:
     """The main function of a process that measures its part of the batches for each command, on one core."""
     os.sched_setaffinity(0, {core})
     from vidjax.data.config import DataConfig
@@ -49,9 +49,9 @@ def read_share(config: Shares, place: int, core: int, commands: Any, reports: An
 
     data = DataConfig(source=config.source, frames=config.frames, size=config.size, workers=1)
     source = open_source(data.source, data.split)
-    share = {"batch_size": config.rows * config.processes, "process_index": place, "process_count": config.processes}
+    part = {"batch_size": config.rows * config.processes, "process_index": place, "process_count": config.processes}
     while (command := commands.get()) is not None:
-        batches = train_batches(source, data, seed=0, **share)
+        batches = train_batches(source, data, seed=0, **part)
         next(batches)  # the first batch traces the pipeline
         if command == "together":
             barrier.wait()
@@ -65,7 +65,7 @@ def read_share(config: Shares, place: int, core: int, commands: Any, reports: An
         batches.close()
 
 
-def measure_shares(config: Shares) -> list[dict[str, Any]]:
+def measure_input_scaling(config: InputScaling) -> list[dict[str, Any]]:
     """Clips per second of each process, alone and together with the others.
 
     Returns:
@@ -85,7 +85,7 @@ def measure_shares(config: Shares) -> list[dict[str, Any]]:
     reports, barrier = context.Queue(), context.Barrier(config.processes)
     commands = [context.Queue() for _ in range(config.processes)]
     readers = [
-        context.Process(target=read_share, args=(config, place, cores[place], commands[place], reports, barrier))
+        context.Process(target=read_part, args=(config, place, cores[place], commands[place], reports, barrier))
         for place in range(config.processes)
     ]
     for reader in readers:

@@ -1,0 +1,189 @@
+"""Pre-train a V-JEPA 2 (Assran et al. 2025, arXiv:2506.09985) on videos without labels, by latent prediction.
+
+A tiny model on rendered videos (its settings are not tuned yet): python experiments/jepa_pretrain.py
+
+On a folder of videos: python experiments/jepa_pretrain.py --data.source FOLDER --workdir runs/mine
+
+With a frozen teacher instead of a moving average: add --teacher RUN_OR_NAME
+
+Running the same command again resumes the run.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import recipes.jepa_pretrain
+from jax.sharding import Mesh
+
+import vidjax
+from vidjax import cli, runs
+from vidjax.data.config import DataConfig
+from vidjax.errors import UserError
+from vidjax.fields import require_positive
+from vidjax.layers import patches
+from vidjax.objectives import latent, multi_block
+from vidjax.runs.announce import require_length
+from vidjax.runs.config import TrainConfig
+from vidjax.runs.latent import load_teacher, make_observer, make_targets
+from vidjax.runs.run import Run
+from vidjax.runs.validation import probe_labels
+from vidjax.training.loop import FitResult
+from vidjax.training.optimizer import OptimizerConfig
+from vidjax.training.sharding import is_main_process
+from vidjax.training.state import Aux
+from vidjax.training.step import valid_mean
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(TrainConfig):
+    """A run of latent prediction."""
+
+    model: str = "vjepa2_large"
+    """vjepa2_tiny, _large, _huge or _giant."""
+    data: DataConfig = recipes.jepa_pretrain.CLIPS
+    """The training videos."""
+    teacher: str | None = None
+    """Predict the tokens of this frozen encoder, a run or a published checkpoint, not those of the moving average."""
+    predictor_width: int | None = None
+    """Width of the predictor (default: the model's)."""
+    short_blocks: int = 8
+    """Number of blocks of the first mask."""
+    short_scale: float = 0.15
+    """Area of each as a fraction of the frame."""
+    long_blocks: int = 2
+    """Number of blocks of the second mask."""
+    long_scale: float = 0.7
+    """Area of each as a fraction of the frame."""
+    mask_clips: int = 24
+    """Up to this many clips share the size of their blocks and are cut to the fewest tokens among them."""
+    final_ema_decay: float | None = None
+    """Decay of the moving average at the end, to which it changes linearly (default: constant)."""
+    probe_clips: int = 1024
+    """Labelled clips for the linear probe at the end, half for fitting and half for scoring; 0 disables it."""
+    observed_clips: int = 16
+    """Clips whose targets and predictions are observed for a collapse."""
+    accumulation: int = 1
+    """Micro-batches per step, to save memory."""
+    workdir: str = "runs/jepa_pretrain"
+    ema_decay: float | None = 0.99925
+    optim: OptimizerConfig = recipes.jepa_pretrain.CONSTANT
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        super().__post_init__()
+        require_positive(self, "predictor_width", "mask_clips", "observed_clips")
+        if self.ema_decay is None:
+            raise UserError("ema_decay is None: the targets are a moving average's, give its decay")
+        if self.final_ema_decay is not None and not 0 < self.final_ema_decay <= 1:
+            raise UserError(f"final_ema_decay is {self.final_ema_decay}: it must be above 0 and at most 1")
+
+    @property
+    def blocks(self) -> tuple[multi_block.Blocks, multi_block.Blocks]:
+        """The blocks of both masks."""
+        pairs = (self.short_blocks, self.short_scale), (self.long_blocks, self.long_scale)
+        return tuple(multi_block.Blocks(*pair) for pair in pairs)
+
+
+RECIPES = {name: Config(**values) for name, values in recipes.jepa_pretrain.RECIPES.items()}
+DATA_FLAG = "--data.source"
+
+
+def make_model(config: Config, target_width: int | None) -> nn.Module:
+    """The encoder with its predictor."""
+    name = f"{config.model}_pretrain"
+    if name not in (names := vidjax.list_models("vjepa2")):
+        names = ", ".join(each.removesuffix("_pretrain") for each in names if each.endswith("_pretrain"))
+        raise UserError(f"model {config.model} has no predictor: choose one of {names}")
+    fields = {} if config.predictor_width is None else {"predictor_width": config.predictor_width}
+    model = vidjax.create_model(name, **runs.computing_fields(config, name), **fields, target_width=target_width)
+    width, heads = model.predictor_width, model.predictor_heads
+    if width % heads or width < 6 * heads:
+        raise UserError(f"predictor_width is {width}: its {heads} heads need 6 channels or more each, use {6 * heads}")
+    return model
+
+
+def make_loss(model: nn.Module, targets: Callable, draw: Callable) -> Callable:
+    """The loss function: prediction of the targets behind both masks, which are encoded once."""
+
+    def loss_fn(params: Any, aux: Aux, batch: dict[str, jax.Array], key: jax.Array) -> tuple:
+        mask_key, drop_key = jax.random.split(key)
+        apply = partial(model.apply, {"params": params}, train=True, rngs={"drop_path": drop_key})
+        masks, video = draw(mask_key, len(batch["video"])), model.card.preprocess(batch["video"])
+        losses, seen = latent.predict(apply, video, targets(aux, batch["video"]), masks)
+        return valid_mean(losses, batch["valid"]), (aux.model_state, jax.lax.stop_gradient(seen))
+
+    return loss_fn
+
+
+def summarize(run: Run, result: FitResult, accuracy: dict[str, float]) -> dict[str, float]:
+    """Prints the results, the files written and suggested next steps."""
+    curves = [f"evaluation/{name}" for name in latent.DIVERSITY]
+    seen = next(reversed(run.evaluations().values()), {})
+    lines = [f"targets   RankMe {seen['target_rank']:.1f}, std {seen['target_std']:.2f}"] if seen else []
+    if accuracy:
+        trained, untrained, chance = (accuracy[name] for name in ("trained", "untrained", "chance"))
+        lines.append(f"probe     {trained:.1%} linear probe, {untrained:.1%} untrained, {chance:.1%} by chance")
+    advice = {"fine-tuning": f"python experiments/finetune.py --model {run.config.model} --init_from {run.workdir}"}
+    return run.finish(result, "evaluation/latent_loss", lines, advice, curves) | accuracy
+
+
+@runs.on_mesh
+def main(config: Config, mesh: Mesh) -> dict[str, float]:
+    """Runs the job; returns the first and last loss and the probe's accuracies, or the memory of a dry run."""
+    from vidjax.data.sources import open_source
+
+    run, data = Run(config, mesh), config.data
+    clip = jax.ShapeDtypeStruct((1, data.frames, data.size, data.size, 3), jnp.float32)
+    teacher, frozen, tokens = load_teacher(config.teacher, clip) if config.teacher else (None, None, None)
+    model = make_model(config, tokens and tokens[-1])
+    grid = patches.grid(clip.shape[1:4], model.patch_size)
+    if tokens and tokens[:3] != grid:
+        raise UserError(f"the teacher's tokens lie on a grid of {tokens[:3]}, the model's on {grid}: choose another")
+    group = multi_block.largest_group(config.batch_size // config.accumulation, config.mask_clips)
+    shapes = [multi_block.sizes(group, grid, blocks) for blocks in config.blocks]
+
+    def draw(key: jax.Array, clips: int) -> list[multi_block.Mask]:
+        keys, each = jax.random.split(key), multi_block.largest_group(clips, group)
+        pairs = zip(keys, config.blocks, shapes, strict=True)
+        return [multi_block.draw(key, clips, grid, blocks, shape, each) for key, blocks, shape in pairs]
+
+    run.plan(source=open_source(data.source, data.split, data.square_pixels))
+    require_length(data, run.source)
+    decay = None if config.final_ema_decay is None else (config.ema_decay, config.final_ema_decay, run.steps)
+    targets = make_targets(model, teacher)
+    inputs = [jax.ShapeDtypeStruct((1, size), jnp.int32) for size in shapes[0]]
+    run.build(
+        model, (clip, *inputs), make_loss(model, targets, draw), frozen=frozen,
+        ema_decay=decay and optax.linear_schedule(*decay),
+    )  # fmt: skip
+    if config.dry_run:
+        return run.dry_run()
+    variables = run.new_variables()
+    if config.init_from and not run.has_begun:
+        variables, _ = runs.start_from(config.init_from, model, variables)
+    state = run.begin(variables, frozen)
+    del variables, frozen  # the state has its own copies
+    counts = " and ".join(f"up to {kept} of them predict {predicted}" for kept, predicted in shapes)
+    origin = config.teacher or f"a moving average, {config.ema_decay} to {config.final_ema_decay or config.ema_decay}"
+    run.announce(tokens=f"{math.prod(grid)} per clip: {counts}", targets=f"of {origin}")
+
+    def batches_from(first: int) -> Iterator[dict[str, np.ndarray]]:
+        return ({name: batch[name] for name in ("video", "valid")} for batch in run.batches(first))
+
+    result = run.fit(state, batches_from, make_observer(run, targets, draw, config.observed_clips))
+    if not result.finished:
+        return {}
+    accuracy = probe_labels(run, result.state.ema, config.probe_clips)
+    return summarize(run, result, accuracy) if is_main_process() else accuracy
+
+
+if __name__ == "__main__":
+    cli.run(main, Config, RECIPES, DATA_FLAG)

@@ -1,0 +1,46 @@
+"""Recipes of albef_pretrain.py."""
+
+from vidjax.data.config import AugmentConfig, CaptionedDataConfig
+from vidjax.training.loop import LoopConfig
+from vidjax.training.optimizer import OptimizerConfig
+
+DEMO = {
+    "model": "albef_tiny",
+    "data": CaptionedDataConfig(
+        frames=4,
+        size=32,
+        short_side=32,
+        stride=4,
+        augment=AugmentConfig(crop="center"),
+        validation="synthetic:moving_shapes",
+        validation_examples=256,
+    ),
+    "batch_size": 32,
+    "steps": 400,
+    "optim": OptimizerConfig(learning_rate=8e-3, warmup_epochs=0.2, beta2=0.98, weight_decay=0.02, clip_norm=1.0),
+    "loop": LoopConfig(log_every=20, save_every=200, evaluate_every=200),
+}
+# salesforce/ALBEF, configs/Pretrain.yaml and Pretrain.py: 1e-4 for 8 x 64 images, 2000 steps of warm-up from 1e-5, to
+# 1e-5; 14.1 million images. Differences: RandAugment has all of its operations; biases and norms are alike not decayed.
+ALBEF = {
+    "model": "albef_base",
+    "data": CaptionedDataConfig(
+        frames=1,
+        size=256,
+        augment=AugmentConfig(crop="random_resized", flip=True, rand_augment_ops=2, rand_augment_magnitude=7),
+    ),
+    "context": 25,
+    "batch_size": 512,
+    "epochs": 30,
+    "optim": OptimizerConfig(
+        learning_rate=5e-5, warmup_learning_rate=5e-6, final_learning_rate=5e-6, warmup_epochs=0.07, beta2=0.999,
+        weight_decay=0.02,
+    ),
+    "loop": LoopConfig(log_every=50),
+}  # fmt: skip
+
+RECIPES = {
+    "demo": DEMO,
+    "videos": {},  # the user's videos
+    "albef_base": ALBEF,
+}

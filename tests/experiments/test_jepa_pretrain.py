@@ -1,0 +1,162 @@
+"""Latent prediction: the loss of the original, a run that is resumed, a teacher, a collapse, invalid input."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import recipe
+import videos
+from small_runs import interrupt_after
+
+from vidjax import cli
+from vidjax.convert import from_state_dict
+from vidjax.errors import UserError
+from vidjax.layers.card import Card
+from vidjax.models.vjepa import VJEPA, Pretraining
+from vidjax.objectives import latent, multi_block
+from vidjax.runs.latent import make_targets
+from vidjax.training.checkpoint import load_variables
+from vidjax.training.metrics import read_metrics
+from vidjax.training.state import Aux
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "experiments"))
+
+import jepa_pretrain
+
+STEPS = 5
+SMALL = f"""
+demo --data.size 32 --data.short_side 32 --data.frames 4 --data.stride 1 --data.workers 1 --batch_size 8 --steps {STEPS}
+--loop.log_every 1 --loop.save_every 1 --loop.evaluate_every 4 --probe_clips 0 --observed_clips 4 --ema_decay 0.9
+--final_ema_decay 0.95 --optim.warmup_epochs 0 --optim.final_weight_decay 0.1
+""".split()
+
+
+def run(workdir, *flags):
+    argv = [*SMALL, "--workdir", str(workdir), *flags]
+    return jepa_pretrain.main(cli.parse(jepa_pretrain.Config, jepa_pretrain.RECIPES, jepa_pretrain.DATA_FLAG, argv))
+
+
+class Floats(Card):
+    """A card of clips that are normalised already."""
+
+    def preprocess(self, video):
+        return video
+
+
+def test_the_loss_of_a_step_equals_the_original():
+    """Context encoder on visible tokens, moving average on all, predictor, both masks: golden vjepa2_train."""
+    golden = recipe.load("vjepa2_train")
+    c, (video, *indices) = golden.config, golden.inputs
+    fields = {"width": c["D"], "depth": c["L"], "heads": c["H"], "patch_size": (2, c["P"], c["P"]), "card": Floats()}
+    predictor = {"predictor_width": c["pD"], "predictor_depth": c["pL"], "predictor_heads": c["pH"]}
+    model = Pretraining(**fields, **predictor, mask_tokens=c["M"])
+    params = from_state_dict(model, golden.weights, strict=True)["params"]
+    # The golden was recorded with token 1; training with clips of one length uses token 0.
+    params["predictor"]["mask_tokens"] = jnp.roll(params["predictor"]["mask_tokens"], -c["mask_index"], axis=0)
+    target = from_state_dict(VJEPA(**fields), golden.weights, strict=True)["params"]
+    masks = [
+        multi_block.Mask(*map(jnp.asarray, pair), jnp.ones((2, sum(each.shape[1] for each in pair)), bool))
+        for pair in (indices[:2], indices[2:])
+    ]
+    loss_fn = jepa_pretrain.make_loss(model, make_targets(model, None), lambda key, clips: masks)
+    aux = Aux({}, params | {"encoder": target}, None, jnp.zeros((), jnp.int32))
+    batch = {"video": jnp.moveaxis(jnp.asarray(video), 1, -1), "valid": jnp.ones(2, bool)}
+    loss, (_, seen) = jax.jit(loss_fn)(params, aux, batch, jax.random.key(0))
+    expected = golden.outputs["output0"].item()
+    assert abs(float(loss) - expected) <= 1e-5 * expected
+    other = jax.jit(loss_fn)(params, aux, batch | {"valid": jnp.array([True, False])}, jax.random.key(0))[0]
+    assert abs(float(other) - expected) > 1e-3  # a mean over valid clips
+    assert set(seen) == set(latent.DIVERSITY) and all(value > 0.1 for value in seen.values())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("jepa") / "run"
+    run(workdir)
+    return workdir
+
+
+def test_the_moving_average_of_a_resumed_run_is_equal_bit_for_bit(finished, tmp_path):
+    interrupt_after(3, run, tmp_path / "run")
+    run(tmp_path / "run")
+    (expected, step), (resumed, _) = load_variables(finished), load_variables(tmp_path / "run")
+    assert step == STEPS and expected.keys() == resumed.keys()
+    for path, value in expected.items():
+        np.testing.assert_array_equal(resumed[path], value, err_msg=path)
+    losses = [[e["loss"] for e in read_metrics(each) if "loss" in e] for each in (finished, tmp_path / "run")]
+    assert len(losses[0]) == STEPS and losses[0] == losses[1]
+
+
+def test_the_log_shows_how_diverse_targets_and_predictions_are(finished):
+    entries = read_metrics(finished)
+    assert all(entry[name] > 0 for entry in entries if "loss" in entry for name in latent.DIVERSITY)
+    observed = [entry for entry in entries if "evaluation/latent_loss" in entry]
+    assert [entry["step"] for entry in observed] == [4, STEPS]
+    assert all(entry[f"evaluation/{name}"] > 0 for entry in observed for name in latent.DIVERSITY)
+    assert (finished / "curves.png").exists()
+
+
+def test_a_frozen_teacher_makes_the_targets(finished, tmp_path, capsys):
+    """The encoder of another run, of another width."""
+    run(tmp_path / "run", "--teacher", str(finished), "--steps", "2")
+    assert f"of {finished}" in capsys.readouterr().out
+    taught = [entry["target_rank"] for entry in read_metrics(tmp_path / "run") if "loss" in entry]
+    assert len(taught) == 2
+    save_coarse(tmp_path / "coarse")
+    grids = r"the teacher's tokens lie on a grid of \(2, 2, 2\), the model's on \(2, 4, 4\): choose another"
+    with pytest.raises(UserError, match=grids):
+        run(tmp_path / "other", "--teacher", str(tmp_path / "coarse"))
+
+
+def save_coarse(folder):
+    """An encoder of patches of 16 pixels."""
+    import vidjax
+
+    model = vidjax.create_model("videomae_tiny", num_frames=4, image_size=32)
+    variables = model.init(jax.random.key(0), jnp.zeros((1, 4, 32, 32, 3)))
+    vidjax.save_pretrained(folder, model, variables)
+
+
+def test_a_run_whose_targets_collapse_stops_with_advice_and_a_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr(latent, "COLLAPSED", 100.0)
+    advice = r"step 4: the targets have collapsed \(RankMe .*; untrained .*: start again with a lower --optim"
+    with pytest.raises(UserError, match=advice) as error:
+        run(tmp_path / "run")
+    assert "\n" not in str(error.value)
+    assert load_variables(tmp_path / "run")[1] == 4
+
+
+BAD = [
+    (["--data.size", "16"], "8 blocks of 15% of a frame of 2x2 patches leave nothing to predict: use larger"),
+    (["--long_scale", "0.95"], "2 blocks of 95% of a frame of 4x4 patches leave no context: use smaller blocks"),
+    (["--predictor_width", "4"], "predictor_width is 4: its 4 heads need 6 channels or more each, use 24"),
+    (["--model", "videomae_tiny"], "model videomae_tiny has no predictor: choose one of vjepa2_giant, "),
+    (["--teacher", "nowhere/at/all"], "teacher: there are no weights at nowhere/at/all: give a run, a file or a Hugg"),
+    (["--data.frames", "3"], "3 frames cannot be cut into patches of 2: use a multiple of 2, such as 2 or 4"),
+    (["--data.source", "SHORT", "--data.stride", "5"], "a clip needs 16 frames of a video, but the first of SHORT has"),
+]
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(("flags", "message"), BAD, ids=[flags[0] for flags, _ in BAD])
+def test_invalid_input_is_one_line_before_anything_is_written(flags, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    videos.write_video(Path("SHORT") / "a.mp4", videos.numbered(12))
+    with pytest.raises(UserError, match=message) as error:
+        run("run", *flags)
+    assert "\n" not in str(error.value) and not Path("run").exists()
+
+
+def test_recipes_follow_the_published_schedule():
+    """A warm-up of 12,000 steps from 1e-4 to a constant 5.25e-4 at a batch of 3072, for 22 million videos."""
+    config = jepa_pretrain.RECIPES["giant"]
+    rate = config.optim.schedule(config.batch_size, config.steps, 22e6 / config.batch_size)
+    assert [float(rate(step)) for step in (0, 12_100, 239_999)] == pytest.approx([1e-4, 5.25e-4, 5.25e-4], rel=1e-3)
+    cooling = jepa_pretrain.RECIPES["giant_cooldown_384"]
+    rate = cooling.optim.schedule(cooling.batch_size, cooling.steps, 1000)
+    assert [float(rate(step)) for step in (0, 6000, 12_000)] == pytest.approx([5.25e-4, 2.63e-4, 1e-6], rel=1e-2)
+    assert replace(config, ema_decay=0.5).blocks == (multi_block.SHORT_RANGE, multi_block.LONG_RANGE)

@@ -1,0 +1,116 @@
+"""Parts of BERT (Devlin et al. 2018, arXiv:1810.04805): embeddings, post-norm blocks and the head for words.
+
+Encoders and decoders of text, with or without attention to a video, are made of the same blocks: the mask says which
+tokens a token sees, and a block that is called with a context also attends to it.
+"""
+
+from functools import partial
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+from vidjax.layers.activations import ACTIVATIONS, Activation, exact_gelu
+from vidjax.layers.attention import Attention
+from vidjax.layers.normalization import LayerNorm
+from vidjax.layers.transformer import DropPath, Mlp
+
+NORMAL = nn.initializers.normal(0.02)
+
+
+class BertEmbedding(nn.Module):
+    """The sum of word, learned position and the first segment embedding, normalised.
+
+    Attributes:
+      vocabulary: number of ids.
+      context: maximum number of tokens in a text.
+      types: number of segment embeddings; all tokens use the first.
+      dropout: rate after the norm.
+    """
+
+    vocabulary: int
+    context: int
+    width: int
+    types: int = 2
+    epsilon: float = 1e-12
+    dropout: float = 0.0
+    dtype: DTypeLike | None = None
+
+    def setup(self) -> None:
+        """Creates the submodules, whose attribute names are the parameter names."""
+        self.token_embedding = nn.Embed(self.vocabulary, self.width, embedding_init=NORMAL, dtype=self.dtype)
+        self.position = self.param("position", NORMAL, (self.context, self.width))
+        self.type = self.param("type", NORMAL, (self.types, self.width))
+        self.embedding_norm = LayerNorm(epsilon=self.epsilon, dtype=self.dtype)
+        self.embedding_dropout = nn.Dropout(self.dropout)
+
+    def __call__(self, ids: Int[Array, "b m"], train: bool = False) -> Float[Array, "b m d"]:
+        """Embedded tokens."""
+        x = self.token_embedding(ids)
+        x = x + (self.position[: ids.shape[1]] + self.type[0]).astype(x.dtype)
+        return self.embedding_dropout(self.embedding_norm(x), deterministic=not train)
+
+
+class BertBlock(nn.Module):
+    """Post-norm block: self-attention, attention to the context if there is one, MLP; each with a sum and a norm.
+
+    Attributes:
+      dropout: rate of the branches' outputs.
+    """
+
+    heads: int
+    mlp_ratio: float = 4.0
+    epsilon: float = 1e-12
+    activation: Activation = "gelu"
+    dropout: float = 0.0
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b m d"],
+        drop_path: float | Array,
+        train: bool,
+        mask: Bool[Array, "*#b #q m"],
+        context: Float[Array, "b n e"] | None = None,
+    ) -> Float[Array, "b m d"]:
+        """The output has the shape of `x`.
+
+        Args:
+          mask: True where a token may attend to another token of the text.
+          context: tokens of a video, all of which every token of the text attends to.
+        """
+        norm = partial(LayerNorm, epsilon=self.epsilon, dtype=self.dtype)
+        attention = partial(Attention, self.heads, kernel_init=NORMAL, dtype=self.dtype)
+        mlp = Mlp(int(x.shape[-1] * self.mlp_ratio), ACTIVATIONS[self.activation], NORMAL, dtype=self.dtype, name="mlp")
+        dropout = nn.Dropout(self.dropout, deterministic=not train, name="dropout")
+        drop = DropPath(name="drop_path")
+
+        def branch(output: Array) -> Array:
+            return drop(dropout(output), drop_path, train)
+
+        x = norm(name="norm1")(x + branch(attention(name="attention")(x, mask=mask)))
+        if context is not None:
+            x = norm(name="cross_norm")(x + branch(attention(name="cross_attention")(x, context)))
+        return norm(name="norm2")(x + branch(mlp(x)))
+
+
+class WordHead(nn.Module):
+    """Logits of the vocabulary: a linear layer, GELU and a norm, then similarities with the embeddings of the words."""
+
+    epsilon: float = 1e-12
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, tokens: Float[Array, "b m d"], words: Float[Array, "v d"]) -> Float[Array, "b m v"]:
+        """Logits of each token.
+
+        Args:
+          words: the table of word embeddings, with which the head shares its last layer.
+        """
+        x = nn.Dense(tokens.shape[-1], kernel_init=NORMAL, dtype=self.dtype, name="dense")(tokens)
+        x = LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name="norm")(exact_gelu(x))
+        bias = self.param("bias", nn.initializers.zeros_init(), (len(words),))
+        x, words, bias = nn.dtypes.promote_dtype(x, words, bias, dtype=self.dtype)
+        return jnp.einsum("bmd,vd->bmv", x, words) + bias

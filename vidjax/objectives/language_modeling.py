@@ -1,0 +1,70 @@
+"""Predicting words: masked ones from both sides (BERT; ALBEF), or each from those before it (captions).
+
+Ids are those of `data.text.tokenize`: a start token, words, an end token, then padding with id 0.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+
+def mask_words(
+    key: Key[Array, ""], ids: Int[Array, "b m"], mask_token: int, vocabulary: int, ratio: float = 0.15
+) -> tuple[Int[Array, "b m"], Bool[Array, "b m"]]:
+    """Masks words as BERT does: of those chosen, 80 % become the mask token, 10 % a random one, 10 % stay.
+
+    The start token and padding are never chosen; the end token may be, as in ALBEF.
+
+    Args:
+      vocabulary: random tokens are drawn from as many ids.
+      ratio: probability of choosing a word.
+
+    Returns:
+      The masked ids, and which tokens were chosen.
+    """
+    keys = jax.random.split(key, 3)
+    chosen = jax.random.bernoulli(keys[0], ratio, ids.shape) & (ids != 0)
+    chosen = chosen.at[:, 0].set(False)
+    fate = jax.random.uniform(keys[1], ids.shape)
+    random = jax.random.randint(keys[2], ids.shape, 0, vocabulary)
+    replaced = jnp.where(fate < 0.8, mask_token, jnp.where(fate < 0.9, random, ids))
+    return jnp.where(chosen, replaced, ids), chosen
+
+
+def masked_word_loss(
+    logits: Float[Array, "b m v"],
+    momentum_logits: Float[Array, "b m v"],
+    ids: Int[Array, "b m"],
+    chosen: Bool[Array, "b m"],
+    alpha: Float[Array, ""] | float,
+) -> Float[Array, ""]:
+    """Cross-entropy of the masked words with soft targets of a momentum model (ALBEF, arXiv:2107.07651, eq. 7).
+
+    Args:
+      momentum_logits: of the momentum model, for the same masked texts.
+      ids: the words before they were masked.
+      chosen: the places that count; the loss is their mean.
+      alpha: weight of the momentum model's softmax in the target; that of the word is `1 - alpha`.
+    """
+    log_likelihood = jax.nn.log_softmax(logits.astype(jnp.float32))
+    soft = jax.lax.stop_gradient(jax.nn.softmax(momentum_logits.astype(jnp.float32)))
+    losses = -(1 - alpha) * _of_words(log_likelihood, ids) - alpha * (soft * log_likelihood).sum(axis=-1)
+    return _mean(losses, chosen)
+
+
+def caption_loss(logits: Float[Array, "b m v"], ids: Int[Array, "b m"], valid: Bool[Array, "b"]) -> Float[Array, ""]:
+    """Mean cross-entropy of every word and the end token of the valid captions, each from the tokens before it.
+
+    Args:
+      logits: those at place `i` predict token `i + 1`; the last ones are not used.
+    """
+    log_likelihood = jax.nn.log_softmax(logits[:, :-1].astype(jnp.float32))
+    return _mean(-_of_words(log_likelihood, ids[:, 1:]), valid[:, None] & (ids[:, 1:] != 0))
+
+
+def _of_words(log_likelihood: Float[Array, "b m v"], ids: Int[Array, "b m"]) -> Float[Array, "b m"]:
+    return jnp.take_along_axis(log_likelihood, ids[..., None], axis=-1)[..., 0]
+
+
+def _mean(losses: Float[Array, "b m"], counted: Bool[Array, "b m"]) -> Float[Array, ""]:
+    return jnp.where(counted, losses, 0).sum() / jnp.maximum(counted.sum(), 1)

@@ -1,0 +1,104 @@
+"""Latent prediction (JEPA): targets, loss, and how diverse the targets and the predictions are."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from vidjax.objectives.multi_block import Mask
+
+DIVERSITY = ("target_rank", "target_std", "prediction_rank", "prediction_std")
+"""Metrics of `predict` that show a collapse."""
+COLLAPSED = 0.1
+"""Targets with less than this share of the diversity of an untrained encoder's are nearly the same everywhere."""
+
+
+def normalize_tokens(tokens: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+    """Layer norm without parameters and with epsilon 1e-5, in float32: targets from the tokens of an encoder."""
+    tokens = tokens.astype(jnp.float32)
+    centred = tokens - tokens.mean(axis=-1, keepdims=True)
+    return centred / jnp.sqrt(jnp.square(centred).mean(axis=-1, keepdims=True) + 1e-5)
+
+
+def latent_loss(
+    predicted: Float[Array, "b r d"], target: Float[Array, "b r d"], valid: Bool[Array, "b r"] | None = None
+) -> Float[Array, "b"]:
+    """Mean absolute difference of each clip over its tokens and their values, in float32 (V-JEPA, equation 2).
+
+    Args:
+      target: see `normalize_tokens`.
+      valid: False for tokens that do not count; all count if None.
+
+    Example:
+      >>> targets = normalize_tokens(teacher.apply(frozen, video, method="tokens"))
+      >>> targets = jnp.take_along_axis(targets, mask.predicted[..., None], axis=1)
+      >>> loss = latent_loss(model.apply(variables, video, mask.kept, mask.predicted), targets).mean()
+    """
+    error = jnp.abs(predicted.astype(jnp.float32) - target.astype(jnp.float32)).mean(axis=-1)
+    if valid is None:
+        return error.mean(axis=1)
+    return jnp.where(valid, error, 0).sum(axis=1) / jnp.maximum(valid.sum(axis=1), 1)
+
+
+def rank_me(features: Float[Array, "n d"]) -> Float[Array, ""]:
+    """RankMe (Garrido et al. 2023, arXiv:2210.02885): the exponential of the entropy of the singular values.
+
+    From 1, when all rows are multiples of one, to `min(n, d)`. Singular values below a thousandth of the largest, which
+    float32 cannot tell from 0 in a Gram matrix, count as 0.
+    """
+    rows, columns = features.shape
+    features = features.astype(jnp.float32)
+    gram = features @ features.T if rows <= columns else features.T @ features
+    squares = jnp.linalg.eigvalsh(gram)
+    values = jnp.sqrt(jnp.where(squares > 1e-6 * squares[-1], squares, 0))
+    shares = values / jnp.maximum(values.sum(), 1e-12)
+    return jnp.exp(-(shares * jnp.log(jnp.maximum(shares, 1e-12))).sum())
+
+
+def diversity(
+    name: str, tokens: Float[Array, "b n d"], valid: Bool[Array, "b n"] | None = None, most: int = 256
+) -> dict[str, Float[Array, ""]]:
+    """RankMe and mean standard deviation over a sample of the tokens of a batch, evenly from all clips and places.
+
+    Args:
+      name: first word of the metrics, `NAME_rank` and `NAME_std`.
+      valid: True for the first tokens of each clip, which are the sample's; all if None.
+      most: size of the sample.
+    """
+    clips = tokens[:most]
+    each = min(max(most // len(clips), 1), tokens.shape[1])
+    count = jnp.full(len(clips), tokens.shape[1]) if valid is None else valid[:most].sum(axis=1)
+    places = jnp.arange(each) * count[:, None] // each
+    sample = jnp.take_along_axis(clips, places[..., None], axis=1).reshape(-1, tokens.shape[-1]).astype(jnp.float32)
+    return {f"{name}_rank": rank_me(sample), f"{name}_std": sample.std(axis=0).mean()}
+
+
+def has_collapsed(seen: Mapping[str, float], untrained: Mapping[str, float]) -> bool:
+    """Whether the targets have lost nearly all of their diversity, in std or in dimensions.
+
+    Args:
+      seen, untrained: `target_rank` and `target_std` of an encoder and of the same encoder before training, on the same
+        clips: even that encoder's tokens differ little if the clips do.
+    """
+    std = seen["target_std"] < COLLAPSED * untrained["target_std"]
+    return std or seen["target_rank"] - 1 < COLLAPSED * (untrained["target_rank"] - 1)
+
+
+def predict(
+    apply: Callable[..., Array], video: Float[Array, "b t h w c"], targets: Float[Array, "b n d"], masks: Sequence[Mask]
+) -> tuple[Float[Array, "b"], dict[str, Float[Array, ""]]]:
+    """The loss of each clip, the mean over its masks, and the diversity of targets and predictions (`DIVERSITY`).
+
+    Args:
+      apply: predicts tokens `b r d` from a video and the indices `kept`, `predicted` and `valid` of a mask.
+      targets: of all tokens, encoded once for all masks.
+    """
+    losses, seen = [], diversity("target", targets)
+    for mask in masks:
+        predicted = apply(video, mask.kept, mask.predicted, mask.valid)
+        counted = mask.valid[:, mask.kept.shape[1] :]
+        target = jnp.take_along_axis(targets, mask.predicted[..., None], axis=1)
+        losses.append(latent_loss(predicted, target, counted))
+        seen = diversity("prediction", jax.lax.stop_gradient(predicted), counted) | seen
+    return jnp.stack(losses).mean(axis=0), seen

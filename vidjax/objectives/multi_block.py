@@ -1,0 +1,156 @@
+"""Multi-block masks of latent prediction (V-JEPA, Bardes et al. 2024, arXiv:2404.08471, section 3.2).
+
+A mask hides a union of blocks of patches, the same at all times. The encoder sees the tokens outside of it (context),
+and the predictor predicts those inside. V-JEPA 2 predicts behind two masks: several small blocks (short range) and two
+large ones (long range).
+
+The numbers of tokens differ between masks, and as in the original's batches (src/masks/multiseq_multiblock3d.py) all
+clips of a group are cut to the smallest number in it: the last tokens are dropped, which are those of the latest times.
+Under jit the shapes are static, and indices beyond that number fill them up:
+
+    mask = draw(key, 24, (8, 16, 16), SHORT_RANGE, sizes(24, (8, 16, 16), SHORT_RANGE))
+    predicted = model.apply(variables, video, mask.kept, mask.predicted, mask.valid)
+"""
+
+from typing import NamedTuple
+
+import einops
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from vidjax.errors import UserError
+
+Grid = tuple[int, int, int]
+
+
+class Blocks(NamedTuple):
+    """The blocks of a mask.
+
+    Attributes:
+      count: number of blocks.
+      scale: area of a block as a fraction of the frame.
+      aspect_ratio: smallest and largest height divided by width.
+    """
+
+    count: int
+    scale: float
+    aspect_ratio: tuple[float, float] = (0.75, 1.5)
+
+
+SHORT_RANGE, LONG_RANGE = Blocks(8, 0.15), Blocks(2, 0.7)
+
+
+class Mask(NamedTuple):
+    """Masks of a batch.
+
+    Attributes:
+      kept: sorted indices of the context's tokens, in `(t h w)` order.
+      predicted: sorted indices of the tokens to predict.
+      valid: of `kept`, then of `predicted`: False for indices that only fill up the shape.
+    """
+
+    kept: Int[Array, "b m"]
+    predicted: Int[Array, "b r"]
+    valid: Bool[Array, "b n"]
+
+
+def block_size(aspect_ratio: Float[Array, "*s"], grid: Grid, blocks: Blocks) -> tuple[Array, Array]:
+    """Rows and columns of a block of this height divided by width, rounded and at most those of the frame."""
+    _, rows, columns = grid
+    area = int(rows * columns * blocks.scale)
+    height, width = jnp.round(jnp.sqrt(area * aspect_ratio)), jnp.round(jnp.sqrt(area / aspect_ratio))
+    return jnp.minimum(height, rows).astype(jnp.int32), jnp.minimum(width, columns).astype(jnp.int32)
+
+
+def check_blocks(grid: Grid, blocks: Blocks) -> None:
+    """Checks that every mask of these blocks leaves a context and something to predict.
+
+    Raises:
+      UserError: a block can cover the whole frame, or no patch at all.
+    """
+    _, rows, columns = grid
+    what = f"{blocks.count} blocks of {blocks.scale:.0%} of a frame of {rows}x{columns} patches"
+    with jax.ensure_compile_time_eval():
+        height, width = map(np.asarray, block_size(jnp.linspace(*blocks.aspect_ratio, 1000), grid, blocks))
+    if blocks.count < 1 or (height * width).min() < 1:
+        raise UserError(f"{what} leave nothing to predict: use larger blocks, larger clips or smaller patches")
+    if ((height == rows) & (width == columns)).any():
+        raise UserError(f"{what} leave no context: use smaller blocks, larger clips or smaller patches")
+
+
+def _hide(key: Key[Array, ""], clips: int, grid: Grid, blocks: Blocks) -> Bool[Array, "b h w"]:
+    """Which patches of each clip's frames a mask hides. The size of the blocks is the same for all clips."""
+    _, rows, columns = grid
+    size_key, place_key = jax.random.split(key)
+    aspect_ratio = jax.random.uniform(size_key, minval=blocks.aspect_ratio[0], maxval=blocks.aspect_ratio[1])
+    height, width = block_size(aspect_ratio, grid, blocks)
+
+    def place(key: Array) -> Array:
+        top_key, left_key = jax.random.split(key)
+        top = jax.random.randint(top_key, (blocks.count, 1), 0, rows - height + 1)
+        left = jax.random.randint(left_key, (blocks.count, 1), 0, columns - width + 1)
+        row, column = jnp.arange(rows), jnp.arange(columns)
+        across = (row >= top) & (row < top + height)
+        along = (column >= left) & (column < left + width)
+        return (across[:, :, None] & along[:, None]).any(axis=0)
+
+    def draw(key: Array) -> tuple[Array, Array]:
+        key, place_key = jax.random.split(key)
+        return key, place(place_key)
+
+    def one(key: Array) -> Array:  # drawn again until there is a context
+        return jax.lax.while_loop(lambda drawn: drawn[1].all(), lambda drawn: draw(drawn[0]), draw(key))[1]
+
+    return jax.vmap(one)(jax.random.split(place_key, clips))
+
+
+def sizes(clips: int, grid: Grid, blocks: Blocks, draws: int = 1000) -> tuple[int, int]:
+    """Sizes of `kept` and `predicted` that suffice for groups of this many clips: the largest in so many draws.
+
+    A larger number, which one group in a thousand may have, is cut to it.
+
+    Raises:
+      UserError: see `check_blocks`.
+    """
+    check_blocks(grid, blocks)
+
+    def fewest(key: Array) -> Array:
+        hidden = _hide(key, clips, grid, blocks).sum(axis=(1, 2))
+        return jnp.stack([grid[1] * grid[2] - hidden.max(), hidden.min()])
+
+    most = jax.lax.map(fewest, jax.random.split(jax.random.key(0), draws)).max(axis=0)
+    kept, predicted = np.asarray(most) * grid[0]
+    return int(kept), int(predicted)
+
+
+def draw(
+    key: Key[Array, ""], clips: int, grid: Grid, blocks: Blocks, shape: tuple[int, int], group: int | None = None
+) -> Mask:
+    """Draws a mask for each clip of a batch.
+
+    Args:
+      grid: times, rows and columns of tokens.
+      shape: sizes of `kept` and `predicted`, see `sizes`.
+      group: number of clips with blocks of one size, and as many tokens each; it divides `clips`. None for all.
+    """
+    group = clips if group is None else group
+
+    def draw_group(key: Array) -> Mask:
+        hidden = einops.repeat(_hide(key, group, grid, blocks), "b h w -> b (t h w)", t=grid[0])
+        halves = []
+        for inside, size in zip((~hidden, hidden), shape, strict=True):
+            indices = jax.vmap(lambda row, size=size: jnp.flatnonzero(row, size=size, fill_value=0))(inside)
+            halves.append((indices, jnp.arange(size) < inside.sum(axis=1).min()))
+        (kept, seen), (predicted, asked) = halves
+        valid = jnp.broadcast_to(jnp.concatenate([seen, asked]), (group, sum(shape)))
+        return Mask(kept, predicted, valid)
+
+    masks = jax.vmap(draw_group)(jax.random.split(key, clips // group))
+    return jax.tree.map(lambda leaf: leaf.reshape(clips, -1), masks)
+
+
+def largest_group(clips: int, most: int = 24) -> int:
+    """The largest divisor of `clips` up to `most`, the clips of a batch on one of the original's devices."""
+    return next(size for size in range(min(clips, most), 0, -1) if clips % size == 0)
