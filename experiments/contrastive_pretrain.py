@@ -31,7 +31,7 @@ from vidjax.layers.normalization import valid_clips
 from vidjax.models import example_inputs
 from vidjax.models.video_text import VideoText
 from vidjax.objectives import contrastive
-from vidjax.runs.pairs import CaptionCounter, PairConfig, all_but, make_pair, start_pair
+from vidjax.runs.pairs import CaptionCounter, PairConfig, make_pair, start_pair, trained_mask
 from vidjax.runs.run import Run
 from vidjax.runs.sources import open_captioned
 from vidjax.runs.validation import pair_validator
@@ -129,7 +129,7 @@ def main(config: Config, mesh: Mesh) -> dict[str, float]:
     source, validation = open_captioned(config.data, config.seed, distinct)
     run.plan(source=source, validation=validation)
     inputs = example_inputs(model)
-    settings = {"trained": all_but(config.freeze, model), "factors": {"video/temporal/": config.head_factor}}
+    settings = {"trained": trained_mask(config.freeze, model), "factors": {"video/temporal/": config.head_factor}}
     numbers = {"ids": (model.text.context,), "label": ()}
     run.build(model, inputs, make_loss(config, model), **settings, numbers=numbers)
     if config.dry_run:

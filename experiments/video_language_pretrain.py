@@ -30,7 +30,7 @@ from vidjax.models.video_text import VideoText
 from vidjax.objectives import contrastive
 from vidjax.objectives.language_modeling import caption_loss
 from vidjax.runs.captions import caption_validator
-from vidjax.runs.pairs import CaptionCounter, PairConfig, make_pair, start_pair, with_decoder
+from vidjax.runs.pairs import CaptionCounter, PairConfig, make_pair, start_pair, trained_mask, with_decoder
 from vidjax.runs.run import Run
 from vidjax.runs.sources import open_captioned
 from vidjax.runs.validation import pair_validator
@@ -132,7 +132,8 @@ def main(config: Config, mesh: Mesh) -> dict[str, float]:
     source, validation = open_captioned(config.data, config.seed, config.batch_size)
     run.plan(source=source, validation=validation)
     factors, numbers = dict.fromkeys(NEW, config.decoder_factor), {"ids": (context,)}
-    run.build(model, example_inputs(model), make_loss(config, model), factors=factors, numbers=numbers)
+    settings = {"trained": trained_mask("none", model), "factors": factors, "numbers": numbers}
+    run.build(model, example_inputs(model), make_loss(config, model), **settings)
     if config.dry_run:
         return run.dry_run()
     variables, sources = run.new_variables(), (config.init_from, config.init_video_from, config.init_text_from)

@@ -331,6 +331,17 @@ RECIPES = {
         "optim": replace(UNIFORMER["optim"], learning_rate=8e-4, warmup_epochs=5),
     },  # 70.4 from K400, 1x3 views; 2.5e-4 for 40 videos
     "uniformerv2_base_k400": UNIFORMERV2,  # 84.4 from CLIP, 4x3 views
+    "uniformerv2_base_k710": UNIFORMERV2,  # from CLIP, for the recipes `from_k710`; no figure is published
+    "uniformerv2_large_k710": UNIFORMERV2 | {
+        "model": "uniformerv2_large_14",
+        "batch_size": 512,
+        "epochs": 40,
+        "optim": replace(UNIFORMERV2["optim"], learning_rate=5e-6),  # 1e-5 for 512 videos
+    },
+    "uniformerv2_base_k400_from_k710": UNIFORMERV2 | {
+        "epochs": 5,
+        "optim": replace(UNIFORMERV2["optim"], learning_rate=2e-6, warmup_epochs=1),
+    },  # 85.6, 4x3 views
     "uniformerv2_large_k400_from_k710": UNIFORMERV2 | {
         "model": "uniformerv2_large_14",
         "epochs": 5,

@@ -73,6 +73,11 @@ class Projected(nn.Module):
         )
 
     @property
+    def frozen_parts(self) -> tuple[str, ...]:
+        """Beginnings of the paths of the parameters that are not trained: those that the tower freezes."""
+        return tuple(f"tower/{part}" for part in getattr(self.tower, "frozen_parts", ()))
+
+    @property
     def num_frames(self) -> int:
         """Frames of the clips that the tower is meant for."""
         return self.tower.num_frames

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jaxtyping import Bool
+from jaxtyping import Bool, PyTree
 
 from vidjax.convert.checkpoint import read_model
 from vidjax.errors import UserError
@@ -161,12 +161,17 @@ def start_part(source: str, module: nn.Module, inner: str, variables: dict, labe
     return unflatten_dict(flat | {path.replace("/", inner, 1): part[path] for path in part}, sep="/")
 
 
-def all_but(tower: Literal["none", "video", "text"], model: nn.Module) -> Any:
-    """Mask of the trained parameters for `make_optimizer`: False for the frozen tower; None if no tower is frozen."""
-    if tower == "none":
+def trained_mask(frozen_tower: Literal["none", "video", "text"], model: nn.Module) -> PyTree[bool] | None:
+    """Mask of the trained parameters for `make_optimizer`: False for a frozen tower, and for what the video tower
+    freezes itself (UniFormerV2); None if all are trained.
+    """
+    frozen = tuple(f"video/{part}" for part in getattr(model.video, "frozen_parts", ()))
+    if frozen_tower != "none":
+        frozen += (f"{frozen_tower}/",)
+    if not frozen:
         return None
     params = jax.eval_shape(model.init, jax.random.key(0), *example_inputs(model))["params"]
-    return {name: jax.tree.map(lambda _, frozen=name == tower: not frozen, part) for name, part in params.items()}
+    return unflatten_dict({path: not "/".join(path).startswith(frozen) for path in flatten_dict(params)})
 
 
 class CaptionCounter:
