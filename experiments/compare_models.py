@@ -38,7 +38,7 @@ from vidjax import cli, runs
 from vidjax.convert import save_pretrained
 from vidjax.errors import UserError
 from vidjax.fields import check_values
-from vidjax.models import example_inputs
+from vidjax.models import example_inputs, variable_shapes
 from vidjax.training.cost import count_macs
 from vidjax.training.metrics import clock, read_metrics
 from vidjax.visualize.curves import save_bands, save_points
@@ -236,7 +236,7 @@ def finetune(config: Config, name: str, flags: str, seed: int) -> dict[str, Any]
     rate = len(steps) / sum(1 / entry["clips_per_second"] for entry in steps)
     validated = [(entry["step"], entry["evaluation/top1"]) for entry in entries if "evaluation/top1" in entry]
     model, _ = vidjax.load_pretrained(workdir, verbose=False)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), *example_inputs(model))
+    shapes = variable_shapes(model)
     macs = count_macs(model.apply, shapes, *example_inputs(model))
     clips = trained["steps"] * trained["batch_size"]
     return {

@@ -22,7 +22,7 @@ import vidjax
 from vidjax import cli
 from vidjax.convert import layouts, published
 from vidjax.errors import UserError
-from vidjax.models import example_inputs
+from vidjax.models import example_inputs, variable_shapes
 from vidjax.training.cost import count_macs
 
 
@@ -46,7 +46,7 @@ def rows(contains: str) -> Iterator[tuple[str, ...]]:
     """One row of text per model."""
     for name in vidjax.list_models(contains):
         model = vidjax.create_model(name)
-        shapes = jax.eval_shape(model.init, jax.random.key(0), *example_inputs(model))
+        shapes = variable_shapes(model)
         parameters = sum(prod(leaf.shape) for leaf in jax.tree.leaves(shapes["params"]))
         macs = count_macs(model.apply, shapes, *example_inputs(model))
         size = f"{model.num_frames} x {model.image_size} x {model.image_size}"

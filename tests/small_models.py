@@ -3,13 +3,12 @@
 from functools import cache
 from math import prod
 
-import jax
 import numpy as np
 import recipe
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 import vidjax
-from vidjax.models import example_inputs
+from vidjax.models import variable_shapes
 from vidjax.models.actionclip import VideoTower
 from vidjax.models.albef import Albef
 from vidjax.models.clip import ImageTower
@@ -21,7 +20,7 @@ from vidjax.models.vit import ViT
 
 def perturbed(model) -> dict:
     """Random variables, with scales and variances near one: none has its initial value."""
-    shapes = jax.eval_shape(model.init, jax.random.key(0), *example_inputs(model))
+    shapes = variable_shapes(model)
     values = {}
     for path, leaf in flatten_dict(shapes, sep="/").items():
         if np.issubdtype(leaf.dtype, np.integer):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from vidjax.data import pipeline
-from vidjax.models import example_inputs
+from vidjax.models import variable_shapes
 
 
 def changed(config: Any, **fields: Any) -> Any:
@@ -58,5 +58,5 @@ def draw_variables(model: Any) -> dict:
         fan_in = np.prod(shape.shape[:-1]) if path[-1].key == "kernel" else 2500.0
         return jnp.asarray(draw.standard_normal(shape.shape) * fan_in**-0.5, jnp.float32)
 
-    shapes = jax.eval_shape(model.init, jax.random.key(0), *example_inputs(model))
+    shapes = variable_shapes(model)
     return jax.tree.map_with_path(leaf, shapes)

@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict
 import vidjax
 from vidjax.convert import save_pretrained
 from vidjax.errors import UserError
-from vidjax.models import example_inputs
+from vidjax.models import example_inputs, variable_shapes
 
 SIZES = {"width": 24, "depth": 1, "heads": 3, "num_frames": 4, "image_size": 32}
 
@@ -138,7 +138,7 @@ def test_an_unknown_field_is_the_same_error_as_in_create_model(saved):
 def save(directory, name: str, **fields):
     """A checkpoint of a new model."""
     model = vidjax.create_model(name, **fields)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), *example_inputs(model))
+    shapes = variable_shapes(model)
     save_pretrained(directory, model, jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), shapes))
     return model
 

@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 import vidjax
 from vidjax.convert import from_state_dict, load_pretrained, load_weights
-from vidjax.models import example_inputs, videomae
+from vidjax.models import variable_shapes, videomae
 
 ENCODER = {"width": 24, "depth": 2, "heads": 3, "patch_size": (2, 2, 2), "num_frames": 4, "image_size": 4}
 CLASSES = ["jumping", "waving", "eating", "drumming", "yoga"]
@@ -51,14 +51,14 @@ def hugging_face():
 @pytest.fixture(scope="module")
 def pretraining():
     model = videomae.Pretraining(**ENCODER, **DECODER)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), *example_inputs(model))
+    shapes = variable_shapes(model)
     return model, jax.tree.map(lambda leaf: jnp.full(leaf.shape, 7.0), shapes["params"])
 
 
 @pytest.fixture(scope="module")
 def classifier():
     model = videomae.VideoMAE(**ENCODER, num_classes=5)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), *example_inputs(model))
+    shapes = variable_shapes(model)
     return model, jax.tree.map(lambda leaf: jnp.full(leaf.shape, 7.0), shapes["params"])
 
 

@@ -252,6 +252,7 @@ def test_user_errors_are_raised_and_do_not_count_as_bad_files(tmp_path):
     assert len(bad) == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("batches", ["pipeline import train_batches", "batches import evaluation_batches"])
 @pytest.mark.parametrize("end", ["print('done')", "raise SystemExit('done')"])
 def test_a_script_can_exit_with_open_batches(batches, end):

@@ -21,7 +21,7 @@ import vidjax
 from vidjax import cli
 from vidjax.convert import save_pretrained
 from vidjax.data.sources import open_source
-from vidjax.models import example_inputs
+from vidjax.models import variable_shapes
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = ("README.md", *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md")))
@@ -128,7 +128,7 @@ def save(path, class_names, name, **fields) -> None:
     """Saves a checkpoint with random weights, which saves compiling `init`."""
     model = vidjax.create_model(name, num_classes=len(class_names), **fields)
     model = model.clone(card=dataclasses.replace(model.card, class_names=class_names))
-    shapes, draw = jax.eval_shape(model.init, jax.random.key(0), *example_inputs(model)), np.random.default_rng(0)
+    shapes, draw = variable_shapes(model), np.random.default_rng(0)
     save_pretrained(path, model, jax.tree.map(lambda leaf: 0.1 * draw.random(leaf.shape, np.float32), shapes))
 
 

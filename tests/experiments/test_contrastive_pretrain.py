@@ -119,8 +119,8 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(run, config, tmp_path):
 def test_eight_devices_in_chunks_give_the_losses_of_one(tmp_path):
     # Without batch norm, which amplifies rounding errors.
     config = changed(SMALL, video_model="clip_tiny", text_model=None, features=None, data__validation=None, steps=3)
-    contrastive_pretrain.main(changed(config, workdir=str(tmp_path / "eight"), chunk=8))
-    one = make_mesh(devices=jax.devices()[:1])
+    all_devices, one = (make_mesh(devices=jax.local_devices()[:count]) for count in (8, 1))
+    contrastive_pretrain.main(changed(config, workdir=str(tmp_path / "eight"), chunk=8), all_devices)
     contrastive_pretrain.main(changed(config, workdir=str(tmp_path / "one")), one)
     eight, one = (np.array(logged(tmp_path / name)) for name in ("eight", "one"))
     assert len(eight) == config.steps

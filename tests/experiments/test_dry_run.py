@@ -85,7 +85,7 @@ def test_sharded_clips_need_only_a_part_of_the_memory(tmp_path, monkeypatch, cap
     script, config = parse("finetune", *flags, "--model", "videomae_tiny", "--sequence", "2", "--scan")
     numbers = script.main(config)
     out = capsys.readouterr().out
-    assert out.startswith("dry run of videomae_tiny: 16 clips of 4 x 32 x 32 per step on 8 x cpu; nothing")
+    assert out.startswith("dry run of videomae_tiny: 16 clips of 4 x 32 x 32 per step on 2 x cpu; nothing")
     assert numbers["fits"] and "\nfits\n" in out and list(tmp_path.iterdir()) == []
-    # Four groups of two devices: each device has half of the frames of four clips, and all of their labels.
-    assert numbers["batches"] == BATCHES * (4 * 2 * 32 * 32 * 3 + 4 * 4 + 4)
+    # Each of the two devices has half of the frames of all clips, and all of their labels.
+    assert numbers["batches"] == BATCHES * (16 * 2 * 32 * 32 * 3 + 16 * 4 + 16)

@@ -256,7 +256,7 @@ def test_invalid_settings_raise(checkpoint, folder, tmp_path):
             embed.Config(**settings)
     for more, reason in (
         ({"window": 3}, "3 frames cannot be cut into patches of 2"),
-        ({"batch_size": 3}, "cannot be split over 8 devices"),
+        ({"batch_size": 3}, "cannot be split over 2 devices"),
     ):
         with pytest.raises(ValueError, match=reason):
             run(checkpoint, folder, tmp_path / "a.npz", **more)

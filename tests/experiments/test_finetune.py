@@ -295,7 +295,7 @@ BAD = [
     ),
     (["--tune", "partial", "--tuned_blocks", "9"], "9 blocks cannot be trained: the model has 4"),
     (["--data.repeats", "3"], "whole videos with 3 repeats"),
-    (["--batch_size", "12"], "a batch of 12 cannot be split over 8 devices"),
+    (["--batch_size", "13"], "a batch of 13 cannot be split over 2 devices"),
     (["--ema_decay", "0"], "ema_decay is 0.0: it must be between 0 and 1"),
 ]
 
@@ -323,7 +323,7 @@ BAD_EVALUATION = [
     (["--run", "PRETRAINING", "--data.source", "train"], "this Pretraining has no classes to evaluate"),
     (["--run", "RUN", "--views", "4"], "views is 4: write clips x crops, such as 4x3"),
     (["--run", "RUN", "--out", "train"], "train is not an empty directory, and nothing is overwritten"),
-    (["--run", "RUN", "--batch_size", "12"], "a batch of 12 cannot be split over 8 devices"),
+    (["--run", "RUN", "--batch_size", "13"], "a batch of 13 cannot be split over 2 devices"),
 ]
 
 

@@ -32,6 +32,7 @@ def test_only_the_flag_of_the_source_selects_the_recipe_for_user_videos():
     assert parse("timesformer_base_k400", "--data.train", "mine") == named
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [name for name in finetune.RECIPES if name != "videos"])
 def test_every_recipe_has_a_model_that_accepts_its_clips(name, unchecked):
     config = finetune.RECIPES[name]

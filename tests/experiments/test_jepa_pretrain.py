@@ -27,10 +27,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "experiments"))
 
 import jepa_pretrain
 
-STEPS = 5
+STEPS = 4
 SMALL = f"""
 demo --data.size 32 --data.short_side 32 --data.frames 4 --data.stride 1 --data.workers 1 --batch_size 8 --steps {STEPS}
---loop.log_every 1 --loop.save_every 1 --loop.evaluate_every 4 --probe_clips 0 --observed_clips 4 --ema_decay 0.9
+--loop.log_every 1 --loop.save_every 2 --loop.evaluate_every 3 --probe_clips 0 --observed_clips 4 --ema_decay 0.9
 --final_ema_decay 0.95 --optim.warmup_epochs 0 --optim.final_weight_decay 0.1
 """.split()
 
@@ -81,7 +81,7 @@ def finished(tmp_path_factory):
 
 
 def test_the_moving_average_of_a_resumed_run_is_equal_bit_for_bit(finished, tmp_path):
-    interrupt_after(3, run, tmp_path / "run")
+    interrupt_after(2, run, tmp_path / "run")
     run(tmp_path / "run")
     (expected, step), (resumed, _) = load_variables(finished), load_variables(tmp_path / "run")
     assert step == STEPS and expected.keys() == resumed.keys()
@@ -95,11 +95,12 @@ def test_the_log_shows_how_diverse_targets_and_predictions_are(finished):
     entries = read_metrics(finished)
     assert all(entry[name] > 0 for entry in entries if "loss" in entry for name in latent.DIVERSITY)
     observed = [entry for entry in entries if "evaluation/latent_loss" in entry]
-    assert [entry["step"] for entry in observed] == [4, STEPS]
+    assert [entry["step"] for entry in observed] == [3, STEPS]
     assert all(entry[f"evaluation/{name}"] > 0 for entry in observed for name in latent.DIVERSITY)
     assert (finished / "curves.png").exists()
 
 
+@pytest.mark.long
 def test_a_frozen_teacher_makes_the_targets(finished, tmp_path, capsys):
     """The encoder of another run, of another width."""
     run(tmp_path / "run", "--teacher", str(finished), "--steps", "2")
@@ -121,13 +122,14 @@ def save_coarse(folder):
     vidjax.save_pretrained(folder, model, variables)
 
 
+@pytest.mark.long
 def test_a_run_whose_targets_collapse_stops_with_advice_and_a_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr(latent, "COLLAPSED", 100.0)
-    advice = r"step 4: the targets have collapsed \(RankMe .*; untrained .*: start again with a lower --optim"
+    advice = r"step 3: the targets have collapsed \(RankMe .*; untrained .*: start again with a lower --optim"
     with pytest.raises(UserError, match=advice) as error:
         run(tmp_path / "run")
     assert "\n" not in str(error.value)
-    assert load_variables(tmp_path / "run")[1] == 4
+    assert load_variables(tmp_path / "run")[1] == 3
 
 
 BAD = [

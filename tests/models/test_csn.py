@@ -9,7 +9,7 @@ from flax.traverse_util import flatten_dict
 
 from vidjax.convert import from_state_dict
 from vidjax.errors import UserError
-from vidjax.models import create_model, example_inputs
+from vidjax.models import create_model, variable_shapes
 from vidjax.models.csn import Bottleneck, ChannelSeparatedNetwork
 
 # Parameters, and GMACs of one clip where they are published (SYSTEMS-2.md); see test_published.py.
@@ -67,7 +67,7 @@ def test_the_other_kind_is_rejected():
 @pytest.mark.parametrize(("name", "preserved"), [("ircsn_152", 0), ("ipcsn_152", 50)])
 def test_channels_interact_only_in_pointwise_convolutions(name, preserved):
     model = create_model(name)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), *example_inputs(model))["params"]
+    shapes = variable_shapes(model)["params"]
     kernels = {path: leaf.shape for path, leaf in flatten_dict(shapes, sep="/").items() if path.endswith("/kernel")}
     blocks = {path: shape for path, shape in kernels.items() if path.startswith("group_")}
     assert all(shape[:4] == (3, 3, 3, 1) or shape[:3] == (1, 1, 1) for shape in blocks.values())

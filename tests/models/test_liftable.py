@@ -114,6 +114,7 @@ def test_checkpoint_does_not_change_gradients(family):
     assert all(leaf.any() for leaf in jax.tree.leaves(plain))
 
 
+@pytest.mark.long
 def test_every_family_is_traced_under_pmap_vmap_and_checkpoint(family):
     shards = jnp.stack([family.video] * 8)
     ensemble = jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), family.variables)

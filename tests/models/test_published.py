@@ -56,6 +56,7 @@ def shapes_of(row: str):
     return model, shapes, macs
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("row", [*vidjax.list_models(), *WITH_FIELDS])
 def test_parameters_and_cost_are_as_published(row):
     _, parameters, gmacs, _ = ROWS[row]

@@ -11,7 +11,7 @@ from small_models import perturbed
 from vidjax.convert import from_state_dict
 from vidjax.convert.export import entries
 from vidjax.convert.x3d import MMACTION2
-from vidjax.models import create_model, example_inputs
+from vidjax.models import create_model, variable_shapes
 from vidjax.models.x3d import X3D, Block, squeezed_width
 
 # Parameters, and GMACs of one clip where they are published (SYSTEMS-2.md); see test_published.py.
@@ -95,7 +95,7 @@ def test_mmaction2s_head_averages_the_whole_map():
 
 def shapes_of(name: str) -> dict:
     model = create_model(name)
-    return flatten_dict(jax.eval_shape(model.init, jax.random.key(0), *example_inputs(model))["params"], sep="/")
+    return flatten_dict(variable_shapes(model)["params"], sep="/")
 
 
 def test_every_other_block_squeezes():

@@ -51,6 +51,7 @@ def gather(rows: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("blocks", [SHORT_RANGE, LONG_RANGE], ids=["short", "long"])
 def test_statistics_of_10000_masks_equal_the_original_generators(blocks):
     """Shares, overlap of neighbouring masks, and tokens per time, row and column: mean and spread over batches."""

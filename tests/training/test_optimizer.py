@@ -13,13 +13,13 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 import vidjax
 from vidjax.errors import UserError
-from vidjax.models import VARIANTS, example_inputs
+from vidjax.models import VARIANTS, variable_shapes
 from vidjax.training.optimizer import OptimizerConfig, layer_numbers, make_optimizer, trained_parameters
 
 
 def shapes(name):
     model = vidjax.create_model(name, num_classes=4)
-    return jax.eval_shape(model.init, jax.random.key(0), *example_inputs(model))["params"]
+    return variable_shapes(model)["params"]
 
 
 def numbered(name):

@@ -17,7 +17,7 @@ from vidjax.convert.published import list_pretrained
 from vidjax.convert.recognition import CONFIGS, layouts, recognize
 from vidjax.convert.rules import Inflation, Layout
 from vidjax.errors import UserError
-from vidjax.models import create_model, example_inputs, override, towers
+from vidjax.models import create_model, example_inputs, override, towers, variable_shapes
 
 __all__ = [
     "CONFIGS",
@@ -240,16 +240,11 @@ def _reconcile(name: str, model: nn.Module, described: nn.Module, overrides: dic
     return model.clone(**fields)
 
 
-def _shapes(model: nn.Module) -> dict:
-    """Shapes of the model's variables."""
-    return jax.eval_shape(model.init, jax.random.key(0), *example_inputs(model))
-
-
 def _native(model: nn.Module, described: nn.Module | None) -> dict[str, tuple[int, ...]]:
     """Shapes by path in the model that the weights come from, if it is known and of the same type."""
     if type(described) is not type(model):
         return {}
-    shapes = flatten_dict(_shapes(described), sep="/")
+    shapes = flatten_dict(variable_shapes(described), sep="/")
     return {path.removeprefix("params/"): leaf.shape for path, leaf in shapes.items()}
 
 
@@ -271,7 +266,7 @@ def _fill(
 
     native = {} if layout.name == checkpoint.OURS else _native(model, described)  # our own tables already are grids
     variables, report = conversion.apply(
-        layout, weights, _shapes(model), strict=strict, new=new, inflation=inflation, native=native
+        layout, weights, variable_shapes(model), strict=strict, new=new, inflation=inflation, native=native
     )
     flat = flatten_dict(variables)
     missing = [path for path, leaf in flat.items() if isinstance(leaf, jax.ShapeDtypeStruct)]

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import flax.linen as nn
-import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
@@ -15,7 +14,7 @@ from vidjax.convert.files import Weights, weights_of
 from vidjax.convert.rules import Layout, Rule
 from vidjax.errors import UserError
 from vidjax.layers.card import Card
-from vidjax.models import MODULES, example_inputs, towers
+from vidjax.models import MODULES, towers, variable_shapes
 
 NAME = "vidjax.json"
 COMPUTING = ("dtype", "remat", "scan", "implementation")  # fields that change how a model computes, but not what
@@ -60,7 +59,7 @@ def require_empty(directory: Path) -> None:
 
 def check_variables(model: nn.Module, variables: dict) -> None:
     """Raises `UserError` unless the variables have exactly the model's paths and shapes."""
-    initial = jax.eval_shape(model.init, jax.random.key(0), *example_inputs(model))
+    initial = variable_shapes(model)
     expected, given = (
         {(name, leaf.shape) for name, leaf in flatten_dict(each, sep="/").items()} for each in (initial, variables)
     )

@@ -3,6 +3,7 @@
 import difflib
 import pkgutil
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from importlib import import_module
 from numbers import Integral, Real
 from types import MappingProxyType, NoneType, UnionType
@@ -11,6 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from vidjax.errors import UserError
 from vidjax.fields import choices
@@ -173,3 +175,22 @@ def example_inputs(model: nn.Module) -> tuple[jax.ShapeDtypeStruct, ...]:
     shape = (1, model.num_frames, model.image_size, model.image_size, model.channels)
     video = jax.ShapeDtypeStruct(shape, jnp.float32)
     return model.example_inputs(video) if hasattr(model, "example_inputs") else (video,)
+
+
+def variable_shapes(model: nn.Module) -> PyTree[jax.ShapeDtypeStruct]:
+    """Shapes of the variables that `init` returns for `example_inputs`, without computing them.
+
+    Tracing a large model takes seconds, so the shapes of the last models are kept.
+    """
+    try:
+        hash(model)
+    except TypeError:  # a head of the user's with a field that is a list or an array
+        return _trace(model)
+    return jax.tree.map(lambda leaf: leaf, _trace_once(model))  # a copy, which may be changed
+
+
+def _trace(model: nn.Module) -> PyTree[jax.ShapeDtypeStruct]:
+    return jax.eval_shape(model.init, jax.random.key(0), *example_inputs(model))
+
+
+_trace_once = lru_cache(maxsize=64)(_trace)

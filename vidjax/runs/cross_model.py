@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 
 from vidjax.convert.checkpoint import NAME, read_model
 from vidjax.errors import UserError
-from vidjax.models import example_inputs, override
+from vidjax.models import override, variable_shapes
 from vidjax.models.internvideo import CrossModel, TowerClassifier
 from vidjax.models.video_text import VideoText
 from vidjax.runs.pairs import start_part
@@ -71,7 +71,7 @@ def make_cross_model(
 
 def trained_parts(model: CrossModel) -> PyTree[bool]:
     """Mask of the parameters: True for those of the joint model itself and for the two heads."""
-    params = jax.eval_shape(model.init, jax.random.key(0), *example_inputs(model))["params"]
+    params = variable_shapes(model)["params"]
 
     def is_trained(path: tuple, _: Any) -> bool:
         part, *names = (key.key for key in path)

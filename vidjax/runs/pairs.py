@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import flax.linen as nn
-import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Bool, PyTree
@@ -13,7 +12,7 @@ from jaxtyping import Bool, PyTree
 from vidjax.convert.checkpoint import read_model
 from vidjax.errors import UserError
 from vidjax.fields import free, require_positive
-from vidjax.models import create_model, create_text_model, example_inputs
+from vidjax.models import create_model, create_text_model, variable_shapes
 from vidjax.models.text import CaptionDecoder, TextTower
 from vidjax.models.video_text import Projected, VideoText
 from vidjax.runs.config import CaptionedConfig
@@ -170,7 +169,7 @@ def trained_mask(frozen_tower: Literal["none", "video", "text"], model: nn.Modul
         frozen += (f"{frozen_tower}/",)
     if not frozen:
         return None
-    params = jax.eval_shape(model.init, jax.random.key(0), *example_inputs(model))["params"]
+    params = variable_shapes(model)["params"]
     return unflatten_dict({path: not "/".join(path).startswith(frozen) for path in flatten_dict(params)})
 
 
