@@ -37,7 +37,7 @@ import vidjax
 from vidjax import cli, runs
 from vidjax.convert import save_pretrained
 from vidjax.errors import UserError
-from vidjax.fields import check_values
+from vidjax.fields import check_values, require_positive
 from vidjax.models import example_inputs, variable_shapes
 from vidjax.training.cost import count_macs
 from vidjax.training.metrics import clock, read_metrics
@@ -54,10 +54,10 @@ PAIRED = (
     "--data.templates 'a shape moves {}' --objective kl --batch_size 32 --steps 384 --loop.evaluate_every 32 "
     "--optim.learning_rate 8e-3 --optim.final_learning_rate 8e-5"
 )
-LABELS = f"--data.train_examples 256 --steps 512 --loop.evaluate_every 64 {PRETRAINED}"
-FEW = f"--model videomae_tiny {LABELS} {TRANSFORMER}"
-JOINT = f"{LABELS} --steps 256"
-UNTRAINED = f"{LABELS} --steps 1 --optim.learning_rate 1e-12 --optim.final_learning_rate 1e-14"  # gates stay closed
+FEW = f"--steps 512 --loop.evaluate_every 64 {PRETRAINED}"
+MASKED = f"--model videomae_tiny {FEW} {TRANSFORMER}"
+JOINT = f"{FEW} --steps 256"
+UNTRAINED = f"{FEW} --steps 1 --optim.learning_rate 1e-12 --optim.final_learning_rate 1e-14"  # gates stay closed
 CAPTIONED = f"demo --video_model uniformerv2_tiny --steps 340 --loop.evaluate_every 170 {PRETRAINED}"
 
 
@@ -73,6 +73,8 @@ class Config:
     """Random seeds of the pre-training studies; the study of families uses the first."""
     models: tuple[str, ...] = ()
     """Models of the study of families (default: all)."""
+    labels: int = 256
+    """Labelled videos that pre-trained encoders are fine-tuned on."""
     flags: str = ""
     """Additional flags for finetune.py or contrastive_pretrain.py, such as fewer --steps for a trial."""
     pretraining_flags: str = ""
@@ -81,6 +83,7 @@ class Config:
     def __post_init__(self) -> None:
         """Checks the values."""
         check_values(self)
+        require_positive(self, "labels")
         if unknown := [name for name in self.models if name not in FAMILIES]:
             raise UserError(f"models has {unknown[0]}: choose from {', '.join(FAMILIES)}")
         if not self.seeds:
@@ -313,7 +316,7 @@ def compare_starts(config: Config) -> tuple[dict[str, Any], str]:
             if with_captions:
                 results.append(train_pair(config, name, f"{PAIRED} {flag}", seed))
             else:
-                results.append(finetune(config, name, f"{FEW} {flag}", seed))
+                results.append(finetune(config, name, f"{MASKED} --data.train_examples {config.labels} {flag}", seed))
             print(f"  {start}, seed {seed}: top-1 {results[-1]['top1']:.1%}", flush=True)
     curves = {start: seed_curves(results) for start, results in all_results.items()}
     save_bands(Path(config.workdir) / f"{config.study}.png", curves, "step", "top-1", {"chance": CHANCE})
@@ -341,16 +344,17 @@ def table_of_stages(results: dict[str, list]) -> str:
 def compare_stages(config: Config) -> tuple[dict[str, Any], str]:
     """The accuracy of each encoder without and with its pre-training, and of both together, over the seeds."""
     results: dict[str, list] = {}
+    labels = f"--data.train_examples {config.labels}"
     for seed in config.seeds:
         starts = {"masked": pretrain(config, "", seed), "contrastive": str(Path(config.workdir) / f"captioned_{seed}")}
         train("contrastive_pretrain.py", shlex.split(f"{CAPTIONED} --seed {seed}"), Path(starts["contrastive"]))
-        for encoder, flags in (("masked", FEW), ("contrastive", f"--model uniformerv2_tiny {LABELS}")):
+        for encoder, flags in (("masked", MASKED), ("contrastive", f"--model uniformerv2_tiny {FEW}")):
             for stage, start in (("from scratch", ""), ("pre-trained", f"--init_from {shlex.quote(starts[encoder])}")):
                 name = f"{encoder}_{stage.replace(' ', '_')}_{seed}"
-                row = finetune(config, name, f"{flags} {start}", seed)
+                row = finetune(config, name, f"{flags} {labels} {start}", seed)
                 results.setdefault(f"{encoder} encoder, {stage}", []).append(row)
         for stage, flags in (("mean of both scores", UNTRAINED), ("cross-model", JOINT)):
-            row = train_joint(config, f"{stage.replace(' ', '_')}_{seed}", flags, seed)
+            row = train_joint(config, f"{stage.replace(' ', '_')}_{seed}", f"{flags} {labels}", seed)
             results.setdefault(stage, []).append(row)
         print("".join(f"  {stage}, seed {seed}: top-1 {rows[-1]['top1']:.1%}\n" for stage, rows in results.items()))
     together = float(np.mean([row["top1"] for row in results["mean of both scores"]]))

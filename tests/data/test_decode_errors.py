@@ -80,6 +80,7 @@ def test_missing_files_folders_and_sound_are_one_line(tmp_path):
         decode.probe(videos.write_sound(tmp_path / "song.mkv"))
 
 
+@pytest.mark.long
 def test_files_are_closed_and_memory_does_not_grow(tmp_path):
     good = videos.write_video(tmp_path / "a.mp4", videos.numbered(8))
     bad = videos.truncate(videos.write_video(tmp_path / "b.avi", videos.numbered(8)), 0.5)

@@ -193,6 +193,7 @@ def test_rollout_follows_the_frames_that_are_kept_and_merged_tokens():
     assert received.shape == (2, 4, 2, 6, 6) and (received > 0).all()
 
 
+@pytest.mark.long
 def test_uniformer_maps_are_on_the_grid_of_its_first_embedding():
     fields = {"widths": (8, 8, 16, 16), "depths": (1, 1, 1, 1), "head_width": 8, "num_frames": 4, "image_size": 32}
     model = vidjax.create_model("uniformer_tiny", **fields, num_classes=3)

@@ -99,6 +99,7 @@ def test_what_cannot_be_measured_is_refused():
         Input("videos", rounds=0)
 
 
+@pytest.mark.long
 def test_what_goes_wrong_in_a_measuring_process_is_said(folder, monkeypatch):
     config = Input(str(folder), data=DATA, cores=(1,), clips=4, rounds=1)
     monkeypatch.setattr(reading, "prepare", lambda *args: dataclasses.replace(prepare(*args), listed="nowhere.csv"))

@@ -105,6 +105,7 @@ def test_a_run_saves_two_towers_that_embed_clips_and_texts(run):
     assert runs.usual_clips(workdir, model)["stride"] == 4
 
 
+@pytest.mark.long
 def test_an_interrupted_run_equals_an_uninterrupted_one(run, config, tmp_path):
     config = changed(config, workdir=str(tmp_path))
     interrupt_after(4, contrastive_pretrain.main, config)

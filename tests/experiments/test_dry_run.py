@@ -74,7 +74,7 @@ def test_weights_must_exist_and_are_not_read(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("flag", "value"), [("--scan", ()), ("--sequence", ("2",)), ("--remat", ("blocks",))])
 def test_a_model_without_blocks_does_not_support_their_flags(flag, value):
-    script, config = parse("finetune", "--dry_run", flag, *value)
+    script, config = parse("finetune", "--dry_run", "--fsdp", "1", flag, *value)
     with pytest.raises(ValueError, match=rf"{flag[2:]} is .*, but r3d_tiny has no transformer blocks for it"):
         script.main(config)
 

@@ -80,6 +80,7 @@ def finished(tmp_path_factory):
     return workdir
 
 
+@pytest.mark.long
 def test_the_moving_average_of_a_resumed_run_is_equal_bit_for_bit(finished, tmp_path):
     interrupt_after(2, run, tmp_path / "run")
     run(tmp_path / "run")
@@ -91,6 +92,7 @@ def test_the_moving_average_of_a_resumed_run_is_equal_bit_for_bit(finished, tmp_
     assert len(losses[0]) == STEPS and losses[0] == losses[1]
 
 
+@pytest.mark.long
 def test_the_log_shows_how_diverse_targets_and_predictions_are(finished):
     entries = read_metrics(finished)
     assert all(entry[name] > 0 for entry in entries if "loss" in entry for name in latent.DIVERSITY)

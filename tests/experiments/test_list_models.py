@@ -23,6 +23,7 @@ def test_a_line_has_the_cost_of_a_model(capsys):
     assert "24,029,376    10.71" in pretraining
 
 
+@pytest.mark.long
 def test_only_layouts_that_load_are_listed(capsys):
     named = {}
     for name in ("i3d_rgb", "s3dg", "r2d_18", "r2plus1d_18", "r2plus1d_34_mmaction2"):

@@ -46,6 +46,7 @@ def steps():
     return [entry["step"] for entry in read_metrics(Path("run")) if "loss" in entry]
 
 
+@pytest.mark.long
 def test_a_run_with_too_many_bad_files_resumes_with_a_larger_limit(run):
     data = ["--data.train", "videos"]
     with pytest.raises(ValueError, match=r"max_bad_share 0.2 allows: .*; repair or remove them and delete that list"):
@@ -54,6 +55,7 @@ def test_a_run_with_too_many_bad_files_resumes_with_a_larger_limit(run):
     assert steps() == [1, 2, 3, 4] and runs.read_config("run")["data"]["max_bad_share"] == 0.5
 
 
+@pytest.mark.long
 def test_a_run_with_a_gradient_that_is_not_finite_resumes_as_advised(run, monkeypatch, capsys):
     def make_loss(config, *args):
         loss_fn, spoilt = make(config, *args), config.optim.learning_rate > 1

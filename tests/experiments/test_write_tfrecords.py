@@ -150,6 +150,7 @@ def test_fps_needs_the_frame_rate(script):
         script.kept_frames(10, float("nan"), script.Config("a", "b", fps=2.0))
 
 
+@pytest.mark.long
 def test_invalid_input_exits_with_status_2_and_one_line(tmp_path):
     run = subprocess.run(
         [sys.executable, SCRIPT, str(tmp_path / "absent"), str(tmp_path / "out")], capture_output=True, text=True

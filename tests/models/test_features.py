@@ -21,7 +21,7 @@ CLASSIFIERS = [name for name in TINY if "num_classes" in VARIANTS[name]().__data
 # Families with features at several scales, and the number of scales.
 STAGES = {"uniformer": 4, "r2d": 4, "fr2d": 4, "r3d": 4, "r2plus1d": 4, "c3d": 5, "i3d": 5, "s3d": 5, "p3d": 4}
 STAGES |= {"tsn": 4, "tsm": 4, "slow": 4, "slowfast": 4}
-STAGED = sorted(name for name in VARIANTS if "_tiny" in name and name.split("_")[0] in STAGES)
+STAGED = [min(name for name in VARIANTS if name.startswith(f"{family}_tiny")) for family in STAGES]
 
 
 class Pair(nn.Module):

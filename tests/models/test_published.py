@@ -183,6 +183,7 @@ def one_of_each() -> list[str]:
     return list(rows.values())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("row", one_of_each())
 def test_the_listed_layouts_load(row, monkeypatch):
     """A file with the required entries of the layout fills every parameter; no memory is allocated."""

@@ -108,6 +108,7 @@ def test_equals_torchvision_and_vmz(pair):
     assert_close(jax.jit(model.apply)(variables, channels_last(video)), expected)
 
 
+@pytest.mark.long
 def test_winograd_convolution_on_one_cpu_gives_the_same_logits(monkeypatch):
     model, video = MODELS["r3d"], channels_last(recipe.floats("video", (2, 3, 5, 32, 32)))
     variables = jax.jit(model.init)(jax.random.key(0), video)
