@@ -121,10 +121,10 @@ def main(config: Config, devices: Sequence[jax.Device] | None = None) -> dict[st
     if "knn" in config.probes:
         require_neighbours(config.k, len(sources["train"]))  # before the features are computed
     model, variables = load(config)
-    clips = runs.cut_clips(config.run, model, data)
     kinds = (config.pooling,) if {"linear", "knn"} & set(config.probes) else ()
     kinds += ("tokens",) if "attentive" in config.probes else ()
-    encode, out, dtype = make_encode(model, kinds), Path(config.out), runs.computing_type(config.dtype)
+    encode, clips = make_encode(model, kinds), runs.cut_clips(config.run, model, data)
+    out, dtype = Path(config.out), runs.computing_type(config.dtype)
     settings = {"batch_size": config.batch_size}
     settings["meta"] = describe_features(model, variables, clips, dtype, config.cache_dtype)
     train, validation = (
