@@ -102,7 +102,7 @@ print(json.dumps(loaded))
 
 WITH_TENSORFLOW = ("augment", "pipeline", "rand_augment", "records", "stored")
 """Modules of vidjax/data that import TensorFlow: training batches, TFRecords and TFDS."""
-WITHOUT = ("caption", "check_data", "embed", "evaluate", "predict", "retrieve", "visualize", "zero_shot")
+WITHOUT = ("caption", "check_data", "embed", "evaluate", "predict", "probe", "retrieve", "visualize", "zero_shot")
 """Scripts that do not train: they start in seconds, as they do not import TensorFlow."""
 
 
@@ -123,7 +123,7 @@ def test_imports_inside_functions_are_distinguished(tmp_path):
     assert imported(path) == {"av": True, "os": True, "json": False}
 
 
-READ_WEIGHTS = {"caption", "embed", "evaluate", "predict", "retrieve", "visualize", "zero_shot"}
+READ_WEIGHTS = {"caption", "embed", "evaluate", "predict", "probe", "retrieve", "visualize", "zero_shot"}
 """Scripts whose configs share the fields that select the weights."""
 
 

@@ -85,6 +85,7 @@ SMALL = {
     "mae_pretrain.py": f"{CLIPS} {LOOP} --probe_clips 32 --picture_clips 1",
     "merge_labels.py": "",
     "predict.py": "--data.workers 1",
+    "probe.py": "--data.workers 1 --batch_size 8 --k 2 --attentive.epochs 1 --attentive.learning_rates 1e-3",
     "retrieve.py": "--data.workers 1",
     "scaling.py --model": "--batch_per_device 1 --frames 4 --size 32 --chips 8 16",
     "scaling.py input": "--rows 1 --clips 2 --rounds 1 --frames 2 --size 16",

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vidjax.evaluation.knn import knn_accuracy, nearest
+from vidjax.evaluation.knn import knn_accuracy, knn_predict, nearest
 
 
 def test_nearest_equals_sorting_all_cosines_for_any_chunk():
@@ -34,6 +34,22 @@ def test_clusters_are_separated_and_noise_is_not():
     assert knn_accuracy(features[:200], labels[:200], features[200:], labels[200:], 3) > 0.98
     noise = random.normal(size=(300, 16))
     assert knn_accuracy(noise[:200], labels[:200], noise[200:], labels[200:], 3) < 0.5
+
+
+def test_predictions_equal_a_vote_by_vote_count_for_every_k():
+    random = np.random.default_rng(1)
+    train, test = random.normal(size=(30, 6)), random.normal(size=(20, 6))
+    labels, wanted = random.integers(0, 4, 30), []
+    for k in (1, 3, 30):
+        for query in test - train.mean(0):
+            cosines = [q @ query / np.linalg.norm(q) / np.linalg.norm(query) for q in train - train.mean(0)]
+            votes = [0.0] * 4
+            for neighbour in sorted(range(30), key=lambda n: -cosines[n])[:k]:
+                votes[labels[neighbour]] += np.exp(cosines[neighbour] / 0.1)
+            wanted.append(votes.index(max(votes)))
+    predicted = knn_predict(train, labels, test, 4, (1, 3, 30), temperature=0.1)
+    np.testing.assert_array_equal(predicted, np.reshape(wanted, (3, 20)))
+    assert len({tuple(row) for row in predicted.tolist()}) == 3  # k matters
 
 
 def test_impossible_searches_are_refused():

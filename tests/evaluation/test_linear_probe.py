@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from vidjax.evaluation.features import collect_features
-from vidjax.evaluation.linear_probe import linear_probe
+from vidjax.evaluation.linear_probe import linear_predict, linear_probe
 
 
 def blobs(seed, spread, count=300, classes=4, width=8):
@@ -41,6 +41,28 @@ def test_the_fit_minimises_its_loss():
     error = (probabilities - np.eye(4)[y]) / len(y)
     assert np.abs(x.T @ error + 1e-2 * weights["kernel"]).max() < 1e-3
     assert np.abs(error.sum(0)).max() < 1e-3
+
+
+def test_each_penalty_equals_newtons_method():
+    (x, y), (u, _) = blobs(4, 4.0, count=60, classes=3, width=4), blobs(5, 4.0, count=200, classes=3, width=4)
+    penalties = (1e-2, 1.0)
+    predicted = linear_predict(x * 3 + 1, y, u * 3 + 1, 3, penalties)  # the scale of features does not matter
+    ones = [np.hstack([(features - x.mean(0)) / x.std(0), np.ones((len(features), 1))]) for features in (x, u)]
+    for row, penalty in enumerate(penalties):
+        weights, shrink = np.zeros((5, 3)), penalty * np.repeat([1.0] * 4 + [0.0], 3)
+        for _ in range(30):
+            logits = ones[0] @ weights
+            p = np.exp(logits - logits.max(1, keepdims=True))
+            p /= p.sum(1, keepdims=True)
+            gradient = (ones[0].T @ (p - np.eye(3)[y]) / len(y)).ravel() + shrink * weights.ravel()
+            middle = np.einsum("nc,cd->ncd", p, np.eye(3)) - np.einsum("nc,nd->ncd", p, p)
+            hessian = np.einsum("ni,ncd,nj->icjd", ones[0], middle, ones[0]).reshape(15, 15) / len(y) + np.diag(shrink)
+            weights -= np.linalg.lstsq(hessian, gradient, rcond=None)[0].reshape(5, 3)
+        logits = np.sort(ones[1] @ weights, axis=1)
+        clear = logits[:, -1] - logits[:, -2] > 1e-3
+        assert clear.mean() > 0.95
+        np.testing.assert_array_equal(predicted[row][clear], (ones[1] @ weights).argmax(1)[clear])
+    assert (predicted[0] != predicted[1]).any()
 
 
 def test_unlabelled_clips_are_refused():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vidjax.evaluation.recognition import calibration_error, recognition
+from vidjax.evaluation.recognition import calibration_error, recognition, wilson_interval
 
 
 def make_predictions(count=200, classes=7, seed=0):
@@ -62,3 +62,14 @@ def test_invalid_inputs_are_refused():
         recognition(np.full((2, 3), 1 / 3), np.array([0, 3]))
     with pytest.raises(ValueError, match="the model's probabilities are not finite"):
         recognition(np.array([[np.nan, 1.0]]), np.array([0]))
+
+
+def test_wilsons_interval_solves_its_equation():
+    """Its ends are the accuracies whose standard error explains the difference to the measured one, 1.96 times."""
+    for correct, count in ((8, 10), (1, 3), (500, 1000)):
+        for end in wilson_interval(correct, count):
+            assert abs(correct / count - end) == pytest.approx(1.959964 * (end * (1 - end) / count) ** 0.5)
+    assert wilson_interval(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
+    assert wilson_interval(10, 10) == pytest.approx((0.7225, 1.0), abs=1e-4)
+    with pytest.raises(ValueError, match="no labelled videos"):
+        wilson_interval(0, 0)

@@ -141,8 +141,8 @@ class DataConfig(TrainClipConfig):
 
 
 @dataclass(frozen=True)
-class LabelledDataConfig(TrainClipConfig):
-    """Labelled videos for training and validation, and how their clips are sampled, decoded and augmented."""
+class LabelledSources:
+    """Labelled videos for training and validation."""
 
     train: str = "synthetic:moving_shapes"
     """Folder, LIST or LIST:FOLDER (.csv .jsonl .json .txt), tfds:NAME, tfrecord:PATTERN, synthetic:..., mix:A=2,B=1."""
@@ -158,11 +158,19 @@ class LabelledDataConfig(TrainClipConfig):
     """Validate on this many of the videos only, drawn at random."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         for name in ("train_examples", "validation_examples"):
             value = getattr(self, name)
             _require(value is None or value >= 1, f"data.{name}", value, "1 or more")
         _require(bool(self.train), "data.train", repr(self.train), "a folder, a manifest or KIND:NAME")
+
+
+@dataclass(frozen=True)
+class LabelledDataConfig(LabelledSources, TrainClipConfig):
+    """Labelled videos for training and validation, and how their clips are sampled, decoded and augmented."""
+
+    def __post_init__(self) -> None:
+        TrainClipConfig.__post_init__(self)
+        LabelledSources.__post_init__(self)
 
 
 @dataclass(frozen=True)
@@ -243,3 +251,15 @@ class SourceConfig(GivenClipConfig):
     """Split of a tfds or synthetic source, or of a Kinetics list that contains several."""
     max_bad_share: float = 0.2
     """Stop when more than this fraction of the examples cannot be read."""
+
+
+@dataclass(frozen=True)
+class LabelledSourceConfig(LabelledSources, GivenClipConfig):
+    """Labelled videos, and how their clips are sampled (by default as in the encoder's training or as published)."""
+
+    max_bad_share: float = 0.2
+    """Stop when more than this fraction of the examples cannot be read."""
+
+    def __post_init__(self) -> None:
+        GivenClipConfig.__post_init__(self)
+        LabelledSources.__post_init__(self)

@@ -35,11 +35,11 @@ def open_parts(out: Path, meta: Mapping[str, Any]) -> Path | None:
     """
     folder = parts_of(out)
     if out.exists():
-        _compare(str(out), read_meta(out), meta)
+        check_same(str(out), read_meta(out), meta)
         shutil.rmtree(folder, ignore_errors=True)  # left over if the run was interrupted before removing it
         return None
     if (folder / "meta.json").exists():
-        _compare(str(folder), json.loads((folder / "meta.json").read_text()), meta)
+        check_same(str(folder), json.loads((folder / "meta.json").read_text()), meta)
         return folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -50,7 +50,8 @@ def open_parts(out: Path, meta: Mapping[str, Any]) -> Path | None:
     return folder
 
 
-def _compare(where: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+def check_same(where: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Raises UserError, which names the differing settings, unless features at `where` were made in the same way."""
     old = {"data.stream": "video"} | old if "data.stream" in new else old  # older files do not contain the stream
     names = sorted(old.keys() | new.keys())
     differing = [

@@ -1,9 +1,12 @@
 """Nearest neighbours of frozen features: search and kNN classification."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Float, Int
 
 from vidjax.errors import UserError
+from vidjax.evaluation.features import check_labels
 
 
 def nearest(
@@ -43,6 +46,37 @@ def nearest(
     return np.concatenate([empty[0], *indices]), np.concatenate([empty[1], *similarities])
 
 
+def knn_predict(
+    train_features: Float[np.ndarray, "n d"],
+    train_labels: Int[np.ndarray, "n"],
+    test_features: Float[np.ndarray, "m d"],
+    classes: int,
+    counts: Sequence[int],
+    temperature: float = 0.07,
+) -> Int[np.ndarray, "k m"]:
+    """Classes by weighted kNN classification (Wu et al. 2018, arXiv:1805.01978), for several numbers of neighbours.
+
+    Features are centred by the mean of the train features; a neighbour's vote has weight
+    exp(cosine similarity / temperature). The neighbours are searched once.
+
+    Args:
+      counts: numbers of neighbours that vote.
+
+    Raises:
+      UserError: no features, or a label outside `range(classes)`.
+    """
+    check_labels(classes, train=train_labels)
+    mean = train_features.mean(axis=0)
+    indices, similarity = nearest(train_features - mean, test_features - mean, max(counts))
+    labels, weights = train_labels[indices], np.exp(similarity / temperature)
+    predicted = np.empty((len(counts), len(test_features)), np.int64)
+    for row, count in enumerate(counts):
+        votes = np.zeros((len(test_features), classes))
+        np.add.at(votes, (np.arange(len(votes))[:, None], labels[:, :count]), weights[:, :count])
+        predicted[row] = votes.argmax(axis=1)
+    return predicted
+
+
 def knn_accuracy(
     train_features: Float[np.ndarray, "n d"],
     train_labels: Int[np.ndarray, "n"],
@@ -52,22 +86,14 @@ def knn_accuracy(
     k: int = 20,
     temperature: float = 0.07,
 ) -> float:
-    """Top-1 accuracy of weighted kNN classification (Wu et al. 2018, arXiv:1805.01978).
-
-    Features are centred by the mean of the train features; a neighbour's vote has weight
-    exp(cosine similarity / temperature).
+    """Top-1 accuracy of `knn_predict` with `k` neighbours.
 
     Raises:
       UserError: no features, or a label outside `range(classes)`.
     """
-    for name, labels in (("train", train_labels), ("test", test_labels)):
-        if len(labels) == 0 or labels.min() < 0 or labels.max() >= classes:
-            raise UserError(f"{name} labels must be non-empty and in 0..{classes - 1}: leave out unlabelled clips")
-    mean = train_features.mean(axis=0)
-    indices, similarity = nearest(train_features - mean, test_features - mean, k)
-    votes = np.zeros((len(test_labels), classes))
-    np.add.at(votes, (np.arange(len(votes))[:, None], train_labels[indices]), np.exp(similarity / temperature))
-    return float((votes.argmax(axis=1) == test_labels).mean())
+    check_labels(classes, test=test_labels)
+    (predicted,) = knn_predict(train_features, train_labels, test_features, classes, (k,), temperature)
+    return float((predicted == test_labels).mean())
 
 
 def unit(features: Float[np.ndarray, "*n d"]) -> Float[np.ndarray, "*n d"]:

@@ -1,5 +1,6 @@
 """Recognition accuracy and calibration from predicted class probabilities."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,3 +83,17 @@ def calibration_error(confidence: Float[np.ndarray, "n"], correct: np.ndarray, b
     bin_index = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
     gaps = np.bincount(bin_index, weights=confidence - correct, minlength=bins)
     return float(np.abs(gaps).sum() / len(confidence))
+
+
+def wilson_interval(correct: int, count: int, z: float = 1.959964) -> tuple[float, float]:
+    """Confidence interval of an accuracy, of 95 % by default (Wilson 1927), also right near 0 and 1 and for few videos.
+
+    Raises:
+      UserError: no videos.
+    """
+    if count == 0:
+        raise UserError("cannot measure accuracy: there are no labelled videos")
+    share, spread = correct / count, z**2 / count
+    centre = share + spread / 2
+    half = math.sqrt(spread * (share * (1 - share) + spread / 4))
+    return max((centre - half) / (1 + spread), 0.0), min((centre + half) / (1 + spread), 1.0)

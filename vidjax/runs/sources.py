@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from vidjax.data.config import CaptionedDataConfig, LabelledDataConfig
+from vidjax.data.config import CaptionedDataConfig, LabelledDataConfig, LabelledSourceConfig
 from vidjax.errors import UserError
 
 if TYPE_CHECKING:  # PyAV and the tokenizers are imported when they are needed
@@ -19,7 +19,7 @@ def require_same_classes(source: "Source") -> None:
         )
 
 
-def open_labelled(data: LabelledDataConfig, seed: int) -> tuple["Source", "Source | None"]:
+def open_labelled(data: LabelledDataConfig | LabelledSourceConfig, seed: int) -> tuple["Source", "Source | None"]:
     """Opens labelled training and validation videos; the classes are those of the training videos.
 
     Args:
