@@ -24,6 +24,7 @@ import jax
 import pytest
 import videos
 from blocks import PAGES, ROOT, SHELL, TABLES, blocks_of, call, commands, parse, text_of, write_table
+from small_runs import two_devices
 
 from vidjax.data import sources
 from vidjax.runs import run
@@ -253,7 +254,8 @@ def start(words):
         assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}{done.stderr}"
         print(done.stdout)
         return
-    with pytest.MonkeyPatch.context() as patch:
+    sharded = {"--fsdp", "--sequence"} & set(words)  # over eight devices
+    with contextlib.nullcontext() if sharded else two_devices(), pytest.MonkeyPatch.context() as patch:
         if words[0].endswith("compare_models.py"):
             patch.setattr(subprocess, "run", run_here)
         call(words)

@@ -1,19 +1,11 @@
 """For the tests of scripts: two devices."""
 
-from collections.abc import Iterator
-
-import jax
 import pytest
+import small_runs
 
 
 @pytest.fixture(scope="module", autouse=True)
-def two_devices() -> Iterator[None]:
-    """Scripts see two of the eight simulated devices in these files: on all, they would take half as much time again.
-
-    `jax.local_devices()` and `jax.devices("cpu")` are all eight.
-    """
-    find, two = jax.devices, jax.devices()[:2]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, "devices", lambda *backend: find(*backend) if backend else two)
-        patch.setattr(jax, "device_count", lambda *backend: len(jax.devices(*backend)))
+def two_devices():
+    """In each of these files, but not in those that run between them in the same process."""
+    with small_runs.two_devices():
         yield
