@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import videos
-from small_runs import interrupt_after
+from small_runs import changed, interrupt_after
 
 from vidjax import cli, runs
+from vidjax.runs.workdir import open_workdir
 from vidjax.training.metrics import read_metrics
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
@@ -131,6 +132,41 @@ def test_config_fields_keep_the_names_of_earlier_versions(script):
     config = __import__(script).RECIPES["demo"]
     assert cli.as_dict(config).keys() == {*ALL.split(), *FIELDS[script].split()}
     assert config.accumulation == 1
+
+
+RECORDED = json.loads((Path(__file__).resolve().parents[1] / "goldens/recipes_19428ce.json").read_text())
+"""The configs of an earlier version, as `tests/goldens/record_recipes.py` explains."""
+# Fields that recipes have set since, by the beginning of their name, with the values from before.
+SET_SINCE = {
+    "videomae_": {"data.protocol": "vidjax"},
+    "uniformer_": {"data.protocol": "vidjax"},
+    "timesformer_": {"data.fps": None, "data.protocol": "vidjax"},
+}
+
+
+@pytest.mark.parametrize(
+    ("script", "name"), [(script, name) for script in RECORDED for name in RECORDED[script]["recipes"]]
+)
+def test_runs_of_recipes_of_an_earlier_version_resume(script, name, tmp_path):
+    old = {}
+    for field, value in {**RECORDED[script]["default"], **RECORDED[script]["recipes"][name]}.items():
+        *groups, last = field.split(".")
+        group = old
+        for each in groups:
+            group = group.setdefault(each, {})
+        group[last] = value
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    (tmp_path / "checkpoints").mkdir()
+    config = __import__(script).RECIPES[name]
+    since = next((SET_SINCE[start] for start in SET_SINCE if script == "finetune" and name.startswith(start)), {})
+    if since:
+        with pytest.raises(ValueError, match="another config: ") as refused:
+            open_workdir(tmp_path, config)
+        assert re.findall(r"(\S+) was (\S+), is", str(refused.value)) == [(f, repr(v)) for f, v in since.items()]
+        assert runs.read_config(tmp_path) == old
+    resumed = changed(config, **{field.replace(".", "__"): value for field, value in since.items()})
+    open_workdir(tmp_path, resumed)
+    assert runs.read_config(tmp_path) == cli.as_dict(resumed)
 
 
 @pytest.mark.long
