@@ -121,9 +121,9 @@ def test_what_a_library_raises_while_models_are_described_is_no_sentence_of_ours
 
 def test_a_batch_that_devices_cannot_split_is_refused_unless_the_batch_is_searched():
     settings = {"models": ("r2plus1d_tiny",), "frames": 4, "size": 32, "batch_sizes": (3,)}
-    with pytest.raises(ValueError, match="a batch of 3 cannot be split over 2 devices: make it a multiple of 2"):
+    with pytest.raises(ValueError, match="a batch of 3 cannot be split over 8 devices: make it a multiple of 8"):
         measure.prepare(Memory(**settings))
-    assert measure.prepare(Memory(**settings, budget_gb=1))[0]["devices"] == 2
+    assert measure.prepare(Memory(**settings, budget_gb=1))[0]["devices"] == 8
 
 
 def test_a_wrong_name_is_one_line():

@@ -191,7 +191,7 @@ def test_invalid_input_raises_one_line(config, tmp_path):
         ({"attentive__weight_decays": (-0.1,)}, "attentive.weight_decays not below"),
         ({"attentive__heads": 5}, "attentive.heads is 5: it must divide the 24 channels"),
         ({"data__frames": 3}, "3 frames cannot be cut into patches of 2"),
-        ({"batch_size": 3}, "cannot be split over 8 devices"),
+        ({"batch_size": 3}, "cannot be split over 2 devices"),
     ):
         with pytest.raises(UserError, match=reason) as caught:
             probe.main(changed(config, **fields))
