@@ -254,8 +254,8 @@ def start(words):
         assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}{done.stderr}"
         print(done.stdout)
         return
-    sharded = {"--fsdp", "--sequence"} & set(words)  # over eight devices
-    with contextlib.nullcontext() if sharded else two_devices(), pytest.MonkeyPatch.context() as patch:
+    on_eight = {"--fsdp", "--sequence"} & set(words) or words[0].endswith("benchmark.py")
+    with contextlib.nullcontext() if on_eight else two_devices(), pytest.MonkeyPatch.context() as patch:
         if words[0].endswith("compare_models.py"):
             patch.setattr(subprocess, "run", run_here)
         call(words)
