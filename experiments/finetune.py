@@ -26,6 +26,7 @@ from vidjax.data.config import AugmentConfig, LabelledDataConfig
 from vidjax.errors import UserError
 from vidjax.fields import initial, require_not_negative
 from vidjax.layers.normalization import valid_clips
+from vidjax.models import variable_shapes
 from vidjax.objectives.classification import evidential, mix_clips
 from vidjax.runs.config import TrainConfig
 from vidjax.runs.run import Run
@@ -111,12 +112,12 @@ def make_model(config: Config, class_names: tuple[str, ...]) -> nn.Module:
     return model.clone(card=runs.trained_card(model.card, config.data, class_names))
 
 
-def choose_trained(config: Config, model: nn.Module, clip: jax.ShapeDtypeStruct) -> Any:
+def choose_trained(config: Config, model: nn.Module) -> Any:
     """The mask of the trained parameters; None if all are trained. A model may freeze some (UniFormerV2)."""
     frozen = getattr(model, "frozen_parts", ())
     if config.tune == "full" and not frozen:
         return None
-    params = jax.eval_shape(model.init, jax.random.key(0), clip)["params"]
+    params = variable_shapes(model)["params"]
     if config.tune == "linear_probe":
         return {name: jax.tree.map(lambda _, head=name == "head": head, part) for name, part in params.items()}
     return trained_parameters(params, config.tuned_blocks if config.tune == "partial" else None, frozen)
@@ -167,7 +168,7 @@ def main(config: Config, mesh: Mesh) -> dict[str, float]:
     run.plan(train=source, validation=validation)
     model = make_model(config, source.class_names)
     clip = jax.ShapeDtypeStruct((1, data.frames, data.size, data.size, len(model.card.mean)), jnp.float32)
-    trained = choose_trained(config, model, clip)
+    trained = choose_trained(config, model)
     settings = {"trained": trained, "factors": {"head/": config.head_factor}, "numbers": {"label": ()}}
     run.build(model, [clip], make_loss(config, model, trained), **settings)
     if config.dry_run:
