@@ -67,7 +67,7 @@ def test_every_block_has_a_language_that_is_tested():
 
 
 @pytest.mark.parametrize(
-    "page", [pytest.param(page, marks=pytest.mark.long) if page == "docs/extend.md" else page for page in WITH_PYTHON]
+    "page", [page if page == "README.md" else pytest.param(page, marks=pytest.mark.long) for page in WITH_PYTHON]
 )
 def test_python_runs(page, place):
     names = {"__name__": "page"}

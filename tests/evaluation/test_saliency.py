@@ -239,7 +239,7 @@ def hit_rate(mask: np.ndarray, maps: np.ndarray) -> float:
 def test_class_activation_highlights_the_evidence_for_the_class(moving):
     video, mask = moving
     model = Brightness()
-    params = model.init(jax.random.key(0), video)["params"]
+    params = jax.jit(model.init)(jax.random.key(0), video)["params"]
     params["cells"]["kernel"] = jnp.stack([jnp.ones((1, 4, 4, 3)), -jnp.ones((1, 4, 4, 3))], axis=-1)
     params["coarse"]["kernel"] = jnp.broadcast_to(jnp.eye(2), (1, 2, 2, 2, 2))
     params["head"] = {"kernel": jnp.array([[-1.0, 1], [0, 0]]), "bias": jnp.array([0.5, 0.25])}
@@ -262,7 +262,7 @@ def test_class_activation_highlights_the_evidence_for_the_class(moving):
 def test_rollout_and_head_maps_highlight_attended_patches(moving):
     video, mask = moving
     model = VideoMAE(4, 1, 1, patch_size=(1, 4, 4), num_classes=2)
-    params = jax.tree.map(jnp.zeros_like, model.init(jax.random.key(0), video)["params"])
+    params = jax.tree.map(jnp.zeros_like, jax.jit(model.init)(jax.random.key(0), video)["params"])
     # Bright patches have the token (+, -, 0, 0), dark ones (-, +, 0, 0), and all attend to the bright ones.
     bright = jnp.full((1, 4, 4, 3, 1), 1e4 / 48) * jnp.array([1.0, -1, 0, 0])
     params["patch_embedding"] = {"kernel": bright, "bias": -5e3 * jnp.array([1.0, -1, 0, 0])}

@@ -100,7 +100,9 @@ def test_a_run_saves_two_towers_that_embed_clips_and_texts(run):
     assert {"top1", "text_to_video_r1", "video_to_text_r1", "score"} <= numbers.keys()
     model, variables = vidjax.load_pretrained(workdir, verbose=False)
     assert isinstance(model, VideoText) and (model.num_frames, model.image_size) == (2, 16)
-    video, text = model.apply(variables, jnp.ones((2, 2, 16, 16, 3)), jnp.array([[257, 98, 258], [257, 99, 258]]))
+    video, text = jax.jit(model.apply)(
+        variables, jnp.ones((2, 2, 16, 16, 3)), jnp.array([[257, 98, 258], [257, 99, 258]])
+    )
     np.testing.assert_allclose(np.linalg.norm(np.concatenate([video, text]), axis=1), 1, rtol=1e-5)
     assert runs.usual_clips(workdir, model)["stride"] == 4
 

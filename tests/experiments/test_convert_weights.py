@@ -90,6 +90,7 @@ def test_weights_are_exported_for_other_libraries(published, tmp_path, capsys):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.long
 def test_a_run_is_converted_to_a_checkpoint(tmp_path):
     demo = mae_pretrain.RECIPES["demo"]
     config = dataclasses.replace(demo, steps=2, batch_size=8, probe_clips=0, workdir=str(tmp_path / "run"))

@@ -38,7 +38,10 @@ def parse(name, *flags):
     return script, cli.parse(script.Config, script.RECIPES, script.DATA_FLAG, argv)
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize(
+    "name",
+    [name if name in ("finetune", "cross_model") else pytest.param(name, marks=pytest.mark.long) for name in SCRIPTS],
+)
 def test_a_dry_run_compiles_the_step_of_the_actual_run(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     script, config = parse(name, "--dry_run", "--workdir", str(tmp_path / "run"))

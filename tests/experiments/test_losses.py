@@ -68,7 +68,7 @@ def test_fine_tuning_loss_is_the_objective_with_smooth_labels_over_valid_clips(o
     loss = loss_of(
         finetune.make_loss(config, model, None), variables, {"video": video, "label": labels, "valid": VALID}
     )
-    logits = np.asarray(model.apply(variables, scaled(video, *HALVES)), np.float64)
+    logits = np.asarray(jax.jit(model.apply)(variables, scaled(video, *HALVES)), np.float64)
     target = (1 - smoothing) * np.eye(5)[labels] + smoothing / 5
     alpha = 1 + np.exp(logits)
     scores = {"cross_entropy": log_softmax(logits), "evidential": np.log(alpha / alpha.sum(axis=1, keepdims=True))}
@@ -107,7 +107,7 @@ def test_masked_pre_training_loss_is_the_squared_error_of_masked_patches_of_vali
     config = mae_pretrain.Config(model="videomae_tiny", mask="random", mask_ratio=0.75, normalize_target=normalize)
     loss = loss_of(mae_pretrain.make_loss(config, model, grid), variables, {"video": video, "valid": VALID})
     kept, masked, _ = masking.draw(jax.random.split(KEY)[0], 4, grid, "random", 0.75)
-    predicted = np.asarray(model.apply(variables, scaled(video, *IMAGENET), kept, masked), np.float64)
+    predicted = np.asarray(jax.jit(model.apply)(variables, scaled(video, *IMAGENET), kept, masked), np.float64)
     errors = []
     for i in range(4):
         for j, token in enumerate(np.asarray(masked[i])):

@@ -73,7 +73,7 @@ def expected(checkpoint, path, indices):
     frames = decode(path, indices, 32)
     left = (frames.shape[2] - 32) // 2
     video = model.card.normalize(jnp.asarray(frames[None, :, :, left : left + 32], jnp.float32) / 255)
-    return np.asarray(jax.nn.softmax(model.apply(variables, video)))[0]
+    return np.asarray(jax.nn.softmax(jax.jit(model.apply)(variables, video)))[0]
 
 
 def by_class(predictions, names=NAMES):
@@ -130,7 +130,7 @@ def test_views_are_averaged(checkpoint, folder):
         frames = decode(folder / "a.mp4", start + 2 * np.arange(4), 32)
         crops += [frames[:, :, left : left + 32] for left in (0, 8, 16)]
     video = model.card.normalize(jnp.asarray(np.stack(crops), jnp.float32) / 255)
-    wanted = np.asarray(jax.nn.softmax(model.apply(variables, video))).mean(axis=0)
+    wanted = np.asarray(jax.nn.softmax(jax.jit(model.apply)(variables, video))).mean(axis=0)
     np.testing.assert_allclose(by_class(file["windows"][0]["predictions"]), wanted, atol=1e-5)
     assert (file["windows"][0]["start"], file["windows"][0]["end"]) == (0.0, 60 / 25)
 

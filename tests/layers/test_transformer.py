@@ -105,7 +105,11 @@ ALTERNATING = (partial(Block, 2), partial(Block, 4, qkv_bias=False))
 
 @pytest.mark.parametrize(
     ("remat", "block", "depth"),
-    [("none", partial(Block, 2), 3), ("dots", partial(Block, 2), 3), ("blocks", ALTERNATING, 4)],
+    [
+        pytest.param("none", partial(Block, 2), 3, marks=pytest.mark.long),
+        ("dots", partial(Block, 2), 3),
+        ("blocks", ALTERNATING, 4),
+    ],
     ids=["none", "dots", "blocks that alternate"],
 )
 def test_scanned_blocks_are_the_same_function_of_the_same_parameters(remat, block, depth):

@@ -307,7 +307,8 @@ def test_only_matching_layouts_are_listed():
 
 
 @pytest.mark.parametrize(
-    ("name", "std"), [("i3d_rgb", 0.8796 * 1728**-0.5), ("s3d", (3 * 576) ** -0.5), ("s3dg", 0.01)]
+    ("name", "std"),
+    [("i3d_rgb", 0.8796 * 1728**-0.5), ("s3d", (3 * 576) ** -0.5), pytest.param("s3dg", 0.01, marks=pytest.mark.long)],
 )
 def test_kernels_are_initialised_as_in_the_original(name, std):
     model = vidjax.create_model(name, num_frames=5, image_size=17)

@@ -88,7 +88,10 @@ def video():
     return jnp.asarray(np.random.default_rng(2).standard_normal((2, 4, 16, 16, 3)), jnp.float32)
 
 
-@pytest.mark.parametrize("name", CONTRASTIVE)
+@pytest.mark.parametrize(
+    "name",
+    [name if name in ("uniformerv2", "viclip") else pytest.param(name, marks=pytest.mark.long) for name in CONTRASTIVE],
+)
 def test_starts_as_the_two_apart(name, video):
     """Whose scores are averaged, each with its own normalisation; with open gates, each depends on the other."""
     other = CONTRASTIVE[name]

@@ -80,6 +80,8 @@ def test_bfloat16_is_close_with_float32_parameters(family):
 
 
 representatives = pytest.mark.parametrize("family", REPRESENTATIVES, indirect=True)
+one_transformer = pytest.mark.parametrize("family", ["vit"], indirect=True)
+one_convolutional_net = pytest.mark.parametrize("family", ["resnet3d"], indirect=True)  # with running statistics
 
 
 @representatives
@@ -105,7 +107,7 @@ def gradient(family, wrap):
     return jax.grad(wrap(loss))
 
 
-@representatives
+@one_transformer
 def test_checkpoint_does_not_change_gradients(family):
     both = jax.jit(lambda *args: (gradient(family, lambda f: f)(*args), gradient(family, jax.checkpoint)(*args)))
     plain, saving = both(family.variables["params"], family.video)
@@ -126,7 +128,7 @@ def test_every_family_is_traced_under_pmap_vmap_and_checkpoint(family):
     assert jax.tree.map(jnp.shape, saving) == jax.tree.map(jnp.shape, params)
 
 
-@representatives
+@one_convolutional_net
 def test_nnx(family):
     module = nnx.bridge.ToNNX(family.model, rngs=nnx.Rngs(0))
     nnx.bridge.lazy_init(module, family.video)
@@ -162,6 +164,7 @@ print(json.dumps(messages))
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", TINY.values())
 def test_invalid_input_is_rejected_with_a_one_line_message(name, errors):
     rank, channels, indivisible, small, empty, integers = errors[name]

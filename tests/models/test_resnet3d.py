@@ -236,7 +236,15 @@ def test_planes_match_the_parameters_of_a_3d_convolution():
     assert planes_between(3, 64, (3, 7, 7)) == 83
 
 
-@pytest.mark.parametrize(("name", "sees_order"), [("r2d", True), ("fr2d", False), ("r3d", True), ("r2plus1d", True)])
+@pytest.mark.parametrize(
+    ("name", "sees_order"),
+    [
+        pytest.param("r2d", True, marks=pytest.mark.long),
+        ("fr2d", False),
+        pytest.param("r3d", True, marks=pytest.mark.long),
+        ("r2plus1d", True),
+    ],
+)
 def test_which_models_depend_on_the_order_of_frames(name, sees_order):
     model = VARIANTS[f"{name}_tiny"](num_classes=5)
     video = jnp.asarray(recipe.floats("clip", (1, 8, 32, 32, 3)))

@@ -46,7 +46,9 @@ OF_GOLDENS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", OF_GOLDENS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long) if name == "i3d_nln_softmax" else name for name in OF_GOLDENS]
+)
 def test_equals_slowfast(name):
     golden, model = recipe.load(name), OF_GOLDENS[name]
     variables = from_state_dict(model, golden.weights, strict=True)

@@ -146,7 +146,7 @@ def branches():
     for name, grouping in {k: v for scheme in SCHEMES.values() for k, v in scheme.items()}.items():
         module = GroupedAttention(3, grouping)
         run = partial(module.apply, drop_path=0.0, train=False, grid=(4, 4, 6))
-        variables = module.init(jax.random.key(0), x, 0.0, False, (4, 4, 6))
+        variables = jax.jit(module.init, static_argnums=(2, 3, 4))(jax.random.key(0), x, 0.0, False, (4, 4, 6))
         leaves, structure = jax.tree.flatten(variables)  # a projection of zeros would hide everything
         draw = np.random.default_rng(0).standard_normal
         variables = jax.tree.unflatten(structure, [leaf + 0.1 * draw(leaf.shape, np.float32) for leaf in leaves])
@@ -169,7 +169,7 @@ def seen_by(name: str, place: tuple[int, int, int]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", ["time", "space", "width", "height", "local", "global"])
-@pytest.mark.parametrize("place", [(0, 0, 0), (2, 1, 4)])
+@pytest.mark.parametrize("place", [(2, 1, 4), pytest.param((0, 0, 0), marks=pytest.mark.long)])
 def test_attention_mixes_only_the_tokens_of_a_group(branches, name, place):
     x, made = branches
     index = 1 + np.ravel_multi_index(place, (4, 4, 6))
@@ -197,7 +197,7 @@ def test_a_new_divided_block_ignores_time():
     model = TimeSformer(**SMALL, num_classes=5, drop_path=0.0)
     video = jnp.asarray(recipe.floats("video", (1, 4, 16, 16, 3)))
     apply = jax.jit(model.apply)
-    variables = model.init(jax.random.key(0), video)
+    variables = jax.jit(model.init)(jax.random.key(0), video)
     block = variables["params"]["transformer"]["block_1"]
     assert not block["time"]["projection"]["kernel"].any() and not variables["params"]["time"]["table"].any()
     assert block["space"]["attention"]["query"]["kernel"].std() == pytest.approx(0.02, rel=0.1)
@@ -280,7 +280,7 @@ def test_drop_path_acts_on_time_by_position_and_on_space_by_frame():
     x = jnp.asarray(recipe.floats("tokens", (1, 1 + 4 * 4 * 6, 24)))
     for name, groups in (("time", 24), ("space", 4)):
         module = GroupedAttention(3, SCHEMES["divided"][name])
-        variables = module.init(jax.random.key(0), x, 0.0, False, (4, 4, 6))
+        variables = jax.jit(module.init, static_argnums=(2, 3, 4))(jax.random.key(0), x, 0.0, False, (4, 4, 6))
         variables["params"] |= {"projection": {"kernel": jnp.eye(24), "bias": jnp.zeros(24)}} if name == "time" else {}
         kept = module.apply(variables, x, 0.0, False, (4, 4, 6))[0, 1:]
         rngs = {"drop_path": jax.random.key(1)}

@@ -84,10 +84,10 @@ def peer():
     [
         "uniformer_small",  # outputs of the original
         "uniformer_small_split",
-        "uniformer_base",
+        pytest.param("uniformer_base", marks=pytest.mark.long),
         pytest.param("uniformer_small_full", marks=pytest.mark.long),
         "uniformer_overlap",  # outputs of experiments/benchmark/torch_uniformer.py, which also equals the original
-        "uniformer_split",
+        pytest.param("uniformer_split", marks=pytest.mark.long),
     ],
 )
 def test_logits_equal_the_recorded_ones(name):
@@ -287,7 +287,7 @@ def test_a_split_block_mixes_cells_over_space_and_time():
     assert changed[3].all() and not changed[[0, 1, 2, 4, 5, 6]].any()
 
 
-@pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize("split", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_drop_path_drops_and_rescales_each_branch(split):
     model = UniFormer(**FIELDS, split=split, drop_path=0.8)
     video = clip(2, 4, 32, 32, 3)

@@ -162,7 +162,7 @@ def test_tokens_attend_within_their_window_and_shifted_ones_across_its_borders()
     """Which cells of the first stage's map depend on the cell (1, 3, 3), by the shift of the second block."""
     model = VideoSwin(8, (2,), (2,), (2, 4, 4), (1, 1, 1))
     video = jnp.asarray(recipe.floats("video", (1, 6, 12, 12, 3)))
-    variables = jax.tree.map(lambda leaf: leaf + 0.3, model.init(jax.random.key(0), video))
+    variables = jax.tree.map(lambda leaf: leaf + 0.3, jax.jit(model.init)(jax.random.key(0), video))
 
     @jax.jit
     def changed(video):

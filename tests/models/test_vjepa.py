@@ -209,7 +209,7 @@ def test_the_pooler_sees_the_tokens_of_several_blocks():
 
 def test_branches_start_smaller_in_later_blocks():
     """By the root of twice the number of the block, as in the original."""
-    blocks = Pretraining(96, 4, 4, 48, 1, 4, patch_size=(2, 8, 8)).init(
+    blocks = jax.jit(Pretraining(96, 4, 4, 48, 1, 4, patch_size=(2, 8, 8)).init)(
         jax.random.key(0), jnp.zeros((1, 2, 16, 16, 3)), jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), jnp.int32)
     )["params"]["encoder"]["transformer"]
     for number in range(4):

@@ -38,7 +38,13 @@ def test_products_convolutions_and_loops_are_counted():
 
 
 @pytest.mark.parametrize(
-    ("name", "gmacs"), [("small", 11.536), ("base", 35.440), ("large", 142.636), ("huge", 237.607)]
+    ("name", "gmacs"),
+    [
+        ("small", 11.536),
+        pytest.param("base", 35.440, marks=pytest.mark.long),
+        pytest.param("large", 142.636, marks=pytest.mark.long),
+        pytest.param("huge", 237.607, marks=pytest.mark.long),
+    ],
 )
 def test_pretraining_costs_are_published_without_the_patches_that_are_never_embedded(name, gmacs):
     model = create_model(f"videomae_{name}_pretrain")

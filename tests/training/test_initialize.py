@@ -49,7 +49,10 @@ def test_numbers_are_those_of_init():
     assert_same(fast(init_layers, key), jax.jit(init_layers)(key))
 
 
-@pytest.mark.parametrize("name", ["r2plus1d_tiny", "vivit_tiny_joint", "clip_tiny"])
+@pytest.mark.parametrize(
+    "name",
+    ["vivit_tiny_joint", *(pytest.param(name, marks=pytest.mark.long) for name in ("r2plus1d_tiny", "clip_tiny"))],
+)
 def test_models_are_initialised_alike(name):
     model = create_model(name)
 

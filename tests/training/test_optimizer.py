@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 import vidjax
 from vidjax.errors import UserError
-from vidjax.models import VARIANTS, variable_shapes
+from vidjax.models import FAMILIES, VARIANTS, variable_shapes
 from vidjax.training.optimizer import OptimizerConfig, layer_numbers, make_optimizer, trained_parameters
 
 
@@ -71,7 +71,12 @@ CLASSIFIERS = [name for name in vidjax.list_models("_tiny") if "num_classes" in 
 KNOWN = json.loads((Path(__file__).parent / "layer_numbers.json").read_text())
 
 
-@pytest.mark.parametrize("name", CLASSIFIERS)
+FIRST = {min(name for name in family.VARIANTS if "_tiny" in name) for family in FAMILIES}
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in FIRST else pytest.param(name, marks=pytest.mark.long) for name in CLASSIFIERS]
+)
 def test_layer_numbers_of_every_family(name):
     """No name is unknown in any family, and the recorded numbers are unchanged."""
     layers = numbered(name)

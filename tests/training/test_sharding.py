@@ -69,7 +69,7 @@ def on_one_device():
 
 
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
-@pytest.mark.parametrize("fsdp", [1, 4])
+@pytest.mark.parametrize("fsdp", [pytest.param(1, marks=pytest.mark.long), 4])
 def test_eight_devices_give_the_losses_of_one(on_one_device, fsdp):
     losses, state = run(fsdp, devices=8)
     np.testing.assert_allclose(losses, on_one_device, atol=1e-5)

@@ -29,7 +29,7 @@ def _with_slope(function: Callable[[Array], Array], slope: Callable[[Array], Arr
         wide = primals[0].astype(jnp.promote_types(primals[0].dtype, jnp.float32))
         return activation(*primals), slope(wide).astype(primals[0].dtype) * tangents[0]
 
-    return activation
+    return jax.jit(activation)  # so that layers of equal shapes are traced once
 
 
 def _exact_slope(x: Array) -> Array:

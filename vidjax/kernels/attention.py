@@ -85,6 +85,7 @@ def attend(
     return attended.reshape(*leading, *query.shape[-3:])
 
 
+@jax.jit  # so that layers of equal shapes are traced once
 def _attend_to_all(
     query: Array, pair: tuple[Array, Array], mask: Array | None, bias: Array | None, cap: float | Array | None
 ) -> Array:

@@ -84,7 +84,7 @@ def _depthwise_gradients(
     dkernel = lax.map(tap, starts).reshape(kernel.shape).astype(kernel.dtype)
     if any(stride > 1 for stride in strides):
         return _strided_input_gradient(x, kernel, strides, padding, dy), dkernel
-    flipped_padding = [k - 1 - p for k, p in zip(size, padding, strict=True)]
+    flipped_padding = tuple(k - 1 - p for k, p in zip(size, padding, strict=True))
     return depthwise_conv3d(dy, kernel[::-1, ::-1, ::-1], (1, 1, 1), flipped_padding), dkernel
 
 
@@ -117,6 +117,7 @@ def _strided_input_gradient(
 
 
 depthwise_conv3d.defvjp(lambda x, kernel, *how: (depthwise_conv3d(x, kernel, *how), (x, kernel)), _depthwise_gradients)
+depthwise_conv3d = jax.jit(depthwise_conv3d, static_argnums=(2, 3))  # so that layers of equal shapes are traced once
 
 
 def _padding(size: Sequence[int], padding: Sequence[int] | None) -> Sequence[int]:

@@ -53,6 +53,7 @@ def _standardize_gradients(epsilon: float, saved: tuple, gradients: tuple) -> tu
 
 
 standardize.defvjp(_standardize_forward, _standardize_gradients)
+standardize = jax.jit(standardize, static_argnums=4)  # so that layers of equal shapes are traced once
 
 
 def _count(x: Array, valid: Array) -> Array:
@@ -102,6 +103,9 @@ def _standardize_rows_derivative(
     x, scale, _ = primals
     mean, inverse = _moments(x, epsilon)
     return standardize_rows(*primals, epsilon, dtype), derivative(x, mean, inverse, scale, tangents)
+
+
+standardize_rows = jax.jit(standardize_rows, static_argnums=(3, 4))  # so that layers of equal shapes are traced once
 
 
 def _moments(x: Array, epsilon: float) -> tuple[Array, Array]:
