@@ -294,7 +294,10 @@ class CrossEncoder(nn.Module):
         return x, quick_gelu(pool(norm(name="norm")(x)[:, 0]))
 
 
-CARD = replace(clip.CARD, source="OpenGVLab/InternVideo", sampling="uniform")
+# As `load_video` of the released code: frames from the first to the last, rounded down; the centre of 256 pixels.
+CARD = replace(
+    clip.CARD, source="OpenGVLab/InternVideo", sampling="uniform", protocol="slowfast", crop_ratio=224 / 256
+)  # fmt: skip
 
 
 def pair(video: str, text: str) -> VideoText:
