@@ -97,6 +97,7 @@ def test_a_head_without_names_gets_those_of_a_file(published, tmp_path):
         )
 
 
+@pytest.mark.filterwarnings("error")  # such as of PyTorch, about arrays that are read-only
 def test_weights_are_exported_for_other_libraries(published, tmp_path, capsys):
     _, golden = published
     model = vidjax.create_model("r2plus1d_18", depths=(1, 1, 1, 1), num_classes=5)
