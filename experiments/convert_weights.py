@@ -6,6 +6,7 @@
     python experiments/convert_weights.py runs/b weights/mine
     python experiments/convert_weights.py runs/ft weights/for_transformers --layout transformers
     python experiments/convert_weights.py runs/k710 weights/k400 --classes k710/k400/classes.json
+    python experiments/convert_weights.py uniformerv2_base_16_8_k710 weights/k710 --class_names k710.json
 
 A vidjax checkpoint (`model.safetensors` and `vidjax.json`) loads in one line, without PyTorch and without naming the
 model: `model, variables = vidjax.load_pretrained("weights/videomae_base")`. `--layout` writes the files of another
@@ -16,6 +17,7 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
+import flax.linen as nn
 from tyro.conf import Positional
 
 import vidjax
@@ -46,6 +48,8 @@ class Config:
     """Checkpoint of a run: the one with the best validation (the newest without validation), or the newest."""
     num_classes: int | None = None
     """Classes of the head; those of the weights when not given."""
+    class_names: str | None = None
+    """A classes.json with the names of the head's classes, in the order of its logits, for a source without names."""
     classes: str | None = None
     """A classes.json: reduce the head to these classes, in this order, which are found by name."""
     strict: bool = False
@@ -60,12 +64,23 @@ class Config:
             raise UserError("classes and num_classes exclude each other: give one of them")
 
 
+def name_classes(model: nn.Module, names: tuple[str, ...]) -> nn.Module:
+    """The classifier with these class names on its card; raises `UserError` for another number of classes."""
+    classes = getattr(model, "num_classes", None)
+    if classes != len(names):
+        raise UserError(
+            f"class_names has {len(names)} names, but the head has {classes} classes: list all, in its order"
+        )
+    return model.clone(card=dataclasses.replace(model.card, class_names=names))
+
+
 def main(config: Config) -> None:
     """Loads the source and writes it to a new directory."""
     out = Path(config.out)
     if out.exists():
         raise UserError(f"{out} already exists: give another directory, nothing is overwritten")
-    names = None if config.classes is None else read_class_names(config.classes)
+    files = {"class_names": config.class_names, "classes": config.classes}
+    names = {flag: read_class_names(file) for flag, file in files.items() if file is not None}
     cli.make_folder(out.parent, "OUT")
     fields = {} if config.num_classes is None else {"num_classes": config.num_classes}
     model, variables = vidjax.load_pretrained(
@@ -77,8 +92,10 @@ def main(config: Config) -> None:
         inflation=config.inflation,
         **fields,
     )
-    if names is not None:
-        model, variables = keep_classes(model, variables, names)
+    if "class_names" in names:
+        model = name_classes(model, names["class_names"])
+    if "classes" in names:
+        model, variables = keep_classes(model, variables, names["classes"])
     file = export_pretrained(model, variables, out, layout=config.layout)
     details = "" if config.layout == "vidjax" else f" ({file.name} in the layout {config.layout})"
     print(f'wrote {out}{details}: load it with vidjax.load_pretrained("{out}")')

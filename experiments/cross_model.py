@@ -29,7 +29,7 @@ from vidjax.fields import free, initial
 from vidjax.models import example_inputs
 from vidjax.models.internvideo import CrossModel
 from vidjax.runs.config import TrainConfig
-from vidjax.runs.cross_model import make_cross_model, read_classifier, start_encoders, trained_parts
+from vidjax.runs.cross_model import make_cross_model, read_classifier, start_encoders, trained_parts, unnamed_heads
 from vidjax.runs.run import Run
 from vidjax.runs.sources import open_labelled
 from vidjax.runs.validation import describe_accuracy, recognition_validator
@@ -151,6 +151,8 @@ def main(config: Config, mesh: Mesh) -> dict[str, float]:
     del variables  # the state has its own copy
     depths = ", ".join(map(str, model.depths))
     classes = f"{len(source.class_names)}; {run.describe_validation()}"
+    if unnamed := unnamed_heads(model):
+        classes += f"; by position for the {' and the '.join(unnamed)} head, without class names in its weights"
     run.announce(train=f"{run.trained:,} parameters; attention after the blocks {depths}", classes=classes)
     chosen = "ema_top1" if config.ema_decay else "top1"
     result = run.fit(state, run.labelled_batches, recognition_validator(run) if validation else None, best=chosen)

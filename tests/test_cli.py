@@ -57,6 +57,19 @@ def test_unknown_flags_and_recipes_exit_with_one_line_and_status_2(capsys):
         assert message in line and line.count("\n") == 1
 
 
+def test_flags_keep_their_dashes_where_a_message_was_broken(capsys):
+    message = " and ".join(["--part.rate"] * 20)
+
+    @dataclasses.dataclass(frozen=True)
+    class Refused(Config):
+        def __post_init__(self):
+            raise UserError(message)
+
+    with pytest.raises(SystemExit):
+        cli.parse(Refused, argv=["--size", "4"])
+    assert capsys.readouterr().err.endswith(f": error: {message}\n")
+
+
 def test_only_user_errors_become_one_line_and_debug_shows_their_traceback(monkeypatch, capsys):
     def stop(error):
         def main(config):

@@ -75,7 +75,8 @@ def parse(
 
 def _unboxed(text: str) -> str:
     """The message in the box that tyro draws around an error, without the hints below the horizontal rule."""
-    lines = [line.strip(" │|╭╮╰╯+─-") for line in text.splitlines()[1:]]  # the rule becomes an empty line
+    lines = [line.strip(" │|") for line in text.splitlines()[1:]]
+    lines = ["" if re.fullmatch("[╭╮╰╯+─-]*", line) else line for line in lines]  # the border and the rule
     message = itertools.takewhile(bool, itertools.dropwhile(lambda line: not line, lines))
     text = re.sub(r"^Error parsing [\w.]+: ", "", " ".join(message))
     required = re.findall(r" (--[\w.]+) ", text) if text.startswith("Missing from") else []

@@ -107,7 +107,9 @@ def make_program(job: Job, mesh: Mesh) -> tuple[Callable, Any, dict[str, jax.Sha
         for name, x in inputs.items()
         for shape in [(job.batch_size, *x.shape[1:])]
     }
-    tx = make_optimizer(OptimizerConfig(), OptimizerConfig().schedule(job.batch_size, 1000, 10))
+    schedule = OptimizerConfig().schedule(job.batch_size, 1000, 10)
+    # A forward pass needs no moments, which would be counted in its memory.
+    tx = make_optimizer(OptimizerConfig(), schedule) if job.training else optax.identity()
 
     def init() -> TrainState:
         keys = jax.random.split(jax.random.key(0), 3)
@@ -145,17 +147,19 @@ def measure_vidjax(job: Job) -> dict[str, Any]:
     """Runs a job in this process.
 
     Returns:
-      `seconds` of each step, `compile` (seconds), `memory` (peak bytes, maximum over devices; on CPUs, the resident
-      memory that state, batch and steps add), `program` (bytes per device by XLA's memory analysis), `loss`.
+      `seconds` of each step, `compile` (seconds), `memory` (bytes: on CPUs, the peak of resident memory during steps,
+      less what was resident before the state was created; elsewhere the allocator's peak, initialisation included,
+      maximum over devices), `program` (bytes per device by XLA's memory analysis), `loss`.
     """
     keep_to(job.threads)
     mesh = make_mesh()
     compiled, create, compile_seconds = compile_program(job, mesh)
     create = create.lower().compile()
-    forget_peak()  # the compiler's
     before = resident("now")
     states = [create()]
     batch = put_batch(draw_inputs(make_model(job), job.batch_size), mesh)
+    jax.block_until_ready((states, batch))
+    forget_peak()  # that of compiling, and of the initialisation, which may need more than a forward pass
 
     def run() -> jax.Array:
         state, loss = compiled(states[0], batch)

@@ -39,7 +39,6 @@ def measure_pytorch(job: Job, compiled: bool, ours: int, positions: int) -> dict
     cuda = torch.cuda.is_available()
     device = torch.device("cuda" if cuda else "cpu")
     model = make_model(job)
-    forget_peak()
     before = resident("now")
     peer, axes = make_peer(job.model, model)
     peer = peer.to(device)
@@ -79,6 +78,7 @@ def measure_pytorch(job: Job, compiled: bool, ours: int, positions: int) -> dict
         return loss, done
 
     peer.train(job.training)
+    forget_peak()
     start = time.perf_counter()
     loss, _ = run()
     float(loss)  # waits for the device

@@ -246,8 +246,10 @@ SWIN = {
 }  # fmt: skip
 
 # OpenGVLab/UniFormerV2, exp/*/run.sh, from CLIP or Kinetics-710: 1e-5 for 256 videos, and for 128 on
-# Something-Something 4e-5 (B) or 2e-5 (L), repeated twice. Colour jitter is set there, but never used. Differences: the
-# original decays the queries, and drops branches of more than one clip at once (see the model).
+# Something-Something 4e-5 (B) or 2e-5 (L), repeated twice. Colour jitter is set there, but never used. What says
+# `from_k710` starts with --keep_head: DATASET.md maps the head of Kinetics-710 to the target's classes, as the configs
+# for Kinetics-600 and 700 do, while most of those for Kinetics-400 delete it. Differences: the original decays the
+# queries, and drops branches of more than one clip at once (see the model).
 UNIFORMERV2 = {
     "model": "uniformerv2_base_16",
     "data": LabelledDataConfig(

@@ -21,6 +21,7 @@ from small_models import MODELS, SMALL, perturbed
 import vidjax
 from vidjax import runs
 from vidjax.convert import download, export_pretrained, hub, layouts, published
+from vidjax.convert.publication import NOT_PUBLISHED
 from vidjax.data.config import Protocol
 from vidjax.errors import UserError
 from vidjax.models import create_model
@@ -73,7 +74,7 @@ WITHOUT_ACCURACY = {
     "c3d_sports1m_mmaction2": "a start for UCF101",
     "slowfast_101_*_50_50_k600": "a start for AVA",
     "video_swin_b_16_in22k_k400": "a start for Something-Something",
-    "internvideo_base_16": "has no classifier; what it reaches after fine-tuning is published of the whole system",
+    "internvideo_*": "has no classifier; what it reaches after fine-tuning is published of the whole system",
     "siglip2_*": "has no classifier",
     "videoprism_*": "has no classifier",
     "vjepa2_*_vm22m": "has no classifier",
@@ -95,6 +96,7 @@ def test_no_row_lacks_a_value_without_a_reason():
     """Apart from top-5, which many papers omit, and class names, which say so themselves if they are not published."""
     assert all(row.licence and row.layout and row.source and row.facts for row in ROWS.values())
     assert all(row.data for row in ROWS.values() if row.class_list or row.top1)
+    assert all(row.class_list != NOT_PUBLISHED for row in ROWS.values() if row.model.startswith("uniformerv2"))
     for lacking, reasons in (
         ({row.name for row in ROWS.values() if row.top1 is None}, WITHOUT_ACCURACY),
         ({row.name for row in ROWS.values() if row.top1 is not None and not row.views}, WITHOUT_VIEWS),
@@ -146,6 +148,7 @@ def test_a_file_is_downloaded_once_with_a_line(cache, monkeypatch, tmp_path, cap
     assert (
         requested == [row.source] and f"downloading {row.source} to {path}" in output and path.read_bytes() == content
     )
+    assert f"; class names: {row.class_list}\n" in output
     assert model.num_classes == 5 and model.card.accuracy == "SSv2 62.0, 1x3 views"  # not that of K400
     expected = flatten_dict(perturbed(MODELS["timesformer"]))
     for place, leaf in flatten_dict(variables).items():
@@ -237,4 +240,8 @@ def test_the_error_for_a_mistyped_name_lists_the_nearest_names():
         UserError, match=r"no weights at videomae_base_k40, and no published .* \(did you mean videomae_base_"
     ):
         vidjax.load_pretrained("videomae_base_k40")
+    with pytest.raises(
+        UserError, match=r"init_from: there are no weights at videomae_base_k40 \(did you mean videomae_"
+    ):
+        runs.require_source("init_from", "videomae_base_k40")
     assert not hub.is_id("videomae_base_k40") and hub.is_id("videomae_base_k400")

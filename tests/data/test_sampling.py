@@ -8,6 +8,7 @@ import pytest
 
 from vidjax.data import sampling
 from vidjax.data.config import ClipConfig, DataConfig, Protocol
+from vidjax.models.internvideo import CARD
 
 
 def random(seed):
@@ -230,6 +231,14 @@ def test_uniform_frames_of_viclip_are_a_whole_number_apart():
         config = ClipConfig(frames=8, sampling="uniform", protocol="viclip")
         assert sampling.sample(config, num_frames, 30.0, random(0)).tolist() == expected
     assert view(3, 5, 1, 1, "viclip", sampling="uniform") == [[0, 1, 2, 2, 2]]  # fewer than 8 are refused there
+
+
+def test_uniform_frames_of_internvideo_are_rounded_down():
+    """As `np.linspace(0, n - 1, 8).astype(np.intc)` (InternVideo 3965eef, InternVideo/internvideo.py)."""
+    for num_frames in (3, 8, 100, 301):
+        expected = np.linspace(0, num_frames - 1, 8).astype(np.intc).tolist()
+        assert view(num_frames, 8, 1, 1, CARD.protocol, sampling=CARD.sampling) == [expected]
+    assert view(100, 1, 1, 1, CARD.protocol, sampling=CARD.sampling) == [[49]]  # the middle, as for all others
 
 
 @pytest.mark.parametrize("protocol", get_args(Protocol))

@@ -20,6 +20,7 @@ from benchmark.ours import describe, make_model
 from benchmark.peers import NoPeerError, check_parameters, make_peer
 from benchmark.settings import Job, Memory, Train, check_models, jobs
 from vidjax.errors import UserError
+from vidjax.training.sharding import make_mesh
 
 ROOT = Path(__file__).resolve().parents[2]
 HAS_TORCH = importlib.util.find_spec("torch") is not None
@@ -73,6 +74,14 @@ def test_training_is_measured_on_both_sides_without_tyro_av_and_tensorflow(tmp_p
     chart = Image.open(tmp_path / "chart.png")
     assert chart.format == "PNG" and chart.width > 800 and chart.height > 150
     assert len(chart.convert("RGB").getcolors(1 << 20)) > 10  # not empty
+
+
+def test_a_forward_pass_is_measured_without_an_optimizers_moments():
+    for training, moments in ((True, 2), (False, 0)):
+        measured = dataclasses.replace(job("r3d_tiny"), training=training)
+        state = jax.eval_shape(ours.make_program(measured, make_mesh())[1])
+        sizes = [sum(leaf.size for leaf in jax.tree.leaves(part)) for part in (state.params, state.opt_state)]
+        assert sizes[1] // sizes[0] == moments
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,30 @@ def test_the_head_is_reduced_to_the_classes_of_a_file(published, tmp_path):
         dataclasses.replace(config, num_classes=2)
 
 
+def test_a_head_without_names_gets_those_of_a_file(published, tmp_path):
+    """And can then be reduced to some of them, in the same command."""
+    _, golden = published
+    model = vidjax.create_model("r2plus1d_18", depths=(1, 1, 1, 1), num_classes=5)
+    vidjax.save_pretrained(tmp_path / "unnamed", model, from_state_dict(model, golden.weights, strict=True))
+    (tmp_path / "all.json").write_text('["a", "b", "c", "d", "e"]')
+    (tmp_path / "some.json").write_text('["d", "a"]')
+    config = convert_weights.Config(
+        str(tmp_path / "unnamed"), str(tmp_path / "out"), classes=str(tmp_path / "some.json")
+    )
+    with pytest.raises(UserError, match="the model has no class names to choose from"):
+        convert_weights.main(config)
+    convert_weights.main(dataclasses.replace(config, class_names=str(tmp_path / "all.json")))
+    smaller, loaded = vidjax.load_pretrained(tmp_path / "out", strict=True, verbose=False)
+    assert smaller.card.class_names == ("d", "a")
+    kernel = from_state_dict(model, golden.weights)["params"]["head"]["kernel"]
+    np.testing.assert_array_equal(loaded["params"]["head"]["kernel"], kernel[:, [3, 0]])
+    with pytest.raises(UserError, match="class_names has 2 names, but the head has 5 classes"):
+        convert_weights.main(
+            dataclasses.replace(config, out=str(tmp_path / "new"), class_names=str(tmp_path / "some.json"))
+        )
+
+
+@pytest.mark.filterwarnings("error")  # such as of PyTorch, about arrays that are read-only
 def test_weights_are_exported_for_other_libraries(published, tmp_path, capsys):
     _, golden = published
     model = vidjax.create_model("r2plus1d_18", depths=(1, 1, 1, 1), num_classes=5)

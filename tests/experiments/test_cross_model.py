@@ -17,7 +17,7 @@ from vidjax.data.moving_shapes import class_names
 from vidjax.models.clip import CARD, ImageTower
 from vidjax.models.text import TextTower
 from vidjax.models.video_text import VideoText
-from vidjax.runs.cross_model import late_depths, start_encoders
+from vidjax.runs.cross_model import late_depths, start_encoders, unnamed_heads
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "experiments"))
 
@@ -46,6 +46,8 @@ def saved(tmp_path_factory):
         "masked": classifier("videomae_tiny", CLASSES),
         "contrastive": classifier("vivit_tiny_joint", CLASSES),
         "others": classifier("vivit_tiny_joint", CLASSES[::-1]),
+        "fewer": classifier("vivit_tiny_joint", CLASSES[:5]),
+        "unnamed": vidjax.create_model("vivit_tiny_joint", num_classes=len(CLASSES), **SMALL),
         "features": vidjax.create_model("vivit_tiny_joint", **SMALL),
         "pair": VideoText(image, TextTower(259, 7, 16, 1, 1, 8), CARD),
     }
@@ -89,8 +91,14 @@ def test_a_video_text_model_lends_its_video_tower(saved, tmp_path):
     jax.tree.map(
         np.testing.assert_array_equal, started["contrastive"]["head"], variables["params"]["contrastive"]["head"]
     )
-    assert model.contrastive.card == CARD and model.contrastive.num_classes == 8
+    assert model.contrastive.card == CARD and model.contrastive.num_classes == 8 and not unnamed_heads(model)
     assert (model.card.class_names, model.card.stride, model.card.protocol) == (CLASSES, 2, "vidjax")  # of the clips
+
+
+def test_a_head_without_class_names_is_reported(saved, tmp_path):
+    """Its classes may be in another order than those of the data."""
+    config = config_of(saved, tmp_path, contrastive="unnamed")
+    assert unnamed_heads(cross_model.make_model(config, CLASSES)) == ["contrastive"]
 
 
 @pytest.mark.parametrize(
@@ -99,8 +107,9 @@ def test_a_video_text_model_lends_its_video_tower(saved, tmp_path):
         ("--init_contrastive_from None", "give --init_masked_from and --init_contrastive_from, two classifiers"),
         (
             "--init_contrastive_from {}/others",
-            r"the contrastive encoder in \S+others has other classes \(.*fine-tune it on",
+            r"the contrastive encoder in \S+others has other .* order: 'down and right' where the data has 'right': f",
         ),
+        ("--init_contrastive_from {}/fewer", r"encoder in \S+fewer has 5 classes, and the data 8: fine-tune it on"),
         ("--init_contrastive_from {}/features", r"the contrastive encoder in \S+features has no classes: fine-tune it"),
         ("--init_masked_from {}/contrastive", "the masked encoder is a ViViT: give a classifier of videomae_"),
         ("--depths 1 3", "depths: there is no block 3 in the masked encoder, which has 2: choose from 1 to 2"),

@@ -163,6 +163,8 @@ def test_the_backward_pass_keeps_nothing_of_the_contrastive_encoder_and_of_earli
         ({"masked": VIVIT}, r"the masked encoder is a ViViT: give a classifier of videomae_\*"),
         ({"depths": (2, 4)}, "depths: there is no block 4 in the masked encoder, which has 3: choose from 1 to 3"),
         ({"depths": (0,)}, "depths: there is no block 0 in the masked encoder"),
+        ({"depths": (2, 2)}, r"depths is \(2, 2\): give one block of the masked encoder or more, each once"),
+        ({"depths": ()}, r"depths is \(\): give one block"),
         ({"contrastive": VIVIT.clone(remat="blocks")}, "read between its blocks: omit its remat and scan"),
         (
             {"contrastive": vidjax.create_model("fr2d_tiny", num_classes=5, **SIZES)},

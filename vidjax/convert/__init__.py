@@ -143,6 +143,8 @@ def load_pretrained(
             described = hub.build(config, CONFIGS, source) if known else None
     if row is not None:
         card |= row.card
+        if row.class_list and not card.get("class_names"):
+            notes.append(f"class names: {row.class_list}")
     return assemble(
         source,
         weights,

@@ -110,7 +110,7 @@ def write(layout: Layout, weights: Weights, directory: Path) -> Path:
     if layout.format == "torch" and importlib.util.find_spec("torch"):
         import torch
 
-        tensors = {name: torch.from_numpy(value) for name, value in weights.items()}
+        tensors = {name: torch.tensor(value) for name, value in weights.items()}  # copies, as arrays may be read-only
         torch.save(layout.wrap(tensors), directory / "model.pth")
         return directory / "model.pth"
     from safetensors.numpy import save_file

@@ -17,6 +17,12 @@ PATTERNS = (
 )  # fmt: skip
 
 
+def nearest_names(name: str) -> str:
+    """The published checkpoints with the most similar names, in parentheses for an error message; empty if none is."""
+    nearest = difflib.get_close_matches(name, published.ROWS, n=3, cutoff=0.6)
+    return f" (did you mean {' or '.join(nearest)}?)" if nearest else ""
+
+
 def fetch(source: str | Path) -> Path:
     """Returns the local path of a source, after downloading it if necessary.
 
@@ -40,10 +46,8 @@ def fetch(source: str | Path) -> Path:
     if not is_id(source):
         if name.count("/") or Path(name).suffix in SUFFIXES:
             return path  # reading it raises the error for a missing file
-        nearest = difflib.get_close_matches(name, published.ROWS, n=3, cutoff=0.6)
-        hint = f" (did you mean {' or '.join(nearest)}?)" if nearest else ""
         raise UserError(
-            f"there are no weights at {name}, and no published checkpoint has this name{hint}: "
+            f"there are no weights at {name}, and no published checkpoint has this name{nearest_names(name)}: "
             "vidjax.list_pretrained() lists all"
         )
     try:

@@ -1,7 +1,9 @@
 """Layouts of InternVideo: the towers of its first stage, CLIP's to start them from, and its retrieval transformer.
 
 The towers' released file also has the decoder of captions, whose blocks differ from ours, and the embedding of masked
-words; both are left out. Any pair of a UniFormerV2 and a causal text tower has these layouts.
+words; both are left out. It was not opened: that the towers' names start with `clip.`, under `state_dict`, is how the
+publisher's loader reads it (`InternVideo1/Pretrain/Multi-Modalities-Pretraining/InternVideo/internvideo.py`). Any pair
+of a UniFormerV2 and a causal text tower has these layouts.
 """
 
 from dataclasses import replace

@@ -97,6 +97,7 @@ MM_CLASSES = MappingProxyType({
     "K600": "open-mmlab/mmaction2 tools/data/kinetics/label_map_k600.txt",
     "K700": "open-mmlab/mmaction2 tools/data/kinetics/label_map_k700.txt",
     "K710": "open-mmlab/mmaction2 tools/data/kinetics710/label_map_k710.txt",
+    "MiT": "open-mmlab/mmaction2 tools/data/mit/label_map.txt",
     "SSv2": "open-mmlab/mmaction2 tools/data/sthv2/label_map.txt",
     "UCF101": "open-mmlab/mmaction2 tools/data/ucf101/label_map.txt",
 })  # fmt: skip

@@ -20,6 +20,12 @@ videomae_v2 = partial(
 giant = partial(videomae_v2, model="videomae_v2_giant")
 GIANT = f"{MAE2}/mae-g/vit_g_hybrid_pt_1200e"
 
+# The masked encoder of InternVideo's first stage, on unlabelled videos of several data sets, and fine-tuned.
+HYBRID = "https://pjlab-gvm-data.oss-cn-shanghai.aliyuncs.com/internvideo/pretrain/videomae/vit_b_hybrid_pt_800e"
+internvideo = partial(
+    Published, layout="original", licence=APACHE, facts="OpenGVLab/InternVideo InternVideo1/Pretrain/VideoMAE/README.md"
+)
+
 # Hiera. Images are classified with the centre crop; the weights have another licence than the code.
 HIERA = "https://dl.fbaipublicfiles.com/hiera"
 hiera = partial(Published, layout="original", licence=CC_BY_NC, facts="facebookresearch/hiera README.md")
@@ -70,6 +76,15 @@ ROWS = (
     giant("videomae_v2_giant_ucf101_from_k710", source=f"{GIANT}_k710_it_ucf101_ft.pth", data="UCF101", top1=99.6),
     giant("videomae_v2_giant_hmdb51_from_k710", source=f"{GIANT}_k710_it_hmdb51_ft.pth", data="HMDB51", top1=88.1,
         top5=98.5, stride=2),
+    # InternVideo
+    internvideo("videomae_base_pretrain_hybrid", "videomae_base_pretrain", f"{HYBRID}.pth", classes="",
+        data="UnlabeledHybrid"),
+    internvideo("videomae_base_k400_internvideo", "videomae_base", f"{HYBRID}_k400_ft.pth", data="K400", top1=81.52,
+        top5=94.88, views="5x3"),
+    internvideo("videomae_base_k710_internvideo", "videomae_base", f"{HYBRID}_k710_ft.pth", data="K710", top1=79.33,
+        top5=94.03, views="5x3"),
+    internvideo("videomae_base_ssv2_internvideo", "videomae_base", f"{HYBRID}_ssv2_ft.pth", data="SSv2", top1=71.22,
+        top5=93.31, views="2x3"),
     # Hiera
     *(
         hiera(f"hiera_{size}_k400", f"hiera_{size}", f"{HIERA}/hiera_{file}_16x224.pth", classes=KINETICS, data="K400",

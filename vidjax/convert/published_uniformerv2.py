@@ -2,6 +2,11 @@
 
 Training started from CLIP, and where the name says so, went on with Kinetics-710, which joins the other three. The test
 crops are as high as the frames, whose short side is the model's. The zoo gives no top-5 accuracy.
+
+The publisher's lists of classes are in a folder on Google Drive. For Kinetics-710, an earlier version of mmaction2 has
+the list by which it mapped this head to the single data sets; its list of today, and that of VideoMAE V2, have other
+orders. The head's first 400 classes are those of Kinetics-400 (`uniformerv2.py` of the publisher), in the order of
+UniFormer's list, with other names for thirteen of them.
 """
 
 from functools import partial
@@ -11,7 +16,15 @@ from vidjax.convert.publication import APACHE, MM, Published, file, mmaction2
 HOST = "https://pjlab-gvm-data.oss-cn-shanghai.aliyuncs.com"
 BUCKET = f"{HOST}/uniformerv2"
 MM_UNIFORMERV2 = f"{MM}/v1.0/recognition/uniformerv2"
-published = partial(Published, layout="original", licence=APACHE, facts="OpenGVLab/UniFormerV2 MODEL_ZOO.md")
+LISTS = "the folder of labels that OpenGVLab/UniFormerV2 DATASET.md links to"
+CLASSES = dict.fromkeys(("K600", "K700", "SSv1", "SSv2", "MiT", "ActivityNet", "HACS"), LISTS) | {
+    "K400": "Sense-X/UniFormer video_classification/data_list/k400/kinetics_400_categroies.txt (sic)",
+    "K710": "open-mmlab/mmaction2 configs/recognition/uniformerv2/k710_channel_map/label_map_k710.txt at 1d261c9",
+}
+published = partial(
+    Published, layout="original", licence=APACHE, classes=CLASSES, facts="OpenGVLab/UniFormerV2 MODEL_ZOO.md"
+)
+internvideo = partial(Published, layout="internvideo1", licence=APACHE, classes="")
 
 
 def row(model: str, data: str, path: str, frames: int, top1: float, views: str, start: str = "") -> Published:
@@ -69,9 +82,12 @@ ROWS = (
     row(LARGE, "ActivityNet", "anet/anet_uniformerv2_l14_32x224", 32, 94.7, "10x3"),
     row(LARGE, "HACS", "hacs/hacs_uniformerv2_l14_16x224", 16, 95.5, "10x3"),
     row(LARGE, "HACS", "hacs/hacs_uniformerv2_l14_32x224", 32, 95.4, "10x3"),
-    Published("internvideo_base_16", "internvideo_base_16", f"{HOST}/internvideo/pretrain/InternVideo-MM-B-16.ckpt",
-        layout="internvideo1", licence=APACHE, classes="",
+    internvideo("internvideo_base_16", "internvideo_base_16",
+        f"{HOST}/internvideo/pretrain/InternVideo-MM-B-16.ckpt",
         facts="OpenGVLab/InternVideo InternVideo1/Pretrain/Multi-Modalities-Pretraining/README.md"),
+    internvideo("internvideo_large_14", "internvideo_large_14",  # the README names the repository, its demo.py the file
+        "https://huggingface.co/OpenGVLab/InternVideo1.0/resolve/main/InternVideo-MM-L-14.ckpt",
+        facts="OpenGVLab/InternVideo InternVideo1/README.md"),
     # Trained by mmaction2, whose other files hold the original's weights. Its heads follow its own label maps.
     mmaction2("uniformerv2_base_16_8_k400_mmaction2", BASE,
         file(MM_UNIFORMERV2, "uniformerv2-base-p16-res224_clip_8xb32-u8_kinetics400-rgb", "_20230313-e29fc968"),

@@ -117,12 +117,14 @@ def views(num_frames: int, rate: float, config: ClipConfig, count: int) -> Int[n
         return dense_views(num_frames, config.frames, sampling_step(config, rate), count, config.protocol)
     if count > 1:
         raise UserError("uniform sampling covers the whole video in one view: use segments or dense for more views")
+    if config.protocol in STRETCHED and config.frames > 1:
+        return stretched(num_frames, config.frames, 0, num_frames - 1)[None]
     spaced = strided if config.protocol == "viclip" else uniform
     return spaced(num_frames, config.frames)[None]
 
 
 STRETCHED = ("slowfast", "slowfast_offset", "pytorchvideo")
-"""Protocols in which a dense clip of `frames * step` frames includes its last frame."""
+"""Protocols in which a dense clip of `frames * step` frames includes its last frame; spread frames are rounded down."""
 
 
 def dense_views(num_frames: int, frames: int, step: float, count: int, protocol: Protocol) -> Int[np.ndarray, "v t"]:

@@ -185,6 +185,8 @@ class CrossModel(nn.Module):
                 f"the masked encoder has {classes[0]} classes, the contrastive one {classes[1]}: fine-tune both on the "
                 "same classes first"
             )
+        if not self.depths or len(set(self.depths)) < len(self.depths):
+            raise UserError(f"depths is {self.depths}: give one block of the masked encoder or more, each once")
         if wrong := [depth for depth in self.depths if not 1 <= depth <= self.masked.depth]:
             raise UserError(
                 f"depths: there is no block {wrong[0]} in the masked encoder, which has {self.masked.depth}: choose "
@@ -292,7 +294,10 @@ class CrossEncoder(nn.Module):
         return x, quick_gelu(pool(norm(name="norm")(x)[:, 0]))
 
 
-CARD = replace(clip.CARD, source="OpenGVLab/InternVideo", sampling="uniform")
+# As `load_video` of the released code: frames from the first to the last, rounded down; the centre of 256 pixels.
+CARD = replace(
+    clip.CARD, source="OpenGVLab/InternVideo", sampling="uniform", protocol="slowfast", crop_ratio=224 / 256
+)  # fmt: skip
 
 
 def pair(video: str, text: str) -> VideoText:

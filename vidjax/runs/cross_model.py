@@ -35,14 +35,23 @@ def read_classifier(kind: Literal["masked", "contrastive"], source: str, class_n
         return TowerClassifier(tower(model, "video")[0], len(class_names), model.card)
     if getattr(model, "num_classes", None) is None:
         raise UserError(f"the {kind} encoder in {source} has no classes: fine-tune it first (finetune.py)")
-    names = model.card.class_names
-    if model.num_classes != len(class_names) or (names and names != tuple(class_names)):
-        shown = f"{', '.join(names[:3])}, ..." if names else f"{model.num_classes} without names"
-        raise UserError(
-            f"the {kind} encoder in {source} has other classes ({shown}) than the data ({', '.join(class_names[:3])}, "
-            f"...; {len(class_names)} in all): fine-tune it on the classes of the data first"
-        )
-    return model
+    pairs = zip(model.card.class_names, class_names, strict=False)
+    if model.num_classes != len(class_names):
+        differs = f"{model.num_classes} classes, and the data {len(class_names)}"
+    elif other := next((f"'{own}' where the data has '{name}'" for own, name in pairs if own != name), None):
+        differs = f"other classes than the data, or another order: {other}"
+    else:
+        return model
+    raise UserError(
+        f"the {kind} encoder in {source} has {differs}: fine-tune it on the classes of the data first (finetune.py)"
+    )
+
+
+def unnamed_heads(model: CrossModel) -> list[str]:
+    """Which encoders have heads without class names, whose classes can only be taken to be in the order of the data."""
+    encoders = {"masked": model.masked, "contrastive": model.contrastive}
+    trained = {name: encoder for name, encoder in encoders.items() if not isinstance(encoder, TowerClassifier)}
+    return [name for name, encoder in trained.items() if not encoder.card.class_names]
 
 
 def late_depths(depth: int) -> tuple[int, ...]:

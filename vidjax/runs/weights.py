@@ -260,4 +260,5 @@ def require_source(flag: str, source: str | None) -> None:
       UserError: it does not exist.
     """
     if source is not None and not Path(source).expanduser().exists() and not convert.hub.is_id(source):
-        raise UserError(f"{flag}: there are no weights at {source}: give a run, a file or a Hugging Face id")
+        hint = convert.hub.nearest_names(source)
+        raise UserError(f"{flag}: there are no weights at {source}{hint}: give a run, a file or a Hugging Face id")
