@@ -24,14 +24,7 @@ import vidjax  # noqa: E402
 PACKAGES = (
     "models", "layers", "kernels", "objectives", "data", "training", "evaluation", "visualize", "convert", "runs",
 )  # fmt: skip
-TRAINING = (
-    "mae_pretrain",
-    "jepa_pretrain",
-    "finetune",
-    "contrastive_pretrain",
-    "video_language_pretrain",
-    "albef_pretrain",
-)
+TRAINING = sorted(path.stem for path in (ROOT / "experiments" / "recipes").glob("[!_]*.py"))
 
 
 def on_files(files: "Files", config: "MkDocsConfig") -> "Files":
@@ -137,7 +130,8 @@ def row(name: str, config: Any, remark: str) -> str:
     published = name not in ("demo", "videos")
     top1 = remark.partition(";")[0] if re.match(r"\d", remark) else ""  # other remarks are for readers of the script
     source = vidjax.create_model(model).card.source if published else "vidjax"
-    cells = (f"`{name}`", f"`{model}`", clips, batch, length, rate, top1 if published else "", source)
+    named = f"`{model}`" if model in vidjax.list_models() else "from flags"  # cross_model.py joins two trained ones
+    cells = (f"`{name}`", named, clips, batch, length, rate, top1 if published else "", source)
     return "| " + " | ".join(cells) + " |"
 
 

@@ -61,7 +61,6 @@ class Config(CaptionedConfig):
     optim: OptimizerConfig = OptimizerConfig(learning_rate=5e-5, warmup_epochs=1, beta2=0.999, weight_decay=0.02)
 
     def __post_init__(self) -> None:
-        """Checks the values."""
         super().__post_init__()
         require_not_negative(self, "mask_token", "alpha", "alpha_epochs", "mask_ratio")
         if self.ema_decay is None:

@@ -51,7 +51,6 @@ class Config:
     """Compute type: auto is bfloat16 on accelerators, float32 on a CPU."""
 
     def __post_init__(self) -> None:
-        """Checks the values."""
         check_values(self)
         require_positive(self, "beams", "batch_size")
         if not self.paths:

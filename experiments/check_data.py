@@ -44,7 +44,6 @@ class Config:
     """Number of clips on the contact sheet, 0 for no contact sheet."""
 
     def __post_init__(self) -> None:
-        """Raises UserError for invalid values."""
         if self.max_examples is not None and self.max_examples < 1:
             raise UserError(f"max_examples is {self.max_examples}: it must be 1 or more")
         if self.clips < 0:

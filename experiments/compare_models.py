@@ -81,7 +81,6 @@ class Config:
     """Additional flags for mae_pretrain.py."""
 
     def __post_init__(self) -> None:
-        """Checks the values."""
         check_values(self)
         require_positive(self, "labels")
         if unknown := [name for name in self.models if name not in FAMILIES]:

@@ -58,7 +58,6 @@ class Config(PairConfig):
     )
 
     def __post_init__(self) -> None:
-        """Checks the values."""
         super().__post_init__()
         if not self.objective.startswith("kl"):
             self.refuse_repeats(self.objective)

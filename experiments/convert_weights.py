@@ -58,7 +58,7 @@ class Config:
     """How image kernels become clip kernels."""
 
     def __post_init__(self) -> None:
-        """Raises `UserError` for invalid values."""
+
         check_values(self)
         if self.classes is not None and self.num_classes is not None:
             raise UserError("classes and num_classes exclude each other: give one of them")

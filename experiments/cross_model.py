@@ -63,7 +63,6 @@ class Config(TrainConfig):
     optim: OptimizerConfig = OptimizerConfig(learning_rate=1e-3, final_learning_rate=1e-6, warmup_epochs=1, beta2=0.999)
 
     def __post_init__(self) -> None:
-        """Checks the values."""
         super().__post_init__()
         if not 0 <= self.label_smoothing < 1:
             raise UserError(f"label_smoothing is {self.label_smoothing}: it must be at least 0 and below 1")

@@ -75,7 +75,6 @@ class Config:
     """Number of windows to return."""
 
     def __post_init__(self) -> None:
-        """Checks the values."""
         check_values(self)
         for name in ("window", "stride", "batch_size", "videos_per_part", "neighbours"):
             value = getattr(self, name)

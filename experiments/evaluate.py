@@ -90,7 +90,6 @@ class Config:
     """Join the other processes of a cluster (jax.distributed); all must run the same command."""
 
     def __post_init__(self) -> None:
-        """Checks the values."""
         check_values(self)
         runs.check_views(self.views)
 

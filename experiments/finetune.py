@@ -78,7 +78,6 @@ class Config(TrainConfig):
     )
 
     def __post_init__(self) -> None:
-        """Checks the values."""
         super().__post_init__()
         for name in ("drop_path", "dropout", "label_smoothing"):
             value = getattr(self, name)

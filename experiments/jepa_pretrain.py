@@ -77,7 +77,6 @@ class Config(TrainConfig):
     optim: OptimizerConfig = recipes.jepa_pretrain.CONSTANT
 
     def __post_init__(self) -> None:
-        """Checks the values."""
         super().__post_init__()
         require_positive(self, "predictor_width", "mask_clips", "observed_clips")
         if self.ema_decay is None:

@@ -65,7 +65,6 @@ class Config(TrainConfig):
     epochs: float = 800
 
     def __post_init__(self) -> None:
-        """Checks the values."""
         super().__post_init__()
         require_not_negative(self, "probe_clips", "picture_clips")
 

@@ -38,7 +38,6 @@ class Config:
     """Which videos are the same: those with the same file name (for YouTube clips, the id in it), or the same file."""
 
     def __post_init__(self) -> None:
-        """Raises UserError for invalid values."""
         check_values(self)
         train, validation = (read_sets(flag, getattr(self, flag)) for flag in ("train", "validation"))
         if len(train) < 2:

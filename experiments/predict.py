@@ -72,7 +72,6 @@ class Config:
     """Compute type: auto is bfloat16 on accelerators, float32 on a CPU."""
 
     def __post_init__(self) -> None:
-        """Checks the values."""
         check_values(self)
         if not self.paths:
             raise UserError("no video is given: give files or folders")

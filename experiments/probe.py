@@ -85,7 +85,6 @@ class Config:
     """Compute type of encoder and attentive probe: auto is bfloat16 on accelerators, float32 on a CPU."""
 
     def __post_init__(self) -> None:
-        """Checks the values."""
         check_values(self)
         if self.data.validation is None:
             raise UserError("there are no videos to measure on: give --data.validation, of the classes of data.train")

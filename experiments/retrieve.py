@@ -73,7 +73,6 @@ class Config:
     """Compute type: auto is bfloat16 on accelerators, float32 on a CPU."""
 
     def __post_init__(self) -> None:
-        """Checks the values."""
         check_values(self)
         runs.read_views(self.views)
         if self.neighbours < 1:

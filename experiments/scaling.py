@@ -102,7 +102,6 @@ class Config:
     """Write the numbers to this file."""
 
     def __post_init__(self) -> None:
-        """Rejects invalid values."""
         check_values(self)
         for name in ("batch_per_device", "fsdp", "devices"):
             if getattr(self, name) < 1:

@@ -55,7 +55,6 @@ class Config(PairConfig):
     optim: OptimizerConfig = OptimizerConfig(learning_rate=1e-4, warmup_epochs=1, beta2=0.98, weight_decay=0.2)
 
     def __post_init__(self) -> None:
-        """Checks the values."""
         super().__post_init__()
         require_positive(self, "decoder_depth", "decoder_factor", "caption_examples")
         self.refuse_repeats("the contrastive loss")

@@ -71,7 +71,6 @@ class Config:
     """Random seed of the masks."""
 
     def __post_init__(self) -> None:
-        """Checks the values."""
         check_values(self)
         if not self.paths:
             raise UserError("no video is given: give files or folders")

@@ -87,7 +87,6 @@ class Config:
     """Random seed of the episodes."""
 
     def __post_init__(self) -> None:
-        """Checks the values."""
         check_values(self)
         runs.read_views(self.views)
         if self.shots is not None and self.classes:

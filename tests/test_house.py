@@ -159,6 +159,23 @@ def test_training_scripts_are_under_200_lines():
     assert {name: count for name, count in long.items() if count >= 200} == {}
 
 
+SHIFT_IN_PLACE = re.compile(r"(\b[\w.]+)\.at\[[^]]*:[^]]*\]\.\w+\([^)]*(?<![\w.])\1\[[^]]*:")
+"""A slice of an array that is assigned to the array itself."""
+
+
+def test_no_array_is_shifted_in_place():
+    """XLA on CPUs computes it wrongly (openxla/xla#49176): see CONTRIBUTING.md."""
+    paths = [*ROOT.glob("vidjax/**/*.py"), *ROOT.glob("experiments/**/*.py")]
+    shifts = {str(path): [found[0] for found in SHIFT_IN_PLACE.finditer(path.read_text())] for path in paths}
+    assert {path: found for path, found in shifts.items() if found} == {}
+
+
+def test_shifts_in_place_are_found():
+    shifts = "x.at[1:].set(x[:-1])", "self.x.at[:, 1:].add(-self.x[:, :-1])", "x.at[1:].set(\n    x[:-1]\n)"
+    others = "x.at[1:].set(y[:-1])", "x.at[0].set(x[1:])", "x.at[1:].set(0)", "x.at[1:].set(max_x[:-1])"
+    assert all(map(SHIFT_IN_PLACE.search, shifts)) and not any(map(SHIFT_IN_PLACE.search, others))
+
+
 def test_paths_in_the_ci_script_exist():
     paths = re.findall(r"(?<=\s)(?:tests|experiments)/[\w./-]+", (ROOT / ".ci" / "run").read_text())
     assert len(paths) > 5 and [path for path in paths if not (ROOT / path).exists()] == []

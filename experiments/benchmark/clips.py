@@ -48,7 +48,6 @@ class Clips:
     """Write the numbers to this file."""
 
     def __post_init__(self) -> None:
-        """Rejects invalid values."""
         check_values(self)
         if len(set(self.frames)) < 3 or min(self.frames) < 1:
             raise UserError(f"frames is {self.frames}: give three or more, each 1 or more")

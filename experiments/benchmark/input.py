@@ -60,7 +60,6 @@ class Input:
     """Write a chart of the numbers to this PNG."""
 
     def __post_init__(self) -> None:
-        """Rejects invalid values."""
         check_values(self)
         for name in ("clips", "rounds"):
             if getattr(self, name) < 1:

@@ -33,7 +33,6 @@ class InputScaling:
     """Write the numbers to this file."""
 
     def __post_init__(self) -> None:
-        """Rejects invalid values."""
         for name in ("processes", "rows", "clips", "rounds", "frames", "size"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}: it must be 1 or more")

@@ -56,7 +56,6 @@ class Loss:
     """Write a chart of the numbers to this PNG."""
 
     def __post_init__(self) -> None:
-        """Rejects invalid values."""
         check_values(self)
         for name in ("batch_size", "width", "classes", "steps", "rounds"):
             if getattr(self, name) < 1:

@@ -49,7 +49,6 @@ class Models:
     """Write a chart of the numbers to this PNG."""
 
     def __post_init__(self) -> None:
-        """Rejects invalid values."""
         check_values(self)
         for name in ("frames", "size", "threads", "rounds", "steps"):
             value = getattr(self, name)
@@ -86,7 +85,6 @@ class Memory(Models):
     """Only compile: find the largest batch whose step fits into this many GB (1e9 bytes) per device."""
 
     def __post_init__(self) -> None:
-        """Rejects invalid values."""
         super().__post_init__()
         if self.budget_gb is not None and self.budget_gb <= 0:
             raise UserError(f"budget_gb is {self.budget_gb}: it must be above 0")

@@ -65,7 +65,6 @@ class Startup:
     """Write the numbers to this file."""
 
     def __post_init__(self) -> None:
-        """Rejects invalid values."""
         if unknown := [name for name in self.commands if name not in COMMANDS]:
             raise UserError(f"commands has {unknown[0]}: choose from {', '.join(COMMANDS)}")
         if self.rounds < 1 or not self.commands:

@@ -35,9 +35,11 @@ def test_a_training_step_equals_the_original(monkeypatch):
     variables = from_state_dict(model, weights)
     copy = from_state_dict(model, weights, layout="momentum")["params"]
     images, ids, _, masked, labels = golden.inputs
-    # As recorded: pixels are normalised, masked words are given, and negatives are the likeliest ones.
+    # As recorded: scaled pixels and masked words are given, and negatives are the likeliest ones.
     ids, masked = jnp.asarray(ids, jnp.int32), jnp.asarray(masked, jnp.int32)
-    monkeypatch.setattr(Card, "preprocess", lambda self, video: video)
+    video = np.moveaxis(images, 1, -1)[:, None]  # normalised
+    pixels = jnp.asarray(video * model.card.std + model.card.mean, jnp.float32)
+    monkeypatch.setattr(Card, "scale", lambda self, video: pixels)
     monkeypatch.setattr(language_modeling, "mask_words", lambda *_: (masked, jnp.asarray(labels != -100)))
     monkeypatch.setattr(jax.random, "categorical", lambda key, logits: logits.argmax(axis=1))
 
@@ -47,7 +49,7 @@ def test_a_training_step_equals_the_original(monkeypatch):
     # The original updates the copy before a step, the state after it, which is the same but for the very first one.
     ema = optax.incremental_update(variables["params"], copy, 1 - c["momentum"])
     state = state.replace(ema=ema, step=jnp.int32(2))
-    after, metrics = step(state, {"video": jnp.moveaxis(jnp.asarray(images), 1, -1)[:, None], "ids": ids})
+    after, metrics = step(state, {"video": jnp.zeros(pixels.shape, jnp.uint8), "ids": ids})
 
     losses = [metrics[name] for name in ("itc_loss", "itm_loss", "mlm_loss")]
     np.testing.assert_allclose(losses, golden.outputs["output0"], rtol=0, atol=1e-5)

@@ -3,6 +3,7 @@
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +19,10 @@ from vidjax.errors import UserError
 from vidjax.layers.card import Card
 from vidjax.models.vjepa import VJEPA, Pretraining
 from vidjax.objectives import latent, multi_block
-from vidjax.runs.latent import make_targets
+from vidjax.runs.latent import make_observer, make_targets
 from vidjax.training.checkpoint import load_variables
 from vidjax.training.metrics import read_metrics
+from vidjax.training.sharding import make_mesh
 from vidjax.training.state import Aux
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "experiments"))
@@ -40,18 +42,14 @@ def run(workdir, *flags):
     return jepa_pretrain.main(cli.parse(jepa_pretrain.Config, jepa_pretrain.RECIPES, jepa_pretrain.DATA_FLAG, argv))
 
 
-class Floats(Card):
-    """A card of clips that are normalised already."""
-
-    def preprocess(self, video):
-        return video
-
-
-def test_the_loss_of_a_step_equals_the_original():
+def test_the_loss_of_a_step_equals_the_original(monkeypatch):
     """Context encoder on visible tokens, moving average on all, predictor, both masks: golden vjepa2_train."""
     golden = recipe.load("vjepa2_train")
     c, (video, *indices) = golden.config, golden.inputs
-    fields = {"width": c["D"], "depth": c["L"], "heads": c["H"], "patch_size": (2, c["P"], c["P"]), "card": Floats()}
+    card, video = Card(), np.moveaxis(video, 1, -1)  # recorded after normalisation
+    pixels = jnp.asarray(video * card.std + card.mean, jnp.float32)
+    monkeypatch.setattr(Card, "scale", lambda self, video: pixels)
+    fields = {"width": c["D"], "depth": c["L"], "heads": c["H"], "patch_size": (2, c["P"], c["P"]), "card": card}
     predictor = {"predictor_width": c["pD"], "predictor_depth": c["pL"], "predictor_heads": c["pH"]}
     model = Pretraining(**fields, **predictor, mask_tokens=c["M"])
     params = from_state_dict(model, golden.weights, strict=True)["params"]
@@ -62,15 +60,22 @@ def test_the_loss_of_a_step_equals_the_original():
         multi_block.Mask(*map(jnp.asarray, pair), jnp.ones((2, sum(each.shape[1] for each in pair)), bool))
         for pair in (indices[:2], indices[2:])
     ]
-    loss_fn = jepa_pretrain.make_loss(model, make_targets(model, None), lambda key, clips: masks)
-    aux = Aux({}, params | {"encoder": target}, None, jnp.zeros((), jnp.int32))
-    batch = {"video": jnp.moveaxis(jnp.asarray(video), 1, -1), "valid": jnp.ones(2, bool)}
+    targets, draw = make_targets(model, None), lambda key, clips: masks
+    loss_fn = jepa_pretrain.make_loss(model, targets, draw)
+    aux = Aux({}, params | {"encoder": target}, {"params": target}, jnp.zeros((), jnp.int32))
+    batch = {"video": jnp.zeros(pixels.shape, jnp.uint8), "valid": jnp.ones(2, bool)}
     loss, (_, seen) = jax.jit(loss_fn)(params, aux, batch, jax.random.key(0))
     expected = golden.outputs["output0"].item()
     assert abs(float(loss) - expected) <= 1e-5 * expected
     other = jax.jit(loss_fn)(params, aux, batch | {"valid": jnp.array([True, False])}, jax.random.key(0))[0]
     assert abs(float(other) - expected) > 1e-3  # a mean over valid clips
     assert set(seen) == set(latent.DIVERSITY) and all(value > 0.1 for value in seen.values())
+    taught = make_targets(model, VJEPA(**fields))(aux, batch["video"])  # as if the average were a frozen teacher
+    np.testing.assert_allclose(taught, targets(aux, batch["video"]), atol=1e-5)
+    run = SimpleNamespace(model=model, source=[0, 1], mesh=make_mesh(), config=SimpleNamespace(seed=0))
+    run.evaluation_batches, run.new_variables = lambda *_, **__: iter([batch]), lambda: {"params": params}
+    evaluate = make_observer(run, targets, draw, 2)
+    assert evaluate(SimpleNamespace(params=params, aux=aux), 1)["latent_loss"] == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.fixture(scope="module")

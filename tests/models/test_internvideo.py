@@ -57,10 +57,11 @@ def test_the_towers_start_as_clip():
     def both(frame, ids):
         return pair.apply(started, jnp.tile(frame, (1, 4, 1, 1, 1)), ids), clip.apply(weights, frame, ids)
 
-    ours, theirs = both(jnp.asarray(recipe.floats("frames", (2, 1, 16, 16, 3))), jnp.array([[1, 5, 39], [1, 7, 39]]))
-    for embedded, expected in zip(ours, theirs, strict=True):
-        np.testing.assert_allclose(embedded, expected, atol=1e-4)
-    assert np.abs(theirs[0][0] - theirs[0][1]).max() > 1e-3
+    frames = jnp.asarray(recipe.floats("frames", (2, 1, 16, 16, 3)))
+    actual, expected = both(frames, jnp.array([[1, 5, 39], [1, 7, 39]]))
+    for pair in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(*pair, atol=1e-4)
+    assert np.abs(expected[0][0] - expected[0][1]).max() > 1e-3
 
 
 def test_the_released_file_is_read_without_its_decoder_of_captions():

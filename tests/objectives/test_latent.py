@@ -40,8 +40,8 @@ def test_the_loss_is_the_mean_absolute_difference_over_valid_tokens():
 def test_rank_me_is_the_exponential_of_the_entropy_of_the_singular_values(shape):
     features = DRAW(shape) + 3
     values = np.linalg.svd(features, compute_uv=False)
-    shares = values / values.sum()
-    expected = np.exp(-(shares * np.log(shares)).sum())
+    fractions = values / values.sum()
+    expected = np.exp(-(fractions * np.log(fractions)).sum())
     assert float(rank_me(jnp.asarray(features, jnp.float32))) == pytest.approx(expected, rel=1e-3)
 
 

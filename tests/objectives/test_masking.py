@@ -114,8 +114,8 @@ def test_dual_masks_have_the_statistics_of_the_original():
     original = np.stack([np.tile(tubes, (1, GRID[0])), cells[rng.integers(0, 4, count)]])
     assert (masks.sum(axis=2) == original.sum(axis=2)).all()
     assert (counted.sum(axis=1) == (original[0] & ~original[1]).sum(axis=1)).all()  # equal in all clips
-    for ours, theirs in zip((*masks, masks[0] & ~masks[1]), (*original, original[0] & ~original[1]), strict=True):
-        np.testing.assert_allclose(ours.mean(axis=0), theirs.mean(axis=0), atol=5 * (0.5 / count) ** 0.5)
+    for actual, expected in zip((*masks, masks[0] & ~masks[1]), (*original, original[0] & ~original[1]), strict=True):
+        np.testing.assert_allclose(actual.mean(axis=0), expected.mean(axis=0), atol=5 * (0.5 / count) ** 0.5)
     starts = [(masks[1] == cell).all(axis=1).mean() for cell in cells]
     np.testing.assert_allclose(starts, 0.25, atol=5 * (0.1875 / count) ** 0.5)
 

@@ -3,6 +3,10 @@
 The files were not downloaded when this table was written. Names, addresses and numbers are taken from the publishers'
 model zoos (`facts` names the page); values not given there are omitted. Accuracy is top-1 and top-5 in per cent, views
 are clips x crops of a test video.
+
+Some families have no rows. No weights of DeepVideo and Video Mobile-Former were published, those of P3D are no longer
+available, and LRCN's are a Caffe model, of which `load_weights` reads the blobs after pycaffe has extracted them. Image
+ViTs (`vit`) are starting points for video models: `load_pretrained` takes their Hugging Face ids.
 """
 
 import fnmatch

@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from vidjax.convert.publication import APACHE, CC_BY_NC, KINETICS, MM, MM_CLASSES, Published, file, mmaction2
+from vidjax.convert.publication import APACHE, BSD, CC_BY_NC, KINETICS, MM, MM_CLASSES, Published, file, mmaction2
 
 # VideoMAE V2. The models are in one directory, which the zoo names for the distilled ones; the giant ones need the
 # publisher's form.
@@ -50,6 +50,12 @@ SIGLIP2 = (  # size, patch, id, image sizes
     ("so400m", 16, "so400m-patch16", (256, 384, 512)),
     ("giant", 16, "giant-opt-patch16", (256, 384)),
 )
+# ALBEF. The files also contain the momentum model, `load_pretrained(layout="momentum")`. Those fine-tuned for retrieval
+# and other tasks have other text encoders or heads, and are not listed.
+albef = partial(
+    Published, model="albef_base", layout="original", licence=BSD, classes="", facts="salesforce/ALBEF README.md"
+)
+ALBEF = "https://storage.googleapis.com/sfr-pcl-data-research/ALBEF"
 
 # fmt: off
 ROWS = (
@@ -127,5 +133,8 @@ ROWS = (
         siglip2(f"siglip2_{size}_16_naflex", f"siglip2_{size}_16_naflex_pair", f"google/siglip2-{size}-patch16-naflex")
         for size in ("base", "so400m")
     ),
+    # ALBEF
+    albef("albef_base_14m", source=f"{ALBEF}/ALBEF.pth", data="14M images"),
+    albef("albef_base_4m", source=f"{ALBEF}/ALBEF_4M.pth", data="4M images"),
 )
 # fmt: on

@@ -93,7 +93,7 @@ def wilson_interval(correct: int, count: int, z: float = 1.959964) -> tuple[floa
     """
     if count == 0:
         raise UserError("cannot measure accuracy: there are no labelled videos")
-    share, spread = correct / count, z**2 / count
-    centre = share + spread / 2
-    half = math.sqrt(spread * (share * (1 - share) + spread / 4))
+    fraction, spread = correct / count, z**2 / count
+    centre = fraction + spread / 2
+    half = math.sqrt(spread * (fraction * (1 - fraction) + spread / 4))
     return max((centre - half) / (1 + spread), 0.0), min((centre + half) / (1 + spread), 1.0)

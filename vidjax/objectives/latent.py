@@ -52,8 +52,8 @@ def rank_me(features: Float[Array, "n d"]) -> Float[Array, ""]:
     gram = features @ features.T if rows <= columns else features.T @ features
     squares = jnp.linalg.eigvalsh(gram)
     values = jnp.sqrt(jnp.where(squares > 1e-6 * squares[-1], squares, 0))
-    shares = values / jnp.maximum(values.sum(), 1e-12)
-    return jnp.exp(-(shares * jnp.log(jnp.maximum(shares, 1e-12))).sum())
+    fractions = values / jnp.maximum(values.sum(), 1e-12)
+    return jnp.exp(-(fractions * jnp.log(jnp.maximum(fractions, 1e-12))).sum())
 
 
 def diversity(

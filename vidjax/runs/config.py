@@ -82,7 +82,6 @@ class CaptionedConfig(TrainConfig):
     epochs: float = 30
 
     def __post_init__(self) -> None:
-        """Checks the values."""
         super().__post_init__()
         if self.batch_size < 2:
             raise UserError(f"batch_size is {self.batch_size}: contrastive training needs 2 or more")

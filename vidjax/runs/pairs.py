@@ -39,7 +39,6 @@ class PairConfig(CaptionedConfig):
     """Columns of the similarity matrix computed at once, to save memory (default: all)."""
 
     def __post_init__(self) -> None:
-        """Checks the values."""
         super().__post_init__()
         require_positive(self, "chunk", "features")
         if self.chunk and self.batch_size % self.chunk:

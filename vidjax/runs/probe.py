@@ -49,7 +49,6 @@ class AttentiveConfig:
     """Micro-batches per step, to save memory: each holds tokens for all points of the grid."""
 
     def __post_init__(self) -> None:
-        """Checks the values."""
         check_values(self, "attentive.")
         for name in ("learning_rates", "weight_decays"):
             require_points(f"attentive.{name}", getattr(self, name))

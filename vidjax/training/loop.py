@@ -48,7 +48,6 @@ class LoopConfig:
     """Stop after this many steps in a row whose gradient is not finite."""
 
     def __post_init__(self) -> None:
-        """Checks the values."""
         for name in ("log_every", "save_every", "keep", "evaluate_every", "max_skipped_in_a_row"):
             if getattr(self, name) < 1:
                 raise UserError(f"loop.{name} is {getattr(self, name)}: it must be 1 or more")

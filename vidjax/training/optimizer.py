@@ -55,7 +55,6 @@ class OptimizerConfig:
     """Factor between the learning rates of a layer and the next one; 1 disables layer decay."""
 
     def __post_init__(self) -> None:
-        """Checks the values."""
         check_values(self, "optim.")
         if self.nesterov and self.kind != "sgd":
             raise UserError("optim.nesterov is for SGD: add --optim.kind sgd, or omit it")
