@@ -14,7 +14,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+@partial(jax.jit, static_argnums=(2, 3))  # so that layers of equal shapes are traced once
 def depthwise_conv3d(
     x: Float[Array, "b t h w c"],
     kernel: Float[Array, "kt kh kw 1 c"],
@@ -36,6 +36,11 @@ def depthwise_conv3d(
     Raises:
       ValueError: an even kernel size without padding.
     """
+    return _depthwise_conv3d(x, kernel, strides, padding)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _depthwise_conv3d(x: Array, kernel: Array, strides: Sequence[int], padding: Sequence[int] | None) -> Array:
     size = kernel.shape[:3]
     padding = _padding(size, padding)
     wide = jnp.promote_types(x.dtype, jnp.float32)
@@ -116,8 +121,9 @@ def _strided_input_gradient(
     return dx[:, : x.shape[1], : x.shape[2], : x.shape[3]].astype(x.dtype)
 
 
-depthwise_conv3d.defvjp(lambda x, kernel, *how: (depthwise_conv3d(x, kernel, *how), (x, kernel)), _depthwise_gradients)
-depthwise_conv3d = jax.jit(depthwise_conv3d, static_argnums=(2, 3))  # so that layers of equal shapes are traced once
+_depthwise_conv3d.defvjp(
+    lambda x, kernel, *how: (_depthwise_conv3d(x, kernel, *how), (x, kernel)), _depthwise_gradients
+)
 
 
 def _padding(size: Sequence[int], padding: Sequence[int] | None) -> Sequence[int]:

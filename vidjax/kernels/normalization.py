@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
+@partial(jax.jit, static_argnums=4)  # so that layers of equal shapes are traced once
 def standardize(x: Array, scale: Array, bias: Array, valid: Array, epsilon: float) -> tuple[Array, Array, Array]:
     """Normalises `x` per channel, scales and shifts it; also returns the mean and the biased variance of `x`.
 
@@ -26,6 +26,11 @@ def standardize(x: Array, scale: Array, bias: Array, valid: Array, epsilon: floa
       valid: `b`, false for invalid rows.
       epsilon: added to the variance.
     """
+    return _standardize(x, scale, bias, valid, epsilon)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _standardize(x: Array, scale: Array, bias: Array, valid: Array, epsilon: float) -> tuple[Array, Array, Array]:
     wide, count = jnp.promote_types(x.dtype, jnp.float32), _count(x, valid)
     mean = _sum(x.astype(wide), valid) / count
     variance = jnp.maximum(_sum(jnp.square(x.astype(wide)), valid) / count - jnp.square(mean), 0)
@@ -35,7 +40,7 @@ def standardize(x: Array, scale: Array, bias: Array, valid: Array, epsilon: floa
 
 
 def _standardize_forward(x: Array, scale: Array, bias: Array, valid: Array, epsilon: float) -> tuple:
-    y, mean, variance = standardize(x, scale, bias, valid, epsilon)
+    y, mean, variance = _standardize(x, scale, bias, valid, epsilon)
     return (y, mean, variance), (x, scale, valid, mean, lax.rsqrt(variance + epsilon))
 
 
@@ -52,8 +57,7 @@ def _standardize_gradients(epsilon: float, saved: tuple, gradients: tuple) -> tu
     return dx.astype(x.dtype), dscale, dbias, None
 
 
-standardize.defvjp(_standardize_forward, _standardize_gradients)
-standardize = jax.jit(standardize, static_argnums=4)  # so that layers of equal shapes are traced once
+_standardize.defvjp(_standardize_forward, _standardize_gradients)
 
 
 def _count(x: Array, valid: Array) -> Array:
@@ -71,7 +75,7 @@ def _of_valid(values: Array, x: Array, valid: Array) -> Array:
     return jnp.where(valid[:, None], values, 0).reshape(len(x), *(1,) * (x.ndim - 2), -1)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(3, 4))
+@partial(jax.jit, static_argnums=(3, 4))  # so that layers of equal shapes are traced once
 def standardize_rows(x: Array, scale: Array, bias: Array, epsilon: float, dtype: DTypeLike) -> Array:
     """Normalises each row of `x`, then scales and shifts it; computed in float32 or higher precision.
 
@@ -83,11 +87,16 @@ def standardize_rows(x: Array, scale: Array, bias: Array, epsilon: float, dtype:
       epsilon: added to the variance.
       dtype: of the result.
     """
+    return _standardize_rows(x, scale, bias, epsilon, dtype)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(3, 4))
+def _standardize_rows(x: Array, scale: Array, bias: Array, epsilon: float, dtype: DTypeLike) -> Array:
     mean, inverse = _moments(x, epsilon)
     return ((x - mean) * inverse * scale + bias).astype(dtype)
 
 
-@standardize_rows.defjvp
+@_standardize_rows.defjvp
 def _standardize_rows_derivative(
     epsilon: float, dtype: DTypeLike, primals: tuple[Array, ...], tangents: tuple[Array, ...]
 ) -> tuple[Array, Array]:
@@ -102,10 +111,7 @@ def _standardize_rows_derivative(
 
     x, scale, _ = primals
     mean, inverse = _moments(x, epsilon)
-    return standardize_rows(*primals, epsilon, dtype), derivative(x, mean, inverse, scale, tangents)
-
-
-standardize_rows = jax.jit(standardize_rows, static_argnums=(3, 4))  # so that layers of equal shapes are traced once
+    return _standardize_rows(*primals, epsilon, dtype), derivative(x, mean, inverse, scale, tangents)
 
 
 def _moments(x: Array, epsilon: float) -> tuple[Array, Array]:

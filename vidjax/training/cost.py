@@ -107,9 +107,9 @@ def _count(jaxpr: jax.extend.core.Jaxpr) -> int:
 
 
 def _is_depthwise(equation: jax.extend.core.JaxprEqn) -> bool:
-    """Whether this is `kernels.depthwise.depthwise_conv3d`, which is traced as shifted products: identified by name."""
+    """Whether this is a depthwise convolution of `kernels`, which is traced as shifted products: identified by name."""
     inner = equation.params.get("call_jaxpr")
-    return inner is not None and inner.jaxpr.debug_info.func_src_info.startswith("depthwise_conv3d ")
+    return inner is not None and inner.jaxpr.debug_info.func_src_info.startswith("_depthwise_conv3d ")
 
 
 def _inner(params: dict) -> list[jax.extend.core.Jaxpr]:
