@@ -7,6 +7,7 @@ from typing import Any
 from benchmark import table
 from benchmark.budget import largest_batch
 from benchmark.clips import Clips, measure_clips
+from benchmark.depthwise import Depthwise, measure_depthwise
 from benchmark.input import Input, measure_input
 from benchmark.loss import Loss, measure_loss
 from benchmark.measure import measure, measure_models, prepare
@@ -22,7 +23,7 @@ def report(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def main(config: Models | Loss | Input | Clips | Startup) -> Rows:
+def main(config: Models | Depthwise | Loss | Input | Clips | Startup) -> Rows:
     """Runs the command that the config belongs to."""
     return next(run for run, kind in COMMANDS.values() if kind is type(config))(config)
 
@@ -103,6 +104,19 @@ def loss(config: Loss) -> Rows:
     return rows
 
 
+def depthwise(config: Depthwise) -> Rows:
+    """Measures depthwise convolutions by themselves; prints a table and returns its rows."""
+    machine, rows = measure_depthwise(config, report)
+    print(f"depthwise convolutions of {config.batch_size} clips on {machine['devices']} x {machine['device']}")
+    print(", ".join(f"{name} {version}" for name, version in machine["versions"].items()))
+    names = {key: (key, max(len(row[key]) for row in rows)) for key in ("model", "convolution")}
+    lines = table.Table(names, table.DEPTHWISE_COLUMNS)
+    print(lines.header(), *map(lines.line, rows), sep="\n")
+    if config.json:
+        table.write_json(config.json, "depthwise", config, machine, rows)
+    return rows
+
+
 def read(config: Input) -> Rows:
     """Measures the input pipeline; prints a table and returns its rows."""
     rows, data = measure_input(config), config.data
@@ -159,6 +173,7 @@ COMMANDS = {
     "infer": (models, Infer),
     "input": (read, Input),
     "memory": (models, Memory),
+    "depthwise": (depthwise, Depthwise),
     "loss": (loss, Loss),
     "clips": (clips, Clips),
     "startup": (startup, Startup),

@@ -55,12 +55,19 @@ def describe_or_refuse(*args: Any) -> dict[str, Any]:
         return {"refused": str(error)}
 
 
-def prepare(settings: Models) -> tuple[dict[str, Any], list[str]]:
-    """Checks the settings and sets the same environment for both sides.
+def set_environment() -> None:
+    """Sets the same environment for both sides, before their processes start.
 
     malloc uses huge pages unless GLIBC_TUNABLES is set: XLA on CPUs allocates new scratch memory at every step,
     and the page faults would otherwise cost a quarter of a second per gigabyte. On GPUs JAX must
     not preallocate memory.
+    """
+    os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
+
+
+def prepare(settings: Models) -> tuple[dict[str, Any], list[str]]:
+    """Checks the settings and sets the environment.
 
     Returns:
       The result of `ours.describe`, and remarks.
@@ -69,8 +76,7 @@ def prepare(settings: Models) -> tuple[dict[str, Any], list[str]]:
       UserError: an invalid name or size.
     """
     remarks = check_models(settings)
-    os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")  # read when the processes start
-    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
+    set_environment()
     every = [job for name in settings.models for job in jobs(settings, name, "float32", 1)]
     # With a budget, batch sizes are searched for.
     sizes = () if getattr(settings, "budget_gb", None) else settings.batch_sizes

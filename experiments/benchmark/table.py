@@ -66,8 +66,8 @@ def _median(name: str) -> Callable[[Row], str]:
     return lambda row: "{:.1f} ({:.1f} to {:.1f})".format(row[name], *row[f"{name}_range"])
 
 
-def _ratio(name: str) -> Callable[[Row], str]:
-    return lambda row: f"{row[name] / row[f'other_{name}']:.2f}"
+def _ratio(name: str) -> Callable[[Row], str | None]:
+    return lambda row: f"{row[name] / row[f'other_{name}']:.2f}" if f"other_{name}" in row else None
 
 
 STARTUP_COLUMNS = (
@@ -77,6 +77,15 @@ STARTUP_COLUMNS = (
     Column("compile s", _median("other_compile_seconds"), 20),
     Column("ratio", _ratio("seconds"), 7),
     Column("compile", _ratio("compile_seconds"), 8),
+)
+DEPTHWISE_COLUMNS = (
+    Column("times", lambda row: str(row["count"]), 6),
+    Column("forward ms", _scaled("forward", 1e3), 11),
+    Column("PyTorch's", _scaled("other_forward", 1e3), 10),
+    Column("ratio", _ratio("forward"), 7),
+    Column("gradients ms", _scaled("gradients", 1e3), 13),
+    Column("PyTorch's", _scaled("other_gradients", 1e3), 10),
+    Column("ratio", _ratio("gradients"), 7),
 )
 
 
