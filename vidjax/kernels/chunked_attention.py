@@ -79,8 +79,10 @@ def scores_of(query: Float[Array, "*b c d"], key: Float[Array, "*b n d"]) -> Flo
 
     Equals `jnp.einsum("...cd,...nd->...cn", query, key) / sqrt(d)`.
     """
-    scores = jnp.einsum("...cd,...nd->...cn", query, key, preferred_element_type=_wide(query, key))
-    return scores * query.shape[-1] ** -0.5
+    scale = query.shape[-1] ** -0.5
+    if query.dtype == _wide(query, key):  # rounds like the scores and is smaller; XLA on CPUs stored the factor of each
+        return jnp.einsum("...cd,...nd->...cn", query * scale, key)
+    return jnp.einsum("...cd,...nd->...cn", query, key, preferred_element_type=_wide(query, key)) * scale
 
 
 @jax.custom_jvp
