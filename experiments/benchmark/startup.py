@@ -98,7 +98,8 @@ def start(checkout: Path, command: Sequence[str], folder: Path, cache: Path, unt
     """
     folder.mkdir(parents=True)
     env = os.environ | {"PYTHONPATH": str(checkout), "XDG_CACHE_HOME": str(cache)}
-    for name in ("JAX_COMPILATION_CACHE_DIR", "VIDJAX_CACHE"):
+    # Python keeps the compiled modules, as for users, also where the environment says otherwise.
+    for name in ("JAX_COMPILATION_CACHE_DIR", "VIDJAX_CACHE", "PYTHONDONTWRITEBYTECODE"):
         env.pop(name, None)
     script = str(checkout / "experiments" / command[0])
     spans, output = folder / "spans", folder / "output"
