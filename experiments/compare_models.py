@@ -184,7 +184,7 @@ FAMILIES = {  # model: (treatment of time, flags, initial weights)
     "slowfast_tiny_time_to_channel": ("two frame rates, joined by time to channel", SLOWLY, None),
     "slowfast_tiny_sampling": ("two frame rates, joined by sampling", SLOWLY, None),
     "slowfast_tiny_nonlocal": ("two frame rates, with a non-local block", SLOWLY, None),
-    "x3d_tiny": ("depthwise 3-D convolutions", SLOWLY, None),
+    "x3d_tiny": ("depthwise 3-D convolutions", "--steps 4096", None),
     "ircsn_tiny": ("depthwise 3-D convolutions", CONV, None),
     "ipcsn_tiny": ("depthwise 3-D convolutions", CONV, None),
     "tsm_tiny": ("channels shifted from both neighbouring frames", CONV, None),
