@@ -16,7 +16,7 @@ from vidjax.cli import check_files
 from vidjax.errors import UserError
 from vidjax.fields import check_values
 from vidjax.layers.attention import Implementation
-from vidjax.training.memory import program_memory
+from vidjax.training.memory import compile_counted, program_memory
 from vidjax.training.sharding import make_mesh
 
 
@@ -104,7 +104,7 @@ def measure_clips(config: Clips) -> tuple[dict[str, Any], list[dict[str, Any]]]:
             job = Job(config.model, True, frames, config.size, 1, config.dtype, None, 1, overrides)
             with jax.set_mesh(mesh):
                 program, create, batch = make_program(job, mesh)
-                compiled = program.lower(jax.eval_shape(create), batch).compile()
+                compiled = compile_counted(program.lower(jax.eval_shape(create), batch))
             needs[frames] = program_memory(compiled).total
         tubelet = vidjax.create_model(config.model).patch_size[0]
         fits = {f"{budget:g}": most_frames(needs, 1e9 * budget, tubelet) for budget in config.budgets_gb}
