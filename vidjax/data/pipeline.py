@@ -19,7 +19,7 @@ import tensorflow as tf
 from vidjax.data.augment import change_pixels, cut
 from vidjax.data.batches import BadFiles, closed_at_exit, local_rows
 from vidjax.data.config import TrainClipConfig, core_count
-from vidjax.data.crop import random_crop
+from vidjax.data.crop import cut_region, random_crop
 from vidjax.data.decode import DecodeError
 from vidjax.data.example import Field, Part, Source, field_specs
 from vidjax.data.mixing import slots
@@ -68,6 +68,7 @@ def train_batches(
     if rows % repeats:
         raise UserError(f"{rows} clips per process are not a multiple of {repeats} repeats: change one of them")
     specs = field_specs(source, config, fields)
+    streams = [name for name, spec in specs.items() if spec.kind == "frames"]
     if config.augment.rand_augment_ops and (boxes := [n for n in fields if specs[n].kind in ("boxes", "tracks")]):
         raise UserError(f"augment.rand_augment_ops moves pixels after the crop, but not {boxes[0]}: set it to 0")
     groups, write = rows // repeats, CaptionWriter(tokenizer, context)
@@ -83,6 +84,8 @@ def train_batches(
         seeds = [(seed, position * repeats + i) for i in range(repeats)]
         how = (config.augment, config.size)
         crops = np.stack([random_crop(height, width, *how, each, config.center_ratio) for each in seeds])
+        for name in streams:
+            row[name], row[f"{name}/crop"] = cut_region(row[name], crops)
         # Another part of the same random stream, so that the draws for captions and for frames are independent.
         draws = np.random.Generator(np.random.Philox(key=[seed, position], counter=[0, 0, 0, 1])).random(repeats)
         return row | {"crop": crops} | write(source.ids[index], example.captions, draws)
@@ -146,6 +149,7 @@ def _batches(
     """Reads (position, index) elements in parallel, augments them, and batches them in order."""
     workers = config.workers or core_count()
     streams = [name for name, spec in specs.items() if spec.kind == "frames"]
+    arrays = arrays | {f"{name}/crop": arrays["crop"] for name in streams}  # in the part of the frames that is decoded
     black = {name: np.zeros((config.frames, 1, 1, *specs[name].shape), np.uint8) for name in streams}  # uncropped
     empty_row = black | {
         name: np.full(shape, fill, dtype) for name, (dtype, shape, fill) in arrays.items() if name not in black
@@ -175,7 +179,8 @@ def _batches(
 
         def augment(name: str) -> tf.Tensor:
             """The stream cropped and changed by each of the repeats (r t size size c)."""
-            clips = [cut(row[name], crop, config.size, specs[name].mirrored) for crop in tf.unstack(row["crop"])]
+            crops = tf.unstack(row[f"{name}/crop"])
+            clips = [cut(row[name], crop, config.size, specs[name].mirrored) for crop in crops]
             if specs[name].color:
                 seeds = [tf.stack([seed, position * config.repeats + i]) for i in range(config.repeats)]
                 clips = [change_pixels(*each, config.augment) for each in zip(clips, seeds, strict=True)]
@@ -185,6 +190,7 @@ def _batches(
             shape = arrays[name][1]
             row[name] = tf.cond(valid, partial(augment, name), partial(tf.zeros, shape, tf.uint8))
             row[name].set_shape(shape)
+            del row[f"{name}/crop"]
         return row | {"valid": valid, "index": tf.cast(index, tf.int32), "error": error}
 
     dataset = elements.map(make_row, num_parallel_calls=workers, deterministic=True)

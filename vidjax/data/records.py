@@ -19,6 +19,7 @@ import av
 import numpy as np
 import tensorflow as tf
 from jaxtyping import Int, UInt8
+from PIL import Image, UnidentifiedImageError
 
 from vidjax.data.container import DecodeError, blame_file
 from vidjax.data.display import Resizer
@@ -147,6 +148,87 @@ def channels(encoded: bytes, id: str) -> int:
         return tf.io.decode_png(encoded).shape[-1]
 
 
+class EncodedFrames:
+    """Images of a video at some indices, decoded when they are sliced: `frames[:, top:bottom, left:right]`.
+
+    The pixels are those of decoding whole images and slicing them. Of a JPEG only the slice is decoded, unless it is to
+    be shrunk; of other images, everything.
+    """
+
+    def __init__(
+        self,
+        encoded: Sequence[bytes],
+        indices: Sequence[int] | np.ndarray,
+        short_side: int | None,
+        id: str,
+        channels: int = 3,
+    ):
+        """Reads the images; the arguments are those of `decode_frames`."""
+        self._id, self._channels = id, channels
+        self._positions, self._order = np.unique(np.asarray(indices, np.int64), return_inverse=True)
+        self._images = [encoded[position] for position in self._positions.tolist()]
+        first = f"{id}: frame {self._positions[0]}" if self._images else id
+        self._size = height, width = image_size(self._images[0], first) if self._images else (1, 1)
+        if channels == 3 and short_side is not None and short_side < min(height, width):
+            scale = short_side / min(height, width)
+            height, width = round(height * scale), round(width * scale)
+        self.shape = len(self._order), height, width, channels
+        """(t, h, w, c)"""
+
+    def __getitem__(self, part: tuple[slice, slice, slice]) -> UInt8[np.ndarray, "t h w c"]:
+        """The decoded pixels; raises DecodeError with the id in the message."""
+        times, rows, columns = (slice(*each.indices(side)) for each, side in zip(part, self.shape[:3], strict=True))
+        order = self._order[times]
+        if not len(order):
+            return np.zeros((0, 1, 1, self._channels), np.uint8)
+        is_jpeg = all(image[:2] == b"\xff\xd8" for image in self._images)
+        if is_jpeg and self._channels == 3 and self._size == self.shape[1:3]:
+            frames = self._decode_part(rows, columns)
+        else:
+            frames = self._decode_all()[:, rows, columns]
+        return frames if np.array_equal(order, np.arange(len(frames))) else frames[order]
+
+    def _decode_part(self, rows: slice, columns: slice) -> UInt8[np.ndarray, "t h w c"]:
+        # A JPEG's colours are interpolated between neighbours, which the outer columns of a part lack.
+        first, last = max(columns.start - 2, 0), min(columns.stop + 2, self.shape[2])
+        box = (rows.start, first, rows.stop - rows.start, last - first)
+        try:
+            frames = _decode_jpegs(tf.constant(self._images), tf.constant(box)).numpy()
+        except tf.errors.InvalidArgumentError:  # says which image is damaged
+            return self._decode_all()[:, rows, columns]
+        return frames[:, :, columns.start - first : columns.stop - first]
+
+    def _decode_all(self) -> UInt8[np.ndarray, "t h w c"]:
+        images, resize = [], Resizer()
+        for position, encoded in zip(self._positions, self._images, strict=True):
+            try:
+                if self._channels == 3:  # also decodes PNG
+                    image = tf.io.decode_jpeg(encoded, channels=3, dct_method=DCT).numpy()
+                else:
+                    image = tf.io.decode_png(encoded).numpy()
+            except tf.errors.InvalidArgumentError as error:
+                raise DecodeError(f"{self._id}: frame {position} is not an image that can be decoded") from error
+            if self._size != self.shape[1:3]:
+                image = resize(av.VideoFrame.from_ndarray(image), *self.shape[1:3])
+            images.append(image)
+        with blame_file(self._id):  # the images may differ in size
+            return np.stack(images)
+
+
+DCT = "INTEGER_ACCURATE"
+"""As libjpeg and Pillow decode JPEG; TensorFlow's default is 0.8 levels darker (TensorFlow 2.21)."""
+
+
+@tf.function(input_signature=[tf.TensorSpec((None,), tf.string), tf.TensorSpec((4,), tf.int32)])
+def _decode_jpegs(images: tf.Tensor, box: tf.Tensor) -> tf.Tensor:
+    """The box (top, left, height, width) of every image, without Python between the images."""
+
+    def decode(image: tf.Tensor) -> tf.Tensor:
+        return tf.io.decode_and_crop_jpeg(image, box, channels=3, dct_method=DCT)
+
+    return tf.map_fn(decode, images, fn_output_signature=tf.TensorSpec((None, None, 3), tf.uint8))
+
+
 def decode_frames(
     encoded: Sequence[bytes], indices: Sequence[int] | np.ndarray, short_side: int | None, id: str, channels: int = 3
 ) -> UInt8[np.ndarray, "t h w c"]:
@@ -155,31 +237,15 @@ def decode_frames(
     RGB images are shrunk to `short_side` unless smaller. Images with another number of channels, such as optical flow,
     must be PNG and keep their size.
     """
-    if not len(indices):
-        return np.zeros((0, 1, 1, channels), np.uint8)
-    wanted, order = np.unique(np.asarray(indices, np.int64), return_inverse=True)
-    images, resize = [], Resizer()
-    for position in wanted:
-        try:
-            # Also decodes PNG. The default dct_method is 0.8 levels darker than libjpeg and Pillow (TensorFlow 2.21).
-            if channels == 3:
-                image = tf.io.decode_jpeg(encoded[position], channels=3, dct_method="INTEGER_ACCURATE").numpy()
-            else:
-                image = tf.io.decode_png(encoded[position]).numpy()
-        except tf.errors.InvalidArgumentError as error:
-            raise DecodeError(f"{id}: frame {position} is not an image that can be decoded") from error
-        height, width = image.shape[:2]
-        if channels == 3 and short_side is not None and short_side < min(height, width):
-            scale = short_side / min(height, width)
-            image = resize(av.VideoFrame.from_ndarray(image), round(height * scale), round(width * scale))
-        images.append(image)
-    with blame_file(id):  # the images may differ in size
-        return np.stack(images)[order]
+    return EncodedFrames(encoded, indices, short_side, id, channels)[:, :, :]
 
 
 def image_size(encoded: bytes, id: str) -> tuple[int, int]:
-    """(height, width) of an encoded image; raises DecodeError with `id` in the message."""
-    return decode_frames([encoded], np.zeros(1, np.int64), None, id).shape[1:3]
+    """(height, width) of an encoded image; raises DecodeError that begins with `id`."""
+    try:
+        return Image.open(io.BytesIO(encoded)).size[::-1]  # reads only the header
+    except UnidentifiedImageError as error:
+        raise DecodeError(f"{id} is not an image that can be decoded") from error
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,7 @@ def tfds_videos(name: str, rest: str, split: str) -> Source:
     @contextmanager
     def open_example(i: int, names: Sequence[str]) -> Iterator[Example]:
         opened = record(i)
-        height, width = records.image_size(opened.frames[0], ids[i]) if opened.frames else (0, 0)
+        height, width = records.image_size(opened.frames[0], f"{ids[i]}: frame 0") if opened.frames else (0, 0)
         yield _open_record(replace(opened, height=height, width=width), ids[i], names)
 
     return Source(
@@ -153,6 +153,10 @@ class EncodedImages:
         """See `example.Stream`."""
         count, rate = len(self.frames), self.record.rate
         return VideoInfo(count, rate, self.record.width, self.record.height, count / rate, "images")
+
+    def encoded(self, indices: Sequence[int] | np.ndarray, short_side: int | None = None) -> records.EncodedFrames:
+        """See `example.EncodedStream`."""
+        return records.EncodedFrames(self.frames, indices, short_side, self.id, self.channels)
 
     def read(
         self, indices: Sequence[int] | np.ndarray, short_side: int | None = None
