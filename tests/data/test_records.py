@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import math
 
@@ -27,7 +28,45 @@ def write(path, contents):
 @pytest.mark.parametrize("changes", [{}, {"captions": ("one", "two")}, {"label": -1, "label_name": "", "captions": ()}])
 def test_records_round_trip(changes):
     written = record(**changes)
-    assert records.decode_record(records.encode_record(written), "x") == written
+    assert listed(records.decode_record(records.encode_record(written), "x")) == written
+
+
+def listed(record):
+    """The record with its frames in memory."""
+    streams = {name: list(images) for name, images in record.streams.items()}
+    return dataclasses.replace(record, frames=list(record.frames), streams=streams)
+
+
+class Counting(io.BytesIO):
+    """A file that counts the bytes that are read from it."""
+
+    count = 0
+
+    def read(self, size):
+        self.count += size
+        return super().read(size)
+
+
+def test_a_clip_reads_only_the_bytes_of_its_frames():
+    frames = [bytes([k]) * (7 * k**3) for k in range(40)]  # lengths of none, one, two and three bytes
+    written = record(frames=frames, streams={"flow": [b"a", b"bc"]})
+    content = records.encode_record(written)
+    file = Counting(b"before" + content + b"after")
+    read = records.decode_record(records.StoredBytes(file, 6, len(content)), "x")
+    chosen = [39, 0, 12]
+    assert [read.frames[k] for k in chosen] == [frames[k] for k in chosen]
+    assert file.count == records.HEAD + sum(len(frames[k]) for k in chosen)
+    assert listed(read) == written
+
+
+def test_records_are_serialised_examples_as_in_older_versions():
+    """Which have all frames as one feature, and no places."""
+    written = record(streams={"flow": [b"a", b"bc"]})
+    example = tf.train.Example.FromString(records.encode_record(written))
+    assert list(example.features.feature["video/frames"].bytes_list.value) == written.frames
+    for key in ("place/video/frames", "place/stream/flow"):
+        del example.features.feature[key]
+    assert listed(records.decode_record(example.SerializeToString(), "x")) == written
 
 
 @pytest.mark.parametrize(("stored", "captions"), [([b"a text"], ("a text",)), ([b""], ()), ([], ())])

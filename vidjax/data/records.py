@@ -3,15 +3,17 @@
 Only the requested frames are decoded, so that a record yields four to six times as many clips per second as the video
 that it was made from. A record is a `tf.train.Example`, and the fields of `Record` are its features, prefixed by
 `video/` (`captions` is `video/caption`, with one value per caption or an empty string for none). Further fields are
-stored as `field/NAME`, an array in .npy format, or as `stream/NAME`, the frames of a further stream as PNG. Older
-records have no further fields.
+stored as `field/NAME`, an array in .npy format, or as `stream/NAME`, the frames of a further stream as PNG.
+`place/video/frames` and `place/stream/NAME` tell where in the record each frame is, so that a clip reads only its own.
+Older records have no places, and the first ones no further fields.
 """
 
 import glob
 import io
 import os
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import BinaryIO
 
@@ -52,54 +54,118 @@ class Record:
     """Further streams, with one encoded image (PNG, 1 to 4 channels) per stored frame of the video."""
 
 
-_VIDEO = tuple(each for each in fields(Record) if each.name not in ("values", "streams"))
+_VIDEO = tuple(each for each in fields(Record) if each.name not in ("frames", "values", "streams"))
 
 
 def encode_record(record: Record) -> bytes:
-    """Serialises a record as a `tf.train.Example`."""
+    """Serialises a record as a `tf.train.Example`, with the frames at the end and their places at the start.
+
+    Serialised messages can be joined: the features of the parts are those of the whole.
+    """
     features = {}
     for each in _VIDEO:
         value = getattr(record, each.name)
-        values = list(value) if each.name in ("frames", "captions") else [value]
-        if each.name == "captions":
-            values = values or [""]
+        values = (list(value) or [""]) if each.name == "captions" else [value]
         values = [value.encode(errors="surrogateescape") if isinstance(value, str) else value for value in values]
         if each.type is float:
             feature = tf.train.Feature(float_list=tf.train.FloatList(value=values))
         elif each.type is int:
-            feature = tf.train.Feature(int64_list=tf.train.Int64List(value=values))
+            feature = _ints(values)
         else:
             feature = _bytes(values)
         features[_key(each.name)] = feature
     for name, value in record.values.items():
         features[f"field/{name}"] = _bytes([_to_npy(value)])
-    for name, frames in record.streams.items():
-        features[f"stream/{name}"] = _bytes(frames)
-    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
+    images = {_key("frames"): record.frames} | {f"stream/{name}": each for name, each in record.streams.items()}
+    tails, length = [], 0
+    for key, frames in images.items():
+        tails.append(_serialize({key: _bytes(frames)}))
+        length += len(tails[-1])
+        sizes = np.array([len(frame) for frame in frames], np.int64)
+        # The frames end their part, each behind a tag and its length, which takes a byte for every seven bits.
+        heads = np.array([1 + max(-(-len(frame).bit_length() // 7), 1) for frame in frames], np.int64)
+        starts = length - np.cumsum((heads + sizes)[::-1])[::-1] + heads
+        features[f"place/{key}"] = _ints(np.stack([starts, sizes], axis=1).ravel())
+    return _serialize(features) + b"".join(tails)
 
 
-def decode_record(data: bytes, id: str) -> Record:
-    """The inverse of `encode_record`; raises DecodeError with `id` in the message."""
-    features, values = parse_example(data, id), {}
+def decode_record(data: "bytes | StoredBytes", id: str) -> Record:
+    """The inverse of `encode_record`; raises DecodeError with `id` in the message.
+
+    The frames are read from `data` when they are used. Records of older versions do not have their places, and are read
+    completely.
+    """
+    head = data[:HEAD]
+    end = _end_of_message(head)
+    features, values = parse_example(head[:end] if end <= len(head) else data[:end], id), {}
+    images = {
+        key.removeprefix("place/"): Images(data, end, np.array(feature.int64_list.value, np.int64).reshape(-1, 2))
+        for key, feature in features.items()
+        if key.startswith("place/")
+    }
+    for key, feature in features.items():  # of older versions
+        if key.startswith("stream/") or key == _key("frames"):
+            images[key] = list(feature.bytes_list.value)
+    if (frames := images.pop(_key("frames"), None)) is None:
+        raise DecodeError(f"{id}: it was not written by write_tfrecords.py, as it has no '{_key('frames')}'")
     for each in _VIDEO:
         feature = features.get(_key(each.name))
         if feature is None:
             raise DecodeError(f"{id}: it was not written by write_tfrecords.py, as it has no '{_key(each.name)}'")
-        kind = {float: "float_list", int: "int64_list"}.get(each.type, "bytes_list")
-        value = list(getattr(feature, kind).value)
         if each.name == "captions":
-            value = texts(feature, id)
-        elif each.name != "frames":
-            value = value[0].decode(errors="surrogateescape") if each.type is str else value[0]
-        values[each.name] = value
-    arrays, streams = {}, {}
-    for key, feature in features.items():
-        kind, _, name = key.partition("/")
-        if kind == "field":
-            arrays[name] = np.load(io.BytesIO(feature.bytes_list.value[0]), allow_pickle=False)
-        elif kind == "stream":
-            streams[name] = list(feature.bytes_list.value)
-    return Record(**values, values=arrays, streams=streams)
+            values[each.name] = texts(feature, id)
+        else:
+            kind = {float: "float_list", int: "int64_list"}.get(each.type, "bytes_list")
+            value = getattr(feature, kind).value[0]
+            values[each.name] = value.decode(errors="surrogateescape") if each.type is str else value
+    arrays = {
+        key.removeprefix("field/"): np.load(io.BytesIO(feature.bytes_list.value[0]), allow_pickle=False)
+        for key, feature in features.items()
+        if key.startswith("field/")
+    }
+    streams = {key.removeprefix("stream/"): each for key, each in images.items()}
+    return Record(frames, **values, values=arrays, streams=streams)
+
+
+HEAD = 1 << 14
+"""Bytes of a record that are read first: everything but frames and long fields."""
+
+
+@dataclass(frozen=True)
+class Images(Sequence[bytes]):
+    """The encoded images of a record, each read when it is used."""
+
+    data: "bytes | StoredBytes"
+    start: int
+    """Of the images in the record, in bytes."""
+    places: Int[np.ndarray, "n 2"]
+    """First byte after `start`, and number of bytes, of each image."""
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> bytes:
+        first, size = self.places[index].tolist()
+        return self.data[self.start + first : self.start + first + size]
+
+
+def _end_of_message(data: bytes) -> int:
+    """Where the first field of a serialised message, of variable length, ends."""
+    size = shift = 0
+    for position, byte in enumerate(data[1:], 2):
+        size |= (byte & 127) << shift
+        shift += 7
+        if byte < 128:
+            return position + size
+    return len(data)
+
+
+def _serialize(features: Mapping[str, tf.train.Feature]) -> bytes:
+    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
+
+
+def _ints(values: Sequence[int] | np.ndarray) -> tf.train.Feature:
+    return tf.train.Feature(int64_list=tf.train.Int64List(value=values))
 
 
 def _bytes(values: Sequence[bytes]) -> tf.train.Feature:
@@ -166,7 +232,8 @@ class EncodedFrames:
         """Reads the images; the arguments are those of `decode_frames`."""
         self._id, self._channels = id, channels
         self._positions, self._order = np.unique(np.asarray(indices, np.int64), return_inverse=True)
-        self._images = [encoded[position] for position in self._positions.tolist()]
+        with blame_file(id):
+            self._images = [encoded[position] for position in self._positions.tolist()]
         first = f"{id}: frame {self._positions[0]}" if self._images else id
         self._size = height, width = image_size(self._images[0], first) if self._images else (1, 1)
         if channels == 3 and short_side is not None and short_side < min(height, width):
@@ -249,6 +316,20 @@ def image_size(encoded: bytes, id: str) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
+class StoredBytes:
+    """The bytes of a record, read from its file when they are sliced."""
+
+    file: BinaryIO
+    offset: int
+    length: int
+
+    def __getitem__(self, part: slice) -> bytes:
+        first, stop, _ = part.indices(self.length)
+        self.file.seek(self.offset + first)
+        return self.file.read(stop - first)
+
+
+@dataclass(frozen=True)
 class RecordIndex:
     """File, offset and length of each record of some TFRecord files."""
 
@@ -263,9 +344,16 @@ class RecordIndex:
 
     def read(self, index: int) -> bytes:
         """The bytes of a record."""
-        with _open(self.paths[self.file[index]]) as file:
-            file.seek(int(self.offset[index]))
-            return file.read(int(self.length[index]))
+        with self.open(index) as data:
+            return data[:]
+
+    @contextmanager
+    def open(self, index: int) -> Iterator[bytes | StoredBytes]:
+        """Opens the file of a record, whose bytes are read when they are sliced (from cloud storage, all at once)."""
+        path = self.paths[self.file[index]]
+        with _open(path) as file:
+            data = StoredBytes(file, int(self.offset[index]), int(self.length[index]))
+            yield data[:] if "://" in path else data
 
     def id(self, index: int) -> str:
         """The path of the file and the index of the record in it."""
@@ -327,4 +415,4 @@ def _scan(path: str) -> list[tuple[int, int]]:
 
 def _open(path: str) -> BinaryIO:
     # GFile supports cloud storage, but buffers half a megabyte after each seek.
-    return tf.io.gfile.GFile(path, "rb") if "://" in path else open(path, "rb")
+    return tf.io.gfile.GFile(path, "rb") if "://" in path else open(path, "rb", buffering=0)

@@ -4,7 +4,7 @@ import difflib
 import math
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -32,16 +32,18 @@ def tfrecords(name: str, pattern: str) -> Source:
     ids = [index.id(i) for i in range(len(index))]
 
     def record(i: int) -> records.Record:
-        with blame_file(ids[i]):
-            return records.decode_record(index.read(i), ids[i])
+        with blame_file(ids[i]), index.open(i) as data:
+            return records.decode_record(data, ids[i])
 
     @contextmanager
     def open_example(i: int, names: Sequence[str]) -> Iterator[Example]:
-        opened = record(i)
-        for name in names:
-            if fields.get(name, LABEL).kind == "frames" and name not in opened.streams:
-                raise DecodeError(f"{ids[i]}: it has no {name}")
-        yield _open_record(opened, ids[i], names)
+        with ExitStack() as stack:  # open while frames are read
+            with blame_file(ids[i]):
+                opened = records.decode_record(stack.enter_context(index.open(i)), ids[i])
+            for name in names:
+                if fields.get(name, LABEL).kind == "frames" and name not in opened.streams:
+                    raise DecodeError(f"{ids[i]}: it has no {name}")
+            yield _open_record(opened, ids[i], names)
 
     content = records.read_file(file := os.path.join(folder, FIELDS_FILE))
     fields = {} if content is None else parse_specs(file, content)
