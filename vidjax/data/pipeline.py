@@ -85,7 +85,10 @@ def train_batches(
         how = (config.augment, config.size)
         crops = np.stack([random_crop(height, width, *how, each, config.center_ratio) for each in seeds])
         for name in streams:
-            row[name], row[f"{name}/crop"] = cut_region(row[name], crops)
+            # Several crops overlap: what contains them is decoded once.
+            frames, boxes = (row[name], crops) if repeats == 1 else cut_region(row[name], crops)
+            clips = [cut(frames, box, config.size, specs[name].mirrored) for box in boxes]
+            row[name] = np.stack(clips) if repeats > 1 else clips[0][None]
         # Another part of the same random stream, so that the draws for captions and for frames are independent.
         draws = np.random.Generator(np.random.Philox(key=[seed, position], counter=[0, 0, 0, 1])).random(repeats)
         return row | {"crop": crops} | write(source.ids[index], example.captions, draws)
@@ -148,12 +151,7 @@ def _batches(
 ) -> Iterator[Batch]:
     """Reads (position, index) elements in parallel, augments them, and batches them in order."""
     workers = config.workers or core_count()
-    streams = [name for name, spec in specs.items() if spec.kind == "frames"]
-    arrays = arrays | {f"{name}/crop": arrays["crop"] for name in streams}  # in the part of the frames that is decoded
-    black = {name: np.zeros((config.frames, 1, 1, *specs[name].shape), np.uint8) for name in streams}  # uncropped
-    empty_row = black | {
-        name: np.full(shape, fill, dtype) for name, (dtype, shape, fill) in arrays.items() if name not in black
-    }
+    empty_row = {name: np.full(shape, fill, dtype) for name, (dtype, shape, fill) in arrays.items()}
     defects: list[Exception] = []
 
     def read_or_report(position: np.integer, index: np.integer) -> tuple:
@@ -173,24 +171,19 @@ def _batches(
         *values, error = tf.numpy_function(read_or_report, [position, index], types, stateful=False)
         row = dict(zip(arrays, values, strict=True))
         for name, (_, shape, _) in arrays.items():
-            row[name].set_shape((None, None, None, shape[-1]) if name in streams else shape)
+            row[name].set_shape(shape)
         error.set_shape(())
         valid = tf.equal(error, "")
 
-        def augment(name: str) -> tf.Tensor:
-            """The stream cropped and changed by each of the repeats (r t size size c)."""
-            crops = tf.unstack(row[f"{name}/crop"])
-            clips = [cut(row[name], crop, config.size, specs[name].mirrored) for crop in crops]
-            if specs[name].color:
-                seeds = [tf.stack([seed, position * config.repeats + i]) for i in range(config.repeats)]
-                clips = [change_pixels(*each, config.augment) for each in zip(clips, seeds, strict=True)]
-            return tf.stack(clips)
+        def change(name: str) -> tf.Tensor:
+            """The stream, with each of its repeats (r t size size c) changed in its own way."""
+            seeds = [tf.stack([seed, position * config.repeats + i]) for i in range(config.repeats)]
+            clips = zip(tf.unstack(row[name]), seeds, strict=True)
+            return tf.stack([change_pixels(*each, config.augment) for each in clips])
 
-        for name in streams:
-            shape = arrays[name][1]
-            row[name] = tf.cond(valid, partial(augment, name), partial(tf.zeros, shape, tf.uint8))
-            row[name].set_shape(shape)
-            del row[f"{name}/crop"]
+        for name, spec in specs.items():
+            if spec.color and config.augment.changes_pixels:
+                row[name] = tf.cond(valid, partial(change, name), lambda name=name: row[name])
         return row | {"valid": valid, "index": tf.cast(index, tf.int32), "error": error}
 
     dataset = elements.map(make_row, num_parallel_calls=workers, deterministic=True)

@@ -13,7 +13,7 @@ import io
 import os
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields
 from typing import BinaryIO
 
@@ -242,28 +242,27 @@ class EncodedFrames:
         self.shape = len(self._order), height, width, channels
         """(t, h, w, c)"""
 
-    def __getitem__(self, part: tuple[slice, slice, slice]) -> UInt8[np.ndarray, "t h w c"]:
-        """The decoded pixels; raises DecodeError with the id in the message."""
-        times, rows, columns = (slice(*each.indices(side)) for each, side in zip(part, self.shape[:3], strict=True))
-        order = self._order[times]
-        if not len(order):
-            return np.zeros((0, 1, 1, self._channels), np.uint8)
-        is_jpeg = all(image[:2] == b"\xff\xd8" for image in self._images)
-        if is_jpeg and self._channels == 3 and self._size == self.shape[1:3]:
-            frames = self._decode_part(rows, columns)
-        else:
-            frames = self._decode_all()[:, rows, columns]
-        return frames if np.array_equal(order, np.arange(len(frames))) else frames[order]
+    @property
+    def jpegs(self) -> tuple[bytes, ...]:
+        """The images if all are JPEG and keep their size, so that parts of them can be decoded; otherwise empty."""
+        whole = self._channels != 3 or self._size != self.shape[1:3]
+        return () if whole or any(image[:2] != b"\xff\xd8" for image in self._images) else tuple(self._images)
 
-    def _decode_part(self, rows: slice, columns: slice) -> UInt8[np.ndarray, "t h w c"]:
-        # A JPEG's colours are interpolated between neighbours, which the outer columns of a part lack.
-        first, last = max(columns.start - 2, 0), min(columns.stop + 2, self.shape[2])
-        box = (rows.start, first, rows.stop - rows.start, last - first)
-        try:
-            frames = _decode_jpegs(tf.constant(self._images), tf.constant(box)).numpy()
-        except tf.errors.InvalidArgumentError:  # says which image is damaged
-            return self._decode_all()[:, rows, columns]
-        return frames[:, :, columns.start - first : columns.stop - first]
+    def in_order(self, decoded: UInt8[np.ndarray, "n h w c"]) -> UInt8[np.ndarray, "t h w c"]:
+        """Frames for the indices, which may repeat, of one frame per image."""
+        return decoded if np.array_equal(self._order, np.arange(len(decoded))) else decoded[self._order]
+
+    def __getitem__(self, part: tuple[slice, slice, slice]) -> UInt8[np.ndarray, "t h w c"]:
+        """The pixels of all frames (`:`), or of a box in them; raises DecodeError with the id in the message."""
+        if not self._images:
+            return np.zeros((0, 1, 1, self._channels), np.uint8)
+        if jpegs := self.jpegs:
+            top, bottom, _ = part[1].indices(self.shape[1])
+            left, right, _ = part[2].indices(self.shape[2])
+            with suppress(tf.errors.InvalidArgumentError):  # below is said which image is damaged
+                box = np.array([top, left, bottom - top, right - left], np.int32)
+                return self.in_order(_decode_jpegs(jpegs, box, self.shape[2]).numpy())
+        return self.in_order(self._decode_all()[:, part[1], part[2]])
 
     def _decode_all(self) -> UInt8[np.ndarray, "t h w c"]:
         images, resize = [], Resizer()
@@ -286,14 +285,24 @@ DCT = "INTEGER_ACCURATE"
 """As libjpeg and Pillow decode JPEG; TensorFlow's default is 0.8 levels darker (TensorFlow 2.21)."""
 
 
-@tf.function(input_signature=[tf.TensorSpec((None,), tf.string), tf.TensorSpec((4,), tf.int32)])
-def _decode_jpegs(images: tf.Tensor, box: tf.Tensor) -> tf.Tensor:
-    """The box (top, left, height, width) of every image, without Python between the images."""
+def decode_box(image: tf.Tensor, box: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
+    """The box (top, left, height, width) of a JPEG of a given width: the pixels of decoding everything."""
+    top, left, box_height, box_width = tf.unstack(box, num=4)
+    # Colours are interpolated between neighbours, which the outer columns of a part lack.
+    first, last = tf.maximum(left - 2, 0), tf.minimum(left + box_width + 2, width)
+    window = (top, first, box_height, last - first)
+    part = tf.io.decode_and_crop_jpeg(image, window, channels=3, dct_method=DCT)
+    return part[:, left - first : left - first + box_width]
 
-    def decode(image: tf.Tensor) -> tf.Tensor:
-        return tf.io.decode_and_crop_jpeg(image, box, channels=3, dct_method=DCT)
 
-    return tf.map_fn(decode, images, fn_output_signature=tf.TensorSpec((None, None, 3), tf.uint8))
+@tf.function(
+    autograph=False,
+    input_signature=[tf.TensorSpec((None,), tf.string), tf.TensorSpec((4,), tf.int32), tf.TensorSpec((), tf.int32)],
+)
+def _decode_jpegs(images: tf.Tensor, box: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
+    """The box of every image, without Python between the images."""
+    parts = tf.TensorSpec((None, None, 3), tf.uint8)
+    return tf.map_fn(lambda image: decode_box(image, box, width), images, fn_output_signature=parts)
 
 
 def decode_frames(
