@@ -6,6 +6,7 @@
     python experiments/benchmark.py depthwise --models x3d_m ircsn_50 --threads 1
     python experiments/benchmark.py loss --batch_size 16384 --chunks 1024 512
     python experiments/benchmark.py input videos.csv
+    python experiments/benchmark.py formats videos.csv
     python experiments/benchmark.py clips --model videomae_base
     python experiments/benchmark.py startup --against ../older_vidjax
 
@@ -13,13 +14,13 @@
 in PyTorch, each measurement in a separate process: compile time, step time, clips per second, model FLOP/s, MFU and
 memory. `memory` compares the options that save memory in a training step, or finds the largest batch that fits.
 `depthwise` times the depthwise convolutions of models, each by itself, on both sides. `loss` compares the contrastive
-losses computed whole and in chunks. `input` times reading, decoding and augmenting clips. `clips` finds the longest
-clip that fits with each implementation of attention, by compiling only. `startup` times the scripts from the shell to
-an answer or the first training step. Without flags each command takes at most about three minutes on two cores (`clips`
-and `startup` take longer). To call it from Python, put `experiments` on the path: `from benchmark.commands import
-Train, main; main(Train(models=("r3d_18",)))`.
+losses computed whole and in chunks. `input` times reading, decoding and augmenting clips, `formats` the formats in
+which frames can be stored. `clips` finds the longest clip that fits with each implementation of attention, by compiling
+only. `startup` times the scripts from the shell to an answer or the first training step. Without flags each command
+takes at most about three minutes on two cores (`clips` and `startup` take longer). To call it from Python, put
+`experiments` on the path: `from benchmark.commands import Train, main; main(Train(models=("r3d_18",)))`.
 
-All commands except `input` and `startup` run without TensorFlow, tyro and PyAV.
+All commands except `input`, `formats` and `startup` run without TensorFlow, tyro and PyAV.
 """
 
 from benchmark import flags  # the package next to this file
@@ -28,6 +29,6 @@ from vidjax import cli
 
 if __name__ == "__main__":
     mode = cli.take_command(COMMANDS)
-    if mode == "input":
+    if mode in ("input", "formats"):
         cli.first_word_is("--source")
     flags.run(*COMMANDS[mode])

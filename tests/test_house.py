@@ -18,6 +18,7 @@ HEAVY = (
 READERS = ("tensorflow", "tensorflow_datasets", "av")
 """Packages that read videos and take seconds to import."""
 OUTSIDE_DATA = {
+    "experiments/benchmark/formats.py": "encodes clips in formats that vidjax/data does not write",
     "experiments/benchmark/input.py": "compares vidjax/data with plain PyAV, and writes TFRecords for measuring",
     "experiments/benchmark/startup.py": "writes a clip, from which a script predicts",
 }

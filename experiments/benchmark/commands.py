@@ -8,6 +8,7 @@ from benchmark import table
 from benchmark.budget import largest_batch
 from benchmark.clips import Clips, measure_clips
 from benchmark.depthwise import Depthwise, measure_depthwise
+from benchmark.formats import Formats, measure_formats
 from benchmark.input import Input, measure_input
 from benchmark.loss import Loss, measure_loss
 from benchmark.measure import measure, measure_models, prepare
@@ -23,7 +24,7 @@ def report(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def main(config: Models | Depthwise | Loss | Input | Clips | Startup) -> Rows:
+def main(config: Models | Depthwise | Loss | Input | Formats | Clips | Startup) -> Rows:
     """Runs the command that the config belongs to."""
     return next(run for run, kind in COMMANDS.values() if kind is type(config))(config)
 
@@ -131,6 +132,18 @@ def read(config: Input) -> Rows:
     return rows
 
 
+def formats(config: Formats) -> Rows:
+    """Measures formats of stored frames; prints a table and returns its rows."""
+    rows, data = measure_formats(config), config.data
+    print(f"{config.source}: {config.clips} clips of {data.frames} frames, crops of {data.size} pixels, one core")
+    names = {"format": ("format", max(len(row["format"]) for row in rows))}
+    lines = table.Table(names, table.number_columns(rows))
+    print(lines.header(), *map(lines.line, rows), sep="\n")
+    if config.json:
+        table.write_json(config.json, "formats", config, {"cores": 1}, rows)
+    return rows
+
+
 def clips(config: Clips) -> Rows:
     """Measures memory by clip length; prints GB per device and the largest number of frames, and returns the rows."""
     machine, rows = measure_clips(config)
@@ -172,6 +185,7 @@ COMMANDS = {
     "train": (models, Train),
     "infer": (models, Infer),
     "input": (read, Input),
+    "formats": (formats, Formats),
     "memory": (models, Memory),
     "depthwise": (depthwise, Depthwise),
     "loss": (loss, Loss),

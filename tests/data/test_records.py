@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import math
 
@@ -27,7 +28,45 @@ def write(path, contents):
 @pytest.mark.parametrize("changes", [{}, {"captions": ("one", "two")}, {"label": -1, "label_name": "", "captions": ()}])
 def test_records_round_trip(changes):
     written = record(**changes)
-    assert records.decode_record(records.encode_record(written), "x") == written
+    assert listed(records.decode_record(records.encode_record(written), "x")) == written
+
+
+def listed(record):
+    """The record with its frames in memory."""
+    streams = {name: list(images) for name, images in record.streams.items()}
+    return dataclasses.replace(record, frames=list(record.frames), streams=streams)
+
+
+class Counting(io.BytesIO):
+    """A file that counts the bytes that are read from it."""
+
+    count = 0
+
+    def read(self, size):
+        self.count += size
+        return super().read(size)
+
+
+def test_a_clip_reads_only_the_bytes_of_its_frames():
+    frames = [bytes([k]) * (7 * k**3) for k in range(40)]  # lengths of none, one, two and three bytes
+    written = record(frames=frames, streams={"flow": [b"a", b"bc"]})
+    content = records.encode_record(written)
+    file = Counting(b"before" + content + b"after")
+    read = records.decode_record(records.StoredBytes(file, 6, len(content)), "x")
+    chosen = [39, 0, 12]
+    assert [read.frames[k] for k in chosen] == [frames[k] for k in chosen]
+    assert file.count == records.HEAD + sum(len(frames[k]) for k in chosen)
+    assert listed(read) == written
+
+
+def test_records_are_serialised_examples_as_in_older_versions():
+    """Which have all frames as one feature, and no places."""
+    written = record(streams={"flow": [b"a", b"bc"]})
+    example = tf.train.Example.FromString(records.encode_record(written))
+    assert list(example.features.feature["video/frames"].bytes_list.value) == written.frames
+    for key in ("place/video/frames", "place/stream/flow"):
+        del example.features.feature[key]
+    assert listed(records.decode_record(example.SerializeToString(), "x")) == written
 
 
 @pytest.mark.parametrize(("stored", "captions"), [([b"a text"], ("a text",)), ([b""], ()), ([], ())])
@@ -51,8 +90,32 @@ def test_only_requested_frames_are_decoded():
     encoded[2] = b"damaged"
     frames = records.decode_frames(encoded, [5, 0, 5, 3], None, "x")
     assert videos.numbers(frames) == [5, 0, 5, 3]
-    with pytest.raises(DecodeError, match=r"^x: frame 2 is not an image"):
-        records.decode_frames(encoded, [1, 2], None, "x")
+    for indices in ([1, 2], [2, 3]):  # the first frame tells the size
+        with pytest.raises(DecodeError, match=r"^x: frame 2 is not an image that can be decoded$"):
+            records.decode_frames(encoded, indices, None, "x")
+
+
+def encoded_as(image, kind):
+    if kind in ("4:2:0", "4:4:4"):
+        return tf.io.encode_jpeg(image, quality=90, chroma_downsampling=kind == "4:2:0").numpy()
+    file = io.BytesIO()
+    picture = Image.fromarray(image if kind != "grey" else image[..., 0])
+    picture.save(file, "PNG" if kind == "png" else "JPEG", **({"subsampling": kind} if ":" in kind else {}))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["4:2:0", "4:2:2", "4:4:4", "grey", "png"])
+def test_decoding_a_part_gives_the_pixels_of_decoding_everything(kind):
+    """To the last digit, also at the edges, where colours are interpolated from outside the part."""
+    rng = np.random.default_rng(0)
+    images = tf.image.resize(rng.integers(0, 256, (3, 33, 44, 3), np.uint8), (128, 171)).numpy().astype(np.uint8)
+    frames = records.EncodedFrames([encoded_as(image, kind) for image in images], [2, 0, 1, 0], None, "x")
+    whole = frames[:, :, :]
+    assert frames.shape == whole.shape == (4, 128, 171, 3)
+    for _ in range(25):
+        top, bottom = np.sort(rng.choice(129, 2, replace=False))
+        left, right = np.sort(rng.choice(172, 2, replace=False))
+        np.testing.assert_array_equal(frames[:, top:bottom, left:right], whole[:, top:bottom, left:right])
 
 
 def test_images_are_shrunk_but_not_enlarged():

@@ -47,7 +47,7 @@ OTHER_FLAGS = {
 }
 # First words that select the command of a script.
 FIRST_WORDS = {
-    "benchmark.py": ("train", "infer", "input", "memory", "loss", "clips", "startup"),
+    "benchmark.py": ("train", "infer", "input", "formats", "memory", "loss", "clips", "startup"),
     "scaling.py": ("--fsdp", "input"),
 }
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]

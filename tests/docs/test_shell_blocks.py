@@ -66,6 +66,7 @@ CLIPS = "--data.frames 4 --data.size 48 --data.short_side 48 --data.workers 1"
 LOOP = "--steps 2 --batch_size 8 --loop.log_every 1 --loop.save_every 2 --loop.evaluate_every 2"
 SMALL = {
     "benchmark.py clips": "--frames 2 4 8 --size 32 --remat blocks --implementations xla ring",
+    "benchmark.py formats": "--data.frames 2 --data.size 16 --clips 2 --rounds 1",
     "benchmark.py infer": "--frames 4 --size 32 --batch_sizes 8 --rounds 1 --steps 1 --peers",
     "benchmark.py input": "--data.frames 2 --data.size 16 --clips 4 --rounds 1 --cores 1",
     "benchmark.py loss": "--batch_size 64 --chunks 32",
@@ -128,6 +129,7 @@ OUTPUT = {
         "the largest batch that fits into 0.02 GB per device, by compiling only",  # memory
         "64 pairs of 512 values on",  # loss
         "decode alone, 1 core",  # input
+        "uncompressed RGB",  # formats
         "most frames (up to 8)",  # clips
         "seconds from the shell",  # startup
         "2 copies of the parameters, each sharded over 8 devices",  # scaling

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import videos
 
-from benchmark import commands
+from benchmark import commands, formats
 from benchmark import input as reading
 from benchmark.input import METHODS, Input, plain_decode, prepare
 from vidjax.data.config import DataConfig
@@ -114,3 +114,21 @@ def test_a_folder_of_damaged_videos_cannot_be_measured(tmp_path):
     (tmp_path / "a.mp4").write_bytes(b"no video")
     with pytest.raises(ValueError, match=r"none of 1 videos of \S+ can be read: run experiments/check_data\.py"):
         prepare(Input(str(tmp_path), data=DATA), tmp_path)
+
+
+def test_formats_are_compared_by_speed_bytes_and_error(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(commands, "measure_formats", formats._measure)  # in this process
+    config = formats.Formats(str(folder), data=DATA, clips=2, rounds=1, json=str(tmp_path / "numbers.json"))
+    rows = {row["format"]: row for row in commands.main(config)}
+    assert json.loads((tmp_path / "numbers.json").read_text())["rows"] == list(rows.values())
+    assert "uncompressed 4:2:0" in capsys.readouterr().out
+    assert list(rows) == list(formats.FORMATS)
+    assert all(row["least"] <= row["clips_per_second"] <= row["most"] for row in rows.values())
+    assert (
+        rows["uncompressed RGB"]["error"] == 0 and rows["uncompressed RGB"]["frame_bytes"] == 36 * 62 * 3
+    )  # even sides
+    assert rows["uncompressed 4:2:0"]["frame_bytes"] == 36 * 62 * 3 / 2
+    order = ["JPEG 95", "JPEG 90", "JPEG 85", "JPEG 75"]
+    assert sorted(order, key=lambda name: rows[name]["error"]) == order
+    assert sorted(order, key=lambda name: -rows[name]["frame_bytes"]) == order
+    assert all(rows[name]["error"] < 8 for name in rows)

@@ -1,54 +1,82 @@
-"""Augmentation of training clips in tf.data: cutting, and random changes of pixels that are a function of a seed."""
+"""Augmentation of training clips: cutting, and in tf.data random changes of pixels that are a function of a seed."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 import numpy as np
 import tensorflow as tf
+from jaxtyping import Int, UInt8
 
 from vidjax.data import rand_augment
 from vidjax.data.config import AugmentConfig
-from vidjax.data.crop import ANTIALIASED_FROM
+from vidjax.data.crop import ANTIALIASED_FROM, scaled_box
+from vidjax.data.records import EncodedFrames, decode_box
 
 
-def cut(video: tf.Tensor, crop: tf.Tensor, size: int, mirrored: Sequence[int] = ()) -> tf.Tensor:
+def cut(
+    frames: UInt8[np.ndarray, "t h w c"] | EncodedFrames,
+    crop: Int[np.ndarray, "7"],
+    size: int,
+    mirrored: Sequence[int] = (),
+) -> UInt8[np.ndarray, "t s s c"]:
     """Crops frames, resizes them to a square of `size` pixels, and mirrors them if the crop is mirrored.
 
     Args:
-      video: uint8 (t, h, w, c). If the frame size differs from the one in the crop, the crop box is scaled to it.
-      crop: int32 (7,), see `crop`.
+      frames: decoded frames, or images of which only the crop is decoded. If their size differs from the one in the
+        crop, the box is scaled to it.
+      crop: see `crop`.
       size: height and width of the output in pixels.
       mirrored: channels to invert (255 - v) when mirroring, such as horizontal optical flow.
     """
-    cropped = crop_and_resize(video, _scaled(crop, tf.shape(video)[1], tf.shape(video)[2]), size)
-
-    def mirror() -> tf.Tensor:
-        flipped = tf.reverse(cropped, [2])
-        if not mirrored:
-            return flipped
-        inverted = tf.constant([channel in mirrored for channel in range(video.shape[3])])
-        return tf.where(inverted, 255 - flipped, flipped)
-
-    return tf.cond(crop[6] > 0, mirror, lambda: cropped)
+    box = np.array(scaled_box(crop, *frames.shape[1:3]), np.int32)
+    how = bool(crop[6]), np.array([channel in mirrored for channel in range(frames.shape[3])]), size
+    if isinstance(frames, EncodedFrames) and (jpegs := frames.jpegs):
+        with suppress(tf.errors.InvalidArgumentError):  # below is said which image is damaged
+            return frames.in_order(_as_array(_cut_jpegs(jpegs, box, frames.shape[2], *how)))
+    top, left, height, width = box.tolist()
+    return _as_array(_cut_frames(frames[:, top : top + height, left : left + width], *how))
 
 
-def _scaled(crop: tf.Tensor, height: tf.Tensor, width: tf.Tensor) -> tuple:
-    """The crop box, scaled to frames of this size."""
-    box = tuple(tf.unstack(crop[:4], num=4))
-    same = tf.logical_and(tf.equal(crop[4], height), tf.equal(crop[5], width))
+def _as_array(tensor: tf.Tensor) -> np.ndarray:
+    """The tensor's own memory, which tf.data takes without a copy, unlike that of `tensor.numpy()`."""
+    return np.asarray(memoryview(tensor))
 
-    def scale() -> tuple:
-        y, x = (
-            tf.cast(height, tf.float64) / tf.cast(crop[4], tf.float64),
-            tf.cast(width, tf.float64) / tf.cast(crop[5], tf.float64),
+
+_HOW = [tf.TensorSpec((), tf.bool), tf.TensorSpec((None,), tf.bool), tf.TensorSpec((), tf.int32)]
+_BOX = [tf.TensorSpec((4,), tf.int32), tf.TensorSpec((), tf.int32)]
+
+
+# A frame at a time, which stays in the cache, and without Python between them.
+@tf.function(autograph=False, input_signature=[tf.TensorSpec((None,), tf.string), *_BOX, *_HOW])
+def _cut_jpegs(images: tf.Tensor, box: tf.Tensor, width: tf.Tensor, *how: tf.Tensor) -> tf.Tensor:
+    return tf.map_fn(lambda image: _finish(decode_box(image, box, width), *how), images, fn_output_signature=tf.uint8)
+
+
+@tf.function(autograph=False, input_signature=[tf.TensorSpec((None, None, None, None), tf.uint8), *_HOW])
+def _cut_frames(video: tf.Tensor, *how: tf.Tensor) -> tf.Tensor:
+    return tf.map_fn(lambda frame: _finish(frame, *how), video)
+
+
+def _finish(frame: tf.Tensor, flip: tf.Tensor, inverted: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
+    """Resizes a cropped frame to a square, bilinearly, and mirrors it with some channels inverted."""
+    height, width = tf.shape(frame)[0], tf.shape(frame)[1]
+
+    def resize() -> tf.Tensor:
+        # Floats give the same numbers as uint8 in two thirds of the time: only of these is it vectorised.
+        pixels = tf.cast(frame, tf.float32)[None]
+        resized = tf.cond(
+            tf.maximum(height, width) > tf.cast(tf.round(ANTIALIASED_FROM * tf.cast(size, tf.float32)), tf.int32),
+            lambda: tf.image.resize(pixels, (size, size), antialias=True),
+            lambda: tf.image.resize(pixels, (size, size)),
         )
-        top, left, crop_height, crop_width = (
-            tf.cast(tf.round(tf.cast(side, tf.float64) * ratio), tf.int32)
-            for side, ratio in zip(box, (y, x, y, x), strict=True)
-        )
-        crop_height, crop_width = tf.maximum(crop_height, 1), tf.maximum(crop_width, 1)
-        return tf.minimum(top, height - crop_height), tf.minimum(left, width - crop_width), crop_height, crop_width
+        return _round(resized[0])
 
-    return tf.cond(same, lambda: box, scale)
+    def mirror(square: tf.Tensor) -> tf.Tensor:
+        flipped = tf.reverse(square, [1])
+        return tf.cond(tf.reduce_any(inverted), lambda: tf.where(inverted, 255 - flipped, flipped), lambda: flipped)
+
+    square = tf.cond(tf.logical_and(tf.equal(height, size), tf.equal(width, size)), lambda: frame, resize)
+    return tf.cond(flip, lambda: mirror(square), lambda: square)
 
 
 def change_pixels(video: tf.Tensor, seed: tf.Tensor, config: AugmentConfig) -> tf.Tensor:
@@ -76,26 +104,6 @@ def change_pixels(video: tf.Tensor, seed: tf.Tensor, config: AugmentConfig) -> t
         chosen = tf.random.stateless_uniform((), use_seed) < config.random_erasing
         video = tf.cond(chosen, lambda v=video: erase(v, box_seed), lambda v=video: v)
     return tf.ensure_shape(video, shape)
-
-
-def crop_and_resize(video: tf.Tensor, box: tuple, size: int) -> tf.Tensor:
-    """Crops the box (top, left, height, width) and resizes it to a square of `size` pixels, bilinearly."""
-    top, left, height, width = box
-    cropped = video[:, top : top + height, left : left + width]
-    unchanged = tf.logical_and(tf.equal(height, size), tf.equal(width, size))
-    antialias = tf.maximum(height, width) > round(ANTIALIASED_FROM * size)
-    resized = tf.cond(
-        unchanged,
-        lambda: cropped,
-        lambda: _round(
-            tf.cond(
-                antialias,
-                lambda: tf.image.resize(cropped, (size, size), antialias=True),
-                lambda: tf.image.resize(cropped, (size, size)),
-            )
-        ),
-    )
-    return tf.ensure_shape(resized, (video.shape[0], size, size, video.shape[3]))
 
 
 def _round(video: tf.Tensor) -> tf.Tensor:

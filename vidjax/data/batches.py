@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from vidjax.data.config import ClipConfig, core_count
-from vidjax.data.crop import cut_views, view_crops
+from vidjax.data.crop import cut_region, cut_views, view_crops
 from vidjax.data.decode import DecodeError
 from vidjax.data.example import Source, field_specs
 from vidjax.data.rows import Batch, read_clips, row_arrays, split_views
@@ -141,12 +141,13 @@ def evaluation_batches(
             with source.open(index, (*fields, config.stream)) as example:
                 info = example.streams[config.stream].info
                 row = read_clips(example, views(info.num_frames, info.rate, config, clips), config, specs)
+            crops = view_crops(*row["video"].shape[1:3], squares, config.center_ratio, config.protocol)
+            for name, spec in specs.items():
+                if spec.kind == "frames":
+                    region = cut_region(row[name], crops)
+                    row[name] = cut_views(*region, config.frames, config.size, spec.mirrored)
         except DecodeError as error:
             return empty, str(error)
-        crops = view_crops(*row["video"].shape[1:3], squares, config.center_ratio, config.protocol)
-        for name, spec in specs.items():
-            if spec.kind == "frames":
-                row[name] = cut_views(row[name], crops, config.frames, config.size, spec.mirrored)
         row |= {"crop": np.tile(crops, (clips, 1))} | write(source.ids[index], example.captions, np.zeros(()))
         return row, None
 

@@ -6,6 +6,7 @@ clip is mirrored. Training cuts and resizes in tf.data (`augment.cut`); the two 
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped, UInt8
@@ -147,6 +148,24 @@ def scaled_box(crop: Crop, height: int, width: int) -> Box:
     y, x = height / from_height, width / from_width
     crop_height, crop_width = max(round(crop_height * y), 1), max(round(crop_width * x), 1)
     return min(round(top * y), height - crop_height), min(round(left * x), width - crop_width), crop_height, crop_width
+
+
+def cut_region(
+    video: Any, crops: Int[np.ndarray, "k 7"]
+) -> tuple[UInt8[np.ndarray, "t h w c"], Int[np.ndarray, "k 7"]]:
+    """The part of some frames that contains all of their crops, and the crops in this part.
+
+    Args:
+      video: frames `t h w c`, as an array or still encoded (`records.EncodedFrames`): only this part is decoded. If
+        their size differs from the one in the crops, the boxes are scaled to it.
+      crops: see the module.
+    """
+    boxes = np.array([scaled_box(crop, *video.shape[1:3]) for crop in crops])
+    top, left = boxes[:, :2].min(axis=0).tolist()
+    bottom, right = (boxes[:, :2] + boxes[:, 2:]).max(axis=0).tolist()
+    sides = np.broadcast_to([bottom - top, right - left], (len(crops), 2))
+    moved = np.concatenate([boxes - [top, left, 0, 0], sides, crops[:, 6:]], axis=1).astype(np.int32)
+    return video[:, top:bottom, left:right], moved
 
 
 def cut(

@@ -7,7 +7,7 @@ A clip is a selection of frames of one stream; `rows` matches the other fields t
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, get_args, runtime_checkable
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int, Shaped, UInt8
@@ -94,6 +94,15 @@ class Stream(Protocol):
 
     def iterate(self, indices: Int[np.ndarray, "n"], short_side: int | None) -> Iterator[UInt8[np.ndarray, "h w c"]]:
         """Yields the same frames one by one, in bounded memory; `indices` must be increasing."""
+        ...
+
+
+@runtime_checkable
+class EncodedStream(Stream, Protocol):
+    """A stream of separately encoded images."""
+
+    def encoded(self, indices: Sequence[int] | Int[np.ndarray, "n"], short_side: int | None = None) -> Any:
+        """The frames of `read` before decoding: `shape` is (t, h, w, c), and a slice of it decodes only this part."""
         ...
 
 

@@ -19,7 +19,7 @@ import tensorflow as tf
 from vidjax.data.augment import change_pixels, cut
 from vidjax.data.batches import BadFiles, closed_at_exit, local_rows
 from vidjax.data.config import TrainClipConfig, core_count
-from vidjax.data.crop import random_crop
+from vidjax.data.crop import cut_region, random_crop
 from vidjax.data.decode import DecodeError
 from vidjax.data.example import Field, Part, Source, field_specs
 from vidjax.data.mixing import slots
@@ -68,6 +68,7 @@ def train_batches(
     if rows % repeats:
         raise UserError(f"{rows} clips per process are not a multiple of {repeats} repeats: change one of them")
     specs = field_specs(source, config, fields)
+    streams = [name for name, spec in specs.items() if spec.kind == "frames"]
     if config.augment.rand_augment_ops and (boxes := [n for n in fields if specs[n].kind in ("boxes", "tracks")]):
         raise UserError(f"augment.rand_augment_ops moves pixels after the crop, but not {boxes[0]}: set it to 0")
     groups, write = rows // repeats, CaptionWriter(tokenizer, context)
@@ -83,6 +84,11 @@ def train_batches(
         seeds = [(seed, position * repeats + i) for i in range(repeats)]
         how = (config.augment, config.size)
         crops = np.stack([random_crop(height, width, *how, each, config.center_ratio) for each in seeds])
+        for name in streams:
+            # Several crops overlap: what contains them is decoded once.
+            frames, boxes = (row[name], crops) if repeats == 1 else cut_region(row[name], crops)
+            clips = [cut(frames, box, config.size, specs[name].mirrored) for box in boxes]
+            row[name] = np.stack(clips) if repeats > 1 else clips[0][None]
         # Another part of the same random stream, so that the draws for captions and for frames are independent.
         draws = np.random.Generator(np.random.Philox(key=[seed, position], counter=[0, 0, 0, 1])).random(repeats)
         return row | {"crop": crops} | write(source.ids[index], example.captions, draws)
@@ -145,11 +151,7 @@ def _batches(
 ) -> Iterator[Batch]:
     """Reads (position, index) elements in parallel, augments them, and batches them in order."""
     workers = config.workers or core_count()
-    streams = [name for name, spec in specs.items() if spec.kind == "frames"]
-    black = {name: np.zeros((config.frames, 1, 1, *specs[name].shape), np.uint8) for name in streams}  # uncropped
-    empty_row = black | {
-        name: np.full(shape, fill, dtype) for name, (dtype, shape, fill) in arrays.items() if name not in black
-    }
+    empty_row = {name: np.full(shape, fill, dtype) for name, (dtype, shape, fill) in arrays.items()}
     defects: list[Exception] = []
 
     def read_or_report(position: np.integer, index: np.integer) -> tuple:
@@ -169,22 +171,19 @@ def _batches(
         *values, error = tf.numpy_function(read_or_report, [position, index], types, stateful=False)
         row = dict(zip(arrays, values, strict=True))
         for name, (_, shape, _) in arrays.items():
-            row[name].set_shape((None, None, None, shape[-1]) if name in streams else shape)
+            row[name].set_shape(shape)
         error.set_shape(())
         valid = tf.equal(error, "")
 
-        def augment(name: str) -> tf.Tensor:
-            """The stream cropped and changed by each of the repeats (r t size size c)."""
-            clips = [cut(row[name], crop, config.size, specs[name].mirrored) for crop in tf.unstack(row["crop"])]
-            if specs[name].color:
-                seeds = [tf.stack([seed, position * config.repeats + i]) for i in range(config.repeats)]
-                clips = [change_pixels(*each, config.augment) for each in zip(clips, seeds, strict=True)]
-            return tf.stack(clips)
+        def change(name: str) -> tf.Tensor:
+            """The stream, with each of its repeats (r t size size c) changed in its own way."""
+            seeds = [tf.stack([seed, position * config.repeats + i]) for i in range(config.repeats)]
+            clips = zip(tf.unstack(row[name]), seeds, strict=True)
+            return tf.stack([change_pixels(*each, config.augment) for each in clips])
 
-        for name in streams:
-            shape = arrays[name][1]
-            row[name] = tf.cond(valid, partial(augment, name), partial(tf.zeros, shape, tf.uint8))
-            row[name].set_shape(shape)
+        for name, spec in specs.items():
+            if spec.color and config.augment.changes_pixels:
+                row[name] = tf.cond(valid, partial(change, name), lambda name=name: row[name])
         return row | {"valid": valid, "index": tf.cast(index, tf.int32), "error": error}
 
     dataset = elements.map(make_row, num_parallel_calls=workers, deterministic=True)

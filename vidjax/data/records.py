@@ -3,15 +3,17 @@
 Only the requested frames are decoded, so that a record yields four to six times as many clips per second as the video
 that it was made from. A record is a `tf.train.Example`, and the fields of `Record` are its features, prefixed by
 `video/` (`captions` is `video/caption`, with one value per caption or an empty string for none). Further fields are
-stored as `field/NAME`, an array in .npy format, or as `stream/NAME`, the frames of a further stream as PNG. Older
-records have no further fields.
+stored as `field/NAME`, an array in .npy format, or as `stream/NAME`, the frames of a further stream as PNG.
+`place/video/frames` and `place/stream/NAME` tell where in the record each frame is, so that a clip reads only its own.
+Older records have no places, and the first ones no further fields.
 """
 
 import glob
 import io
 import os
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields
 from typing import BinaryIO
 
@@ -19,6 +21,7 @@ import av
 import numpy as np
 import tensorflow as tf
 from jaxtyping import Int, UInt8
+from PIL import Image, UnidentifiedImageError
 
 from vidjax.data.container import DecodeError, blame_file
 from vidjax.data.display import Resizer
@@ -51,54 +54,118 @@ class Record:
     """Further streams, with one encoded image (PNG, 1 to 4 channels) per stored frame of the video."""
 
 
-_VIDEO = tuple(each for each in fields(Record) if each.name not in ("values", "streams"))
+_VIDEO = tuple(each for each in fields(Record) if each.name not in ("frames", "values", "streams"))
 
 
 def encode_record(record: Record) -> bytes:
-    """Serialises a record as a `tf.train.Example`."""
+    """Serialises a record as a `tf.train.Example`, with the frames at the end and their places at the start.
+
+    Serialised messages can be joined: the features of the parts are those of the whole.
+    """
     features = {}
     for each in _VIDEO:
         value = getattr(record, each.name)
-        values = list(value) if each.name in ("frames", "captions") else [value]
-        if each.name == "captions":
-            values = values or [""]
+        values = (list(value) or [""]) if each.name == "captions" else [value]
         values = [value.encode(errors="surrogateescape") if isinstance(value, str) else value for value in values]
         if each.type is float:
             feature = tf.train.Feature(float_list=tf.train.FloatList(value=values))
         elif each.type is int:
-            feature = tf.train.Feature(int64_list=tf.train.Int64List(value=values))
+            feature = _ints(values)
         else:
             feature = _bytes(values)
         features[_key(each.name)] = feature
     for name, value in record.values.items():
         features[f"field/{name}"] = _bytes([_to_npy(value)])
-    for name, frames in record.streams.items():
-        features[f"stream/{name}"] = _bytes(frames)
-    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
+    images = {_key("frames"): record.frames} | {f"stream/{name}": each for name, each in record.streams.items()}
+    tails, length = [], 0
+    for key, frames in images.items():
+        tails.append(_serialize({key: _bytes(frames)}))
+        length += len(tails[-1])
+        sizes = np.array([len(frame) for frame in frames], np.int64)
+        # The frames end their part, each behind a tag and its length, which takes a byte for every seven bits.
+        heads = np.array([1 + max(-(-len(frame).bit_length() // 7), 1) for frame in frames], np.int64)
+        starts = length - np.cumsum((heads + sizes)[::-1])[::-1] + heads
+        features[f"place/{key}"] = _ints(np.stack([starts, sizes], axis=1).ravel())
+    return _serialize(features) + b"".join(tails)
 
 
-def decode_record(data: bytes, id: str) -> Record:
-    """The inverse of `encode_record`; raises DecodeError with `id` in the message."""
-    features, values = parse_example(data, id), {}
+def decode_record(data: "bytes | StoredBytes", id: str) -> Record:
+    """The inverse of `encode_record`; raises DecodeError with `id` in the message.
+
+    The frames are read from `data` when they are used. Records of older versions do not have their places, and are read
+    completely.
+    """
+    head = data[:HEAD]
+    end = _end_of_message(head)
+    features, values = parse_example(head[:end] if end <= len(head) else data[:end], id), {}
+    images = {
+        key.removeprefix("place/"): Images(data, end, np.array(feature.int64_list.value, np.int64).reshape(-1, 2))
+        for key, feature in features.items()
+        if key.startswith("place/")
+    }
+    for key, feature in features.items():  # of older versions
+        if key.startswith("stream/") or key == _key("frames"):
+            images[key] = list(feature.bytes_list.value)
+    if (frames := images.pop(_key("frames"), None)) is None:
+        raise DecodeError(f"{id}: it was not written by write_tfrecords.py, as it has no '{_key('frames')}'")
     for each in _VIDEO:
         feature = features.get(_key(each.name))
         if feature is None:
             raise DecodeError(f"{id}: it was not written by write_tfrecords.py, as it has no '{_key(each.name)}'")
-        kind = {float: "float_list", int: "int64_list"}.get(each.type, "bytes_list")
-        value = list(getattr(feature, kind).value)
         if each.name == "captions":
-            value = texts(feature, id)
-        elif each.name != "frames":
-            value = value[0].decode(errors="surrogateescape") if each.type is str else value[0]
-        values[each.name] = value
-    arrays, streams = {}, {}
-    for key, feature in features.items():
-        kind, _, name = key.partition("/")
-        if kind == "field":
-            arrays[name] = np.load(io.BytesIO(feature.bytes_list.value[0]), allow_pickle=False)
-        elif kind == "stream":
-            streams[name] = list(feature.bytes_list.value)
-    return Record(**values, values=arrays, streams=streams)
+            values[each.name] = texts(feature, id)
+        else:
+            kind = {float: "float_list", int: "int64_list"}.get(each.type, "bytes_list")
+            value = getattr(feature, kind).value[0]
+            values[each.name] = value.decode(errors="surrogateescape") if each.type is str else value
+    arrays = {
+        key.removeprefix("field/"): np.load(io.BytesIO(feature.bytes_list.value[0]), allow_pickle=False)
+        for key, feature in features.items()
+        if key.startswith("field/")
+    }
+    streams = {key.removeprefix("stream/"): each for key, each in images.items()}
+    return Record(frames, **values, values=arrays, streams=streams)
+
+
+HEAD = 1 << 14
+"""Bytes of a record that are read first: everything but frames and long fields."""
+
+
+@dataclass(frozen=True)
+class Images(Sequence[bytes]):
+    """The encoded images of a record, each read when it is used."""
+
+    data: "bytes | StoredBytes"
+    start: int
+    """Of the images in the record, in bytes."""
+    places: Int[np.ndarray, "n 2"]
+    """First byte after `start`, and number of bytes, of each image."""
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> bytes:
+        first, size = self.places[index].tolist()
+        return self.data[self.start + first : self.start + first + size]
+
+
+def _end_of_message(data: bytes) -> int:
+    """Where the first field of a serialised message, of variable length, ends."""
+    size = shift = 0
+    for position, byte in enumerate(data[1:], 2):
+        size |= (byte & 127) << shift
+        shift += 7
+        if byte < 128:
+            return position + size
+    return len(data)
+
+
+def _serialize(features: Mapping[str, tf.train.Feature]) -> bytes:
+    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
+
+
+def _ints(values: Sequence[int] | np.ndarray) -> tf.train.Feature:
+    return tf.train.Feature(int64_list=tf.train.Int64List(value=values))
 
 
 def _bytes(values: Sequence[bytes]) -> tf.train.Feature:
@@ -147,6 +214,97 @@ def channels(encoded: bytes, id: str) -> int:
         return tf.io.decode_png(encoded).shape[-1]
 
 
+class EncodedFrames:
+    """Images of a video at some indices, decoded when they are sliced: `frames[:, top:bottom, left:right]`.
+
+    The pixels are those of decoding whole images and slicing them. Of a JPEG only the slice is decoded, unless it is to
+    be shrunk; of other images, everything.
+    """
+
+    def __init__(
+        self,
+        encoded: Sequence[bytes],
+        indices: Sequence[int] | np.ndarray,
+        short_side: int | None,
+        id: str,
+        channels: int = 3,
+    ):
+        """Reads the images; the arguments are those of `decode_frames`."""
+        self._id, self._channels = id, channels
+        self._positions, self._order = np.unique(np.asarray(indices, np.int64), return_inverse=True)
+        with blame_file(id):
+            self._images = [encoded[position] for position in self._positions.tolist()]
+        first = f"{id}: frame {self._positions[0]}" if self._images else id
+        self._size = height, width = image_size(self._images[0], first) if self._images else (1, 1)
+        if channels == 3 and short_side is not None and short_side < min(height, width):
+            scale = short_side / min(height, width)
+            height, width = round(height * scale), round(width * scale)
+        self.shape = len(self._order), height, width, channels
+        """(t, h, w, c)"""
+
+    @property
+    def jpegs(self) -> tuple[bytes, ...]:
+        """The images if all are JPEG and keep their size, so that parts of them can be decoded; otherwise empty."""
+        whole = self._channels != 3 or self._size != self.shape[1:3]
+        return () if whole or any(image[:2] != b"\xff\xd8" for image in self._images) else tuple(self._images)
+
+    def in_order(self, decoded: UInt8[np.ndarray, "n h w c"]) -> UInt8[np.ndarray, "t h w c"]:
+        """Frames for the indices, which may repeat, of one frame per image."""
+        return decoded if np.array_equal(self._order, np.arange(len(decoded))) else decoded[self._order]
+
+    def __getitem__(self, part: tuple[slice, slice, slice]) -> UInt8[np.ndarray, "t h w c"]:
+        """The pixels of all frames (`:`), or of a box in them; raises DecodeError with the id in the message."""
+        if not self._images:
+            return np.zeros((0, 1, 1, self._channels), np.uint8)
+        if jpegs := self.jpegs:
+            top, bottom, _ = part[1].indices(self.shape[1])
+            left, right, _ = part[2].indices(self.shape[2])
+            with suppress(tf.errors.InvalidArgumentError):  # below is said which image is damaged
+                box = np.array([top, left, bottom - top, right - left], np.int32)
+                return self.in_order(_decode_jpegs(jpegs, box, self.shape[2]).numpy())
+        return self.in_order(self._decode_all()[:, part[1], part[2]])
+
+    def _decode_all(self) -> UInt8[np.ndarray, "t h w c"]:
+        images, resize = [], Resizer()
+        for position, encoded in zip(self._positions, self._images, strict=True):
+            try:
+                if self._channels == 3:  # also decodes PNG
+                    image = tf.io.decode_jpeg(encoded, channels=3, dct_method=DCT).numpy()
+                else:
+                    image = tf.io.decode_png(encoded).numpy()
+            except tf.errors.InvalidArgumentError as error:
+                raise DecodeError(f"{self._id}: frame {position} is not an image that can be decoded") from error
+            if self._size != self.shape[1:3]:
+                image = resize(av.VideoFrame.from_ndarray(image), *self.shape[1:3])
+            images.append(image)
+        with blame_file(self._id):  # the images may differ in size
+            return np.stack(images)
+
+
+DCT = "INTEGER_ACCURATE"
+"""As libjpeg and Pillow decode JPEG; TensorFlow's default is 0.8 levels darker (TensorFlow 2.21)."""
+
+
+def decode_box(image: tf.Tensor, box: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
+    """The box (top, left, height, width) of a JPEG of a given width: the pixels of decoding everything."""
+    top, left, box_height, box_width = tf.unstack(box, num=4)
+    # Colours are interpolated between neighbours, which the outer columns of a part lack.
+    first, last = tf.maximum(left - 2, 0), tf.minimum(left + box_width + 2, width)
+    window = (top, first, box_height, last - first)
+    part = tf.io.decode_and_crop_jpeg(image, window, channels=3, dct_method=DCT)
+    return part[:, left - first : left - first + box_width]
+
+
+@tf.function(
+    autograph=False,
+    input_signature=[tf.TensorSpec((None,), tf.string), tf.TensorSpec((4,), tf.int32), tf.TensorSpec((), tf.int32)],
+)
+def _decode_jpegs(images: tf.Tensor, box: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
+    """The box of every image, without Python between the images."""
+    parts = tf.TensorSpec((None, None, 3), tf.uint8)
+    return tf.map_fn(lambda image: decode_box(image, box, width), images, fn_output_signature=parts)
+
+
 def decode_frames(
     encoded: Sequence[bytes], indices: Sequence[int] | np.ndarray, short_side: int | None, id: str, channels: int = 3
 ) -> UInt8[np.ndarray, "t h w c"]:
@@ -155,31 +313,29 @@ def decode_frames(
     RGB images are shrunk to `short_side` unless smaller. Images with another number of channels, such as optical flow,
     must be PNG and keep their size.
     """
-    if not len(indices):
-        return np.zeros((0, 1, 1, channels), np.uint8)
-    wanted, order = np.unique(np.asarray(indices, np.int64), return_inverse=True)
-    images, resize = [], Resizer()
-    for position in wanted:
-        try:
-            # Also decodes PNG. The default dct_method is 0.8 levels darker than libjpeg and Pillow (TensorFlow 2.21).
-            if channels == 3:
-                image = tf.io.decode_jpeg(encoded[position], channels=3, dct_method="INTEGER_ACCURATE").numpy()
-            else:
-                image = tf.io.decode_png(encoded[position]).numpy()
-        except tf.errors.InvalidArgumentError as error:
-            raise DecodeError(f"{id}: frame {position} is not an image that can be decoded") from error
-        height, width = image.shape[:2]
-        if channels == 3 and short_side is not None and short_side < min(height, width):
-            scale = short_side / min(height, width)
-            image = resize(av.VideoFrame.from_ndarray(image), round(height * scale), round(width * scale))
-        images.append(image)
-    with blame_file(id):  # the images may differ in size
-        return np.stack(images)[order]
+    return EncodedFrames(encoded, indices, short_side, id, channels)[:, :, :]
 
 
 def image_size(encoded: bytes, id: str) -> tuple[int, int]:
-    """(height, width) of an encoded image; raises DecodeError with `id` in the message."""
-    return decode_frames([encoded], np.zeros(1, np.int64), None, id).shape[1:3]
+    """(height, width) of an encoded image; raises DecodeError that begins with `id`."""
+    try:
+        return Image.open(io.BytesIO(encoded)).size[::-1]  # reads only the header
+    except UnidentifiedImageError as error:
+        raise DecodeError(f"{id} is not an image that can be decoded") from error
+
+
+@dataclass(frozen=True)
+class StoredBytes:
+    """The bytes of a record, read from its file when they are sliced."""
+
+    file: BinaryIO
+    offset: int
+    length: int
+
+    def __getitem__(self, part: slice) -> bytes:
+        first, stop, _ = part.indices(self.length)
+        self.file.seek(self.offset + first)
+        return self.file.read(stop - first)
 
 
 @dataclass(frozen=True)
@@ -197,9 +353,16 @@ class RecordIndex:
 
     def read(self, index: int) -> bytes:
         """The bytes of a record."""
-        with _open(self.paths[self.file[index]]) as file:
-            file.seek(int(self.offset[index]))
-            return file.read(int(self.length[index]))
+        with self.open(index) as data:
+            return data[:]
+
+    @contextmanager
+    def open(self, index: int) -> Iterator[bytes | StoredBytes]:
+        """Opens the file of a record, whose bytes are read when they are sliced (from cloud storage, all at once)."""
+        path = self.paths[self.file[index]]
+        with _open(path) as file:
+            data = StoredBytes(file, int(self.offset[index]), int(self.length[index]))
+            yield data[:] if "://" in path else data
 
     def id(self, index: int) -> str:
         """The path of the file and the index of the record in it."""
@@ -261,4 +424,4 @@ def _scan(path: str) -> list[tuple[int, int]]:
 
 def _open(path: str) -> BinaryIO:
     # GFile supports cloud storage, but buffers half a megabyte after each seek.
-    return tf.io.gfile.GFile(path, "rb") if "://" in path else open(path, "rb")
+    return tf.io.gfile.GFile(path, "rb") if "://" in path else open(path, "rb", buffering=0)

@@ -13,12 +13,13 @@ Every array has a fixed shape in a batch: longer values are truncated, shorter o
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
 from vidjax.data.config import ClipConfig
-from vidjax.data.example import Example, Field
+from vidjax.data.example import EncodedStream, Example, Field, Stream
 from vidjax.data.sampling import frame_times, frames_at
 
 Batch = dict[str, np.ndarray]
@@ -44,8 +45,10 @@ BY_TIME = ("segments", "tracks", "samples")
 
 def read_clips(
     example: Example, indices: Int[np.ndarray, "v t"], config: ClipConfig, specs: Mapping[str, Field]
-) -> dict[str, np.ndarray]:
-    """Reads clips of an open example: decoded frames, with the clips in sequence, and fields cut to their times.
+) -> dict[str, Any]:
+    """Reads clips of an open example: frames, with the clips in sequence, and fields cut to their times.
+
+    Frames that are stored as images are still encoded (`records.EncodedFrames`), as only their crops are decoded.
 
     Args:
       example: the example.
@@ -55,7 +58,7 @@ def read_clips(
     """
     stream = example.streams[config.stream]
     times = frame_times(indices, stream.info.rate)
-    frames, _ = stream.read(indices.ravel(), config.decode_short_side)
+    frames = _frames(stream, indices, config)
     row = {"video": frames, "times": times.astype(np.float32), "label": np.int32(example.label)}
     for name in specs.keys() - row.keys():
         if specs[name].kind != "frames":
@@ -65,8 +68,14 @@ def read_clips(
             same = other.info.rate == stream.info.rate or np.isnan(other.info.rate)
             chosen = indices if same else frames_at(times, other.info.num_frames, other.info.rate)
             chosen = np.minimum(chosen, other.info.num_frames - 1)  # flow between frames has one frame fewer
-            row[name], _ = other.read(chosen.ravel(), config.decode_short_side)
+            row[name] = _frames(other, chosen, config)
     return row
+
+
+def _frames(stream: Stream, indices: Int[np.ndarray, "v t"], config: ClipConfig) -> Any:
+    if isinstance(stream, EncodedStream):
+        return stream.encoded(indices.ravel(), config.decode_short_side)
+    return stream.read(indices.ravel(), config.decode_short_side)[0]
 
 
 def cut_value(

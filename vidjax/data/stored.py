@@ -4,7 +4,7 @@ import difflib
 import math
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -32,16 +32,18 @@ def tfrecords(name: str, pattern: str) -> Source:
     ids = [index.id(i) for i in range(len(index))]
 
     def record(i: int) -> records.Record:
-        with blame_file(ids[i]):
-            return records.decode_record(index.read(i), ids[i])
+        with blame_file(ids[i]), index.open(i) as data:
+            return records.decode_record(data, ids[i])
 
     @contextmanager
     def open_example(i: int, names: Sequence[str]) -> Iterator[Example]:
-        opened = record(i)
-        for name in names:
-            if fields.get(name, LABEL).kind == "frames" and name not in opened.streams:
-                raise DecodeError(f"{ids[i]}: it has no {name}")
-        yield _open_record(opened, ids[i], names)
+        with ExitStack() as stack:  # open while frames are read
+            with blame_file(ids[i]):
+                opened = records.decode_record(stack.enter_context(index.open(i)), ids[i])
+            for name in names:
+                if fields.get(name, LABEL).kind == "frames" and name not in opened.streams:
+                    raise DecodeError(f"{ids[i]}: it has no {name}")
+            yield _open_record(opened, ids[i], names)
 
     content = records.read_file(file := os.path.join(folder, FIELDS_FILE))
     fields = {} if content is None else parse_specs(file, content)
@@ -119,7 +121,7 @@ def tfds_videos(name: str, rest: str, split: str) -> Source:
     @contextmanager
     def open_example(i: int, names: Sequence[str]) -> Iterator[Example]:
         opened = record(i)
-        height, width = records.image_size(opened.frames[0], ids[i]) if opened.frames else (0, 0)
+        height, width = records.image_size(opened.frames[0], f"{ids[i]}: frame 0") if opened.frames else (0, 0)
         yield _open_record(replace(opened, height=height, width=width), ids[i], names)
 
     return Source(
@@ -153,6 +155,10 @@ class EncodedImages:
         """See `example.Stream`."""
         count, rate = len(self.frames), self.record.rate
         return VideoInfo(count, rate, self.record.width, self.record.height, count / rate, "images")
+
+    def encoded(self, indices: Sequence[int] | np.ndarray, short_side: int | None = None) -> records.EncodedFrames:
+        """See `example.EncodedStream`."""
+        return records.EncodedFrames(self.frames, indices, short_side, self.id, self.channels)
 
     def read(
         self, indices: Sequence[int] | np.ndarray, short_side: int | None = None
