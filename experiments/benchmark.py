@@ -8,6 +8,7 @@
     python experiments/benchmark.py input videos.csv
     python experiments/benchmark.py clips --model videomae_base
     python experiments/benchmark.py startup --against ../older_vidjax
+    python experiments/benchmark.py tpu --models videomae_base_pretrain --topologies v5e:2x2 v5p:2x2x1
 
 `train` and `infer` time vidjax's models and, if PyTorch and the library with the peer are installed, the same models
 in PyTorch, each measurement in a separate process: compile time, step time, clips per second, model FLOP/s, MFU and
@@ -15,7 +16,8 @@ memory. `memory` compares the options that save memory in a training step, or fi
 `depthwise` times the depthwise convolutions of models, each by itself, on both sides. `loss` compares the contrastive
 losses computed whole and in chunks. `input` times reading, decoding and augmenting clips. `clips` finds the longest
 clip that fits with each implementation of attention, by compiling only. `startup` times the scripts from the shell to
-an answer or the first training step. Without flags each command takes at most about three minutes on two cores (`clips`
+an answer or the first training step. `tpu` compiles training steps ahead of time for TPUs, which need not be present.
+Without flags each command takes at most about three minutes on two cores (`clips`
 and `startup` take longer). To call it from Python, put `experiments` on the path: `from benchmark.commands import
 Train, main; main(Train(models=("r3d_18",)))`.
 

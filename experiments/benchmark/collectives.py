@@ -96,7 +96,7 @@ def read_collectives(compiled_text: str) -> list[Collective]:
     Raises:
       UserError: the text is not an HLO module, or has a collective that cannot be parsed.
     """
-    program, entry = _parse(compiled_text)
+    program, entry = parse_program(compiled_text)
     header = compiled_text.split("\n", 1)[0]
     devices = prod(int(count) for count in re.findall(r"\b(?:num_partitions|replica_count)=(\d+)", header))
     # On TPUs a collective that overlaps with computation appears in several fusions with one channel: one starts it,
@@ -116,15 +116,15 @@ def read_collectives(compiled_text: str) -> list[Collective]:
             if instruction.opcode == "while":
                 trips = re.search(r'"known_trip_count":\{"n":"(\d+)"', instruction.rest)
                 inner = times * int(trips[1]) if trips and times is not None else None
-            for called in _called(instruction.rest):
-                if called in program:
-                    walk(called, inner)
+            for name in called(instruction.rest):
+                if name in program:
+                    walk(name, inner)
 
     walk(entry, 1)
     return [collective for collective in collectives if len(collective.group) > 1]
 
 
-def _parse(text: str) -> tuple[_Program, str]:
+def parse_program(text: str) -> tuple[_Program, str]:
     """The computations of a module, and the name of its entry computation."""
     program: _Program = {}
     entry, current = None, None
@@ -173,7 +173,7 @@ def _channel(instruction: _Instruction) -> str | None:
     return f"{instruction.opcode} {channel[1]}" if channel else None
 
 
-def _called(attributes: str) -> list[str]:
+def called(attributes: str) -> list[str]:
     """Computations that an instruction runs: body and condition of a loop, branches, fused or called computations."""
     names = re.findall(
         r"\b(?:body|condition|calls|to_apply|true_computation|false_computation)=%?([\w.-]+)", attributes
@@ -208,10 +208,10 @@ def _count(shape: str) -> int:
 
 def _bytes(shape: str) -> int:
     """Bytes of an array, or of all arrays in a tuple."""
-    return sum(-(-count * _bits(kind) // 8) for kind, count in _arrays(shape))
+    return sum(-(-count * bits(kind) // 8) for kind, count in _arrays(shape))
 
 
-def _bits(kind: str) -> int:
+def bits(kind: str) -> int:
     """Bits of an element: most types have them in their names, such as f32, s64, u4, c64, bf16, f8e4m3."""
     return BITS[kind] if kind in BITS else int(re.match(r"[a-z]+(\d+)", kind)[1])
 
@@ -277,7 +277,7 @@ def _is_sliced(
             return _is_sliced(program, computation, user.name, parts, calls)
         if user.opcode != "fusion":
             return False
-        (inner,) = _called(user.rest)
+        (inner,) = called(user.rest)
         taken = [p for p in program[inner].values() if p.opcode == "parameter" and user.operands[p.number] == name]
         deeper = (*calls, (computation, user.name))
         return all(_is_sliced(program, inner, parameter.name, parts, deeper) for parameter in taken)

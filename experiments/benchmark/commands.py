@@ -13,6 +13,7 @@ from benchmark.loss import Loss, measure_loss
 from benchmark.measure import measure, measure_models, prepare
 from benchmark.settings import Infer, Memory, Models, Train, jobs
 from benchmark.startup import Startup, measure_startup
+from benchmark.tpu import Tpu, measure_tpu
 from vidjax.data.config import core_count
 
 Rows = list[dict[str, Any]]
@@ -23,7 +24,7 @@ def report(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def main(config: Models | Depthwise | Loss | Input | Clips | Startup) -> Rows:
+def main(config: Models | Depthwise | Loss | Input | Clips | Startup | Tpu) -> Rows:
     """Runs the command that the config belongs to."""
     return next(run for run, kind in COMMANDS.values() if kind is type(config))(config)
 
@@ -161,6 +162,24 @@ def startup(config: Startup) -> Rows:
     return rows
 
 
+def tpu(config: Tpu) -> Rows:
+    """Compiles training steps for TPUs; prints a table with what is moved and padded most, and returns its rows."""
+    machine, rows = measure_tpu(config, report)
+    print("training steps (AdamW) compiled ahead of time for one chip; shares are of the bytes that operations write")
+    print(", ".join(f"{name} {version}" for name, version in machine["versions"].items()))
+    names = {key: (key, max(len(row[key]) for row in rows)) for key in ("model", "topology")}
+    lines = table.Table(names, table.TPU_COLUMNS)
+    print(lines.header())
+    for row in rows:
+        print(lines.line(row))
+        for what in ("moved", "padding"):
+            for operation, count in row.get(f"most_{what}", {}).items():
+                print(f"    {what} {count / 1e9:.2f} GB: {operation}")
+    if config.json:
+        table.write_json(config.json, "tpu", config, machine, rows)
+    return rows
+
+
 def draw(config: Any, mode: str, title: str, rows: Rows) -> None:
     """Writes the chart."""
     from benchmark import chart  # imports matplotlib, which nothing else needs
@@ -177,4 +196,5 @@ COMMANDS = {
     "loss": (loss, Loss),
     "clips": (clips, Clips),
     "startup": (startup, Startup),
+    "tpu": (tpu, Tpu),
 }
