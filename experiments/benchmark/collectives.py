@@ -81,7 +81,7 @@ class _Instruction:
     """Attributes after the operands."""
     is_root: bool
     number: int
-    """Of a parameter, its index among the operands of the call; otherwise -1."""
+    """Of a parameter, its index among the operands of the call; the value of an integer constant; otherwise -1."""
 
 
 _Program = dict[str, dict[str, _Instruction]]
@@ -114,8 +114,8 @@ def read_collectives(compiled_text: str) -> list[Collective]:
                 collectives.append(_collective(program, computation, instruction, kind, times, devices))
             inner = times
             if instruction.opcode == "while":
-                trips = re.search(r'"known_trip_count":\{"n":"(\d+)"', instruction.rest)
-                inner = times * int(trips[1]) if trips and times is not None else None
+                trips = trip_count(program, instruction)
+                inner = times * trips if trips and times is not None else None
             for name in called(instruction.rest):
                 if name in program:
                     walk(name, inner)
@@ -153,8 +153,22 @@ def _read_instruction(line: str) -> _Instruction | None:
     start = end + opcode.end() - 1
     close = _closing(body, start)
     operands = tuple(re.findall(r"%([\w.-]+)", body[start:close]))
-    number = int(body[start + 1 : close - 1]) if opcode[1] == "parameter" else -1
+    inside = body[start + 1 : close - 1]
+    number = int(inside) if opcode[1] in ("parameter", "constant") and inside.isdecimal() else -1
     return _Instruction(head[2], body[:end], opcode[1], operands, body[close:], bool(head[1]), number)
+
+
+def trip_count(program: _Program, loop: _Instruction) -> int | None:
+    """How often a loop runs, if it is known or its condition compares a counter from 0 with a constant (on TPUs)."""
+    if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest):
+        return int(known[1])
+    condition = program[re.search(r"\bcondition=%?([\w.-]+)", loop.rest)[1]]
+    root = next(instruction for instruction in condition.values() if instruction.is_root)
+    if root.opcode != "compare" or "direction=LT" not in root.rest or root.operands[-1] not in condition:
+        return None
+    bound = condition[root.operands[-1]]
+    counts = bound.opcode == "constant" and bound.shape.startswith("s32[")
+    return bound.number if counts and bound.number > 0 else None
 
 
 def _closing(text: str, start: int) -> int:

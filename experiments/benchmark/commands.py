@@ -7,7 +7,9 @@ from typing import Any
 from benchmark import table
 from benchmark.budget import largest_batch
 from benchmark.clips import Clips, measure_clips
+from benchmark.convolution import Convolution, measure_convolution
 from benchmark.depthwise import Depthwise, measure_depthwise
+from benchmark.device import Device, report_device
 from benchmark.input import Input, measure_input
 from benchmark.loss import Loss, measure_loss
 from benchmark.measure import measure, measure_models, prepare
@@ -24,7 +26,7 @@ def report(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def main(config: Models | Depthwise | Loss | Input | Clips | Startup | Tpu) -> Rows:
+def main(config: Models | Convolution | Depthwise | Loss | Input | Clips | Startup | Tpu | Device) -> Rows:
     """Runs the command that the config belongs to."""
     return next(run for run, kind in COMMANDS.values() if kind is type(config))(config)
 
@@ -118,6 +120,21 @@ def depthwise(config: Depthwise) -> Rows:
     return rows
 
 
+def convolution(config: Convolution) -> Rows:
+    """Measures 3-D convolutions by themselves; prints a table and returns its rows."""
+    machine, rows = measure_convolution(config, report)
+    print(
+        f"3-D convolutions of {config.batch_size} clips, {config.dtype}, on {machine['devices']} x {machine['device']}"
+    )
+    print(", ".join(f"{name} {version}" for name, version in machine["versions"].items()))
+    names = {key: (key, max(len(row[key]) for row in rows)) for key in ("model", "convolution", "side")}
+    lines = table.Table(names, table.CONVOLUTION_COLUMNS)
+    print(lines.header(), *map(lines.line, rows), sep="\n")
+    if config.json:
+        table.write_json(config.json, "convolution", config, machine, rows)
+    return rows
+
+
 def read(config: Input) -> Rows:
     """Measures the input pipeline; prints a table and returns its rows."""
     rows, data = measure_input(config), config.data
@@ -192,9 +209,11 @@ COMMANDS = {
     "infer": (models, Infer),
     "input": (read, Input),
     "memory": (models, Memory),
+    "convolution": (convolution, Convolution),
     "depthwise": (depthwise, Depthwise),
     "loss": (loss, Loss),
     "clips": (clips, Clips),
     "startup": (startup, Startup),
     "tpu": (tpu, Tpu),
+    "device": (report_device, Device),
 }

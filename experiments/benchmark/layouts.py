@@ -10,7 +10,7 @@ import dataclasses
 import re
 from math import prod
 
-from benchmark.collectives import bits, called, parse_program
+from benchmark.collectives import bits, called, parse_program, trip_count
 
 SHAPE = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](?:\{([\d,]*)(?::([^{}]*))?\})?")
 NOTHING_WRITTEN = {
@@ -60,7 +60,7 @@ def array_bytes(shape: str) -> tuple[int, int]:
 
 
 def read_written(compiled_text: str, largest: int = 5) -> Written:
-    """What a compiled program (`compiled.as_text()`) writes; the body of a loop counts as often as it runs.
+    """What a compiled program (`compiled.as_text()`) writes; the body of a loop counts as often as it runs, if known.
 
     Operations inside a fusion write nothing but its result. A fusion moves if everything inside it does.
 
@@ -77,9 +77,10 @@ def read_written(compiled_text: str, largest: int = 5) -> Written:
         for instruction in program[computation].values():
             inside = [name for name in called(instruction.rest) if name in program]
             if instruction.opcode in ("while", "conditional", "call", "async-start"):
-                trips = re.search(r'"known_trip_count":\{"n":"(\d+)"', instruction.rest)
+                trips = trip_count(program, instruction) if instruction.opcode == "while" else 1
                 for name in inside:
-                    walk(name, times * int(trips[1]) if trips else times)
+                    if f"condition=%{name}" not in instruction.rest:
+                        walk(name, times * (trips or 1))
             if instruction.opcode in NOTHING_WRITTEN:
                 continue
             values, padded = array_bytes(instruction.shape)

@@ -87,6 +87,10 @@ DEPTHWISE_COLUMNS = (
     Column("PyTorch's", _scaled("other_gradients", 1e3), 10),
     Column("ratio", _ratio("gradients"), 7),
 )
+CONVOLUTION_COLUMNS = tuple(
+    Column(f"{part} ms", _scaled(part, 1e3), len(part) + 4)
+    for part in ("forward", "input's gradient", "kernel's gradient")
+)
 TPU_COLUMNS = (
     Column("batch", lambda row: str(row["batch_size"]), 6),
     PROGRAM,
