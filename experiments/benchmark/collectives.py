@@ -72,7 +72,9 @@ class Collective:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Instruction:
+class Instruction:
+    """One line of a computation."""
+
     name: str
     shape: str
     opcode: str
@@ -84,7 +86,7 @@ class _Instruction:
     """Of a parameter, its index among the operands of the call; the value of an integer constant; otherwise -1."""
 
 
-_Program = dict[str, dict[str, _Instruction]]
+Program = dict[str, dict[str, Instruction]]
 """Computations by name, each with its instructions by name."""
 
 
@@ -124,9 +126,9 @@ def read_collectives(compiled_text: str) -> list[Collective]:
     return [collective for collective in collectives if len(collective.group) > 1]
 
 
-def parse_program(text: str) -> tuple[_Program, str]:
+def parse_program(text: str) -> tuple[Program, str]:
     """The computations of a module, and the name of its entry computation."""
-    program: _Program = {}
+    program: Program = {}
     entry, current = None, None
     for line in text.splitlines():
         if line.startswith(("%", "ENTRY ")) and line.endswith("{"):
@@ -140,7 +142,7 @@ def parse_program(text: str) -> tuple[_Program, str]:
     return program, entry
 
 
-def _read_instruction(line: str) -> _Instruction | None:
+def _read_instruction(line: str) -> Instruction | None:
     """Parses `  ROOT %name = shape opcode(%operand, ...), attributes`."""
     head = re.match(r"\s+(ROOT )?%?([\w.-]+) = ", line)
     if not head:
@@ -155,10 +157,10 @@ def _read_instruction(line: str) -> _Instruction | None:
     operands = tuple(re.findall(r"%([\w.-]+)", body[start:close]))
     inside = body[start + 1 : close - 1]
     number = int(inside) if opcode[1] in ("parameter", "constant") and inside.isdecimal() else -1
-    return _Instruction(head[2], body[:end], opcode[1], operands, body[close:], bool(head[1]), number)
+    return Instruction(head[2], body[:end], opcode[1], operands, body[close:], bool(head[1]), number)
 
 
-def trip_count(program: _Program, loop: _Instruction) -> int | None:
+def trip_count(program: Program, loop: Instruction) -> int | None:
     """How often a loop runs, if it is known or its condition compares a counter from 0 with a constant (on TPUs)."""
     if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest):
         return int(known[1])
@@ -181,7 +183,7 @@ def _closing(text: str, start: int) -> int:
     return len(text)
 
 
-def _channel(instruction: _Instruction) -> str | None:
+def _channel(instruction: Instruction) -> str | None:
     """Opcode and channel, which identify a collective of the program; None without a channel."""
     channel = re.search(r"\bchannel_id=(\d+)", instruction.rest)
     return f"{instruction.opcode} {channel[1]}" if channel else None
@@ -197,7 +199,7 @@ def called(attributes: str) -> list[str]:
 
 
 def _collective(
-    program: _Program, computation: str, instruction: _Instruction, kind: str, times: int | None, devices: int
+    program: Program, computation: str, instruction: Instruction, kind: str, times: int | None, devices: int
 ) -> Collective:
     """Builds a `Collective` from the instruction, its operands and its users."""
     shapes = [program[computation][operand].shape for operand in instruction.operands]
@@ -275,7 +277,7 @@ def _pairs(attributes: str) -> tuple[int, ...] | None:
 
 
 def _is_sliced(
-    program: _Program, computation: str, name: str, parts: int, calls: tuple[tuple[str, str], ...] = ()
+    program: Program, computation: str, name: str, parts: int, calls: tuple[tuple[str, str], ...] = ()
 ) -> bool:
     """Whether all uses of an array are dynamic slices of one part out of `parts`.
 
@@ -284,7 +286,7 @@ def _is_sliced(
     """
     instructions = program[computation]
 
-    def is_slice(user: _Instruction) -> bool:
+    def is_slice(user: Instruction) -> bool:
         if user.opcode == "dynamic-slice":
             return user.operands[0] == name and _count(user.shape) * parts <= _count(instructions[name].shape)
         if user.opcode in PASSES:

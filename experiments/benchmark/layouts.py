@@ -10,14 +10,15 @@ import dataclasses
 import re
 from math import prod
 
-from benchmark.collectives import bits, called, parse_program, trip_count
+from benchmark.collectives import Instruction, Program, bits, called, parse_program, trip_count
 
 SHAPE = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](?:\{([\d,]*)(?::([^{}]*))?\})?")
 NOTHING_WRITTEN = {
     "parameter", "tuple", "get-tuple-element", "bitcast", "constant", "after-all", "while", "conditional", "call",
-    "copy-start", "copy-done", "async-start", "async-done", "async-update", "partition-id", "custom-call",
+    "partition-id", "custom-call",
 }  # fmt: skip
-"""Opcodes that write nothing themselves; `copy-start` moves an array between the two memories of a chip."""
+"""Opcodes that write nothing themselves; nor do those that end in `-start` or `-done`, which move an array between the
+two memories of a chip while others compute."""
 MOVES = {"copy", "transpose", "pad", "reshape", "slice", "concatenate", "reverse"}
 NO_WORK = MOVES | {"parameter", "bitcast", "constant", "tuple", "get-tuple-element", "broadcast"}
 
@@ -81,9 +82,10 @@ def read_written(compiled_text: str, largest: int = 5) -> Written:
                 for name in inside:
                     if f"condition=%{name}" not in instruction.rest:
                         walk(name, times * (trips or 1))
-            if instruction.opcode in NOTHING_WRITTEN:
+            if instruction.opcode in NOTHING_WRITTEN or instruction.opcode.endswith(("-start", "-done", "-update")):
                 continue
-            values, padded = array_bytes(instruction.shape)
+            shapes = _written_shapes(program, computation, instruction)
+            values, padded = (sum(sides) for sides in zip(*map(array_bytes, shapes), strict=True))
             opcodes = {each.opcode for name in inside for each in program[name].values()} or {instruction.opcode}
             label = f"{_operation(instruction.rest) or instruction.opcode} {_plain(instruction.shape)}"
             total += times * padded
@@ -97,6 +99,22 @@ def read_written(compiled_text: str, largest: int = 5) -> Written:
     return Written(
         total, moved, padding, dict(most_moved.most_common(largest)), dict(most_padding.most_common(largest))
     )
+
+
+def _written_shapes(program: Program, computation: str, instruction: Instruction) -> list[str]:
+    """Shapes of what an operation writes: of a slice that is put in place, the slice."""
+    results = [(program[computation], instruction)]
+    if instruction.opcode == "fusion":
+        inside = program[called(instruction.rest)[0]]
+        root = next(each for each in inside.values() if each.is_root)
+        results = [(inside, inside[name]) for name in root.operands] if root.opcode == "tuple" else [(inside, root)]
+    shapes = []
+    for inside, result in results:
+        while result.opcode == "bitcast" and result.operands[0] in inside:
+            result = inside[result.operands[0]]
+        put = result.opcode == "dynamic-update-slice"
+        shapes.append(inside[result.operands[1]].shape if put else result.shape)
+    return shapes
 
 
 def _operation(attributes: str) -> str:

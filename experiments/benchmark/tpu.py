@@ -70,6 +70,7 @@ def describe_slice(topology: str) -> Sequence[jax.Device]:
 
     jax.config.update("jax_platforms", "cpu")  # otherwise JAX searches for a TPU for minutes
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no metadata server to query outside Google Cloud
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # else a lock refuses a second process that only compiles
     try:
         return topologies.get_topology_desc(topology, "tpu").devices
     except (RuntimeError, ValueError, NotImplementedError) as error:

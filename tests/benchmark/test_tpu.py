@@ -22,6 +22,16 @@ PROGRAM = """HloModule jit_step, entry_computation_layout={(f32[8,128]{1,0})->f3
   ROOT %add.1 = f32[8,128]{1,0:T(8,128)} add(%copy.9, %copy.9)
 }
 
+%placing (p.2: f32[12,8,128], p.3: f32[1,8,128], p.4: s32[]) -> (f32[12,8,128], f32[8,128]) {
+  %p.2 = f32[12,8,128]{2,1,0:T(8,128)} parameter(0)
+  %p.3 = f32[1,8,128]{2,1,0:T(8,128)} parameter(1)
+  %p.4 = s32[]{:T(128)} parameter(2)
+  %put = f32[12,8,128]{2,1,0:T(8,128)} dynamic-update-slice(%p.2, %p.3, %p.4, %p.4, %p.4)
+  %bits = f32[12,8,128]{2,1,0:T(8,128)} bitcast(%put)
+  %other = f32[8,128]{1,0:T(8,128)} negate(%p.3)
+  ROOT %tuple.2 = (f32[12,8,128]{2,1,0:T(8,128)}, f32[8,128]{1,0:T(8,128)}) tuple(%bits, %other)
+}
+
 %body (state: (s32[], f32[8,128])) -> (s32[], f32[8,128]) {
   %state = (s32[]{:T(128)}, f32[8,128]{1,0:T(8,128)}) parameter(0)
   %gte = f32[8,128]{1,0:T(8,128)} get-tuple-element(%state), index=1
@@ -40,6 +50,7 @@ ENTRY %main (x: f32[8,128]) -> f32[8,128] {
   %x = f32[8,128]{1,0:T(8,128)} parameter(0)
   %fusion.1 = bf16[2,64,196]{2,1,0:T(8,128)(2,1)} fusion(%x), kind=kLoop, calls=%moving
   %fusion.2 = f32[8,128]{1,0:T(8,128)} fusion(%x), kind=kLoop, calls=%working
+  %fusion.3 = (f32[12,8,128]{2,1,0:T(8,128)}, f32[8,128]{1,0:T(8,128)}) fusion(%x, %x, %x), kind=kLoop, calls=%placing
   %init = (s32[]{:T(128)}, f32[8,128]{1,0:T(8,128)}) tuple(%x, %fusion.2)
   %while.1 = (s32[]{:T(128)}, f32[8,128]{1,0:T(8,128)}) while(%init), condition=%condition, body=%body
   ROOT %out = f32[8,128]{1,0:T(8,128)} get-tuple-element(%while.1), index=1
@@ -67,7 +78,7 @@ def test_moved_and_padding_bytes_are_those_of_the_program():
     moving, block = 2 * 2 * 64 * 256, 8 * 128 * 4  # bytes; the second array has 128 rows of 128 when it is transposed
     transposed = 128 * 128 * 4
     assert written.moved == moving + 12 * transposed
-    assert written.total == moving + block + 12 * transposed
+    assert written.total == moving + block + 2 * block + 12 * transposed  # `placing` writes a slice and another
     assert written.padding == 2 * 2 * 64 * (256 - 196) + 12 * (transposed - block)
     assert next(iter(written.most_moved)) == "block/attention/transpose f32[8,128]{0,1}"
 
@@ -116,6 +127,7 @@ def test_what_cannot_be_compiled_is_refused(monkeypatch):
         raise RuntimeError("no such library\nand more")
 
     monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     monkeypatch.setattr(topologies, "get_topology_desc", unknown)
     monkeypatch.setattr(jax.config, "update", lambda name, value: None)
     with pytest.raises(ValueError, match=r"cannot compile for v5e:2x2 \(no such library\): pip install libtpu"):
