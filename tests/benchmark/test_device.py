@@ -10,12 +10,13 @@ import jax
 import numpy as np
 import pytest
 
-from benchmark import commands
+from benchmark import commands, flags
 from benchmark.convolution import PARTS, Convolution, convolutions_of, draw, in_jax, in_pytorch
 from benchmark.device import Device
+from benchmark.settings import check_models
 from vidjax.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = Path(__file__).resolve().parents[2] / "experiments" / "benchmark" / "device.sh"
 SMALL = Convolution(("r3d_tiny",), frames=4, size=32)
 
 
@@ -23,8 +24,8 @@ def test_the_3d_convolutions_of_a_model_are_found():
     found = convolutions_of("r3d_tiny", SMALL)
     assert found[0].name == "3 x 4 x 32 x 32, 3x7x7 / 1,2,2 to 16"
     assert len(set(found)) == len(found) > 3 and all(min(shapes.size) > 1 for shapes in found)
-    with pytest.raises(UserError, match="s3d_tiny has no convolution over time and space"):
-        convolutions_of("s3d_tiny", SMALL)
+    with pytest.raises(UserError, match="r2plus1d_tiny has no convolution over time and space"):
+        convolutions_of("r2plus1d_tiny", SMALL)
 
 
 def test_all_sides_compute_the_same_convolution_and_gradients():
@@ -74,6 +75,29 @@ def test_a_folder_without_parts_is_refused(tmp_path):
         Device(str(tmp_path))
 
 
+@pytest.mark.parametrize("tiny", ["", "1"])
+def test_the_commands_of_the_script_are_valid_and_take_under_ten_minutes(tmp_path, tiny):
+    calls, python = tmp_path / "calls", tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nshift\necho "$@" >>{calls}\n')  # instead of measuring
+    python.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "TINY": tiny}
+    done = subprocess.run(
+        ["bash", str(SCRIPT), str(tmp_path / "report")], capture_output=True, text=True, env=environment
+    )
+    seconds = [int(line.split()[-2]) for line in done.stderr.splitlines()]
+    assert done.returncode == 0 and len(seconds) == 6 and sum(seconds) <= 580
+    *parts, report = (line.split() for line in calls.read_text().splitlines())
+    assert report[0] == "device" and report[-2:] == ["--out", str(tmp_path / "report")]
+    for mode, *argv in parts:
+        assert argv[-2] == "--json"
+        config = flags.parse(commands.COMMANDS[mode][1], argv=argv[:-2])  # the folder is gone
+        assert config.frames == (4 if tiny else None)
+        if mode == "convolution":
+            assert convolutions_of(config.models[0], config)
+        else:
+            assert not check_models(config)  # no model lacks a compared field
+
+
 @pytest.mark.long
 def test_the_script_measures_every_part_with_tiny_models(tmp_path):
     for name in ("tyro", "av", "tensorflow", "tensorflow_datasets"):  # before the real ones
@@ -81,9 +105,8 @@ def test_the_script_measures_every_part_with_tiny_models(tmp_path):
     flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0", "TINY": "1"}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # the script calls `python`
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "PATH": path, **flags}
-    script = ROOT / "experiments" / "benchmark" / "device.sh"
     out = tmp_path / "report"
-    done = subprocess.run(["bash", str(script), str(out)], capture_output=True, text=True, env=environment)
+    done = subprocess.run(["bash", str(SCRIPT), str(out)], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     parts = json.loads(out.with_suffix(".json").read_text())["parts"]
     assert list(parts) == [
