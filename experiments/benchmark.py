@@ -3,22 +3,26 @@
     python experiments/benchmark.py train --models videomae_base_pretrain --frames 16 --size 224 --batch_sizes 8 16 32
     python experiments/benchmark.py infer --models r3d_18 --dtypes float32 bfloat16 --peers eager compile
     python experiments/benchmark.py memory --models videomae_base_pretrain --budget_gb 40
+    python experiments/benchmark.py convolution --models r3d_18
     python experiments/benchmark.py depthwise --models x3d_m ircsn_50 --threads 1
     python experiments/benchmark.py loss --batch_size 16384 --chunks 1024 512
     python experiments/benchmark.py input videos.csv
     python experiments/benchmark.py formats videos.csv
     python experiments/benchmark.py clips --model videomae_base
     python experiments/benchmark.py startup --against ../older_vidjax
+    python experiments/benchmark.py tpu --models videomae_base_pretrain --topologies v5e:2x2 v5p:2x2x1
 
 `train` and `infer` time vidjax's models and, if PyTorch and the library with the peer are installed, the same models
 in PyTorch, each measurement in a separate process: compile time, step time, clips per second, model FLOP/s, MFU and
 memory. `memory` compares the options that save memory in a training step, or finds the largest batch that fits.
-`depthwise` times the depthwise convolutions of models, each by itself, on both sides. `loss` compares the contrastive
-losses computed whole and in chunks. `input` times reading, decoding and augmenting clips, `formats` the formats in
-which frames can be stored. `clips` finds the longest clip that fits with each implementation of attention, by compiling
-only. `startup` times the scripts from the shell to an answer or the first training step. Without flags each command
-takes at most about three minutes on two cores (`clips` and `startup` take longer). To call it from Python, put
-`experiments` on the path: `from benchmark.commands import Train, main; main(Train(models=("r3d_18",)))`.
+`convolution` and `depthwise` time the 3-D and the depthwise convolutions of models, each by itself, on both sides.
+`loss` compares the contrastive losses computed whole and in chunks. `input` times reading, decoding and augmenting
+clips, `formats` the formats in which frames can be stored. `clips` finds the longest clip that fits with each
+implementation of attention, by compiling only. `startup` times the scripts from the shell to an answer or the first
+training step. `tpu` compiles training steps for TPUs, which need not be present. `device` is the last step of
+`benchmark/device.sh`, which measures an accelerator in under ten minutes. Without flags each command takes at most
+about three minutes on two cores (`clips`, `startup` and `tpu` take longer). To call it from Python, put `experiments`
+on the path: `from benchmark.commands import Train, main; main(Train(models=("r3d_18",)))`.
 
 All commands except `input`, `formats` and `startup` run without TensorFlow, tyro and PyAV.
 """

@@ -11,6 +11,7 @@ The second measures the weak scaling of the input pipeline: each process has one
 batches, first alone and then together with the others, in alternating rounds.
 """
 
+import contextlib
 import dataclasses
 import os
 import sys
@@ -25,6 +26,7 @@ from benchmark.collectives import Collective, read_collectives
 from benchmark.input_scaling import InputScaling, measure_input_scaling
 from benchmark.ours import draw_inputs, make_loss, make_model, make_program
 from benchmark.settings import Job
+from benchmark.tpu import describe_slice, traced_for_tpu
 from vidjax import cli
 from vidjax.data.config import core_count
 from vidjax.errors import UserError
@@ -135,23 +137,6 @@ def simulate(count: int) -> Sequence[jax.Device]:
     return devices[:count]
 
 
-def describe_slice(topology: str) -> Sequence[jax.Device]:
-    """The devices of a TPU slice, to compile for.
-
-    Raises:
-      UserError: libtpu is not installed, or does not know the slice.
-    """
-    from jax.experimental import topologies
-
-    jax.config.update("jax_platforms", "cpu")  # otherwise JAX searches for a TPU for minutes
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no metadata server to query outside Google Cloud
-    simulate(2)  # with a single CPU device, models would choose other convolutions
-    try:
-        return topologies.get_topology_desc(topology, "tpu").devices
-    except (RuntimeError, ValueError, NotImplementedError) as error:
-        raise UserError(f"cannot compile for {topology} ({str(error).splitlines()[0]}): pip install libtpu") from None
-
-
 def compile_step(config: Config) -> tuple[list[Collective], dict[str, Any]]:
     """The collectives of the compiled step, and facts about it: parameters, MACs, devices, compile time."""
     devices = describe_slice(config.topology) if config.topology else simulate(config.devices)
@@ -165,7 +150,8 @@ def compile_step(config: Config) -> tuple[list[Collective], dict[str, Any]]:
     one = draw_inputs(model, 1)
     macs = count_macs(make_loss(model, train=False), state.params, state.aux, one, state.key)
     start = time.perf_counter()
-    compiled = step.lower(state, batch).compile()
+    with traced_for_tpu() if config.topology else contextlib.nullcontext():
+        compiled = step.lower(state, batch).compile()
     facts = {
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
         "macs": macs,

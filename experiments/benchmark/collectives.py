@@ -72,7 +72,9 @@ class Collective:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Instruction:
+class Instruction:
+    """One line of a computation."""
+
     name: str
     shape: str
     opcode: str
@@ -81,10 +83,10 @@ class _Instruction:
     """Attributes after the operands."""
     is_root: bool
     number: int
-    """Of a parameter, its index among the operands of the call; otherwise -1."""
+    """Of a parameter, its index among the operands of the call; the value of an integer constant; otherwise -1."""
 
 
-_Program = dict[str, dict[str, _Instruction]]
+Program = dict[str, dict[str, Instruction]]
 """Computations by name, each with its instructions by name."""
 
 
@@ -96,7 +98,7 @@ def read_collectives(compiled_text: str) -> list[Collective]:
     Raises:
       UserError: the text is not an HLO module, or has a collective that cannot be parsed.
     """
-    program, entry = _parse(compiled_text)
+    program, entry = parse_program(compiled_text)
     header = compiled_text.split("\n", 1)[0]
     devices = prod(int(count) for count in re.findall(r"\b(?:num_partitions|replica_count)=(\d+)", header))
     # On TPUs a collective that overlaps with computation appears in several fusions with one channel: one starts it,
@@ -114,19 +116,19 @@ def read_collectives(compiled_text: str) -> list[Collective]:
                 collectives.append(_collective(program, computation, instruction, kind, times, devices))
             inner = times
             if instruction.opcode == "while":
-                trips = re.search(r'"known_trip_count":\{"n":"(\d+)"', instruction.rest)
-                inner = times * int(trips[1]) if trips and times is not None else None
-            for called in _called(instruction.rest):
-                if called in program:
-                    walk(called, inner)
+                trips = trip_count(program, instruction)
+                inner = times * trips if trips and times is not None else None
+            for name in called(instruction.rest):
+                if name in program:
+                    walk(name, inner)
 
     walk(entry, 1)
     return [collective for collective in collectives if len(collective.group) > 1]
 
 
-def _parse(text: str) -> tuple[_Program, str]:
+def parse_program(text: str) -> tuple[Program, str]:
     """The computations of a module, and the name of its entry computation."""
-    program: _Program = {}
+    program: Program = {}
     entry, current = None, None
     for line in text.splitlines():
         if line.startswith(("%", "ENTRY ")) and line.endswith("{"):
@@ -140,7 +142,7 @@ def _parse(text: str) -> tuple[_Program, str]:
     return program, entry
 
 
-def _read_instruction(line: str) -> _Instruction | None:
+def _read_instruction(line: str) -> Instruction | None:
     """Parses `  ROOT %name = shape opcode(%operand, ...), attributes`."""
     head = re.match(r"\s+(ROOT )?%?([\w.-]+) = ", line)
     if not head:
@@ -153,8 +155,22 @@ def _read_instruction(line: str) -> _Instruction | None:
     start = end + opcode.end() - 1
     close = _closing(body, start)
     operands = tuple(re.findall(r"%([\w.-]+)", body[start:close]))
-    number = int(body[start + 1 : close - 1]) if opcode[1] == "parameter" else -1
-    return _Instruction(head[2], body[:end], opcode[1], operands, body[close:], bool(head[1]), number)
+    inside = body[start + 1 : close - 1]
+    number = int(inside) if opcode[1] in ("parameter", "constant") and inside.isdecimal() else -1
+    return Instruction(head[2], body[:end], opcode[1], operands, body[close:], bool(head[1]), number)
+
+
+def trip_count(program: Program, loop: Instruction) -> int | None:
+    """How often a loop runs, if it is known or its condition compares a counter from 0 with a constant (on TPUs)."""
+    if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest):
+        return int(known[1])
+    condition = program[re.search(r"\bcondition=%?([\w.-]+)", loop.rest)[1]]
+    root = next(instruction for instruction in condition.values() if instruction.is_root)
+    if root.opcode != "compare" or "direction=LT" not in root.rest or root.operands[-1] not in condition:
+        return None
+    bound = condition[root.operands[-1]]
+    counts = bound.opcode == "constant" and bound.shape.startswith("s32[")
+    return bound.number if counts and bound.number > 0 else None
 
 
 def _closing(text: str, start: int) -> int:
@@ -167,13 +183,13 @@ def _closing(text: str, start: int) -> int:
     return len(text)
 
 
-def _channel(instruction: _Instruction) -> str | None:
+def _channel(instruction: Instruction) -> str | None:
     """Opcode and channel, which identify a collective of the program; None without a channel."""
     channel = re.search(r"\bchannel_id=(\d+)", instruction.rest)
     return f"{instruction.opcode} {channel[1]}" if channel else None
 
 
-def _called(attributes: str) -> list[str]:
+def called(attributes: str) -> list[str]:
     """Computations that an instruction runs: body and condition of a loop, branches, fused or called computations."""
     names = re.findall(
         r"\b(?:body|condition|calls|to_apply|true_computation|false_computation)=%?([\w.-]+)", attributes
@@ -183,7 +199,7 @@ def _called(attributes: str) -> list[str]:
 
 
 def _collective(
-    program: _Program, computation: str, instruction: _Instruction, kind: str, times: int | None, devices: int
+    program: Program, computation: str, instruction: Instruction, kind: str, times: int | None, devices: int
 ) -> Collective:
     """Builds a `Collective` from the instruction, its operands and its users."""
     shapes = [program[computation][operand].shape for operand in instruction.operands]
@@ -208,10 +224,10 @@ def _count(shape: str) -> int:
 
 def _bytes(shape: str) -> int:
     """Bytes of an array, or of all arrays in a tuple."""
-    return sum(-(-count * _bits(kind) // 8) for kind, count in _arrays(shape))
+    return sum(-(-count * bits(kind) // 8) for kind, count in _arrays(shape))
 
 
-def _bits(kind: str) -> int:
+def bits(kind: str) -> int:
     """Bits of an element: most types have them in their names, such as f32, s64, u4, c64, bf16, f8e4m3."""
     return BITS[kind] if kind in BITS else int(re.match(r"[a-z]+(\d+)", kind)[1])
 
@@ -261,7 +277,7 @@ def _pairs(attributes: str) -> tuple[int, ...] | None:
 
 
 def _is_sliced(
-    program: _Program, computation: str, name: str, parts: int, calls: tuple[tuple[str, str], ...] = ()
+    program: Program, computation: str, name: str, parts: int, calls: tuple[tuple[str, str], ...] = ()
 ) -> bool:
     """Whether all uses of an array are dynamic slices of one part out of `parts`.
 
@@ -270,14 +286,14 @@ def _is_sliced(
     """
     instructions = program[computation]
 
-    def is_slice(user: _Instruction) -> bool:
+    def is_slice(user: Instruction) -> bool:
         if user.opcode == "dynamic-slice":
             return user.operands[0] == name and _count(user.shape) * parts <= _count(instructions[name].shape)
         if user.opcode in PASSES:
             return _is_sliced(program, computation, user.name, parts, calls)
         if user.opcode != "fusion":
             return False
-        (inner,) = _called(user.rest)
+        (inner,) = called(user.rest)
         taken = [p for p in program[inner].values() if p.opcode == "parameter" and user.operands[p.number] == name]
         deeper = (*calls, (computation, user.name))
         return all(_is_sliced(program, inner, parameter.name, parts, deeper) for parameter in taken)

@@ -7,13 +7,16 @@ from typing import Any
 from benchmark import table
 from benchmark.budget import largest_batch
 from benchmark.clips import Clips, measure_clips
+from benchmark.convolution import Convolution, measure_convolution
 from benchmark.depthwise import Depthwise, measure_depthwise
+from benchmark.device import Device, report_device
 from benchmark.formats import Formats, measure_formats
 from benchmark.input import Input, measure_input
 from benchmark.loss import Loss, measure_loss
 from benchmark.measure import measure, measure_models, prepare
 from benchmark.settings import Infer, Memory, Models, Train, jobs
 from benchmark.startup import Startup, measure_startup
+from benchmark.tpu import Tpu, measure_tpu
 from vidjax.data.config import core_count
 
 Rows = list[dict[str, Any]]
@@ -24,7 +27,7 @@ def report(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def main(config: Models | Depthwise | Loss | Input | Formats | Clips | Startup) -> Rows:
+def main(config: Models | Convolution | Depthwise | Loss | Input | Formats | Clips | Startup | Tpu | Device) -> Rows:
     """Runs the command that the config belongs to."""
     return next(run for run, kind in COMMANDS.values() if kind is type(config))(config)
 
@@ -118,6 +121,21 @@ def depthwise(config: Depthwise) -> Rows:
     return rows
 
 
+def convolution(config: Convolution) -> Rows:
+    """Measures 3-D convolutions by themselves; prints a table and returns its rows."""
+    machine, rows = measure_convolution(config, report)
+    print(
+        f"3-D convolutions of {config.batch_size} clips, {config.dtype}, on {machine['devices']} x {machine['device']}"
+    )
+    print(", ".join(f"{name} {version}" for name, version in machine["versions"].items()))
+    names = {key: (key, max(len(row[key]) for row in rows)) for key in ("model", "convolution", "side")}
+    lines = table.Table(names, table.CONVOLUTION_COLUMNS)
+    print(lines.header(), *map(lines.line, rows), sep="\n")
+    if config.json:
+        table.write_json(config.json, "convolution", config, machine, rows)
+    return rows
+
+
 def read(config: Input) -> Rows:
     """Measures the input pipeline; prints a table and returns its rows."""
     rows, data = measure_input(config), config.data
@@ -174,6 +192,24 @@ def startup(config: Startup) -> Rows:
     return rows
 
 
+def tpu(config: Tpu) -> Rows:
+    """Compiles training steps for TPUs; prints a table with what is moved and padded most, and returns its rows."""
+    machine, rows = measure_tpu(config, report)
+    print("training steps (AdamW) compiled ahead of time for one chip; shares are of the bytes that operations write")
+    print(", ".join(f"{name} {version}" for name, version in machine["versions"].items()))
+    names = {key: (key, max(len(row[key]) for row in rows)) for key in ("model", "topology")}
+    lines = table.Table(names, table.TPU_COLUMNS)
+    print(lines.header())
+    for row in rows:
+        print(lines.line(row))
+        for what in ("moved", "padding"):
+            for operation, count in row.get(f"most_{what}", {}).items():
+                print(f"    {what} {count / 1e9:.2f} GB: {operation}")
+    if config.json:
+        table.write_json(config.json, "tpu", config, machine, rows)
+    return rows
+
+
 def draw(config: Any, mode: str, title: str, rows: Rows) -> None:
     """Writes the chart."""
     from benchmark import chart  # imports matplotlib, which nothing else needs
@@ -187,8 +223,11 @@ COMMANDS = {
     "input": (read, Input),
     "formats": (formats, Formats),
     "memory": (models, Memory),
+    "convolution": (convolution, Convolution),
     "depthwise": (depthwise, Depthwise),
     "loss": (loss, Loss),
     "clips": (clips, Clips),
     "startup": (startup, Startup),
+    "tpu": (tpu, Tpu),
+    "device": (report_device, Device),
 }

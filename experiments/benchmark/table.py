@@ -87,6 +87,20 @@ DEPTHWISE_COLUMNS = (
     Column("PyTorch's", _scaled("other_gradients", 1e3), 10),
     Column("ratio", _ratio("gradients"), 7),
 )
+CONVOLUTION_COLUMNS = tuple(
+    Column(f"{part} ms", _scaled(part, 1e3), len(part) + 4)
+    for part in ("forward", "input's gradient", "kernel's gradient")
+)
+TPU_COLUMNS = (
+    Column("batch", lambda row: str(row["batch_size"]), 6),
+    PROGRAM,
+    Column("largest batch", lambda row: str(row["largest"]), 14),
+    Column("TFLOP", _scaled("flops", 1e-12), 7),
+    Column("GB written", _scaled("written_bytes", 1e-9), 11),
+    Column("moved %", _scaled("moved", 100), 8),
+    Column("padding %", _scaled("padding", 100), 10),
+    COMPILE,
+)
 
 
 class Table:

@@ -152,19 +152,6 @@ def test_devices_are_simulated_only_before_jax_starts(monkeypatch):
         scaling.simulate(count + 1)
 
 
-def test_a_slice_that_cannot_be_described_raises(monkeypatch):
-    from jax.experimental import topologies
-
-    def unknown(name, platform):
-        raise RuntimeError("no such library\nand more")
-
-    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
-    monkeypatch.setattr(topologies, "get_topology_desc", unknown)
-    monkeypatch.setattr(jax.config, "update", lambda name, value: None)
-    with pytest.raises(ValueError, match=r"cannot compile for v5e:2x2 \(no such library\): pip install libtpu"):
-        scaling.describe_slice("v5e:2x2")
-
-
 def test_a_benchmark_needs_a_command(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["benchmark.py"])
     with pytest.raises(SystemExit) as stop:

@@ -2,10 +2,11 @@
 
 XLA's 3-D convolutions are several times slower than PyTorch's on CPUs, and their gradients even more so. A purely
 spatial or temporal convolution is therefore computed as a 2-D one over folded axes, a 3 x 3 one by `kernels.winograd`,
-and the gradients of the kernels by matrix products.
+and the gradients of the kernels by matrix products. On GPUs the gradients of what remains 3-D are those of
+`kernels.gpu_convolution`.
 These gradients support reverse mode only: `jax.jvp` and everything built on it (`jax.jacfwd`, `jax.hessian`) fails.
-With several CPU devices, including simulated ones, XLA's gradients are used, as on accelerators: ours loop over the
-clips, and each device would have to fetch the clips of all others.
+With several CPU devices, including simulated ones, XLA's gradients are used, as on TPUs: those for one CPU loop over
+the clips, and each device would have to fetch the clips of all others.
 """
 
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from vidjax.kernels import winograd
+from vidjax.kernels.gpu_convolution import gpu_conv3d
 from vidjax.kernels.winograd import Pairs
 
 
@@ -47,6 +49,8 @@ def _xla_conv3d(x: Array, kernel: Array, strides: Sequence[int], padding: Pairs)
         return y.reshape(b, -1, *x.shape[2:4], d)
     if jax.default_backend() == "cpu":
         return _sum_over_taps(x, kernel, strides, padding)
+    if jax.default_backend() == "gpu":
+        return gpu_conv3d(x, kernel, strides, padding)
     return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=("NTHWC", "THWIO", "NTHWC"))
 
 

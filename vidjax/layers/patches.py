@@ -60,10 +60,15 @@ def on_grid(tokens: Shaped[Array, "*b n d"], grid: tuple[int, int, int]) -> Shap
 
 
 def patchify(video: Shaped[Array, "*b t h w c"], patch_size: tuple[int, int, int]) -> Shaped[Array, "*b n p"]:
-    """Divides a video into patches `(t h w)` of flattened pixels `(frame row column channel)`."""
-    grid(video.shape[-4:-1], patch_size)
-    pt, ph, pw = patch_size
-    return einops.rearrange(video, "... (t pt) (h ph) (w pw) c -> ... (t h w) (pt ph pw c)", pt=pt, ph=ph, pw=pw)
+    """Divides a video into patches `(t h w)` of flattened pixels `(frame row column channel)`.
+
+    The pixels of a row of a patch stay together as one axis: TPUs pad the innermost axis to 128, where a transposition
+    with three channels last wrote ten times its values.
+    """
+    _, _, w = grid(video.shape[-4:-1], patch_size)
+    pt, ph, _ = patch_size
+    rows = einops.rearrange(video, "... t h w c -> ... t h (w c)")
+    return einops.rearrange(rows, "... (t pt) (h ph) (w x) -> ... (t h w) (pt ph x)", pt=pt, ph=ph, w=w)
 
 
 def unpatchify(
@@ -71,8 +76,5 @@ def unpatchify(
 ) -> Shaped[Array, "*b t h w c"]:
     """Inverse of `patchify`, given the grid of patches."""
     (t, h, w), (pt, ph, pw) = grid, patch_size
-    return einops.rearrange(
-        patches,
-        "... (t h w) (pt ph pw c) -> ... (t pt) (h ph) (w pw) c",
-        t=t, h=h, w=w, pt=pt, ph=ph, pw=pw,
-    )  # fmt: skip
+    rows = einops.rearrange(patches, "... (t h w) (pt ph x) -> ... (t pt) (h ph) (w x)", t=t, h=h, w=w, pt=pt, ph=ph)
+    return einops.rearrange(rows, "... t h (w c) -> ... t h w c", w=w * pw)
