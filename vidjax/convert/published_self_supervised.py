@@ -1,4 +1,4 @@
-"""Published checkpoints of encoders trained without labels since 2025, and of probes on them; see `published`."""
+"""Published checkpoints of V-JEPA 2, of probes on it, and of tokens of images; see `published`."""
 
 from functools import partial
 
@@ -48,5 +48,9 @@ ROWS = (
     probe("vjepa2_giant_384_diving48", "vjepa2_giant_384_diving48", "facebook/vjepa2-vitg-fpc32-384-diving48",
         data="Diving48", classes="the directory's config.json", top1=90.2, views="4x3", stride=2,
         fields=as_trained(24, 29, 34, 39)),
+    # DALL-E's encoder, as mmselfsup publishes it; OpenAI's own files are pickled modules. The licence is OpenAI's.
+    Published("dalle_encoder", "dalle_encoder", "https://download.openmmlab.com/mmselfsup/1.x/target_generator_ckpt/"
+        "dalle_encoder.pth", layout="original", licence="modified MIT", classes="", data="DALL-E's images",
+        facts="open-mmlab/mmselfsup configs/selfsup/_base_/models/beit_vit-base-p16.py"),
 )
 # fmt: on
