@@ -77,6 +77,7 @@ WITHOUT_ACCURACY = {
     "internvideo_*": "has no classifier; what it reaches after fine-tuning is published of the whole system",
     "siglip2_*": "has no classifier",
     "dalle_*": "has no classifier",
+    "beit_*_in22k": "a start for ImageNet-1k",
     "albef_*": "has no classifier",
     "videoprism_*": "has no classifier",
     "vjepa2_*_vm22m": "has no classifier",
@@ -89,6 +90,7 @@ WITHOUT_VIEWS = {
     "r2plus1d_34_*_mmaction2": "not in mmaction2's table",
     "s3d_k400_kylemin": "not in the README",
     "hiera_*_image_in1k": "images have one view",
+    "beit_*_in1k": "images have one view",
     "i3d_*_k400": "not as clips and crops in the READMEs",
 }
 """Why rows with these names lack a value."""

@@ -8,7 +8,7 @@ import recipe
 from small_models import perturbed
 
 import vidjax
-from vidjax.convert import export_pretrained, from_state_dict, load_pretrained
+from vidjax.convert import export_pretrained, from_state_dict
 from vidjax.models.dalle import CARD, Decoder, Encoder, pixels
 
 # Parameters of the encoder and the decoder (SYSTEMS-2.md, 2.5); the others are counted here. No cost is published.
@@ -88,5 +88,5 @@ def test_the_encoder_of_the_autoencoder_is_that_of_the_published_file():
 @pytest.mark.parametrize("shape", [(1, 1, 20, 16, 3), (1, 1, 16, 16, 4)])
 def test_bad_input_is_one_line(shape):
     model = vidjax.create_model("dalle_tiny")
-    with pytest.raises(ValueError, match="use a multiple of 8, such as 16 or 24|the model takes"):
+    with pytest.raises(ValueError, match=r"use a multiple of 8, such as 16 or 24|the model takes"):
         jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(shape))

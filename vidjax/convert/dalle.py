@@ -11,7 +11,6 @@ from vidjax.convert.rules import Layout, Rule, image_kernel, rename, strip
 from vidjax.models.dalle import Autoencoder, Decoder, Encoder
 
 
-
 def convolution(source: str, target: str) -> tuple[Rule, ...]:
     """The two rules of a convolution."""
     return Rule(f"{source}.w", f"{target}/kernel", image_kernel, inflate), Rule(f"{source}.b", f"{target}/bias")
