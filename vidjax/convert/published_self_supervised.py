@@ -20,6 +20,8 @@ beit = partial(
     Published, layout="transformers", licence=APACHE, classes="the directory's config.json", data="ImageNet",
     facts="microsoft/unilm beit/README.md",
 )  # fmt: skip
+bevt = partial(Published, model="bevt_base_pretrain", licence=APACHE, classes="", facts="xyzforever/BEVT README.md")
+DRIVE = "https://drive.google.com/file/d"
 
 
 def as_trained(*pooled_blocks: int) -> dict:
@@ -72,6 +74,11 @@ ROWS = (
         fields={"image_size": 384}),
     beit("beit_large_16_512_in1k", "beit_large_16", "microsoft/beit-large-patch16-512", top1=88.60, top5=98.66,
         fields={"image_size": 512}),
+    # BEVT: its image stream, then both
+    bevt("bevt_base_pretrain_in1k", source=f"{DRIVE}/1VHKAH9YA_VD8M8bfGp2Svreqv0iuikB6/view", layout="image",
+        data="ImageNet"),
+    bevt("bevt_base_pretrain_in1k_k400", source=f"{DRIVE}/13pMnG1ylyyKmhx5MKNZvqe7jHtPMY9cy/view", layout="original",
+        data="ImageNet, K400"),
     # DALL-E's encoder, as mmselfsup publishes it; OpenAI's own files are pickled modules. The licence is OpenAI's.
     Published("dalle_encoder", "dalle_encoder", "https://download.openmmlab.com/mmselfsup/1.x/target_generator_ckpt/"
         "dalle_encoder.pth", layout="original", licence="modified MIT", classes="", data="DALL-E's images",
