@@ -288,6 +288,18 @@ class Pretraining(nn.Module):
             x = norm(x)
         return self.token_head(einops.rearrange(x, "b t n d -> b (t n) d"))
 
+    @property
+    def cell_size(self) -> tuple[int, int, int]:
+        """Frames, height and width in pixels of a place that a mask hides."""
+        return self.patch_size
+
+    def predict_images(
+        self, images: Float[Array, "b t h w c"], masked: Bool[Array, "b t _ _"], train: bool = False
+    ) -> Float[Array, "b t _ _ v"]:
+        """The same on the grid of patches."""
+        logits = self(images, masked.reshape(len(masked), -1), train)
+        return logits.reshape(*masked.shape, -1)
+
     def example_inputs(self, video: jax.ShapeDtypeStruct) -> tuple[jax.ShapeDtypeStruct, ...]:
         """Shapes of the inputs for this video."""
         patches = prod(grid(video.shape[1:4], self.patch_size))

@@ -174,6 +174,27 @@ class Pretraining(nn.Module):
         return video, masked, jax.ShapeDtypeStruct((b, 1, h, w, c), video.dtype), images_masked
 
 
+def from_image_stream(params: dict) -> dict:
+    """Parameters whose video stream starts as the image stream, after training that alone.
+
+    As in the original, the patch embedding is that of images, repeated over the frames and divided by their number, and
+    the biases of distance 0 in time are those of all distances; what joins the stages stays as it is.
+    """
+    encoder = dict(params["encoder"])
+    kernel = params["image_embedding"]["kernel"]
+    frames = encoder["patch_embedding"]["kernel"].shape[0]
+    encoder["patch_embedding"] = params["image_embedding"] | {"kernel": jnp.repeat(kernel / frames, frames, axis=0)}
+    encoder["patch_embedding_norm"] = params["image_embedding_norm"]
+
+    def repeated(path: tuple, value: Array) -> Array:
+        if path[-1].key != "relative_position":
+            return value
+        middle = value.shape[0] // 2
+        return jnp.broadcast_to(value[middle : middle + 1], value.shape)
+
+    return params | {"encoder": jax.tree.map_with_path(repeated, encoder)}
+
+
 TINY = {name: value for name, value in video_swin.TINY.items() if name not in ("dropout", "card")}
 
 VARIANTS = MappingProxyType(
