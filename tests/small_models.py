@@ -115,7 +115,7 @@ MODELS |= {
     "beit": tiny("beit_tiny"),
     "beit of features": vidjax.create_model("beit_tiny", shared_positions=True, epsilon=1e-12, scale=0.2),
     "beit's pre-training": vidjax.create_model("beit_tiny_pretrain"),
-    "bevt's pre-training": vidjax.create_model("bevt_tiny_pretrain"),
+    "bevt's pre-training": vidjax.create_model("bevt_tiny"),
     "dalle": vidjax.create_model("dalle_tiny"),
     "dalle's encoder": Encoder(16, 1, 32, image_size=16),
     "dalle's decoder": Decoder(16, 12, 1, 32, image_size=16),

@@ -160,7 +160,7 @@ def test_tokens_are_those_of_frames_of_the_tokenizers_size(tmp_path):
 
 def test_the_video_stream_starts_as_the_image_stream():
     """A clip of equal frames then has the first stage's map of the image, without shifted windows."""
-    model = vidjax.create_model("bevt_tiny_pretrain", depths=(1, 1), window=(2, 8, 8))
+    model = vidjax.create_model("bevt_tiny", depths=(1, 1), window=(2, 8, 8))
     params = from_image_stream(jax.tree.map(jnp.asarray, perturbed(model))["params"])
     frame = jnp.asarray(recipe.floats("frame", (1, 1, 32, 32, 3)))
     encoder = model.clone(parent=None)

@@ -20,7 +20,7 @@ beit = partial(
     Published, layout="transformers", licence=APACHE, classes="the directory's config.json", data="ImageNet",
     facts="microsoft/unilm beit/README.md",
 )  # fmt: skip
-bevt = partial(Published, model="bevt_base_pretrain", licence=APACHE, classes="", facts="xyzforever/BEVT README.md")
+bevt = partial(Published, model="bevt_base", licence=APACHE, classes="", facts="xyzforever/BEVT README.md")
 DRIVE = "https://drive.google.com/file/d"
 
 

@@ -199,7 +199,7 @@ TINY = {name: value for name, value in video_swin.TINY.items() if name not in ("
 
 VARIANTS = MappingProxyType(
     {
-        "bevt_tiny_pretrain": partial(Pretraining, **TINY, vocabulary=64),  # of video_swin_tiny
-        "bevt_base_pretrain": Pretraining,  # of video_swin_b
+        "bevt_tiny": partial(Pretraining, **TINY, vocabulary=64),  # of video_swin_tiny
+        "bevt_base": Pretraining,  # of video_swin_b
     }
 )
