@@ -76,7 +76,7 @@ DATA_FLAG = "--data.source"
 def make_model(config: Config) -> nn.Module:
     """The encoder with its decoder."""
     name = f"{config.model}_pretrain"
-    if name not in (names := vidjax.list_models("_pretrain")):
+    if name not in (names := [each for each in vidjax.list_models("videomae") if each.endswith("_pretrain")]):
         names = ", ".join(each.removesuffix("_pretrain") for each in names)
         raise UserError(f"model {config.model} has no decoder for pre-training: choose one of {names}")
     return vidjax.create_model(name, **runs.computing_fields(config, name))

@@ -12,6 +12,7 @@ from vidjax.models import variable_shapes
 from vidjax.models.actionclip import VideoTower
 from vidjax.models.albef import Albef
 from vidjax.models.clip import ImageTower
+from vidjax.models.dalle import Decoder, Encoder
 from vidjax.models.text import FusionBert, TextTower
 from vidjax.models.uniformerv2 import UniFormerV2
 from vidjax.models.video_text import Projected, VideoText
@@ -111,6 +112,13 @@ MODELS |= {
     "videoprism with text of transformers": vidjax.create_model(
         "videoprism_tiny_lvt", text={"frequencies": "transformers"}
     ),
+    "beit": tiny("beit_tiny"),
+    "beit of features": vidjax.create_model("beit_tiny", shared_positions=True, epsilon=1e-12, scale=0.2),
+    "beit's pre-training": vidjax.create_model("beit_tiny_pretrain"),
+    "bevt's pre-training": vidjax.create_model("bevt_tiny"),
+    "dalle": vidjax.create_model("dalle_tiny"),
+    "dalle's encoder": Encoder(16, 1, 32, image_size=16),
+    "dalle's decoder": Decoder(16, 12, 1, 32, image_size=16),
     "siglip": vidjax.create_model("siglip2_tiny"),
     "siglip of any shape": vidjax.create_model("siglip2_tiny", flexible=True),
     "siglip with text": vidjax.create_model("siglip2_tiny_pair"),

@@ -91,6 +91,7 @@ SMALL = {
     "retrieve.py": "--data.workers 1",
     "scaling.py --model": "--batch_per_device 1 --frames 4 --size 32 --chips 8 16",
     "scaling.py input": "--rows 1 --clips 2 --rounds 1 --frames 2 --size 16",
+    "token_pretrain.py": f"{LOOP} --data.workers 1 --probe_clips 0 --observed_clips 2",
     "video_language_pretrain.py": f"{CLIPS} {LOOP} --data.validation_examples 8 --caption_examples 2",
     "visualize.py": "--data.workers 1",
     "write_tfrecords.py": "--workers 1",

@@ -30,6 +30,7 @@ import jepa_pretrain
 import mae_pretrain
 import retrieve
 import scaling
+import token_pretrain
 import visualize
 import zero_shot
 
@@ -51,6 +52,9 @@ REFUSED = [
     (mae_pretrain, {"ema_decay": 0.0}, "ema_decay is 0.0: it must be between 0 and 1"),
     (mae_pretrain, {"seed": -1}, "seed is -1: it must be 0 or more"),
     (mae_pretrain, {"picture_clips": -1}, "picture_clips is -1: it must be 0 or more"),
+    (token_pretrain, {"temperature": 0.0}, "temperature is 0.0: it must be above 0"),
+    (token_pretrain, {"images_per_clip": 17}, "images_per_clip is 17, but clips have 16 frames"),
+    (token_pretrain, {"probe_clips": -1}, "probe_clips is -1: it must be 0 or more"),
     (retrieve, {"neighbours": 0}, "neighbours is 0: it must be 1 or more"),
     (retrieve, {"query": "a dog"}, "a search needs both a query and embeddings: give --query"),
     (retrieve, {"query": " ", "index": "a.npz"}, "query is empty: give a sentence"),

@@ -22,6 +22,7 @@ SCRIPTS = {
     "finetune": "--model r3d_tiny --accumulation 2 --data.validation None",
     "contrastive_pretrain": "--video_model r3d_tiny --data.validation None",
     "video_language_pretrain": "--video_model fr2d_tiny --data.validation None",
+    "token_pretrain": "--objective tokenizer --model dalle_tiny",
     "albef_pretrain": "--data.validation None",
 }
 

@@ -196,6 +196,7 @@ BAD = [
         "model videomae_bse has no decoder for pre-training: choose one of videomae_base",
     ),
     (["--model", "videomae_tiny_pretrain"], "model videomae_tiny_pretrain has no decoder for pre-training"),
+    (["--model", "beit_tiny"], "model beit_tiny has no decoder for pre-training: choose one of videomae_base"),
     (["--data.frames", "5"], "5 frames cannot be cut into patches of 2"),
     (
         ["--data.size", "40"],

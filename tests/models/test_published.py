@@ -132,6 +132,7 @@ def candidates(shape: tuple[int, ...]):
     yield from ((1, 1 + prod(shape[:-1]), shape[-1]), (1 + prod(shape[:-1]), shape[-1]))  # with the class token
     yield from ((1, 1, shape[-1]), (shape[0], 1, *shape[1:]))  # the class token, which is repeated; a token per frame
     yield shape[-1:]  # a class token without leading axes
+    yield (*swapped[:2], *swapped[3:])  # a transposed convolution of images
 
 
 def takes(rule: rules.Rule, published: tuple[int, ...], ours: tuple[int, ...]) -> bool:

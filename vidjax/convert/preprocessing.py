@@ -34,6 +34,7 @@ PROCESSORS = {
     "vivit": CROPPED | HALF | {"size": {"shortest_edge": 256}, "rescale_factor": 1 / 127.5, "offset": True},
     "timesformer": CROPPED | {"image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD},
     "vit": DEFAULTS | HALF | {"size": SQUARE},
+    "beit": DEFAULTS | HALF | {"size": SQUARE, "resample": 3},
     "vjepa2": CROPPED
     | {
         "image_mean": IMAGENET_MEAN,

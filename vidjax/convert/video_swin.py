@@ -102,8 +102,20 @@ IMAGE = Layout(
 )
 
 
+# A checkpoint of our own pre-training (`models.bevt`): our names with the prefix `encoder`.
+OURS = Layout(
+    name="vidjax's own pre-training",
+    key="vidjax_pretraining",
+    marker="params/encoder/patch_embedding/kernel",
+    rules=tuple(
+        Rule(f"params/encoder/{path}", path) for path in sorted({rule.target for rule in (*rules(of_video), *HEAD)})
+    ),
+    restore=None,
+)
+
+
 def layouts(model: VideoSwin) -> tuple[Layout, ...]:
-    """The layouts in which weights of the model are published."""
+    """The layouts of the model's weights."""
     original = Layout(
         name="SwinTransformer/Video-Swin-Transformer",
         key="original",
@@ -133,7 +145,7 @@ def layouts(model: VideoSwin) -> tuple[Layout, ...]:
         excludes=lambda entries, prepared: not any("features." in name for name in entries),
         card={"crop_ratio": 224 / 256, "protocol": "mmaction2"},
     )
-    return original, mmaction2, torchvision, IMAGE
+    return original, mmaction2, torchvision, IMAGE, OURS
 
 
 LAYOUTS = {VideoSwin: layouts}

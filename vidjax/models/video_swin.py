@@ -41,9 +41,14 @@ MAP, WINDOWS = "b (t i) (h j) (w k) ...", "b (t h w) (i j k) ..."
 Size = tuple[int, int, int]  # in time, height and width
 
 
-def clip_window(window: Size, shift: Size, sides: Size) -> tuple[Size, Size]:
-    """The window and its shift on a map with these sides; an axis that the window covers is not shifted."""
-    shift = tuple(0 if side <= length else cells for cells, length, side in zip(shift, window, sides, strict=True))
+def clip_window(window: Size, shift: Size, sides: Size, image: bool = False) -> tuple[Size, Size]:
+    """The window and its shift on a map with these sides; an axis that the window covers is not shifted.
+
+    Args:
+      image: whether an axis as long as the window is shifted all the same, see `Block`.
+    """
+    axes = zip(shift, window, sides, strict=True)
+    shift = tuple(0 if side < length or (side == length and not image) else cells for cells, length, side in axes)
     return tuple(map(min, window, sides)), shift
 
 
@@ -102,20 +107,25 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b t h w c"], drop_path: float | Array = 0.0, train: bool = False
+        self, x: Float[Array, "b t h w c"], drop_path: float | Array = 0.0, train: bool = False, image: bool = False
     ) -> Float[Array, "b t h w c"]:
-        """The output has the shape of `x`."""
+        """The output has the shape of `x`.
+
+        Args:
+          image: whether it is a map of images (BEVT), whose windows are shifted even if one covers the map, and where
+            blocks that are not shifted separate the same tokens of a window as those that are.
+        """
         (t, h, w), width = x.shape[1:4], x.shape[-1]
         norm = partial(LayerNorm, epsilon=1e-5, dtype=self.dtype)
         branch = DropPath(name="drop_path")
-        shift = tuple(length // 2 * self.shifted for length in self.window)
-        window, shift = clip_window(self.window, shift, (t, h, w))
+        window, half = clip_window(self.window, tuple(length // 2 for length in self.window), (t, h, w), image)
+        shift = half if self.shifted else (0, 0, 0)
 
         padded = pad_to_multiple(norm(name="norm1")(x), window)
         sides = padded.shape[1:4]
         mask = None
-        if any(shift):
-            parts = jnp.asarray(regions(window, shift, sides))
+        if any(half) and (self.shifted or image):
+            parts = jnp.asarray(regions(window, half, sides))
             mask = parts[:, :, None] == parts[:, None]
         table = self.param("relative_position", NORMAL, (*(2 * length - 1 for length in self.window), self.heads))
         tokens = np.prod(window)  # of a clipped window; as in the original, see the module docstring
@@ -199,16 +209,26 @@ class VideoSwin(nn.Module):
             self.head, self.num_classes, kernel_init=nn.initializers.normal(0.01), dtype=self.dtype
         )
 
-    def stages(self, video: Float[Array, "b t h w c"], train: bool = False) -> tuple[Float[Array, "b _ _ _ _"], ...]:
-        """The feature map of each stage: 1/2 of the frames, 1/4 to 1/32 of height and width; the last is normalised."""
+    def patches(self, video: Float[Array, "b t h w c"]) -> Float[Array, "b _ _ _ d"]:
+        """The normalised patches, which the first stage takes."""
         check_video(video, self.channels)
         video = pad_to_multiple(video, self.patch_size)
         patches = self.patch_embedding(patchify(video, self.patch_size))
-        x = self.patch_embedding_norm(on_grid(patches, grid(video.shape[1:4], self.patch_size)))
-        maps = [self.stage[0](x, train)]
+        return self.patch_embedding_norm(on_grid(patches, grid(video.shape[1:4], self.patch_size)))
+
+    def maps(
+        self, patches: Float[Array, "b t h w d"], train: bool = False, image: bool = False
+    ) -> list[Float[Array, "b _ _ _ _"]]:
+        """The feature map of each stage, given the patches of clips, or of images (see `Block`); none is normalised."""
+        maps = [self.stage[0](patches, train, image=image)]
         for merging, stage in zip(self.merging, self.stage[1:], strict=True):
-            maps.append(stage(merging(maps[-1]), train))
-        return *maps[:-1], self.norm(maps[-1])
+            maps.append(stage(merging(maps[-1]), train, image=image))
+        return maps
+
+    def stages(self, video: Float[Array, "b t h w c"], train: bool = False) -> tuple[Float[Array, "b _ _ _ _"], ...]:
+        """The feature map of each stage: 1/2 of the frames, 1/4 to 1/32 of height and width; the last is normalised."""
+        *maps, last = self.maps(self.patches(video), train)
+        return *maps, self.norm(last)
 
     def encode(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b _ _ _ d"]:
         """The last of the `stages`: 1/2 of the frames, 1/32 of height and width."""
