@@ -76,6 +76,7 @@ NEVER = LOOP | {"data.workers", "data.max_bad_share", "remat", "scan", "fsdp", "
 SCRIPTS_THAT_TRAIN = {
     "mae_pretrain": (NEVER, {"init_from"}),
     "jepa_pretrain": (NEVER, {"init_from"}),
+    "umt_pretrain": (NEVER, {"init_from"}),
     "finetune": (NEVER, {"init_from", "keep_head"}),
     "albef_pretrain": (NEVER, {"init_from", "init_video_from", "init_text_from"}),
     "video_language_pretrain": (NEVER | {"chunk"}, {"init_from", "init_video_from", "init_text_from"}),

@@ -30,6 +30,7 @@ import jepa_pretrain
 import mae_pretrain
 import retrieve
 import scaling
+import umt_pretrain
 import visualize
 import zero_shot
 
@@ -55,6 +56,8 @@ REFUSED = [
     (retrieve, {"query": "a dog"}, "a search needs both a query and embeddings: give --query"),
     (retrieve, {"query": " ", "index": "a.npz"}, "query is empty: give a sentence"),
     (retrieve, {"query": "a", "index": "a.npz", "dual_softmax": True}, "dual_softmax compares the queries of a whole"),
+    (umt_pretrain, {"mask_ratio": 1.0}, "mask_ratio is 1.0: it must be at least 0 and below 1"),
+    (umt_pretrain, {"layers": 0}, "layers is 0: it must be above 0"),
     (zero_shot, {"shots": 1, "classes": "a.txt"}, "classes sets class names, which --shots does not use"),
     (zero_shot, {"episodes": 1}, "episodes is 1: it must be 2 or more"),
     (zero_shot, {"support": "videos"}, "support applies to --shots: give both"),

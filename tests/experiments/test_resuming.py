@@ -114,6 +114,7 @@ FIELDS = {
     "mae_pretrain": "model mask mask_ratio decoder_mask normalize_target accumulation probe_clips picture_clips",
     "jepa_pretrain": "model teacher predictor_width short_blocks short_scale long_blocks long_scale mask_clips "
     "final_ema_decay probe_clips observed_clips accumulation",
+    "umt_pretrain": "model teacher layers mask_ratio drop_path probe_clips accumulation",
     "finetune": "model keep_head tune tuned_blocks drop_path dropout mixup cutmix label_smoothing objective "
     "head_factor train_accuracy accumulation",
     "contrastive_pretrain": "video_model text_model features tokenizer context init_video_from init_text_from freeze "

@@ -27,9 +27,7 @@ COUNTS = {
 }
 
 WIDTH, DEPTH, HEADS, PATCH, LEVELS = 28, 3, 2, 4, (0, 2)  # heads of 14: thirds of 4 channels, 2 are not rotated
-MODEL = VJEPA21(
-    WIDTH, DEPTH, HEADS, LEVELS, patch_size=(2, PATCH, PATCH), num_frames=4, image_size=12, pooler_depth=1
-)
+MODEL = VJEPA21(WIDTH, DEPTH, HEADS, LEVELS, patch_size=(2, PATCH, PATCH), num_frames=4, image_size=12, pooler_depth=1)
 
 
 def published() -> dict[str, np.ndarray]:

@@ -106,9 +106,7 @@ class VJEPA21(nn.Module):
         ]
         self.classifier = linear_unless_passed(self.head, self.num_classes, kernel_init=NORMAL, dtype=self.dtype)
         if self.classifier is not None:
-            self.head_pooler = AttentivePooler(
-                self.heads, self.pooler_depth, 1e-5, self.remat, self.scan, **computing
-            )
+            self.head_pooler = AttentivePooler(self.heads, self.pooler_depth, 1e-5, self.remat, self.scan, **computing)
 
     def sizes(self, video: Float[Array, "b t h w c"]) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
         """Size of a patch, in pixels, and the grid of the tokens."""
