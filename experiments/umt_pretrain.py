@@ -113,11 +113,12 @@ def main(config: Config, mesh: Mesh) -> dict[str, float]:
     run.build(model, (clip, kept), make_loss(config, model, teacher), frozen=frozen)
     if config.dry_run:
         return run.dry_run()
+    tokens = f"{t * n} per clip, {kept.shape[1]} visible, {config.layers} layers"
     variables = run.new_variables()
     if config.init_from and not run.has_begun:
         variables, _ = runs.start_from(config.init_from, model, variables)
     state = run.begin(variables, frozen)
-    run.announce(teacher=config.teacher, tokens=f"{t * n} per clip, {kept.shape[1]} visible, {config.layers} layers")
+    run.announce(teacher=config.teacher, tokens=tokens)
 
     def batches_from(first: int) -> Iterator[dict[str, np.ndarray]]:
         return ({name: batch[name] for name in ("video", "valid")} for batch in run.batches(first))

@@ -15,7 +15,7 @@ def draw_attended(key: Key[Array, ""], attention: Float[Array, "b f m"], ratio: 
     """Draws the visible tokens of each frame without replacement, an attended token with a higher probability.
 
     Draws one after the other with the attention to the remaining tokens as probabilities, which is what the largest
-    sums of log-probability and Gumbel noise are. Not the tokens of the most attention: those are the same in each epoch.
+    sums of log-probability and Gumbel noise are. The tokens of the most attention would be the same in each epoch.
 
     Args:
       attention: of the class token of a frame to its patches, zero or more, of any sum.
