@@ -62,6 +62,8 @@ class Config(TrainConfig):
     """Number of blocks of the second mask."""
     long_scale: float = 0.7
     """Area of each as a fraction of the frame."""
+    block_duration: float = 1.0
+    """Duration of the blocks of both masks as a fraction of the clip."""
     mask_clips: int = 24
     """Up to this many clips share the size of their blocks and are cut to the fewest tokens among them."""
     final_ema_decay: float | None = None
@@ -81,6 +83,8 @@ class Config(TrainConfig):
         require_positive(self, "predictor_width", "mask_clips", "observed_clips")
         if self.ema_decay is None:
             raise UserError("ema_decay is None: the targets are a moving average's, give its decay")
+        if not 0 < self.block_duration <= 1:
+            raise UserError(f"block_duration is {self.block_duration}: it must be above 0 and at most 1")
         if self.final_ema_decay is not None and not 0 < self.final_ema_decay <= 1:
             raise UserError(f"final_ema_decay is {self.final_ema_decay}: it must be above 0 and at most 1")
 
@@ -88,7 +92,7 @@ class Config(TrainConfig):
     def blocks(self) -> tuple[multi_block.Blocks, multi_block.Blocks]:
         """The blocks of both masks."""
         pairs = (self.short_blocks, self.short_scale), (self.long_blocks, self.long_scale)
-        return tuple(multi_block.Blocks(*pair) for pair in pairs)
+        return tuple(multi_block.Blocks(*pair, duration=self.block_duration) for pair in pairs)
 
 
 RECIPES = {name: Config(**values) for name, values in recipes.jepa_pretrain.RECIPES.items()}

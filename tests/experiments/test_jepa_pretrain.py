@@ -31,7 +31,7 @@ import jepa_pretrain
 
 STEPS = 4
 SMALL = f"""
-demo --data.size 32 --data.short_side 32 --data.frames 4 --data.stride 1 --data.workers 1 --batch_size 8 --steps {STEPS}
+demo --data.size 64 --data.short_side 64 --data.frames 4 --data.stride 1 --data.workers 1 --batch_size 8 --steps {STEPS}
 --loop.log_every 1 --loop.save_every 2 --loop.evaluate_every 3 --probe_clips 0 --observed_clips 4 --ema_decay 0.9
 --final_ema_decay 0.95 --optim.warmup_epochs 0 --optim.final_weight_decay 0.1
 """.split()
@@ -121,11 +121,11 @@ def test_a_frozen_teacher_makes_the_targets(finished, tmp_path, capsys):
 
 
 def save_coarse(folder):
-    """An encoder of patches of 16 pixels."""
+    """An encoder of patches of 32 pixels."""
     import vidjax
 
-    model = vidjax.create_model("videomae_tiny", num_frames=4, image_size=32)
-    variables = model.init(jax.random.key(0), jnp.zeros((1, 4, 32, 32, 3)))
+    model = vidjax.create_model("videomae_tiny", num_frames=4, image_size=64, patch_size=(2, 32, 32))
+    variables = model.init(jax.random.key(0), jnp.zeros((1, 4, 64, 64, 3)))
     vidjax.save_pretrained(folder, model, variables)
 
 
@@ -140,7 +140,7 @@ def test_a_run_whose_targets_collapse_stops_with_advice_and_a_checkpoint(tmp_pat
 
 
 BAD = [
-    (["--data.size", "16"], "8 blocks of 15% of a frame of 2x2 patches leave nothing to predict: use larger"),
+    (["--data.size", "32"], "8 blocks of 15% of a frame of 2x2 patches leave nothing to predict: use larger"),
     (["--long_scale", "0.95"], "2 blocks of 95% of a frame of 4x4 patches leave no context: use smaller blocks"),
     (["--predictor_width", "4"], "predictor_width is 4: its 4 heads need 6 channels or more each, use 24"),
     (["--model", "videomae_tiny"], "model videomae_tiny has no predictor: choose one of vjepa2_giant, "),
