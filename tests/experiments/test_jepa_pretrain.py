@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,15 +12,17 @@ import numpy as np
 import pytest
 import recipe
 import videos
+from small_models import MODELS, variables_of
 from small_runs import interrupt_after
 
+import vidjax
 from vidjax import cli
 from vidjax.convert import from_state_dict
 from vidjax.errors import UserError
 from vidjax.layers.card import Card
 from vidjax.models.vjepa import VJEPA, Pretraining
 from vidjax.objectives import latent, multi_block
-from vidjax.runs.latent import make_observer, make_targets
+from vidjax.runs.latent import last_layers, load_teacher, make_observer, make_targets
 from vidjax.training.checkpoint import load_variables
 from vidjax.training.metrics import read_metrics
 from vidjax.training.sharding import make_mesh
@@ -78,6 +81,30 @@ def test_the_loss_of_a_step_equals_the_original(monkeypatch):
     assert evaluate(SimpleNamespace(params=params, aux=aux), 1)["latent_loss"] == pytest.approx(expected, rel=1e-5)
 
 
+def test_targets_of_several_layers_are_those_of_shallower_teachers_normalised_side_by_side(tmp_path):
+    """CLIP's without class tokens and before its last norm, frame by frame; VideoMAE's of the whole clip."""
+    tower = MODELS["clip"].video.clone(depth=2, num_frames=2)
+    masked = vidjax.create_model("videomae_tiny", width=24, depth=2, heads=3, num_frames=2, image_size=32)
+    for teacher, shallow in ((tower, tower.clone(depth=1)), (masked, masked.clone(depth=1))):
+        side = teacher.image_size
+        video = jnp.asarray(recipe.floats("video", (2, 2, side, side, 3)))
+        variables = jax.jit(teacher.init)(jax.random.key(0), video)
+        both = np.asarray(jax.jit(partial(last_layers, teacher, count=2))(variables, video))
+        for number, model in enumerate((shallow, teacher)):
+            tokens = model.apply(variables, video, method="encode")
+            tokens = np.asarray(tokens).reshape(2, -1, tokens.shape[-1])
+            if teacher is tower:  # its last norm has initial values, and another epsilon
+                assert (variables["params"]["norm_post"]["scale"] == 1).all()
+            expected = latent.normalize_tokens(jnp.asarray(tokens))
+            actual = np.split(both, 2, axis=-1)[number]
+            np.testing.assert_allclose(actual, expected, atol=2e-3)
+    vidjax.save_pretrained(tmp_path / "clip", MODELS["clip"], variables_of("clip"))
+    clip = jax.ShapeDtypeStruct((1, 4, 16, 16, 3), jnp.float32)
+    assert load_teacher(str(tmp_path / "clip"), clip, 1)[2] == (4, 2, 2, 64)  # a pair of towers
+    with pytest.raises(UserError, match="teacher_layers is 2: the teacher has not so many transformer blocks of the"):
+        load_teacher(str(tmp_path / "clip"), clip, 2)
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("jepa") / "run"
@@ -122,8 +149,6 @@ def test_a_frozen_teacher_makes_the_targets(finished, tmp_path, capsys):
 
 def save_coarse(folder):
     """An encoder of patches of 32 pixels."""
-    import vidjax
-
     model = vidjax.create_model("videomae_tiny", num_frames=4, image_size=64, patch_size=(2, 32, 32))
     variables = model.init(jax.random.key(0), jnp.zeros((1, 4, 64, 64, 3)))
     vidjax.save_pretrained(folder, model, variables)
