@@ -1,6 +1,6 @@
 """Pre-train a V-JEPA 2 (Assran et al. 2025, arXiv:2506.09985) on videos without labels, by latent prediction.
 
-A tiny model on rendered videos (its settings are not tuned yet): python experiments/jepa_pretrain.py
+A tiny model on rendered videos, not better than untrained yet (docs/results.md): python experiments/jepa_pretrain.py
 
 On a folder of videos: python experiments/jepa_pretrain.py --data.source FOLDER --workdir runs/mine
 
