@@ -1,6 +1,6 @@
 """Pre-train a V-JEPA 2 (Assran et al. 2025, arXiv:2506.09985) on videos without labels, by latent prediction.
 
-A tiny model on rendered videos (its settings are not tuned yet): python experiments/jepa_pretrain.py
+A tiny model on rendered videos, not better than untrained yet (docs/results.md): python experiments/jepa_pretrain.py
 
 On a folder of videos: python experiments/jepa_pretrain.py --data.source FOLDER --workdir runs/mine
 
@@ -52,6 +52,8 @@ class Config(TrainConfig):
     """The training videos."""
     teacher: str | None = None
     """Predict the tokens of this frozen encoder, a run or a published checkpoint, not those of the moving average."""
+    teacher_layers: int | None = None
+    """Predict the outputs of so many of its last blocks, each normalised, side by side (default: its tokens)."""
     predictor_width: int | None = None
     """Width of the predictor (default: the model's)."""
     short_blocks: int = 8
@@ -62,6 +64,8 @@ class Config(TrainConfig):
     """Number of blocks of the second mask."""
     long_scale: float = 0.7
     """Area of each as a fraction of the frame."""
+    block_duration: float = 1.0
+    """Duration of the blocks of both masks as a fraction of the clip."""
     mask_clips: int = 24
     """Up to this many clips share the size of their blocks and are cut to the fewest tokens among them."""
     final_ema_decay: float | None = None
@@ -78,9 +82,13 @@ class Config(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive(self, "predictor_width", "mask_clips", "observed_clips")
+        require_positive(self, "teacher_layers", "predictor_width", "mask_clips", "observed_clips")
         if self.ema_decay is None:
             raise UserError("ema_decay is None: the targets are a moving average's, give its decay")
+        if self.teacher_layers and not self.teacher:
+            raise UserError("teacher_layers are those of a teacher: give --teacher too")
+        if not 0 < self.block_duration <= 1:
+            raise UserError(f"block_duration is {self.block_duration}: it must be above 0 and at most 1")
         if self.final_ema_decay is not None and not 0 < self.final_ema_decay <= 1:
             raise UserError(f"final_ema_decay is {self.final_ema_decay}: it must be above 0 and at most 1")
 
@@ -88,7 +96,7 @@ class Config(TrainConfig):
     def blocks(self) -> tuple[multi_block.Blocks, multi_block.Blocks]:
         """The blocks of both masks."""
         pairs = (self.short_blocks, self.short_scale), (self.long_blocks, self.long_scale)
-        return tuple(multi_block.Blocks(*pair) for pair in pairs)
+        return tuple(multi_block.Blocks(*pair, duration=self.block_duration) for pair in pairs)
 
 
 RECIPES = {name: Config(**values) for name, values in recipes.jepa_pretrain.RECIPES.items()}
@@ -141,7 +149,8 @@ def main(config: Config, mesh: Mesh) -> dict[str, float]:
 
     run, data = Run(config, mesh), config.data
     clip = jax.ShapeDtypeStruct((1, data.frames, data.size, data.size, 3), jnp.float32)
-    teacher, frozen, tokens = load_teacher(config.teacher, clip) if config.teacher else (None, None, None)
+    layers = config.teacher_layers
+    teacher, frozen, tokens = load_teacher(config.teacher, clip, layers) if config.teacher else (None, None, None)
     model = make_model(config, tokens and tokens[-1])
     grid = patches.grid(clip.shape[1:4], model.patch_size)
     if tokens and tokens[:3] != grid:
@@ -157,7 +166,7 @@ def main(config: Config, mesh: Mesh) -> dict[str, float]:
     run.plan(source=open_source(data.source, data.split, data.square_pixels))
     require_length(data, run.source)
     decay = None if config.final_ema_decay is None else (config.ema_decay, config.final_ema_decay, run.steps)
-    targets = make_targets(model, teacher)
+    targets = make_targets(model, teacher, layers)
     inputs = [jax.ShapeDtypeStruct((1, size), jnp.int32) for size in shapes[0]]
     run.build(
         model, (clip, *inputs), make_loss(model, targets, draw), frozen=frozen,

@@ -31,6 +31,7 @@ import mae_pretrain
 import retrieve
 import scaling
 import token_pretrain
+import umt_pretrain
 import visualize
 import zero_shot
 
@@ -47,6 +48,8 @@ REFUSED = [
     (jepa_pretrain, {"ema_decay": 1.0}, "ema_decay is 1.0: it must be between 0 and 1"),
     (jepa_pretrain, {"ema_decay": None}, "ema_decay is None: the targets are a moving average's, give its decay"),
     (jepa_pretrain, {"final_ema_decay": 1.5}, "final_ema_decay is 1.5: it must be above 0 and at most 1"),
+    (jepa_pretrain, {"block_duration": 0.0}, "block_duration is 0.0: it must be above 0 and at most 1"),
+    (jepa_pretrain, {"teacher_layers": 2}, "teacher_layers are those of a teacher: give --teacher too"),
     (jepa_pretrain, {"observed_clips": 0}, "observed_clips is 0: it must be above 0"),
     (mae_pretrain, {"batch_size": 0}, "batch_size is 0: it must be above 0"),
     (mae_pretrain, {"ema_decay": 0.0}, "ema_decay is 0.0: it must be between 0 and 1"),
@@ -59,6 +62,8 @@ REFUSED = [
     (retrieve, {"query": "a dog"}, "a search needs both a query and embeddings: give --query"),
     (retrieve, {"query": " ", "index": "a.npz"}, "query is empty: give a sentence"),
     (retrieve, {"query": "a", "index": "a.npz", "dual_softmax": True}, "dual_softmax compares the queries of a whole"),
+    (umt_pretrain, {"mask_ratio": 1.0}, "mask_ratio is 1.0: it must be at least 0 and below 1"),
+    (umt_pretrain, {"layers": 0}, "layers is 0: it must be above 0"),
     (zero_shot, {"shots": 1, "classes": "a.txt"}, "classes sets class names, which --shots does not use"),
     (zero_shot, {"episodes": 1}, "episodes is 1: it must be 2 or more"),
     (zero_shot, {"support": "videos"}, "support applies to --shots: give both"),

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "experiments"))
 TINY = "--data.frames 4 --data.size 32 --data.short_side 32 --data.stride 1 --data.workers 1 --batch_size 16 --fsdp 2"
 SCRIPTS = {
     "mae_pretrain": "--model videomae_tiny --ema_decay 0.9 --mask_ratio 0.75 --picture_clips 0",
-    "jepa_pretrain": "--model vjepa2_tiny --data.fps None --observed_clips 2",
+    "jepa_pretrain": "--model vjepa2_tiny --data.fps None --data.size 64 --data.short_side 64 --observed_clips 2",
     "finetune": "--model r3d_tiny --accumulation 2 --data.validation None",
     "contrastive_pretrain": "--video_model r3d_tiny --data.validation None",
     "video_language_pretrain": "--video_model fr2d_tiny --data.validation None",

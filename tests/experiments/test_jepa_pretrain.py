@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,15 +12,17 @@ import numpy as np
 import pytest
 import recipe
 import videos
+from small_models import MODELS, variables_of
 from small_runs import interrupt_after
 
+import vidjax
 from vidjax import cli
 from vidjax.convert import from_state_dict
 from vidjax.errors import UserError
 from vidjax.layers.card import Card
 from vidjax.models.vjepa import VJEPA, Pretraining
 from vidjax.objectives import latent, multi_block
-from vidjax.runs.latent import make_observer, make_targets
+from vidjax.runs.latent import last_layers, load_teacher, make_observer, make_targets
 from vidjax.training.checkpoint import load_variables
 from vidjax.training.metrics import read_metrics
 from vidjax.training.sharding import make_mesh
@@ -31,7 +34,7 @@ import jepa_pretrain
 
 STEPS = 4
 SMALL = f"""
-demo --data.size 32 --data.short_side 32 --data.frames 4 --data.stride 1 --data.workers 1 --batch_size 8 --steps {STEPS}
+demo --data.size 64 --data.short_side 64 --data.frames 4 --data.stride 1 --data.workers 1 --batch_size 8 --steps {STEPS}
 --loop.log_every 1 --loop.save_every 2 --loop.evaluate_every 3 --probe_clips 0 --observed_clips 4 --ema_decay 0.9
 --final_ema_decay 0.95 --optim.warmup_epochs 0 --optim.final_weight_decay 0.1
 """.split()
@@ -78,6 +81,30 @@ def test_the_loss_of_a_step_equals_the_original(monkeypatch):
     assert evaluate(SimpleNamespace(params=params, aux=aux), 1)["latent_loss"] == pytest.approx(expected, rel=1e-5)
 
 
+def test_targets_of_several_layers_are_those_of_shallower_teachers_normalised_side_by_side(tmp_path):
+    """CLIP's without class tokens and before its last norm, frame by frame; VideoMAE's of the whole clip."""
+    tower = MODELS["clip"].video.clone(depth=2, num_frames=2)
+    masked = vidjax.create_model("videomae_tiny", width=24, depth=2, heads=3, num_frames=2, image_size=32)
+    for teacher, shallow in ((tower, tower.clone(depth=1)), (masked, masked.clone(depth=1))):
+        side = teacher.image_size
+        video = jnp.asarray(recipe.floats("video", (2, 2, side, side, 3)))
+        variables = jax.jit(teacher.init)(jax.random.key(0), video)
+        both = np.asarray(jax.jit(partial(last_layers, teacher, count=2))(variables, video))
+        for number, model in enumerate((shallow, teacher)):
+            tokens = model.apply(variables, video, method="encode")
+            tokens = np.asarray(tokens).reshape(2, -1, tokens.shape[-1])
+            if teacher is tower:  # its last norm has initial values, and another epsilon
+                assert (variables["params"]["norm_post"]["scale"] == 1).all()
+            expected = latent.normalize_tokens(jnp.asarray(tokens))
+            actual = np.split(both, 2, axis=-1)[number]
+            np.testing.assert_allclose(actual, expected, atol=2e-3)
+    vidjax.save_pretrained(tmp_path / "clip", MODELS["clip"], variables_of("clip"))
+    clip = jax.ShapeDtypeStruct((1, 4, 16, 16, 3), jnp.float32)
+    assert load_teacher(str(tmp_path / "clip"), clip, 1)[2] == (4, 2, 2, 64)  # a pair of towers
+    with pytest.raises(UserError, match="teacher_layers is 2: the teacher has not so many transformer blocks of the"):
+        load_teacher(str(tmp_path / "clip"), clip, 2)
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("jepa") / "run"
@@ -121,11 +148,9 @@ def test_a_frozen_teacher_makes_the_targets(finished, tmp_path, capsys):
 
 
 def save_coarse(folder):
-    """An encoder of patches of 16 pixels."""
-    import vidjax
-
-    model = vidjax.create_model("videomae_tiny", num_frames=4, image_size=32)
-    variables = model.init(jax.random.key(0), jnp.zeros((1, 4, 32, 32, 3)))
+    """An encoder of patches of 32 pixels."""
+    model = vidjax.create_model("videomae_tiny", num_frames=4, image_size=64, patch_size=(2, 32, 32))
+    variables = model.init(jax.random.key(0), jnp.zeros((1, 4, 64, 64, 3)))
     vidjax.save_pretrained(folder, model, variables)
 
 
@@ -140,7 +165,7 @@ def test_a_run_whose_targets_collapse_stops_with_advice_and_a_checkpoint(tmp_pat
 
 
 BAD = [
-    (["--data.size", "16"], "8 blocks of 15% of a frame of 2x2 patches leave nothing to predict: use larger"),
+    (["--data.size", "32"], "8 blocks of 15% of a frame of 2x2 patches leave nothing to predict: use larger"),
     (["--long_scale", "0.95"], "2 blocks of 95% of a frame of 4x4 patches leave no context: use smaller blocks"),
     (["--predictor_width", "4"], "predictor_width is 4: its 4 heads need 6 channels or more each, use 24"),
     (["--model", "videomae_tiny"], "model videomae_tiny has no predictor: choose one of vjepa2_giant, "),

@@ -34,8 +34,8 @@ COUNTS = {
     "vjepa2_large_diving48": (353_270_832, None),
     "vjepa2_giant_384_ssv2": (1_105_668_142, None),
     "vjepa2_giant_384_diving48": (1_105_490_608, None),
-    "vjepa2_tiny": (484_512, None),
-    "vjepa2_tiny_pretrain": (550_992, None),
+    "vjepa2_tiny": (595_104, None),
+    "vjepa2_tiny_pretrain": (661_584, None),
 }
 
 

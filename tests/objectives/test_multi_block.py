@@ -13,26 +13,26 @@ from vidjax.objectives.multi_block import LONG_RANGE, SHORT_RANGE, Blocks, draw,
 GRID, GROUP, GROUPS = (8, 16, 16), 24, 417  # 10,008 masks
 
 
-def original_group(random: np.random.Generator, blocks: Blocks) -> tuple[list, list, list]:
-    """What the original's generator makes for one batch: context and predicted indices, and the hidden patches."""
+def original_group(random: np.random.Generator, blocks: Blocks) -> tuple[list, list]:
+    """What the original's generator makes for one batch: context and predicted indices."""
     times, rows, columns = GRID
     aspect_ratio = random.uniform(*blocks.aspect_ratio)
     area = int(rows * columns * blocks.scale)
     height = min(round(math.sqrt(area * aspect_ratio)), rows)
     width = min(round(math.sqrt(area / aspect_ratio)), columns)
-    contexts, targets, frames = [], [], []
+    lasting = max(1, int(times * blocks.duration))
+    contexts, targets = [], []
     while len(contexts) < GROUP:
-        hidden = np.zeros((rows, columns), bool)
+        hidden = np.zeros((times, rows, columns), bool)
         for _ in range(blocks.count):
             top, left = random.integers(rows - height + 1), random.integers(columns - width + 1)
-            hidden[top : top + height, left : left + width] = True
+            start = random.integers(times - lasting + 1)
+            hidden[start : start + lasting, top : top + height, left : left + width] = True
         if not hidden.all():
-            everywhere = np.tile(hidden.ravel(), times)
-            contexts.append(np.flatnonzero(~everywhere))
-            targets.append(np.flatnonzero(everywhere))
-            frames.append(hidden)
+            contexts.append(np.flatnonzero(~hidden))
+            targets.append(np.flatnonzero(hidden))
     fewest = [min(map(len, indices)) for indices in (contexts, targets)]
-    return [each[: fewest[0]] for each in contexts], [each[: fewest[1]] for each in targets], frames
+    return [each[: fewest[0]] for each in contexts], [each[: fewest[1]] for each in targets]
 
 
 def statistics(contexts: np.ndarray, targets: np.ndarray) -> dict[str, np.ndarray]:
@@ -51,8 +51,11 @@ def gather(rows: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
+BRIEF = Blocks(3, 0.7, duration=0.45)  # three of eight times
+
+
 @pytest.mark.long
-@pytest.mark.parametrize("blocks", [SHORT_RANGE, LONG_RANGE], ids=["short", "long"])
+@pytest.mark.parametrize("blocks", [SHORT_RANGE, LONG_RANGE, BRIEF], ids=["short", "long", "brief"])
 def test_statistics_of_10000_masks_equal_the_original_generators(blocks):
     """Shares, overlap of neighbouring masks, and tokens per time, row and column: mean and spread over batches."""
     shape, tokens = sizes(GROUP, GRID, blocks), math.prod(GRID)
@@ -74,7 +77,7 @@ def test_statistics_of_10000_masks_equal_the_original_generators(blocks):
     actual = gather([statistics(*pair) for pair in zip(*drawn, strict=True)])
     random, expected = np.random.default_rng(2), []
     for _ in range(GROUPS):
-        contexts, targets, _ = original_group(random, blocks)
+        contexts, targets = original_group(random, blocks)
         marked = [np.stack([np.isin(np.arange(tokens), each) for each in group]) for group in (contexts, targets)]
         expected.append(statistics(*(each.astype(float) for each in marked)))
     expected = gather(expected)

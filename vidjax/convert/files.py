@@ -44,7 +44,7 @@ CONTAINERS = (
 # ActionCLIP's two state dicts, which are merged with these prefixes.
 PARTS = {"model_state_dict": "model.", "fusion_model_state_dict": "fusion."}
 # V-JEPA 2's, of which a file has one or more, merged with their keys as prefixes; the last is a list of probes.
-NETWORKS = ("encoder", "predictor", "target_encoder", "classifiers")
+NETWORKS = ("encoder", "predictor", "target_encoder", "ema_encoder", "classifiers")
 
 
 def read(path: str | Path, note: Callable[[str], None] = lambda line: None) -> Weights:

@@ -36,6 +36,10 @@ ROWS = (
     encoder("vjepa2_huge_vm22m", "vjepa2_huge", f"{FILES}/vith.pt"),
     encoder("vjepa2_giant_vm22m", "vjepa2_giant", f"{FILES}/vitg.pt"),
     encoder("vjepa2_giant_384_vm22m", "vjepa2_giant_384", f"{FILES}/vitg-384.pt"),
+    encoder("vjepa2_1_base_vm22m", "vjepa2_1_base", f"{FILES}/vjepa2_1_vitb_dist_vitG_384.pt"),
+    encoder("vjepa2_1_large_vm22m", "vjepa2_1_large", f"{FILES}/vjepa2_1_vitl_dist_vitG_384.pt"),
+    encoder("vjepa2_1_giant_vm22m", "vjepa2_1_giant", f"{FILES}/vjepa2_1_vitg_384.pt"),
+    encoder("vjepa2_1_gigantic_vm22m", "vjepa2_1_gigantic", f"{FILES}/vjepa2_1_vitG_384.pt"),
     # Encoders with their predictors
     pretraining("vjepa2_large_pretrain_vm22m", "vjepa2_large_pretrain", "facebook/vjepa2-vitl-fpc64-256", licence=MIT,
         fields={"num_frames": 64}),

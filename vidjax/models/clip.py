@@ -29,7 +29,7 @@ from vidjax.layers.card import Card
 from vidjax.layers.embedding import PatchEmbedding, PositionTable
 from vidjax.layers.normalization import LayerNorm
 from vidjax.layers.patches import check_video, grid, on_grid, patchify
-from vidjax.layers.transformer import VIT_SIZES, Block, Encoder, Remat, scaled_by_depth
+from vidjax.layers.transformer import VIT_SIZES, Between, Block, Encoder, Remat, scaled_by_depth
 from vidjax.models.text import TEXT_VARIANTS as TEXT
 from vidjax.models.text import TextTower
 from vidjax.models.video_text import VideoText
@@ -119,8 +119,13 @@ class ImageTower(nn.Module):
         self.norm_post = LayerNorm(epsilon=self.epsilon, dtype=self.dtype)
         self.projection = nn.Dense(self.features, use_bias=False, kernel_init=normal, dtype=self.dtype)
 
-    def tokens(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b f m d"]:
-        """Normalised tokens of each frame, class token first; with `joint` those of all frames, and `f` is one."""
+    def tokens(
+        self, video: Float[Array, "b t h w c"], train: bool = False, between: Between | None = None
+    ) -> Float[Array, "b f m d"]:
+        """Normalised tokens of each frame, class token first; with `joint` those of all frames, and `f` is one.
+
+        `between` changes them between two blocks, see `Encoder`.
+        """
         check_video(video, self.channels)
         frames, *image = grid(video.shape[1:4], self.patch_size)
         x = self.patch_embedding(patchify(video, self.patch_size))
@@ -134,8 +139,18 @@ class ImageTower(nn.Module):
         x = einops.rearrange(x, "b (f t) h w d -> (b f) (t h w) d", f=sequences)
         token = (self.class_token + self.class_position).astype(x.dtype)
         x = self.norm_pre(jnp.concatenate([jnp.tile(token, (len(x), 1, 1)), x], axis=1))
-        x = self.transformer(x, train, **({"frames": frames} if self.shift else {}))
+        x = self.transformer(x, train, between, **({"frames": frames} if self.shift else {}))
         return einops.rearrange(self.norm_post(x), "(b f) m d -> b f m d", f=sequences)
+
+    def layers(self, video: Float[Array, "b t h w c"], count: int) -> Float[Array, "k b n e"]:
+        """Patch tokens `(t h w)` after each of the last blocks, normalised and projected like the class token.
+
+        UMT's targets (OpenGVLab/unmasked_teacher) for a student's last layers, except for their unit length.
+        """
+        outputs: list[Array] = []
+        self.tokens(video, between=lambda _, x: outputs.append(x) or x)
+        features = self.projection(self.norm_post(jnp.stack(outputs[-count:])[:, :, 1:]))
+        return einops.rearrange(features, "k (b f) m e -> k b (f m) e", b=len(video))
 
     def frames(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b f e"]:
         """The feature of each frame, not normalised; with `joint` one feature of all frames, `b 1 e`."""

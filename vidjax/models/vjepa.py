@@ -365,7 +365,7 @@ class Pretraining(nn.Module):
         return video, kept, predicted
 
 
-TINY = {"width": 96, "depth": 4, "heads": 4, "patch_size": (2, 8, 8), "num_frames": 16, "image_size": 64}
+TINY = {"width": 96, "depth": 4, "heads": 4, "num_frames": 16, "image_size": 64}
 GIANT = {"width": 1408, "depth": 40, "heads": 22, "mlp_ratio": 48 / 11}
 PREDICTOR = {"predictor_width": 384, "predictor_depth": 12, "predictor_heads": 12}
 

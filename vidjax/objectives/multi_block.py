@@ -1,8 +1,8 @@
 """Multi-block masks of latent prediction (V-JEPA, Bardes et al. 2024, arXiv:2404.08471, section 3.2).
 
-A mask hides a union of blocks of patches, the same at all times. The encoder sees the tokens outside of it (context),
-and the predictor predicts those inside. V-JEPA 2 predicts behind two masks: several small blocks (short range) and two
-large ones (long range).
+A mask hides a union of blocks of patches, in all published configurations the same at all times. The encoder sees the
+tokens outside of it (context), and the predictor predicts those inside. V-JEPA 2 predicts behind two masks: several
+small blocks (short range) and two large ones (long range).
 
 The numbers of tokens differ between masks, and as in the original's batches (src/masks/multiseq_multiblock3d.py) all
 clips of a group are cut to the smallest number in it: the last tokens are dropped, which are those of the latest times.
@@ -12,9 +12,9 @@ Under jit the shapes are static, and indices beyond that number fill them up:
     predicted = model.apply(variables, video, mask.kept, mask.predicted, mask.valid)
 """
 
+from math import prod
 from typing import NamedTuple
 
-import einops
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,11 +32,13 @@ class Blocks(NamedTuple):
       count: number of blocks.
       scale: area of a block as a fraction of the frame.
       aspect_ratio: smallest and largest height divided by width.
+      duration: of a block as a fraction of the clip (the original's `temporal_scale`).
     """
 
     count: int
     scale: float
     aspect_ratio: tuple[float, float] = (0.75, 1.5)
+    duration: float = 1.0
 
 
 SHORT_RANGE, LONG_RANGE = Blocks(8, 0.15), Blocks(2, 0.7)
@@ -64,11 +66,16 @@ def block_size(aspect_ratio: Float[Array, "*s"], grid: Grid, blocks: Blocks) -> 
     return jnp.minimum(height, rows).astype(jnp.int32), jnp.minimum(width, columns).astype(jnp.int32)
 
 
+def block_times(grid: Grid, blocks: Blocks) -> int:
+    """Times that a block lasts, rounded down and at least one."""
+    return max(1, int(grid[0] * blocks.duration))
+
+
 def check_blocks(grid: Grid, blocks: Blocks) -> None:
     """Checks that every mask of these blocks leaves a context and something to predict.
 
     Raises:
-      UserError: a block can cover the whole frame, or no patch at all.
+      UserError: a block can cover the whole clip, or no patch at all.
     """
     _, rows, columns = grid
     what = f"{blocks.count} blocks of {blocks.scale:.0%} of a frame of {rows}x{columns} patches"
@@ -76,13 +83,13 @@ def check_blocks(grid: Grid, blocks: Blocks) -> None:
         height, width = map(np.asarray, block_size(jnp.linspace(*blocks.aspect_ratio, 1000), grid, blocks))
     if blocks.count < 1 or (height * width).min() < 1:
         raise UserError(f"{what} leave nothing to predict: use larger blocks, larger clips or smaller patches")
-    if ((height == rows) & (width == columns)).any():
+    if ((height == rows) & (width == columns)).any() and block_times(grid, blocks) == grid[0]:
         raise UserError(f"{what} leave no context: use smaller blocks, larger clips or smaller patches")
 
 
-def _hide(key: Key[Array, ""], clips: int, grid: Grid, blocks: Blocks) -> Bool[Array, "b h w"]:
-    """Which patches of each clip's frames a mask hides. The size of the blocks is the same for all clips."""
-    _, rows, columns = grid
+def _hide(key: Key[Array, ""], clips: int, grid: Grid, blocks: Blocks) -> Bool[Array, "b t h w"]:
+    """Which patches of each clip a mask hides. The size of the blocks is the same for all clips."""
+    (times, rows, columns), lasting = grid, block_times(grid, blocks)
     size_key, place_key = jax.random.split(key)
     aspect_ratio = jax.random.uniform(size_key, minval=blocks.aspect_ratio[0], maxval=blocks.aspect_ratio[1])
     height, width = block_size(aspect_ratio, grid, blocks)
@@ -91,10 +98,12 @@ def _hide(key: Key[Array, ""], clips: int, grid: Grid, blocks: Blocks) -> Bool[A
         top_key, left_key = jax.random.split(key)
         top = jax.random.randint(top_key, (blocks.count, 1), 0, rows - height + 1)
         left = jax.random.randint(left_key, (blocks.count, 1), 0, columns - width + 1)
-        row, column = jnp.arange(rows), jnp.arange(columns)
+        start = jax.random.randint(jax.random.fold_in(key, 0), (blocks.count, 1), 0, times - lasting + 1)
+        time, row, column = jnp.arange(times), jnp.arange(rows), jnp.arange(columns)
+        during = (time >= start) & (time < start + lasting)
         across = (row >= top) & (row < top + height)
         along = (column >= left) & (column < left + width)
-        return (across[:, :, None] & along[:, None]).any(axis=0)
+        return (during[:, :, None, None] & across[:, None, :, None] & along[:, None, None]).any(axis=0)
 
     def draw(key: Array) -> tuple[Array, Array]:
         key, place_key = jax.random.split(key)
@@ -117,11 +126,10 @@ def sizes(clips: int, grid: Grid, blocks: Blocks, draws: int = 1000) -> tuple[in
     check_blocks(grid, blocks)
 
     def fewest(key: Array) -> Array:
-        hidden = _hide(key, clips, grid, blocks).sum(axis=(1, 2))
-        return jnp.stack([grid[1] * grid[2] - hidden.max(), hidden.min()])
+        hidden = _hide(key, clips, grid, blocks).sum(axis=(1, 2, 3))
+        return jnp.stack([prod(grid) - hidden.max(), hidden.min()])
 
-    most = jax.lax.map(fewest, jax.random.split(jax.random.key(0), draws)).max(axis=0)
-    kept, predicted = np.asarray(most) * grid[0]
+    kept, predicted = jax.lax.map(fewest, jax.random.split(jax.random.key(0), draws)).max(axis=0)
     return int(kept), int(predicted)
 
 
@@ -138,7 +146,7 @@ def draw(
     group = clips if group is None else group
 
     def draw_group(key: Array) -> Mask:
-        hidden = einops.repeat(_hide(key, group, grid, blocks), "b h w -> b (t h w)", t=grid[0])
+        hidden = _hide(key, group, grid, blocks).reshape(group, -1)
         halves = []
         for inside, size in zip((~hidden, hidden), shape, strict=True):
             indices = jax.vmap(lambda row, size=size: jnp.flatnonzero(row, size=size, fill_value=0))(inside)

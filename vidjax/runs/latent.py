@@ -6,9 +6,13 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
+from jaxtyping import Array, Float
 
 from vidjax.errors import UserError
+from vidjax.layers.transformer import Encoder
 from vidjax.objectives import latent, multi_block
 from vidjax.runs.run import Run
 from vidjax.runs.weights import load_pretrained, require_source
@@ -19,29 +23,68 @@ Targets = Callable[[Aux, jax.Array], jax.Array]
 Draw = Callable[[jax.Array, int], Sequence[multi_block.Mask]]
 
 
-def load_teacher(source: str, clip: jax.ShapeDtypeStruct) -> tuple[nn.Module, dict, tuple[int, ...]]:
+def load_teacher(
+    source: str, clip: jax.ShapeDtypeStruct, layers: int | None = None
+) -> tuple[nn.Module, dict, tuple[int, ...]]:
     """A frozen encoder, its variables, and the shape `t h w d` of its tokens for a clip of this shape.
 
+    Args:
+      layers: number of the last blocks whose outputs are the tokens, side by side; None for the encoder's own.
+
     Raises:
-      UserError: there are no such weights, or the encoder does not take such clips.
+      UserError: there are no such weights, the encoder does not take such clips, or it has not so many equal blocks.
     """
     require_source("teacher", source)
     teacher, variables = load_pretrained(source, verbose=is_main_process())
-    tokens = jax.eval_shape(partial(teacher.apply, method="encode"), variables, clip)
-    return teacher, variables, tokens.shape[1:]
+    tokens = jax.eval_shape(partial(teacher.apply, method="encode"), variables, clip).shape
+    if layers is None:
+        return teacher, variables, tokens[1:]
+    _, _, width = jax.eval_shape(partial(last_layers, teacher, count=layers), variables, clip).shape
+    return teacher, variables, (*tokens[1:-1], width)
 
 
-def make_targets(model: nn.Module, teacher: nn.Module | None) -> Targets:
+def last_layers(teacher: nn.Module, variables: dict, video: Float[Array, "b t h w c"], count: int) -> Array:
+    """The outputs `b n (k d)` of the last blocks for all patches, normalised one by one (`normalize_tokens`).
+
+    Class tokens are left out.
+
+    Raises:
+      UserError: the teacher has not so many transformer blocks, or they change the number of tokens.
+    """
+
+    def is_block(module: nn.Module, method: str) -> bool:
+        return method == "__call__" and isinstance(module.parent, Encoder)
+
+    apply = partial(teacher.apply, method="encode", mutable=["intermediates"], capture_intermediates=is_block)
+    tokens, state = apply(variables, video)
+    outputs = {
+        path[:-1]: value[0] for path, value in flatten_dict(state["intermediates"]).items() if "__call__" in path
+    }
+    blocks = [outputs[path] for path in sorted(outputs, key=lambda path: (path[:-1], int(path[-1].rpartition("_")[2])))]
+    patches = int(np.prod(tokens.shape[1:-1]))
+    frames = [len(x) // len(video) for x in blocks]  # which are sequences of their own, or one
+    more = [x.shape[1] - patches // f for x, f in zip(blocks, frames, strict=True)]
+    if count > len(blocks) or len({x.shape for x in blocks}) > 1 or not 0 <= more[-1] < 2:
+        raise UserError(f"teacher_layers is {count}: the teacher has not so many transformer blocks of the same tokens")
+    return jnp.concatenate(
+        [latent.normalize_tokens(x[:, more[-1] :].reshape(len(video), patches, -1)) for x in blocks[-count:]], axis=-1
+    )
+
+
+def make_targets(model: nn.Module, teacher: nn.Module | None, layers: int | None = None) -> Targets:
     """The function that makes targets `b n d` from uint8 pixels.
 
     Args:
       model: whose moving average, `aux.ema`, encodes all tokens.
       teacher: which encodes them instead, with the variables `aux.frozen`.
+      layers: see `load_teacher`.
     """
 
     def targets(aux: Aux, pixels: jax.Array) -> jax.Array:
         if teacher is None:
             tokens = model.apply({"params": aux.ema}, model.card.preprocess(pixels), method="tokens")
+        elif layers is not None:
+            return jax.lax.stop_gradient(last_layers(teacher, aux.frozen, teacher.card.preprocess(pixels), layers))
         else:
             tokens = teacher.apply(aux.frozen, teacher.card.preprocess(pixels), method="encode")
         return jax.lax.stop_gradient(latent.normalize_tokens(tokens.reshape(len(tokens), -1, tokens.shape[-1])))

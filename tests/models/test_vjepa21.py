@@ -1,0 +1,148 @@
+"""V-JEPA 2.1's encoder, against a rewrite in NumPy from what its public code says; no recording of the original exists.
+
+The rewrite reads the published names and does not share a function with the library.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import recipe
+
+from vidjax.convert import export_pretrained, files, from_state_dict
+from vidjax.convert.export import entries
+from vidjax.convert.vjepa21 import original
+from vidjax.errors import UserError
+from vidjax.models.vjepa21 import VJEPA21
+
+# The base encoder's is published on the card of a copy of its weights; the others are counted here.
+COUNTS = {
+    "vjepa2_1_tiny": (503_808, None),
+    "vjepa2_1_base": (86_833_152, None),
+    "vjepa2_1_large": (304_680_960, None),
+    "vjepa2_1_giant": (1_013_267_968, None),
+    "vjepa2_1_gigantic": (1_845_216_768, None),
+}
+
+WIDTH, DEPTH, HEADS, PATCH, LEVELS = 28, 3, 2, 4, (0, 2)  # heads of 14: thirds of 4 channels, 2 are not rotated
+MODEL = VJEPA21(WIDTH, DEPTH, HEADS, LEVELS, patch_size=(2, PATCH, PATCH), num_frames=4, image_size=12, pooler_depth=1)
+
+
+def published() -> dict[str, np.ndarray]:
+    """Random entries with the names and shapes of the original's state dict."""
+    shapes = {"video_mod_embed": (1, 1, WIDTH), "img_mod_embed": (1, 1, WIDTH)}
+    for name, frames in (("patch_embed", 2), ("patch_embed_img", 1)):
+        shapes |= {f"{name}.proj.weight": (WIDTH, 3, frames, PATCH, PATCH), f"{name}.proj.bias": (WIDTH,)}
+    for number in range(len(LEVELS)):
+        shapes |= {f"norms_block.{number}.{entry}": (WIDTH,) for entry in ("weight", "bias")}
+    for number in range(DEPTH):
+        layers = {"attn.qkv": 3 * WIDTH, "attn.proj": WIDTH, "mlp.fc1": 4 * WIDTH, "mlp.fc2": WIDTH}
+        for layer, outputs in layers.items():
+            inputs = 4 * WIDTH if layer == "mlp.fc2" else WIDTH
+            shapes[f"blocks.{number}.{layer}.weight"] = (outputs, inputs)
+            shapes[f"blocks.{number}.{layer}.bias"] = (outputs,)
+        for norm in ("norm1", "norm2"):
+            shapes |= {f"blocks.{number}.{norm}.{entry}": (WIDTH,) for entry in ("weight", "bias")}
+    return {name: 0.3 * recipe.floats(name, shape) for name, shape in shapes.items()}
+
+
+def layer_norm(x: np.ndarray, weights: dict, name: str) -> np.ndarray:
+    scaled = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+    return scaled * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+
+
+def linear(x: np.ndarray, weights: dict, name: str) -> np.ndarray:
+    return x @ weights[f"{name}.weight"].reshape(len(weights[f"{name}.bias"]), -1).T + weights[f"{name}.bias"]
+
+
+def turned(x: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """Pairs of channels as complex numbers, turned by the position times 10000 to the power of -2i/third."""
+    third, parts = 2 * (x.shape[-1] // 3 // 2), []
+    for axis in range(3):
+        part = x[..., axis * third : (axis + 1) * third]
+        angles = positions[:, axis, None] * 10000.0 ** (-2 * np.arange(third // 2) / third)
+        numbers = (part[..., ::2] + 1j * part[..., 1::2]) * np.exp(1j * angles)
+        parts.append(np.stack([numbers.real, numbers.imag], axis=-1).reshape(part.shape))
+    return np.concatenate([*parts, x[..., 3 * third :]], axis=-1)
+
+
+def rewritten(weights: dict, video: np.ndarray) -> np.ndarray:
+    """The normalised outputs of all levels side by side, for one clip `t h w c`."""
+    weights = {name: value.astype(np.float64) for name, value in weights.items()}
+    frames, rows, columns = 1 if len(video) == 1 else 2, video.shape[1] // PATCH, video.shape[2] // PATCH
+    patches, positions = [], []
+    for t in range(len(video) // frames):
+        for r in range(rows):
+            for c in range(columns):
+                cut = video[t * frames :][:frames, r * PATCH :, c * PATCH :][:, :PATCH, :PATCH]
+                patches.append(np.moveaxis(cut, -1, 0).ravel())  # channels first, as a convolution's kernel
+                positions.append([t, r * 15 / (rows - 1), c * 15 / (columns - 1)])
+    positions = np.array(positions)
+    kind = ("patch_embed_img.proj", "img_mod_embed") if frames == 1 else ("patch_embed.proj", "video_mod_embed")
+    x, outputs = linear(np.array(patches), weights, kind[0]) + weights[kind[1]][0], []
+    for number in range(DEPTH):
+        name = f"blocks.{number}"
+        qkv = linear(layer_norm(x, weights, f"{name}.norm1"), weights, f"{name}.attn.qkv")
+        query, key, value = np.moveaxis(qkv.reshape(len(x), 3, HEADS, -1), 0, 2)
+        scores = turned(query, positions) @ np.swapaxes(turned(key, positions), 1, 2) / math.sqrt(WIDTH / HEADS)
+        shares = np.exp(scores - scores.max(-1, keepdims=True))
+        mixed = np.moveaxis(shares / shares.sum(-1, keepdims=True) @ value, 0, 1).reshape(len(x), -1)
+        x = x + linear(mixed, weights, f"{name}.attn.proj")
+        hidden = linear(layer_norm(x, weights, f"{name}.norm2"), weights, f"{name}.mlp.fc1")
+        hidden = hidden * (1 + np.vectorize(math.erf)(hidden / math.sqrt(2))) / 2
+        x = x + linear(hidden, weights, f"{name}.mlp.fc2")
+        if number in LEVELS:
+            outputs.append(layer_norm(x, weights, f"norms_block.{LEVELS.index(number)}"))
+    return np.concatenate(outputs, axis=-1)
+
+
+@pytest.mark.parametrize("shape", [(4, 12, 20), (1, 12, 20)], ids=["video", "image"])
+def test_encoder_equals_a_rewrite_in_numpy(shape):
+    weights, video = published(), recipe.floats("video", (2, *shape, 3))
+    variables = from_state_dict(MODEL, weights, strict=True)
+
+    @jax.jit
+    def run(variables, video):
+        return MODEL.apply(variables, video, method="hierarchy"), MODEL.apply(variables, video, method="encode")
+
+    several, last = run(variables, jnp.asarray(video))
+    expected = np.stack([rewritten(weights, clip) for clip in video])
+    np.testing.assert_allclose(several, expected, atol=2e-5 * np.abs(expected).max())
+    np.testing.assert_array_equal(last.reshape(2, -1, WIDTH), several[..., -WIDTH:])
+    assert last.shape == (2, max(shape[0] // 2, 1), 3, 5, WIDTH)
+
+
+def wrapped(part: str, weights: dict) -> dict:
+    return {f"{part}.module.backbone.{name}": value for name, value in weights.items()}
+
+
+@pytest.mark.parametrize("average", ["ema_encoder", "target_encoder"])
+def test_the_moving_average_of_a_checkpoint_is_read_and_written(average):
+    """Distilled models have another name for it; the encoder that was trained and the predictor are left out."""
+    weights = published()
+    others = {name: value + 1 for name, value in weights.items()}
+    file = wrapped("encoder", others) | wrapped(average, weights) | wrapped("predictor", {"predictor_norm.bias": 1})
+    variables = from_state_dict(MODEL, file, strict=True)
+    exported = entries(original(MODEL), MODEL, variables)
+    assert exported.keys() == wrapped("target_encoder", weights).keys()
+    for name, value in weights.items():
+        np.testing.assert_array_equal(exported[f"target_encoder.module.backbone.{name}"], value, err_msg=name)
+
+
+def test_a_file_has_its_networks_in_dictionaries(tmp_path):
+    torch = pytest.importorskip("torch")
+    weights = published()
+    path = export_pretrained(MODEL, from_state_dict(MODEL, weights), tmp_path / "out", layout="original")
+    assert torch.load(path, weights_only=True).keys() == {"target_encoder"}
+    content = {f"module.backbone.{name}": torch.asarray(value) for name, value in weights.items()}
+    zeros = {name: torch.zeros_like(value) for name, value in content.items()}
+    torch.save({"encoder": zeros, "ema_encoder": content, "epoch": 3}, tmp_path / "distilled.pt")
+    loaded = from_state_dict(MODEL, files.read(tmp_path / "distilled.pt"), strict=True)
+    jax.tree.map(np.testing.assert_array_equal, loaded, from_state_dict(MODEL, weights))
+
+
+def test_the_last_level_is_the_last_block():
+    with pytest.raises(UserError, match="levels end with block 1: the last of 3 is 2"):
+        jax.eval_shape(MODEL.clone(levels=(0, 1)).init, jax.random.key(0), jnp.zeros((1, 4, 12, 12, 3)))
