@@ -1,6 +1,6 @@
 """Pre-train by masked prediction of discrete tokens: BEiT (arXiv:2106.08254) and BEVT (arXiv:2112.01529).
 
-First a tokenizer, here a tiny one on rendered videos (its settings are not tuned yet): python experiments/token_pretrain.py
+First a tokenizer, a tiny one on rendered videos (settings are not tuned yet): python experiments/token_pretrain.py
 
 Then a tiny BEVT, on images and videos together:
 python experiments/token_pretrain.py bevt_tiny --tokenizer runs/tokenizer --data.source synthetic:moving_shapes
