@@ -38,6 +38,10 @@ def load(name: str) -> Golden:
         for entry in description["inputs"]
     ]
     weights = {name: parameter(name, tuple(shape)) for name, shape in description["state_dict"].items()}
+    if "squeeze" in description:  # norms over the channels of a sequence, whose shape is (1, c, 1)
+        for name, shape in description["state_dict"].items():
+            if len(shape) == 3 and shape[0] == shape[2] == 1 and name.endswith(("weight", "bias")):
+                weights[name] = parameter(name, (shape[1],)).reshape(shape)
     return Golden(description["config"], inputs, weights, stored)
 
 

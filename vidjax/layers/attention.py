@@ -11,9 +11,10 @@ from jaxtyping import Array, Bool, Float
 from vidjax.errors import UserError
 from vidjax.kernels.attention import Implementation, attend, attention_weights
 from vidjax.kernels.grid_attention import attend_on_grid, grid_attention_weights
+from vidjax.kernels.local_attention import attend_locally
 from vidjax.layers.rotary import Rotation, rotate
 
-__all__ = ["Attention", "DotProduct", "GridDotProduct", "Implementation", "attention_weights"]
+__all__ = ["Attention", "DotProduct", "GridDotProduct", "Implementation", "attend_locally", "attention_weights"]
 
 
 class DotProduct(nn.Module):

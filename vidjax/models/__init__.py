@@ -172,6 +172,8 @@ def example_inputs(model: nn.Module) -> tuple[jax.ShapeDtypeStruct, ...]:
         return (jax.ShapeDtypeStruct((1, model.context), jnp.int32),)
     if "positions" in model.__dataclass_fields__:
         return (jax.ShapeDtypeStruct((1, model.positions, model.width), jnp.float32),)
+    if not hasattr(model, "num_frames"):  # it takes features
+        return model.example_inputs()
     shape = (1, model.num_frames, model.image_size, model.image_size, model.channels)
     video = jax.ShapeDtypeStruct(shape, jnp.float32)
     return model.example_inputs(video) if hasattr(model, "example_inputs") else (video,)
