@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from vidjax.data import manifest, mixing, moving_shapes, prompts, published_lists
+from vidjax.data import manifest, mixing, moving_shapes, prompts, published_lists, untrimmed_shapes
 from vidjax.data.container import DecodeError, blame_file
 from vidjax.data.decode import OpenClip, VideoInfo, open_clip
 from vidjax.data.example import LABEL, VIDEO, Clip, Example, Field, Source, in_pieces
@@ -63,12 +63,14 @@ def open_source(name: str, split: str = "train", square_pixels: bool = True) -> 
         return stored.tfrecords(name, rest)
     if name == "synthetic:moving_shapes":
         return _moving_shapes(name, split)
+    if name == "synthetic:untrimmed_shapes":
+        return _untrimmed_shapes(name, split)
     if Path(name).is_file():
         raise UserError(f"data.source {name} is a file: give its folder, or a .csv or .jsonl manifest")
     if rest and "/" not in kind:
         raise UserError(
             f"data.source {name} is of an unknown kind: use tfds:NAME, tfrecord:PATTERN, synthetic:moving_shapes, "
-            "mix:SOURCE=WEIGHT,SOURCE=WEIGHT, a folder, or a .csv or .jsonl manifest"
+            "synthetic:untrimmed_shapes, mix:SOURCE=WEIGHT,SOURCE=WEIGHT, a folder, or a .csv or .jsonl manifest"
         )
     raise UserError(f"data.source {name} does not exist: give a folder, a manifest or KIND:NAME")
 
@@ -357,12 +359,31 @@ def _moving_shapes(name: str, split: str) -> Source:
     return Source(name, class_names, ids, open_example, label, captions, listed=True, fields=fields)
 
 
+def _untrimmed_shapes(name: str, split: str) -> Source:
+    """The untrimmed videos of the embedded data set, with their segments as start, end and direction."""
+    splits = untrimmed_shapes.SPLITS
+    if split not in splits:
+        raise UserError(f"data.split {split} is unknown: {name} has {', '.join(splits)}, choose one of them")
+
+    @contextmanager
+    def open_example(index: int, names: Sequence[str]) -> Iterator[Example]:
+        number = splits[split][index]
+        values = {"segments": untrimmed_shapes.segments(number)} if "segments" in names else {}
+        streams = {"video": Rendered(number, untrimmed_shapes.render, untrimmed_shapes.NUM_FRAMES)}
+        yield Example(streams, values=values)
+
+    ids = [f"untrimmed_shapes/{untrimmed_shapes.video_name(split, index)}" for index in range(len(splits[split]))]
+    fields = {"video": VIDEO, "label": LABEL, "segments": Field("segments", (16, 3))}
+    return Source(name, (), ids, open_example, lambda _: -1, lambda _: (), listed=True, fields=fields)
+
+
 @dataclass(frozen=True)
 class Rendered:
     """A stream of a video of the embedded data set, rendered when it is read."""
 
     number: int
     render: Callable[[int, np.ndarray, int], np.ndarray]
+    count: int = moving_shapes.NUM_FRAMES
 
     @property
     def info(self) -> VideoInfo:
@@ -370,8 +391,8 @@ class Rendered:
         return self._info(256)
 
     def _info(self, size: int) -> VideoInfo:
-        count, rate = moving_shapes.NUM_FRAMES, moving_shapes.RATE
-        return VideoInfo(count, rate, size, size, count / rate, "rendered")
+        rate = moving_shapes.RATE
+        return VideoInfo(self.count, rate, size, size, self.count / rate, "rendered")
 
     def read(
         self, indices: Sequence[int] | np.ndarray, short_side: int | None = None
