@@ -30,7 +30,6 @@ from typing import Any, Literal
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import vidjax
@@ -40,8 +39,9 @@ from vidjax.data.embeddings import join, open_parts, read_bad, read_meta, requir
 from vidjax.errors import UserError
 from vidjax.fields import check_values
 from vidjax.runs.announce import print_notes
+from vidjax.runs.embedding import Pooling, make_encode, pooling_model
 from vidjax.runs.search import name_nearest
-from vidjax.training.sharding import check_batch_size, jit_on_mesh, make_mesh, put_batch, replicated
+from vidjax.training.sharding import check_batch_size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Config:
     """The videos."""
     out: str = "embeddings.npz"
     """The new .npz or .tfrecord file, or without suffix a new folder with a .npy file for each video (of windows)."""
-    pooling: Literal["mean", "model", "tokens"] = "mean"
+    pooling: Pooling = "mean"
     """The mean over all tokens (or grid positions), the input of the model's head, or all tokens."""
     window: int | None = None
     """Sampled frames per window, for features along each video (default: one clip per video)."""
@@ -105,37 +105,12 @@ def load(config: Config) -> tuple[nn.Module, dict, ClipConfig, dict[str, Any]]:
     """
     dtype = runs.computing_type(config.dtype)
     model, variables = vidjax.load_pretrained(config.run, config.model, which=config.which, dtype=dtype)
-    if config.pooling == "model":
-        if not hasattr(model, "num_classes"):
-            raise UserError(f"{type(model).__name__} has no pooling: use --pooling mean or tokens")
-        model = model if model.num_classes is None else model.clone(num_classes=None)  # features before the head's norm
+    model = pooling_model(model, config.pooling)
     clips = runs.cut_clips(config.run, model, config.data, config.window)
     meta = {name: getattr(config, name) for name in ("run", "model", "which", "pooling")}
     data = {f"data.{name}": value for name, value in dataclasses.asdict(clips).items()}
     data = {name: value for name, value in data.items() if name not in ("data.workers", "data.max_bad_share")}
     return model, variables, clips, meta | {"dtype": dtype.name, "weights": runs.fingerprint(variables)} | data
-
-
-def make_encode(config: Config, model: nn.Module, variables: dict, clips: ClipConfig) -> Callable:
-    """A function of pixels (b 1 t h w c) to float32 features on the host, over all devices, compiled once per shape.
-
-    Raises:
-      UserError: the model does not accept clips of this size.
-    """
-
-    def apply(variables: dict, video: jax.Array) -> jax.Array:
-        video = model.card.preprocess(video[:, 0])
-        if config.pooling == "model":
-            return model.apply(variables, video).astype(jnp.float32)
-        grid = model.apply(variables, video, method="encode").astype(jnp.float32)
-        tokens = grid.reshape(grid.shape[0], -1, grid.shape[-1])  # in the order (t h w)
-        return tokens if config.pooling == "tokens" else tokens.mean(axis=1)
-
-    mesh = make_mesh()
-    jitted = jit_on_mesh(apply, mesh)
-    jax.eval_shape(apply, variables, jax.ShapeDtypeStruct((1, 1, clips.frames, clips.size, clips.size, 3), jnp.uint8))
-    variables = jax.device_put(variables, replicated(mesh))
-    return lambda video: np.asarray(jitted(variables, put_batch({"video": video}, mesh)["video"]))
 
 
 def embed(
@@ -193,7 +168,7 @@ def search(config: Config) -> list[dict[str, Any]]:
     if current["weights"] != meta["weights"]:
         raise UserError(f"{original.run} has other weights than those that {config.index} was made with: embed again")
     window = next(open_files([config.query], clips.square_pixels).clip(0, clips))
-    feature = make_encode(original, model, variables, clips)(np.stack([window.frames] * jax.device_count()))[:1]
+    feature = make_encode(model, variables, clips, original.pooling)(np.stack([window.frames] * jax.device_count()))[:1]
     query = f"{config.query}, {window.start:.2f} to {window.end:.2f} s"
     return name_nearest(config.index, query, feature, config.neighbours)
 
@@ -218,7 +193,7 @@ def main(config: Config) -> dict[str, Any] | list[dict[str, Any]]:
     meta |= {"source": config.data.source, "split": config.data.split, "videos": len(source)}
     listing = repr((source.class_names, list(source.ids), videos.rows))  # including parts of videos and labels
     meta |= {"list": hashlib.sha256(listing.encode()).hexdigest()}
-    encode = make_encode(config, model, variables, clips)
+    encode = make_encode(model, variables, clips, config.pooling)
     if (folder := open_parts(out, meta)) is None:
         print(f"{out} is complete: nothing to do")
         return {"finished": True}

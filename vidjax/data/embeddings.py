@@ -183,6 +183,13 @@ def require_names(ids: Sequence[str]) -> None:
             raise UserError(f"{other} and {name} have the same name: rename one, or write an .npz file")
 
 
+def sampled_rate(first: np.ndarray, start: np.ndarray, end: np.ndarray, window: int) -> float:
+    """Sampled frames per second, from the first sampled frames of the windows of a video, and their times."""
+    if len(first) == 1:
+        return float(window / (end[0] - start[0]))
+    return float((first[-1] - first[0]) / (start[-1] - start[0]))
+
+
 def _write_folder(folder: Path, parts: Sequence[Path], ids: Sequence[str], meta: Mapping[str, Any]) -> None:
     """Writes one `.npy` file (t d) for each video, and `videos.json`.
 
@@ -199,10 +206,7 @@ def _write_folder(folder: Path, parts: Sequence[Path], ids: Sequence[str], meta:
             start, end, first = (arrays[name][rows] for name in ("start", "end", "first"))
             name = Path(ids[index]).stem
             np.save(folder / f"{name}.npy", arrays["features"][rows][first % meta["stride"] == 0])
-            frames, seconds = first[-1] - first[0], start[-1] - start[0]
-            if len(first) == 1:
-                frames, seconds = meta["window"], end[0] - start[0]
-            videos[name] = {"fps": float(frames / seconds), "duration": float(end[-1])}
+            videos[name] = {"fps": sampled_rate(first, start, end, meta["window"]), "duration": float(end[-1])}
     settings = {"window": meta["window"], "stride": meta["stride"], "meta": dict(meta), "videos": videos}
     (folder / VIDEOS).write_text(json.dumps(settings, indent=1) + "\n")
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from vidjax.data import manifest, mixing, moving_shapes, prompts, published_lists, untrimmed_shapes
+from vidjax.data import manifest, mixing, prompts, published_lists, rendered
 from vidjax.data.container import DecodeError, blame_file
 from vidjax.data.decode import OpenClip, VideoInfo, open_clip
 from vidjax.data.example import LABEL, VIDEO, Clip, Example, Field, Source, in_pieces
@@ -62,9 +62,9 @@ def open_source(name: str, split: str = "train", square_pixels: bool = True) -> 
     if kind == "tfrecord" and rest:
         return stored.tfrecords(name, rest)
     if name == "synthetic:moving_shapes":
-        return _moving_shapes(name, split)
+        return rendered.moving_shapes_source(name, split)
     if name == "synthetic:untrimmed_shapes":
-        return _untrimmed_shapes(name, split)
+        return rendered.untrimmed_shapes_source(name, split)
     if Path(name).is_file():
         raise UserError(f"data.source {name} is a file: give its folder, or a .csv or .jsonl manifest")
     if rest and "/" not in kind:
@@ -327,80 +327,3 @@ def part_of(row: manifest.Row, info: VideoInfo) -> tuple[int, VideoInfo]:
     if stop <= first:
         raise DecodeError(f"{row.path}: there is no frame from {row.start or 0} to {row.end} s")
     return first, replace(info, num_frames=stop - first, duration=(stop - first) / info.rate)
-
-
-def _moving_shapes(name: str, split: str) -> Source:
-    """The embedded data set, rendered at the requested size."""
-    splits = (*moving_shapes.SPLITS, *moving_shapes.COMPOSITION_SPLITS, *moving_shapes.OPEN_SPLITS)
-    if split not in splits:
-        raise UserError(f"data.split {split} is unknown: {name} has {', '.join(splits)}, choose one of them")
-    numbers, class_names = moving_shapes.split_indices(split), moving_shapes.class_names(split)
-
-    def label(index: int) -> int:
-        return moving_shapes.label_in(split, numbers[index])
-
-    def captions(index: int) -> tuple[str, ...]:
-        return moving_shapes.describe(numbers[index])[1]
-
-    @contextmanager
-    def open_example(index: int, names: Sequence[str]) -> Iterator[Example]:
-        number = numbers[index]
-        streams = {"video": Rendered(number, moving_shapes.render), "flow": Rendered(number, moving_shapes.render_flow)}
-        values = {"tracks": moving_shapes.tracks(number)} if "tracks" in names else {}
-        yield Example(streams, label(index), captions(index), values)
-
-    ids = [f"moving_shapes/{split}[{index}]" for index in range(len(numbers))]
-    fields = {
-        "video": VIDEO,
-        "label": LABEL,
-        "flow": Field("frames", (2,), "uint8", mirrored=(0,)),
-        "tracks": Field("tracks", (1, 4)),
-    }
-    return Source(name, class_names, ids, open_example, label, captions, listed=True, fields=fields)
-
-
-def _untrimmed_shapes(name: str, split: str) -> Source:
-    """The untrimmed videos of the embedded data set, with their segments as start, end and direction."""
-    splits = untrimmed_shapes.SPLITS
-    if split not in splits:
-        raise UserError(f"data.split {split} is unknown: {name} has {', '.join(splits)}, choose one of them")
-
-    @contextmanager
-    def open_example(index: int, names: Sequence[str]) -> Iterator[Example]:
-        number = splits[split][index]
-        values = {"segments": untrimmed_shapes.segments(number)} if "segments" in names else {}
-        streams = {"video": Rendered(number, untrimmed_shapes.render, untrimmed_shapes.NUM_FRAMES)}
-        yield Example(streams, values=values)
-
-    ids = [f"untrimmed_shapes/{untrimmed_shapes.video_name(split, index)}" for index in range(len(splits[split]))]
-    fields = {"video": VIDEO, "label": LABEL, "segments": Field("segments", (16, 3))}
-    return Source(name, (), ids, open_example, lambda _: -1, lambda _: (), listed=True, fields=fields)
-
-
-@dataclass(frozen=True)
-class Rendered:
-    """A stream of a video of the embedded data set, rendered when it is read."""
-
-    number: int
-    render: Callable[[int, np.ndarray, int], np.ndarray]
-    count: int = moving_shapes.NUM_FRAMES
-
-    @property
-    def info(self) -> VideoInfo:
-        """See `example.Stream`."""
-        return self._info(256)
-
-    def _info(self, size: int) -> VideoInfo:
-        rate = moving_shapes.RATE
-        return VideoInfo(self.count, rate, size, size, self.count / rate, "rendered")
-
-    def read(
-        self, indices: Sequence[int] | np.ndarray, short_side: int | None = None
-    ) -> tuple[UInt8[np.ndarray, "t h w c"], VideoInfo]:
-        """See `example.Stream`; frames are rendered at the requested size."""
-        size = short_side or 256
-        return self.render(self.number, np.asarray(indices, np.int64), size), self._info(size)
-
-    def iterate(self, indices: np.ndarray, short_side: int | None) -> Iterator[UInt8[np.ndarray, "h w c"]]:
-        """See `example.Stream`."""
-        return in_pieces(self, indices, short_side)

@@ -15,7 +15,7 @@ from vidjax.data.moving_shapes import CLASSES, RATE, paint, scene_of
 
 NUM_FRAMES = 480
 """Frames per video, half a minute. Later frames can be rendered too."""
-SPLITS = {"train": range(2_000_000, 2_000_192), "validation": range(3_000_000, 3_000_064)}
+SPLITS = {"train": range(2_000_000, 2_000_128), "validation": range(3_000_000, 3_000_048)}
 """Disjoint indices, also from those of `moving_shapes`."""
 SUBSETS = {"train": "training", "validation": "validation"}
 """Names of the splits in ActivityNet's annotations."""
