@@ -2,6 +2,7 @@
 
     python experiments/embed.py --run runs/b --data.source /videos --out embeddings.npz
     python experiments/embed.py --run runs/b --data.source /videos --out embeddings.npz --window 16 --stride 8
+    python experiments/embed.py --run runs/b --data.source /videos --out features --window 16 --stride 8
     python experiments/embed.py --query clip.mp4 --index embeddings.npz --neighbours 5
 
 `--run` is the work directory of a run, or a published checkpoint: a file, a directory or a hub id. Without `--window`
@@ -10,8 +11,10 @@ are seconds on the timeline of the video, or of the part that a manifest names.
 
 OUT.npz contains features (n d; n tokens d with `--pooling tokens`), ids, start, end, labels (indices into class_names,
 -1 for none), class_names, and meta, the settings as JSON. OUT.tfrecord has one record per window (features, shape, id,
-start, end, label), with the rest in OUT.tfrecord.json. Videos that cannot be read completely, or are shorter than a
-window, have no features and are listed in OUT.bad_files.jsonl.
+start, end, label), with the rest in OUT.tfrecord.json. An OUT without suffix is a folder, as localize.py reads it: one
+NAME.npy (n d) for each video, and videos.json with the settings, the rate of the sampled frames and the durations; its
+windows are all one stride apart. Videos that cannot be read completely, or are shorter than a window, have no features
+and are listed in OUT.bad_files.jsonl.
 
 Completed parts are saved in OUT.parts: after an interruption the same command resumes from there, with the same result.
 A query is the central clip of its file, as long as a window; windows are ranked by cosine similarity.
@@ -27,18 +30,18 @@ from typing import Any, Literal
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import vidjax
 from vidjax import cli, runs
 from vidjax.data.config import ClipConfig, SourceConfig, core_count
-from vidjax.data.embeddings import join, open_parts, read_bad, read_meta, write_part
+from vidjax.data.embeddings import join, open_parts, read_bad, read_meta, require_names, write_part
 from vidjax.errors import UserError
 from vidjax.fields import check_values
 from vidjax.runs.announce import print_notes
+from vidjax.runs.embedding import Pooling, make_encode, pooling_model
 from vidjax.runs.search import name_nearest
-from vidjax.training.sharding import check_batch_size, jit_on_mesh, make_mesh, put_batch, replicated
+from vidjax.training.sharding import check_batch_size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +57,8 @@ class Config:
     data: SourceConfig = SourceConfig()
     """The videos."""
     out: str = "embeddings.npz"
-    """The new .npz or .tfrecord file."""
-    pooling: Literal["mean", "model", "tokens"] = "mean"
+    """The new .npz or .tfrecord file, or without suffix a new folder with a .npy file for each video (of windows)."""
+    pooling: Pooling = "mean"
     """The mean over all tokens (or grid positions), the input of the model's head, or all tokens."""
     window: int | None = None
     """Sampled frames per window, for features along each video (default: one clip per video)."""
@@ -66,7 +69,9 @@ class Config:
     videos_per_part: int = 64
     """Number of videos after which the results so far are saved."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Compute type: auto is bfloat16 on accelerators, float32 on a CPU; features are float32."""
+    """Compute type: auto is bfloat16 on accelerators, float32 on a CPU."""
+    feature_dtype: Literal["float16", "float32"] = "float32"
+    """Type of the features on disk."""
     query: str | None = None
     """Search an index for windows similar to this video, instead of creating one."""
     index: str | None = None
@@ -86,8 +91,10 @@ class Config:
             raise UserError("a search needs both a query and an index: give --query clip.mp4 --index FILE.npz")
         if self.run is None and self.query is None:
             raise UserError("no model is given: give --run")
-        if Path(self.out).suffix not in (".npz", ".tfrecord"):
-            raise UserError(f"out is {self.out}: it must end in .npz or .tfrecord")
+        if Path(self.out).suffix not in (".npz", ".tfrecord", ""):
+            raise UserError(f"out is {self.out}: it must end in .npz or .tfrecord, or be a folder without suffix")
+        if not Path(self.out).suffix and (self.window is None or self.pooling == "tokens"):
+            raise UserError(f"out is the folder {self.out}, of one vector per window: give --window, and no tokens")
 
 
 def load(config: Config) -> tuple[nn.Module, dict, ClipConfig, dict[str, Any]]:
@@ -98,37 +105,12 @@ def load(config: Config) -> tuple[nn.Module, dict, ClipConfig, dict[str, Any]]:
     """
     dtype = runs.computing_type(config.dtype)
     model, variables = vidjax.load_pretrained(config.run, config.model, which=config.which, dtype=dtype)
-    if config.pooling == "model":
-        if not hasattr(model, "num_classes"):
-            raise UserError(f"{type(model).__name__} has no pooling: use --pooling mean or tokens")
-        model = model if model.num_classes is None else model.clone(num_classes=None)  # features before the head's norm
+    model = pooling_model(model, config.pooling)
     clips = runs.cut_clips(config.run, model, config.data, config.window)
     meta = {name: getattr(config, name) for name in ("run", "model", "which", "pooling")}
     data = {f"data.{name}": value for name, value in dataclasses.asdict(clips).items()}
     data = {name: value for name, value in data.items() if name not in ("data.workers", "data.max_bad_share")}
     return model, variables, clips, meta | {"dtype": dtype.name, "weights": runs.fingerprint(variables)} | data
-
-
-def make_encode(config: Config, model: nn.Module, variables: dict, clips: ClipConfig) -> Callable:
-    """A function of pixels (b 1 t h w c) to float32 features on the host, over all devices, compiled once per shape.
-
-    Raises:
-      UserError: the model does not accept clips of this size.
-    """
-
-    def apply(variables: dict, video: jax.Array) -> jax.Array:
-        video = model.card.preprocess(video[:, 0])
-        if config.pooling == "model":
-            return model.apply(variables, video).astype(jnp.float32)
-        grid = model.apply(variables, video, method="encode").astype(jnp.float32)
-        tokens = grid.reshape(grid.shape[0], -1, grid.shape[-1])  # in the order (t h w)
-        return tokens if config.pooling == "tokens" else tokens.mean(axis=1)
-
-    mesh = make_mesh()
-    jitted = jit_on_mesh(apply, mesh)
-    jax.eval_shape(apply, variables, jax.ShapeDtypeStruct((1, 1, clips.frames, clips.size, clips.size, 3), jnp.uint8))
-    variables = jax.device_put(variables, replicated(mesh))
-    return lambda video: np.asarray(jitted(variables, put_batch({"video": video}, mesh)["video"]))
 
 
 def embed(
@@ -143,7 +125,7 @@ def embed(
         return videos.windows(index, clips, config.stride or config.window)
 
     bad: dict[int, str] = {}
-    rows: list[tuple[int, float, float, np.ndarray]] = []
+    rows: list[tuple[int, Any, np.ndarray]] = []
 
     def failed(number: int, error: ValueError) -> None:
         bad[chosen[number]] = str(error)
@@ -151,15 +133,16 @@ def embed(
     streams = (read(index) for index in chosen)
     for batch, video in batches(streams, config.batch_size, clips.workers or core_count(), failed):
         for (number, window), feature in zip(batch, encode(video), strict=False):  # the batch may be padded
-            rows.append((chosen[number], window.start, window.end, feature))
+            rows.append((chosen[number], window, feature.astype(config.feature_dtype)))
     rows = [row for row in rows if row[0] not in bad]  # no features of partly readable videos
-    index, start, end, features = zip(*rows, strict=True) if rows else ((), (), (), ())
+    index, windows, features = zip(*rows, strict=True) if rows else ((), (), ())
     label = {i: videos.label(i) for i in set(index)}
     arrays = {
-        "features": np.array(features, np.float32),
+        "features": np.array(features, config.feature_dtype),
         "index": np.array(index, np.int64),
-        "start": np.array(start),
-        "end": np.array(end),
+        "start": np.array([window.start for window in windows]),
+        "end": np.array([window.end for window in windows]),
+        "first": np.array([window.first for window in windows], np.int64),
         "labels": np.array([label[i] for i in index], np.int32),
     }
     return arrays, [{"path": videos.source.ids[i], "error": error} for i, error in sorted(bad.items())]
@@ -185,7 +168,7 @@ def search(config: Config) -> list[dict[str, Any]]:
     if current["weights"] != meta["weights"]:
         raise UserError(f"{original.run} has other weights than those that {config.index} was made with: embed again")
     window = next(open_files([config.query], clips.square_pixels).clip(0, clips))
-    feature = make_encode(original, model, variables, clips)(np.stack([window.frames] * jax.device_count()))[:1]
+    feature = make_encode(model, variables, clips, original.pooling)(np.stack([window.frames] * jax.device_count()))[:1]
     query = f"{config.query}, {window.start:.2f} to {window.end:.2f} s"
     return name_nearest(config.index, query, feature, config.neighbours)
 
@@ -202,11 +185,15 @@ def main(config: Config) -> dict[str, Any] | list[dict[str, Any]]:
     source = videos.source
     print_notes(source)
     model, variables, clips, meta = load(config)
-    meta |= {name: getattr(config, name) for name in ("window", "stride", "batch_size", "videos_per_part")}
+    names = ("window", "stride", "batch_size", "videos_per_part", "feature_dtype")
+    meta |= {name: getattr(config, name) for name in names}
+    if not out.suffix:
+        require_names(source.ids)
+        meta["stride"] = config.stride or config.window
     meta |= {"source": config.data.source, "split": config.data.split, "videos": len(source)}
     listing = repr((source.class_names, list(source.ids), videos.rows))  # including parts of videos and labels
     meta |= {"list": hashlib.sha256(listing.encode()).hexdigest()}
-    encode = make_encode(config, model, variables, clips)
+    encode = make_encode(model, variables, clips, config.pooling)
     if (folder := open_parts(out, meta)) is None:
         print(f"{out} is complete: nothing to do")
         return {"finished": True}

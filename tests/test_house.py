@@ -103,8 +103,11 @@ print(json.dumps(loaded))
 
 WITH_TENSORFLOW = ("augment", "pipeline", "rand_augment", "records", "stored")
 """Modules of vidjax/data that import TensorFlow: training batches, TFRecords and TFDS."""
-WITHOUT = ("caption", "check_data", "embed", "evaluate", "predict", "probe", "retrieve", "visualize", "zero_shot")
-"""Scripts that do not train: they start in seconds, as they do not import TensorFlow."""
+WITHOUT = (
+    "caption", "check_data", "embed", "evaluate", "localize", "localize_predict", "predict", "probe", "retrieve",
+    "visualize", "zero_shot",
+)  # fmt: skip
+"""Scripts that read no training clips: they start in seconds, as they do not import TensorFlow."""
 
 
 def test_scripts_that_do_not_train_import_no_tensorflow():

@@ -94,10 +94,10 @@ def test_a_single_frame_has_no_information_about_the_label():
         for label in range(8):
             phases = []
             for index in range(label, 8 * 150, 8):
-                scene = moving_shapes._scene(index)
+                scene = moving_shapes.scene_of(index)
                 phases.append(np.exp(2j * np.pi * ((scene.start + frame * scene.velocity) % 1)))
             assert (np.abs(np.mean(phases, axis=0)) < 3 / np.sqrt(150)).all()
-    appearance = [moving_shapes._scene(index)[1:6] for index in range(800)]
+    appearance = [moving_shapes.scene_of(index)[1:6] for index in range(800)]
     by_label = [np.mean([scene[2] for scene in appearance[label::8]]) for label in range(8)]
     assert np.ptp(by_label) < 0.02
 
@@ -115,6 +115,6 @@ def test_frames_are_periodic_and_the_same_at_every_size():
 def test_shapes_are_brighter_than_every_background():
     for index in range(40):
         video = moving_shapes.render(index, np.arange(0, 64, 8), 32)
-        scene = moving_shapes._scene(index)
+        scene = moving_shapes.scene_of(index)
         assert moving_shapes._background(scene, 32).max() <= 90 <= min(moving_shapes._COLORS[scene.color])
         assert (video.max(axis=(1, 2)) >= 90).all()

@@ -100,6 +100,31 @@ def test_windows_and_tokens_match_their_frames(checkpoint, folder, tmp_path):
     assert row == len(result["ids"])
 
 
+def test_a_folder_has_a_file_for_each_video_with_windows_one_stride_apart(checkpoint, folder, tmp_path):
+    settings = {"window": 4, "stride": 3, "feature_dtype": "float16"}
+    run(checkpoint, folder, tmp_path / "features", **settings)
+    described = json.loads((tmp_path / "features" / "videos.json").read_text())
+    assert (described["window"], described["stride"]) == (4, 3)
+    for name, count in LENGTHS.items():
+        features = np.load(tmp_path / "features" / f"{Path(name).stem}.npy", mmap_mode="r")
+        sampled = np.arange(0, count, 2)
+        assert features.shape == ((len(sampled) - 4) // 3 + 1, 24) and features.dtype == np.float16
+        last = sampled[3 * len(features) - 3 :][:4]
+        wanted = tokens(checkpoint, folder / name, last).mean(axis=0)
+        np.testing.assert_allclose(features[-1], wanted, atol=2e-3)
+        entry = described["videos"][Path(name).stem]
+        assert entry["duration"] == pytest.approx(count / 25)
+        if len(features) > 1:
+            assert entry["fps"] == pytest.approx(12.5)
+    assert run(checkpoint, folder, tmp_path / "features", **settings) == {"finished": True}
+    with pytest.raises(ValueError, match=r"stride was 3, is 2"):
+        run(checkpoint, folder, tmp_path / "features", window=4, stride=2, feature_dtype="float16")
+    with pytest.raises(ValueError, match=r"a/1.mp4 and b/1.mp4 have the same name: rename one"):
+        embed.require_names(["a/1.mp4", "b/1.mp4"])
+    with pytest.raises(ValueError, match=r"out is the folder .*: give --window"):
+        run(checkpoint, folder, tmp_path / "another")
+
+
 def test_an_interrupted_job_resumes_to_the_same_bytes(checkpoint, folder, tmp_path, monkeypatch, capsys):
     settings = {"window": 4, "stride": 2}
     run(checkpoint, folder, tmp_path / "whole.npz", **settings)

@@ -124,7 +124,7 @@ def test_a_step_of_training_has_finite_gradients_and_drops_paths():
 
     @jax.jit
     def loss(variables, key):
-        logits, offsets = model.apply(variables, features, lengths, train=True, rngs={"drop_path": key})
+        logits, offsets = model.apply(variables, features, lengths, train=True, rngs={"drop_path": key, "dropout": key})
         joined = (jnp.concatenate(x, axis=1) for x in (logits, offsets))
         return sum(localization.localize(*joined, targets, valid, jnp.float32(100))[:2])
 

@@ -1,8 +1,8 @@
-"""Features of videos on disk: written in parts, then joined into one `.npz` or TFRecord file.
+"""Features of videos on disk: written in parts, then joined into one `.npz` or TFRecord file, or a folder of `.npy`s.
 
 A part contains the windows of some examples as arrays with one row per window: features, index (of the example), start
-and end (seconds), and labels. It also contains `bad`, the unreadable examples, as JSON. Joining reads one part at a
-time.
+and end (seconds), first (the number of its first sampled frame) and labels. It also contains `bad`, the unreadable
+examples, as JSON. Joining reads one part at a time.
 """
 
 import json
@@ -19,6 +19,9 @@ from vidjax.errors import UserError
 
 ARRAYS = ("features", "start", "end", "labels")
 """Arrays in both parts and finished files. In place of the index, a finished file has ids."""
+SINCE = {"data.stream": "video", "feature_dtype": "float32"}
+VIDEOS = "videos.json"
+"""In a folder of features: their settings, and the rate of the sampled frames and the duration of each video."""
 
 
 def parts_of(out: Path) -> Path:
@@ -52,7 +55,8 @@ def open_parts(out: Path, meta: Mapping[str, Any]) -> Path | None:
 
 def check_same(where: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """Raises UserError, which names the differing settings, unless features at `where` were made in the same way."""
-    old = {"data.stream": "video"} | old if "data.stream" in new else old  # older files do not contain the stream
+    # Older files do not contain these.
+    old = {name: value for name, value in SINCE.items() if name in new} | dict(old)
     names = sorted(old.keys() | new.keys())
     differing = [
         "the files, parts or labels changed" if name == "list" else f"{name} was {old.get(name)}, is {new.get(name)}"
@@ -72,9 +76,11 @@ def read_meta(out: Path) -> dict[str, Any]:
     Raises:
       UserError: the file was not written by embed.py.
     """
-    if not out.is_file():
+    if not out.exists():
         raise UserError(f"{out} does not exist: embed videos first")
     try:
+        if out.is_dir():
+            return json.loads((out / VIDEOS).read_text())["meta"]
         if out.suffix == ".npz":
             with np.load(out) as arrays:
                 return json.loads(str(arrays["meta"]))
@@ -107,7 +113,7 @@ def join(
 
     Args:
       parts: paths of the parts, in order.
-      out: .npz, or .tfrecord with a .json file in the same folder.
+      out: .npz, or .tfrecord with a .json file in the same folder, or without suffix a folder of .npy files.
       ids: ids of all examples.
       class_names: empty without labels.
       meta: settings with which the features were made.
@@ -126,7 +132,9 @@ def join(
         )
     shape = (sum(shape[0] for shape in shapes), *next(shape for shape in shapes if shape[0])[1:])
     unfinished = out.with_name(f"{out.name}.partial")
-    if out.suffix == ".npz":
+    if not out.suffix:
+        _write_folder(unfinished, nonempty, ids, meta)
+    elif out.suffix == ".npz":
         _write_npz(unfinished, nonempty, shape[0], ids, class_names, meta)
     else:
         _sidecar(out).write_text(json.dumps({"class_names": list(class_names), "meta": meta}, indent=1) + "\n")
@@ -165,6 +173,42 @@ def _write_npz(
         for name, array in rest.items():
             with archive.open(f"{name}.npy", "w") as file:
                 np.lib.format.write_array(file, array, allow_pickle=False)
+
+
+def require_names(ids: Sequence[str]) -> None:
+    """Raises UserError if two videos would have the same file in a folder of features."""
+    names: dict[str, str] = {}
+    for name in ids:
+        if (other := names.setdefault(Path(name).stem, name)) != name:
+            raise UserError(f"{other} and {name} have the same name: rename one, or write an .npz file")
+
+
+def sampled_rate(first: np.ndarray, start: np.ndarray, end: np.ndarray, window: int) -> float:
+    """Sampled frames per second, from the first sampled frames of the windows of a video, and their times."""
+    if len(first) == 1:
+        return float(window / (end[0] - start[0]))
+    return float((first[-1] - first[0]) / (start[-1] - start[0]))
+
+
+def _write_folder(folder: Path, parts: Sequence[Path], ids: Sequence[str], meta: Mapping[str, Any]) -> None:
+    """Writes one `.npy` file (t d) for each video, and `videos.json`.
+
+    Its features are `stride` sampled frames apart: a last window that is nearer to the one before is left out.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    videos = {}
+    for source in parts:
+        with np.load(source) as part:
+            arrays = {name: part[name] for name in ("features", "index", "start", "end", "first")}
+        for index in np.unique(arrays["index"]):
+            rows = arrays["index"] == index
+            start, end, first = (arrays[name][rows] for name in ("start", "end", "first"))
+            name = Path(ids[index]).stem
+            np.save(folder / f"{name}.npy", arrays["features"][rows][first % meta["stride"] == 0])
+            videos[name] = {"fps": sampled_rate(first, start, end, meta["window"]), "duration": float(end[-1])}
+    settings = {"window": meta["window"], "stride": meta["stride"], "meta": dict(meta), "videos": videos}
+    (folder / VIDEOS).write_text(json.dumps(settings, indent=1) + "\n")
 
 
 def _write_records(path: Path, parts: Sequence[Path], ids: Sequence[str]) -> None:

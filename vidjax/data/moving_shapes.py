@@ -91,7 +91,7 @@ def class_names(split: str) -> tuple[str, ...]:
     return CLASSES if split in SPLITS else composed
 
 
-class _Scene(NamedTuple):
+class Scene(NamedTuple):
     """Parameters drawn from the index. Lengths are in frame widths, y points down, velocity is in widths per frame."""
 
     label: int
@@ -107,13 +107,14 @@ class _Scene(NamedTuple):
 
 
 @lru_cache(256)  # label, captions and frames of an example are requested one after the other
-def _scene(index: int) -> _Scene:
+def scene_of(index: int) -> Scene:
+    """The scene of a video."""
     random = np.random.Generator(np.random.Philox(key=index))
     angle = 2 * np.pi * label(index) / len(CLASSES)
     speed = random.uniform(1 / 40, 1 / 20)
     size = str(random.choice(list(_RADII)))
     color, background = random.choice(list(_COLORS), size=2, replace=False)
-    return _Scene(
+    return Scene(
         label=label(index),
         shape=str(random.choice(_SHAPES)),
         size=size,
@@ -142,7 +143,7 @@ def label_in(split: str, index: int) -> int:
 @lru_cache(2**14)  # opening a run describes every example, which takes seconds
 def describe(index: int) -> tuple[int, tuple[str, ...]]:
     """The label (a position in `CLASSES`) of a video and its full, short and vague captions."""
-    scene = _scene(index)
+    scene = scene_of(index)
     moving = f"{scene.color} {scene.shape} moves {_PHRASES[scene.label]}"
     background = f"{_article(scene.background)} {scene.background} background"
     vague = f"a {scene.shape} moves {_PHRASES[scene.label]}"
@@ -190,14 +191,23 @@ def render(index: int, frames: np.ndarray, size: int) -> UInt8[np.ndarray, "t h 
     Returns:
       RGB frames. The content is the same at every size, up to anti-aliasing.
     """
-    scene = _scene(index)
+    scene = scene_of(index)
+    return paint(scene, _centers(scene, frames), size)
+
+
+def paint(scene: Scene, centers: Float[np.ndarray, "t 2"], size: int) -> UInt8[np.ndarray, "t h w 3"]:
+    """RGB frames of a scene whose shape is at these places, x and y in frame widths; they wrap around the borders."""
     background = _background(scene, size)
-    video = np.broadcast_to(np.round(background).astype(np.uint8), (len(frames), size, size, 3)).copy()
-    place, alpha = _cover(scene, frames, size)
+    video = np.broadcast_to(np.round(background).astype(np.uint8), (len(centers), size, size, 3)).copy()
+    place, alpha = _cover(scene, centers, size)
     color = np.array(_COLORS[scene.color], np.float32)
     painted = background[place[1:]] * (1 - alpha) + color * alpha
     video[place] = np.round(painted)
     return video
+
+
+def _centers(scene: Scene, frames: np.ndarray) -> Float[np.ndarray, "t 2"]:
+    return scene.start + np.asarray(frames, np.int64)[:, None] * scene.velocity
 
 
 def render_flow(index: int, frames: np.ndarray, size: int) -> UInt8[np.ndarray, "t h w 2"]:
@@ -212,9 +222,9 @@ def render_flow(index: int, frames: np.ndarray, size: int) -> UInt8[np.ndarray, 
       Horizontal and vertical motion; -20 to 20 pixels per frame are stored as 0 to 255 (128 for none), as is usual for
       two-stream networks (Simonyan and Zisserman 2014).
     """
-    scene = _scene(index)
+    scene = scene_of(index)
     flow = np.full((len(frames), size, size, 2), 128, np.uint8)
-    place, alpha = _cover(scene, frames, size)
+    place, alpha = _cover(scene, _centers(scene, frames), size)
     motion = (np.clip(scene.velocity * size / FLOW_BOUND, -1, 1) + 1) * 127.5
     flow[place] = np.where(alpha > 0.5, np.floor(motion + 0.5), 128)
     return flow
@@ -225,7 +235,7 @@ def tracks(index: int) -> Float[np.ndarray, "m 6"]:
 
     If the shape wraps around a border, the box contains the part with the shape's centre.
     """
-    scene = _scene(index)
+    scene = scene_of(index)
     frames = np.arange(NUM_FRAMES)
     center = (scene.start + frames[:, None] * scene.velocity) % 1
     before, after = np.array(_EXTENTS[scene.shape]).reshape(2, 2) * scene.radius
@@ -233,21 +243,19 @@ def tracks(index: int) -> Float[np.ndarray, "m 6"]:
     return np.concatenate([np.zeros((NUM_FRAMES, 1)), frames[:, None] / RATE, box], axis=1)
 
 
-def _cover(scene: _Scene, frames: np.ndarray, size: int) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
+def _cover(scene: Scene, centers: Float[np.ndarray, "t 2"], size: int) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
     """Index into frames (t h w) of the pixels in a box around the shape, and the fraction of each that it covers."""
-    frames = np.asarray(frames, np.int64)
-    # The indices wrap around the borders.
-    center = (scene.start + frames[:, None] * scene.velocity) % 1 * size  # (t, x y)
+    center = centers % 1 * size  # (t, x y); the indices wrap around the borders
     reach = min(int(np.ceil(1.6 * scene.radius * size)) + 1, (size - 1) // 2)
     pixels = np.floor(center).astype(np.int64)[:, :, None] + np.arange(-reach, reach + 1)  # (t, x y, box)
     x, y = np.moveaxis((pixels + 0.5 - center[:, :, None]) / (scene.radius * size), 1, 0)
     distance = _distance(scene.shape, x[:, None, :], y[:, :, None]) * scene.radius * size  # (t, box, box)
     alpha = np.clip(0.5 - distance, 0, 1)[..., None].astype(np.float32)
     columns, rows = np.moveaxis(pixels % size, 1, 0)
-    return (np.arange(len(frames))[:, None, None], rows[:, :, None], columns[:, None, :]), alpha
+    return (np.arange(len(center))[:, None, None], rows[:, :, None], columns[:, None, :]), alpha
 
 
-def _background(scene: _Scene, size: int) -> Float[np.ndarray, "h w 3"]:
+def _background(scene: Scene, size: int) -> Float[np.ndarray, "h w 3"]:
     """A few long waves in dark tones of one colour, periodic across the borders."""
     position = (np.arange(size) + 0.5) / size
     x = np.exp(2j * np.pi * scene.waves[:, :1] * position + 1j * scene.phases[:, None])

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from vidjax.data import manifest, mixing, moving_shapes, prompts, published_lists
+from vidjax.data import manifest, mixing, prompts, published_lists, rendered
 from vidjax.data.container import DecodeError, blame_file
 from vidjax.data.decode import OpenClip, VideoInfo, open_clip
 from vidjax.data.example import LABEL, VIDEO, Clip, Example, Field, Source, in_pieces
@@ -62,13 +62,15 @@ def open_source(name: str, split: str = "train", square_pixels: bool = True) -> 
     if kind == "tfrecord" and rest:
         return stored.tfrecords(name, rest)
     if name == "synthetic:moving_shapes":
-        return _moving_shapes(name, split)
+        return rendered.moving_shapes_source(name, split)
+    if name == "synthetic:untrimmed_shapes":
+        return rendered.untrimmed_shapes_source(name, split)
     if Path(name).is_file():
         raise UserError(f"data.source {name} is a file: give its folder, or a .csv or .jsonl manifest")
     if rest and "/" not in kind:
         raise UserError(
             f"data.source {name} is of an unknown kind: use tfds:NAME, tfrecord:PATTERN, synthetic:moving_shapes, "
-            "mix:SOURCE=WEIGHT,SOURCE=WEIGHT, a folder, or a .csv or .jsonl manifest"
+            "synthetic:untrimmed_shapes, mix:SOURCE=WEIGHT,SOURCE=WEIGHT, a folder, or a .csv or .jsonl manifest"
         )
     raise UserError(f"data.source {name} does not exist: give a folder, a manifest or KIND:NAME")
 
@@ -325,61 +327,3 @@ def part_of(row: manifest.Row, info: VideoInfo) -> tuple[int, VideoInfo]:
     if stop <= first:
         raise DecodeError(f"{row.path}: there is no frame from {row.start or 0} to {row.end} s")
     return first, replace(info, num_frames=stop - first, duration=(stop - first) / info.rate)
-
-
-def _moving_shapes(name: str, split: str) -> Source:
-    """The embedded data set, rendered at the requested size."""
-    splits = (*moving_shapes.SPLITS, *moving_shapes.COMPOSITION_SPLITS, *moving_shapes.OPEN_SPLITS)
-    if split not in splits:
-        raise UserError(f"data.split {split} is unknown: {name} has {', '.join(splits)}, choose one of them")
-    numbers, class_names = moving_shapes.split_indices(split), moving_shapes.class_names(split)
-
-    def label(index: int) -> int:
-        return moving_shapes.label_in(split, numbers[index])
-
-    def captions(index: int) -> tuple[str, ...]:
-        return moving_shapes.describe(numbers[index])[1]
-
-    @contextmanager
-    def open_example(index: int, names: Sequence[str]) -> Iterator[Example]:
-        number = numbers[index]
-        streams = {"video": Rendered(number, moving_shapes.render), "flow": Rendered(number, moving_shapes.render_flow)}
-        values = {"tracks": moving_shapes.tracks(number)} if "tracks" in names else {}
-        yield Example(streams, label(index), captions(index), values)
-
-    ids = [f"moving_shapes/{split}[{index}]" for index in range(len(numbers))]
-    fields = {
-        "video": VIDEO,
-        "label": LABEL,
-        "flow": Field("frames", (2,), "uint8", mirrored=(0,)),
-        "tracks": Field("tracks", (1, 4)),
-    }
-    return Source(name, class_names, ids, open_example, label, captions, listed=True, fields=fields)
-
-
-@dataclass(frozen=True)
-class Rendered:
-    """A stream of a video of the embedded data set, rendered when it is read."""
-
-    number: int
-    render: Callable[[int, np.ndarray, int], np.ndarray]
-
-    @property
-    def info(self) -> VideoInfo:
-        """See `example.Stream`."""
-        return self._info(256)
-
-    def _info(self, size: int) -> VideoInfo:
-        count, rate = moving_shapes.NUM_FRAMES, moving_shapes.RATE
-        return VideoInfo(count, rate, size, size, count / rate, "rendered")
-
-    def read(
-        self, indices: Sequence[int] | np.ndarray, short_side: int | None = None
-    ) -> tuple[UInt8[np.ndarray, "t h w c"], VideoInfo]:
-        """See `example.Stream`; frames are rendered at the requested size."""
-        size = short_side or 256
-        return self.render(self.number, np.asarray(indices, np.int64), size), self._info(size)
-
-    def iterate(self, indices: np.ndarray, short_side: int | None) -> Iterator[UInt8[np.ndarray, "h w c"]]:
-        """See `example.Stream`."""
-        return in_pieces(self, indices, short_side)

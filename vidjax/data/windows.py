@@ -34,6 +34,8 @@ class Window:
     """Time in seconds of the sampled frame after the last one, or the end of the example."""
     frames: UInt8[np.ndarray, "v t h w c"]
     """Views of the clip; a window has one."""
+    first: int = 0
+    """Number of the window's first frame among the sampled ones."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +94,8 @@ class Videos:
                     while kept[0][0] < spans[following, 0]:
                         kept.popleft()
                     by_index = dict(kept)
-                    start, end = seconds[following].tolist()
-                    yield Window(start, end, np.stack([by_index[i] for i in spans[following].tolist()])[None])
+                    (start, end), first = seconds[following].tolist(), int(starts[following])
+                    yield Window(start, end, np.stack([by_index[i] for i in spans[following].tolist()])[None], first)
                     following += 1
 
 

@@ -22,6 +22,7 @@ from jaxtyping import Array, Bool, Float, Int
 from vidjax.errors import UserError
 from vidjax.layers.activations import exact_gelu
 from vidjax.layers.attention import attend_locally
+from vidjax.layers.card import Card
 from vidjax.layers.normalization import LayerNorm
 from vidjax.layers.transformer import DropPath
 
@@ -78,12 +79,14 @@ class Block(nn.Module):
 
     Attributes:
       scaled: whether there are scales, in the original if paths are dropped in training.
+      dropout: rate after each projection.
     """
 
     heads: int
     window: int
     stride: int = 1
     scaled: bool = True
+    dropout: float = 0.0
     dtype: DTypeLike | None = None
 
     @nn.compact
@@ -92,6 +95,7 @@ class Block(nn.Module):
     ) -> Float[Array, "b _ d"]:
         """The rate is of drop path."""
         width, shorter = x.shape[-1], valid[:, :: self.stride]
+        drop = partial(nn.Dropout, self.dropout, deterministic=not train)
 
         def add(x: Array, branch: Array, name: str) -> Array:
             if self.scaled:
@@ -104,9 +108,10 @@ class Block(nn.Module):
         )
         if self.stride > 1:
             x = nn.max_pool(x, (self.stride + 1,), (self.stride,), [((self.stride + 1) // 2,) * 2])
-        x = add(clear(x, shorter), attended, "attention")
+        x = add(clear(x, shorter), drop(name="dropout")(attended), "attention")
         hidden = nn.Dense(4 * width, dtype=self.dtype, name="fc1")(Norm(dtype=self.dtype, name="norm2")(x))
-        hidden = nn.Dense(width, dtype=self.dtype, name="fc2")(exact_gelu(hidden))
+        hidden = drop(name="dropout_1")(exact_gelu(hidden))
+        hidden = drop(name="dropout_2")(nn.Dense(width, dtype=self.dtype, name="fc2")(hidden))
         return add(x, clear(hidden, shorter), "mlp")
 
 
@@ -146,6 +151,8 @@ class ActionFormer(nn.Module):
       neck: what prepares the levels for the heads: norms, or a feature pyramid network.
       position: whether to add the position table; longer sequences stretch it.
       drop_path: rate of each block.
+      dropout: rate after each projection of a block.
+      card: the class names; features are not preprocessed.
     """
 
     num_classes: int
@@ -160,6 +167,8 @@ class ActionFormer(nn.Module):
     neck: Literal["identity", "fpn"] = "identity"
     position: bool = False
     drop_path: float = 0.1
+    dropout: float = 0.1
+    card: Card = Card()
     dtype: DTypeLike | None = None
 
     @property
@@ -192,7 +201,7 @@ class ActionFormer(nn.Module):
             )
         if features.shape[1] % self.strides[-1]:
             raise UserError(f"features of {features.shape[1]} steps: pad them to a multiple of {self.strides[-1]}")
-        block = partial(Block, self.heads, scaled=self.drop_path > 0, dtype=self.dtype)
+        block = partial(Block, self.heads, scaled=self.drop_path > 0, dropout=self.dropout, dtype=self.dtype)
         valid = jnp.arange(features.shape[1]) < lengths[:, None]
         x = features
         for number in range(self.depths[0]):

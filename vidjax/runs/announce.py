@@ -32,19 +32,22 @@ def describe_run(config: Any, source: "Source", shapes: Any, macs: int, steps: i
       shapes: shapes of the parameters.
       macs: multiply-accumulates of the forward pass of one clip.
       steps: total number of steps.
-      more: additional lines by their first word.
+      more: additional lines by their first word; `data` replaces the description of the clips.
     """
     data, devices = config.data, jax.devices()
     parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     groups = len(devices) // config.sequence
     per_epoch = len(source) * data.repeats / config.batch_size
     rate, peak = config.optim.learning_rate, config.optim.learning_rate * config.batch_size / 256
+    more = dict(more)
+    examples = more.pop("data", None) or (
+        f"clips of {data.frames} frames, {data.size} pixels, {describe_span(data, source)}"
+    )
     lines = {
         "devices": f"{len(devices)} x {devices[0].device_kind}, {jax.process_count()} process(es), "
         f"mesh data={groups // config.fsdp} fsdp={config.fsdp}"
         + (f" sequence={config.sequence}" if config.sequence > 1 else ""),
-        "data": f"{source.name}: {len(source):,} videos; clips of {data.frames} frames, {data.size} pixels, "
-        f"{describe_span(data, source)}",
+        "data": f"{source.name}: {len(source):,} videos; {examples}",
         **({"mix": describe_mix(source)} if source.parts else {}),
         "model": f"{config.model}: {parameters:,} parameters, {macs / 1e9:.3g} GMACs per clip (forward), "
         f"{computing_type(config.dtype).name}",

@@ -93,6 +93,7 @@ class Run:
         self.config, self.mesh, self.workdir = config, mesh, Path(config.workdir)
         self._bad_files: dict[str, Any] = {}
         self._compiling: threading.Thread | None = None
+        self._reads_clips = True
         self.has_begun = has_checkpoint(self.workdir)
 
     def plan(self, **sources: "Source | None") -> None:
@@ -127,6 +128,8 @@ class Run:
         numbers: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
         ema_decay: optax.Schedule | None = None,
         frozen: PyTree | None = None,
+        example: Mapping[str, tuple[tuple[int, ...], Any]] | None = None,
+        model_state: Mapping[str, PyTree] = MappingProxyType({}),
     ) -> None:
         """Sets up the sharded step from shapes; no array is allocated.
 
@@ -137,25 +140,22 @@ class Run:
           numbers: shapes of the integer fields of an example that the loss reads, besides `video` and `valid`.
           ema_decay: of the moving average by step, instead of the config's constant; only if the config has one.
           frozen: the parameters that `begin` gets as `frozen`, such as a teacher's, or their shapes.
+          example: shapes and types of the arrays of an example, besides `valid`, if it is no clip of a video.
+          model_state: initial values of collections that the loss keeps besides the model's variables.
 
         Raises:
           UserError: the stream does not exist, or has another number of channels than the model.
         """
         config, self.model = self.config, model
-        from vidjax.data.example import field_specs
-
-        (channels,) = field_specs(self.source, config.data, ())["video"].shape
-        if channels != len(model.card.mean):
-            raise UserError(
-                f"data.stream {config.data.stream} has {channels} channels, the model takes {len(model.card.mean)}: "
-                "choose another --data.stream, or a model for this one, such as i3d_flow for optical flow"
-            )
+        self._reads_clips = example is None
+        if example is None:
+            example = self._clip() | {name: (shape, jnp.int32) for name, shape in numbers.items()}
         self._init_key, run_key = jax.random.split(jax.random.key(config.seed)) if keys is None else keys
         weight_decay = config.optim.weight_decay_by_step(self.steps)
         tx = make_optimizer(config.optim, self.schedule, trained, factors, weight_decay)
 
         def init(key: jax.Array) -> dict[str, Any]:
-            return model.init(key, *(jnp.zeros(each.shape, each.dtype) for each in inputs))
+            return model.init(key, *(jnp.zeros(each.shape, each.dtype) for each in inputs)) | dict(model_state)
 
         # Traced once: the forward pass is in it, and so are the shapes.
         traced, variables = jax.make_jaxpr(init, return_shape=True)(self._init_key)
@@ -173,14 +173,25 @@ class Run:
         self.sharding = state_sharding(self.mesh, self.shapes)
         step = make_train_step(loss_fn, tx, config.accumulation, ema_decay or config.ema_decay)
         self.step = jit_step(step, self.sharding, self.mesh)
-        data = config.data
-        arrays = {"video": ((data.frames, data.size, data.size, channels), jnp.uint8), "valid": ((), bool)}
-        arrays |= {name: (shape, jnp.int32) for name, shape in numbers.items()}
+        arrays = {**example, "valid": ((), bool)}
         shapes = {name: ((config.batch_size, *shape), dtype) for name, (shape, dtype) in arrays.items()}
         self.batch = {
             name: jax.ShapeDtypeStruct(shape, dtype, sharding=array_sharding(self.mesh, name, shape))
             for name, (shape, dtype) in shapes.items()
         }
+
+    def _clip(self) -> dict[str, tuple[tuple[int, ...], Any]]:
+        """Shape and type of a clip; raises UserError if it has another number of channels than the model."""
+        from vidjax.data.example import field_specs
+
+        data = self.config.data
+        (channels,) = field_specs(self.source, data, ())["video"].shape
+        if channels != len(self.model.card.mean):
+            raise UserError(
+                f"data.stream {data.stream} has {channels} channels, the model takes {len(self.model.card.mean)}: "
+                "choose another --data.stream, or a model for this one, such as i3d_flow for optical flow"
+            )
+        return {"video": ((data.frames, data.size, data.size, channels), jnp.uint8)}
 
     def dry_run(self) -> dict[str, float]:
         """Compiles the step and prints the memory that each device needs; see `training.memory.dry_run`."""
@@ -227,7 +238,7 @@ class Run:
                 f"{self.workdir} was started with the classes {', '.join(before[:5])}, but {self.source.name} now has "
                 f"{', '.join(now[:5])}: use the original classes or another --workdir"
             )
-        if "validation" in self.sources:
+        if "validation" in self.sources and self._reads_clips:
             # Fails now rather than at the first validation if the videos are unreadable.
             describe_span(self.config.data, self.sources["validation"])
         open_run(self.config, self.shapes, **self.sources)
@@ -246,7 +257,8 @@ class Run:
         with suppress(Exception), jax.set_mesh(self.mesh) if self.config.sequence > 1 else nullcontext():
             shapes = jax.tree.map(_with_sharding, self.shapes, self.sharding)
             lowered = self.step.lower(shapes, self.batch)
-            threading.Thread(target=_import_tensorflow).start()
+            if self._reads_clips:
+                threading.Thread(target=_import_tensorflow).start()
             if jax.process_count() == 1:  # several compile in the same order
                 lowered.compile()
 
@@ -309,6 +321,7 @@ class Run:
                 self._compiling.join()
             return self.step(state, batch)
 
+        advise = partial(describe_starvation, self.source.name, self.config.data.workers) if self._reads_clips else None
         result = fit(
             step,
             state,
@@ -321,7 +334,7 @@ class Run:
             schedule=self.schedule,
             evaluate=evaluate,
             best=None if evaluate is None else best,
-            advise=partial(describe_starvation, self.source.name, self.config.data.workers),
+            advise=advise,
         )
         if not result.finished and is_main_process():
             print(f"stopped by SIGTERM, saved at step {int(result.state.step)}: run the same command to resume")

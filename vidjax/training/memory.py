@@ -172,18 +172,22 @@ def dry_run(
     """
     needed, available = run_memory(step, state, sharding, batch, mesh), available_memory()
     if jax.process_index() == 0:
-        print(describe_memory(config, needed, available, mesh), flush=True)
+        print(describe_memory(config, needed, available, mesh, batch), flush=True)
     numbers = {**dataclasses.asdict(needed), "total": needed.total}
     return numbers if available is None else {**numbers, "available": available, "fits": needed.total <= available}
 
 
-def describe_memory(config: Any, needed: RunMemory, available: int | None, mesh: Mesh) -> str:
+def describe_memory(
+    config: Any, needed: RunMemory, available: int | None, mesh: Mesh, batch: dict[str, jax.ShapeDtypeStruct]
+) -> str:
     """A table of the memory, and suggestions if it exceeds what is available.
 
     Args:
+      batch: shapes of a batch; the first array with a time axis is described.
       config: `model`, `batch_size`, `accumulation`, `remat`, `fsdp` and `data` are read.
     """
-    data, devices = config.data, jax.devices()
+    devices = jax.devices()
+    clip = " x ".join(map(str, next(array.shape[1:-1] for array in batch.values() if len(array.shape) > 2)))
     rows = {
         "parameters": needed.parameters,
         "optimiser": needed.optimizer,
@@ -193,7 +197,7 @@ def describe_memory(config: Any, needed: RunMemory, available: int | None, mesh:
         "total": needed.total,
     }
     lines = [
-        f"dry run of {config.model}: {config.batch_size} clips of {data.frames} x {data.size} x {data.size} per step "
+        f"dry run of {config.model}: {config.batch_size} clips of {clip} per step "
         f"on {len(devices)} x {devices[0].device_kind}; nothing was loaded or written",
         "memory per device",
         *(f"  {name:28}{size / 1e9:10.3f} GB" for name, size in rows.items() if size),

@@ -1,0 +1,135 @@
+"""Find actions in video files: start and end in seconds, class and score, with a run of localize.py.
+
+    python experiments/localize_predict.py --run runs/actions lecture.mp4
+    python experiments/localize_predict.py --run runs/actions videos/ --least_score 0.3 --json found.json
+
+The features are made as those were that the run was trained on (embed.py), by the same encoder; `--encoder` says where
+its weights are if they were moved. Files are streamed: of a video, only its features are kept. Times are those at which
+the frames are on screen, from the first frame on, also at variable frame rates.
+"""
+
+import dataclasses
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import unflatten_dict
+from tyro.conf import Positional
+
+from vidjax import cli, runs
+from vidjax.convert.checkpoint import read_model
+from vidjax.data.config import core_count
+from vidjax.errors import UserError
+from vidjax.evaluation.segments import Clock, Selection
+from vidjax.fields import check_values, require_positive
+from vidjax.runs.announce import print_notes
+from vidjax.runs.embedding import open_encoder
+from vidjax.runs.localization import Track, find_segments
+from vidjax.training.sharding import make_mesh
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A search for actions."""
+
+    paths: Positional[tuple[str, ...]]
+    """Video files, folders of videos, and lists."""
+    run: str
+    """The work directory of a run of localize.py."""
+    which: Literal["best", "last"] = "best"
+    """Checkpoint of the run: the one that validated best, or the newest."""
+    encoder: str | None = None
+    """The encoder of the features (default: where it was when they were made)."""
+    least_score: float = 0.1
+    """Segments with a lower score are not reported."""
+    batch_size: int = 16
+    """Windows per batch of the encoder."""
+    workers: int = 0
+    """Videos decoded in parallel, 0 = one per core."""
+    json: str | None = None
+    """Write the segments to this new file."""
+
+    def __post_init__(self) -> None:
+        check_values(self)
+        require_positive(self, "batch_size")
+        if not self.paths:
+            raise UserError("no video is given: give files or folders")
+        if self.json is not None and os.path.lexists(self.json):
+            raise UserError(f"{self.json} already exists, and nothing is overwritten: give another --json")
+        cli.check_files(json=self.json)
+
+
+def embed(config: Config, described: dict[str, Any]) -> tuple[list[str], dict[int, Track], dict[int, str]]:
+    """The names of the videos, the features of those that could be read, and the errors of the others."""
+    from vidjax.data.embeddings import sampled_rate
+    from vidjax.data.windows import batches, open_files
+
+    encode, clips = open_encoder(described["meta"], config.encoder)
+    videos, stride, size = open_files(config.paths), described["stride"], described["window"]
+    print_notes(videos.source)
+    rows: dict[int, list[tuple[int, float, float]]] = {}
+    features: dict[int, list[np.ndarray]] = {}
+    errors: dict[int, str] = {}
+    streams = (videos.windows(index, clips, stride) for index in range(len(videos.source)))
+
+    def failed(index: int, error: ValueError) -> None:
+        errors[index] = str(error)
+
+    for batch, pixels in batches(streams, config.batch_size, config.workers or core_count(), failed):
+        for (index, window), feature in zip(batch, encode(pixels), strict=False):  # the batch may be padded
+            rows.setdefault(index, []).append((window.first, window.start, window.end))
+            if window.first % stride == 0:  # the last window may be nearer to the one before
+                features.setdefault(index, []).append(feature)
+    tracks = {}
+    for index in features.keys() - errors.keys():
+        first, start, end = map(np.array, zip(*rows[index], strict=True))
+        clock = Clock(sampled_rate(first, start, end, size), stride, size, float(end[-1]))
+        tracks[index] = Track(np.stack(features[index]), clock)
+    return list(videos.source.ids), dict(sorted(tracks.items())), errors
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Finds, prints and writes the segments; returns the contents of the JSON file."""
+    path = Path(config.run) / "features.json"
+    if not path.is_file():
+        raise UserError(
+            f"{config.run} was not trained on features in a folder that embed.py wrote, so that its encoder is "
+            "unknown: give a run of localize.py on such features"
+        )
+    model = read_model(Path(config.run)).clone(dtype=jnp.float32)
+    weights, _ = runs.read_weights(config.run, config.which)
+    variables = {"params": unflatten_dict(weights, sep="/")["params"]}
+    selection = Selection(**runs.read_config(config.run)["selection"])
+    names, tracks, errors = embed(config, json.loads(path.read_text()))
+    for error in errors.values():
+        print(f"cannot be read: {error}", file=sys.stderr)
+    if not tracks:
+        raise UserError(f"none of the {len(names)} files could be read: see the reasons above")
+    numbers, lengths = list(tracks), [len(track.features) for track in tracks.values()]
+    read = [lambda number=number: tracks[number] for number in numbers]
+    mesh = make_mesh()
+    found = find_segments(read, lengths, model, variables, selection, mesh, mesh.size)
+    files: list[dict[str, Any]] = [{"path": name, "segments": []} for name in names]
+    for place, number in enumerate(numbers):
+        print(f"\n{names[number]}\n   start      end   score  class")
+        rows = found[(found.video == place) & (found.score >= config.least_score)]
+        for (start, end), score, label in zip(rows.segment, rows.score, rows.label, strict=True):
+            entry = {"start": float(start), "end": float(end), "class": model.card.class_names[label]}
+            print(f"{start:8.2f} {end:8.2f} {score:7.3f}  {entry['class']}")
+            files[number]["segments"].append(entry | {"score": float(score)})
+    for number, error in errors.items():
+        files[number]["error"] = error
+    report = {"config": cli.as_dict(config), "files": files}
+    if config.json:
+        with open(config.json, "x") as file:
+            file.write(json.dumps(report, indent=1) + "\n")
+        print(f"\nwrote {config.json}")
+    return report
+
+
+if __name__ == "__main__":
+    cli.run(main, Config)

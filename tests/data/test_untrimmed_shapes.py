@@ -1,0 +1,43 @@
+"""Untrimmed videos of moving shapes: what the pixels show is what the segments say."""
+
+import numpy as np
+
+from vidjax.data import untrimmed_shapes
+from vidjax.data.moving_shapes import CLASSES, RATE
+from vidjax.data.sources import open_source
+
+
+def center(frame):
+    """The centre of the shape, which is brighter than any background, on the torus: as angles of x and y."""
+    shape = frame.max(axis=-1) > 120
+    turns = np.exp(2j * np.pi * np.arange(len(frame)) / len(frame))
+    return np.angle((shape.sum(axis=0) * turns).sum()), np.angle((shape.sum(axis=1) * turns).sum())
+
+
+def test_the_shape_moves_within_segments_in_their_direction_and_stands_still_between_them():
+    source = open_source("synthetic:untrimmed_shapes", "validation")
+    with source.open(3, ["segments"]) as example:
+        segments, frames = example.values["segments"], example.streams["video"].read(np.arange(480), 48)[0]
+    centers = np.array([center(frame) for frame in frames])
+    step = np.angle(np.exp(1j * np.diff(centers, axis=0)))  # radians from each frame to the next
+    covered = np.zeros(479, bool)
+    for start, end, label in segments:
+        inside = slice(round(start * RATE), min(round(end * RATE), 479))
+        x, y = step[inside].sum(axis=0)
+        assert round(np.arctan2(-y, x) / (np.pi / 4)) % 8 == label
+        covered[inside] = True
+    assert len(segments) > 3 and np.abs(step[~covered]).max() == 0 and (np.abs(step[covered]).max(axis=1) > 0).all()
+
+
+def test_a_longer_video_begins_like_a_shorter_one_and_names_and_classes_are_those_of_the_annotations():
+    index = untrimmed_shapes.SPLITS["train"][5]
+    frames = np.array([470, 3])
+    longer = untrimmed_shapes.render(index, np.append(frames, 100_000), 16)
+    np.testing.assert_array_equal(untrimmed_shapes.render(index, frames, 16), longer[:2])
+    assert untrimmed_shapes.segments(index, 100_000)[-1, 1] > 6000
+    database = untrimmed_shapes.annotations()["database"]
+    source = open_source("synthetic:untrimmed_shapes", "train")
+    entry = database[source.ids[5].rpartition("/")[2]]
+    assert entry["subset"] == "training" and entry["duration"] == 30
+    expected = [(start, end, CLASSES[int(label)]) for start, end, label in untrimmed_shapes.segments(index)]
+    assert [(*each["segment"], each["label"]) for each in entry["annotations"]] == expected

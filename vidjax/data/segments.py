@@ -1,0 +1,368 @@
+"""Untrimmed videos as features on disk, with annotated segments: ActivityNet's JSON, and a folder of `.npy` files.
+
+The annotations are `{"database": {NAME: {"subset", "duration", "annotations": [{"segment": [START, END], "label"}]}}}`
+with times in seconds, as THUMOS 2014 is distributed too. The features of a video are the file PREFIX NAME.npy, as
+published for I3D (THUMOS), TSP and others: `t c`, or `c t` if its first side has the width of the features. A folder
+that `experiments/embed.py` wrote also says in `videos.json` which frames each feature is of.
+
+Opening lists the folder and opens a few files, so that 10,000 of them cost seconds; a video is memory-mapped when it is
+read, and only the part that a batch needs is copied.
+"""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from vidjax.data import untrimmed_shapes
+from vidjax.errors import UserError
+from vidjax.fields import check_values, free
+
+SHAPES = "synthetic:untrimmed_shapes"
+VIDEOS = "videos.json"
+"""File in a folder of features that embed.py wrote: their settings, and rate and duration of each video."""
+FAR = 1.5
+"""Times the duration; segments that end later are no rounded ones."""
+PROBED = 16
+"""Files that are opened at the start, evenly over the list."""
+
+
+@dataclass(frozen=True)
+class SegmentConfig:
+    """Features of untrimmed videos on disk, and their annotated segments."""
+
+    annotations: str = SHAPES
+    """A .json file in ActivityNet's form, or synthetic:untrimmed_shapes."""
+    features: str | None = None
+    """Folder of a .npy file for each video; the demo makes its own."""
+    prefix: str = ""
+    """What precedes the video's name in the name of its file, such as v_."""
+    train: str = "training"
+    """The subset to train on."""
+    validation: str | None = "validation"
+    """The subset to validate on."""
+    fps: float | None = None
+    """Frames per second in which stride and frames are counted (default: of each video, in the annotations)."""
+    stride: float | None = None
+    """Frames from one feature to the next; needed unless embed.py wrote the features."""
+    frames: float | None = None
+    """Frames that a feature is of; needed unless embed.py wrote the features."""
+    resize: bool = False
+    """Stretch features linearly to the model's length, as for ActivityNet."""
+    one_class: bool = False
+    """Find segments of any class, which another classifier may name."""
+    ignored: tuple[str, ...] = ()
+    """Classes whose segments are not learned, such as CliffDiving of THUMOS, whose segments are Diving too."""
+    crop: tuple[float, float] = (0.9, 1.0)
+    """A training video that is not too long is cropped to a part between these fractions of its length."""
+    least_part: float = 0.5
+    """A crop contains at least this part of one segment, and loses segments of which it contains less."""
+    max_bad_share: float = free(0.0)
+    """Stop if more than this fraction of the annotated videos have no features, or of the files no annotation."""
+
+    repeats = 1
+
+    def __post_init__(self) -> None:
+        check_values(self, "data.")
+        for name in ("fps", "stride", "frames"):
+            if (value := getattr(self, name)) is not None and value <= 0:
+                raise UserError(f"data.{name} is {value}: it must be above 0")
+        low, high = self.crop
+        if not 0 < low <= high <= 1:
+            raise UserError(f"data.crop is {low:g} {high:g}: give two fractions of the length, the lesser first")
+        for name in ("least_part", "max_bad_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"data.{name} is {getattr(self, name)}: it must be between 0 and 1")
+
+
+@dataclass(frozen=True)
+class Untrimmed:
+    """A video of which there are features.
+
+    Attributes:
+      name: its name in the annotations.
+      path: its file of features.
+      duration: in seconds.
+      fps, stride, frames: of the features, see `SegmentConfig`.
+      segments: start and end in seconds.
+      labels: positions in the class names.
+    """
+
+    name: str
+    path: str
+    duration: float
+    fps: float
+    stride: float
+    frames: float
+    segments: Float[np.ndarray, "m 2"]
+    labels: Int[np.ndarray, "m"]
+
+
+@dataclass(frozen=True)
+class SegmentSource:
+    """The videos of a subset; what `runs.run.Run` reads of a `Source` has the same names.
+
+    Attributes:
+      channels: width of the features.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    videos: Sequence[Untrimmed]
+    channels: int
+    notes: tuple[str, ...] = ()
+
+    parts = ()
+    listed = True
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    @property
+    def ids(self) -> list[str]:
+        """Names of the videos."""
+        return [video.name for video in self.videos]
+
+    def label(self, index: int) -> tuple[tuple[float, ...], ...]:
+        """Segments and labels of a video, by which a run that resumes knows its data."""
+        video = self.videos[index]
+        return tuple((*segment, label) for segment, label in zip(video.segments.tolist(), video.labels, strict=True))
+
+    def captions(self, _: int) -> tuple[str, ...]:
+        """None."""
+        return ()
+
+    def read(self, index: int) -> np.ndarray:
+        """The features of a video, `t c`, memory-mapped in the type in which they were stored. Raises UserError."""
+        return open_features(self.videos[index].path, self.channels)
+
+
+def open_features(path: str, channels: int | None) -> np.ndarray:
+    """Memory-maps a file of features as `t c`.
+
+    Args:
+      channels: width of the features; None takes the second side as the width.
+
+    Raises:
+      UserError: the file is damaged, is no array of two sides, or has another width.
+    """
+    try:
+        features = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): make its features again, or remove it") from error
+    sides = "x".join(map(str, features.shape))
+    if features.ndim != 2 or not features.size:
+        raise UserError(f"{path} has the shape {sides}: features are an array of time and channels")
+    if channels in (None, features.shape[1]):
+        return features
+    if channels == features.shape[0]:
+        return features.T
+    raise UserError(f"{path} has the shape {sides}, but the features have {channels} channels: give others, or a model")
+
+
+def read_annotations(path: str) -> dict[str, dict[str, Any]]:
+    """The videos of an ActivityNet file by name.
+
+    Raises:
+      UserError: the file does not exist or has another form.
+    """
+    if path == SHAPES:
+        return untrimmed_shapes.annotations()["database"]
+    try:
+        database = json.loads(Path(path).read_text())["database"]
+        for name, entry in database.items():
+            numbers = [entry["duration"], *(bound for each in entry["annotations"] for bound in each["segment"])]
+            well = all(len(each["segment"]) == 2 and isinstance(each["label"], str) for each in entry["annotations"])
+            if not well or not np.isfinite(np.array(numbers, float)).all() or not entry["duration"] > 0:
+                raise ValueError(f"of {name}")
+            entry["subset"].lower()
+    except OSError as error:
+        raise UserError(f"data.annotations {path} cannot be read ({error.strerror}): give a .json file") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"data.annotations {path} is not in ActivityNet's form ({error}): a database of videos, each with subset, "
+            "duration and annotations of a segment [start, end] and a label"
+        ) from error
+    return database
+
+
+def order_classes(database: Mapping[str, Any]) -> tuple[str, ...]:
+    """All class names of the annotations, in the order of their `label_id` if they have one, else of the alphabet."""
+    numbers = {each["label"]: each.get("label_id", 0) for entry in database.values() for each in entry["annotations"]}
+    return tuple(sorted(numbers, key=lambda name: (numbers[name], name)))
+
+
+def open_segments(
+    data: SegmentConfig, subset: str, channels: int | None = None, class_names: Sequence[str] | None = None
+) -> SegmentSource:
+    """Opens the videos of a subset, and checks annotations and features against each other.
+
+    Args:
+      channels: width that the features must have; by default that of the first file.
+      class_names: the classes that a model knows, by default those of the annotations.
+
+    Raises:
+      UserError: with counts and examples: videos without features, files without annotation, times that are no seconds,
+        unknown classes, features of another width or stride, or no video at all.
+    """
+    database = read_annotations(data.annotations)
+    kinds = Counter(entry["subset"].lower() for entry in database.values())
+    entries = {name: entry for name, entry in database.items() if entry["subset"].lower() == subset.lower()}
+    if not entries:
+        known = ", ".join(f"{kind} ({count:,})" for kind, count in kinds.items())
+        raise UserError(f"{data.annotations} has no videos in the subset {subset}: it has {known or 'none'}")
+    files = _list_files(data)
+    notes = _missing(data, entries, database, files)
+    entries = {name: entry for name, entry in entries.items() if name in files}
+    if not entries:
+        raise UserError(f"{data.features} has features of none of the videos of {subset}: is data.prefix right?")
+    names = tuple(class_names or order_classes(database))
+    _require_known(entries, names)
+    written, times = _described(data), {}
+    for name, entry in entries.items():
+        times[name] = _rates(data, written, name, entry)
+    cut, more = _cut_segments(entries)
+    notes += more
+    labels = {name: -1 if name in data.ignored else 0 if data.one_class else row for row, name in enumerate(names)}
+    videos = []
+    for name, entry in entries.items():
+        rows = [(*segment, labels[label]) for *segment, label in cut[name] if labels[label] >= 0]
+        table = np.array(rows, float).reshape(-1, 3)
+        duration = float(entry["duration"])
+        videos.append(Untrimmed(name, files[name], duration, *times[name], table[:, :2], table[:, 2].astype(int)))
+    if not any(len(video.labels) for video in videos):
+        raise UserError(f"none of the {len(videos):,} videos of {subset} has a segment: annotate them")
+    channels = channels or open_features(videos[0].path, None).shape[1]
+    _probe(videos, channels, data.resize)
+    classes = ("action",) if data.one_class else names
+    return SegmentSource(f"{data.annotations}, {subset}", classes, videos, channels, tuple(notes))
+
+
+def _examples(names: Sequence[str]) -> str:
+    return f"{', '.join(map(str, names[:3]))}{', ...' if len(names) > 3 else ''}"
+
+
+def _list_files(data: SegmentConfig) -> dict[str, str]:
+    """The paths of the files of features by the name of the video."""
+    if data.features is None:
+        raise UserError("no features are given: give --data.features, a folder of .npy files (embed.py writes them)")
+    try:
+        with os.scandir(data.features) as listing:
+            files = [entry.name for entry in listing if entry.name.endswith(".npy")]
+    except OSError as error:
+        raise UserError(f"data.features {data.features} cannot be listed ({error.strerror}): give a folder") from error
+    start = len(data.prefix)
+    return {f[start:-4]: os.path.join(data.features, f) for f in sorted(files) if f.startswith(data.prefix)}
+
+
+def _missing(
+    data: SegmentConfig, entries: Mapping[str, Any], database: Mapping[str, Any], files: Mapping[str, str]
+) -> list[str]:
+    """Notes on videos without features, and files without annotation; raises UserError if they are too many."""
+    pairs = (
+        ([name for name in entries if name not in files], len(entries), "annotated videos", "features"),
+        ([name for name in files if name not in database], len(files), "files of features", "annotation"),
+    )
+    notes = []
+    for missing, total, what, lacks in pairs:
+        line = f"{len(missing):,} of the {total:,} {what} have no {lacks}: {_examples(missing)}"
+        if len(missing) > data.max_bad_share * total:
+            raise UserError(
+                f"{data.features}: {line}; add them, or allow such with --data.max_bad_share (and see data.prefix)"
+            )
+        notes += [line] if missing else []
+    return notes
+
+
+def _require_known(entries: Mapping[str, Any], names: Sequence[str]) -> None:
+    counts = Counter(each["label"] for entry in entries.values() for each in entry["annotations"])
+    if unknown := [name for name in counts if name not in names]:
+        raise UserError(
+            f"{sum(counts[name] for name in unknown):,} segments are of {len(unknown)} classes that the model does not "
+            f"know, such as {_examples(unknown)}: rename them to its {len(names)} classes, {_examples(names)}"
+        )
+
+
+def _described(data: SegmentConfig) -> dict[str, Any] | None:
+    """What embed.py wrote about the folder; None if it did not write it."""
+    path = Path(data.features or "") / VIDEOS
+    if not path.is_file():
+        return None
+    written = json.loads(path.read_text())
+    for name, value in (("stride", written["stride"]), ("frames", written["window"])):
+        if getattr(data, name) not in (None, value):
+            raise UserError(
+                f"data.{name} is {getattr(data, name):g}, but the features in {data.features} were made with {value}: "
+                "omit it, or make others"
+            )
+    return written
+
+
+def _rates(
+    data: SegmentConfig, written: dict[str, Any] | None, name: str, entry: Mapping[str, Any]
+) -> tuple[float, float, float]:
+    """Frames per second, stride and frames of a video's features."""
+    if written is not None:
+        if name not in written["videos"]:
+            raise UserError(f"{data.features}/{VIDEOS} does not have {name}: add it, or remove its file")
+        return written["videos"][name]["fps"], written["stride"], written["window"]
+    if data.stride is None or data.frames is None:
+        raise UserError(
+            f"which frames the features in {data.features} are of is unknown: give --data.stride and --data.frames"
+        )
+    if (fps := data.fps or entry.get("fps")) is None:
+        raise UserError(f"{data.annotations} has no fps of {name}: give --data.fps, in which the stride is counted")
+    return float(fps), data.stride, data.frames
+
+
+def _cut_segments(entries: Mapping[str, Any]) -> tuple[dict[str, list[tuple[float, float, str]]], list[str]]:
+    """Segments within the duration of their video, and notes on those that were cut or have no length.
+
+    Raises:
+      UserError: segments end far beyond their video, as times in frames would.
+    """
+    total, far, late, empty, cut = 0, [], [], [], {}
+    for name, entry in entries.items():
+        duration, cut[name] = entry["duration"], []
+        for each in entry["annotations"]:
+            (start, end), total = each["segment"], total + 1
+            if end > FAR * duration:
+                far.append(f"{name} ({start:g} to {end:g} of {duration:g} s)")
+            if end > duration:
+                late.append(name)
+            start, end = max(start, 0), min(end, duration)
+            if start < end:
+                cut[name].append((start, end, each["label"]))
+            else:
+                empty.append(name)
+    if far:
+        raise UserError(
+            f"{len(far):,} of {total:,} segments end far beyond their video: {_examples(far)}; times are in seconds, "
+            "and these look like frames: divide them by the frames per second"
+        )
+    notes = [f"{len(late):,} of {total:,} segments end after their video and are cut: {_examples(late)}"] * bool(late)
+    notes += [f"{len(empty):,} of {total:,} segments have no length and are left out: {_examples(empty)}"] * bool(empty)
+    return cut, notes
+
+
+def _probe(videos: Sequence[Untrimmed], channels: int, resized: bool) -> None:
+    """Opens a few files; raises UserError if their width, or how long they should last, is wrong."""
+    wrong = []
+    probed = [videos[i] for i in np.unique(np.linspace(0, len(videos) - 1, PROBED).astype(int))]
+    for video in probed:
+        steps = len(open_features(video.path, channels))
+        seconds = ((steps - 1) * video.stride + video.frames) / video.fps
+        slack = (video.stride + video.frames) / video.fps
+        if not resized and not 0.8 * video.duration - slack <= seconds <= 1.25 * video.duration + slack:
+            wrong.append(f"{video.name} ({steps} features last {seconds:.1f} s, the video {video.duration:.1f} s)")
+    if 2 * len(wrong) > len(probed):
+        raise UserError(
+            f"{len(wrong)} of {len(probed)} files do not last as long as their videos: {_examples(wrong)}; the "
+            "features have another stride or rate: give it with --data.stride and --data.fps"
+        )

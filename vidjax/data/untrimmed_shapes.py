@@ -1,0 +1,83 @@
+"""Untrimmed videos of the embedded data set: a shape that moves several times, with pauses in which it stands still.
+
+Scenes and directions are those of `moving_shapes`. Each motion has a direction, a speed and a length of its own, so
+that a single frame carries no information on what moves where, nor on whether anything does. Segments are exact. A
+video is a function of its index, can have any length, and a longer one begins like a shorter one.
+"""
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+from vidjax.data.moving_shapes import CLASSES, RATE, paint, scene_of
+
+NUM_FRAMES = 480
+"""Frames per video, half a minute. Later frames can be rendered too."""
+SPLITS = {"train": range(2_000_000, 2_000_128), "validation": range(3_000_000, 3_000_048)}
+"""Disjoint indices, also from those of `moving_shapes`."""
+SUBSETS = {"train": "training", "validation": "validation"}
+"""Names of the splits in ActivityNet's annotations."""
+MOTION, PAUSE = (24, 64), (12, 48)
+"""Least and most frames of a motion and of the pause before it."""
+
+
+class Motions(NamedTuple):
+    """The motions of a video, one after the other.
+
+    Attributes:
+      start, end: frame numbers; the shape moves in the steps between them.
+      label: direction, a position in `moving_shapes.CLASSES`.
+      velocity: in frame widths per frame, y points down.
+    """
+
+    start: Int[np.ndarray, "m"]
+    end: Int[np.ndarray, "m"]
+    label: Int[np.ndarray, "m"]
+    velocity: Float[np.ndarray, "m 2"]
+
+
+@lru_cache(256)
+def motions(index: int, frames: int = NUM_FRAMES) -> Motions:
+    """The motions that begin before frame number `frames`."""
+    random = np.random.Generator(np.random.Philox(key=index + (1 << 64)))  # other numbers than the scene's
+    rows, end = [], 0
+    while (start := end + int(random.integers(*PAUSE, endpoint=True))) < frames:
+        end = start + int(random.integers(*MOTION, endpoint=True))
+        rows.append((start, end, int(random.integers(len(CLASSES))), random.uniform(1 / 40, 1 / 20)))
+    start, end, label, speed = np.array(rows).reshape(-1, 4).T
+    angle = 2 * np.pi * label / len(CLASSES)
+    velocity = speed[:, None] * np.stack([np.cos(angle), -np.sin(angle)], axis=1)
+    return Motions(start.astype(int), end.astype(int), label.astype(int), velocity)
+
+
+def segments(index: int, frames: int = NUM_FRAMES) -> Float[np.ndarray, "m 3"]:
+    """Start and end in seconds, and direction, of each motion in the first `frames` frames."""
+    start, end, label, _ = motions(index, frames)
+    return np.stack([start / RATE, np.minimum(end, frames) / RATE, label], axis=1)
+
+
+def render(index: int, frames: np.ndarray, size: int) -> UInt8[np.ndarray, "t h w 3"]:
+    """Renders frames of a video; see `moving_shapes.render`."""
+    frames = np.asarray(frames, np.int64)
+    start, end, _, velocity = motions(index, int(frames.max(initial=0)) + 1)
+    moved = np.clip(frames[:, None], start, end) - start  # `t m`, frames in motion
+    scene = scene_of(index)
+    return paint(scene, scene.start + moved @ velocity, size)
+
+
+def annotations() -> dict[str, Any]:
+    """The segments of all videos in the form of ActivityNet's JSON file."""
+    database = {}
+    for split, indices in SPLITS.items():
+        for number, index in enumerate(indices):
+            found = [{"segment": [s, e], "label": CLASSES[int(label)]} for s, e, label in segments(index).tolist()]
+            entry = {"subset": SUBSETS[split], "duration": NUM_FRAMES / RATE, "annotations": found}
+            database[video_name(split, number)] = entry
+    return {"version": "untrimmed shapes", "database": database}
+
+
+def video_name(split: str, number: int) -> str:
+    """The name of a video of a split, which its annotations and its file of features have."""
+    return f"{split}_{number:04d}"

@@ -1,0 +1,294 @@
+"""Temporal localisation on features of untrimmed videos: batches, segments of whole videos, and their evaluation."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Float
+
+from vidjax.data.segments import VIDEOS, SegmentConfig, SegmentSource, Untrimmed
+from vidjax.evaluation.localization import Instances, localization
+from vidjax.evaluation.segments import Clock, Selection, select
+from vidjax.training.sharding import is_main_process, jit_on_mesh, put_batch, this_process
+from vidjax.training.state import TrainState
+
+TRIALS = 200
+"""Random crops that are tried until one contains enough of a segment."""
+
+SHOWN, LEAST_SHOWN = 6, 0.2
+"""Videos in the picture of timelines, and the least score of the segments in it."""
+
+Localize = Callable[..., tuple[list[jax.Array], list[jax.Array]]]
+
+
+class Track(NamedTuple):
+    """The features of a video, and their times."""
+
+    features: Float[np.ndarray, "t c"]
+    clock: Clock
+
+
+def read(source: SegmentSource, index: int, length: int, resize: bool) -> Track:
+    """The features of a video in the type in which they are stored, memory-mapped unless they are stretched.
+
+    Args:
+      length: to which they are stretched, if `resize`.
+    """
+    video, features = source.videos[index], source.read(index)
+    stride, frames = video.stride, video.frames
+    if resize:
+        stride = frames = ((len(features) - 1) * stride + frames) / length
+        features = stretch(np.asarray(features, np.float32), length)
+    return Track(features, Clock(video.fps, stride, frames, video.duration))
+
+
+def stretch(features: Float[np.ndarray, "t c"], length: int) -> Float[np.ndarray, "l c"]:
+    """Resizes features over time linearly, with the ends of both at the same times."""
+    place = np.clip((np.arange(length) + 0.5) * len(features) / length - 0.5, 0, len(features) - 1)
+    before = place.astype(int)
+    part = (place - before)[:, None].astype(features.dtype)
+    return features[before] * (1 - part) + features[np.minimum(before + 1, len(features) - 1)] * part
+
+
+def crop(
+    random: np.random.Generator, steps: int, segments: Float[np.ndarray, "m 2"], length: int, data: SegmentConfig
+) -> tuple[int, int]:
+    """Begin and end of a random part of a training video that contains enough of at least one segment.
+
+    Args:
+      steps: of the features.
+      segments: in steps.
+      length: longer videos are cropped to it, others to a random part of their length.
+    """
+    size = length
+    if steps <= length:
+        low, high = (round(bound * steps) for bound in data.crop)
+        size = int(random.integers(max(low, 1), max(high, 1), endpoint=True))
+    if size >= steps:
+        return 0, steps
+    for _ in range(TRIALS):
+        begin = int(random.integers(0, steps - size, endpoint=True))
+        if not len(segments) or (_part_inside(segments, begin, begin + size) >= data.least_part).any():
+            break
+    return begin, begin + size
+
+
+def _part_inside(segments: Float[np.ndarray, "m 2"], begin: int, end: int) -> Float[np.ndarray, "m"]:
+    inside = np.minimum(segments[:, 1], end) - np.maximum(segments[:, 0], begin)
+    return np.maximum(inside, 0) / np.maximum(segments[:, 1] - segments[:, 0], 1e-9)
+
+
+def most_segments(source: SegmentSource) -> int:
+    """The number of segments of the video that has most."""
+    return max(len(video.labels) for video in source.videos)
+
+
+def example_arrays(model: nn.Module, source: SegmentSource) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """Shapes and types of the arrays of a training example; see `train_batches`."""
+    most = most_segments(source)
+    return {
+        "features": ((model.max_length, model.channels), jnp.float32),
+        "length": ((), jnp.int32),
+        "segments": ((most, 2), jnp.float32),
+        "labels": ((most,), jnp.int32),
+        "annotated": ((most,), bool),
+    }
+
+
+def train_example(
+    source: SegmentSource, index: int, random: np.random.Generator, model: nn.Module, data: SegmentConfig
+) -> dict[str, np.ndarray]:
+    """Features and their length, and segments in steps with labels; all padded, `annotated` where they are not."""
+    features, clock = read(source, index, model.max_length, data.resize)
+    video = source.videos[index]
+    segments = clock.steps(video.segments)
+    shown = segments[:, 0] < len(features)  # some published features end before the video
+    segments, labels = np.minimum(segments[shown], len(features)), video.labels[shown]
+    begin, end = (0, len(features)) if data.resize else crop(random, len(features), segments, model.max_length, data)
+    if end - begin < len(features):
+        kept = _part_inside(segments, begin, end) >= data.least_part
+        segments, labels = np.clip(segments[kept], begin, end) - begin, labels[kept]
+    arrays = {name: np.zeros(shape, dtype) for name, (shape, dtype) in example_arrays(model, source).items()}
+    arrays["features"][: end - begin] = features[begin:end]
+    arrays["length"][...] = end - begin
+    arrays["segments"][: len(segments)], arrays["labels"][: len(labels)] = segments, labels
+    arrays["annotated"][: len(labels)] = True
+    return arrays | {"valid": np.ones((), bool)}
+
+
+def train_batches(
+    source: SegmentSource, model: nn.Module, data: SegmentConfig, *, batch_size: int, seed: int, first: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """This process's part of each batch from number `first` on, without end: a pure function of seed and number.
+
+    All videos are drawn in random order, then again in another order, each time with another crop.
+    """
+    place, part = this_process()["process_index"], batch_size // this_process()["process_count"]
+    number, epoch, order = first * batch_size + place * part, -1, np.zeros(0, int)
+    while True:
+        examples = []
+        for k in range(number, number + part):
+            if k // len(source) != epoch:
+                epoch = k // len(source)
+                order = np.random.default_rng((seed, 0, epoch)).permutation(len(source))
+            random = np.random.default_rng((seed, 1, k))
+            examples.append(train_example(source, int(order[k % len(source)]), random, model, data))
+        yield {name: np.stack([each[name] for each in examples]) for name in examples[0]}
+        number += batch_size
+
+
+def make_localize(model: nn.Module, mesh: Mesh) -> Localize:
+    """`(variables, features, lengths) -> probabilities, offsets` of the points of each level, on all processes."""
+
+    @partial(jit_on_mesh, mesh=mesh)
+    def localize(variables: dict[str, Any], batch: dict[str, jax.Array]) -> tuple[list[jax.Array], list[jax.Array]]:
+        logits, offsets = model.apply(variables, batch["features"], batch["length"])
+        masks = level_masks(model, batch["features"].shape[1], batch["length"])
+        probabilities = [
+            jax.nn.sigmoid(each.astype(jnp.float32)) * mask[..., None] for each, mask in zip(logits, masks, strict=True)
+        ]
+        return probabilities, [each.astype(jnp.float32) for each in offsets]
+
+    return localize
+
+
+def level_masks(model: nn.Module, length: int, lengths: jax.Array) -> list[jax.Array]:
+    """Which points of each level are not beyond the end of their video (b t)."""
+    valid = jnp.arange(length) < lengths[:, None]
+    return [valid[:, ::stride] for stride in model.strides]
+
+
+def padded_length(steps: int, length: int) -> int:
+    """The model's length, in training that of all videos, doubled until the steps fit."""
+    while length < steps:
+        length *= 2
+    return length
+
+
+def find_segments(
+    sequences: Sequence[Callable[[], Track]],
+    lengths: Sequence[int],
+    model: nn.Module,
+    variables: dict[str, Any],
+    selection: Selection,
+    mesh: Mesh,
+    batch_size: int,
+    localize: Localize | None = None,
+) -> Instances:
+    """The segments of whole videos, numbered in their order.
+
+    Args:
+      sequences: read the features of each video.
+      lengths: steps of each video. Longer ones than the model's length are padded to few lengths, one for a device.
+      selection: of the segments.
+      batch_size: videos per batch, over all devices.
+      localize: from `make_localize`, if there was one already.
+    """
+    localize = localize or make_localize(model, mesh)
+    fitting = np.array([padded_length(steps, model.max_length) for steps in lengths])
+    place, count = this_process()["process_index"], this_process()["process_count"]
+    found: list[Instances] = []
+    for length in np.unique(fitting):
+        rows = batch_size if length == model.max_length else mesh.shape["data"] * mesh.shape["fsdp"]
+        videos = np.flatnonzero(fitting == length)
+        for chosen in np.split(videos, np.arange(rows, len(videos), rows)):
+            read_now = {int(video): sequences[video]() for video in chosen}
+            batch = {
+                "features": np.zeros((rows, length, model.channels), np.float32),
+                "length": np.zeros(rows, np.int32),
+            }
+            for row, (features, _) in enumerate(read_now.values()):
+                batch["features"][row, : len(features)], batch["length"][row] = features, len(features)
+            mine = slice(place * rows // count, (place + 1) * rows // count)
+            outputs = localize(variables, put_batch({name: each[mine] for name, each in batch.items()}, mesh))
+            probabilities, offsets = jax.device_get(outputs)
+            for row, (video, (_, clock)) in enumerate(read_now.items()):
+                levels = ([each[row] for each in kind] for kind in (probabilities, offsets))
+                segments, scores, labels = select(*levels, model.strides, selection, clock)
+                found.append(Instances(np.full(len(scores), video), segments, labels, scores))
+    fields = zip(*((each.video, each.segment, each.label, each.score) for each in found), strict=True)
+    return Instances(*map(np.concatenate, fields))
+
+
+def annotated(videos: Sequence[Untrimmed]) -> Instances:
+    """The annotated segments of videos, numbered in their order."""
+    numbers = np.repeat(np.arange(len(videos)), [len(video.labels) for video in videos])
+    return Instances(
+        numbers, np.concatenate([each.segments for each in videos]), np.concatenate([each.labels for each in videos])
+    )
+
+
+def segment_validator(
+    source: SegmentSource,
+    model: nn.Module,
+    data: SegmentConfig,
+    selection: Selection,
+    thresholds: Float[np.ndarray, "t"],
+    mesh: Mesh,
+    batch_size: int,
+    dialect: Any = "opentad",
+) -> Callable[[TrainState, int], dict[str, float]]:
+    """mAP on all videos of a source, of the moving average of the parameters if there is one.
+
+    `chance_map` is the mean with the segments that were found in the next video.
+    """
+    localize, truth = make_localize(model, mesh), annotated(source.videos)
+    sequences = [partial(read, source, index, model.max_length, data.resize) for index in range(len(source))]
+    lengths = [model.max_length if data.resize else len(source.read(index)) for index in range(len(source))]
+
+    def validate(state: TrainState, step: int) -> dict[str, float]:
+        variables = {"params": state.evaluated_params}
+        found = find_segments(sequences, lengths, model, variables, selection, mesh, batch_size, localize)
+        result = localization(truth, found, thresholds, dialect)
+        others = Instances((found.video + 1) % len(source), found.segment, found.label, found.score)
+        chance = localization(truth, others, thresholds, dialect)
+        by_threshold = {f"map_{100 * t:.0f}": float(value) for t, value in zip(thresholds, result.map, strict=True)}
+        return {**by_threshold, "average_map": result.average_map, "chance_map": chance.average_map}
+
+    return validate
+
+
+def save_examples(run: Any, source: SegmentSource, state: TrainState) -> None:
+    """Draws the timelines of the first videos of a source, with what the trained model finds in them."""
+    from vidjax.visualize.timeline import Bar, save_timelines  # imports Matplotlib
+
+    config, videos = run.config, source.videos[:SHOWN]
+    tracks = [partial(read, source, index, run.model.max_length, config.data.resize) for index in range(len(videos))]
+    lengths = [len(track().features) for track in tracks]
+    variables = {"params": state.evaluated_params}
+    found = find_segments(tracks, lengths, run.model, variables, config.selection, run.mesh, config.batch_size)
+    rows = {}
+    for number, video in enumerate(videos):
+        of_video = found[found.video == number]
+        best = of_video[of_video.score >= LEAST_SHOWN]
+        bars = [
+            Bar(*segment, label, score)
+            for segment, label, score in zip(best.segment, best.label, best.score, strict=True)
+        ]
+        truth = [Bar(*segment, label) for segment, label in zip(video.segments, video.labels, strict=True)]
+        rows[video.name] = (video.duration, truth, bars)
+    save_timelines(run.workdir / "timelines.png", rows, source.class_names)
+
+
+def keep_description(folder: str, workdir: Path) -> None:
+    """Copies what embed.py wrote about the features into the work directory, for `localize_predict.py`."""
+    if is_main_process() and (Path(folder) / VIDEOS).is_file():
+        (workdir / "features.json").write_bytes((Path(folder) / VIDEOS).read_bytes())
+
+
+def describe_map(evaluations: dict[int, dict[str, float]]) -> tuple[list[str], dict[str, float]]:
+    """Lines with the mAP by tIoU of the best evaluation, and its numbers; empty without evaluations."""
+    if not evaluations:
+        return [], {}
+    step, best = max(evaluations.items(), key=lambda entry: entry[1]["average_map"])
+    columns = {name.removeprefix("map_"): value for name, value in best.items() if name.startswith("map_")}
+    heads = "".join(f"{int(name) / 100:8.2f}" for name in columns) + "    mean   by chance"
+    values = "".join(f"{value:8.1%}" for value in columns.values())
+    line = f"{values}{best['average_map']:8.1%}{best['chance_map']:12.1%}"
+    return [f"tIoU      {heads}", f"mAP       {line} (step {step})"], best
