@@ -178,7 +178,7 @@ def convert(source, indices: list[int], config: Config) -> Iterator[tuple[int, b
 
 def make_record(source, index: int, config: Config) -> bytes:
     """Reads, subsamples, shrinks and encodes one video."""
-    from vidjax.data import records
+    from vidjax.data import images, records
     from vidjax.data.sampling import frames_at
 
     with source.open(index, list(source.fields)) as example:
@@ -194,7 +194,7 @@ def make_record(source, index: int, config: Config) -> bytes:
     count, height, width = frames.shape[:3]
     return records.encode_record(
         records.Record(
-            frames=records.encode_frames(frames, config.quality),
+            frames=images.encode_frames(frames, config.quality),
             rate=video.info.rate * count / video.info.num_frames,
             height=height,
             width=width,
@@ -203,7 +203,7 @@ def make_record(source, index: int, config: Config) -> bytes:
             captions=example.captions,
             id=source.ids[index],
             values=example.values,
-            streams={name: records.encode_stream(frames) for name, frames in further.items()},
+            streams={name: images.encode_stream(frames) for name, frames in further.items()},
         )
     )
 

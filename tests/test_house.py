@@ -101,7 +101,7 @@ print(json.dumps(loaded))
     assert [name for name, heavy in json.loads(done.stdout).items() if heavy] == []
 
 
-WITH_TENSORFLOW = ("augment", "pipeline", "rand_augment", "records", "stored")
+WITH_TENSORFLOW = ("augment", "images", "pipeline", "rand_augment", "records", "stored")
 """Modules of vidjax/data that import TensorFlow: training batches, TFRecords and TFDS."""
 WITHOUT = (
     "caption", "check_data", "embed", "evaluate", "localize", "localize_predict", "predict", "probe", "retrieve",

@@ -141,13 +141,13 @@ def write_shards(folder: Path) -> None:
     """Writes two TFRecord files of two numbered videos each, with labels, captions and a classes.json."""
     import tensorflow as tf
 
-    from vidjax.data import records  # after the import hook of conftest.py
+    from vidjax.data import images, records  # after the import hook of conftest.py
 
     for shard in range(2):
         with tf.io.TFRecordWriter(str(folder / f"videos-{shard}.tfrecord")) as writer:
             for i in range(2):
                 number = 100 * shard + 10 * i
-                frames = records.encode_frames(numbered(6, first=number), quality=90)
+                frames = images.encode_frames(numbered(6, first=number), quality=90)
                 writer.write(
                     records.encode_record(
                         records.Record(frames, 12.5, 48, 80, i, "ab"[i], ("a text", "another") * i, f"clip {number}")

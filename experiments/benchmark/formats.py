@@ -55,7 +55,7 @@ class Format(NamedTuple):
 
 def jpeg(quality: int) -> Format:
     """JPEG with halved chroma, as `write_tfrecords.py` writes it."""
-    from vidjax.data.records import EncodedFrames, encode_frames
+    from vidjax.data.images import EncodedFrames, encode_frames
 
     return Format(
         lambda frames: encode_frames(frames, quality),

@@ -206,7 +206,7 @@ def prepare(config: Input, folder: Path) -> Plan:
     """
     import tensorflow as tf
 
-    from vidjax.data import records
+    from vidjax.data import images, records
     from vidjax.data.decode import DecodeError, VideoInfo
     from vidjax.data.example import Example
     from vidjax.data.pipeline import train_batches
@@ -228,8 +228,8 @@ def prepare(config: Input, folder: Path) -> Plan:
             good.append(str(Path(path).resolve()))
             infos.append(clip.info)
             height, width = clip.frames.shape[1:3]
-            images = records.encode_frames(clip.frames, 90)
-            record = records.Record(images, clip.info.rate, height, width, -1, "", (), path)
+            frames = images.encode_frames(clip.frames, 90)
+            record = records.Record(frames, clip.info.rate, height, width, -1, "", (), path)
             writer.write(records.encode_record(record))
     if not good:
         raise UserError(

@@ -8,12 +8,12 @@ import tensorflow as tf
 import videos
 from PIL import Image
 
-from vidjax.data import records
+from vidjax.data import images, records
 from vidjax.data.decode import DecodeError
 
 
 def record(count=5, number=0, **changes):
-    frames = records.encode_frames(videos.numbered(count, first=number), quality=90)
+    frames = images.encode_frames(videos.numbered(count, first=number), quality=90)
     values = {"frames": frames, "rate": 12.5, "height": 48, "width": 80, "label": 2, "label_name": "a b"}
     return records.Record(**(values | {"captions": ("a caption – ü",), "id": f"clip {number}"} | changes))
 
@@ -86,13 +86,13 @@ def test_an_unknown_rate_stays_unknown():
 
 
 def test_only_requested_frames_are_decoded():
-    encoded = records.encode_frames(videos.numbered(6), quality=90)
+    encoded = images.encode_frames(videos.numbered(6), quality=90)
     encoded[2] = b"damaged"
-    frames = records.decode_frames(encoded, [5, 0, 5, 3], None, "x")
+    frames = images.decode_frames(encoded, [5, 0, 5, 3], None, "x")
     assert videos.numbers(frames) == [5, 0, 5, 3]
     for indices in ([1, 2], [2, 3]):  # the first frame tells the size
         with pytest.raises(DecodeError, match=r"^x: frame 2 is not an image that can be decoded$"):
-            records.decode_frames(encoded, indices, None, "x")
+            images.decode_frames(encoded, indices, None, "x")
 
 
 def encoded_as(image, kind):
@@ -108,8 +108,8 @@ def encoded_as(image, kind):
 def test_decoding_a_part_gives_the_pixels_of_decoding_everything(kind):
     """To the last digit, also at the edges, where colours are interpolated from outside the part."""
     rng = np.random.default_rng(0)
-    images = tf.image.resize(rng.integers(0, 256, (3, 33, 44, 3), np.uint8), (128, 171)).numpy().astype(np.uint8)
-    frames = records.EncodedFrames([encoded_as(image, kind) for image in images], [2, 0, 1, 0], None, "x")
+    pictures = tf.image.resize(rng.integers(0, 256, (3, 33, 44, 3), np.uint8), (128, 171)).numpy().astype(np.uint8)
+    frames = images.EncodedFrames([encoded_as(picture, kind) for picture in pictures], [2, 0, 1, 0], None, "x")
     whole = frames[:, :, :]
     assert frames.shape == whole.shape == (4, 128, 171, 3)
     for _ in range(25):
@@ -119,31 +119,31 @@ def test_decoding_a_part_gives_the_pixels_of_decoding_everything(kind):
 
 
 def test_images_are_shrunk_but_not_enlarged():
-    encoded = records.encode_frames(videos.numbered(6), quality=90)
-    assert records.decode_frames(encoded, [1], 24, "x").shape == (1, 24, 40, 3)
-    assert videos.numbers(records.decode_frames(encoded, [4], 24, "x")) == [4]
-    assert records.decode_frames(encoded, [1], 100, "x").shape == (1, 48, 80, 3)
+    encoded = images.encode_frames(videos.numbered(6), quality=90)
+    assert images.decode_frames(encoded, [1], 24, "x").shape == (1, 24, 40, 3)
+    assert videos.numbers(images.decode_frames(encoded, [4], 24, "x")) == [4]
+    assert images.decode_frames(encoded, [1], 100, "x").shape == (1, 48, 80, 3)
 
 
 def test_jpeg_is_decoded_as_by_pillow():
     """By default TensorFlow 2.21 uses a fast transform, whose output is 0.8 levels darker on average."""
     rng = np.random.default_rng(0)
     image = (128 + 60 * np.sin(np.arange(96)[:, None, None] / 9) + rng.normal(0, 9, (96, 128, 3))).clip(0, 255)
-    (encoded,) = records.encode_frames(image.astype(np.uint8)[None], quality=90)
-    frames = records.decode_frames([encoded], [0], None, "x")[0]
+    (encoded,) = images.encode_frames(image.astype(np.uint8)[None], quality=90)
+    frames = images.decode_frames([encoded], [0], None, "x")[0]
     np.testing.assert_array_equal(frames, np.asarray(Image.open(io.BytesIO(encoded))))
 
 
 @pytest.mark.parametrize("width", [40, 41])
 def test_shrinking_preserves_colour(width):
-    (encoded,) = records.encode_frames(np.full((1, 48, 2 * width, 3), (250, 200, 40), np.uint8), quality=100)
-    whole = records.decode_frames([encoded], [0], None, "x")[0, 0, 0].astype(int)
-    assert np.abs(records.decode_frames([encoded], [0], 24, "x")[0] - whole).max() <= 1
+    (encoded,) = images.encode_frames(np.full((1, 48, 2 * width, 3), (250, 200, 40), np.uint8), quality=100)
+    whole = images.decode_frames([encoded], [0], None, "x")[0, 0, 0].astype(int)
+    assert np.abs(images.decode_frames([encoded], [0], 24, "x")[0] - whole).max() <= 1
 
 
 def test_png_and_greyscale_images_are_decoded():
     grey = tf.io.encode_png(np.full((8, 8, 1), 77, np.uint8)).numpy()
-    np.testing.assert_array_equal(records.decode_frames([grey], [0], None, "x"), np.full((1, 8, 8, 3), 77))
+    np.testing.assert_array_equal(images.decode_frames([grey], [0], None, "x"), np.full((1, 8, 8, 3), 77))
 
 
 def test_the_index_contains_every_record_of_every_file(tmp_path):

@@ -98,14 +98,14 @@ def draw_validation(folder, count):
     """TFRecords of the validation videos that the run draws."""
     import tensorflow as tf
 
-    from vidjax.data import records
+    from vidjax.data import images, records
     from vidjax.data.sources import draw, open_source
 
     source = draw(open_source("synthetic:moving_shapes", "validation"), count, SMALL.seed)
     with tf.io.TFRecordWriter(str(folder / "videos-0.tfrecord")) as writer:
         for index in range(count):
             clip = source.read(index, None, 16)
-            frames = records.encode_frames(clip.frames, quality=100)
+            frames = images.encode_frames(clip.frames, quality=100)
             name = source.class_names[clip.label]
             size = clip.frames.shape[1:3]
             record = records.Record(frames, clip.info.rate, *size, clip.label, name, (), source.ids[index])

@@ -10,7 +10,7 @@ from jaxtyping import Int, UInt8
 from vidjax.data import rand_augment
 from vidjax.data.config import AugmentConfig
 from vidjax.data.crop import ANTIALIASED_FROM, scaled_box
-from vidjax.data.records import EncodedFrames, decode_box
+from vidjax.data.images import EncodedFrames, decode_box
 
 
 def cut(

@@ -156,7 +156,7 @@ def cut_region(
     """The part of some frames that contains all of their crops, and the crops in this part.
 
     Args:
-      video: frames `t h w c`, as an array or still encoded (`records.EncodedFrames`): only this part is decoded. If
+      video: frames `t h w c`, as an array or still encoded (`images.EncodedFrames`): only this part is decoded. If
         their size differs from the one in the crops, the boxes are scaled to it.
       crops: see the module.
     """

@@ -48,7 +48,7 @@ def read_clips(
 ) -> dict[str, Any]:
     """Reads clips of an open example: frames, with the clips in sequence, and fields cut to their times.
 
-    Frames that are stored as images are still encoded (`records.EncodedFrames`), as only their crops are decoded.
+    Frames that are stored as images are still encoded (`images.EncodedFrames`), as only their crops are decoded.
 
     Args:
       example: the example.

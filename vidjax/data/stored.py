@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import UInt8
 
-from vidjax.data import records
+from vidjax.data import images, records
 from vidjax.data.container import DecodeError, blame_file
 from vidjax.data.decode import VideoInfo
 from vidjax.data.example import LABEL, VIDEO, Example, Source, in_pieces
@@ -121,7 +121,7 @@ def tfds_videos(name: str, rest: str, split: str) -> Source:
     @contextmanager
     def open_example(i: int, names: Sequence[str]) -> Iterator[Example]:
         opened = record(i)
-        height, width = records.image_size(opened.frames[0], f"{ids[i]}: frame 0") if opened.frames else (0, 0)
+        height, width = images.image_size(opened.frames[0], f"{ids[i]}: frame 0") if opened.frames else (0, 0)
         yield _open_record(replace(opened, height=height, width=width), ids[i], names)
 
     return Source(
@@ -136,7 +136,7 @@ def _open_record(record: records.Record, id: str, names: Sequence[str]) -> Examp
     for name in names:
         if name in record.streams:
             frames = record.streams[name]
-            streams[name] = EncodedImages(record, frames, records.channels(frames[0], id), id)
+            streams[name] = EncodedImages(record, frames, images.channels(frames[0], id), id)
     values = {name: value for name, value in record.values.items() if name in names}
     return Example(streams, record.label, record.captions, values)
 
@@ -156,15 +156,15 @@ class EncodedImages:
         count, rate = len(self.frames), self.record.rate
         return VideoInfo(count, rate, self.record.width, self.record.height, count / rate, "images")
 
-    def encoded(self, indices: Sequence[int] | np.ndarray, short_side: int | None = None) -> records.EncodedFrames:
+    def encoded(self, indices: Sequence[int] | np.ndarray, short_side: int | None = None) -> images.EncodedFrames:
         """See `example.EncodedStream`."""
-        return records.EncodedFrames(self.frames, indices, short_side, self.id, self.channels)
+        return images.EncodedFrames(self.frames, indices, short_side, self.id, self.channels)
 
     def read(
         self, indices: Sequence[int] | np.ndarray, short_side: int | None = None
     ) -> tuple[UInt8[np.ndarray, "t h w c"], VideoInfo]:
         """See `example.Stream`."""
-        return records.decode_frames(self.frames, indices, short_side, self.id, self.channels), self.info
+        return images.decode_frames(self.frames, indices, short_side, self.id, self.channels), self.info
 
     def iterate(self, indices: np.ndarray, short_side: int | None) -> Iterator[UInt8[np.ndarray, "h w c"]]:
         """See `example.Stream`."""
