@@ -42,8 +42,7 @@ def original(model: VJEPA21) -> Layout:
             *timm_block("blocks.{i}", "transformer/block_{i}"),
             *norm("norms_block.{i}", "norm_{i}"),
         ),
-        optional=(),
-        absent=("head/", "head_pooler/"),
+        optional=("head/", "head_pooler/"),
     )
 
 
