@@ -30,7 +30,6 @@ NOT = {
     "actionclip with a class token": ("mmaction2",),
     "clip's text tower": ("viclip",),
     "videoprism": ("original",),  # only the encoder has a published layout
-    "vjepa2_1_tiny": ("original",),  # the same
     "videoprism with text": ("transformers",),
     "videoprism with text of transformers": ("original",),
 }
