@@ -62,8 +62,8 @@ def on_grid(tokens: Shaped[Array, "*b n d"], grid: tuple[int, int, int]) -> Shap
 def patchify(video: Shaped[Array, "*b t h w c"], patch_size: tuple[int, int, int]) -> Shaped[Array, "*b n p"]:
     """Divides a video into patches `(t h w)` of flattened pixels `(frame row column channel)`.
 
-    The pixels of a row of a patch stay together as one axis: TPUs pad the innermost axis to 128, where a transposition
-    with three channels last wrote ten times its values.
+    The pixels of a row of a patch stay together as one axis: TPUs pad the innermost axis to 128, and with three
+    channels last a patch embedding needed twice the scratch memory.
     """
     _, _, w = grid(video.shape[-4:-1], patch_size)
     pt, ph, _ = patch_size
