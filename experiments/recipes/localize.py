@@ -63,7 +63,6 @@ RECIPES = {
     | {
         "model": "actionformer_anet_tsp",
         "channels": 512,
-        "max_length": 768,
         "data": SegmentConfig(prefix="v_", fps=15, stride=16, frames=16, one_class=True),
         "positives": 400.0,
         "selection": Selection(least_length=0.1, sigma=0.8, vote=0.85, **PROPOSALS),

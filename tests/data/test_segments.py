@@ -59,6 +59,13 @@ def test_a_subset_has_its_segments_within_the_video_and_classes_in_the_order_of_
     assert proposals.class_names == ("action",) and proposals.videos[0].labels.tolist() == [0, 0]
 
 
+def test_many_files_are_listed_and_few_are_opened(write, monkeypatch):
+    opened, load = [], np.load
+    monkeypatch.setattr(np, "load", lambda path, **more: opened.append(path) or load(path, **more))
+    assert len(open_segments(write({f"v{number}": entry((1, 2, "a")) for number in range(60)}), "training")) == 60
+    assert len(opened) <= 17
+
+
 def test_features_are_read_with_channels_first_too(write, tmp_path):
     source = open_segments(write(shape=(CHANNELS, STEPS)), "training", channels=CHANNELS)
     assert source.read(0).shape == (STEPS, CHANNELS)

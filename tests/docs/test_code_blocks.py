@@ -25,6 +25,7 @@ from blocks import FILES, PAGES, ROOT, SHELL, TABLES, blocks_of, commands, parse
 
 from vidjax import cli
 from vidjax.models import TEXT_VARIANTS, VARIANTS
+from vidjax.models.actionformer import LOCALIZERS
 
 # Replacements that make the pages' Python run faster.
 SHORTER = {"steps = 40": "steps = 2", "batch_size=32": "batch_size=8"}
@@ -192,7 +193,7 @@ def check_config(config, command):
     for field in ("model", "video_model", "text_model", "models"):
         named = getattr(config, field, None)
         for name in [named] if isinstance(named, str) else named or ():
-            known = {**VARIANTS, **TEXT_VARIANTS}
+            known = {**VARIANTS, **TEXT_VARIANTS, **LOCALIZERS}
             assert {name, f"{name}_pretrain"} & known.keys() or " and " in name, f"{command}\nthere is no {name}"
     data = getattr(config, "data", None)
     for field in ("source", "train", "validation"):

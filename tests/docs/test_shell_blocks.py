@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import json
 import os
 import random
 import re
@@ -49,6 +50,7 @@ NOT_RUN = {
 
 # Models on the pages, and a tiny model of the same family.
 TINY = {
+    "actionformer_thumos_i3d": "actionformer_tiny",
     "clip_base": "text_tiny",
     "r2plus1d_18": "r2plus1d_tiny",
     "r3d_18": "r3d_tiny",
@@ -84,6 +86,8 @@ SMALL = {
     "evaluate.py": "--data.workers 1",
     "finetune.py": f"{CLIPS} {LOOP} --batch_size 32 --data.validation_examples 8",  # 4 micro-batches on 8 devices
     "jepa_pretrain.py": f"{CLIPS} {LOOP} --data.fps None --probe_clips 32 --observed_clips 4",
+    "localize.py": LOOP,
+    "localize_predict.py": "--workers 1",
     "mae_pretrain.py": f"{CLIPS} {LOOP} --probe_clips 32 --picture_clips 1",
     "merge_labels.py": "",
     "predict.py": "--data.workers 1",
@@ -202,6 +206,15 @@ def stocked(place, monkeypatch):
             path.write_text("path,label\n" + "".join(f"{p},{('abseiling', 'air drumming')[c]}\n" for p, c in rows))
         else:
             path.write_text("".join(f'{{"path": "{p}", "caption": "number {i}"}}\n' for i, (p, _) in enumerate(rows)))
+    actions = {
+        path.stem: {
+            "subset": "training" if i < 6 else "validation",
+            "duration": 2.8,
+            "annotations": [{"segment": [0.5, 1.5], "label": path.parent.name}],
+        }
+        for i, path in enumerate(paths)
+    }
+    Path("actions.json").write_text(json.dumps({"database": actions}))
     videos.write_video(Path("lecture.mp4"), videos.numbered(100, 32, 40))
     monkeypatch.setenv("TFDS_DATA_DIR", str(place / "tfds"))
     return place

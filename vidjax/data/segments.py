@@ -14,6 +14,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,11 @@ class SegmentSource:
 
     def __len__(self) -> int:
         return len(self.videos)
+
+    @cached_property
+    def most(self) -> int:
+        """The number of segments of the video that has most."""
+        return max(len(video.labels) for video in self.videos)
 
     @property
     def ids(self) -> list[str]:

@@ -250,14 +250,16 @@ class ActionFormer(nn.Module):
 ANET = MappingProxyType(
     {
         "num_classes": 1, "width": 256, "neck_width": 256, "head_width": 256, "max_length": 192,
-        "window": (7, 7, 7, 7, 7, -1),
+        "window": (7, 7, 7, 7, 7, -1), "position": True,
     }
 )  # fmt: skip
 LOCALIZERS = MappingProxyType(
     {
         "actionformer_thumos_i3d": partial(ActionFormer, num_classes=20, channels=2048),
         "actionformer_anet_i3d": partial(ActionFormer, channels=2048, **ANET),
-        "actionformer_anet_tsp": partial(ActionFormer, channels=512, **ANET),
+        "actionformer_anet_tsp": partial(
+            ActionFormer, channels=512, **ANET | {"max_length": 768, "window": (25, 25, 25, 25, 25, -1)}
+        ),
         "actionformer_tiny": partial(
             ActionFormer, num_classes=8, channels=32, width=32, neck_width=32, head_width=32, max_length=128,
             depths=(2, 1, 3), window=9,

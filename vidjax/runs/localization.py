@@ -84,20 +84,14 @@ def _part_inside(segments: Float[np.ndarray, "m 2"], begin: int, end: int) -> Fl
     return np.maximum(inside, 0) / np.maximum(segments[:, 1] - segments[:, 0], 1e-9)
 
 
-def most_segments(source: SegmentSource) -> int:
-    """The number of segments of the video that has most."""
-    return max(len(video.labels) for video in source.videos)
-
-
 def example_arrays(model: nn.Module, source: SegmentSource) -> dict[str, tuple[tuple[int, ...], Any]]:
     """Shapes and types of the arrays of a training example; see `train_batches`."""
-    most = most_segments(source)
     return {
         "features": ((model.max_length, model.channels), jnp.float32),
         "length": ((), jnp.int32),
-        "segments": ((most, 2), jnp.float32),
-        "labels": ((most,), jnp.int32),
-        "annotated": ((most,), bool),
+        "segments": ((source.most, 2), jnp.float32),
+        "labels": ((source.most,), jnp.int32),
+        "annotated": ((source.most,), bool),
     }
 
 
