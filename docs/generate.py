@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import vidjax  # noqa: E402
+from vidjax.models.actionformer import LOCALIZERS  # noqa: E402
 
 PACKAGES = (
     "models", "layers", "kernels", "objectives", "data", "training", "evaluation", "visualize", "convert", "runs",
@@ -120,17 +121,21 @@ def row(name: str, config: Any, remark: str) -> str:
     """One recipe as a row of Markdown."""
     data, optim = config.data, config.optim
     model = getattr(config, "video_model", config.model)
-    sampling = f"stride {data.stride}" if data.sampling == "dense" else data.sampling
-    clips = f"{data.frames} x {data.size} x {data.size}, {sampling}"
-    if data.repeats > 1:
-        clips += f", each video {data.repeats} times"
+    localizer = LOCALIZERS[model]() if model in LOCALIZERS else None
+    if localizer is not None:  # it takes features of whole videos
+        clips = f"{config.max_length or localizer.max_length} steps of features"
+    else:
+        sampling = f"stride {data.stride}" if data.sampling == "dense" else data.sampling
+        clips = f"{data.frames} x {data.size} x {data.size}, {sampling}"
+        if data.repeats > 1:
+            clips += f", each video {data.repeats} times"
     batch = f"{config.batch_size:,}"
     length = f"{config.epochs:,g}" if config.steps is None else f"{config.steps:,} steps"
     rate = f"{optim.learning_rate * config.batch_size / 256:.3g}, {getattr(optim, 'kind', 'adamw')}"
     published = name not in ("demo", "videos")
     top1 = remark.partition(";")[0] if re.match(r"\d", remark) else ""  # other remarks are for readers of the script
-    source = vidjax.create_model(model).card.source if published else "vidjax"
-    named = f"`{model}`" if model in vidjax.list_models() else "from flags"  # cross_model.py joins two trained ones
+    source = (localizer or vidjax.create_model(model)).card.source if published else "vidjax"
+    named = f"`{model}`" if localizer or model in vidjax.list_models() else "from flags"  # of cross_model.py's two
     cells = (f"`{name}`", named, clips, batch, length, rate, top1 if published else "", source)
     return "| " + " | ".join(cells) + " |"
 

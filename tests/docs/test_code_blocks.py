@@ -276,7 +276,7 @@ def test_flags_and_commands_in_the_running_text_are_those_of_the_scripts(page):
 
 def test_wrong_flags_in_the_running_text_are_found():
     right = ("--remat dots", "--scan", "--no_normalize_target", "--data.fps 6.25", "--query a.mp4 --index b.npz")
-    wrong = ("--remta dots", "--remat many", "--normalize_target False", "--data.frames 1.5", "--query a --idx b")
+    wrong = ("--remta dots", "--remat many", "--normalize_target False", "--data.size 1.5", "--query a --idx b")
     assert [is_flag_of_a_script(code) for code in (*right, *wrong)] == [True] * 5 + [False] * 5
     text = "`--scan` and `--data.source\nx`\n\n```bash\n`--in a block`\n```\n"
     assert inline_code(text) == ["--scan", "--data.source x"]

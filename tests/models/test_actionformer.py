@@ -16,17 +16,17 @@ from vidjax.models import variable_shapes
 from vidjax.models.actionformer import LOCALIZERS, ActionFormer
 from vidjax.objectives import localization
 
-COUNTS = {  # SYSTEMS-2.md
+PARAMETERS = {  # SYSTEMS-2.md
     "actionformer_thumos_i3d": 29_251_612,
     "actionformer_anet_i3d": 8_123_145,
     "actionformer_anet_tsp": 6_943_497,
 }
 
 
-@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize("name", PARAMETERS)
 def test_has_the_published_number_of_parameters(name):
     shapes = variable_shapes(LOCALIZERS[name]())
-    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == COUNTS[name]
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == PARAMETERS[name]
 
 
 def build(c: dict) -> ActionFormer:

@@ -14,13 +14,13 @@ from vidjax.models import variable_shapes
 from vidjax.models.moment_detr import RETRIEVERS, MomentDETR
 from vidjax.objectives import moments
 
-COUNTS = {"moment_detr_slowfast_clip": 4_823_305, "moment_detr_clip": 4_228_873}  # SYSTEMS-2.md
+PARAMETERS = {"moment_detr_slowfast_clip": 4_823_305, "moment_detr_clip": 4_228_873}  # SYSTEMS-2.md
 
 
-@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize("name", PARAMETERS)
 def test_has_the_published_number_of_parameters(name):
     shapes = variable_shapes(RETRIEVERS[name]())
-    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == COUNTS[name]
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == PARAMETERS[name]
 
 
 def until(array: np.ndarray, lengths: np.ndarray) -> np.ndarray:

@@ -246,16 +246,18 @@ class ActionFormer(nn.Module):
         ]
 
 
-# Sizes of the released checkpoints (happyharrycn/actionformer_release).
+CARD = Card(source="happyharrycn/actionformer_release")
+# Sizes of the released checkpoints.
 ANET = MappingProxyType(
     {
+        "card": CARD,
         "num_classes": 1, "width": 256, "neck_width": 256, "head_width": 256, "max_length": 192,
         "window": (7, 7, 7, 7, 7, -1), "position": True,
     }
 )  # fmt: skip
 LOCALIZERS = MappingProxyType(
     {
-        "actionformer_thumos_i3d": partial(ActionFormer, num_classes=20, channels=2048),
+        "actionformer_thumos_i3d": partial(ActionFormer, num_classes=20, channels=2048, card=CARD),
         "actionformer_anet_i3d": partial(ActionFormer, channels=2048, **ANET),
         "actionformer_anet_tsp": partial(
             ActionFormer, channels=512, **ANET | {"max_length": 768, "window": (25, 25, 25, 25, 25, -1)}
