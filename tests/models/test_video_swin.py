@@ -164,13 +164,10 @@ def test_tokens_attend_within_their_window_and_shifted_ones_across_its_borders()
     video = jnp.asarray(recipe.floats("video", (1, 6, 12, 12, 3)))
     variables = jax.tree.map(lambda leaf: leaf + 0.3, jax.jit(model.init)(jax.random.key(0), video))
 
-    @jax.jit
-    def changed(video):
-        encode = lambda video: model.apply(variables, video, method="encode")  # noqa: E731
-        other = video.at[0, 1, 3, 3].add(3.0)
-        return jnp.abs(encode(video) - encode(other)).max(axis=-1)[0] > 1e-6
-
-    cells = np.asarray(changed(video))
+    # One program, called twice: within a program XLA may round the two differently.
+    encode = jax.jit(lambda video: model.apply(variables, video, method="encode"))
+    difference = encode(video) - encode(video.at[0, 1, 3, 3].add(3.0))
+    cells = np.asarray(jnp.abs(difference).max(axis=-1)[0] > 1e-6)
     # The window (0-1, 0-3, 0-3) changes in the first block. Shifted windows begin at 1, 3, 5 frames and 2, 6, 10 cells.
     assert not cells[3:5].any() and not cells[:, 6:10].any() and not cells[:, :, 6:10].any()
     assert cells[0, 0, 0] and cells[2, 5, 5]
