@@ -73,7 +73,7 @@ SLOW = ("benchmark", "colabs", "convert", "docs", "experiments", "models")
 """Folders whose tests `pytest -m fast` leaves out; other folders are fast."""
 LONG = (
     "mae_pretrain", "contrastive_pretrain", "finetune", "compare_models", "invalid_clips", "site", "sharding",
-    "convolution", "saliency", "ring_attention", "memory", "probe_grid", "contrastive", "pipeline", "house",
+    "convolution", "saliency", "ring_attention", "memory", "probe_grid", "contrastive", "pipeline", "house", "decode",
 )  # fmt: skip
 """The files that take longest, named without `test_`; `pytest -m fast` leaves these out too."""
 

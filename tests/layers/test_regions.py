@@ -48,5 +48,5 @@ def test_the_head_equals_slowfasts():
     head = RegionHead(c["classes"], c["resolution"], 1 / c["scale_factor"], c["aligned"])
     params = {"classes": {"kernel": golden.weights["projection.weight"].T, "bias": golden.weights["projection.bias"]}}
     pathways = [jnp.moveaxis(x, 1, -1) for x in (slow, fast)]
-    logits = head.apply({"params": params}, pathways, boxes[:, 1:], boxes[:, 0].astype(int))
+    logits = head.apply({"params": params}, pathways, jnp.array(boxes[:, 1:]), jnp.array(boxes[:, 0], int))
     np.testing.assert_allclose(jax.nn.sigmoid(logits), golden.outputs["output0"], atol=1e-5)

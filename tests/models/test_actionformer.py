@@ -72,12 +72,12 @@ def test_targets_and_losses_equal_the_original(run):
     for video, (rows, kinds) in enumerate(zip(truth["segments"], truth["labels"], strict=True)):
         segments[video, : len(rows)], labels[video, : len(rows)], annotated[video, : len(rows)] = rows, kinds, True
     points = localization.points(golden.config["T"], model.strides)
-    targets = localization.targets(points, segments, labels, annotated, model.num_classes)
+    targets = localization.targets(points, *map(jnp.asarray, (segments, labels, annotated)), model.num_classes)
     classes, expected = golden.outputs[f"output{first}"], golden.outputs[f"output{first + 1}"]
     np.testing.assert_array_equal(targets.classes, classes)
     positive = classes.sum(axis=-1) > 0
     np.testing.assert_allclose(targets.offsets[positive], expected[positive], rtol=1e-6)
-    valid = np.concatenate(levels_of(model, golden), axis=1)
+    valid = jnp.concatenate(levels_of(model, golden), axis=1)
     losses = localization.localize(
         jnp.concatenate(logits, 1), jnp.concatenate(offsets, 1), targets, valid, jnp.float32(100),
         golden.config.get("label_smoothing", 0.0),

@@ -71,6 +71,7 @@ def test_matching_and_losses_equal_the_original(run):
     targets, annotated = np.full((2, most, 2), 0.5, np.float32), np.zeros((2, most), bool)
     for video, spans in enumerate(truth["spans"]):
         targets[video, : len(spans)], annotated[video, : len(spans)] = spans, True
+    targets, annotated = jnp.asarray(targets), jnp.asarray(annotated)
     total = 0.0
     for layer, suffix in ((1, ""), (0, "_0")):
         query, matched = jax.jit(moments.match)(outputs.logits[layer], outputs.spans[layer], targets, annotated)
@@ -87,7 +88,7 @@ def test_matching_and_losses_equal_the_original(run):
             aligned = moments.align(outputs.queries[layer], outputs.words, taken)
             assert aligned == pytest.approx(expected[f"loss_contrastive_align{suffix}"], rel=1e-5)
             total += moments.ALIGN * aligned
-    ranked = moments.rank_saliency(outputs.saliency, np.array(truth["positive"]), np.array(truth["negative"]))
+    ranked = moments.rank_saliency(outputs.saliency, jnp.array(truth["positive"]), jnp.array(truth["negative"]))
     assert ranked == pytest.approx(expected["loss_saliency"], rel=1e-5)
     assert total + ranked == pytest.approx(expected["weighted total"], rel=1e-5)
 

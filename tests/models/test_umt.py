@@ -72,7 +72,7 @@ def test_a_student_has_enough_layers():
 @pytest.fixture(scope="module")
 def clip():
     teacher = VideoText(IMAGE.clone(depth=2, heads=2, num_frames=2), TEXT)
-    return teacher, {"params": perturbed(teacher)["params"]["video"]}
+    return teacher, jax.tree.map(jnp.asarray, {"params": perturbed(teacher)["params"]["video"]})
 
 
 def test_targets_are_the_last_layers_normalised_and_projected(clip):

@@ -43,7 +43,7 @@ def layouts(model: Pretraining) -> tuple[Layout, ...]:
     """The layouts in which weights of the model are published."""
 
     def restore(weights: Weights) -> Weights:
-        return prefix(with_buffers(weights, model), "backbone.", "cls_head.")
+        return prefix(with_buffers(weights, model.window), "backbone.", "cls_head.")
 
     original = Layout(
         name="xyzforever/BEVT",

@@ -48,9 +48,9 @@ def without_buffers(weights: Weights) -> Weights:
     return {name: value for name, value in weights.items() if not name.endswith(BUFFERS)}
 
 
-def with_buffers(weights: Weights, model: VideoSwin) -> Weights:
+def with_buffers(weights: Weights, window: tuple[int, int, int]) -> Weights:
     """The weights and the distances in each block's window, as the originals store them."""
-    indices = distances(model.window).astype(np.int64)
+    indices = distances(window).astype(np.int64)
     blocks = (name.removesuffix(TABLE) for name in weights if name.endswith(TABLE))
     return weights | {f"{block}attn.relative_position_index": indices for block in blocks}
 
@@ -62,7 +62,7 @@ def prepare(weights: Weights) -> Weights:
 
 def restore(weights: Weights, model: VideoSwin) -> Weights:
     """The inverse of `prepare`."""
-    return prefix(with_buffers(weights, model), "backbone.", "cls_head.")
+    return prefix(with_buffers(weights, model.window), "backbone.", "cls_head.")
 
 
 def is_image(entries: Weights, prepared: Weights) -> bool:
@@ -141,7 +141,7 @@ def layouts(model: VideoSwin) -> tuple[Layout, ...]:
         marker="layers.0.blocks.0.norm1.weight",
         rules=(*rules(of_video), *dense("head", "head")),
         prepare=lambda weights: rename(without_buffers(strip(weights, "module.")), from_torchvision),
-        restore=lambda weights: rename(with_buffers(weights, model), to_torchvision),
+        restore=lambda weights: rename(with_buffers(weights, model.window), to_torchvision),
         excludes=lambda entries, prepared: not any("features." in name for name in entries),
         card={"crop_ratio": 224 / 256, "protocol": "mmaction2"},
     )
