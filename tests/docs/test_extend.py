@@ -51,8 +51,10 @@ def test_a_model_and_a_source_are_registered(tmp_path, monkeypatch):
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     models = tmp_path / "vidjax" / "models"
     (models / "shiftnet.py").write_text(f"{imported}\n\n{model}\n\n{variants}\n")
-    (tmp_path / "vidjax" / "data" / "images.py").write_text(source)
-    opened = f"from vidjax.data.images import open_images\n{opened}"
+    module = re.search(r"put it in `vidjax/data/(\w+)\.py`", page)[1]
+    with (tmp_path / "vidjax" / "data" / f"{module}.py").open("x") as file:  # the page must not name a file of ours
+        file.write(source)
+    opened = f"from vidjax.data.{module} import open_images\n{opened}"
     insert(tmp_path / "vidjax" / "data" / "sources.py", 'kind, _, rest = name.partition(":")', opened)
     monkeypatch.chdir(tmp_path)
     made = {}
