@@ -85,7 +85,7 @@ SMALL = {
     "embed.py": "--data.workers 1 --batch_size 8",
     "evaluate.py": "--data.workers 1",
     "finetune.py": f"{CLIPS} {LOOP} --batch_size 32 --data.validation_examples 8",  # 4 micro-batches on 8 devices
-    "jepa_pretrain.py": f"{CLIPS} {LOOP} --data.fps None --probe_clips 32 --observed_clips 4",
+    "jepa_pretrain.py": f"{CLIPS} {LOOP} --data.fps None --probe_clips 0 --observed_clips 4",
     "localize.py": LOOP,
     "localize_predict.py": "--workers 1",
     "mae_pretrain.py": f"{CLIPS} {LOOP} --probe_clips 32 --picture_clips 1",
