@@ -12,6 +12,7 @@ from benchmark.depthwise import Depthwise, measure_depthwise
 from benchmark.device import Device, report_device
 from benchmark.formats import Formats, measure_formats
 from benchmark.input import Input, measure_input
+from benchmark.localization import Localization, measure_localization
 from benchmark.loss import Loss, measure_loss
 from benchmark.measure import measure, measure_models, prepare
 from benchmark.settings import Infer, Memory, Models, Train, jobs
@@ -27,7 +28,9 @@ def report(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def main(config: Models | Convolution | Depthwise | Loss | Input | Formats | Clips | Startup | Tpu | Device) -> Rows:
+def main(
+    config: Models | Convolution | Depthwise | Localization | Loss | Input | Formats | Clips | Startup | Tpu | Device,
+) -> Rows:
     """Runs the command that the config belongs to."""
     return next(run for run, kind in COMMANDS.values() if kind is type(config))(config)
 
@@ -118,6 +121,18 @@ def depthwise(config: Depthwise) -> Rows:
     print(lines.header(), *map(lines.line, rows), sep="\n")
     if config.json:
         table.write_json(config.json, "depthwise", config, machine, rows)
+    return rows
+
+
+def localization(config: Localization) -> Rows:
+    """Measures temporal localisation by length; prints a table and returns its rows."""
+    machine, rows = measure_localization(config, report)
+    print(f"training steps of {config.model} (AdamW, float32) on {machine['devices']} x {machine['device']}")
+    print(", ".join(f"{name} {version}" for name, version in machine["versions"].items()))
+    lines = table.Table({"length": ("steps", 6)}, table.LOCALIZATION_COLUMNS)
+    print(lines.header(), *map(lines.line, rows), sep="\n")
+    if config.json:
+        table.write_json(config.json, "localization", config, machine, rows)
     return rows
 
 
@@ -225,6 +240,7 @@ COMMANDS = {
     "memory": (models, Memory),
     "convolution": (convolution, Convolution),
     "depthwise": (depthwise, Depthwise),
+    "localization": (localization, Localization),
     "loss": (loss, Loss),
     "clips": (clips, Clips),
     "startup": (startup, Startup),

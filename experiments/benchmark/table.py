@@ -91,6 +91,16 @@ CONVOLUTION_COLUMNS = tuple(
     Column(f"{part} ms", _scaled(part, 1e3), len(part) + 4)
     for part in ("forward", "input's gradient", "kernel's gradient")
 )
+LOCALIZATION_COLUMNS = (
+    BATCH,
+    Column("step ms", _scaled("seconds", 1e3), 9),
+    Column("PyTorch's", _scaled("other_seconds", 1e3), 10),
+    Column("ratio", _ratio("seconds"), 7),
+    Column("memory GB", _scaled("memory", 1e-9), 10),
+    Column("PyTorch's", _scaled("other_memory", 1e-9), 10),
+    Column("ratio", _ratio("memory"), 7),
+    Column("program GB", _scaled("program", 1e-9), 11),
+)
 TPU_COLUMNS = (
     Column("batch", lambda row: str(row["batch_size"]), 6),
     PROGRAM,

@@ -71,6 +71,7 @@ SMALL = {
     "benchmark.py formats": "--data.frames 2 --data.size 16 --clips 2 --rounds 1",
     "benchmark.py infer": "--frames 4 --size 32 --batch_sizes 8 --rounds 1 --steps 1 --peers",
     "benchmark.py input": "--data.frames 2 --data.size 16 --clips 4 --rounds 1 --cores 1",
+    "benchmark.py localization": "--model actionformer_tiny --lengths 32 --rounds 1 --steps 1 --no_peers",
     "benchmark.py loss": "--batch_size 64 --chunks 32",
     "benchmark.py startup": "--commands finetune_tiny --rounds 1",
     "benchmark.py memory": "--frames 4 --size 32 --remat none --budget_gb 0.02",
@@ -104,7 +105,7 @@ SMALL = {
 # Flags in these tables that may override a page's own: sizes only.
 SIZES = {
     "--model", "--models", "--video_model", "--text_model", "--steps", "--batch_size", "--batch_sizes",
-    "--batch_per_device", "--budget_gb", "--chunks", "--frames", "--size", "--peers",
+    "--batch_per_device", "--budget_gb", "--chunks", "--frames", "--lengths", "--size", "--peers",
     "--data.frames", "--data.size", "--data.short_side",
 }  # fmt: skip
 
@@ -132,6 +133,7 @@ OUTPUT = {
         "training steps (AdamW) of clips of",  # benchmark train
         "forward passes in evaluation",  # infer
         "the largest batch that fits into 0.02 GB per device, by compiling only",  # memory
+        "training steps of actionformer_tiny (AdamW, float32)",  # localization
         "64 pairs of 512 values on",  # loss
         "decode alone, 1 core",  # input
         "uncompressed RGB",  # formats
