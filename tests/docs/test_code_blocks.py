@@ -200,7 +200,7 @@ def check_config(config, command):
         source = getattr(data, field, None) or ""
         parts = source.removeprefix("mix:").split(",") if isinstance(source, str) else []
         for part in (part for part in parts if ":" in part):
-            assert part.startswith(("tfds:", "tfrecord:", "synthetic:moving_shapes")), f"{command}\n{source}"
+            assert part.startswith(("tfds:", "tfrecord:", "synthetic:m")), f"{command}\n{source}"
 
 
 @functools.cache

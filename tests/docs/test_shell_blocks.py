@@ -82,6 +82,8 @@ SMALL = {
     "compare_models.py": "--seeds 0",
     "contrastive_pretrain.py": f"{CLIPS} {LOOP} --data.validation_examples 8",
     "convert_weights.py": "",
+    "detect.py": f"{CLIPS} {LOOP} --data.max_bad_share 1",
+    "detect_predict.py": "",
     "cross_model.py": f"{CLIPS} {LOOP} --data.validation_examples 8",
     "embed.py": "--data.workers 1 --batch_size 8",
     "evaluate.py": "--data.workers 1",
@@ -217,6 +219,9 @@ def stocked(place, monkeypatch):
         for i, path in enumerate(paths)
     }
     Path("actions.json").write_text(json.dumps({"database": actions}))
+    boxes = [f"{path.stem},1,0.1,0.1,0.5,0.9,{path.parent.name},0\n" for path in paths]
+    Path("boxes.csv").write_text("".join(boxes))
+    Path("persons.csv").write_text("lecture,1,0.1,0.1,0.5,0.9,,0.9\n")
     videos.write_video(Path("lecture.mp4"), videos.numbered(100, 32, 40))
     monkeypatch.setenv("TFDS_DATA_DIR", str(place / "tfds"))
     return place

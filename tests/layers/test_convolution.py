@@ -40,3 +40,14 @@ def test_groups_of_channels_are_convolved_separately():
         x, kernel, (1, 2, 2), ((0, 0), (1, 1), (1, 1)), dimension_numbers=DIMENSIONS, feature_group_count=2
     )
     np.testing.assert_allclose(conv.apply(variables, x), expected + bias, atol=1e-6)
+
+
+def test_a_dilated_convolution_skips_cells_also_on_odd_sides():
+    conv = Conv3D(3, (1, 3, 3), dilation=2)
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 2, 7, 4, 2)), jnp.float32)
+    variables = conv.init(jax.random.key(0), x)
+    expected = lax.conv_general_dilated(
+        x, variables["params"]["kernel"], (1, 1, 1), ((0, 0), (2, 2), (2, 2)), rhs_dilation=(1, 2, 2),
+        dimension_numbers=DIMENSIONS,
+    )  # fmt: skip
+    np.testing.assert_allclose(conv.apply(variables, x), expected, atol=1e-6)

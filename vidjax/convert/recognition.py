@@ -3,6 +3,7 @@
 import difflib
 import pkgutil
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from vidjax.convert import checkpoint, rules
 from vidjax.convert.files import Weights
 from vidjax.convert.rules import Layout
 from vidjax.errors import UserError
+from vidjax.models.detector import Detector
 from vidjax.models.video_text import VideoText
 
 # A family's rules are in the module of this package with the same name as the family's module in `vidjax.models`.
@@ -33,9 +35,23 @@ def kind_of(model: nn.Module) -> type | tuple[type, type]:
 
 
 def layouts(model: nn.Module) -> tuple[Layout, ...]:
-    """The layouts in which weights of this model are published."""
+    """The layouts in which weights of this model are published; those of a detector are its backbone's."""
+    if isinstance(model, Detector):
+        return tuple(map(_in_detector, layouts(model.backbone)))
     known = LAYOUTS.get(kind_of(model), ())
     return known(model) if callable(known) else known
+
+
+def _in_detector(layout: Layout) -> Layout:
+    """The layout of a classifier for a detector with the same entries (SlowFast's on AVA)."""
+
+    def moved(path: str) -> str:
+        if path.startswith("batch_stats/"):
+            return path.replace("batch_stats/", "batch_stats/backbone/", 1)
+        return path.replace("head/", "head/classes/", 1) if path.startswith("head/") else f"backbone/{path}"
+
+    paths = {name: tuple(map(moved, getattr(layout, name))) for name in ("optional", "surplus", "absent")}
+    return replace(layout, rules=tuple(replace(rule, target=moved(rule.target)) for rule in layout.rules), **paths)
 
 
 # Name parts added by compiling, sharding or rematerialising a module, at any depth; and prefixes added by wrappers

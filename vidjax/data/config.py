@@ -14,6 +14,10 @@ Protocol = Literal[
 """Whose rules decide where the clips and crops of a test video lie, see `sampling` and `crop.view_crops`."""
 
 
+SHAPES = "synthetic:many_shapes"
+"""The embedded videos with boxes."""
+
+
 def core_count() -> int:
     """Number of CPU cores available to this process; a scheduler may allow fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -171,6 +175,40 @@ class LabelledDataConfig(LabelledSources, TrainClipConfig):
     def __post_init__(self) -> None:
         TrainClipConfig.__post_init__(self)
         LabelledSources.__post_init__(self)
+
+
+@dataclass(frozen=True)
+class DetectionConfig(TrainClipConfig):
+    """Annotated key frames, and how their clips are sampled, decoded and augmented."""
+
+    train: str = SHAPES
+    """AVA's .csv of annotated boxes, or synthetic:many_shapes."""
+    validation: str | None = None
+    """Boxes to validate on (default: no validation)."""
+    videos: str | None = None
+    """The folder of the video files, named by the ids in the .csv."""
+    start: float = 0.0
+    """Time stamp at which the files begin, such as 900 for AVA's films cut to minutes 15 to 30."""
+    classes: str | None = None
+    """AVA's label map (.pbtxt or .csv) of all classes (default: the actions in the training boxes)."""
+    evaluated: str | None = None
+    """A label map of the classes that count in the mAP, such as AVA's 60 (default: all)."""
+    train_excluded: str | None = None
+    """A .csv of key frames that are not trained on."""
+    validation_excluded: str | None = None
+    """A .csv of key frames that are left out of the mAP."""
+    proposals: str | None = None
+    """A .csv of detected persons to classify in validation (default: the annotated boxes)."""
+    least_box_score: float = 0.8
+    """Detected persons with a lower score are left out."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, value in (("sampling", "dense"), ("protocol", "vidjax"), ("stream", "video")):
+            if getattr(self, name) != value:
+                raise UserError(f"data.{name} is {getattr(self, name)}: clips lie around key frames, omit it")
+        if self.train != SHAPES and self.videos is None:
+            raise UserError("where the videos are is unknown: give --data.videos, a folder of files named by their ids")
 
 
 @dataclass(frozen=True)

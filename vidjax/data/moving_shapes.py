@@ -56,7 +56,7 @@ _PHRASES = (
     "to the right", "up and to the right", "up", "up and to the left",
     "to the left", "down and to the left", "down", "down and to the right",
 )  # fmt: skip
-_COLORS = {  # all channels are at least 90 and backgrounds at most 90: shapes are always brighter
+COLORS = {  # all channels are at least 90 and backgrounds at most 90: shapes are always brighter
     "red": (245, 90, 90), "orange": (250, 160, 90), "yellow": (250, 225, 90), "green": (100, 210, 110),
     "cyan": (90, 215, 225), "blue": (105, 140, 245), "purple": (180, 110, 235), "pink": (250, 150, 200),
 }  # fmt: skip
@@ -78,7 +78,7 @@ def _article(word: str) -> str:
 
 
 COMPOSITIONS = tuple(
-    f"{_article(color)} {color} {shape} moves {phrase}" for color, shape, phrase in product(_COLORS, _SHAPES, _PHRASES)
+    f"{_article(color)} {color} {shape} moves {phrase}" for color, shape, phrase in product(COLORS, _SHAPES, _PHRASES)
 )
 """The short captions of all compositions of colour, shape and direction."""
 
@@ -113,7 +113,7 @@ def scene_of(index: int) -> Scene:
     angle = 2 * np.pi * label(index) / len(CLASSES)
     speed = random.uniform(1 / 40, 1 / 20)
     size = str(random.choice(list(_RADII)))
-    color, background = random.choice(list(_COLORS), size=2, replace=False)
+    color, background = random.choice(list(COLORS), size=2, replace=False)
     return Scene(
         label=label(index),
         shape=str(random.choice(_SHAPES)),
@@ -192,21 +192,22 @@ def render(index: int, frames: np.ndarray, size: int) -> UInt8[np.ndarray, "t h 
       RGB frames. The content is the same at every size, up to anti-aliasing.
     """
     scene = scene_of(index)
-    return paint(scene, _centers(scene, frames), size)
+    return paint(scene, centers_of(scene, frames), size)
 
 
 def paint(scene: Scene, centers: Float[np.ndarray, "t 2"], size: int) -> UInt8[np.ndarray, "t h w 3"]:
     """RGB frames of a scene whose shape is at these places, x and y in frame widths; they wrap around the borders."""
-    background = _background(scene, size)
+    background = render_background(scene, size)
     video = np.broadcast_to(np.round(background).astype(np.uint8), (len(centers), size, size, 3)).copy()
-    place, alpha = _cover(scene, centers, size)
-    color = np.array(_COLORS[scene.color], np.float32)
+    place, alpha = cover(scene, centers, size)
+    color = np.array(COLORS[scene.color], np.float32)
     painted = background[place[1:]] * (1 - alpha) + color * alpha
     video[place] = np.round(painted)
     return video
 
 
-def _centers(scene: Scene, frames: np.ndarray) -> Float[np.ndarray, "t 2"]:
+def centers_of(scene: Scene, frames: np.ndarray) -> Float[np.ndarray, "t 2"]:
+    """Where the centre of the shape is in these frames, if it did not wrap around the borders."""
     return scene.start + np.asarray(frames, np.int64)[:, None] * scene.velocity
 
 
@@ -224,7 +225,7 @@ def render_flow(index: int, frames: np.ndarray, size: int) -> UInt8[np.ndarray, 
     """
     scene = scene_of(index)
     flow = np.full((len(frames), size, size, 2), 128, np.uint8)
-    place, alpha = _cover(scene, _centers(scene, frames), size)
+    place, alpha = cover(scene, centers_of(scene, frames), size)
     motion = (np.clip(scene.velocity * size / FLOW_BOUND, -1, 1) + 1) * 127.5
     flow[place] = np.where(alpha > 0.5, np.floor(motion + 0.5), 128)
     return flow
@@ -235,15 +236,19 @@ def tracks(index: int) -> Float[np.ndarray, "m 6"]:
 
     If the shape wraps around a border, the box contains the part with the shape's centre.
     """
-    scene = scene_of(index)
     frames = np.arange(NUM_FRAMES)
-    center = (scene.start + frames[:, None] * scene.velocity) % 1
+    boxes = boxes_of(scene_of(index), frames)
+    return np.concatenate([np.zeros((NUM_FRAMES, 1)), frames[:, None] / RATE, boxes], axis=1)
+
+
+def boxes_of(scene: Scene, frames: np.ndarray) -> Float[np.ndarray, "t 4"]:
+    """The bounding boxes of `tracks` in these frames."""
+    center = centers_of(scene, frames) % 1
     before, after = np.array(_EXTENTS[scene.shape]).reshape(2, 2) * scene.radius
-    box = np.concatenate([center - before, center + after], axis=1).clip(0, 1)
-    return np.concatenate([np.zeros((NUM_FRAMES, 1)), frames[:, None] / RATE, box], axis=1)
+    return np.concatenate([center - before, center + after], axis=1).clip(0, 1)
 
 
-def _cover(scene: Scene, centers: Float[np.ndarray, "t 2"], size: int) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
+def cover(scene: Scene, centers: Float[np.ndarray, "t 2"], size: int) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
     """Index into frames (t h w) of the pixels in a box around the shape, and the fraction of each that it covers."""
     center = centers % 1 * size  # (t, x y); the indices wrap around the borders
     reach = min(int(np.ceil(1.6 * scene.radius * size)) + 1, (size - 1) // 2)
@@ -255,14 +260,14 @@ def _cover(scene: Scene, centers: Float[np.ndarray, "t 2"], size: int) -> tuple[
     return (np.arange(len(center))[:, None, None], rows[:, :, None], columns[:, None, :]), alpha
 
 
-def _background(scene: Scene, size: int) -> Float[np.ndarray, "h w 3"]:
+def render_background(scene: Scene, size: int) -> Float[np.ndarray, "h w 3"]:
     """A few long waves in dark tones of one colour, periodic across the borders."""
     position = (np.arange(size) + 0.5) / size
     x = np.exp(2j * np.pi * scene.waves[:, :1] * position + 1j * scene.phases[:, None])
     y = np.exp(2j * np.pi * scene.waves[:, 1:] * position)
     waves = (y.T @ x).real / np.sqrt(2 * _WAVES)
     tone = 0.27 + 0.12 * np.tanh(waves)[..., None]
-    color = np.array(_COLORS[scene.background])
+    color = np.array(COLORS[scene.background])
     return (tone * (0.7 * color + 0.3 * color.mean())).astype(np.float32)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import UInt8
 
-from vidjax.data import moving_shapes, untrimmed_shapes
+from vidjax.data import many_shapes, moving_shapes, untrimmed_shapes
 from vidjax.data.decode import VideoInfo
 from vidjax.data.example import LABEL, VIDEO, Example, Field, Source, in_pieces
 from vidjax.errors import UserError
@@ -61,6 +61,24 @@ def untrimmed_shapes_source(name: str, split: str) -> Source:
     named = [untrimmed_shapes.video_name(kind, row) for kind, (row, _) in zip(kinds, numbered, strict=True)]
     ids = [f"untrimmed_shapes/{each}" for each in named]
     fields = {"video": VIDEO, "label": LABEL, "segments": Field("segments", (16, 3))}
+    return Source(name, (), ids, open_example, lambda _: -1, lambda _: (), listed=True, fields=fields)
+
+
+def many_shapes_source(name: str, split: str) -> Source:
+    """The videos of the embedded data set with several shapes, with a track of boxes of each."""
+    if split not in many_shapes.SPLITS:
+        raise UserError(
+            f"data.split {split} is unknown: {name} has {', '.join(many_shapes.SPLITS)}, choose one of them"
+        )
+    numbers = many_shapes.SPLITS[split]
+
+    @contextmanager
+    def open_example(index: int, names: Sequence[str]) -> Iterator[Example]:
+        values = {"tracks": many_shapes.tracks(numbers[index])} if "tracks" in names else {}
+        yield Example({"video": Rendered(numbers[index], many_shapes.render, many_shapes.NUM_FRAMES)}, values=values)
+
+    ids = [f"many_shapes/{many_shapes.video_name(split, row)}" for row in range(len(numbers))]
+    fields = {"video": VIDEO, "label": LABEL, "tracks": Field("tracks", (many_shapes.SHAPES[1], 4))}
     return Source(name, (), ids, open_example, lambda _: -1, lambda _: (), listed=True, fields=fields)
 
 

@@ -46,12 +46,13 @@ class Bottleneck(nn.Module):
     Attributes:
       width: channels of the first two convolutions; the output has four times as many.
       kernel: frames that the first convolution sees.
-      stride: of the second convolution, in height and width.
+      stride, dilation: of the second convolution, in height and width.
     """
 
     width: int
     kernel: int = 1
     stride: int = 1
+    dilation: int = 1
     dtype: DTypeLike | None = None
 
     @nn.compact
@@ -61,7 +62,8 @@ class Bottleneck(nn.Module):
         norm = partial(BatchNorm, use_running_average=not train, dtype=self.dtype)
         strides = (1, self.stride, self.stride)
         y = nn.relu(norm(name="norm1")(conv(self.width, (self.kernel, 1, 1), name="conv1")(x)))
-        y = nn.relu(norm(name="norm2")(conv(self.width, (1, 3, 3), strides, name="conv2")(y)))
+        spatial = conv(self.width, (1, 3, 3), strides, dilation=self.dilation, name="conv2")
+        y = nn.relu(norm(name="norm2")(spatial(y)))
         y = conv(4 * self.width, (1, 1, 1), name="conv3")(y)
         y = norm(scale_init=nn.initializers.zeros_init(), name="norm3")(y)
         if x.shape[-1] != y.shape[-1] or self.stride > 1:
@@ -79,6 +81,7 @@ class Stage(nn.Module):
       stride: of the first block, in height and width.
       nonlocal_after: numbers of the blocks that are followed by a non-local block.
       nonlocal_block: creates one, which is called as `nonlocal_block(name=...)(x, train)`.
+      dilation: of all blocks.
     """
 
     width: int
@@ -88,13 +91,14 @@ class Stage(nn.Module):
     nonlocal_after: Sequence[int] = ()
     nonlocal_block: Callable[..., nn.Module] | None = None
     dtype: DTypeLike | None = None
+    dilation: int = 1
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t h w c"], train: bool) -> Float[Array, "b t _ _ d"]:
         """A map of `4 * width` channels."""
         for i in range(self.depth):
             kernel, stride = self.kernels[i % len(self.kernels)], 1 if i else self.stride
-            x = Bottleneck(self.width, kernel, stride, self.dtype, name=f"block_{i}")(x, train)
+            x = Bottleneck(self.width, kernel, stride, self.dilation, self.dtype, name=f"block_{i}")(x, train)
             if i in self.nonlocal_after:
                 x = self.nonlocal_block(name=f"nonlocal_{i}")(x, train)
         return x

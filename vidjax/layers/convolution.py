@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal
 
+import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -45,6 +46,8 @@ class Conv3D(nn.Module):
         `kernel_size // 2`.
       kernel_init, bias_init: PyTorch's defaults if not given.
       groups: parts of the channels that are convolved separately; a few, as they are separate convolutions here.
+      dilation: cells between the kernel's taps in height and width; only with stride 1 and the default padding, of as
+        many times more cells.
     """
 
     features: int
@@ -56,6 +59,7 @@ class Conv3D(nn.Module):
     bias_init: nn.initializers.Initializer | None = None
     dtype: DTypeLike | None = None
     groups: int = 1
+    dilation: int = 1
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b _ _ _ d"]:
@@ -65,11 +69,18 @@ class Conv3D(nn.Module):
         bias_init = self.bias_init or pytorch_bias(int(np.prod(shape[:-1])))
         bias = self.param("bias", bias_init, (self.features,)) if self.use_bias else None
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        sides, step = x.shape[2:4], self.dilation
+        if step > 1:  # cells a dilation apart see only one another: each such grid is convolved as a clip of its own
+            x = jnp.pad(x, ((0, 0), (0, 0), *((0, -side % step) for side in sides), (0, 0)))
+            x = einops.rearrange(x, "b t (h i) (w j) c -> (b i j) t h w c", i=step, j=step)
         padding = _pairs(self.padding, x.shape[1:4], self.kernel_size, self.strides)
         parts = [(x, kernel)]
         if self.groups > 1:
             parts = zip(*(jnp.split(value, self.groups, axis=-1) for value in (x, kernel)), strict=True)
         x = jnp.concatenate([conv3d(*part, self.strides, padding) for part in parts], axis=-1)
+        if step > 1:
+            x = einops.rearrange(x, "(b i j) t h w c -> b t (h i) (w j) c", i=step, j=step)
+            x = x[:, :, : sides[0], : sides[1]]
         return x if bias is None else x + bias
 
 

@@ -46,6 +46,7 @@ class SlowNetwork(nn.Module):
       nonlocal_after: numbers of the blocks followed by a non-local block, in each stage.
       affinity, scale: of the non-local blocks.
       nonlocal_groups: blocks of consecutive frames in which places see each other, for each stage.
+      dilated: the last stage keeps the size of the one before, and has dilated convolutions instead (for detection).
       dialect: the publisher whose head (and non-local block) is computed.
       num_classes: None returns the mean feature.
       head: replaces the linear classifier; any module that takes features `b d`.
@@ -62,6 +63,7 @@ class SlowNetwork(nn.Module):
     affinity: Affinity = "embedded_gaussian"
     scale: bool = True
     nonlocal_groups: tuple[int, int, int, int] = (1, 1, 1, 1)
+    dilated: bool = False
     dialect: Dialect = "slowfast"
     num_classes: int | None = None
     head: nn.Module | None = None
@@ -92,12 +94,13 @@ class SlowNetwork(nn.Module):
                 self.width * 2**i,
                 self.depths[i],
                 kernels[i],
-                2 if i else 1,
+                stride,
                 self.nonlocal_after[i],
                 partial(block, groups=self.nonlocal_groups[i]),
                 self.dtype,
+                dilation,
             )
-            for i in range(4)
+            for i, (stride, dilation) in enumerate([(1, 1), (2, 1), (2, 1), (1, 2) if self.dilated else (2, 1)])
         ]
         self.head_dropout = nn.Dropout(self.dropout)
         self.classifier = linear_unless_passed(
@@ -105,7 +108,7 @@ class SlowNetwork(nn.Module):
         )
 
     def stages(self, video: Float[Array, "b t h w c"], train: bool = False) -> tuple[Float[Array, "b _ _ _ _"], ...]:
-        """The feature map of each stage: a 4th to a 32nd of the height and width."""
+        """The feature map of each stage: a 4th to a 32nd of the height and width (to a 16th if dilated)."""
         conv_stride, pool_stride = self.temporal_strides
         check_video(video, self.channels, (conv_stride * pool_stride + 1 if self.pool else 1, 1, 1))
         x, maps = self.stem(video, train), []
@@ -126,7 +129,7 @@ class SlowNetwork(nn.Module):
         if self.dialect == "mmaction2":
             return x.mean(axis=(1, 2, 3), keepdims=True)
         frames = max(1, self.num_frames // 2 if self.pool else self.num_frames)
-        side = max(1, self.image_size // 32)
+        side = max(1, self.image_size // (16 if self.dilated else 32))
         return pool_windows(x, (frames, side, side))
 
     def embed(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b d"]:

@@ -92,6 +92,7 @@ class SlowFast(nn.Module):
       lateral, lateral_kernel: see `Lateral`.
       nonlocal_after: numbers of the slow pathway's blocks followed by a non-local block, in each stage.
       affinity: of the non-local blocks.
+      dilated: the last stage keeps the size of the one before, and has dilated convolutions instead (for detection).
       dialect: the publisher whose slow frames, lateral connections and head are computed.
       num_classes: None returns the mean features.
       head: replaces the linear classifier; any module that takes features `b d`.
@@ -110,6 +111,7 @@ class SlowFast(nn.Module):
     lateral_kernel: int = 5
     nonlocal_after: Sequence[Sequence[int]] = ((), (), (), ())
     affinity: Affinity = "dot_product"
+    dilated: bool = False
     dialect: Literal["slowfast", "pytorchvideo", "mmaction2"] = "slowfast"
     num_classes: int | None = None
     head: nn.Module | None = None
@@ -134,9 +136,9 @@ class SlowFast(nn.Module):
         block = partial(NonLocal, self.affinity, pool="before", dtype=self.dtype)
 
         def stage(pathway: str, i: int, kernels: Sequence[int], after: Sequence[int] = ()) -> Stage:
-            width, stride = widths[pathway] * 2**i, 2 if i else 1
-            name = f"stage_{i}_{pathway}"
-            return Stage(width, self.depths[i], kernels, stride, after, block, self.dtype, name=name)
+            width, name = widths[pathway] * 2**i, f"stage_{i}_{pathway}"
+            stride, dilation = (1, 2) if self.dilated and i == 3 else (2 if i else 1, 1)
+            return Stage(width, self.depths[i], kernels, stride, after, block, self.dtype, dilation, name=name)
 
         ((slow_stem,), *slow), ((fast_stem,), *fast) = self.slow_kernels, self.fast_kernels
         self.slow_stem = Stem(widths["slow"], slow_stem, dtype=self.dtype)
@@ -184,7 +186,7 @@ class SlowFast(nn.Module):
         return tuple(maps)
 
     def pathways(self, video: Float[Array, "b f h w c"], train: bool = False) -> tuple[Pathways, ...]:
-        """Both pathways' map of each stage, a 4th to a 32nd of the height and width; a detection head sees the last."""
+        """Both pathways' map of each stage, a 4th to a 32nd of the height and width (to a 16th if dilated)."""
         return self.run(*self.split(video), train)
 
     def stages(self, video: Float[Array, "b f h w c"], train: bool = False) -> tuple[Float[Array, "b t _ _ _"], ...]:
@@ -200,7 +202,7 @@ class SlowFast(nn.Module):
         """Mean features over time and windows of the training size, or the whole map with mmaction2's head."""
         if self.dialect == "mmaction2":
             return jnp.concatenate([x.mean(axis=(1, 2, 3), keepdims=True) for x in (slow, fast)], axis=-1)
-        side = max(1, self.image_size // 32)
+        side = max(1, self.image_size // (16 if self.dilated else 32))
         return jnp.concatenate([pool_windows(x, (x.shape[1], side, side)) for x in (slow, fast)], axis=-1)
 
     def embed(self, video: Float[Array, "b f h w c"], train: bool = False) -> Float[Array, "b d"]:

@@ -130,6 +130,7 @@ class Run:
         frozen: PyTree | None = None,
         example: Mapping[str, tuple[tuple[int, ...], Any]] | None = None,
         model_state: Mapping[str, PyTree] = MappingProxyType({}),
+        fields: Mapping[str, tuple[tuple[int, ...], Any]] = MappingProxyType({}),
     ) -> None:
         """Sets up the sharded step from shapes; no array is allocated.
 
@@ -142,6 +143,7 @@ class Run:
           frozen: the parameters that `begin` gets as `frozen`, such as a teacher's, or their shapes.
           example: shapes and types of the arrays of an example, besides `valid`, if it is no clip of a video.
           model_state: initial values of collections that the loss keeps besides the model's variables.
+          fields: shapes and types of other fields of an example that the loss reads.
 
         Raises:
           UserError: the stream does not exist, or has another number of channels than the model.
@@ -149,7 +151,7 @@ class Run:
         config, self.model = self.config, model
         self._reads_clips = example is None
         if example is None:
-            example = self._clip() | {name: (shape, jnp.int32) for name, shape in numbers.items()}
+            example = self._clip() | {name: (shape, jnp.int32) for name, shape in numbers.items()} | dict(fields)
         self._init_key, run_key = jax.random.split(jax.random.key(config.seed)) if keys is None else keys
         weight_decay = config.optim.weight_decay_by_step(self.steps)
         tx = make_optimizer(config.optim, self.schedule, trained, factors, weight_decay)
@@ -255,7 +257,7 @@ class Run:
         """
         # The context mesh of `runs.on_mesh` belongs to the main thread, and to the key of JAX's cache.
         with suppress(Exception), jax.set_mesh(self.mesh) if self.config.sequence > 1 else nullcontext():
-            shapes = jax.tree.map(_with_sharding, self.shapes, self.sharding)
+            shapes = jax.tree.map(lambda leaf, spread: leaf.update(sharding=spread), self.shapes, self.sharding)
             lowered = self.step.lower(shapes, self.batch)
             if self._reads_clips:
                 threading.Thread(target=_import_tensorflow).start()
@@ -388,10 +390,6 @@ class Run:
             + "\n".join(f"  {purpose:<{width}}  {how}" for purpose, how in advice.items())
         )
         return numbers
-
-
-def _with_sharding(shape: jax.ShapeDtypeStruct, sharding: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
 
 
 def _import_tensorflow() -> None:
