@@ -20,6 +20,7 @@ import vidjax
 from vidjax import cli
 from vidjax.convert import save_pretrained
 from vidjax.data import pipeline
+from vidjax.data.config import DetectionConfig
 from vidjax.errors import UserError
 from vidjax.models.detector import Detector
 from vidjax.runs import detection
@@ -200,6 +201,8 @@ REFUSED = [
 def test_invalid_values_are_one_line(fields, message):
     with pytest.raises(UserError, match=message):
         detect.Config(**fields)
+    with pytest.raises(UserError, match=r"data\.sampling is uniform: clips lie around key frames, omit it"):
+        DetectionConfig(sampling="uniform")
 
 
 def test_what_does_not_fit_is_refused_before_training(folder, tmp_path):
@@ -209,7 +212,6 @@ def test_what_does_not_fit_is_refused_before_training(folder, tmp_path):
             "has the shape 1x1x1, too few places for boxes: take an earlier",
         ),
         (("--stage", "7"), "SlowNetwork has 4 stages, so stage cannot be 7: lower it"),
-        (("--data.sampling", "uniform"), "data.sampling is uniform: clips lie around key frames, omit it"),
     ):
         with pytest.raises(UserError, match=message):
             detect.main(parse(folder, *flags, "--workdir", str(tmp_path / "run")))

@@ -22,7 +22,7 @@ def draw_boxes(
     colors: Sequence[str],
     short_side: int = 360,
 ) -> UInt8[np.ndarray, "y x 3"]:
-    """The frame, enlarged if it is small, with each box and its lines of text: below its top edge, or where they fit.
+    """The frame, enlarged if it is small, with each box and its lines of text: above it, or inside if there is no room.
 
     Args:
       boxes: left, top, right and bottom, as fractions of the frame.
@@ -41,7 +41,7 @@ def draw_boxes(
     for (left, top, _, _), lines, color in zip(scaled.tolist(), texts, colors, strict=True):
         wide = max((line_width(line) for line in lines), default=0) + 6
         x = int(max(min(left, size[0] - wide), 0))
-        y = int(max(min(top, size[1] - LINE * len(lines)), 0))
+        y = int(top - LINE * len(lines) if top >= LINE * len(lines) else top)
         if lines:
             draw.rectangle((x, y, x + wide, y + LINE * len(lines)), fill=color)
         for number, line in enumerate(lines):
