@@ -120,6 +120,7 @@ FIELDS = {
     "finetune": "model keep_head tune tuned_blocks drop_path dropout mixup cutmix label_smoothing objective "
     "head_factor train_accuracy accumulation",
     "localize": "model channels max_length label_smoothing offset_weight positives selection thresholds dialect",
+    "ground": "model channels text_channels max_length words align rounded text tokenizer",
     "contrastive_pretrain": "video_model text_model features tokenizer context init_video_from init_text_from freeze "
     "objective chunk head_factor",
     "video_language_pretrain": "video_model text_model features tokenizer context init_video_from init_text_from chunk "

@@ -28,6 +28,7 @@ RUN_FILES = (
     "config.json", "vidjax.json", "sources.json", "metrics.jsonl", "checkpoints", "best", "tensorboard", "curves.png",
     "reconstructions", "similarity", "tokenizer",
     "bad_files*.jsonl", "bad_validation_files*.jsonl", "skipped_step_*.npz", "timelines.png", "features.json",
+    "moments.png", "queries.npy", "queries.json",
 )  # fmt: skip
 """Names and patterns of the files that a run writes into its work directory."""
 
