@@ -1,7 +1,7 @@
 """Train a Moment-DETR (Lei et al. 2021, arXiv:2107.09609): when does a video show what a sentence says?
 
 A tiny model on rendered videos, minutes on a laptop: python experiments/ground.py
-(it trains a video and a text tower on captioned clips first, and writes the features of untrimmed videos with them)
+(it trains an encoder and a text tower on trimmed clips first, and writes the features of untrimmed videos)
 
 On features of an encoder, from embed.py --window 16 --stride 8 --out features, and sentences in QVHighlights',
 Charades-STA's or ActivityNet Captions' form, whose features are those of the text tower of --text:

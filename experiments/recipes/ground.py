@@ -1,5 +1,6 @@
 """Recipes of ground.py."""
 
+import recipes.localize
 from vidjax.data.moments import MomentConfig
 from vidjax.training.loop import LoopConfig
 from vidjax.training.optimizer import OptimizerConfig
@@ -17,12 +18,13 @@ DEMO = {
     "loop": LoopConfig(log_every=40, save_every=600, evaluate_every=300),
 }  # fmt: skip
 TOWERS = (
-    "contrastive_pretrain.py demo --steps 200 --loop.save_every 200 --loop.evaluate_every 200 "
-    "--seed SEED --workdir WORKDIR/towers",
-    "embed.py --run WORKDIR/towers --pooling model --data.source synthetic:untrimmed_shapes --data.split all "
-    "--window 8 --stride 4 --batch_size 64 --out WORKDIR/features",
+    recipes.localize.ENCODER[0],
+    "contrastive_pretrain.py demo --video_model uniformer_tiny --init_video_from WORKDIR/encoder --steps 100 "
+    "--data.validation None --loop.save_every 100 --seed SEED --workdir WORKDIR/towers",
+    recipes.localize.ENCODER[1],
 )
-"""What the demo runs first: two towers learn from captioned clips, and the features of untrimmed videos are written."""
+"""What the demo runs first: an encoder learns from trimmed clips, a text tower from captions of such clips, and the
+features of untrimmed videos are written."""
 
 # jayleicn/moment_detr, moment_detr/scripts/train.sh and config.py: 1e-4 for 32 queries, constant for 200 epochs.
 # Differences: the original also decays biases and norms, and initialises with Xavier's uniform distribution.

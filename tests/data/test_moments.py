@@ -17,7 +17,8 @@ def line(qid=1, query="a dog barks", vid="v1", windows=((2, 6),), duration=16, *
 
 
 RATED = line(relevant_clip_ids=[1, 2], saliency_scores=[[4, 3, 2], [0, 1, 1]])
-LINES = [RATED, line(2, "it sits", "v2", ((0, 3), (15, 17)))]
+UNRATED = line(2, "it sits", "v2", ((0, 3), (15, 17)), relevant_clip_ids=[], saliency_scores=[])
+LINES = [RATED, UNRATED]
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def test_features_of_two_encoders_are_of_unit_length_side_by_side_until_the_firs
     np.testing.assert_allclose(features[:, 6:], 0.5, rtol=1e-5)
     one, two = source.queries
     np.testing.assert_array_equal(one.ratings[:4], [[0, 0, 0], [4, 3, 2], [0, 1, 1], [0, 0, 0]])
-    assert one.ratings.shape == (8, 3) and two.ratings is None
+    assert one.ratings.shape == (8, 3) and not two.ratings.any()
     assert two.windows.tolist() == [[0, 3], [15, 16]]
     assert source.notes == ("1 of 3 moments end after their video and are cut: v2",)
 

@@ -203,7 +203,8 @@ def _of_row(row: Mapping[str, Any]) -> Query:
         if len(scores) != len(clips):
             raise ValueError(f"{len(scores)} saliency_scores of {len(clips)} clips")
         ratings = np.zeros((int(duration / CLIP), scores.shape[1] if len(scores) else 1), int)
-        ratings[clips] = scores.reshape(len(clips), -1)
+        if len(clips):  # a short moment may fill no clip
+            ratings[clips] = scores
     return _query(str(row["qid"]), row["query"], row["vid"], row["relevant_windows"], duration, ratings)
 
 

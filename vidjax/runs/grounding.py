@@ -243,8 +243,9 @@ def moment_validator(
     ground, asked = make_ground(model, mesh), questions(source, texts, length)
     truth = [evaluation.Moments(query.windows) for query in source.queries]
     videos = [query.video for query in source.queries]
-    others = [next((j for j in chain(range(i, len(videos)), range(i)) if videos[j] != videos[i]), i)
-              for i in range(len(videos))]  # fmt: skip
+    around = (chain(range(i, len(videos)), range(i)) for i in range(len(videos)))
+    others = [next((j for j in order if videos[j] != videos[i]), i) for i, order in enumerate(around)]
+    percent = [round(100 * t) for t in evaluation.THRESHOLDS]
 
     def validate(state: TrainState, step: int) -> dict[str, float]:
         variables = {"params": state.evaluated_params}
@@ -252,10 +253,8 @@ def moment_validator(
         predicted = [evaluation.Moments(each.windows, each.scores) for each in found]
         result = evaluation.moment_retrieval(truth, predicted)["full"]
         by_chance = evaluation.moment_retrieval(truth, [predicted[i] for i in others])["full"]
-        numbers = {f"r1_{100 * t:.0f}": float(result.r1[np.isclose(evaluation.THRESHOLDS, t)][0]) for t in (0.5, 0.7)}
-        numbers |= {
-            f"map_{100 * t:.0f}": float(result.map[np.isclose(evaluation.THRESHOLDS, t)][0]) for t in (0.5, 0.75)
-        }
+        numbers = {f"r1_{t}": float(result.r1[percent.index(t)]) for t in (50, 70)}
+        numbers |= {f"map_{t}": float(result.map[percent.index(t)]) for t in (50, 75)}
         numbers |= {"average_map": result.average_map, "chance_r1_50": float(by_chance.r1[0])}
         rated = [i for i, query in enumerate(source.queries) if query.ratings is not None and query.ratings.size]
         if rated:
@@ -309,7 +308,6 @@ def describe_evaluations(evaluations: dict[int, dict[str, float]]) -> tuple[list
     names = {"r1_50": "R1@0.5", "r1_70": "R1@0.7", "map_50": "mAP@0.5", "map_75": "mAP@0.75", "average_map": "mAP"}
     names |= {"hit1": "HIT@1", "highlight_map": "mAP (clips)", "chance_r1_50": "R1@0.5 by chance"}
     shown = {title: best[name] for name, title in names.items() if name in best}
-    heads, values = ("".join(f"{text:>{len(title) + 3}}" for title, text in each.items()) for each in (
-        {title: title for title in shown}, {title: f"{value:.1%}" for title, value in shown.items()}
-    ))  # fmt: skip
+    heads = "".join(f"   {title}" for title in shown)
+    values = "".join(f"{f'{value:.1%}':>{len(title) + 3}}" for title, value in shown.items())
     return [f"moments {heads}", f"        {values} (step {step})"], best
