@@ -21,6 +21,7 @@ sys.path.insert(0, str(ROOT))
 
 import vidjax  # noqa: E402
 from vidjax.models.actionformer import LOCALIZERS  # noqa: E402
+from vidjax.models.moment_detr import RETRIEVERS  # noqa: E402
 
 PACKAGES = (
     "models", "layers", "kernels", "objectives", "data", "training", "evaluation", "visualize", "convert", "runs",
@@ -121,7 +122,8 @@ def row(name: str, config: Any, remark: str) -> str:
     """One recipe as a row of Markdown."""
     data, optim = config.data, config.optim
     model = getattr(config, "video_model", config.model)
-    localizer = LOCALIZERS[model]() if model in LOCALIZERS else None
+    make = (LOCALIZERS | RETRIEVERS).get(model)
+    localizer = make() if make else None
     if localizer is not None:  # it takes features of whole videos
         clips = f"{config.max_length or localizer.max_length} steps of features"
     else:

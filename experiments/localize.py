@@ -12,8 +12,6 @@ Running the same command again resumes the run. Then localize_predict.py finds a
 """
 
 import dataclasses
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -37,6 +35,7 @@ from vidjax.objectives import localization as objective
 from vidjax.runs import localization
 from vidjax.runs.config import TrainConfig
 from vidjax.runs.run import Run
+from vidjax.runs.untrimmed import make_demo_features
 from vidjax.training.loop import FitResult
 from vidjax.training.optimizer import OptimizerConfig
 from vidjax.training.sharding import is_main_process
@@ -88,17 +87,6 @@ RECIPES = {name: Config(**values) for name, values in recipes.localize.RECIPES.i
 DATA_FLAG = "--data.features"
 
 
-def make_demo_features(config: Config) -> Config:
-    """Trains the demo's encoder and writes the features of the rendered videos, unless this is done already."""
-    features = Path(config.workdir) / "features"
-    for command in () if features.exists() else recipes.localize.ENCODER:
-        script, *flags = command.replace("WORKDIR", config.workdir).replace("SEED", str(config.seed)).split()
-        print(f"\npython experiments/{script} {' '.join(flags)}", flush=True)
-        subprocess.run([sys.executable, str(Path(__file__).with_name(script)), *flags], check=True)
-    print("\npython experiments/localize.py", flush=True)
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, features=str(features)))
-
-
 def make_model(config: Config, source: SegmentSource) -> nn.Module:
     """The model for these classes and features."""
     fields = {"num_classes": len(source.class_names), "channels": source.channels}
@@ -144,7 +132,9 @@ def summarize(run: Run, result: FitResult) -> dict[str, float]:
 def main(config: Config, mesh: Mesh) -> dict[str, float]:
     """Runs the job; returns the first and last loss and the best evaluation, or the memory of a dry run."""
     if config.data.annotations == SHAPES and config.data.features is None:
-        config = make_demo_features(config)
+        encoder, place = recipes.localize.ENCODER, Path(__file__).parent
+        made = make_demo_features(encoder, place, config.workdir, config.seed, "localize.py")
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, features=made))
     run, data = Run(config, mesh), config.data
     source = open_segments(data, data.train, config.channels)
     validation = data.validation and open_segments(data, data.validation, source.channels)

@@ -16,19 +16,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax.numpy as jnp
-import numpy as np
 from flax.traverse_util import unflatten_dict
 from tyro.conf import Positional
 
 from vidjax import cli, runs
 from vidjax.convert.checkpoint import read_model
-from vidjax.data.config import core_count
 from vidjax.errors import UserError
-from vidjax.evaluation.segments import Clock, Selection
+from vidjax.evaluation.segments import Selection
 from vidjax.fields import check_values, require_positive
-from vidjax.runs.announce import print_notes
-from vidjax.runs.embedding import open_encoder
-from vidjax.runs.localization import Track, find_segments
+from vidjax.runs.localization import find_segments
+from vidjax.runs.untrimmed import embed_files, read_kept
 from vidjax.training.sharding import make_mesh
 
 
@@ -63,48 +60,16 @@ class Config:
         cli.check_files(json=self.json)
 
 
-def embed(config: Config, described: dict[str, Any]) -> tuple[list[str], dict[int, Track], dict[int, str]]:
-    """The names of the videos, the features of those that could be read, and the errors of the others."""
-    from vidjax.data.embeddings import sampled_rate
-    from vidjax.data.windows import batches, open_files
-
-    encode, clips = open_encoder(described["meta"], config.encoder)
-    videos, stride, size = open_files(config.paths), described["stride"], described["window"]
-    print_notes(videos.source)
-    rows: dict[int, list[tuple[int, float, float]]] = {}
-    features: dict[int, list[np.ndarray]] = {}
-    errors: dict[int, str] = {}
-    streams = (videos.windows(index, clips, stride) for index in range(len(videos.source)))
-
-    def failed(index: int, error: ValueError) -> None:
-        errors[index] = str(error)
-
-    for batch, pixels in batches(streams, config.batch_size, config.workers or core_count(), failed):
-        for (index, window), feature in zip(batch, encode(pixels), strict=False):  # the batch may be padded
-            rows.setdefault(index, []).append((window.first, window.start, window.end))
-            if window.first % stride == 0:  # the last window may be nearer to the one before
-                features.setdefault(index, []).append(feature)
-    tracks = {}
-    for index in features.keys() - errors.keys():
-        first, start, end = map(np.array, zip(*rows[index], strict=True))
-        clock = Clock(sampled_rate(first, start, end, size), stride, size, float(end[-1]))
-        tracks[index] = Track(np.stack(features[index]), clock)
-    return list(videos.source.ids), dict(sorted(tracks.items())), errors
-
-
 def main(config: Config) -> dict[str, Any]:
     """Finds, prints and writes the segments; returns the contents of the JSON file."""
-    path = Path(config.run) / "features.json"
-    if not path.is_file():
-        raise UserError(
-            f"{config.run} was not trained on features in a folder that embed.py wrote, so that its encoder is "
-            "unknown: give a run of localize.py on such features"
-        )
+    described, saved = read_kept(config.run), runs.read_config(config.run)
+    if "selection" not in saved:
+        raise UserError(f"{config.run} is no run of localize.py: give one")
     model = read_model(Path(config.run)).clone(dtype=jnp.float32)
     weights, _ = runs.read_weights(config.run, config.which)
     variables = {"params": unflatten_dict(weights, sep="/")["params"]}
-    selection = Selection(**runs.read_config(config.run)["selection"])
-    names, tracks, errors = embed(config, json.loads(path.read_text()))
+    selection = Selection(**saved["selection"])
+    names, tracks, errors = embed_files(config.paths, described, config.encoder, config.batch_size, config.workers)
     for error in errors.values():
         print(f"cannot be read: {error}", file=sys.stderr)
     if not tracks:

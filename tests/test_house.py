@@ -104,8 +104,8 @@ print(json.dumps(loaded))
 WITH_TENSORFLOW = ("augment", "images", "pipeline", "rand_augment", "records", "stored")
 """Modules of vidjax/data that import TensorFlow: training batches, TFRecords and TFDS."""
 WITHOUT = (
-    "caption", "check_data", "detect_predict", "embed", "evaluate", "localize", "localize_predict", "predict", "probe",
-    "retrieve", "visualize", "zero_shot",
+    "caption", "check_data", "detect_predict", "embed", "evaluate", "ground", "ground_predict", "localize",
+    "localize_predict", "predict", "probe", "retrieve", "visualize", "zero_shot",
 )  # fmt: skip
 """Scripts that read no training clips: they start in seconds, as they do not import TensorFlow."""
 

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from vidjax.data.segments import SegmentConfig, open_features, open_segments
+from vidjax.data.feature_files import open_features
+from vidjax.data.segments import SegmentConfig, open_segments
 from vidjax.errors import UserError
 
 SECONDS, STEPS, CHANNELS = 10.0, 61, 6  # 4 frames a step of 16, 25 fps: 10.24 s

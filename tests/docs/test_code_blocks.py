@@ -24,8 +24,10 @@ import pytest
 from blocks import FILES, PAGES, ROOT, SHELL, TABLES, blocks_of, commands, parse, text_of, write_table
 
 from vidjax import cli
+from vidjax.data.moments import SHAPES
 from vidjax.models import TEXT_VARIANTS, VARIANTS
 from vidjax.models.actionformer import LOCALIZERS
+from vidjax.models.moment_detr import RETRIEVERS
 
 # Replacements that make the pages' Python run faster.
 SHORTER = {"steps = 40": "steps = 2", "batch_size=32": "batch_size=8"}
@@ -193,14 +195,14 @@ def check_config(config, command):
     for field in ("model", "video_model", "text_model", "models"):
         named = getattr(config, field, None)
         for name in [named] if isinstance(named, str) else named or ():
-            known = {**VARIANTS, **TEXT_VARIANTS, **LOCALIZERS}
+            known = {**VARIANTS, **TEXT_VARIANTS, **LOCALIZERS, **RETRIEVERS}
             assert {name, f"{name}_pretrain"} & known.keys() or " and " in name, f"{command}\nthere is no {name}"
     data = getattr(config, "data", None)
     for field in ("source", "train", "validation"):
         source = getattr(data, field, None) or ""
         parts = source.removeprefix("mix:").split(",") if isinstance(source, str) else []
         for part in (part for part in parts if ":" in part):
-            assert part.startswith(("tfds:", "tfrecord:", "synthetic:m")), f"{command}\n{source}"
+            assert part.startswith(("tfds:", "tfrecord:", "synthetic:m", SHAPES)), f"{command}\n{source}"
 
 
 @functools.cache

@@ -52,6 +52,7 @@ NOT_RUN = {
 TINY = {
     "actionformer_thumos_i3d": "actionformer_tiny",
     "clip_base": "text_tiny",
+    "moment_detr_clip": "moment_detr_tiny",
     "r2plus1d_18": "r2plus1d_tiny",
     "r3d_18": "r3d_tiny",
     "videomae_base": "videomae_tiny",
@@ -88,6 +89,8 @@ SMALL = {
     "embed.py": "--data.workers 1 --batch_size 8",
     "evaluate.py": "--data.workers 1",
     "finetune.py": f"{CLIPS} {LOOP} --batch_size 32 --data.validation_examples 8",  # 4 micro-batches on 8 devices
+    "ground.py": LOOP,
+    "ground_predict.py": "--workers 1",
     "jepa_pretrain.py": f"{CLIPS} {LOOP} --data.fps None --probe_clips 0 --observed_clips 4",
     "localize.py": LOOP,
     "localize_predict.py": "--workers 1",
@@ -222,6 +225,12 @@ def stocked(place, monkeypatch):
     boxes = [f"{path.stem},1,0.1,0.1,0.5,0.9,{path.parent.name},0\n" for path in paths]
     Path("boxes.csv").write_text("".join(boxes))
     Path("persons.csv").write_text("lecture,1,0.1,0.1,0.5,0.9,,0.9\n")
+    for name, chosen in (("moments.jsonl", paths[:6]), ("moments_val.jsonl", paths[6:])):
+        rows = [
+            {"qid": i, "vid": path.stem, "query": f"it is {i}", "duration": 2.8, "relevant_windows": [[0.5, 1.5]]}
+            for i, path in enumerate(chosen)
+        ]
+        Path(name).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     videos.write_video(Path("lecture.mp4"), videos.numbered(100, 32, 40))
     monkeypatch.setenv("TFDS_DATA_DIR", str(place / "tfds"))
     return place

@@ -22,7 +22,7 @@ from vidjax.errors import UserError
 from vidjax.layers.card import Card
 from vidjax.models.actionformer import LOCALIZERS
 from vidjax.models.videomae import VideoMAE
-from vidjax.runs import localization
+from vidjax.runs import localization, untrimmed
 from vidjax.training.checkpoint import load_variables
 from vidjax.training.state import Aux
 
@@ -143,7 +143,7 @@ def test_a_training_example_is_a_crop_whose_segments_lie_on_their_features(folde
 
 def test_features_are_stretched_as_by_interpolation_without_aligned_corners():
     features = np.array([[0.0], [1.0], [2.0]])
-    np.testing.assert_allclose(localization.stretch(features, 6)[:, 0], [0, 0.25, 0.75, 1.25, 1.75, 2])
+    np.testing.assert_allclose(untrimmed.stretch(features, 6)[:, 0], [0, 0.25, 0.75, 1.25, 1.75, 2])
 
 
 @pytest.fixture(scope="module")

@@ -121,6 +121,7 @@ FIELDS = {
     "head_factor train_accuracy accumulation",
     "localize": "model channels max_length label_smoothing offset_weight positives selection thresholds dialect",
     "detect": "model dilated stage bins aligned dropout keep_head objective crops dialect",
+    "ground": "model channels text_channels max_length words align rounded text tokenizer",
     "contrastive_pretrain": "video_model text_model features tokenizer context init_video_from init_text_from freeze "
     "objective chunk head_factor",
     "video_language_pretrain": "video_model text_model features tokenizer context init_video_from init_text_from chunk "

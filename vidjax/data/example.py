@@ -176,6 +176,8 @@ class Source:
     parts: tuple[Part, ...] = ()
     """The sources of a mix, each with its share of every training batch; empty for a source of its own."""
 
+    unit = "videos"  # what reports call the examples
+
     def __post_init__(self) -> None:
         if not len(self.ids):  # an iterator over epochs would never yield
             raise UserError(f"there are no examples in {self.name}: give another source")

@@ -144,10 +144,15 @@ def label_in(split: str, index: int) -> int:
 def describe(index: int) -> tuple[int, tuple[str, ...]]:
     """The label (a position in `CLASSES`) of a video and its full, short and vague captions."""
     scene = scene_of(index)
-    moving = f"{scene.color} {scene.shape} moves {_PHRASES[scene.label]}"
+    return scene.label, captions(scene, scene.label)
+
+
+def captions(scene: Scene, label: int) -> tuple[str, str, str]:
+    """The full, short and vague captions of a scene whose shape moves in a direction, a position in `CLASSES`."""
+    moving = f"{scene.color} {scene.shape} moves {_PHRASES[label]}"
     background = f"{_article(scene.background)} {scene.background} background"
-    vague = f"a {scene.shape} moves {_PHRASES[scene.label]}"
-    return scene.label, (f"a {scene.size} {moving} over {background}", f"{_article(moving)} {moving}", vague)
+    vague = f"a {scene.shape} moves {_PHRASES[label]}"
+    return f"a {scene.size} {moving} over {background}", f"{_article(moving)} {moving}", vague
 
 
 def composition(index: int) -> int:

@@ -10,7 +10,6 @@ read, and only the part that a batch needs is copied.
 """
 
 import json
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,16 +21,20 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from vidjax.data import untrimmed_shapes
+from vidjax.data.feature_files import (
+    FeatureFile,
+    cut_spans,
+    described_rate,
+    examples,
+    list_files,
+    open_features,
+    probe,
+    read_description,
+)
 from vidjax.errors import UserError
 from vidjax.fields import check_values, free
 
 SHAPES = "synthetic:untrimmed_shapes"
-VIDEOS = "videos.json"
-"""File in a folder of features that embed.py wrote: their settings, and rate and duration of each video."""
-FAR = 1.5
-"""Times the duration; segments that end later are no rounded ones."""
-PROBED = 16
-"""Files that are opened at the start, evenly over the list."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,7 @@ class SegmentSource:
 
     parts = ()
     listed = True
+    unit = "videos"
 
     def __len__(self) -> int:
         return len(self.videos)
@@ -147,29 +151,6 @@ class SegmentSource:
     def read(self, index: int) -> np.ndarray:
         """The features of a video, `t c`, memory-mapped in the type in which they were stored. Raises UserError."""
         return open_features(self.videos[index].path, self.channels)
-
-
-def open_features(path: str, channels: int | None) -> np.ndarray:
-    """Memory-maps a file of features as `t c`.
-
-    Args:
-      channels: width of the features; None takes the second side as the width.
-
-    Raises:
-      UserError: the file is damaged, is no array of two sides, or has another width.
-    """
-    try:
-        features = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}): make its features again, or remove it") from error
-    sides = "x".join(map(str, features.shape))
-    if features.ndim != 2 or not features.size:
-        raise UserError(f"{path} has the shape {sides}: features are an array of time and channels")
-    if channels in (None, features.shape[1]):
-        return features
-    if channels == features.shape[0]:
-        return features.T
-    raise UserError(f"{path} has the shape {sides}, but the features have {channels} channels: give others, or a model")
 
 
 def read_annotations(path: str) -> dict[str, dict[str, Any]]:
@@ -245,26 +226,17 @@ def open_segments(
     if not any(len(video.labels) for video in videos):
         raise UserError(f"none of the {len(videos):,} videos of {subset} has a segment: annotate them")
     channels = channels or open_features(videos[0].path, None).shape[1]
-    _probe(videos, channels, data.resize)
+    files = [FeatureFile(v.name, v.path, v.duration, v.fps, v.stride, v.frames) for v in videos]
+    probe(files, channels, "--data.stride and --data.fps", data.resize)
     classes = ("action",) if data.one_class else names
     return SegmentSource(f"{data.annotations}, {subset}", classes, videos, channels, tuple(notes))
-
-
-def _examples(names: Sequence[str]) -> str:
-    return f"{', '.join(map(str, names[:3]))}{', ...' if len(names) > 3 else ''}"
 
 
 def _list_files(data: SegmentConfig) -> dict[str, str]:
     """The paths of the files of features by the name of the video."""
     if data.features is None:
         raise UserError("no features are given: give --data.features, a folder of .npy files (embed.py writes them)")
-    try:
-        with os.scandir(data.features) as listing:
-            files = [entry.name for entry in listing if entry.name.endswith(".npy")]
-    except OSError as error:
-        raise UserError(f"data.features {data.features} cannot be listed ({error.strerror}): give a folder") from error
-    start = len(data.prefix)
-    return {f[start:-4]: os.path.join(data.features, f) for f in sorted(files) if f.startswith(data.prefix)}
+    return list_files(data.features, data.prefix)
 
 
 def _missing(
@@ -277,7 +249,7 @@ def _missing(
     )
     notes = []
     for missing, total, what, lacks in pairs:
-        line = f"{len(missing):,} of the {total:,} {what} have no {lacks}: {_examples(missing)}"
+        line = f"{len(missing):,} of the {total:,} {what} have no {lacks}: {examples(missing)}"
         if len(missing) > data.max_bad_share * total:
             raise UserError(
                 f"{data.features}: {line}; add them, or allow such with --data.max_bad_share (and see data.prefix)"
@@ -291,16 +263,14 @@ def _require_known(entries: Mapping[str, Any], names: Sequence[str]) -> None:
     if unknown := [name for name in counts if name not in names]:
         raise UserError(
             f"{sum(counts[name] for name in unknown):,} segments are of {len(unknown)} classes that the model does not "
-            f"know, such as {_examples(unknown)}: rename them to its {len(names)} classes, {_examples(names)}"
+            f"know, such as {examples(unknown)}: rename them to its {len(names)} classes, {examples(names)}"
         )
 
 
 def _described(data: SegmentConfig) -> dict[str, Any] | None:
     """What embed.py wrote about the folder; None if it did not write it."""
-    path = Path(data.features or "") / VIDEOS
-    if not path.is_file():
+    if (written := read_description(data.features)) is None:
         return None
-    written = json.loads(path.read_text())
     for name, value in (("stride", written["stride"]), ("frames", written["window"])):
         if getattr(data, name) not in (None, value):
             raise UserError(
@@ -315,9 +285,7 @@ def _rates(
 ) -> tuple[float, float, float]:
     """Frames per second, stride and frames of a video's features."""
     if written is not None:
-        if name not in written["videos"]:
-            raise UserError(f"{data.features}/{VIDEOS} does not have {name}: add it, or remove its file")
-        return written["videos"][name]["fps"], written["stride"], written["window"]
+        return described_rate(data.features, written, name)
     if data.stride is None or data.frames is None:
         raise UserError(
             f"which frames the features in {data.features} are of is unknown: give --data.stride and --data.frames"
@@ -328,47 +296,11 @@ def _rates(
 
 
 def _cut_segments(entries: Mapping[str, Any]) -> tuple[dict[str, list[tuple[float, float, str]]], list[str]]:
-    """Segments within the duration of their video, and notes on those that were cut or have no length.
-
-    Raises:
-      UserError: segments end far beyond their video, as times in frames would.
-    """
-    total, far, late, empty, cut = 0, [], [], [], {}
-    for name, entry in entries.items():
-        duration, cut[name] = entry["duration"], []
-        for each in entry["annotations"]:
-            (start, end), total = each["segment"], total + 1
-            if end > FAR * duration:
-                far.append(f"{name} ({start:g} to {end:g} of {duration:g} s)")
-            if end > duration:
-                late.append(name)
-            start, end = max(start, 0), min(end, duration)
-            if start < end:
-                cut[name].append((start, end, each["label"]))
-            else:
-                empty.append(name)
-    if far:
-        raise UserError(
-            f"{len(far):,} of {total:,} segments end far beyond their video: {_examples(far)}; times are in seconds, "
-            "and these look like frames: divide them by the frames per second"
-        )
-    notes = [f"{len(late):,} of {total:,} segments end after their video and are cut: {_examples(late)}"] * bool(late)
-    notes += [f"{len(empty):,} of {total:,} segments have no length and are left out: {_examples(empty)}"] * bool(empty)
+    """Segments within the duration of their video, and notes on those that were cut or have no length."""
+    rows = [(name, each, entry["duration"]) for name, entry in entries.items() for each in entry["annotations"]]
+    spans, notes = cut_spans([(name, *each["segment"], duration) for name, each, duration in rows], "segments")
+    cut: dict[str, list[tuple[float, float, str]]] = {name: [] for name in entries}
+    for (name, each, _), span in zip(rows, spans, strict=True):
+        if span is not None:
+            cut[name].append((*span, each["label"]))
     return cut, notes
-
-
-def _probe(videos: Sequence[Untrimmed], channels: int, resized: bool) -> None:
-    """Opens a few files; raises UserError if their width, or how long they should last, is wrong."""
-    wrong = []
-    probed = [videos[i] for i in np.unique(np.linspace(0, len(videos) - 1, PROBED).astype(int))]
-    for video in probed:
-        steps = len(open_features(video.path, channels))
-        seconds = ((steps - 1) * video.stride + video.frames) / video.fps
-        slack = (video.stride + video.frames) / video.fps
-        if not resized and not 0.8 * video.duration - slack <= seconds <= 1.25 * video.duration + slack:
-            wrong.append(f"{video.name} ({steps} features last {seconds:.1f} s, the video {video.duration:.1f} s)")
-    if 2 * len(wrong) > len(probed):
-        raise UserError(
-            f"{len(wrong)} of {len(probed)} files do not last as long as their videos: {_examples(wrong)}; the "
-            "features have another stride or rate: give it with --data.stride and --data.fps"
-        )

@@ -3,6 +3,8 @@
 Scenes and directions are those of `moving_shapes`. Each motion has a direction, a speed and a length of its own, so
 that a single frame carries no information on what moves where, nor on whether anything does. Segments are exact. A
 video is a function of its index, can have any length, and a longer one begins like a shorter one.
+
+Each direction of a video has a sentence, such as "a red circle moves to the left", that asks for all its motions.
 """
 
 from functools import lru_cache
@@ -11,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from vidjax.data.moving_shapes import CLASSES, RATE, paint, scene_of
+from vidjax.data.moving_shapes import CLASSES, RATE, captions, paint, scene_of
 
 NUM_FRAMES = 480
 """Frames per video, half a minute. Later frames can be rendered too."""
@@ -19,6 +21,8 @@ SPLITS = {"train": range(2_000_000, 2_000_128), "validation": range(3_000_000, 3
 """Disjoint indices, also from those of `moving_shapes`."""
 SUBSETS = {"train": "training", "validation": "validation"}
 """Names of the splits in ActivityNet's annotations."""
+CLIP = 2.0
+"""Seconds of video that are rated together, as in QVHighlights."""
 MOTION, PAUSE = (24, 64), (12, 48)
 """Least and most frames of a motion and of the pause before it."""
 
@@ -76,6 +80,35 @@ def annotations() -> dict[str, Any]:
             entry = {"subset": SUBSETS[split], "duration": NUM_FRAMES / RATE, "annotations": found}
             database[video_name(split, number)] = entry
     return {"version": "untrimmed shapes", "database": database}
+
+
+def queries(split: str) -> list[dict[str, Any]]:
+    """The sentences about the videos of a split as lines of QVHighlights' file: several a video, some with two moments.
+
+    The sentence is a full, short or vague caption. The one rating of a clip, 0 to 4, is the part of it in which the
+    shape moves in this direction.
+    """
+    rows, duration = [], NUM_FRAMES / RATE
+    clips = np.arange(0, duration, CLIP)
+    for number, index in enumerate(SPLITS[split]):
+        found = segments(index)
+        random = np.random.Generator(np.random.Philox(key=index + (2 << 64)))
+        for label in np.unique(found[:, 2]).astype(int).tolist():
+            windows = found[found[:, 2] == label, :2]
+            inside = np.minimum(windows[:, 1:], clips + CLIP) - np.maximum(windows[:, :1], clips)
+            ratings = np.rint(4 * np.maximum(inside, 0).sum(axis=0) / CLIP).astype(int)
+            rows.append(
+                {
+                    "qid": len(rows),
+                    "query": captions(scene_of(index), label)[int(random.integers(3))],
+                    "vid": video_name(split, number),
+                    "duration": duration,
+                    "relevant_windows": windows.tolist(),
+                    "relevant_clip_ids": np.flatnonzero(ratings).tolist(),
+                    "saliency_scores": ratings[ratings > 0, None].tolist(),
+                }
+            )
+    return rows
 
 
 def video_name(split: str, number: int) -> str:

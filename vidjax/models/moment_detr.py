@@ -16,6 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from vidjax.layers.attention import DotProduct
+from vidjax.layers.card import Card
 from vidjax.layers.normalization import LayerNorm
 
 Norm = partial(LayerNorm, epsilon=1e-5)
@@ -149,6 +150,7 @@ class MomentDETR(nn.Module):
     align: int | None = None
     dropout: float = 0.1
     input_dropout: float = 0.5
+    card: Card = Card(source="jayleicn/moment_detr")
     dtype: DTypeLike | None = None
 
     def example_inputs(self) -> tuple[jax.ShapeDtypeStruct, ...]:
@@ -224,7 +226,7 @@ RETRIEVERS = MappingProxyType(
         "moment_detr_slowfast_clip": partial(MomentDETR),
         "moment_detr_clip": partial(MomentDETR, video_channels=514),
         "moment_detr_tiny": partial(
-            MomentDETR, video_channels=34, text_channels=32, width=32, heads=4, hidden=64, queries=5
+            MomentDETR, video_channels=34, text_channels=32, width=64, heads=4, hidden=128, queries=5, input_dropout=0.1
         ),
     }
 )

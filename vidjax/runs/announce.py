@@ -47,7 +47,7 @@ def describe_run(config: Any, source: "Source", shapes: Any, macs: int, steps: i
         "devices": f"{len(devices)} x {devices[0].device_kind}, {jax.process_count()} process(es), "
         f"mesh data={groups // config.fsdp} fsdp={config.fsdp}"
         + (f" sequence={config.sequence}" if config.sequence > 1 else ""),
-        "data": f"{source.name}: {len(source):,} videos; {examples}",
+        "data": f"{source.name}: {len(source):,} {source.unit}; {examples}",
         **({"mix": describe_mix(source)} if source.parts else {}),
         "model": f"{config.model}: {parameters:,} parameters, {macs / 1e9:.3g} GMACs per clip (forward), "
         f"{computing_type(config.dtype).name}",

@@ -1,9 +1,10 @@
 """Temporal localisation on features of untrimmed videos: batches, segments of whole videos, and their evaluation."""
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -12,9 +13,11 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float
 
-from vidjax.data.segments import VIDEOS, SegmentConfig, SegmentSource, Untrimmed
+from vidjax.data.feature_files import read_description
+from vidjax.data.segments import SegmentConfig, SegmentSource, Untrimmed
 from vidjax.evaluation.localization import Instances, localization
 from vidjax.evaluation.segments import Clock, Selection, select
+from vidjax.runs.untrimmed import KEPT, Track, resized, shuffled_batches
 from vidjax.training.sharding import is_main_process, jit_on_mesh, put_batch, this_process
 from vidjax.training.state import TrainState
 
@@ -27,33 +30,15 @@ SHOWN, LEAST_SHOWN = 6, 0.2
 Localize = Callable[..., tuple[list[jax.Array], list[jax.Array]]]
 
 
-class Track(NamedTuple):
-    """The features of a video, and their times."""
-
-    features: Float[np.ndarray, "t c"]
-    clock: Clock
-
-
 def read(source: SegmentSource, index: int, length: int, resize: bool) -> Track:
     """The features of a video in the type in which they are stored, memory-mapped unless they are stretched.
 
     Args:
       length: to which they are stretched, if `resize`.
     """
-    video, features = source.videos[index], source.read(index)
-    stride, frames = video.stride, video.frames
-    if resize:
-        stride = frames = ((len(features) - 1) * stride + frames) / length
-        features = stretch(np.asarray(features, np.float32), length)
-    return Track(features, Clock(video.fps, stride, frames, video.duration))
-
-
-def stretch(features: Float[np.ndarray, "t c"], length: int) -> Float[np.ndarray, "l c"]:
-    """Resizes features over time linearly, with the ends of both at the same times."""
-    place = np.clip((np.arange(length) + 0.5) * len(features) / length - 0.5, 0, len(features) - 1)
-    before = place.astype(int)
-    part = (place - before)[:, None].astype(features.dtype)
-    return features[before] * (1 - part) + features[np.minimum(before + 1, len(features) - 1)] * part
+    video = source.videos[index]
+    track = Track(source.read(index), Clock(video.fps, video.stride, video.frames, video.duration))
+    return resized(track, length) if resize else track
 
 
 def crop(
@@ -119,22 +104,12 @@ def train_example(
 def train_batches(
     source: SegmentSource, model: nn.Module, data: SegmentConfig, *, batch_size: int, seed: int, first: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    """This process's part of each batch from number `first` on, without end: a pure function of seed and number.
+    """Batches of `train_example`, without end, from number `first` on; see `untrimmed.shuffled_batches`."""
 
-    All videos are drawn in random order, then again in another order, each time with another crop.
-    """
-    place, part = this_process()["process_index"], batch_size // this_process()["process_count"]
-    number, epoch, order = first * batch_size + place * part, -1, np.zeros(0, int)
-    while True:
-        examples = []
-        for k in range(number, number + part):
-            if k // len(source) != epoch:
-                epoch = k // len(source)
-                order = np.random.default_rng((seed, 0, epoch)).permutation(len(source))
-            random = np.random.default_rng((seed, 1, k))
-            examples.append(train_example(source, int(order[k % len(source)]), random, model, data))
-        yield {name: np.stack([each[name] for each in examples]) for name in examples[0]}
-        number += batch_size
+    def example(index: int, random: np.random.Generator) -> dict[str, np.ndarray]:
+        return train_example(source, index, random, model, data)
+
+    return shuffled_batches(len(source), example, batch_size=batch_size, seed=seed, first=first)
 
 
 def make_localize(model: nn.Module, mesh: Mesh) -> Localize:
@@ -272,8 +247,8 @@ def save_examples(run: Any, source: SegmentSource, state: TrainState) -> None:
 
 def keep_description(folder: str, workdir: Path) -> None:
     """Copies what embed.py wrote about the features into the work directory, for `localize_predict.py`."""
-    if is_main_process() and (Path(folder) / VIDEOS).is_file():
-        (workdir / "features.json").write_bytes((Path(folder) / VIDEOS).read_bytes())
+    if is_main_process() and (described := read_description(folder)):
+        (workdir / KEPT).write_text(json.dumps(described, indent=1) + "\n")
 
 
 def describe_map(evaluations: dict[int, dict[str, float]]) -> tuple[list[str], dict[str, float]]:

@@ -275,9 +275,9 @@ class Run:
             print(describe_run(config, self.source, shapes, self.macs, self.steps, more), flush=True)
 
     def describe_validation(self) -> str:
-        """The number of validation videos, for `announce`."""
+        """The number of validation examples, for `announce`."""
         source = self.sources.get("validation")
-        return "no validation" if source is None else f"validation on {len(source):,} videos of {source.name}"
+        return "no validation" if source is None else f"validation on {len(source):,} {source.unit} of {source.name}"
 
     def batches(self, first: int, **text: Any) -> Iterator[dict[str, np.ndarray]]:
         """This process's part of each training batch, starting at batch number `first`, without end.
