@@ -105,7 +105,8 @@ def peer_of(kind: str):
     return peer
 
 
-@pytest.mark.parametrize("kind", ["gpt2", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("opt", "t5"))])
+@pytest.mark.long
+@pytest.mark.parametrize("kind", SMALL)
 def test_writes_what_transformers_writes(kind, tmp_path):
     """Greedily and with beams, from prompts of different lengths, also after a round trip through our export."""
     peer = peer_of(kind)
