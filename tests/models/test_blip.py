@@ -22,11 +22,11 @@ COUNTS = {
     "blip_base_caption": (223_971_644, None),
     "blip_large_caption": (446_290_492, None),
     # Our own counts.
-    "blip_base": (252_436_477, None),
-    "blip_large": (475_034_493, None),
-    "blip_tiny": (0, None),
-    "blip_tiny_retrieval": (0, None),
-    "blip_tiny_caption": (0, None),
+    "blip_base": (252_441_919, None),
+    "blip_large": (474_729_023, None),
+    "blip_tiny": (898_088, None),
+    "blip_tiny_retrieval": (813_443, None),
+    "blip_tiny_caption": (810_597, None),
 }
 
 
