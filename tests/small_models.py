@@ -11,8 +11,13 @@ import vidjax
 from vidjax.models import variable_shapes
 from vidjax.models.actionclip import VideoTower
 from vidjax.models.albef import Albef
+from vidjax.models.blip import Blip, Captioner, Text
+from vidjax.models.blip2 import Blip2, Blip2Language
 from vidjax.models.clip import ImageTower
 from vidjax.models.dalle import Decoder, Encoder
+from vidjax.models.language import LanguageModel
+from vidjax.models.qformer import QFormer
+from vidjax.models.t5 import T5
 from vidjax.models.text import FusionBert, TextTower
 from vidjax.models.uniformerv2 import UniFormerV2
 from vidjax.models.video_text import Projected, VideoText
@@ -49,6 +54,11 @@ def actionclip(head: str, **fields) -> VideoText:
         VideoTower(image, head, head_depth=1, head_heads=2, head_context=4), TEXT.clone(width=128, heads=2)
     )
 
+
+SEES = ViT(24, 1, 3, patch_size=(1, 8, 8), image_size=16)
+OPT = LanguageModel(60, 12, 24, 2, 3, activation="relu", offset=2)
+FLAN = T5(60, 24, 2, 3, 8, 40)
+QFORMER = {"queries": 4, "vocabulary": 60, "context": 7, "width": 24, "depth": 2, "heads": 3}
 
 MODELS = {
     "vit": tiny("vit_tiny", **SMALL),
@@ -96,6 +106,20 @@ MODELS = {
     "albef": Albef(
         ViT(24, 1, 3, patch_size=(1, 8, 8), image_size=16), FusionBert(60, 7, 24, 2, 3, fusion_depth=1), 16, 5
     ),
+    "gpt2": LanguageModel(60, 12, 24, 2, 3),
+    "opt": OPT,
+    "t5": T5(60, 24, 2, 3, 8, 40, gated=False, tied=True),
+    "t5 1.1": FLAN,
+    "blip": Blip(SEES, Text(60, 7, 24, 2, 3), 16, 5),
+    "blip for retrieval": Blip(SEES, Text(60, 7, 24, 2, 3), 16, writes=False),
+    "blip for retrieval of transformers": Blip(SEES.clone(epsilon=1e-5), Text(60, 7, 24, 2, 3), 16, writes=False),
+    "blip for captions": Captioner(SEES, Text(60, 7, 24, 2, 3)),
+    "blip for captions of transformers": Captioner(SEES.clone(epsilon=1e-5), Text(60, 7, 24, 2, 3)),
+    "blip2": Blip2(SEES, QFormer(**QFORMER), 16),
+    "blip2 for retrieval": Blip2(SEES, QFormer(**QFORMER, writes=False), 16),
+    "blip2 with opt": Blip2Language(SEES, QFormer(**QFORMER | {"vocabulary": None}, writes=False), OPT),
+    "blip2 with t5": Blip2Language(SEES, QFormer(**QFORMER | {"vocabulary": None}, writes=False), FLAN),
+    "instructblip": Blip2Language(SEES, QFormer(**QFORMER, writes=False), OPT),
     "actionclip": actionclip("transf"),
     "actionclip joint": actionclip("mean", joint=True),
     "actionclip with shift": actionclip("lstm", shift=True),

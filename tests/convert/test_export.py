@@ -15,6 +15,7 @@ import vidjax
 from vidjax.convert import export_pretrained, files, from_state_dict, layouts, load_pretrained, recognize
 from vidjax.convert.export import entries
 from vidjax.convert.recognition import named
+from vidjax.convert.rules import begins
 from vidjax.errors import UserError
 from vidjax.models.actionclip import VideoTower
 from vidjax.models.clip import ImageTower
@@ -29,6 +30,10 @@ NOT = {
     "actionclip with shift": ("mmaction2",),
     "actionclip with a class token": ("mmaction2",),
     "clip's text tower": ("viclip",),
+    "blip for retrieval": ("transformers",),  # whose epsilon differs
+    "blip for retrieval of transformers": ("original", "momentum"),
+    "blip for captions": ("transformers",),
+    "blip for captions of transformers": ("original",),
     "videoprism": ("original",),  # only the encoder has a published layout
     "videoprism with text": ("transformers",),
     "videoprism with text of transformers": ("original",),
@@ -46,7 +51,7 @@ def leaves_equal(loaded: dict, expected: dict, absent: tuple[str, ...] = ()) -> 
     wanted, got = flatten_dict(expected, sep="/"), flatten_dict(loaded, sep="/")
     assert wanted.keys() == got.keys()
     for path, leaf in wanted.items():
-        if path.removeprefix("params/") in absent:
+        if begins(path.removeprefix("params/"), absent):
             continue
         np.testing.assert_array_equal(got[path], leaf, err_msg=path)
 

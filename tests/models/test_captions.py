@@ -13,6 +13,7 @@ from small_runs import draw_variables
 from vidjax.models.text import Bert, CaptionDecoder, TextTower
 from vidjax.models.video_text import Projected, VideoText, once
 from vidjax.models.vit import ViT
+from vidjax.runs.generation import begin
 from vidjax.runs.pairs import with_decoder
 from vidjax.training.cost import count_macs
 
@@ -45,12 +46,16 @@ def test_words_depend_on_the_video_and_on_earlier_tokens_only(variables):
     np.testing.assert_array_equal(moved, [[True] * 7, [False] * 7])
 
 
-def test_the_next_word_is_that_after_the_last_of_the_given_tokens(variables):
-    def next_word(variables, video, ids, count):
-        return MODEL.apply(variables, ids, count, MODEL.apply(variables, video, method="seen"), method="next_word")
+def test_words_read_one_by_one_are_followed_by_those_of_the_whole_caption(variables):
+    @jax.jit
+    def next_words(variables, video, ids):
+        seen = MODEL.apply(variables, video, method="seen")
+        step, logits, cache = begin(MODEL, variables, seen, ids[:, :2])
+        after, cache = step(ids[:, 2], jnp.int32(0), cache)
+        return jnp.stack([logits, after, step(ids[:, 3], jnp.int32(1), cache)[0]], axis=1)
 
-    expected = words_of(variables, VIDEO, IDS)[:, 2]
-    np.testing.assert_allclose(jax.jit(next_word)(variables, VIDEO, IDS, 3), expected, atol=1e-5)
+    expected = words_of(variables, VIDEO, IDS)[:, 1:4]
+    np.testing.assert_allclose(next_words(variables, VIDEO, IDS), expected, atol=1e-5)
 
 
 def test_embedding_and_tokens_of_a_video_come_from_one_pass(variables):

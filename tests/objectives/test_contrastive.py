@@ -17,6 +17,7 @@ from vidjax.objectives.contrastive import (
     info_nce,
     momentum_info_nce,
     multi_positive_kl,
+    query_info_nce,
     sigmoid,
 )
 from vidjax.training.sharding import batch_sharding, make_mesh
@@ -240,3 +241,17 @@ def test_new_keys_replace_the_oldest_ones():
     np.testing.assert_array_equal(queue[:, 0], [1, 2, 3, 4, 5, 0])  # the last clip was not valid
     with pytest.raises(ValueError, match="a queue of 6 is not divided by a batch of 4: choose a multiple"):
         enqueue(queue, jnp.int32(0), jnp.zeros((4, 1)), jnp.ones(4, bool))
+
+
+def test_the_query_nearest_to_the_text_counts_and_targets_are_smoothed():
+    draw = np.random.default_rng(5)
+    queries, text = draw.normal(size=(4, 3, 6)).astype(np.float32), draw.normal(size=(4, 6)).astype(np.float32)
+    valid = np.array([True, True, False, True])
+    logits = np.stack([[max(query @ words for query in image) for words in text] for image in queries]) / 0.5
+    kept, losses = logits[valid][:, valid], []
+    for rows in (kept, kept.T):
+        likelihood = rows - np.log(np.exp(rows).sum(axis=1, keepdims=True))
+        losses.append(-(0.9 * np.diag(likelihood) + 0.1 * likelihood.mean(axis=1)).mean())
+    loss, returned = jax.jit(query_info_nce)(*map(jnp.asarray, (queries, text)), 0.5, jnp.asarray(valid))
+    np.testing.assert_allclose(loss, np.mean(losses), rtol=1e-5)
+    np.testing.assert_allclose(returned, logits, rtol=1e-5)

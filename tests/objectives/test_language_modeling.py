@@ -41,6 +41,10 @@ def test_every_word_and_the_end_token_of_valid_captions_are_predicted():
     words = [likelihood[0, i, IDS[0, i + 1]] for i in range(4)]
     loss = caption_loss(jnp.asarray(LOGITS), jnp.asarray(IDS), jnp.array([True, False]))
     np.testing.assert_allclose(loss, -np.mean(words), rtol=1e-5)
+    of_tokens = np.arange(6)[None] < np.array([[5], [0]])  # the same, and of smoothed words
+    smoothed = -np.mean(0.9 * np.array(words) + 0.1 * likelihood[0, :4].mean(axis=-1))
+    loss = caption_loss(jnp.asarray(LOGITS), jnp.asarray(IDS), jnp.asarray(of_tokens), 0.1)
+    np.testing.assert_allclose(loss, smoothed, rtol=1e-5)
     words += [likelihood[1, i, IDS[1, i + 1]] for i in range(2)]
     loss = caption_loss(jnp.asarray(LOGITS), jnp.asarray(IDS), jnp.array([True, True]))
     np.testing.assert_allclose(loss, -np.mean(words), rtol=1e-5)

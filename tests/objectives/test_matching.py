@@ -16,6 +16,10 @@ def test_negatives_are_other_valid_columns_with_the_probabilities_of_the_softmax
     expected = np.exp(logits) * np.asarray(valid) * (1 - np.eye(4))
     np.testing.assert_allclose(frequencies, expected / expected.sum(axis=1, keepdims=True), atol=0.02)
     assert is_drawn.all()
+    drawn, _ = jax.vmap(hard_negatives, (0, None, None, None))(
+        jax.random.split(jax.random.key(0), 20_000), 100 * jnp.eye(4), valid, 0.25
+    )
+    np.testing.assert_allclose(np.bincount(drawn[:, 0], minlength=4) / len(drawn), [0, 0.5, 0, 0.5], atol=0.02)
     _, is_drawn = hard_negatives(jax.random.key(0), logits, jnp.array([False, True, False, False]))
     np.testing.assert_array_equal(is_drawn, [True, False, True, True])  # the only valid one has no other
 

@@ -148,4 +148,29 @@ BERT = Layout(
     surplus=(),
 )
 
-LAYOUTS = {Albef: (ORIGINAL, MOMENTUM), FusionBert: (BERT,)}
+
+def bert_layouts(model: FusionBert) -> tuple[Layout, ...]:
+    """BERT's, which can be written too if no block attends to a video."""
+    if model.fusion_depth:
+        return (BERT,)
+    return (replace(BERT, restore=dict, format="safetensors", optional=("word_head/",)),)
+
+
+def bert_to_config(model: FusionBert) -> dict:
+    """The configuration of transformers' BERT for masked words."""
+    return {
+        "architectures": ["BertForMaskedLM"],
+        "model_type": "bert",
+        "vocab_size": model.vocabulary,
+        "max_position_embeddings": model.context,
+        "hidden_size": model.width,
+        "num_hidden_layers": model.depth,
+        "num_attention_heads": model.heads,
+        "intermediate_size": round(model.width * model.mlp_ratio),
+        "type_vocab_size": model.types,
+        "layer_norm_eps": model.epsilon,
+    }
+
+
+LAYOUTS = {Albef: (ORIGINAL, MOMENTUM), FusionBert: bert_layouts}
+TO_CONFIGS = {FusionBert: bert_to_config}

@@ -3,16 +3,24 @@
 Attention over time or space is expressed by rearranging the tokens around it, or by a mask.
 """
 
+from collections.abc import Callable
+
 import einops
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from vidjax.errors import UserError
 from vidjax.kernels.attention import Implementation, attend, attention_weights
 from vidjax.kernels.grid_attention import attend_on_grid, grid_attention_weights
 from vidjax.kernels.local_attention import attend_locally
 from vidjax.layers.rotary import Rotation, rotate
+
+Place = Int[Array, ""] | int
+"""Number of tokens before the first query, when a text is read or written in parts."""
+Pair = tuple[Float[Array, "b _ k d"], Float[Array, "b _ k d"]]
 
 __all__ = ["Attention", "DotProduct", "GridDotProduct", "Implementation", "attend_locally", "attention_weights"]
 
@@ -40,6 +48,43 @@ class DotProduct(nn.Module):
         if self.is_mutable_collection("intermediates"):
             self.sow("intermediates", "weights", attention_weights(query, key, mask, bias, self.cap))
         return attend(query, key, value, self.implementation, mask, bias, self.cap)
+
+
+def causal_mask(queries: int, place: Place = 0, length: int | None = None) -> Bool[Array, "q n"]:
+    """True where a token may attend to another: to itself and to those before it.
+
+    Args:
+      queries: number of tokens.
+      place: that of the first of them.
+      length: number of all tokens; by default there are no others.
+    """
+    return jnp.arange(length or queries) <= place + jnp.arange(queries)[:, None]
+
+
+def remember(module: nn.Module, pair: Pair, place: Place, length: int) -> Pair:
+    """Writes keys and values from `place` on into a module's collection "cache", and returns all in it.
+
+    Args:
+      module: an attention layer.
+      length: number of tokens that the cache has room for; those not written yet must be masked.
+    """
+    stored = []
+    for name, value in zip(("keys", "values"), pair, strict=True):
+        entry = module.variable("cache", name, jnp.zeros, (len(value), length, *value.shape[2:]), value.dtype)
+        entry.value = jax.lax.dynamic_update_slice_in_dim(entry.value, value, place, axis=1)
+        stored.append(entry.value)
+    return stored[0], stored[1]
+
+
+def remember_context(module: nn.Module, project: Callable[[], Pair]) -> Pair:
+    """Keys and values of a context, which are projected once and then read from the collection "context".
+
+    Beams of one text share them, so that they are not in the cache, whose rows move with the beams.
+    """
+    if not module.has_variable("context", "keys"):
+        for name, value in zip(("keys", "values"), project(), strict=True):
+            module.put_variable("context", name, value)
+    return module.get_variable("context", "keys"), module.get_variable("context", "values")
 
 
 class Attention(nn.Module):
@@ -71,6 +116,7 @@ class Attention(nn.Module):
         mask: Bool[Array, "*#b #q n"] | None = None,
         bias: Float[Array, "k q n"] | None = None,
         rotation: Rotation | None = None,
+        place: Place | None = None,
     ) -> Float[Array, "*b q d"]:
         """The output has the shape of `query`.
 
@@ -79,8 +125,10 @@ class Attention(nn.Module):
           mask: True where a query may attend to a token of the context.
           bias: added to the scores of each head.
           rotation: of queries and keys, in self-attention; see `layers.rotary`.
+          place: of the first query, if the text is read in parts: keys and values are kept in the collection "cache",
+            with as many tokens as the mask has, and those of a context in "context". Both collections are mutable in
+            the first call, then only "cache".
         """
-        context = query if context is None else context
         width = query.shape[-1]
         if width % self.heads:
             raise UserError(f"width {width} cannot be split into {self.heads} heads: use a divisor of the width")
@@ -90,10 +138,18 @@ class Attention(nn.Module):
             return einops.rearrange(x, "... n (k d) -> ... n k d", k=self.heads)
 
         queries = project(query, "query", self.qkv_bias)
-        keys = project(context, "key", self.qkv_bias and self.key_bias)
-        values = project(context, "value", self.qkv_bias)
-        if rotation is not None:
-            queries, keys = rotate(queries, rotation), rotate(keys, rotation)
+
+        def pair_of(x: Array) -> Pair:
+            return project(x, "key", self.qkv_bias and self.key_bias), project(x, "value", self.qkv_bias)
+
+        if context is not None:
+            keys, values = pair_of(context) if place is None else remember_context(self, lambda: pair_of(context))
+        else:
+            keys, values = pair_of(query)
+            if rotation is not None:
+                queries, keys = rotate(queries, rotation), rotate(keys, rotation)
+            if place is not None:
+                keys, values = remember(self, (keys, values), place, mask.shape[-1])
         x = DotProduct(self.implementation, self.cap, name="dot_product")(queries, keys, values, mask, bias)
         x = einops.rearrange(x, "... n k d -> ... n (k d)")
         return nn.Dense(width, kernel_init=self.out_init or self.kernel_init, dtype=self.dtype, name="out")(x)

@@ -7,12 +7,13 @@ tokens a token sees, and a block that is called with a context also attends to i
 from functools import partial
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from vidjax.layers.activations import ACTIVATIONS, Activation, exact_gelu
-from vidjax.layers.attention import Attention
+from vidjax.layers.attention import Attention, Place
 from vidjax.layers.normalization import LayerNorm
 from vidjax.layers.transformer import DropPath, Mlp
 
@@ -20,12 +21,12 @@ NORMAL = nn.initializers.normal(0.02)
 
 
 class BertEmbedding(nn.Module):
-    """The sum of word, learned position and the first segment embedding, normalised.
+    """The sum of word, learned position and segment embedding, normalised.
 
     Attributes:
       vocabulary: number of ids.
       context: maximum number of tokens in a text.
-      types: number of segment embeddings; all tokens use the first.
+      types: number of segment embeddings; 0 for none (BLIP).
       dropout: rate after the norm.
     """
 
@@ -41,15 +42,29 @@ class BertEmbedding(nn.Module):
         """Creates the submodules, whose attribute names are the parameter names."""
         self.token_embedding = nn.Embed(self.vocabulary, self.width, embedding_init=NORMAL, dtype=self.dtype)
         self.position = self.param("position", NORMAL, (self.context, self.width))
-        self.type = self.param("type", NORMAL, (self.types, self.width))
+        if self.types:
+            self.type = self.param("type", NORMAL, (self.types, self.width))
         self.embedding_norm = LayerNorm(epsilon=self.epsilon, dtype=self.dtype)
         self.embedding_dropout = nn.Dropout(self.dropout)
 
-    def __call__(self, ids: Int[Array, "b m"], train: bool = False) -> Float[Array, "b m d"]:
-        """Embedded tokens."""
+    def __call__(
+        self,
+        ids: Int[Array, "b m"],
+        train: bool = False,
+        segments: Int[Array, "b m"] | None = None,
+        place: Place = 0,
+    ) -> Float[Array, "b m d"]:
+        """Embedded tokens.
+
+        Args:
+          segments: of each token; the first if None.
+          place: position of the first token.
+        """
         x = self.token_embedding(ids)
-        x = x + (self.position[: ids.shape[1]] + self.type[0]).astype(x.dtype)
-        return self.embedding_dropout(self.embedding_norm(x), deterministic=not train)
+        added = jax.lax.dynamic_slice_in_dim(self.position, place, ids.shape[1])
+        if self.types:
+            added = added + (self.type[0] if segments is None else self.type[segments])
+        return self.embedding_dropout(self.embedding_norm(x + added.astype(x.dtype)), deterministic=not train)
 
 
 class BertBlock(nn.Module):
@@ -72,14 +87,16 @@ class BertBlock(nn.Module):
         x: Float[Array, "b m d"],
         drop_path: float | Array,
         train: bool,
-        mask: Bool[Array, "*#b #q m"],
+        mask: Bool[Array, "*#b #q s"],
         context: Float[Array, "b n e"] | None = None,
+        place: Place | None = None,
     ) -> Float[Array, "b m d"]:
         """The output has the shape of `x`.
 
         Args:
           mask: True where a token may attend to another token of the text.
           context: tokens of a video, all of which every token of the text attends to.
+          place: of the first token, if a text is read in parts; see `Attention`.
         """
         norm = partial(LayerNorm, epsilon=self.epsilon, dtype=self.dtype)
         attention = partial(Attention, self.heads, kernel_init=NORMAL, dtype=self.dtype)
@@ -90,9 +107,10 @@ class BertBlock(nn.Module):
         def branch(output: Array) -> Array:
             return drop(dropout(output), drop_path, train)
 
-        x = norm(name="norm1")(x + branch(attention(name="attention")(x, mask=mask)))
+        x = norm(name="norm1")(x + branch(attention(name="attention")(x, mask=mask, place=place)))
         if context is not None:
-            x = norm(name="cross_norm")(x + branch(attention(name="cross_attention")(x, context)))
+            seen = attention(name="cross_attention")(x, context, place=place)
+            x = norm(name="cross_norm")(x + branch(seen))
         return norm(name="norm2")(x + branch(mlp(x)))
 
 

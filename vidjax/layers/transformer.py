@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float
 from vidjax.errors import UserError
 from vidjax.kernels.sharding import split_clips
 from vidjax.layers.activations import exact_gelu
-from vidjax.layers.attention import Attention, Implementation
+from vidjax.layers.attention import Attention, Implementation, Place
 from vidjax.layers.normalization import LayerNorm
 from vidjax.layers.rotary import Rotation
 
@@ -113,11 +113,13 @@ class Block(nn.Module):
         train: bool = False,
         mask: Bool[Array, "*#m #q k"] | None = None,
         rotation: Rotation | None = None,
+        place: Place | None = None,
     ) -> Float[Array, "b *n d"]:
         """The output has the shape of `x`; `mask` is True where a token may attend to another.
 
         Args:
           rotation: positions of the tokens, see `layers.rotary`; None without rotary embeddings.
+          place: of the first token, if a text is read in parts; see `Attention`.
         """
         norm = partial(LayerNorm, epsilon=self.epsilon, dtype=self.dtype)
         attention = Attention(
@@ -134,7 +136,7 @@ class Block(nn.Module):
         hidden = int(x.shape[-1] * self.mlp_ratio)
         mlp = Mlp(hidden, self.activation, self.kernel_init, self.out_init, dtype=self.dtype, name="mlp")
         branch = DropPath(name="drop_path")
-        x = x + branch(attention(norm(name="norm1")(x), mask=mask, rotation=rotation), drop_path, train)
+        x = x + branch(attention(norm(name="norm1")(x), mask=mask, rotation=rotation, place=place), drop_path, train)
         return x + branch(mlp(norm(name="norm2")(x)), drop_path, train)
 
 
@@ -155,8 +157,9 @@ def run_block(block: nn.Module, x: Array, drop_path: float, train: bool, remat: 
 
 
 def scans(stack: nn.Module) -> bool:
-    """Whether a stack with a field `scan` runs its blocks in a loop: not to initialise them, nor to sow."""
-    return stack.scan and not stack.is_initializing() and not stack.is_mutable_collection("intermediates")
+    """Whether a stack with a field `scan` runs its blocks in a loop: not to initialise them, to sow or with a cache."""
+    changed = any(map(stack.is_mutable_collection, ("intermediates", "cache")))
+    return stack.scan and not stack.is_initializing() and not changed
 
 
 def scan_blocks(

@@ -21,6 +21,10 @@ from vidjax.models.text import TEXT_VARIANTS
 FILES = tuple(import_module(f"{__name__}.{file.name}") for file in pkgutil.iter_modules(__path__))
 FAMILIES = tuple(file for file in FILES if hasattr(file, "VARIANTS"))
 VARIANTS = MappingProxyType({name: make for family in FAMILIES for name, make in family.VARIANTS.items()})
+LANGUAGE_VARIANTS = MappingProxyType(
+    {name: make for file in FILES for name, make in getattr(file, "LANGUAGE_VARIANTS", {}).items()}
+)
+"""Models of text alone, which `create_model` creates too; `list_models` lists those of videos."""
 
 # Every module that these files define, models and their submodules, by its name in checkpoints.
 MODULES = MappingProxyType(
@@ -47,11 +51,12 @@ def create_model(name: str, **overrides) -> nn.Module:
       >>> model = create_model("videomae_tiny", num_classes=8)
       >>> model = create_model("videomae_base", head=MyHead())  # takes features `b d`; see the model's `head`
       >>> model = create_model("clip_base_16", num_frames=8, dtype=jnp.bfloat16)  # see `override` for towers
+      >>> model = create_model("gpt2", scan=True)  # one of LANGUAGE_VARIANTS
 
     Raises:
       UserError: an unknown model (similar names are suggested), an unknown field, or a value of the wrong type.
     """
-    return override(name, _look_up("model", name, VARIANTS), overrides)
+    return override(name, _look_up("model", name, {**VARIANTS, **LANGUAGE_VARIANTS}), overrides)
 
 
 def create_text_model(name: str, **overrides) -> nn.Module:

@@ -14,12 +14,14 @@ from functools import partial
 from types import MappingProxyType
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from vidjax.errors import UserError
 from vidjax.layers.activations import ACTIVATIONS, Activation
+from vidjax.layers.attention import Place, causal_mask
 from vidjax.layers.bert import NORMAL, BertBlock, BertEmbedding, WordHead
 from vidjax.layers.normalization import LayerNorm
 from vidjax.layers.transformer import Block, Encoder, Remat, run_block, scaled_by_depth
@@ -80,13 +82,20 @@ class TextTower(nn.Module):
         normal = nn.initializers.normal(self.width**-0.5)
         self.projection = nn.Dense(self.features, use_bias=False, kernel_init=normal, dtype=self.dtype)
 
-    def tokens(self, ids: Int[Array, "b m"], train: bool = False) -> Float[Array, "b m d"]:
-        """Normalised tokens, from causal attention."""
+    def tokens(self, ids: Int[Array, "b m"], train: bool = False, place: Place | None = None) -> Float[Array, "b m d"]:
+        """Normalised tokens, from causal attention.
+
+        Args:
+          place: of the first token, if texts are read in parts, of `context` tokens together; see `Attention`.
+        """
         check_ids(ids, self.context)
-        x = self.token_embedding(ids)
-        x = x + self.position[: ids.shape[1]].astype(x.dtype)
-        causal = jnp.tril(jnp.ones((ids.shape[1], ids.shape[1]), bool))
-        return self.norm(self.transformer(x, train, mask=causal))
+        x, count = self.token_embedding(ids), ids.shape[1]
+        if place is None:
+            x, mask = x + self.position[:count].astype(x.dtype), causal_mask(count)
+        else:
+            x = x + jax.lax.dynamic_slice_in_dim(self.position, place, count).astype(x.dtype)
+            mask = causal_mask(count, place, self.context)
+        return self.norm(self.transformer(x, train, mask=mask, place=place))
 
     def __call__(self, ids: Int[Array, "b m"], train: bool = False) -> Float[Array, "b e"]:
         """The end token's feature, not normalised."""
@@ -149,13 +158,15 @@ class Bert(nn.Module):
 class FusionBert(nn.Module):
     """BERT for masked words whose last blocks also attend to a video (ALBEF's text encoder, arXiv:2107.07651).
 
-    The first blocks encode the text alone, and their output is what texts are compared by.
+    The first blocks encode the text alone, and their output is what texts are compared by. Without blocks that attend
+    to a video it is BERT itself.
 
     Attributes:
       vocabulary: number of ids.
       context: maximum number of tokens in a text.
       depth: number of all blocks.
       fusion_depth: number of those, the last ones, that also attend to a video.
+      epsilon: of the layer norms.
       dropout: rate of the embeddings and of the branches. The original also drops attention weights, at the same rate.
       remat: see `Encoder`.
     """
@@ -165,23 +176,32 @@ class FusionBert(nn.Module):
     width: int
     depth: int
     heads: int
-    fusion_depth: int
+    fusion_depth: int = 0
+    mlp_ratio: float = 4.0
+    types: int = 2
+    epsilon: float = 1e-12
     dropout: float = 0.0
     remat: Remat = "none"
     dtype: DTypeLike | None = None
 
     def setup(self) -> None:
         """Creates the submodules, whose attribute names are the parameter names."""
-        dropped = {"dropout": self.dropout, "dtype": self.dtype}
-        self.embedding = BertEmbedding(self.vocabulary, self.context, self.width, **dropped)
+        same = {"epsilon": self.epsilon, "dropout": self.dropout, "dtype": self.dtype}
+        self.embedding = BertEmbedding(self.vocabulary, self.context, self.width, self.types, **same)
         nn.share_scope(self, self.embedding)
-        self.block = [BertBlock(self.heads, **dropped) for _ in range(self.depth)]
-        self.word_head = WordHead(dtype=self.dtype)
+        self.block = [BertBlock(self.heads, self.mlp_ratio, **same) for _ in range(self.depth)]
+        self.word_head = WordHead(self.epsilon, dtype=self.dtype)
 
-    def tokens(self, ids: Int[Array, "b m"], train: bool = False) -> Float[Array, "b m d"]:
-        """Tokens of the texts alone; those of padding are meaningless."""
+    def tokens(
+        self, ids: Int[Array, "b m"], train: bool = False, segments: Int[Array, "b m"] | None = None
+    ) -> Float[Array, "b m d"]:
+        """Tokens of the texts alone; those of padding are meaningless.
+
+        Args:
+          segments: which of two sentences each token belongs to; the first if None.
+        """
         check_ids(ids, self.context)
-        x, text_depth = self.embedding(ids, train), self.depth - self.fusion_depth
+        x, text_depth = self.embedding(ids, train, segments), self.depth - self.fusion_depth
         for block in self.block[:text_depth]:
             x = run_block(block, x, 0.0, train, self.remat, mask=(ids != 0)[:, None])
         return x
@@ -208,6 +228,12 @@ class FusionBert(nn.Module):
         """Logits of the words at all places, from fused tokens."""
         return self.word_head(tokens, self.embedding.token_embedding.embedding)
 
+    def __call__(
+        self, ids: Int[Array, "b m"], train: bool = False, segments: Int[Array, "b m"] | None = None
+    ) -> Float[Array, "b m v"]:
+        """Logits of the words at all places of texts alone, without blocks that attend to a video."""
+        return self.words(self.tokens(ids, train, segments))
+
 
 class CaptionDecoder(nn.Module):
     """Predicts the next words of a caption from the tokens of a causal text tower and those of the video.
@@ -233,16 +259,22 @@ class CaptionDecoder(nn.Module):
         self.word_head = WordHead(dtype=self.dtype)
 
     def fuse(
-        self, tokens: Float[Array, "b m d"], video: Float[Array, "b n e"], train: bool = False
+        self,
+        tokens: Float[Array, "b m d"],
+        video: Float[Array, "b n e"],
+        train: bool = False,
+        place: Place | None = None,
+        length: int | None = None,
     ) -> Float[Array, "b m d"]:
         """Tokens of captions in view of a video each.
 
         Args:
           tokens: those of a causal text tower.
           video: tokens of the videos, of any width.
+          place: of the first token, if captions are read in parts, of `length` tokens together; see `Attention`.
         """
-        causal = jnp.tril(jnp.ones((tokens.shape[1], tokens.shape[1]), bool))
-        return self.transformer(tokens, train, mask=causal, context=self.video_norm(video))
+        mask = causal_mask(tokens.shape[1], 0 if place is None else place, length)
+        return self.transformer(tokens, train, mask=mask, context=self.video_norm(video), place=place)
 
     def words(self, tokens: Float[Array, "b m d"], embeddings: Float[Array, "v d"]) -> Float[Array, "b m v"]:
         """Logits of the word after each fused token.

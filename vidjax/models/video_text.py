@@ -11,12 +11,12 @@ from math import log
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from vidjax.errors import UserError
+from vidjax.layers.attention import Place
 from vidjax.layers.card import Card
 
 INITIAL_SCALE = log(1 / 0.07)  # CLIP's
@@ -180,13 +180,23 @@ class VideoText(nn.Module):
         """Logits of the word after each token of a caption, from the text tower's tokens and those of the video."""
         return self.decoder.words(self.decoder.fuse(read, seen, train), self.text.token_embedding.embedding)
 
-    def next_word(
-        self, ids: Int[Array, "b m"], count: Int[Array, ""], seen: Float[Array, "b n d"]
-    ) -> Float[Array, "b v"]:
-        """Logits of the word that follows the first `count` ids of each caption."""
-        fused = self.decoder.fuse(self.text.tokens(ids), seen)
-        last = jax.lax.dynamic_slice_in_dim(fused, count - 1, 1, axis=1)
-        return self.decoder.words(last, self.text.token_embedding.embedding)[:, 0]
+    def begin(self, seen: Float[Array, "b n d"], ids: Int[Array, "b m"]) -> tuple[Float[Array, "b v"], int]:
+        """Reads the beginning of captions, such as the start token; "cache" and "context" must be mutable.
+
+        Returns:
+          The logits of the next word, and its place.
+        """
+        self.put_variable("context", "seen", seen)
+        return self._next_word(ids, 0), ids.shape[1]
+
+    def extend(self, words: Int[Array, "b"], place: Place) -> Float[Array, "b v"]:
+        """Logits of the word after these, which are at `place`; "cache" must be mutable."""
+        return self._next_word(words[:, None], place)
+
+    def _next_word(self, ids: Int[Array, "b m"], place: Place) -> Float[Array, "b v"]:
+        read, seen = self.text.tokens(ids, place=place), self.get_variable("context", "seen")
+        fused = self.decoder.fuse(read, seen, place=place, length=self.text.context)
+        return self.decoder.words(fused[:, -1:], self.text.token_embedding.embedding)[:, 0]
 
     def logits(self, video: Float[Array, "v e"], text: Float[Array, "n e"]) -> Float[Array, "v n"]:
         """Scaled similarities of normalised embeddings, plus the bias, if any."""

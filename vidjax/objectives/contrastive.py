@@ -208,6 +208,35 @@ def momentum_info_nce(
     return _mean(losses, valid), logits[:, : len(query)]
 
 
+def query_info_nce(
+    queries: Float[Array, "b q e"],
+    text: Float[Array, "b e"],
+    temperature: Float[Array, ""] | float,
+    valid: Bool[Array, "b"],
+    smoothing: float = 0.1,
+) -> tuple[Float[Array, ""], Float[Array, "b b"]]:
+    """InfoNCE of texts and of images with several embeddings, the nearest of which counts (BLIP-2, arXiv:2301.12597).
+
+    Args:
+      queries: unit embeddings of each image's queries.
+      text: unit embeddings.
+      temperature: divides the cosines.
+      valid: false for clips that could not be read; they are excluded as rows and as columns.
+      smoothing: part of the target that all columns share evenly.
+
+    Returns:
+      The mean of both directions over the valid rows, and the logits of images (rows) and texts.
+    """
+    cosines = jnp.einsum("bqe,ce->bcq", queries.astype(jnp.float32), text.astype(jnp.float32), precision="highest")
+    logits = cosines.max(axis=-1) / temperature
+    target = (1 - smoothing) * jnp.eye(len(valid)) + smoothing * valid / jnp.maximum(valid.sum(), 1)
+    losses = []
+    for rows in (logits, logits.T):
+        log_likelihood = jax.nn.log_softmax(jnp.where(valid, rows, -jnp.inf))
+        losses.append(-(target * jnp.where(valid, log_likelihood, 0)).sum(axis=1))
+    return _mean(sum(losses) / 2, valid), logits
+
+
 def enqueue(
     queue: Float[Array, "q e"], position: Int[Array, ""], rows: Float[Array, "b e"], valid: Bool[Array, "b"]
 ) -> Float[Array, "q e"]:

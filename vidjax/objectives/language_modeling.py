@@ -52,14 +52,23 @@ def masked_word_loss(
     return _mean(losses, chosen)
 
 
-def caption_loss(logits: Float[Array, "b m v"], ids: Int[Array, "b m"], valid: Bool[Array, "b"]) -> Float[Array, ""]:
+def caption_loss(
+    logits: Float[Array, "b m v"],
+    ids: Int[Array, "b m"],
+    valid: Bool[Array, "b"] | Bool[Array, "b m"],
+    smoothing: float = 0.0,
+) -> Float[Array, ""]:
     """Mean cross-entropy of every word and the end token of the valid captions, each from the tokens before it.
 
     Args:
       logits: those at place `i` predict token `i + 1`; the last ones are not used.
+      valid: false for captions, or tokens such as those of a prompt, that are not counted; padding never is.
+      smoothing: part of the target that all words share evenly (BLIP: 0.1).
     """
     log_likelihood = jax.nn.log_softmax(logits[:, :-1].astype(jnp.float32))
-    return _mean(-_of_words(log_likelihood, ids[:, 1:]), valid[:, None] & (ids[:, 1:] != 0))
+    losses = -(1 - smoothing) * _of_words(log_likelihood, ids[:, 1:]) - smoothing * log_likelihood.mean(axis=-1)
+    counted = valid[:, None] if valid.ndim == 1 else valid[:, 1:]
+    return _mean(losses, counted & (ids[:, 1:] != 0))
 
 
 def _of_words(log_likelihood: Float[Array, "b m v"], ids: Int[Array, "b m"]) -> Float[Array, "b m"]:

@@ -6,18 +6,21 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 
 def hard_negatives(
-    key: Key[Array, ""], logits: Float[Array, "b b"], valid: Bool[Array, "b"]
+    key: Key[Array, ""], logits: Float[Array, "b b"], valid: Bool[Array, "b"], floor: float = 0.0
 ) -> tuple[Int[Array, "b"], Bool[Array, "b"]]:
     """Draws another column for each row, the likelier the more similar it is: with the probabilities of the softmax.
 
     Args:
       logits: similarities, matching pairs on the diagonal.
       valid: false for columns that are never drawn.
+      floor: added to the softmax over all columns (BLIP: 1e-4), so that any other column may be drawn.
 
     Returns:
       The columns, and whether there was one to draw.
     """
     allowed = valid & ~jnp.eye(len(logits), dtype=bool)
+    if floor:
+        logits = jnp.log(jax.nn.softmax(jnp.where(valid, logits, -jnp.inf)) + floor)
     return jax.random.categorical(key, jnp.where(allowed, logits, -jnp.inf)), allowed.any(axis=1)
 
 

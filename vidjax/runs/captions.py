@@ -14,6 +14,7 @@ from jaxtyping import Array, Int, UInt8
 from vidjax.errors import UserError
 from vidjax.evaluation.generation import beam_search
 from vidjax.models.video_text import VideoText
+from vidjax.runs.generation import begin
 from vidjax.runs.run import Run
 from vidjax.runs.validation import Validator
 from vidjax.training.sharding import is_main_process, jit_on_mesh, put_batch
@@ -54,12 +55,10 @@ def caption_writer(model: VideoText, tokenizer: "Tokenizer", beams: int = 1) -> 
 
     def write(variables: dict, video: UInt8[Array, "b t h w c"]) -> Int[Array, "b m"]:
         seen = model.apply(variables, model.card.preprocess(video), method="seen")
-        seen = jnp.repeat(seen, beams, axis=0)
-
-        def next_logits(ids: Int[Array, "bk m"], count: Int[Array, ""]) -> Array:
-            return model.apply(variables, ids, count, seen, method="next_word")
-
-        return beam_search(next_logits, len(video), start[0], end, model.text.context, beams)[0]
+        first = jnp.full((len(video), 1), start[0], jnp.int32)
+        begun = begin(model, variables, seen, first, beams=beams)
+        ids, _ = beam_search(*begun, length=model.text.context - 1, end=end, beams=beams)
+        return jnp.concatenate([first, ids], axis=1)
 
     return write
 
