@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable
 from functools import partial
 from math import prod
-from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -35,9 +34,9 @@ class MaskedPatches:
 
     model: nn.Module
     shape: tuple[int, int, int]
-    mask: Literal["tube", "random", "frame"]
+    mask: str
     ratio: float
-    decoder_mask: Literal["none", "running_cell"]
+    decoder_mask: str
     normalize: bool
 
     def _draw(self, key: Key[Array, ""], clips: int, decoder_mask: str) -> tuple[Array, Array, Array]:
