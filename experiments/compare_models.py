@@ -1,20 +1,22 @@
 """Four studies on rendered videos, each with a table and a plot.
 
     python experiments/compare_models.py               # which models recognise motion
-    python experiments/compare_models.py pretraining   # does pre-training help with few labels
+    python experiments/compare_models.py pretraining   # which pre-training helps most with few labels
     python experiments/compare_models.py captions      # does pre-training help in contrastive training
     python experiments/compare_models.py internvideo   # what each stage of InternVideo adds
 
 The rendered videos are labelled by the direction of motion, which no single frame shows: models that process each frame
 separately stay near chance, 12.5 %. `families` trains a tiny model of each family on the same clips with finetune.py;
-VideoMAE is first pre-trained by mae_pretrain.py, at its own size. `pretraining` fine-tunes VideoMAE on few labelled
-clips, from scratch and pre-trained, with equal steps and three seeds. `captions` does the same with VideoMAE as the
+VideoMAE is first pre-trained by mae_pretrain.py, at its own size. `pretraining` fine-tunes on few labelled clips, from
+scratch and after VideoMAE, VideoMAE V2, latent prediction of a moving average and of a frozen teacher, and BEVT, each
+for equal clips and for equal time, with three seeds. `captions` compares VideoMAE from scratch and pre-trained as the
 video tower of contrastive_pretrain.py, on captions that describe the motion. `internvideo` pre-trains VideoMAE on
 videos and UniFormerV2 on captions, fine-tunes both on few labelled clips, and joins them with cross_model.py.
 
 Each training runs in a separate process with a work directory in WORKDIR; completed trainings are not repeated, and
 interrupted ones resume. The results are printed and written to STUDY.md, STUDY.json and STUDY.png. On two cores expect
-half an hour to an hour for each study, and longer for that of all families; expected results: docs/results.md.
+half an hour to an hour for each study, and hours for those of all families and of all pre-trainings; expected results:
+docs/results.md.
 """
 
 import dataclasses
@@ -34,6 +36,8 @@ import numpy as np
 from tyro.conf import Positional
 
 import vidjax
+from studies import pretraining
+from studies.pretraining import METHODS
 from vidjax import cli, runs
 from vidjax.convert import save_pretrained
 from vidjax.errors import UserError
@@ -66,7 +70,7 @@ class Config:
     """A study."""
 
     study: Positional[Literal["families", "pretraining", "captions", "internvideo"]] = "families"
-    """Compare families of models, VideoMAE with and without pre-training (on labels or captions), or stages."""
+    """Compare families of models, pre-trainings (on few labels, or on captions), or the stages of InternVideo."""
     workdir: str = "runs/compare"
     """Directory for the work directories and the results."""
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -75,16 +79,22 @@ class Config:
     """Models of the study of families (default: all)."""
     labels: int = 256
     """Labelled videos that pre-trained encoders are fine-tuned on."""
+    methods: tuple[str, ...] = ()
+    """Pre-trainings to compare with VideoMAE (default: all): videomae_v2, jepa, frozen_teacher, bevt."""
+    clips: int = 81_920
+    """Clips of each pre-training; its time is the other budget."""
     flags: str = ""
     """Additional flags for finetune.py or contrastive_pretrain.py, such as fewer --steps for a trial."""
     pretraining_flags: str = ""
-    """Additional flags for mae_pretrain.py."""
+    """Additional flags for mae_pretrain.py and the other pre-trainings."""
 
     def __post_init__(self) -> None:
         check_values(self)
-        require_positive(self, "labels")
+        require_positive(self, "labels", "clips")
         if unknown := [name for name in self.models if name not in FAMILIES]:
             raise UserError(f"models has {unknown[0]}: choose from {', '.join(FAMILIES)}")
+        if unknown := [name for name in self.methods if name not in METHODS]:
+            raise UserError(f"methods has {unknown[0]}: choose from {', '.join(METHODS)}")
         if not self.seeds:
             raise UserError("seeds is empty: give one or more")
 
@@ -302,20 +312,27 @@ def seed_curves(results: Sequence[dict]) -> tuple[list[int], list[list[float]]]:
     return [step for step, _ in results[0]["curve"]], [[top1 for _, top1 in r["curve"]] for r in results]
 
 
-def compare_starts(config: Config) -> tuple[dict[str, Any], str]:
-    """The results and a table of training from scratch and pre-trained, over the seeds."""
-    with_captions = config.study == "captions"
+def compare_pretraining(config: Config) -> tuple[dict[str, Any], str]:
+    """The results and a table of fine-tuning from scratch and after each pre-training; see `studies.pretraining`."""
+
+    def run(script: str, flags: str, name: str) -> Path:
+        workdir = Path(config.workdir) / name
+        train(script, shlex.split(f"{flags} {config.pretraining_flags}"), workdir)
+        return workdir
+
+    flags = f"--steps 512 --loop.evaluate_every 64 {TRANSFORMER} --data.train_examples {config.labels}"
+    chart, tune = Path(config.workdir) / "pretraining.png", partial(finetune, config)
+    return pretraining.compare(config.methods or tuple(METHODS), config.seeds, config.clips, flags, run, tune, chart)
+
+
+def compare_captions(config: Config) -> tuple[dict[str, Any], str]:
+    """The results and a table of training pairs from scratch and from a pre-trained video tower, over the seeds."""
     all_results: dict[str, list] = {"from scratch": [], "pre-trained": []}
     for seed in config.seeds:
         source = pretrain(config, "videomae_tiny", seed)
         for start, results in all_results.items():
-            name = f"{'pair' if with_captions else 'few'}_{start.replace(' ', '_')}_{seed}"
-            flag = f"--init_{'video_' if with_captions else ''}from {shlex.quote(source)}"
-            flag = "" if start == "from scratch" else flag
-            if with_captions:
-                results.append(train_pair(config, name, f"{PAIRED} {flag}", seed))
-            else:
-                results.append(finetune(config, name, f"{MASKED} --data.train_examples {config.labels} {flag}", seed))
+            flag = "" if start == "from scratch" else f" --init_video_from {shlex.quote(source)}"
+            results.append(train_pair(config, f"pair_{start.replace(' ', '_')}_{seed}", f"{PAIRED}{flag}", seed))
             print(f"  {start}, seed {seed}: top-1 {results[-1]['top1']:.1%}", flush=True)
     curves = {start: seed_curves(results) for start, results in all_results.items()}
     save_bands(Path(config.workdir) / f"{config.study}.png", curves, "step", "top-1", {"chance": CHANCE})
@@ -365,8 +382,11 @@ def compare_stages(config: Config) -> tuple[dict[str, Any], str]:
 
 def main(config: Config) -> dict[str, Any]:
     """Runs the missing trainings; prints, writes and returns the results."""
-    studies = {"families": compare_families, "internvideo": compare_stages}
-    results, table = studies.get(config.study, compare_starts)(config)
+    studies = {
+        "families": compare_families, "pretraining": compare_pretraining, "captions": compare_captions,
+        "internvideo": compare_stages,
+    }  # fmt: skip
+    results, table = studies[config.study](config)
     out = Path(config.workdir) / config.study
     out.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
     out.with_suffix(".md").write_text(table + "\n")

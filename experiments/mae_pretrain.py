@@ -1,4 +1,4 @@
-"""Pre-train a VideoMAE (arXiv:2203.12602) or a VideoMAE V2 (arXiv:2303.16727) on videos without labels.
+"""Pre-train a VideoMAE (arXiv:2203.12602), a VideoMAE V2 (2303.16727) or a Hiera (2306.00989) on videos without labels.
 
 A tiny model on rendered videos, minutes on a laptop: python experiments/mae_pretrain.py
 
@@ -6,11 +6,12 @@ VideoMAE-B on a folder of videos: python experiments/mae_pretrain.py --data.sour
 
 A published recipe: python experiments/mae_pretrain.py k400_base_1600 --data.source k400.csv --workdir runs/b
 
+A masked autoencoder of Hiera: add --model hiera_b --mask random (its training was not released, so it has no recipe).
+
 The recipes hybrid_* are those of V2. Running the same command again resumes the run. Expected results: docs/results.md.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Literal
@@ -27,9 +28,9 @@ from vidjax import cli, runs
 from vidjax.data.config import DataConfig
 from vidjax.errors import UserError
 from vidjax.fields import require_not_negative
-from vidjax.layers import patches
-from vidjax.objectives import masking, reconstruction
+from vidjax.models import hiera_mae
 from vidjax.runs.config import TrainConfig
+from vidjax.runs.masked import MaskedPatches, MaskedUnits
 from vidjax.runs.run import Run
 from vidjax.runs.validation import probe_labels
 from vidjax.training.loop import FitResult
@@ -44,11 +45,11 @@ class Config(TrainConfig):
     """A masked pre-training run."""
 
     model: str = "videomae_base"
-    """videomae_tiny, _small, _base, _large or _huge, or videomae_v2_giant."""
+    """videomae_tiny, _small, _base, _large or _huge, videomae_v2_giant, or hiera_tiny, _b, _bplus, _l or _h."""
     data: DataConfig = DataConfig()
     """The training videos."""
     mask: Literal["tube", "random", "frame"] = "tube"
-    """Which tokens are masked: the same positions in all frames, random tokens, or whole frames."""
+    """Which tokens are masked: the same positions in all frames, random tokens (Hiera: units), or whole frames."""
     mask_ratio: float = 0.9
     """Fraction of tokens that are masked."""
     decoder_mask: Literal["none", "running_cell"] = "none"
@@ -75,39 +76,38 @@ DATA_FLAG = "--data.source"
 
 def make_model(config: Config) -> nn.Module:
     """The encoder with its decoder."""
-    name = f"{config.model}_pretrain"
-    if name not in (names := [each for each in vidjax.list_models("videomae") if each.endswith("_pretrain")]):
-        names = ", ".join(each.removesuffix("_pretrain") for each in names)
-        raise UserError(f"model {config.model} has no decoder for pre-training: choose one of {names}")
+    names = [each for each in vidjax.list_models("videomae") if each.endswith("_pretrain")]
+    names += [each for each in vidjax.list_models("hiera") if each.endswith("_mae")]
+    known = {each.removesuffix("_pretrain").removesuffix("_mae"): each for each in names}
+    if config.model not in known:
+        raise UserError(f"model {config.model} has no decoder for pre-training: choose one of {', '.join(known)}")
+    name = known[config.model]
     return vidjax.create_model(name, **runs.computing_fields(config, name))
 
 
-def make_loss(config: Config, model: nn.Module, grid: masking.Grid) -> Callable:
+def make_task(config: Config, model: nn.Module) -> MaskedPatches | MaskedUnits:
+    """What the model sees and predicts."""
+    shape = (config.data.frames, config.data.size, config.data.size)
+    if not isinstance(model, hiera_mae.Pretraining):
+        return MaskedPatches(model, shape, config.mask, config.mask_ratio, config.decoder_mask, config.normalize_target)
+    if (config.mask, config.decoder_mask, config.normalize_target) != ("random", "none", True):
+        raise UserError(f"{config.model} masks units at random and has normalised targets: add --mask random alone")
+    return MaskedUnits(model, shape, config.mask_ratio)
+
+
+def make_loss(model: nn.Module, task: MaskedPatches | MaskedUnits) -> Callable:
     """The loss function: masked reconstruction of pixels."""
 
     def loss_fn(params: Any, aux: Aux, batch: dict[str, jax.Array], key: jax.Array) -> tuple:
         mask_key, drop_key = jax.random.split(key)
-        kept, predicted, weights = masking.draw(
-            mask_key, len(batch["video"]), grid, config.mask, config.mask_ratio, config.decoder_mask
-        )
-        pixels = model.card.scale(batch["video"])
-        target = reconstruction.pixel_targets(pixels, model.patch_size, config.normalize_target)
-        target = jnp.take_along_axis(target, predicted[..., None], axis=1)
-        output = model.apply(
-            {"params": params, **aux.model_state},
-            model.card.normalize(pixels),
-            kept,
-            predicted,
-            train=True,
-            rngs={"drop_path": drop_key},
-        )
-        losses = reconstruction.reconstruction_loss(output, target, weights)
+        apply = partial(model.apply, {"params": params, **aux.model_state}, train=True, rngs={"drop_path": drop_key})
+        losses = task.losses(apply, model.card.scale(batch["video"]), mask_key)
         return valid_mean(losses, batch["valid"]), (aux.model_state, {})
 
     return loss_fn
 
 
-def make_painter(config: Config, run: Run, grid: masking.Grid) -> Callable | None:
+def make_painter(config: Config, run: Run, task: MaskedPatches | MaskedUnits) -> Callable | None:
     """An evaluation that writes images of reconstructions, always of the same clips with the same masks."""
     model, indices = run.model, np.arange(min(config.picture_clips, len(run.source)))
     settings = {"batch_size": len(indices), "indices": indices, "process_index": 0, "process_count": 1}
@@ -118,14 +118,7 @@ def make_painter(config: Config, run: Run, grid: masking.Grid) -> Callable | Non
 
     @partial(jit_on_mesh, mesh=run.mesh)
     def reconstruct(params: Any, clips: jax.Array, key: jax.Array) -> tuple[jax.Array, ...]:
-        pixels = model.card.scale(clips)
-        kept, masked, _ = masking.draw(key, len(clips), grid, config.mask, config.mask_ratio)
-        output = model.apply({"params": params}, model.card.normalize(pixels), kept, masked)
-        target = reconstruction.pixel_targets(pixels, model.patch_size, config.normalize_target)
-        loss = reconstruction.reconstruction_loss(output, jnp.take_along_axis(target, masked[..., None], axis=1))
-        painted = reconstruction.paint(pixels, output, masked, model.patch_size, config.normalize_target)
-        hidden = reconstruction.paint(pixels, jnp.full_like(output, 0.5), masked, model.patch_size, normalized=False)
-        return pixels, hidden, painted, loss
+        return task.show(partial(model.apply, {"params": params}), model.card.scale(clips), key)
 
     def paint(state: TrainState, step: int) -> dict[str, float]:
         *rows, loss = jax.device_get(reconstruct(state.evaluated_params, clips, jax.random.key(config.seed)))
@@ -164,14 +157,13 @@ def main(config: Config, mesh: Mesh) -> dict[str, float]:
 
     run, data = Run(config, mesh), config.data
     model = make_model(config)
-    grid = patches.grid((data.frames, data.size, data.size), model.patch_size)
-    draw = partial(masking.draw, grid=grid, mask=config.mask, ratio=config.mask_ratio, decoder_mask=config.decoder_mask)
-    kept, predicted, _ = jax.eval_shape(partial(draw, clips=1), jax.random.key(0))
+    task = make_task(config, model)
+    inputs = task.inputs()
     clip = jax.ShapeDtypeStruct((1, data.frames, data.size, data.size, 3), jnp.float32)
     run.plan(source=open_source(data.source, data.split, data.square_pixels))
     # The second of three keys is unused: it was once used for a mask, and splitting two would change all results.
     init_key, _, run_key = jax.random.split(jax.random.key(config.seed), 3)
-    run.build(model, (clip, kept, predicted), make_loss(config, model, grid), (init_key, run_key))
+    run.build(model, (clip, *inputs), make_loss(model, task), (init_key, run_key))
     if config.dry_run:
         return run.dry_run()
     variables = run.new_variables()
@@ -179,14 +171,12 @@ def main(config: Config, mesh: Mesh) -> dict[str, float]:
         variables, _ = runs.start_from(config.init_from, model, variables)
     state = run.begin(variables)
     del variables  # the state has its own copy
-    visible, tokens = kept.shape[1], math.prod(grid)
-    counts = f"{tokens} per clip: {visible} visible, {tokens - visible} masked, "
-    run.announce(tokens=counts + f"{predicted.shape[1]} predicted ({config.mask} mask {config.mask_ratio:.0%})")
+    run.announce(tokens=task.describe())
 
     def batches_from(first: int) -> Iterator[dict[str, np.ndarray]]:
         return ({name: batch[name] for name in ("video", "valid")} for batch in run.batches(first))
 
-    result = run.fit(state, batches_from, make_painter(config, run, grid))
+    result = run.fit(state, batches_from, make_painter(config, run, task))
     if not result.finished:
         return {}
     accuracy = probe_labels(run, result.state.evaluated_params, config.probe_clips)

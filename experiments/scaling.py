@@ -148,7 +148,7 @@ def compile_step(config: Config) -> tuple[list[Collective], dict[str, Any]]:
     step, create, batch = make_program(job, mesh)
     state, model = jax.eval_shape(create), make_model(job)
     one = draw_inputs(model, 1)
-    macs = count_macs(make_loss(model, train=False), state.params, state.aux, one, state.key)
+    macs = count_macs(make_loss(model, False, 1), state.params, state.aux, one, state.key)
     start = time.perf_counter()
     with traced_for_tpu() if config.topology else contextlib.nullcontext():
         compiled = step.lower(state, batch).compile()

@@ -20,7 +20,7 @@ def bars(mode: str, rows: Sequence[Row]) -> tuple[dict[str, dict[str, Bar]], str
     """The panels of a chart, and the label of its axis.
 
     Bars show speed for `train`, `infer` and `input`, memory for `memory` and `loss` (with the time in the note), and
-    the largest batch for `budget`.
+    the largest batch for `budget`, and time for `visible`.
     """
     panels: dict[str, dict[str, Bar]] = {}
     sides = [row.get("side") for row in rows]
@@ -51,6 +51,11 @@ def bars(mode: str, rows: Sequence[Row]) -> tuple[dict[str, dict[str, Bar]], str
             note = f"{digits(value)} MB, {digits(1e3 * row['step_seconds'])} ms"
             bar = Bar(value, value, value, note, name != "whole")
             label = "memory per device in MB, without embeddings and gradients"
+        elif mode == "visible":
+            panel, name = "forward pass and gradients", f"{row['ratio']} masked, {row['tokens']} tokens"
+            least, value, most = (1e3 * row[f"{which}_seconds"] for which in ("least", "step", "most"))
+            note = f"{digits(value)} ms: {row['time_share']:.0%} of the time, {row['work_share']:.0%} of the work"
+            bar, label = Bar(value, least, most, note, True), "milliseconds (line: fastest to slowest step)"
         else:
             panel, name, value = "reading clips", row["method"], row["clips_per_second"]
             bar = Bar(value, row["least"], row["most"], f"{digits(value)} clips/s", "plain" not in name)

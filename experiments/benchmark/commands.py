@@ -18,9 +18,13 @@ from benchmark.measure import measure, measure_models, prepare
 from benchmark.settings import Infer, Memory, Models, Train, jobs
 from benchmark.startup import Startup, measure_startup
 from benchmark.tpu import Tpu, measure_tpu
+from benchmark.visible import Visible, measure_visible
 from vidjax.data.config import core_count
 
 Rows = list[dict[str, Any]]
+Settings = (
+    Models | Convolution | Depthwise | Localization | Loss | Input | Formats | Clips | Startup | Tpu | Visible | Device
+)
 
 
 def report(line: str) -> None:
@@ -28,9 +32,7 @@ def report(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def main(
-    config: Models | Convolution | Depthwise | Localization | Loss | Input | Formats | Clips | Startup | Tpu | Device,
-) -> Rows:
+def main(config: Settings) -> Rows:
     """Runs the command that the config belongs to."""
     return next(run for run, kind in COMMANDS.values() if kind is type(config))(config)
 
@@ -225,6 +227,21 @@ def tpu(config: Tpu) -> Rows:
     return rows
 
 
+def visible(config: Visible) -> Rows:
+    """Measures an encoder on visible tokens; prints a table and returns its rows."""
+    machine, rows = measure_visible(config, report)
+    clip = f"{config.frames} x {config.size} x {config.size}"
+    title = f"the encoder of {config.model}, {config.batch_size} clips of {clip}, on {machine['device']}"
+    print(title)
+    lines = table.Table({"ratio": ("masked", 6)}, table.VISIBLE_COLUMNS)
+    print(lines.header(), *map(lines.line, rows), sep="\n")
+    if config.json:
+        table.write_json(config.json, "visible", config, machine, rows)
+    if config.chart:
+        draw(config, "visible", title, rows)
+    return rows
+
+
 def draw(config: Any, mode: str, title: str, rows: Rows) -> None:
     """Writes the chart."""
     from benchmark import chart  # imports matplotlib, which nothing else needs
@@ -245,5 +262,6 @@ COMMANDS = {
     "clips": (clips, Clips),
     "startup": (startup, Startup),
     "tpu": (tpu, Tpu),
+    "visible": (visible, Visible),
     "device": (report_device, Device),
 }

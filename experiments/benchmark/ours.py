@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -16,7 +17,8 @@ import vidjax
 from benchmark.process import forget_peak, keep_to, resident, timed
 from benchmark.settings import Job
 from vidjax.layers.patches import grid
-from vidjax.objectives import masking, reconstruction
+from vidjax.objectives import latent, masking, multi_block, reconstruction
+from vidjax.objectives.multi_block import LONG_RANGE, SHORT_RANGE
 from vidjax.training.cost import count_macs
 from vidjax.training.memory import program_memory
 from vidjax.training.optimizer import OptimizerConfig, make_optimizer
@@ -36,6 +38,7 @@ from vidjax.training.step import LossFn, make_train_step
 CLASSES = 400
 """Classes of every classifier, on both sides."""
 MASK_RATIO = 0.9
+EMA_DECAY = 0.99925
 
 
 def make_model(job: Job) -> nn.Module:
@@ -61,6 +64,27 @@ def is_masked_autoencoder(model: nn.Module) -> bool:
     return hasattr(model, "decoder_width")
 
 
+def is_latent(model: nn.Module) -> bool:
+    """Whether the model predicts the tokens of a moving average of its encoder (V-JEPA 2)."""
+    return hasattr(model, "predictor_width")
+
+
+def block_masks(model: nn.Module, clips: int) -> Callable[[jax.Array], list[multi_block.Mask]]:
+    """The function that draws V-JEPA 2's two masks of a batch from a key."""
+    tokens, group = _tokens(model), multi_block.largest_group(clips)
+    kinds = [(blocks, multi_block.sizes(group, tokens, blocks)) for blocks in (SHORT_RANGE, LONG_RANGE)]
+
+    def draw(key: jax.Array) -> list[multi_block.Mask]:
+        pairs = zip(jax.random.split(key), kinds, strict=True)
+        return [multi_block.draw(key, clips, tokens, blocks, shape, group) for key, (blocks, shape) in pairs]
+
+    return draw
+
+
+def _tokens(model: nn.Module) -> tuple[int, int, int]:
+    return grid((model.num_frames, model.image_size, model.image_size), model.patch_size)
+
+
 def draw_inputs(model: nn.Module, batch_size: int) -> dict[str, np.ndarray]:
     """A batch of noise in float32, with labels; both sides get the same."""
     rng = np.random.default_rng(0)
@@ -69,19 +93,31 @@ def draw_inputs(model: nn.Module, batch_size: int) -> dict[str, np.ndarray]:
     return {"video": rng.standard_normal(shape, np.float32), "label": label, "valid": np.ones(batch_size, bool)}
 
 
-def make_loss(model: nn.Module, train: bool) -> LossFn:
-    """The loss of `experiments/mae_pretrain.py` with tube masking of 90%, or cross entropy for classifiers."""
-    shape = (model.num_frames, model.image_size, model.image_size)
+def make_loss(model: nn.Module, train: bool, clips: int) -> LossFn:
+    """The loss of `mae_pretrain.py` with tube masking of 90%, of `jepa_pretrain.py`, or cross entropy of classes.
+
+    Args:
+      clips: size of the batch.
+    """
+    draw = block_masks(model, clips) if is_latent(model) else None
 
     def reconstruct(params: Any, aux: Aux, batch: dict[str, jax.Array], key: jax.Array) -> tuple:
         mask_key, drop_key = jax.random.split(key)
-        video, tokens = batch["video"], grid(shape, model.patch_size)
-        kept, masked, _ = masking.draw(mask_key, len(video), tokens, "tube", MASK_RATIO)
+        video = batch["video"]
+        kept, masked, _ = masking.draw(mask_key, len(video), _tokens(model), "tube", MASK_RATIO)
         pixels = video * jnp.asarray(model.card.std) + jnp.asarray(model.card.mean)
         target = reconstruction.pixel_targets(pixels, model.patch_size)
         target = jnp.take_along_axis(target, masked[..., None], axis=1)
         output = model.apply({"params": params}, video, kept, masked, train=train, rngs={"drop_path": drop_key})
         return reconstruction.reconstruction_loss(output, target).mean(), (aux.model_state, {})
+
+    def predict(params: Any, aux: Aux, batch: dict[str, jax.Array], key: jax.Array) -> tuple:
+        mask_key, drop_key = jax.random.split(key)
+        video = batch["video"]
+        apply = partial(model.apply, {"params": params}, train=train, rngs={"drop_path": drop_key})
+        targets = latent.normalize_tokens(model.apply({"params": aux.ema}, video, method="tokens"))
+        losses, seen = latent.predict(apply, video, jax.lax.stop_gradient(targets), draw(mask_key))
+        return losses.mean(), (aux.model_state, jax.lax.stop_gradient(seen))
 
     def classify(params: Any, aux: Aux, batch: dict[str, jax.Array], key: jax.Array) -> tuple:
         keys = jax.random.split(key)
@@ -91,6 +127,8 @@ def make_loss(model: nn.Module, train: bool) -> LossFn:
         loss = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), batch["label"])
         return loss.mean(), ({**aux.model_state, **changed}, {})
 
+    if is_latent(model):
+        return predict
     return reconstruct if is_masked_autoencoder(model) else classify
 
 
@@ -116,15 +154,16 @@ def make_program(job: Job, mesh: Mesh) -> tuple[Callable, Any, dict[str, jax.Sha
         keys = jax.random.split(jax.random.key(0), 3)
         arguments = (jnp.zeros(inputs["video"].shape),)
         if is_masked_autoencoder(model):
-            tokens = grid(arguments[0].shape[1:4], model.patch_size)
-            arguments += masking.draw(keys[1], 1, tokens, "tube", MASK_RATIO)[:2]
-        return create_state(model.init(keys[0], *arguments), tx, keys[2])
+            arguments += masking.draw(keys[1], 1, _tokens(model), "tube", MASK_RATIO)[:2]
+        if is_latent(model):
+            arguments += tuple(jnp.zeros((1, 1), jnp.int32) for _ in range(2))
+        return create_state(model.init(keys[0], *arguments), tx, keys[2], ema=is_latent(model))
 
     sharding = state_sharding(mesh, jax.eval_shape(init))
     create = jax.jit(init, out_shardings=sharding)
-    loss = make_loss(model, train=job.training)
+    loss = make_loss(model, job.training, job.batch_size)
     if job.training:
-        step = make_train_step(loss, tx)
+        step = make_train_step(loss, tx, ema_decay=EMA_DECAY if is_latent(model) else None)
         return jit_step(lambda *a: (lambda s, m: (s, m["loss"]))(*step(*a)), sharding, mesh), create, batch
 
     def evaluate(state: TrainState, batch: dict[str, jax.Array]) -> tuple[None, jax.Array]:
@@ -203,7 +242,7 @@ def describe(listed: list[Job], batch_sizes: Sequence[int]) -> dict[str, Any]:
         model = make_model(job)
         inputs = draw_inputs(model, 1)
         state = jax.eval_shape(make_program(job, make_mesh())[1])
-        macs = count_macs(make_loss(model, train=False), state.params, state.aux, inputs, state.key)
+        macs = count_macs(make_loss(model, False, 1), state.params, state.aux, inputs, state.key)
         sizes = {jax.tree_util.keystr(path): x.size for path, x in jax.tree_util.tree_leaves_with_path(state.params)}
         models[job.model] = {
             "macs": macs,

@@ -1,8 +1,9 @@
 """The same architectures in PyTorch, of equal size, from widely used libraries.
 
-VideoMAE, ViViT and TimeSformer come from transformers, with SDPA attention if implemented there; video ResNets, S3D,
-MViT and Video Swin come from torchvision; UniFormer, UniFormerV2, SlowFast, X3D, CSN and TSM, which no maintained
-package provides, are the modules of `torch_uniformer`, `torch_uniformerv2` and `torch_convolutions`.
+VideoMAE, ViViT and TimeSformer come from transformers, with SDPA attention if implemented there, and V-JEPA 2's
+training from its layers (`torch_vjepa`); video ResNets, S3D, MViT and Video Swin come from torchvision; UniFormer,
+UniFormerV2, SlowFast, X3D, CSN and TSM, which no maintained package provides, are the modules of `torch_uniformer`,
+`torch_uniformerv2` and `torch_convolutions`.
 """
 
 import importlib.util
@@ -16,6 +17,7 @@ import flax.linen as nn
 
 from benchmark.ours import CLASSES, is_masked_autoencoder
 from vidjax.errors import UserError
+from vidjax.models import vjepa
 from vidjax.models.csn import ChannelSeparatedNetwork
 from vidjax.models.inception3d import Inception3D
 from vidjax.models.mvit import MViT
@@ -63,6 +65,7 @@ def make_peer(name: str, model: nn.Module) -> tuple["torch.nn.Module", str]:
         SegmentNetwork: (_segment_network, "b t c h w"),
         MViT: (_mvit, "b c t h w"),
         VideoSwin: (_video_swin, "b c t h w"),
+        vjepa.Pretraining: (_vjepa, "b t c h w"),
     }
     if type(model) not in makers:
         raise NoPeerError(f"no PyTorch peer of {name} is known")
@@ -146,6 +149,13 @@ def _videomae(name: str, model: VideoMAE | Pretraining) -> "torch.nn.Module":
     }
     config = library.VideoMAEConfig(**sizes, **decoder, use_mean_pooling=False)  # ends with a norm, as in vidjax
     return _from_config(library.VideoMAEForPreTraining, config)
+
+
+def _vjepa(name: str, model: vjepa.Pretraining) -> "torch.nn.Module":
+    library = import_transformers()
+    from benchmark import torch_vjepa
+
+    return torch_vjepa.make(library, model)
 
 
 def _vivit(name: str, model: ViViT) -> "torch.nn.Module":

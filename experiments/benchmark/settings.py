@@ -137,7 +137,7 @@ def check_models(settings: Models) -> list[str]:
     for name in settings.models:
         model = vidjax.create_model(name)
         fields = model.__dataclass_fields__
-        if "num_classes" not in fields and "decoder_width" not in fields:
+        if not {"num_classes", "decoder_width", "predictor_width"} & fields.keys():
             raise UserError(f"{name} is neither a classifier nor a masked autoencoder: choose another model")
         for field in OVERRIDES:
             values = getattr(settings, field)

@@ -87,6 +87,13 @@ DEPTHWISE_COLUMNS = (
     Column("PyTorch's", _scaled("other_gradients", 1e3), 10),
     Column("ratio", _ratio("gradients"), 7),
 )
+VISIBLE_COLUMNS = (
+    Column("visible tokens", lambda row: str(row["tokens"]), 15),
+    STEP,
+    SPREAD,
+    Column("time %", _scaled("time_share", 100), 8),
+    Column("work %", _scaled("work_share", 100), 8),
+)
 CONVOLUTION_COLUMNS = tuple(
     Column(f"{part} ms", _scaled(part, 1e3), len(part) + 4)
     for part in ("forward", "input's gradient", "kernel's gradient")

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -16,11 +17,15 @@ from benchmark import budget, commands, measure, ours, peers, table
 from benchmark.budget import find_largest
 from benchmark.clips import Clips
 from benchmark.loss import Loss
-from benchmark.ours import describe, make_model
+from benchmark.ours import describe, draw_inputs, make_model
 from benchmark.peers import NoPeerError, check_parameters, make_peer
 from benchmark.settings import Job, Memory, Train, check_models, jobs
+from benchmark.visible import Visible
+from vidjax.convert import from_state_dict
 from vidjax.errors import UserError
+from vidjax.objectives import multi_block
 from vidjax.training.sharding import make_mesh
+from vidjax.training.state import Aux
 
 ROOT = Path(__file__).resolve().parents[2]
 HAS_TORCH = importlib.util.find_spec("torch") is not None
@@ -147,7 +152,7 @@ def test_a_wrong_name_is_one_line():
     [
         "videomae_tiny", "videomae_tiny_pretrain", "vivit_tiny_joint", "timesformer_tiny_divided", "uniformer_tiny",
         "uniformerv2_tiny_ssv2", "r2plus1d_34", "slowfast_tiny", "x3d_tiny", "ipcsn_tiny", "tsm_50_8", "mvit_tiny",
-        "mvitv2_tiny", "video_swin_tiny",
+        "mvitv2_tiny", "video_swin_tiny", "vjepa2_tiny_pretrain",
     ],
 )  # fmt: skip
 def test_peers_are_of_our_size(name):
@@ -301,3 +306,52 @@ def test_a_missing_peer_has_a_reason(name, sentence, monkeypatch):
     monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(NoPeerError, match=sentence):
         make_peer(name, make_model(job(name)))
+
+
+@pytest.mark.skipif(not HAS_TORCH, reason="needs PyTorch")
+def test_a_step_of_latent_prediction_has_our_loss_in_pytorch(monkeypatch):
+    """With our weights, on the same masks, and with targets of a moving average that differs from the encoder."""
+    import torch
+
+    from benchmark import pytorch
+
+    small = job("vjepa2_tiny_pretrain", frames=4, size=64, batch_size=2)
+    model = make_model(small)
+    masks = [
+        multi_block.Mask(*map(jnp.asarray, pair), jnp.ones((2, sum(each.shape[1] for each in pair)), bool))
+        for pair in pytorch.usual_blocks(model, 2, draws=3)
+    ]
+    assert all(25 < mask.kept.shape[1] + mask.predicted.shape[1] <= 32 for mask in masks)  # cut to the fewest
+    try:
+        peer, _ = make_peer(small.model, model)
+    except NoPeerError as error:
+        pytest.skip(str(error))
+    peer.follow(0.0)
+    with torch.no_grad():
+        for parameter in peer.encoder.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)), alpha=0.05)
+    weights = [dict(part.state_dict()) for part in (peer, peer._targets[0])]
+    names = {f"encoder.{name}": value for name, value in weights[1].items()}
+    params, ema = (
+        from_state_dict(model, {name: value.numpy() for name, value in each.items()})["params"]
+        for each in (weights[0], weights[0] | names)
+    )
+    video = draw_inputs(model, 2)["video"]
+    monkeypatch.setattr(ours, "block_masks", lambda *_: lambda key: masks)
+    aux = Aux({}, ema, None, 0)
+    loss, _ = jax.jit(ours.make_loss(model, True, 2))(params, aux, {"video": video}, jax.random.key(0))
+    pairs = [tuple(torch.from_numpy(np.array(each)).long() for each in mask[:2]) for mask in masks]
+    expected = peer(torch.from_numpy(video).permute(0, 1, 4, 2, 3), pairs)
+    np.testing.assert_allclose(loss, expected.item(), rtol=1e-4)
+
+
+def test_time_by_mask_ratio_is_a_table_and_a_chart(tmp_path, capsys):
+    files = {name: str(tmp_path / f"{name}.out.{end}") for name, end in (("json", "json"), ("chart", "png"))}
+    settings = {"frames": 4, "size": 64, "batch_size": 1, "ratios": (0.0, 0.75), "steps": 1, "rounds": 1}
+    rows = commands.main(Visible(**settings, **files))
+    assert [(row["ratio"], row["tokens"]) for row in rows] == [("0%", 32), ("75%", 8)]
+    assert rows[0]["work_share"] == rows[0]["time_share"] == 1 and 0.2 < rows[1]["work_share"] < 0.3
+    assert capsys.readouterr().out.splitlines()[2].split()[:2] == ["0%", "32"]
+    assert json.loads(Path(files["json"]).read_text())["rows"] == rows and Path(files["chart"]).exists()
+    with pytest.raises(ValueError, match="r3d_tiny has no encoder of visible tokens: choose a VideoMAE or V-JEPA 2"):
+        commands.main(Visible(model="r3d_tiny"))

@@ -34,30 +34,66 @@ def test_families_are_trained_once_and_tabulated(tmp_path, capsys):
     assert (tmp_path / "families.png").read_bytes()[:4] == b"\x89PNG"
 
 
-@pytest.mark.parametrize(
-    ("study", "function", "name", "flag"),
-    [("pretraining", "finetune", "few", "--init_from "), ("captions", "train_pair", "pair", "--init_video_from ")],
-)
-def test_pre_training_is_compared_with_scratch(tmp_path, monkeypatch, study, function, name, flag):
-    trained = []
+def test_pre_trained_video_towers_are_compared_with_scratch(tmp_path, monkeypatch):
+    trained, flag = [], "--init_video_from "
 
-    def train(config, name, flags, seed):
+    def train_pair(config, name, flags, seed):
         trained.append((name, flag in flags, seed))
         top1 = 0.5 + 0.1 * seed + 0.2 * (flag in flags)
         return {"top1": top1, "curve": [(1, 0.1), (2, 0.5), (3, top1)] if flag in flags else [(1, 0.1), (3, top1)]}
 
-    monkeypatch.setattr(compare_models, function, train)
+    monkeypatch.setattr(compare_models, "train_pair", train_pair)
     monkeypatch.setattr(compare_models, "train", lambda script, flags, workdir: trained.append((script, flags[-1])))
-    compare_models.main(compare_models.Config(study=study, workdir=str(tmp_path), seeds=(0, 2)))
+    compare_models.main(compare_models.Config(study="captions", workdir=str(tmp_path), seeds=(0, 2)))
     assert trained == [
-        ("mae_pretrain.py", "0"), (f"{name}_from_scratch_0", False, 0), (f"{name}_pre-trained_0", True, 0),
-        ("mae_pretrain.py", "2"), (f"{name}_from_scratch_2", False, 2), (f"{name}_pre-trained_2", True, 2),
+        ("mae_pretrain.py", "0"), ("pair_from_scratch_0", False, 0), ("pair_pre-trained_0", True, 0),
+        ("mae_pretrain.py", "2"), ("pair_from_scratch_2", False, 2), ("pair_pre-trained_2", True, 2),
     ]  # fmt: skip
-    table = (tmp_path / f"{study}.md").read_text()
+    table = (tmp_path / "captions.md").read_text()
     assert "| std | steps to 50.0% |" in table
     assert "| from scratch | 50.0%, 70.0% | 60.0% | 14.1% | 3, 3 |" in table
     assert "| pre-trained | 70.0%, 90.0% | 80.0% | 14.1% | 2, 2 |" in table
-    assert (tmp_path / f"{study}.png").read_bytes()[:4] == b"\x89PNG"
+    assert (tmp_path / "captions.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_pre_trainings_are_compared_for_equal_clips_and_for_equal_time(tmp_path, monkeypatch):
+    """Latent prediction is half as fast as VideoMAE here, and gets half of its clips for the same time."""
+    trained, tuned = [], []
+
+    def train(script, flags, workdir):
+        steps = int(flags[flags.index("--steps") + 1])
+        trained.append((script, workdir.name, steps, [Path(flag).name for flag in flags if str(tmp_path) in flag]))
+        workdir.mkdir()
+        speed = 32 if script == "mae_pretrain.py" else 16
+        entry = {"step": steps, "loss": 1.0, "clips_per_second": speed}
+        (workdir / "metrics.jsonl").write_text(json.dumps(entry) + "\n")
+
+    def finetune(config, name, flags, seed):
+        start = [Path(flag.strip("'")).name for flag in flags.split() if str(tmp_path) in flag]
+        tuned.append((name, start))
+        return {"top1": 0.4 + 0.1 * len(start) + 0.05 * seed}
+
+    monkeypatch.setattr(compare_models, "train", train)
+    monkeypatch.setattr(compare_models, "finetune", finetune)
+    config = {"study": "pretraining", "workdir": str(tmp_path), "seeds": (0, 1), "clips": 640}
+    compare_models.main(compare_models.Config(**config, methods=("frozen_teacher",)))
+    assert trained[:5] == [
+        ("mae_pretrain.py", "videomae_clips_0_0", 40, []),
+        ("mae_pretrain.py", "frozen_teacher_clips_0_0", 20, []),
+        ("jepa_pretrain.py", "frozen_teacher_clips_1_0", 20, ["frozen_teacher_clips_0_0"]),
+        ("mae_pretrain.py", "frozen_teacher_seconds_0_0", 13, []),  # 20 s allowed, 10 + 20 s taken
+        ("jepa_pretrain.py", "frozen_teacher_seconds_1_0", 13, ["frozen_teacher_seconds_0_0"]),
+    ]
+    assert [start for _, start in tuned[:5]] == [
+        [], [], ["videomae_clips_0_0"], ["frozen_teacher_clips_1_0"], ["frozen_teacher_seconds_1_0"],
+    ]  # fmt: skip
+    assert len({name for name, _ in tuned}) == len(tuned) == 10
+    lines = [line.split(" | ") for line in (tmp_path / "pretraining.md").read_text().splitlines()[2:]]
+    assert len(lines) == 6 and lines[0][:2] == ["| no pre-training", "from scratch"]
+    assert lines[0][2:] == ["`videomae_tiny`, 48 pixels", "-", "-", "40.0%, 45.0%", "42.5%", "3.5% |"]
+    assert lines[-2][:2] == ["| equal time", "frozen_teacher"] and lines[-1][1] == "videomae"
+    assert lines[-2][2:] == ["`vjepa2_tiny`, 48 pixels", "426", "0:20", "50.0%, 55.0%", "52.5%", "3.5% |"]
+    assert (tmp_path / "pretraining.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_stages_of_internvideo_start_from_the_ones_before(tmp_path, monkeypatch):
@@ -121,3 +157,5 @@ def test_a_failed_training_and_an_unknown_model_raise(tmp_path):
         compare_models.main(config)
     with pytest.raises(ValueError, match="models has tsn_50: choose from"):
         compare_models.Config(models=("tsn_50",))
+    with pytest.raises(ValueError, match="methods has dino: choose from videomae, videomae_v2, jepa"):
+        compare_models.Config(methods=("dino",))

@@ -15,7 +15,7 @@ from jax.flatten_util import ravel_pytree
 from small_runs import changed, draw_variables
 
 import vidjax
-from vidjax.data.config import CaptionedDataConfig
+from vidjax.data.config import CaptionedDataConfig, DataConfig
 from vidjax.data.text import open_tokenizer
 from vidjax.models import FAMILIES, VARIANTS, example_inputs
 from vidjax.training.sharding import make_mesh, put_batch
@@ -132,9 +132,9 @@ def test_contrastive_pre_training_uses_only_valid_pairs():
 
 def test_masked_pre_training_uses_only_valid_clips():
     model = vidjax.create_model("videomae_tiny_pretrain")
-    config = mae_pretrain.Config(model="videomae_tiny", mask_ratio=0.75)
-    grid = (model.num_frames // 2, model.image_size // 16, model.image_size // 16)
-    loss = Loss(model, mae_pretrain.make_loss(config, model, grid))
+    data = DataConfig(frames=model.num_frames, size=model.image_size)
+    task = mae_pretrain.make_task(mae_pretrain.Config(model="videomae_tiny", data=data, mask_ratio=0.75), model)
+    loss = Loss(model, mae_pretrain.make_loss(model, task))
     batch = make_batch(loss.clip, [True, True, True, False])
     del batch["label"]
     # The masks of the first clips do not depend on the number of clips that follow.

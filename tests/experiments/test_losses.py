@@ -16,7 +16,7 @@ from small_runs import draw_variables
 
 import vidjax
 from vidjax.convert import from_state_dict
-from vidjax.data.config import CaptionedDataConfig
+from vidjax.data.config import CaptionedDataConfig, DataConfig
 from vidjax.data.text import open_tokenizer
 from vidjax.objectives import masking
 from vidjax.runs.cross_model import make_cross_model, trained_parts
@@ -104,8 +104,10 @@ def test_masked_pre_training_loss_is_the_squared_error_of_masked_patches_of_vali
     model = vidjax.create_model("videomae_tiny_pretrain")
     variables, grid = draw_variables(model), (4, 3, 3)
     video = draw_clips(8, 48)
-    config = mae_pretrain.Config(model="videomae_tiny", mask="random", mask_ratio=0.75, normalize_target=normalize)
-    loss = loss_of(mae_pretrain.make_loss(config, model, grid), variables, {"video": video, "valid": VALID})
+    fields = {"data": DataConfig(frames=8, size=48), "mask": "random", "mask_ratio": 0.75}
+    config = mae_pretrain.Config(model="videomae_tiny", normalize_target=normalize, **fields)
+    task = mae_pretrain.make_task(config, model)
+    loss = loss_of(mae_pretrain.make_loss(model, task), variables, {"video": video, "valid": VALID})
     kept, masked, _ = masking.draw(jax.random.split(KEY)[0], 4, grid, "random", 0.75)
     predicted = np.asarray(jax.jit(model.apply)(variables, scaled(video, *IMAGENET), kept, masked), np.float64)
     errors = []
@@ -118,6 +120,26 @@ def test_masked_pre_training_loss_is_the_squared_error_of_masked_patches_of_vali
             errors.append(np.square(predicted[i, j] - patch.reshape(-1)).mean())
     expected = np.reshape(errors, (4, -1)).mean(axis=1)[VALID].mean()
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
+def test_masked_pre_training_of_hiera_has_the_squared_error_of_first_frames_in_masked_units():
+    model, size = vidjax.create_model("hiera_tiny_mae"), 64
+    variables, video = draw_variables(model), draw_clips(4, size)
+    fields = {"data": DataConfig(frames=4, size=size), "mask": "random", "mask_ratio": 0.7}
+    task = mae_pretrain.make_task(mae_pretrain.Config(model="hiera_tiny", **fields), model)
+    loss = loss_of(mae_pretrain.make_loss(model, task), variables, {"video": video, "valid": VALID})
+    keys = jax.random.split(jax.random.split(KEY)[0], 4)
+    kept = jax.vmap(lambda key: masking.units(key, (2, 2, 2), 0.7))(keys)
+    assert kept.shape == (4, 2)  # of eight
+    pixels = scaled(video, (0.45,) * 3, (0.225,) * 3)
+    predicted = np.asarray(jax.jit(model.apply)(variables, pixels, kept), np.float64).reshape(4, 2, 4, 4, -1)
+    errors = [[] for _ in video]
+    for i, t, y, x in np.ndindex(4, 2, 4, 4):
+        if np.ravel_multi_index((t, y // 2, x // 2), (2, 2, 2)) not in kept[i]:
+            patch = np.asarray(pixels, np.float64)[i, 2 * t, 16 * y : 16 * y + 16, 16 * x : 16 * x + 16].reshape(-1)
+            patch = (patch - patch.mean()) / np.sqrt(patch.var(ddof=1) + 1e-6)
+            errors[i].append(np.square(predicted[i, t, y, x] - patch).mean())
+    np.testing.assert_allclose(loss, np.mean(errors, axis=1)[VALID].mean(), rtol=1e-5)
 
 
 def test_dual_masking_has_the_loss_and_the_gradient_of_the_original(monkeypatch):
@@ -133,7 +155,8 @@ def test_dual_masking_has_the_loss_and_the_gradient_of_the_original(monkeypatch)
     )
     counted = jnp.stack([masking.membership(*each, hidden.shape[1]) for each in zip(predicted, masked, strict=True)])
     monkeypatch.setattr(masking, "draw", lambda *_: (kept, predicted, counted))
-    loss_fn = mae_pretrain.make_loss(mae_pretrain.Config(decoder_mask="running_cell"), model, (4, 4, 4))
+    config = mae_pretrain.Config(data=DataConfig(frames=8, size=4 * c["P"]), decoder_mask="running_cell")
+    loss_fn = mae_pretrain.make_loss(model, mae_pretrain.make_task(config, model))
     batch = {"video": jnp.asarray(video), "valid": jnp.ones(2, bool)}
     step = jax.jit(jax.value_and_grad(lambda params, batch: loss_fn(params, Aux({}, None, None, 0), batch, KEY)[0]))
     loss, gradient = step(from_state_dict(model, golden.weights, strict=True)["params"], batch)

@@ -13,11 +13,14 @@ import sys
 import time
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import videos
 
-from vidjax import cli
+import vidjax
+from vidjax import cli, runs
 from vidjax.training.metrics import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -177,6 +180,19 @@ def test_video_files_with_a_damaged_one_accumulation_moving_average_and_dual_mas
         run_here(tmp_path / "strict", "--data.source", str(folder), "--data.max_bad_share", "0.1")
 
 
+@pytest.mark.long
+def test_hiera_is_pre_trained_shown_probed_and_starts_a_classifier(tmp_path, capsys):
+    flags = "--model hiera_tiny --mask random --data.size 64 --data.short_side 64 --steps 2 --probe_clips 64".split()
+    run_here(tmp_path / "run", *flags)
+    out = capsys.readouterr().out
+    assert "8 mask units per clip: 2 visible, 6 masked and predicted" in out and "linear probe accuracy" in out
+    assert len(list((tmp_path / "run" / "reconstructions").iterdir())) == 2
+    model = vidjax.create_model("hiera_tiny", num_classes=8)
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 4, 64, 64, 3)))
+    _, report = runs.start_from(tmp_path / "run", model, variables, new=("head", "norm"))
+    assert {path.split("/")[0] for path in report.new} == {"head", "norm"}
+
+
 BAD = [
     (["--data.source", "/no/such/folder"], "/no/such/folder does not exist"),
     (["--data.source", "EMPTY"], "contains no video"),
@@ -197,6 +213,11 @@ BAD = [
     ),
     (["--model", "videomae_tiny_pretrain"], "model videomae_tiny_pretrain has no decoder for pre-training"),
     (["--model", "beit_tiny"], "model beit_tiny has no decoder for pre-training: choose one of videomae_base"),
+    (["--model", "hiera_tiny"], "hiera_tiny masks units at random and has normalised targets: add --mask random alone"),
+    (
+        ["--model", "hiera_b_image", "--mask", "random"],
+        "a clip has 4 frames, but this is a model of images: add --data.frames 1",
+    ),
     (["--data.frames", "5"], "5 frames cannot be cut into patches of 2"),
     (
         ["--data.size", "40"],

@@ -162,9 +162,25 @@ def transformers(model: Hiera | Pretraining) -> Layout:
     )
 
 
+def own_pretraining(model: Hiera) -> Layout:
+    """A checkpoint of our own pre-training: our names with the prefix `encoder`."""
+    return Layout(
+        name="vidjax's own pre-training",
+        key="vidjax_pretraining",
+        restore=None,
+        marker="params/encoder/patch_embedding/kernel",
+        rules=tuple(
+            Rule(f"params/encoder/{target}", target, fit=fit)
+            for target, fit in sorted({rule.target: rule.fit for rule in original(model).rules}.items())
+        ),
+        **CLASSIFIER,
+    )
+
+
 def layouts(model: Hiera | Pretraining) -> tuple[Layout, ...]:
-    """The layouts in which weights of the model are published."""
-    return (original(model), transformers(model)) if model.images else (original(model),)
+    """The layouts of the model's weights: those in which they are published, and of our own pre-training."""
+    published = (original(model), transformers(model)) if model.images else (original(model),)
+    return published if isinstance(model, Pretraining) else (*published, own_pretraining(model))
 
 
 def from_config(config: dict) -> nn.Module:

@@ -58,6 +58,19 @@ def frame(key: Key[Array, ""], grid: Grid, ratio: float) -> tuple[Int[Array, "m"
     return tuple((times[:, None] * (h * w) + within).reshape(-1) for times in (kept, masked))
 
 
+def units(key: Key[Array, ""], grid: Grid, ratio: float) -> Int[Array, "m"]:
+    """Masking of Hiera's mask units (facebookresearch/hiera): sorted indices of those that the encoder sees.
+
+    `int(t * h * w * (1 - ratio))` of them are seen, where `random` rounds the number of the others down.
+    """
+    count = prod(grid)
+    kept = int(count * (1 - ratio))
+    if not 0 < kept < count:
+        kind = "visible" if kept <= 0 else "masked"
+        raise UserError(f"mask ratio {ratio} leaves no {kind} units (of {count}): choose another ratio or larger clips")
+    return jnp.sort(jax.random.permutation(key, count)[:kept])
+
+
 MASKS: dict[str, Callable] = {"tube": tube, "random": random, "frame": frame}
 
 

@@ -93,3 +93,20 @@ def paint(
     rows = jnp.arange(video.shape[0])[:, None]
     painted = patches.at[rows, indices].set(predicted)
     return unpatchify(painted, grid(video.shape[1:4], patch_size), patch_size)
+
+
+def paint_first_frames(
+    frames: Float[Array, "b t h w c"], predicted: Float[Array, "b n p"], hidden: Int[Array, "b n"], side: int
+) -> Float[Array, "b t h w c"]:
+    """Replaces hidden patches of frames by predicted ones with their true mean and std, as `paint`, for visualisation.
+
+    Args:
+      frames: normalised, one for each token in time; see `first_frame_targets`.
+      predicted: all patches.
+      hidden: 1 for the patches to replace.
+    """
+    size = (1, side, side)
+    patches = patchify(frames.astype(jnp.float32), size)
+    mean, variance = patches.mean(axis=-1, keepdims=True), patches.var(axis=-1, keepdims=True, ddof=1)
+    restored = predicted.astype(jnp.float32) * jnp.sqrt(variance + 1e-6) + mean
+    return unpatchify(jnp.where(hidden[..., None] > 0, restored, patches), grid(frames.shape[1:4], size), size)

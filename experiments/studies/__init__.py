@@ -1,0 +1,1 @@
+"""Studies of compare_models.py that fill a file of their own."""
