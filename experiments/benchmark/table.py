@@ -114,7 +114,7 @@ TPU_COLUMNS = (
     Column("largest batch", lambda row: str(row["batch_size"]), 14),
     PROGRAM,
     Column("TFLOP per clip", _scaled("flops", 1e-12), 14),
-    Column("GB written per clip", lambda row: 1e-9 * row["written_bytes"] / row["batch_size"], 11),
+    Column("GB written per clip", lambda row: 1e-9 * row.get("written_bytes", 0) / row["batch_size"] or None, 19),
     Column("moved %", _scaled("moved", 100), 8),
     Column("padding %", _scaled("padding", 100), 10),
     Column("CPU s", _scaled("compile_seconds", 1), 6),

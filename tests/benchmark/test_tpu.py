@@ -95,7 +95,7 @@ def test_kernels_choose_as_on_a_tpu_while_traced_for_one():
     assert jax.default_backend() == jax.devices()[0].platform
 
 
-def test_the_largest_batch_of_each_chip_is_compiled_too(tmp_path, capsys, monkeypatch):
+def test_the_largest_batch_of_each_chip_is_on_the_line_and_compiled_for_the_first(tmp_path, capsys, monkeypatch):
     """0.5 GiB and 1.5 for each clip, of 15.75 on a v5e and 95.74 on a v5p, on which the small batches are compiled."""
     compiled = []
 
@@ -118,12 +118,12 @@ def test_the_largest_batch_of_each_chip_is_compiled_too(tmp_path, capsys, monkey
     rows = commands.main(Tpu(names, tuple(kinds), json=str(file)))
     assert json.loads(file.read_text())["rows"] == rows and len(rows) == 4
     small = [("TPU v5", 4), ("TPU v5", 8)]
-    assert compiled == [*small, ("TPU v5 lite", 10), ("TPU v5", 63), *small]
+    assert compiled == [*small, ("TPU v5 lite", 10), *small]
     title, *lines = capsys.readouterr().out.splitlines()
     assert title.endswith("jax 1.2, libtpu 1.2")
     v5e, v5p, failed = lines[3:6]
     assert v5e == "| videomae_tiny_pretrain | v5e:2x2 | 0.537 | 1.61 | 10 | 16.6 | 0.150 | 3.00 | 25.0 | 50.0 | 7.00 |"
-    assert v5p.startswith("| videomae_tiny_pretrain | v5p:2x2x1 | 0.537 | 1.61 | 63 | 102 |")
+    assert v5p == "| videomae_tiny_pretrain | v5p:2x2x1 | 0.537 | 1.61 | 63 |  | 0.150 |  |  |  |  |"
     assert failed == "| r3d_tiny | v5e:2x2 | RuntimeError: RESOURCE_EXHAUSTED: Ran out of memory |"
     assert lines[9] == "    moved 2.00 GB: attention/transpose bf16[8,2]{0,1}"
 
