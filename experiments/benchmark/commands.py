@@ -7,6 +7,7 @@ from typing import Any
 from benchmark import table
 from benchmark.budget import largest_batch
 from benchmark.clips import Clips, measure_clips
+from benchmark.compiling import Compile, measure_compile
 from benchmark.convolution import Convolution, measure_convolution
 from benchmark.depthwise import Depthwise, measure_depthwise
 from benchmark.device import Device, report_device
@@ -17,14 +18,15 @@ from benchmark.loss import Loss, measure_loss
 from benchmark.measure import measure, measure_models, prepare
 from benchmark.settings import Infer, Memory, Models, Train, jobs
 from benchmark.startup import Startup, measure_startup
-from benchmark.tpu import Tpu, measure_tpu
+from benchmark.tpu import Tpu, measure_tpu, prepare_tpu
 from benchmark.visible import Visible, measure_visible
 from vidjax.data.config import core_count
 
 Rows = list[dict[str, Any]]
 Settings = (
-    Models | Convolution | Depthwise | Localization | Loss | Input | Formats | Clips | Startup | Tpu | Visible | Device
-)
+    Models | Convolution | Depthwise | Localization | Loss | Input | Formats | Clips | Startup | Compile | Tpu
+    | Visible | Device
+)  # fmt: skip
 
 
 def report(line: str) -> None:
@@ -209,21 +211,37 @@ def startup(config: Startup) -> Rows:
     return rows
 
 
+def compiling(config: Compile) -> Rows:
+    """Measures the compiler; prints a table and returns its rows."""
+    rows = measure_compile(config, report)
+    print(f"CPU seconds of tracing and compiling, clips of {config.frames} x {config.size} x {config.size}")
+    names = {"model": ("model", max(len(row["model"]) for row in rows))}
+    lines = table.Table(names, table.COMPILE_COLUMNS[: None if config.against else 2])
+    print(lines.header(), *map(lines.line, rows), sep="\n")
+    if config.json:
+        table.write_json(config.json, "compile", config, {"cores": core_count()}, rows)
+    return rows
+
+
 def tpu(config: Tpu) -> Rows:
-    """Compiles training steps for TPUs; prints a table with what is moved and padded most, and returns its rows."""
-    machine, rows = measure_tpu(config, report)
-    print("training steps (AdamW) compiled ahead of time for one chip; shares are of the bytes that operations write")
-    print(", ".join(f"{name} {version}" for name, version in machine["versions"].items()))
-    names = {key: (key, max(len(row[key]) for row in rows)) for key in ("model", "topology")}
-    lines = table.Table(names, table.TPU_COLUMNS)
-    print(lines.header())
+    """Compiles training steps for TPUs; prints a Markdown table, then what is moved and padded most; returns rows."""
+    machine, devices = prepare_tpu(config)
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    print(f"training steps (AdamW, {config.dtype}) compiled ahead of time for one chip: {versions}\n")
+    titles = ["model", "topology", *(column.title for column in table.TPU_COLUMNS)]
+    print(table.markdown(titles), table.markdown(["---"] * len(titles)), sep="\n", flush=True)
+    rows: Rows = []
+    for row in measure_tpu(config, machine, devices, report):
+        texts = [row["failed"]] if "failed" in row else [column.text(row) for column in table.TPU_COLUMNS]
+        print(table.markdown([row["model"], row["topology"], *texts]), flush=True)
+        rows.append(row)
+        if config.json:  # after each row, in case a later one is interrupted
+            table.write_json(config.json, "tpu", config, machine, rows)
     for row in rows:
-        print(lines.line(row))
+        print(f"\n{row['model']} on {row['topology']}")
         for what in ("moved", "padding"):
             for operation, count in row.get(f"most_{what}", {}).items():
                 print(f"    {what} {count / 1e9:.2f} GB: {operation}")
-    if config.json:
-        table.write_json(config.json, "tpu", config, machine, rows)
     return rows
 
 
@@ -261,6 +279,7 @@ COMMANDS = {
     "loss": (loss, Loss),
     "clips": (clips, Clips),
     "startup": (startup, Startup),
+    "compile": (compiling, Compile),
     "tpu": (tpu, Tpu),
     "visible": (visible, Visible),
     "device": (report_device, Device),

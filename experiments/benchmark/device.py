@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmark.convolution import PARTS
-from benchmark.table import digits
+from benchmark.table import digits, markdown
 from vidjax.errors import UserError
 
 COLUMNS = ("part", "measured", "side", "batch", "step ms", "clips/s", "MFU %", "GB")
@@ -77,7 +77,7 @@ def report_device(config: Device) -> list[dict[str, Any]]:
     versions = ", ".join(f"{library} {version}" for library, version in machine.get("versions", {}).items())
     title = f"{machine.get('devices', 0)} x {machine.get('device', 'no device')}, {versions or 'nothing was measured'}"
     lines = [("-" * 3,) * len(COLUMNS), *(line for name, part in parts.items() for line in lines_of(name, part))]
-    cells = "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in (COLUMNS, *lines))
+    cells = "\n".join(map(markdown, (COLUMNS, *lines)))
     text = f"# Measured by experiments/benchmark/device.sh\n\n{title}\n\n{cells}\n"
     Path(f"{config.out}.md").write_text(text)
     print(text, end="")

@@ -17,9 +17,11 @@ import vidjax
 from benchmark.process import forget_peak, keep_to, resident, timed
 from benchmark.settings import Job
 from vidjax.layers.patches import grid
+from vidjax.models import example_inputs
 from vidjax.objectives import latent, masking, multi_block, reconstruction
 from vidjax.objectives.multi_block import LONG_RANGE, SHORT_RANGE
 from vidjax.training.cost import count_macs
+from vidjax.training.initialize import fast_to_compile
 from vidjax.training.memory import program_memory
 from vidjax.training.optimizer import OptimizerConfig, make_optimizer
 from vidjax.training.sharding import (
@@ -150,14 +152,14 @@ def make_program(job: Job, mesh: Mesh) -> tuple[Callable, Any, dict[str, jax.Sha
     # A forward pass needs no moments, which would be counted in its memory.
     tx = make_optimizer(OptimizerConfig(), schedule) if job.training else optax.identity()
 
+    def draw(key: jax.Array) -> dict[str, Any]:
+        return model.init(key, *(jnp.zeros(each.shape, each.dtype) for each in example_inputs(model)))
+
+    draw_fast = fast_to_compile(*jax.make_jaxpr(draw, return_shape=True)(jax.random.key(0)))  # as training does
+
     def init() -> TrainState:
         keys = jax.random.split(jax.random.key(0), 3)
-        arguments = (jnp.zeros(inputs["video"].shape),)
-        if is_masked_autoencoder(model):
-            arguments += masking.draw(keys[1], 1, _tokens(model), "tube", MASK_RATIO)[:2]
-        if is_latent(model):
-            arguments += tuple(jnp.zeros((1, 1), jnp.int32) for _ in range(2))
-        return create_state(model.init(keys[0], *arguments), tx, keys[2], ema=is_latent(model))
+        return create_state(draw_fast(keys[0]), tx, keys[2], ema=is_latent(model))
 
     sharding = state_sharding(mesh, jax.eval_shape(init))
     create = jax.jit(init, out_shardings=sharding)

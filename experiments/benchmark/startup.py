@@ -69,9 +69,14 @@ class Startup:
             raise UserError(f"commands has {unknown[0]}: choose from {', '.join(COMMANDS)}")
         if self.rounds < 1 or not self.commands:
             raise UserError("give one command and one round or more")
-        if self.against is not None and not (Path(self.against) / "experiments" / "predict.py").is_file():
-            raise UserError(f"against is {self.against}: give the root of another checkout of vidjax")
+        require_checkout(self.against)
         check_files(json=self.json)
+
+
+def require_checkout(against: str | None) -> None:
+    """Raises UserError if `against` is given and no checkout of vidjax."""
+    if against is not None and not (Path(against) / "experiments" / "predict.py").is_file():
+        raise UserError(f"against is {against}: give the root of another checkout of vidjax")
 
 
 def covered(spans: Sequence[tuple[float, float]]) -> float:

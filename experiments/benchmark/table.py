@@ -78,6 +78,13 @@ STARTUP_COLUMNS = (
     Column("ratio", _ratio("seconds"), 7),
     Column("compile", _ratio("compile_seconds"), 8),
 )
+COMPILE_COLUMNS = (
+    Column("init s", lambda row: f"{row['init']:.1f}", 8),
+    Column("step s", lambda row: f"{row['step']:.1f}", 8),
+    Column("other's init", lambda row: f"{row['other_init']:.1f}", 13),
+    Column("step s", lambda row: f"{row['other_step']:.1f}", 8),
+    Column("ratio", lambda row: f"{(row['init'] + row['step']) / (row['other_init'] + row['other_step']):.2f}", 7),
+)
 DEPTHWISE_COLUMNS = (
     Column("times", lambda row: str(row["count"]), 6),
     Column("forward ms", _scaled("forward", 1e3), 11),
@@ -109,14 +116,15 @@ LOCALIZATION_COLUMNS = (
     Column("program GB", _scaled("program", 1e-9), 11),
 )
 TPU_COLUMNS = (
-    Column("batch", lambda row: str(row["batch_size"]), 6),
+    Column("GB", _scaled("fixed_bytes", 1e-9), 6),
+    Column("GB per clip", _scaled("clip_bytes", 1e-9), 11),
+    Column("largest batch", lambda row: str(row["batch_size"]), 14),
     PROGRAM,
-    Column("largest batch", lambda row: str(row["largest"]), 14),
-    Column("TFLOP", _scaled("flops", 1e-12), 7),
-    Column("GB written", _scaled("written_bytes", 1e-9), 11),
+    Column("TFLOP per clip", _scaled("flops", 1e-12), 14),
+    Column("GB written per clip", lambda row: 1e-9 * row.get("written_bytes", 0) / row["batch_size"] or None, 19),
     Column("moved %", _scaled("moved", 100), 8),
     Column("padding %", _scaled("padding", 100), 10),
-    COMPILE,
+    Column("CPU s", _scaled("compile_seconds", 1), 6),
 )
 
 
@@ -145,6 +153,12 @@ class Table:
         texts = [text if isinstance(text, str) else digits(text) for text in texts]
         cells = [f"{text:>{column.width + 1}}" for text, column in zip(texts, self.columns, strict=True)]
         return ("  ".join(named) + "".join(cells)).rstrip()
+
+
+def markdown(cells: Sequence[str | float | None]) -> str:
+    """A line of a Markdown table; numbers as in `digits`."""
+    texts = (cell if isinstance(cell, str) else digits(cell) for cell in cells)
+    return f"| {' | '.join(text.replace('|', '/') for text in texts)} |"
 
 
 def write_json(path: str, mode: str, settings: Any, machine: Mapping[str, Any], rows: Sequence[Row]) -> None:

@@ -6,7 +6,8 @@ Needs libtpu in the version that JAX pins (`pip install 'jax[tpu]'`). The step r
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any, Literal
 from unittest import mock
@@ -20,6 +21,7 @@ from benchmark.settings import Job, Train, check_models, jobs
 from vidjax.cli import check_files
 from vidjax.errors import UserError
 from vidjax.fields import check_values
+from vidjax.layers.attention import Implementation
 from vidjax.training.memory import program_memory
 from vidjax.training.sharding import make_mesh
 
@@ -30,7 +32,11 @@ is a chip, of v7x half a chip."""
 
 @dataclasses.dataclass(frozen=True)
 class Tpu:
-    """Memory, FLOPs, the largest batch and what is copied or padded, by compiling only."""
+    """The largest batch that fits, its memory and FLOPs and what is copied or padded, by compiling only.
+
+    Two small batches are compiled for the chip with the most memory; the largest batch of each chip lies on the line
+    through their needs, and is compiled for the first chips.
+    """
 
     models: tuple[str, ...] = ("videomae_base_pretrain",)
     """Names of vidjax.list_models(): classifiers and *_pretrain."""
@@ -48,8 +54,14 @@ class Tpu:
     """What the backward pass recomputes, in models with this field."""
     scan: bool = True
     """Whether the blocks run in one loop, in models with this field, which then compile several times as fast."""
+    implementation: Implementation = "auto"
+    """Of attention, in models with this field."""
+    confirmed: int = 1
+    """For how many of the slices the largest batch is compiled too, which also gives what it writes."""
+    fast: bool = False
+    """Let the compiler optimise less: a quarter of the time; VideoMAE-B's memory differs by 1 %."""
     json: str | None = None
-    """Write the numbers to this file."""
+    """Write the numbers to this file, after each row."""
 
     def __post_init__(self) -> None:
         check_values(self)
@@ -95,19 +107,16 @@ def largest_batch(needs: Sequence[tuple[int, int]], budget: float) -> int:
     return max(0, int((budget - at_a) / each + a))
 
 
-def compile_for(device: jax.Device, settings: Train, name: str) -> dict[str, Any]:
-    """The numbers of one model on one device, those of the program from the larger batch."""
-    needs, mesh = [], make_mesh(devices=[device])
-    for clips in sorted(settings.batch_sizes):
-        (job,) = jobs(settings, name, settings.dtypes[0], clips)
-        with traced_for_tpu():
-            compiled, _, seconds = compile_program(job, mesh)
-        needs.append((clips, program_memory(compiled).total))
+def compile_for(device: jax.Device, job: Job) -> dict[str, Any]:
+    """The numbers of one program for one device."""
+    start = time.process_time()
+    with traced_for_tpu():
+        compiled, _, _ = compile_program(job, make_mesh(devices=[device]))
+    seconds = time.process_time() - start
     written = read_written(compiled.as_text())
     return {
-        "batch_size": clips,
-        "program_bytes": needs[-1][1],
-        "largest": largest_batch(needs, HBM[device.device_kind] * 2**30),
+        "batch_size": job.batch_size,
+        "program_bytes": program_memory(compiled).total,
         "written_bytes": written.total,
         "moved": written.moved / written.total,
         "padding": written.padding / written.total,
@@ -117,31 +126,68 @@ def compile_for(device: jax.Device, settings: Train, name: str) -> dict[str, Any
     }
 
 
-def measure_tpu(config: Tpu, report: Callable[[str], Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The cost of each model by tracing, and the rows of all models on all slices; what fails has a reason instead.
+def prepare_tpu(config: Tpu) -> tuple[dict[str, Any], dict[str, jax.Device]]:
+    """Checks the models, and asks libtpu for a device of each slice.
 
-    Args:
-      report: called with one line before each model.
+    Returns:
+      The versions and the cost of each model by tracing, and the devices by topology.
 
     Raises:
       UserError: an unknown model, libtpu is not installed, or does not know a slice.
     """
-    settings = Train(
-        config.models, config.frames, config.size, config.batch_sizes, (config.dtype,), (),
-        remat=(config.remat,), scan=(config.scan,),
-    )  # fmt: skip
+    settings = train_settings(config)
     check_models(settings)
     devices = {topology: describe_slice(topology)[0] for topology in config.topologies}
+    if config.fast:
+        jax.config.update("jax_exec_time_optimization_effort", -1.0)
+        jax.config.update("jax_memory_fitting_effort", -1.0)
     every: list[Job] = [job for name in config.models for job in jobs(settings, name, config.dtype, 1)]
     with traced_for_tpu():
         models = describe(every, ())["models"]
-    rows = []
+    return {"models": models, "versions": {library: version(library) for library in ("jax", "libtpu")}}, devices
+
+
+def train_settings(config: Tpu) -> Train:
+    """The settings of the training steps."""
+    return Train(
+        config.models, config.frames, config.size, config.batch_sizes, (config.dtype,), (),
+        remat=(config.remat,), implementation=(config.implementation,), scan=(config.scan,),
+    )  # fmt: skip
+
+
+def measure_tpu(
+    config: Tpu, machine: Mapping[str, Any], devices: Mapping[str, jax.Device], report: Callable[[str], Any]
+) -> Iterator[dict[str, Any]]:
+    """Yields the row of each model on each slice, that of its largest batch; what fails has a reason instead.
+
+    Args:
+      machine, devices: the result of `prepare_tpu`.
+      report: called with one line after each compilation.
+    """
+    settings = train_settings(config)
+    largest_chip = max(devices.values(), key=lambda device: HBM[device.device_kind])
+
+    def compiled(device: jax.Device, name: str, clips: int) -> dict[str, Any]:
+        (job,) = jobs(settings, name, config.dtype, clips)
+        row = {"batch_size": clips} | attempt(compile_for, device, job)
+        outcome = row.get("failed") or f"{row['program_bytes'] / 1e9:.2f} GB"
+        report(f"{name} on {device.device_kind}, {clips} clips: {outcome}")
+        return row
+
     for name in config.models:
+        small = [compiled(largest_chip, name, clips) for clips in sorted(config.batch_sizes)]
         for topology, device in devices.items():
-            report(f"{name} for {topology}")
-            clips = max(config.batch_sizes)
+            row = {"model": name, "topology": topology, "small": small}
+            if failed := next((each for each in small if "failed" in each), None):
+                yield row | failed
+                continue
+            (first, least), (second, most) = ((each["batch_size"], each["program_bytes"]) for each in small)
+            each = (most - least) / (second - first)
+            row |= {"clip_bytes": each, "fixed_bytes": least - first * each}
+            row["batch_size"] = clips = largest_batch(((first, least), (second, most)), HBM[device.device_kind] * 2**30)
             # As in `measure.summarize`; XLA's cost analysis counts the body of a loop once.
-            row = {"model": name, "topology": topology, "batch_size": clips, "flops": 6 * models[name]["macs"] * clips}
-            rows.append(row | attempt(compile_for, device, settings, name))
-    versions = {library: version(library) for library in ("jax", "libtpu")}
-    return {"models": models, "versions": versions}, rows
+            row["flops"] = 6 * machine["models"][name]["macs"]
+            if not clips:
+                row["failed"] = "one clip does not fit"
+            confirm = clips and topology in config.topologies[: config.confirmed]
+            yield row | (compiled(device, name, clips) if confirm else {})

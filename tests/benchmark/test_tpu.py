@@ -1,6 +1,7 @@
 """What programs compiled for TPUs write is read from their text, and the largest batch from two of them."""
 
 import json
+from unittest.mock import Mock
 
 import jax
 import pytest
@@ -94,30 +95,37 @@ def test_kernels_choose_as_on_a_tpu_while_traced_for_one():
     assert jax.default_backend() == jax.devices()[0].platform
 
 
-def test_models_compiled_for_tpus_are_a_table_and_failures_are_lines(tmp_path, capsys, monkeypatch):
-    names = ("videomae_tiny_pretrain", "r3d_tiny")
+def test_the_largest_batch_of_each_chip_is_on_the_line_and_compiled_for_the_first(tmp_path, capsys, monkeypatch):
+    """0.5 GiB and 1.5 for each clip, of 15.75 on a v5e and 95.74 on a v5p, on which the small batches are compiled."""
+    compiled = []
 
-    def compile_for(device, settings, name):
-        if name == "r3d_tiny":
+    def compile_for(device, job):
+        compiled.append((device.device_kind, job.batch_size))
+        if job.model == "r3d_tiny":
             raise RuntimeError("RESOURCE_EXHAUSTED: Ran out of memory\nand more")
         most = {"most_moved": {"attention/transpose bf16[8,2]{0,1}": int(2e9)}, "most_padding": {}}
-        row = {"batch_size": 8, "program_bytes": int(3e9), "largest": 40, "written_bytes": int(5e9)}
+        program = int((0.5 + 1.5 * job.batch_size) * 2**30)
+        row = {"program_bytes": program, "written_bytes": int(3e9) * job.batch_size}
         return {**row, "moved": 0.25, "padding": 0.5, **most, "compile_seconds": 7.0}
 
+    names = ("videomae_tiny_pretrain", "r3d_tiny")
+    kinds = {"v5e:2x2": "TPU v5 lite", "v5p:2x2x1": "TPU v5"}
     monkeypatch.setattr(tpu, "compile_for", compile_for)
-    monkeypatch.setattr(tpu, "describe_slice", lambda topology: ["device"])
+    monkeypatch.setattr(tpu, "describe_slice", lambda topology: [Mock(spec=jax.Device, device_kind=kinds[topology])])
     monkeypatch.setattr(tpu, "version", lambda library: "1.2")
     monkeypatch.setattr(tpu, "describe", lambda *_: {"models": {name: {"macs": 25 * 10**9} for name in names}})
     file = tmp_path / "numbers.json"
-    config = Tpu(names, ("v5e:2x2",), json=str(file))
-    rows = commands.main(config)
-    assert json.loads(file.read_text())["rows"] == rows and len(rows) == 2
-    _, versions, titles, line, moved, failed = capsys.readouterr().out.splitlines()
-    assert versions == "jax 1.2, libtpu 1.2"
-    assert titles.split()[:3] == ["model", "topology", "batch"]
-    assert line.split() == "videomae_tiny_pretrain v5e:2x2 8 3.00 40 1.20 5.00 25.0 50.0 7.00".split()
-    assert moved.strip() == "moved 2.00 GB: attention/transpose bf16[8,2]{0,1}"
-    assert failed.endswith("batch 8: RuntimeError: RESOURCE_EXHAUSTED: Ran out of memory")
+    rows = commands.main(Tpu(names, tuple(kinds), json=str(file)))
+    assert json.loads(file.read_text())["rows"] == rows and len(rows) == 4
+    small = [("TPU v5", 4), ("TPU v5", 8)]
+    assert compiled == [*small, ("TPU v5 lite", 10), *small]
+    title, *lines = capsys.readouterr().out.splitlines()
+    assert title.endswith("jax 1.2, libtpu 1.2")
+    v5e, v5p, failed = lines[3:6]
+    assert v5e == "| videomae_tiny_pretrain | v5e:2x2 | 0.537 | 1.61 | 10 | 16.6 | 0.150 | 3.00 | 25.0 | 50.0 | 7.00 |"
+    assert v5p == "| videomae_tiny_pretrain | v5p:2x2x1 | 0.537 | 1.61 | 63 |  | 0.150 |  |  |  |  |"
+    assert failed == "| r3d_tiny | v5e:2x2 | RuntimeError: RESOURCE_EXHAUSTED: Ran out of memory |"
+    assert lines[9] == "    moved 2.00 GB: attention/transpose bf16[8,2]{0,1}"
 
 
 def test_what_cannot_be_compiled_is_refused(monkeypatch):

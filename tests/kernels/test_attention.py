@@ -91,11 +91,20 @@ def test_a_fully_masked_query_attends_equally_to_all_keys_and_has_a_gradient(imp
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_one_float32_array_of_all_pairs_is_saved_for_the_backward_pass(dtype):
+def test_one_array_of_all_pairs_is_saved_for_the_backward_pass_in_the_dtype_of_the_values(dtype):
     query, key, value = (normal(2, n, 3, 4).astype(dtype) for n in (50, 60, 60))
     saved = jax.tree.leaves(jax.vjp(partial(attend, implementation="xla"), query, key, value)[1])
-    pairs = [leaf for leaf in saved if leaf.size >= 2 * 3 * 50 * 60 and leaf.dtype == jnp.float32]
-    assert [leaf.shape for leaf in pairs] == [(2, 3, 50, 60)]
+    pairs = [(leaf.shape, leaf.dtype) for leaf in saved if leaf.size >= 2 * 3 * 50 * 60]
+    assert pairs == [((2, 3, 50, 60), dtype)]
+
+
+def test_bfloat16_gradients_are_as_exact_as_their_inputs():
+    """Half a unit in the last place of bfloat16 is 0.2 %."""
+    exact = [normal(2, 60, 3, 8).astype(jnp.bfloat16).astype(jnp.float32) * scale for scale in (4, 1, 1)]
+    expected, _ = attended_and_gradients("xla", *exact)
+    actual, _ = attended_and_gradients("xla", *(x.astype(jnp.bfloat16) for x in exact))
+    for one, other in zip(actual, expected, strict=True):
+        assert jnp.linalg.norm(one.astype(jnp.float32) - other) < 0.005 * jnp.linalg.norm(other)
 
 
 @pytest.mark.parametrize("implementation", ["xla", "chunked"])

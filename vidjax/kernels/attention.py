@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from vidjax.errors import UserError
-from vidjax.kernels.chunked_attention import LOWEST, over_queries, scores_of, weigh
+from vidjax.kernels.chunked_attention import LOWEST, over_queries, scores_of, weigh_by_exp
 from vidjax.kernels.ring_attention import ring_attention
 
 Implementation = Literal["auto", "xla", "cudnn", "chunked", "ring"]
@@ -95,10 +95,9 @@ def _attend_to_all(
         scores = scores + bias
     if mask is not None:
         scores = jnp.where(mask, scores, LOWEST)
-    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
-    attended = weigh(weights, pair[1])
-    # Normalised last, over `d` values instead of `n`, so that no second float32 array of all pairs is saved.
-    return (attended / weights.sum(axis=-1, keepdims=True)).astype(pair[1].dtype)
+    attended, total = weigh_by_exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)), pair[1])
+    # Normalised last, over `d` values instead of `n`, so that no second array of all pairs is saved.
+    return (attended / total).astype(pair[1].dtype)
 
 
 def _capped(scores: Array, cap: float | Array | None) -> Array:

@@ -101,6 +101,34 @@ def _weigh_derivative(primals: tuple[Array, Array], tangents: tuple[Array, Array
     return weigh(weights, value), _sum(tangents[0], value) + _sum(weights.astype(value.dtype), tangents[1])
 
 
+@jax.custom_jvp
+def weigh_by_exp(
+    scores: Float[Array, "*b c n"], value: Float[Array, "*b n d"]
+) -> tuple[Float[Array, "*b c d"], Float[Array, "*b c 1"]]:
+    """Sums of the values weighted by `exp(scores)`, and the sums of these weights; see `weigh`.
+
+    Equals `(weigh(jnp.exp(scores), value), jnp.exp(scores).sum(-1, keepdims=True))`, but the only array of all pairs
+    that is saved for the backward pass are the weights in the values' dtype: in bfloat16 half the size.
+    """
+    weights = jnp.exp(scores)
+    return _sum(weights.astype(value.dtype), value), weights.sum(axis=-1, keepdims=True)
+
+
+@weigh_by_exp.defjvp
+def _weigh_by_exp_derivative(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[tuple, tuple]:
+    """The gradients of the scores are multiplied by rounded weights after the softmax has subtracted."""
+    (scores, value), (dscores, dvalue) = primals, tangents
+    rounded = jnp.exp(scores).astype(value.dtype)
+
+    @partial(jax.checkpoint, prevent_cse=False)  # so that `rounded` is saved as it is
+    def derivative(rounded: Array, dscores: Array) -> Array:
+        return rounded.astype(dscores.dtype) * dscores
+
+    dweights = derivative(rounded, dscores)
+    dtotal = dweights.sum(axis=-1, keepdims=True)
+    return weigh_by_exp(scores, value), (_sum(dweights, value) + _sum(rounded, dvalue), dtotal)
+
+
 def _sum(weights: Array, value: Array) -> Array:
     return jnp.einsum("...cn,...nd->...cd", weights, value, preferred_element_type=_wide(weights, value))
 

@@ -6,6 +6,7 @@ Tokens are in row-major order `(t h w)` of the grid `(t, h, w)`. The values of a
 
 import einops
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Shaped
 
 from vidjax.errors import UserError
@@ -59,12 +60,19 @@ def on_grid(tokens: Shaped[Array, "*b n d"], grid: tuple[int, int, int]) -> Shap
     return einops.rearrange(tokens, "... (t h w) d -> ... t h w d", t=t, h=h, w=w)
 
 
-def patchify(video: Shaped[Array, "*b t h w c"], patch_size: tuple[int, int, int]) -> Shaped[Array, "*b n p"]:
+def patchify(
+    video: Shaped[Array, "*b t h w c"], patch_size: tuple[int, int, int], dtype: DTypeLike | None = None
+) -> Shaped[Array, "*b n p"]:
     """Divides a video into patches `(t h w)` of flattened pixels `(frame row column channel)`.
 
     The pixels of a row of a patch stay together as one axis: TPUs pad the innermost axis to 128, and with three
     channels last a patch embedding needed twice the scratch memory.
+
+    Args:
+      dtype: of the patches, to which the pixels are converted first: bfloat16 halves what is copied. None for that of
+        the video.
     """
+    video = video if dtype is None else video.astype(dtype)
     _, _, w = grid(video.shape[-4:-1], patch_size)
     pt, ph, _ = patch_size
     rows = einops.rearrange(video, "... t h w c -> ... t h (w c)")

@@ -203,7 +203,7 @@ class BEiT(nn.Module):
         """
         check_video(video, self.channels)
         frames, *size = grid(video.shape[1:4], self.patch_size)
-        x = self.patch_embedding(patchify(video, self.patch_size))
+        x = self.patch_embedding(patchify(video, self.patch_size, self.dtype))
         if masked is not None:
             x = jnp.where(masked[..., None], mask_token.astype(x.dtype), x)
         x = einops.rearrange(x, "b (t n) d -> (b t) n d", t=frames)

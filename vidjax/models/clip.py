@@ -128,7 +128,7 @@ class ImageTower(nn.Module):
         """
         check_video(video, self.channels)
         frames, *image = grid(video.shape[1:4], self.patch_size)
-        x = self.patch_embedding(patchify(video, self.patch_size))
+        x = self.patch_embedding(patchify(video, self.patch_size, self.dtype))
         x = einops.rearrange(x, "b (t h w) d -> b t h w d", t=frames, h=image[0])
         x = x + self.position(tuple(image)).astype(x.dtype)
         if self.joint:

@@ -136,7 +136,7 @@ class SigLip(nn.Module):
         """Normalised tokens of each frame."""
         check_video(video, self.channels)
         frames, *image = grid(video.shape[1:4], self.patch_size)
-        x = self.patch_embedding(patchify(video, self.patch_size))
+        x = self.patch_embedding(patchify(video, self.patch_size, self.dtype))
         x = einops.rearrange(x, "b (t h w) d -> (b t) h w d", t=frames, h=image[0])
         x = (x + self.position(tuple(image)).astype(x.dtype)).reshape(len(x), -1, self.width)
         return einops.rearrange(self.norm(self.transformer(x, train)), "(b t) n d -> b t n d", t=frames)

@@ -194,7 +194,7 @@ class TimeSformer(nn.Module):
         """Normalised tokens, class token first; space-only attention averages them over the frames."""
         check_video(video, self.channels)
         t, h, w = grid(video.shape[1:4], self.patch_size)
-        x = self.patch_embedding(patchify(video, self.patch_size))
+        x = self.patch_embedding(patchify(video, self.patch_size, self.dtype))
         x = einops.rearrange(x, "b (t h w) d -> b t h w d", t=t, h=h) + self.position((h, w)).astype(x.dtype)
         token = (self.class_token + self.class_position).astype(x.dtype)
         if self.attention == "space":

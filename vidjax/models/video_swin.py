@@ -213,7 +213,7 @@ class VideoSwin(nn.Module):
         """The normalised patches, which the first stage takes."""
         check_video(video, self.channels)
         video = pad_to_multiple(video, self.patch_size)
-        patches = self.patch_embedding(patchify(video, self.patch_size))
+        patches = self.patch_embedding(patchify(video, self.patch_size, self.dtype))
         return self.patch_embedding_norm(on_grid(patches, grid(video.shape[1:4], self.patch_size)))
 
     def maps(

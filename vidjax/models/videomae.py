@@ -110,7 +110,7 @@ class VideoMAE(nn.Module):
         `between` changes them between two blocks, see `Encoder`.
         """
         check_video(video, self.channels)
-        patches = patchify(video, self.patch_size)
+        patches = patchify(video, self.patch_size, self.dtype)
         positions = jnp.asarray(sinusoid_table(patches.shape[1], self.width))
         if kept is not None:  # masked patches are dropped before the embedding
             patches, positions = jnp.take_along_axis(patches, kept[..., None], axis=1), positions[kept]

@@ -132,7 +132,7 @@ class VideoPrism(nn.Module):
         """Normalised tokens on their grid."""
         check_video(video, self.channels)
         t, h, w = grid(video.shape[1:4], self.patch_size)
-        x = self.patch_embedding(patchify(video, self.patch_size))
+        x = self.patch_embedding(patchify(video, self.patch_size, self.dtype))
         x = einops.rearrange(x, "b (t h w) d -> (b t) h w d", t=t, h=h, w=w)
         x = (x + self.position((h, w)).astype(x.dtype)).reshape(len(x), h * w, self.width)
         x = self.spatial_norm(self.spatial_transformer(x, train))

@@ -199,7 +199,7 @@ class VidTr(nn.Module):
                 f"the video has {video.shape[1]} frames of {video.shape[2]}x{video.shape[3]} pixels: the model takes "
                 f"{self.num_frames} of {self.image_size}x{self.image_size}, its fields num_frames and image_size"
             )
-        x = self.patch_embedding(patchify(video, self.patch_size))
+        x = self.patch_embedding(patchify(video, self.patch_size, self.dtype))
 
         def repeat(token: Float[Array, "..."]) -> Float[Array, "b ..."]:
             return jnp.broadcast_to(token.astype(x.dtype), (len(x), *token.shape))

@@ -47,13 +47,16 @@ def uniform_frames(video: Float[Array, "b t h w c"], count: int) -> Float[Array,
 
 
 def cut(
-    video: Float[Array, "b t h w c"], patch_size: tuple[int, int, int], embedding: Embedding
+    video: Float[Array, "b t h w c"],
+    patch_size: tuple[int, int, int],
+    embedding: Embedding,
+    dtype: DTypeLike | None,
 ) -> tuple[Float[Array, "b n p"], tuple[int, int, int]]:
     """Tubelets of the clip, or patches of one frame per tubelet, and their grid."""
     shape = grid(video.shape[1:4], patch_size)
     if embedding == "tubelet":
-        return patchify(video, patch_size), shape
-    return patchify(uniform_frames(video, shape[0]), (1, *patch_size[1:])), shape
+        return patchify(video, patch_size, dtype), shape
+    return patchify(uniform_frames(video, shape[0]), (1, *patch_size[1:]), dtype), shape
 
 
 def kernel_patch(patch_size: tuple[int, int, int], embedding: Embedding) -> tuple[int, int, int]:
@@ -216,7 +219,7 @@ class ViViT(nn.Module):
     def tokens(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b n d"]:
         """Normalised tokens; class token first, if any."""
         check_video(video, self.channels)
-        patches, shape = cut(video, self.patch_size, self.embedding)
+        patches, shape = cut(video, self.patch_size, self.embedding, self.dtype)
         x = self.patch_embedding(patches)
         x = x + self.position(shape).reshape(-1, self.width).astype(x.dtype)
         if self.pooling == "class_token":
@@ -302,7 +305,7 @@ class FactorizedEncoder(nn.Module):
     ) -> tuple[Float[Array, "b _ _ _ d"], Float[Array, "b f d"]]:
         """Output of the spatial transformer: normalised patch tokens on their grid, and one feature per frame."""
         check_video(video, self.channels)
-        patches, (t, h, w) = cut(video, self.patch_size, self.embedding)
+        patches, (t, h, w) = cut(video, self.patch_size, self.embedding, self.dtype)
         x = einops.rearrange(self.patch_embedding(patches), "b (t n) d -> (b t) n d", t=t)
         x = x + self.position((h, w)).reshape(-1, self.width).astype(x.dtype)
         if self.pooling == "class_token":

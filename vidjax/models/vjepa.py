@@ -178,7 +178,7 @@ class VJEPA(nn.Module):
         """`tokens`, preceded by the normalised outputs of `pooled_blocks` if there are any."""
         check_video(video, self.channels)
         clip = grid(video.shape[1:4], self.patch_size)
-        patches = patchify(video, self.patch_size)
+        patches = patchify(video, self.patch_size, self.dtype)
         indices = jnp.arange(prod(clip)) if kept is None else kept
         if kept is not None:  # the others are dropped before the embedding
             patches = jnp.take_along_axis(patches, kept[..., None], axis=1)
