@@ -15,12 +15,15 @@ from types import MappingProxyType
 from vidjax.convert.publication import Published
 from vidjax.convert.published_convolutions import ROWS as CONVOLUTIONS
 from vidjax.convert.published_encoders import ROWS as ENCODERS
+from vidjax.convert.published_flow import ROWS as FLOW
 from vidjax.convert.published_language import ROWS as LANGUAGE
 from vidjax.convert.published_self_supervised import ROWS as SELF_SUPERVISED
 from vidjax.convert.published_transformers import ROWS as TRANSFORMERS
 from vidjax.convert.published_uniformerv2 import ROWS as UNIFORMERV2
 
-_ROWS: tuple[Published, ...] = (*TRANSFORMERS, *CONVOLUTIONS, *UNIFORMERV2, *SELF_SUPERVISED, *ENCODERS, *LANGUAGE)
+_ROWS: tuple[Published, ...] = (
+    *TRANSFORMERS, *CONVOLUTIONS, *UNIFORMERV2, *SELF_SUPERVISED, *ENCODERS, *LANGUAGE, *FLOW
+)  # fmt: skip
 ROWS = MappingProxyType({row.name: row for row in _ROWS})
 
 

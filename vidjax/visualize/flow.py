@@ -1,0 +1,46 @@
+"""Optical flow as colours by Middlebury's wheel (Baker et al. 2011): hue is the direction, saturation the speed."""
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+TRANSITIONS = (  # steps from one colour to the next, the channel that changes, whether it rises
+    (15, 1, True),  # red to yellow
+    (6, 0, False),  # to green
+    (4, 2, True),  # to cyan
+    (11, 1, False),  # to blue
+    (13, 0, True),  # to magenta
+    (6, 2, False),  # to red
+)
+
+
+def color_wheel() -> UInt8[np.ndarray, "n 3"]:
+    """The 55 colours of the wheel, as RGB: more of them where hues are easily told apart."""
+    color, wheel = np.array([255, 0, 0]), []
+    for steps, channel, rises in TRANSITIONS:
+        change = 255 * np.arange(steps) // steps
+        part = np.repeat(color[None], steps, axis=0)
+        part[:, channel] = change if rises else 255 - change
+        color = part[0].copy()
+        color[channel] = 255 if rises else 0
+        wheel.append(part)
+    return np.concatenate(wheel).astype(np.uint8)
+
+
+def color_flow(flow: Float[np.ndarray, "*b h w 2"], longest: float | None = None) -> UInt8[np.ndarray, "*b h w 3"]:
+    """RGB pictures of a flow (x to the right, y down): white where nothing moves.
+
+    Args:
+      longest: length of the vectors with full colours, for pictures that can be compared; longer ones are darker. By
+        default the longest vector of the array.
+    """
+    u, v = np.moveaxis(flow, -1, 0)
+    length = np.hypot(u, v)
+    longest = length.max() + 1e-5 if longest is None else longest
+    wheel = color_wheel() / 255
+    turn = (np.arctan2(-v, -u) / np.pi + 1) / 2 * (len(wheel) - 1)
+    low = np.floor(turn).astype(int)
+    between = (turn - low)[..., None]
+    color = (1 - between) * wheel[low] + between * wheel[(low + 1) % len(wheel)]
+    speed = (length / longest)[..., None]
+    color = np.where(speed <= 1, 1 - speed * (1 - color), 0.75 * color)
+    return np.floor(255 * color).astype(np.uint8)
