@@ -38,13 +38,13 @@ def grey(video: Video) -> Video:
 
 def brightness(video: Video, factor: float) -> Video:
     """Scales brightness: darker below factor 1, brighter above."""
-    return _by_frame(video, lambda frame: blend(np.float32(0), frame.astype(np.float32), factor))
+    return _by_frame(video, lambda frame: blend(0.0, frame.astype(np.float32), factor))
 
 
 def contrast(video: Video, factor: float) -> Video:
     """Scales contrast around the mean luma of the clip."""
     mean = np.mean([_luma(_planes(frame)).mean(dtype=np.float64) for frame in video])
-    middle = np.floor(mean + 0.5).astype(np.float32)
+    middle = float(np.floor(mean + 0.5))
     return _by_frame(video, lambda frame: blend(middle, frame.astype(np.float32), factor))
 
 
@@ -61,11 +61,14 @@ def saturation(video: Video, factor: float) -> Video:
 def jitter(video: Video, strength: float, seed: Seed) -> Video:
     """Scales brightness, contrast and saturation, in this order, by factors drawn from 1 +- strength."""
     for change, change_seed in zip((brightness, contrast, saturation), stateless.split(seed, 3), strict=True):
-        video = change(video, stateless.uniform(change_seed, 1, max(0.0, 1 - strength), 1 + strength)[0])
+        (factor,) = stateless.uniform(change_seed, 1, max(0.0, 1 - strength), 1 + strength).tolist()
+        video = change(video, factor)
     return video
 
 
-def blend(other: Float[np.ndarray, "..."], image: Float[np.ndarray, "..."], factor: float) -> Float[np.ndarray, "..."]:
+def blend(
+    other: Float[np.ndarray, "..."] | float, image: Float[np.ndarray, "..."], factor: float
+) -> Float[np.ndarray, "..."]:
     """Interpolates from `other` (factor 0) to `image` (factor 1) and extrapolates above 1, in the memory of `image`.
 
     The values are between 0 and 255, and Pillow's once they are converted to uint8, which rounds them down.
