@@ -197,6 +197,7 @@ def draw_sheet(path: Path, source: Any, data: DataConfig, indices: list[int], co
     """Draws evenly spaced examples, with clips sampled and augmented as in training; returns errors by index."""
     from vidjax.data.crop import cut, random_crop
     from vidjax.data.decode import DecodeError
+    from vidjax.data.pixels import change_pixels
     from vidjax.data.sampling import sample
 
     clips, titles, errors = [], [], {}
@@ -214,9 +215,7 @@ def draw_sheet(path: Path, source: Any, data: DataConfig, indices: list[int], co
         crop = random_crop(*frames.shape[1:3], data.augment, data.size, seed, data.center_ratio)
         clip = cut(frames, crop, data.size)
         if data.augment.changes_pixels:
-            from vidjax.data.augment import change_pixels  # TensorFlow takes seconds to import
-
-            clip = np.asarray(change_pixels(clip, seed, data.augment))
+            clip = change_pixels(clip, seed, data.augment)
         clips.append(clip[np.unique(np.linspace(0, data.frames - 1, 12).astype(int))])
         label = f"{source.class_names[example.label]}, " if example.label >= 0 else ""
         when = f"{sampled[0] / info.rate:.2f} to {sampled[-1] / info.rate:.2f} s of {info.duration:.2f} s"

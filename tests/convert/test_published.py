@@ -28,8 +28,8 @@ from vidjax.models import create_model
 
 ROWS = published.ROWS
 WITHOUT_CLASSES = (
-    "clip", "viclip", "internvideo", "videoprism", "siglip2", "albef", "dalle", "raft", "gpt2", "opt_", "t5_", "flan_t5_",
-    "blip",
+    "clip", "viclip", "internvideo", "videoprism", "siglip2", "albef", "dalle", "raft", "gpt2", "opt_", "t5_",
+    "flan_t5_", "blip",
 )  # fmt: skip
 
 

@@ -75,6 +75,9 @@ def test_random_numbers_are_tensorflows():
             np.testing.assert_array_equal(stateless.uniform(seed, 10, low, high), expected)
         for bound in (10, 13):
             assert stateless.below(seed, bound) == tf.random.stateless_uniform((), tensor, 0, bound, tf.int32)
+        for count in (1, 1001):
+            expected = tf.random.stateless_normal((count,), tensor, 7.0, 0.5)
+            np.testing.assert_allclose(stateless.normal(seed, count, 7.0, 0.5), expected, rtol=0, atol=2e-6)
 
 
 def test_crops_are_those_of_the_version_before():

@@ -10,19 +10,19 @@ In a mix of sources (see `mixing`), the positions of a batch are shuffled, each 
 and the positions of a source are a sequence of epochs of its own. That, too, is a function of (seed, n) alone.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
 
-from vidjax.data.augment import change_pixels, cut
+from vidjax.data.augment import cut
 from vidjax.data.batches import BadFiles, closed_at_exit, local_rows
 from vidjax.data.config import TrainClipConfig, core_count
 from vidjax.data.crop import cut_region, random_crop
 from vidjax.data.decode import DecodeError
-from vidjax.data.example import Field, Part, Source, field_specs
+from vidjax.data.example import Part, Source, field_specs
 from vidjax.data.mixing import slots
+from vidjax.data.pixels import change_pixels
 from vidjax.data.rows import Arrays, Batch, read_clips, row_arrays, split_views
 from vidjax.data.sampling import sample
 from vidjax.data.text import CaptionWriter, Tokenizer
@@ -88,6 +88,8 @@ def train_batches(
             # Several crops overlap: what contains them is decoded once.
             frames, boxes = (row[name], crops) if repeats == 1 else cut_region(row[name], crops)
             clips = [cut(frames, box, config.size, specs[name].mirrored) for box in boxes]
+            if specs[name].color and config.augment.changes_pixels:
+                clips = [change_pixels(*each, config.augment) for each in zip(clips, seeds, strict=True)]
             row[name] = np.stack(clips) if repeats > 1 else clips[0][None]
         # Another part of the same random stream, so that the draws for captions and for frames are independent.
         draws = np.random.Generator(np.random.Philox(key=[seed, position], counter=[0, 0, 0, 1])).random(repeats)
@@ -102,7 +104,7 @@ def train_batches(
 
     elements = tf.data.Dataset.range(np.iinfo(np.int64).max).map(position_and_index)
     arrays = row_arrays(specs, config, 1, repeats) | write.arrays((repeats,))
-    batches = _batches(elements, source, config, specs, arrays, read, seed, groups, bad_files)
+    batches = _batches(elements, source, config, arrays, read, groups, bad_files)
     return closed_at_exit(_merge_views(*split_views(batch, specs, 1)) for batch in batches)
 
 
@@ -142,14 +144,12 @@ def _batches(
     elements: tf.data.Dataset,
     source: Source,
     config: TrainClipConfig,
-    specs: Mapping[str, Field],
     arrays: Arrays,
     read: Callable[[int, int], dict[str, np.ndarray]],
-    seed: int,
     rows: int,
     bad_files: BadFiles | None,
 ) -> Iterator[Batch]:
-    """Reads (position, index) elements in parallel, augments them, and batches them in order."""
+    """Reads (position, index) elements in parallel and batches them in order."""
     workers = config.workers or core_count()
     empty_row = {name: np.full(shape, fill, dtype) for name, (dtype, shape, fill) in arrays.items()}
     defects: list[Exception] = []
@@ -173,18 +173,7 @@ def _batches(
         for name, (_, shape, _) in arrays.items():
             row[name].set_shape(shape)
         error.set_shape(())
-        valid = tf.equal(error, "")
-
-        def change(name: str) -> tf.Tensor:
-            """The stream, with each of its repeats (r t size size c) changed in its own way."""
-            seeds = [tf.stack([seed, position * config.repeats + i]) for i in range(config.repeats)]
-            clips = zip(tf.unstack(row[name]), seeds, strict=True)
-            return tf.stack([change_pixels(*each, config.augment) for each in clips])
-
-        for name, spec in specs.items():
-            if spec.color and config.augment.changes_pixels:
-                row[name] = tf.cond(valid, partial(change, name), lambda name=name: row[name])
-        return row | {"valid": valid, "index": tf.cast(index, tf.int32), "error": error}
+        return row | {"valid": tf.equal(error, ""), "index": tf.cast(index, tf.int32), "error": error}
 
     dataset = elements.map(make_row, num_parallel_calls=workers, deterministic=True)
     dataset = dataset.batch(rows).prefetch(2)
