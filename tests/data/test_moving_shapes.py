@@ -116,5 +116,5 @@ def test_shapes_are_brighter_than_every_background():
     for index in range(40):
         video = moving_shapes.render(index, np.arange(0, 64, 8), 32)
         scene = moving_shapes.scene_of(index)
-        assert moving_shapes._background(scene, 32).max() <= 90 <= min(moving_shapes._COLORS[scene.color])
+        assert moving_shapes.render_background(scene, 32).max() <= 90 <= min(moving_shapes.COLORS[scene.color])
         assert (video.max(axis=(1, 2)) >= 90).all()
