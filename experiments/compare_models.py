@@ -185,7 +185,7 @@ FAMILIES = {  # model: (treatment of time, flags, initial weights)
     "p3d_tiny": ("alternating 2-D and 1-D convolutions", LONGER, None),
     "s3d_tiny": ("alternating 2-D and 1-D convolutions", CONV, None),
     "i3d_tiny": ("3-D convolutions", CONV, None),
-    "c3d_tiny": ("3-D convolutions", LONGER, scale_kernels),  # it has no norms
+    "c3d_tiny": ("3-D convolutions", f"{LONGER} --dropout 0", scale_kernels),  # it has no norms
     "slow_tiny": ("1-D convolutions over time in the last stages", SLOWLY, None),
     "slow_tiny_nonlocal": ("frame by frame, with non-local blocks", SLOWLY, None),
     "slow_tiny_pytorchvideo": ("I3D: 1-D convolutions over time in every stage", SLOWLY, None),
