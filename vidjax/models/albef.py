@@ -25,6 +25,7 @@ from jaxtyping import Array, Float, Int
 
 from vidjax.layers.card import Card
 from vidjax.layers.convolution import pytorch_bias, pytorch_kernel
+from vidjax.layers.tower import ClipsOfVideoTower
 from vidjax.layers.transformer import VIT_SIZES
 from vidjax.models.text import FusionBert
 from vidjax.models.video_text import unit
@@ -34,7 +35,7 @@ CARD = Card((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757
 INITIAL_TEMPERATURE = 0.07
 
 
-class Albef(nn.Module):
+class Albef(ClipsOfVideoTower, nn.Module):
     """ALBEF's encoders and heads.
 
     Attributes:
@@ -66,26 +67,6 @@ class Albef(nn.Module):
             for name in ("video_keys", "text_keys"):
                 self.variable("queue", name, lambda: unit(jax.random.normal(self.make_rng("params"), shape)))
             self.variable("queue", "position", lambda: jnp.zeros((), jnp.int32))
-
-    @property
-    def num_frames(self) -> int:
-        """Frames of the clips that the image tower is meant for."""
-        return self.video.num_frames
-
-    @property
-    def image_size(self) -> int:
-        """Height and width of these clips."""
-        return self.video.image_size
-
-    @property
-    def channels(self) -> int:
-        """Channels of these clips."""
-        return self.video.channels
-
-    @property
-    def num_classes(self) -> None:
-        """None: the model returns embeddings."""
-        return None
 
     def align(
         self, video: Float[Array, "b t h w c"], ids: Int[Array, "b m"], train: bool = False

@@ -28,6 +28,7 @@ from vidjax.layers.bert import NORMAL, BertEmbedding, WordHead
 from vidjax.layers.card import Card
 from vidjax.layers.convolution import pytorch_bias, pytorch_kernel
 from vidjax.layers.normalization import LayerNorm
+from vidjax.layers.tower import ClipsOfVideoTower
 from vidjax.layers.transformer import VIT_SIZES, DropPath, Mlp, Remat, run_block
 from vidjax.models.text import check_ids
 from vidjax.models.video_text import unit
@@ -162,7 +163,7 @@ class Text(nn.Module):
         return ids.at[:, 0].set(self.vocabulary - (2 if writing else 1))
 
 
-class Blip(nn.Module):
+class Blip(ClipsOfVideoTower, nn.Module):
     """BLIP for pre-training and retrieval.
 
     Attributes:
@@ -195,26 +196,6 @@ class Blip(nn.Module):
             for name in ("video_keys", "text_keys"):
                 self.variable("queue", name, lambda: unit(jax.random.normal(self.make_rng("params"), shape)))
             self.variable("queue", "position", lambda: jnp.zeros((), jnp.int32))
-
-    @property
-    def num_frames(self) -> int:
-        """Frames of the clips that the image tower is meant for."""
-        return self.video.num_frames
-
-    @property
-    def image_size(self) -> int:
-        """Height and width of these clips."""
-        return self.video.image_size
-
-    @property
-    def channels(self) -> int:
-        """Channels of these clips."""
-        return self.video.channels
-
-    @property
-    def num_classes(self) -> None:
-        """None: the model returns embeddings."""
-        return None
 
     def align(
         self, video: Float[Array, "b t h w c"], ids: Int[Array, "b m"], train: bool = False
@@ -261,7 +242,7 @@ class Blip(nn.Module):
         return unit(self.video_projection(seen[:, :, 0].mean(axis=1)))
 
 
-class Captioner(nn.Module):
+class Captioner(ClipsOfVideoTower, nn.Module):
     """BLIP's decoder alone, for captions.
 
     Attributes:
@@ -271,26 +252,6 @@ class Captioner(nn.Module):
     video: ViT
     text: Text
     card: Card = CARD
-
-    @property
-    def num_frames(self) -> int:
-        """Frames of the clips that the image tower is meant for."""
-        return self.video.num_frames
-
-    @property
-    def image_size(self) -> int:
-        """Height and width of these clips."""
-        return self.video.image_size
-
-    @property
-    def channels(self) -> int:
-        """Channels of these clips."""
-        return self.video.channels
-
-    @property
-    def num_classes(self) -> None:
-        """None: the model returns words."""
-        return None
 
     def encode(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b _ _ _ d"]:
         """The image tower's features on the space-time grid."""

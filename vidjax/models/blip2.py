@@ -24,6 +24,7 @@ from vidjax.errors import UserError
 from vidjax.layers.attention import Place
 from vidjax.layers.card import Card
 from vidjax.layers.convolution import pytorch_bias, pytorch_kernel
+from vidjax.layers.tower import ClipsOfVideoTower
 from vidjax.layers.transformer import VIT_SIZES
 from vidjax.models.language import LANGUAGE_VARIANTS, LanguageModel
 from vidjax.models.qformer import QFormer
@@ -37,7 +38,7 @@ INITIAL_TEMPERATURE = 0.07
 FROZEN_VIDEO = tuple(f"video/{part}" for part in ("patch_embedding", "class_", "position", "transformer"))
 
 
-class Blip2(nn.Module):
+class Blip2(ClipsOfVideoTower, nn.Module):
     """The first stage.
 
     Attributes:
@@ -66,26 +67,6 @@ class Blip2(nn.Module):
     def frozen_parts(self) -> tuple[str, ...]:
         """Beginnings of the paths of the parameters that are not trained."""
         return FROZEN_VIDEO
-
-    @property
-    def num_frames(self) -> int:
-        """Frames of the clips that the image tower is meant for."""
-        return self.video.num_frames
-
-    @property
-    def image_size(self) -> int:
-        """Height and width of these clips."""
-        return self.video.image_size
-
-    @property
-    def channels(self) -> int:
-        """Channels of these clips."""
-        return self.video.channels
-
-    @property
-    def num_classes(self) -> None:
-        """None: the model returns embeddings."""
-        return None
 
     def seen(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b n d"]:
         """The tokens of a video that the queries attend to."""
@@ -134,7 +115,7 @@ class Blip2(nn.Module):
         return embedded if ids is None else (embedded, self.embed_text(ids, train))
 
 
-class Blip2Language(nn.Module):
+class Blip2Language(ClipsOfVideoTower, nn.Module):
     """The second stage: a language model that reads what the queries see. Also InstructBLIP.
 
     Attributes:
@@ -160,26 +141,6 @@ class Blip2Language(nn.Module):
     def frozen_parts(self) -> tuple[str, ...]:
         """Beginnings of the paths of the parameters that are not trained."""
         return (*FROZEN_VIDEO, "language/")
-
-    @property
-    def num_frames(self) -> int:
-        """Frames of the clips that the model is meant for."""
-        return self.video.num_frames
-
-    @property
-    def image_size(self) -> int:
-        """Height and width of these clips."""
-        return self.video.image_size
-
-    @property
-    def channels(self) -> int:
-        """Channels of these clips."""
-        return self.video.channels
-
-    @property
-    def num_classes(self) -> None:
-        """None: the model returns words."""
-        return None
 
     @property
     def place_token(self) -> int:

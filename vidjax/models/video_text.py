@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 from vidjax.errors import UserError
 from vidjax.layers.attention import Place
 from vidjax.layers.card import Card
+from vidjax.layers.tower import ClipsOfVideoTower
 
 INITIAL_SCALE = log(1 / 0.07)  # CLIP's
 
@@ -101,7 +102,7 @@ class Projected(nn.Module):
         return self.projection(self.tower(video, train=train))
 
 
-class VideoText(nn.Module):
+class VideoText(ClipsOfVideoTower, nn.Module):
     """A video tower and a text tower, with a learned temperature for their similarities.
 
     Attributes:
@@ -127,26 +128,6 @@ class VideoText(nn.Module):
         self.logit_scale = self.param("logit_scale", nn.initializers.constant(INITIAL_SCALE), ())
         if self.bias is not None:
             self.logit_bias = self.param("logit_bias", nn.initializers.constant(self.bias), ())
-
-    @property
-    def num_frames(self) -> int:
-        """Frames of the clips that the video tower is meant for."""
-        return self.video.num_frames
-
-    @property
-    def image_size(self) -> int:
-        """Height and width of these clips."""
-        return self.video.image_size
-
-    @property
-    def channels(self) -> int:
-        """Channels of these clips."""
-        return self.video.channels
-
-    @property
-    def num_classes(self) -> None:
-        """None: the model returns embeddings."""
-        return None
 
     def embed_video(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b e"]:
         """L2-normalised video embeddings, in float32."""
