@@ -180,6 +180,7 @@ def trained(folder, tmp_path_factory):
     return workdir, ground.main(parse(folder, "--workdir", str(workdir)))
 
 
+@pytest.mark.long
 def test_a_run_that_is_killed_resumes_to_the_same_numbers(folder, trained, tmp_path, monkeypatch):
     workdir, numbers = trained
     assert {"r1_50", "r1_70", "average_map", "hit1", "chance_r1_50"} <= numbers.keys()
