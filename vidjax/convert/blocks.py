@@ -67,6 +67,19 @@ def hugging_face_block(source: str, target: str) -> tuple[Rule, ...]:
     return block(source, target, attention, HUGGING_FACE_NAMES)
 
 
+def score_predictor(source: str, target: str) -> tuple[Rule, ...]:
+    """The scores of tokens in DynamicViT and STTS."""
+    return (
+        *norm(f"{source}.in_conv.0", f"{target}/norm"),
+        *dense(f"{source}.in_conv.1", f"{target}/fc0"),
+        *(
+            rule
+            for n, part in enumerate((0, 2, 4), 1)
+            for rule in dense(f"{source}.out_conv.{part}", f"{target}/fc{n}")
+        ),
+    )
+
+
 CLASS_POSITION = Transform(lambda value: value[:, :1], lambda value: value, 0, axis=1)
 PATCH_POSITIONS = Transform(
     lambda value: value[0, 1:], lambda table: table.reshape(1, -1, table.shape[-1]), 1, axis=1

@@ -17,12 +17,13 @@ from vidjax.convert.published_convolutions import ROWS as CONVOLUTIONS
 from vidjax.convert.published_encoders import ROWS as ENCODERS
 from vidjax.convert.published_flow import ROWS as FLOW
 from vidjax.convert.published_language import ROWS as LANGUAGE
+from vidjax.convert.published_selection import ROWS as SELECTION
 from vidjax.convert.published_self_supervised import ROWS as SELF_SUPERVISED
 from vidjax.convert.published_transformers import ROWS as TRANSFORMERS
 from vidjax.convert.published_uniformerv2 import ROWS as UNIFORMERV2
 
 _ROWS: tuple[Published, ...] = (
-    *TRANSFORMERS, *CONVOLUTIONS, *UNIFORMERV2, *SELF_SUPERVISED, *ENCODERS, *LANGUAGE, *FLOW
+    *TRANSFORMERS, *CONVOLUTIONS, *UNIFORMERV2, *SELF_SUPERVISED, *ENCODERS, *LANGUAGE, *FLOW, *SELECTION
 )  # fmt: skip
 ROWS = MappingProxyType({row.name: row for row in _ROWS})
 
