@@ -11,13 +11,10 @@ DEMO = {
     "data": DataConfig(frames=8, size=48, short_side=48, stride=2, augment=AugmentConfig(crop="center")),
     "mask": "random",  # such a small model learns faster with it than with tubes
     "mask_ratio": 0.75,
-    # With normalised targets (and half the learning rate), which weigh the still background as much as the moving
-    # shape, the probe reached as much only after 5120 steps instead of these 1536 (docs/results.md).
-    "normalize_target": False,
     "batch_size": 16,
-    "epochs": 3,
+    "epochs": 10,
     "optim": OptimizerConfig(
-        learning_rate=3.2e-2, final_learning_rate=3.2e-4, warmup_epochs=0.2, clip_norm=1.0
+        learning_rate=1.6e-2, final_learning_rate=1.6e-4, warmup_epochs=0.2, clip_norm=1.0
     ),
     "loop": LoopConfig(log_every=50, save_every=500, evaluate_every=500),
     "probe_clips": 2048,

@@ -147,10 +147,7 @@ SET_SINCE = {
     "finetune videomae_": {"data.protocol": "vidjax"},
     "finetune uniformer_": {"data.protocol": "vidjax"},
     "finetune timesformer_": {"data.fps": None, "data.protocol": "vidjax"},
-    "mae_pretrain demo": {
-        "epochs": 10, "optim.learning_rate": 0.016, "optim.final_learning_rate": 0.00016, "normalize_target": True,
-    },
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(
