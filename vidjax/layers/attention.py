@@ -20,7 +20,7 @@ from vidjax.layers.rotary import Rotation, rotate
 
 Place = Int[Array, ""] | int
 """Number of tokens before the first query, when a text is read or written in parts."""
-Pair = tuple[Float[Array, "b _ k d"], Float[Array, "b _ k d"]]
+Pair = tuple[Float[Array, "*b _ k d"], Float[Array, "*b _ k d"]]
 
 __all__ = ["Attention", "DotProduct", "GridDotProduct", "Implementation", "attend_locally", "attention_weights"]
 

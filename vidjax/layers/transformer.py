@@ -269,7 +269,7 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(
         self, x: Float[Array, "b *n d"], train: bool = False, between: Between | None = None, **context
-    ) -> Float[Array, "b *n d"] | tuple[Float[Array, "b *n d"], ...]:
+    ) -> Float[Array, "b *m d"] | tuple[Float[Array, "b *m d"], ...]:
         """Outputs have the shape of `x`; `context` is passed to every block, such as a mask or the grid of tokens.
 
         Args:
