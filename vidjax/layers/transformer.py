@@ -270,7 +270,9 @@ class Encoder(nn.Module):
     def __call__(
         self, x: Float[Array, "b *n d"], train: bool = False, between: Between | None = None, **context
     ) -> Float[Array, "b *m d"] | tuple[Float[Array, "b *m d"], ...]:
-        """Outputs have the shape of `x`; `context` is passed to every block, such as a mask or the grid of tokens.
+        """Outputs have the shape of `x`, or fewer tokens if some are dropped between blocks (`layers.selection`).
+
+        `context` is passed to every block, such as a mask or the grid of tokens.
 
         Args:
           between: `(i, output of block i) -> input of the next block`, or the output of the encoder after the last one.
