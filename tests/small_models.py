@@ -15,8 +15,10 @@ from vidjax.models.blip import Blip, Captioner, Text
 from vidjax.models.blip2 import Blip2, Blip2Language
 from vidjax.models.clip import ImageTower
 from vidjax.models.dalle import Decoder, Encoder
+from vidjax.models.dynamicvit import DynamicViT
 from vidjax.models.language import LanguageModel
 from vidjax.models.qformer import QFormer
+from vidjax.models.stts import STTS
 from vidjax.models.t5 import T5
 from vidjax.models.text import FusionBert, TextTower
 from vidjax.models.uniformerv2 import UniFormerV2
@@ -144,6 +146,11 @@ MODELS |= {
     "dalle": vidjax.create_model("dalle_tiny"),
     "dalle's encoder": Encoder(16, 1, 32, image_size=16),
     "dalle's decoder": Decoder(16, 12, 1, 32, image_size=16),
+    "raft": vidjax.create_model("raft_tiny"),
+    "dynamicvit": DynamicViT(
+        ViT(24, 4, 2, patch_size=(1, 8, 8), num_classes=5, image_size=32), locations=(1, 2), keep=0.6
+    ),
+    "stts": STTS(tiny("mvit_tiny"), frames=((0, 0.5),), regions=((1, 0.6),)),
     "siglip": vidjax.create_model("siglip2_tiny"),
     "siglip of any shape": vidjax.create_model("siglip2_tiny", flexible=True),
     "siglip with text": vidjax.create_model("siglip2_tiny_pair"),

@@ -36,6 +36,7 @@ def test_the_loss_and_gradients_in_pytorch_are_ours():
     np.testing.assert_allclose(ours, kernel, atol=1e-4 * np.abs(kernel).max())
 
 
+@pytest.mark.long
 def test_lengths_are_rows_of_a_table(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(localization, "measure", lambda function, *args: function(*args))
     monkeypatch.setattr(localization, "keep_to", lambda threads: 1)

@@ -26,14 +26,14 @@ def folder(tmp_path):
 
 
 def test_an_unknown_model_type_is_an_error(folder):
-    (folder / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
-    with pytest.raises(ValueError, match=r"is a model of type 'gpt2': give one of .*videomae"):
+    (folder / "config.json").write_text(json.dumps({"model_type": "gpt_neox"}))
+    with pytest.raises(ValueError, match=r"is a model of type 'gpt_neox': give one of .*videomae"):
         load_pretrained(folder)
 
 
 def test_an_incomplete_configuration_is_an_error(folder):
-    (folder / "config.json").write_text(json.dumps({"model_type": ["gpt2"]}))
-    with pytest.raises(ValueError, match=r"is a model of type '\['gpt2'\]': give one of"):
+    (folder / "config.json").write_text(json.dumps({"model_type": ["gpt_neox"]}))
+    with pytest.raises(ValueError, match=r"is a model of type '\['gpt_neox'\]': give one of"):
         load_pretrained(folder)
     (folder / "config.json").write_text(json.dumps({"model_type": "videomae"}))
     with pytest.raises(ValueError, match=r"the config\.json of .* lacks 'hidden_size'"):

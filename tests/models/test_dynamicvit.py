@@ -67,7 +67,7 @@ def test_weights_return_to_the_published_names(run):
 @pytest.mark.parametrize("name", ["videomae_tiny", pytest.param("timesformer_tiny_joint", marks=pytest.mark.long)])
 def test_models_of_videos_are_pruned_as_they_are_masked_with_their_own_parameters(name):
     inner = vidjax.create_model(name, num_classes=5, depth=3, num_frames=4, image_size=32)
-    model = DynamicViT(inner, locations=(1, 2), keep=0.6, class_tokens=int(name.startswith("time")))
+    model = DynamicViT(inner, locations=(1, 2), keep=0.6, class_token=name.startswith("time"))
     variables = jax.tree.map(jnp.asarray, perturbed(model))
     plain = perturbed(inner)["params"]
     assert set(variables["params"]) == {*plain, "predictor_0", "predictor_1"}

@@ -58,13 +58,13 @@ class DynamicViT(nn.Module):
       model: the model, without `remat` and `scan`.
       locations: numbers of the blocks before which tokens are dropped.
       keep: share of the tokens that is kept at the first of them; of all tokens, its powers are at the others.
-      class_tokens: number of tokens that come before those of the patches and are never dropped.
+      class_token: whether a token comes before those of the patches, which is never dropped.
     """
 
     model: nn.Module
     locations: tuple[int, ...] = (3, 6, 9)
     keep: float = 0.7
-    class_tokens: int = 1
+    class_token: bool = True
     card: Card = Card()
     dtype: DTypeLike | None = None
 
@@ -99,7 +99,7 @@ class DynamicViT(nn.Module):
 
         def change(block: nn.Module, number: int, x: Array, settings: dict[str, Any]) -> tuple[Array, dict[str, Any]]:
             if state.all is None:
-                state.all = x.shape[1] - self.class_tokens
+                state.all = x.shape[1] - int(self.class_token)
             if number in self.locations:
                 x = self._decide(self.locations.index(number), x, state, how)
             return x, settings
@@ -107,14 +107,14 @@ class DynamicViT(nn.Module):
         def masking(call: Any, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
             called = context.method_name == "__call__"
             if called and isinstance(context.module, DotProduct) and state.kept is not None:
-                ones = jnp.ones((len(state.kept), self.class_tokens))
+                ones = jnp.ones((len(state.kept), int(self.class_token)))
                 return attend_to_kept(*args[:3], jnp.concatenate([ones, state.kept], axis=1))
             if context.method_name == "pool" and state.kept is not None:  # of a family that takes the mean of tokens
                 weights = state.kept * state.all / state.kept.sum(axis=1, keepdims=True)
                 args = (args[0] * weights[..., None].astype(args[0].dtype), *args[1:])
             outputs = call(*args, **kwargs)
             if context.method_name == "tokens":
-                state.tokens = outputs.reshape(-1, *outputs.shape[-2:])[:, self.class_tokens :]
+                state.tokens = outputs.reshape(-1, *outputs.shape[-2:])[:, int(self.class_token) :]
             return outputs
 
         with before_blocks(self.model, change), nn.intercept_methods(masking):
@@ -122,7 +122,7 @@ class DynamicViT(nn.Module):
 
     def _decide(self, stage: int, x: Array, state: SimpleNamespace, how: How) -> Array:
         """Drops tokens, or only changes which are kept."""
-        head, x = x[:, : self.class_tokens], x[:, self.class_tokens :]
+        head, x = x[:, : int(self.class_token)], x[:, int(self.class_token) :]
         log_probabilities = nn.log_softmax(self.predictor[stage](x, state.kept))
         state.log_probabilities.append(log_probabilities)
         score, count = log_probabilities[..., 0], int(state.all * self.shares[stage])
@@ -174,7 +174,7 @@ VIDEO = {**VIT_SIZES["base"], "num_classes": 400}
 
 VARIANTS = MappingProxyType(
     {
-        "dynamicvit_tiny": partial(around, partial(VideoMAE, **TINY), locations=(1, 2, 3), class_tokens=0),
+        "dynamicvit_tiny": partial(around, partial(VideoMAE, **TINY), locations=(1, 2, 3), class_token=False),
         "dynamicvit_256_16": partial(
             around, partial(ViT, width=256, depth=12, heads=4, num_classes=1000), card=reaching(76.532)
         ),
@@ -184,7 +184,7 @@ VARIANTS = MappingProxyType(
         "dynamicvit_base_16": partial(
             around, partial(ViT, **VIT_SIZES["base"], num_classes=1000), card=reaching(81.43)
         ),
-        "dynamicvit_videomae_base": partial(around, partial(VideoMAE, **VIDEO), class_tokens=0),
+        "dynamicvit_videomae_base": partial(around, partial(VideoMAE, **VIDEO), class_token=False),
         "dynamicvit_timesformer_base": partial(around, partial(TimeSformer, **VIDEO, attention="joint")),
     }
 )

@@ -42,7 +42,7 @@ class STTS(nn.Module):
       regions: number of a block, and share of the places of each frame that enter it.
       sigma: standard deviation of the noise at the start of training.
       samples: of the noise.
-      class_tokens: number of tokens that come before those of the grid and are always kept.
+      class_token: whether a token comes before those of the grid, which is always kept.
     """
 
     model: nn.Module
@@ -50,7 +50,7 @@ class STTS(nn.Module):
     regions: tuple[tuple[int, float], ...] = ((4, 0.863),)
     sigma: float = 0.1
     samples: int = 500
-    class_tokens: int = 1
+    class_token: bool = True
     card: Card = Card()
     dtype: DTypeLike | None = None
 
@@ -85,7 +85,7 @@ class STTS(nn.Module):
         def change(block: nn.Module, number: int, x: Array, settings: dict[str, Any]) -> tuple[Array, dict[str, Any]]:
             if state.grid is None:
                 state.grid = settings.get("grid") or grid(video.shape[1:4], self.model.patch_size)
-            first, x = x[:, : self.class_tokens], on_grid(x[:, self.class_tokens :], state.grid)
+            first, x = x[:, : int(self.class_token)], on_grid(x[:, int(self.class_token) :], state.grid)
             x = einops.rearrange(x, "b t h w d -> b t (h w) d")
             for selection, (location, share) in zip(self.time, self.frames, strict=True):
                 if location == number:
@@ -111,7 +111,7 @@ class STTS(nn.Module):
 
         with nn.intercept_methods(remember), before_blocks(self.model, change):
             outputs = getattr(self.model, method)(video, train=train)
-        return outputs, on_grid(state.tokens[:, self.class_tokens :], state.grid)
+        return outputs, on_grid(state.tokens[:, int(self.class_token) :], state.grid)
 
     def encode(
         self, video: Float[Array, "b t h w c"], train: bool = False, noise: float | Float[Array, ""] = 1.0
@@ -159,7 +159,7 @@ TINY = {"width": 96, "depth": 4, "heads": 6, "image_size": 64}
 VARIANTS = MappingProxyType(
     {
         "stts_tiny": partial(
-            around, partial(VideoMAE, **TINY), frames=((0, 0.5),), regions=((2, 0.6),), samples=20, class_tokens=0
+            around, partial(VideoMAE, **TINY), frames=((0, 0.5),), regions=((2, 0.6),), samples=20, class_token=False
         ),
         "stts_mvit_base_t09_s09": partial(published, 0.875, 0.863, 78.1),
         "stts_mvit_base_t08_s09": partial(published, 0.75, 0.863, 77.9),
