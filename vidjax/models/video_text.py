@@ -23,8 +23,8 @@ from vidjax.layers.tower import ClipsOfVideoTower
 INITIAL_SCALE = log(1 / 0.07)  # CLIP's
 
 
-def unit(x: Float[Array, "b e"]) -> Float[Array, "b e"]:
-    """L2-normalises rows, in float32; a row of zeros is unchanged and has a zero gradient."""
+def unit(x: Float[Array, "*b e"]) -> Float[Array, "*b e"]:
+    """L2-normalises the last axis, in float32; a row of zeros is unchanged and has a zero gradient."""
     x = x.astype(jnp.float32)
     squared = (x**2).sum(axis=-1, keepdims=True)
     return x * jnp.where(squared > 0, 1 / jnp.sqrt(jnp.where(squared > 0, squared, 1.0)), 0.0)
