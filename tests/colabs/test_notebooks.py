@@ -33,7 +33,7 @@ OF_TESTS = ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES", "MPLBACKEND")
 OF_COLAB = ("google",)
 IN_FULL = "mae_pretraining.ipynb"
 """Runs on one device, with all its steps: it trains for minutes."""
-SHORTENED = {"quickstart.ipynb": 32, "video_text.ipynb": 20}
+SHORTENED = {"bring_your_own_module.ipynb": 16, "quickstart.ipynb": 32, "video_text.ipynb": 20}
 """Steps in place of a notebook's own, whose results are then not asserted."""
 CALLED_OTHERWISE = {"pillow": "PIL", "orbax-checkpoint": "orbax"}
 
@@ -77,7 +77,9 @@ def test_runs_on_eight_devices_as_a_tpu_has_them(name, tmp_path):
     for cell in notebook.cells if name in SHORTENED else ():
         cell.source = re.sub(r"^STEPS\b(.*) = \d+", rf"STEPS\1 = {SHORTENED[name]}", cell.source, flags=re.MULTILINE)
         cell.source = re.sub(r"^( *)assert .*", r"\1pass", cell.source, flags=re.MULTILINE)
-    execute(notebook, tmp_path, JAX_NUM_CPU_DEVICES="8")
+    # Programs that run for a few steps: compiling them fast takes a third less time in all.
+    settings = {"JAX_NUM_CPU_DEVICES": "8", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    execute(notebook, tmp_path, **settings)
 
 
 @pytest.mark.notebook
