@@ -125,10 +125,9 @@ def make_loss(config: Config, model: nn.Module) -> Callable:
     return loss_fn
 
 
-def summarize(run: Run, result: FitResult, save_examples: Callable[[Any], None]) -> dict[str, float]:
+def summarize(run: Run, result: FitResult) -> dict[str, float]:
     """Prints the results, the files written and suggested next steps."""
     lines, numbers = detection.describe_boxes(run)
-    save_examples(result.state)
     advice = {
         "drawing actions": f"python experiments/detect_predict.py video.mp4 --run {run.workdir} --boxes boxes.csv"
     }
@@ -169,12 +168,9 @@ def main(config: Config, mesh: Mesh) -> dict[str, float]:
     settings = (config.objective, config.crops)
     evaluate = validation and detection.box_validator(run, validation, *settings, config.dialect)
     result = run.fit(state, batches_from, evaluate, best="map_50")
-
-    def save_examples(state: Any) -> None:
-        if validation:
-            detection.save_examples(run, validation, state, *settings)
-
-    return summarize(run, result, save_examples) if result.finished and is_main_process() else {}
+    if result.finished and validation:
+        detection.save_examples(run, validation, result.state, *settings)
+    return summarize(run, result) if result.finished and is_main_process() else {}
 
 
 if __name__ == "__main__":

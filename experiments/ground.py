@@ -117,11 +117,9 @@ def make_loss(config: Config, model: nn.Module) -> Callable:
     return loss_fn
 
 
-def summarize(run: Run, texts: queries.QueryFeatures, result: FitResult) -> dict[str, float]:
+def summarize(run: Run, result: FitResult) -> dict[str, float]:
     """Prints the results, the files written and suggested next steps."""
     lines, numbers = grounding.describe_evaluations(run.evaluations())
-    if validation := run.sources.get("validation"):
-        grounding.save_examples(run, validation, texts, result.state)
     advice = {"asking a video": f'python experiments/ground_predict.py VIDEO "a sentence" --run {run.workdir}'}
     curves = ["evaluation/r1_50"] if numbers else []
     return run.finish(result, "evaluation/average_map", lines, advice, curves) | numbers
@@ -174,7 +172,9 @@ def main(config: Config, mesh: Mesh) -> dict[str, float]:
     settings = {"length": length, "rounded": config.rounded, "mesh": mesh, "batch_size": config.batch_size}
     evaluate = validation and grounding.moment_validator(validation, texts, model, **settings)
     result = run.fit(state, batches_from, evaluate, best="average_map")
-    return summarize(run, texts, result) if result.finished and is_main_process() else {}
+    if result.finished and validation:
+        grounding.save_examples(run, validation, texts, result.state)
+    return summarize(run, result) if result.finished and is_main_process() else {}
 
 
 if __name__ == "__main__":

@@ -121,8 +121,6 @@ def make_loss(config: Config, model: nn.Module) -> Callable:
 def summarize(run: Run, result: FitResult) -> dict[str, float]:
     """Prints the results, the files written and suggested next steps."""
     lines, numbers = localization.describe_map(run.evaluations())
-    if validation := run.sources.get("validation"):
-        localization.save_examples(run, validation, result.state)
     advice = {"finding actions": f"python experiments/localize_predict.py --run {run.workdir} video.mp4"}
     curves = ["evaluation/map_50"] if numbers else []
     return run.finish(result, "evaluation/average_map", lines, advice, curves) | numbers
@@ -174,6 +172,8 @@ def main(config: Config, mesh: Mesh) -> dict[str, float]:
         config.dialect,
     )
     result = run.fit(state, batches_from, evaluate, best="average_map")
+    if result.finished and validation:
+        localization.save_examples(run, validation, result.state)
     return summarize(run, result) if result.finished and is_main_process() else {}
 
 

@@ -7,12 +7,12 @@ from vidjax.training.optimizer import OptimizerConfig
 
 DEMO = {
     "model": "moment_detr_tiny",
-    "max_length": 64,
-    "words": 80,
-    "epochs": 60,
+    "max_length": 32,
+    "words": 16,
+    "epochs": 40,
     "ema_decay": 0.99,
     "optim": OptimizerConfig(
-        learning_rate=8e-3, warmup_learning_rate=0, final_learning_rate=8e-5, warmup_epochs=3, beta2=0.98,
+        learning_rate=1.6e-2, warmup_learning_rate=0, final_learning_rate=1.6e-4, warmup_epochs=3, beta2=0.98,
         weight_decay=1e-2, clip_norm=1.0,
     ),
     "loop": LoopConfig(log_every=40, save_every=600, evaluate_every=300),
@@ -21,7 +21,7 @@ TOWERS = (
     recipes.localize.ENCODER[0],
     "contrastive_pretrain.py demo --video_model uniformer_tiny --init_video_from WORKDIR/encoder --steps 100 "
     "--data.validation None --loop.save_every 100 --seed SEED --workdir WORKDIR/towers",
-    recipes.localize.ENCODER[1],
+    recipes.localize.ENCODER[1].replace("split all", "split moments"),
 )
 """What the demo runs first: an encoder learns from trimmed clips, a text tower from captions of such clips, and the
 features of untrimmed videos are written."""

@@ -39,24 +39,24 @@ def test_a_longer_video_begins_like_a_shorter_one_and_names_and_classes_are_thos
     source = open_source("synthetic:untrimmed_shapes", "train")
     entry = database[source.ids[5].rpartition("/")[2]]
     assert entry["subset"] == "training" and entry["duration"] == 30
-    expected = [(start, end, CLASSES[int(label)]) for start, end, label in untrimmed_shapes.segments(index)]
+    expected = [(start, end, CLASSES[int(label)]) for start, end, label in untrimmed_shapes.segments(index, 480)]
     assert [(*each["segment"], each["label"]) for each in entry["annotations"]] == expected
 
 
 def test_the_sentences_of_a_video_ask_for_each_of_its_motions_once_and_rate_how_much_of_a_clip_moves():
-    rows = untrimmed_shapes.queries("validation")
-    index = untrimmed_shapes.SPLITS["validation"][0]
-    asked = [row for row in rows if row["vid"] == untrimmed_shapes.video_name("validation", 0)]
+    rows = untrimmed_shapes.queries("moments_validation")
+    index = untrimmed_shapes.SPLITS["moments_validation"][7]
+    asked = [row for row in rows if row["vid"] == untrimmed_shapes.video_name("moments_validation", 7)]
     windows = {tuple(window): row for row in asked for window in row["relevant_windows"]}
-    found = untrimmed_shapes.segments(index)
+    found = untrimmed_shapes.segments(index, 256)
     assert len(windows) == sum(len(row["relevant_windows"]) for row in asked) == len(found) > len(asked) > 1
     for start, end, label in found:
         row = windows[start, end]
         phrase = CLASSES[int(label)].replace("right", "to the right").replace("left", "to the left")
         assert row["query"].split(" moves ")[1].split(" over ")[0] == phrase
-        ratings = np.zeros(15)
+        ratings = np.zeros(8)
         ratings[row["relevant_clip_ids"]] = np.array(row["saliency_scores"])[:, 0]
-        moving = np.zeros(480)
+        moving = np.zeros(256)
         for first, last in row["relevant_windows"]:
             moving[round(first * RATE) : round(last * RATE)] = 1
-        np.testing.assert_array_equal(ratings, np.rint(4 * moving.reshape(15, 32).mean(axis=1)))
+        np.testing.assert_array_equal(ratings, np.rint(4 * moving.reshape(8, 32).mean(axis=1)))

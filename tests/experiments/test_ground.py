@@ -26,7 +26,7 @@ from vidjax.models.text import TextTower
 from vidjax.models.video_text import Projected, VideoText
 from vidjax.models.videomae import VideoMAE
 from vidjax.runs import grounding, untrimmed
-from vidjax.runs.queries import QueryFeatures
+from vidjax.runs.queries import QueryFeatures, mean_of_words
 from vidjax.training.checkpoint import load_variables
 from vidjax.training.state import Aux
 
@@ -267,3 +267,24 @@ def test_recipes_train_the_published_models(name):
     row = RETRIEVERS[config.model]()
     assert (model.video_channels, model.text_channels, model.words) == (row.video_channels, 512, 32)
     assert config.optim.schedule(32, 100, 10)(50) == pytest.approx(1e-4) and config.optim.weight_decay == 1e-4
+
+
+@pytest.mark.parametrize(
+    "encoder",
+    ["import pathlib; pathlib.Path('begun').touch()", "import os, time; os.kill(os.getppid(), 15); time.sleep(60)"],
+    ids=["it saved its state and stopped", "this process got SIGTERM"],
+)
+def test_the_demo_stops_when_its_encoder_is_stopped(tmp_path, monkeypatch, encoder):
+    monkeypatch.chdir(tmp_path)
+    for name, code in (("encoder.py", encoder), ("embed.py", "import os; os.mkdir('features')")):
+        (tmp_path / name).write_text(code)
+    commands = ("encoder.py --seed SEED --workdir WORKDIR/encoder", "embed.py")
+    with pytest.raises(SystemExit, match="stopped"):
+        untrimmed.make_demo_features(commands, tmp_path, "run", 0, "ground.py")
+    assert not (tmp_path / "features").exists()
+
+
+def test_bytes_of_a_word_are_averaged():
+    tokens = np.arange(9.0)[:, None]  # start, "a bé d" in seven bytes, end
+    np.testing.assert_allclose(mean_of_words("a bé d", tokens)[:, 0], [0, 1, 3.5, 6.5, 8])
+    np.testing.assert_allclose(mean_of_words("a bé d", tokens[[0, 1, 2, 8]])[:, 0], [0, 1, 2, 8])

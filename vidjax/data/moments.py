@@ -165,7 +165,7 @@ def read_queries(path: str, split: str = "train") -> list[Query]:
     """
     readers = {".jsonl": _read_jsonl, ".txt": _read_lines, ".json": _read_captions}
     if path == SHAPES:
-        queries = [_of_row(row) for row in untrimmed_shapes.queries(split)]
+        queries = [_of_row(row) for row in untrimmed_shapes.queries(f"moments_{split}")]
     elif (suffix := Path(path).suffix) not in readers:
         raise UserError(f"annotations {path}: give a file that ends in {', '.join(readers)}, or {SHAPES}")
     else:

@@ -45,7 +45,8 @@ def moving_shapes_source(name: str, split: str) -> Source:
 
 def untrimmed_shapes_source(name: str, split: str) -> Source:
     """The untrimmed videos of the embedded data set, with their segments as start, end and direction."""
-    splits = {kind: (kind,) for kind in untrimmed_shapes.SPLITS} | {"all": tuple(untrimmed_shapes.SPLITS)}
+    splits = {kind: (kind,) for kind in untrimmed_shapes.SPLITS}
+    splits |= {"all": ("train", "validation"), "moments": ("moments_train", "moments_validation")}
     if split not in splits:
         raise UserError(f"data.split {split} is unknown: {name} has {', '.join(splits)}, choose one of them")
     numbered = [pair for kind in splits[split] for pair in enumerate(untrimmed_shapes.SPLITS[kind])]
@@ -53,9 +54,9 @@ def untrimmed_shapes_source(name: str, split: str) -> Source:
 
     @contextmanager
     def open_example(index: int, names: Sequence[str]) -> Iterator[Example]:
-        number = numbered[index][1]
-        values = {"segments": untrimmed_shapes.segments(number)} if "segments" in names else {}
-        streams = {"video": Rendered(number, untrimmed_shapes.render, untrimmed_shapes.NUM_FRAMES)}
+        number, frames = numbered[index][1], untrimmed_shapes.NUM_FRAMES[kinds[index]]
+        values = {"segments": untrimmed_shapes.segments(number, frames)} if "segments" in names else {}
+        streams = {"video": Rendered(number, untrimmed_shapes.render, frames)}
         yield Example(streams, values=values)
 
     named = [untrimmed_shapes.video_name(kind, row) for kind, (row, _) in zip(kinds, numbered, strict=True)]

@@ -4,7 +4,9 @@ Scenes and directions are those of `moving_shapes`. Each motion has a direction,
 that a single frame carries no information on what moves where, nor on whether anything does. Segments are exact. A
 video is a function of its index, can have any length, and a longer one begins like a shorter one.
 
-Each direction of a video has a sentence, such as "a red circle moves to the left", that asks for all its motions.
+Each direction of a video has a sentence, such as "a red circle moves to the left", that asks for all its motions. The
+videos of sentences are more and shorter ones: Moment-DETR learns from many sentences, and slowly to point at what is a
+small part of a video.
 """
 
 from functools import lru_cache
@@ -15,14 +17,21 @@ from jaxtyping import Float, Int, UInt8
 
 from vidjax.data.moving_shapes import CLASSES, RATE, captions, paint, scene_of
 
-NUM_FRAMES = 480
-"""Frames per video, half a minute. Later frames can be rendered too."""
-SPLITS = {"train": range(2_000_000, 2_000_128), "validation": range(3_000_000, 3_000_048)}
-"""Disjoint indices, also from those of `moving_shapes`."""
+SPLITS = {
+    "train": range(2_000_000, 2_000_128),
+    "validation": range(3_000_000, 3_000_048),
+    "moments_train": range(2_500_000, 2_500_256),
+    "moments_validation": range(3_500_000, 3_500_096),
+}
+"""Disjoint indices, also from those of `moving_shapes`; the last two are asked sentences."""
+NUM_FRAMES = {"train": 480, "validation": 480, "moments_train": 256, "moments_validation": 256}
+"""Frames per video of each split, half a minute or 16 s. Later frames can be rendered too."""
 SUBSETS = {"train": "training", "validation": "validation"}
 """Names of the splits in ActivityNet's annotations."""
 CLIP = 2.0
 """Seconds of video that are rated together, as in QVHighlights."""
+LEAST = 0.5
+"""Seconds of a motion that a sentence asks for: of one that begins just before the end, hardly anything is seen."""
 MOTION, PAUSE = (24, 64), (12, 48)
 """Least and most frames of a motion and of the pause before it."""
 
@@ -43,7 +52,7 @@ class Motions(NamedTuple):
 
 
 @lru_cache(256)
-def motions(index: int, frames: int = NUM_FRAMES) -> Motions:
+def motions(index: int, frames: int) -> Motions:
     """The motions that begin before frame number `frames`."""
     random = np.random.Generator(np.random.Philox(key=index + (1 << 64)))  # other numbers than the scene's
     rows, end = [], 0
@@ -56,7 +65,7 @@ def motions(index: int, frames: int = NUM_FRAMES) -> Motions:
     return Motions(start.astype(int), end.astype(int), label.astype(int), velocity)
 
 
-def segments(index: int, frames: int = NUM_FRAMES) -> Float[np.ndarray, "m 3"]:
+def segments(index: int, frames: int) -> Float[np.ndarray, "m 3"]:
     """Start and end in seconds, and direction, of each motion in the first `frames` frames."""
     start, end, label, _ = motions(index, frames)
     return np.stack([start / RATE, np.minimum(end, frames) / RATE, label], axis=1)
@@ -72,12 +81,14 @@ def render(index: int, frames: np.ndarray, size: int) -> UInt8[np.ndarray, "t h 
 
 
 def annotations() -> dict[str, Any]:
-    """The segments of all videos in the form of ActivityNet's JSON file."""
+    """The segments of the videos of both splits in the form of ActivityNet's JSON file."""
     database = {}
-    for split, indices in SPLITS.items():
-        for number, index in enumerate(indices):
-            found = [{"segment": [s, e], "label": CLASSES[int(label)]} for s, e, label in segments(index).tolist()]
-            entry = {"subset": SUBSETS[split], "duration": NUM_FRAMES / RATE, "annotations": found}
+    for split, subset in SUBSETS.items():
+        frames = NUM_FRAMES[split]
+        for number, index in enumerate(SPLITS[split]):
+            found = segments(index, frames).tolist()
+            found = [{"segment": [start, end], "label": CLASSES[int(label)]} for start, end, label in found]
+            entry = {"subset": subset, "duration": frames / RATE, "annotations": found}
             database[video_name(split, number)] = entry
     return {"version": "untrimmed shapes", "database": database}
 
@@ -88,10 +99,12 @@ def queries(split: str) -> list[dict[str, Any]]:
     The sentence is a full, short or vague caption. The one rating of a clip, 0 to 4, is the part of it in which the
     shape moves in this direction.
     """
-    rows, duration = [], NUM_FRAMES / RATE
+    rows, frames = [], NUM_FRAMES[split]
+    duration = frames / RATE
     clips = np.arange(0, duration, CLIP)
     for number, index in enumerate(SPLITS[split]):
-        found = segments(index)
+        found = segments(index, frames)
+        found = found[found[:, 1] - found[:, 0] >= LEAST]
         random = np.random.Generator(np.random.Philox(key=index + (2 << 64)))
         for label in np.unique(found[:, 2]).astype(int).tolist():
             windows = found[found[:, 2] == label, :2]

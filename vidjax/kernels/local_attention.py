@@ -32,11 +32,18 @@ def attend_locally(
     near = jnp.abs(queries[:, :, None] - keys[:, None, :]) <= reach
     inside = (keys >= 0) & (keys < length)
 
-    def gather(x: Array, at: Array) -> Array:  # to `*b k m n d`: m blocks of n tokens
+    def cut(x: Array) -> Array:  # to `*b k m n d`: m blocks of n tokens
         x = jnp.swapaxes(x, -2, -3)
-        return jnp.take(x, jnp.clip(at, 0, length - 1), axis=-2)
+        x = jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, blocks * block - length), (0, 0)])
+        return x.reshape(*x.shape[:-2], blocks, block, x.shape[-1])
 
-    query, key, value = gather(query, queries), gather(key, keys), gather(value, keys)
+    def around(x: Array) -> Array:  # each block with the tokens within reach before and after it, by slices: a gather's
+        # gradient is a scatter
+        x = jnp.pad(cut(x), [(0, 0)] * (x.ndim - 2) + [(1, 1), (0, 0), (0, 0)])
+        before, here, after = (x[..., start : start + blocks, :, :] for start in range(3))
+        return jnp.concatenate([before[..., block - reach :, :], here, after[..., :reach, :]], axis=-2)
+
+    query, key, value = cut(query), around(key), around(value)
     usable = jnp.take(valid, jnp.clip(keys, 0, length - 1), axis=-1)[..., None, :, None, :]
     scores = jnp.where(usable, scores_of(query, key), LOWEST)
     scores = jnp.where(near & inside[:, None, :], scores, -jnp.inf)

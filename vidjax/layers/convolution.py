@@ -127,3 +127,25 @@ class DepthwiseConv3D(nn.Module):
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         x = depthwise_conv3d(x, kernel, self.strides, self.padding)
         return x if bias is None else x + bias
+
+
+class DepthwiseConv1D(nn.Module):
+    """A convolution over time of each channel by itself, padded with zeros on both sides, without bias.
+
+    Its parameter is that of `nn.Conv` with as many groups as channels.
+
+    Attributes:
+      size: of the kernel; the padding is half of it.
+    """
+
+    size: int = 3
+    stride: int = 1
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t c"]) -> Float[Array, "b _ c"]:
+        """Returns the convolved channels at each position that is a multiple of the stride."""
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (self.size, 1, x.shape[-1]))
+        x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
+        strides, padding = (self.stride, 1, 1), (self.size // 2, 0, 0)
+        return depthwise_conv3d(x[:, :, None, None], kernel[:, None, None], strides, padding)[:, :, 0, 0]

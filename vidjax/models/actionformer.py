@@ -23,6 +23,7 @@ from vidjax.errors import UserError
 from vidjax.layers.activations import exact_gelu
 from vidjax.layers.attention import attend_locally
 from vidjax.layers.card import Card
+from vidjax.layers.convolution import DepthwiseConv1D
 from vidjax.layers.normalization import LayerNorm
 from vidjax.layers.transformer import DropPath
 
@@ -31,9 +32,9 @@ PRIOR = 0.01
 """Probability of each class that the head starts with."""
 
 
-def convolve(features: int, size: int = 3, stride: int = 1, **fields) -> nn.Conv:
-    """A convolution over time, padded with zeros on both sides."""
-    return nn.Conv(features, (size,), strides=(stride,), padding=size // 2, **fields)
+def convolve(features: int, **fields) -> nn.Conv:
+    """A convolution of three steps over time, padded with zeros on both sides."""
+    return nn.Conv(features, (3,), padding=1, **fields)
 
 
 def clear(x: Float[Array, "b t d"], valid: Bool[Array, "b t"]) -> Float[Array, "b t d"]:
@@ -62,8 +63,7 @@ class Attention(nn.Module):
 
         def project(name: str) -> Array:
             size = self.stride + 1 if self.stride > 1 else 3
-            depthwise = partial(convolve, width, size, self.stride, feature_group_count=width, use_bias=False)
-            y = clear(depthwise(dtype=self.dtype, name=f"{name}_conv")(x), shorter)
+            y = clear(DepthwiseConv1D(size, self.stride, self.dtype, name=f"{name}_conv")(x), shorter)
             y = Norm(dtype=self.dtype, name=f"{name}_norm")(y)
             y = nn.Dense(width, dtype=self.dtype, name=name)(y)
             return einops.rearrange(y, "b t (k d) -> b t k d", k=self.heads)
@@ -239,9 +239,8 @@ class ActionFormer(nn.Module):
             lateral = nn.Dense(width, use_bias=False, dtype=self.dtype, name=f"lateral_{number}")
             x = clear(lateral(level), mask)
             joined.insert(0, x + jnp.repeat(joined[0], 2, axis=1) if joined else x)
-        smooth = partial(convolve, width, feature_group_count=width, use_bias=False, dtype=self.dtype)
         return [
-            clear(smooth(name=f"smooth_{number}")(x), mask)
+            clear(DepthwiseConv1D(dtype=self.dtype, name=f"smooth_{number}")(x), mask)
             for number, (x, mask) in enumerate(zip(joined, masks, strict=True))
         ]
 

@@ -188,7 +188,10 @@ def describe_boxes(run: Run) -> tuple[list[str], dict[str, float]]:
 
 
 def save_examples(run: Run, opened: "KeyFrames", state: TrainState, objective: Objective, crops: int) -> None:
-    """Draws some validation key frames, in their middle crop, with what the trained model says of their boxes."""
+    """Draws some validation key frames, in their middle crop, with what the trained model says of their boxes.
+
+    All processes call it, as each computes its part.
+    """
     from vidjax.visualize.boxes import NEUTRAL, RIGHT, WRONG, draw_boxes, save_boxes  # imports Matplotlib
 
     count = min(SHOWN, len(opened.frames))

@@ -268,7 +268,10 @@ def moment_validator(
 
 
 def save_examples(run: Any, source: MomentSource, texts: QueryFeatures, state: TrainState) -> None:
-    """Draws what the trained model finds for the first query of each of the first videos of a source."""
+    """Draws what the trained model finds for the first query of each of the first videos of a source.
+
+    All processes call it, as each computes its part.
+    """
     from vidjax.visualize.moments import Answer, save_moments  # imports Matplotlib
 
     config, first = run.config, {}
@@ -290,7 +293,8 @@ def save_examples(run: Any, source: MomentSource, texts: QueryFeatures, state: T
         title = f"{query.video}: {query.text}"
         moments = each.windows[shown], each.scores[shown], query.windows
         answers.append(Answer(title, source.files[query.video][0].duration, each.times, each.saliency, *moments))
-    save_moments(run.workdir / "moments.png", answers)
+    if is_main_process():
+        save_moments(run.workdir / "moments.png", answers)
 
 
 def keep_descriptions(folders: Sequence[str], workdir: Path) -> None:

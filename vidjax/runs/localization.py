@@ -224,7 +224,10 @@ def segment_validator(
 
 
 def save_examples(run: Any, source: SegmentSource, state: TrainState) -> None:
-    """Draws the timelines of the first videos of a source, with what the trained model finds in them."""
+    """Draws the timelines of the first videos of a source, with what the trained model finds in them.
+
+    All processes call it, as each computes its part.
+    """
     from vidjax.visualize.timeline import Bar, save_timelines  # imports Matplotlib
 
     config, videos = run.config, source.videos[:SHOWN]
@@ -242,7 +245,8 @@ def save_examples(run: Any, source: SegmentSource, state: TrainState) -> None:
         ]
         truth = [Bar(*segment, label) for segment, label in zip(video.segments, video.labels, strict=True)]
         rows[video.name] = (video.duration, truth, bars)
-    save_timelines(run.workdir / "timelines.png", rows, source.class_names)
+    if is_main_process():
+        save_timelines(run.workdir / "timelines.png", rows, source.class_names)
 
 
 def keep_description(folder: str, workdir: Path) -> None:

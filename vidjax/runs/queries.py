@@ -48,7 +48,7 @@ class TextTower(NamedTuple):
       channels: width of its tokens.
       weights: a hash of the model's weights.
       tokenizer: the name of its tokeniser.
-      encode: the tokens of sentences, from start to end token, before the projection.
+      encode: the tokens of sentences, from start to end token, before the projection; the bytes of a word are averaged.
     """
 
     channels: int
@@ -94,10 +94,24 @@ def _make_encode(model: VideoText, variables: dict[str, Any], tokenizer: "Tokeni
             padded = np.concatenate([ids, np.repeat(ids[:1], CHUNK - len(chunk), axis=0)])
             tokens = np.asarray(apply(variables, padded))
             lengths = (min(len(tokenizer.encode(text)), context) for text in chunk)
-            rows += [row[:length] for row, length in zip(tokens, lengths, strict=False)]
+            encoded = [row[:length] for row, length in zip(tokens, lengths, strict=False)]
+            rows += encoded if tokenizer.name != "bytes" else map(mean_of_words, chunk, encoded)
         return rows
 
     return encode
+
+
+def mean_of_words(text: str, tokens: Float[np.ndarray, "n e"]) -> Float[np.ndarray, "m e"]:
+    """The mean over the bytes of each word (and the space before it), the start token's and the end token's features.
+
+    Sentences of bytes are several times as long as the parts of the video that attention compares them with.
+
+    Args:
+      tokens: of the start token, the bytes and the end token; a text that was too long lacks the last bytes.
+    """
+    spaces = np.frombuffer(text.encode(), np.uint8)[: len(tokens) - 2] == ord(" ")
+    word = np.concatenate([[0], 1 + np.cumsum(spaces), [2 + spaces.sum()]])
+    return np.stack([tokens[word == number].mean(axis=0) for number in range(word[-1] + 1)])
 
 
 def tower_features(tower: TextTower, workdir: Path, sources: Sequence[MomentSource]) -> QueryFeatures:
@@ -105,7 +119,7 @@ def tower_features(tower: TextTower, workdir: Path, sources: Sequence[MomentSour
     texts = list(dict.fromkeys(query.text for source in sources for query in source.queries))
     place = {text: number for number, text in enumerate(texts)}
     described = {
-        "weights": tower.weights, "tokenizer": tower.tokenizer,
+        "weights": tower.weights, "tokenizer": tower.tokenizer, "bytes": "mean of words",
         "texts": hashlib.sha256(repr(texts).encode()).hexdigest(),
     }  # fmt: skip
     array, listing = workdir / "queries.npy", workdir / "queries.json"

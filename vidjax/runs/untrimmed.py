@@ -1,8 +1,10 @@
 """Features of untrimmed videos in runs: their times, batches of training, and features of video files."""
 
 import json
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -126,9 +128,31 @@ def make_demo_features(commands: Sequence[str], experiments: Path, workdir: str,
     for command in () if features.exists() else commands:
         name, *flags = command.replace("WORKDIR", workdir).replace("SEED", str(seed)).split()
         print(f"\npython experiments/{name} {' '.join(flags)}", flush=True)
-        subprocess.run([sys.executable, str(experiments / name), *flags], check=True)
+        _run([sys.executable, str(experiments / name), *flags])
+        # A run that SIGTERM stops saves its state and exits without an error; one that ends draws its curves.
+        if "--workdir" in flags and not (Path(flags[flags.index("--workdir") + 1]) / "curves.png").is_file():
+            raise SystemExit(f"{name} was stopped before its end: run {script} again to resume")
     print(f"\npython experiments/{script}", flush=True)
     return str(features)
+
+
+def _run(command: Sequence[str]) -> None:
+    """Runs a command to its end; SIGTERM is passed on to it, and ends this process once it has ended."""
+    process, stopped = subprocess.Popen(command), threading.Event()
+
+    def stop(*_: Any) -> None:
+        stopped.set()
+        process.terminate()
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        status = process.wait()
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    if stopped.is_set():
+        raise SystemExit("stopped by SIGTERM: run the same command to resume")
+    if status:
+        raise subprocess.CalledProcessError(status, command)
 
 
 def read_kept(run: str) -> Any:
