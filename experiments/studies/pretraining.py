@@ -38,21 +38,28 @@ class Method(NamedTuple):
       encoder: the model that is fine-tuned.
       size: height and width of the clips in pixels.
       stages: one after the other; the encoder starts from the last.
+      stride: of the frames of the clips.
     """
 
     encoder: str
     size: int
     stages: tuple[Stage, ...]
+    stride: int = 2
 
 
 PIXELS = Stage("mae_pretrain.py", "demo")
+TAUGHT = (
+    "demo --model vjepa2_tiny --short_blocks 8 --short_scale 0.15 --short_duration 1 --long_blocks 2 --long_scale 0.7 "
+    "--long_duration 1"
+)
 METHODS = {
     "videomae": Method("videomae_tiny", 48, (PIXELS,)),
     # Running cells need an even number of patches in a row.
     "videomae_v2": Method("videomae_tiny", 64, (PIXELS._replace(flags="demo --decoder_mask running_cell"),)),
-    "jepa": Method("vjepa2_tiny", 48, (Stage("jepa_pretrain.py", "demo"),)),
+    "jepa": Method("vjepa2_tiny_frames", 16, (Stage("jepa_pretrain.py", "demo", batch_size=32),), stride=4),
+    # The teacher's tokens lie on a grid with several places per frame, for which the published masks are.
     "frozen_teacher": Method(
-        "vjepa2_tiny", 48, (PIXELS._replace(share=0.5), Stage("jepa_pretrain.py", "demo --teacher {before}", 0.5))
+        "vjepa2_tiny", 48, (PIXELS._replace(share=0.5), Stage("jepa_pretrain.py", TAUGHT + " --teacher {before}", 0.5))
     ),
     "bevt": Method(
         "video_swin_tiny",
@@ -80,7 +87,7 @@ def speed_of(workdir: Path) -> float:
 
 def sizes(method: Method) -> str:
     """The flags of the clips of a method."""
-    return f"--data.frames 8 --data.stride 2 --data.size {method.size} --data.short_side {method.size}"
+    return f"--data.frames 8 --data.stride {method.stride} --data.size {method.size} --data.short_side {method.size}"
 
 
 def pretrain(train: Train, name: str, budget: str, seed: int, clips: int) -> tuple[Path, float]:

@@ -48,7 +48,7 @@ REFUSED = [
     (jepa_pretrain, {"ema_decay": 1.0}, "ema_decay is 1.0: it must be between 0 and 1"),
     (jepa_pretrain, {"ema_decay": None}, "ema_decay is None: the targets are a moving average's, give its decay"),
     (jepa_pretrain, {"final_ema_decay": 1.5}, "final_ema_decay is 1.5: it must be above 0 and at most 1"),
-    (jepa_pretrain, {"block_duration": 0.0}, "block_duration is 0.0: it must be above 0 and at most 1"),
+    (jepa_pretrain, {"long_duration": 0.0}, "long_duration is 0.0: it must be above 0 and at most 1"),
     (jepa_pretrain, {"teacher_layers": 2}, "teacher_layers are those of a teacher: give --teacher too"),
     (jepa_pretrain, {"observed_clips": 0}, "observed_clips is 0: it must be above 0"),
     (mae_pretrain, {"batch_size": 0}, "batch_size is 0: it must be above 0"),

@@ -10,7 +10,8 @@ from small_models import perturbed
 
 from vidjax.convert import from_state_dict
 from vidjax.errors import UserError
-from vidjax.models.vjepa import VJEPA, Pretraining, rotation
+from vidjax.layers.rotary import thirds
+from vidjax.models.vjepa import VJEPA, Pretraining
 
 
 def gmacs(frames: int, side: int, width: int, depth: int, hidden: int) -> float:
@@ -36,6 +37,8 @@ COUNTS = {
     "vjepa2_giant_384_diving48": (1_105_490_608, None),
     "vjepa2_tiny": (595_104, None),
     "vjepa2_tiny_pretrain": (661_584, None),
+    "vjepa2_tiny_frames": (595_104 - 256 * 3 * 96, None),
+    "vjepa2_tiny_frames_pretrain": (764_832, None),
 }
 
 
@@ -207,19 +210,22 @@ def test_the_pooler_sees_the_tokens_of_several_blocks():
     assert not np.allclose(run(several, VIDEO), run(model, VIDEO), atol=1e-3)
 
 
-def test_branches_start_smaller_in_later_blocks():
-    """By the root of twice the number of the block, as in the original."""
-    blocks = jax.jit(Pretraining(96, 4, 4, 48, 1, 4, patch_size=(2, 8, 8)).init)(
+@pytest.mark.parametrize("std", [0.02, None])
+def test_branches_start_smaller_in_later_blocks(std):
+    """By the root of twice the number of the block, as in the original; without a std, that of one over the inputs."""
+    params = jax.jit(Pretraining(96, 4, 4, 48, 1, 4, patch_size=(2, 8, 8), init_std=std).init)(
         jax.random.key(0), jnp.zeros((1, 2, 16, 16, 3)), jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), jnp.int32)
-    )["params"]["encoder"]["transformer"]
+    )["params"]
     for number in range(4):
-        kernel = blocks[f"block_{number}"]["mlp"]["fc2"]["kernel"]
-        assert kernel.std() == pytest.approx(0.02 / np.sqrt(2 * (number + 1)), rel=0.05)
-        assert blocks[f"block_{number}"]["mlp"]["fc1"]["kernel"].std() == pytest.approx(0.02, rel=0.05)
+        mlp = params["encoder"]["transformer"][f"block_{number}"]["mlp"]
+        scale = (std or 384**-0.5) / np.sqrt(2 * (number + 1))
+        assert mlp["fc2"]["kernel"].std() == pytest.approx(scale, rel=0.05)
+        assert mlp["fc1"]["kernel"].std() == pytest.approx(std or 96**-0.5, rel=0.05)
+    assert params["predictor"]["head"]["kernel"].std() == pytest.approx(std or 48**-0.5, rel=0.05)
 
 
 def test_thirds_of_a_head_are_rotated_by_time_row_and_column():
-    cosine, sine = rotation(jnp.arange(prod(CLIP)), CLIP, 27)  # 8 channels each, and 3 that are not rotated
+    cosine, sine = thirds(jnp.arange(prod(CLIP)), CLIP, 27)  # 8 channels each, and 3 that are not rotated
     assert cosine.shape == sine.shape == (16, 24)
     time, row, column = np.unravel_index(np.arange(16), CLIP)
     for third, position in enumerate((time, row, column)):

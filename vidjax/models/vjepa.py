@@ -20,54 +20,37 @@ from types import MappingProxyType
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from vidjax.errors import UserError
 from vidjax.layers.attention import DotProduct, Implementation
 from vidjax.layers.card import Card
 from vidjax.layers.embedding import PatchEmbedding
 from vidjax.layers.head import linear_unless_passed
 from vidjax.layers.normalization import LayerNorm
 from vidjax.layers.patches import check_video, grid, on_grid, patchify
-from vidjax.layers.rotary import Rotation
+from vidjax.layers.rotary import thirds
 from vidjax.layers.transformer import VIT_SIZES, Block, Encoder, Mlp, Remat
 
 CARD = Card(rate=4.0, crop_ratio=0.875, source="facebookresearch/vjepa2")  # four frames per second
 NORMAL = nn.initializers.normal(0.02)
 
 
-def rotation(indices: Int[Array, "*b n"], clip: tuple[int, int, int], head_width: int) -> Rotation:
-    """Cosine and sine of the angles of tokens, for heads of this width.
-
-    Args:
-      indices: of the tokens, in the `(t h w)` order of the clip.
-      clip: times, rows and columns of tokens in the clip.
-
-    Raises:
-      UserError: the heads are too narrow to rotate a pair of channels by each of the three positions.
-    """
-    third = 2 * (head_width // 3 // 2)
-    if not third:
-        raise UserError(f"heads of {head_width} channels have no thirds to rotate: use fewer heads or a larger width")
-    _, rows, columns = clip
-    positions = jnp.stack([indices // (rows * columns), indices // columns % rows, indices % columns], axis=-1)
-    frequencies = 10000.0 ** (-np.arange(third // 2) / (third / 2))
-    angles = positions[..., None].astype(jnp.float32) * np.tile(frequencies, 2).astype(np.float32)
-    angles = angles.reshape(*indices.shape, 3 * third)
-    return jnp.cos(angles), jnp.sin(angles)
+def initial(std: float | None, factor: float = 1.0) -> nn.initializers.Initializer:
+    """Normal with this std times the factor; None is the root of one over the inputs, as 0.02 is too small for few."""
+    scaled = nn.initializers.variance_scaling(factor**2, "fan_in", "normal")
+    return scaled if std is None else nn.initializers.normal(std * factor)
 
 
-def rescaled_block(*fields, name: str | None = None, **linen) -> Block:
+def rescaled_block(*fields, name: str | None = None, init_std: float | None = 0.02, **linen) -> Block:
     """A block whose branches start smaller the later it comes, by the root of twice its number, as in the original.
 
     Args:
       name: ends in the number of the block; a block without a name, in `Encoder.scan`, initialises no parameters.
     """
     number = 1 if name is None else 1 + int(name.rpartition("_")[2])
-    out_init = nn.initializers.normal(0.02 * (2 * number) ** -0.5)
-    return Block(*fields, kernel_init=NORMAL, out_init=out_init, name=name, **linen)
+    inits = {"kernel_init": initial(init_std), "out_init": initial(init_std, (2 * number) ** -0.5)}
+    return Block(*fields, **inits, name=name, **linen)
 
 
 class AttentivePooler(nn.Module):
@@ -125,6 +108,7 @@ class VJEPA(nn.Module):
       pooled_blocks: numbers of the blocks whose normalised outputs the pooler sees side by side; None for the last.
       drop_path: rate of the last block.
       num_frames, image_size: of the clips that the variant is meant for; other multiples of the patch size also work.
+      init_std: of the blocks' kernels, see `initial`.
       remat, scan: see `Encoder`; with `pooled_blocks`, the encoder's blocks are unrolled.
       implementation: of attention, see `attend`.
     """
@@ -144,6 +128,7 @@ class VJEPA(nn.Module):
     channels: int = 3
     num_frames: int = 64
     image_size: int = 256
+    init_std: float | None = 0.02
     card: Card = CARD
     remat: Remat = "none"
     scan: bool = False
@@ -155,7 +140,7 @@ class VJEPA(nn.Module):
         zeros = nn.initializers.zeros_init()
         self.patch_embedding = PatchEmbedding(self.width, self.patch_size, NORMAL, zeros, self.dtype)
         computing = {"implementation": self.implementation, "dtype": self.dtype}
-        block = partial(rescaled_block, self.heads, self.mlp_ratio, **computing)
+        block = partial(rescaled_block, self.heads, self.mlp_ratio, init_std=self.init_std, **computing)
         # The last block's output is the encoder's, whether the pooler sees it or not.
         returned = None if self.pooled_blocks is None else (*self.pooled_blocks, self.depth - 1)
         scan = self.scan and returned is None
@@ -182,7 +167,7 @@ class VJEPA(nn.Module):
         indices = jnp.arange(prod(clip)) if kept is None else kept
         if kept is not None:  # the others are dropped before the embedding
             patches = jnp.take_along_axis(patches, kept[..., None], axis=1)
-        positions = rotation(indices, clip, self.width // self.heads)
+        positions = thirds(indices, clip, self.width // self.heads)
         mask = None if valid is None else valid[:, None]
         outputs = self.transformer(self.patch_embedding(patches), train, mask=mask, rotation=positions)
         return tuple(self.norm(each) for each in (outputs if isinstance(outputs, tuple) else (outputs,)))
@@ -232,6 +217,7 @@ class Predictor(nn.Module):
     heads: int
     outputs: int
     mask_tokens: int = 10
+    init_std: float | None = 0.02
     remat: Remat = "none"
     scan: bool = False
     implementation: Implementation = "auto"
@@ -255,13 +241,14 @@ class Predictor(nn.Module):
           valid: of the indices `kept`, then of those `predicted`; see `VJEPA.tokens`.
           mask_index: number of the mask token.
         """
-        dense = partial(nn.Dense, kernel_init=NORMAL, dtype=self.dtype)
+        dense = partial(nn.Dense, kernel_init=initial(self.init_std), dtype=self.dtype)
         context = dense(self.width, name="embedding")(context)
         tokens = self.param("mask_tokens", nn.initializers.zeros_init(), (self.mask_tokens, self.width))
         token = tokens[mask_index % self.mask_tokens].astype(context.dtype)
         masked = jnp.broadcast_to(token, (*predicted.shape, self.width))
-        positions = rotation(jnp.concatenate([kept, predicted], axis=1), clip, self.width // self.heads)
-        block = partial(rescaled_block, self.heads, implementation=self.implementation, dtype=self.dtype)
+        positions = thirds(jnp.concatenate([kept, predicted], axis=1), clip, self.width // self.heads)
+        computing = {"implementation": self.implementation, "dtype": self.dtype}
+        block = partial(rescaled_block, self.heads, init_std=self.init_std, **computing)
         x = jnp.concatenate([context, masked], axis=1)
         mask = None if valid is None else valid[:, None]
         x = Encoder(block, self.depth, remat=self.remat, scan=self.scan, name="transformer")(
@@ -293,6 +280,7 @@ class Pretraining(nn.Module):
     channels: int = 3
     num_frames: int = 16
     image_size: int = 256
+    init_std: float | None = 0.02
     card: Card = CARD
     remat: Remat = "none"
     scan: bool = False
@@ -301,9 +289,7 @@ class Pretraining(nn.Module):
 
     def setup(self) -> None:
         """Creates the encoder and the predictor."""
-        computing = {
-            "remat": self.remat, "scan": self.scan, "implementation": self.implementation, "dtype": self.dtype,
-        }  # fmt: skip
+        computing = {name: getattr(self, name) for name in ("init_std", "remat", "scan", "implementation", "dtype")}
         self.encoder = VJEPA(
             self.width, self.depth, self.heads, self.mlp_ratio, self.patch_size, drop_path=self.drop_path,
             channels=self.channels, **computing,
@@ -366,6 +352,7 @@ class Pretraining(nn.Module):
 
 
 TINY = {"width": 96, "depth": 4, "heads": 4, "num_frames": 16, "image_size": 64}
+FRAMES = {**TINY, "patch_size": (1, 16, 16), "num_frames": 8, "image_size": 16, "init_std": None}
 GIANT = {"width": 1408, "depth": 40, "heads": 22, "mlp_ratio": 48 / 11}
 PREDICTOR = {"predictor_width": 384, "predictor_depth": 12, "predictor_heads": 12}
 
@@ -384,6 +371,7 @@ GIANT_DIVING48 = probe("Diving48", 90.2, "4x3", 2, 48, num_frames=32, pooled_blo
 VARIANTS = MappingProxyType(
     {
         "vjepa2_tiny": partial(VJEPA, **TINY),
+        "vjepa2_tiny_frames": partial(VJEPA, **FRAMES),
         "vjepa2_large": partial(VJEPA, **VIT_SIZES["large"]),
         "vjepa2_huge": partial(VJEPA, **VIT_SIZES["huge"]),
         "vjepa2_giant": partial(VJEPA, **GIANT),
@@ -393,6 +381,9 @@ VARIANTS = MappingProxyType(
         "vjepa2_large_diving48": partial(VJEPA, **VIT_SIZES["large"], **LARGE_DIVING48),
         "vjepa2_giant_384_diving48": partial(VJEPA, **GIANT, **GIANT_DIVING48),
         "vjepa2_tiny_pretrain": partial(Pretraining, **TINY, predictor_width=48, predictor_depth=2, predictor_heads=4),
+        "vjepa2_tiny_frames_pretrain": partial(
+            Pretraining, **FRAMES, predictor_width=96, predictor_depth=2, predictor_heads=4
+        ),
         "vjepa2_large_pretrain": partial(Pretraining, **VIT_SIZES["large"], **PREDICTOR),
         "vjepa2_huge_pretrain": partial(Pretraining, **VIT_SIZES["huge"], **PREDICTOR),
         "vjepa2_giant_pretrain": partial(Pretraining, **GIANT, **PREDICTOR),
