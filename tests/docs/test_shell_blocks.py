@@ -49,9 +49,15 @@ NOT_RUN = {
     "wait": "part of the lines before",
 }
 
-# Pages whose commands are only parsed, as they record experiments with scripts that README.md and docs/usage.md run:
-# running these too took a tenth of the time of all notebooks, pages and long tests.
-PARSED = ("docs/internvideo.md", "docs/results.md")
+# Pages whose commands are only parsed, with what runs the same scripts. Running these pages too took a fifth of the
+# time of all notebooks, pages and long tests.
+PARSED = {
+    "docs/internvideo.md": "README.md and docs/usage.md",
+    "docs/results.md": "README.md and docs/usage.md",
+    "docs/scaling.md": "tests/experiments/test_scaling.py",
+    "docs/troubleshooting.md": "README.md and docs/usage.md, and the tests of `--dry_run`",
+    "docs/speed.md": "tests/benchmark and tests/experiments/test_benchmark*.py",
+}
 
 # Models on the pages, and a tiny model of the same family.
 TINY = {
@@ -59,29 +65,17 @@ TINY = {
     "clip_base": "text_tiny",
     "moment_detr_clip": "moment_detr_tiny",
     "r2plus1d_18": "r2plus1d_tiny",
-    "r3d_18": "r3d_tiny",
     "videomae_base": "videomae_tiny",
-    "videomae_base_pretrain": "videomae_tiny_pretrain",
     "videomae_large": "videomae_tiny",
-    "videomae_large_pretrain": "videomae_tiny_pretrain",
     "vjepa2_large": "vjepa2_tiny",
     "vivit_base_16x2_factorized_encoder": "vivit_tiny_factorized_encoder",
-    "vivit_large_16x2_factorized_encoder": "vivit_tiny_factorized_encoder",
 }
 
 # Flags appended to the page's own to make each script small: later flags win.
 CLIPS = "--data.frames 4 --data.size 48 --data.short_side 48 --data.workers 1"
 LOOP = "--steps 2 --batch_size 8 --loop.log_every 1 --loop.save_every 2 --loop.evaluate_every 2"
 SMALL = {
-    "benchmark.py clips": "--frames 2 4 8 --size 32 --remat blocks --implementations xla ring",
-    "benchmark.py formats": "--data.frames 2 --data.size 16 --clips 2 --rounds 1",
-    "benchmark.py infer": "--frames 4 --size 32 --batch_sizes 8 --rounds 1 --steps 1 --peers",
     "benchmark.py input": "--data.frames 2 --data.size 16 --clips 4 --rounds 1 --cores 1",
-    "benchmark.py localization": "--model actionformer_tiny --lengths 32 --rounds 1 --steps 1 --no_peers",
-    "benchmark.py loss": "--batch_size 64 --chunks 32",
-    "benchmark.py startup": "--commands predict --rounds 1",
-    "benchmark.py memory": "--frames 4 --size 32 --remat none --budget_gb 0.02",
-    "benchmark.py train": "--frames 4 --size 32 --batch_sizes 8 --rounds 1 --steps 1 --peers",
     "albef_pretrain.py": f"{CLIPS} {LOOP} --data.validation_examples 8",
     "caption.py": "--data.workers 1",
     "check_data.py": "--data.frames 2 --data.size 16 --clips 1 --data.workers 1",
@@ -104,8 +98,6 @@ SMALL = {
     "predict.py": "--data.workers 1",
     "probe.py": "--data.workers 1 --batch_size 8 --k 2 --attentive.epochs 1 --attentive.learning_rates 1e-3",
     "retrieve.py": "--data.workers 1",
-    "scaling.py --model": "--batch_per_device 1 --frames 4 --size 32 --chips 8 16",
-    "scaling.py input": "--rows 1 --clips 2 --rounds 1 --frames 2 --size 16",
     "token_pretrain.py": f"{LOOP} --data.workers 1 --probe_clips 0 --observed_clips 2",
     "video_language_pretrain.py": f"{CLIPS} {LOOP} --data.validation_examples 8 --caption_examples 2",
     "visualize.py": "--data.workers 1",
@@ -113,11 +105,7 @@ SMALL = {
     "zero_shot.py": "--data.workers 1",
 }
 # Flags in these tables that may override a page's own: sizes only.
-SIZES = {
-    "--model", "--models", "--video_model", "--text_model", "--steps", "--batch_size", "--batch_sizes",
-    "--batch_per_device", "--budget_gb", "--chunks", "--frames", "--lengths", "--size", "--peers",
-    "--data.frames", "--data.size", "--data.short_side",
-}  # fmt: skip
+SIZES = {"--model", "--video_model", "--text_model", "--data.frames", "--data.size", "--data.short_side"}
 
 # Files that pages assume, and replacements for absolute folders.
 MANIFESTS = (
@@ -139,17 +127,6 @@ OUTPUT = {
         "8 of 8 videos decoded",  # evaluate
     ),
     "docs/usage.md": ("8 examples, 8 looked at, 0 unreadable", "8 of 8 videos decoded"),
-    "docs/speed.md": (
-        "training steps (AdamW) of clips of",  # benchmark train
-        "forward passes in evaluation",  # infer
-        "the largest batch that fits into 0.02 GB per device, by compiling only",  # memory
-        "training steps of actionformer_tiny (AdamW, float32)",  # localization
-        "64 pairs of 512 values on",  # loss
-        "decode alone, 1 core",  # input
-        "uncompressed RGB",  # formats
-        "most frames (up to 8)",  # clips
-        "seconds from the shell",  # startup
-    ),
     "docs/index.md": (
         "8 examples, 8 looked at, 0 unreadable",  # check_data
         "MCG-NJU/videomae-base",  # finetune
@@ -162,7 +139,6 @@ OUTPUT = {
         "0.667 of the clips from k400.csv",
     ),
     "docs/reproduce.md": ("top-1", "equal clips: videomae"),
-    "docs/troubleshooting.md": ("dry run of videomae_tiny: 32 clips", "nothing was loaded or written"),
 }
 
 
@@ -282,14 +258,8 @@ def small(words):
 
 
 def start(words):
-    """Runs a command of a page: in this process, unless it simulates devices."""
+    """Runs a command of a page in this process."""
     words = small(words)
-    if words[0].endswith("scaling.py"):
-        command = [sys.executable, str(ROOT / words[0]), *words[1:]]
-        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
-        assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}{done.stderr}"
-        print(done.stdout)
-        return
     on_eight = {"--fsdp", "--sequence"} & set(words) or words[0].endswith("benchmark.py")
     with contextlib.nullcontext() if on_eight else two_devices(), pytest.MonkeyPatch.context() as patch:
         if words[0].endswith("compare_models.py"):

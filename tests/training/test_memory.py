@@ -120,6 +120,7 @@ def test_the_suggested_batch_size_fits(monkeypatch, capsys):
     assert "does not fit: try --accumulation 2 or --fsdp 8\n" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_the_loop_keeps_as_many_batches_as_are_counted_and_one_state(tmp_path):
     from vidjax.training.loop import LoopConfig, fit  # Orbax takes seconds to import, and the process below needs none
 
