@@ -1,6 +1,6 @@
 """The commands of the pages' shell blocks run, with flags appended that make them small.
 
-`pytest -m pages -n 0 tests/docs` takes a minute or two; plain `pytest` only parses the commands. Each page has a new
+`pytest -m pages -n 0 tests/docs` takes several minutes; plain `pytest` only parses the commands. Each page has a new
 directory with small videos, where its commands run in order and in this process, so that JAX starts only once. Commands
 and pages that do not run are listed in NOT_RUN and PARSED with the reason. `text` blocks are compared with the output
 of the program.
@@ -56,7 +56,7 @@ PARSED = {
     "docs/results.md": "README.md and docs/usage.md",
     "docs/scaling.md": "tests/experiments/test_scaling.py",
     "docs/troubleshooting.md": "README.md and docs/usage.md, and the tests of `--dry_run`",
-    "docs/speed.md": "tests/benchmark and tests/experiments/test_benchmark*.py",
+    "docs/speed.md": "tests/benchmark and tests/experiments/test_benchmark*.py, except for `infer`",
 }
 
 # Models on the pages, and a tiny model of the same family.
