@@ -51,6 +51,7 @@ CLIPS = [  # name, fields, frames and side of the clip (by default those of the 
     ("mvitv2_tiny", {"image_size": 28}, None, "image_size 28 is too small for 4 scales, .* use at least 32"),
     ("video_swin_tiny", {"width": 15}, None, "width 15 cannot be split into 2 heads: use a divisor of the width"),
     ("video_swin_tiny", {"heads": (2, 4, 8)}, None, "there are 2 depths and 3 heads: give one of each for every stage"),
+    ("video_swin_tiny", {"window": (0, 3, 3)}, None, r"window is \(0, 3, 3\): it needs at least one token in time"),
     ("vidtr_tiny", {"heads": 3}, None, "width 32 cannot be split into 3 heads: use a divisor of the width"),
     ("vidtr_tiny", {}, (4, 32), "has 4 frames of 32x32 pixels: the model takes 8 of 32x32, its fields num_frames and"),
     ("vidtr_tiny_compact", {"num_frames": 4}, None, r"drops is \(0, 4\): a clip of 4 frames .* must keep a frame"),

@@ -192,6 +192,8 @@ class VideoSwin(nn.Module):
             raise UserError(
                 f"there are {len(self.depths)} depths and {len(self.heads)} heads: give one of each for every stage"
             )
+        if min(self.window) < 1:
+            raise UserError(f"window is {self.window}: it needs at least one token in time, height and width")
         bias_init = pytorch_bias(self.channels * int(np.prod(self.patch_size)))
         self.patch_embedding = PatchEmbedding(self.width, self.patch_size, pytorch_kernel, bias_init, self.dtype)
         self.patch_embedding_norm = LayerNorm(epsilon=1e-5, dtype=self.dtype)
