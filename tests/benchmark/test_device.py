@@ -85,7 +85,7 @@ def test_the_commands_of_the_script_are_valid_and_take_under_ten_minutes(tmp_pat
         ["bash", str(SCRIPT), str(tmp_path / "report")], capture_output=True, text=True, env=environment
     )
     seconds = [int(line.split()[-2]) for line in done.stderr.splitlines()]
-    assert done.returncode == 0 and len(seconds) == 6 and sum(seconds) <= 580
+    assert done.returncode == 0 and len(seconds) == (4 if tiny else 6) and sum(seconds) <= 580
     *parts, report = (line.split() for line in calls.read_text().splitlines())
     assert report[0] == "device" and report[-2:] == ["--out", str(tmp_path / "report")]
     for mode, *argv in parts:
@@ -109,9 +109,7 @@ def test_the_script_measures_every_part_with_tiny_models(tmp_path):
     done = subprocess.run(["bash", str(SCRIPT), str(out)], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     parts = json.loads(out.with_suffix(".json").read_text())["parts"]
-    assert list(parts) == [
-        "1-videomae-base", "2-videomae-large", "3-vivit-large", "4-convolution", "5-attention", "6-remat-scan",
-    ]  # fmt: skip
+    assert list(parts) == ["1-videomae-base", "4-convolution", "5-attention", "6-remat-scan"]
     assert {name: part.get("failed") for name, part in parts.items() if part["status"]} == {}
     assert {row["side"] for row in parts["6-remat-scan"]["rows"]} == {
         f"vidjax remat=blocks scan={scan}" for scan in (False, True)

@@ -202,6 +202,12 @@ def test_attention_of_many_tokens_does_not_materialise_all_scores():
     assert materialises_all("auto", 160) and not materialises_all("auto", 1280)
 
 
+def test_many_windows_of_few_tokens_do_not_materialise_all_scores():
+    windows, clips = (jnp.broadcast_to(0.0, shape) for shape in ((256, 392, 3, 1), (2, 392, 6, 1)))
+    assert "scan" in str(jax.make_jaxpr(attend)(*3 * [windows]))
+    assert "scan" not in str(jax.make_jaxpr(attend)(*3 * [clips]))
+
+
 def test_cudnn_never_falls_back_silently():
     x = jnp.zeros((1, 4, 2, 8))
     with pytest.raises(Exception, match=r"(?i)cudnn|flash|gpu|must be"):

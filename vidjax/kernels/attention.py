@@ -1,5 +1,6 @@
 """Scaled dot-product attention over any leading axes, with a choice of implementations."""
 
+import math
 from typing import Literal
 
 import einops
@@ -18,6 +19,19 @@ Implementation = Literal["auto", "xla", "cudnn", "chunked", "ring"]
 # more compilation), 0.7 to 0.8 at 784, 0.7 at 1,568 and 0.8 at 3,136, where it needs 33 MB instead of 482 (float32, 6
 # heads of 64). Not measured on accelerators, where chunks are used if the scores of one head exceed 16 MB.
 FEW_PAIRS_CPU, FEW_PAIRS = 2**18, 2**22
+# Many windows of few tokens also fill the memory: Video Swin's first stage has 768 heads of 392 tokens for 64 frames of
+# 224 pixels. In chunks its inference took half of the process's memory and, with other jobs on the machine, 0.7 of the
+# time. With few scores in all, chunks of so few tokens took 1.14 times as long (a step of VideoMAE-S, 2 clips).
+FEW_PAIRS_OF_MANY, MANY_SCORES = 2**17, 2**24
+
+
+def few_pairs(query: Float[Array, "*b q k d"], key: Float[Array, "*b n k d"]) -> bool:
+    """Whether `auto` computes all scores at once."""
+    pairs = query.shape[-3] * key.shape[-3]
+    if jax.default_backend() != "cpu":
+        return pairs <= FEW_PAIRS
+    many = math.prod(query.shape[:-1]) * key.shape[-3] > MANY_SCORES
+    return pairs <= (FEW_PAIRS_OF_MANY if many else FEW_PAIRS_CPU)
 
 
 def _fits_cudnn(query: Array, key: Array) -> bool:
@@ -60,9 +74,7 @@ def attend(
         # With a mask, cuDNN's kernel has no gradient for odd lengths such as CLIP's 77; with a bias it is untested.
         plain = mask is None and bias is None and cap is None
         fits = jax.default_backend() == "gpu" and plain and _fits_cudnn(query, key)
-        most = FEW_PAIRS_CPU if jax.default_backend() == "cpu" else FEW_PAIRS
-        few = query.shape[-3] * key.shape[-3] <= most
-        implementation = "cudnn" if fits else "xla" if few else "chunked"
+        implementation = "cudnn" if fits else "xla" if few_pairs(query, key) else "chunked"
     if implementation == "chunked":
         return _attend_in_chunks(query, key, value, mask, bias, cap)
     if implementation == "ring":

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vidjax.kernels.attention import FEW_PAIRS, FEW_PAIRS_CPU
+from vidjax.kernels.attention import few_pairs
 from vidjax.kernels.chunked_attention import over_queries, scores_of, weigh
 
 Terms = tuple[Float[Array, "*b q k t"], Float[Array, "*b q k h"], Float[Array, "*b q k w"]]
@@ -24,8 +24,7 @@ def attend_on_grid(
       key, value: those without a place, such as the class token, then those on the grid, in the order `(t h w)`.
       terms: for each query, those of the keys by their place in time, height and width.
     """
-    most = FEW_PAIRS_CPU if jax.default_backend() == "cpu" else FEW_PAIRS
-    if query.shape[-3] * key.shape[-3] > most:
+    if not few_pairs(query, key):
         return over_queries(_some_queries, (query, *terms), (key, value))
     queries, keys = jax.tree.map(lambda x: jnp.swapaxes(x, -2, -3), ((query, *terms), (key, value)))
     return jnp.swapaxes(_some_queries(queries, keys), -2, -3)
