@@ -33,7 +33,7 @@ OF_TESTS = ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES", "MPLBACKEND")
 OF_COLAB = ("google",)
 IN_FULL = "quickstart.ipynb"
 """Runs on one device, with all its steps; the others train for longer."""
-SHORTENED = {"bring_your_own_module.ipynb": 16, "mae_pretraining.ipynb": 50, "video_text.ipynb": 20}
+SHORTENED = {"bring_your_own_module.ipynb": 16, "mae_pretraining.ipynb": 25, "video_text.ipynb": 10}
 """Steps in place of a notebook's own, whose results are then not asserted."""
 CALLED_OTHERWISE = {"pillow": "PIL", "orbax-checkpoint": "orbax"}
 

@@ -26,13 +26,13 @@ def naive_attend(query, key, value, mask=True, bias=0.0) -> np.ndarray:
     return np.moveaxis(weights / weights.sum(-1, keepdims=True) @ value, -3, -2)
 
 
-@pytest.mark.parametrize("leading", [(), (2,), (2, 3)])
+@pytest.mark.parametrize("leading", [(), (2, 3)])
 def test_attend_is_softmax_attention_over_any_leading_axes(leading):
     query, key, value = normal(*leading, 5, 4, 6) * 3, normal(*leading, 7, 4, 6), normal(*leading, 7, 4, 6)[..., ::-1]
     np.testing.assert_allclose(jax.jit(attend)(query, key, value), naive_attend(query, key, value), atol=1e-5)
 
 
-@pytest.mark.parametrize("shape", [(5, 7), (1, 7), (2, 1, 7), (1, 3, 5, 7), (2, 3, 5, 7)])
+@pytest.mark.parametrize("shape", [(1, 7), (2, 1, 7), (2, 3, 5, 7)])
 def test_a_mask_hides_keys_from_queries_in_all_heads(shape):
     query, key, value = normal(2, 3, 5, 4, 6), normal(2, 3, 7, 4, 6), normal(2, 3, 7, 4, 6)[..., ::-1]
     if len(shape) == 3:  # another number of leading axes
@@ -142,11 +142,9 @@ def attended_and_gradients(implementation, query, key, value, mask=None):
     ("leading", "queries", "keys", "mask"),
     [
         ((), 1, 1, None),
-        ((2,), 12, 12, None),  # chunks of 4
-        ((2, 3), 13, 5, (13, 5)),  # and one of 1
+        ((2, 3), 13, 5, (13, 5)),  # chunks of 4 and one of 1
         ((3,), 3, 9, (1, 9)),
         ((2, 3), 7, 9, (2, 1, 1, 9)),
-        ((2, 3), 7, 9, (3, 7, 9)),
     ],
 )
 def test_chunked_attention_has_the_same_outputs_and_gradients(monkeypatch, leading, queries, keys, mask):
