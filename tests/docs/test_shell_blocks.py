@@ -53,6 +53,7 @@ NOT_RUN = {
 # time of all notebooks, pages and long tests.
 PARSED = {
     "docs/internvideo.md": "README.md and docs/usage.md",
+    "docs/motion.md": "tests/experiments/test_extract_flow.py and test_finetune_flow.py",
     "docs/results.md": "README.md and docs/usage.md",
     "docs/scaling.md": "tests/experiments/test_scaling.py",
     "docs/troubleshooting.md": "README.md and docs/usage.md, and the tests of `--dry_run`",
