@@ -24,6 +24,7 @@ from tyro.conf import Positional
 from vidjax import cli
 from vidjax.data.config import core_count
 from vidjax.errors import UserError
+from vidjax.fields import check_values
 
 if TYPE_CHECKING:  # PyAV and TensorFlow are imported when they are needed
     from vidjax.data.example import Field, Source
@@ -62,6 +63,7 @@ class RecordConfig:
     """Which shards this process writes, such as 2/4 for the second of four processes; each runs the same command."""
 
     def __post_init__(self) -> None:
+        check_values(self)
         for name in ("short_side", "max_frames", "videos_per_shard"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}: it must be 1 or more")
