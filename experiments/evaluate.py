@@ -40,7 +40,7 @@ from vidjax.evaluation.recognition import recognition
 from vidjax.fields import check_values
 from vidjax.runs.announce import print_notes
 from vidjax.runs.open_set import describe_open_set, write_open_set
-from vidjax.runs.results import describe_recognition, open_results, per_class, predictions, write_csv
+from vidjax.runs.results import describe_recognition, open_results, per_class, predictions, write_csv, write_scores
 from vidjax.training.metrics import clock
 from vidjax.training.sharding import (
     check_batch_size,
@@ -257,6 +257,8 @@ def main(config: Config) -> dict[str, Any]:
     write_csv(out / "per_class.csv", numbers["per_class"])
     ids = [source.ids[i] for i in index[valid]]
     write_csv(out / "predictions.csv", predictions(probabilities[valid], labels[valid], ids, class_names))
+    ids = [source.ids[i] for i in index[counted]]
+    write_scores(out, ids, labels[counted], probabilities[counted], class_names)
     save_confusion(out / "confusion.png", result.confusion, class_names, f"top-1 {result.top1:.1%}, {coverage}")
     print(f"\n{text}\n\nwritten to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
     return numbers

@@ -11,6 +11,7 @@ Running the same command again resumes the run. Expected results: docs/results.m
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -28,9 +29,9 @@ from vidjax.fields import initial, require_not_negative
 from vidjax.layers.normalization import valid_clips
 from vidjax.models import variable_shapes
 from vidjax.objectives.classification import evidential, mix_clips
-from vidjax.runs.config import TrainConfig
 from vidjax.runs.run import Run
 from vidjax.runs.sources import open_labelled
+from vidjax.runs.teacher import TaughtConfig, Teacher, distill, load_teacher, with_features
 from vidjax.runs.validation import describe_accuracy, recognition_validator
 from vidjax.training.loop import FitResult
 from vidjax.training.optimizer import OptimizerConfig, trained_parameters
@@ -40,7 +41,7 @@ from vidjax.training.step import valid_mean
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(TrainConfig):
+class Config(TaughtConfig):
     """A supervised training run."""
 
     model: str = "videomae_base"
@@ -122,8 +123,8 @@ def choose_trained(config: Config, model: nn.Module) -> Any:
     return trained_parameters(params, config.tuned_blocks if config.tune == "partial" else None, frozen)
 
 
-def make_loss(config: Config, model: nn.Module, trained: Any) -> Callable:
-    """The loss function: the objective of the config with mixup, CutMix and label smoothing."""
+def make_loss(config: Config, model: nn.Module, trained: Any, teacher: Teacher | None = None) -> Callable:
+    """The loss function: the objective of the config with mixup, CutMix, label smoothing and a teacher."""
     loss_of = evidential if config.objective == "evidential" else optax.losses.softmax_cross_entropy
 
     def loss_fn(params: Any, aux: Aux, batch: dict[str, jax.Array], key: jax.Array) -> tuple:
@@ -132,9 +133,11 @@ def make_loss(config: Config, model: nn.Module, trained: Any) -> Callable:
             params = jax.tree.map(lambda p, t: p if t else jax.lax.stop_gradient(p), params, trained)
         pixels, labels, valid = model.card.scale(batch["video"]), batch["label"], batch["valid"]
         targets = optax.smooth_labels(jax.nn.one_hot(labels, model.num_classes), config.label_smoothing)
-        pixels, targets = mix_clips(mix_key, pixels, targets, valid, config.mixup, config.cutmix)
+        mix = partial(mix_clips, mix_key, targets=targets, valid=valid, mixup=config.mixup, cutmix=config.cutmix)
+        pixels, targets = mix(pixels)
         with valid_clips(valid):
-            logits, changed = model.apply(
+            (logits, changed), features = with_features(
+                model.apply,
                 {"params": params, **aux.model_state},
                 model.card.normalize(pixels),
                 train=config.tune != "linear_probe",
@@ -143,6 +146,9 @@ def make_loss(config: Config, model: nn.Module, trained: Any) -> Callable:
             )
         metrics = {"accuracy": valid_mean(logits.argmax(axis=-1) == labels, valid)} if config.train_accuracy else {}
         losses = loss_of(logits.astype(jnp.float32), targets)
+        if teacher is not None:
+            distilled, more = distill(teacher, aux.frozen, batch, mix, logits, features)
+            losses, metrics = losses + distilled, metrics | more
         return valid_mean(losses, valid), ({**aux.model_state, **changed}, metrics)
 
     return loss_fn
@@ -169,18 +175,21 @@ def main(config: Config, mesh: Mesh) -> dict[str, float]:
     clip = jax.ShapeDtypeStruct((1, data.frames, data.size, data.size, len(model.card.mean)), jnp.float32)
     trained = choose_trained(config, model)
     settings = {"trained": trained, "factors": {"head/": config.head_factor}, "numbers": {"label": ()}}
-    run.build(model, [clip], make_loss(config, model, trained), **settings)
+    teacher, frozen = load_teacher(config, model, source) if config.teacher else (None, None)
+    settings |= {"frozen": frozen, "fields": teacher.shapes(data) if teacher else {}}
+    run.build(model, [clip], make_loss(config, model, trained, teacher), **settings)
     if config.dry_run:
         return run.dry_run()
     variables = run.new_variables()
     if config.init_from and not run.has_begun:
         variables = runs.start_classifier(config.init_from, model, variables, config.keep_head)
-    state = run.begin(variables)
-    del variables  # the state has its own copy
+    state = run.begin(variables, frozen)
+    del variables, frozen  # the state has its own copies
     classes = f"{len(source.class_names)}; {run.describe_validation()}"
     run.announce(tune=f"{config.tune}: {run.trained:,} parameters", classes=classes)
     chosen = "ema_top1" if config.ema_decay else "top1"
-    result = run.fit(state, run.labelled_batches, recognition_validator(run) if validation else None, best=chosen)
+    batches = partial(run.labelled_batches, fields=teacher.fields if teacher else ())
+    result = run.fit(state, batches, recognition_validator(run) if validation else None, best=chosen)
     return summarize(run, result, chosen) if result.finished and is_main_process() else {}
 
 

@@ -18,6 +18,7 @@ from vidjax.data.batches import BadFiles
 from vidjax.data.config import DataConfig
 from vidjax.data.pipeline import train_batches
 from vidjax.data.sources import open_source
+from vidjax.runs import records
 from vidjax.runs.results import write_csv
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "experiments"))
@@ -79,8 +80,8 @@ def test_the_printed_source_of_records_is_quoted_for_the_shell(folder, tmp_path,
 
 def test_digests_accept_any_name():
     """The digest of UTF-8 names must not change, so that interrupted conversions can be resumed."""
-    assert write_tfrecords.digest(["a", "é"]) == "7ab79b5e89f288f04c7389fa4fd59ec40019be6831307a42095a4c60334e1b01"
-    assert write_tfrecords.digest([LATIN]) != write_tfrecords.digest(["caf\udce8"])
+    assert records.digest(["a", "é"]) == "7ab79b5e89f288f04c7389fa4fd59ec40019be6831307a42095a4c60334e1b01"
+    assert records.digest([LATIN]) != records.digest(["caf\udce8"])
 
 
 def test_a_csv_file_with_such_names_is_utf_8(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 import videos
 
 from vidjax.data.sources import open_source
+from vidjax.runs.records import kept_frames
 
 SCRIPT = Path(__file__).resolve().parents[2] / "experiments" / "write_tfrecords.py"
 
@@ -72,10 +73,10 @@ def test_an_interrupted_conversion_is_resumed(script, folder, tmp_path, monkeypa
     config = script.Config(str(folder), str(tmp_path), videos_per_shard=2, workers=1)
     make_record = script.make_record
 
-    def interrupted(source, index, config):
+    def interrupted(source, index, *args):
         if index == 4:
             raise KeyboardInterrupt
-        return make_record(source, index, config)
+        return make_record(source, index, *args)
 
     monkeypatch.setattr(script, "make_record", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -85,7 +86,7 @@ def test_an_interrupted_conversion_is_resumed(script, folder, tmp_path, monkeypa
     assert list(tmp_path.glob("videos-*.partial"))
 
     converted = []
-    monkeypatch.setattr(script, "make_record", lambda s, i, c: converted.append(i) or make_record(s, i, c))
+    monkeypatch.setattr(script, "make_record", lambda s, i, *args: converted.append(i) or make_record(s, i, *args))
     script.main(config)
     assert converted == [4]
     assert "2 shards are complete from an earlier run" in capsys.readouterr().out
@@ -138,6 +139,7 @@ def test_a_folder_that_cannot_be_written_is_refused(script, folder, tmp_path):
         ("quality", 101, "quality is 101: it must be between 1 and 100"),
         ("fps", 0.0, "fps is 0.0: it must be more than 0"),
         ("workers", -1, r"workers is -1: it must be 0 \(one per core\) or more"),
+        ("part", "3/2", "part is 3/2: write number/count, such as 2/4"),
     ],
 )
 def test_values_out_of_range_are_refused(script, field, value, sentence):
@@ -147,7 +149,7 @@ def test_values_out_of_range_are_refused(script, field, value, sentence):
 
 def test_fps_needs_the_frame_rate(script):
     with pytest.raises(ValueError, match="fps needs the frame rate, which a does not store"):
-        script.kept_frames(10, float("nan"), script.Config("a", "b", fps=2.0))
+        kept_frames(10, float("nan"), script.Config("a", "b", fps=2.0))
 
 
 @pytest.mark.long

@@ -5,8 +5,9 @@ model zoos (`facts` names the page); values not given there are omitted. Accurac
 are clips x crops of a test video.
 
 Some families have no rows. No weights of DeepVideo and Video Mobile-Former were published, those of P3D are no longer
-available, and LRCN's are a Caffe model, of which `load_weights` reads the blobs after pycaffe has extracted them. Image
-ViTs (`vit`) are starting points for video models: `load_pretrained` takes their Hugging Face ids.
+available, those of the two-stream networks are MATLAB's, and LRCN's are a Caffe model, of which `load_weights` reads
+the blobs after pycaffe has extracted them. Image ViTs (`vit`) are starting points for video models: `load_pretrained`
+takes their Hugging Face ids.
 """
 
 import fnmatch

@@ -22,8 +22,11 @@ def encode_frames(frames: UInt8[np.ndarray, "t h w 3"], quality: int) -> list[by
 
 
 def encode_stream(frames: UInt8[np.ndarray, "t h w c"]) -> list[bytes]:
-    """Encodes frames of 1 to 4 channels losslessly as PNG."""
-    return [tf.io.encode_png(frame).numpy() for frame in frames]
+    """Encodes frames of 1 to 4 channels losslessly as PNG.
+
+    Compressed lightly: thoroughly takes four times as long, half as long as the flow itself, and saves a quarter.
+    """
+    return [tf.io.encode_png(frame, compression=1).numpy() for frame in frames]
 
 
 def channels(encoded: bytes, id: str) -> int:

@@ -295,8 +295,13 @@ class ArrayPart:
             )
         rate = spec.rate or video.rate
         count, height, width = frames.shape[:3]
+        if spec.rate is None and count not in (video.num_frames - 1, video.num_frames):
+            raise DecodeError(
+                f"{row.fields[field]}: it has {count} frames, its video {video.num_frames}: make it again, or give the "
+                f"rate of {field} in fields.json"
+            )
         # Flow between frames has one frame fewer than the video: the last one is repeated.
-        count = max(count, video.num_frames) if spec.rate is None else count
+        count = video.num_frames if spec.rate is None else count
         first, part = part_of(row, VideoInfo(count, rate, width, height, count / rate, "array"))
         return cls(frames, first, part)
 

@@ -136,6 +136,10 @@ def _open_record(record: records.Record, id: str, names: Sequence[str]) -> Examp
     for name in names:
         if name in record.streams:
             frames = record.streams[name]
+            if len(frames) != len(record.frames):
+                raise DecodeError(
+                    f"{id}: its {name} has {len(frames)} frames, its video {len(record.frames)}: write it again"
+                )
             streams[name] = EncodedImages(record, frames, images.channels(frames[0], id), id)
     values = {name: value for name, value in record.values.items() if name in names}
     return Example(streams, record.label, record.captions, values)

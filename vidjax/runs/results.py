@@ -103,3 +103,28 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
+
+
+SCORES_FILE = "scores.npz"
+
+
+def write_scores(
+    out: Path, videos: Sequence[str], labels: np.ndarray, probabilities: np.ndarray, class_names: Sequence[str]
+) -> None:
+    """Writes the probabilities of labelled videos, for fusing them with those of other classifiers (`fuse.py`)."""
+    names = {"videos": np.array(videos), "class_names": np.array(class_names)}
+    np.savez_compressed(out / SCORES_FILE, labels=labels, probabilities=probabilities, **names)
+
+
+def read_scores(folder: str) -> dict[str, Any]:
+    """The arguments of `write_scores`, by name.
+
+    Raises:
+      UserError: the directory has no scores.
+    """
+    path = Path(folder) / SCORES_FILE
+    if not path.is_file():
+        raise UserError(f"{folder} has no {SCORES_FILE}: give an output directory of evaluate.py, or evaluate again")
+    with np.load(path, allow_pickle=False) as stored:
+        scores = dict(stored)
+    return scores | {name: tuple(scores[name].tolist()) for name in ("videos", "class_names")}

@@ -283,7 +283,7 @@ class Run:
         """This process's part of each training batch, starting at batch number `first`, without end.
 
         Args:
-          text: `tokenizer` and `context`, if the batches include captions.
+          text: `tokenizer` and `context`, if the batches include captions, and `fields` of the source.
         """
         from vidjax.data.pipeline import train_batches
 
@@ -291,11 +291,11 @@ class Run:
         settings["bad_files"] = next(iter(self._bad_files.values()))
         return train_batches(self.source, self.config.data, **settings, **text, **this_process())
 
-    def labelled_batches(self, first: int) -> Iterator[dict[str, np.ndarray]]:
-        """`batches` of `video`, `label` and `valid`, which is false for clips without a label too."""
-        for batch in self.batches(first):
+    def labelled_batches(self, first: int, fields: Sequence[str] = ()) -> Iterator[dict[str, np.ndarray]]:
+        """`batches` of `video`, `label`, further fields, and `valid`, which is false for clips without a label too."""
+        for batch in self.batches(first, fields=fields):
             valid = batch["valid"] & (batch["label"] >= 0)
-            yield {"video": batch["video"], "label": batch["label"], "valid": valid}
+            yield {name: batch[name] for name in ("video", "label", *fields)} | {"valid": valid}
 
     def evaluation_batches(self, source: "Source", **settings: Any) -> Iterator[dict[str, np.ndarray]]:
         """This process's part of each batch of one pass over a source; see `data.batches.evaluation_batches`."""

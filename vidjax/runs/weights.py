@@ -156,7 +156,9 @@ def start_from(
     return variables, report
 
 
-def keep_classes(model: nn.Module, variables: dict, names: Sequence[str]) -> tuple[nn.Module, dict]:
+def keep_classes(
+    model: nn.Module, variables: dict, names: Sequence[str], owner: str = "the model"
+) -> tuple[nn.Module, dict]:
     """Reduces the head of a classifier to some of its classes, in the given order.
 
     The logits of these classes do not change. This turns a model of a merged data set, such as Kinetics-710, into one
@@ -166,6 +168,7 @@ def keep_classes(model: nn.Module, variables: dict, names: Sequence[str]) -> tup
       model: a classifier whose card has the class names.
       variables: its variables, of which only those of the head change.
       names: the classes to keep. They match regardless of case, quotes, and spaces or underscores.
+      owner: what the model is called in error messages.
 
     Returns:
       The model with these classes, named as in `names`, and its variables.
@@ -180,7 +183,7 @@ def keep_classes(model: nn.Module, variables: dict, names: Sequence[str]) -> tup
         raise UserError(
             f"a {type(model).__name__} has no head of its own: reduce those of its parts before they are joined"
         )
-    rows = np.array(_require_classes(names, known, "the model"))
+    rows = np.array(_require_classes(names, known, owner))
     smaller = replace(model.card, class_names=tuple(names))
     head = jax.tree.map(lambda leaf: leaf[..., rows], variables["params"]["head"])  # a kernel and a bias
     params = variables["params"] | {"head": head}

@@ -1,0 +1,134 @@
+"""Flow beside frames: what is stored, how several processes share the work, and RAFT in windows."""
+
+import json
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import videos
+from PIL import Image
+from small_models import perturbed
+
+import vidjax
+from vidjax.convert import save_pretrained
+from vidjax.data.config import AugmentConfig, DataConfig
+from vidjax.data.flow import to_bytes
+from vidjax.data.pipeline import train_batches
+from vidjax.data.sources import open_source
+from vidjax.errors import UserError
+from vidjax.runs.flow import PAIRS, choose_flows, raft_flows
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "experiments"))
+import extract_flow
+
+
+def known_flows(frames):
+    """A flow that tells which two frames it was made from."""
+    for first, second in pairwise(frames):
+        levels = [float(first.mean()) / 16, -float(second.mean()) / 16]
+        yield np.broadcast_to(np.float32(levels), (*first.shape[:2], 2))
+
+
+@pytest.fixture
+def write(monkeypatch):
+    monkeypatch.setattr(extract_flow, "choose_flows", lambda method, weights: known_flows)
+
+    def write(source, out, **settings):
+        settings = {"short_side": 16, "workers": 1, "videos_per_shard": 2} | settings
+        extract_flow.main(extract_flow.Config(str(source), str(out), **settings))
+        return open_source(f"tfrecord:{out}")
+
+    return write
+
+
+def test_flow_is_stored_beside_the_frames_that_it_leads_from(write, tmp_path, capsys):
+    source = write("synthetic:moving_shapes", tmp_path, examples=3, max_frames=5, pictures=1, part="2/2")
+    assert len(source) == 1 and "1 shards of other parts are not complete yet" in capsys.readouterr().out
+    source = write("synthetic:moving_shapes", tmp_path, examples=3, max_frames=5, pictures=1)
+    printed = capsys.readouterr().out
+    assert "flow of synthetic:moving_shapes is replaced" in printed and "1 shards are complete from an ear" in printed
+    assert len(source) == 3 and source.fields["flow"].mirrored == (0,) and "tracks" in source.fields
+    with source.open(1, ("flow", "tracks")) as example:
+        frames, flow = (example.streams[name].read(np.arange(5))[0] for name in ("video", "flow"))
+        assert example.values["tracks"].shape == (64, 6)
+    expected = np.stack(list(known_flows(frames)))[[0, 1, 2, 3, 3]]
+    assert np.abs(flow.astype(int) - to_bytes(expected)).max() <= 1  # frames are stored as JPEG
+    assert Image.open(tmp_path / "pictures" / "00000.png").size[0] >= 480
+
+    config = DataConfig(frames=2, size=16, short_side=16, stream="flow", augment=AugmentConfig("center", flip=True))
+    batch = next(train_batches(source, config, batch_size=8, seed=0))
+    x, flipped = batch["video"][:, 0, 0, 0, 0], batch["crop"][:, 6].astype(bool)
+    assert batch["valid"].all() and 0 < flipped.sum() < 8
+    assert (x[flipped] < 127).all() and (x[~flipped] > 128).all()  # turned with the clip
+
+
+def test_videos_without_flow_or_with_flow_of_another_length_are_counted(write, tmp_path, monkeypatch):
+    for name, count in (("a", 4), ("b", 1)):
+        videos.write_video(tmp_path / "videos" / f"{name}.mp4", videos.numbered(count))
+    source = write(tmp_path / "videos", tmp_path / "records", pictures=0)
+    (line,) = (tmp_path / "records" / "bad_files.jsonl").read_text().splitlines()
+    assert json.loads(line)["error"].endswith("b.mp4: it has one frame, and flow needs two")
+    assert len(source) == 1
+    encode = extract_flow.make_record
+
+    def without_last(source, index, config, fields, make_streams):
+        return encode(source, index, config, fields, lambda frames: {"flow": make_streams(frames)["flow"][:-1]})
+
+    monkeypatch.setattr(extract_flow, "make_record", without_last)
+    source = write(tmp_path / "videos", tmp_path / "short", pictures=0)
+    message = r"\[0\]: its flow has 3 frames, its video 4: write it again"
+    with pytest.raises(UserError, match=message), source.open(0, ("flow",)):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"examples": 0}, "examples is 0: it must be 1 or more"),
+        ({"pictures": -1}, "pictures is -1: it must be 0 or more"),
+        ({"name": "video"}, "name is 'video': give a word other than video and label"),
+        ({"method": "raft"}, "method raft needs weights: give --weights, such as raft_small_c_t_v2"),
+        ({"weights": "a"}, "weights are RAFT's, not those of method tvl1: omit --weights, or give --method raft"),
+        ({"method": "raft", "weights": "absent.pth"}, r"weights: there are no weights at absent\.pth"),
+    ],
+)
+def test_wrong_settings_are_one_line_before_anything_is_written(settings, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        extract_flow.main(extract_flow.Config("synthetic:moving_shapes", str(tmp_path / "out"), **settings))
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_method_in_the_same_folder_is_refused(write, tmp_path):
+    write("synthetic:moving_shapes", tmp_path, examples=1, max_frames=2, pictures=0)
+    with pytest.raises(UserError, match=r"contains another conversion .*method was tvl1, is dis"):
+        write("synthetic:moving_shapes", tmp_path, examples=1, max_frames=2, pictures=0, method="dis")
+
+
+def test_opencv_finds_the_direction_of_the_embedded_shapes(tmp_path):
+    pytest.importorskip("cv2")
+    flows, source = choose_flows("farneback", None), open_source("synthetic:moving_shapes")
+    for index in range(4):
+        frames = source.read(index, range(3), 64).frames
+        moving = np.stack([flow[np.hypot(*np.moveaxis(flow, -1, 0)) > 1] for flow in flows(iter(frames))][:1])
+        angle = source.label(index) * np.pi / 4
+        mean = moving.mean(axis=(0, 1))
+        assert mean @ [np.cos(angle), -np.sin(angle)] > 0.9 * np.linalg.norm(mean)
+
+
+@pytest.mark.long
+def test_raft_in_windows_is_raft_between_all_frames(tmp_path):
+    model = vidjax.create_model("raft_tiny", updates=1)
+    variables = perturbed(model)
+    save_pretrained(tmp_path / "raft", model, variables)
+    frames = np.random.default_rng(0).integers(0, 256, (PAIRS + 3, 60, 72, 3), np.uint8)
+    found = np.stack(list(raft_flows(str(tmp_path / "raft"))(iter(frames))))
+    padded = np.pad(frames, ((0, 0), (0, 4), (0, 0), (0, 0)), "edge")
+    expected = jax.jit(model.apply)(variables, model.card.preprocess(padded[None]))[0, :, :60]
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    other = vidjax.create_model("r3d_tiny", num_classes=2)
+    save_pretrained(tmp_path / "other", other, perturbed(other))
+    with pytest.raises(UserError, match=r"weights .* are those of \w+, not of RAFT: give raft_small_c_t_v2"):
+        raft_flows(str(tmp_path / "other"))

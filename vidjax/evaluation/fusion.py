@@ -1,0 +1,74 @@
+"""Late fusion: one prediction from the scores of several classifiers, such as those of frames and of flow."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int
+
+from vidjax.evaluation.features import check_labels
+
+
+def average(scores: Sequence[Float[np.ndarray, "n c"]], weights: Sequence[float]) -> Float[np.ndarray, "n c"]:
+    """The weighted mean of probabilities; two-stream networks weigh both alike, TSN weighs flow 1.5 times."""
+    return np.tensordot(np.asarray(weights) / np.sum(weights), np.stack(scores), axes=1)
+
+
+def stack_scores(scores: Sequence[Float[np.ndarray, "n c"]]) -> Float[np.ndarray, "n d"]:
+    """The scores of all classifiers side by side, those of each divided by their length.
+
+    Simonyan and Zisserman (2014, arXiv:1406.2199) train a linear SVM on these.
+    """
+    return np.concatenate([each / np.linalg.norm(each, axis=1, keepdims=True) for each in scores], axis=1)
+
+
+def linear_svm(
+    train: Float[np.ndarray, "n d"],
+    labels: Int[np.ndarray, "n"],
+    test: Float[np.ndarray, "m d"],
+    classes: int,
+    cost: float = 1.0,
+    iterations: int = 200,
+) -> Float[np.ndarray, "m c"]:
+    """Margins of linear support vector machines, one class against all others.
+
+    Each minimises half the squared norm of its weights, of which the bias is one as in LIBLINEAR, plus `cost` times the
+    sum of the squared hinge losses, by L-BFGS. The problem is convex.
+
+    Raises:
+      UserError: no scores, or a label outside `range(classes)`.
+    """
+    check_labels(classes, train=labels)
+    return np.asarray(_margins(*map(jnp.asarray, (train, labels, test)), classes, cost, iterations))
+
+
+@jax.jit(static_argnums=(3, 5))
+def _margins(
+    train: Float[Array, "n d"],
+    labels: Int[Array, "n"],
+    test: Float[Array, "m d"],
+    classes: int,
+    cost: float,
+    iterations: int,
+) -> Float[Array, "m c"]:
+    train, test = (jnp.concatenate([x, jnp.ones((len(x), 1))], axis=1).astype(jnp.float32) for x in (train, test))
+    signs = 2 * jax.nn.one_hot(labels, classes) - 1
+
+    def loss(weights: Float[Array, "d c"]) -> Float[Array, ""]:
+        errors = jnp.square(jnp.maximum(1 - signs * (train @ weights), 0))
+        return jnp.square(weights).sum() / 2 + cost * errors.sum()
+
+    solver = optax.lbfgs()
+    value_and_grad = optax.value_and_grad_from_state(loss)
+
+    def step(carry: tuple, _: None) -> tuple:
+        weights, state = carry
+        value, grad = value_and_grad(weights, state=state)
+        updates, state = solver.update(grad, state, weights, value=value, grad=grad, value_fn=loss)
+        return (optax.apply_updates(weights, updates), state), None
+
+    weights = jnp.zeros((train.shape[1], classes))
+    (weights, _), _ = jax.lax.scan(step, (weights, solver.init(weights)), length=iterations)
+    return test @ weights
