@@ -28,6 +28,7 @@ from vidjax.fields import initial, require_not_negative
 from vidjax.layers.normalization import valid_clips
 from vidjax.models import variable_shapes
 from vidjax.objectives.classification import evidential, mix_clips
+from vidjax.runs.adapting import AdaptConfig
 from vidjax.runs.config import TrainConfig
 from vidjax.runs.run import Run
 from vidjax.runs.sources import open_labelled
@@ -53,6 +54,8 @@ class Config(TrainConfig):
     """Train all parameters that the model does not freeze; the last blocks, norms and head; or only the head."""
     tuned_blocks: int = 2
     """Number of last blocks to train if tune is partial."""
+    adapt: AdaptConfig = AdaptConfig()
+    """Train few parameters beside those of init_from instead; --adapt lora is short for --adapt.method lora."""
     drop_path: float | None = None
     """Drop path rate of the last block (default: the model's)."""
     dropout: float | None = None
@@ -93,6 +96,7 @@ class Config(TrainConfig):
             )
         if self.keep_head and not self.init_from:
             raise UserError("keep_head needs the weights of init_from: give --init_from, or omit --keep_head")
+        self.adapt.check(self)
 
 
 RECIPES = {name: Config(**values) for name, values in recipes.finetune.RECIPES.items()}
@@ -114,7 +118,7 @@ def make_model(config: Config, class_names: tuple[str, ...]) -> nn.Module:
 def choose_trained(config: Config, model: nn.Module) -> Any:
     """The mask of the trained parameters; None if all are trained. A model may freeze some (UniFormerV2)."""
     frozen = getattr(model, "frozen_parts", ())
-    if config.tune == "full" and not frozen:
+    if config.adapt.used or (config.tune == "full" and not frozen):
         return None
     params = variable_shapes(model)["params"]
     if config.tune == "linear_probe":
@@ -169,16 +173,17 @@ def main(config: Config, mesh: Mesh) -> dict[str, float]:
     clip = jax.ShapeDtypeStruct((1, data.frames, data.size, data.size, len(model.card.mean)), jnp.float32)
     trained = choose_trained(config, model)
     settings = {"trained": trained, "factors": {"head/": config.head_factor}, "numbers": {"label": ()}}
-    run.build(model, [clip], make_loss(config, model, trained), **settings)
+    run.build(model, [clip], make_loss(config, model, trained), **settings, adapt=config.adapt)
     if config.dry_run:
         return run.dry_run()
     variables = run.new_variables()
-    if config.init_from and not run.has_begun:
-        variables = runs.start_classifier(config.init_from, model, variables, config.keep_head)
+    if config.init_from and (not run.has_begun or config.adapt.used):
+        variables = runs.start_classifier(config.init_from, model, variables, config.keep_head, config.adapt)
     state = run.begin(variables)
     del variables  # the state has its own copy
     classes = f"{len(source.class_names)}; {run.describe_validation()}"
-    run.announce(tune=f"{config.tune}: {run.trained:,} parameters", classes=classes)
+    tune = config.adapt.method if config.adapt.used else config.tune
+    run.announce(tune=f"{tune}: {run.trained:,} parameters", classes=classes)
     chosen = "ema_top1" if config.ema_decay else "top1"
     result = run.fit(state, run.labelled_batches, recognition_validator(run) if validation else None, best=chosen)
     return summarize(run, result, chosen) if result.finished and is_main_process() else {}

@@ -30,10 +30,11 @@ def meets(path: str, pattern: str) -> bool:
     return any(fnmatchcase(path, each) for each in (pattern, f"{pattern}/*", f"*/{pattern}", f"*/{pattern}/*"))
 
 
-def choose(params: PyTree[Array], patterns: Sequence[str], flag: str, leaf: str | None = None) -> list[str]:
+def choose(params: PyTree, patterns: Sequence[str], flag: str, leaf: str | None = None) -> list[str]:
     """The paths of the parameters that meet any of the patterns.
 
     Args:
+      params: arrays or their shapes.
       flag: name of the setting, for the error message.
       leaf: last name of the parameters to choose from, such as `kernel`; by default all.
 
@@ -93,19 +94,19 @@ def adapted(kernel: Float[Array, "*k i o"], factors: Mapping[str, Array], scale:
     return kernel * (factors[MAGNITUDE] / jax.lax.stop_gradient(norms(kernel)))
 
 
-def merge(base: PyTree[Array], few: PyTree[Array], scale: float) -> dict[str, PyTree[Array]]:
+def merge(base: PyTree, few: PyTree, scale: float) -> dict[str, PyTree[Array]]:
     """The parameters of the adapted model: those of the base, with changed kernels and with further parameters.
 
     Args:
-      base: parameters without those that `few` has.
+      base: parameters without those that `few` has, arrays of JAX or NumPy.
       few: factors of kernels, and any other parameters of the model.
     """
     flat, factors = flatten_dict(base, sep="/"), {}
     for path, value in flatten_dict(few, sep="/").items():
         module, _, name = path.rpartition("/")
         if name in NAMES:
-            factors.setdefault(f"{module}/kernel", {})[name] = value
+            factors.setdefault(f"{module}/kernel", {})[name] = jnp.asarray(value)
         else:
             flat[path] = value
-    flat |= {path: adapted(flat[path], each, scale) for path, each in factors.items()}
+    flat |= {path: adapted(jnp.asarray(flat[path]), each, scale) for path, each in factors.items()}
     return unflatten_dict(flat, sep="/")
