@@ -5,12 +5,13 @@
     python experiments/convert_weights.py uniformer_base_k400_16x4.pth weights/uniformer --name uniformer_base
     python experiments/convert_weights.py runs/b weights/mine
     python experiments/convert_weights.py runs/ft weights/for_transformers --layout transformers
+    python experiments/convert_weights.py runs/lora weights/adapter --layout peft
     python experiments/convert_weights.py runs/k710 weights/k400 --classes k710/k400/classes.json
     python experiments/convert_weights.py uniformerv2_base_16_8_k710 weights/k710 --class_names k710.json
 
 A vidjax checkpoint (`model.safetensors` and `vidjax.json`) loads in one line, without PyTorch and without naming the
 model: `model, variables = vidjax.load_pretrained("weights/videomae_base")`. `--layout` writes the files of another
-library or of the original code instead, see `vidjax.export_pretrained`.
+library or of the original code instead, see `vidjax.export_pretrained`; `peft` writes what LoRA has trained alone.
 """
 
 import dataclasses
@@ -27,7 +28,7 @@ from vidjax.convert.rules import Inflation
 from vidjax.data.labels import read_class_names
 from vidjax.errors import UserError
 from vidjax.fields import check_values
-from vidjax.runs import keep_classes
+from vidjax.runs import export_adapter, keep_classes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Config:
     name: str | None = None
     """The model, one of vidjax.list_models(); required if the source does not describe it."""
     layout: str = "vidjax"
-    """Layout to write: vidjax's own format or that of a publisher (transformers, torchvision, original, ...)."""
+    """Layout to write: vidjax's own format or that of a publisher (transformers, torchvision, original, peft, ...)."""
     source_layout: str | None = None
     """Layout of the source's weights; recognised by their names when not given."""
     which: Literal["best", "last"] = "best"
@@ -82,6 +83,10 @@ def main(config: Config) -> None:
     files = {"class_names": config.class_names, "classes": config.classes}
     names = {flag: read_class_names(file) for flag, file in files.items() if file is not None}
     cli.make_folder(out.parent, "OUT")
+    if config.layout == "peft":
+        export_adapter(config.source, out, config.which)
+        print(f'wrote {out}: load it with peft.PeftModel.from_pretrained(model, "{out}"), or vidjax.load_adapter')
+        return
     fields = {} if config.num_classes is None else {"num_classes": config.num_classes}
     model, variables = vidjax.load_pretrained(
         config.source,

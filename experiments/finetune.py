@@ -29,6 +29,7 @@ from vidjax.fields import initial, require_not_negative
 from vidjax.layers.normalization import valid_clips
 from vidjax.models import variable_shapes
 from vidjax.objectives.classification import evidential, mix_clips
+from vidjax.runs.adapting import AdaptConfig
 from vidjax.runs.run import Run
 from vidjax.runs.sources import open_labelled
 from vidjax.runs.teacher import TaughtConfig, Teacher, distill, load_teacher, with_features
@@ -54,6 +55,8 @@ class Config(TaughtConfig):
     """Train all parameters that the model does not freeze; the last blocks, norms and head; or only the head."""
     tuned_blocks: int = 2
     """Number of last blocks to train if tune is partial."""
+    adapt: AdaptConfig = AdaptConfig()
+    """Train few parameters beside those of init_from instead; --adapt lora is short for --adapt.method lora."""
     drop_path: float | None = None
     """Drop path rate of the last block (default: the model's)."""
     dropout: float | None = None
@@ -94,6 +97,7 @@ class Config(TaughtConfig):
             )
         if self.keep_head and not self.init_from:
             raise UserError("keep_head needs the weights of init_from: give --init_from, or omit --keep_head")
+        self.adapt.check(self)
 
 
 RECIPES = {name: Config(**values) for name, values in recipes.finetune.RECIPES.items()}
@@ -115,7 +119,7 @@ def make_model(config: Config, class_names: tuple[str, ...]) -> nn.Module:
 def choose_trained(config: Config, model: nn.Module) -> Any:
     """The mask of the trained parameters; None if all are trained. A model may freeze some (UniFormerV2)."""
     frozen = getattr(model, "frozen_parts", ())
-    if config.tune == "full" and not frozen:
+    if config.adapt.used or (config.tune == "full" and not frozen):
         return None
     params = variable_shapes(model)["params"]
     if config.tune == "linear_probe":
@@ -176,17 +180,18 @@ def main(config: Config, mesh: Mesh) -> dict[str, float]:
     trained = choose_trained(config, model)
     settings = {"trained": trained, "factors": {"head/": config.head_factor}, "numbers": {"label": ()}}
     teacher, frozen = load_teacher(config, model, source) if config.teacher else (None, None)
-    settings |= {"frozen": frozen, "fields": teacher.shapes(data) if teacher else {}}
+    settings |= {"frozen": frozen, "fields": teacher.shapes(data) if teacher else {}, "adapt": config.adapt}
     run.build(model, [clip], make_loss(config, model, trained, teacher), **settings)
     if config.dry_run:
         return run.dry_run()
     variables = run.new_variables()
-    if config.init_from and not run.has_begun:
-        variables = runs.start_classifier(config.init_from, model, variables, config.keep_head)
+    if config.init_from and (not run.has_begun or config.adapt.used):
+        variables = runs.start_classifier(config.init_from, model, variables, config.keep_head, config.adapt)
     state = run.begin(variables, frozen)
     del variables, frozen  # the state has its own copies
     classes = f"{len(source.class_names)}; {run.describe_validation()}"
-    run.announce(tune=f"{config.tune}: {run.trained:,} parameters", classes=classes)
+    tune = config.adapt.method if config.adapt.used else config.tune
+    run.announce(tune=f"{tune}: {run.trained:,} parameters", classes=classes)
     chosen = "ema_top1" if config.ema_decay else "top1"
     batches = partial(run.labelled_batches, fields=teacher.fields if teacher else ())
     result = run.fit(state, batches, recognition_validator(run) if validation else None, best=chosen)

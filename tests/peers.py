@@ -39,3 +39,9 @@ def perturb(module) -> dict[str, np.ndarray]:
     weights = {name: recipe.parameter(name, tuple(value.shape)) for name, value in module.state_dict().items()}
     module.load_state_dict({name: torch.from_numpy(np.asarray(value)) for name, value in weights.items()})
     return weights
+
+
+def peft():
+    """peft, which imports transformers."""
+    transformers()
+    return pytest.importorskip("peft")

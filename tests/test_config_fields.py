@@ -13,6 +13,7 @@ from benchmark import commands
 from vidjax import cli
 from vidjax.data.config import AugmentConfig, ClipConfig
 from vidjax.fields import check_values, choices, matters
+from vidjax.runs.adapting import AdaptConfig
 from vidjax.training.loop import LoopConfig
 from vidjax.training.optimizer import OptimizerConfig
 
@@ -35,6 +36,9 @@ WRONG = [
         "optim.linear has no effect with optim.cosine_from_start or milestones: omit one of them",
     ),
     (LoopConfig, {"keep_every": 0}, "loop.keep_every is 0: it must be 1 or more, or omitted"),
+    (AdaptConfig, {"method": "ia3"}, "adapt.method is 'ia3': choose one of none, lora, dora, bias"),
+    (AdaptConfig, {"rank": 0}, "adapt.rank is 0: it must be 1 or more"),
+    (AdaptConfig, {"alpha": -1.0}, "adapt.alpha is -1.0: it must be above 0, or omitted"),
     (ClipConfig, {"sampling": "tsn"}, "data.sampling is 'tsn': choose one of dense, segments, uniform"),
     (ClipConfig, {"consecutive": 4}, "data.consecutive is for --data.sampling segments, not dense: omit it"),
     (

@@ -4,7 +4,7 @@ Pure-functional Flax modules, a tf.data pipeline and pre-training objectives. `i
 TensorFlow, PyTorch, av or tyro.
 """
 
-from vidjax.convert import export_pretrained, list_pretrained, load_weights, save_pretrained
+from vidjax.convert import export_pretrained, list_pretrained, load_adapter, load_weights, save_pretrained
 from vidjax.models import create_model, create_text_model, list_models
 from vidjax.runs import load_pretrained
 
@@ -14,6 +14,7 @@ __all__ = [
     "export_pretrained",
     "list_models",
     "list_pretrained",
+    "load_adapter",
     "load_pretrained",
     "load_weights",
     "save_pretrained",

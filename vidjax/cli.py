@@ -11,10 +11,11 @@ import re
 import sys
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 from vidjax import cache
 from vidjax.errors import UserError
+from vidjax.fields import choices
 
 Config = TypeVar("Config")
 
@@ -49,6 +50,7 @@ def parse(
             fail(f"there is no recipe '{name}': choose one of {', '.join(recipes)}")
         base, argv = recipes[name], argv[len(first) :]
         description += f"\n\nRecipes (optional first argument): {', '.join(recipes)}. Defaults below: {name}."
+    argv = [_kind_flags(config_class).get(word, word) for word in argv]
     stderr = io.StringIO()
     try:
         with contextlib.redirect_stderr(stderr):
@@ -71,6 +73,16 @@ def parse(
     if recipes and name != "demo" and not has_data:
         fail(f"recipe {name} trains on your videos: give {data_flag}, a folder or a manifest")
     return config
+
+
+def _kind_flags(config_class: type) -> dict[str, str]:
+    """Flags of nested configs whose first field is a choice of words, and those of the field: `--adapt lora`."""
+    flags = {}
+    for name, kind in get_type_hints(config_class).items():
+        first = dataclasses.fields(kind)[0].name if dataclasses.is_dataclass(kind) else None
+        if first and choices(get_type_hints(kind)[first]):
+            flags[f"--{name}"] = f"--{name}.{first}"
+    return flags
 
 
 def _unboxed(text: str) -> str:

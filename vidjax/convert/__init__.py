@@ -13,6 +13,7 @@ from vidjax.convert.checkpoint import COMPUTING, save_pretrained
 from vidjax.convert.conversion import Report
 from vidjax.convert.export import export_pretrained
 from vidjax.convert.files import Weights
+from vidjax.convert.peft import export_adapter, load_adapter
 from vidjax.convert.published import list_pretrained
 from vidjax.convert.recognition import CONFIGS, layouts, recognize
 from vidjax.convert.rules import Inflation, Layout
@@ -22,10 +23,12 @@ from vidjax.models import create_model, example_inputs, override, towers, variab
 __all__ = [
     "CONFIGS",
     "Report",
+    "export_adapter",
     "export_pretrained",
     "from_state_dict",
     "layouts",
     "list_pretrained",
+    "load_adapter",
     "load_pretrained",
     "load_weights",
     "recognize",

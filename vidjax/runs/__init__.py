@@ -8,6 +8,7 @@ from vidjax.runs.clips import check_views, choose_views, cut_clips, read_views, 
 from vidjax.runs.computing import computing_fields, computing_type, on_mesh
 from vidjax.runs.weights import (
     class_names,
+    export_adapter,
     fingerprint,
     keep_classes,
     load_pretrained,
@@ -25,6 +26,7 @@ __all__ = [
     "computing_fields",
     "computing_type",
     "cut_clips",
+    "export_adapter",
     "fingerprint",
     "is_run",
     "keep_classes",

@@ -3,15 +3,19 @@
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
+import jax.numpy as jnp
 
 from vidjax.data.config import ClipConfig, GivenClipConfig
 from vidjax.errors import UserError
 from vidjax.fields import matters
 from vidjax.layers.card import Card
 from vidjax.runs.workdir import is_run, read_config
+
+if TYPE_CHECKING:  # PyAV is imported when it is needed
+    from vidjax.data.sources import Source
 
 
 def read_views(views: str) -> tuple[int, int]:
@@ -108,3 +112,20 @@ def usual_clips(source: str | Path, model: nn.Module) -> dict[str, Any]:
         "protocol": card.protocol,
         "short_side": round(size / card.crop_ratio),
     }
+
+
+def clip_arrays(source: "Source", data: ClipConfig, model: nn.Module) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """Shape and type of the clips of a source, by their name in a batch.
+
+    Raises:
+      UserError: they have another number of channels than the model.
+    """
+    from vidjax.data.example import field_specs
+
+    (channels,) = field_specs(source, data, ())["video"].shape
+    if channels != len(model.card.mean):
+        raise UserError(
+            f"data.stream {data.stream} has {channels} channels, the model takes {len(model.card.mean)}: "
+            "choose another --data.stream, or a model for this one, such as i3d_flow for optical flow"
+        )
+    return {"video": ((data.frames, data.size, data.size, channels), jnp.uint8)}

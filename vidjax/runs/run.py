@@ -23,6 +23,7 @@ from jaxtyping import PyTree
 from vidjax.cli import as_dict
 from vidjax.convert.checkpoint import write_model
 from vidjax.errors import UserError
+from vidjax.runs.adapting import WHOLE, AdaptConfig, remember_base
 from vidjax.runs.announce import (
     describe_losses,
     describe_run,
@@ -31,6 +32,7 @@ from vidjax.runs.announce import (
     describe_starvation,
     print_notes,
 )
+from vidjax.runs.clips import clip_arrays
 from vidjax.runs.config import TrainConfig
 from vidjax.runs.weights import class_names, require_source
 from vidjax.runs.workdir import open_run
@@ -77,6 +79,7 @@ class Run:
       sharding: sharding of the state; set by `build`.
       batch: shapes and sharding of a batch; set by `build`.
       step: the compiled step, `(state, batch) -> (state, metrics)`; set by `build`.
+      merge: the model's parameters, from the state's `params` and `frozen`; set by `build`.
     """
 
     def __init__(self, config: TrainConfig, mesh: Mesh):
@@ -131,6 +134,7 @@ class Run:
         example: Mapping[str, tuple[tuple[int, ...], Any]] | None = None,
         model_state: Mapping[str, PyTree] = MappingProxyType({}),
         fields: Mapping[str, tuple[tuple[int, ...], Any]] = MappingProxyType({}),
+        adapt: AdaptConfig = WHOLE,
     ) -> None:
         """Sets up the sharded step from shapes; no array is allocated.
 
@@ -144,14 +148,17 @@ class Run:
           example: shapes and types of the arrays of an example, besides `valid`, if it is no clip of a video.
           model_state: initial values of collections that the loss keeps besides the model's variables.
           fields: shapes and types of other fields of an example that the loss reads.
+          adapt: which few parameters are trained instead of the model's; not with `trained`.
 
         Raises:
           UserError: the stream does not exist, or has another number of channels than the model.
+          UserError: a pattern of `adapt` meets no parameter.
         """
-        config, self.model = self.config, model
+        config, self.model, self._adapt = self.config, model, adapt
         self._reads_clips = example is None
         if example is None:
-            example = self._clip() | {name: (shape, jnp.int32) for name, shape in numbers.items()} | dict(fields)
+            clip = clip_arrays(self.source, config.data, model)
+            example = clip | {name: (shape, jnp.int32) for name, shape in numbers.items()} | dict(fields)
         self._init_key, run_key = jax.random.split(jax.random.key(config.seed)) if keys is None else keys
         weight_decay = config.optim.weight_decay_by_step(self.steps)
         tx = make_optimizer(config.optim, self.schedule, trained, factors, weight_decay)
@@ -163,16 +170,22 @@ class Run:
         traced, variables = jax.make_jaxpr(init, return_shape=True)(self._init_key)
 
         def create(variables: dict[str, Any], frozen: PyTree) -> TrainState:
+            if adapt.used:
+                few, base = adapt.split(variables["params"], self._init_key)
+                variables, frozen = variables | {"params": few}, (base, frozen)
             return create_state(variables, tx, run_key, ema=config.ema_decay is not None, frozen=frozen)
 
         self._init = init if config.fsdp > 1 else fast_to_compile(traced, variables)
         self._create = create
-        is_trained = jax.tree.map(lambda _: True, variables["params"]) if trained is None else trained
-        sizes = jax.tree.map(lambda leaf, counts: leaf.size * counts, variables["params"], is_trained)
-        self.trained = sum(jax.tree.leaves(sizes))
         self.macs = count_macs(traced)
         self.shapes = jax.eval_shape(create, variables, frozen)
+        is_trained = jax.tree.map(lambda _: True, self.shapes.params) if trained is None else trained
+        sizes = jax.tree.map(lambda leaf, counts: leaf.size * counts, self.shapes.params, is_trained)
+        self.trained = sum(jax.tree.leaves(sizes))
         self.sharding = state_sharding(self.mesh, self.shapes)
+        self._variables_sharding = state_sharding(self.mesh, variables)
+        self.merge = (lambda few, frozen: adapt.merge(few, frozen[0])) if adapt.used else (lambda params, _: params)
+        loss_fn = adapt.loss(loss_fn) if adapt.used else loss_fn
         step = make_train_step(loss_fn, tx, config.accumulation, ema_decay or config.ema_decay)
         self.step = jit_step(step, self.sharding, self.mesh)
         arrays = {**example, "valid": ((), bool)}
@@ -182,19 +195,6 @@ class Run:
             for name, (shape, dtype) in shapes.items()
         }
 
-    def _clip(self) -> dict[str, tuple[tuple[int, ...], Any]]:
-        """Shape and type of a clip; raises UserError if it has another number of channels than the model."""
-        from vidjax.data.example import field_specs
-
-        data = self.config.data
-        (channels,) = field_specs(self.source, data, ())["video"].shape
-        if channels != len(self.model.card.mean):
-            raise UserError(
-                f"data.stream {data.stream} has {channels} channels, the model takes {len(self.model.card.mean)}: "
-                "choose another --data.stream, or a model for this one, such as i3d_flow for optical flow"
-            )
-        return {"video": ((data.frames, data.size, data.size, channels), jnp.uint8)}
-
     def dry_run(self) -> dict[str, float]:
         """Compiles the step and prints the memory that each device needs; see `training.memory.dry_run`."""
         return dry_run(self.config, self.step, self.shapes, self.sharding, self.batch, self.mesh)
@@ -203,8 +203,7 @@ class Run:
         """Newly initialised variables, sharded like the state."""
         if not self._loads_weights:  # which can fail, and should leave no work directory and wait for no compilation
             self._open()
-        sharding = {"params": self.sharding.params, **self.sharding.model_state}
-        return jax.jit(self._init, out_shardings=sharding)(self._init_key)
+        return jax.jit(self._init, out_shardings=self._variables_sharding)(self._init_key)
 
     def begin(self, variables: dict[str, Any], frozen: PyTree | None = None) -> TrainState:
         """Opens the work directory, writes the model's description to it and returns the initial state.
@@ -228,7 +227,10 @@ class Run:
         for name, source in self.sources.items():
             path = self.workdir / f"bad_{'validation_' if name == 'validation' else ''}files{process}.jsonl"
             self._bad_files[name] = BadFiles(source, self.config.data.max_bad_share, path)
-        return jax.jit(self._create, out_shardings=self.sharding)(variables, frozen)
+        state = jax.jit(self._create, out_shardings=self.sharding)(variables, frozen)
+        if self._adapt.used and jax.process_count() == 1:
+            remember_base(self.workdir, self.config.init_from, state.frozen[0])
+        return state
 
     def _open(self) -> None:
         """Opens the work directory, and starts compiling the step; does nothing the second time."""

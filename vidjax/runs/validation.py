@@ -36,9 +36,10 @@ def recognition_validator(run: Run) -> Validator:
     model = run.model
 
     @partial(jit_on_mesh, mesh=run.mesh)
-    def predict(weights: dict[str, Any], model_state: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, ...]:
-        video = model.card.preprocess(batch["video"])
-        logits = [model.apply({"params": params, **model_state}, video) for params in weights.values()]
+    def predict(weights: dict[str, Any], state: TrainState, batch: dict[str, jax.Array]) -> tuple[jax.Array, ...]:
+        video, model_state = model.card.preprocess(batch["video"]), state.model_state
+        models = [run.merge(params, state.frozen) for params in weights.values()]
+        logits = [model.apply({"params": params, **model_state}, video) for params in models]
         probabilities = [jax.nn.softmax(each.astype(jnp.float32)) for each in logits]
         return jnp.concatenate(probabilities, axis=-1), batch["label"], batch["valid"]
 
@@ -46,7 +47,7 @@ def recognition_validator(run: Run) -> Validator:
         weights = {"": state.params} | ({} if state.ema is None else {"ema_": state.ema})
         batches = select(run.validation_batches(), "video", "label", "valid")
         batches = (put_batch(batch, run.mesh) for batch in batches)
-        columns, labels = collect_features(partial(predict, weights, state.model_state), batches)
+        columns, labels = collect_features(partial(predict, weights, state), batches)
         metrics = {}
         for prefix, probabilities in zip(weights, np.split(columns, len(weights), axis=1), strict=True):
             result = recognition(probabilities, labels)

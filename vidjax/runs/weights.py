@@ -18,8 +18,10 @@ from vidjax.convert.conversion import Report
 from vidjax.convert.rules import Inflation
 from vidjax.data.labels import find_classes
 from vidjax.errors import UserError
+from vidjax.models import variable_shapes
 from vidjax.models.video_text import Projected, VideoText
-from vidjax.runs.workdir import is_run
+from vidjax.runs.adapting import WHOLE, AdaptConfig, base_of, read_adaptation, require_loaded, with_base
+from vidjax.runs.workdir import is_run, read_config
 from vidjax.training.sharding import is_main_process
 
 Which = Literal["best", "last"]
@@ -82,10 +84,42 @@ def load_pretrained(
 
 
 def read_weights(workdir: str | Path, which: Which = "best") -> tuple[dict, int]:
-    """A run's variables by path, and their step; see `training.checkpoint.load_variables`."""
+    """A run's variables by path, and their step; see `training.checkpoint.load_variables`.
+
+    Those of a run that has trained few parameters are merged with its base, which is loaded.
+    """
     from vidjax.training.checkpoint import has_checkpoint, load_variables  # models do not depend on Orbax
 
-    return load_variables(Path(workdir), which if has_checkpoint(Path(workdir), which) else "last")
+    workdir = Path(workdir)
+    weights, step = load_variables(workdir, which if has_checkpoint(workdir, which) else "last")
+    config = read_config(workdir) if is_run(workdir) else {}
+    adapt = read_adaptation(config)
+    if adapt is not None:
+        model = read_model(workdir)
+        keep_head = config.get("keep_head", False)
+        base = start_classifier(base_of(workdir), model, variable_shapes(model), keep_head, adapt)
+        weights = with_base(workdir, adapt, weights, base["params"])
+    return weights, step
+
+
+def export_adapter(workdir: str | Path, out: str | Path, which: Which = "best") -> Path:
+    """Writes the few parameters of a run that has trained LoRA or DoRA for peft; returns the path of its weights.
+
+    Raises:
+      UserError: it has trained something else; or see `convert.peft.export_adapter`.
+    """
+    from vidjax.training.checkpoint import has_checkpoint, load_variables  # models do not depend on Orbax
+
+    workdir = Path(workdir)
+    adapt = read_adaptation(read_config(workdir))
+    if adapt is None or adapt.method not in ("lora", "dora"):
+        raise UserError(
+            f"{workdir} has trained neither LoRA nor DoRA, which peft's files are of: choose another layout"
+        )
+    weights, _ = load_variables(workdir, which if has_checkpoint(workdir, which) else "last")
+    few = {path.removeprefix("params/"): value for path, value in weights.items() if path.startswith("params/")}
+    settings = {"rank": adapt.rank, "alpha": adapt.full_alpha, "stabilized": adapt.rank_stabilized}
+    return convert.export_adapter(out, read_model(workdir), few, **settings, base=base_of(workdir))
 
 
 def class_names(source: str | Path) -> tuple[str, ...]:
@@ -202,16 +236,20 @@ def _require_classes(names: Sequence[str], known: Sequence[str], owner: str, adv
     return [position for position in positions if position is not None]
 
 
-def start_classifier(source: str | Path, model: nn.Module, variables: dict, keep_head: bool) -> dict:
+def start_classifier(
+    source: str | Path, model: nn.Module, variables: dict, keep_head: bool, adapt: AdaptConfig = WHOLE
+) -> dict:
     """`start_from` for a classifier, whose head stays newly initialised by default.
 
     Args:
       model: its card has the class names.
       variables: all variables of the model.
       keep_head: load the head too. The source may have further classes, which are left out (see `keep_classes`).
+      adapt: which few parameters are trained.
 
     Raises:
-      UserError: as in `start_from`; or the head should be kept but lacks classes of the model.
+      UserError: as in `start_from`; or the head should be kept but lacks classes of the model; or a parameter is
+        neither in the source nor trained.
     """
     names, wanted = class_names(source) if keep_head else (), model.card.class_names
     fewer = bool(names) and names != wanted
@@ -222,6 +260,8 @@ def start_classifier(source: str | Path, model: nn.Module, variables: dict, keep
         head = jax.tree.map(partial(_with_classes, count=len(names)), variables["params"]["head"])
         initial = variables | {"params": variables["params"] | {"head": head}}
     started, report = start_from(source, loaded, initial, new=() if keep_head else ("head/",))
+    if adapt.used:
+        require_loaded(adapt, variables["params"], report.new, source)
     if keep_head and any(path.startswith("head/") for path in report.new):
         raise UserError(
             f"keep_head: the head in {source} does not have the {loaded.num_classes} classes of the data: omit "

@@ -1,0 +1,202 @@
+"""Training few parameters of a model whose others are frozen: their choice, the run's state and the merged model.
+
+The state's `params` are the few parameters, under the paths of the modules that they change; its `frozen` are those of
+the base, which no checkpoint repeats. The loss sees the parameters of the whole model, so that it does not differ.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array, Key, PyTree
+
+from vidjax.errors import UserError
+from vidjax.fields import check_values
+from vidjax.layers import low_rank
+
+BASE = "base.json"
+"""File in a work directory with the norm of the frozen parameters, by which the base is recognised when loading."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AdaptConfig:
+    """Training few parameters beside those of init_from, which are frozen and not saved again."""
+
+    method: Literal["none", "lora", "dora", "bias"] = "none"
+    """LoRA, DoRA, or only the biases; none trains the model itself (see tune)."""
+    rank: int = 8
+    """Columns of LoRA's and DoRA's factors."""
+    alpha: float | None = None
+    """The product of the factors is scaled by alpha / rank (default: twice the rank)."""
+    rank_stabilized: bool = False
+    """Scale by alpha / sqrt(rank) instead."""
+    targets: tuple[str, ...] = ("query", "value")
+    """Linear layers and convolutions that LoRA and DoRA change: patterns of paths, as block_1?/attention/* or fc1."""
+    also: tuple[str, ...] = ("head",)
+    """Parameters that are trained themselves, in the same form."""
+
+    def __post_init__(self) -> None:
+        check_values(self, "adapt.")
+        if self.rank < 1:
+            raise UserError(f"adapt.rank is {self.rank}: it must be 1 or more")
+        if self.alpha is not None and self.alpha <= 0:
+            raise UserError(f"adapt.alpha is {self.alpha}: it must be above 0, or omitted")
+
+    def check(self, config: Any) -> None:
+        """Checks this part of a script's config against `init_from` and `tune`.
+
+        Raises:
+          UserError: they contradict each other.
+        """
+        if not self.used:
+            return
+        if not config.init_from:
+            raise UserError(f"adapt {self.method} needs the weights that it adapts: give --init_from")
+        if config.tune != "full":
+            raise UserError(f"adapt {self.method} chooses the trained parameters itself: omit --tune {config.tune}")
+
+    @property
+    def used(self) -> bool:
+        """Whether few parameters are trained."""
+        return self.method != "none"
+
+    @property
+    def scale(self) -> float:
+        """The factor of LoRA's product."""
+        return low_rank.scale_of(self.rank, self.full_alpha, self.rank_stabilized)
+
+    @property
+    def full_alpha(self) -> float:
+        """Alpha, or its default."""
+        return 2.0 * self.rank if self.alpha is None else self.alpha
+
+    def split(self, params: PyTree[Array], key: Key[Array, ""]) -> tuple[PyTree[Array], PyTree[Array]]:
+        """The few parameters at the start of a run, and the frozen ones.
+
+        Raises:
+          UserError: a pattern meets no parameter.
+        """
+        flat = flatten_dict(params, sep="/")
+        trained = set(low_rank.choose(params, self.also, "adapt.also"))
+        trained |= set(low_rank.choose(params, ["*"], "adapt.method bias", "bias")) if self.method == "bias" else set()
+        few = {path: leaf for path, leaf in flat.items() if path in trained}
+        if self.method in ("lora", "dora"):
+            chosen = low_rank.choose(params, self.targets, "adapt.targets", "kernel")
+            kernels = {path: flat[path] for path in chosen if path not in trained}
+            few |= low_rank.start(kernels, self.rank, key, self.method == "dora")
+        frozen = {path: leaf for path, leaf in flat.items() if path not in trained}
+        return unflatten_dict(few, sep="/"), unflatten_dict(frozen, sep="/")
+
+    def merge(self, few: PyTree, frozen: PyTree) -> dict[str, PyTree[Array]]:
+        """The parameters of the model."""
+        return low_rank.merge(frozen, few, self.scale)
+
+    def loss(self, loss_fn: Callable) -> Callable:
+        """The same `training.step.LossFn` of the few parameters; `aux.frozen` is a pair, those frozen and its own."""
+
+        def adapted(few: PyTree, aux: Any, *rest: Any) -> Any:
+            frozen, own = aux.frozen
+            ema = None if aux.ema is None else self.merge(aux.ema, frozen)
+            return loss_fn(self.merge(few, frozen), aux.replace(ema=ema, frozen=own), *rest)
+
+        return adapted
+
+
+WHOLE = AdaptConfig()
+"""No adaptation: the model itself is trained."""
+
+
+def read_adaptation(config: Mapping[str, Any]) -> AdaptConfig | None:
+    """The adaptation of a run, from its config as saved; None if it has trained a model itself."""
+    saved = config.get("adapt", {})
+    adapt = AdaptConfig(**{name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()})
+    return adapt if adapt.used else None
+
+
+def require_loaded(config: AdaptConfig, params: PyTree, new: Sequence[str], source: str | Path) -> None:
+    """Checks that no parameter stays as it was initialised.
+
+    Args:
+      params: those of the model, or their shapes.
+      new: paths of those that `source` does not have.
+
+    Raises:
+      UserError: one of them would be frozen.
+    """
+    shapes = jax.eval_shape(lambda params: config.split(params, jax.random.key(0))[1], params)
+    frozen = flatten_dict(shapes, sep="/")
+    if lost := [path for path in new if path in frozen]:
+        parts = " ".join(dict.fromkeys(path.rpartition("/")[0] or path for path in lost))
+        raise UserError(
+            f"adapt: {source} does not have {lost[0]}, which would stay as it was initialised: train it too, with "
+            f"--adapt.also {' '.join(config.also)} {parts}"
+        )
+
+
+def remember_base(workdir: Path, source: str, frozen: PyTree) -> None:
+    """Records where a run's frozen parameters come from, or checks that they are those of its start.
+
+    Raises:
+      UserError: the run has begun with others.
+    """
+    norm = _norm(frozen)
+    if not (workdir / BASE).is_file():
+        source = str(Path(source).expanduser().absolute()) if Path(source).expanduser().exists() else source
+        (workdir / BASE).write_text(json.dumps({"init_from": source, "norm": norm}) + "\n")
+    _require_same(workdir, norm)
+
+
+def base_of(workdir: Path) -> str:
+    """The weights that a run adapts.
+
+    Raises:
+      UserError: they are not recorded.
+    """
+    return str(_read(workdir)["init_from"])
+
+
+def with_base(
+    workdir: Path, config: AdaptConfig, weights: Mapping[str, np.ndarray], base: PyTree
+) -> dict[str, np.ndarray]:
+    """The variables of the adapted model by path, from those that a run has saved and its base.
+
+    Args:
+      weights: the saved variables by path, the few parameters below `params/`.
+      base: parameters of the model with those of `base_of`.
+
+    Raises:
+      UserError: the base is not the one that the run has adapted.
+    """
+    few = {path.removeprefix("params/"): value for path, value in weights.items() if path.startswith("params/")}
+    others = {path: value for path, value in weights.items() if not path.startswith("params/")}
+    frozen = {path: leaf for path, leaf in flatten_dict(base, sep="/").items() if path not in few}
+    _require_same(workdir, _norm(frozen))
+    merged = config.merge(unflatten_dict(few, sep="/"), unflatten_dict(frozen, sep="/"))
+    return {f"params/{path}": np.asarray(leaf) for path, leaf in flatten_dict(merged, sep="/").items()} | others
+
+
+def _read(workdir: Path) -> dict[str, Any]:
+    try:
+        return json.loads((workdir / BASE).read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{workdir / BASE} cannot be read ({error}): restore it from a copy") from error
+
+
+def _require_same(workdir: Path, norm: float) -> None:
+    described = _read(workdir)
+    if not np.isclose(norm, described["norm"], rtol=1e-8, atol=0):
+        raise UserError(
+            f"{described['init_from']} no longer has the weights that {workdir} adapts: restore them, the run itself "
+            "has only its few parameters"
+        )
+
+
+def _norm(params: PyTree) -> float:
+    """The norm of all parameters in double precision, which changes with every step of training."""
+    flat = (np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(params))
+    return float(np.sqrt(sum(leaf @ leaf for leaf in flat)))
