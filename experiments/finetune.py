@@ -139,14 +139,11 @@ def make_loss(config: Config, model: nn.Module, trained: Any, teacher: Teacher |
         targets = optax.smooth_labels(jax.nn.one_hot(labels, model.num_classes), config.label_smoothing)
         mix = partial(mix_clips, mix_key, targets=targets, valid=valid, mixup=config.mixup, cutmix=config.cutmix)
         pixels, targets = mix(pixels)
+        variables, rngs = {"params": params, **aux.model_state}, {"dropout": dropout_key, "drop_path": path_key}
+        settings = {"train": config.tune != "linear_probe", "mutable": list(aux.model_state), "rngs": rngs}
         with valid_clips(valid):
             (logits, changed), features = with_features(
-                model.apply,
-                {"params": params, **aux.model_state},
-                model.card.normalize(pixels),
-                train=config.tune != "linear_probe",
-                mutable=list(aux.model_state),
-                rngs={"dropout": dropout_key, "drop_path": path_key},
+                model.apply, variables, model.card.normalize(pixels), **settings
             )
         metrics = {"accuracy": valid_mean(logits.argmax(axis=-1) == labels, valid)} if config.train_accuracy else {}
         losses = loss_of(logits.astype(jnp.float32), targets)
