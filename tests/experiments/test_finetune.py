@@ -133,7 +133,7 @@ def test_evaluation_does_not_depend_on_the_batch_size(run, drawn, tmp_path):
         probabilities = [float(line.split(",")[3]) for line in predictions.splitlines()[1:]]
         results[-1]["probabilities"] = np.round(probabilities, 4).tolist()
         assert {path.name for path in out.iterdir()} == {
-            "evaluation.json", "evaluation.txt", "per_class.csv", "predictions.csv", "confusion.png",
+            "evaluation.json", "evaluation.txt", "per_class.csv", "predictions.csv", "confusion.png", "scores.npz",
         }  # fmt: skip
     assert results[0] == results[1]
 
