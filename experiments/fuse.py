@@ -81,7 +81,7 @@ def match_scores(folders: tuple[str, ...], common: bool) -> Scores:
     if lacking and not (common and everywhere):
         raise UserError(
             f"{lacking} videos are not in all of {', '.join(folders)}: evaluate the same ones, or leave them out with "
-            "--common True"
+            "--common"
         )
     rows = [np.array([place[name] for name in everywhere]) for place in places]
     labels = [scores["labels"][row] for scores, row in zip(read, rows, strict=True)]

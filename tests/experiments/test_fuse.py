@@ -67,7 +67,7 @@ def test_scores_that_do_not_belong_together_are_one_line(tmp_path):
         ({"evaluations": (a, a), "cost": 0.0}, "cost is 0.0: it must be above 0"),
         ({"evaluations": (a, str(tmp_path))}, r"has no scores\.npz: give an output directory of evaluate\.py"),
         ({"evaluations": (a, others)}, "others has other classes than .*a: fuse classifiers of the same classes"),
-        ({"evaluations": (a, shifted)}, "8 videos are not in all of .*, or leave them out with --common True"),
+        ({"evaluations": (a, shifted)}, "8 videos are not in all of .*, or leave them out with --common"),
     ):
         with pytest.raises(UserError, match=message):
             fuse.main(fuse.Config(**settings, out=str(tmp_path / "out")))

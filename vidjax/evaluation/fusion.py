@@ -50,7 +50,7 @@ def _margins(
     labels: Int[Array, "n"],
     test: Float[Array, "m d"],
     classes: int,
-    cost: float,
+    cost: float | Float[Array, ""],
     iterations: int,
 ) -> Float[Array, "m c"]:
     train, test = (jnp.concatenate([x, jnp.ones((len(x), 1))], axis=1).astype(jnp.float32) for x in (train, test))
