@@ -23,6 +23,7 @@ from vidjax.convert.checkpoint import read_model
 from vidjax.data.moments import join_features, require_words, unit_length
 from vidjax.errors import UserError
 from vidjax.fields import check_values, require_positive
+from vidjax.runs.embedding import open_encoder
 from vidjax.runs.grounding import find_moments
 from vidjax.runs.queries import open_tower
 from vidjax.runs.results import open_results
@@ -75,7 +76,8 @@ def embed_video(config: Config, described: list[dict[str, Any]]) -> Track:
         raise UserError(f"{len(encoders)} encoders are given, the run was trained with features of {len(described)}")
     tracks = []
     for each, encoder in zip(described, encoders, strict=True):
-        _, found, errors = embed_files([config.video], each, encoder, config.batch_size, config.workers)
+        encode, clips = open_encoder(each["meta"], encoder)
+        _, found, errors = embed_files([config.video], encode, clips, each["stride"], config.batch_size, config.workers)
         if errors or len(found) != 1:
             raise UserError(f"{config.video} cannot be read: {errors.get(0, 'give a single file')}")
         tracks.append(found[0])

@@ -8,6 +8,9 @@ python experiments/localize.py --data.features features --data.annotations actio
 
 A published recipe: python experiments/localize.py thumos_i3d --data.features i3d --data.annotations thumos14.json
 
+With an encoder that is trained too, on short videos: python experiments/localize.py demo_end_to_end
+or --encoder NAME --init_encoder_from runs/b --data.videos FOLDER --data.fps 8 --data.frames 8 --data.stride 4
+
 Running the same command again resumes the run. Then localize_predict.py finds actions in video files.
 """
 
@@ -54,8 +57,14 @@ class Config(TrainConfig):
     """Width that the features must have (default: that of the files)."""
     max_length: int | None = None
     """Steps to which videos are cropped or padded (default: the model's)."""
+    encoder: str | None = None
+    """Train this encoder too, one of vidjax.list_models(), on windows of data.videos in place of features."""
+    init_encoder_from: str | None = initial(None)
+    """Start the encoder from another run's work directory or from a published checkpoint of its family."""
+    encoder_factor: float = 1.0
+    """Factor of the encoder's learning rate."""
     data: SegmentConfig = SegmentConfig()
-    """The features and the annotated segments."""
+    """The features or videos, and the annotated segments."""
     label_smoothing: float = 0.0
     """Fraction of a label that is spread over all classes."""
     offset_weight: float = 1.0
@@ -76,25 +85,30 @@ class Config(TrainConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_positive(self, "channels", "max_length", "positives")
-        require_not_negative(self, "offset_weight")
+        require_not_negative(self, "offset_weight", "encoder_factor")
         if not 0 <= self.label_smoothing < 1:
             raise UserError(f"label_smoothing is {self.label_smoothing}: it must be at least 0 and below 1")
         if self.model not in LOCALIZERS:
             raise UserError(f"there is no localiser '{self.model}': choose one of {', '.join(LOCALIZERS)}")
+        if (self.encoder is None) != (self.data.videos is None):
+            raise UserError("an encoder is trained on videos: give --encoder and --data.videos, or neither")
+        if self.encoder is None and self.init_encoder_from:
+            raise UserError("init_encoder_from is for an encoder that is trained: give --encoder too, or omit it")
 
 
 RECIPES = {name: Config(**values) for name, values in recipes.localize.RECIPES.items()}
-DATA_FLAG = "--data.features"
+DATA_FLAG = "--data.features or --data.videos"
 
 
 def make_model(config: Config, source: SegmentSource) -> nn.Module:
-    """The model for these classes and features."""
-    fields = {"num_classes": len(source.class_names), "channels": source.channels}
+    """The model for these classes and features, or videos."""
+    fields = {"num_classes": len(source.class_names), "channels": source.channels or 1}
     fields |= {} if config.max_length is None else {"max_length": config.max_length}
     model = LOCALIZERS[config.model](dtype=runs.computing_type(config.dtype), **fields)
     if model.max_length % model.strides[-1]:
         raise UserError(f"max_length is {model.max_length}: it must be a multiple of {model.strides[-1]}")
-    return model.clone(card=dataclasses.replace(model.card, class_names=source.class_names))
+    model = model.clone(card=dataclasses.replace(model.card, class_names=source.class_names))
+    return localization.join_encoder(config, model) if config.encoder else model
 
 
 def make_loss(config: Config, model: nn.Module) -> Callable:
@@ -103,7 +117,10 @@ def make_loss(config: Config, model: nn.Module) -> Callable:
 
     def loss_fn(params: Any, aux: Aux, batch: dict[str, jax.Array], key: jax.Array) -> tuple:
         rngs = dict(zip(("dropout", "drop_path"), jax.random.split(key), strict=True))
-        outputs = model.apply({"params": params}, batch["features"], batch["length"], train=True, rngs=rngs)
+        statistics = {kind: tree for kind, tree in aux.model_state.items() if kind != "running"}
+        outputs, changed = model.apply(
+            {"params": params, **statistics}, batch["inputs"], batch["length"], True, rngs=rngs, mutable=[*statistics]
+        )
         logits, offsets = (jnp.concatenate(levels, axis=1).astype(jnp.float32) for levels in outputs)
         segments = batch["segments"], batch["labels"], batch["annotated"]
         targets = objective.targets(points, *segments, model.num_classes)
@@ -113,7 +130,8 @@ def make_loss(config: Config, model: nn.Module) -> Callable:
             logits, offsets, targets, valid, positives, config.label_smoothing
         )
         metrics = {"class_loss": classes, "offset_loss": regression, "positives": positives}
-        return classes + config.offset_weight * regression, ({"running": {"positives": positives}}, metrics)
+        state = {**statistics, **changed, "running": {"positives": positives}}
+        return classes + config.offset_weight * regression, (state, metrics)
 
     return loss_fn
 
@@ -129,7 +147,7 @@ def summarize(run: Run, result: FitResult) -> dict[str, float]:
 @runs.on_mesh
 def main(config: Config, mesh: Mesh) -> dict[str, float]:
     """Runs the job; returns the first and last loss and the best evaluation, or the memory of a dry run."""
-    if config.data.annotations == SHAPES and config.data.features is None:
+    if config.data.annotations == SHAPES and config.data.features is config.data.videos is None:
         encoder, place = recipes.localize.ENCODER, Path(__file__).parent
         made = make_demo_features(encoder, place, config.workdir, config.seed, "localize.py")
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, features=made))
@@ -138,22 +156,21 @@ def main(config: Config, mesh: Mesh) -> dict[str, float]:
     validation = data.validation and open_segments(data, data.validation, source.channels)
     run.plan(train=source, validation=validation)
     model = make_model(config, source)
-    example, state = (
-        localization.example_arrays(model, source),
-        {"running": {"positives": jnp.float32(config.positives)}},
-    )
-    run.build(model, model.example_inputs(), make_loss(config, model), example=example, model_state=state)
+    example = localization.example_arrays(model, source)
+    state = {"running": {"positives": jnp.float32(config.positives)}}
+    loss_fn, factors = make_loss(config, model), {"encoder/": config.encoder_factor}
+    run.build(model, model.example_inputs(), loss_fn, factors=factors, example=example, model_state=state)
     if config.dry_run:
         return run.dry_run()
     variables = run.new_variables()
-    if config.init_from and not run.has_begun:
-        variables |= runs.start_from(config.init_from, model, {"params": variables["params"]})[0]
+    if not run.has_begun:
+        variables = localization.start_weights(config, model, variables)
     state = run.begin(variables)
     localization.keep_description(data.features, run.workdir)
     del variables  # the state has its own copy
     segments = sum(len(video.labels) for video in source.videos)
     run.announce(
-        data=f"{segments:,} segments; {source.channels} channels, at most {model.max_length} steps",
+        data=f"{segments:,} segments; {localization.describe_steps(model)}, at most {model.max_length} steps",
         classes=f"{model.num_classes}; {run.describe_validation()}",
     )
     batches = partial(localization.train_batches, source, model, data, batch_size=config.batch_size, seed=config.seed)

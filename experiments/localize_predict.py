@@ -4,27 +4,25 @@
     python experiments/localize_predict.py --run runs/actions videos/ --least_score 0.3 --json found.json
 
 The features are made as those were that the run was trained on (embed.py), by the same encoder; `--encoder` says where
-its weights are if they were moved. Files are streamed: of a video, only its features are kept. Times are those at which
-the frames are on screen, from the first frame on, also at variable frame rates.
+its weights are if they were moved. A run that trained its encoder too contains it. Files are streamed: of a video, only
+its features are kept. Times are those at which the frames are on screen, from the first frame on, also at variable
+frame rates.
 """
 
 import dataclasses
 import json
 import os
 import sys
-from pathlib import Path
 from typing import Any, Literal
 
-import jax.numpy as jnp
-from flax.traverse_util import unflatten_dict
 from tyro.conf import Positional
 
 from vidjax import cli, runs
-from vidjax.convert.checkpoint import read_model
 from vidjax.errors import UserError
 from vidjax.evaluation.segments import Selection
 from vidjax.fields import check_values, require_positive
-from vidjax.runs.localization import find_segments
+from vidjax.runs import localization
+from vidjax.runs.embedding import open_encoder
 from vidjax.runs.untrimmed import embed_files, read_kept
 from vidjax.training.sharding import make_mesh
 
@@ -62,14 +60,13 @@ class Config:
 
 def main(config: Config) -> dict[str, Any]:
     """Finds, prints and writes the segments; returns the contents of the JSON file."""
-    described, saved = read_kept(config.run), runs.read_config(config.run)
-    if "selection" not in saved:
-        raise UserError(f"{config.run} is no run of localize.py: give one")
-    model = read_model(Path(config.run)).clone(dtype=jnp.float32)
-    weights, _ = runs.read_weights(config.run, config.which)
-    variables = {"params": unflatten_dict(weights, sep="/")["params"]}
-    selection = Selection(**saved["selection"])
-    names, tracks, errors = embed_files(config.paths, described, config.encoder, config.batch_size, config.workers)
+    model, variables, own = localization.open_run(config.run, config.which)
+    if own and config.encoder:
+        raise UserError(f"{config.run} has an encoder of its own: omit --encoder")
+    described = None if own else read_kept(config.run)
+    encoder = own or (*open_encoder(described["meta"], config.encoder), described["stride"])
+    selection = Selection(**runs.read_config(config.run)["selection"])
+    names, tracks, errors = embed_files(config.paths, *encoder, config.batch_size, config.workers)
     for error in errors.values():
         print(f"cannot be read: {error}", file=sys.stderr)
     if not tracks:
@@ -77,7 +74,7 @@ def main(config: Config) -> dict[str, Any]:
     numbers, lengths = list(tracks), [len(track.features) for track in tracks.values()]
     read = [lambda number=number: tracks[number] for number in numbers]
     mesh = make_mesh()
-    found = find_segments(read, lengths, model, variables, selection, mesh, mesh.size)
+    found = localization.find_segments(read, lengths, model, variables, selection, mesh, mesh.size)
     files: list[dict[str, Any]] = [{"path": name, "segments": []} for name in names]
     for place, number in enumerate(numbers):
         print(f"\n{names[number]}\n   start      end   score  class")

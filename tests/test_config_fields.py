@@ -83,7 +83,7 @@ SCRIPTS_THAT_TRAIN = {
     "token_pretrain": (NEVER, {"init_from"}),
     "umt_pretrain": (NEVER, {"init_from"}),
     "finetune": (NEVER, {"init_from", "keep_head"}),
-    "localize": (NEVER - {"data.workers"}, {"init_from", "positives"}),
+    "localize": (NEVER, {"init_from", "init_encoder_from", "positives"}),
     "detect": (NEVER, {"init_from", "keep_head"}),
     "ground": (NEVER - {"data.workers"}, {"init_from"}),
     "albef_pretrain": (NEVER, {"init_from", "init_video_from", "init_text_from"}),

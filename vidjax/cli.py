@@ -33,8 +33,9 @@ def parse(
     Args:
       config_class: a dataclass whose fields have docstrings, which become the help.
       recipes: configs by name; the optional first argument selects one, whose values the flags override. The default
-        is `videos` if the arguments name the user's videos and `demo` otherwise; all others need the user's videos.
-      data_flag: the flag that names the user's videos.
+        is `videos` if the arguments name the user's videos and `demo` otherwise. All need the user's videos, except
+        those whose names begin with `demo`.
+      data_flag: the flag that names the user's videos, or `--one or --other`.
       argv: the arguments; those of the process by default.
     """
     import tyro  # imported here, so that notebooks do not need it
@@ -44,7 +45,7 @@ def parse(
     description += "\n\n--debug shows the full traceback of one-line errors."
     if recipes:
         first = [argv[0]] if argv and not argv[0].startswith("-") else []
-        has_data = any(word.split("=")[0] == data_flag for word in argv)
+        has_data = any(word.split("=")[0] in (data_flag or "").split(" or ") for word in argv)
         name = first[0] if first else "videos" if has_data else "demo"
         if name not in recipes:
             fail(f"there is no recipe '{name}': choose one of {', '.join(recipes)}")
@@ -70,7 +71,7 @@ def parse(
         nearest = difflib.get_close_matches(unknown[0].lstrip("-"), _flags(config), n=2)
         hint = f"did you mean {' or '.join(f'--{flag}' for flag in nearest)}?" if nearest else "see --help"
         fail(f"unknown argument {unknown[0]}: {hint}")
-    if recipes and name != "demo" and not has_data:
+    if recipes and not name.startswith("demo") and not has_data:
         fail(f"recipe {name} trains on your videos: give {data_flag}, a folder or a manifest")
     return config
 

@@ -101,6 +101,7 @@ REFUSED = [
     ({"lines": [line(windows=())]}, "none of the 1 queries has a moment: annotate them"),
     ({"lines": []}, "have no queries: give another file"),
     ({"lines": [RATED, {"qid": 2}]}, r"a.jsonl, line 2 is not in QVHighlights' form .*: a line has qid, query, vid"),
+    ({"lines": [line() | {"relevant_clip_ids": [-1], "saliency_scores": [[3]]}]}, r"relevant_clip_ids has -1"),
     ({"lines": [line(windows=[[1, "a"]])]}, r"line 1 is not in QVHighlights' form"),
     ({"clip_seconds": 4.0}, r"2 of 2 files do not last as long as their videos: v1 \(8 features last 32.0 s, the"),
     ({"features": ()}, "no features are given: give --data.features"),

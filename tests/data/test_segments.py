@@ -14,7 +14,7 @@ SECONDS, STEPS, CHANNELS = 10.0, 61, 6  # 4 frames a step of 16, 25 fps: 10.24 s
 
 def entry(*segments, subset="Training", duration=SECONDS, **more):
     annotations = [
-        {"segment": list(bounds), "label": label, "label_id": "ba".index(label[0])} for *bounds, label in segments
+        {"segment": list(bounds), "label": label, "label_id": "bac".index(label[0])} for *bounds, label in segments
     ]
     return {"subset": subset, "duration": duration, "annotations": annotations, **more}
 
@@ -54,6 +54,11 @@ def test_a_subset_has_its_segments_within_the_video_and_classes_in_the_order_of_
     ]
     features = source.read(1)
     assert isinstance(features, np.memmap) and features.shape == (STEPS, CHANNELS) and (features == 1).all()
+    early = open_segments(write({"v1": entry((-1, 2, "b run")), "v3": VIDEOS["v3"]}, max_bad_share=0.5), "training")
+    assert early.videos[0].segments.tolist() == [[0, 2]]
+    assert "1 of 1 segments start before 0 s and are cut: v1" in early.notes
+    other = open_segments(write(VIDEOS | {"v3": entry((0, 9, "c swim"), subset="validation")}), "training")
+    assert other.notes[0] == "1 of 3 classes have no segment to train on: c swim"
     ignoring = open_segments(write(ignored=("a jump",)), "training").videos
     assert [video.labels.tolist() for video in ignoring] == [[0], []]
     proposals = open_segments(write(one_class=True), "training")

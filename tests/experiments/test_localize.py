@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 import videos
+from flax.traverse_util import flatten_dict, unflatten_dict
 from small_runs import draw_variables
 
 from vidjax import cli
@@ -88,7 +89,7 @@ def test_the_loss_is_focal_and_distance_iou_over_the_positive_points_of_a_hand_w
     features = np.random.default_rng(2).normal(size=(2, 32, 8)).astype(np.float32)
     features[0, 20:] = 0
     batch = {
-        "features": features, "length": np.array([20, 32], np.int32), "valid": np.array([True, False]),
+        "inputs": features, "length": np.array([20, 32], np.int32), "valid": np.array([True, False]),
         "segments": np.array([[[10.5, 14.5], [0, 0]]] * 2, np.float32), "labels": np.array([[1, 0]] * 2, np.int32),
         "annotated": np.array([[True, False]] * 2),
     }  # fmt: skip
@@ -130,13 +131,13 @@ def test_a_training_example_is_a_crop_whose_segments_lie_on_their_features(folde
         example = localization.train_example(source, index, random, model, config.data)
         length = int(example["length"])
         lengths.add((index, length))
-        assert (example["features"][length:] == 0).all() and example["annotated"].any()
+        assert (example["inputs"][length:] == 0).all() and example["annotated"].any()
         for (start, end), kind in zip(
             example["segments"][example["annotated"]], example["labels"][example["annotated"]], strict=True
         ):
-            assert start + 0.9 >= 0 and end <= length and end - start >= 0.45 * 0.25 * STEPS[index]
+            assert start >= -1 and end <= length + 1 and end - start >= 0.45 * 0.25 * STEPS[index]
             inside = slice(int(np.ceil(start)) + 1, int(end) - 1)
-            assert (example["features"][inside, kind] > 0.5).all()
+            assert (example["inputs"][inside, kind] > 0.5).all()
     assert {length for index, length in lengths if index in (0, 3)} == {32}  # longer videos than the model's length
     assert {length for index, length in lengths if index == 2} == {22, 23, 24, 25}  # 0.9 of the length or more
 
@@ -184,10 +185,10 @@ def test_segments_are_found_beyond_the_models_length_and_scored_in_seconds(folde
     mesh = jax.make_mesh((1, 1, 1), ("data", "fsdp", "sequence"), devices=jax.devices()[:1])
 
     def oracle(_, batch):
-        valid = np.arange(batch["features"].shape[1]) < np.asarray(batch["length"])[:, None]
+        valid = np.arange(batch["inputs"].shape[1]) < np.asarray(batch["length"])[:, None]
         probabilities, offsets = [], []
         for stride in model.strides:
-            high = np.asarray(batch["features"])[:, ::stride, :2] * valid[:, ::stride, None] > 0.5
+            high = np.asarray(batch["inputs"])[:, ::stride, :2] * valid[:, ::stride, None] > 0.5
             probabilities.append(high * (0.9 if stride == 1 else 0.0))
             edges = np.cumsum(~high, axis=1)
             same = (edges[:, :, None] == edges[:, None]) & high[:, :, None] & high[:, None]  # b t t k
@@ -242,10 +243,67 @@ def test_actions_are_found_at_the_times_of_the_frames_also_at_a_variable_rate(en
             assert first[name] == pytest.approx(second[name], abs=0.01)
     assert max(each["end"] for each in one) <= len(scenes) / 25
     with pytest.raises(UserError, match=r"was not trained on features in a folder that embed.py wrote"):
-        localize_predict.main(localize_predict.Config(paths, run=str(encoder)))
+        localize_predict.main(localize_predict.Config(paths, run=str(trained[0])))
+
+
+@pytest.mark.long
+def test_an_encoder_is_trained_too_in_a_run_that_resumes_and_finds_actions_in_files(encoder, tmp_path, capsys):
+    """Videos in which light or dark frames are the actions."""
+    database = {}
+    for number, (subset, count) in enumerate((("training", 60), ("training", 44), ("validation", 60))):
+        frames = np.full((count, 16, 16, 3), 128, np.uint8)
+        frames[8:20], frames[26:40] = 20, 235
+        videos.write_video(tmp_path / "v" / f"v{number}.mp4", frames)
+        found = [{"segment": [8 / 25, 20 / 25], "label": "dark"}, {"segment": [26 / 25, 40 / 25], "label": "light"}]
+        database[f"v{number}"] = {"subset": subset, "duration": count / 25, "annotations": found}
+    (tmp_path / "a.json").write_text(json.dumps({"database": database}))
+    flags = """--data.fps 12.5 --data.frames 4 --data.stride 2 --data.size 16 --data.short_side 16 --batch_size 2
+    --max_length 16 --loop.save_every 3""".split()
+    given = ["--data.videos", str(tmp_path / "v"), "--data.annotations", str(tmp_path / "a.json")]
+
+    def config(name, *more):
+        argv = [*FLAGS, *flags, *given, "--workdir", str(tmp_path / name), *more]
+        return cli.parse(localize.Config, localize.RECIPES, localize.DATA_FLAG, argv)
+
+    new = ["--encoder", "fr2d_tiny", "--encoder_factor", "0.5"]
+    numbers = localize.main(config("whole", *new))
+    assert 0 <= numbers["map_50"] <= 1 and (tmp_path / "whole" / "timelines.png").is_file()
+    assert "windows of 4 frames, 2 apart, 16 pixels" in capsys.readouterr().out
+    read = localization.train_batches
+
+    def dying(*arguments, **settings):
+        yield from itertools.islice(read(*arguments, **settings), 3)
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(localization, "train_batches", dying)
+        with pytest.raises(KeyboardInterrupt):
+            localize.main(config("killed", *new, "--data.validation", "None"))
+    localize.main(config("killed", *new, "--data.validation", "None"))
+    whole, resumed = (load_variables(tmp_path / name)[0] for name in ("whole", "killed"))
+    assert {name.partition("/")[0] for name in whole} == {"params", "batch_stats", "running"}
+    for name, value in whole.items():
+        np.testing.assert_array_equal(value, resumed[name])
+
+    paths, run = (str(tmp_path / "v" / "v0.mp4"),), str(tmp_path / "whole")
+    (file,) = localize_predict.main(localize_predict.Config(paths, run=run, least_score=0.0))["files"]
+    assert {each["class"] for each in file["segments"]} == {"dark", "light"}
+    assert max(each["end"] for each in file["segments"]) <= 60 / 25
+    with pytest.raises(UserError, match="has an encoder of its own: omit --encoder"):
+        localize_predict.main(localize_predict.Config(paths, run=run, encoder=str(encoder)))
+
+    # Another run starts from the whole of it.
+    zeros = unflatten_dict({name: np.zeros_like(value) for name, value in whole.items()}, sep="/")
+    other = config("other", *new)
+    model = localize.make_model(other, open_segments(other.data, "training"))
+    started = localization.start_weights(replace(other, init_from=run), model, zeros)
+    for name, value in flatten_dict(started["params"], sep="/").items():
+        np.testing.assert_array_equal(value, whole[f"params/{name}"])
 
 
 REFUSED = [
+    ({"encoder": "fr2d_tiny"}, "an encoder is trained on videos: give --encoder and --data.videos, or neither"),
+    ({"init_encoder_from": "runs/a"}, "init_encoder_from is for an encoder that is trained: give --encoder too"),
     ({"model": "actionformer"}, "there is no localiser 'actionformer': choose one of actionformer_thumos_i3d, "),
     ({"label_smoothing": 1.0}, "label_smoothing is 1.0: it must be at least 0 and below 1"),
     ({"positives": 0.0}, "positives is 0.0: it must be above 0"),
@@ -261,11 +319,13 @@ def test_invalid_values_are_one_line(fields, message):
             SegmentConfig(**wrong)
 
 
-@pytest.mark.parametrize("name", [name for name in localize.RECIPES if name not in ("demo", "videos")])
+@pytest.mark.parametrize("name", [name for name in localize.RECIPES if not name.startswith(("demo", "videos"))])
 def test_recipes_train_the_published_models(name):
     config = localize.RECIPES[name]
     source = localization.SegmentSource("x", ("a",) * (1 if config.data.one_class else 20), (), config.channels)
     model = localize.make_model(config, source)
     row = LOCALIZERS[config.model]()
-    assert (model.num_classes, model.channels) == (row.num_classes, row.channels)
+    assert (model.num_classes, model.channels) == (row.num_classes, row.channels) and not model.dropout
+    assert (model.max_length, model.strides[-1]) == (2304 if "thumos" in name else 192, 32)
+    assert config.data.resize == config.data.one_class == ("thumos" not in name) and not config.data.ignored
     assert config.optim.learning_rate * config.batch_size / 256 == pytest.approx(1e-4 if "thumos" in name else 1e-3)

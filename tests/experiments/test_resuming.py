@@ -119,7 +119,8 @@ FIELDS = {
     "temperature_steps divergence_weight divergence_steps observed_clips probe_clips accumulation",
     "finetune": "model keep_head tune tuned_blocks adapt drop_path dropout mixup cutmix label_smoothing objective "
     "head_factor train_accuracy accumulation teacher teacher_weight teacher_features",
-    "localize": "model channels max_length label_smoothing offset_weight positives selection thresholds dialect",
+    "localize": "model channels max_length encoder init_encoder_from encoder_factor label_smoothing "
+    "offset_weight positives selection thresholds dialect",
     "detect": "model dilated stage bins aligned dropout keep_head objective crops dialect",
     "ground": "model channels text_channels max_length words align rounded text tokenizer",
     "contrastive_pretrain": "video_model text_model features tokenizer context init_video_from init_text_from freeze "

@@ -175,12 +175,12 @@ def _write_npz(
                 np.lib.format.write_array(file, array, allow_pickle=False)
 
 
-def require_names(ids: Sequence[str]) -> None:
-    """Raises UserError if two videos would have the same file in a folder of features."""
+def require_names(ids: Sequence[str], remedy: str = "rename one, or write an .npz file") -> None:
+    """Raises UserError if two videos have files of the same name, so that their features would too."""
     names: dict[str, str] = {}
     for name in ids:
         if (other := names.setdefault(Path(name).stem, name)) != name:
-            raise UserError(f"{other} and {name} have the same name: rename one, or write an .npz file")
+            raise UserError(f"{other} and {name} have the same name: {remedy}")
 
 
 def sampled_rate(first: np.ndarray, start: np.ndarray, end: np.ndarray, window: int) -> float:

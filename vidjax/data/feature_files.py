@@ -55,6 +55,11 @@ def examples(names: Sequence[str]) -> str:
     return f"{', '.join(map(str, names[:3]))}{', ...' if len(names) > 3 else ''}"
 
 
+def evenly(count: int) -> list[int]:
+    """`PROBED` numbers of files, evenly over all."""
+    return np.unique(np.linspace(0, count - 1, PROBED).astype(int)).tolist()
+
+
 def list_files(folder: str, prefix: str = "") -> dict[str, str]:
     """The paths of the files of features in a folder by the name of their video, which follows the prefix.
 
@@ -84,7 +89,8 @@ def open_features(path: str, channels: int | None) -> np.ndarray:
             with features as arrays:
                 features = arrays["features"]
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} cannot be read ({error}): make its features again, or remove it") from error
+        reason = "it is no file of numbers" if isinstance(error, ValueError) else error  # NumPy's advice is unsafe
+        raise UserError(f"{path} cannot be read ({reason}): make its features again, or remove it") from error
     sides = "x".join(map(str, features.shape))
     if features.ndim != 2 or not features.size:
         raise UserError(f"{path} has the shape {sides}: features are an array of time and channels")
@@ -124,10 +130,12 @@ def cut_spans(
     Raises:
       UserError: some end far beyond their video, as times in frames would.
     """
-    far, late, empty, cut = [], [], [], []
+    far, early, late, empty, cut = [], [], [], [], []
     for name, start, end, duration in spans:
         if end > FAR * duration:
             far.append(f"{name} ({start:g} to {end:g} of {duration:g} s)")
+        if start < 0:
+            early.append(name)
         if end > duration:
             late.append(name)
         start, end = max(start, 0), min(end, duration)
@@ -140,6 +148,8 @@ def cut_spans(
             "and these look like frames: divide them by the frames per second"
         )
     notes = [f"{len(late):,} of {len(spans):,} {what} end after their video and are cut: {examples(late)}"] * bool(late)
+    if early:
+        notes.append(f"{len(early):,} of {len(spans):,} {what} start before 0 s and are cut: {examples(early)}")
     if empty:
         notes.append(f"{len(empty):,} of {len(spans):,} {what} have no length and are left out: {examples(empty)}")
     return cut, notes
@@ -153,7 +163,7 @@ def probe(files: Sequence[FeatureFile], channels: int, remedy: str, resized: boo
       resized: whether the features were stretched to one length, and last any time.
     """
     wrong = []
-    probed = [files[i] for i in np.unique(np.linspace(0, len(files) - 1, PROBED).astype(int))]
+    probed = [files[i] for i in evenly(len(files))]
     for file in probed:
         steps = len(open_features(file.path, channels))
         seconds, slack = file.seconds(steps), (file.stride + file.frames) / file.fps
@@ -162,5 +172,5 @@ def probe(files: Sequence[FeatureFile], channels: int, remedy: str, resized: boo
     if 2 * len(wrong) > len(probed):
         raise UserError(
             f"{len(wrong)} of {len(probed)} files do not last as long as their videos: {examples(wrong)}; the "
-            f"features have another stride or rate: give it with {remedy}"
+            f"features have another stride or rate: give it with {remedy}, or durations are not in seconds"
         )

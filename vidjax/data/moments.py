@@ -202,6 +202,8 @@ def _of_row(row: Mapping[str, Any]) -> Query:
         scores, clips = np.array(row["saliency_scores"], int), np.array(row["relevant_clip_ids"], int)
         if len(scores) != len(clips):
             raise ValueError(f"{len(scores)} saliency_scores of {len(clips)} clips")
+        if (clips < 0).any():
+            raise ValueError(f"relevant_clip_ids has {clips.min()}")
         ratings = np.zeros((int(duration / CLIP), scores.shape[1] if len(scores) else 1), int)
         if len(clips):  # a short moment may fill no clip
             ratings[clips] = scores

@@ -1,4 +1,4 @@
-"""Untrimmed videos as features on disk, with annotated segments: ActivityNet's JSON, and a folder of `.npy` files.
+"""Untrimmed videos with annotated segments: ActivityNet's JSON, and a folder of `.npy` files of features, or videos.
 
 The annotations are `{"database": {NAME: {"subset", "duration", "annotations": [{"segment": [START, END], "label"}]}}}`
 with times in seconds, as THUMOS 2014 is distributed too. The features of a video are the file PREFIX NAME.npy, as
@@ -15,12 +15,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from vidjax.data import untrimmed_shapes
+from vidjax.data.config import ClipConfig
 from vidjax.data.feature_files import (
     FeatureFile,
     cut_spans,
@@ -34,6 +35,9 @@ from vidjax.data.feature_files import (
 from vidjax.errors import UserError
 from vidjax.fields import check_values, free
 
+if TYPE_CHECKING:  # imports PyAV
+    from vidjax.data.untrimmed_videos import WindowedVideo
+
 SHAPES = "synthetic:untrimmed_shapes"
 
 
@@ -45,6 +49,14 @@ class SegmentConfig:
     """A .json file in ActivityNet's form, or synthetic:untrimmed_shapes."""
     features: str | None = None
     """Folder of a .npy file for each video; the demo makes its own."""
+    videos: str | None = None
+    """The video files instead of features, for an encoder that is trained too: a folder, a list or synthetic:...."""
+    size: int = 224
+    """Height and width of the encoder's input in pixels, with data.videos."""
+    short_side: int | None = None
+    """Resize the shorter side of frames to this many pixels before the central crop (default: 8/7 of size)."""
+    workers: int = free(0)
+    """Number of videos decoded in parallel, 0 = one per core."""
     prefix: str = ""
     """What precedes the video's name in the name of its file, such as v_."""
     train: str = "training"
@@ -62,7 +74,7 @@ class SegmentConfig:
     one_class: bool = False
     """Find segments of any class, which another classifier may name."""
     ignored: tuple[str, ...] = ()
-    """Classes whose segments are not learned, such as CliffDiving of THUMOS, whose segments are Diving too."""
+    """Classes whose segments are neither learned nor counted, such as those that repeat another class's."""
     crop: tuple[float, float] = (0.9, 1.0)
     """A training video that is not too long is cropped to a part between these fractions of its length."""
     least_part: float = 0.5
@@ -77,12 +89,32 @@ class SegmentConfig:
         for name in ("fps", "stride", "frames"):
             if (value := getattr(self, name)) is not None and value <= 0:
                 raise UserError(f"data.{name} is {value}: it must be above 0")
+        if self.videos is not None:
+            self._check_videos()
         low, high = self.crop
         if not 0 < low <= high <= 1:
             raise UserError(f"data.crop is {low:g} {high:g}: give two fractions of the length, the lesser first")
         for name in ("least_part", "max_bad_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"data.{name} is {getattr(self, name)}: it must be between 0 and 1")
+
+    def _check_videos(self) -> None:
+        if self.features is not None:
+            raise UserError("data.features and data.videos are both given: an encoder is trained on videos, give one")
+        if self.resize or self.prefix:
+            raise UserError("data.resize and data.prefix are for features: omit them with data.videos")
+        for name in ("fps", "stride", "frames"):
+            value = getattr(self, name)
+            if value is None or (name != "fps" and value != int(value)):
+                raise UserError(
+                    f"data.{name} is {value}: with data.videos, give the frames sampled per second (--data.fps), those "
+                    "of a window (--data.frames) and those from one window to the next (--data.stride)"
+                )
+
+    @property
+    def clips(self) -> ClipConfig:
+        """How the windows of videos are cut."""
+        return ClipConfig(int(self.frames or 1), self.size, stride=1, fps=self.fps, short_side=self.short_side)
 
 
 @dataclass(frozen=True)
@@ -91,7 +123,7 @@ class Untrimmed:
 
     Attributes:
       name: its name in the annotations.
-      path: its file of features.
+      path: its file of features, or of video.
       duration: in seconds.
       fps, stride, frames: of the features, see `SegmentConfig`.
       segments: start and end in seconds.
@@ -113,14 +145,16 @@ class SegmentSource:
     """The videos of a subset; what `runs.run.Run` reads of a `Source` has the same names.
 
     Attributes:
-      channels: width of the features.
+      channels: width of the features; None if there are none yet.
+      windows: of each video, in place of features.
     """
 
     name: str
     class_names: tuple[str, ...]
     videos: Sequence[Untrimmed]
-    channels: int
+    channels: int | None
     notes: tuple[str, ...] = ()
+    windows: Sequence["WindowedVideo"] | None = None
 
     parts = ()
     listed = True
@@ -148,9 +182,12 @@ class SegmentSource:
         """None."""
         return ()
 
-    def read(self, index: int) -> np.ndarray:
-        """The features of a video, `t c`, memory-mapped in the type in which they were stored. Raises UserError."""
-        return open_features(self.videos[index].path, self.channels)
+    def read(self, index: int) -> "np.ndarray | WindowedVideo":
+        """The features of a video, `t c`, memory-mapped in the type in which they were stored, or its windows.
+
+        Raises UserError.
+        """
+        return self.windows[index] if self.windows else open_features(self.videos[index].path, self.channels)
 
 
 def read_annotations(path: str) -> dict[str, dict[str, Any]]:
@@ -198,20 +235,30 @@ def open_segments(
       UserError: with counts and examples: videos without features, files without annotation, times that are no seconds,
         unknown classes, features of another width or stride, or no video at all.
     """
+    from vidjax.data.untrimmed_videos import WindowedVideo, open_recordings, probe_videos
+
     database = read_annotations(data.annotations)
     kinds = Counter(entry["subset"].lower() for entry in database.values())
     entries = {name: entry for name, entry in database.items() if entry["subset"].lower() == subset.lower()}
     if not entries:
         known = ", ".join(f"{kind} ({count:,})" for kind, count in kinds.items())
         raise UserError(f"{data.annotations} has no videos in the subset {subset}: it has {known or 'none'}")
-    files = _list_files(data)
+    recordings, numbers = open_recordings(data.videos) if data.videos else (None, {})
+    files = {name: recordings.ids[row] for name, row in numbers.items()} if recordings else _list_files(data)
     notes = _missing(data, entries, database, files)
     entries = {name: entry for name, entry in entries.items() if name in files}
     if not entries:
-        raise UserError(f"{data.features} has features of none of the videos of {subset}: is data.prefix right?")
+        raise UserError(
+            f"{data.videos or data.features} has none of the videos of {subset}: is data.prefix right, and is each "
+            "file named as its video in the annotations?"
+        )
     names = tuple(class_names or order_classes(database))
     _require_known(entries, names)
-    written, times = _described(data), {}
+    if subset == data.train and not data.one_class:
+        learned = {each["label"] for entry in entries.values() for each in entry["annotations"]}
+        if unseen := [name for name in names if name not in learned]:
+            notes.append(f"{len(unseen):,} of {len(names):,} classes have no segment to train on: {examples(unseen)}")
+    written, times = None if recordings else _described(data), {}
     for name, entry in entries.items():
         times[name] = _rates(data, written, name, entry)
     cut, more = _cut_segments(entries)
@@ -225,11 +272,15 @@ def open_segments(
         videos.append(Untrimmed(name, files[name], duration, *times[name], table[:, :2], table[:, 2].astype(int)))
     if not any(len(video.labels) for video in videos):
         raise UserError(f"none of the {len(videos):,} videos of {subset} has a segment: annotate them")
+    opened = [FeatureFile(v.name, v.path, v.duration, v.fps, v.stride, v.frames) for v in videos]
+    title, classes = f"{data.annotations}, {subset}", ("action",) if data.one_class else names
+    if recordings:
+        windows = [WindowedVideo(recordings, numbers[v.name], data.clips, int(v.stride)) for v in videos]
+        probe_videos(opened, windows)
+        return SegmentSource(title, classes, videos, None, tuple(notes), windows)
     channels = channels or open_features(videos[0].path, None).shape[1]
-    files = [FeatureFile(v.name, v.path, v.duration, v.fps, v.stride, v.frames) for v in videos]
-    probe(files, channels, "--data.stride and --data.fps", data.resize)
-    classes = ("action",) if data.one_class else names
-    return SegmentSource(f"{data.annotations}, {subset}", classes, videos, channels, tuple(notes))
+    probe(opened, channels, "--data.stride and --data.fps", data.resize)
+    return SegmentSource(title, classes, videos, channels, tuple(notes))
 
 
 def _list_files(data: SegmentConfig) -> dict[str, str]:
@@ -243,16 +294,18 @@ def _missing(
     data: SegmentConfig, entries: Mapping[str, Any], database: Mapping[str, Any], files: Mapping[str, str]
 ) -> list[str]:
     """Notes on videos without features, and files without annotation; raises UserError if they are too many."""
+    has, what = ("file", "video files") if data.videos else ("features", "files of features")
     pairs = (
-        ([name for name in entries if name not in files], len(entries), "annotated videos", "features"),
-        ([name for name in files if name not in database], len(files), "files of features", "annotation"),
+        ([name for name in entries if name not in files], len(entries), "annotated videos", has),
+        ([name for name in files if name not in database], len(files), what, "annotation"),
     )
     notes = []
-    for missing, total, what, lacks in pairs:
-        line = f"{len(missing):,} of the {total:,} {what} have no {lacks}: {examples(missing)}"
+    for missing, total, kind, lacks in pairs:
+        line = f"{len(missing):,} of the {total:,} {kind} have no {lacks}: {examples(missing)}"
         if len(missing) > data.max_bad_share * total:
+            hint = "files have the names in the annotations" if data.videos else "and see data.prefix"
             raise UserError(
-                f"{data.features}: {line}; add them, or allow such with --data.max_bad_share (and see data.prefix)"
+                f"{data.videos or data.features}: {line}; add them, or allow such with --data.max_bad_share ({hint})"
             )
         notes += [line] if missing else []
     return notes

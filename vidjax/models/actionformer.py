@@ -176,9 +176,13 @@ class ActionFormer(nn.Module):
         """Of each level, in steps of the features."""
         return tuple(2**level for level in range(self.depths[2] + 1))
 
+    def input_shape(self, steps: int) -> tuple[int, ...]:
+        """Shape of so many features."""
+        return (steps, self.channels)
+
     def example_inputs(self) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
         """One video's features and length."""
-        features = jax.ShapeDtypeStruct((1, self.max_length, self.channels), jnp.float32)
+        features = jax.ShapeDtypeStruct((1, *self.input_shape(self.max_length)), jnp.float32)
         return features, jax.ShapeDtypeStruct((1,), jnp.int32)
 
     @nn.compact
@@ -246,21 +250,19 @@ class ActionFormer(nn.Module):
 
 
 CARD = Card(source="happyharrycn/actionformer_release")
-# Sizes of the released checkpoints.
+# Sizes of the released checkpoints (configs at commit 61ea7eb, which drop paths but no units).
 ANET = MappingProxyType(
     {
         "card": CARD,
         "num_classes": 1, "width": 256, "neck_width": 256, "head_width": 256, "max_length": 192,
-        "window": (7, 7, 7, 7, 7, -1), "position": True,
+        "window": (7, 7, 7, 7, 7, -1), "position": True, "dropout": 0.0,
     }
 )  # fmt: skip
 LOCALIZERS = MappingProxyType(
     {
-        "actionformer_thumos_i3d": partial(ActionFormer, num_classes=20, channels=2048, card=CARD),
+        "actionformer_thumos_i3d": partial(ActionFormer, num_classes=20, channels=2048, dropout=0.0, card=CARD),
         "actionformer_anet_i3d": partial(ActionFormer, channels=2048, **ANET),
-        "actionformer_anet_tsp": partial(
-            ActionFormer, channels=512, **ANET | {"max_length": 768, "window": (25, 25, 25, 25, 25, -1)}
-        ),
+        "actionformer_anet_tsp": partial(ActionFormer, channels=512, **ANET),
         "actionformer_tiny": partial(
             ActionFormer, num_classes=8, channels=32, width=32, neck_width=32, head_width=32, max_length=128,
             depths=(2, 1, 3), window=9,

@@ -1,4 +1,4 @@
-"""Temporal localisation on features of untrimmed videos: batches, segments of whole videos, and their evaluation."""
+"""Temporal localisation in untrimmed videos, on features or end to end: batches, found segments, their evaluation."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -10,19 +10,34 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.errors import InvalidRngError
+from flax.traverse_util import unflatten_dict
 from jax.sharding import Mesh
 from jaxtyping import Float
 
+from vidjax.convert.checkpoint import NAME, read_model
+from vidjax.data.config import ClipConfig, core_count
 from vidjax.data.feature_files import read_description
 from vidjax.data.segments import SegmentConfig, SegmentSource, Untrimmed
+from vidjax.errors import UserError
 from vidjax.evaluation.localization import Instances, localization
 from vidjax.evaluation.segments import Clock, Selection, select
+from vidjax.models import create_model
+from vidjax.models.video_localizer import VideoLocalizer
+from vidjax.runs.clips import trained_card
+from vidjax.runs.computing import computing_fields
+from vidjax.runs.embedding import Encode, make_encode
 from vidjax.runs.untrimmed import KEPT, Track, resized, shuffled_batches
+from vidjax.runs.weights import Which, read_weights, start_from
+from vidjax.runs.workdir import read_config
 from vidjax.training.sharding import is_main_process, jit_on_mesh, put_batch, this_process
 from vidjax.training.state import TrainState
 
 TRIALS = 200
 """Random crops that are tried until one contains enough of a segment."""
+
+PARTS = "localizer", "encoder"
+"""Names of the parts of a `VideoLocalizer`."""
 
 SHOWN, LEAST_SHOWN = 6, 0.2
 """Videos in the picture of timelines, and the least score of the segments in it."""
@@ -41,8 +56,102 @@ def read(source: SegmentSource, index: int, length: int, resize: bool) -> Track:
     return resized(track, length) if resize else track
 
 
+def join_encoder(config: Any, localizer: nn.Module) -> VideoLocalizer:
+    """The localiser of a config that trains an encoder too, behind this encoder.
+
+    Args:
+      localizer: of features of any width.
+
+    Raises:
+      UserError: there is no such encoder, or it makes no features of such windows.
+    """
+    data = config.data
+    clips, known = data.clips, create_model(config.encoder).__dataclass_fields__
+    fields: dict[str, Any] = {"num_frames": clips.frames, "image_size": clips.size, "num_classes": None}
+    fields = {name: value for name, value in fields.items() if name in known}
+    encoder = create_model(config.encoder, **fields, **computing_fields(config, config.encoder))
+    encoder = encoder.clone(card=trained_card(encoder.card, clips))
+    joined = VideoLocalizer(encoder, localizer, clips.frames, int(data.stride), clips.size)
+    inputs = joined.example_inputs()
+    variables = jax.eval_shape(partial(joined.init, method="features"), jax.random.key(0), *inputs)
+
+    def features(variables: dict[str, Any], *inputs: jax.Array) -> jax.Array:
+        rngs, kept = dict.fromkeys(("dropout", "drop_path"), jax.random.key(0)), [*variables.keys() - {"params"}]
+        return joined.apply(variables, *inputs, True, rngs=rngs, mutable=kept, method="features")[0]
+
+    try:
+        width = jax.eval_shape(features, variables, *inputs).shape[-1]
+    except InvalidRngError as error:
+        raise UserError(
+            f"{config.encoder} selects tokens or frames at random in training, which needs losses of its own: choose "
+            "another encoder"
+        ) from error
+    return joined.clone(localizer=localizer.clone(channels=width))
+
+
+def start_weights(config: Any, model: nn.Module, variables: dict[str, Any]) -> dict[str, Any]:
+    """Replaces new variables by those of `init_encoder_from` and `init_from`; see `runs.weights.start_from`.
+
+    `init_from` is a run of the same kind, or for the localiser of an end-to-end model also one on features.
+    """
+    if config.init_from:
+        whole = {kind: tree for kind, tree in variables.items() if kind != "running"}
+        path = Path(config.init_from).expanduser()
+        if not isinstance(model, VideoLocalizer) or (
+            (path / NAME).is_file() and isinstance(read_model(path), VideoLocalizer)
+        ):
+            variables |= start_from(config.init_from, model, whole)[0]
+        else:
+            variables = _start_part("localizer", config.init_from, model, variables)
+    if config.init_encoder_from:
+        variables = _start_part("encoder", config.init_encoder_from, model, variables)
+    return variables
+
+
+def _start_part(name: str, source: str, model: nn.Module, variables: dict[str, Any]) -> dict[str, Any]:
+    inside = {kind: tree[name] for kind, tree in variables.items() if name in tree}
+    inside, _ = start_from(source, getattr(model, name), inside, label=name)
+    return {kind: tree | ({name: inside[kind]} if kind in inside else {}) for kind, tree in variables.items()}
+
+
+def describe_steps(model: nn.Module) -> str:
+    """What a step of the sequence is, for the plan of a run."""
+    if isinstance(model, VideoLocalizer):
+        return f"windows of {model.frames} frames, {model.stride} apart, {model.size} pixels"
+    return f"{model.channels} channels"
+
+
+def open_run(run: str, which: Which) -> tuple[nn.Module, dict[str, Any], tuple[Encode, ClipConfig, int] | None]:
+    """A trained localiser with its variables, and the encoder that was trained with it, if one was.
+
+    Returns:
+      The model on features; its variables; and the encoder as a function, how its clips are sampled, and the sampled
+      frames from one to the next, for `untrimmed.embed_files`.
+
+    Raises:
+      UserError: it is no run of localize.py.
+    """
+    saved = read_config(run)
+    if "selection" not in saved:
+        raise UserError(f"{run} is no run of localize.py: give one")
+    model, (weights, _) = read_model(Path(run)), read_weights(run, which)
+    variables = unflatten_dict(weights, sep="/")
+    variables.pop("running", None)
+    if not isinstance(model, VideoLocalizer):
+        return model.clone(dtype=jnp.float32), variables, None
+    inner, encoder = ({kind: tree[name] for kind, tree in variables.items() if name in tree} for name in PARTS)
+    data = SegmentConfig(**{**saved["data"], **{name: tuple(saved["data"][name]) for name in ("ignored", "crop")}})
+    encode = make_encode(model.encoder, encoder, data.clips, "mean")
+    return model.localizer.clone(dtype=jnp.float32), inner, (encode, data.clips, model.stride)
+
+
 def crop(
-    random: np.random.Generator, steps: int, segments: Float[np.ndarray, "m 2"], length: int, data: SegmentConfig
+    random: np.random.Generator,
+    steps: int,
+    segments: Float[np.ndarray, "m 2"],
+    length: int,
+    data: SegmentConfig,
+    reach: float,
 ) -> tuple[int, int]:
     """Begin and end of a random part of a training video that contains enough of at least one segment.
 
@@ -50,6 +159,7 @@ def crop(
       steps: of the features.
       segments: in steps.
       length: longer videos are cropped to it, others to a random part of their length.
+      reach: steps beyond the crop that its first and last feature cover.
     """
     size = length
     if steps <= length:
@@ -59,20 +169,21 @@ def crop(
         return 0, steps
     for _ in range(TRIALS):
         begin = int(random.integers(0, steps - size, endpoint=True))
-        if not len(segments) or (_part_inside(segments, begin, begin + size) >= data.least_part).any():
+        if not len(segments) or (_part_inside(segments, begin - reach, begin + size + reach) >= data.least_part).any():
             break
     return begin, begin + size
 
 
-def _part_inside(segments: Float[np.ndarray, "m 2"], begin: int, end: int) -> Float[np.ndarray, "m"]:
+def _part_inside(segments: Float[np.ndarray, "m 2"], begin: float, end: float) -> Float[np.ndarray, "m"]:
     inside = np.minimum(segments[:, 1], end) - np.maximum(segments[:, 0], begin)
     return np.maximum(inside, 0) / np.maximum(segments[:, 1] - segments[:, 0], 1e-9)
 
 
 def example_arrays(model: nn.Module, source: SegmentSource) -> dict[str, tuple[tuple[int, ...], Any]]:
     """Shapes and types of the arrays of a training example; see `train_batches`."""
+    inputs, _ = model.example_inputs()
     return {
-        "features": ((model.max_length, model.channels), jnp.float32),
+        "inputs": (inputs.shape[1:], inputs.dtype),
         "length": ((), jnp.int32),
         "segments": ((source.most, 2), jnp.float32),
         "labels": ((source.most,), jnp.int32),
@@ -83,18 +194,20 @@ def example_arrays(model: nn.Module, source: SegmentSource) -> dict[str, tuple[t
 def train_example(
     source: SegmentSource, index: int, random: np.random.Generator, model: nn.Module, data: SegmentConfig
 ) -> dict[str, np.ndarray]:
-    """Features and their length, and segments in steps with labels; all padded, `annotated` where they are not."""
+    """Features (or frames) and their length, segments in steps, and labels; padded, `annotated` where they are not."""
     features, clock = read(source, index, model.max_length, data.resize)
     video = source.videos[index]
-    segments = clock.steps(video.segments)
-    shown = segments[:, 0] < len(features)  # some published features end before the video
-    segments, labels = np.minimum(segments[shown], len(features)), video.labels[shown]
-    begin, end = (0, len(features)) if data.resize else crop(random, len(features), segments, model.max_length, data)
+    # As in the original, a feature covers its frames: segments reach beyond the middles of the first and last one.
+    segments, reach = clock.steps(video.segments), clock.frames / 2 / clock.stride
+    begin, end = crop(random, len(features), segments, model.max_length, data, reach)
+    kept = _part_inside(segments, -reach, len(features) + reach) >= data.least_part  # some features end too early
     if end - begin < len(features):
-        kept = _part_inside(segments, begin, end) >= data.least_part
-        segments, labels = np.clip(segments[kept], begin, end) - begin, labels[kept]
+        kept &= _part_inside(segments, begin - reach, end + reach) >= data.least_part
+        segments = np.maximum(segments, begin - reach)
+    segments, labels = np.minimum(segments[kept], end + reach) - begin, video.labels[kept]
     arrays = {name: np.zeros(shape, dtype) for name, (shape, dtype) in example_arrays(model, source).items()}
-    arrays["features"][: end - begin] = features[begin:end]
+    part = features[begin:end]
+    arrays["inputs"][: len(part)] = part
     arrays["length"][...] = end - begin
     arrays["segments"][: len(segments)], arrays["labels"][: len(labels)] = segments, labels
     arrays["annotated"][: len(labels)] = True
@@ -109,16 +222,17 @@ def train_batches(
     def example(index: int, random: np.random.Generator) -> dict[str, np.ndarray]:
         return train_example(source, index, random, model, data)
 
-    return shuffled_batches(len(source), example, batch_size=batch_size, seed=seed, first=first)
+    workers = data.workers or core_count()
+    return shuffled_batches(len(source), example, batch_size=batch_size, seed=seed, first=first, workers=workers)
 
 
 def make_localize(model: nn.Module, mesh: Mesh) -> Localize:
-    """`(variables, features, lengths) -> probabilities, offsets` of the points of each level, on all processes."""
+    """`(variables, batch) -> probabilities, offsets` of the points of each level, on all processes."""
 
     @partial(jit_on_mesh, mesh=mesh)
     def localize(variables: dict[str, Any], batch: dict[str, jax.Array]) -> tuple[list[jax.Array], list[jax.Array]]:
-        logits, offsets = model.apply(variables, batch["features"], batch["length"])
-        masks = level_masks(model, batch["features"].shape[1], batch["length"])
+        logits, offsets = model.apply(variables, batch["inputs"], batch["length"])
+        masks = level_masks(model, logits[0].shape[1], batch["length"])
         probabilities = [
             jax.nn.sigmoid(each.astype(jnp.float32)) * mask[..., None] for each, mask in zip(logits, masks, strict=True)
         ]
@@ -153,7 +267,7 @@ def find_segments(
     """The segments of whole videos, numbered in their order.
 
     Args:
-      sequences: read the features of each video.
+      sequences: read the features (or frames) of each video.
       lengths: steps of each video. Longer ones than the model's length are padded to few lengths, one for a device.
       selection: of the segments.
       batch_size: videos per batch, over all devices.
@@ -168,12 +282,11 @@ def find_segments(
         videos = np.flatnonzero(fitting == length)
         for chosen in np.split(videos, np.arange(rows, len(videos), rows)):
             read_now = {int(video): sequences[video]() for video in chosen}
-            batch = {
-                "features": np.zeros((rows, length, model.channels), np.float32),
-                "length": np.zeros(rows, np.int32),
-            }
+            inputs = np.zeros((rows, *model.input_shape(length)), model.example_inputs()[0].dtype)
+            batch = {"inputs": inputs, "length": np.zeros(rows, np.int32)}
             for row, (features, _) in enumerate(read_now.values()):
-                batch["features"][row, : len(features)], batch["length"][row] = features, len(features)
+                part = features[:]  # of a video, its frames
+                inputs[row, : len(part)], batch["length"][row] = part, len(features)
             mine = slice(place * rows // count, (place + 1) * rows // count)
             outputs = localize(variables, put_batch({name: each[mine] for name, each in batch.items()}, mesh))
             probabilities, offsets = jax.device_get(outputs)
@@ -212,7 +325,7 @@ def segment_validator(
     lengths = [model.max_length if data.resize else len(source.read(index)) for index in range(len(source))]
 
     def validate(state: TrainState, step: int) -> dict[str, float]:
-        variables = {"params": state.evaluated_params}
+        variables = {"params": state.evaluated_params, **state.model_state}
         found = find_segments(sequences, lengths, model, variables, selection, mesh, batch_size, localize)
         result = localization(truth, found, thresholds, dialect)
         others = Instances((found.video + 1) % len(source), found.segment, found.label, found.score)
@@ -233,7 +346,7 @@ def save_examples(run: Any, source: SegmentSource, state: TrainState) -> None:
     config, videos = run.config, source.videos[:SHOWN]
     tracks = [partial(read, source, index, run.model.max_length, config.data.resize) for index in range(len(videos))]
     lengths = [len(track().features) for track in tracks]
-    variables = {"params": state.evaluated_params}
+    variables = {"params": state.evaluated_params, **state.model_state}
     found = find_segments(tracks, lengths, run.model, variables, config.selection, run.mesh, config.batch_size)
     rows = {}
     for number, video in enumerate(videos):
@@ -249,9 +362,9 @@ def save_examples(run: Any, source: SegmentSource, state: TrainState) -> None:
         save_timelines(run.workdir / "timelines.png", rows, source.class_names)
 
 
-def keep_description(folder: str, workdir: Path) -> None:
+def keep_description(folder: str | None, workdir: Path) -> None:
     """Copies what embed.py wrote about the features into the work directory, for `localize_predict.py`."""
-    if is_main_process() and (described := read_description(folder)):
+    if is_main_process() and folder and (described := read_description(folder)):
         (workdir / KEPT).write_text(json.dumps(described, indent=1) + "\n")
 
 

@@ -6,18 +6,19 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
-from vidjax.data.config import core_count
+from vidjax.data.config import ClipConfig, core_count
 from vidjax.data.embeddings import sampled_rate
 from vidjax.errors import UserError
 from vidjax.evaluation.segments import Clock
 from vidjax.runs.announce import print_notes
-from vidjax.runs.embedding import open_encoder
+from vidjax.runs.embedding import Encode
 from vidjax.training.sharding import this_process
 
 KEPT = "features.json"
@@ -25,9 +26,9 @@ KEPT = "features.json"
 
 
 class Track(NamedTuple):
-    """The features of a video, and their times."""
+    """The features of a video, and their times. What is sliced into windows of frames may stand in their place."""
 
-    features: Float[np.ndarray, "t c"]
+    features: Any  # Float[np.ndarray, "t c"], or data.untrimmed_videos.WindowedVideo
     clock: Clock
 
 
@@ -54,6 +55,7 @@ def shuffled_batches(
     batch_size: int,
     seed: int,
     first: int,
+    workers: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
     """This process's part of each batch from number `first` on, without end: a pure function of seed and number.
 
@@ -62,22 +64,25 @@ def shuffled_batches(
     Args:
       count: number of examples.
       example: its arrays, from its number and a source of random numbers.
+      workers: examples that are made in parallel.
     """
     place, part = this_process()["process_index"], batch_size // this_process()["process_count"]
     number, epoch, order = first * batch_size + place * part, -1, np.zeros(0, int)
-    while True:
-        examples = []
-        for k in range(number, number + part):
-            if k // count != epoch:
-                epoch = k // count
-                order = np.random.default_rng((seed, 0, epoch)).permutation(count)
-            examples.append(example(int(order[k % count]), np.random.default_rng((seed, 1, k))))
-        yield {name: np.stack([each[name] for each in examples]) for name in examples[0]}
-        number += batch_size
+    with ThreadPoolExecutor(workers) as pool:
+        while True:
+            making = []
+            for k in range(number, number + part):
+                if k // count != epoch:
+                    epoch = k // count
+                    order = np.random.default_rng((seed, 0, epoch)).permutation(count)
+                making.append(pool.submit(example, int(order[k % count]), np.random.default_rng((seed, 1, k))))
+            examples = [each.result() for each in making]
+            yield {name: np.stack([each[name] for each in examples]) for name in examples[0]}
+            number += batch_size
 
 
 def embed_files(
-    paths: Sequence[str], described: dict[str, Any], encoder: str | None, batch_size: int, workers: int
+    paths: Sequence[str], encode: Encode, clips: ClipConfig, stride: int, batch_size: int, workers: int
 ) -> tuple[list[str], dict[int, Track], dict[int, str]]:
     """The names of videos, the features of those that could be read, and the errors of the others.
 
@@ -85,15 +90,14 @@ def embed_files(
 
     Args:
       paths: video files, folders and lists.
-      described: what embed.py wrote about the features that these should be like.
-      encoder: where its weights are, if they were moved.
+      encode, clips: see `embedding.open_encoder`.
+      stride: sampled frames from one feature to the next.
       batch_size: windows per batch.
       workers: videos decoded in parallel, 0 for one per core.
     """
     from vidjax.data.windows import batches, open_files
 
-    encode, clips = open_encoder(described["meta"], encoder)
-    videos, stride, size = open_files(paths), described["stride"], described["window"]
+    videos = open_files(paths)
     print_notes(videos.source)
     rows: dict[int, list[tuple[int, float, float]]] = {}
     features: dict[int, list[np.ndarray]] = {}
@@ -111,7 +115,7 @@ def embed_files(
     tracks = {}
     for index in features.keys() - errors.keys():
         first, start, end = map(np.array, zip(*rows[index], strict=True))
-        clock = Clock(sampled_rate(first, start, end, size), stride, size, float(end[-1]))
+        clock = Clock(sampled_rate(first, start, end, clips.frames), stride, clips.frames, float(end[-1]))
         tracks[index] = Track(np.stack(features[index]), clock)
     return list(videos.source.ids), dict(sorted(tracks.items())), errors
 
