@@ -94,7 +94,7 @@ def adapted(kernel: Float[Array, "*k i o"], factors: Mapping[str, Array], scale:
     return kernel * (factors[MAGNITUDE] / jax.lax.stop_gradient(norms(kernel)))
 
 
-def merge(base: PyTree, few: PyTree, scale: float) -> dict[str, PyTree[Array]]:
+def merge(base: PyTree, few: PyTree, scale: float) -> dict[str, PyTree]:
     """The parameters of the adapted model: those of the base, with changed kernels and with further parameters.
 
     Args:

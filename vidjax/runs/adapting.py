@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Key, PyTree
@@ -75,7 +76,7 @@ class AdaptConfig:
         """Alpha, or its default."""
         return 2.0 * self.rank if self.alpha is None else self.alpha
 
-    def split(self, params: PyTree[Array], key: Key[Array, ""]) -> tuple[PyTree[Array], PyTree[Array]]:
+    def split(self, params: PyTree, key: Key[Array, ""]) -> tuple[PyTree, PyTree]:
         """The few parameters at the start of a run, and the frozen ones.
 
         Raises:
@@ -87,12 +88,12 @@ class AdaptConfig:
         few = {path: leaf for path, leaf in flat.items() if path in trained}
         if self.method in ("lora", "dora"):
             chosen = low_rank.choose(params, self.targets, "adapt.targets", "kernel")
-            kernels = {path: flat[path] for path in chosen if path not in trained}
+            kernels = {path: jnp.asarray(flat[path]) for path in chosen if path not in trained}
             few |= low_rank.start(kernels, self.rank, key, self.method == "dora")
         frozen = {path: leaf for path, leaf in flat.items() if path not in trained}
         return unflatten_dict(few, sep="/"), unflatten_dict(frozen, sep="/")
 
-    def merge(self, few: PyTree, frozen: PyTree) -> dict[str, PyTree[Array]]:
+    def merge(self, few: PyTree, frozen: PyTree) -> dict[str, PyTree]:
         """The parameters of the model."""
         return low_rank.merge(frozen, few, self.scale)
 
