@@ -58,6 +58,8 @@ class AdaptConfig:
             return
         if not config.init_from:
             raise UserError(f"adapt {self.method} needs the weights that it adapts: give --init_from")
+        if config.distributed:
+            raise UserError(f"adapt {self.method} trains in one process: omit --distributed")
         if config.tune != "full":
             raise UserError(f"adapt {self.method} chooses the trained parameters itself: omit --tune {config.tune}")
 

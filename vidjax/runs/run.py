@@ -228,7 +228,7 @@ class Run:
             path = self.workdir / f"bad_{'validation_' if name == 'validation' else ''}files{process}.jsonl"
             self._bad_files[name] = BadFiles(source, self.config.data.max_bad_share, path)
         state = jax.jit(self._create, out_shardings=self.sharding)(variables, frozen)
-        if self._adapt.used and jax.process_count() == 1:
+        if self._adapt.used:
             remember_base(self.workdir, self.config.init_from, state.frozen[0])
         return state
 
