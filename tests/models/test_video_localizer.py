@@ -39,8 +39,8 @@ def build(encoder, steps=8):
 def case():
     """A model, its variables, two videos of 8 and 5 windows, and the gradient of a function of the features."""
     model, draw = build(Small()), np.random.default_rng(0)
-    video = draw.integers(0, 256, (2, *model.input_shape(8)), np.uint8)
-    lengths = np.array([8, 5], np.int32)
+    video = jnp.asarray(draw.integers(0, 256, (2, *model.input_shape(8)), np.uint8))
+    lengths = jnp.array([8, 5])
     variables = jax.jit(model.init)(jax.random.key(0), video, lengths)
     weights = draw.normal(size=(2, 8, 6)).astype(np.float32)
     return model, variables, video, lengths, weights

@@ -66,7 +66,7 @@ class VideoLocalizer(nn.Module):
     @nn.compact
     def features(
         self, video: UInt8[Array, "b t h w c"], lengths: Int[Array, "b"], train: bool = False
-    ) -> Float[Array, "b n c"]:
+    ) -> Float[Array, "b n d"]:
         """The mean over the grid of each window's tokens, float32; zero beyond the end of a video.
 
         Batch norms of the encoder see the windows at one place of all videos together, without those beyond the ends.
@@ -78,7 +78,7 @@ class VideoLocalizer(nn.Module):
             raise UserError(f"{type(self.encoder).__name__} encodes no clips: choose another encoder")
         count = (video.shape[1] - self.frames) // self.stride + 1
 
-        def window(encoder: nn.Module, _: None, number: Int[Array, ""]) -> tuple[None, Float[Array, "b c"]]:
+        def window(encoder: nn.Module, _: None, number: Int[Array, ""]) -> tuple[None, Float[Array, "b d"]]:
             clip = lax.dynamic_slice_in_dim(video, number * self.stride, self.frames, axis=1)
             with valid_clips(number < lengths):
                 grid = encoder.encode(encoder.card.preprocess(clip), train).astype(jnp.float32)
