@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, Float, Int
 
 from vidjax.evaluation.features import check_labels
+from vidjax.evaluation.linear_probe import minimize
 
 
 def average(scores: Sequence[Float[np.ndarray, "n c"]], weights: Sequence[float]) -> Float[np.ndarray, "n c"]:
@@ -60,15 +60,4 @@ def _margins(
         errors = jnp.square(jnp.maximum(1 - signs * (train @ weights), 0))
         return jnp.square(weights).sum() / 2 + cost * errors.sum()
 
-    solver = optax.lbfgs()
-    value_and_grad = optax.value_and_grad_from_state(loss)
-
-    def step(carry: tuple, _: None) -> tuple:
-        weights, state = carry
-        value, grad = value_and_grad(weights, state=state)
-        updates, state = solver.update(grad, state, weights, value=value, grad=grad, value_fn=loss)
-        return (optax.apply_updates(weights, updates), state), None
-
-    weights = jnp.zeros((train.shape[1], classes))
-    (weights, _), _ = jax.lax.scan(step, (weights, solver.init(weights)), length=iterations)
-    return test @ weights
+    return test @ minimize(loss, jnp.zeros((train.shape[1], classes)), iterations)

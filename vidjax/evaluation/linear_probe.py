@@ -1,12 +1,12 @@
 """Linear probing: a linear classifier on frozen features."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from vidjax.evaluation.features import check_labels
 
@@ -73,6 +73,14 @@ def _fit(
         error = optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
         return error + penalty / 2 * jnp.square(weights["kernel"]).sum()
 
+    start = {"kernel": jnp.zeros((features.shape[1], classes)), "bias": jnp.zeros(classes)}
+    return minimize(loss, start, iterations)
+
+
+def minimize(
+    loss: Callable[[PyTree[Array]], Float[Array, ""]], weights: PyTree[Array], iterations: int
+) -> PyTree[Array]:
+    """The weights after so many iterations of L-BFGS."""
     solver = optax.lbfgs()
     value_and_grad = optax.value_and_grad_from_state(loss)
 
@@ -82,6 +90,5 @@ def _fit(
         updates, state = solver.update(grad, state, weights, value=value, grad=grad, value_fn=loss)
         return (optax.apply_updates(weights, updates), state), None
 
-    weights = {"kernel": jnp.zeros((features.shape[1], classes)), "bias": jnp.zeros(classes)}
     (weights, _), _ = jax.lax.scan(step, (weights, solver.init(weights)), length=iterations)
     return weights
