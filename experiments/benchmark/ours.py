@@ -118,8 +118,8 @@ def make_loss(model: nn.Module, train: bool, clips: int) -> LossFn:
         video = batch["video"]
         apply = partial(model.apply, {"params": params}, train=train, rngs={"drop_path": drop_key})
         targets = latent.normalize_tokens(model.apply({"params": aux.ema}, video, method="tokens"))
-        losses, seen = latent.predict(apply, video, jax.lax.stop_gradient(targets), draw(mask_key))
-        return losses.mean(), (aux.model_state, jax.lax.stop_gradient(seen))
+        losses, _ = latent.predict(apply, video, jax.lax.stop_gradient(targets), draw(mask_key))
+        return losses.mean(), (aux.model_state, {})
 
     def classify(params: Any, aux: Aux, batch: dict[str, jax.Array], key: jax.Array) -> tuple:
         keys = jax.random.split(key)
