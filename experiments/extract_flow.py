@@ -13,6 +13,7 @@ with 8 bits, -20 to 20 pixels per frame as 0 to 255 (TSN, Wang et al. 2016); wha
 command again resumes, and several processes share the work by --part.
 """
 
+import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from vidjax.runs.announce import print_notes
 from vidjax.runs.flow import Method, choose_flows
 from vidjax.runs.records import RecordConfig, describe_training, further_fields, make_record, write_records
 
-SHOWN = 6  # frames of a video in its picture
+SHOWN, FIRST = 6, 64  # frames of a video in its picture, of its first ones
 
 
 @dataclass(frozen=True)
@@ -55,25 +56,30 @@ class Config(RecordConfig):
 
 
 def save_pictures(config: Config, out: Path) -> list[Path]:
-    """Draws the flow of the first videos: frames, arrows on them, and the colours of the wheel."""
-    from vidjax.data.flow import from_bytes
+    """Draws the flow of the first videos: frames, arrows on them, the colours of the wheel, and tracks by OpenCV."""
+    from vidjax.data.flow import follow_points, from_bytes
     from vidjax.data.sources import open_source
     from vidjax.visualize.contact_sheet import save_contact_sheet
-    from vidjax.visualize.flow import color_flow, draw_arrows
+    from vidjax.visualize.flow import color_flow, draw_arrows, draw_tracks
 
     (out / "pictures").mkdir(exist_ok=True)
     source, paths = open_source(f"tfrecord:{out}"), []
     for index in range(min(config.pictures, len(source))):
         with source.open(index, (config.name,)) as example:
-            count = example.streams["video"].info.num_frames
-            shown = np.unique(np.linspace(0, count - 1, SHOWN).astype(int))
-            frames, flow = (example.streams[name].read(shown)[0] for name in ("video", config.name))
+            every = np.arange(min(example.streams["video"].info.num_frames, FIRST))
+            shown = np.unique(np.linspace(0, every[-1], SHOWN).astype(int))
+            (frames, _), (flow, _) = example.streams["video"].read(every), example.streams[config.name].read(shown)
         flow = from_bytes(flow)
         longest = float(np.hypot(*np.moveaxis(flow, -1, 0)).max())
-        arrows = np.stack([draw_arrows(*pair) for pair in zip(frames, flow, strict=True)])
+        arrows = np.stack([draw_arrows(*pair) for pair in zip(frames[shown], flow, strict=True)])
+        rows = [frames[shown], arrows, color_flow(flow, longest + 1e-5)]
         titles = [f"frames {', '.join(map(str, shown))}", config.method, f"full colours: {longest:.1f} pixels"]
+        if importlib.util.find_spec("cv2"):
+            tracks = follow_points(frames)
+            rows.append(np.stack([draw_tracks(frames[i], tracks[: i + 1]) for i in shown]))
+            titles.append(f"{tracks.shape[1]} points, followed by Lucas and Kanade's method")
         path = out / "pictures" / f"{index:05d}.png"
-        paths.append(save_contact_sheet(path, [frames, arrows, color_flow(flow, longest + 1e-5)], titles))
+        paths.append(save_contact_sheet(path, rows, titles))
     return paths
 
 

@@ -15,11 +15,12 @@ from small_models import perturbed
 import vidjax
 from vidjax.convert import save_pretrained
 from vidjax.data.config import AugmentConfig, DataConfig
-from vidjax.data.flow import to_bytes
+from vidjax.data.flow import follow_points, to_bytes
 from vidjax.data.pipeline import train_batches
 from vidjax.data.sources import open_source
 from vidjax.errors import UserError
 from vidjax.runs.flow import PAIRS, choose_flows, raft_flows
+from vidjax.visualize.flow import draw_tracks
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "experiments"))
 import extract_flow
@@ -116,6 +117,22 @@ def test_opencv_finds_the_direction_of_the_embedded_shapes(tmp_path):
         angle = source.label(index) * np.pi / 4
         mean = moving.mean(axis=(0, 1))
         assert mean @ [np.cos(angle), -np.sin(angle)] > 0.9 * np.linalg.norm(mean)
+
+
+def test_points_follow_the_shape_and_are_lost_where_it_leaves(tmp_path):
+    pytest.importorskip("cv2")
+    rows = np.linspace(0, 3, 64)
+    background = 60 + 20 * np.sin(rows[:, None]) * np.cos(rows)
+    frames = np.repeat(np.broadcast_to(background, (6, 64, 64))[..., None], 3, axis=-1).astype(np.uint8)
+    for i, frame in enumerate(frames):
+        frame[20:36, 30 + 4 * i : 46 + 4 * i] = 230  # its right corners leave after the fourth frame
+    tracks = follow_points(frames)
+    left = tracks[:, tracks[0, :, 0] < 38]
+    assert np.abs(left - left[:1] - np.arange(6)[:, None, None] * [4, 0]).max() < 0.2
+    right = tracks[:, tracks[0, :, 0] > 40]
+    assert left.shape[1] and right.shape[1] and not np.isnan(right[3]).any() and np.isnan(right[5]).all()
+    drawn = draw_tracks(frames[3], tracks[:4])
+    assert (drawn != frames[3]).any(axis=-1).sum() > 20 and (draw_tracks(frames[5], tracks[:, :0]) == frames[5]).all()
 
 
 @pytest.mark.long

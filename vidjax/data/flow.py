@@ -5,7 +5,7 @@ interpolated exactly; 4.14 rounds them to 1/32 pixel, which moves the flow by 0.
 Farnebäck's method is the same in both, and DIS up to 0.06 pixels.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from typing import Literal, get_args
 
@@ -73,3 +73,38 @@ def flows(flow: Flow, frames: Iterator[UInt8[np.ndarray, "h w 3"]]) -> Iterator[
 
     grey = (cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames)
     return (flow(first, second) for first, second in pairwise(grey))
+
+
+def follow_points(
+    frames: Iterable[UInt8[np.ndarray, "h w 3"]], most: int = 200, within: float = 1.0
+) -> Float[np.ndarray, "t n 2"]:
+    """Places (x, y) in all frames of corners of the first one, in pixels; NaN from where a point is lost.
+
+    Corners are those of Shi and Tomasi (1994), followed by the method of Lucas and Kanade in pyramids (Bouguet 2000). A
+    point is lost if it is not recognised, leaves the frame, or does not return when it is followed back.
+
+    Args:
+      most: number of points, fewer if the frame has fewer corners.
+      within: pixels to which a point must return.
+    """
+    import cv2
+
+    grey = (cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames)
+    before = next(grey)
+    found = cv2.goodFeaturesToTrack(before, most, qualityLevel=0.01, minDistance=7)
+    points = np.zeros((0, 1, 2), np.float32) if found is None else found
+    tracks, here = [points[:, 0]], np.ones(len(points), bool)
+    for frame in grey:
+        places = np.full_like(tracks[-1], np.nan)
+        if here.any():
+            start = tracks[-1][here][:, None]
+            moved, ahead, _ = cv2.calcOpticalFlowPyrLK(before, frame, start, None)
+            back, behind, _ = cv2.calcOpticalFlowPyrLK(frame, before, moved, None)
+            inside = ((moved >= 0) & (moved <= np.array(frame.shape[::-1]) - 1)).all(axis=(1, 2))
+            returned = np.linalg.norm(back - start, axis=(1, 2)) < within
+            kept = (ahead[:, 0] == 1) & (behind[:, 0] == 1) & inside & returned
+            here[here] = kept
+            places[here] = moved[kept, 0]
+        tracks.append(places)
+        before = frame
+    return np.stack(tracks)

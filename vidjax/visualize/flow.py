@@ -1,4 +1,4 @@
-"""Pictures of optical flow: arrows, and colours of Middlebury's wheel (Baker et al. 2011).
+"""Pictures of optical flow: arrows, tracks, and colours of Middlebury's wheel (Baker et al. 2011).
 
 The hue of a colour is the direction, its saturation the speed.
 """
@@ -72,4 +72,21 @@ def draw_arrows(
             across = along[::-1] * [-0.6, 0.6]
             draw.line([*start, *end], fill=ARROW)
             draw.line([*(end - along + across), *end, *(end - along - across)], fill=ARROW)
+    return np.asarray(image)
+
+
+def draw_tracks(frame: UInt8[np.ndarray, "h w 3"], tracks: Float[np.ndarray, "t n 2"]) -> UInt8[np.ndarray, "h w 3"]:
+    """The frame with the ways of points so far, each in a colour of the wheel, and a dot where a point is now.
+
+    Args:
+      tracks: places (x, y) up to this frame, in pixels; NaN from where a point is lost. Lost points are not drawn.
+    """
+    image, wheel = Image.fromarray(frame), color_wheel()
+    draw = ImageDraw.Draw(image)
+    for number in np.flatnonzero(~np.isnan(tracks[-1]).any(axis=-1)):
+        color = tuple(wheel[number * len(wheel) // tracks.shape[1]].tolist())
+        x, y = tracks[-1, number]
+        if len(tracks) > 1:
+            draw.line(tracks[:, number].ravel().tolist(), fill=color)
+        draw.ellipse([x - 1, y - 1, x + 1, y + 1], fill=color)
     return np.asarray(image)
