@@ -75,8 +75,11 @@ def test_a_run_saves_the_few_parameters_alone_and_loads_as_the_merged_model(run,
 
 
 @pytest.mark.long
-def test_a_resumed_run_equals_an_uninterrupted_one(run, base, tmp_path):
+def test_a_resumed_run_equals_an_uninterrupted_one(run, base, tmp_path, capsys):
     finetune.main(changed(SMALL, workdir=str(tmp_path / "run"), init_from=str(base)))
+    _, variables = vidjax.load_pretrained(run[0], verbose=False)
+    count = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    assert f"videomae_tiny: {count:,} parameters" in capsys.readouterr().out  # those of the model, not only the few
     resumed, whole = load_variables(run[0])[0], load_variables(tmp_path / "run")[0]
     for path, value in whole.items():
         np.testing.assert_allclose(resumed[path], value, rtol=0, atol=1e-6)

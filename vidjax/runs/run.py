@@ -273,7 +273,7 @@ class Run:
           more: additional lines by their first word.
         """
         if is_main_process():
-            config, shapes = self.config, self.shapes.params
+            config, shapes = self.config, jax.eval_shape(self.merge, self.shapes.params, self.shapes.frozen)
             print(describe_run(config, self.source, shapes, self.macs, self.steps, more), flush=True)
 
     def describe_validation(self) -> str:
