@@ -156,19 +156,33 @@ def cut_spans(
 
 
 def probe(files: Sequence[FeatureFile], channels: int, remedy: str, resized: bool = False) -> None:
-    """Opens a few files; raises UserError if their width, or how long they should last, is wrong.
+    """Reads a few files; raises UserError if their width or length is wrong, or they contain what is not finite.
 
     Args:
       remedy: the flags with which another stride is given.
       resized: whether the features were stretched to one length, and last any time.
     """
-    wrong = []
+    wrong, unusable, unread = [], [], []
     probed = [files[i] for i in evenly(len(files))]
     for file in probed:
-        steps = len(open_features(file.path, channels))
+        try:
+            features = open_features(file.path, channels)
+        except UserError as error:
+            unread.append(str(error))
+            continue
+        if bad := int((~np.isfinite(features).all(axis=1)).sum()):
+            unusable.append(f"{file.name} ({bad:,} of {len(features):,} steps)")
+        steps = len(features)
         seconds, slack = file.seconds(steps), (file.stride + file.frames) / file.fps
         if not resized and not 0.8 * file.duration - slack <= seconds <= 1.25 * file.duration + slack:
             wrong.append(f"{file.name} ({steps} features last {seconds:.1f} s, the video {file.duration:.1f} s)")
+    if unread:
+        raise UserError(f"{len(unread)} of {len(probed)} files that were opened do not fit: {unread[0]}")
+    if unusable:
+        raise UserError(
+            f"{len(unusable)} of {len(probed)} files have features that are not finite: {examples(unusable)}; make "
+            "them again, or remove them"
+        )
     if 2 * len(wrong) > len(probed):
         raise UserError(
             f"{len(wrong)} of {len(probed)} files do not last as long as their videos: {examples(wrong)}; the "
