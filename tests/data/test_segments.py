@@ -74,6 +74,14 @@ def test_many_files_are_listed_and_few_are_opened(write, monkeypatch):
     assert len(opened) <= 17
 
 
+def test_a_file_of_another_width_among_many_is_named(write, tmp_path):
+    config = write({f"v{number}": entry((1, 2, "a")) for number in range(60)})
+    np.save(tmp_path / "f" / "v_v17.npy", np.zeros((STEPS, 7)))
+    (tmp_path / "f" / "v_v18.npy").write_bytes(b"nothing")
+    with pytest.raises(UserError, match=r"2 of 60 files do not have 6 channels: v17 \(61x7\), v18 \(no array\); make"):
+        open_segments(config, "training")
+
+
 def test_features_are_read_with_channels_first_too(write, tmp_path):
     source = open_segments(write(shape=(CHANNELS, STEPS)), "training", channels=CHANNELS)
     assert source.read(0).shape == (STEPS, CHANNELS)
