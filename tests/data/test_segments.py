@@ -30,11 +30,13 @@ VIDEOS = {
 def write(tmp_path):
     """Writes annotations and a features file for each video or for the named ones; returns the config."""
 
-    def write(database=VIDEOS, features=None, shape=(STEPS, CHANNELS), **fields):
+    def write(database=VIDEOS, features=None, shape=(STEPS, CHANNELS), broken=0, **fields):
         (tmp_path / "a.json").write_text(json.dumps({"database": database}))
         (tmp_path / "f").mkdir(exist_ok=True)
         for number, name in enumerate(database if features is None else features):
-            np.save(tmp_path / "f" / f"v_{name}.npy", np.full(shape, number, np.float16))
+            features = np.full(shape, number, np.float16)
+            features[:broken] = np.nan
+            np.save(tmp_path / "f" / f"v_{name}.npy", features)
         given = {"annotations": str(tmp_path / "a.json"), "features": str(tmp_path / "f"), "prefix": "v_"}
         return SegmentConfig(**given | {"fps": 25.0, "stride": 4.0, "frames": 16.0} | fields)
 
@@ -72,6 +74,14 @@ def test_many_files_are_listed_and_few_are_opened(write, monkeypatch):
     assert len(opened) <= 17
 
 
+def test_a_file_of_another_width_among_many_is_named(write, tmp_path):
+    config = write({f"v{number}": entry((1, 2, "a")) for number in range(60)})
+    np.save(tmp_path / "f" / "v_v17.npy", np.zeros((STEPS, 7)))
+    (tmp_path / "f" / "v_v18.npy").write_bytes(b"nothing")
+    with pytest.raises(UserError, match=r"2 of 60 files do not have 6 channels: v17 \(61x7\), v18 \(no array\); make"):
+        open_segments(config, "training")
+
+
 def test_features_are_read_with_channels_first_too(write, tmp_path):
     source = open_segments(write(shape=(CHANNELS, STEPS)), "training", channels=CHANNELS)
     assert source.read(0).shape == (STEPS, CHANNELS)
@@ -102,7 +112,8 @@ REFUSED = [
     ({"features": ["v2", "v3"]}, r"1 of the 2 annotated videos have no features: v1; add them, or allow such with"),
     ({"features": [*VIDEOS, "v9"]}, r"1 of the 4 files of features have no annotation: v9; add them"),
     ({"database": FRAMES}, r"4 of 4 segments end far beyond their video: v1 \(25 to 80 of 10 s\).* look like frames"),
-    ({"shape": (STEPS, 5)}, "has the shape 61x5, but the features have 6 channels"),
+    ({"shape": (STEPS, 5)}, "2 of 2 files that were opened .*v_v1.npy has the shape 61x5, but .* have 6 channels"),
+    ({"broken": 2}, r"2 of 2 files have features that are not finite: v1 \(2 of 61 steps\), v2 .*; make them again"),
     (
         {"stride": 8.0},
         r"2 of 2 files do not last as long as their videos: v1 \(61 features last 19.8 s, the video 10.0",

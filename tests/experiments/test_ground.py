@@ -245,6 +245,14 @@ def test_published_features_of_sentences(folder, tmp_path):
     texts = ground.queries.published_features(str(tmp_path / "t"), sources)
     np.testing.assert_allclose(texts.read(sources[0].queries[0]), 3**-0.5, rtol=1e-4)
     assert texts.channels == 3
+    for words, message in (
+        (np.ones((5, 4)), "qid7.npz has 4 channels, that of 0 3: make all by the same text tower"),
+        (np.full((5, 3), np.nan), "qid7.npz has no words x width of finite numbers, but 5x3"),
+        (np.ones((0, 3)), "qid7.npz has no words x width of finite numbers, but 0x3"),
+    ):
+        np.savez(tmp_path / "t" / "qid7.npz", last_hidden_state=words)
+        with pytest.raises(UserError, match=message):
+            ground.queries.published_features(str(tmp_path / "t"), sources)
 
 
 REFUSED = [

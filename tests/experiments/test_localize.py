@@ -301,6 +301,20 @@ def test_an_encoder_is_trained_too_in_a_run_that_resumes_and_finds_actions_in_fi
         np.testing.assert_array_equal(value, whole[f"params/{name}"])
 
 
+def test_a_run_starts_from_one_of_other_classes_but_for_the_layer_of_these(folder, trained, capsys):
+    whole, source = load_variables(trained[0])[0], open_segments(parse(folder).data, "training")
+    zeros = unflatten_dict({name: np.zeros_like(value) for name, value in whole.items()}, sep="/")
+    config = parse(folder, "--init_from", str(trained[0]))
+    for names, unknown in ((("a", "b"), None), (("a", "c"), "does not know 1: c;"), (("b", "a"), "does not know 0;")):
+        model = localize.make_model(config, replace(source, class_names=names))
+        started = flatten_dict(localization.start_weights(config, model, dict(zeros))["params"], sep="/")
+        for name, value in started.items():
+            new = unknown is not None and name.startswith("classes/out/")
+            np.testing.assert_array_equal(value, 0 * value if new else whole[f"params/{name}"])
+        printed = capsys.readouterr().out
+        assert (unknown in printed) if unknown else ("does not know" not in printed)
+
+
 REFUSED = [
     ({"encoder": "fr2d_tiny"}, "an encoder is trained on videos: give --encoder and --data.videos, or neither"),
     ({"init_encoder_from": "runs/a"}, "init_encoder_from is for an encoder that is trained: give --encoder too"),

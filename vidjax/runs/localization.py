@@ -17,7 +17,7 @@ from jaxtyping import Float
 
 from vidjax.convert.checkpoint import NAME, read_model
 from vidjax.data.config import ClipConfig, core_count
-from vidjax.data.feature_files import read_description
+from vidjax.data.feature_files import examples, read_description
 from vidjax.data.segments import SegmentConfig, SegmentSource, Untrimmed
 from vidjax.errors import UserError
 from vidjax.evaluation.localization import Instances, localization
@@ -28,7 +28,7 @@ from vidjax.runs.clips import trained_card
 from vidjax.runs.computing import computing_fields
 from vidjax.runs.embedding import Encode, make_encode
 from vidjax.runs.untrimmed import KEPT, Track, resized, shuffled_batches
-from vidjax.runs.weights import Which, read_weights, start_from
+from vidjax.runs.weights import Which, class_names, read_weights, start_from
 from vidjax.runs.workdir import read_config
 from vidjax.training.sharding import is_main_process, jit_on_mesh, put_batch, this_process
 from vidjax.training.state import TrainState
@@ -38,6 +38,9 @@ TRIALS = 200
 
 PARTS = "localizer", "encoder"
 """Names of the parts of a `VideoLocalizer`."""
+
+CLASSIFIER = "classes/out/"
+"""The only layer of a localiser that has a width by its classes."""
 
 SHOWN, LEAST_SHOWN = 6, 0.2
 """Videos in the picture of timelines, and the least score of the segments in it."""
@@ -92,25 +95,44 @@ def join_encoder(config: Any, localizer: nn.Module) -> VideoLocalizer:
 def start_weights(config: Any, model: nn.Module, variables: dict[str, Any]) -> dict[str, Any]:
     """Replaces new variables by those of `init_encoder_from` and `init_from`; see `runs.weights.start_from`.
 
-    `init_from` is a run of the same kind, or for the localiser of an end-to-end model also one on features.
+    `init_from` is a run of the same kind, or for the localiser of an end-to-end model also one on features. If its
+    classes are others, the last layer that classifies stays new.
     """
     if config.init_from:
+        new = _new_classes(config.init_from, model)
         whole = {kind: tree for kind, tree in variables.items() if kind != "running"}
         path = Path(config.init_from).expanduser()
         if not isinstance(model, VideoLocalizer) or (
             (path / NAME).is_file() and isinstance(read_model(path), VideoLocalizer)
         ):
-            variables |= start_from(config.init_from, model, whole)[0]
+            prefix = "localizer/" if isinstance(model, VideoLocalizer) else ""
+            variables |= start_from(config.init_from, model, whole, new=[prefix + path for path in new])[0]
         else:
-            variables = _start_part("localizer", config.init_from, model, variables)
+            variables = _start_part("localizer", config.init_from, model, variables, new)
     if config.init_encoder_from:
         variables = _start_part("encoder", config.init_encoder_from, model, variables)
     return variables
 
 
-def _start_part(name: str, source: str, model: nn.Module, variables: dict[str, Any]) -> dict[str, Any]:
+def _new_classes(source: str, model: nn.Module) -> tuple[str, ...]:
+    """The layer that stays new because it is of other classes, if the source says which it has; prints the classes."""
+    known, names = class_names(source), model.card.class_names
+    if not known or known == names:
+        return ()
+    unknown = [name for name in names if name not in known]
+    if is_main_process():
+        print(
+            f"classes   the {len(known)} of {source} are not the {len(names)} of the data, of which it does not know "
+            f"{len(unknown)}{': ' * bool(unknown)}{examples(unknown)}; the last layer that classifies starts new"
+        )
+    return (CLASSIFIER,)
+
+
+def _start_part(
+    name: str, source: str, model: nn.Module, variables: dict[str, Any], new: Sequence[str] = ()
+) -> dict[str, Any]:
     inside = {kind: tree[name] for kind, tree in variables.items() if name in tree}
-    inside, _ = start_from(source, getattr(model, name), inside, label=name)
+    inside, _ = start_from(source, getattr(model, name), inside, new=new, label=name)
     return {kind: tree | ({name: inside[kind]} if kind in inside else {}) for kind, tree in variables.items()}
 
 

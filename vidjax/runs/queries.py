@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from vidjax.data.feature_files import examples
+from vidjax.data.feature_files import evenly, examples
 from vidjax.data.moments import MomentSource, Query, unit_length
 from vidjax.errors import UserError
 from vidjax.models.video_text import Projected, VideoText
@@ -148,7 +149,8 @@ def published_features(folder: str, sources: Sequence[MomentSource]) -> QueryFea
     """Features in files qidID.npz, as published for QVHighlights.
 
     Raises:
-      UserError: queries have no file, or a file cannot be read.
+      UserError: queries have no file, or a file cannot be read, has another width, or contains what is not finite; a
+        few files are read at once, the others when they are needed.
     """
     try:
         files = set(os.listdir(folder))
@@ -161,12 +163,28 @@ def published_features(folder: str, sources: Sequence[MomentSource]) -> QueryFea
             "add them, or give --text, a model whose text tower makes them"
         )
 
-    def read(query: Query) -> Float[np.ndarray, "m e"]:
+    def open_words(query: Query) -> Float[np.ndarray, "m e"]:
         path = os.path.join(folder, f"qid{query.name}.npz")
         try:
             with np.load(path, allow_pickle=False) as arrays:
-                return unit_length(arrays[PUBLISHED].astype(np.float32))
-        except (OSError, ValueError, KeyError) as error:
+                words = arrays[PUBLISHED].astype(np.float32)
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise UserError(f"{path} cannot be read ({error}): it needs an array {PUBLISHED}, words x width") from error
+        if words.ndim != 2 or not words.size or not np.isfinite(words).all():
+            sides = "x".join(map(str, words.shape))
+            raise UserError(f"{path} has no words x width of finite numbers, but {sides}: make it again, or remove it")
+        return unit_length(words)
 
-    return QueryFeatures(read(queries[0]).shape[1], read)
+    channels = open_words(queries[0]).shape[1]
+
+    def read(query: Query) -> Float[np.ndarray, "m e"]:
+        if (words := open_words(query)).shape[1] != channels:
+            raise UserError(
+                f"{folder}/qid{query.name}.npz has {words.shape[1]} channels, that of {queries[0].name} {channels}: "
+                "make all by the same text tower"
+            )
+        return words
+
+    for number in evenly(len(queries)):
+        read(queries[number])
+    return QueryFeatures(channels, read)
