@@ -35,7 +35,7 @@ from vidjax.evaluation.segments import Selection
 from vidjax.fields import initial, require_not_negative, require_positive
 from vidjax.models.actionformer import LOCALIZERS
 from vidjax.objectives import localization as objective
-from vidjax.runs import localization
+from vidjax.runs import localization, localizer
 from vidjax.runs.config import TrainConfig
 from vidjax.runs.run import Run
 from vidjax.runs.untrimmed import make_demo_features
@@ -108,7 +108,7 @@ def make_model(config: Config, source: SegmentSource) -> nn.Module:
     if model.max_length % model.strides[-1]:
         raise UserError(f"max_length is {model.max_length}: it must be a multiple of {model.strides[-1]}")
     model = model.clone(card=dataclasses.replace(model.card, class_names=source.class_names))
-    return localization.join_encoder(config, model) if config.encoder else model
+    return localizer.join_encoder(config, model) if config.encoder else model
 
 
 def make_loss(config: Config, model: nn.Module) -> Callable:
@@ -164,13 +164,13 @@ def main(config: Config, mesh: Mesh) -> dict[str, float]:
         return run.dry_run()
     variables = run.new_variables()
     if not run.has_begun:
-        variables = localization.start_weights(config, model, variables)
+        variables = localizer.start_weights(config, model, variables)
     state = run.begin(variables)
     localization.keep_description(data.features, run.workdir)
     del variables  # the state has its own copy
     segments = sum(len(video.labels) for video in source.videos)
     run.announce(
-        data=f"{segments:,} segments; {localization.describe_steps(model)}, at most {model.max_length} steps",
+        data=f"{segments:,} segments; {localizer.describe_steps(model)}, at most {model.max_length} steps",
         classes=f"{model.num_classes}; {run.describe_validation()}",
     )
     batches = partial(localization.train_batches, source, model, data, batch_size=config.batch_size, seed=config.seed)

@@ -21,7 +21,7 @@ from vidjax import cli, runs
 from vidjax.errors import UserError
 from vidjax.evaluation.segments import Selection
 from vidjax.fields import check_values, require_positive
-from vidjax.runs import localization
+from vidjax.runs import localization, localizer
 from vidjax.runs.embedding import open_encoder
 from vidjax.runs.untrimmed import embed_files, read_kept
 from vidjax.training.sharding import make_mesh
@@ -60,7 +60,7 @@ class Config:
 
 def main(config: Config) -> dict[str, Any]:
     """Finds, prints and writes the segments; returns the contents of the JSON file."""
-    model, variables, own = localization.open_run(config.run, config.which)
+    model, variables, own = localizer.open_run(config.run, config.which)
     if own and config.encoder:
         raise UserError(f"{config.run} has an encoder of its own: omit --encoder")
     described = None if own else read_kept(config.run)

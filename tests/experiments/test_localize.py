@@ -23,7 +23,7 @@ from vidjax.errors import UserError
 from vidjax.layers.card import Card
 from vidjax.models.actionformer import LOCALIZERS
 from vidjax.models.videomae import VideoMAE
-from vidjax.runs import localization, untrimmed
+from vidjax.runs import localization, localizer, untrimmed
 from vidjax.training.checkpoint import load_variables
 from vidjax.training.state import Aux
 
@@ -296,7 +296,7 @@ def test_an_encoder_is_trained_too_in_a_run_that_resumes_and_finds_actions_in_fi
     zeros = unflatten_dict({name: np.zeros_like(value) for name, value in whole.items()}, sep="/")
     other = config("other", *new)
     model = localize.make_model(other, open_segments(other.data, "training"))
-    started = localization.start_weights(replace(other, init_from=run), model, zeros)
+    started = localizer.start_weights(replace(other, init_from=run), model, zeros)
     for name, value in flatten_dict(started["params"], sep="/").items():
         np.testing.assert_array_equal(value, whole[f"params/{name}"])
 
@@ -307,7 +307,7 @@ def test_a_run_starts_from_one_of_other_classes_but_for_the_layer_of_these(folde
     config = parse(folder, "--init_from", str(trained[0]))
     for names, unknown in ((("a", "b"), None), (("a", "c"), "does not know 1: c;"), (("b", "a"), "does not know 0;")):
         model = localize.make_model(config, replace(source, class_names=names))
-        started = flatten_dict(localization.start_weights(config, model, dict(zeros))["params"], sep="/")
+        started = flatten_dict(localizer.start_weights(config, model, dict(zeros))["params"], sep="/")
         for name, value in started.items():
             new = unknown is not None and name.startswith("classes/out/")
             np.testing.assert_array_equal(value, 0 * value if new else whole[f"params/{name}"])
