@@ -244,9 +244,9 @@ SWIN = {
         weight_decay=0.02,
     ),
 }  # fmt: skip
-# amazon-science/gluonmm, scripts/action_recognition: 0.01 for 24 clips. Differences: the original resizes the short side
-# to a random 256 to 320 pixels before cropping, decays biases and norms too, spreads the frames of a training clip up to
-# its last one, and has dropout of 0.1 inside blocks.
+# amazon-science/gluonmm, scripts/action_recognition: 0.01 for 24 clips. Differences: the original resizes the short
+# side to a random 256 to 320 pixels before cropping, decays biases and norms too, spreads the frames of a training clip
+# up to its last one, and has dropout of 0.1 inside blocks.
 VIDTR = {
     "model": "vidtr_s",
     "data": LabelledDataConfig(frames=8, stride=8, short_side=256, augment=AugmentConfig(flip=True)),
