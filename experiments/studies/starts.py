@@ -54,6 +54,7 @@ def scale_kernels(workdir: str, name: str, seed: int) -> str:
 
     AlexNets start with a standard deviation of 0.01, which suits thousands of inputs and pixels of 0 to 255. At the
     tiny models' width each layer would shrink its input tenfold, and training would not leave chance within minutes.
+    The first kernels are for C3D's pixels of 0 to 255; DeepVideo's tiny rows take normalised ones, and train with them.
     """
 
     def scale(params: dict, _: jax.Array) -> dict:
