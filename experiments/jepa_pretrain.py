@@ -107,7 +107,7 @@ DATA_FLAG = "--data.source"
 
 def make_model(config: Config, target_width: int | None) -> nn.Module:
     """The encoder with its predictor."""
-    names = [each.removesuffix("_pretrain") for each in VARIANTS if each.endswith("_pretrain")]
+    names = sorted(each.removesuffix("_pretrain") for each in VARIANTS if each.endswith("_pretrain"))
     if config.model not in names:
         raise UserError(f"model {config.model} has no predictor: choose one of {', '.join(names)}")
     name = f"{config.model}_pretrain"
