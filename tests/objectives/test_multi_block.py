@@ -177,7 +177,7 @@ def test_a_loss_at_the_smallest_size_equals_that_at_the_largest():
 
 
 def test_several_sizes_are_worth_compiling():
-    """Many groups, all of which have to fit, need sizes nearer to the largest; a size has to save a number of tokens."""
+    """Many groups, all of which have to fit, need sizes nearer to the largest; each has to save some tokens."""
     one, many = (several_sizes(4, (4, 8, 8), SHORT_RANGE, groups, 200, least=1) for groups in (1, 16))
     assert sum(one[0]) < sum(many[0]) and one[-1] == many[-1]
     assert all(a < b for pair in itertools.pairwise(one) for a, b in zip(*pair, strict=True))
