@@ -79,7 +79,7 @@ class Config:
     """Labelled videos that pre-trained encoders are fine-tuned on."""
     methods: tuple[str, ...] = ()
     """Pre-trainings to compare with VideoMAE (default: all): videomae_v2, jepa, frozen_teacher, bevt."""
-    clips: int = 81_920
+    clips: int = 16_384
     """Clips of each pre-training; its time is the other budget."""
     flags: str = ""
     """Additional flags for finetune.py or contrastive_pretrain.py, such as fewer --steps for a trial."""
@@ -267,7 +267,7 @@ def compare_pretraining(config: Config) -> tuple[dict[str, Any], str]:
         train(script, shlex.split(f"{flags} {config.pretraining_flags}"), workdir)
         return workdir
 
-    flags = f"--steps 512 --loop.evaluate_every 64 {TRANSFORMER} --data.train_examples {config.labels}"
+    flags = f"--steps 512 --loop.evaluate_every 256 {TRANSFORMER} --data.train_examples {config.labels}"
     chart, tune = Path(config.workdir) / "pretraining.png", partial(finetune, config)
     return pretraining.compare(config.methods or tuple(METHODS), config.seeds, config.clips, flags, run, tune, chart)
 

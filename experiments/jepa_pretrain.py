@@ -11,7 +11,7 @@ Running the same command again resumes the run.
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -29,6 +29,7 @@ from vidjax.data.config import DataConfig
 from vidjax.errors import UserError
 from vidjax.fields import require_positive
 from vidjax.layers import patches
+from vidjax.models.vjepa import VARIANTS
 from vidjax.objectives import latent, multi_block
 from vidjax.runs.announce import require_length
 from vidjax.runs.config import TrainConfig
@@ -106,10 +107,10 @@ DATA_FLAG = "--data.source"
 
 def make_model(config: Config, target_width: int | None) -> nn.Module:
     """The encoder with its predictor."""
+    names = sorted(each.removesuffix("_pretrain") for each in VARIANTS if each.endswith("_pretrain"))
+    if config.model not in names:
+        raise UserError(f"model {config.model} has no predictor: choose one of {', '.join(names)}")
     name = f"{config.model}_pretrain"
-    if name not in (names := vidjax.list_models("vjepa2")):
-        names = ", ".join(each.removesuffix("_pretrain") for each in names if each.endswith("_pretrain"))
-        raise UserError(f"model {config.model} has no predictor: choose one of {names}")
     fields = {} if config.predictor_width is None else {"predictor_width": config.predictor_width}
     model = vidjax.create_model(name, **runs.computing_fields(config, name), **fields, target_width=target_width)
     width, heads = model.predictor_width, model.predictor_heads
@@ -118,16 +119,16 @@ def make_model(config: Config, target_width: int | None) -> nn.Module:
     return model
 
 
-def make_loss(model: nn.Module, targets: Callable, draw: Callable) -> Callable:
-    """The loss function: prediction of the targets behind both masks, which are encoded once."""
+def make_loss(model: nn.Module, targets: Callable, draw: Callable, shapes: Sequence) -> Callable:
+    """The loss function: prediction of the targets, encoded once, behind both masks, which have these sizes."""
 
     def loss_fn(params: Any, aux: Aux, batch: dict[str, jax.Array], key: jax.Array) -> tuple:
         mask_key, drop_key = jax.random.split(key)
-        apply = partial(model.apply, {"params": params}, train=True, rngs={"drop_path": drop_key})
-        masks, video = draw(mask_key, len(batch["video"])), model.card.preprocess(batch["video"])
-        losses, seen = latent.predict(apply, video, targets(aux, batch["video"]), masks)
-        spread = {name: seen[name] for name in seen if name.endswith("std")}  # the ranks, observed only, take long
-        return valid_mean(losses, batch["valid"]), (aux.model_state, jax.lax.stop_gradient(spread))
+        apply = partial(model.apply, train=True, rngs={"drop_path": drop_key})
+        video, masks = model.card.preprocess(batch["video"]), draw(mask_key, len(batch["video"]))
+        inputs = (video, targets(aux, batch["video"]), masks, shapes, partial(valid_mean, valid=batch["valid"]))
+        loss, spread = latent.training_loss(apply, {"params": params}, *inputs)
+        return loss, (aux.model_state, spread)
 
     return loss_fn
 
@@ -150,28 +151,27 @@ def main(config: Config, mesh: Mesh) -> dict[str, float]:
     from vidjax.data.sources import open_source
 
     run, data = Run(config, mesh), config.data
-    clip = jax.ShapeDtypeStruct((1, data.frames, data.size, data.size, 3), jnp.float32)
-    layers = config.teacher_layers
+    clip, layers = jax.ShapeDtypeStruct((1, data.frames, data.size, data.size, 3), jnp.float32), config.teacher_layers
     teacher, frozen, tokens = load_teacher(config.teacher, clip, layers) if config.teacher else (None, None, None)
     model = make_model(config, tokens and tokens[-1])
     grid = patches.grid(clip.shape[1:4], model.patch_size)
     if tokens and tokens[:3] != grid:
         raise UserError(f"the teacher's tokens lie on a grid of {tokens[:3]}, the model's on {grid}: choose another")
-    group = multi_block.largest_group(config.batch_size // config.accumulation, config.mask_clips)
-    shapes = [multi_block.sizes(group, grid, blocks) for blocks in config.blocks]
+    group = multi_block.largest_group(clips := config.batch_size // config.accumulation, config.mask_clips)
+    shapes = [multi_block.several_sizes(group, grid, blocks, clips // group) for blocks in config.blocks]
 
     def draw(key: jax.Array, clips: int) -> list[multi_block.Mask]:
         keys, each = jax.random.split(key), multi_block.largest_group(clips, group)
         pairs = zip(keys, config.blocks, shapes, strict=True)
-        return [multi_block.draw(key, clips, grid, blocks, shape, each) for key, blocks, shape in pairs]
+        return [multi_block.draw(key, clips, grid, blocks, shape[-1], each) for key, blocks, shape in pairs]
 
     run.plan(source=open_source(data.source, data.split, data.square_pixels))
     require_length(data, run.source)
     decay = None if config.final_ema_decay is None else (config.ema_decay, config.final_ema_decay, run.steps)
     targets = make_targets(model, teacher, layers)
-    inputs = [jax.ShapeDtypeStruct((1, size), jnp.int32) for size in shapes[0]]
+    inputs = [jax.ShapeDtypeStruct((1, size), jnp.int32) for size in shapes[0][-1]]
     run.build(
-        model, (clip, *inputs), make_loss(model, targets, draw), frozen=frozen,
+        model, (clip, *inputs), make_loss(model, targets, draw, shapes), frozen=frozen,
         ema_decay=decay and optax.linear_schedule(*decay),
     )  # fmt: skip
     if config.dry_run:
@@ -181,7 +181,7 @@ def main(config: Config, mesh: Mesh) -> dict[str, float]:
         variables, _ = runs.start_from(config.init_from, model, variables)
     state = run.begin(variables, frozen)
     del variables, frozen  # the state has its own copies
-    counts = " and ".join(f"up to {kept} of them predict {predicted}" for kept, predicted in shapes)
+    counts = " and ".join(f"up to {kept} of them predict {predicted}" for *_, (kept, predicted) in shapes)
     origin = config.teacher or f"a moving average, {config.ema_decay} to {config.final_ema_decay or config.ema_decay}"
     run.announce(tokens=f"{math.prod(grid)} per clip: {counts}", targets=f"of {origin}")
 

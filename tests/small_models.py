@@ -97,6 +97,11 @@ MODELS = {
         "vjepa2_tiny_pretrain", **SMALL, predictor_width=12, predictor_depth=1, predictor_heads=2, mask_tokens=3
     ),
     "vjepa 2.1 of features": vidjax.create_model("vjepa2_1_tiny", width=24, depth=2, heads=3, levels=(0, 1)),
+    "vjepa 2.1's pre-training": vidjax.create_model(
+        "vjepa2_1_tiny_pretrain",
+        **{"width": 24, "depth": 2, "heads": 3, "levels": (0, 1), "predicted_levels": 2},
+        **{"predictor_width": 12, "predictor_depth": 1, "predictor_heads": 2, "mask_tokens": 3},
+    ),
     "clip": VideoText(IMAGE, TEXT),
     "clip's image tower": IMAGE,
     "clip's text tower": TEXT,

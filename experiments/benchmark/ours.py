@@ -17,7 +17,7 @@ import vidjax
 from benchmark.process import forget_peak, keep_to, resident, timed
 from benchmark.settings import Job
 from vidjax.layers.patches import grid
-from vidjax.models import example_inputs
+from vidjax.models import example_inputs, vjepa
 from vidjax.objectives import latent, masking, multi_block, reconstruction
 from vidjax.objectives.multi_block import LONG_RANGE, SHORT_RANGE
 from vidjax.training.cost import count_macs
@@ -68,19 +68,19 @@ def is_masked_autoencoder(model: nn.Module) -> bool:
 
 def is_latent(model: nn.Module) -> bool:
     """Whether the model predicts the tokens of a moving average of its encoder (V-JEPA 2)."""
-    return hasattr(model, "predictor_width")
+    return isinstance(model, vjepa.Pretraining)
 
 
-def block_masks(model: nn.Module, clips: int) -> Callable[[jax.Array], list[multi_block.Mask]]:
-    """The function that draws V-JEPA 2's two masks of a batch from a key."""
-    tokens, group = _tokens(model), multi_block.largest_group(clips)
-    kinds = [(blocks, multi_block.sizes(group, tokens, blocks)) for blocks in (SHORT_RANGE, LONG_RANGE)]
+def block_masks(model: nn.Module, clips: int) -> tuple[Callable[[jax.Array], list[multi_block.Mask]], list[tuple]]:
+    """The function that draws V-JEPA 2's two masks of a batch from a key, and the sizes of each."""
+    tokens, group, kinds = _tokens(model), multi_block.largest_group(clips), (SHORT_RANGE, LONG_RANGE)
+    shapes = [multi_block.several_sizes(group, tokens, blocks, clips // group) for blocks in kinds]
 
     def draw(key: jax.Array) -> list[multi_block.Mask]:
-        pairs = zip(jax.random.split(key), kinds, strict=True)
-        return [multi_block.draw(key, clips, tokens, blocks, shape, group) for key, (blocks, shape) in pairs]
+        masks = zip(jax.random.split(key), kinds, shapes, strict=True)
+        return [multi_block.draw(key, clips, tokens, blocks, shape[-1], group) for key, blocks, shape in masks]
 
-    return draw
+    return draw, shapes
 
 
 def _tokens(model: nn.Module) -> tuple[int, int, int]:
@@ -101,7 +101,7 @@ def make_loss(model: nn.Module, train: bool, clips: int) -> LossFn:
     Args:
       clips: size of the batch.
     """
-    draw = block_masks(model, clips) if is_latent(model) else None
+    draw, shapes = block_masks(model, clips) if is_latent(model) else (None, None)
 
     def reconstruct(params: Any, aux: Aux, batch: dict[str, jax.Array], key: jax.Array) -> tuple:
         mask_key, drop_key = jax.random.split(key)
@@ -116,10 +116,11 @@ def make_loss(model: nn.Module, train: bool, clips: int) -> LossFn:
     def predict(params: Any, aux: Aux, batch: dict[str, jax.Array], key: jax.Array) -> tuple:
         mask_key, drop_key = jax.random.split(key)
         video = batch["video"]
-        apply = partial(model.apply, {"params": params}, train=train, rngs={"drop_path": drop_key})
+        apply = partial(model.apply, train=train, rngs={"drop_path": drop_key})
         targets = latent.normalize_tokens(model.apply({"params": aux.ema}, video, method="tokens"))
-        losses, _ = latent.predict(apply, video, jax.lax.stop_gradient(targets), draw(mask_key))
-        return losses.mean(), (aux.model_state, {})
+        targets = jax.lax.stop_gradient(targets)
+        loss, _ = latent.training_loss(apply, {"params": params}, video, targets, draw(mask_key), shapes, jnp.mean)
+        return loss, (aux.model_state, {})
 
     def classify(params: Any, aux: Aux, batch: dict[str, jax.Array], key: jax.Array) -> tuple:
         keys = jax.random.split(key)

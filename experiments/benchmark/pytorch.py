@@ -34,7 +34,7 @@ def usual_blocks(model: Any, clips: int, draws: int = 100) -> list[tuple[np.ndar
 
     Of so many masks, those whose context is nearest to the mean: their sizes differ, and one pair is measured.
     """
-    draw, pairs = jax.jit(block_masks(model, clips)), []
+    draw, pairs = jax.jit(block_masks(model, clips)[0]), []
     drawn = [jax.device_get(draw(jax.random.key(number))) for number in range(draws)]
     for masks in zip(*drawn, strict=True):
         counts = np.array([mask.valid[0, : mask.kept.shape[1]].sum() for mask in masks])

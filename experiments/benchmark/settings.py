@@ -10,6 +10,7 @@ from vidjax.cli import check_files
 from vidjax.errors import UserError
 from vidjax.fields import check_values
 from vidjax.layers.attention import Implementation
+from vidjax.models import vjepa
 
 OVERRIDES = ("remat", "implementation", "scan")
 """Model fields whose values can be compared."""
@@ -137,7 +138,7 @@ def check_models(settings: Models) -> list[str]:
     for name in settings.models:
         model = vidjax.create_model(name)
         fields = model.__dataclass_fields__
-        if not {"num_classes", "decoder_width", "predictor_width"} & fields.keys():
+        if not {"num_classes", "decoder_width"} & fields.keys() and not isinstance(model, vjepa.Pretraining):
             raise UserError(f"{name} is neither a classifier nor a masked autoencoder: choose another model")
         for field in OVERRIDES:
             values = getattr(settings, field)

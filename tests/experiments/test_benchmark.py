@@ -337,7 +337,8 @@ def test_a_step_of_latent_prediction_has_our_loss_in_pytorch(monkeypatch):
         for each in (weights[0], weights[0] | names)
     )
     video = draw_inputs(model, 2)["video"]
-    monkeypatch.setattr(ours, "block_masks", lambda *_: lambda key: masks)
+    shapes = [((mask.kept.shape[1], mask.predicted.shape[1]),) for mask in masks]
+    monkeypatch.setattr(ours, "block_masks", lambda *_: (lambda key: masks, shapes))
     aux = Aux({}, ema, None, 0)
     loss, _ = jax.jit(ours.make_loss(model, True, 2))(params, aux, {"video": video}, jax.random.key(0))
     pairs = [tuple(torch.from_numpy(np.array(each)).long() for each in mask[:2]) for mask in masks]

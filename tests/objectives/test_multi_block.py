@@ -1,5 +1,6 @@
 """Multi-block masks: the statistics are those of the original's generator, written again here with NumPy."""
 
+import itertools
 import math
 
 import jax
@@ -8,7 +9,16 @@ import numpy as np
 import pytest
 
 from vidjax.errors import UserError
-from vidjax.objectives.multi_block import LONG_RANGE, SHORT_RANGE, Blocks, draw, largest_group, sizes
+from vidjax.objectives.multi_block import (
+    LONG_RANGE,
+    SHORT_RANGE,
+    Blocks,
+    draw,
+    largest_group,
+    several_sizes,
+    sizes,
+    smallest_loss,
+)
 
 GRID, GROUP, GROUPS = (8, 16, 16), 24, 417  # 10,008 masks
 
@@ -133,3 +143,42 @@ def test_masks_that_leave_nothing_are_an_error():
 
 def test_the_largest_group_divides_the_batch():
     assert [largest_group(clips) for clips in (1, 16, 24, 25, 64, 3072)] == [1, 16, 24, 5, 16, 24]
+
+
+def test_a_loss_at_the_smallest_size_equals_that_at_the_largest():
+    """Value and gradient, of masks that need different sizes."""
+    grid, blocks = (2, 8, 8), SHORT_RANGE
+    shapes = several_sizes(2, grid, blocks, least=1)
+    assert len(shapes) == 3 and shapes[-1] == sizes(2, grid, blocks)
+    table = jax.random.normal(jax.random.key(0), (math.prod(grid), 4))
+
+    def loss(scale, mask):
+        shape = jnp.array([mask.kept.shape[1], mask.predicted.shape[1]])
+        context = jnp.where(mask.valid[:, : mask.kept.shape[1], None], table[mask.kept], 0).sum(axis=1)
+        asked = jnp.where(mask.valid[:, mask.kept.shape[1] :, None], table[mask.predicted], 0).sum(axis=1)
+        return jnp.square(context * scale - asked).mean(), shape
+
+    @jax.jit
+    def both(scale, key):
+        mask = draw(key, 4, grid, blocks, shapes[-1], group=2)
+        grad = jax.value_and_grad(lambda scale, *shapes: smallest_loss(loss, scale, mask, shapes), has_aux=True)
+        return grad(scale, *shapes), grad(scale, shapes[-1]), mask.valid
+
+    used = set()
+    for seed in range(12):
+        ((value, shape), gradient), ((expected, _), slope), valid = both(jnp.arange(1.0, 5), jax.random.key(seed))
+        np.testing.assert_allclose(value, expected, rtol=1e-5)
+        np.testing.assert_allclose(gradient, slope, rtol=1e-4)
+        counts = [int(half.sum(axis=1).max()) for half in np.split(np.asarray(valid), [shapes[-1][0]], axis=1)]
+        first = next(each for each in shapes if (np.array(each) >= counts).all())
+        assert tuple(map(int, shape)) == first
+        used.add(first)
+    assert len(used) > 1
+
+
+def test_several_sizes_are_worth_compiling():
+    """Many groups, all of which have to fit, need sizes nearer to the largest; each has to save some tokens."""
+    one, many = (several_sizes(4, (4, 8, 8), SHORT_RANGE, groups, 200, least=1) for groups in (1, 16))
+    assert sum(one[0]) < sum(many[0]) and one[-1] == many[-1]
+    assert all(a < b for pair in itertools.pairwise(one) for a, b in zip(*pair, strict=True))
+    assert several_sizes(4, (4, 8, 8), SHORT_RANGE, 1, 200, least=100) == one[-1:]

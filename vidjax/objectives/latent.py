@@ -1,12 +1,13 @@
 """Latent prediction (JEPA): targets, loss, and how diverse the targets and the predictions are."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, PyTree
 
-from vidjax.objectives.multi_block import Mask
+from vidjax.objectives.multi_block import Mask, smallest_loss
 
 DIVERSITY = ("target_rank", "target_std", "prediction_rank", "prediction_std")
 """Metrics of `predict` that show a collapse."""
@@ -85,6 +86,17 @@ def has_collapsed(seen: Mapping[str, float], untrained: Mapping[str, float]) -> 
     return std or seen["target_rank"] - 1 < COLLAPSED * (untrained["target_rank"] - 1)
 
 
+def predict_behind(
+    apply: Callable[..., Array], video: Float[Array, "b t h w c"], targets: Float[Array, "b n d"], mask: Mask
+) -> tuple[Float[Array, "b"], dict[str, Float[Array, ""]]]:
+    """The loss of each clip behind one mask, and the diversity of its predictions; see `predict`."""
+    predicted = apply(video, mask.kept, mask.predicted, mask.valid)
+    counted = mask.valid[:, mask.kept.shape[1] :]
+    target = jnp.take_along_axis(targets, mask.predicted[..., None], axis=1)
+    seen = diversity("prediction", jax.lax.stop_gradient(predicted), counted)
+    return latent_loss(predicted, target, counted), seen
+
+
 def predict(
     apply: Callable[..., Array], video: Float[Array, "b t h w c"], targets: Float[Array, "b n d"], masks: Sequence[Mask]
 ) -> tuple[Float[Array, "b"], dict[str, Float[Array, ""]]]:
@@ -94,11 +106,34 @@ def predict(
       apply: predicts tokens `b r d` from a video and the indices `kept`, `predicted` and `valid` of a mask.
       targets: of all tokens, encoded once for all masks.
     """
-    losses, seen = [], diversity("target", targets)
-    for mask in masks:
-        predicted = apply(video, mask.kept, mask.predicted, mask.valid)
-        counted = mask.valid[:, mask.kept.shape[1] :]
-        target = jnp.take_along_axis(targets, mask.predicted[..., None], axis=1)
-        losses.append(latent_loss(predicted, target, counted))
-        seen = diversity("prediction", jax.lax.stop_gradient(predicted), counted) | seen
-    return jnp.stack(losses).mean(axis=0), seen
+    losses, seen = zip(*(predict_behind(apply, video, targets, mask) for mask in masks), strict=True)
+    return jnp.stack(losses).mean(axis=0), diversity("target", targets) | seen[0]
+
+
+def training_loss(
+    apply: Callable[..., Array],
+    variables: PyTree,
+    video: Float[Array, "b t h w c"],
+    targets: Float[Array, "b n d"],
+    masks: Sequence[Mask],
+    shapes: Sequence[tuple[tuple[int, int], ...]],
+    mean: Callable[[Float[Array, "b"]], Float[Array, ""]],
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """The mean of the losses of `predict`, each mask at the smallest size that holds it, and the standard deviations.
+
+    Args:
+      apply: as in `predict`, with the variables, by which the loss can be differentiated, first.
+      shapes: sizes of each mask, see `multi_block.smallest_loss`.
+      mean: over clips.
+    """
+
+    def behind(variables: PyTree, mask: Mask) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        losses, seen = predict_behind(partial(apply, variables), video, targets, mask)
+        return mean(losses), seen["prediction_std"]  # the ranks, observed only, take long
+
+    pairs = zip(masks, shapes, strict=True)
+    losses, spread = zip(*(smallest_loss(behind, variables, *pair) for pair in pairs), strict=True)
+    return jnp.stack(losses).mean(), {
+        "target_std": diversity("target", targets)["target_std"],
+        "prediction_std": jax.lax.stop_gradient(spread[0]),
+    }

@@ -10,15 +10,19 @@ Under jit the shapes are static, and indices beyond that number fill them up:
 
     mask = draw(key, 24, (8, 16, 16), SHORT_RANGE, sizes(24, (8, 16, 16), SHORT_RANGE))
     predicted = model.apply(variables, video, mask.kept, mask.predicted, mask.valid)
+
+The largest numbers are far from the mean: `smallest_loss` computes a loss at the smallest of a few sizes that holds a
+mask.
 """
 
+from collections.abc import Callable
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from vidjax.errors import UserError
 
@@ -115,6 +119,17 @@ def _hide(key: Key[Array, ""], clips: int, grid: Grid, blocks: Blocks) -> Bool[A
     return jax.vmap(one)(jax.random.split(place_key, clips))
 
 
+def _counts(clips: int, grid: Grid, blocks: Blocks, draws: int) -> np.ndarray:
+    """Numbers of tokens kept and predicted in so many draws of a group, `draws 2`."""
+    check_blocks(grid, blocks)
+
+    def fewest(key: Key[Array, ""]) -> Int[Array, "2"]:
+        hidden = _hide(key, clips, grid, blocks).sum(axis=(1, 2, 3))
+        return jnp.stack([prod(grid) - hidden.max(), hidden.min()])
+
+    return np.asarray(jax.lax.map(fewest, jax.random.split(jax.random.key(0), draws)))
+
+
 def sizes(clips: int, grid: Grid, blocks: Blocks, draws: int = 1000) -> tuple[int, int]:
     """Sizes of `kept` and `predicted` that suffice for groups of this many clips: the largest in so many draws.
 
@@ -123,14 +138,36 @@ def sizes(clips: int, grid: Grid, blocks: Blocks, draws: int = 1000) -> tuple[in
     Raises:
       UserError: see `check_blocks`.
     """
-    check_blocks(grid, blocks)
-
-    def fewest(key: Array) -> Array:
-        hidden = _hide(key, clips, grid, blocks).sum(axis=(1, 2, 3))
-        return jnp.stack([prod(grid) - hidden.max(), hidden.min()])
-
-    kept, predicted = jax.lax.map(fewest, jax.random.split(jax.random.key(0), draws)).max(axis=0)
+    kept, predicted = _counts(clips, grid, blocks, draws).max(axis=0)
     return int(kept), int(predicted)
+
+
+SHARES = (0.6, 0.9)
+"""Shares of the batches whose numbers of tokens, each by itself, the smaller sizes hold."""
+
+
+def several_sizes(
+    clips: int, grid: Grid, blocks: Blocks, groups: int = 1, draws: int = 1000, least: int = 64
+) -> tuple[tuple[int, int], ...]:
+    """Sizes for `smallest_loss`, smallest first: of the shares of the batches in `SHARES`, and those of `sizes`.
+
+    As each has to be compiled, a size is left out if it saves little of the next one: less than a twentieth of its
+    tokens, or fewer tokens than `least`.
+
+    Args:
+      clips: of a group.
+      groups: of a batch, all of which have to fit.
+
+    Raises:
+      UserError: see `check_blocks`.
+    """
+    counts = _counts(clips, grid, blocks, draws)
+    listed = [tuple(map(int, counts.max(axis=0)))]
+    for share in reversed(SHARES):  # the largest of several groups exceeds a number as often as any of them does
+        smaller = np.quantile(counts, share ** (1 / groups), axis=0, method="higher")
+        if smaller.sum() <= sum(listed[0]) - max(least, sum(listed[0]) // 20):
+            listed.insert(0, tuple(map(int, smaller)))
+    return tuple(listed)
 
 
 def draw(
@@ -162,3 +199,46 @@ def draw(
 def largest_group(clips: int, most: int = 24) -> int:
     """The largest divisor of `clips` up to `most`, the clips of a batch on one of the original's devices."""
     return next(size for size in range(min(clips, most), 0, -1) if clips % size == 0)
+
+
+def cut(mask: Mask, shape: tuple[int, int]) -> Mask:
+    """The first tokens of a mask, of which the others only fill up the shape."""
+    kept, predicted = shape
+    seen, asked = jnp.split(mask.valid, [mask.kept.shape[1]], axis=1)
+    valid = jnp.concatenate([seen[:, :kept], asked[:, :predicted]], axis=1)
+    return Mask(mask.kept[:, :kept], mask.predicted[:, :predicted], valid)
+
+
+def smallest_loss(
+    loss: Callable[[PyTree, Mask], tuple[Float[Array, ""], Any]],
+    params: PyTree,
+    mask: Mask,
+    shapes: tuple[tuple[int, int], ...],
+) -> tuple[Float[Array, ""], Any]:
+    """`loss(params, mask)`, a loss and other values, with the mask cut to the first of the shapes that holds it.
+
+    Only the loss can be differentiated, and only by the parameters. Its gradient is computed together with it, as
+    `jax.grad` of a switch would save what the gradients of all branches need.
+
+    Args:
+      shapes: sizes of `kept` and `predicted`, the last of which are the mask's; see `several_sizes`.
+    """
+    branches = [lambda params, mask, shape=shape: loss(params, cut(mask, shape)) for shape in shapes]
+    if len(branches) == 1:
+        return branches[0](params, mask)
+    seen, asked = jnp.split(mask.valid, [mask.kept.shape[1]], axis=1)
+    counts = jnp.stack([seen.sum(axis=1).max(), asked.sum(axis=1).max()])
+    which = (counts > jnp.array(shapes[:-1])).any(axis=1).sum()  # the shapes are nested
+
+    @jax.custom_vjp
+    def chosen(params: PyTree, mask: Mask, which: Int[Array, ""]) -> tuple[Float[Array, ""], Any]:
+        return jax.lax.switch(which, branches, params, mask)
+
+    def with_gradient(params: PyTree, mask: Mask, which: Int[Array, ""]) -> tuple[tuple, PyTree]:
+        return jax.lax.switch(which, [jax.value_and_grad(each, has_aux=True) for each in branches], params, mask)
+
+    def scaled(gradient: PyTree, cotangents: tuple) -> tuple[PyTree, None, None]:
+        return jax.tree.map(lambda leaf: leaf * cotangents[0].astype(leaf.dtype), gradient), None, None
+
+    chosen.defvjp(with_gradient, scaled)
+    return chosen(params, mask, which)
