@@ -5,7 +5,7 @@ with cross-attention to the image, for telling whether the two match; and with c
 writing. The encoder and the decoder share everything except self-attention and its norm. A video is a sequence of
 images, as in `albef`: its embedding is that of the mean of the frames' class tokens, and texts attend to all tokens.
 
-Training needs a momentum copy of the parameters and queues, as ALBEF's; the losses are in `objectives`.
+Training needs a momentum copy of the parameters and queues; see `aligned`, which has what ALBEF shares.
 
 Pitfalls: the first token tells the use: the tokeniser's [CLS] alone, [ENC] for matching and [DEC] for writing, the last
 two of the vocabulary. Matching encodes the ids again, from the first block; ALBEF continues from tokens of the text.
@@ -17,7 +17,6 @@ from functools import partial
 from types import MappingProxyType
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
@@ -26,16 +25,14 @@ from vidjax.layers.activations import exact_gelu
 from vidjax.layers.attention import Attention, Place, causal_mask
 from vidjax.layers.bert import NORMAL, BertEmbedding, WordHead
 from vidjax.layers.card import Card
-from vidjax.layers.convolution import pytorch_bias, pytorch_kernel
 from vidjax.layers.normalization import LayerNorm
 from vidjax.layers.tower import ClipsOfVideoTower
 from vidjax.layers.transformer import VIT_SIZES, DropPath, Mlp, Remat, run_block
+from vidjax.models.aligned import Aligned
 from vidjax.models.text import check_ids
-from vidjax.models.video_text import unit
 from vidjax.models.vit import ViT
 
 CARD = Card((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711), source="salesforce/BLIP")
-INITIAL_TEMPERATURE = 0.07
 
 
 class Block(nn.Module):
@@ -163,66 +160,43 @@ class Text(nn.Module):
         return ids.at[:, 0].set(self.vocabulary - (2 if writing else 1))
 
 
-class Blip(ClipsOfVideoTower, nn.Module):
-    """BLIP for pre-training and retrieval.
+class Blip(Aligned):
+    """BLIP for pre-training and retrieval; see `Aligned`.
 
     Attributes:
-      video: image tower, applied to each frame.
-      features: width of the joint embedding space.
-      queue_size: number of earlier embeddings of each kind that new ones are compared with in training.
       writes: whether it has the decoder, as in pre-training.
     """
 
-    video: ViT
     text: Text
-    features: int = 256
     queue_size: int = 57_600
-    writes: bool = True
     card: Card = CARD
-    dtype: DTypeLike | None = None
-
-    def setup(self) -> None:
-        """Creates the submodules, whose attribute names are the parameter names."""
-
-        def linear(inputs: int, features: int) -> nn.Dense:
-            return nn.Dense(features, kernel_init=pytorch_kernel, bias_init=pytorch_bias(inputs), dtype=self.dtype)
-
-        self.video_projection = linear(self.video.width, self.features)
-        self.text_projection = linear(self.text.width, self.features)
-        self.match_head = linear(self.text.width, 2)
-        self.temperature = self.param("temperature", nn.initializers.constant(INITIAL_TEMPERATURE), ())
-        if self.is_initializing():  # random unit vectors; no method reads them, but the training step does
-            shape = (self.queue_size, self.features)
-            for name in ("video_keys", "text_keys"):
-                self.variable("queue", name, lambda: unit(jax.random.normal(self.make_rng("params"), shape)))
-            self.variable("queue", "position", lambda: jnp.zeros((), jnp.int32))
+    writes: bool = True
 
     def align(
         self, video: Float[Array, "b t h w c"], ids: Int[Array, "b m"], train: bool = False
     ) -> tuple[Float[Array, "b e"], Float[Array, "b n d"], Float[Array, "b e"]]:
         """Embedding and tokens of each video, and the embedding of each text."""
-        seen = self.video.tokens(video, train)
-        return self._video_feature(seen), seen.reshape(len(seen), -1, seen.shape[-1]), self.embed_text(ids, train)
-
-    def embed_video(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b e"]:
-        """L2-normalised video embeddings, in float32."""
-        return self._video_feature(self.video.tokens(video, train))
-
-    def embed_text(self, ids: Int[Array, "b m"], train: bool = False) -> Float[Array, "b e"]:
-        """L2-normalised text embeddings, in float32."""
-        return unit(self.text_projection(self.text.tokens(ids, None, train)[:, 0]))
-
-    def encode(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b _ _ _ d"]:
-        """The image tower's features on the space-time grid."""
-        return self.video.encode(video, train)
+        return *self.look(video, train), self.embed_text(ids, train)
 
     def match(self, ids: Int[Array, "b m"], seen: Float[Array, "b n d"], train: bool = False) -> Float[Array, "b 2"]:
         """Logits of whether a text and a video do not match, and do; `seen` are the video's tokens (see `align`)."""
         return self.match_head(self.text.tokens(self.text.started(ids, writing=False), seen, train)[:, 0])
 
+    def match_texts(self, ids: Int[Array, "b m"], seen: Float[Array, "b n d"]) -> Float[Array, "b 2"]:
+        """`match`, under the name that it has for ALBEF's texts."""
+        return self.match(ids, seen)
+
     def words(self, ids: Int[Array, "b m"], seen: Float[Array, "b n d"], train: bool = False) -> Float[Array, "b m v"]:
         """Logits of the word after each token of captions, in view of a video's tokens."""
         return self.text.words(self.text.started(ids), seen, train)
+
+    def begin(self, seen: Float[Array, "b n d"], ids: Int[Array, "b m"], length: int) -> tuple[Array, int]:
+        """See `Text.begin`."""
+        return self.text.begin(seen, ids, length)
+
+    def extend(self, words: Int[Array, "b"], place: Place) -> Float[Array, "b v"]:
+        """See `Text.extend`."""
+        return self.text.extend(words, place)
 
     def __call__(
         self, video: Float[Array, "b t h w c"], ids: Int[Array, "n m"] | None = None, train: bool = False
@@ -235,11 +209,7 @@ class Blip(ClipsOfVideoTower, nn.Module):
             if self.writes:
                 self.words(some, seen, train)
             return embedded
-        embedded = self.embed_video(video, train)
-        return embedded if ids is None else (embedded, self.embed_text(ids, train))
-
-    def _video_feature(self, seen: Float[Array, "b f n d"]) -> Float[Array, "b e"]:
-        return unit(self.video_projection(seen[:, :, 0].mean(axis=1)))
+        return self._embeddings(video, ids, train)
 
 
 class Captioner(ClipsOfVideoTower, nn.Module):
