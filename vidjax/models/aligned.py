@@ -47,6 +47,11 @@ class VideoTokens(nn.Module):
         self.norm = LayerNorm(dtype=self.dtype)  # not all video towers end with a norm
 
     @property
+    def frozen_parts(self) -> tuple[str, ...]:
+        """Beginnings of the paths of the parameters that are not trained: those that the tower freezes."""
+        return tuple(f"tower/{part}" for part in getattr(self.tower, "frozen_parts", ()))
+
+    @property
     def num_frames(self) -> int:
         """Frames of the clips that the tower is meant for."""
         return self.tower.num_frames

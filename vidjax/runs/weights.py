@@ -19,6 +19,7 @@ from vidjax.convert.rules import Inflation
 from vidjax.data.labels import find_classes
 from vidjax.errors import UserError
 from vidjax.models import variable_shapes
+from vidjax.models.aligned import VideoTokens
 from vidjax.models.video_text import Projected, VideoText
 from vidjax.runs.adapting import WHOLE, AdaptConfig, base_of, read_adaptation, require_loaded, with_base
 from vidjax.runs.workdir import is_run, read_config
@@ -134,7 +135,8 @@ def class_names(source: str | Path) -> tuple[str, ...]:
 def tower(model: nn.Module, name: Tower) -> tuple[nn.Module, str]:
     """One of the two towers as a model, and the part of variable paths that marks it, such as `/video/tower/`."""
     module = getattr(model, name)
-    return (module.tower, f"/{name}/tower/") if isinstance(module, Projected) else (module, f"/{name}/")
+    wraps = isinstance(module, Projected | VideoTokens)
+    return (module.tower, f"/{name}/tower/") if wraps else (module, f"/{name}/")
 
 
 def subtree(flat: dict, inner: str) -> dict:

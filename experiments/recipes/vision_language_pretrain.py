@@ -1,4 +1,4 @@
-"""Recipes of albef_pretrain.py."""
+"""Recipes of vision_language_pretrain.py."""
 
 from vidjax.data.config import AugmentConfig, CaptionedDataConfig
 from vidjax.training.loop import LoopConfig
@@ -6,18 +6,20 @@ from vidjax.training.optimizer import OptimizerConfig
 
 DEMO = {
     "model": "albef_tiny",
+    "video_model": "r2plus1d_tiny",  # an image tower would not see the motion that captions tell of
     "data": CaptionedDataConfig(
-        frames=4,
+        frames=8,
         size=32,
         short_side=32,
-        stride=4,
+        stride=2,
         augment=AugmentConfig(crop="center"),
         validation="synthetic:moving_shapes",
         validation_examples=256,
     ),
+    "context": 80,
     "batch_size": 32,
     "steps": 400,
-    "optim": OptimizerConfig(learning_rate=8e-3, warmup_epochs=0.2, beta2=0.98, weight_decay=0.02, clip_norm=1.0),
+    "optim": OptimizerConfig(learning_rate=1.6e-2, warmup_epochs=0.2, beta2=0.98, weight_decay=0.05, clip_norm=1.0),
     "loop": LoopConfig(log_every=20, save_every=200, evaluate_every=200),
 }
 # salesforce/ALBEF, configs/Pretrain.yaml and Pretrain.py: 1e-4 for 8 x 64 images, 2000 steps of warm-up from 1e-5, to
@@ -39,8 +41,33 @@ ALBEF = {
     "loop": LoopConfig(log_every=50),
 }  # fmt: skip
 
+WRITES = ("itc", "itm", "lm")
+# salesforce/BLIP, configs/pretrain.yaml and pretrain.py: 3e-4 for batches of 75 per GPU, here of 32; 3000 steps of
+# warm-up; 14 million images. Differences: a cosine instead of a factor of 0.9 per epoch; RandAugment has all of its
+# operations; captions are given, not bootstrapped.
+BLIP = {
+    "model": "blip_base",
+    "objectives": WRITES,
+    "data": CaptionedDataConfig(
+        frames=1,
+        size=224,
+        augment=AugmentConfig(crop="random_resized", flip=True, rand_augment_ops=2, rand_augment_magnitude=5),
+    ),
+    "context": 30,
+    "alpha_epochs": 2.0,
+    "batch_size": 2400,
+    "epochs": 20,
+    "optim": OptimizerConfig(
+        learning_rate=3.2e-5, warmup_learning_rate=1e-7, final_learning_rate=1e-7, warmup_epochs=0.5, beta2=0.999,
+        weight_decay=0.05,
+    ),
+    "loop": LoopConfig(log_every=50),
+}  # fmt: skip
+
 RECIPES = {
     "demo": DEMO,
+    "blip_demo": DEMO | {"model": "blip_tiny", "objectives": WRITES},
     "videos": {},  # the user's videos
     "albef_base": ALBEF,
+    "blip_base": BLIP,
 }
