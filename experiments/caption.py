@@ -6,8 +6,9 @@
     python experiments/caption.py --run Salesforce/blip2-opt-2.7b --question "What is the man doing?" clip.mp4
 
 `--run` is the work directory of a run of video_language_pretrain.py, or of vision_language_pretrain.py with the
-objective lm; or a published BLIP or BLIP-2, which alone answers questions. A folder selects all videos below it. Clips
-are sampled and cropped as in training, unless flags such as `--data.stride 2` are given.
+objective lm; or a published BLIP or BLIP-2. BLIP's model of questions (`blip_base_vqa_v2`) and BLIP-2 answer a question.
+A folder selects all videos below it. Clips are sampled and cropped as in training, unless flags such as
+`--data.stride 2` are given.
 
 Files that cannot be read are listed on stderr with the reason, and the others are described. The exit status is 0 if
 any file could be read, and 2, with a one-line error, if none could or the arguments are invalid.
@@ -28,7 +29,6 @@ from vidjax import cli, runs
 from vidjax.data.config import GivenClipConfig, core_count
 from vidjax.errors import UserError
 from vidjax.fields import check_values, require_positive
-from vidjax.models.blip2 import Blip2Language
 from vidjax.runs.announce import print_notes
 from vidjax.runs.captions import caption_writer, read_captions, require_decoder
 from vidjax.runs.video_text import tokenizer_of
@@ -53,7 +53,7 @@ class Config:
     prompt: str = ""
     """What every caption begins with, such as "a picture of" for BLIP; printed with it."""
     question: str | None = None
-    """A question that a BLIP-2 answers about every video."""
+    """A question that a BLIP for questions or a BLIP-2 answers about every video."""
     length: int = 96
     """Maximum number of tokens that are written."""
     batch_size: int = 8
@@ -69,16 +69,12 @@ class Config:
         check_values(self)
         require_positive(self, "beams", "batch_size", "length")
         if self.question is not None and (self.prompt or not self.question.strip()):
-            raise UserError("question: give a sentence, and no --prompt, which then is made from it")
+            raise UserError("question: give a sentence, and no --prompt")
         if not self.paths:
             raise UserError("no video is given: give files or folders")
         if self.json is not None and os.path.lexists(self.json):
             raise UserError(f"{self.json} already exists, and nothing is overwritten: give another --json")
         cli.check_files(json=self.json)
-
-
-QUESTION = "Question: {} Answer:"
-"""How BLIP-2 is asked (arXiv:2301.12597, section 4.2)."""
 
 
 def main(config: Config) -> list[dict[str, Any]]:
@@ -90,10 +86,8 @@ def main(config: Config) -> list[dict[str, Any]]:
     settings = {"which": config.which, "strict": True, "verbose": False, "dtype": runs.computing_type(config.dtype)}
     model, variables = runs.load_pretrained(config.run, config.model, **settings)
     model, tokenizer = require_decoder(config.run, model), tokenizer_of(config.run, config.tokenizer)
-    if config.question is not None and not isinstance(model, Blip2Language):
-        raise UserError(f"question: {config.run} has no language model to answer it, give a BLIP-2, or omit --question")
-    prompt = config.prompt if config.question is None else QUESTION.format(config.question.strip())
-    write = jax.jit(caption_writer(model, tokenizer, config.beams, prompt, config.length))
+    texts = {"prompt": config.prompt, "length": config.length, "question": config.question}
+    write = jax.jit(caption_writer(model, tokenizer, config.beams, **texts))
     kind = "caption" if config.question is None else "answer"
     clips = runs.cut_clips(config.run, model, config.data)
     files: list[dict[str, Any]] = [{"path": path} for path in videos.source.ids]

@@ -4,8 +4,8 @@ Objectives by name: contrast of video and text embeddings (itc), whether a video
 (mlm, ALBEF) and captions (lm, BLIP). A momentum copy of the parameters, the run's moving average, gives soft targets
 and keys, of which queues keep the last ones.
 
-A tiny ALBEF on rendered videos, minutes on a laptop: python experiments/vision_language_pretrain.py
-A tiny BLIP, which also writes captions: python experiments/vision_language_pretrain.py blip_demo
+A tiny BLIP on rendered videos, minutes on a laptop: python experiments/vision_language_pretrain.py
+A tiny ALBEF: python experiments/vision_language_pretrain.py albef_demo
 
 ALBEF-B, from the weights of DeiT and BERT: python experiments/vision_language_pretrain.py albef_base \
     --init_video_from deit_base_patch16_224.pth --init_text_from google-bert/bert-base-uncased \
@@ -69,10 +69,12 @@ class Config(CaptionedConfig):
     """Weight of the momentum model's predictions in the targets of contrast and of masked words."""
     alpha_epochs: float = 1.0
     """Epochs over which this weight grows from 0."""
+    matched_examples: int = 64
+    """Validation videos whose captions are told apart at every evaluation (itm)."""
     candidates: int = 16
-    """Nearest videos and texts that matching ranks again, at every evaluation."""
+    """Nearest ones among them that matching ranks again."""
     caption_examples: int = 64
-    """Validation videos that are described at every evaluation, by a model that writes."""
+    """Validation videos that are described at every evaluation (lm)."""
     workdir: str = "runs/vision_language_pretrain"
     ema_decay: float | None = 0.995
     optim: OptimizerConfig = OptimizerConfig(learning_rate=5e-5, warmup_epochs=1, beta2=0.999, weight_decay=0.02)
@@ -80,7 +82,7 @@ class Config(CaptionedConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_not_negative(self, "mask_token", "alpha", "alpha_epochs", "mask_ratio")
-        require_positive(self, "candidates", "caption_examples", "queue_size")
+        require_positive(self, "matched_examples", "candidates", "caption_examples", "queue_size")
         check_objectives(self.objectives)
         if self.ema_decay is None:
             raise UserError("ema_decay is None: the momentum model is a moving average, give its decay")
@@ -117,7 +119,7 @@ def make_validator(config: Config, run: Run, tokenizer: Any) -> Callable:
     """An evaluation of retrieval, of matching, and of captions that are written, as far as they are trained."""
     parts = [pair_validator(run, tokenizer)]
     if "itm" in config.objectives:
-        parts.append(match_validator(run, tokenizer, config.candidates))
+        parts.append(match_validator(run, tokenizer, config.matched_examples, config.candidates))
     if "lm" in config.objectives:
         parts.append(caption_validator(run, tokenizer, config.caption_examples))
 
@@ -130,12 +132,16 @@ def make_validator(config: Config, run: Run, tokenizer: Any) -> Callable:
 def summarize(run: Run, result: FitResult, captions: list[str]) -> dict[str, float]:
     """Prints the results, the files written and suggested next steps."""
     lines, last = [], next(reversed(run.evaluations().values()), {})
-    for name, prefix in (("retrieval R@1", ""), ("re-ranked R@1", "reranked_")):
-        if f"{prefix}text_to_video_r1" in last:
-            recalls = [last[f"{prefix}{way}_r1"] for way in ("text_to_video", "video_to_text")]
-            lines.append(f"{name}: text to video {recalls[0]:.1%}, video to text {recalls[1]:.1%}")
-    for name, key in (("pairs told apart", "itm_accuracy"), ("captions equal to the video's own", "caption_exact")):
-        lines += [f"{name}: {last[key]:.1%}"] if key in last else []
+    if "text_to_video_r1" in last:
+        recalls = f"text to video {last['text_to_video_r1']:.1%}, video to text {last['video_to_text_r1']:.1%}"
+        lines.append(f"retrieval R@1: {recalls}")
+    if "itm_accuracy" in last:
+        lines.append(
+            f"matching  {last['itm_accuracy']:.1%} of pairs are told apart; R@1 among "
+            f"{run.config.matched_examples} videos {last['itc_r1']:.1%}, ranked again {last['itm_r1']:.1%}"
+        )
+    if "caption_exact" in last:
+        lines.append(f"captions  {last['caption_exact']:.1%} equal one of the video's own, see {run.workdir}/captions")
     advice = {"retrieval by text": f"python experiments/retrieve.py --run {run.workdir} --data.source VIDEOS"}
     if "itm" in run.config.objectives:
         advice["the same, ranked again by matching"] = f"{advice['retrieval by text']} --rerank 16"

@@ -9,7 +9,7 @@ import recipe
 
 from vidjax.convert import blip, from_state_dict
 from vidjax.convert.export import entries
-from vidjax.models.blip import Blip, Captioner, Text
+from vidjax.models.blip import Answerer, Blip, Captioner, Text
 from vidjax.models.vit import ViT
 from vidjax.objectives import contrastive, language_modeling, matching
 from vidjax.runs.generation import begin
@@ -21,12 +21,14 @@ COUNTS = {
     "blip_large_retrieval": (446_128_642 + 1, None),
     "blip_base_caption": (223_971_644, None),
     "blip_large_caption": (446_290_492, None),
+    "blip_base_vqa": (361_230_140, None),
     # Our own counts.
     "blip_base": (252_441_919, None),
     "blip_large": (474_729_023, None),
     "blip_tiny": (898_088, None),
     "blip_tiny_retrieval": (813_443, None),
     "blip_tiny_caption": (810_597, None),
+    "blip_tiny_vqa": (0, None),
 }
 
 
@@ -144,3 +146,30 @@ def test_captions_equal_the_golden_and_are_written_word_by_word():
     loss = language_modeling.caption_loss(logits, ids, jnp.ones(2, bool))
     np.testing.assert_allclose(loss, golden.outputs["output1"][0], rtol=1e-5)
     assert_converts_back(blip.HUGGING_FACE_CAPTIONS, model, variables, golden.weights)
+
+
+@pytest.mark.long
+def test_answers_equal_transformers():
+    import torch
+    import transformers
+
+    sizes = {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3}
+    text = sizes | {"vocab_size": 60, "max_position_embeddings": 9, "encoder_hidden_size": 24, "bos_token_id": 58}
+    config = transformers.BlipConfig(text, sizes | {"image_size": 16, "patch_size": 8}, projection_dim=16)
+    peer = transformers.BlipForQuestionAnswering(config).eval()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in peer.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    weights = {name: value.numpy() for name, value in peer.state_dict().items()}
+    video = ViT(24, 2, 3, 2.0, (1, 8, 8), image_size=16, epsilon=1e-5)
+    model = Answerer(video, *(Text(60, 9, 24, 2, 3, 2.0) for _ in range(2)))
+    variables = from_state_dict(model, weights, layout="transformers")
+    images = recipe.floats("images", (2, 3, 16, 16))
+    ids, answers = np.array([[59, 3, 4, 5], [59, 6, 7, 5]]), np.array([[58, 8, 9], [58, 10, 5]])  # [ENC], [DEC]
+    with torch.no_grad():
+        seen = peer.vision_model(torch.tensor(images)).last_hidden_state
+        read = peer.text_encoder(torch.tensor(ids), encoder_hidden_states=seen).last_hidden_state
+        expected = peer.text_decoder(torch.tensor(answers), encoder_hidden_states=read).logits
+    logits = jax.jit(model.apply)(variables, video_of(images), jnp.asarray(ids), jnp.asarray(answers))
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4)

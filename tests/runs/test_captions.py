@@ -9,11 +9,12 @@ from small_models import FLAN, OPT, QFORMER, SEES
 from small_runs import draw_variables
 
 from vidjax.data.text import Tokenizer
-from vidjax.models.blip import Captioner, Text
+from vidjax.models.blip import Answerer, Captioner, Text
 from vidjax.models.blip2 import Blip2Language
 from vidjax.models.qformer import QFormer
 from vidjax.runs.captions import caption_writer, read_captions, require_decoder
 
+TEXT = Text(60, 9, 24, 2, 3)
 QUERIES = QFormer(**QFORMER | {"vocabulary": None}, writes=False)
 VIDEO = (255 * recipe.floats("video", (2, 2, 16, 16, 3))).clip(0, 255).astype(np.uint8)
 
@@ -44,6 +45,11 @@ def of_t5(model, variables, clips, written):
     return model.apply(variables, ids, looked, jnp.ones(ids.shape, bool), begun, method="words")
 
 
+def of_answerer(model, variables, clips, written):
+    begun = jnp.concatenate([jnp.ones((2, 1), jnp.int32), written[:, :-1]], axis=1)
+    return model.apply(variables, clips, jnp.array([[1, 12, 13, 5]] * 2), begun)
+
+
 def of_captioner(model, variables, clips, written):
     ids = jnp.concatenate([jnp.array([[1, 12, 13]] * 2), written], axis=1)
     return model.apply(variables, clips, ids)[:, 2:-1]
@@ -54,12 +60,14 @@ def of_captioner(model, variables, clips, written):
     [
         pytest.param(Blip2Language(SEES, QUERIES, OPT.clone(context=16)), None, of_opt, id="blip2 with opt"),
         pytest.param(Blip2Language(SEES, QUERIES, FLAN), 5, of_t5, id="blip2 with t5", marks=pytest.mark.long),
-        pytest.param(Captioner(SEES, Text(60, 9, 24, 2, 3)), 5, of_captioner, id="blip", marks=pytest.mark.long),
+        pytest.param(Captioner(SEES, TEXT), 5, of_captioner, id="blip", marks=pytest.mark.long),
+        pytest.param(Answerer(SEES, TEXT, TEXT), 5, of_answerer, id="blip for questions", marks=pytest.mark.long),
     ],
 )
 def test_what_follows_a_prompt_is_what_the_model_predicts(model, end, predict):
     variables, given = draw_variables(model), tokenizer(end=end)
-    written = jax.jit(caption_writer(model, given, prompt="bc", length=4))(variables, jnp.asarray(VIDEO))
+    texts = {"question" if isinstance(model, Answerer) else "prompt": "bc"}
+    written = jax.jit(caption_writer(model, given, **texts, length=4))(variables, jnp.asarray(VIDEO))
     words = jax.jit(lambda v, ids: predict(model, v, model.card.preprocess(jnp.asarray(VIDEO)), ids))(
         variables, written
     )
@@ -85,6 +93,13 @@ def test_a_prompt_that_does_not_fit_is_refused(prompt, given, message):
     variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(VIDEO.shape))
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(caption_writer(model, given, prompt=prompt), variables, jnp.asarray(VIDEO))
+
+
+def test_questions_are_for_models_that_answer():
+    with pytest.raises(ValueError, match="question: the Captioner answers no question: give a BLIP for questions or a"):
+        caption_writer(Captioner(SEES, TEXT), tokenizer(end=5), question="a")
+    with pytest.raises(ValueError, match="question: the Answerer needs one: give it"):
+        caption_writer(Answerer(SEES, TEXT, TEXT), tokenizer(end=5))
 
 
 def test_a_second_tokenizer_is_not_supported():

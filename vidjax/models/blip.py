@@ -10,7 +10,8 @@ Training needs a momentum copy of the parameters and queues; see `aligned`, whic
 Pitfalls: the first token tells the use: the tokeniser's [CLS] alone, [ENC] for matching and [DEC] for writing, the last
 two of the vocabulary. Matching encodes the ids again, from the first block; ALBEF continues from tokens of the text.
 There are no segment embeddings. The norms of the image have epsilon 1e-6 in the original, 1e-5 in transformers, whose
-default of 8 text heads is not that of the released weights, 12. Captions start with "a picture of".
+default of 8 text heads is not that of the released weights, 12. Captions start with "a picture of". The decoder of
+answers shares nothing with the encoder of questions. In transformers, [ENC] is not put before texts.
 """
 
 from functools import partial
@@ -248,6 +249,59 @@ class Captioner(ClipsOfVideoTower, nn.Module):
         return self.text.words(self.text.started(ids), self.seen(video, train), train)
 
 
+class Answerer(ClipsOfVideoTower, nn.Module):
+    """BLIP for questions: the encoder reads a question in view of the video, and a decoder of its own what it has read.
+
+    Questions of a batch have the same length: the decoder attends to all of their tokens.
+
+    Attributes:
+      video: image tower, applied to each frame.
+      text: encoder of questions.
+      decoder: writes answers.
+    """
+
+    video: ViT
+    text: Text
+    decoder: Text
+    card: Card = CARD
+
+    def encode(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b _ _ _ d"]:
+        """The image tower's features on the space-time grid."""
+        return self.video.encode(video, train)
+
+    def read(
+        self, video: Float[Array, "b t h w c"], ids: Int[Array, "b m"], train: bool = False
+    ) -> Float[Array, "b m d"]:
+        """Tokens of questions, whose first id becomes [ENC], in view of a video each."""
+        tokens = self.video.tokens(video, train)
+        seen = tokens.reshape(len(tokens), -1, tokens.shape[-1])
+        return self.text.tokens(self.text.started(ids, writing=False), seen, train)
+
+    def begin(self, read: Float[Array, "b n d"], ids: Int[Array, "b m"], length: int) -> tuple[Array, int]:
+        """See `Text.begin`; `read` are the tokens of the questions."""
+        return self.decoder.begin(read, ids, length)
+
+    def extend(self, words: Int[Array, "b"], place: Place) -> Float[Array, "b v"]:
+        """See `Text.extend`."""
+        return self.decoder.extend(words, place)
+
+    def __call__(
+        self,
+        video: Float[Array, "b t h w c"],
+        ids: Int[Array, "b m"] | None = None,
+        answers: Int[Array, "b a"] | None = None,
+        train: bool = False,
+    ) -> Float[Array, "b a v"]:
+        """Logits of the word after each token of an answer, of which [DEC] is the first and by default the only one.
+
+        Args:
+          ids: of the questions.
+        """
+        one = jnp.ones((len(video), 1), jnp.int32)
+        read = self.read(video, one if ids is None else ids, train)
+        return self.decoder.words(self.decoder.started(one if answers is None else answers), read, train)
+
+
 def blip(video: dict, text: dict, **fields) -> Blip:
     """Creates a model from the fields of its towers."""
     return Blip(ViT(**video), Text(**text, dropout=0.1), **fields)
@@ -256,6 +310,11 @@ def blip(video: dict, text: dict, **fields) -> Blip:
 def captioner(video: dict, text: dict, **fields) -> Captioner:
     """Creates a model from the fields of its towers."""
     return Captioner(ViT(**video), Text(**text, dropout=0.1), **fields)
+
+
+def answerer(video: dict, text: dict, **fields) -> Answerer:
+    """Creates a model from the fields of its towers; the encoder and the decoder have the same."""
+    return Answerer(ViT(**video), Text(**text, dropout=0.1), Text(**text, dropout=0.1), **fields)
 
 
 TINY_VIDEO = {"width": 96, "depth": 4, "heads": 6, "patch_size": (1, 8, 8), "num_frames": 8, "image_size": 32}
@@ -268,9 +327,11 @@ VARIANTS = MappingProxyType(
         "blip_tiny": partial(blip, TINY_VIDEO, TINY_TEXT, features=64, queue_size=1024),
         "blip_tiny_retrieval": partial(blip, TINY_VIDEO, TINY_TEXT, features=64, queue_size=1024, writes=False),
         "blip_tiny_caption": partial(captioner, TINY_VIDEO, TINY_TEXT),
+        "blip_tiny_vqa": partial(answerer, TINY_VIDEO, TINY_TEXT),
         "blip_base": partial(blip, BASE | {"image_size": 224}, BERT_BASE),
         "blip_base_retrieval": partial(blip, BASE, BERT_BASE, writes=False),
         "blip_base_caption": partial(captioner, BASE, BERT_BASE),
+        "blip_base_vqa": partial(answerer, BASE, BERT_BASE),
         "blip_large": partial(blip, LARGE | {"image_size": 224}, BERT_BASE),
         "blip_large_retrieval": partial(blip, LARGE, BERT_BASE, writes=False),
         "blip_large_caption": partial(captioner, LARGE, BERT_BASE),

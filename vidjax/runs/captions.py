@@ -13,7 +13,7 @@ from jaxtyping import Array, Int, UInt8
 
 from vidjax.errors import UserError
 from vidjax.evaluation.generation import beam_search
-from vidjax.models.blip import Blip, Captioner
+from vidjax.models.blip import Answerer, Blip, Captioner
 from vidjax.models.blip2 import Blip2Language
 from vidjax.models.t5 import T5
 from vidjax.models.video_text import VideoText
@@ -29,8 +29,10 @@ LONGEST = 64
 if TYPE_CHECKING:  # PyAV and the tokenizers are imported when they are needed
     from vidjax.data.text import Tokenizer
 
-Describer = VideoText | Blip | Captioner | Blip2Language
+Describer = VideoText | Blip | Captioner | Answerer | Blip2Language
 Writer = Callable[[dict, UInt8[Array, "b t h w c"]], Int[Array, "b m"]]
+QUESTION = "Question: {} Answer:"
+"""How BLIP-2 is asked (arXiv:2301.12597, section 4.2)."""
 
 
 def require_decoder(source: str | Path, model: nn.Module) -> Describer:
@@ -52,20 +54,35 @@ def require_decoder(source: str | Path, model: nn.Module) -> Describer:
 
 
 def caption_writer(
-    model: Describer, tokenizer: "Tokenizer", beams: int = 1, prompt: str = "", length: int | None = None
+    model: Describer,
+    tokenizer: "Tokenizer",
+    beams: int = 1,
+    prompt: str = "",
+    length: int | None = None,
+    question: str | None = None,
 ) -> Writer:
-    """`(variables, pixels) -> ids` that follow the prompt for each clip, a pure function for use under `jit`.
+    """`(variables, pixels) -> ids` of captions, after the prompt, or of answers, a pure function for use under `jit`.
 
     Args:
       beams: see `evaluation.generation.beam_search`; 1 takes the likeliest word each time.
       prompt: what every text begins with; a language model (BLIP-2) reads it after what it sees.
       length: maximum number of words, with the end; by default as many as the model's context allows.
+      question: for a BLIP of questions, or a BLIP-2, whose prompt it becomes.
 
     Raises:
       UserError: the tokeniser has not the ids that the model needs, or the prompt leaves no room.
+      UserError: the model answers no questions, or needs one.
     """
-    ids, end = tokenizer.encode(prompt), end_token(tokenizer)
     speaks = isinstance(model, Blip2Language)
+    if isinstance(model, Answerer) != (question is not None) and not speaks:
+        wants = (
+            "answers no question: give a BLIP for questions or a BLIP-2" if question else "answers: give a --question"
+        )
+        raise UserError(f"question: the {type(model).__name__} {wants}")
+    asked = tokenizer.encode(question or "")
+    if question is not None and speaks:
+        prompt = QUESTION.format(question)
+    ids, end = tokenizer.encode(prompt), end_token(tokenizer)
     if end is None or not ids or (ids[0] == end and not speaks):
         raise UserError(f"tokenizer {tokenizer.name} adds no start and end token, between which a caption is written")
     if ids[-1] == tokenizer.end and not (speaks and isinstance(model.language, T5)):  # whose encoder reads it
@@ -75,12 +92,16 @@ def caption_writer(
         raise UserError(f"tokenizer {tokenizer.name} has {tokenizer.vocabulary} ids, the model {last}: give its own")
 
     def write(variables: dict, video: UInt8[Array, "b t h w c"]) -> Int[Array, "b m"]:
-        clips, prompts = model.card.preprocess(video), jnp.tile(jnp.array(ids, jnp.int32), (len(video), 1))
+        clips = model.card.preprocess(video)
+        prompts, questions = (jnp.tile(jnp.array(each, jnp.int32), (len(video), 1)) for each in (ids, asked))
         if speaks:
             looked = model.apply(variables, clips, method="look")
             placed = model.placed(prompts, video.shape[1])
             count = _room(getattr(model.language, "context", None), placed.shape[1], length)
             read = (placed, looked, jnp.ones(placed.shape, bool), count)
+        elif isinstance(model, Answerer):
+            count = _room(model.decoder.context, len(ids), length)
+            read = (model.apply(variables, clips, questions, method="read"), prompts, count)
         else:
             count = _room(model.text.context, len(ids), length)
             read = (model.apply(variables, clips, method="seen"), prompts, count)

@@ -81,8 +81,8 @@ def make_loss(
     """The loss function: the sum of the objectives, `(params, aux, batch, key) -> (loss, (model_state, metrics))`.
 
     A momentum copy of the parameters, `aux.ema`, gives the keys, of which the queues in `aux.model_state` keep the last
-    ones, and soft targets. It shares the running statistics of a video tower with batch norm, but does not change them.
-    Hard negatives are drawn from the global batch.
+    ones, and soft targets. The running statistics of a video tower with batch norm are those of the copy, which is what
+    is evaluated. Hard negatives are drawn from the global batch.
 
     Args:
       objectives: `itc`, contrast; `itm`, whether a video and a text match; `mlm`, masked words; `lm`, captions.
@@ -108,8 +108,8 @@ def make_loss(
 
         # XLA leaves out what the objectives do not use.
         with valid_clips(valid):
-            (video, seen, text, *read), changed = apply(params, "align", keys[0], clips, ids)
-            (video_keys, seen_by_copy, text_keys, *_), _ = apply(copy, "align", keys[1], clips, ids)
+            (video, seen, text, *read), _ = apply(params, "align", keys[0], clips, ids)
+            (video_keys, seen_by_copy, text_keys, *_), changed = apply(copy, "align", keys[1], clips, ids)
         temperature = contrastive.clamp_temperature(params["temperature"])
         losses = {}
         if "itc" in objectives:
