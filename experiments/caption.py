@@ -6,7 +6,7 @@
     python experiments/caption.py --run Salesforce/blip2-opt-2.7b --question "What is the man doing?" clip.mp4
 
 `--run` is the work directory of a run of video_language_pretrain.py, or of vision_language_pretrain.py with the
-objective lm; or a published BLIP or BLIP-2. BLIP's model of questions (`blip_base_vqa_v2`) and BLIP-2 answer a question.
+objective lm; or a published BLIP or BLIP-2. BLIP's model of questions (`blip_base_vqa_v2`) and BLIP-2 answer.
 A folder selects all videos below it. Clips are sampled and cropped as in training, unless flags such as
 `--data.stride 2` are given.
 

@@ -133,8 +133,8 @@ def summarize(run: Run, result: FitResult, captions: list[str]) -> dict[str, flo
     """Prints the results, the files written and suggested next steps."""
     lines, last = [], next(reversed(run.evaluations().values()), {})
     if "text_to_video_r1" in last:
-        recalls = f"text to video {last['text_to_video_r1']:.1%}, video to text {last['video_to_text_r1']:.1%}"
-        lines.append(f"retrieval R@1: {recalls}")
+        ways = (f"{way.replace('_', ' ')} {last[f'{way}_r1']:.1%}" for way in ("text_to_video", "video_to_text"))
+        lines.append("R@1       " + ", ".join(ways))
     if "itm_accuracy" in last:
         lines.append(
             f"matching  {last['itm_accuracy']:.1%} of pairs are told apart; R@1 among "
@@ -183,8 +183,8 @@ def main(config: Config, mesh: Mesh) -> dict[str, float]:
             captions.count(batch["truncated"])
             yield {name: batch[name] for name in ("video", "ids", "valid")}
 
-    validate = make_validator(config, run, tokenizer) if validation else None
-    result = run.fit(state, batches_from, validate, best="score")
+    evaluate = make_validator(config, run, tokenizer) if validation else None
+    result = run.fit(state, batches_from, evaluate, best="score")
     return summarize(run, result, captions.describe()) if result.finished and is_main_process() else {}
 
 

@@ -10,22 +10,18 @@ DEMO = {
     "objectives": WRITES,
     "video_model": "r2plus1d_tiny",  # an image tower would not see the motion that captions tell of
     "data": CaptionedDataConfig(
-        frames=8,
-        size=32,
-        short_side=32,
-        stride=2,
-        augment=AugmentConfig(crop="center"),
-        validation="synthetic:moving_shapes",
-        validation_examples=256,
+        frames=8, stride=2, size=32, short_side=32, augment=AugmentConfig(crop="center"),
+        validation="synthetic:moving_shapes", validation_examples=256,
     ),
     "context": 56,  # bytes: captions of large shapes lose their last words, the background
-    "batch_size": 32,
-    "steps": 600,
-    "ema_decay": 0.98,  # of so few steps
-    "alpha_epochs": 4.0,
-    "optim": OptimizerConfig(learning_rate=8e-3, warmup_epochs=0.2, beta2=0.98, weight_decay=0.05, clip_norm=1.0),
-    "loop": LoopConfig(log_every=20, save_every=300, evaluate_every=300),
-}
+    "queue_size": 128,  # a longer queue is easily told from the batch while the model changes so fast
+    "ema_decay": 0.98,
+    "alpha_epochs": 5.0,
+    "batch_size": 64,
+    "steps": 340,
+    "optim": OptimizerConfig(learning_rate=4e-3, warmup_epochs=0.3, beta2=0.98, weight_decay=0.05, clip_norm=1.0),
+    "loop": LoopConfig(log_every=20, save_every=170, evaluate_every=170),
+}  # fmt: skip
 # salesforce/ALBEF, configs/Pretrain.yaml and Pretrain.py: 1e-4 for 8 x 64 images, 2000 steps of warm-up from 1e-5, to
 # 1e-5; 14.1 million images. Differences: RandAugment has all of its operations; biases and norms are alike not decayed.
 ALBEF = {

@@ -10,12 +10,15 @@ import optax
 import pytest
 import recipe
 import videos
+from flax.traverse_util import flatten_dict
 from small_runs import changed, interrupt_after
 
+from vidjax import runs
 from vidjax.convert import from_state_dict
 from vidjax.data.config import SourceConfig
 from vidjax.data.text import open_tokenizer
 from vidjax.layers.card import Card
+from vidjax.models import variable_shapes
 from vidjax.models.albef import Albef
 from vidjax.models.blip import Blip, Text
 from vidjax.models.text import FusionBert
@@ -114,6 +117,11 @@ def test_a_run_resumes_exactly_and_its_weights_describe_match_and_retrieve(tmp_p
     assert whole["queue/position"] == 4 * 8 - 24
     assert any(path.startswith("batch_stats/video/tower/") for path in whole)
     jax.tree.map(np.testing.assert_array_equal, whole, parts)  # the moving average depends on the parameters
+
+    tower = script.make_model(SMALL, open_tokenizer("bytes")).video.tower
+    started, _ = runs.start_from("whole", tower, variable_shapes(tower))
+    path = next(path for path in whole if path.startswith("params/video/tower/"))
+    np.testing.assert_array_equal(flatten_dict(started, sep="/")[path.replace("video/tower/", "")], whole[path])
 
     videos.write_video(tmp_path / "clip.mp4", np.full((16, 24, 24, 3), 90, np.uint8))
     settings = {"paths": (str(tmp_path / "clip.mp4"),), "run": "whole", "beams": 1, "length": 3}

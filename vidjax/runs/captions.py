@@ -75,9 +75,7 @@ def caption_writer(
     """
     speaks = isinstance(model, Blip2Language)
     if isinstance(model, Answerer) != (question is not None) and not speaks:
-        wants = (
-            "answers no question: give a BLIP for questions or a BLIP-2" if question else "answers: give a --question"
-        )
+        wants = "answers no question: give a BLIP for questions or a BLIP-2" if question else "needs one: give it"
         raise UserError(f"question: the {type(model).__name__} {wants}")
     asked = tokenizer.encode(question or "")
     if question is not None and speaks:
