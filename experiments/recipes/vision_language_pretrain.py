@@ -10,17 +10,17 @@ DEMO = {
     "objectives": WRITES,
     "video_model": "r2plus1d_tiny",  # an image tower would not see the motion that captions tell of
     "data": CaptionedDataConfig(
-        frames=8, stride=2, size=32, short_side=32, augment=AugmentConfig(crop="center"),
+        frames=4, stride=4, size=32, short_side=32, augment=AugmentConfig(crop="center"),
         validation="synthetic:moving_shapes", validation_examples=256,
     ),
     "context": 56,  # bytes: captions of large shapes lose their last words, the background
-    "queue_size": 128,  # a longer queue is easily told from the batch while the model changes so fast
-    "ema_decay": 0.98,
-    "alpha_epochs": 5.0,
+    "queue_size": 64,  # a longer queue is easily told from the batch while the model changes so fast
+    "ema_decay": 0.9,
+    "alpha_epochs": 8.0,
     "batch_size": 64,
-    "steps": 340,
+    "steps": 480,
     "optim": OptimizerConfig(learning_rate=4e-3, warmup_epochs=0.3, beta2=0.98, weight_decay=0.05, clip_norm=1.0),
-    "loop": LoopConfig(log_every=20, save_every=170, evaluate_every=170),
+    "loop": LoopConfig(log_every=20, save_every=240, evaluate_every=240),
 }  # fmt: skip
 # salesforce/ALBEF, configs/Pretrain.yaml and Pretrain.py: 1e-4 for 8 x 64 images, 2000 steps of warm-up from 1e-5, to
 # 1e-5; 14.1 million images. Differences: RandAugment has all of its operations; biases and norms are alike not decayed.

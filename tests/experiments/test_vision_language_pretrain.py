@@ -18,10 +18,11 @@ from vidjax.convert import from_state_dict
 from vidjax.data.config import SourceConfig
 from vidjax.data.text import open_tokenizer
 from vidjax.layers.card import Card
-from vidjax.models import variable_shapes
+from vidjax.models import create_model, variable_shapes
 from vidjax.models.albef import Albef
 from vidjax.models.blip import Blip, Text
 from vidjax.models.text import FusionBert
+from vidjax.models.video_text import unit
 from vidjax.models.vit import ViT
 from vidjax.objectives import language_modeling
 from vidjax.runs import vision_language
@@ -133,6 +134,15 @@ def test_a_run_resumes_exactly_and_its_weights_describe_match_and_retrieve(tmp_p
     (tmp_path / "list.jsonl").write_text('{"path": "clip.mp4", "caption": "a"}\n{"path": "clip.mp4", "caption": "b"}\n')
     found = retrieve.main(retrieve.Config(run="whole", data=SourceConfig(source="list.jsonl"), rerank=2, out="found"))
     assert found["reranked_text_to_video"]["r5"] == 1 and found["text_to_video"]["queries"] == 2
+
+
+@pytest.mark.long
+def test_the_texts_of_a_tiny_model_differ_from_the_start():
+    text = create_model("blip_tiny").text
+    ids = jax.random.randint(jax.random.key(1), (8, 20), 1, 256).at[:, 0].set(257)
+    tokens = jax.jit(lambda key, ids: text.init_with_output(key, ids, method="tokens")[0])(jax.random.key(0), ids)
+    embedded = unit(tokens[:, 0])
+    assert 1 - (embedded @ embedded.T).min() > 1e-2  # with BERT's initial kernels 1e-4
 
 
 def test_what_texts_attend_to():

@@ -24,7 +24,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vidjax.layers.activations import exact_gelu
 from vidjax.layers.attention import Attention, Place, causal_mask
-from vidjax.layers.bert import NORMAL, BertEmbedding, WordHead
+from vidjax.layers.bert import BertEmbedding, WordHead
 from vidjax.layers.card import Card
 from vidjax.layers.normalization import LayerNorm
 from vidjax.layers.tower import ClipsOfVideoTower
@@ -42,6 +42,7 @@ class Block(nn.Module):
     heads: int
     mlp_ratio: float = 4.0
     dropout: float = 0.0
+    init_std: float = 0.02
     dtype: DTypeLike | None = None
 
     @nn.compact
@@ -61,8 +62,9 @@ class Block(nn.Module):
           writing: use the decoder's self-attention.
         """
         norm = partial(LayerNorm, epsilon=1e-12, dtype=self.dtype)
-        attention = partial(Attention, self.heads, kernel_init=NORMAL, dtype=self.dtype)
-        mlp = Mlp(int(x.shape[-1] * self.mlp_ratio), exact_gelu, NORMAL, dtype=self.dtype, name="mlp")
+        normal = nn.initializers.normal(self.init_std)
+        attention = partial(Attention, self.heads, kernel_init=normal, dtype=self.dtype)
+        mlp = Mlp(int(x.shape[-1] * self.mlp_ratio), exact_gelu, normal, dtype=self.dtype, name="mlp")
         dropout = nn.Dropout(self.dropout, deterministic=not train, name="dropout")
         drop, part = DropPath(name="drop_path"), "decoder_" if writing else ""
 
@@ -83,6 +85,7 @@ class Text(nn.Module):
       vocabulary: number of ids, of which the last two are [DEC] and [ENC].
       context: maximum number of tokens in a text.
       dropout: rate of the embeddings and of the branches.
+      init_std: see `layers.bert.BertBlock`.
       remat: see `Encoder`.
     """
 
@@ -93,6 +96,7 @@ class Text(nn.Module):
     heads: int
     mlp_ratio: float = 4.0
     dropout: float = 0.0
+    init_std: float = 0.02
     remat: Remat = "none"
     dtype: DTypeLike | None = None
 
@@ -101,7 +105,8 @@ class Text(nn.Module):
         dropped = {"dropout": self.dropout, "dtype": self.dtype}
         self.embedding = BertEmbedding(self.vocabulary, self.context, self.width, types=0, **dropped)
         nn.share_scope(self, self.embedding)
-        self.block = [Block(self.heads, self.mlp_ratio, **dropped) for _ in range(self.depth)]
+        block = partial(Block, self.heads, self.mlp_ratio, **dropped, init_std=self.init_std)
+        self.block = [block() for _ in range(self.depth)]
         self.word_head = WordHead(dtype=self.dtype)
 
     def tokens(
@@ -318,7 +323,7 @@ def answerer(video: dict, text: dict, **fields) -> Answerer:
 
 
 TINY_VIDEO = {"width": 96, "depth": 4, "heads": 6, "patch_size": (1, 8, 8), "num_frames": 8, "image_size": 32}
-TINY_TEXT = {"vocabulary": 261, "context": 96, "width": 96, "depth": 2, "heads": 4}  # for bytes
+TINY_TEXT = {"vocabulary": 261, "context": 96, "width": 96, "depth": 2, "heads": 4, "init_std": 0.1}  # for bytes
 BERT_BASE = {"vocabulary": 30524, "context": 512, "width": 768, "depth": 12, "heads": 12}
 BASE, LARGE = (VIT_SIZES[size] | {"image_size": 384} for size in ("base", "large"))
 
