@@ -4,7 +4,7 @@ Objectives by name: contrast of video and text embeddings (itc), whether a video
 (mlm, ALBEF) and captions (lm, BLIP). A momentum copy of the parameters, the run's moving average, gives soft targets
 and keys, of which queues keep the last ones.
 
-A tiny BLIP on rendered videos, minutes on a laptop: python experiments/vision_language_pretrain.py
+A tiny BLIP on rendered videos: python experiments/vision_language_pretrain.py
 A tiny ALBEF: python experiments/vision_language_pretrain.py albef_demo
 
 ALBEF-B, from the weights of DeiT and BERT: python experiments/vision_language_pretrain.py albef_base \
@@ -14,7 +14,7 @@ ALBEF-B, from the weights of DeiT and BERT: python experiments/vision_language_p
 BLIP on videos, from its published weights: python experiments/vision_language_pretrain.py blip_base \
     --init_from model_base.pth --tokenizer google-bert/bert-base-uncased --data.source captions.jsonl --data.frames 8
 
-Running the same command again resumes the run. Expected results: docs/results.md.
+Running the same command again resumes the run.
 """
 
 import dataclasses
