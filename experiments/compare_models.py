@@ -22,24 +22,22 @@ docs/results.md.
 import dataclasses
 import json
 import shlex
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from tyro.conf import Positional
 
 import vidjax
 from studies import pretraining
 from studies.pretraining import METHODS
+from studies.starts import scale_kernels, spread_times, standardize_units
 from vidjax import cli, runs
-from vidjax.convert import save_pretrained
 from vidjax.errors import UserError
 from vidjax.fields import check_values, require_positive
 from vidjax.models import example_inputs, variable_shapes
@@ -116,63 +114,11 @@ def train(script: str, flags: Sequence[str], workdir: Path) -> None:
         raise UserError(f"{script} ended with status {done.returncode}, see {log}: {' '.join(last)}")
 
 
-def pretrain(config: Config, _: str, seed: int) -> str:
+def pretrain(config: Config, seed: int) -> str:
     """Pre-trains a model; returns the work directory."""
     workdir = Path(config.workdir) / f"pretrained_{seed}"
     train("mae_pretrain.py", ["demo", "--seed", str(seed), *shlex.split(config.pretraining_flags)], workdir)
     return str(workdir)
-
-
-def write_start(config: Config, name: str, seed: int, change: Callable[[dict, jax.Array], dict], **fields: Any) -> str:
-    """Writes a checkpoint of a new model whose parameters `change(params, key)` has changed; returns its path.
-
-    Args:
-      **fields: of the model, if they change the shapes of its parameters.
-    """
-    out = Path(config.workdir) / f"{name}_start_{seed}"
-    if not out.exists():
-        unfinished = out.with_name(f"{out.name}_unfinished")
-        shutil.rmtree(unfinished, ignore_errors=True)  # left by an interrupted call
-        model, key = vidjax.create_model(name, num_classes=8, **fields), jax.random.key(seed)
-        variables = model.init(key, jnp.zeros(example_inputs(model)[0].shape))
-        save_pretrained(unfinished, model, {**variables, "params": change(variables["params"], key)})
-        unfinished.rename(out)
-    return str(out)
-
-
-def spread_times(config: Config, name: str, seed: int) -> str:
-    """A start whose time embeddings lie on a line, with the scale of the tokens.
-
-    TimeSformer's time embeddings are initialised with zeros, which suits pre-trained image weights and many epochs.
-    Trained from scratch for a few minutes, such a model learns the axis of the motion but not its direction, because
-    frames with equal embeddings have no order.
-    """
-
-    def spread(params: dict, key: jax.Array) -> dict:
-        frames, width = params["time"]["table"].shape
-        line = jnp.linspace(-1, 1, frames)[:, None] * jax.random.normal(key, (width,))
-        return {**params, "time": {"table": line}}
-
-    return write_start(config, name, seed, spread)
-
-
-def scale_kernels(config: Config, name: str, seed: int, **fields: Any) -> str:
-    """A start whose convolutions and hidden layers preserve the scale of their inputs (He et al. 2015).
-
-    AlexNets start with a standard deviation of 0.01, which suits thousands of inputs and pixels of 0 to 255. At the
-    tiny models' width each layer would shrink its input tenfold, and training would not leave chance within minutes.
-    """
-
-    def scale(params: dict, _: jax.Array) -> dict:
-        scaled = dict(params)
-        for layer in params:
-            if layer.startswith(("conv", "fc")):
-                kernel = params[layer]["kernel"]
-                std = jnp.sqrt(2 / np.prod(kernel.shape[:-1])) / (64 if layer == "conv1" else 1)  # of pixels
-                scaled[layer] = {**params[layer], "kernel": kernel / kernel.std() * std}
-        return scaled
-
-    return write_start(config, name, seed, scale, **fields)
 
 
 CONV = "--steps 512"
@@ -201,8 +147,8 @@ FAMILIES = {  # model: (treatment of time, flags, initial weights)
     "tsm_tiny_online": ("channels shifted from the previous frame", CONV, None),
     "lrcn_tiny": (
         "frame by frame, then an LSTM",
-        f"{SLOWLY} --data.size 99 --data.short_side 99",
-        partial(scale_kernels, image_size=99),
+        "--steps 1024 --data.frames 4 --data.stride 6 --data.size 99 --data.short_side 99",
+        partial(standardize_units, image_size=99),
     ),
     "deepvideo_tiny_early": (
         "kernels over all frames in the first layer",
@@ -213,7 +159,7 @@ FAMILIES = {  # model: (treatment of time, flags, initial weights)
     "deepvideo_tiny_late": (
         "two frames, joined after the convolutions",
         "--steps 2048 --data.frames 16 --data.fps 32 --data.size 64 --data.short_side 64",
-        partial(scale_kernels, image_size=64),
+        partial(standardize_units, image_size=64),
     ),
     "video_mobileformer_tiny": ("depthwise 3-D convolutions and global tokens", CONV, None),
     "uniformer_tiny": ("local, then global space-time attention", f"--steps 1024 {TRANSFORMER}", None),
@@ -269,7 +215,8 @@ def compare_families(config: Config) -> tuple[dict[str, Any], str]:
         time, flags, start = FAMILIES[name]
         flags = f"--model {name} {CLIPS} {flags}"
         if start is not None:
-            flags += f" --init_from {shlex.quote(start(config, name, seed))}"
+            path = pretrain(config, seed) if start is pretrain else start(config.workdir, name, seed)
+            flags += f" --init_from {shlex.quote(path)}"
         results[name] = {"time": time, **finetune(config, name, flags, seed)}
         print(f"  top-1 {results[name]['top1']:.1%}", flush=True)
     rows = sorted(results.items(), key=lambda item: item[1]["top1"])
@@ -329,7 +276,7 @@ def compare_captions(config: Config) -> tuple[dict[str, Any], str]:
     """The results and a table of training pairs from scratch and from a pre-trained video tower, over the seeds."""
     all_results: dict[str, list] = {"from scratch": [], "pre-trained": []}
     for seed in config.seeds:
-        source = pretrain(config, "videomae_tiny", seed)
+        source = pretrain(config, seed)
         for start, results in all_results.items():
             flag = "" if start == "from scratch" else f" --init_video_from {shlex.quote(source)}"
             results.append(train_pair(config, f"pair_{start.replace(' ', '_')}_{seed}", f"{PAIRED}{flag}", seed))
@@ -362,7 +309,7 @@ def compare_stages(config: Config) -> tuple[dict[str, Any], str]:
     results: dict[str, list] = {}
     labels = f"--data.train_examples {config.labels}"
     for seed in config.seeds:
-        starts = {"masked": pretrain(config, "", seed), "contrastive": str(Path(config.workdir) / f"captioned_{seed}")}
+        starts = {"masked": pretrain(config, seed), "contrastive": str(Path(config.workdir) / f"captioned_{seed}")}
         train("contrastive_pretrain.py", shlex.split(f"{CAPTIONED} --seed {seed}"), Path(starts["contrastive"]))
         for encoder, flags in (("masked", MASKED), ("contrastive", f"--model uniformerv2_tiny {FEW}")):
             for stage, start in (("from scratch", ""), ("pre-trained", f"--init_from {shlex.quote(starts[encoder])}")):

@@ -56,6 +56,8 @@ class Config(TrainConfig):
     """Let the decoder predict only half of the tokens (VideoMAE V2)."""
     normalize_target: bool = True
     """Predict patches normalised by their own mean and std."""
+    target_epsilon: float = 1e-6
+    """Added to this std: with more, patches of low contrast count for less."""
     probe_clips: int = 1024
     """Labelled clips for the linear probe at the end, half for fitting and half for scoring; 0 disables it."""
     picture_clips: int = 4
@@ -67,7 +69,9 @@ class Config(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_not_negative(self, "probe_clips", "picture_clips")
+        require_not_negative(self, "probe_clips", "picture_clips", "target_epsilon")
+        if self.target_epsilon != 1e-6 and not self.normalize_target:
+            raise UserError("target_epsilon has no effect on raw pixels: omit --no_normalize_target")
 
 
 RECIPES = {name: Config(**values) for name, values in recipes.mae_pretrain.RECIPES.items()}
@@ -88,9 +92,10 @@ def make_model(config: Config) -> nn.Module:
 def make_task(config: Config, model: nn.Module) -> MaskedPatches | MaskedUnits:
     """What the model sees and predicts."""
     shape = (config.data.frames, config.data.size, config.data.size)
+    targets = (config.normalize_target, config.target_epsilon)
     if not isinstance(model, hiera_mae.Pretraining):
-        return MaskedPatches(model, shape, config.mask, config.mask_ratio, config.decoder_mask, config.normalize_target)
-    if (config.mask, config.decoder_mask, config.normalize_target) != ("random", "none", True):
+        return MaskedPatches(model, shape, config.mask, config.mask_ratio, config.decoder_mask, *targets)
+    if (config.mask, config.decoder_mask, *targets) != ("random", "none", True, 1e-6):
         raise UserError(f"{config.model} masks units at random and has normalised targets: add --mask random alone")
     return MaskedUnits(model, shape, config.mask_ratio)
 

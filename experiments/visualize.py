@@ -130,7 +130,8 @@ def make_look(config: Config, model: nn.Module, variables: dict, clip: jax.Shape
 def make_reconstruct(config: Config, model: nn.Module, variables: dict) -> tuple[Callable, str]:
     """A function of a clip's pixels `1 t h w c` to the rows of one image for each of `RATIOS`, and a caption."""
     trained = runs.read_config(config.run) if runs.is_run(config.run) else {}  # defaults as published
-    mask, normalized = trained.get("mask", "tube"), trained.get("normalize_target", True)
+    mask = trained.get("mask", "tube")
+    normalized, epsilon = trained.get("normalize_target", True), trained.get("target_epsilon", 1e-6)
     note = f"{mask} mask" + ("; each patch has its true mean and std" if normalized else "")
 
     @jax.jit
@@ -141,7 +142,7 @@ def make_reconstruct(config: Config, model: nn.Module, variables: dict) -> tuple
         for ratio in RATIOS:
             kept, masked, _ = masking.draw(jax.random.key(config.seed), 1, grid, mask, ratio)
             output = model.apply(variables, model.card.normalize(video), kept, masked)
-            painted = reconstruction.paint(video, output, masked, model.patch_size, normalized)
+            painted = reconstruction.paint(video, output, masked, model.patch_size, normalized, epsilon)
             hidden = reconstruction.paint(video, jnp.full_like(output, 0.5), masked, model.patch_size, False)
             images.append((video, hidden, painted))
         return images

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import vidjax
 from benchmark.settings import Train, check_models
 from benchmark.startup import HERE, require_checkout
 from vidjax.cli import check_files
@@ -30,9 +31,11 @@ except ImportError:
     from vidjax.benchmark.settings import Job
 from vidjax.training.sharding import make_mesh
 jax.config.update("jax_enable_compilation_cache", False)
-model, frames, size, clips = sys.argv[1], *map(int, sys.argv[2:])
+model, scan, frames, size, clips = sys.argv[1], sys.argv[2] == "scan", *map(int, sys.argv[3:])
+fields = {"overrides": (("scan", True),)} if scan else {}
 times = [time.process_time()]
-program, create, batch = make_program(Job(model, True, frames, size, clips, "float32", None, 1), make_mesh())
+job = Job(model, True, frames, size, clips, "float32", None, 1, **fields)
+program, create, batch = make_program(job, make_mesh())
 create.lower().compile()
 times.append(time.process_time())
 program.lower(jax.eval_shape(create), batch).compile()
@@ -49,6 +52,8 @@ class Compile:
         "videomae_small_pretrain", "uniformer_small", "r3d_18", "vivit_base_16x2_factorized_encoder",
     )  # fmt: skip
     """Names of vidjax.list_models(): classifiers and *_pretrain."""
+    scanned: tuple[str, ...] = ()
+    """Models whose equal blocks run in a loop (the training scripts' `--scan`), in this checkout only."""
     frames: int = 16
     """Frames per clip."""
     size: int = 112
@@ -67,6 +72,8 @@ class Compile:
         for name in ("frames", "size", "batch_size", "rounds"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}: it must be 1 or more")
+        if others := set(self.scanned) - set(self.models):
+            raise UserError(f"scanned contains {', '.join(sorted(others))}, which is not among the models")
         require_checkout(self.against)
         check_files(json=self.json)
 
@@ -79,7 +86,8 @@ def compile_once(checkout: Path, config: Compile, model: str) -> dict[str, float
     """
     environment = os.environ | {"PYTHONPATH": f"{checkout / 'experiments'}:{checkout}"}
     numbers = map(str, (config.frames, config.size, config.batch_size))
-    line = [sys.executable, "-c", COMPILING, model, *numbers]
+    scan = "scan" if model in config.scanned and checkout == HERE else "unrolled"
+    line = [sys.executable, "-c", COMPILING, model, scan, *numbers]
     done = subprocess.run(line, env=environment, cwd=checkout, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{model} in {checkout} failed: {done.stderr[-2000:]}")
@@ -94,6 +102,8 @@ def measure_compile(config: Compile, report: Callable[[str], Any]) -> list[dict[
       other checkout as `other_init` and `other_step`.
     """
     check_models(Train(config.models))
+    for name in config.scanned:
+        vidjax.create_model(name, scan=True)  # raises if the model cannot
     checkouts = {"": HERE} | ({"other_": Path(config.against).resolve()} if config.against else {})
     rows: list[dict[str, Any]] = []
     for model in config.models:

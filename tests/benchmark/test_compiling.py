@@ -48,7 +48,16 @@ def test_a_process_compiles_with_the_packages_of_the_checkout(tmp_path):
         compile_once(tmp_path, config, "x3d_m")
 
 
-@pytest.mark.parametrize("fields", [{"models": ("r4d",)}, {"rounds": 0}, {"against": "nowhere"}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"models": ("r4d",)},
+        {"rounds": 0},
+        {"against": "nowhere"},
+        {"scanned": ("x3d_m",)},
+        {"models": ("r3d_18",), "scanned": ("r3d_18",)},
+    ],
+)
 def test_mistakes_are_one_line(fields):
-    with pytest.raises(UserError, match=r"r4d|rounds|nowhere"):
+    with pytest.raises(UserError, match=r"r4d|rounds|nowhere|x3d_m|no field .scan."):
         commands.main(Compile(**fields))

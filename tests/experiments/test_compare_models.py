@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "experiments"))
@@ -11,7 +12,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "experiments"))
 import compare_models
 import contrastive_pretrain
 
+import vidjax
+from studies import starts
 from vidjax import cli
+from vidjax.data import moving_shapes
 
 FLAGS = """--steps 2 --loop.evaluate_every 1 --data.validation_examples 8 --data.frames 2 --data.size 16
 --data.short_side 16 --data.workers 1 --batch_size 8"""
@@ -159,3 +163,19 @@ def test_a_failed_training_and_an_unknown_model_raise(tmp_path):
         compare_models.Config(models=("tsn_50",))
     with pytest.raises(ValueError, match="methods has dino: choose from videomae, videomae_v2, jepa"):
         compare_models.Config(methods=("dino",))
+
+
+@pytest.mark.long
+def test_units_of_a_standardised_start_vary_over_clips_and_recurrent_kernels_keep_lengths(tmp_path):
+    """The outputs of the first layer, computed as patches times kernel."""
+    start = starts.standardize_units(str(tmp_path), "lrcn_tiny", 0)
+    model, variables = vidjax.load_pretrained(start, verbose=False)
+    params = variables["params"]
+    clips = np.stack([moving_shapes.render(index, np.arange(4), 67) for index in range(32)])
+    patches = np.lib.stride_tricks.sliding_window_view(model.card.preprocess(clips), (7, 7), (2, 3))[:, :, ::2, ::2]
+    conv1 = np.einsum("btxychw,hwcd->btxyd", patches, params["conv1"]["kernel"][0]) + params["conv1"]["bias"]
+    np.testing.assert_allclose(conv1.mean(axis=(0, 1, 2, 3)), 0, atol=1e-3)
+    np.testing.assert_allclose(conv1.std(axis=(0, 1, 2, 3)), 1, atol=1e-3)
+    for gate in np.split(params["lstm7"]["state_kernel"], 4, axis=1):
+        np.testing.assert_allclose(gate @ gate.T, np.eye(256), atol=1e-4)
+    assert params["lstm7"]["input_kernel"].std() == pytest.approx(np.sqrt(2 / 256), rel=1e-3)

@@ -105,9 +105,9 @@ def test_incomplete_initial_weights_are_rewritten_and_flags_are_split_like_in_a_
     assert not half.exists()
     vidjax.load_pretrained(start, verbose=False)
     written = (start / "model.safetensors").stat().st_mtime_ns
-    assert compare_models.spread_times(config, name, 0) == str(start)
+    assert compare_models.spread_times(config.workdir, name, 0) == str(start)
     assert (start / "model.safetensors").stat().st_mtime_ns == written
-    compare_models.pretrain(dataclasses.replace(config, pretraining_flags="--c 'd e'"), "videomae_tiny", 0)
+    compare_models.pretrain(dataclasses.replace(config, pretraining_flags="--c 'd e'"), 0)
     assert seen[1][-2:] == ["--c", "d e"]
 
 

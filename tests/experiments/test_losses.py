@@ -99,13 +99,14 @@ def test_cross_model_loss_is_cross_entropy_of_the_weighted_scores_each_with_its_
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("normalize", [True, False])
-def test_masked_pre_training_loss_is_the_squared_error_of_masked_patches_of_valid_clips(normalize):
+@pytest.mark.parametrize(("normalize", "epsilon"), [(True, 1e-6), (True, 0.2), (False, 1e-6)])
+def test_masked_pre_training_loss_is_the_squared_error_of_masked_patches_of_valid_clips(normalize, epsilon):
     model = vidjax.create_model("videomae_tiny_pretrain")
     variables, grid = draw_variables(model), (4, 3, 3)
     video = draw_clips(8, 48)
     fields = {"data": DataConfig(frames=8, size=48), "mask": "random", "mask_ratio": 0.75}
-    config = mae_pretrain.Config(model="videomae_tiny", normalize_target=normalize, **fields)
+    fields |= {"normalize_target": normalize, "target_epsilon": epsilon}
+    config = mae_pretrain.Config(model="videomae_tiny", **fields)
     task = mae_pretrain.make_task(config, model)
     loss = loss_of(mae_pretrain.make_loss(model, task), variables, {"video": video, "valid": VALID})
     kept, masked, _ = masking.draw(jax.random.split(KEY)[0], 4, grid, "random", 0.75)
@@ -116,7 +117,7 @@ def test_masked_pre_training_loss_is_the_squared_error_of_masked_patches_of_vali
             t, y, x = np.unravel_index(token, grid)
             patch = video[i, 2 * t : 2 * t + 2, 16 * y : 16 * y + 16, 16 * x : 16 * x + 16].reshape(-1, 3) / 255
             if normalize:
-                patch = (patch - patch.mean(axis=0)) / (patch.std(axis=0, ddof=1) + 1e-6)
+                patch = (patch - patch.mean(axis=0)) / (patch.std(axis=0, ddof=1) + epsilon)
             errors.append(np.square(predicted[i, j] - patch.reshape(-1)).mean())
     expected = np.reshape(errors, (4, -1)).mean(axis=1)[VALID].mean()
     np.testing.assert_allclose(loss, expected, rtol=1e-5)

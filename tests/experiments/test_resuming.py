@@ -111,7 +111,8 @@ ALL = (
     "distributed accept_changes seed"
 )
 FIELDS = {
-    "mae_pretrain": "model mask mask_ratio decoder_mask normalize_target accumulation probe_clips picture_clips",
+    "mae_pretrain": "model mask mask_ratio decoder_mask normalize_target target_epsilon accumulation probe_clips "
+    "picture_clips",
     "jepa_pretrain": "model teacher teacher_layers predictor_width short_blocks short_scale long_blocks long_scale "
     "mask_clips short_duration long_duration final_ema_decay probe_clips observed_clips accumulation",
     "umt_pretrain": "model teacher layers mask_ratio drop_path probe_clips accumulation",

@@ -25,8 +25,8 @@ COUNTS = {
         None,
     ),
     # Counted here.
-    "lrcn_tiny": (21_712, None),
-    "lrcn_tiny_caffenet": (14_920, None),
+    "lrcn_tiny": (549_488, None),
+    "lrcn_tiny_caffenet": (540_904, None),
 }  # fmt: skip
 
 NARROW = LRCN(width=6, hidden=8, units=4, num_classes=5, image_size=99)  # its last map has 2x2 cells
@@ -106,7 +106,7 @@ def test_a_passed_head_sees_the_mean_output_and_classes_need_a_head():
     features = vidjax.create_model("lrcn_tiny")
     with pytest.raises(ValueError, match="the model has no classes: set num_classes"):
         jax.eval_shape(lambda: features.init(jax.random.key(0), video, method="frames"))
-    assert jax.eval_shape(features.init_with_output, jax.random.key(0), video)[0].shape == (1, 16)
+    assert jax.eval_shape(features.init_with_output, jax.random.key(0), video)[0].shape == (1, 256)
 
 
 def test_the_mean_cross_entropy_of_frames_is_lowered_by_training():

@@ -172,10 +172,14 @@ def test_batch_statistics_equal_pytorchs(step):
 
 
 @pytest.mark.parametrize("step", ["joint"], indirect=True)
-def test_rematerialisation_does_not_change_results(step):
-    again = flat(step.gradients(step.model.clone(remat="blocks"))[0])
-    for path, value in flat(step.ours[0]).items():
-        np.testing.assert_allclose(again[path], value, rtol=0, atol=1e-4 * max(1.0, np.abs(value).max()), err_msg=path)
+@pytest.mark.parametrize("scan", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_rematerialisation_and_scan_do_not_change_results(step, scan):
+    again = step.gradients(step.model.clone(remat="blocks", scan=scan))
+    for ours, expected in zip(again, step.ours, strict=True):  # gradients and batch statistics
+        ours, expected = flat(ours), flat(expected)
+        for path, value in expected.items():
+            atol = 1e-4 * max(1.0, np.abs(value).max())
+            np.testing.assert_allclose(ours[path], value, rtol=0, atol=atol, err_msg=path)
 
 
 # Initialisation, and weights of image models

@@ -1,11 +1,13 @@
 """VidTr against the outputs of its authors' code."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import recipe
 from flax.traverse_util import flatten_dict
+from small_models import perturbed
 
 import vidjax
 from vidjax.convert import export_pretrained, from_state_dict
@@ -31,8 +33,8 @@ def of_golden(name: str) -> tuple[VidTr, recipe.Golden]:
         drops[block] = count
     model = VidTr(
         c["D"], c["L"], c["H"], c["T"] == 16, tuple(drops.get(i, 0) for i in range(max(drops, default=-1) + 1)),
-        (1, c["P"], c["P"]), c["classes"], num_frames=c["T"], image_size=c["S"],
-    )  # fmt: skip
+        (1, c["P"], c["P"]), c["classes"], num_frames=c["T"], image_size=c["S"], scan=name == "vidtr_positions",
+    )  # fmt: skip  # with positions in every block, both blocks are equal
     return model, golden
 
 
@@ -75,6 +77,25 @@ def test_the_compact_form_leaves_frames():
     variables = jax.eval_shape(model.init, jax.random.key(0), video)
     encoded = jax.eval_shape(lambda *inputs: model.apply(*inputs, method="encode"), variables, video)
     assert encoded.shape == (1, 4, 4, 4, 32)
+
+
+def test_drop_path_acts_only_in_training_and_remat_changes_nothing():
+    sizes = {"patch_size": (1, 8, 8), "num_classes": 3, "dropout": 0.0, "num_frames": 2, "image_size": 16}
+    model = VidTr(8, 2, 2, **sizes, drop_path=0.9)
+    video, variables = jnp.asarray(recipe.floats("video", (8, 2, 16, 16, 3))), perturbed(model)
+
+    def gradient(model):
+        def loss(variables, key):
+            logits = model.apply(variables, video, train=True, rngs={"drop_path": key})
+            return (logits**2).sum(), logits
+
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))
+
+    jax.eval_shape(model.apply, variables, video)  # needs no random key
+    plain, key = gradient(model), jax.random.key(0)
+    result = plain(variables, key)
+    assert np.abs(result[0][1] - plain(variables, jax.random.key(1))[0][1]).max() > 1e-3
+    chex.assert_trees_all_close(gradient(model.clone(remat="blocks"))(variables, key), result, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["vidtr_tiny", "vidtr_tiny_compact"])

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -121,6 +122,21 @@ def test_a_directory_with_other_files_is_not_modified(tmp_path):
         with pytest.raises(ValueError, match=rf"contains {name}, which no vidjax run wrote: choose another"):
             open_workdir(folder, Config())
         assert os.listdir(folder) == [name] and (folder / name).read_text() == text
+
+
+def test_a_process_that_starts_late_takes_the_files_of_another_for_those_of_its_run(tmp_path, monkeypatch):
+    """The first process writes its config and its sources while the second one is looking."""
+    glob = Path.glob
+
+    def glob_late(path: Path, pattern: str) -> list[Path]:
+        if not (tmp_path / "sources.json").exists():
+            monkeypatch.setattr(Path, "glob", glob)
+            open_workdir(tmp_path, Config())
+            (tmp_path / "sources.json").write_text("{}")
+        return list(glob(path, pattern))
+
+    monkeypatch.setattr(Path, "glob", glob_late)
+    assert open_workdir(tmp_path, Config()) == tmp_path
 
 
 def test_a_work_directory_that_cannot_be_written_raises(tmp_path):

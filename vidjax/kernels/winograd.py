@@ -139,8 +139,8 @@ def _through_time(x: Float[Array, "u b t n c"], kernel: Float[Array, "u kt c d"]
     if kernel.shape[1] == 1 and padding == (0, 0):
         return jnp.einsum("ubtnc,ucd->ubtnd", x, kernel[:, 0])
     convolve = partial(lax.conv_general_dilated, dimension_numbers=("NHWC", "HWIO", "NHWC"))
-    products = [convolve(a, k[:, None], (1, 1), (padding, (0, 0))) for a, k in zip(x, kernel, strict=True)]
-    return jnp.stack(products)
+    # A loop, as XLA compiles a copy of its own for every slice of the points.
+    return lax.map(lambda pair: convolve(*pair, (1, 1), (padding, (0, 0))), (x, kernel[:, :, None]))
 
 
 def pad_or_cut(x: Array, padding: Pairs) -> Array:

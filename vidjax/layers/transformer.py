@@ -186,27 +186,36 @@ def scan_blocks(
     policy, period = _policy(remat), len(blocks)
     if len(names) % period:
         raise UserError(f"scan: {len(names)} blocks cannot be cut into groups of {period}: set scan to False")
-    params = [stack.variables["params"][name] for name in names]
-    stacked = [jax.tree.map(lambda *leaves: jnp.stack(leaves), *params[i::period]) for i in range(period)]
+    kinds = [kind for kind in ("params", "batch_stats") if names[0] in stack.variables.get(kind, {})]
+    changed = [kind for kind in kinds if stack.is_mutable_collection(kind)]
+    each = [{kind: stack.variables[kind][name] for kind in kinds} for name in names]
+    stacked = [jax.tree.map(lambda *leaves: jnp.stack(leaves), *each[i::period]) for i in range(period)]
     random = [name for name in ("dropout", "drop_path") if train and stack.has_rng(name)]
     keys = {name: jax.random.split(stack.make_rng(name), len(names)) for name in random}
     ramp = np.asarray(rates, np.float32)
 
-    def run(i: int, x: Array, params: Any, rate: Array, keys: dict[str, Array]) -> Array:
+    def run(i: int, x: Array, variables: Any, rate: Array, keys: dict[str, Array]) -> tuple[Array, Any]:
         rate = rate if ramp.any() else 0.0  # a traced rate would need a PRNG key
-        return split_clips(blocks[i].apply({"params": params}, x, rate, train, rngs=keys, **context))
+        x, after = blocks[i].apply(variables, x, rate, train, rngs=keys, mutable=changed, **context)
+        return split_clips(x), after
 
     if remat != "none":  # there are no common subexpressions across iterations
         run = jax.checkpoint(run, policy=policy, prevent_cse=False, static_argnums=0)
 
-    def group(x: Array, layers: tuple) -> tuple[Array, None]:
-        params, rates, keys = layers
+    def group(x: Array, layers: tuple) -> tuple[Array, list]:
+        variables, rates, keys = layers
+        after = []
         for i in range(period):
-            x = run(i, x, params[i], rates[i], jax.tree.map(lambda key, i=i: key[i], keys))
-        return x, None
+            x, each = run(i, x, variables[i], rates[i], jax.tree.map(lambda key, i=i: key[i], keys))
+            after.append(each)
+        return x, after
 
     rates, keys = jax.tree.map(lambda leaf: leaf.reshape(-1, period, *leaf.shape[1:]), (jnp.asarray(ramp), keys))
-    return jax.lax.scan(group, x, (stacked, rates, keys))[0]
+    x, after = jax.lax.scan(group, x, (stacked, rates, keys))
+    for number, name in enumerate(names):
+        for kind, leaves in after[number % period].items():
+            stack.put_variable(kind, name, jax.tree.map(lambda leaf, row=number // period: leaf[row], leaves))
+    return x
 
 
 def equal_runs(stack: nn.Module, blocks: Sequence[nn.Module]) -> list[tuple[int, int]]:
@@ -254,8 +263,8 @@ class Encoder(nn.Module):
       remat: what the backward pass recomputes to save memory: `none`; `dots`, everything but matrix products;
         `blocks`, everything inside a block.
       scan: traces and compiles one block for all (or one of each that alternate) and runs it in a loop. Costs a copy of
-        the parameters; their names and storage do not change. Not for blocks with running statistics. If
-        "intermediates" is mutable, the blocks are unrolled.
+        the parameters; their names and storage do not change, nor do those of running statistics. If "intermediates" is
+        mutable, the blocks are unrolled.
       returned: numbers of the blocks whose outputs are returned, as a tuple, without `scan`; None for that of the last.
     """
 

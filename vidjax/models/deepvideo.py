@@ -183,7 +183,7 @@ SPORTS = {"num_classes": 487}
 VARIANTS = MappingProxyType(
     {
         "deepvideo_tiny_early": partial(DeepVideo, "early", **TINY, num_frames=10),
-        "deepvideo_tiny_late": partial(DeepVideo, "late", **TINY, num_frames=16),
+        "deepvideo_tiny_late": partial(DeepVideo, "late", **TINY | {"hidden": 128}, num_frames=16),
         "deepvideo_tiny_single": partial(DeepVideo, "single", **TINY),
         "deepvideo_tiny_slow": partial(DeepVideo, "slow", **TINY, num_frames=10),
         "deepvideo_tiny_multiresolution": partial(DeepVideo, "slow", True, **TINY | {"image_size": 64}, num_frames=10),

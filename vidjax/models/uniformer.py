@@ -126,6 +126,7 @@ class UniFormer(nn.Module):
       dropout: rate on this mean, before the head.
       drop_path: rate of the last block; the rates increase linearly over the blocks of all stages.
       num_frames, image_size: of the clips that the variant is meant for; other sizes also work.
+      remat, scan: see `Encoder`.
     """
 
     widths: tuple[int, int, int, int] = (64, 128, 320, 512)
@@ -143,6 +144,7 @@ class UniFormer(nn.Module):
     image_size: int = 224
     card: Card = CARD
     remat: Remat = "none"
+    scan: bool = False
     dtype: DTypeLike | None = None
 
     def setup(self) -> None:
@@ -159,7 +161,7 @@ class UniFormer(nn.Module):
         global_block = partial(SplitBlock if self.split else GlobalBlock, self.head_width, self.mlp_ratio, self.dtype)
         rates = np.split(np.linspace(0.0, self.drop_path, sum(self.depths)), np.cumsum(self.depths)[:-1])
         self.stage = [
-            Encoder(local_block if i < 2 else global_block, depth, tuple(rates[i].tolist()), self.remat)
+            Encoder(local_block if i < 2 else global_block, depth, tuple(rates[i].tolist()), self.remat, self.scan)
             for i, depth in enumerate(self.depths)
         ]
         self.norm = BatchNorm(dtype=self.dtype)

@@ -20,6 +20,7 @@ import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PyTree
 
@@ -31,7 +32,7 @@ from vidjax.layers.embedding import PatchEmbedding
 from vidjax.layers.head import linear_unless_passed
 from vidjax.layers.normalization import LayerNorm
 from vidjax.layers.patches import check_video, grid, patchify
-from vidjax.layers.transformer import VIT_SIZES, Mlp
+from vidjax.layers.transformer import VIT_SIZES, DropPath, Mlp, Remat, equal_runs, run_equal
 
 NORMAL = nn.initializers.normal(0.02)
 
@@ -104,23 +105,32 @@ class Block(nn.Module):
     """Pre-norm block with separable attention over a table of `frames` rows.
 
     Attributes:
+      positioned: whether `position` is added to what attends.
       class_token: whether the first token is not in the table and does not attend.
       dropped: number of rows that the output lacks.
     """
 
     heads: int
     frames: int
+    positioned: bool = False
     class_token: bool = False
     dropped: int = 0
     dtype: DTypeLike | None = None
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b m d"], position: Float[Array, "m d"] | None = None) -> Float[Array, "b _ d"]:
-        """The tokens after the block; `position` is added to what attends."""
+    def __call__(
+        self,
+        x: Float[Array, "b m d"],
+        drop_path: float | Array = 0.0,
+        train: bool = False,
+        *,
+        position: Float[Array, "p d"],
+    ) -> Float[Array, "b _ d"]:
+        """The tokens after the block."""
         norm = partial(LayerNorm, epsilon=1e-5, dtype=self.dtype)
-        apart = int(self.class_token)
+        apart, branch = int(self.class_token), DropPath(name="drop_path")
         y = norm(name="norm1")(x)
-        y = y if position is None else y + position.astype(y.dtype)
+        y = y + position.astype(y.dtype) if self.positioned else y
         attention = SeparableAttention(self.heads, self.dropped, self.dtype, name="attention")
         out, kept = attention(einops.rearrange(y[:, apart:], "b (t n) d -> b t n d", t=self.frames))
         if kept is not None:
@@ -128,8 +138,9 @@ class Block(nn.Module):
             table = einops.rearrange(x[:, apart:], "b (t n) (k d) -> b n t k d", **sizes)
             table = einops.rearrange(select_frames(table, kept), "b n t k d -> b (t n) (k d)")
             x = jnp.concatenate([x[:, :apart], table], axis=1)
-        x = x + jnp.concatenate([y[:, :apart], out.reshape(len(x), -1, x.shape[-1])], axis=1)
-        return x + Mlp(4 * x.shape[-1], nn.relu, dtype=self.dtype, name="mlp")(norm(name="norm2")(x))
+        out = jnp.concatenate([y[:, :apart], out.reshape(len(x), -1, x.shape[-1])], axis=1)
+        x, mlp = x + branch(out, drop_path, train), Mlp(4 * x.shape[-1], nn.relu, dtype=self.dtype, name="mlp")
+        return x + branch(mlp(norm(name="norm2")(x)), drop_path, train)
 
 
 class VidTr(nn.Module):
@@ -142,7 +153,9 @@ class VidTr(nn.Module):
       num_classes: None returns the class token.
       head: module applied to the features `b d`; None for a linear layer to the classes, if any.
       dropout: rate on the class token, before the head.
+      drop_path: rate of the last block; the rates increase linearly over the blocks. The original has none.
       num_frames, image_size: of the clips; the model takes no others.
+      remat, scan: see `layers.transformer.Encoder`; neighbouring blocks that are equal are scanned.
     """
 
     width: int = 768
@@ -154,10 +167,13 @@ class VidTr(nn.Module):
     num_classes: int | None = None
     head: nn.Module | None = None
     dropout: float = 0.5
+    drop_path: float = 0.0
     channels: int = 3
     num_frames: int = 8
     image_size: int = 224
     card: Card = Card()
+    remat: Remat = "none"
+    scan: bool = False
     dtype: DTypeLike | None = None
 
     def setup(self) -> None:
@@ -171,13 +187,14 @@ class VidTr(nn.Module):
                 "frames or smaller drops"
             )
         self.patch_embedding = PatchEmbedding(self.width, self.patch_size, dtype=self.dtype)
+        positioned = [i == 0 or self.positions_in_every_block for i in range(self.depth)]
         block = partial(Block, self.heads, dtype=self.dtype)
         if self.drops:
             self.class_token = self.param("class_token", NORMAL, (1, self.width))
             self.position = self.param("position", NORMAL, (1 + t * h * w, self.width))
             blocks, frames = [], t
-            for dropped in self.drops:
-                blocks.append(block(frames, class_token=True, dropped=dropped))
+            for added, dropped in zip(positioned, self.drops, strict=False):
+                blocks.append(block(frames, added, class_token=True, dropped=dropped))
                 frames -= dropped
             joint = partial(transformer.Block, self.heads, epsilon=1e-5, activation=nn.relu, dtype=self.dtype)
             self.block = [*blocks, *(joint() for _ in range(self.depth - len(blocks)))]
@@ -185,12 +202,12 @@ class VidTr(nn.Module):
             self.place_token = self.param("place_token", NORMAL, (1 + h * w, self.width))
             self.frame_token = self.param("frame_token", NORMAL, (t, self.width))
             self.position = self.param("position", NORMAL, ((1 + t) * (1 + h * w), self.width))
-            self.block = [block(1 + t) for _ in range(self.depth)]
+            self.block = [block(1 + t, added) for added in positioned]
         self.norm = LayerNorm(epsilon=1e-5, dtype=self.dtype)
         self.head_dropout = nn.Dropout(self.dropout)
         self.classifier = linear_unless_passed(self.head, self.num_classes, dtype=self.dtype)
 
-    def tokens(self, video: Float[Array, "b t h w c"]) -> Float[Array, "b m d"]:
+    def tokens(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b m d"]:
         """Normalised tokens, the class token first; of the table, or of the class and the patches that are left."""
         check_video(video, self.channels)
         frames = grid(video.shape[1:4], self.patch_size)[0]
@@ -211,14 +228,16 @@ class VidTr(nn.Module):
             table = jnp.concatenate([repeat(self.frame_token[:, None]), table], axis=2)
             table = jnp.concatenate([repeat(self.place_token[None]), table], axis=1)
             x = table.reshape(len(x), -1, self.width)
-        for i, block in enumerate(self.block):
-            x = block(x, self.position) if i == 0 or self.positions_in_every_block else block(x)
+        rates = np.linspace(0.0, self.drop_path, self.depth)
+        for run in equal_runs(self, self.block):
+            context = {"position": self.position} if isinstance(self.block[run[0]], Block) else {}
+            x = run_equal(self, self.block, run, x, rates, train, self.remat, **context)
         return self.norm(x)
 
     def encode(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b _ _ _ d"]:
         """Normalised patch tokens on their grid; in the compact form of the frames that are left, in their order."""
         _, h, w = grid(video.shape[1:4], self.patch_size)
-        x = self.tokens(video)
+        x = self.tokens(video, train)
         if self.drops:
             return einops.rearrange(x[:, 1:], "b (t h w) d -> b t h w d", h=h, w=w)
         table = einops.rearrange(x, "b (t n) d -> b t n d", n=1 + h * w)
@@ -226,7 +245,7 @@ class VidTr(nn.Module):
 
     def embed(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b d"]:
         """Input of the head: the class token."""
-        return self.tokens(video)[:, 0]
+        return self.tokens(video, train)[:, 0]
 
     def __call__(self, video: Float[Array, "b t h w c"], train: bool = False) -> PyTree[Float[Array, "b ..."]]:
         """Output of the head, by default logits `b classes`; without a head, the output of `embed`."""

@@ -8,15 +8,19 @@ from vidjax.layers.patches import grid, patchify, unpatchify
 
 
 def pixel_targets(
-    video: Float[Array, "b t h w c"], patch_size: tuple[int, int, int], normalize: bool = True
+    video: Float[Array, "b t h w c"],
+    patch_size: tuple[int, int, int],
+    normalize: bool = True,
+    epsilon: float = 1e-6,
 ) -> Float[Array, "b n p"]:
     """The pixels of each patch, `(frame row column channel)`, in float32: what a masked autoencoder predicts.
 
     Args:
       video: un-normalised pixels in [0, 1].
       patch_size: frames, height and width of a patch.
-      normalize: normalise each channel of every patch to mean 0 and std 1, with the unbiased variance and 1e-6 added to
-        the std, as MCG-NJU/VideoMAE (engine_for_pretraining.py) does.
+      normalize: normalise each channel of every patch to mean 0 and std 1, with the unbiased variance, as
+        MCG-NJU/VideoMAE (engine_for_pretraining.py) does.
+      epsilon: added to the std; 1e-6 there. With more, patches of low contrast count for less.
 
     Example:
       >>> targets = pixel_targets(video, (2, 16, 16))            # (b, 1568, 1536) of 16 frames of 224 pixels
@@ -28,7 +32,7 @@ def pixel_targets(
     channels = einops.rearrange(patches, "b n (s c) -> b n s c", c=video.shape[-1])
     mean = channels.mean(axis=2, keepdims=True)
     std = channels.std(axis=2, keepdims=True, ddof=1)
-    return ((channels - mean) / (std + 1e-6)).reshape(patches.shape)
+    return ((channels - mean) / (std + epsilon)).reshape(patches.shape)
 
 
 def first_frame_targets(video: Float[Array, "b t h w c"], side: int, stride: int = 2) -> Float[Array, "b n p"]:
@@ -75,11 +79,12 @@ def paint(
     indices: Int[Array, "b r"],
     patch_size: tuple[int, int, int],
     normalized: bool = True,
+    epsilon: float = 1e-6,
 ) -> Float[Array, "b t h w c"]:
     """Replaces the patches of the video at `indices` by the predicted ones, for visualisation.
 
     A model trained on normalised targets does not predict brightness and contrast: each predicted patch gets the mean
-    and std of the true patch, so the image looks better than the prediction alone.
+    and std of the true patch, so the image looks better than the prediction alone. `epsilon` as for `pixel_targets`.
     """
     patches = patchify(video.astype(jnp.float32), patch_size)
     index = indices[..., None]
@@ -88,7 +93,7 @@ def paint(
         channels = einops.rearrange(patches, "b n (s c) -> b n s c", c=video.shape[-1])
         mean = jnp.take_along_axis(channels.mean(axis=2), index, axis=1)[:, :, None]
         std = jnp.take_along_axis(channels.std(axis=2, ddof=1), index, axis=1)[:, :, None]
-        scaled = einops.rearrange(predicted, "b r (s c) -> b r s c", c=video.shape[-1]) * (std + 1e-6) + mean
+        scaled = einops.rearrange(predicted, "b r (s c) -> b r s c", c=video.shape[-1]) * (std + epsilon) + mean
         predicted = scaled.reshape(predicted.shape)
     rows = jnp.arange(video.shape[0])[:, None]
     painted = patches.at[rows, indices].set(predicted)

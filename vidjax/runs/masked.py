@@ -26,7 +26,7 @@ class MaskedPatches:
     Attributes:
       shape: frames, height and width of a clip.
       mask, ratio, decoder_mask: see `objectives.masking.draw`.
-      normalize: see `objectives.reconstruction.pixel_targets`.
+      normalize, epsilon: see `objectives.reconstruction.pixel_targets`.
 
     Raises:
       UserError: the clip cannot be cut into patches, or the mask leaves nothing to see or to predict.
@@ -38,13 +38,14 @@ class MaskedPatches:
     ratio: float
     decoder_mask: str
     normalize: bool
+    epsilon: float
 
     def _draw(self, key: Key[Array, ""], clips: int, decoder_mask: str) -> tuple[Array, Array, Array]:
         grid = patches.grid(self.shape, self.model.patch_size)
         return masking.draw(key, clips, grid, self.mask, self.ratio, decoder_mask)
 
     def _target(self, pixels: Array, predicted: Array) -> Array:
-        target = reconstruction.pixel_targets(pixels, self.model.patch_size, self.normalize)
+        target = reconstruction.pixel_targets(pixels, self.model.patch_size, self.normalize, self.epsilon)
         return jnp.take_along_axis(target, predicted[..., None], axis=1)
 
     def inputs(self) -> tuple[jax.ShapeDtypeStruct, ...]:
@@ -80,7 +81,7 @@ class MaskedPatches:
         loss = reconstruction.reconstruction_loss(output, self._target(pixels, masked))
         paint = partial(reconstruction.paint, pixels, indices=masked, patch_size=self.model.patch_size)
         hidden = paint(predicted=jnp.full_like(output, GREY), normalized=False)
-        return pixels, hidden, paint(predicted=output, normalized=self.normalize), loss
+        return pixels, hidden, paint(predicted=output, normalized=self.normalize, epsilon=self.epsilon), loss
 
 
 @dataclasses.dataclass(frozen=True)

@@ -74,9 +74,10 @@ def open_workdir(
     path = Path(workdir)
     make_folder(path, "--workdir", "the work directory")
     saved, has_begun = path / "config.json", (path / "metrics.jsonl").exists() or (path / "checkpoints").exists()
-    is_ours = saved.exists() and "workdir" in read_config(path)
-    if not is_ours and (others := [file.name for pattern in RUN_FILES for file in sorted(path.glob(pattern))]):
-        raise UserError(f"{path} contains {others[0]}, which no vidjax run wrote: choose another --workdir")
+    # Files are listed before config.json is read: another process of this run writes it before any of the others.
+    found = [file.name for pattern in RUN_FILES for file in sorted(path.glob(pattern))]
+    if found and not (saved.exists() and "workdir" in read_config(path)):
+        raise UserError(f"{path} contains {found[0]}, which no vidjax run wrote: choose another --workdir")
     if has_begun:
         changes = differing_fields(read_config(path), as_dict(config), as_dict(type(config)()))
         changes = {name: values for name, values in changes.items() if name not in same}
