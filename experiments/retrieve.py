@@ -4,11 +4,13 @@
     python experiments/embed.py --run runs/c --pooling model --data.source /videos --out embeddings.npz --window 16
     python experiments/retrieve.py --run runs/c --query "a man plays with a dog" --in embeddings.npz
 
-`--run` is the work directory of a contrastive run, or a CLIP or ActionCLIP checkpoint (file, directory, hub id).
+`--run` is the work directory of a run of contrastive_pretrain.py, video_language_pretrain.py or
+vision_language_pretrain.py, or a CLIP, ActionCLIP, ALBEF or BLIP checkpoint (file, directory, hub id).
 Without a query, all captions are compared with all videos. Text to video: the rank of each caption's video; video to
 text: the best rank among each video's captions. Ties count as half, so that a model whose similarities are all equal
 scores as chance. `--dual_softmax` adds the metrics of the similarities times their softmax over all queries, which
-InternVideo and others report: it raises recall by using the other queries of the test set.
+InternVideo and others report: it raises recall by using the other queries of the test set. `--rerank 16` adds the
+metrics after an ALBEF or a BLIP has ordered the 16 nearest candidates of each query again, by whether they match.
 
 Prints a table and writes to OUT: retrieval.json, retrieval.txt, ranks.csv (one line per caption), similarity.png, and
 bad_files.jsonl if videos could not be read.
@@ -27,13 +29,22 @@ from vidjax import cli, runs
 from vidjax.data.config import SourceConfig
 from vidjax.data.embeddings import read_meta
 from vidjax.errors import UserError
-from vidjax.evaluation.retrieval import Ranking, retrieval
+from vidjax.evaluation.retrieval import Ranking, nearest_pairs, retrieval
 from vidjax.fields import check_values
-from vidjax.objectives.contrastive import clamp_scale
+from vidjax.models.aligned import Aligned
 from vidjax.runs.announce import print_notes
+from vidjax.runs.matching import pair_scorer, rank_again
 from vidjax.runs.results import open_results, write_csv
 from vidjax.runs.search import name_nearest
-from vidjax.runs.video_text import check_tokenizer, clip_encoder, require_video_text, text_encoder, tokenizer_of
+from vidjax.runs.video_text import (
+    check_tokenizer,
+    clip_encoder,
+    require_video_text,
+    similarity_scale,
+    text_encoder,
+    tokenize_all,
+    tokenizer_of,
+)
 from vidjax.training.sharding import check_batch_size, make_mesh, replicated
 from vidjax.visualize.similarity import save_similarity
 
@@ -59,6 +70,8 @@ class Config:
     """Clips in time x crops in space of each video; their embeddings are averaged."""
     dual_softmax: bool = False
     """Also rank by the similarity times its softmax over all queries, at the scale that the model has learnt."""
+    rerank: int | None = None
+    """Nearest candidates that an ALBEF or a BLIP orders again by whether video and text match."""
     query: str | None = None
     """Search for this sentence instead of evaluating."""
     index: Annotated[str | None, tyro.conf.arg(name="in")] = None
@@ -81,8 +94,10 @@ class Config:
             raise UserError('a search needs both a query and embeddings: give --query "a sentence" --in FILE.npz')
         if self.query is not None and not self.query.strip():
             raise UserError("query is empty: give a sentence")
-        if self.query is not None and self.dual_softmax:
-            raise UserError("dual_softmax compares the queries of a whole test set: omit --dual_softmax or --query")
+        if self.query is not None and (self.dual_softmax or self.rerank):
+            raise UserError("dual_softmax and rerank are for whole test sets: omit them, or --query")
+        if self.rerank is not None and (self.rerank < 1 or self.views != "1x1"):
+            raise UserError(f"rerank is {self.rerank} with {self.views} views: it must be 1 or more, with one view")
 
 
 def search(config: Config, variables: dict, embed_texts: Any) -> list[dict[str, Any]]:
@@ -103,7 +118,7 @@ def search(config: Config, variables: dict, embed_texts: Any) -> list[dict[str, 
 def describe(name: str, ranking: Ranking) -> str:
     """A line of the table."""
     return (
-        f"{name:19} {ranking.r1:7.1%} {ranking.r5:7.1%} {ranking.r10:7.1%} {ranking.median_rank:8,.1f} "
+        f"{name:22} {ranking.r1:7.1%} {ranking.r5:7.1%} {ranking.r10:7.1%} {ranking.median_rank:8,.1f} "
         f"{ranking.mean_rank:8,.1f} {len(ranking.ranks):9,}"
     )
 
@@ -123,6 +138,8 @@ def main(config: Config) -> dict[str, Any] | list[dict[str, Any]]:
     settings = {"which": config.which, "strict": True, "dtype": runs.computing_type(config.dtype)}
     model, variables = runs.load_pretrained(config.run, config.model, **settings)
     model = require_video_text(config.run, model)
+    if config.rerank and not isinstance(model, Aligned):
+        raise UserError(f"rerank: {config.run} does not tell whether pairs match, give an ALBEF or a BLIP")
     tokenizer = tokenizer_of(config.run, config.tokenizer)
     check_tokenizer(tokenizer, model)
     embed_texts = text_encoder(model, tokenizer, mesh)
@@ -147,12 +164,19 @@ def main(config: Config) -> dict[str, Any] | list[dict[str, Any]]:
     result = retrieval(video, texts, owner)
     rankings = {"text_to_video": result.text_to_video, "video_to_text": result.video_to_text}
     if config.dual_softmax:
-        scale = float(clamp_scale(variables["params"]["logit_scale"]))
+        scale = float(similarity_scale(model, variables["params"]))
         dual = retrieval(video, texts, owner, dual_softmax=scale)
         rankings |= {"dual_text_to_video": dual.text_to_video, "dual_video_to_text": dual.video_to_text}
+    if config.rerank:
+        wanted = nearest_pairs(video, texts, config.rerank)
+        ids, _ = tokenize_all(tokenizer, flat, model.text.context)
+        batches = evaluation_batches(source, clips, batch_size=config.batch_size)
+        logits = pair_scorer(model, mesh)(variables, batches, index, ids, wanted)
+        again = rank_again(model, video, texts, owner, logits, config.rerank)
+        rankings |= {"reranked_text_to_video": again.text_to_video, "reranked_video_to_text": again.video_to_text}
     coverage = f"{int(valid.sum()):,} of {len(source):,} videos decoded, {len(flat):,} captions"
     text = f"{config.run} on {source.name}\n{views}\n{coverage}\n\n"
-    text += f"{'':19} {'R@1':>7} {'R@5':>7} {'R@10':>7} {'median':>8} {'mean':>8} {'queries':>9}\n"
+    text += f"{'':22} {'R@1':>7} {'R@5':>7} {'R@10':>7} {'median':>8} {'mean':>8} {'queries':>9}\n"
     text += "\n".join(describe(name.replace("_", " "), ranking) for name, ranking in rankings.items())
     numbers = {
         name: {key: value for key, value in dataclasses.asdict(ranking).items() if key != "ranks"}

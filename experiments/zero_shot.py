@@ -35,10 +35,16 @@ from vidjax.evaluation.few_shot import few_shot, few_shot_from_support
 from vidjax.evaluation.recognition import recognition
 from vidjax.evaluation.zero_shot import zero_shot
 from vidjax.fields import check_values
-from vidjax.objectives.contrastive import clamp_scale
 from vidjax.runs.announce import print_notes
 from vidjax.runs.results import describe_recognition, open_results, per_class, predictions, write_csv
-from vidjax.runs.video_text import check_tokenizer, clip_encoder, require_video_text, text_encoder, tokenizer_of
+from vidjax.runs.video_text import (
+    check_tokenizer,
+    clip_encoder,
+    require_video_text,
+    similarity_scale,
+    text_encoder,
+    tokenizer_of,
+)
 from vidjax.training.sharding import check_batch_size, make_mesh, replicated
 from vidjax.visualize.confusion import save_confusion
 
@@ -181,7 +187,7 @@ def main(config: Config) -> dict[str, Any]:
 
     flat = [prompt for row in prompts for prompt in row]
     texts = text_encoder(model, tokenizer, mesh)(variables, flat).reshape(len(templates), len(source.class_names), -1)
-    scale = float(clamp_scale(variables["params"]["logit_scale"]))
+    scale = float(similarity_scale(model, variables["params"]))
     probabilities = zero_shot(video, texts, config.combine, scale)
     result = recognition(probabilities, labels)
     per_template = [

@@ -11,7 +11,7 @@ import vidjax
 from vidjax.models import variable_shapes
 from vidjax.models.actionclip import VideoTower
 from vidjax.models.albef import Albef
-from vidjax.models.blip import Blip, Captioner, Text
+from vidjax.models.blip import Answerer, Blip, Captioner, Text
 from vidjax.models.blip2 import Blip2, Blip2Language
 from vidjax.models.clip import ImageTower
 from vidjax.models.dalle import Decoder, Encoder
@@ -122,6 +122,10 @@ MODELS = {
     "blip for retrieval of transformers": Blip(SEES.clone(epsilon=1e-5), Text(60, 7, 24, 2, 3), 16, writes=False),
     "blip for captions": Captioner(SEES, Text(60, 7, 24, 2, 3)),
     "blip for captions of transformers": Captioner(SEES.clone(epsilon=1e-5), Text(60, 7, 24, 2, 3)),
+    "blip for questions": Answerer(SEES, Text(60, 7, 24, 2, 3), Text(60, 7, 24, 2, 3)),
+    "blip for questions of transformers": Answerer(
+        SEES.clone(epsilon=1e-5), Text(60, 7, 24, 2, 3), Text(60, 7, 24, 2, 3)
+    ),
     "blip2": Blip2(SEES, QFormer(**QFORMER), 16),
     "blip2 for retrieval": Blip2(SEES, QFormer(**QFORMER, writes=False), 16),
     "blip2 with opt": Blip2Language(SEES, QFormer(**QFORMER | {"vocabulary": None}, writes=False), OPT),

@@ -86,7 +86,7 @@ SCRIPTS_THAT_TRAIN = {
     "localize": (NEVER, {"init_from", "init_encoder_from", "positives"}),
     "detect": (NEVER, {"init_from", "keep_head"}),
     "ground": (NEVER - {"data.workers"}, {"init_from"}),
-    "albef_pretrain": (NEVER, {"init_from", "init_video_from", "init_text_from"}),
+    "vision_language_pretrain": (NEVER, {"init_from", "init_video_from", "init_text_from"}),
     "video_language_pretrain": (NEVER | {"chunk"}, {"init_from", "init_video_from", "init_text_from"}),
     "cross_model": (NEVER, {"init_from", "init_masked_from", "init_contrastive_from"}),
     "contrastive_pretrain": (NEVER | {"chunk"}, {"init_from", "init_video_from", "init_text_from"}),

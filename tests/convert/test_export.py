@@ -32,6 +32,8 @@ NOT = {
     "clip's text tower": ("viclip",),
     "blip for retrieval": ("transformers",),  # whose epsilon differs
     "blip for retrieval of transformers": ("original", "momentum"),
+    "blip for questions": ("transformers",),
+    "blip for questions of transformers": ("original",),
     "blip for captions": ("transformers",),
     "blip for captions of transformers": ("original",),
     "videoprism": ("original",),  # only the encoder has a published layout

@@ -84,7 +84,7 @@ CLIPS = "--data.frames 4 --data.size 48 --data.short_side 48 --data.workers 1"
 LOOP = "--steps 2 --batch_size 8 --loop.log_every 1 --loop.save_every 2 --loop.evaluate_every 2"
 SMALL = {
     "benchmark.py input": "--data.frames 2 --data.size 16 --clips 4 --rounds 1 --cores 1",
-    "albef_pretrain.py": f"{CLIPS} {LOOP} --data.validation_examples 8",
+    "vision_language_pretrain.py": f"{CLIPS} {LOOP} --data.validation_examples 8",
     "caption.py": "--data.workers 1",
     "check_data.py": "--data.frames 2 --data.size 16 --clips 1 --data.workers 1",
     "contrastive_pretrain.py": f"{CLIPS} {LOOP} --data.validation_examples 8",

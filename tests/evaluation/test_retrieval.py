@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from vidjax.evaluation.retrieval import retrieval
+from vidjax.evaluation.retrieval import nearest_pairs, reranked, retrieval
 
 
 def make_embeddings(videos=60, captions=None, width=16, seed=0):
@@ -118,3 +118,24 @@ def test_invalid_inputs_are_refused():
     ):
         with pytest.raises(ValueError, match=message):
             retrieval(*arguments)
+
+
+def test_the_nearest_candidates_are_ordered_again_by_other_scores():
+    video, text, owner = make_embeddings(captions=90)
+    video, text = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (video, text))
+    wanted = nearest_pairs(video, text, 5)
+    assert min(wanted.sum(axis=0).min(), wanted.sum(axis=1).min()) == 5 and not wanted.all()
+    scores = np.where(wanted, 20 * np.random.default_rng(1).normal(size=wanted.shape), np.nan)
+
+    def rank(cosines, scores, is_match):
+        order = list(np.argsort(-cosines))
+        order = sorted(order[:5], key=lambda candidate: -scores[candidate]) + order[5:]
+        return 1 + min(place for place, candidate in enumerate(order) if is_match[candidate])
+
+    expected = (
+        np.array([rank(text[j] @ video.T, scores[:, j], np.arange(len(video)) == owner[j]) for j in range(len(text))]),
+        np.array([rank(video[i] @ text.T, scores[i], owner == i) for i in range(len(video))]),
+    )
+    check(reranked(video, text, owner, scores, 5), expected)
+    same = reranked(video, text, owner, np.where(wanted, 0.0, np.nan), 5).text_to_video
+    assert same.ranks[same.ranks < 6].mean() == 3  # all of the nearest are tied

@@ -23,7 +23,7 @@ SCRIPTS = {
     "contrastive_pretrain": "--video_model r3d_tiny --data.validation None",
     "video_language_pretrain": "--video_model fr2d_tiny --data.validation None",
     "token_pretrain": "--objective tokenizer --model dalle_tiny",
-    "albef_pretrain": "--data.validation None",
+    "vision_language_pretrain": "--data.validation None",
 }
 
 

@@ -129,8 +129,9 @@ FIELDS = {
     "video_language_pretrain": "video_model text_model features tokenizer context init_video_from init_text_from chunk "
     "decoder_depth decoder_factor caption_examples",
     "cross_model": "init_masked_from init_contrastive_from depths label_smoothing accumulation",
-    "albef_pretrain": "model tokenizer context init_video_from init_text_from queue_size mask_token mask_ratio alpha "
-    "alpha_epochs",
+    "vision_language_pretrain": "model objectives video_model frame_tokens tokenizer context init_video_from "
+    "init_text_from queue_size mask_token mask_ratio alpha alpha_epochs matched_examples candidates "
+    "caption_examples",
 }
 """The contents of config.json since the first version, by script, which runs are resumed by."""
 

@@ -1,17 +1,17 @@
-"""BLIP against goldens: a whole training step, retrieval and captions; names both ways; captions word by word."""
+"""BLIP against goldens and transformers; names both ways; captions word by word."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
+import peers
 import pytest
 import recipe
 
 from vidjax.convert import blip, from_state_dict
 from vidjax.convert.export import entries
-from vidjax.models.blip import Blip, Captioner, Text
+from vidjax.models.blip import Answerer, Blip, Captioner, Text
 from vidjax.models.vit import ViT
-from vidjax.objectives import contrastive, language_modeling, matching
+from vidjax.objectives import language_modeling
 from vidjax.runs.generation import begin
 
 # Parameters of each row, and GMACs per clip; see test_published.py.
@@ -21,12 +21,14 @@ COUNTS = {
     "blip_large_retrieval": (446_128_642 + 1, None),
     "blip_base_caption": (223_971_644, None),
     "blip_large_caption": (446_290_492, None),
+    "blip_base_vqa": (361_230_140, None),
     # Our own counts.
     "blip_base": (252_441_919, None),
     "blip_large": (474_729_023, None),
     "blip_tiny": (898_088, None),
     "blip_tiny_retrieval": (813_443, None),
     "blip_tiny_caption": (810_597, None),
+    "blip_tiny_vqa": (1_143_621, None),
 }
 
 
@@ -46,48 +48,21 @@ def assert_converts_back(layout, model, variables, weights, repeated=frozenset()
         np.testing.assert_array_equal(written[name], value)
 
 
-def test_a_training_step_equals_the_original(monkeypatch):
+def test_equals_the_original():
+    """Its losses are compared in tests/experiments/test_vision_language_pretrain.py."""
     golden = recipe.load("blip_pretrain")
-    c, alpha = golden.config, golden.config["alpha"]
+    c = golden.config
     model = Blip(*towers(c, 1e-6), c["E"], c["queue"])
     weights = golden.weights | {"queue_ptr": np.array([0])}
     variables = from_state_dict(model, weights, strict=True)
-    copy = from_state_dict(model, weights, layout="momentum")["params"]
     ids, images = jnp.asarray(golden.inputs[1], jnp.int32), video_of(golden.inputs[0])
-    monkeypatch.setattr(jax.random, "categorical", lambda key, logits: logits.argmax(axis=1))  # as recorded
 
     @jax.jit
-    def step(variables, copy, images, ids):
-        params, queue, valid, key = variables["params"], variables["queue"], jnp.ones(3, bool), jax.random.key(0)
-        copy = optax.incremental_update(params, copy, 1 - c["momentum"])
+    def run(variables, images, ids):
+        video, seen, text = model.apply(variables, images, ids, method="align")
+        return model.apply(variables, ids, seen, method="words"), video, text
 
-        def apply(params, method, *inputs):
-            return model.apply({"params": params}, *inputs, method=method)
-
-        video, seen, text = apply(params, "align", images, ids)
-        video_keys, _, text_keys = apply(copy, "align", images, ids)
-        contrast = (contrastive.clamp_temperature(params["temperature"]), alpha, valid)
-        to_text, text_logits = contrastive.momentum_info_nce(
-            video, video_keys, text_keys, queue["text_keys"], *contrast
-        )
-        to_video, video_logits = contrastive.momentum_info_nce(
-            text, text_keys, video_keys, queue["video_keys"], *contrast
-        )
-        other_video, _ = matching.hard_negatives(key, video_logits, valid, floor=1e-4)
-        other_text, _ = matching.hard_negatives(key, text_logits, valid, floor=1e-4)
-        texts, videos = jnp.concatenate([ids, ids, ids[other_text]]), jnp.concatenate([seen, seen[other_video], seen])
-        match = apply(params, "match", texts, videos)
-        itm = matching.matching_loss(match, jnp.arange(9) < 3, jnp.ones(9, bool))
-        words = apply(params, "words", ids, seen)
-        lm = language_modeling.caption_loss(words, ids, valid, smoothing=0.1)
-        queues = [
-            contrastive.enqueue(queue[name], queue["position"], keys, valid)
-            for name, keys in (("video_keys", video_keys), ("text_keys", text_keys))
-        ]
-        losses = jnp.stack([(to_text + to_video) / 2, itm, lm])
-        return losses, match, words, video, text, *(keys.T for keys in queues)
-
-    for number, actual in enumerate(step(variables, copy, images, ids)):
+    for number, actual in enumerate(run(variables, images, ids), 2):
         expected, counted = golden.outputs[f"output{number}"], golden.inputs[2] == 1 if number == 2 else slice(None)
         np.testing.assert_allclose(actual[counted], expected[counted], rtol=0, atol=1e-5, err_msg=str(number))
 
@@ -144,3 +119,28 @@ def test_captions_equal_the_golden_and_are_written_word_by_word():
     loss = language_modeling.caption_loss(logits, ids, jnp.ones(2, bool))
     np.testing.assert_allclose(loss, golden.outputs["output1"][0], rtol=1e-5)
     assert_converts_back(blip.HUGGING_FACE_CAPTIONS, model, variables, golden.weights)
+
+
+@pytest.mark.long
+def test_answers_equal_transformers():
+    transformers = peers.transformers()
+    import torch
+
+    sizes = {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3}
+    text = sizes | {"vocab_size": 60, "max_position_embeddings": 9, "encoder_hidden_size": 24, "bos_token_id": 58}
+    vision = sizes | {"image_size": 16, "patch_size": 8}
+    config = transformers.BlipConfig(text_config=text, vision_config=vision, projection_dim=16)
+    peer = transformers.BlipForQuestionAnswering(config).eval()
+    peers.perturb(peer)
+    weights = {name: value.numpy() for name, value in peer.state_dict().items()}  # tied ones are equal
+    video = ViT(24, 2, 3, 2.0, (1, 8, 8), image_size=16, epsilon=1e-5)
+    model = Answerer(video, *(Text(60, 9, 24, 2, 3, 2.0) for _ in range(2)))
+    variables = from_state_dict(model, weights, layout="transformers")
+    images = recipe.floats("images", (2, 3, 16, 16))
+    ids, answers = np.array([[59, 3, 4, 5], [59, 6, 7, 5]]), np.array([[58, 8, 9], [58, 10, 5]])  # [ENC], [DEC]
+    with torch.no_grad():
+        seen = peer.vision_model(torch.tensor(images)).last_hidden_state
+        read = peer.text_encoder(torch.tensor(ids), encoder_hidden_states=seen).last_hidden_state
+        expected = peer.text_decoder(torch.tensor(answers), encoder_hidden_states=read).logits
+    logits = jax.jit(model.apply)(variables, video_of(images), jnp.asarray(ids), jnp.asarray(answers))
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4)

@@ -50,7 +50,7 @@ def test_words_read_one_by_one_are_followed_by_those_of_the_whole_caption(variab
     @jax.jit
     def next_words(variables, video, ids):
         seen = MODEL.apply(variables, video, method="seen")
-        step, logits, cache = begin(MODEL, variables, seen, ids[:, :2])
+        step, logits, cache = begin(MODEL, variables, seen, ids[:, :2], 5)
         after, cache = step(ids[:, 2], jnp.int32(0), cache)
         return jnp.stack([logits, after, step(ids[:, 3], jnp.int32(1), cache)[0]], axis=1)
 

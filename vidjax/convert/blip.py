@@ -12,7 +12,7 @@ from vidjax.convert.files import Weights
 from vidjax.convert.fits import first, inflate, table
 from vidjax.convert.rules import Layout, Rule, dense, image_kernel, kernel, norm, rename, strip
 from vidjax.convert.text import post_norm_block
-from vidjax.models.blip import Blip, Captioner
+from vidjax.models.blip import Answerer, Blip, Captioner
 
 __all__ = ["CONFIGS", "LAYOUTS", "TO_CONFIGS"]
 
@@ -33,17 +33,17 @@ def self_attention(source: str, target: str, kind: str = "") -> tuple[Rule, ...]
     return (*attention, *norm(f"{source}.attention.output.LayerNorm", f"{target}/{kind}norm1"))
 
 
-def shared_rules(source: str) -> tuple[Rule, ...]:
+def shared_rules(source: str, target: str = "text") -> tuple[Rule, ...]:
     """What encoder and decoder share, and the self-attention of the encoder or, in a captioner, of the decoder."""
-    layer, ours = f"{source}encoder.layer.{{i}}", "text/block_{i}"
+    layer, ours = f"{source}encoder.layer.{{i}}", f"{target}/block_{{i}}"
     parts = {part: f"{layer}.crossattention.self.{part}" for part in PARTS}
     decoder = source.startswith(DECODER)
     own = self_attention(layer, ours, "decoder_" if decoder else "")
     both = post_norm_block(layer, ours)
     return (
-        Rule(f"{source}embeddings.word_embeddings.weight", "text/token_embedding/embedding"),
-        Rule(f"{source}embeddings.position_embeddings.weight", "text/position", fit=first),
-        *norm(f"{source}embeddings.LayerNorm", "text/embedding_norm"),
+        Rule(f"{source}embeddings.word_embeddings.weight", f"{target}/token_embedding/embedding"),
+        Rule(f"{source}embeddings.position_embeddings.weight", f"{target}/position", fit=first),
+        *norm(f"{source}embeddings.LayerNorm", f"{target}/embedding_norm"),
         *own,
         *(rule for rule in both if "norm1" not in rule.target and "/attention/" not in rule.target),
         *separate_attention(f"{ours}/cross_attention", **parts, out=f"{layer}.crossattention.output.dense"),
@@ -51,12 +51,16 @@ def shared_rules(source: str) -> tuple[Rule, ...]:
     )
 
 
-HEAD_RULES = (
-    *dense(f"{HEAD}.transform.dense", "text/word_head/dense"),
-    *norm(f"{HEAD}.transform.LayerNorm", "text/word_head/norm"),
-    Rule(f"{HEAD}.bias", "text/word_head/bias"),
-)
-DECODER_RULES = (*self_attention(f"{DECODER}bert.encoder.layer.{{i}}", "text/block_{i}", "decoder_"), *HEAD_RULES)
+def head_rules(target: str = "text") -> tuple[Rule, ...]:
+    """The head that predicts words, without the embeddings that it shares."""
+    return (
+        *dense(f"{HEAD}.transform.dense", f"{target}/word_head/dense"),
+        *norm(f"{HEAD}.transform.LayerNorm", f"{target}/word_head/norm"),
+        Rule(f"{HEAD}.bias", f"{target}/word_head/bias"),
+    )
+
+
+DECODER_RULES = (*self_attention(f"{DECODER}bert.encoder.layer.{{i}}", "text/block_{i}", "decoder_"), *head_rules())
 PROJECTIONS = (
     *dense("vision_proj", "video_projection"),
     *dense("text_proj", "text_projection"),
@@ -89,16 +93,19 @@ def hugging_face_image(source: str = "vision_model.", target: str = "video/") ->
     )
 
 
+def with_tied_words(weights: Weights) -> Weights:
+    """The entries without the head's that repeat others, or that nothing reads."""
+    repeats = f"{HEAD}.decoder."
+    return {n: value for n, value in weights.items() if not n.startswith(repeats) and not n.endswith(UNUSED)}
+
+
 def without_repeats(weights: Weights) -> Weights:
-    """The entries without those that repeat others, or that nothing reads."""
+    """`with_tied_words`, and without what the decoder shares with the encoder."""
     has_encoder = any(name.startswith("text_encoder.") for name in weights)
-    repeats = (f"{HEAD}.decoder.",)
     return {
         name: value
-        for name, value in weights.items()
-        if not name.startswith(repeats)
-        and not name.endswith(UNUSED)
-        and not (has_encoder and name.startswith(DECODER) and not any(part in name for part in OWN))
+        for name, value in with_tied_words(weights).items()
+        if not (has_encoder and name.startswith(DECODER) and not any(part in name for part in OWN))
     }
 
 
@@ -118,16 +125,20 @@ def prepare_momentum(weights: Weights) -> Weights:
 def restore(weights: Weights) -> Weights:
     """The inverse of `prepare`: the original's code expects the repeated entries."""
     encoder, bert = "text_encoder.", f"{DECODER}bert."
-    words = f"{bert}embeddings.word_embeddings.weight"
     repeated = {
         bert + name.removeprefix(encoder): value
         for name, value in weights.items()
         if f"{HEAD}.bias" in weights and name.startswith(encoder) and not any(part in name for part in OWN)
     }
-    weights = weights | repeated
-    if f"{HEAD}.bias" in weights:
-        weights |= {f"{HEAD}.decoder.bias": weights[f"{HEAD}.bias"], f"{HEAD}.decoder.weight": weights[words]}
-    return weights
+    return restore_words(weights | repeated)
+
+
+def restore_words(weights: Weights) -> Weights:
+    """The inverse of `with_tied_words`."""
+    if f"{HEAD}.bias" not in weights:
+        return weights
+    words = weights[f"{DECODER}bert.embeddings.word_embeddings.weight"]
+    return weights | {f"{HEAD}.decoder.bias": weights[f"{HEAD}.bias"], f"{HEAD}.decoder.weight": words}
 
 
 def restore_momentum(weights: Weights) -> Weights:
@@ -176,7 +187,21 @@ def of_retrieval(layout: Layout) -> Layout:
 CAPTIONS = replace(
     ORIGINAL,
     name="salesforce/BLIP's captioner",
-    rules=(*TIMM, *shared_rules(f"{DECODER}bert."), *HEAD_RULES),
+    rules=(*TIMM, *shared_rules(f"{DECODER}bert."), *head_rules()),
+    optional=(),
+)
+
+QUESTIONS = (
+    *shared_rules("text_encoder."),
+    *shared_rules(f"{DECODER}bert.", "decoder"),
+    *head_rules("decoder"),
+)
+ANSWERS = replace(
+    ORIGINAL,
+    name="salesforce/BLIP's model of questions",
+    prepare=lambda weights: with_tied_words(strip(weights, "module.")),
+    restore=restore_words,
+    rules=(*TIMM, *QUESTIONS),
     optional=(),
 )
 
@@ -193,7 +218,13 @@ HUGGING_FACE = replace(
 HUGGING_FACE_CAPTIONS = replace(
     hugging_face,
     name="Hugging Face's BLIP for captions",
-    rules=(*hugging_face_image(), *shared_rules(f"{DECODER}bert."), *HEAD_RULES),
+    rules=(*hugging_face_image(), *shared_rules(f"{DECODER}bert."), *head_rules()),
+)
+HUGGING_FACE_ANSWERS = replace(
+    hugging_face,
+    name="Hugging Face's BLIP for questions",
+    prepare=with_tied_words,
+    rules=(*hugging_face_image(), *QUESTIONS),
 )
 
 
@@ -203,4 +234,8 @@ def layouts(model: Blip) -> tuple[Layout, ...]:
     return original if model.writes else (*map(of_retrieval, original), HUGGING_FACE)
 
 
-LAYOUTS = {Blip: layouts, Captioner: (CAPTIONS, HUGGING_FACE_CAPTIONS)}
+LAYOUTS = {
+    Blip: layouts,
+    Captioner: (CAPTIONS, HUGGING_FACE_CAPTIONS),
+    Answerer: (ANSWERS, HUGGING_FACE_ANSWERS),
+}

@@ -5,7 +5,7 @@ import flax.linen as nn
 from vidjax.convert.hub import expect
 from vidjax.convert.vit import square
 from vidjax.errors import UserError
-from vidjax.models.blip import CARD, Blip, Captioner, Text
+from vidjax.models.blip import CARD, Answerer, Blip, Captioner, Text
 from vidjax.models.vit import ViT
 
 IMAGE = {
@@ -16,7 +16,11 @@ TEXT = {
     "vocab_size": 30524, "max_position_embeddings": 512, "hidden_size": 768, "num_hidden_layers": 12,
     "num_attention_heads": 8, "intermediate_size": 3072,
 }  # fmt: skip
-KINDS = {"BlipForImageTextRetrieval": Blip, "BlipForConditionalGeneration": Captioner}
+KINDS = {
+    "BlipForImageTextRetrieval": Blip,
+    "BlipForConditionalGeneration": Captioner,
+    "BlipForQuestionAnswering": Answerer,
+}
 
 
 def image_from_config(config: dict, defaults: dict) -> ViT:
@@ -52,7 +56,7 @@ def from_config(config: dict) -> nn.Module:
     """The model of a configuration, whose kind is that of the first of its `architectures`."""
     kind = (config.get("architectures") or ["none"])[0]
     if kind not in KINDS:
-        raise UserError(f"the architecture is {kind}: {' and '.join(KINDS)} are supported")
+        raise UserError(f"the architecture is {kind}: {', '.join(KINDS)} are supported")
     text = TEXT | (config.get("text_config") or {})
     expect(text, "hidden_act", "gelu")
     expect(text, "layer_norm_eps", 1e-12)
@@ -67,10 +71,12 @@ def from_config(config: dict) -> nn.Module:
     video = image_from_config(config.get("vision_config") or {}, IMAGE)
     if KINDS[kind] is Captioner:
         return Captioner(video, text, CARD)
+    if KINDS[kind] is Answerer:
+        return Answerer(video, text, text, CARD)
     return Blip(video, text, config.get("image_text_hidden_size", 256), writes=False)
 
 
-def to_config(model: Blip | Captioner) -> dict:
+def to_config(model: Blip | Captioner | Answerer) -> dict:
     """The inverse of `from_config`."""
     text = model.text
     return {
@@ -93,4 +99,4 @@ def to_config(model: Blip | Captioner) -> dict:
 
 
 CONFIGS = {"blip": from_config}
-TO_CONFIGS = {Blip: to_config, Captioner: to_config}
+TO_CONFIGS = {Blip: to_config, Captioner: to_config, Answerer: to_config}

@@ -134,7 +134,8 @@ def _build(description: dict) -> nn.Module:
 def layout(weights: Weights, published: Sequence[Layout]) -> Layout:
     """The layout of our own checkpoints: names are our paths, and shapes are fitted as by the published layouts."""
     fitted = [rule for layout in published for rule in layout.rules if rule.fit is not None]
-    paths = {name: name.removeprefix("params/") for name in weights if name.startswith(("params/", "batch_stats/"))}
+    collections = ("params/", "batch_stats/", "queue/")
+    paths = {name: name.removeprefix("params/") for name in weights if name.startswith(collections)}
     fits = {path: next((rule.fit for rule in fitted if rule.entry(path)), None) for path in paths.values()}
     rules = tuple(Rule(name, path, fit=fits[path]) for name, path in paths.items())
     return Layout(OURS, marker=next(iter(paths), "params/"), rules=rules, key=KEY)

@@ -38,6 +38,7 @@ ROWS = (
     blip("blip_large_caption_coco", "blip_large_caption", f"{BLIP}/model_large_caption.pth", data="COCO"),
     hugging_face("blip_base_caption_coco", "blip_base_caption", "Salesforce/blip-image-captioning-base", licence=BSD,
         data="COCO"),
+    hugging_face("blip_base_vqa_v2", "blip_base_vqa", "Salesforce/blip-vqa-base", licence=BSD, data="VQA v2"),
     # BLIP-2. The file of the first stage need not contain the frozen image tower.
     Published("blip2_giant_129m", "blip2_giant", f"{LAVIS}/blip2_pretrained.pth", "original", licence=BSD, classes="",
         data="129M images", facts="salesforce/LAVIS lavis/configs/models/blip2/blip2_pretrain.yaml"),

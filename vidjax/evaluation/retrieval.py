@@ -130,6 +130,56 @@ def retrieval(
     )
 
 
+def nearest_pairs(
+    video: Float[np.ndarray, "n e"], text: Float[np.ndarray, "m e"], count: int
+) -> Bool[np.ndarray, "n m"]:
+    """The pairs to score for `reranked`: of each caption with its nearest videos, and each video with its captions.
+
+    Args:
+      video, text: unit embeddings.
+      count: number of nearest ones of each.
+    """
+    cosines = video @ text.T
+    return _nearest(cosines, count) | _nearest(cosines.T, count).T
+
+
+def reranked(
+    video: Float[np.ndarray, "n e"],
+    text: Float[np.ndarray, "m e"],
+    owner: Int[np.ndarray, "m"],
+    scores: Float[np.ndarray, "n m"],
+    count: int,
+) -> Retrieval:
+    """`retrieval` whose nearest candidates are ordered again by other scores, such as those of matching (ALBEF; BLIP).
+
+    The `count` candidates of each query with the highest cosines come first, by their scores; the others follow by
+    their cosines. All pairs are in memory.
+
+    Args:
+      video, text: unit embeddings.
+      owner: row of the video that each caption belongs to.
+      scores: of the pairs of `nearest_pairs`; the others are not read.
+    """
+    cosines, match = video @ text.T, owner == np.arange(len(video))[:, None]
+
+    def rank(cosines: np.ndarray, scores: np.ndarray, match: np.ndarray) -> Ranking:
+        nearest = _nearest(cosines, count)
+        above_all = 3.0 - scores[nearest].min()  # of the cosines
+        final = np.where(nearest, scores + above_all, cosines)
+        best = np.where(match, final, -np.inf).max(axis=1, keepdims=True)
+        above = (~match & (final > best + TIE)).sum(axis=1)
+        tied = (~match & (final >= best - TIE)).sum(axis=1) - above
+        return _ranking(above, tied, (match & (final >= best - TIE)).sum(axis=1), candidates=match.shape[1])
+
+    return Retrieval(text_to_video=rank(cosines.T, scores.T, match.T), video_to_text=rank(cosines, scores, match))
+
+
+def _nearest(cosines: Float[np.ndarray, "q c"], count: int) -> Bool[np.ndarray, "q c"]:
+    chosen = np.zeros(cosines.shape, bool)
+    np.put_along_axis(chosen, np.argsort(-cosines, axis=1, kind="stable")[:, :count], values=True, axis=1)
+    return chosen
+
+
 class Side(NamedTuple):
     """The videos or the captions: as queries with their best match, and as candidates."""
 

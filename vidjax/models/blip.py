@@ -5,37 +5,35 @@ with cross-attention to the image, for telling whether the two match; and with c
 writing. The encoder and the decoder share everything except self-attention and its norm. A video is a sequence of
 images, as in `albef`: its embedding is that of the mean of the frames' class tokens, and texts attend to all tokens.
 
-Training needs a momentum copy of the parameters and queues, as ALBEF's; the losses are in `objectives`.
+Training needs a momentum copy of the parameters and queues; see `aligned`, which has what ALBEF shares.
 
 Pitfalls: the first token tells the use: the tokeniser's [CLS] alone, [ENC] for matching and [DEC] for writing, the last
 two of the vocabulary. Matching encodes the ids again, from the first block; ALBEF continues from tokens of the text.
 There are no segment embeddings. The norms of the image have epsilon 1e-6 in the original, 1e-5 in transformers, whose
-default of 8 text heads is not that of the released weights, 12. Captions start with "a picture of".
+default of 8 text heads is not that of the released weights, 12. Captions start with "a picture of". The decoder of
+answers shares nothing with the encoder of questions. In transformers, [ENC] is not put before texts.
 """
 
 from functools import partial
 from types import MappingProxyType
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from vidjax.layers.activations import exact_gelu
 from vidjax.layers.attention import Attention, Place, causal_mask
-from vidjax.layers.bert import NORMAL, BertEmbedding, WordHead
+from vidjax.layers.bert import BertEmbedding, WordHead
 from vidjax.layers.card import Card
-from vidjax.layers.convolution import pytorch_bias, pytorch_kernel
 from vidjax.layers.normalization import LayerNorm
 from vidjax.layers.tower import ClipsOfVideoTower
 from vidjax.layers.transformer import VIT_SIZES, DropPath, Mlp, Remat, run_block
+from vidjax.models.aligned import Aligned
 from vidjax.models.text import check_ids
-from vidjax.models.video_text import unit
 from vidjax.models.vit import ViT
 
 CARD = Card((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711), source="salesforce/BLIP")
-INITIAL_TEMPERATURE = 0.07
 
 
 class Block(nn.Module):
@@ -44,6 +42,7 @@ class Block(nn.Module):
     heads: int
     mlp_ratio: float = 4.0
     dropout: float = 0.0
+    init_std: float = 0.02
     dtype: DTypeLike | None = None
 
     @nn.compact
@@ -63,8 +62,9 @@ class Block(nn.Module):
           writing: use the decoder's self-attention.
         """
         norm = partial(LayerNorm, epsilon=1e-12, dtype=self.dtype)
-        attention = partial(Attention, self.heads, kernel_init=NORMAL, dtype=self.dtype)
-        mlp = Mlp(int(x.shape[-1] * self.mlp_ratio), exact_gelu, NORMAL, dtype=self.dtype, name="mlp")
+        normal = nn.initializers.normal(self.init_std)
+        attention = partial(Attention, self.heads, kernel_init=normal, dtype=self.dtype)
+        mlp = Mlp(int(x.shape[-1] * self.mlp_ratio), exact_gelu, normal, dtype=self.dtype, name="mlp")
         dropout = nn.Dropout(self.dropout, deterministic=not train, name="dropout")
         drop, part = DropPath(name="drop_path"), "decoder_" if writing else ""
 
@@ -85,6 +85,7 @@ class Text(nn.Module):
       vocabulary: number of ids, of which the last two are [DEC] and [ENC].
       context: maximum number of tokens in a text.
       dropout: rate of the embeddings and of the branches.
+      init_std: see `layers.bert.BertBlock`.
       remat: see `Encoder`.
     """
 
@@ -95,6 +96,7 @@ class Text(nn.Module):
     heads: int
     mlp_ratio: float = 4.0
     dropout: float = 0.0
+    init_std: float = 0.02
     remat: Remat = "none"
     dtype: DTypeLike | None = None
 
@@ -103,7 +105,8 @@ class Text(nn.Module):
         dropped = {"dropout": self.dropout, "dtype": self.dtype}
         self.embedding = BertEmbedding(self.vocabulary, self.context, self.width, types=0, **dropped)
         nn.share_scope(self, self.embedding)
-        self.block = [Block(self.heads, self.mlp_ratio, **dropped) for _ in range(self.depth)]
+        block = partial(Block, self.heads, self.mlp_ratio, **dropped, init_std=self.init_std)
+        self.block = [block() for _ in range(self.depth)]
         self.word_head = WordHead(dtype=self.dtype)
 
     def tokens(
@@ -163,66 +166,43 @@ class Text(nn.Module):
         return ids.at[:, 0].set(self.vocabulary - (2 if writing else 1))
 
 
-class Blip(ClipsOfVideoTower, nn.Module):
-    """BLIP for pre-training and retrieval.
+class Blip(Aligned):
+    """BLIP for pre-training and retrieval; see `Aligned`.
 
     Attributes:
-      video: image tower, applied to each frame.
-      features: width of the joint embedding space.
-      queue_size: number of earlier embeddings of each kind that new ones are compared with in training.
       writes: whether it has the decoder, as in pre-training.
     """
 
-    video: ViT
     text: Text
-    features: int = 256
     queue_size: int = 57_600
-    writes: bool = True
     card: Card = CARD
-    dtype: DTypeLike | None = None
-
-    def setup(self) -> None:
-        """Creates the submodules, whose attribute names are the parameter names."""
-
-        def linear(inputs: int, features: int) -> nn.Dense:
-            return nn.Dense(features, kernel_init=pytorch_kernel, bias_init=pytorch_bias(inputs), dtype=self.dtype)
-
-        self.video_projection = linear(self.video.width, self.features)
-        self.text_projection = linear(self.text.width, self.features)
-        self.match_head = linear(self.text.width, 2)
-        self.temperature = self.param("temperature", nn.initializers.constant(INITIAL_TEMPERATURE), ())
-        if self.is_initializing():  # random unit vectors; no method reads them, but the training step does
-            shape = (self.queue_size, self.features)
-            for name in ("video_keys", "text_keys"):
-                self.variable("queue", name, lambda: unit(jax.random.normal(self.make_rng("params"), shape)))
-            self.variable("queue", "position", lambda: jnp.zeros((), jnp.int32))
+    writes: bool = True
 
     def align(
         self, video: Float[Array, "b t h w c"], ids: Int[Array, "b m"], train: bool = False
     ) -> tuple[Float[Array, "b e"], Float[Array, "b n d"], Float[Array, "b e"]]:
         """Embedding and tokens of each video, and the embedding of each text."""
-        seen = self.video.tokens(video, train)
-        return self._video_feature(seen), seen.reshape(len(seen), -1, seen.shape[-1]), self.embed_text(ids, train)
-
-    def embed_video(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b e"]:
-        """L2-normalised video embeddings, in float32."""
-        return self._video_feature(self.video.tokens(video, train))
-
-    def embed_text(self, ids: Int[Array, "b m"], train: bool = False) -> Float[Array, "b e"]:
-        """L2-normalised text embeddings, in float32."""
-        return unit(self.text_projection(self.text.tokens(ids, None, train)[:, 0]))
-
-    def encode(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b _ _ _ d"]:
-        """The image tower's features on the space-time grid."""
-        return self.video.encode(video, train)
+        return *self.look(video, train), self.embed_text(ids, train)
 
     def match(self, ids: Int[Array, "b m"], seen: Float[Array, "b n d"], train: bool = False) -> Float[Array, "b 2"]:
         """Logits of whether a text and a video do not match, and do; `seen` are the video's tokens (see `align`)."""
         return self.match_head(self.text.tokens(self.text.started(ids, writing=False), seen, train)[:, 0])
 
+    def match_texts(self, ids: Int[Array, "b m"], seen: Float[Array, "b n d"]) -> Float[Array, "b 2"]:
+        """`match`, under the name that it has for ALBEF's texts."""
+        return self.match(ids, seen)
+
     def words(self, ids: Int[Array, "b m"], seen: Float[Array, "b n d"], train: bool = False) -> Float[Array, "b m v"]:
         """Logits of the word after each token of captions, in view of a video's tokens."""
         return self.text.words(self.text.started(ids), seen, train)
+
+    def begin(self, seen: Float[Array, "b n d"], ids: Int[Array, "b m"], length: int) -> tuple[Array, int]:
+        """See `Text.begin`."""
+        return self.text.begin(seen, ids, length)
+
+    def extend(self, words: Int[Array, "b"], place: Place) -> Float[Array, "b v"]:
+        """See `Text.extend`."""
+        return self.text.extend(words, place)
 
     def __call__(
         self, video: Float[Array, "b t h w c"], ids: Int[Array, "n m"] | None = None, train: bool = False
@@ -235,11 +215,7 @@ class Blip(ClipsOfVideoTower, nn.Module):
             if self.writes:
                 self.words(some, seen, train)
             return embedded
-        embedded = self.embed_video(video, train)
-        return embedded if ids is None else (embedded, self.embed_text(ids, train))
-
-    def _video_feature(self, seen: Float[Array, "b f n d"]) -> Float[Array, "b e"]:
-        return unit(self.video_projection(seen[:, :, 0].mean(axis=1)))
+        return self._embeddings(video, ids, train)
 
 
 class Captioner(ClipsOfVideoTower, nn.Module):
@@ -278,6 +254,59 @@ class Captioner(ClipsOfVideoTower, nn.Module):
         return self.text.words(self.text.started(ids), self.seen(video, train), train)
 
 
+class Answerer(ClipsOfVideoTower, nn.Module):
+    """BLIP for questions: the encoder reads a question in view of the video, and a decoder of its own what it has read.
+
+    Questions of a batch have the same length: the decoder attends to all of their tokens.
+
+    Attributes:
+      video: image tower, applied to each frame.
+      text: encoder of questions.
+      decoder: writes answers.
+    """
+
+    video: ViT
+    text: Text
+    decoder: Text
+    card: Card = CARD
+
+    def encode(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b _ _ _ d"]:
+        """The image tower's features on the space-time grid."""
+        return self.video.encode(video, train)
+
+    def read(
+        self, video: Float[Array, "b t h w c"], ids: Int[Array, "b m"], train: bool = False
+    ) -> Float[Array, "b m d"]:
+        """Tokens of questions, whose first id becomes [ENC], in view of a video each."""
+        tokens = self.video.tokens(video, train)
+        seen = tokens.reshape(len(tokens), -1, tokens.shape[-1])
+        return self.text.tokens(self.text.started(ids, writing=False), seen, train)
+
+    def begin(self, read: Float[Array, "b n d"], ids: Int[Array, "b m"], length: int) -> tuple[Array, int]:
+        """See `Text.begin`; `read` are the tokens of the questions."""
+        return self.decoder.begin(read, ids, length)
+
+    def extend(self, words: Int[Array, "b"], place: Place) -> Float[Array, "b v"]:
+        """See `Text.extend`."""
+        return self.decoder.extend(words, place)
+
+    def __call__(
+        self,
+        video: Float[Array, "b t h w c"],
+        ids: Int[Array, "b m"] | None = None,
+        answers: Int[Array, "b a"] | None = None,
+        train: bool = False,
+    ) -> Float[Array, "b a v"]:
+        """Logits of the word after each token of an answer, of which [DEC] is the first and by default the only one.
+
+        Args:
+          ids: of the questions.
+        """
+        one = jnp.ones((len(video), 1), jnp.int32)
+        read = self.read(video, one if ids is None else ids, train)
+        return self.decoder.words(self.decoder.started(one if answers is None else answers), read, train)
+
+
 def blip(video: dict, text: dict, **fields) -> Blip:
     """Creates a model from the fields of its towers."""
     return Blip(ViT(**video), Text(**text, dropout=0.1), **fields)
@@ -288,8 +317,13 @@ def captioner(video: dict, text: dict, **fields) -> Captioner:
     return Captioner(ViT(**video), Text(**text, dropout=0.1), **fields)
 
 
+def answerer(video: dict, text: dict, **fields) -> Answerer:
+    """Creates a model from the fields of its towers; the encoder and the decoder have the same."""
+    return Answerer(ViT(**video), Text(**text, dropout=0.1), Text(**text, dropout=0.1), **fields)
+
+
 TINY_VIDEO = {"width": 96, "depth": 4, "heads": 6, "patch_size": (1, 8, 8), "num_frames": 8, "image_size": 32}
-TINY_TEXT = {"vocabulary": 261, "context": 96, "width": 96, "depth": 2, "heads": 4}  # for bytes
+TINY_TEXT = {"vocabulary": 261, "context": 96, "width": 96, "depth": 2, "heads": 4, "init_std": 0.1}  # for bytes
 BERT_BASE = {"vocabulary": 30524, "context": 512, "width": 768, "depth": 12, "heads": 12}
 BASE, LARGE = (VIT_SIZES[size] | {"image_size": 384} for size in ("base", "large"))
 
@@ -298,9 +332,11 @@ VARIANTS = MappingProxyType(
         "blip_tiny": partial(blip, TINY_VIDEO, TINY_TEXT, features=64, queue_size=1024),
         "blip_tiny_retrieval": partial(blip, TINY_VIDEO, TINY_TEXT, features=64, queue_size=1024, writes=False),
         "blip_tiny_caption": partial(captioner, TINY_VIDEO, TINY_TEXT),
+        "blip_tiny_vqa": partial(answerer, TINY_VIDEO, TINY_TEXT),
         "blip_base": partial(blip, BASE | {"image_size": 224}, BERT_BASE),
         "blip_base_retrieval": partial(blip, BASE, BERT_BASE, writes=False),
         "blip_base_caption": partial(captioner, BASE, BERT_BASE),
+        "blip_base_vqa": partial(answerer, BASE, BERT_BASE),
         "blip_large": partial(blip, LARGE | {"image_size": 224}, BERT_BASE),
         "blip_large_retrieval": partial(blip, LARGE, BERT_BASE, writes=False),
         "blip_large_caption": partial(captioner, LARGE, BERT_BASE),

@@ -168,6 +168,7 @@ class FusionBert(nn.Module):
       fusion_depth: number of those, the last ones, that also attend to a video.
       epsilon: of the layer norms.
       dropout: rate of the embeddings and of the branches. The original also drops attention weights, at the same rate.
+      init_std: see `layers.bert.BertBlock`.
       remat: see `Encoder`.
     """
 
@@ -181,6 +182,7 @@ class FusionBert(nn.Module):
     types: int = 2
     epsilon: float = 1e-12
     dropout: float = 0.0
+    init_std: float = 0.02
     remat: Remat = "none"
     dtype: DTypeLike | None = None
 
@@ -189,7 +191,8 @@ class FusionBert(nn.Module):
         same = {"epsilon": self.epsilon, "dropout": self.dropout, "dtype": self.dtype}
         self.embedding = BertEmbedding(self.vocabulary, self.context, self.width, self.types, **same)
         nn.share_scope(self, self.embedding)
-        self.block = [BertBlock(self.heads, self.mlp_ratio, **same) for _ in range(self.depth)]
+        block = partial(BertBlock, self.heads, self.mlp_ratio, **same, init_std=self.init_std)
+        self.block = [block() for _ in range(self.depth)]
         self.word_head = WordHead(self.epsilon, dtype=self.dtype)
 
     def tokens(

@@ -161,12 +161,19 @@ class VideoText(ClipsOfVideoTower, nn.Module):
         """Logits of the word after each token of a caption, from the text tower's tokens and those of the video."""
         return self.decoder.words(self.decoder.fuse(read, seen, train), self.text.token_embedding.embedding)
 
-    def begin(self, seen: Float[Array, "b n d"], ids: Int[Array, "b m"]) -> tuple[Float[Array, "b v"], int]:
+    def begin(
+        self, seen: Float[Array, "b n d"], ids: Int[Array, "b m"], length: int
+    ) -> tuple[Float[Array, "b v"], int]:
         """Reads the beginning of captions, such as the start token; "cache" and "context" must be mutable.
+
+        Args:
+          length: maximum number of words that are written; there is room for those of the text tower's context.
 
         Returns:
           The logits of the next word, and its place.
         """
+        if ids.shape[1] + length > self.text.context:
+            raise UserError(f"{ids.shape[1]} tokens and {length} more: the text tower takes {self.text.context}")
         self.put_variable("context", "seen", seen)
         return self._next_word(ids, 0), ids.shape[1]
 

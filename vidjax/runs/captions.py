@@ -1,4 +1,4 @@
-"""Captions of clips from a video-text model with a decoder: as a function, and as an evaluation during training."""
+"""Captions of clips, and answers about them, from models that write: as a function, and in training."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -13,6 +13,9 @@ from jaxtyping import Array, Int, UInt8
 
 from vidjax.errors import UserError
 from vidjax.evaluation.generation import beam_search
+from vidjax.models.blip import Answerer, Blip, Captioner
+from vidjax.models.blip2 import Blip2Language
+from vidjax.models.t5 import T5
 from vidjax.models.video_text import VideoText
 from vidjax.runs.generation import begin
 from vidjax.runs.run import Run
@@ -20,54 +23,113 @@ from vidjax.runs.validation import Validator
 from vidjax.training.sharding import is_main_process, jit_on_mesh, put_batch
 from vidjax.training.state import TrainState
 
+LONGEST = 64
+"""Words that a model without a context writes by default."""
+
 if TYPE_CHECKING:  # PyAV and the tokenizers are imported when they are needed
     from vidjax.data.text import Tokenizer
 
+Describer = VideoText | Blip | Captioner | Answerer | Blip2Language
 Writer = Callable[[dict, UInt8[Array, "b t h w c"]], Int[Array, "b m"]]
+QUESTION = "Question: {} Answer:"
+"""How BLIP-2 is asked (arXiv:2301.12597, section 4.2)."""
 
 
-def require_decoder(source: str | Path, model: nn.Module) -> VideoText:
-    """Returns the model if it has a decoder of captions.
+def require_decoder(source: str | Path, model: nn.Module) -> Describer:
+    """Returns the model if it writes about videos.
 
     Raises:
-      UserError: it has none.
+      UserError: it does not, or it is an InstructBLIP, whose instructions need a second tokeniser.
     """
-    if getattr(model, "decoder", None) is None:
+    decoder, writes = getattr(model, "decoder", None) is not None, getattr(model, "writes", False)
+    if isinstance(model, Blip2Language):
+        if model.qformer.vocabulary is not None:
+            raise UserError(f"{source} is an InstructBLIP, whose two tokenizers are not supported here: give a BLIP-2")
+    elif not (decoder or writes or isinstance(model, Captioner)):
         raise UserError(
             f"{source} is a {type(model).__name__} without a decoder of captions: give a run of "
-            "video_language_pretrain.py"
+            "video_language_pretrain.py, one of vision_language_pretrain.py with the objective lm, or a BLIP or BLIP-2"
         )
     return model
 
 
-def caption_writer(model: VideoText, tokenizer: "Tokenizer", beams: int = 1) -> Writer:
-    """`(variables, pixels) -> ids` of a caption for each clip, a pure function for use under `jit`.
+def caption_writer(
+    model: Describer,
+    tokenizer: "Tokenizer",
+    beams: int = 1,
+    prompt: str = "",
+    length: int | None = None,
+    question: str | None = None,
+) -> Writer:
+    """`(variables, pixels) -> ids` of captions, after the prompt, or of answers, a pure function for use under `jit`.
 
     Args:
       beams: see `evaluation.generation.beam_search`; 1 takes the likeliest word each time.
+      prompt: what every text begins with; a language model (BLIP-2) reads it after what it sees.
+      length: maximum number of words, with the end; by default as many as the model's context allows.
+      question: for a BLIP of questions, or a BLIP-2, whose prompt it becomes.
 
     Raises:
-      UserError: the tokeniser adds no start or no end token.
+      UserError: the tokeniser has not the ids that the model needs, or the prompt leaves no room.
+      UserError: the model answers no questions, or needs one.
     """
-    start, end = tokenizer.encode("")[:1], tokenizer.end
-    if end is None or not start or start[0] == end:
+    speaks = isinstance(model, Blip2Language)
+    if isinstance(model, Answerer) != (question is not None) and not speaks:
+        wants = "answers no question: give a BLIP for questions or a BLIP-2" if question else "needs one: give it"
+        raise UserError(f"question: the {type(model).__name__} {wants}")
+    asked = tokenizer.encode(question or "")
+    if question is not None and speaks:
+        prompt = QUESTION.format(question)
+    ids, end = tokenizer.encode(prompt), end_token(tokenizer)
+    if end is None or not ids or (ids[0] == end and not speaks):
         raise UserError(f"tokenizer {tokenizer.name} adds no start and end token, between which a caption is written")
+    if ids[-1] == tokenizer.end and not (speaks and isinstance(model.language, T5)):  # whose encoder reads it
+        ids = ids[:-1]
+    last = model.language.vocabulary - 1 if speaks else model.text.vocabulary
+    if tokenizer.vocabulary > last:
+        raise UserError(f"tokenizer {tokenizer.name} has {tokenizer.vocabulary} ids, the model {last}: give its own")
 
     def write(variables: dict, video: UInt8[Array, "b t h w c"]) -> Int[Array, "b m"]:
-        seen = model.apply(variables, model.card.preprocess(video), method="seen")
-        first = jnp.full((len(video), 1), start[0], jnp.int32)
-        begun = begin(model, variables, seen, first, beams=beams)
-        ids, _ = beam_search(*begun, length=model.text.context - 1, end=end, beams=beams)
-        return jnp.concatenate([first, ids], axis=1)
+        clips = model.card.preprocess(video)
+        prompts, questions = (jnp.tile(jnp.array(each, jnp.int32), (len(video), 1)) for each in (ids, asked))
+        if speaks:
+            looked = model.apply(variables, clips, method="look")
+            placed = model.placed(prompts, video.shape[1])
+            count = _room(getattr(model.language, "context", None), placed.shape[1], length)
+            read = (placed, looked, jnp.ones(placed.shape, bool), count)
+        elif isinstance(model, Answerer):
+            count = _room(model.decoder.context, len(ids), length)
+            read = (model.apply(variables, clips, questions, method="read"), prompts, count)
+        else:
+            count = _room(model.text.context, len(ids), length)
+            read = (model.apply(variables, clips, method="seen"), prompts, count)
+        begun = begin(model, variables, *read, beams=beams)
+        return beam_search(*begun, length=count, end=end, beams=beams)[0]
 
     return write
 
 
+def _room(context: int | None, begun: int, length: int | None) -> int:
+    """Number of words to write after `begun` tokens; a T5 has no context."""
+    room = (LONGEST if length is None else length) if context is None else context - begun
+    if room < 1:
+        raise UserError(f"the prompt and what is seen have {begun} tokens of {context}: give a shorter prompt")
+    return room if length is None else min(room, length)
+
+
+def end_token(tokenizer: "Tokenizer") -> int | None:
+    """The id that ends a text: the tokeniser's, or, as OPT's tokeniser adds none, the end of the line (BLIP-2)."""
+    if tokenizer.end is not None:
+        return tokenizer.end
+    return (tokenizer.encode("\n") or [None])[-1]
+
+
 def read_captions(tokenizer: "Tokenizer", ids: Int[np.ndarray, "b m"]) -> list[str]:
-    """The texts of ids with a start token, and usually an end token."""
-    ends = [np.flatnonzero(row == tokenizer.end) for row in ids]
+    """The texts of ids with, usually, an end token."""
+    ends = [np.flatnonzero(row == end_token(tokenizer)) for row in ids]
     return [
-        tokenizer.decode(row[1 : end[0] if len(end) else None].tolist()) for row, end in zip(ids, ends, strict=True)
+        tokenizer.decode(row[: end[0] if len(end) else None].tolist()).strip()
+        for row, end in zip(ids, ends, strict=True)
     ]
 
 

@@ -18,8 +18,10 @@ from jaxtyping import Bool, Float, Int
 
 from vidjax.convert import hub
 from vidjax.errors import UserError
-from vidjax.models.albef import Albef
+from vidjax.models.aligned import Aligned
+from vidjax.models.blip import Blip
 from vidjax.models.video_text import VideoText
+from vidjax.objectives.contrastive import clamp_scale, clamp_temperature
 from vidjax.runs.workdir import is_run, read_config
 from vidjax.training.sharding import is_main_process, jit_on_mesh, put_batch
 
@@ -32,13 +34,13 @@ TOKENIZER_FOLDER = "tokenizer"
 """Subdirectory of a work directory with a copy of the tokeniser's files."""
 
 
-def require_video_text(source: str | Path, model: nn.Module) -> VideoText:
+def require_video_text(source: str | Path, model: nn.Module) -> VideoText | Aligned:
     """Returns the model if it has a text tower.
 
     Raises:
       UserError: it has none.
     """
-    if not isinstance(model, VideoText):
+    if not isinstance(model, VideoText | Aligned):
         raise UserError(
             f"{source} is a {type(model).__name__}, which has no text tower: give a run of contrastive_pretrain.py or "
             "a published CLIP"
@@ -92,13 +94,21 @@ def keep_tokenizer(name: str, workdir: Path) -> None:
         shutil.copy(file, workdir / TOKENIZER_FOLDER)
 
 
-def check_tokenizer(tokenizer: "Tokenizer", model: VideoText) -> None:
-    """Checks that the tokeniser and the text tower have the same number of token ids.
+def similarity_scale(model: VideoText | Aligned, params: dict) -> Float[jax.Array, ""]:
+    """The factor on the cosines that the model has learnt."""
+    if isinstance(model, Aligned):
+        return 1 / clamp_temperature(params["temperature"])
+    return clamp_scale(params["logit_scale"])
+
+
+def check_tokenizer(tokenizer: "Tokenizer", model: VideoText | Aligned) -> None:
+    """Checks that the tokeniser has the text tower's token ids, without those that the model adds at the end.
 
     Raises:
-      UserError: they differ.
+      UserError: it has others.
     """
-    if tokenizer.vocabulary != model.text.vocabulary:
+    added = (2,) if isinstance(model, Blip) else (0, 1) if isinstance(model, Aligned) else (0,)  # a mask token
+    if model.text.vocabulary - tokenizer.vocabulary not in added:
         raise UserError(
             f"tokenizer {tokenizer.name} has {tokenizer.vocabulary} ids, the text tower {model.text.vocabulary}: give "
             "the tokenizer that the tower was trained with"
@@ -106,37 +116,53 @@ def check_tokenizer(tokenizer: "Tokenizer", model: VideoText) -> None:
 
 
 def text_encoder(
-    model: VideoText | Albef, tokenizer: "Tokenizer", mesh: Mesh, chunk: int = 64
+    model: VideoText | Aligned, tokenizer: "Tokenizer", mesh: Mesh, chunk: int = 64
 ) -> Callable[[dict, Sequence[str]], Float[np.ndarray, "n e"]]:
     """`(variables, texts) -> embeddings`, compiled once; each device encodes `chunk` texts at a time."""
-    from vidjax.data.text import tokenize
-
     has_warned = False
 
     @partial(jit_on_mesh, mesh=mesh)
-    def encode(variables: dict, ids: jax.Array) -> jax.Array:
-        return model.apply(variables, ids, method="embed_text").astype(jnp.float32)
+    def encode(variables: dict, batch: dict[str, jax.Array]) -> jax.Array:
+        return model.apply(variables, batch["ids"], method="embed_text").astype(jnp.float32)
 
     def embed(variables: dict, texts: Sequence[str]) -> Float[np.ndarray, "n e"]:
         nonlocal has_warned
-        tokenized = [tokenize(tokenizer, text, model.text.context) for text in texts]
-        ids, cut = np.stack([ids for ids, _ in tokenized]), sum(truncated for _, truncated in tokenized)
+        ids, cut = tokenize_all(tokenizer, texts, model.text.context)
         if cut and not has_warned and is_main_process():
             has_warned = True
             print(f"note: {cut} of {len(texts)} texts are longer than {model.text.context} tokens and were truncated")
-        size = chunk * mesh.size
-        local, parts = slice(*(size * (jax.process_index() + i) // jax.process_count() for i in (0, 1))), []
-        for start in range(0, len(ids), size):
-            batch = ids[start : start + size]
-            batch = np.concatenate([batch, np.repeat(batch[:1], size - len(batch), axis=0)])  # padding
-            parts.append(jax.device_get(encode(variables, put_batch({"ids": batch[local]}, mesh)["ids"])))
-        return np.concatenate(parts)[: len(ids)]
+        return in_chunks(partial(encode, variables), {"ids": ids}, mesh, chunk)
 
     return embed
 
 
+def tokenize_all(tokenizer: "Tokenizer", texts: Sequence[str], context: int) -> tuple[Int[np.ndarray, "n m"], int]:
+    """`data.text.tokenize` of several texts: their ids, and how many were truncated."""
+    from vidjax.data.text import tokenize
+
+    tokenized = [tokenize(tokenizer, text, context) for text in texts]
+    return np.stack([ids for ids, _ in tokenized]), sum(truncated for _, truncated in tokenized)
+
+
+def in_chunks(
+    compute: Callable[[dict[str, jax.Array]], jax.Array], rows: dict[str, np.ndarray], mesh: Mesh, chunk: int
+) -> Float[np.ndarray, "n *_"]:
+    """The outputs of a compiled function for arrays of rows that every process has; `chunk` rows per device at a time.
+
+    Args:
+      compute: of a batch, with replicated outputs.
+    """
+    count, size = len(next(iter(rows.values()))), chunk * mesh.size
+    local, parts = slice(*(size * (jax.process_index() + i) // jax.process_count() for i in (0, 1))), []
+    for start in range(0, count, size):
+        part = {name: each[start : start + size] for name, each in rows.items()}
+        padded = {name: np.concatenate([x, np.repeat(x[:1], size - len(x), axis=0)]) for name, x in part.items()}
+        parts.append(jax.device_get(compute(put_batch({name: x[local] for name, x in padded.items()}, mesh))))
+    return np.concatenate(parts)[:count]
+
+
 def clip_encoder(
-    model: VideoText | Albef, mesh: Mesh
+    model: VideoText | Aligned, mesh: Mesh
 ) -> Callable[
     [dict, Iterable[dict[str, np.ndarray]]],
     tuple[Float[np.ndarray, "n v e"], Int[np.ndarray, "n"], Int[np.ndarray, "n"], Bool[np.ndarray, "n"]],

@@ -19,6 +19,7 @@ from vidjax.convert.rules import Inflation
 from vidjax.data.labels import find_classes
 from vidjax.errors import UserError
 from vidjax.models import variable_shapes
+from vidjax.models.aligned import Aligned, VideoTokens
 from vidjax.models.video_text import Projected, VideoText
 from vidjax.runs.adapting import WHOLE, AdaptConfig, base_of, read_adaptation, require_loaded, with_base
 from vidjax.runs.workdir import is_run, read_config
@@ -134,7 +135,8 @@ def class_names(source: str | Path) -> tuple[str, ...]:
 def tower(model: nn.Module, name: Tower) -> tuple[nn.Module, str]:
     """One of the two towers as a model, and the part of variable paths that marks it, such as `/video/tower/`."""
     module = getattr(model, name)
-    return (module.tower, f"/{name}/tower/") if isinstance(module, Projected) else (module, f"/{name}/")
+    wraps = isinstance(module, Projected | VideoTokens)
+    return (module.tower, f"/{name}/tower/") if wraps else (module, f"/{name}/")
 
 
 def subtree(flat: dict, inner: str) -> dict:
@@ -143,11 +145,11 @@ def subtree(flat: dict, inner: str) -> dict:
     return {f"{kind}/{rest}": flat[path] for path, (kind, match, rest) in parts.items() if match and "/" not in kind}
 
 
-def read_pair(source: str | Path) -> VideoText | None:
+def read_pair(source: str | Path) -> VideoText | Aligned | None:
     """The model of a run, or of a checkpoint in our own format, if it is a video-text model."""
     path = Path(source).expanduser()
     model = read_model(path) if (path / NAME).is_file() else None
-    return model if isinstance(model, VideoText) else None
+    return model if isinstance(model, VideoText | Aligned) else None
 
 
 def start_from(
@@ -181,7 +183,7 @@ def start_from(
         path = f"{source}, step {step}"
     else:
         path = convert.hub.fetch(source)
-    if not isinstance(model, VideoText) and (pair := read_pair(source)):
+    if not isinstance(model, VideoText | Aligned) and (pair := read_pair(source)):
         weights = subtree(files.read(Path(source).expanduser()) if weights is None else weights, tower(pair, name)[1])
         path = f"the {name} tower of {source}"
     variables, report = convert.load_weights(path, model, variables, weights=weights, new=new)

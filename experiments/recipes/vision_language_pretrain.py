@@ -1,0 +1,72 @@
+"""Recipes of vision_language_pretrain.py."""
+
+from vidjax.data.config import AugmentConfig, CaptionedDataConfig
+from vidjax.training.loop import LoopConfig
+from vidjax.training.optimizer import OptimizerConfig
+
+WRITES = ("itc", "itm", "lm")
+DEMO = {
+    "model": "blip_tiny",
+    "objectives": WRITES,
+    "video_model": "r2plus1d_tiny",  # an image tower would not see the motion that captions tell of
+    "data": CaptionedDataConfig(
+        frames=4, stride=4, size=32, short_side=32, augment=AugmentConfig(crop="center"),
+        validation="synthetic:moving_shapes", validation_examples=256,
+    ),
+    "context": 56,  # bytes: captions of large shapes lose their last words, the background
+    "queue_size": 64,  # a longer queue is easily told from the batch while the model changes so fast
+    "ema_decay": 0.9,
+    "alpha_epochs": 8.0,
+    "batch_size": 64,
+    "steps": 480,
+    "optim": OptimizerConfig(learning_rate=4e-3, warmup_epochs=0.3, beta2=0.98, weight_decay=0.05, clip_norm=1.0),
+    "loop": LoopConfig(log_every=20, save_every=240, evaluate_every=240),
+}  # fmt: skip
+# salesforce/ALBEF, configs/Pretrain.yaml and Pretrain.py: 1e-4 for 8 x 64 images, 2000 steps of warm-up from 1e-5, to
+# 1e-5; 14.1 million images. Differences: RandAugment has all of its operations; biases and norms are alike not decayed.
+ALBEF = {
+    "model": "albef_base",
+    "data": CaptionedDataConfig(
+        frames=1,
+        size=256,
+        augment=AugmentConfig(crop="random_resized", flip=True, rand_augment_ops=2, rand_augment_magnitude=7),
+    ),
+    "context": 25,
+    "batch_size": 512,
+    "epochs": 30,
+    "optim": OptimizerConfig(
+        learning_rate=5e-5, warmup_learning_rate=5e-6, final_learning_rate=5e-6, warmup_epochs=0.07, beta2=0.999,
+        weight_decay=0.02,
+    ),
+    "loop": LoopConfig(log_every=50),
+}  # fmt: skip
+
+# salesforce/BLIP, configs/pretrain.yaml and pretrain.py: 3e-4 for batches of 75 per GPU, here of 32; 3000 steps of
+# warm-up; 14 million images. Differences: a cosine instead of a factor of 0.9 per epoch; RandAugment has all of its
+# operations; captions are given, not bootstrapped.
+BLIP = {
+    "model": "blip_base",
+    "objectives": WRITES,
+    "data": CaptionedDataConfig(
+        frames=1,
+        size=224,
+        augment=AugmentConfig(crop="random_resized", flip=True, rand_augment_ops=2, rand_augment_magnitude=5),
+    ),
+    "context": 30,
+    "alpha_epochs": 2.0,
+    "batch_size": 2400,
+    "epochs": 20,
+    "optim": OptimizerConfig(
+        learning_rate=3.2e-5, warmup_learning_rate=1e-7, final_learning_rate=1e-7, warmup_epochs=0.5, beta2=0.999,
+        weight_decay=0.05,
+    ),
+    "loop": LoopConfig(log_every=50),
+}  # fmt: skip
+
+RECIPES = {
+    "demo": DEMO,
+    "albef_demo": DEMO | {"model": "albef_tiny", "objectives": ("itc", "itm", "mlm")},
+    "videos": {},  # the user's videos
+    "albef_base": ALBEF,
+    "blip_base": BLIP,
+}

@@ -1,0 +1,107 @@
+"""Texts that models write after a prompt are those that they predict when they read the whole text at once."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import recipe
+from small_models import FLAN, OPT, QFORMER, SEES
+from small_runs import draw_variables
+
+from vidjax.data.text import Tokenizer
+from vidjax.models.blip import Answerer, Captioner, Text
+from vidjax.models.blip2 import Blip2Language
+from vidjax.models.qformer import QFormer
+from vidjax.runs.captions import caption_writer, read_captions, require_decoder
+
+TEXT = Text(60, 9, 24, 2, 3)
+QUERIES = QFormer(**QFORMER | {"vocabulary": None}, writes=False)
+VIDEO = (255 * recipe.floats("video", (2, 2, 16, 16, 3))).clip(0, 255).astype(np.uint8)
+
+
+def tokenizer(vocabulary=57, end=None):
+    """Letters as ids from 11 on; a new line is 10."""
+    ends = [] if end is None else [end]
+    return Tokenizer(
+        "letters",
+        vocabulary,
+        lambda text: [1, *(10 if letter == "\n" else ord(letter) - ord("a") + 11 for letter in text), *ends],
+        end,
+        lambda ids: "".join(chr(id - 11 + ord("a")) for id in ids),
+    )
+
+
+def of_opt(model, variables, clips, written):
+    looked = model.apply(variables, clips, method="look")
+    ids = jnp.concatenate([model.placed(jnp.array([[1, 12, 13]] * 2), 2), written], axis=1)
+    words = model.apply(variables, ids, looked, jnp.ones(ids.shape, bool), method="words")
+    return words[:, -written.shape[1] - 1 : -1]
+
+
+def of_t5(model, variables, clips, written):
+    looked = model.apply(variables, clips, method="look")
+    ids = model.placed(jnp.array([[1, 12, 13, 5]] * 2), 2)  # with the end, as its encoder reads it
+    begun = jnp.concatenate([jnp.zeros((2, 1), jnp.int32), written[:, :-1]], axis=1)
+    return model.apply(variables, ids, looked, jnp.ones(ids.shape, bool), begun, method="words")
+
+
+def of_answerer(model, variables, clips, written):
+    begun = jnp.concatenate([jnp.ones((2, 1), jnp.int32), written[:, :-1]], axis=1)
+    return model.apply(variables, clips, jnp.array([[1, 12, 13, 5]] * 2), begun)
+
+
+def of_captioner(model, variables, clips, written):
+    ids = jnp.concatenate([jnp.array([[1, 12, 13]] * 2), written], axis=1)
+    return model.apply(variables, clips, ids)[:, 2:-1]
+
+
+@pytest.mark.parametrize(
+    ("model", "end", "predict"),
+    [
+        pytest.param(Blip2Language(SEES, QUERIES, OPT.clone(context=16)), None, of_opt, id="blip2 with opt"),
+        pytest.param(Blip2Language(SEES, QUERIES, FLAN), 5, of_t5, id="blip2 with t5", marks=pytest.mark.long),
+        pytest.param(Captioner(SEES, TEXT), 5, of_captioner, id="blip", marks=pytest.mark.long),
+        pytest.param(Answerer(SEES, TEXT, TEXT), 5, of_answerer, id="blip for questions", marks=pytest.mark.long),
+    ],
+)
+def test_what_follows_a_prompt_is_what_the_model_predicts(model, end, predict):
+    variables, given = draw_variables(model), tokenizer(end=end)
+    texts = {"question" if isinstance(model, Answerer) else "prompt": "bc"}
+    written = jax.jit(caption_writer(model, given, **texts, length=4))(variables, jnp.asarray(VIDEO))
+    words = jax.jit(lambda v, ids: predict(model, v, model.card.preprocess(jnp.asarray(VIDEO)), ids))(
+        variables, written
+    )
+    stop = 10 if end is None else end
+    for row, likeliest in zip(np.asarray(written), np.asarray(words.argmax(axis=-1)), strict=True):
+        count = list(row).index(stop) + 1 if stop in row else len(row)
+        np.testing.assert_array_equal(row[:count], likeliest[:count])
+
+
+def test_a_text_ends_before_the_end_of_its_line():
+    assert read_captions(tokenizer(), np.array([[11, 12, 10, 0], [13, 11, 12, 11]])) == ["ab", "caba"]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "given", "message"),
+    [
+        ("abcdefg", tokenizer(), "the prompt and what is seen have 16 tokens of 16: give a shorter prompt"),
+        ("a", tokenizer(60), "tokenizer letters has 60 ids, the model 59: give its own"),
+    ],
+)
+def test_a_prompt_that_does_not_fit_is_refused(prompt, given, message):
+    model = Blip2Language(SEES, QUERIES, OPT.clone(context=16))
+    variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(VIDEO.shape))
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(caption_writer(model, given, prompt=prompt), variables, jnp.asarray(VIDEO))
+
+
+def test_questions_are_for_models_that_answer():
+    with pytest.raises(ValueError, match="question: the Captioner answers no question: give a BLIP for questions or a"):
+        caption_writer(Captioner(SEES, TEXT), tokenizer(end=5), question="a")
+    with pytest.raises(ValueError, match="question: the Answerer needs one: give it"):
+        caption_writer(Answerer(SEES, TEXT, TEXT), tokenizer(end=5))
+
+
+def test_a_second_tokenizer_is_not_supported():
+    with pytest.raises(ValueError, match="runs/i is an InstructBLIP, whose two tokenizers are not supported here"):
+        require_decoder("runs/i", Blip2Language(SEES, QFormer(**QFORMER, writes=False), OPT))
