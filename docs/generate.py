@@ -121,7 +121,7 @@ def comments(recipes: Path) -> dict[str, str]:
 def row(name: str, config: Any, remark: str) -> str:
     """One recipe as a row of Markdown."""
     data, optim = config.data, config.optim
-    model = getattr(config, "video_model", config.model)
+    model = config.model if config.model in vidjax.list_models() else getattr(config, "video_model", config.model)
     make = (LOCALIZERS | RETRIEVERS).get(model)
     localizer = make() if make else None
     if localizer is not None:  # it takes features of whole videos

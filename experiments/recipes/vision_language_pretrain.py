@@ -14,7 +14,7 @@ DEMO = {
         validation="synthetic:moving_shapes", validation_examples=256,
     ),
     "context": 56,  # bytes: captions of large shapes lose their last words, the background
-    "queue_size": 64,  # a longer queue is easily told from the batch while the model changes so fast
+    "queue_size": 64,
     "ema_decay": 0.9,
     "alpha_epochs": 8.0,
     "batch_size": 64,
@@ -41,9 +41,10 @@ ALBEF = {
     "loop": LoopConfig(log_every=50),
 }  # fmt: skip
 
-# salesforce/BLIP, configs/pretrain.yaml and pretrain.py: 3e-4 for batches of 75 per GPU, here of 32; 3000 steps of
-# warm-up; 14 million images. Differences: a cosine instead of a factor of 0.9 per epoch; RandAugment has all of its
-# operations; captions are given, not bootstrapped.
+# Li et al. 2022 (BLIP, arXiv:2201.12086), section 4.1: 3e-4 for batches of 2,880, weight decay of 0.05, 20 epochs of 14
+# million images. The warm-up of 3,000 steps and the first and last rates are as we remember the released code.
+# Differences: a cosine instead of a factor of 0.85 per epoch; RandAugment has all of its operations; captions are given,
+# not bootstrapped.
 BLIP = {
     "model": "blip_base",
     "objectives": WRITES,
@@ -54,10 +55,10 @@ BLIP = {
     ),
     "context": 30,
     "alpha_epochs": 2.0,
-    "batch_size": 2400,
+    "batch_size": 2880,
     "epochs": 20,
     "optim": OptimizerConfig(
-        learning_rate=3.2e-5, warmup_learning_rate=1e-7, final_learning_rate=1e-7, warmup_epochs=0.5, beta2=0.999,
+        learning_rate=2.67e-5, warmup_learning_rate=9e-8, final_learning_rate=9e-8, warmup_epochs=0.5, beta2=0.999,
         weight_decay=0.05,
     ),
     "loop": LoopConfig(log_every=50),
