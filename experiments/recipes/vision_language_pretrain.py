@@ -43,8 +43,8 @@ ALBEF = {
 
 # Li et al. 2022 (BLIP, arXiv:2201.12086), section 4.1: 3e-4 for batches of 2,880, weight decay of 0.05, 20 epochs of 14
 # million images. The warm-up of 3,000 steps and the first and last rates are as we remember the released code.
-# Differences: a cosine instead of a factor of 0.85 per epoch; RandAugment has all of its operations; captions are given,
-# not bootstrapped.
+# Differences: a cosine instead of a factor of 0.85 per epoch; RandAugment has all of its operations; captions are not
+# bootstrapped.
 BLIP = {
     "model": "blip_base",
     "objectives": WRITES,

@@ -61,7 +61,7 @@ REFUSED = [
     (retrieve, {"neighbours": 0}, "neighbours is 0: it must be 1 or more"),
     (retrieve, {"query": "a dog"}, "a search needs both a query and embeddings: give --query"),
     (retrieve, {"query": " ", "index": "a.npz"}, "query is empty: give a sentence"),
-    (retrieve, {"query": "a", "index": "a.npz", "dual_softmax": True}, "dual_softmax and rerank are for whole test sets"),
+    (retrieve, {"query": "a", "index": "a.npz", "dual_softmax": True}, "dual_softmax and rerank are for whole"),
     (umt_pretrain, {"mask_ratio": 1.0}, "mask_ratio is 1.0: it must be at least 0 and below 1"),
     (umt_pretrain, {"layers": 0}, "layers is 0: it must be above 0"),
     (zero_shot, {"shots": 1, "classes": "a.txt"}, "classes sets class names, which --shots does not use"),
