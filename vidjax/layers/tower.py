@@ -1,4 +1,4 @@
-"""What models with a video tower have in common."""
+"""What models around another model have in common: the clips that they are meant for."""
 
 
 class ClipsOfVideoTower:
@@ -23,3 +23,22 @@ class ClipsOfVideoTower:
     def num_classes(self) -> None:
         """None: the model is no classifier."""
         return None
+
+
+class ClipsOfTower:
+    """The clips of a model are those of its `tower`, to which it adds a head."""
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of the clips that the tower is meant for."""
+        return self.tower.num_frames
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of these clips."""
+        return self.tower.image_size
+
+    @property
+    def channels(self) -> int:
+        """Channels of these clips."""
+        return self.tower.channels

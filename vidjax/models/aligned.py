@@ -18,7 +18,7 @@ from vidjax.errors import UserError
 from vidjax.layers.card import Card
 from vidjax.layers.convolution import pytorch_bias, pytorch_kernel
 from vidjax.layers.normalization import LayerNorm
-from vidjax.layers.tower import ClipsOfVideoTower
+from vidjax.layers.tower import ClipsOfTower, ClipsOfVideoTower
 from vidjax.models.video_text import unit
 from vidjax.models.vit import ViT
 
@@ -26,7 +26,7 @@ Joining = Literal["concatenated", "averaged", "pooled"]
 INITIAL_TEMPERATURE = 0.07
 
 
-class VideoTokens(nn.Module):
+class VideoTokens(ClipsOfTower, nn.Module):
     """A video model without classes in place of an image tower: its normalised tokens, frame by frame.
 
     The first token of each frame (or tube) is the mean of the others, as most video models have no class token there.
@@ -50,21 +50,6 @@ class VideoTokens(nn.Module):
     def frozen_parts(self) -> tuple[str, ...]:
         """Beginnings of the paths of the parameters that are not trained: those that the tower freezes."""
         return tuple(f"tower/{part}" for part in getattr(self.tower, "frozen_parts", ()))
-
-    @property
-    def num_frames(self) -> int:
-        """Frames of the clips that the tower is meant for."""
-        return self.tower.num_frames
-
-    @property
-    def image_size(self) -> int:
-        """Height and width of these clips."""
-        return self.tower.image_size
-
-    @property
-    def channels(self) -> int:
-        """Channels of these clips."""
-        return self.tower.channels
 
     def encode(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b _ _ _ d"]:
         """The tower's features on the space-time grid."""

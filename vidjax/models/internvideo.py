@@ -39,6 +39,7 @@ from vidjax.layers.attention import Attention
 from vidjax.layers.card import Card
 from vidjax.layers.normalization import LayerNorm
 from vidjax.layers.patches import grid, on_grid
+from vidjax.layers.tower import ClipsOfTower
 from vidjax.layers.transformer import Block, Encoder, Mlp
 from vidjax.models import clip, uniformerv2
 from vidjax.models.text import TEXT_VARIANTS
@@ -100,7 +101,7 @@ def embed_with_tokens(
     return feature, max(stacks.values(), key=len)
 
 
-class TowerClassifier(nn.Module):
+class TowerClassifier(ClipsOfTower, nn.Module):
     """A linear classifier of the features of a tower without classes, such as the video tower of a video-text model.
 
     Attributes:
@@ -115,21 +116,6 @@ class TowerClassifier(nn.Module):
     def setup(self) -> None:
         """Creates the head."""
         self.classifier = nn.Dense(self.num_classes, kernel_init=ZEROS, dtype=self.dtype, name="head")
-
-    @property
-    def num_frames(self) -> int:
-        """Frames of the clips that the tower is meant for."""
-        return self.tower.num_frames
-
-    @property
-    def image_size(self) -> int:
-        """Height and width of these clips."""
-        return self.tower.image_size
-
-    @property
-    def channels(self) -> int:
-        """Channels of these clips."""
-        return self.tower.channels
 
     def encode(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b _ _ _ d"]:
         """The tower's features on the space-time grid."""

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 from vidjax.errors import UserError
 from vidjax.layers.attention import Place
 from vidjax.layers.card import Card
-from vidjax.layers.tower import ClipsOfVideoTower
+from vidjax.layers.tower import ClipsOfTower, ClipsOfVideoTower
 
 INITIAL_SCALE = log(1 / 0.07)  # CLIP's
 
@@ -53,7 +53,7 @@ def once(x: Array) -> AbstractContextManager[None]:
     return nn.intercept_methods(remember)
 
 
-class Projected(nn.Module):
+class Projected(ClipsOfTower, nn.Module):
     """A video model without classes, followed by a linear projection into the joint embedding space.
 
     Attributes:
@@ -77,21 +77,6 @@ class Projected(nn.Module):
     def frozen_parts(self) -> tuple[str, ...]:
         """Beginnings of the paths of the parameters that are not trained: those that the tower freezes."""
         return tuple(f"tower/{part}" for part in getattr(self.tower, "frozen_parts", ()))
-
-    @property
-    def num_frames(self) -> int:
-        """Frames of the clips that the tower is meant for."""
-        return self.tower.num_frames
-
-    @property
-    def image_size(self) -> int:
-        """Height and width of these clips."""
-        return self.tower.image_size
-
-    @property
-    def channels(self) -> int:
-        """Channels of these clips."""
-        return self.tower.channels
 
     def encode(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b _ _ _ d"]:
         """The tower's features on the space-time grid, before the projection."""
