@@ -82,7 +82,9 @@ def recipes_page() -> str:
     parts = []
     for name in TRAINING:
         script = load_script(name)
-        remarks = comments(ROOT / "experiments" / "recipes" / f"{name}.py")
+        folder = ROOT / "experiments" / "recipes"
+        files = [folder / f"{name}.py", *folder.glob(f"_{name}_*.py")]
+        remarks = {recipe: remark for path in files for recipe, remark in comments(path).items()}
         lines = [
             "| recipe | model | clips | batch | epochs | peak rate at that batch | published top-1 | source |",
             "|---|---|---|---|---|---|---|---|",

@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+from recipes import _finetune_convolutional as convolutional
+from recipes._finetune_convolutional import CSN, HARD, LONG
 from vidjax.data.config import AugmentConfig, LabelledDataConfig
 from vidjax.training.loop import LoopConfig
 from vidjax.training.optimizer import OptimizerConfig
@@ -33,7 +35,6 @@ DEMO = {
 STRONG = AugmentConfig(
     crop="random_resized", flip=True, rand_augment_ops=4, rand_augment_magnitude=7, random_erasing=0.25
 )
-LONG = LoopConfig(log_every=50)
 # MCG-NJU/VideoMAE, scripts/kinetics and scripts/ssv2: 64 GPUs with 6 (B) or 2 (L) videos each, repeated twice.
 VIDEOMAE_BASE = {
     "model": "videomae_base",
@@ -126,97 +127,7 @@ UNIFORMER = {
     ),
     "loop": LONG,
 }
-# arXiv:1711.11248 and torchvision's reference: 0.01 for 32 clips, divided by 10 every 10 of 45 epochs. One of their
-# epochs has five clips of each video.
-R2PLUS1D = {
-    "model": "r2plus1d_18",
-    "data": LabelledDataConfig(frames=16, size=112, short_side=128, stride=2, augment=AugmentConfig(flip=True)),
-    "mixup": 0.0,
-    "cutmix": 0.0,
-    "label_smoothing": 0.0,
-    "batch_size": 256,
-    "epochs": 225,
-    "optim": OptimizerConfig(
-        kind="sgd", learning_rate=0.08, warmup_epochs=50, milestones=(100, 150, 200), weight_decay=1e-4
-    ),
-    "loop": LONG,
-}
-
-# mmaction2, configs/recognition: TSN with 0.01 for 256 videos, TSM with 0.02 for 128 and five times as much for the
-# head. Difference: the originals decay biases and norms too.
-HARD = {"mixup": 0.0, "cutmix": 0.0, "label_smoothing": 0.0, "loop": LONG}
-SEGMENTS = LabelledDataConfig(
-    frames=8, sampling="segments", protocol="mmaction2", short_side=256, augment=AugmentConfig(flip=True)
-)
-TSN = {
-    "model": "tsn_50",
-    "data": SEGMENTS,
-    **HARD,
-    "batch_size": 256,
-    "epochs": 100,
-    "optim": OptimizerConfig(
-        kind="sgd", learning_rate=0.01, warmup_epochs=0, milestones=(40, 80), weight_decay=1e-4, clip_norm=40.0
-    ),
-}
-TSN_FLOW = TSN | {
-    "model": "tsn_50_flow",
-    "data": replace(
-        SEGMENTS, stream="flow", frames=15, consecutive=5, augment=AugmentConfig(crop="random_resized", flip=True)
-    ),
-    "epochs": 110,
-    "optim": replace(TSN["optim"], learning_rate=0.005, milestones=(70, 100)),
-}
-TSM = TSN | {
-    "model": "tsm_50_8",
-    "batch_size": 128,
-    "epochs": 50,
-    "head_factor": 5.0,
-    "optim": OptimizerConfig(
-        kind="sgd", learning_rate=0.04, warmup_learning_rate=0.004, warmup_epochs=5, milestones=(25, 45),
-        weight_decay=1e-4, clip_norm=20.0,
-    ),
-}  # fmt: skip
-# mmaction2, configs/recognition/csn: 5e-4 for 96 clips, from weights of IG-65M.
-CSN = {
-    "model": "ircsn_152",
-    "data": LabelledDataConfig(
-        frames=32, stride=2, protocol="mmaction2", short_side=256,
-        augment=AugmentConfig(crop="random_resized", flip=True),
-    ),
-    **HARD,
-    "batch_size": 96,
-    "epochs": 58,
-    "optim": OptimizerConfig(
-        kind="sgd", learning_rate=5e-4 * 256 / 96, warmup_learning_rate=5e-5 * 256 / 96, warmup_epochs=16,
-        milestones=(32, 48), weight_decay=1e-4, clip_norm=40.0,
-    ),
-}  # fmt: skip
-# facebookresearch/SlowFast, configs/Kinetics: SGD with Nesterov's momentum, 0.1 for 64 clips (X3D: for 128), and a
-# cosine from the first epoch on. Differences: the original resizes the short side to a random 256 to 320 pixels (X3D-S:
-# 182 to 228) before cropping; it decays the bias of the head; and before every test it computes the means and variances
-# of batch norm from 200 batches ("precise BN"), in place of our running averages.
-SLOWFAST = {
-    "model": "slowfast_50_8x8",
-    "data": LabelledDataConfig(frames=32, stride=2, fps=30 / 2, protocol="slowfast", augment=AugmentConfig(flip=True)),
-    **HARD,
-    "batch_size": 64,
-    "epochs": 196,
-    "optim": OptimizerConfig(
-        kind="sgd", nesterov=True, learning_rate=0.4, warmup_learning_rate=0.04, final_learning_rate=0.0,
-        warmup_epochs=34, cosine_from_start=True, weight_decay=1e-4,
-    ),
-}  # fmt: skip
-EIGHT = replace(SLOWFAST["data"], frames=8, stride=8, fps=30 / 8)
-X3D = SLOWFAST | {
-    "model": "x3d_m",
-    "data": replace(SLOWFAST["data"], frames=16, stride=5, fps=30 / 5),
-    "batch_size": 128,
-    "epochs": 300,
-    "optim": replace(
-        SLOWFAST["optim"], learning_rate=0.2, warmup_learning_rate=0.02, warmup_epochs=35, weight_decay=5e-5
-    ),
-}
-# The same, configs/Kinetics/MVIT*: 1e-4 for 16 videos, each twice.
+# facebookresearch/SlowFast, configs/Kinetics/MVIT*: 1e-4 for 16 videos, each twice.
 MVIT = {
     "model": "mvit_base_16x4",
     "data": LabelledDataConfig(frames=16, stride=4, fps=30 / 4, protocol="slowfast_offset", augment=STRONG, repeats=2),
@@ -229,8 +140,45 @@ MVIT = {
     ),
     "loop": LONG,
 }  # fmt: skip
-# mmaction2, configs/recognition/swin: 1e-3 for 64 clips, a tenth of it for all but the head. Difference: the original
-# does not decay the tables of relative positions.
+MVIT_32X3 = MVIT | {
+    "model": "mvit_base_32x3",
+    "data": replace(MVIT["data"], frames=32, stride=3, fps=30 / 3),
+    "drop_path": 0.3,
+}
+# configs/SSv2/MVITv2_*, from the weights of Kinetics-400: SGD with Nesterov's momentum, 0.0025 (S) or 0.0015 (B) for 16
+# videos, 0.00125 (L) for 8. Difference: the original resizes the short side to a random 256 to 320 pixels (L: 356 to
+# 446) before cropping.
+MVIT_SSV2 = MVIT | {
+    "model": "mvitv2_small_16x4",
+    "data": replace(
+        SSV2, protocol="slowfast_offset", augment=replace(STRONG, crop="multi_scale", flip=False), repeats=1
+    ),
+    "drop_path": 0.4,
+    "batch_size": 16,
+    "epochs": 100,
+    "optim": OptimizerConfig(
+        kind="sgd", nesterov=True, learning_rate=0.04, warmup_learning_rate=1.6e-3, final_learning_rate=1.6e-5,
+        warmup_epochs=3, weight_decay=1e-4,
+    ),
+}  # fmt: skip
+# mmaction2, configs/recognition/mvit: 9.6e-3 for 256 videos, each twice, from weights of MaskFeat.
+MVIT_MASKFEAT = MVIT | {
+    "model": "mvitv2_small_16x4_maskfeat",
+    "data": LabelledDataConfig(
+        frames=16, stride=4, protocol="mmaction2", short_side=256, augment=replace(STRONG, rand_augment_ops=2),
+        repeats=2,
+    ),
+    "drop_path": 0.1,
+    "batch_size": 512,
+    "epochs": 100,
+    "optim": OptimizerConfig(
+        learning_rate=4.8e-3, warmup_learning_rate=8e-6, final_learning_rate=8e-6, warmup_epochs=20, beta2=0.999,
+        clip_norm=5.0, layer_decay=0.75,
+    ),
+}  # fmt: skip
+# mmaction2, configs/recognition/swin: 1e-3 for 64 clips, a tenth of it for all but the head. Those from ImageNet-22k
+# and on Something-Something, which starts from the former: SwinTransformer/Video-Swin-Transformer, 3e-4 for 64 (its
+# issue 59). L: mmaction2. Difference: the originals do not decay the tables of relative positions.
 SWIN = {
     "model": "video_swin_t",
     "data": CSN["data"],
@@ -244,6 +192,12 @@ SWIN = {
         weight_decay=0.02,
     ),
 }  # fmt: skip
+SWIN_FROM_22K = SWIN | {
+    "model": "video_swin_b",
+    "data": replace(SWIN["data"], protocol="video_swin"),
+    "drop_path": 0.2,
+    "optim": replace(SWIN["optim"], learning_rate=1.2e-4, warmup_learning_rate=1.2e-5, weight_decay=0.05),
+}
 # amazon-science/gluonmm, scripts/action_recognition: 0.01 for 24 clips. Differences: the original resizes the short
 # side to a random 256 to 320 pixels before cropping, decays biases and norms too, spreads the frames of a training clip
 # up to its last one, and has dropout of 0.1 inside blocks.
@@ -375,27 +329,52 @@ RECIPES = {
         "model": "uniformerv2_large_14_ssv2",
         "optim": replace(UNIFORMERV2["optim"], learning_rate=2e-5),
     },  # 72.1 from CLIP, 1x3 views
-    "r2plus1d_18_k400": R2PLUS1D,  # 67.5 (torchvision), 5x1 views
-    "tsn_50_k400": TSN,  # 74.12 from ImageNet, 25x10 views
-    "tsn_50_flow_k400": TSN_FLOW,  # of optical flow in records; no figure is published
-    "tsm_50_k400": TSM,  # 73.18 from ImageNet, 1x10 views
-    "ircsn_152_k400": CSN,  # 82.87 from IG-65M, 10x3 views
-    "slow_50_k400": SLOWFAST | {"model": "slow_50_8x8", "data": EIGHT},  # 74.8, 10x3 views
-    "i3d_50_k400": SLOWFAST | {"model": "i3d_50_8x8", "data": EIGHT},  # 73.5, 10x3 views
-    "slowfast_50_4x16_k400": SLOWFAST | {"model": "slowfast_50_4x16"},  # 75.6, 10x3 views
-    "slowfast_50_8x8_k400": SLOWFAST,  # 77.0, 10x3 views
-    "x3d_s_k400": X3D | {
-        "model": "x3d_s",
-        "data": replace(X3D["data"], frames=13, stride=6, fps=30 / 6, size=160, short_side=182),
-    },  # 73.5, 10x3 views
-    "x3d_m_k400": X3D,  # 76.2, 10x3 views
     "mvit_base_k400": MVIT,  # 78.4, 5x1 views
+    "mvit_base_32x3_k400": MVIT_32X3,  # 80.4, 5x1 views
+    "mvit_base_32x3_k600": MVIT_32X3,  # 83.9, 5x1 views
     "mvitv2_small_k400": MVIT | {"model": "mvitv2_small_16x4"},  # 81.0, 5x1 views
+    "mvitv2_small_maskfeat_k400": MVIT_MASKFEAT,  # 81.8 from MaskFeat, 10x1 views
+    "mvitv2_base_k400": MVIT_32X3 | {"model": "mvitv2_base_32x3"},  # 82.9, 5x1 views
+    "mvitv2_small_ssv2": MVIT_SSV2,  # 68.2 from K400, 1x3 views
+    "mvitv2_base_ssv2": MVIT_SSV2 | {
+        "model": "mvitv2_base_32x3",
+        "data": replace(MVIT_SSV2["data"], frames=32),
+        "optim": replace(MVIT_SSV2["optim"], learning_rate=0.024),
+    },  # 70.5 from K400, 1x3 views
+    "mvitv2_large_ssv2": MVIT_SSV2 | {
+        "model": "mvitv2_large_40x3",
+        "data": replace(MVIT_SSV2["data"], frames=40, size=312, short_side=356),
+        "mixup": 0.0,
+        "cutmix": 0.0,
+        "drop_path": 0.75,
+        "batch_size": 8,
+        "epochs": 40,
+        "optim": replace(
+            MVIT_SSV2["optim"], warmup_learning_rate=3.2e-5, final_learning_rate=3.2e-5, clip_norm=2.0
+        ),
+        "remat": "blocks",
+    },  # 73.3 from ImageNet-21k and K400, 1x3 views
     "vidtr_s_k400": VIDTR,  # 77.7 from ImageNet-21k, 10x3 views
     "video_swin_t_k400": SWIN,  # 78.9 from ImageNet, 4x3 views
+    "video_swin_s_k400": SWIN | {"model": "video_swin_s", "drop_path": 0.2},  # 80.54 from ImageNet, 4x3 views
     "video_swin_b_k400": SWIN | {
         "model": "video_swin_b",
         "drop_path": 0.3,
         "optim": replace(SWIN["optim"], weight_decay=0.05),
     },  # 80.57 from ImageNet, 4x3 views
+    "video_swin_b_k400_from_22k": SWIN_FROM_22K,  # 82.7 from ImageNet-22k, 4x3 views
+    "video_swin_b_k600_from_22k": SWIN_FROM_22K,  # 84.0 from ImageNet-22k, 4x3 views
+    "video_swin_l_k400": SWIN | {
+        "model": "video_swin_l",
+        "drop_path": 0.4,
+        "optim": replace(SWIN["optim"], weight_decay=0.05),
+    },  # 83.46 from ImageNet-22k, 4x3 views
+    "video_swin_b_ssv2": SWIN_FROM_22K | {
+        "model": "video_swin_b_16",
+        "data": replace(SSV2, frames=32, protocol="video_swin", repeats=1),
+        "label_smoothing": 0.1,
+        "drop_path": 0.4,
+        "epochs": 60,
+    },  # 69.6 from K400, 1x3 views
 }  # fmt: skip
+RECIPES |= convolutional.RECIPES
