@@ -96,7 +96,10 @@ def make_task(config: Config, model: nn.Module) -> MaskedPatches | MaskedUnits:
     if not isinstance(model, hiera_mae.Pretraining):
         return MaskedPatches(model, shape, config.mask, config.mask_ratio, config.decoder_mask, *targets)
     if (config.mask, config.decoder_mask, *targets) != ("random", "none", True, 1e-6):
-        raise UserError(f"{config.model} masks units at random and has normalised targets: add --mask random alone")
+        raise UserError(
+            f"{config.model} masks units at random and normalises targets as published: add --mask random, with "
+            "--target_epsilon 1e-6 for the demo, and neither --decoder_mask nor --no_normalize_target"
+        )
     return MaskedUnits(model, shape, config.mask_ratio)
 
 
