@@ -147,6 +147,7 @@ RECORDED = json.loads((Path(__file__).resolve().parents[1] / "goldens/recipes_19
 """The configs of an earlier version, as `tests/goldens/record_recipes.py` explains."""
 # Fields that recipes have set since, by the script and the beginning of their name, with the values from before.
 SET_SINCE = {
+    "mae_pretrain demo": {"epochs": 10, "optim.learning_rate": 0.016, "target_epsilon": 1e-6},
     "finetune videomae_": {"data.protocol": "vidjax"},
     "finetune uniformer_": {"data.protocol": "vidjax"},
     "finetune timesformer_": {"data.fps": None, "data.protocol": "vidjax"},
