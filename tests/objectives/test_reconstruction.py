@@ -75,7 +75,7 @@ def test_no_gradient_comes_from_tokens_that_do_not_count(pair):
 def test_painting_the_true_target_reproduces_the_video(video, normalize, epsilon):
     indices = jnp.array([[0, 5, 3], [7, 2, 11]])
     target = jnp.take_along_axis(pixel_targets(video, PATCH, normalize, epsilon), indices[..., None], axis=1)
-    painted = jax.jit(paint, static_argnums=(3, 4))(video, target, indices, PATCH, normalize, epsilon)
+    painted = jax.jit(paint, static_argnums=(3, 4, 5))(video, target, indices, PATCH, normalize, epsilon)
     np.testing.assert_allclose(painted, video, atol=1e-5)
 
 
