@@ -106,8 +106,8 @@ def make_classify(model: nn.Module, variables: dict, clips: ClipConfig) -> Calla
         views = jax.lax.map(one_view, jnp.swapaxes(video, 0, 1)).mean(axis=0)
         return views if model.card.average == "softmax" else jax.nn.softmax(views)
 
-    clip = jax.ShapeDtypeStruct((1, 1, clips.frames, clips.size, clips.size, 3), jnp.uint8)
-    jax.eval_shape(classify, variables, clip)  # fails before any video is read
+    clip = (1, 1, clips.frames, clips.size, clips.size, len(model.card.mean))
+    jax.eval_shape(classify, variables, jax.ShapeDtypeStruct(clip, jnp.uint8))  # fails before any video is read
     return lambda video: classify(variables, video)
 
 

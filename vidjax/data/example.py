@@ -1,7 +1,8 @@
 """Examples as named fields, each with a spec of how it is sampled, padded and augmented together with the clip.
 
 An example has streams of frames (`video`, and others such as `flow`), a label, captions, and values of further fields.
-A clip is a selection of frames of one stream; `rows` matches the other fields to its times and to its crop.
+A clip is a selection of frames of one stream, or of several joined along their channels (`video+flow`); `rows` matches
+the other fields to its times and to its crop.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -72,6 +73,24 @@ class Field:
 
 VIDEO = Field("frames", (3,), "uint8", color=True)
 LABEL = Field("numbers", (), "int32", fill=-1)
+
+
+def stream_names(name: str) -> tuple[str, ...]:
+    """The streams in the name of a field of frames: itself, or those joined along the channels, as in `video+flow`."""
+    return tuple(name.split("+"))
+
+
+def join_specs(name: str, fields: Sequence[Field]) -> Field:
+    """The spec of a joined field, given those of its streams, which are cut and mirrored by themselves.
+
+    Raises:
+      UserError: a field is not of frames, or is joined with itself.
+    """
+    if len(fields) == 1:
+        return fields[0]
+    if any(each.kind != "frames" for each in fields) or len(set(stream_names(name))) < len(fields):
+        raise UserError(f"{name} cannot be joined: give different streams of frames, such as video+flow")
+    return Field("frames", (sum(each.shape[0] for each in fields),), "uint8", rate=fields[0].rate)
 
 
 @runtime_checkable
@@ -196,15 +215,16 @@ class Source:
         return Clip(frames, example.label, example.captions, info)
 
     def specs(self, names: Sequence[str]) -> dict[str, Field]:
-        """The specs of the named fields.
+        """The specs of the named fields; `video+flow` is the one that joins these streams.
 
         Raises:
-          UserError: the source has no such field.
+          UserError: the source has no such field, or they cannot be joined.
         """
-        if unknown := [name for name in names if name not in self.fields]:
+        parts = {name: stream_names(name) for name in names}
+        if unknown := [part for each in parts.values() for part in each if part not in self.fields]:
             shared = " that its sources share" if self.parts else ""
             raise UserError(f"{self.name} has no field '{unknown[0]}'{shared}: choose among {', '.join(self.fields)}")
-        return {name: self.fields[name] for name in names}
+        return {name: join_specs(name, [self.fields[part] for part in each]) for name, each in parts.items()}
 
 
 def field_specs(source: Source, config: ClipConfig, fields: Sequence[str]) -> dict[str, Field]:

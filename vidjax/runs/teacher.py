@@ -103,6 +103,10 @@ def load_teacher(config: Any, model: nn.Module, source: "Source") -> tuple[Teach
     stream = usual_clips(name, teacher)["stream"] if is_run(name) else _stream_of(name, channels, data.stream, source)
     if source.specs([stream])[stream].shape != (channels,):
         raise UserError(f"teacher {name} takes {channels} channels, which {stream} of {source.name} does not have")
+    if stream == "video" and data.stream != "video":
+        raise UserError(
+            f"teacher {name} sees frames and data.stream is {data.stream}: choose a teacher of flow or both"
+        )
     weights = config.teacher_weight, config.teacher_features
     chosen = Teacher(teacher, stream, "video" if stream == data.stream else stream, channels, weights)
 
