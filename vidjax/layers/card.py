@@ -28,6 +28,8 @@ class Card:
       consecutive: frames of a clip that follow each other in the video, in each of the segments.
       protocol: whose rules decide where test clips and crops lie: a value of `data.config.Protocol`.
       views: clips in time x crops in space of the published test, such as `10x3`; empty if unknown.
+      heads: data sets with a softmax each (multi-task learning), whose classes are named `HEAD: CLASS`; empty for one
+        softmax over all classes.
       average: what that test averages over the views: probabilities, or logits before the softmax.
     """
 
@@ -46,6 +48,12 @@ class Card:
     protocol: str = "vidjax"
     views: str = ""
     average: Literal["softmax", "logits"] = "softmax"
+    heads: tuple[str, ...] = ()
+
+    @property
+    def head_sizes(self) -> tuple[int, ...]:
+        """How many of the classes are those of each head; empty without heads."""
+        return tuple(sum(name.startswith(f"{head}: ") for name in self.class_names) for head in self.heads)
 
     def preprocess(self, video: UInt8[Array | np.ndarray, "*b c"]) -> Float32[Array, "*b c"]:
         """Scales and normalises uint8 pixels for the model."""
