@@ -17,17 +17,18 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped, UInt8
+from jaxtyping import Float, Int, Num, Shaped
 
 from vidjax.data.config import ClipConfig
 from vidjax.data.crop import cut_region, cut_views
 from vidjax.data.example import EncodedStream, Example, Field, Stream, stream_names
+from vidjax.data.flow import from_bytes
 from vidjax.data.sampling import frame_times, frames_at
 
 Batch = dict[str, np.ndarray]
 """Arrays by name. Every batch contains
 
-    video   uint8 (b t h w c)
+    video   uint8 (b t h w c); float16 for optical flow that is stored so, in pixels, and for frames joined with it
     label   int32 (b,), -1 for none
     valid   bool (b,), False for unreadable examples and for padding rows; their video is black
     index   int32 (b,), index of the example, -1 for padding rows
@@ -83,12 +84,14 @@ def read_clips(
 
 
 def join_streams(
-    cuts: Mapping[str, UInt8[np.ndarray, "v t h w _"]], config: ClipConfig, specs: Mapping[str, Field]
-) -> dict[str, UInt8[np.ndarray, "v t h w _"]]:
+    cuts: Mapping[str, Num[np.ndarray, "v t h w _"]], config: ClipConfig, specs: Mapping[str, Field]
+) -> dict[str, Num[np.ndarray, "v t h w _"]]:
     """The arrays of frames in a row, from the crops of each stream of `read_clips`."""
     row = {}
     for name in (name for name, spec in specs.items() if spec.kind == "frames"):
         parts = [cuts[part] for part in stream_names(config.stream if name == "video" else name)]
+        if len({part.dtype for part in parts}) > 1:
+            parts = [part if part.dtype == np.float16 else from_bytes(part).astype(np.float16) for part in parts]
         row[name] = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
     return row
 
@@ -105,7 +108,7 @@ def cut_streams(
     config: ClipConfig,
     stored: Mapping[str, Field],
     specs: Mapping[str, Field],
-) -> dict[str, UInt8[np.ndarray, "v t s s _"]]:
+) -> dict[str, Num[np.ndarray, "v t s s _"]]:
     """The arrays of frames in a row of evaluation: all crops of each clip.
 
     Args:

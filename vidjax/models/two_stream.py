@@ -30,7 +30,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree
 
 from vidjax.errors import UserError
-from vidjax.layers.card import IMAGENET_MEAN, IMAGENET_STD, Card
+from vidjax.layers.card import FLOW_BOUND, IMAGENET_MEAN, IMAGENET_STD, Card
 from vidjax.layers.convolution import Conv3D
 from vidjax.layers.flow import stack_frames, stack_trajectories, subtract_mean
 from vidjax.layers.head import linear_unless_passed
@@ -39,8 +39,6 @@ from vidjax.layers.patches import check_video
 
 LAYERS = ((1, 7, 2, 0), (8 / 3, 5, 2, 1), (16 / 3, 3, 1, 1), (16 / 3, 3, 1, 1), (16 / 3, 3, 1, 1))
 """Of the convolutions: channels as multiples of the first one's, side, stride and padding."""
-REACH = 40.0
-"""Pixels between the extremes of stored flow, 0 and 255."""
 
 
 Fusion = Literal["sum", "max", "concatenation", "convolution"]
@@ -142,7 +140,7 @@ class CNNM(nn.Module):
             return stack_frames(video, self.stack)
         if not self.trajectories:
             return stack_frames(subtract_mean(video), self.stack)
-        along = stack_trajectories(video, self.stack, REACH * self.card.std[-1])
+        along = stack_trajectories(video, self.stack, 2 * FLOW_BOUND * self.card.std[-1])
         return along - stack_frames(video.mean(axis=(2, 3), keepdims=True), self.stack)
 
     def _fused(

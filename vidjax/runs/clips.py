@@ -122,10 +122,11 @@ def clip_arrays(source: "Source", data: ClipConfig, model: nn.Module) -> dict[st
     """
     from vidjax.data.example import field_specs
 
-    (channels,) = field_specs(source, data, ())["video"].shape
+    spec = field_specs(source, data, ())["video"]
+    (channels,) = spec.shape
     if channels != len(model.card.mean):
         raise UserError(
             f"data.stream {data.stream} has {channels} channels, the model takes {len(model.card.mean)}: "
             "choose another --data.stream, or a model for this one, such as i3d_flow for optical flow"
         )
-    return {"video": ((data.frames, data.size, data.size, channels), jnp.uint8)}
+    return {"video": ((data.frames, data.size, data.size, channels), jnp.dtype(spec.dtype))}
