@@ -261,7 +261,7 @@ def main(config: Config) -> dict[str, Any]:
     ids = [source.ids[i] for i in index[valid]]
     write_csv(out / "predictions.csv", predictions(probabilities[valid], labels[valid], ids, class_names))
     ids = [source.ids[i] for i in index[counted]]
-    write_scores(out, ids, labels[counted], probabilities[counted], class_names)
+    write_scores(out, ids, labels[counted], probabilities[counted], logits[counted], class_names)
     save_confusion(out / "confusion.png", result.confusion, class_names, f"top-1 {result.top1:.1%}, {coverage}")
     print(f"\n{text}\n\nwritten to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
     return numbers
