@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -49,7 +50,7 @@ def test_logits_are_added_as_by_two_stream_i3d(tmp_path, monkeypatch):
     pair, fused = (write(tmp_path / "axis", 0), write(tmp_path / "sign", 1, seed=1)), []
     monkeypatch.setattr(fuse, "recognition", lambda scores, labels: fused.append(scores) or recognition(scores, labels))
     numbers = fuse.main(fuse.Config(pair, combine="logits", out=str(tmp_path / "sum")))
-    rgb, flow = (read_scores(folder)["logits"] for folder in pair)
+    rgb, flow = (jnp.asarray(read_scores(folder)["logits"]) for folder in pair)
     np.testing.assert_allclose(fused[0], jax.nn.softmax(inception3d.two_stream(rgb, flow)), rtol=1e-5)
     assert numbers["top1"] > 0.95 and all(accuracy < 0.8 for accuracy in numbers["alone"].values())
     assert "sum of the logits, weights 1, 1" in (tmp_path / "sum" / "fusion.txt").read_text()

@@ -5,6 +5,7 @@ import json
 import sys
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import videos
@@ -71,7 +72,7 @@ def test_a_head_of_a_model_is_a_classifier_of_its_data_set():
     variables = perturbed(model)
     one, few = runs.choose_head(model, variables, "b", "the run")
     assert one.card.class_names == ("up", "left", "right") and one.card.heads == () and one.num_classes == 3
-    video = np.random.default_rng(0).normal(size=(1, 1, 64, 64, 3)).astype(np.float32)
+    video = jnp.asarray(np.random.default_rng(0).normal(size=(1, 1, 64, 64, 3)), jnp.float32)
     np.testing.assert_array_equal(one.apply(few, video), model.apply(variables, video)[:, 2:])
     assert runs.choose_head(one, few, None, "the run") == (one, few)
     for chosen, head, message in (

@@ -10,8 +10,8 @@ from vidjax.objectives.multi_task import own_logits, smooth_labels, softmax_of_t
 SIZES = (3, 2)
 LABELS = np.array([1, 4, 0, 3, 2])
 VALID = np.array([True, True, True, True, False])
-LOGITS = np.random.default_rng(0).normal(0, 2, (5, 5)).astype(np.float32)
-TARGETS = np.eye(5, dtype=np.float32)[LABELS]
+LOGITS = jnp.asarray(np.random.default_rng(0).normal(0, 2, (5, 5)), jnp.float32)
+TARGETS = jnp.eye(5)[LABELS]
 
 
 def log_probability(logits, label):
@@ -33,7 +33,7 @@ def test_the_loss_is_the_sum_of_those_of_the_data_sets_and_others_scores_do_not_
 
 
 def test_a_clip_mixed_of_two_data_sets_counts_in_both_by_its_shares():
-    mixed = np.array([[0.0, 0.7, 0, 0.3, 0], [0, 0, 0, 0, 1.0]], np.float32)
+    mixed = jnp.array([[0.0, 0.7, 0, 0.3, 0], [0, 0, 0, 0, 1.0]])
     mean = sum_of_tasks(LOGITS[:2], mixed, jnp.ones(2, bool), SIZES).mean()
     first = -log_probability(LOGITS[0, :3], 1)  # the only one of its data set
     second = -(0.3 * log_probability(LOGITS[0, 3:], 0) + log_probability(LOGITS[1, 3:], 1)) / 1.3
