@@ -12,7 +12,7 @@ DEMO = {
     "objectives": WRITES,
     "video_model": "tsm_tiny",  # an image tower would not see the motion that captions tell of
     "data": CaptionedDataConfig(
-        frames=8, stride=3, size=48, short_side=48, augment=AugmentConfig(crop="center"),
+        frames=8, stride=3, size=32, short_side=32, augment=AugmentConfig(crop="center"),
         validation="synthetic:moving_shapes", validation_examples=256,
     ),
     "tokenizer": str(Path(__file__).resolve().with_name("moving_shapes.json")),  # words: bytes take longer to learn
