@@ -17,7 +17,7 @@ DEMO = {
     ),
     "tokenizer": str(Path(__file__).resolve().with_name("moving_shapes.json")),  # words: bytes take longer to learn
     "context": 16,
-    # Captions of small batches are rarely those of another video too, which contrast and matching take as negatives.
+    # In small batches, captions fit other videos less often, which contrast and matching take as negatives.
     "queue_size": 32,
     "batch_size": 32,
     "ema_decay": 0.9,
