@@ -1,5 +1,6 @@
 """Adapters and prompts in blocks, against NumPy modules written here from the original code."""
 
+import re
 from functools import partial
 from math import erf
 
@@ -148,13 +149,16 @@ def test_an_adapted_model_starts_as_its_base_and_has_its_parameters(name):
             with pytest.raises(UserError, match=f"{method} does not fit this .*: choose adapter or adaptformer"):
                 variable_shapes(model)
             continue
-        initial = flatten_dict(jax.jit(model.init)(jax.random.key(0), video)["params"], sep="/")
-        added = {path for path in initial if is_added(path)}
-        assert set(initial) - added == set(own) and added
-        layers = flatten_dict(layer_numbers(unflatten_dict(initial, sep="/")), sep="/")
-        assert {layers[path] for path in added} <= set(range(5))  # layer decay knows where each is
-        if method != "prompt":
-            actual = jax.jit(model.apply)({"params": unflatten_dict(initial | own, sep="/")}, video)
+        params = flatten_dict(perturbed(model)["params"], sep="/")
+        added = {path for path in params if is_added(path)}
+        assert set(params) - added == set(own) and added
+        layers = flatten_dict(layer_numbers(unflatten_dict(params, sep="/")), sep="/")
+        for path in added:  # layer decay has a prompt with its block
+            place = "/".join(path.split("/")[:2]).replace("prompt", "block")
+            assert layers[path] == layers.get(f"{place}/norm2/scale", 0)
+        if method != "prompt":  # which changes the attention from the start
+            zeros = {path: 0 * params[path] for path in added if re.search("/up/|/convolution/|_time/", path)}
+            actual = jax.jit(model.apply)({"params": unflatten_dict(params | zeros, sep="/")}, video)
             np.testing.assert_array_equal(actual, expected)
 
 

@@ -52,6 +52,8 @@ class AdaptConfig:
         check_values(self, "adapt.")
         if self.rank < 1:
             raise UserError(f"adapt.rank is {self.rank}: it must be 1 or more")
+        if self.everywhere and self.method not in ("st_adapter", "prompt"):
+            raise UserError("adapt.everywhere is for --adapt prompt and st_adapter: omit it")
         if self.alpha is not None and self.alpha <= 0:
             raise UserError(f"adapt.alpha is {self.alpha}: it must be above 0, or omitted")
 
