@@ -113,9 +113,9 @@ def make_model(config: Config, class_names: tuple[str, ...]) -> nn.Module:
     fields = {"num_classes": len(class_names), "num_frames": config.data.frames, "image_size": config.data.size}
     fields |= {name: value for name in ("drop_path", "dropout") if (value := getattr(config, name)) is not None}
     if "num_classes" not in vidjax.create_model(config.model).__dataclass_fields__:
-        name = config.model.removesuffix("_pretrain")
-        suggestion = name if name != config.model else "a classifier"
+        suggestion = config.model.removesuffix("_pretrain") if config.model.endswith("_pretrain") else "a classifier"
         raise UserError(f"model {config.model} has no classes: choose {suggestion}")
+    fields |= config.adapt.fields(config.model)
     model = vidjax.create_model(config.model, **fields, **runs.computing_fields(config, config.model))
     return model.clone(card=runs.trained_card(model.card, config.data, class_names, config.heads))
 
@@ -183,8 +183,8 @@ def main(config: Config, mesh: Mesh) -> dict[str, float]:
     state = run.begin(variables, frozen)
     del variables, frozen  # the state has its own copies
     classes = f"{len(source.class_names)}; {run.describe_validation()}"
-    tune = config.adapt.method if config.adapt.used else config.tune
-    run.announce(tune=f"{tune}: {run.trained:,} parameters", classes=classes)
+    tune = f"{config.adapt.method if config.adapt.used else config.tune}: {run.trained:,} parameters"
+    run.announce(tune=tune, classes=classes)
     chosen = "ema_top1" if config.ema_decay else "top1"
     batches = partial(run.labelled_batches, fields=teacher.fields if teacher else ())
     result = run.fit(state, batches, recognition_validator(run) if validation else None, best=chosen)

@@ -36,8 +36,17 @@ WRONG = [
         "optim.linear has no effect with optim.cosine_from_start or milestones: omit one of them",
     ),
     (LoopConfig, {"keep_every": 0}, "loop.keep_every is 0: it must be 1 or more, or omitted"),
-    (AdaptConfig, {"method": "ia3"}, "adapt.method is 'ia3': choose one of none, lora, dora, bias"),
+    (
+        AdaptConfig,
+        {"method": "ia3"},
+        "adapt.method is 'ia3': choose one of none, lora, dora, bias, adapter, adaptformer, st_adapter, aim, prompt",
+    ),
     (AdaptConfig, {"rank": 0}, "adapt.rank is 0: it must be 1 or more"),
+    (
+        AdaptConfig,
+        {"method": "aim", "everywhere": True},
+        "adapt.everywhere is for --adapt prompt and st_adapter: omit it",
+    ),
     (AdaptConfig, {"alpha": -1.0}, "adapt.alpha is -1.0: it must be above 0, or omitted"),
     (ClipConfig, {"sampling": "tsn"}, "data.sampling is 'tsn': choose one of dense, segments, uniform"),
     (ClipConfig, {"consecutive": 4}, "data.consecutive is for --data.sampling segments, not dense: omit it"),

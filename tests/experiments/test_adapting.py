@@ -14,7 +14,9 @@ import vidjax
 from vidjax import cli
 from vidjax.convert import save_pretrained
 from vidjax.data.config import AugmentConfig, LabelledDataConfig
+from vidjax.errors import UserError
 from vidjax.layers import low_rank
+from vidjax.layers.adapters import is_added
 from vidjax.models import create_model
 from vidjax.runs.adapting import AdaptConfig
 from vidjax.training.checkpoint import load_variables
@@ -113,6 +115,10 @@ WRONG = {
     "--adapt lora --init_from BASE --adapt.targets qurey": "adapt.targets: 'qurey' meets no kernel of the model: they "
     "are in fc1, fc2, head, key, out, patch_embedding, query, value",
     "--adapt lora --init_from BASE --adapt.also head tail": "adapt.also: 'tail' meets no parameter of the model",
+    "--adapt aim --init_from BASE": "aim does not fit this VideoMAE: choose adapter or adaptformer or prompt, or an "
+    "image tower such as vit_base_16",
+    "--adapt prompt --init_from BASE --model r3d_tiny": "adapt prompt: the blocks of r3d_tiny have no place for it: "
+    "use --adapt lora, which any model can, or a model of ViT, VideoMAE, ViViT or TimeSformer",
     "--adapt lora --init_from PRETRAINED": "does not have head_norm/.*, which would stay as it was initialised: train "
     "it too, with --adapt.also head head_norm",
 }
@@ -132,6 +138,40 @@ def test_contradictions_are_one_line(flags, base, tmp_path, capsys):
         finetune.main(cli.parse(finetune.Config, finetune.RECIPES, finetune.DATA_FLAG, [*small, *argv]))
     assert re.search(WRONG[flags], f"{stopped.value} {capsys.readouterr().err}")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.long
+def test_a_run_with_adapters_saves_them_alone_and_every_script_loads_the_whole_model(base, tmp_path, capsys):
+    adapt = AdaptConfig(method="adaptformer", rank=2)
+    config = changed(SMALL, adapt=adapt, workdir=str(tmp_path / "run"), init_from=str(base))
+    interrupt_after(3, finetune.main, config)
+    finetune.main(config)
+    trained = {path.removeprefix("params/"): value for path, value in load_variables(tmp_path / "run")[0].items()}
+    assert {path for path in trained if not is_added(path)} == {"head/kernel", "head/bias"}
+    assert sum(map(is_added, trained)) == 4 * 4 and all(np.any(value) for value in trained.values())
+    count = sum(value.size for value in trained.values())
+    assert f"adaptformer: {count:,} parameters" in capsys.readouterr().out
+
+    model, variables = vidjax.load_pretrained(tmp_path / "run", which="last")
+    assert model.adapter == adapt.adapter
+    loaded = flatten_dict(variables["params"], sep="/")
+    _, before = vidjax.load_pretrained(base)
+    for path, value in (flatten_dict(before["params"], sep="/") | trained).items():
+        np.testing.assert_array_equal(loaded[path], value)
+
+    convert_weights.main(convert_weights.Config(str(tmp_path / "run"), str(tmp_path / "ours"), layout="vidjax"))
+    again, copied = vidjax.load_pretrained(tmp_path / "ours")
+    assert again.adapter == adapt.adapter
+    jax.tree.map(np.testing.assert_array_equal, copied, vidjax.load_pretrained(tmp_path / "run")[1])
+    for layout, problem in {
+        "transformers": "has no entry for transformer/block_0/mlp_adapter/.*: choose another layout, such as vidjax",
+        "peft": "has trained neither LoRA nor DoRA",
+    }.items():
+        with pytest.raises(UserError, match=problem):
+            convert_weights.main(convert_weights.Config(str(tmp_path / "run"), str(tmp_path / layout), layout=layout))
+        assert not (tmp_path / layout).exists()
+    with pytest.raises(UserError, match="run already has adapters: adapt its base, or train it whole"):
+        finetune.main(changed(config, workdir=str(tmp_path / "second"), init_from=str(tmp_path / "run")))
 
 
 @pytest.mark.parametrize("method", ["lora", "dora", "bias"])

@@ -13,6 +13,7 @@ from vidjax.convert import files
 from vidjax.convert.files import Weights, weights_of
 from vidjax.convert.rules import Layout, Rule
 from vidjax.errors import UserError
+from vidjax.layers.adapters import Adapter
 from vidjax.layers.card import Card
 from vidjax.models import MODULES, towers, variable_shapes
 
@@ -83,7 +84,7 @@ def describe(model: nn.Module) -> dict:
     left_out = {"parent", "name", *COMPUTING}
     fields = {f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.name not in left_out}
     fields |= {name: describe(tower) for name, tower in towers(model).items()}
-    fields |= {name: dataclasses.asdict(value) for name, value in fields.items() if isinstance(value, Card)}
+    fields |= {name: dataclasses.asdict(value) for name, value in fields.items() if isinstance(value, Card | Adapter)}
     name = next((name for name, module in MODULES.items() if module is type(model)), None)
     if name is None:
         raise UserError(
@@ -128,6 +129,8 @@ def _build(description: dict) -> nn.Module:
     fields |= {name: _build(value) for name, value in fields.items() if isinstance(value, dict) and "module" in value}
     if "card" in fields:
         fields["card"] = Card(**{name: _tuples(value) for name, value in fields["card"].items()})
+    if fields.get("adapter"):
+        fields["adapter"] = Adapter(**fields["adapter"])
     return module(**fields)
 
 

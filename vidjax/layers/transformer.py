@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float
 from vidjax.errors import UserError
 from vidjax.kernels.sharding import split_clips
 from vidjax.layers.activations import exact_gelu
+from vidjax.layers.adapters import Adapter, attention_branch, mlp_branch
 from vidjax.layers.attention import Attention, Implementation, Place
 from vidjax.layers.normalization import LayerNorm
 from vidjax.layers.rotary import Rotation
@@ -91,6 +92,7 @@ class Block(nn.Module):
       implementation: of the attention, see `attend`.
       out_init: initializer of the last linear layer of each branch; `kernel_init` by default.
       cap: of the attention's scores, see `attend`.
+      adapter: trained beside frozen branches, see `layers.adapters`.
     """
 
     heads: int
@@ -103,6 +105,7 @@ class Block(nn.Module):
     out_init: nn.initializers.Initializer | None = None
     implementation: Implementation = "auto"
     cap: float | None = None
+    adapter: Adapter | None = None
     dtype: DTypeLike | None = None
 
     @nn.compact
@@ -114,14 +117,17 @@ class Block(nn.Module):
         mask: Bool[Array, "*#m #q k"] | None = None,
         rotation: Rotation | None = None,
         place: Place | None = None,
+        frames: int = 1,
     ) -> Float[Array, "b *n d"]:
         """The output has the shape of `x`; `mask` is True where a token may attend to another.
 
         Args:
           rotation: positions of the tokens, see `layers.rotary`; None without rotary embeddings.
           place: of the first token, if a text is read in parts; see `Attention`.
+          frames: of a clip, which adapters over time need; the first axis of `x` has those of all clips.
         """
         norm = partial(LayerNorm, epsilon=self.epsilon, dtype=self.dtype)
+        norm1, norm2 = norm(name="norm1"), norm(name="norm2")
         attention = Attention(
             self.heads,
             self.qkv_bias,
@@ -136,8 +142,15 @@ class Block(nn.Module):
         hidden = int(x.shape[-1] * self.mlp_ratio)
         mlp = Mlp(hidden, self.activation, self.kernel_init, self.out_init, dtype=self.dtype, name="mlp")
         branch = DropPath(name="drop_path")
-        x = x + branch(attention(norm(name="norm1")(x), mask=mask, rotation=rotation, place=place), drop_path, train)
-        return x + branch(mlp(norm(name="norm2")(x)), drop_path, train)
+
+        def attend(x: Array) -> Array:
+            return attention(norm1(x), mask=mask, rotation=rotation, place=place)
+
+        def drop(out: Array) -> Array:
+            return branch(out, drop_path, train)
+
+        x = attention_branch(self.adapter, x, attend, drop, frames)
+        return mlp_branch(self.adapter, x, norm2, mlp, drop, frames)
 
 
 def run_block(block: nn.Module, x: Array, drop_path: float, train: bool, remat: Remat = "none", **context) -> Array:
@@ -266,6 +279,7 @@ class Encoder(nn.Module):
         the parameters; their names and storage do not change, nor do those of running statistics. If "intermediates" is
         mutable, the blocks are unrolled.
       returned: numbers of the blocks whose outputs are returned, as a tuple, without `scan`; None for that of the last.
+      adapter: of the method `prompt`: adds trained tokens, which are not returned; the blocks are unrolled.
     """
 
     block: Callable[..., nn.Module] | tuple[Callable[..., nn.Module], ...]
@@ -274,6 +288,7 @@ class Encoder(nn.Module):
     remat: Remat = "none"
     scan: bool = False
     returned: tuple[int, ...] | None = None
+    adapter: Adapter | None = None
 
     @nn.compact
     def __call__(
@@ -290,11 +305,25 @@ class Encoder(nn.Module):
         ramp = np.linspace(0.0, self.drop_path, self.depth) if np.ndim(self.drop_path) == 0 else self.drop_path
         blocks = self.block if isinstance(self.block, tuple) else (self.block,)
         names, outputs = [f"block_{i}" for i in range(self.depth)], []
-        if between is None and scans(self):
+        prompted = self.adapter is not None and self.adapter.method == "prompt"
+        prompt = None
+        if between is None and not prompted and scans(self):
             alone = [block(parent=None) for block in blocks]
             return scan_blocks(self, alone, names, x, ramp, train, self.remat, **context)
         for i, rate in enumerate(ramp):
-            x = run_block(blocks[i % len(blocks)](name=names[i]), x, float(rate), train, self.remat, **context)
+            if prompted and (i == 0 or self.adapter.everywhere):
+                prompt = self._prompt(i, x)
+            tokens = x if prompt is None else jnp.concatenate([x, prompt], axis=1)
+            block = blocks[i % len(blocks)](name=names[i])
+            tokens = run_block(block, tokens, float(rate), train, self.remat, **context)
+            x, prompt = (tokens, None) if prompt is None else (tokens[:, : x.shape[1]], tokens[:, x.shape[1] :])
             x = x if between is None else between(i, x)
             outputs.append(x)
         return x if self.returned is None else tuple(outputs[i] for i in self.returned)
+
+    def _prompt(self, number: int, x: Float[Array, "b n d"]) -> Float[Array, "b p d"]:
+        """Trained tokens for a block, the same for all rows of `x`; initialised as VPT's for patches of `d` values."""
+        bound = (3 / x.shape[-1]) ** 0.5
+        shape = (self.adapter.width, x.shape[-1])
+        tokens = self.param(f"prompt_{number}", lambda key: jax.random.uniform(key, shape, minval=-bound, maxval=bound))
+        return jnp.broadcast_to(tokens.astype(x.dtype), (len(x), *shape))

@@ -25,6 +25,7 @@ from jaxtyping import Array, Float
 
 from vidjax.errors import UserError
 from vidjax.layers.activations import ACTIVATIONS, Activation
+from vidjax.layers.adapters import METHODS, Adapter, require_method
 from vidjax.layers.card import Card
 from vidjax.layers.embedding import PatchEmbedding, PositionTable
 from vidjax.layers.normalization import LayerNorm
@@ -60,7 +61,7 @@ class ShiftedBlock(nn.Module):
         """The output has the shape of `x`: tokens of each frame, class token first; it is not shifted."""
         patches = shift(einops.rearrange(x[:, 1:], "(b t) m d -> b t m d", t=frames))
         patches = einops.rearrange(patches, "b t m d -> (b t) m d")
-        return self.block(jnp.concatenate([x[:, :1], patches], axis=1), drop_path, train)
+        return self.block(jnp.concatenate([x[:, :1], patches], axis=1), drop_path, train, frames=frames)
 
 
 class ImageTower(nn.Module):
@@ -74,6 +75,7 @@ class ImageTower(nn.Module):
       num_frames, image_size: of the clips that the variant is meant for; positions are resized for other sizes.
       epsilon: of the layer norms.
       remat, scan: see `Encoder`.
+      adapter: trained beside frozen weights, see `layers.adapters`; AIM's adds positions of the `num_frames` in time.
     """
 
     width: int
@@ -92,6 +94,7 @@ class ImageTower(nn.Module):
     epsilon: float = 1e-5
     remat: Remat = "none"
     scan: bool = False
+    adapter: Adapter | None = None
     dtype: DTypeLike | None = None
 
     def setup(self) -> None:
@@ -108,14 +111,19 @@ class ImageTower(nn.Module):
         self.position = PositionTable(tuple(image), self.width, "cubic", normal)
         if self.joint:
             self.time = PositionTable((frames,), self.width, "linear", normal)
+        methods = ("adapter", "adaptformer", "prompt") if self.joint else METHODS
+        require_method(self.adapter, self, *methods)
+        if self.adapter is not None and self.adapter.method == "aim":
+            self.adapter_time = PositionTable((frames,), self.width, "linear", nn.initializers.zeros_init())
         self.norm_pre = LayerNorm(epsilon=self.epsilon, dtype=self.dtype)
         block = partial(
             Block, self.heads, self.mlp_ratio, epsilon=self.epsilon, activation=ACTIVATIONS[self.activation],
-            dtype=self.dtype, **scaled_by_depth(self.width, self.depth),
+            adapter=self.adapter, dtype=self.dtype, **scaled_by_depth(self.width, self.depth),
         )  # fmt: skip
         self.transformer = Encoder(
-            partial(ShiftedBlock, block) if self.shift else block, self.depth, self.drop_path, self.remat, self.scan
-        )
+            partial(ShiftedBlock, block) if self.shift else block, self.depth, self.drop_path, self.remat, self.scan,
+            adapter=self.adapter,
+        )  # fmt: skip
         self.norm_post = LayerNorm(epsilon=self.epsilon, dtype=self.dtype)
         self.projection = nn.Dense(self.features, use_bias=False, kernel_init=normal, dtype=self.dtype)
 
@@ -138,8 +146,10 @@ class ImageTower(nn.Module):
         sequences = 1 if self.joint else frames
         x = einops.rearrange(x, "b (f t) h w d -> (b f) (t h w) d", f=sequences)
         token = (self.class_token + self.class_position).astype(x.dtype)
-        x = self.norm_pre(jnp.concatenate([jnp.tile(token, (len(x), 1, 1)), x], axis=1))
-        x = self.transformer(x, train, between, **({"frames": frames} if self.shift else {}))
+        x = jnp.concatenate([jnp.tile(token, (len(x), 1, 1)), x], axis=1)
+        if self.adapter is not None and self.adapter.method == "aim":
+            x = x + jnp.tile(self.adapter_time((frames,)), (len(video), 1))[:, None].astype(x.dtype)
+        x = self.transformer(self.norm_pre(x), train, between, frames=frames)
         return einops.rearrange(self.norm_post(x), "(b f) m d -> b f m d", f=sequences)
 
     def layers(self, video: Float[Array, "b t h w c"], count: int) -> Float[Array, "k b n e"]:

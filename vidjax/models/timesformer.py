@@ -27,6 +27,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree
 
 from vidjax.errors import UserError
+from vidjax.layers.adapters import Adapter, attention_branch, mlp_branch, require_method
 from vidjax.layers.attention import Attention, Implementation
 from vidjax.layers.card import Card
 from vidjax.layers.convolution import pytorch_bias, pytorch_kernel
@@ -116,6 +117,7 @@ class GroupedBlock(nn.Module):
     groupings: dict[str, Grouping]
     mlp_ratio: float = 4.0
     implementation: Implementation = "auto"
+    adapter: Adapter | None = None
     dtype: DTypeLike | None = None
 
     @nn.compact
@@ -129,10 +131,12 @@ class GroupedBlock(nn.Module):
         """The output has the shape of `x`."""
         for name, grouping in self.groupings.items():
             attention = GroupedAttention(self.heads, grouping, self.implementation, self.dtype, name=name)
-            x = x + attention(x, drop_path, train, grid)
+            attend = partial(attention, drop_path=drop_path, train=train, grid=grid)
+            x = attention_branch(self.adapter, x, attend, lambda out: out, name=name)
+        norm2 = LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm2")
         mlp = Mlp(int(x.shape[-1] * self.mlp_ratio), kernel_init=NORMAL, dtype=self.dtype, name="mlp")
-        out = mlp(LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm2")(x))
-        return x + DropPath(name="drop_path")(out, drop_path, train)
+        branch = DropPath(name="drop_path")
+        return mlp_branch(self.adapter, x, norm2, mlp, lambda out: branch(out, drop_path, train))
 
 
 class TimeSformer(nn.Module):
@@ -147,6 +151,7 @@ class TimeSformer(nn.Module):
       num_frames, image_size: of the clips that the position tables are made for; they are resized for other sizes.
       remat, scan: see `Encoder`.
       implementation: of attention, see `attend`; "ring" is meant for joint attention.
+      adapter: trained beside frozen weights, see `layers.adapters`.
     """
 
     width: int
@@ -166,6 +171,7 @@ class TimeSformer(nn.Module):
     remat: Remat = "none"
     scan: bool = False
     implementation: Implementation = "auto"
+    adapter: Adapter | None = None
     dtype: DTypeLike | None = None
 
     def setup(self) -> None:
@@ -184,8 +190,12 @@ class TimeSformer(nn.Module):
             raise UserError(f"attention is '{self.attention}': choose joint, space, {', '.join(SCHEMES)}")
         if self.attention != "space":
             self.time = PositionTable((frames,), self.width, "nearest", ZEROS)
-        block = partial(block, mlp_ratio=self.mlp_ratio, implementation=self.implementation, dtype=self.dtype)
-        self.transformer = Encoder(block, self.depth, self.drop_path, self.remat, self.scan)
+        prompts = [] if self.attention in SCHEMES else ["prompt"]
+        require_method(self.adapter, self, "adapter", "adaptformer", *prompts)
+        block = partial(
+            block, mlp_ratio=self.mlp_ratio, implementation=self.implementation, adapter=self.adapter, dtype=self.dtype
+        )
+        self.transformer = Encoder(block, self.depth, self.drop_path, self.remat, self.scan, adapter=self.adapter)
         self.norm = LayerNorm(epsilon=1e-6, dtype=self.dtype)
         self.head_dropout = nn.Dropout(self.dropout)
         self.classifier = linear_unless_passed(self.head, self.num_classes, kernel_init=NORMAL, dtype=self.dtype)

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PyTree
 
+from vidjax.layers.adapters import Adapter, require_method
 from vidjax.layers.attention import Implementation
 from vidjax.layers.card import Card
 from vidjax.layers.convolution import pytorch_bias, pytorch_kernel
@@ -58,6 +59,7 @@ class VideoMAE(nn.Module):
       num_frames, image_size: of the clips that the variant is meant for; other multiples of the patch size also work.
       remat, scan: see `Encoder`.
       implementation: of attention, see `attend`.
+      adapter: trained beside frozen weights, see `layers.adapters`.
     """
 
     width: int
@@ -77,19 +79,21 @@ class VideoMAE(nn.Module):
     remat: Remat = "none"
     scan: bool = False
     implementation: Implementation = "auto"
+    adapter: Adapter | None = None
     dtype: DTypeLike | None = None
 
     def setup(self) -> None:
         """Creates the submodules, whose attribute names are the parameter names."""
+        require_method(self.adapter, self, "adapter", "adaptformer", "prompt")
         bias_init = pytorch_bias(self.channels * prod(self.patch_size))
         self.patch_embedding = PatchEmbedding(self.width, self.patch_size, pytorch_kernel, bias_init, self.dtype)
         # Pre-training uses Xavier initialisation; training a classifier from scratch uses timm's.
         kernel_init = XAVIER if self.final_norm else nn.initializers.normal(0.02)
         block = partial(
             Block, self.heads, self.mlp_ratio, key_bias=False, kernel_init=kernel_init,
-            implementation=self.implementation, dtype=self.dtype,
+            implementation=self.implementation, adapter=self.adapter, dtype=self.dtype,
         )  # fmt: skip
-        self.transformer = Encoder(block, self.depth, self.drop_path, self.remat, self.scan)
+        self.transformer = Encoder(block, self.depth, self.drop_path, self.remat, self.scan, adapter=self.adapter)
         if self.final_norm:
             self.norm = LayerNorm(epsilon=1e-6, dtype=self.dtype)
         small = nn.initializers.normal(0.02 * 0.001)  # the original scales its head by 0.001

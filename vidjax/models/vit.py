@@ -19,6 +19,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree
 
+from vidjax.layers.adapters import METHODS, Adapter, require_method
 from vidjax.layers.attention import Implementation
 from vidjax.layers.card import Card
 from vidjax.layers.convolution import pytorch_bias, pytorch_kernel
@@ -45,6 +46,7 @@ class ViT(nn.Module):
       epsilon: of the layer norms.
       remat, scan: see `Encoder`.
       implementation: of attention, see `attend`.
+      adapter: trained beside frozen weights, see `layers.adapters`; AIM's adds positions of the `num_frames` in time.
     """
 
     width: int
@@ -64,6 +66,7 @@ class ViT(nn.Module):
     remat: Remat = "none"
     scan: bool = False
     implementation: Implementation = "auto"
+    adapter: Adapter | None = None
     dtype: DTypeLike | None = None
 
     def setup(self) -> None:
@@ -74,11 +77,15 @@ class ViT(nn.Module):
         self.class_position = self.param("class_position", NORMAL, (1, 1, self.width))
         image = (self.image_size, self.image_size)
         self.position = PositionTable(grid((1, *image), (1, *self.patch_size[1:]))[1:], self.width, "cubic")
+        require_method(self.adapter, self, *METHODS)
+        if self.adapter is not None and self.adapter.method == "aim":
+            frames = grid((self.num_frames, *image), self.patch_size)[0]
+            self.adapter_time = PositionTable((frames,), self.width, "linear", nn.initializers.zeros_init())
         block = partial(
             Block, self.heads, self.mlp_ratio, epsilon=self.epsilon, kernel_init=NORMAL,
-            implementation=self.implementation, dtype=self.dtype,
+            implementation=self.implementation, adapter=self.adapter, dtype=self.dtype,
         )  # fmt: skip
-        self.transformer = Encoder(block, self.depth, self.drop_path, self.remat, self.scan)
+        self.transformer = Encoder(block, self.depth, self.drop_path, self.remat, self.scan, adapter=self.adapter)
         self.norm = LayerNorm(epsilon=self.epsilon, dtype=self.dtype)
         self.head_dropout = nn.Dropout(self.dropout)
         self.classifier = linear_unless_passed(self.head, self.num_classes, kernel_init=NORMAL, dtype=self.dtype)
@@ -92,7 +99,10 @@ class ViT(nn.Module):
         x = (x + self.position(tuple(image)).astype(x.dtype)).reshape(len(x), -1, self.width)
         token = (self.class_token + self.class_position).astype(x.dtype)
         x = jnp.concatenate([jnp.tile(token, (len(x), 1, 1)), x], axis=1)
-        return einops.rearrange(self.norm(self.transformer(x, train)), "(b t) n d -> b t n d", t=frames)
+        if self.adapter is not None and self.adapter.method == "aim":
+            x = x + jnp.tile(self.adapter_time((frames,)), (len(video), 1))[:, None].astype(x.dtype)
+        x = self.norm(self.transformer(x, train, frames=frames))
+        return einops.rearrange(x, "(b t) n d -> b t n d", t=frames)
 
     def encode(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b _ _ _ d"]:
         """Normalised patch tokens on their grid, without the class tokens."""

@@ -24,6 +24,7 @@ from jaxtyping import Array, Float, PyTree
 
 from vidjax.errors import UserError
 from vidjax.layers.activations import tanh_gelu
+from vidjax.layers.adapters import Adapter, attention_branch, mlp_branch, require_method
 from vidjax.layers.attention import Attention, DotProduct, Implementation
 from vidjax.layers.card import Card
 from vidjax.layers.embedding import PatchEmbedding, PositionTable
@@ -81,6 +82,7 @@ class FactorizedSelfAttentionBlock(nn.Module):
     heads: int
     mlp_ratio: float = 4.0
     implementation: Implementation = "auto"
+    adapter: Adapter | None = None
     dtype: DTypeLike | None = None
 
     @nn.compact
@@ -90,14 +92,20 @@ class FactorizedSelfAttentionBlock(nn.Module):
         """The output has the shape of `x`."""
         norm = partial(LayerNorm, epsilon=1e-6, dtype=self.dtype)
         attention = partial(Attention, self.heads, implementation=self.implementation, dtype=self.dtype)
+        temporal_norm, spatial_norm = norm(name="temporal_norm"), norm(name="spatial_norm")
+        over_time, over_space = attention(name="temporal_attention"), attention(name="spatial_attention")
         mlp = Mlp(int(x.shape[-1] * self.mlp_ratio), tanh_gelu, dtype=self.dtype, name="mlp")
         branch = DropPath(name="drop_path")
+
+        def drop(out: Array) -> Array:
+            return branch(out, drop_path, train)
+
         x = einops.rearrange(x, "b (t n) d -> b n t d", t=frames)
-        x = x + branch(attention(name="temporal_attention")(norm(name="temporal_norm")(x)), drop_path, train)
+        x = attention_branch(self.adapter, x, lambda x: over_time(temporal_norm(x)), drop, name="temporal")
         x = einops.rearrange(x, "b n t d -> b t n d")
-        x = x + branch(attention(name="spatial_attention")(norm(name="spatial_norm")(x)), drop_path, train)
+        x = attention_branch(self.adapter, x, lambda x: over_space(spatial_norm(x)), drop, name="spatial")
         x = einops.rearrange(x, "b t n d -> b (t n) d")
-        return x + branch(mlp(norm(name="norm2")(x)), drop_path, train)
+        return mlp_branch(self.adapter, x, norm(name="norm2"), mlp, drop)
 
 
 class FactorizedDotProduct(nn.Module):
@@ -133,6 +141,7 @@ class FactorizedDotProductBlock(nn.Module):
     heads: int
     mlp_ratio: float = 4.0
     implementation: Implementation = "auto"
+    adapter: Adapter | None = None
     dtype: DTypeLike | None = None
 
     @nn.compact
@@ -141,11 +150,16 @@ class FactorizedDotProductBlock(nn.Module):
     ) -> Float[Array, "b n d"]:
         """The output has the shape of `x`."""
         norm = partial(LayerNorm, epsilon=1e-6, dtype=self.dtype)
+        norm1, norm2 = norm(name="norm1"), norm(name="norm2")
         attention = FactorizedDotProduct(self.heads, self.implementation, self.dtype, name="attention")
         mlp = Mlp(int(x.shape[-1] * self.mlp_ratio), tanh_gelu, dtype=self.dtype, name="mlp")
         branch = DropPath(name="drop_path")
-        x = x + branch(attention(norm(name="norm1")(x), frames), drop_path, train)
-        return x + branch(mlp(norm(name="norm2")(x)), drop_path, train)
+
+        def drop(out: Array) -> Array:
+            return branch(out, drop_path, train)
+
+        x = attention_branch(self.adapter, x, lambda x: attention(norm1(x), frames), drop)
+        return mlp_branch(self.adapter, x, norm2, mlp, drop)
 
 
 BLOCKS = MappingProxyType(
@@ -171,6 +185,7 @@ class ViViT(nn.Module):
       num_frames, image_size: of the clips that the position table is made for; it is resized for other sizes.
       remat, scan: see `Encoder`.
       implementation: of attention, see `attend`; "ring" is meant for joint attention.
+      adapter: trained beside frozen weights, see `layers.adapters`.
     """
 
     width: int
@@ -192,6 +207,7 @@ class ViViT(nn.Module):
     remat: Remat = "none"
     scan: bool = False
     implementation: Implementation = "auto"
+    adapter: Adapter | None = None
     dtype: DTypeLike | None = None
 
     def setup(self) -> None:
@@ -200,6 +216,7 @@ class ViViT(nn.Module):
             raise UserError(f"attention is '{self.attention}': choose {', '.join(BLOCKS)}")
         if self.pooling == "class_token" and self.attention != "joint":
             raise UserError(f"ViViT with {self.attention} has no class token: set pooling to mean")
+        require_method(self.adapter, self, "adapter", "adaptformer", *(["prompt"] if self.attention == "joint" else []))
         patch = kernel_patch(self.patch_size, self.embedding)
         self.patch_embedding = PatchEmbedding(self.width, patch, dtype=self.dtype)
         if self.pooling == "class_token":
@@ -209,9 +226,9 @@ class ViViT(nn.Module):
         self.position = PositionTable(shape, self.width, "linear")
         block = partial(
             BLOCKS[self.attention], self.heads,
-            mlp_ratio=self.mlp_ratio, implementation=self.implementation, dtype=self.dtype,
+            mlp_ratio=self.mlp_ratio, implementation=self.implementation, adapter=self.adapter, dtype=self.dtype,
         )  # fmt: skip
-        self.transformer = Encoder(block, self.depth, self.drop_path, self.remat, self.scan)
+        self.transformer = Encoder(block, self.depth, self.drop_path, self.remat, self.scan, adapter=self.adapter)
         self.norm = LayerNorm(epsilon=1e-6, dtype=self.dtype)
         self.head_dropout = nn.Dropout(self.dropout)
         self.classifier = linear_unless_passed(self.head, self.num_classes, kernel_init=ZEROS, dtype=self.dtype)
@@ -275,10 +292,12 @@ class FactorizedEncoder(nn.Module):
     remat: Remat = "none"
     scan: bool = False
     implementation: Implementation = "auto"
+    adapter: Adapter | None = None
     dtype: DTypeLike | None = None
 
     def setup(self) -> None:
         """Creates the submodules, whose attribute names are the parameter names."""
+        require_method(self.adapter, self, "adapter", "adaptformer", "prompt")
         patch = kernel_patch(self.patch_size, self.embedding)
         self.patch_embedding = PatchEmbedding(self.width, patch, dtype=self.dtype)
         if self.pooling == "class_token":
@@ -291,11 +310,14 @@ class FactorizedEncoder(nn.Module):
         self.temporal_position = PositionTable((frames,), self.width, "linear")
         block = partial(
             Block, self.heads, self.mlp_ratio, activation=tanh_gelu,
-            implementation=self.implementation, dtype=self.dtype,
+            implementation=self.implementation, adapter=self.adapter, dtype=self.dtype,
         )  # fmt: skip
-        self.spatial_transformer = Encoder(block, self.depth, self.drop_path, self.remat, self.scan)
+        encoder = partial(
+            Encoder, block, drop_path=self.drop_path, remat=self.remat, scan=self.scan, adapter=self.adapter
+        )
+        self.spatial_transformer = encoder(depth=self.depth)
         self.spatial_norm = LayerNorm(epsilon=1e-6, dtype=self.dtype)
-        self.temporal_transformer = Encoder(block, self.temporal_depth, self.drop_path, self.remat, self.scan)
+        self.temporal_transformer = encoder(depth=self.temporal_depth)
         self.norm = LayerNorm(epsilon=1e-6, dtype=self.dtype)
         self.head_dropout = nn.Dropout(self.dropout)
         self.classifier = linear_unless_passed(self.head, self.num_classes, kernel_init=ZEROS, dtype=self.dtype)

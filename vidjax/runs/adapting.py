@@ -2,6 +2,9 @@
 
 The state's `params` are the few parameters, under the paths of the modules that they change; its `frozen` are those of
 the base, which no checkpoint repeats. The loss sees the parameters of the whole model, so that it does not differ.
+
+LoRA, DoRA and the biases change the parameters of any model. Adapters and prompts (`layers.adapters`) are further
+modules of a model that has a field for them.
 """
 
 import dataclasses
@@ -20,7 +23,8 @@ from jaxtyping import Array, Key, PyTree
 from vidjax.errors import UserError
 from vidjax.fields import check_values
 from vidjax.layers import low_rank
-from vidjax.models import variable_shapes
+from vidjax.layers.adapters import METHODS, Adapter, Method, is_added
+from vidjax.models import create_model, variable_shapes
 
 BASE = "base.json"
 """File in a work directory with the norm of the frozen parameters, by which the base is recognised when loading."""
@@ -46,10 +50,12 @@ def choose_trained(config: Any, model: nn.Module) -> PyTree[bool] | None:
 class AdaptConfig:
     """Training few parameters beside those of init_from, which are frozen and not saved again."""
 
-    method: Literal["none", "lora", "dora", "bias"] = "none"
-    """LoRA, DoRA, or only the biases; none trains the model itself (see tune)."""
+    method: Literal["none", "lora", "dora", "bias"] | Method = "none"
+    """LoRA, DoRA, only the biases, adapters or prompts in the blocks; none trains the model itself (see tune)."""
     rank: int = 8
-    """Columns of LoRA's and DoRA's factors."""
+    """Columns of LoRA's and DoRA's factors, width of an adapter's bottleneck, or number of prompts."""
+    everywhere: bool = False
+    """Prompts before each block instead of only the first; ST-Adapter before attention too, not only before the MLP."""
     alpha: float | None = None
     """The product of the factors is scaled by alpha / rank (default: twice the rank)."""
     rank_stabilized: bool = False
@@ -63,6 +69,8 @@ class AdaptConfig:
         check_values(self, "adapt.")
         if self.rank < 1:
             raise UserError(f"adapt.rank is {self.rank}: it must be 1 or more")
+        if self.everywhere and self.method not in ("st_adapter", "prompt"):
+            raise UserError("adapt.everywhere is for --adapt prompt and st_adapter: omit it")
         if self.alpha is not None and self.alpha <= 0:
             raise UserError(f"adapt.alpha is {self.alpha}: it must be above 0, or omitted")
 
@@ -87,6 +95,30 @@ class AdaptConfig:
         return self.method != "none"
 
     @property
+    def adapter(self) -> Adapter | None:
+        """What the model is created with."""
+        return Adapter(self.method, self.rank, self.everywhere) if self.method in METHODS else None
+
+    def fields(self, name: str) -> dict[str, Adapter]:
+        """Fields of the model that is adapted, by its name.
+
+        Raises:
+          UserError: the model has no place for adapters.
+        """
+        if self.adapter is None:
+            return {}
+        if "adapter" not in create_model(name).__dataclass_fields__:
+            raise UserError(
+                f"adapt {self.method}: the blocks of {name} have no place for it: use --adapt lora, which any model "
+                "can, or a model of ViT, VideoMAE, ViViT or TimeSformer"
+            )
+        return {"adapter": self.adapter}
+
+    def added(self, params: PyTree) -> list[str]:
+        """The paths of the parameters that the base does not have."""
+        return [] if self.adapter is None else [path for path in flatten_dict(params, sep="/") if is_added(path)]
+
+    @property
     def scale(self) -> float:
         """The factor of LoRA's product."""
         return low_rank.scale_of(self.rank, self.full_alpha, self.rank_stabilized)
@@ -103,7 +135,7 @@ class AdaptConfig:
           UserError: a pattern meets no parameter.
         """
         flat = flatten_dict(params, sep="/")
-        trained = set(low_rank.choose(params, self.also, "adapt.also"))
+        trained = set(low_rank.choose(params, self.also, "adapt.also")) | set(self.added(params))
         trained |= set(low_rank.choose(params, ["*"], "adapt.method bias", "bias")) if self.method == "bias" else set()
         few = {path: leaf for path, leaf in flat.items() if path in trained}
         if self.method in ("lora", "dora"):

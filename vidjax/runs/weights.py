@@ -18,6 +18,7 @@ from vidjax.convert.conversion import Report
 from vidjax.convert.rules import Inflation
 from vidjax.data.labels import find_classes
 from vidjax.errors import UserError
+from vidjax.layers.adapters import is_added
 from vidjax.models import variable_shapes
 from vidjax.models.aligned import Aligned, VideoTokens
 from vidjax.models.video_text import Projected, VideoText
@@ -283,7 +284,10 @@ def start_classifier(
         loaded = model.clone(num_classes=len(names), card=replace(model.card, class_names=names))
         head = jax.tree.map(partial(_with_classes, count=len(names)), variables["params"]["head"])
         initial = variables | {"params": variables["params"] | {"head": head}}
-    started, report = start_from(source, loaded, initial, new=() if keep_head else ("head/",))
+    added = adapt.added(variables["params"])
+    started, report = start_from(source, loaded, initial, new=(*added, *(() if keep_head else ("head/",))))
+    if added and any(map(is_added, report.unused)):
+        raise UserError(f"{source} already has adapters: adapt its base, or train it whole, with --adapt none")
     if adapt.used:
         require_loaded(adapt, variables["params"], report.new, source)
     if keep_head and any(path.startswith("head/") for path in report.new):
