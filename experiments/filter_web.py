@@ -28,6 +28,7 @@ from tyro.conf import Positional
 
 from vidjax import cli
 from vidjax.errors import UserError
+from vidjax.fields import check_values
 from vidjax.runs.results import read_scores, write_csv
 
 
@@ -55,6 +56,7 @@ class Config:
     """Leave out videos with at least this cosine similarity to a held-out one."""
 
     def __post_init__(self) -> None:
+        check_values(self)
         if not 0 <= self.threshold <= 1:
             raise UserError(f"threshold is {self.threshold}: it is a probability, between 0 and 1")
         if not -1 <= self.similarity <= 1:

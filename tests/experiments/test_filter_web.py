@@ -66,7 +66,7 @@ def web(tmp_path, monkeypatch):
     ids = [row.id for row in list_files("web.csv").rows][:5]
     Path("scores").mkdir()
     order = [4, 2, 0, 1, 3]  # the evaluation's order need not be the list's
-    write_scores(Path("scores"), [ids[i] for i in order], FOUND[order], SCORES[order], CLASSES)
+    write_scores(Path("scores"), [ids[i] for i in order], FOUND[order], SCORES[order], np.log(SCORES[order]), CLASSES)
     features = np.eye(5, 4)
     np.savez("web.npz", ids=np.array(ids), features=features)
     np.savez("val.npz", ids=np.array(["held.mp4", "held.mp4"]), features=np.array([[2.0, 0.1, 0, 0], [1.0, 0, 0, 0]]))
