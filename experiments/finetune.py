@@ -115,7 +115,7 @@ def make_model(config: Config, class_names: tuple[str, ...]) -> nn.Module:
     if "num_classes" not in vidjax.create_model(config.model).__dataclass_fields__:
         suggestion = config.model.removesuffix("_pretrain") if config.model.endswith("_pretrain") else "a classifier"
         raise UserError(f"model {config.model} has no classes: choose {suggestion}")
-    fields |= config.adapt.fields(config.model)
+    fields |= config.adapt.fields(config.model, config.init_from)
     model = vidjax.create_model(config.model, **fields, **runs.computing_fields(config, config.model))
     return model.clone(card=runs.trained_card(model.card, config.data, class_names, config.heads))
 

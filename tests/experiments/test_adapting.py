@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
@@ -18,6 +19,7 @@ from vidjax.errors import UserError
 from vidjax.layers import low_rank
 from vidjax.layers.adapters import is_added
 from vidjax.models import create_model
+from vidjax.runs import weights
 from vidjax.runs.adapting import AdaptConfig
 from vidjax.training.checkpoint import load_variables
 from vidjax.training.loop import LoopConfig
@@ -117,6 +119,7 @@ WRONG = {
     "--adapt lora --init_from BASE --adapt.also head tail": "adapt.also: 'tail' meets no parameter of the model",
     "--adapt aim --init_from BASE": "aim does not fit this VideoMAE: choose adapter or adaptformer or prompt, or an "
     "image tower such as vit_base_16",
+    "--adapt adaptformer --init_from BASE --adapt.alpha 0.1": "adapt.alpha is for LoRA and DoRA, not for adaptformer",
     "--adapt prompt --init_from BASE --model r3d_tiny": "adapt prompt: the blocks of r3d_tiny have no place for it: "
     "use --adapt lora, which any model can, or a model of ViT, VideoMAE, ViViT or TimeSformer",
     "--adapt lora --init_from PRETRAINED": "does not have head_norm/.*, which would stay as it was initialised: train "
@@ -172,6 +175,13 @@ def test_a_run_with_adapters_saves_them_alone_and_every_script_loads_the_whole_m
         assert not (tmp_path / layout).exists()
     with pytest.raises(UserError, match="run already has adapters: adapt its base, or train it whole"):
         finetune.main(changed(config, workdir=str(tmp_path / "second"), init_from=str(tmp_path / "run")))
+
+    again = finetune.make_model(changed(config, init_from=str(tmp_path / "run"), adapt=AdaptConfig()), ("a", "b", "c"))
+    assert again.adapter == adapt.adapter  # which a run that starts from this one keeps
+    new = jax.jit(again.init)(jax.random.key(5), jnp.zeros((1, again.num_frames, *2 * (again.image_size,), 3)))
+    started = weights.start_classifier(tmp_path / "run", again, new, keep_head=False)
+    kept, own = (tree["params"]["transformer"]["block_0"]["mlp_adapter"] for tree in (started, copied))
+    jax.tree.map(np.testing.assert_array_equal, kept, own)
 
 
 @pytest.mark.parametrize("method", ["lora", "dora", "bias"])

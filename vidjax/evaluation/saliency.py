@@ -15,6 +15,7 @@ from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float, Int
 
 from vidjax.errors import UserError
+from vidjax.layers.adapters import Bottleneck
 from vidjax.layers.attention import GridDotProduct
 from vidjax.layers.convolution import Conv3D, DepthwiseConv3D, MaxPool
 from vidjax.layers.embedding import PatchEmbedding
@@ -37,8 +38,13 @@ def attention_weights(
 def _sown(model: nn.Module, variables: dict, video: Float[Array, "b t h w c"], name: str) -> dict[Path, Array]:
     """What the modules that the pooled feature depends on sow under a name, by module path."""
     _, state = _features(model, variables, video, mutable=["intermediates"])
-    sown = flatten_dict(state.get("intermediates", {}))
-    return {path[:-1]: value for path, (value,) in sown.items() if path[-1] == name}
+    flat = flatten_dict(state.get("intermediates", {}))
+    sown = {path[:-1]: values for path, values in flat.items() if path[-1] == name}
+    if twice := [path for path, values in sown.items() if len(values) > 1]:
+        raise UserError(
+            f"{'/'.join(twice[0])} is called twice, over time and over space (AIM): its attention cannot be shown"
+        )
+    return {path: value for path, (value,) in sown.items()}
 
 
 def rollout(model: nn.Module, variables: dict, video: Float[Array, "b t h w c"]) -> Float[Array, "b f y x"]:
@@ -247,7 +253,7 @@ def _linear(
                 return jnp.broadcast_to(mean, (*mean.shape[:-1], module.features))
             if isinstance(module, MaxPool) or (isinstance(module, DepthwiseConv3D) and module.path[:-1] in pooling):
                 return _average(module, x)
-            if isinstance(module, Mlp | DepthwiseConv3D):
+            if isinstance(module, Mlp | Bottleneck | DepthwiseConv3D):
                 return jnp.zeros_like(x)
             if module.path in sown:
                 return attend(module, *args)

@@ -15,7 +15,9 @@ that begin with, or end in, `adapter`, or begin with `prompt`.
 Pitfalls, all as in the original code: AdaptFormer's bottleneck reads the tokens before the norm, AIM's beside the MLP
 those after it; ST-Adapter has no activation, leaves the class token as it is, and is the identity because of its
 convolution; drop path does not act on AdaptFormer's bottleneck, and in AIM acts only on what was added over time and
-beside the MLP. The originals train no norms but AIM's of the head; Houlsby's trains all, `also` of `runs.adapting`.
+beside the MLP. The originals train no norms but AIM's of the head; Houlsby's trains all, `also` of `runs.adapting`. In
+TimeSformer's blocks of two attentions, drop path acts before Houlsby's adapter, whose biases remain. Layer decay counts
+the blocks that have trained parameters, so that with prompts before the first alone there is one.
 """
 
 from collections.abc import Callable

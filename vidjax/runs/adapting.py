@@ -20,6 +20,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Key, PyTree
 
+from vidjax.convert.checkpoint import NAME, read_model
 from vidjax.errors import UserError
 from vidjax.fields import check_values
 from vidjax.layers import low_rank
@@ -73,6 +74,10 @@ class AdaptConfig:
             raise UserError("adapt.everywhere is for --adapt prompt and st_adapter: omit it")
         if self.alpha is not None and self.alpha <= 0:
             raise UserError(f"adapt.alpha is {self.alpha}: it must be above 0, or omitted")
+        for field in dataclasses.fields(self):
+            of_product = field.name in ("alpha", "rank_stabilized", "targets")
+            if of_product and self.method in METHODS and getattr(self, field.name) != field.default:
+                raise UserError(f"adapt.{field.name} is for LoRA and DoRA, not for {self.method}: omit it")
 
     def check(self, config: Any) -> None:
         """Checks this part of a script's config against `init_from` and `tune`.
@@ -99,15 +104,22 @@ class AdaptConfig:
         """What the model is created with."""
         return Adapter(self.method, self.rank, self.everywhere) if self.method in METHODS else None
 
-    def fields(self, name: str) -> dict[str, Adapter]:
-        """Fields of the model that is adapted, by its name.
+    def fields(self, name: str, source: str | None) -> dict[str, Adapter]:
+        """Fields of the model that is adapted, by its name; it keeps the adapters that the weights of a run have.
+
+        Args:
+          source: the weights that training starts from.
 
         Raises:
-          UserError: the model has no place for adapters.
+          UserError: the model has no place for adapters, or the weights have some already.
         """
+        path, has_place = Path(source or "").expanduser(), "adapter" in create_model(name).__dataclass_fields__
+        own = getattr(read_model(path), "adapter", None) if source and (path / NAME).is_file() else None
         if self.adapter is None:
-            return {}
-        if "adapter" not in create_model(name).__dataclass_fields__:
+            return {"adapter": own} if own and has_place else {}
+        if own:
+            raise UserError(f"{source} already has adapters: adapt its base, or train it whole, with --adapt none")
+        if not has_place:
             raise UserError(
                 f"adapt {self.method}: the blocks of {name} have no place for it: use --adapt lora, which any model "
                 "can, or a model of ViT, VideoMAE, ViViT or TimeSformer"

@@ -18,7 +18,6 @@ from vidjax.convert.conversion import Report
 from vidjax.convert.rules import Inflation
 from vidjax.data.labels import find_classes
 from vidjax.errors import UserError
-from vidjax.layers.adapters import is_added
 from vidjax.models import variable_shapes
 from vidjax.models.aligned import Aligned, VideoTokens
 from vidjax.models.video_text import Projected, VideoText
@@ -286,8 +285,6 @@ def start_classifier(
         initial = variables | {"params": variables["params"] | {"head": head}}
     added = adapt.added(variables["params"])
     started, report = start_from(source, loaded, initial, new=(*added, *(() if keep_head else ("head/",))))
-    if added and any(map(is_added, report.unused)):
-        raise UserError(f"{source} already has adapters: adapt its base, or train it whole, with --adapt none")
     if adapt.used:
         require_loaded(adapt, variables["params"], report.new, source)
     if keep_head and any(path.startswith("head/") for path in report.new):
