@@ -70,6 +70,8 @@ class Config:
     """Checkpoint of a run: the one that validated best, or the newest."""
     data: SourceConfig = SourceConfig()
     """The videos."""
+    head: str | None = None
+    """Of a run on several data sets (--heads): the one whose classes are evaluated."""
     unknown: str | None = None
     """Videos of classes that the model does not know, for open-set metrics: a source as in --data.source."""
     unknown_split: str = "validation"
@@ -198,6 +200,7 @@ def main(config: Config) -> dict[str, Any]:
         print_notes(source, unknown)
     settings = {"which": config.which, "verbose": is_main, "dtype": runs.computing_type(config.dtype)}
     model, variables = runs.load_pretrained(config.run, config.model, **settings)
+    model, variables = runs.choose_head(model, variables, config.head, config.run)
     clips = runs.cut_clips(config.run, model, config.data)
     source, class_names, matched = label_by_name(source, model)
     if unknown is not None:
@@ -258,7 +261,7 @@ def main(config: Config) -> dict[str, Any]:
     ids = [source.ids[i] for i in index[valid]]
     write_csv(out / "predictions.csv", predictions(probabilities[valid], labels[valid], ids, class_names))
     ids = [source.ids[i] for i in index[counted]]
-    write_scores(out, ids, labels[counted], probabilities[counted], class_names)
+    write_scores(out, ids, labels[counted], probabilities[counted], logits[counted], class_names)
     save_confusion(out / "confusion.png", result.confusion, class_names, f"top-1 {result.top1:.1%}, {coverage}")
     print(f"\n{text}\n\nwritten to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
     return numbers

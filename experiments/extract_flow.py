@@ -9,8 +9,8 @@ Without downloads: python experiments/extract_flow.py synthetic:moving_shapes re
 TV-L1 (Zach et al. 2007), Farnebäck's method (2003) and DIS (Kroeger et al. 2016) are OpenCV's (pip install
 'vidjax[flow]'), RAFT (Teed and Deng 2020) takes published weights or a file. The flow of a frame is that to the next
 frame that is kept, so --fps and --max_frames lengthen it; the last flow is repeated for the last frame. It is stored
-with 8 bits, -20 to 20 pixels per frame as 0 to 255 (TSN, Wang et al. 2016); what is beyond is cut. Running the same
-command again resumes, and several processes share the work by --part.
+with 8 bits, -20 to 20 pixels per frame as 0 to 255 (TSN, Wang et al. 2016), and what is beyond is cut; or in pixels
+(--store float16). Running the same command again resumes, and several processes share the work by --part.
 """
 
 import importlib.util
@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from vidjax import cli
+from vidjax.data.flow import Store
 from vidjax.errors import UserError
 from vidjax.runs.announce import print_notes
 from vidjax.runs.flow import Method, choose_flows
@@ -37,6 +38,8 @@ class Config(RecordConfig):
     """How the flow is computed."""
     weights: str | None = None
     """RAFT's: a published checkpoint such as raft_small_c_t_v2, or a file."""
+    store: Store = "uint8"
+    """Numbers that flow is stored as: a byte, to 0.08 pixels and up to 20, or float16, to 0.05 % without bound."""
     name: str = "flow"
     """Name of the stream, for --data.stream; a field of this name in the source is replaced."""
     examples: int | None = None
@@ -57,7 +60,7 @@ class Config(RecordConfig):
 
 def save_pictures(config: Config, out: Path) -> list[Path]:
     """Draws the flow of the first videos: frames, arrows on them, the colours of the wheel, and tracks by OpenCV."""
-    from vidjax.data.flow import follow_points, from_bytes
+    from vidjax.data.flow import follow_points, from_stored
     from vidjax.data.sources import open_source
     from vidjax.visualize.contact_sheet import save_contact_sheet
     from vidjax.visualize.flow import color_flow, draw_arrows, draw_tracks
@@ -69,7 +72,7 @@ def save_pictures(config: Config, out: Path) -> list[Path]:
             every = np.arange(min(example.streams["video"].info.num_frames, FIRST))
             shown = np.unique(np.linspace(0, every[-1], SHOWN).astype(int))
             (frames, _), (flow, _) = example.streams["video"].read(every), example.streams[config.name].read(shown)
-        flow = from_bytes(flow)
+        flow = from_stored(flow)
         longest = float(np.hypot(*np.moveaxis(flow, -1, 0)).max())
         arrows = np.stack([draw_arrows(*pair) for pair in zip(frames[shown], flow, strict=True)])
         rows = [frames[shown], arrows, color_flow(flow, longest + 1e-5)]
@@ -87,7 +90,7 @@ def main(config: Config) -> None:
     """Writes the missing shards and the pictures, and prints a summary."""
     from vidjax.data.decode import DecodeError
     from vidjax.data.example import Field
-    from vidjax.data.flow import to_bytes
+    from vidjax.data.flow import to_stored
     from vidjax.data.images import encode_stream
     from vidjax.data.sources import draw, open_source
 
@@ -100,14 +103,14 @@ def main(config: Config) -> None:
 
     def make(index: int) -> bytes:
         def make_streams(frames: Iterator[np.ndarray]) -> dict[str, list[bytes]]:
-            stored = [encode_stream(to_bytes(flow)[None])[0] for flow in flows(frames)]
+            stored = [encode_stream(to_stored(flow, config.store)[None])[0] for flow in flows(frames)]
             if not stored:
                 raise DecodeError(f"{source.ids[index]}: it has one frame, and flow needs two")
             return {config.name: [*stored, stored[-1]]}
 
         return make_record(source, index, config, copied, make_streams)
 
-    spec = Field("frames", (2,), "uint8", mirrored=(0,))
+    spec = Field("frames", (2,), config.store, mirrored=(0,))
     out = write_records(config, source, copied | {config.name: spec}, make)
     if config.pictures:
         print(f"pictures: {', '.join(map(str, save_pictures(config, out)))}")

@@ -27,15 +27,15 @@ from vidjax.data.config import AugmentConfig, LabelledDataConfig
 from vidjax.errors import UserError
 from vidjax.fields import initial, require_not_negative
 from vidjax.layers.normalization import valid_clips
-from vidjax.models import variable_shapes
 from vidjax.objectives.classification import evidential, mix_clips
-from vidjax.runs.adapting import AdaptConfig
+from vidjax.objectives.multi_task import own_logits, smooth_labels, sum_of_tasks
+from vidjax.runs.adapting import AdaptConfig, choose_trained
 from vidjax.runs.run import Run
 from vidjax.runs.sources import open_labelled
 from vidjax.runs.teacher import TaughtConfig, Teacher, distill, load_teacher, with_features
 from vidjax.runs.validation import describe_accuracy, recognition_validator
 from vidjax.training.loop import FitResult
-from vidjax.training.optimizer import OptimizerConfig, trained_parameters
+from vidjax.training.optimizer import OptimizerConfig
 from vidjax.training.sharding import is_main_process
 from vidjax.training.state import Aux
 from vidjax.training.step import valid_mean
@@ -51,6 +51,8 @@ class Config(TaughtConfig):
     """Also load the head from init_from, the rows for the classes of the data; otherwise it is newly initialised."""
     data: LabelledDataConfig = LabelledDataConfig(augment=AugmentConfig(crop="random_resized"))
     """The training and validation videos."""
+    heads: tuple[str, ...] = ()
+    """Names of the data sets in a mix that keep their own classes, with a softmax each (multi-task learning)."""
     tune: Literal["full", "partial", "linear_probe"] = "full"
     """Train all parameters that the model does not freeze; the last blocks, norms and head; or only the head."""
     tuned_blocks: int = 2
@@ -95,6 +97,8 @@ class Config(TaughtConfig):
                 "objective evidential: label_smoothing would ask for evidence of every class in every clip, give "
                 "--label_smoothing 0"
             )
+        if self.heads and (self.objective != "cross_entropy" or len({*self.heads}) < len(self.heads)):
+            raise UserError(f"heads are {', '.join(self.heads)}: give different names, and --objective cross_entropy")
         if self.keep_head and not self.init_from:
             raise UserError("keep_head needs the weights of init_from: give --init_from, or omit --keep_head")
         self.adapt.check(self)
@@ -113,30 +117,20 @@ def make_model(config: Config, class_names: tuple[str, ...]) -> nn.Module:
         raise UserError(f"model {config.model} has no classes: choose {suggestion}")
     fields |= config.adapt.fields(config.model)
     model = vidjax.create_model(config.model, **fields, **runs.computing_fields(config, config.model))
-    return model.clone(card=runs.trained_card(model.card, config.data, class_names))
-
-
-def choose_trained(config: Config, model: nn.Module) -> Any:
-    """The mask of the trained parameters; None if all are trained. A model may freeze some (UniFormerV2)."""
-    frozen = getattr(model, "frozen_parts", ())
-    if config.adapt.used or (config.tune == "full" and not frozen):
-        return None
-    params = variable_shapes(model)["params"]
-    if config.tune == "linear_probe":
-        return {name: jax.tree.map(lambda _, head=name == "head": head, part) for name, part in params.items()}
-    return trained_parameters(params, config.tuned_blocks if config.tune == "partial" else None, frozen)
+    return model.clone(card=runs.trained_card(model.card, config.data, class_names, config.heads))
 
 
 def make_loss(config: Config, model: nn.Module, trained: Any, teacher: Teacher | None = None) -> Callable:
     """The loss function: the objective of the config with mixup, CutMix, label smoothing and a teacher."""
     loss_of = evidential if config.objective == "evidential" else optax.losses.softmax_cross_entropy
+    sizes = model.card.head_sizes or (model.num_classes,)
 
     def loss_fn(params: Any, aux: Aux, batch: dict[str, jax.Array], key: jax.Array) -> tuple:
         mix_key, dropout_key, path_key = jax.random.split(key, 3)
         if trained is not None:
             params = jax.tree.map(lambda p, t: p if t else jax.lax.stop_gradient(p), params, trained)
         pixels, labels, valid = model.card.scale(batch["video"]), batch["label"], batch["valid"]
-        targets = optax.smooth_labels(jax.nn.one_hot(labels, model.num_classes), config.label_smoothing)
+        targets = smooth_labels(jax.nn.one_hot(labels, model.num_classes), config.label_smoothing, sizes)
         mix = partial(mix_clips, mix_key, targets=targets, valid=valid, mixup=config.mixup, cutmix=config.cutmix)
         pixels, targets = mix(pixels)
         variables, rngs = {"params": params, **aux.model_state}, {"dropout": dropout_key, "drop_path": path_key}
@@ -145,8 +139,10 @@ def make_loss(config: Config, model: nn.Module, trained: Any, teacher: Teacher |
             (logits, changed), features = with_features(
                 model.apply, variables, model.card.normalize(pixels), **settings
             )
-        metrics = {"accuracy": valid_mean(logits.argmax(axis=-1) == labels, valid)} if config.train_accuracy else {}
-        losses = loss_of(logits.astype(jnp.float32), targets)
+        logits, metrics = logits.astype(jnp.float32), {}
+        if config.train_accuracy:
+            metrics["accuracy"] = valid_mean(own_logits(logits, labels, sizes).argmax(axis=-1) == labels, valid)
+        losses = sum_of_tasks(logits, targets, valid, sizes) if config.heads else loss_of(logits, targets)
         if teacher is not None:
             distilled, more = distill(teacher, aux.frozen, batch, mix, logits, features)
             losses, metrics = losses + distilled, metrics | more
@@ -170,7 +166,7 @@ def summarize(run: Run, result: FitResult, chosen: str) -> dict[str, float]:
 def main(config: Config, mesh: Mesh) -> dict[str, float]:
     """Runs the job; returns the first and last loss and the accuracies, or the memory of a dry run."""
     run, data = Run(config, mesh), config.data
-    source, validation = open_labelled(data, config.seed)
+    source, validation = open_labelled(data, config.seed, config.heads)
     run.plan(train=source, validation=validation)
     model = make_model(config, source.class_names)
     clip = jax.ShapeDtypeStruct((1, data.frames, data.size, data.size, len(model.card.mean)), jnp.float32)

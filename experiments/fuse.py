@@ -4,22 +4,24 @@
     python experiments/evaluate.py --run runs/flow --data.source RECORDS --out scores/flow
     python experiments/fuse.py scores/rgb scores/flow --weights 1 1.5
 
-By the mean of the probabilities, or by linear SVMs on the scores (Simonyan and Zisserman 2014), which are trained on
-evaluations of the training videos: --fit scores/rgb_train scores/flow_train. Videos are matched by their names.
+By the mean of the probabilities, by the sum of the logits (--combine logits, as two-stream I3D), or by linear SVMs on
+the scores (Simonyan and Zisserman 2014), which are trained on evaluations of the training videos: --fit
+scores/rgb_train scores/flow_train. Videos are matched by their names.
 """
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from tyro.conf import Positional
 
 from vidjax import cli
 from vidjax.errors import UserError
-from vidjax.evaluation.fusion import average, linear_svm, stack_scores
+from vidjax.evaluation.fusion import add_logits, average, linear_svm, stack_scores
 from vidjax.evaluation.recognition import recognition
+from vidjax.fields import check_values
 from vidjax.runs.results import describe_recognition, open_results, read_scores
 
 
@@ -30,7 +32,9 @@ class Config:
     evaluations: Positional[tuple[str, ...]]
     """Output directories of evaluate.py, two or more."""
     weights: tuple[float, ...] = ()
-    """Weight of each in the mean (default: equal)."""
+    """Weight of each in the mean or the sum (default: equal, in the sum 1)."""
+    combine: Literal["softmax", "logits"] = "softmax"
+    """Take the mean of the probabilities, or the probabilities of the sum of the logits (two-stream I3D)."""
     fit: tuple[str, ...] = ()
     """Evaluations of the training videos, in the same order: fuse by linear SVMs that are trained on these."""
     cost: float = 1.0
@@ -41,6 +45,7 @@ class Config:
     """Output directory, new or empty."""
 
     def __post_init__(self) -> None:
+        check_values(self)
         count = len(self.evaluations)
         if count < 2:
             raise UserError(f"{count} evaluations cannot be fused: give the directories of two or more")
@@ -48,8 +53,8 @@ class Config:
             raise UserError(f"weights are {self.weights}: give {count} of 0 or more, not all 0")
         if self.fit and len(self.fit) != count:
             raise UserError(f"fit has {len(self.fit)} evaluations: give {count}, in the order of the others")
-        if self.fit and self.weights:
-            raise UserError("weights are those of the mean, which --fit replaces: omit one of them")
+        if self.fit and (self.weights or self.combine != "softmax"):
+            raise UserError("weights and combine are of the mean or the sum, which --fit replaces: omit one of them")
         if self.cost <= 0:
             raise UserError(f"cost is {self.cost}: it must be above 0")
 
@@ -60,19 +65,22 @@ class Scores(NamedTuple):
     videos: list[str]
     labels: np.ndarray
     each: list[np.ndarray]
-    """Probabilities `n c` of each classifier."""
+    """Probabilities or logits `n c` of each classifier."""
     class_names: tuple[str, ...]
 
 
-def match_scores(folders: tuple[str, ...], common: bool) -> Scores:
-    """The labelled videos of all evaluations.
+def match_scores(folders: tuple[str, ...], common: bool, kind: str = "probabilities") -> Scores:
+    """The labelled videos of all evaluations, with their probabilities or logits.
 
     Raises:
-      UserError: classes or labels differ, or videos are not in all evaluations and `common` is false.
+      UserError: classes or labels differ, or videos are not in all evaluations and `common` is false; or there are no
+        logits.
     """
     read = [read_scores(folder) for folder in folders]
     first = read[0]
     for folder, scores in zip(folders, read, strict=True):
+        if kind not in scores:
+            raise UserError(f"{folder} was written by an earlier version, without logits: evaluate again")
         if scores["class_names"] != first["class_names"]:
             raise UserError(f"{folder} has other classes than {folders[0]}: fuse classifiers of the same classes")
     places = [{name: row for row, name in enumerate(scores["videos"])} for scores in read]
@@ -87,13 +95,14 @@ def match_scores(folders: tuple[str, ...], common: bool) -> Scores:
     labels = [scores["labels"][row] for scores, row in zip(read, rows, strict=True)]
     if any((each != labels[0]).any() for each in labels):
         raise UserError(f"videos have other labels in one of {', '.join(folders)}: evaluate the same list")
-    each = [scores["probabilities"][row] for scores, row in zip(read, rows, strict=True)]
+    each = [scores[kind][row] for scores, row in zip(read, rows, strict=True)]
     return Scores(everywhere, labels[0], each, first["class_names"])
 
 
 def main(config: Config) -> dict[str, Any]:
     """Fuses, prints and writes the results; returns the contents of fusion.json."""
-    scores = match_scores(config.evaluations, config.common)
+    kind = "probabilities" if config.combine == "softmax" else "logits"
+    scores = match_scores(config.evaluations, config.common, kind)
     correct = [float((each.argmax(axis=1) == scores.labels).mean()) for each in scores.each]
     alone = dict(zip(config.evaluations, correct, strict=True))
     if config.fit:
@@ -106,8 +115,9 @@ def main(config: Config) -> dict[str, Any]:
         how = f"linear SVMs, trained on {len(known.videos):,} videos"
     else:
         weights = config.weights or (1.0,) * len(scores.each)
-        fused = average(scores.each, weights)
-        how = f"mean of the probabilities, weights {', '.join(f'{weight:g}' for weight in weights)}"
+        fused = (average if kind == "probabilities" else add_logits)(scores.each, weights)
+        how = "mean of the probabilities" if kind == "probabilities" else "sum of the logits"
+        how += f", weights {', '.join(f'{weight:g}' for weight in weights)}"
     result = recognition(fused, scores.labels)
     out = open_results(config.out, config.out, "fusions")
     lines = [f"{accuracy:.1%} {name} alone" for name, accuracy in alone.items()]

@@ -23,6 +23,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -36,6 +37,7 @@ from vidjax import cli, runs
 from vidjax.data.config import ClipConfig, GivenClipConfig, core_count
 from vidjax.errors import UserError
 from vidjax.fields import check_values
+from vidjax.objectives.multi_task import parts, softmax_of_tasks
 from vidjax.runs.announce import print_notes
 from vidjax.runs.results import name_classes
 
@@ -54,8 +56,10 @@ class Config:
     """Checkpoint of a run: the one that validated best, or the newest."""
     data: GivenClipConfig = GivenClipConfig()
     """Sampling and cropping of the clips."""
+    head: str | None = None
+    """Of a run on several data sets (finetune.py --heads): report the classes of this one only."""
     topk: int = 5
-    """Number of classes to report per file or window."""
+    """Number of classes to report per file or window, and per head."""
     views: str = "1x1"
     """Clips in time x crops in space of each file, or "published": those of the model's published test."""
     window: int | None = None
@@ -96,18 +100,19 @@ def make_classify(model: nn.Module, variables: dict, clips: ClipConfig) -> Calla
     Raises:
       UserError: the model does not accept clips of this size.
     """
+    softmax = partial(softmax_of_tasks, sizes=model.card.head_sizes or (model.num_classes,))
 
     @jax.jit
     def classify(variables: dict, video: jax.Array) -> jax.Array:
         def one_view(view: jax.Array) -> jax.Array:
             logits = model.apply(variables, model.card.preprocess(view)).astype(jnp.float32)
-            return jax.nn.softmax(logits) if model.card.average == "softmax" else logits
+            return softmax(logits) if model.card.average == "softmax" else logits
 
         views = jax.lax.map(one_view, jnp.swapaxes(video, 0, 1)).mean(axis=0)
-        return views if model.card.average == "softmax" else jax.nn.softmax(views)
+        return views if model.card.average == "softmax" else softmax(views)
 
-    clip = jax.ShapeDtypeStruct((1, 1, clips.frames, clips.size, clips.size, 3), jnp.uint8)
-    jax.eval_shape(classify, variables, clip)  # fails before any video is read
+    clip = (1, 1, clips.frames, clips.size, clips.size, len(model.card.mean))
+    jax.eval_shape(classify, variables, jax.ShapeDtypeStruct(clip, jnp.uint8))  # fails before any video is read
     return lambda video: classify(variables, video)
 
 
@@ -122,6 +127,9 @@ def main(config: Config) -> dict[str, Any]:
     model, variables = vidjax.load_pretrained(config.run, config.model, **settings)
     if getattr(model, "num_classes", None) is None:
         raise UserError(f"{config.run} is a {type(model).__name__} without classes: fine-tune it first")
+    if config.head is not None:
+        model, variables = runs.choose_head(model, variables, config.head, config.run)
+    heads = parts(model.card.head_sizes or (model.num_classes,))
     names = name_classes(model)
     clips = runs.cut_clips(config.run, model, config.data, config.window)
     classify, views = make_classify(model, variables, clips), runs.read_views(runs.choose_views(config.views, model))
@@ -141,7 +149,8 @@ def main(config: Config) -> dict[str, Any]:
     for batch, video in batches(streams, rows, clips.workers or core_count(), failed):
         # Not strict: the batch may be padded.
         for (index, window), probabilities in zip(batch, np.asarray(classify(video)), strict=False):
-            best = np.argsort(-probabilities, kind="stable")[: config.topk]
+            ranked = [part.start + np.argsort(-probabilities[part], kind="stable") for part in heads]
+            best = np.concatenate([each[: config.topk] for each in ranked])
             predictions = [{"class": names[i], "probability": float(probabilities[i])} for i in best]
             show(config, files[index], window, predictions)
             files[index]["windows"].append({"start": window.start, "end": window.end, "predictions": predictions})

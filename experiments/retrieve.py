@@ -10,7 +10,8 @@ Without a query, all captions are compared with all videos. Text to video: the r
 text: the best rank among each video's captions. Ties count as half, so that a model whose similarities are all equal
 scores as chance. `--dual_softmax` adds the metrics of the similarities times their softmax over all queries, which
 InternVideo and others report: it raises recall by using the other queries of the test set. `--rerank 16` adds the
-metrics after an ALBEF or a BLIP has ordered the 16 nearest candidates of each query again, by whether they match.
+metrics after an ALBEF or a BLIP has ordered the 16 nearest candidates of each query again, by whether they match: as
+published, and jointly, by the log-odds of a match plus the cosine at the scale that the model has learnt.
 
 Prints a table and writes to OUT: retrieval.json, retrieval.txt, ranks.csv (one line per caption), similarity.png, and
 bad_files.jsonl if videos could not be read.
@@ -33,7 +34,7 @@ from vidjax.evaluation.retrieval import Ranking, nearest_pairs, retrieval
 from vidjax.fields import check_values
 from vidjax.models.aligned import Aligned
 from vidjax.runs.announce import print_notes
-from vidjax.runs.matching import pair_scorer, rank_again
+from vidjax.runs.matching import pair_scorer, rank_again, rank_jointly
 from vidjax.runs.results import open_results, write_csv
 from vidjax.runs.search import name_nearest
 from vidjax.runs.video_text import (
@@ -173,7 +174,10 @@ def main(config: Config) -> dict[str, Any] | list[dict[str, Any]]:
         batches = evaluation_batches(source, clips, batch_size=config.batch_size)
         logits = pair_scorer(model, mesh)(variables, batches, index, ids, wanted)
         again = rank_again(model, video, texts, owner, logits, config.rerank)
+        scale = float(similarity_scale(model, variables["params"]))
+        joint = rank_jointly(scale, video, texts, owner, logits, config.rerank)
         rankings |= {"reranked_text_to_video": again.text_to_video, "reranked_video_to_text": again.video_to_text}
+        rankings |= {"joint_text_to_video": joint.text_to_video, "joint_video_to_text": joint.video_to_text}
     coverage = f"{int(valid.sum()):,} of {len(source):,} videos decoded, {len(flat):,} captions"
     text = f"{config.run} on {source.name}\n{views}\n{coverage}\n\n"
     text += f"{'':22} {'R@1':>7} {'R@5':>7} {'R@10':>7} {'median':>8} {'mean':>8} {'queries':>9}\n"

@@ -159,14 +159,18 @@ def outcome(result: dict[str, Any]) -> str:
 def summarize(
     settings: Models, machine: dict[str, Any], name: str, dtype: str, batch_size: int, side: str, rounds: list[dict]
 ) -> Row:
-    """The row of one side: the median of the rounds' medians, the range over all steps, and the maximum of memory."""
+    """The row of one side: the median of the rounds' medians, the range over all steps, and the maximum of memory.
+
+    Where steps differ in what they compute, the mean of each round takes the place of its median.
+    """
     facts = machine["models"][name]
     row: Row = {"model": name, "dtype": dtype, "batch_size": batch_size, "side": side}
     if failed := next((result["failed"] for result in rounds if "failed" in result), None):
         mode = "torch.compile failed: " if side == "PyTorch compile" else ""
         left = "; larger batches are skipped" if batch_size < max(settings.batch_sizes) else ""
         return {**row, "failed": mode + failed + left}
-    step = statistics.median(statistics.median(result["seconds"]) for result in rounds)
+    average = statistics.fmean if facts["steps_differ"] else statistics.median
+    step = statistics.median(average(result["seconds"]) for result in rounds)
     devices = machine["devices"] if side.startswith("vidjax") else 1
     # 2 FLOPs per multiply-accumulate; training costs one forward pass and a backward pass of twice that.
     flops = (2 if isinstance(settings, Infer) else 6) * facts["macs"] * batch_size / step

@@ -253,5 +253,6 @@ def describe(listed: list[Job], batch_sizes: Sequence[int]) -> dict[str, Any]:
             "positions": sum(size for path, size in sizes.items() if path.endswith("['table']")),
             "frames": model.num_frames,
             "size": model.image_size,
+            "steps_differ": is_latent(model),  # by the sizes of their masks
         }
     return {**describe_devices(), "models": models}

@@ -1,5 +1,6 @@
 """PyTorch's side: the same step of the same model, in eager mode or with torch.compile."""
 
+import itertools
 import time
 from typing import Any
 
@@ -29,19 +30,15 @@ def tube_masks(model: Any, clips: int) -> np.ndarray:
     return np.tile(order < int(MASK_RATIO * h * w), (1, t))
 
 
-def usual_blocks(model: Any, clips: int, draws: int = 100) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Indices that V-JEPA 2's encoder sees and predicts behind each mask, cut to the counts of the batch.
-
-    Of so many masks, those whose context is nearest to the mean: their sizes differ, and one pair is measured.
-    """
-    draw, pairs = jax.jit(block_masks(model, clips)[0]), []
-    drawn = [jax.device_get(draw(jax.random.key(number))) for number in range(draws)]
-    for masks in zip(*drawn, strict=True):
-        counts = np.array([mask.valid[0, : mask.kept.shape[1]].sum() for mask in masks])
-        mask = masks[int(np.abs(counts - counts.mean()).argmin())]
-        seen, asked = np.split(mask.valid[0], [mask.kept.shape[1]])
-        pairs.append((mask.kept[:, seen], mask.predicted[:, asked]))
-    return pairs
+def drawn_blocks(model: Any, clips: int, draws: int = 100) -> list[list[tuple[np.ndarray, np.ndarray]]]:
+    """Indices that V-JEPA 2's encoder sees and predicts behind the masks of each step, cut to the batch's counts."""
+    draw, steps = jax.jit(block_masks(model, clips)[0]), []
+    for number in range(draws):
+        steps.append(pairs := [])
+        for mask in jax.device_get(draw(jax.random.key(number))):
+            seen, asked = np.split(mask.valid[0], [mask.kept.shape[1]])
+            pairs.append((mask.kept[:, seen], mask.predicted[:, asked]))
+    return steps
 
 
 def measure_pytorch(job: Job, compiled: bool, ours: int, positions: int) -> dict[str, Any]:
@@ -63,7 +60,7 @@ def measure_pytorch(job: Job, compiled: bool, ours: int, positions: int) -> dict
     cuda = torch.cuda.is_available()
     device = torch.device("cuda" if cuda else "cpu")
     model = make_model(job)
-    drawn = usual_blocks(model, job.batch_size) if is_latent(model) else []  # by JAX, which needs memory
+    drawn = drawn_blocks(model, job.batch_size) if is_latent(model) else []  # by JAX, which needs memory
     before = resident("now")
     peer, axes = make_peer(job.model, model)
     peer = peer.to(device)
@@ -76,16 +73,18 @@ def measure_pytorch(job: Job, compiled: bool, ours: int, positions: int) -> dict
     video = torch.from_numpy(inputs["video"]).to(device).permute(order).contiguous()
     label = torch.from_numpy(inputs["label"]).long().to(device)
     masks = torch.from_numpy(tube_masks(model, job.batch_size)).to(device) if is_masked_autoencoder(model) else None
-    blocks = [tuple(torch.from_numpy(each).long().to(device) for each in pair) for pair in drawn]
-    if blocks:
+    blocks = itertools.cycle(
+        [tuple(torch.from_numpy(each).long().to(device) for each in pair) for pair in pairs] for pairs in drawn
+    )
+    if drawn:
         peer.follow(EMA_DECAY)
 
     def forward() -> torch.Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=job.dtype == "bfloat16"):
             if masks is not None:
                 return call(video, bool_masked_pos=masks).loss
-            if blocks:
-                return call(video, blocks)
+            if drawn:
+                return call(video, next(blocks))
             logits = call(video)
             return torch.nn.functional.cross_entropy(getattr(logits, "logits", logits).float(), label)
 
@@ -96,7 +95,7 @@ def measure_pytorch(job: Job, compiled: bool, ours: int, positions: int) -> dict
         loss = forward()
         loss.backward()
         optimizer.step()
-        if blocks:
+        if drawn:
             peer.follow(EMA_DECAY)
         return loss.detach()
 

@@ -150,8 +150,47 @@ X3D = SLOWFAST | {
     ),
 }
 X3D_SMALL = replace(X3D["data"], frames=13, stride=6, fps=30 / 6, size=160, short_side=182)
+# LisaAnne/lisa-caffe-public, examples/LRCN_activity_recognition: 0.001 for 24 clips, a tenth every 10,000 steps, and
+# weights after 30,000, which are 75 epochs of UCF101's first split; ten times as much for the head. It starts from a
+# network of single frames (`--init_from`). Differences: the original crops at one scale, has twice the rate for biases,
+# and averages the losses of the frames instead of their probabilities.
+LRCN = {
+    "model": "lrcn",
+    "data": LabelledDataConfig(frames=16, stride=1, size=227, short_side=240, augment=AugmentConfig(flip=True)),
+    **HARD,
+    "batch_size": 24,
+    "epochs": 75,
+    "head_factor": 10.0,
+    "optim": OptimizerConfig(
+        kind="sgd", learning_rate=0.001 * 256 / 24, warmup_epochs=0, milestones=(25, 50), weight_decay=5e-3,
+        clip_norm=5.0,
+    ),
+}  # fmt: skip
+# Karpathy et al. 2014, section 4.1: 0.001 for 32 clips, lowered by hand when the validation error stopped improving;
+# crops of 170 of 200 pixels. Differences: the numbers of epochs are ours, as none is given, and crops have many scales.
+DEEPVIDEO = LRCN | {
+    "model": "deepvideo_slow",
+    "data": LabelledDataConfig(frames=10, stride=1, size=170, short_side=200, augment=AugmentConfig(flip=True)),
+    "batch_size": 32,
+    "epochs": 30,
+    "head_factor": 1.0,
+    "optim": OptimizerConfig(
+        kind="sgd", learning_rate=0.001 * 256 / 32, warmup_epochs=0, milestones=(15, 25), weight_decay=5e-4
+    ),
+}
 
 RECIPES = {
+    "deepvideo_single_sports1m": DEEPVIDEO | {
+        "model": "deepvideo_single",
+        "data": replace(DEEPVIDEO["data"], frames=1),
+    },  # 59.3, 20x4 views
+    "deepvideo_early_sports1m": DEEPVIDEO | {"model": "deepvideo_early"},  # 57.7, 20x4 views
+    "deepvideo_late_sports1m": DEEPVIDEO | {
+        "model": "deepvideo_late",
+        "data": replace(DEEPVIDEO["data"], frames=16),
+    },  # 59.3, 20x4 views
+    "deepvideo_slow_sports1m": DEEPVIDEO,  # 60.9, 20x4 views
+    "lrcn_ucf101": LRCN,  # table 1 of the paper, 16 frames every 8 with 10 crops
     "r2plus1d_18_k400": R2PLUS1D,  # 67.5 (torchvision), 5x1 views
     "tsn_50_k400": TSN,  # 74.12 from ImageNet, 25x10 views
     "tsn_101_k400": TSN | {"model": "tsn_101"},  # 75.89 from ImageNet, 25x10 views

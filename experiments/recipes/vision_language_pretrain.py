@@ -1,5 +1,7 @@
 """Recipes of vision_language_pretrain.py."""
 
+from pathlib import Path
+
 from vidjax.data.config import AugmentConfig, CaptionedDataConfig
 from vidjax.training.loop import LoopConfig
 from vidjax.training.optimizer import OptimizerConfig
@@ -8,19 +10,23 @@ WRITES = ("itc", "itm", "lm")
 DEMO = {
     "model": "blip_tiny",
     "objectives": WRITES,
-    "video_model": "r2plus1d_tiny",  # an image tower would not see the motion that captions tell of
+    "video_model": "tsm_tiny",  # an image tower would not see the motion that captions tell of
     "data": CaptionedDataConfig(
-        frames=4, stride=4, size=32, short_side=32, augment=AugmentConfig(crop="center"),
+        frames=8, stride=3, size=32, short_side=32, augment=AugmentConfig(crop="center"),
         validation="synthetic:moving_shapes", validation_examples=256,
     ),
-    "context": 56,  # bytes: captions of large shapes lose their last words, the background
-    "queue_size": 64,
+    "tokenizer": str(Path(__file__).resolve().with_name("moving_shapes.json")),  # words: bytes take longer to learn
+    "context": 16,
+    # In small batches, captions fit other videos less often, which contrast and matching take as negatives.
+    "queue_size": 32,
+    "batch_size": 32,
     "ema_decay": 0.9,
-    "alpha_epochs": 8.0,
-    "batch_size": 64,
-    "steps": 480,
-    "optim": OptimizerConfig(learning_rate=4e-3, warmup_epochs=0.3, beta2=0.98, weight_decay=0.05, clip_norm=1.0),
-    "loop": LoopConfig(log_every=20, save_every=240, evaluate_every=240),
+    "alpha_epochs": 4.0,
+    "steps": 720,
+    "optim": OptimizerConfig(
+        learning_rate=16e-3, final_learning_rate=16e-5, warmup_epochs=0.3, beta2=0.98, weight_decay=0.05, clip_norm=1.0
+    ),
+    "loop": LoopConfig(log_every=20, save_every=360, evaluate_every=360),
 }  # fmt: skip
 # salesforce/ALBEF, configs/Pretrain.yaml and Pretrain.py: 1e-4 for 8 x 64 images, 2000 steps of warm-up from 1e-5, to
 # 1e-5; 14.1 million images. Differences: RandAugment has all of its operations; biases and norms are alike not decayed.

@@ -47,8 +47,7 @@ class Method(NamedTuple):
     stride: int = 2
 
 
-# With normalised patches the loss is on a plateau for as long as these pre-trainings last. None of them is probed.
-PIXELS = Stage("mae_pretrain.py", "demo --no_normalize_target --optim.learning_rate 0.032 --probe_clips 0")
+PIXELS = Stage("mae_pretrain.py", "demo --probe_clips 0")
 TAUGHT = (
     "demo --model vjepa2_tiny --short_blocks 8 --short_scale 0.15 --short_duration 1 --long_blocks 2 --long_scale 0.7 "
     "--long_duration 1 --probe_clips 0"

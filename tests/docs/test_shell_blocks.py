@@ -50,6 +50,7 @@ NOT_RUN = {
     "python experiments/token_pretrain.py bevt_tiny": "tests/experiments/test_token_pretrain.py trains it",
     "python experiments/finetune.py demo --model": "only for the next line",
     "python experiments/cross_model.py": "tests/experiments/test_cross_model.py trains it from two such runs",
+    "python experiments/filter_web.py": "tests/experiments/test_filter_web.py runs it on scores of its own",
 }
 
 # Pages whose commands are only parsed, with what runs the same scripts. Running these pages too took a third of the

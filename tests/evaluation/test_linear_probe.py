@@ -34,7 +34,10 @@ def test_the_fit_minimises_its_loss():
 
     x, y = blobs(3, 3.0)
     x = (x - x.mean(0)) / x.std(0)
-    weights = {name: np.asarray(value, np.float64) for name, value in module._fit(x, y, 4, 1e-2, 200).items()}
+    weights = {
+        name: np.asarray(value, np.float64)
+        for name, value in module._fit(jnp.asarray(x), jnp.asarray(y), 4, 1e-2, 200).items()
+    }
     logits = x @ weights["kernel"] + weights["bias"]
     probabilities = np.exp(logits - logits.max(1, keepdims=True))
     probabilities /= probabilities.sum(1, keepdims=True)

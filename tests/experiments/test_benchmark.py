@@ -213,7 +213,7 @@ def test_what_fails_is_a_row_and_ends_nothing(monkeypatch):
         "device": "NVIDIA H200",
         "devices": 2,
         "platform": "gpu",
-        "models": {"m": {"macs": 1e12, "parameters": 7}},
+        "models": {"m": {"macs": 1e12, "parameters": 7, "steps_differ": False}},
     }
     settings = Train(models=("m",), batch_sizes=(8, 4, 1, 2), rounds=2, dtypes=("bfloat16",))
     lines = []
@@ -319,7 +319,7 @@ def test_a_step_of_latent_prediction_has_our_loss_in_pytorch(monkeypatch):
     model = make_model(small)
     masks = [
         multi_block.Mask(*map(jnp.asarray, pair), jnp.ones((2, sum(each.shape[1] for each in pair)), bool))
-        for pair in pytorch.usual_blocks(model, 2, draws=3)
+        for pair in pytorch.drawn_blocks(model, 2, draws=3)[2]
     ]
     assert all(25 < mask.kept.shape[1] + mask.predicted.shape[1] <= 32 for mask in masks)  # cut to the fewest
     try:

@@ -130,7 +130,7 @@ def test_keeping_a_head_of_other_classes_raises(monkeypatch):
     with pytest.raises(
         ValueError, match="keep_head: the head in old does not have the 7 classes of the data: omit --keep_"
     ):
-        weights.start_classifier("old", vidjax.create_model("r3d_tiny", num_classes=7), {}, keep_head=True)
+        weights.start_classifier("old", vidjax.create_model("r3d_tiny", num_classes=7), {"params": {}}, keep_head=True)
 
 
 def test_pairs_need_two_videos_and_a_video_text_model_has_fixed_sizes(tmp_path):

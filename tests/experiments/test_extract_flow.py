@@ -1,5 +1,6 @@
 """Flow beside frames: what is stored, how several processes share the work, and RAFT in windows."""
 
+import dataclasses
 import json
 import sys
 from itertools import pairwise
@@ -14,6 +15,7 @@ from small_models import perturbed
 
 import vidjax
 from vidjax.convert import save_pretrained
+from vidjax.data.batches import evaluation_batches
 from vidjax.data.config import AugmentConfig, DataConfig
 from vidjax.data.flow import follow_points, to_bytes
 from vidjax.data.pipeline import train_batches
@@ -24,6 +26,7 @@ from vidjax.visualize.flow import draw_tracks
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "experiments"))
 import extract_flow
+import write_tfrecords
 
 
 def known_flows(frames):
@@ -64,6 +67,62 @@ def test_flow_is_stored_beside_the_frames_that_it_leads_from(write, tmp_path, ca
     x, flipped = batch["video"][:, 0, 0, 0, 0], batch["crop"][:, 6].astype(bool)
     assert batch["valid"].all() and 0 < flipped.sum() < 8
     assert (x[flipped] < 127).all() and (x[~flipped] > 128).all()  # turned with the clip
+
+
+def test_flow_in_float16_is_exact_from_the_records_to_the_model(write, tmp_path, monkeypatch):
+    given = []
+
+    def flows(frames):
+        for k, (first, _) in enumerate(pairwise(frames)):
+            draw = np.random.default_rng(k).standard_normal((*first.shape[:2], 2)).astype(np.float32)
+            given.append(draw * np.float32([0.001, 5.0, 40.0][k]))  # nothing is lost near 0 or cut beyond 20
+            yield given[-1]
+
+    monkeypatch.setattr(extract_flow, "choose_flows", lambda method, weights: flows)
+    videos.write_video(tmp_path / "videos" / "a.mp4", videos.numbered(4, 16, 16))
+    source = write(tmp_path / "videos", tmp_path / "records", store="float16", pictures=1)
+    stored = np.stack([*given, given[-1]]).astype(np.float16)
+    with source.open(0, ("flow",)) as example:
+        np.testing.assert_array_equal(example.streams["flow"].read(np.arange(4))[0], stored)
+    write_tfrecords.main(write_tfrecords.Config(f"tfrecord:{tmp_path}/records", str(tmp_path / "copy")))
+    source = open_source(f"tfrecord:{tmp_path}/copy")
+    assert source.fields["flow"].dtype == "float16"
+
+    config = DataConfig(
+        frames=4, size=16, short_side=16, stride=1, stream="flow", augment=AugmentConfig("center", flip=True)
+    )
+    batch = next(train_batches(source, config, batch_size=8, seed=0, fields=("video+flow",)))
+    flipped = batch["crop"][:, 6].astype(bool)
+    assert batch["video"].dtype == np.float16 and 0 < flipped.sum() < 8
+    turned = stored[:, :, ::-1] * np.float16([-1, 1])
+    for clip, is_turned in zip(batch["video"], flipped, strict=True):
+        np.testing.assert_array_equal(clip, turned if is_turned else stored)
+    (row,) = evaluation_batches(source, config, batch_size=1, fields=("video+flow",))
+    np.testing.assert_array_equal(row["video"][0], stored)
+    # Joined with frames, these are scaled as flow is.
+    joined, card = row["video+flow"][0], vidjax.create_model("two_stream_tiny_sum").card
+    np.testing.assert_array_equal(joined[..., 3:], stored)
+    with source.open(0, ()) as example:
+        frames = example.streams["video"].read(np.arange(4))[0]
+    np.testing.assert_allclose(card.scale(joined)[..., :3], card.scale(frames), atol=2e-4)
+    small = np.linspace(-20, 20, 99, dtype=np.float32)[:, None]
+    np.testing.assert_allclose(card.scale(small.astype(np.float16)), card.scale(to_bytes(small)), atol=2.5e-3)
+    # Of half the size, it is interpolated and not rounded to whole numbers.
+    half = dataclasses.replace(config, size=8, short_side=8, augment=AugmentConfig("center"))
+    trained = next(train_batches(source, half, batch_size=1, seed=0))["video"][0]
+    (tested,) = evaluation_batches(source, half, batch_size=1)
+    np.testing.assert_allclose(trained, tested["video"][0], rtol=2e-3, atol=1e-2)
+    assert trained.shape == (4, 8, 8, 2) and 1e-4 < np.abs(trained[0]).max() < 4e-3 and np.abs(trained[2]).max() > 20
+
+    fields = tmp_path / "copy" / "fields.json"
+    write(tmp_path / "videos", tmp_path / "bytes", pictures=0)
+    (tmp_path / "bytes" / "fields.json").write_text(fields.read_text())
+    wrong = open_source(f"tfrecord:{tmp_path}/bytes")
+    with (
+        wrong.open(0, ("flow",)) as example,
+        pytest.raises(ValueError, match="frame 0 is not stored as float16: write it"),
+    ):
+        example.streams["flow"].read([0])
 
 
 def test_videos_without_flow_or_with_flow_of_another_length_are_counted(write, tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ from vidjax.training.metrics import read_metrics
 from vidjax.training.optimizer import OptimizerConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "experiments"))
+import evaluate
 import finetune
 
 DATA = LabelledDataConfig(
@@ -69,6 +70,19 @@ def test_a_model_of_flow_is_fine_tuned_on_flow(tmp_path):
     assert (model.channels, model.card.mean) == (2, (0.5, 0.5)) and "params" in variables
     clips = runs.usual_clips(tmp_path / "run", model)
     assert clips["stream"] == "flow"  # evaluation reads the same stream
+
+
+@pytest.mark.long
+def test_frames_and_flow_fused_early_are_trained_and_evaluated_as_one_model(tmp_path):
+    data = dataclasses.replace(DATA, stream="video+flow", frames=4, size=64, short_side=64)
+    run = dataclasses.replace(config(tmp_path / "run"), model="two_stream_tiny_convolution", data=data)
+    numbers = finetune.main(run)
+    videos = evaluate.SourceConfig(source="synthetic:moving_shapes", workers=1)
+    evaluated = evaluate.main(evaluate.Config(run=run.workdir, data=videos, out=str(tmp_path / "out")))
+    assert evaluated["clips"]["stream"] == "video+flow" and 0 <= evaluated["top1"] <= 1
+    model, variables = vidjax.load_pretrained(run.workdir, verbose=False)
+    assert model.channels == 5 and variables["params"]["temporal_conv_0"]["kernel"].shape[-2] == 8
+    assert np.isfinite(numbers["last_loss"])
 
 
 def test_a_model_of_another_number_of_channels_raises_before_anything_is_written(tmp_path):

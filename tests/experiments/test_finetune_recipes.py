@@ -82,6 +82,8 @@ def test_published_recipes_have_the_published_learning_rates():
         "uniformer_small_ssv2": (2e-4, 32, 50, 1, 0.3, 0.8, 2, "segments", 16, 4),
         "uniformer_base_ssv2": (2.5e-4, 40, 50, 1, 0.4, 0.8, 2, "segments", 16, 4),
         "r2plus1d_18_k400": (0.08, 256, 225, 1, None, 0, 1, "dense", 16, 2),
+        "lrcn_ucf101": (0.001, 24, 75, 1, None, 0, 1, "dense", 16, 1),
+        "deepvideo_late_sports1m": (0.001, 32, 30, 1, None, 0, 1, "dense", 16, 1),
         "tsm_101_ssv2": (0.02, 128, 50, 1, None, 0, 1, "segments", 8, 4),
         "ipcsn_152_k400": (5e-4, 96, 58, 1, None, 0, 1, "dense", 32, 2),
         "i3d_50_nonlocal_k400_from_imagenet": (0.01, 64, 118, 1, None, 0, 1, "dense", 8, 8),

@@ -4,12 +4,16 @@ import json
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from vidjax.errors import UserError
 from vidjax.evaluation.fusion import linear_svm
-from vidjax.runs.results import write_scores
+from vidjax.evaluation.recognition import recognition
+from vidjax.models import inception3d
+from vidjax.runs.results import read_scores, write_scores
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "experiments"))
 import fuse
@@ -25,7 +29,8 @@ def write(folder, sees, count=40, seed=0, first=0, class_names=CLASSES):
     logits = 2 * fitting + 0.3 * draw.standard_normal((count, 4))
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     folder.mkdir()
-    write_scores(folder, [f"{i}.mp4" for i in range(first, first + count)], labels, probabilities, class_names)
+    names = [f"{i}.mp4" for i in range(first, first + count)]
+    write_scores(folder, names, labels, probabilities, logits, class_names)
     return str(folder)
 
 
@@ -39,6 +44,21 @@ def test_what_one_stream_sees_completes_the_other(tmp_path):
     fit = write(tmp_path / "axis_train", 0, 80, 2), write(tmp_path / "sign_train", 1, 80, 3)
     numbers = fuse.main(fuse.Config(pair, fit=fit, out=str(tmp_path / "svm")))
     assert numbers["top1"] > 0.95
+
+
+def test_logits_are_added_as_by_two_stream_i3d(tmp_path, monkeypatch):
+    pair, fused = (write(tmp_path / "axis", 0), write(tmp_path / "sign", 1, seed=1)), []
+    monkeypatch.setattr(fuse, "recognition", lambda scores, labels: fused.append(scores) or recognition(scores, labels))
+    numbers = fuse.main(fuse.Config(pair, combine="logits", out=str(tmp_path / "sum")))
+    rgb, flow = (jnp.asarray(read_scores(folder)["logits"]) for folder in pair)
+    np.testing.assert_allclose(fused[0], jax.nn.softmax(inception3d.two_stream(rgb, flow)), rtol=1e-5)
+    assert numbers["top1"] > 0.95 and all(accuracy < 0.8 for accuracy in numbers["alone"].values())
+    assert "sum of the logits, weights 1, 1" in (tmp_path / "sum" / "fusion.txt").read_text()
+    scores = dict(np.load(tmp_path / "sign" / "scores.npz"))
+    np.savez(tmp_path / "sign" / "scores.npz", **{name: scores[name] for name in scores if name != "logits"})
+    with pytest.raises(UserError, match="sign was written by an earlier version, without logits: evaluate again"):
+        fuse.main(fuse.Config(pair, combine="logits", out=str(tmp_path / "old")))
+    assert fuse.main(fuse.Config(pair, out=str(tmp_path / "mean")))["top1"] > 0.95  # which needs none
 
 
 def test_margins_are_those_of_the_least_squared_hinge_loss():
@@ -63,7 +83,7 @@ def test_scores_that_do_not_belong_together_are_one_line(tmp_path):
         ({"evaluations": (a,)}, "1 evaluations cannot be fused: give the directories of two or more"),
         ({"evaluations": (a, a), "weights": (1.0,)}, r"weights are \(1\.0,\): give 2 of 0 or more, not all 0"),
         ({"evaluations": (a, a), "fit": (a,)}, "fit has 1 evaluations: give 2, in the order of the others"),
-        ({"evaluations": (a, a), "fit": (a, a), "weights": (1.0, 1.0)}, "weights are those of the mean"),
+        ({"evaluations": (a, a), "fit": (a, a), "weights": (1.0, 1.0)}, "weights and combine are of the mean"),
         ({"evaluations": (a, a), "cost": 0.0}, "cost is 0.0: it must be above 0"),
         ({"evaluations": (a, str(tmp_path))}, r"has no scores\.npz: give an output directory of evaluate\.py"),
         ({"evaluations": (a, others)}, "others has other classes than .*a: fuse classifiers of the same classes"),

@@ -115,6 +115,7 @@ def test_a_killed_student_of_a_teacher_of_flow_resumes_with_the_same_losses(teac
 
 def test_wrong_teachers_are_one_line_before_anything_is_written(teacher, tmp_path):
     others = {"classes": flow_model([*CLASSES[:7], "jump"]), "unnamed": vidjax.create_model("fr2d_tiny", num_classes=3)}
+    others["frames"] = vidjax.create_model("fr2d_tiny", num_classes=8)
     others["encoder"] = vidjax.create_model("fr2d_tiny", num_classes=None)
     for name, model in others.items():
         save_pretrained(tmp_path / name, model, perturbed(model))
@@ -132,6 +133,9 @@ def test_wrong_teachers_are_one_line_before_anything_is_written(teacher, tmp_pat
     for fields, message in refused:
         with pytest.raises(UserError, match=message):
             finetune.main(changed(CONFIG, workdir=str(tmp_path / "run"), **fields))
+    data = dataclasses.replace(DATA, stream="flow")
+    with pytest.raises(UserError, match=r"\S+frames sees frames and data\.stream is flow: choose a teacher"):
+        load_teacher(changed(CONFIG, teacher=str(tmp_path / "frames"), data=data), flow_model(CLASSES), SOURCE)
     without = dataclasses.replace(SOURCE, fields={name: SOURCE.fields[name] for name in ("video", "label")})
     with pytest.raises(UserError, match="takes 2 channels, which 0 streams of synthetic:moving_shapes have: extract"):
         load_teacher(dataclasses.replace(CONFIG, teacher=teacher), others["unnamed"], without)

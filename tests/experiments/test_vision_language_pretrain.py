@@ -15,8 +15,9 @@ from small_runs import changed, interrupt_after
 
 from vidjax import runs
 from vidjax.convert import from_state_dict
+from vidjax.data import moving_shapes
 from vidjax.data.config import SourceConfig
-from vidjax.data.text import open_tokenizer
+from vidjax.data.text import open_tokenizer, tokenize
 from vidjax.layers.card import Card
 from vidjax.models import create_model, variable_shapes
 from vidjax.models.albef import Albef
@@ -133,7 +134,8 @@ def test_a_run_resumes_exactly_and_its_weights_describe_match_and_retrieve(tmp_p
         caption.main(caption.Config(**settings, question="what moves?"))
     (tmp_path / "list.jsonl").write_text('{"path": "clip.mp4", "caption": "a"}\n{"path": "clip.mp4", "caption": "b"}\n')
     found = retrieve.main(retrieve.Config(run="whole", data=SourceConfig(source="list.jsonl"), rerank=2, out="found"))
-    assert found["reranked_text_to_video"]["r5"] == 1 and found["text_to_video"]["queries"] == 2
+    assert found["reranked_text_to_video"]["r5"] == found["joint_text_to_video"]["r5"] == 1
+    assert found["text_to_video"]["queries"] == 2
 
 
 @pytest.mark.long
@@ -143,6 +145,19 @@ def test_the_texts_of_a_tiny_model_differ_from_the_start():
     tokens = jax.jit(lambda key, ids: text.init_with_output(key, ids, method="tokens")[0])(jax.random.key(0), ids)
     embedded = unit(tokens[:, 0])
     assert 1 - (embedded @ embedded.T).min() > 1e-2  # with BERT's initial kernels 1e-4
+
+
+def test_only_published_sizes_have_dropout():
+    rates = {name: create_model(name).text.dropout for name in ("albef_base", "albef_tiny", "blip_base", "blip_tiny")}
+    assert rates == {"albef_base": 0.1, "albef_tiny": 0.0, "blip_base": 0.1, "blip_tiny": 0.0}
+
+
+def test_the_words_of_the_demo_are_those_of_its_captions():
+    demo = script.RECIPES["demo"]
+    tokenizer = open_tokenizer(demo.tokenizer)
+    texts = {text for index in range(1000) for text in moving_shapes.describe(index)[1]}
+    rows = {text: tokenize(tokenizer, text, demo.context) for text in texts}
+    assert {text: (tokenizer.decode(ids), cut) for text, (ids, cut) in rows.items()} == {t: (t, False) for t in texts}
 
 
 def test_what_texts_attend_to():

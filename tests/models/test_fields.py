@@ -146,6 +146,12 @@ def test_invalid_values_are_rejected():
         ("VideoTower", "head", "max", "head is 'max': choose one of mean, conv1d"),
         ("lrcn_tiny", "network", "vgg", "network is 'vgg': choose one of hybrid, caffenet"),
         ("deepvideo_tiny_slow", "fusion", "mid", "fusion is 'mid': choose one of single, early, late, slow"),
+        (
+            "two_stream_tiny_sum",
+            "fusion",
+            "mean",
+            "fusion is 'mean': choose one of sum, max, concatenation, convolution",
+        ),
         ("tsm_tiny", "shift", "left", "shift is 'left': choose one of none, both, past"),
     ],
 )

@@ -7,18 +7,18 @@ from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
-from jaxtyping import Int, UInt8
+from jaxtyping import Int, Num
 
 from vidjax.data.crop import ANTIALIASED_FROM, scaled_box
 from vidjax.data.images import EncodedFrames, decode_box
 
 
 def cut(
-    frames: UInt8[np.ndarray, "t h w c"] | EncodedFrames,
+    frames: Num[np.ndarray, "t h w c"] | EncodedFrames,
     crop: Int[np.ndarray, "7"],
     size: int,
     mirrored: Sequence[int] = (),
-) -> UInt8[np.ndarray, "t s s c"]:
+) -> Num[np.ndarray, "t s s c"]:
     """Crops frames, resizes them to a square of `size` pixels, and mirrors them if the crop is mirrored.
 
     Args:
@@ -26,7 +26,7 @@ def cut(
         crop, the box is scaled to it.
       crop: see `crop`.
       size: height and width of the output in pixels.
-      mirrored: channels to invert (255 - v) when mirroring, such as horizontal optical flow.
+      mirrored: channels to invert (255 - v, or -v in float16) when mirroring, such as horizontal optical flow.
     """
     top, left, height, width = box = scaled_box(crop, *frames.shape[1:3])
     inverted = tuple(channel in mirrored for channel in range(frames.shape[3]))
@@ -35,7 +35,8 @@ def cut(
     if isinstance(frames, EncodedFrames) and (jpegs := frames.jpegs):
         with suppress(tf.errors.InvalidArgumentError):  # below is said which image is damaged
             return frames.in_order(_as_array(_jpeg_cutter(how)(jpegs, np.array(box, np.int32), frames.shape[2])))
-    return _as_array(_frame_cutter(how)(frames[:, top : top + height, left : left + width]))
+    region = frames[:, top : top + height, left : left + width]
+    return _as_array(_frame_cutter(how, region.dtype.name)(region))
 
 
 def _as_array(tensor: tf.Tensor) -> np.ndarray:
@@ -69,8 +70,8 @@ def _jpeg_cutter(how: _How) -> Callable[..., tf.Tensor]:
 
 
 @cache
-def _frame_cutter(how: _How) -> Callable[..., tf.Tensor]:
-    @tf.function(autograph=False, input_signature=[tf.TensorSpec((None, None, None, None), tf.uint8)])
+def _frame_cutter(how: _How, dtype: str) -> Callable[..., tf.Tensor]:
+    @tf.function(autograph=False, input_signature=[tf.TensorSpec((None, None, None, None), dtype)])
     def cut_frames(video: tf.Tensor) -> tf.Tensor:
         return tf.map_fn(lambda frame: _finish(frame, how), video)
 
@@ -83,9 +84,9 @@ def _finish(frame: tf.Tensor, how: _How) -> tf.Tensor:
         # Floats give the same numbers as uint8 in two thirds of the time: only of these is it vectorised.
         pixels = tf.cast(frame, tf.float32)[None]
         pixels = tf.image.resize(pixels, (how.size, how.size), antialias=how.smooth)[0]
-        frame = tf.cast(tf.round(pixels), tf.uint8)
+        frame = tf.cast(tf.round(pixels) if frame.dtype == tf.uint8 else pixels, frame.dtype)
     if how.mirrored:
         frame = tf.reverse(frame, [1])
         if any(how.inverted):
-            frame = tf.where(how.inverted, 255 - frame, frame)
+            frame = tf.where(how.inverted, 255 - frame if frame.dtype == tf.uint8 else -frame, frame)
     return frame

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from vidjax.data.config import ClipConfig, core_count
-from vidjax.data.crop import cut_region, cut_views, view_crops
+from vidjax.data.crop import view_crops
 from vidjax.data.decode import DecodeError
 from vidjax.data.example import Source, field_specs
-from vidjax.data.rows import Batch, read_clips, row_arrays, split_views
+from vidjax.data.rows import Batch, cut_streams, read_clips, row_arrays, split_views, stored_names
 from vidjax.data.sampling import views
 from vidjax.data.text import CaptionWriter, Tokenizer
 from vidjax.errors import UserError
@@ -128,6 +128,7 @@ def evaluation_batches(
     local = padded.reshape(batches, process_count, rows)[:, process_index].reshape(-1)
 
     write, specs = CaptionWriter(tokenizer, context), field_specs(source, config, fields)
+    stored = stored_names(config, fields)
     clips, squares = view_counts or (1, 1)
     arrays = row_arrays(specs, config, clips, clips * squares) | write.arrays(())
     empty = {name: np.full(shape, fill, dtype) for name, (dtype, shape, fill) in arrays.items()}
@@ -138,14 +139,11 @@ def evaluation_batches(
         if index < 0:
             return empty, ""
         try:
-            with source.open(index, (*fields, config.stream)) as example:
-                info = example.streams[config.stream].info
-                row = read_clips(example, views(info.num_frames, info.rate, config, clips), config, specs)
-            crops = view_crops(*row["video"].shape[1:3], squares, config.center_ratio, config.protocol)
-            for name, spec in specs.items():
-                if spec.kind == "frames":
-                    region = cut_region(row[name], crops)
-                    row[name] = cut_views(*region, config.frames, config.size, spec.mirrored)
+            with source.open(index, stored) as example:
+                info = example.streams[stored[0]].info
+                row, streams = read_clips(example, views(info.num_frames, info.rate, config, clips), config, specs)
+            crops = view_crops(*streams[stored[0]].shape[1:3], squares, config.center_ratio, config.protocol)
+            row |= cut_streams(streams, crops, config, source.fields, specs)
         except DecodeError as error:
             return empty, str(error)
         row |= {"crop": np.tile(crops, (clips, 1))} | write(source.ids[index], example.captions, np.zeros(()))

@@ -85,7 +85,7 @@ class ClipConfig:
     square_pixels: bool = True
     """Stretch non-square pixels in width, as players do; False keeps frames as stored."""
     stream: str = "video"
-    """The stream that clips are made from: video, or another field of frames such as flow."""
+    """The stream that clips are made from: video, another field of frames such as flow, or both joined: video+flow."""
     workers: int = free(0)
     """Number of clips decoded in parallel, 0 = one per core."""
     max_bad_share: float = free(0.2)

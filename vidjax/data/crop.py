@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped, UInt8
+from jaxtyping import Float, Int, Num, Shaped
 from PIL import Image
 
 from vidjax.data import stateless
@@ -150,9 +150,7 @@ def scaled_box(crop: Crop, height: int, width: int) -> Box:
     return min(round(top * y), height - crop_height), min(round(left * x), width - crop_width), crop_height, crop_width
 
 
-def cut_region(
-    video: Any, crops: Int[np.ndarray, "k 7"]
-) -> tuple[UInt8[np.ndarray, "t h w c"], Int[np.ndarray, "k 7"]]:
+def cut_region(video: Any, crops: Int[np.ndarray, "k 7"]) -> tuple[Num[np.ndarray, "t h w c"], Int[np.ndarray, "k 7"]]:
     """The part of some frames that contains all of their crops, and the crops in this part.
 
     Args:
@@ -169,15 +167,15 @@ def cut_region(
 
 
 def cut(
-    video: UInt8[np.ndarray, "t h w c"], crop: Crop, size: int, mirrored: Sequence[int] = ()
-) -> UInt8[np.ndarray, "t s s c"]:
+    video: Num[np.ndarray, "t h w c"], crop: Crop, size: int, mirrored: Sequence[int] = ()
+) -> Num[np.ndarray, "t s s c"]:
     """Crops frames, resizes them to a square of `size` pixels, and mirrors them if the crop is mirrored.
 
     Args:
       video: decoded frames. If their size differs from the one in the crop, the box is scaled to it.
       crop: see the module.
       size: height and width of the output in pixels.
-      mirrored: channels to invert (255 - v) when mirroring, such as horizontal optical flow.
+      mirrored: channels to invert (255 - v, or -v in float16) when mirroring, such as horizontal optical flow.
     """
     top, left, height, width = scaled_box(crop, *video.shape[1:3])
     frames = resize(video[:, top : top + height, left : left + width], size)
@@ -185,24 +183,24 @@ def cut(
         return frames
     frames = frames[:, :, ::-1].copy()
     for channel in mirrored:
-        frames[..., channel] = 255 - frames[..., channel]
+        frames[..., channel] = (255 if frames.dtype == np.uint8 else 0) - frames[..., channel]
     return frames
 
 
 def center_crop(
-    video: UInt8[np.ndarray, "t h w c"], size: int, ratio: float = 7 / 8, protocol: Protocol = "vidjax"
-) -> UInt8[np.ndarray, "t s s c"]:
+    video: Num[np.ndarray, "t h w c"], size: int, ratio: float = 7 / 8, protocol: Protocol = "vidjax"
+) -> Num[np.ndarray, "t s s c"]:
     """The central view of `view_crops`, resized to `size` pixels."""
     return cut(video, view_crops(*video.shape[1:3], 1, ratio, protocol)[0], size)
 
 
 def cut_views(
-    video: UInt8[np.ndarray, "n h w c"],
+    video: Num[np.ndarray, "n h w c"],
     crops: Int[np.ndarray, "k 7"],
     frames: int,
     size: int,
     mirrored: Sequence[int] = (),
-) -> UInt8[np.ndarray, "v t s s c"]:
+) -> Num[np.ndarray, "v t s s c"]:
     """Applies each crop to each clip.
 
     Args:
@@ -220,22 +218,24 @@ def cut_views(
     return views.reshape(-1, *views.shape[2:])
 
 
-def resize(video: UInt8[np.ndarray, "t h w c"], size: int) -> UInt8[np.ndarray, "t s s c"]:
-    """Resizes frames to a square of `size` pixels, bilinearly, as `tf.image.resize` does."""
+def resize(video: Num[np.ndarray, "t h w c"], size: int) -> Num[np.ndarray, "t s s c"]:
+    """Resizes frames to a square of `size` pixels, bilinearly, as `tf.image.resize` does; uint8 is rounded."""
     height, width = video.shape[1:3]
     if (height, width) == (size, size):
         return video
-    frames = np.empty((len(video), size, size, video.shape[3]), np.uint8)
+    frames = np.empty((len(video), size, size, video.shape[3]), video.dtype)
+    is_rounded = video.dtype == np.uint8
     if max(height, width) > round(ANTIALIASED_FROM * size):
         for frame, output in zip(video, frames, strict=True):
             for channel in range(frame.shape[-1]):
                 plane = Image.fromarray(frame[..., channel].astype(np.float32))  # bytes are rounded twice
-                output[..., channel] = np.rint(plane.resize((size, size), Image.Resampling.BILINEAR))
+                pixels = np.asarray(plane.resize((size, size), Image.Resampling.BILINEAR))
+                output[..., channel] = np.rint(pixels) if is_rounded else pixels
         return frames
     rows, columns = _neighbours(height, size), _neighbours(width, size)
     for frame, output in zip(video, frames, strict=True):  # one at a time, which stays in the cache
         pixels = _interpolate(_interpolate(frame, columns, 1), rows, 0)
-        output[:] = np.rint(pixels, out=pixels)
+        output[:] = np.rint(pixels, out=pixels) if is_rounded else pixels
     return frames
 
 

@@ -1,7 +1,8 @@
 """Examples as named fields, each with a spec of how it is sampled, padded and augmented together with the clip.
 
 An example has streams of frames (`video`, and others such as `flow`), a label, captions, and values of further fields.
-A clip is a selection of frames of one stream; `rows` matches the other fields to its times and to its crop.
+A clip is a selection of frames of one stream, or of several joined along their channels (`video+flow`); `rows` matches
+the other fields to its times and to its crop.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int, Shaped, UInt8
+from jaxtyping import Int, Num, Shaped, UInt8
 
 from vidjax.data.config import ClipConfig
 from vidjax.data.decode import VideoInfo
@@ -18,7 +19,7 @@ from vidjax.errors import UserError
 
 PIECE = 256
 """Frames read at a time when a stream is iterated in pieces."""
-DTYPES = ("float32", "int32", "int64", "int16", "uint8", "bool")
+DTYPES = ("float32", "float16", "int32", "int64", "int16", "uint8", "bool")
 Kind = Literal["numbers", "segments", "boxes", "tracks", "frames", "samples"]
 ENTRIES = {"segments": "[n, 2 or more]", "boxes": "[n, 4]", "tracks": "[n, 4]", "frames": "[c]", "samples": "[m, c]"}
 """Required shapes by kind; numbers may have any shape."""
@@ -35,13 +36,13 @@ class Field:
     in seconds. Boxes: (count, 4), with x1, y1, x2, y2 as fractions of the frame's width and height. Tracks: (count, 4),
     boxes per frame. Frames: (channels,). Samples: (count, channels)."""
     dtype: str = "float32"
-    """The dtype in a batch. Segments, boxes and tracks are float32, frames uint8."""
+    """The dtype in a batch. Segments, boxes and tracks are float32, frames uint8, or float16 for optical flow."""
     fill: float | None = None
     """Value for padding and missing entries; by default -1 for segments, boxes and tracks, 0 for others."""
     rate: float | None = None
     """Frames or samples per second; None for frames at the rate of the video."""
     mirrored: tuple[int, ...] = ()
-    """Channels of frames to invert (255 - v) when mirroring, such as horizontal optical flow."""
+    """Channels of frames to invert (255 - v, or -v in float16) when mirroring, such as horizontal optical flow."""
     color: bool = False
     """Whether frames are RGB; colour augmentation and erasing are applied only to these."""
 
@@ -61,6 +62,8 @@ class Field:
             raise UserError(f"shape is {list(sides)}: it must be {needs} for {kind}")
         if self.dtype not in DTYPES:
             raise UserError(f"dtype is '{self.dtype}': choose one of {', '.join(DTYPES)}")
+        if kind == "frames" and self.dtype not in ("uint8", "float16"):
+            raise UserError(f"dtype is '{self.dtype}': it must be uint8, or float16 for optical flow in pixels")
         if self.rate is not None and not self.rate > 0:
             raise UserError(f"rate is {self.rate}: it must be more than 0")
 
@@ -74,6 +77,25 @@ VIDEO = Field("frames", (3,), "uint8", color=True)
 LABEL = Field("numbers", (), "int32", fill=-1)
 
 
+def stream_names(name: str) -> tuple[str, ...]:
+    """The streams in the name of a field of frames: itself, or those joined along the channels, as in `video+flow`."""
+    return tuple(name.split("+"))
+
+
+def join_specs(name: str, fields: Sequence[Field]) -> Field:
+    """The spec of a joined field, given those of its streams, which are cut and mirrored by themselves.
+
+    Raises:
+      UserError: a field is not of frames, or is joined with itself.
+    """
+    if len(fields) == 1:
+        return fields[0]
+    if any(each.kind != "frames" for each in fields) or len(set(stream_names(name))) < len(fields):
+        raise UserError(f"{name} cannot be joined: give different streams of frames, such as video+flow")
+    dtype = "float16" if any(each.dtype == "float16" for each in fields) else "uint8"
+    return Field("frames", (sum(each.shape[0] for each in fields),), dtype, rate=fields[0].rate)
+
+
 @runtime_checkable
 class Stream(Protocol):
     """Frames of an open example, indexed from the start of the video or of the part that a manifest names."""
@@ -83,7 +105,7 @@ class Stream(Protocol):
 
     def read(
         self, indices: Sequence[int] | np.ndarray, short_side: int | None = None
-    ) -> tuple[UInt8[np.ndarray, "t h w c"], VideoInfo]:
+    ) -> tuple[Num[np.ndarray, "t h w c"], VideoInfo]:
         """Reads frames, and returns them with the info, which has their size before shrinking.
 
         Args:
@@ -92,7 +114,7 @@ class Stream(Protocol):
         """
         ...
 
-    def iterate(self, indices: Int[np.ndarray, "n"], short_side: int | None) -> Iterator[UInt8[np.ndarray, "h w c"]]:
+    def iterate(self, indices: Int[np.ndarray, "n"], short_side: int | None) -> Iterator[Num[np.ndarray, "h w c"]]:
         """Yields the same frames one by one, in bounded memory; `indices` must be increasing."""
         ...
 
@@ -108,7 +130,7 @@ class EncodedStream(Stream, Protocol):
 
 def in_pieces(
     stream: Stream, indices: Int[np.ndarray, "n"], short_side: int | None
-) -> Iterator[UInt8[np.ndarray, "h w c"]]:
+) -> Iterator[Num[np.ndarray, "h w c"]]:
     """`Stream.iterate` for streams with fast random access: reads `PIECE` frames at a time."""
     for start in range(0, len(indices), PIECE):
         yield from stream.read(indices[start : start + PIECE], short_side)[0]
@@ -196,15 +218,16 @@ class Source:
         return Clip(frames, example.label, example.captions, info)
 
     def specs(self, names: Sequence[str]) -> dict[str, Field]:
-        """The specs of the named fields.
+        """The specs of the named fields; `video+flow` is the one that joins these streams.
 
         Raises:
-          UserError: the source has no such field.
+          UserError: the source has no such field, or they cannot be joined.
         """
-        if unknown := [name for name in names if name not in self.fields]:
+        parts = {name: stream_names(name) for name in names}
+        if unknown := [part for each in parts.values() for part in each if part not in self.fields]:
             shared = " that its sources share" if self.parts else ""
             raise UserError(f"{self.name} has no field '{unknown[0]}'{shared}: choose among {', '.join(self.fields)}")
-        return {name: self.fields[name] for name in names}
+        return {name: join_specs(name, [self.fields[part] for part in each]) for name, each in parts.items()}
 
 
 def field_specs(source: Source, config: ClipConfig, fields: Sequence[str]) -> dict[str, Field]:

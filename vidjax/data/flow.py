@@ -1,4 +1,4 @@
-"""Optical flow between grey frames by OpenCV, and flow as bytes.
+"""Optical flow between grey frames by OpenCV, and flow as it is stored.
 
 OpenCV is not a dependency: the extra `flow` installs it. Its versions differ. In OpenCV 5 the warps of TV-L1 are
 interpolated exactly; 4.14 rounds them to 1/32 pixel, which moves the flow by 0.02 pixels on average and by up to 1.3.
@@ -10,11 +10,12 @@ from itertools import pairwise
 from typing import Literal, get_args
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Num, UInt8
 
 from vidjax.errors import UserError
 
 Method = Literal["tvl1", "farneback", "dis"]
+Store = Literal["uint8", "float16"]
 Flow = Callable[[UInt8[np.ndarray, "h w"], UInt8[np.ndarray, "h w"]], Float[np.ndarray, "h w 2"]]
 
 FLOW_BOUND = 20.0
@@ -28,6 +29,16 @@ FARNEBACK = {
 def to_bytes(flow: Float[np.ndarray, "*b c"]) -> UInt8[np.ndarray, "*b c"]:
     """Flow in pixels as bytes: -20 to 20 become 0 to 255 (128 for none), what is beyond is cut (Wang et al. 2016)."""
     return np.floor((np.clip(flow / FLOW_BOUND, -1, 1) + 1) * 127.5 + 0.5).astype(np.uint8)
+
+
+def to_stored(flow: Float[np.ndarray, "*b c"], store: Store) -> Num[np.ndarray, "*b c"]:
+    """Flow in pixels as it is stored: `to_bytes`, or float16, which is within 0.05 % and cuts nothing."""
+    return to_bytes(flow) if store == "uint8" else flow.astype(np.float16)
+
+
+def from_stored(stored: Num[np.ndarray, "*b c"]) -> Float[np.ndarray, "*b c"]:
+    """The inverse of `to_stored`: flow in pixels."""
+    return from_bytes(stored) if stored.dtype == np.uint8 else stored.astype(np.float32)
 
 
 def from_bytes(stored: UInt8[np.ndarray, "*b c"]) -> Float[np.ndarray, "*b c"]:

@@ -247,15 +247,16 @@ def write_merged(out: Path, merged: Merged) -> None:
     `train.csv` and `classes.json` are the merged data set; `NAME/train.csv`, `NAME/val.csv` and `NAME/classes.json` are
     each set under the merged names; `table.csv` has the numbers, and `dropped.csv` every video that was left out.
     """
-    _write_set(out, merged.class_names, {"train": merged.train})
+    write_lists(out, merged.class_names, {"train": merged.train})
     for each in merged.sets:
         lists = {"train": each.train} | ({"val": each.validation} if each.validation else {})
-        _write_set(out / each.name, each.class_names, lists)
+        write_lists(out / each.name, each.class_names, lists)
     _write_csv(out / "table.csv", table(merged))
     _write_csv(out / "dropped.csv", [("data set", "path", "reason"), *merged.dropped])
 
 
-def _write_set(folder: Path, class_names: Sequence[str], lists: Mapping[str, Sequence[Row]]) -> None:
+def write_lists(folder: Path, class_names: Sequence[str], lists: Mapping[str, Sequence[Row]]) -> None:
+    """Writes lists of videos by name, `NAME.csv`, and their classes, `classes.json`; overwrites nothing."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CLASSES_FILE).write_text(json.dumps(class_names, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     for name, rows in lists.items():

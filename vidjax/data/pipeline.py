@@ -23,7 +23,7 @@ from vidjax.data.decode import DecodeError
 from vidjax.data.example import Part, Source, field_specs
 from vidjax.data.mixing import slots
 from vidjax.data.pixels import change_pixels
-from vidjax.data.rows import Arrays, Batch, read_clips, row_arrays, split_views
+from vidjax.data.rows import Arrays, Batch, join_streams, read_clips, row_arrays, split_views, stored_names
 from vidjax.data.sampling import sample
 from vidjax.data.text import CaptionWriter, Tokenizer
 from vidjax.errors import UserError
@@ -68,7 +68,7 @@ def train_batches(
     if rows % repeats:
         raise UserError(f"{rows} clips per process are not a multiple of {repeats} repeats: change one of them")
     specs = field_specs(source, config, fields)
-    streams = [name for name, spec in specs.items() if spec.kind == "frames"]
+    stored = stored_names(config, fields)
     if config.augment.rand_augment_ops and (boxes := [n for n in fields if specs[n].kind in ("boxes", "tracks")]):
         raise UserError(f"augment.rand_augment_ops moves pixels after the crop, but not {boxes[0]}: set it to 0")
     groups, write = rows // repeats, CaptionWriter(tokenizer, context)
@@ -76,21 +76,24 @@ def train_batches(
 
     def read(index: int, position: int) -> dict[str, np.ndarray]:
         rng = np.random.Generator(np.random.Philox(key=[seed, position]))
-        with source.open(index, (*fields, config.stream)) as example:
-            info = example.streams[config.stream].info
+        with source.open(index, stored) as example:
+            info = example.streams[stored[0]].info
             indices = sample(config, info.num_frames, info.rate, rng)
-            row = read_clips(example, indices[None], config, specs)
-        height, width = row["video"].shape[1:3]
+            row, streams = read_clips(example, indices[None], config, specs)
+        height, width = streams[stored[0]].shape[1:3]
         seeds = [(seed, position * repeats + i) for i in range(repeats)]
         how = (config.augment, config.size)
         crops = np.stack([random_crop(height, width, *how, each, config.center_ratio) for each in seeds])
-        for name in streams:
+        cuts = {}
+        for name, frames in streams.items():
+            spec = source.fields[name]
             # Several crops overlap: what contains them is decoded once.
-            frames, boxes = (row[name], crops) if repeats == 1 else cut_region(row[name], crops)
-            clips = [cut(frames, box, config.size, specs[name].mirrored) for box in boxes]
-            if specs[name].color and config.augment.changes_pixels:
+            region, boxes = (frames, crops) if repeats == 1 else cut_region(frames, crops)
+            clips = [cut(region, box, config.size, spec.mirrored) for box in boxes]
+            if spec.color and config.augment.changes_pixels:
                 clips = [change_pixels(*each, config.augment) for each in zip(clips, seeds, strict=True)]
-            row[name] = np.stack(clips) if repeats > 1 else clips[0][None]
+            cuts[name] = np.stack(clips) if repeats > 1 else clips[0][None]
+        row |= join_streams(cuts, config, specs)
         # Another part of the same random stream, so that the draws for captions and for frames are independent.
         draws = np.random.Generator(np.random.Philox(key=[seed, position], counter=[0, 0, 0, 1])).random(repeats)
         return row | {"crop": crops} | write(source.ids[index], example.captions, draws)

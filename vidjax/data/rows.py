@@ -6,26 +6,29 @@ A field is matched to a clip by its kind:
     segments   clipped to the time span of the clip; segments outside it are dropped
     tracks     interpolated to one box per frame of the clip, then as boxes
     samples    (sound) cut to start at the time of the clip's first frame
-    frames     (flow) the frames on screen at the times of the clip's frames, with the same crop
+    frames     (flow) the frames on screen at the times of the clip's frames, with the same crop; of streams joined by
+               their names, as `video+flow`, along the channels
     boxes      transformed to coordinates of the crop and clipped to it; boxes outside it are dropped
 
 Every array has a fixed shape in a batch: longer values are truncated, shorter ones padded.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int, Num, Shaped
 
 from vidjax.data.config import ClipConfig
-from vidjax.data.example import EncodedStream, Example, Field, Stream
+from vidjax.data.crop import cut_region, cut_views
+from vidjax.data.example import EncodedStream, Example, Field, Stream, stream_names
+from vidjax.data.flow import from_bytes
 from vidjax.data.sampling import frame_times, frames_at
 
 Batch = dict[str, np.ndarray]
 """Arrays by name. Every batch contains
 
-    video   uint8 (b t h w c)
+    video   uint8 (b t h w c); float16 for optical flow that is stored so, in pixels, and for frames joined with it
     label   int32 (b,), -1 for none
     valid   bool (b,), False for unreadable examples and for padding rows; their video is black
     index   int32 (b,), index of the example, -1 for padding rows
@@ -43,32 +46,53 @@ BY_TIME = ("segments", "tracks", "samples")
 """Kinds of fields whose values differ between the clips of an example."""
 
 
+def stored_names(config: ClipConfig, fields: Iterable[str] = ()) -> list[str]:
+    """The fields to open of an example: each once, the stream first whose frames `config` counts."""
+    return list(dict.fromkeys(part for name in (config.stream, *fields) for part in stream_names(name)))
+
+
 def read_clips(
     example: Example, indices: Int[np.ndarray, "v t"], config: ClipConfig, specs: Mapping[str, Field]
-) -> dict[str, Any]:
-    """Reads clips of an open example: frames, with the clips in sequence, and fields cut to their times.
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Reads clips of an open example: fields cut to their times, and frames, with the clips in sequence.
 
     Frames that are stored as images are still encoded (`images.EncodedFrames`), as only their crops are decoded.
 
     Args:
       example: the example.
-      indices: indices of frames of the stream `config.stream`.
+      indices: indices of frames of the first stream in `config.stream`.
       config: config of the clips.
       specs: specs of the fields to read: `video`, which stands for `config.stream`, and further fields.
+
+    Returns:
+      The arrays of the row without those of frames, and the frames of each stream, the first one first; `join_streams`
+      makes the row's arrays of their crops.
     """
-    stream = example.streams[config.stream]
-    times = frame_times(indices, stream.info.rate)
-    frames = _frames(stream, indices, config)
-    row = {"video": frames, "times": times.astype(np.float32), "label": np.int32(example.label)}
-    for name in specs.keys() - row.keys():
-        if specs[name].kind != "frames":
-            row[name] = cut_value(specs[name], example.values.get(name), times)
-        else:
-            other = example.streams[name]
-            same = other.info.rate == stream.info.rate or np.isnan(other.info.rate)
-            chosen = indices if same else frames_at(times, other.info.num_frames, other.info.rate)
-            chosen = np.minimum(chosen, other.info.num_frames - 1)  # flow between frames has one frame fewer
-            row[name] = _frames(other, chosen, config)
+    names = stored_names(config, [name for name, spec in specs.items() if spec.kind == "frames" and name != "video"])
+    first = example.streams[names[0]].info
+    times = frame_times(indices, first.rate)
+    row = {"times": times.astype(np.float32), "label": np.int32(example.label)}
+    row |= {n: cut_value(spec, example.values.get(n), times) for n, spec in specs.items() if spec.kind != "frames"}
+    streams = {}
+    for name in names:
+        info = example.streams[name].info
+        same = info.rate == first.rate or np.isnan(info.rate)
+        chosen = indices if same else frames_at(times, info.num_frames, info.rate)
+        chosen = np.minimum(chosen, info.num_frames - 1)  # flow between frames has one frame fewer
+        streams[name] = _frames(example.streams[name], chosen, config)
+    return row, streams
+
+
+def join_streams(
+    cuts: Mapping[str, Num[np.ndarray, "v t h w _"]], config: ClipConfig, specs: Mapping[str, Field]
+) -> dict[str, Num[np.ndarray, "v t h w _"]]:
+    """The arrays of frames in a row, from the crops of each stream of `read_clips`."""
+    row = {}
+    for name in (name for name, spec in specs.items() if spec.kind == "frames"):
+        parts = [cuts[part] for part in stream_names(config.stream if name == "video" else name)]
+        if len({part.dtype for part in parts}) > 1:
+            parts = [part if part.dtype == np.float16 else from_bytes(part).astype(np.float16) for part in parts]
+        row[name] = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
     return row
 
 
@@ -76,6 +100,28 @@ def _frames(stream: Stream, indices: Int[np.ndarray, "v t"], config: ClipConfig)
     if isinstance(stream, EncodedStream):
         return stream.encoded(indices.ravel(), config.decode_short_side)
     return stream.read(indices.ravel(), config.decode_short_side)[0]
+
+
+def cut_streams(
+    streams: Mapping[str, Any],
+    crops: Int[np.ndarray, "k 7"],
+    config: ClipConfig,
+    stored: Mapping[str, Field],
+    specs: Mapping[str, Field],
+) -> dict[str, Num[np.ndarray, "v t s s _"]]:
+    """The arrays of frames in a row of evaluation: all crops of each clip.
+
+    Args:
+      streams: the frames of each stream, see `read_clips`.
+      crops: see `crop`.
+      stored: specs of the streams.
+      specs: specs of the row's fields.
+    """
+    cuts = {}
+    for name, frames in streams.items():
+        region = cut_region(frames, crops)
+        cuts[name] = cut_views(*region, config.frames, config.size, stored[name].mirrored)
+    return join_streams(cuts, config, specs)
 
 
 def cut_value(

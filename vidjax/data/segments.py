@@ -173,7 +173,7 @@ class SegmentSource:
         """Names of the videos."""
         return [video.name for video in self.videos]
 
-    def label(self, index: int) -> tuple[tuple[float, ...], ...]:
+    def label(self, index: int) -> tuple[tuple[float | np.integer, ...], ...]:
         """Segments and labels of a video, by which a run that resumes knows its data."""
         video = self.videos[index]
         return tuple((*segment, label) for segment, label in zip(video.segments.tolist(), video.labels, strict=True))

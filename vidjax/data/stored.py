@@ -3,17 +3,18 @@
 import difflib
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Num
 
 from vidjax.data import images, records
 from vidjax.data.container import DecodeError, blame_file
 from vidjax.data.decode import VideoInfo
-from vidjax.data.example import LABEL, VIDEO, Example, Source, in_pieces
+from vidjax.data.example import LABEL, VIDEO, Example, Field, Source, in_pieces
 from vidjax.data.field_files import FIELDS_FILE, parse_specs
 from vidjax.data.labels import CLASSES_FILE, parse_class_names
 from vidjax.errors import UserError
@@ -43,7 +44,7 @@ def tfrecords(name: str, pattern: str) -> Source:
             for name in names:
                 if fields.get(name, LABEL).kind == "frames" and name not in opened.streams:
                     raise DecodeError(f"{ids[i]}: it has no {name}")
-            yield _open_record(opened, ids[i], names)
+            yield _open_record(opened, ids[i], names, fields)
 
     content = records.read_file(file := os.path.join(folder, FIELDS_FILE))
     fields = {} if content is None else parse_specs(file, content)
@@ -129,7 +130,9 @@ def tfds_videos(name: str, rest: str, split: str) -> Source:
     )
 
 
-def _open_record(record: records.Record, id: str, names: Sequence[str]) -> Example:
+def _open_record(
+    record: records.Record, id: str, names: Sequence[str], fields: Mapping[str, Field] = MappingProxyType({})
+) -> Example:
     if not record.frames:
         raise DecodeError(f"{id}: it has no frames")
     streams = {"video": EncodedImages(record, record.frames, 3, id)}
@@ -140,7 +143,10 @@ def _open_record(record: records.Record, id: str, names: Sequence[str]) -> Examp
                 raise DecodeError(
                     f"{id}: its {name} has {len(frames)} frames, its video {len(record.frames)}: write it again"
                 )
-            streams[name] = EncodedImages(record, frames, images.channels(frames[0], id), id)
+            spec = fields.get(name)
+            streams[name] = EncodedImages(
+                record, frames, images.channels(frames[0], id), id, spec.dtype if spec else "uint8"
+            )
     values = {name: value for name, value in record.values.items() if name in names}
     return Example(streams, record.label, record.captions, values)
 
@@ -153,6 +159,7 @@ class EncodedImages:
     frames: Sequence[bytes]
     channels: int
     id: str
+    dtype: str = "uint8"
 
     @property
     def info(self) -> VideoInfo:
@@ -162,14 +169,15 @@ class EncodedImages:
 
     def encoded(self, indices: Sequence[int] | np.ndarray, short_side: int | None = None) -> images.EncodedFrames:
         """See `example.EncodedStream`."""
-        return images.EncodedFrames(self.frames, indices, short_side, self.id, self.channels)
+        return images.EncodedFrames(self.frames, indices, short_side, self.id, self.channels, self.dtype)
 
     def read(
         self, indices: Sequence[int] | np.ndarray, short_side: int | None = None
-    ) -> tuple[UInt8[np.ndarray, "t h w c"], VideoInfo]:
+    ) -> tuple[Num[np.ndarray, "t h w c"], VideoInfo]:
         """See `example.Stream`."""
-        return images.decode_frames(self.frames, indices, short_side, self.id, self.channels), self.info
+        how = short_side, self.id, self.channels, self.dtype
+        return images.decode_frames(self.frames, indices, *how), self.info
 
-    def iterate(self, indices: np.ndarray, short_side: int | None) -> Iterator[UInt8[np.ndarray, "h w c"]]:
+    def iterate(self, indices: np.ndarray, short_side: int | None) -> Iterator[Num[np.ndarray, "h w c"]]:
         """See `example.Stream`."""
         return in_pieces(self, indices, short_side)

@@ -18,9 +18,10 @@ from jaxtyping import Int, UInt8
 
 from vidjax.data import manifest, sources
 from vidjax.data.config import ClipConfig
-from vidjax.data.crop import center_crop, cut_views, view_crops
+from vidjax.data.crop import center_crop, view_crops
 from vidjax.data.decode import DecodeError
-from vidjax.data.example import Source
+from vidjax.data.example import Source, field_specs
+from vidjax.data.rows import cut_streams, read_clips, stored_names
 from vidjax.data.sampling import sampling_step, seconds_covered, views
 
 
@@ -52,17 +53,16 @@ class Videos:
 
     def clip(self, index: int, config: ClipConfig, view_counts: tuple[int, int] = (1, 1)) -> Iterator[Window]:
         """Yields one clip: the one used in evaluation, with its views. Raises DecodeError."""
-        with self.source.open(index, [config.stream]) as example:
-            stream = example.streams[config.stream]
-            info = stream.info
+        specs, names = field_specs(self.source, config, ()), stored_names(config)
+        with self.source.open(index, names) as example:
+            info = example.streams[names[0]].info
             indices = views(info.num_frames, info.rate, config, view_counts[0])
-            frames, _ = stream.read(indices.ravel(), config.decode_short_side)
+            _, streams = read_clips(example, indices, config, specs)
         firsts = indices[:, 0]
         start = firsts.min() / info.rate if config.sampling == "dense" else 0.0
         end = start + (firsts.max() - firsts.min()) / info.rate + seconds_covered(config, info.num_frames, info.rate)
-        crops = view_crops(*frames.shape[1:3], view_counts[1], config.center_ratio, config.protocol)
-        mirrored = self.source.fields[config.stream].mirrored
-        squares = cut_views(frames, crops, config.frames, config.size, mirrored)
+        crops = view_crops(*streams[names[0]].shape[1:3], view_counts[1], config.center_ratio, config.protocol)
+        squares = cut_streams(streams, crops, config, self.source.fields, specs)["video"]
         yield Window(float(start), float(min(end, info.duration)), squares)
 
     def windows(self, index: int, config: ClipConfig, hop: int) -> Iterator[Window]:
@@ -71,9 +71,10 @@ class Videos:
         Raises:
           DecodeError: the example cannot be read to its end, or has fewer sampled frames than a window.
         """
-        with self.source.open(index, [config.stream]) as example:
-            stream = example.streams[config.stream]
-            info = stream.info
+        field_specs(self.source, config, ())  # fails if there is no such stream
+        names = stored_names(config)
+        with self.source.open(index, names) as example:
+            info = example.streams[names[0]].info
             sampled = sampled_frames(info.num_frames, sampling_step(config, info.rate))
             starts = window_starts(len(sampled), config.frames, hop)
             if not len(starts):
@@ -87,9 +88,11 @@ class Videos:
 
             kept: deque[tuple[int, np.ndarray]] = deque()  # indices and cropped frames of the next windows
             following = 0
-            for position, frame in enumerate(stream.iterate(wanted, config.decode_short_side)):
-                cropped = center_crop(frame[None], config.size, config.center_ratio, config.protocol)[0]
-                kept.append((int(wanted[position]), cropped.copy()))  # a view would keep the whole frame in memory
+            streams = [example.streams[name].iterate(wanted, config.decode_short_side) for name in names]
+            how = config.size, config.center_ratio, config.protocol
+            for position, frames in enumerate(zip(*streams, strict=True)):
+                cropped = np.concatenate([center_crop(frame[None], *how)[0] for frame in frames], axis=-1)
+                kept.append((int(wanted[position]), cropped))  # copied: a view would keep the whole frame in memory
                 while following < len(spans) and spans[following, -1] == wanted[position]:
                     while kept[0][0] < spans[following, 0]:
                         kept.popleft()

@@ -16,6 +16,15 @@ def average(scores: Sequence[Float[np.ndarray, "n c"]], weights: Sequence[float]
     return np.tensordot(np.asarray(weights) / np.sum(weights), np.stack(scores), axes=1)
 
 
+def add_logits(logits: Sequence[Float[np.ndarray, "n c"]], weights: Sequence[float]) -> Float[np.ndarray, "n c"]:
+    """The probabilities of the weighted sum of logits, as of both streams of I3D (google-deepmind/kinetics-i3d).
+
+    The sum is that of evidence: where both are sure, the result is surer than either.
+    """
+    total = np.tensordot(np.asarray(weights), np.stack(logits).astype(np.float64), axes=1)
+    return np.exp(total - np.logaddexp.reduce(total, axis=1, keepdims=True))
+
+
 def stack_scores(scores: Sequence[Float[np.ndarray, "n c"]]) -> Float[np.ndarray, "n d"]:
     """The scores of all classifiers side by side, those of each divided by their length.
 

@@ -5,10 +5,13 @@ from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32, UInt8
+from jaxtyping import Array, Float, Float16, Float32, UInt8
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+FLOW_BOUND = 20.0
+"""Pixels per frame that 0 and 255 of stored optical flow stand for (`data.flow`)."""
+Pixels = UInt8[Array | np.ndarray, "*b c"] | Float16[Array | np.ndarray, "*b c"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,8 @@ class Card:
       consecutive: frames of a clip that follow each other in the video, in each of the segments.
       protocol: whose rules decide where test clips and crops lie: a value of `data.config.Protocol`.
       views: clips in time x crops in space of the published test, such as `10x3`; empty if unknown.
+      heads: data sets with a softmax each (multi-task learning), whose classes are named `HEAD: CLASS`; empty for one
+        softmax over all classes.
       average: what that test averages over the views: probabilities, or logits before the softmax.
     """
 
@@ -46,13 +51,24 @@ class Card:
     protocol: str = "vidjax"
     views: str = ""
     average: Literal["softmax", "logits"] = "softmax"
+    heads: tuple[str, ...] = ()
 
-    def preprocess(self, video: UInt8[Array | np.ndarray, "*b c"]) -> Float32[Array, "*b c"]:
-        """Scales and normalises uint8 pixels for the model."""
+    @property
+    def head_sizes(self) -> tuple[int, ...]:
+        """How many of the classes are those of each head; empty without heads."""
+        return tuple(sum(name.startswith(f"{head}: ") for name in self.class_names) for head in self.heads)
+
+    def preprocess(self, video: Pixels) -> Float32[Array, "*b c"]:
+        """Scales and normalises uint8 pixels, or float16 flow, for the model."""
         return self.normalize(self.scale(video))
 
-    def scale(self, video: UInt8[Array | np.ndarray, "*b c"]) -> Float32[Array, "*b c"]:
-        """Scales uint8 pixels to [0, 1], for augmentation before `normalize`. Pixels are scaled only here."""
+    def scale(self, video: Pixels) -> Float32[Array, "*b c"]:
+        """Scales uint8 pixels to [0, 1], for augmentation before `normalize`. Pixels are scaled only here.
+
+        Optical flow in float16 is in pixels per frame: -20 to 20 become 0 to 1, as those stored in uint8; more is kept.
+        """
+        if video.dtype == jnp.float16:
+            return jnp.asarray(video, jnp.float32) / (2 * FLOW_BOUND) + 0.5
         if video.dtype != jnp.uint8:
             raise TypeError(f"pixels are {video.dtype}: give uint8, or scale to [0, 1] and use normalize")
         return jnp.asarray(video, jnp.float32) / 255

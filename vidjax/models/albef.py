@@ -73,14 +73,16 @@ class Albef(Aligned):
 
 def albef(video: dict, text: dict, **fields) -> Albef:
     """Creates a model from the fields of its towers."""
-    return Albef(ViT(**video), FusionBert(**text, dropout=0.1), **fields)
+    return Albef(ViT(**video), FusionBert(**text), **fields)
 
 
 TINY_VIDEO = {"width": 96, "depth": 4, "heads": 6, "patch_size": (1, 8, 8), "num_frames": 8, "image_size": 32}
 TINY_TEXT = {
     "vocabulary": 260, "context": 96, "width": 96, "depth": 4, "heads": 4, "fusion_depth": 2, "init_std": 0.1,
 }  # for bytes  # fmt: skip
-BERT_BASE = {"vocabulary": 30522, "context": 512, "width": 768, "depth": 12, "heads": 12, "fusion_depth": 6}
+BERT_BASE = {
+    "vocabulary": 30522, "context": 512, "width": 768, "depth": 12, "heads": 12, "fusion_depth": 6, "dropout": 0.1,
+}  # fmt: skip
 
 VARIANTS = MappingProxyType(
     {

@@ -309,22 +309,22 @@ class Answerer(ClipsOfVideoTower, nn.Module):
 
 def blip(video: dict, text: dict, **fields) -> Blip:
     """Creates a model from the fields of its towers."""
-    return Blip(ViT(**video), Text(**text, dropout=0.1), **fields)
+    return Blip(ViT(**video), Text(**text), **fields)
 
 
 def captioner(video: dict, text: dict, **fields) -> Captioner:
     """Creates a model from the fields of its towers."""
-    return Captioner(ViT(**video), Text(**text, dropout=0.1), **fields)
+    return Captioner(ViT(**video), Text(**text), **fields)
 
 
 def answerer(video: dict, text: dict, **fields) -> Answerer:
     """Creates a model from the fields of its towers; the encoder and the decoder have the same."""
-    return Answerer(ViT(**video), Text(**text, dropout=0.1), Text(**text, dropout=0.1), **fields)
+    return Answerer(ViT(**video), Text(**text), Text(**text), **fields)
 
 
 TINY_VIDEO = {"width": 96, "depth": 4, "heads": 6, "patch_size": (1, 8, 8), "num_frames": 8, "image_size": 32}
 TINY_TEXT = {"vocabulary": 261, "context": 96, "width": 96, "depth": 2, "heads": 4, "init_std": 0.1}  # for bytes
-BERT_BASE = {"vocabulary": 30524, "context": 512, "width": 768, "depth": 12, "heads": 12}
+BERT_BASE = {"vocabulary": 30524, "context": 512, "width": 768, "depth": 12, "heads": 12, "dropout": 0.1}
 BASE, LARGE = (VIT_SIZES[size] | {"image_size": 384} for size in ("base", "large"))
 
 VARIANTS = MappingProxyType(

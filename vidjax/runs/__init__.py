@@ -7,6 +7,7 @@ also use `runs.config.TrainConfig` and `runs.run.Run`.
 from vidjax.runs.clips import check_views, choose_views, cut_clips, read_views, square_pixels, trained_card, usual_clips
 from vidjax.runs.computing import computing_fields, computing_type, on_mesh
 from vidjax.runs.weights import (
+    choose_head,
     class_names,
     export_adapter,
     fingerprint,
@@ -21,6 +22,7 @@ from vidjax.runs.workdir import is_run, open_run, open_workdir, read_config
 
 __all__ = [
     "check_views",
+    "choose_head",
     "choose_views",
     "class_names",
     "computing_fields",

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,10 +24,26 @@ from vidjax.errors import UserError
 from vidjax.fields import check_values
 from vidjax.layers import low_rank
 from vidjax.layers.adapters import METHODS, Adapter, Method, is_added
-from vidjax.models import create_model
+from vidjax.models import create_model, variable_shapes
 
 BASE = "base.json"
 """File in a work directory with the norm of the frozen parameters, by which the base is recognised when loading."""
+
+
+def choose_trained(config: Any, model: nn.Module) -> PyTree[bool] | None:
+    """The mask of the trained parameters, of a script's config with `tune`, `tuned_blocks` and `adapt`.
+
+    None if all are trained. A model may freeze some (UniFormerV2).
+    """
+    from vidjax.training.optimizer import trained_parameters  # reading a run does not need Optax
+
+    frozen = getattr(model, "frozen_parts", ())
+    if config.adapt.used or (config.tune == "full" and not frozen):
+        return None
+    params = variable_shapes(model)["params"]
+    if config.tune == "linear_probe":
+        return {name: jax.tree.map(lambda _, head=name == "head": head, part) for name, part in params.items()}
+    return trained_parameters(params, config.tuned_blocks if config.tune == "partial" else None, frozen)
 
 
 @dataclasses.dataclass(frozen=True)

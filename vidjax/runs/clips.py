@@ -85,10 +85,10 @@ def cut_clips(source: str | Path, model: nn.Module, data: GivenClipConfig, windo
     return clips
 
 
-def trained_card(card: Card, data: ClipConfig, class_names: tuple[str, ...] = ()) -> Card:
+def trained_card(card: Card, data: ClipConfig, class_names: tuple[str, ...] = (), heads: tuple[str, ...] = ()) -> Card:
     """The card of a model that is trained on such clips: with its classes and clips, and no published test."""
     return replace(
-        card, class_names=class_names, stride=data.stride, rate=data.fps and data.fps * data.stride,
+        card, class_names=class_names, heads=heads, stride=data.stride, rate=data.fps and data.fps * data.stride,
         crop_ratio=data.center_ratio, sampling=data.sampling, consecutive=data.consecutive, protocol=data.protocol,
         test_size=None, test_frames=None, views="", accuracy="",
     )  # fmt: skip
@@ -122,10 +122,11 @@ def clip_arrays(source: "Source", data: ClipConfig, model: nn.Module) -> dict[st
     """
     from vidjax.data.example import field_specs
 
-    (channels,) = field_specs(source, data, ())["video"].shape
+    spec = field_specs(source, data, ())["video"]
+    (channels,) = spec.shape
     if channels != len(model.card.mean):
         raise UserError(
             f"data.stream {data.stream} has {channels} channels, the model takes {len(model.card.mean)}: "
             "choose another --data.stream, or a model for this one, such as i3d_flow for optical flow"
         )
-    return {"video": ((data.frames, data.size, data.size, channels), jnp.uint8)}
+    return {"video": ((data.frames, data.size, data.size, channels), jnp.dtype(spec.dtype))}

@@ -49,7 +49,8 @@ def make_encode(model: nn.Module, variables: dict, clips: ClipConfig, pooling: P
 
     mesh = make_mesh()
     jitted = jit_on_mesh(apply, mesh)
-    jax.eval_shape(apply, variables, jax.ShapeDtypeStruct((1, 1, clips.frames, clips.size, clips.size, 3), jnp.uint8))
+    clip = (1, 1, clips.frames, clips.size, clips.size, len(model.card.mean))
+    jax.eval_shape(apply, variables, jax.ShapeDtypeStruct(clip, jnp.uint8))
     variables = jax.device_put(variables, replicated(mesh))
     return lambda video: np.asarray(jitted(variables, put_batch({"video": video}, mesh)["video"]))
 

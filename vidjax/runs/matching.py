@@ -15,7 +15,7 @@ from vidjax.models.aligned import Aligned
 from vidjax.models.blip import Blip
 from vidjax.runs.run import Run
 from vidjax.runs.validation import Validator
-from vidjax.runs.video_text import clip_encoder, in_chunks, text_encoder, tokenize_all
+from vidjax.runs.video_text import clip_encoder, in_chunks, similarity_scale, text_encoder, tokenize_all
 from vidjax.training.sharding import jit_on_mesh, put_batch
 from vidjax.training.state import TrainState
 
@@ -75,12 +75,32 @@ def rank_again(
     return reranked(video, text, owner, scores, count)
 
 
+def rank_jointly(
+    scale: float,
+    video: Float[np.ndarray, "n e"],
+    text: Float[np.ndarray, "m e"],
+    owner: Int[np.ndarray, "m"],
+    logits: Float[np.ndarray, "n m 2"],
+    count: int,
+) -> Retrieval:
+    """`reranked` by the log-odds of a match plus the scaled cosine.
+
+    Negatives are drawn with the probabilities that contrast gives to them, so matching learns the ratio of the data to
+    these (noise-contrastive estimation; Gutmann and Hyvarinen 2010) and says nothing of what contrast already tells
+    apart. The sum is the logarithm of their product.
+
+    Args:
+      scale: factor on the cosines that the model has learnt; see `video_text.similarity_scale`.
+    """
+    return reranked(video, text, owner, logits[..., 1] - logits[..., 0] + scale * (video @ text.T), count)
+
+
 def match_validator(run: Run, tokenizer: "Tokenizer", examples: int, count: int) -> Validator:
     """How well matching tells pairs of the first validation videos apart, and ranks the `count` nearest of them again.
 
     `itm_accuracy` is the fraction of right answers for each video with its first caption, and with a caption of another
     video that differs from its own: chance is 0.5. `itc_r1` and `itm_r1` are the mean R@1 of both directions of
-    retrieval among these videos, before and after matching.
+    retrieval among these videos, before and after matching (see `rank_jointly`).
 
     Args:
       examples: number of videos.
@@ -106,7 +126,8 @@ def match_validator(run: Run, tokenizer: "Tokenizer", examples: int, count: int)
         says_match = logits[..., 1] > logits[..., 0]
         right = np.concatenate([says_match[rows, first[rows]], ~says_match[rows, others]])
         before = retrieval(video, embedded, owner)
-        after = rank_again(model, video, embedded, owner, logits, count)
+        scale = float(similarity_scale(model, state.evaluated_params))
+        after = rank_jointly(scale, video, embedded, owner, logits, count)
         recalls = {"itc_r1": before, "itm_r1": after}
         means = {name: (each.text_to_video.r1 + each.video_to_text.r1) / 2 for name, each in recalls.items()}
         return means | {"itm_accuracy": float(right.mean()) if len(right) else 0.0}

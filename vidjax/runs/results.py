@@ -109,15 +109,20 @@ SCORES_FILE = "scores.npz"
 
 
 def write_scores(
-    out: Path, videos: Sequence[str], labels: np.ndarray, probabilities: np.ndarray, class_names: Sequence[str]
+    out: Path,
+    videos: Sequence[str],
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    logits: np.ndarray,
+    class_names: Sequence[str],
 ) -> None:
-    """Writes the probabilities of labelled videos, for fusing them with those of other classifiers (`fuse.py`)."""
+    """Writes the scores of labelled videos, for fusing them with those of other classifiers (`fuse.py`)."""
     names = {"videos": np.array(videos), "class_names": np.array(class_names)}
-    np.savez_compressed(out / SCORES_FILE, labels=labels, probabilities=probabilities, **names)
+    np.savez_compressed(out / SCORES_FILE, labels=labels, probabilities=probabilities, logits=logits, **names)
 
 
 def read_scores(folder: str) -> dict[str, Any]:
-    """The arguments of `write_scores`, by name.
+    """The arguments of `write_scores`, by name; files of earlier versions have no logits.
 
     Raises:
       UserError: the directory has no scores.

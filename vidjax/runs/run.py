@@ -108,12 +108,12 @@ class Run:
         Raises:
           UserError: a source of a mix is too small for its share of a batch.
         """
-        config = self.config
-        self.sources = {name: source for name, source in sources.items() if source is not None}
+        config, self.sources = self.config, {name: source for name, source in sources.items() if source is not None}
         self.source = next(iter(self.sources.values()))
-        from vidjax.data.mixing import require_enough
+        if self.source.parts:  # a mix
+            from vidjax.data.mixing import require_enough
 
-        require_enough(self.source, config.batch_size // config.data.repeats)
+            require_enough(self.source, config.batch_size // config.data.repeats)
         if is_main_process():
             print_notes(*self.sources.values())
         per_epoch = len(self.source) * config.data.repeats / config.batch_size

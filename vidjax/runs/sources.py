@@ -1,5 +1,6 @@
 """Training and validation sources from the data configs of the training scripts."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vidjax.data.config import CaptionedDataConfig, LabelledDataConfig, LabelledSourceConfig
@@ -19,11 +20,44 @@ def require_same_classes(source: "Source") -> None:
         )
 
 
-def open_labelled(data: LabelledDataConfig | LabelledSourceConfig, seed: int) -> tuple["Source", "Source | None"]:
+def open_tasks(flag: str, name: str, split: str, square_pixels: bool, heads: tuple[str, ...]) -> "Source":
+    """A mix of data sets that keep their own classes, named `HEAD: CLASS` in the order of the heads.
+
+    Args:
+      flag: the command-line flag that names the mix, for error messages.
+      heads: the name of each of its sources.
+
+    Raises:
+      UserError: it is no mix of as many sources, or one of them has no labels.
+    """
+    from vidjax.data.mixing import mix, read_mix
+    from vidjax.data.sources import open_source, with_classes
+
+    if not name.startswith("mix:"):
+        raise UserError(
+            f"heads are of the sources of a mix, and {flag} is {name}: give mix:SOURCE=WEIGHT,SOURCE=WEIGHT"
+        )
+    weights = read_mix(name)
+    if len(weights) != len(heads):
+        raise UserError(f"{flag} has {len(weights)} sources, and there are {len(heads)} heads: name each of them once")
+    sources = [open_source(part, split, square_pixels) for part in weights]
+    if unlabelled := [source.name for source in sources if not source.class_names]:
+        raise UserError(f"{unlabelled[0]} has no labels, and a head needs classes: use class folders or a label column")
+    pairs = list(zip(heads, sources, strict=True))
+    own = [replace(each, class_names=tuple(f"{head}: {name}" for name in each.class_names)) for head, each in pairs]
+    names = tuple(name for source in own for name in source.class_names)
+    return mix(name, [with_classes(source, names) for source in own], weights.values())
+
+
+def open_labelled(
+    data: LabelledDataConfig | LabelledSourceConfig, seed: int, heads: tuple[str, ...] = ()
+) -> tuple["Source", "Source | None"]:
     """Opens labelled training and validation videos; the classes are those of the training videos.
 
     Args:
       seed: seed for drawing `train_examples` and `validation_examples`.
+      heads: names of the data sets of a mix that keep their own classes, see `open_tasks`; those of validation are in
+        the same order.
 
     Raises:
       UserError: videos without labels, fewer than two classes, sources of a mix with different classes, or validation
@@ -31,7 +65,12 @@ def open_labelled(data: LabelledDataConfig | LabelledSourceConfig, seed: int) ->
     """
     from vidjax.data.sources import draw, open_source, require_labels, with_classes
 
-    train = open_source(data.train, data.train_split, data.square_pixels)
+    def opened(name: str, split: str, flag: str) -> "Source":
+        if heads:
+            return open_tasks(flag, name, split, data.square_pixels, heads)
+        return open_source(name, split, data.square_pixels)
+
+    train = opened(data.train, data.train_split, "data.train")
     require_same_classes(train)
     if train.parts and data.train_examples is not None:
         raise UserError("data.train_examples does not apply to a mix: omit it, or list fewer videos in its sources")
@@ -43,9 +82,8 @@ def open_labelled(data: LabelledDataConfig | LabelledSourceConfig, seed: int) ->
     require_labels(train)
     if data.validation is None:
         return draw(train, data.train_examples, seed), None
-    validation = with_classes(
-        open_source(data.validation, data.validation_split, data.square_pixels), train.class_names
-    )
+    validation = opened(data.validation, data.validation_split, "data.validation")
+    validation = with_classes(validation, train.class_names)
     require_labels(validation)
     return draw(train, data.train_examples, seed), draw(validation, data.validation_examples, seed)
 

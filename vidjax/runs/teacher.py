@@ -35,6 +35,7 @@ class Teacher(NamedTuple):
       field: the array of a batch with these clips: `video` if the student sees the same stream.
       channels: of the stream.
       weights: of the loss of the logits and of the features.
+      dtype: of the stream.
     """
 
     model: nn.Module
@@ -42,11 +43,12 @@ class Teacher(NamedTuple):
     field: str
     channels: int
     weights: tuple[float, float]
+    dtype: Any = jnp.uint8
 
     def shapes(self, data: LabelledDataConfig) -> dict[str, tuple[tuple[int, ...], Any]]:
         """Shape and type of the field of an example that the teacher sees in addition to those of the student."""
         shape = (data.frames, data.size, data.size, self.channels)
-        return {} if self.field == "video" else {self.field: (shape, jnp.uint8)}
+        return {} if self.field == "video" else {self.field: (shape, self.dtype)}
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -101,10 +103,16 @@ def load_teacher(config: Any, model: nn.Module, source: "Source") -> tuple[Teach
 
     channels = len(teacher.card.mean)
     stream = usual_clips(name, teacher)["stream"] if is_run(name) else _stream_of(name, channels, data.stream, source)
-    if source.specs([stream])[stream].shape != (channels,):
+    spec = source.specs([stream])[stream]
+    if spec.shape != (channels,):
         raise UserError(f"teacher {name} takes {channels} channels, which {stream} of {source.name} does not have")
+    if stream == "video" and data.stream != "video":
+        raise UserError(
+            f"teacher {name} sees frames and data.stream is {data.stream}: choose a teacher of flow or both"
+        )
     weights = config.teacher_weight, config.teacher_features
-    chosen = Teacher(teacher, stream, "video" if stream == data.stream else stream, channels, weights)
+    field = "video" if stream == data.stream else stream
+    chosen = Teacher(teacher, stream, field, channels, weights, jnp.dtype(spec.dtype))
 
     def features_of(module: nn.Module, values: dict | None, channels: int) -> tuple[int, ...] | None:
         clip = jax.ShapeDtypeStruct((1, data.frames, data.size, data.size, channels), jnp.float32)

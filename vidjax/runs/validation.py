@@ -14,6 +14,7 @@ from vidjax.evaluation.linear_probe import linear_probe
 from vidjax.evaluation.recognition import recognition
 from vidjax.evaluation.retrieval import retrieval
 from vidjax.evaluation.zero_shot import zero_shot
+from vidjax.objectives.multi_task import own_logits, parts
 from vidjax.runs.run import Run
 from vidjax.runs.video_text import clip_encoder, text_encoder
 from vidjax.training.sharding import is_main_process, jit_on_mesh, put_batch
@@ -30,17 +31,22 @@ Validator = Callable[[TrainState, int], dict[str, float]]
 
 
 def recognition_validator(run: Run) -> Validator:
-    """Accuracy on all validation videos (central clip and crop) of the weights and of their moving average."""
+    """Accuracy on all validation videos (central clip and crop) of the weights and of their moving average.
+
+    With heads, a video counts in that of its data set, and there are the accuracies of each too.
+    """
     from vidjax.data.batches import select
 
     model = run.model
+    sizes = model.card.head_sizes or (model.num_classes,)
 
     @partial(jit_on_mesh, mesh=run.mesh)
     def predict(weights: dict[str, Any], state: TrainState, batch: dict[str, jax.Array]) -> tuple[jax.Array, ...]:
         video, model_state = model.card.preprocess(batch["video"]), state.model_state
         models = [run.merge(params, state.frozen) for params in weights.values()]
         logits = [model.apply({"params": params, **model_state}, video) for params in models]
-        probabilities = [jax.nn.softmax(each.astype(jnp.float32)) for each in logits]
+        logits = [own_logits(each.astype(jnp.float32), batch["label"], sizes) for each in logits]
+        probabilities = [jax.nn.softmax(each) for each in logits]
         return jnp.concatenate(probabilities, axis=-1), batch["label"], batch["valid"]
 
     def validate(state: TrainState, step: int) -> dict[str, float]:
@@ -57,6 +63,10 @@ def recognition_validator(run: Run) -> Validator:
                 f"{prefix}top5": result.top5,
                 f"{prefix}loss": float(-np.log(np.maximum(likelihood, 1e-12)).mean()),
             }
+            correct = probabilities.argmax(axis=1) == labels
+            for head, part in zip(model.card.heads, parts(sizes), strict=False):
+                if (own := (labels >= part.start) & (labels < part.stop)).any():
+                    metrics[f"{prefix}{head}_top1"] = float(correct[own].mean())
         return metrics
 
     return validate
@@ -79,7 +89,9 @@ def describe_accuracy(run: Run, chosen: str) -> tuple[list[str], dict[str, float
     numbers = {"top1": last[chosen], "best_top1": best[chosen], "top5": last[chosen.replace("top1", "top5")]}
     line = f"accuracy  top-1 {last[chosen]:.1%}, top-5 {numbers['top5']:.1%} at the last step; best top-1 "
     line += f"{best[chosen]:.1%} at step {step}" + (" (moving average)" if "ema" in chosen else "")
-    return [line], numbers
+    names = {head: chosen.replace("top1", f"{head}_top1") for head in run.model.card.heads}
+    each = ", ".join(f"{head} {best[name]:.1%}" for head, name in names.items() if name in best)
+    return [line, f"heads     {each} at this step"] if each else [line], numbers
 
 
 def pair_validator(run: Run, tokenizer: "Tokenizer") -> Validator:

@@ -221,10 +221,32 @@ def keep_classes(
             f"a {type(model).__name__} has no head of its own: reduce those of its parts before they are joined"
         )
     rows = np.array(_require_classes(names, known, owner))
-    smaller = replace(model.card, class_names=tuple(names))
+    smaller = replace(model.card, class_names=tuple(names), heads=())
     head = jax.tree.map(lambda leaf: leaf[..., rows], variables["params"]["head"])  # a kernel and a bias
     params = variables["params"] | {"head": head}
     return model.clone(num_classes=len(rows), card=smaller), variables | {"params": params}
+
+
+def choose_head(model: nn.Module, variables: dict, head: str | None, owner: str) -> tuple[nn.Module, dict]:
+    """The classifier of one data set, of a model that was trained on several; any other model as it is.
+
+    Args:
+      head: the name of the data set; None for a model without heads.
+      owner: what the model is called in error messages.
+
+    Raises:
+      UserError: the model has no such head, or has several and none is chosen.
+    """
+    heads = model.card.heads
+    if head is None and not heads:
+        return model, variables
+    if head not in heads:
+        has = f"the heads {', '.join(heads)}: give --head with one of them" if heads else "one head: omit --head"
+        raise UserError(f"{owner} has {has}")
+    names = [name for name in model.card.class_names if name.startswith(f"{head}: ")]
+    model, variables = keep_classes(model, variables, names, owner)
+    card = replace(model.card, class_names=tuple(name.removeprefix(f"{head}: ") for name in names))
+    return model.clone(card=card), variables
 
 
 def _require_classes(names: Sequence[str], known: Sequence[str], owner: str, advice: str = "") -> list[int]:
