@@ -18,7 +18,7 @@ kept and why not; and table.csv, with the numbers of each class.
 
 import zipfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +27,7 @@ import numpy as np
 from tyro.conf import Positional
 
 from vidjax import cli
+from vidjax.data.labels import find_classes
 from vidjax.errors import UserError
 from vidjax.fields import check_values
 from vidjax.runs.results import read_scores, write_csv
@@ -76,7 +77,7 @@ def read_features(path: str) -> dict[str, np.ndarray]:
     try:
         with np.load(path) as stored:
             ids, features = stored["ids"], stored["features"]
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} has no features: give an .npz file that embed.py wrote ({error})") from error
     if features.ndim != 2:
         raise UserError(f"{path} has features of shape {features.shape}: embed with the model's pooled feature")
@@ -86,8 +87,12 @@ def read_features(path: str) -> dict[str, np.ndarray]:
     return dict(zip(names.tolist(), sums / np.bincount(places)[:, None], strict=True))
 
 
-def near_duplicates(config: Config) -> dict[str, str]:
-    """Why videos are left out that are nearly the same as a held-out one, by their ids."""
+def near_duplicates(config: Config, videos: Collection[str]) -> dict[str, str]:
+    """Why videos are left out that are nearly the same as a held-out one, or cannot be compared, by their ids.
+
+    Raises:
+      UserError: the files have no features, or none of these videos.
+    """
     from vidjax.data.filtering import nearest
 
     if config.embeddings is None or config.held_out is None:
@@ -99,9 +104,12 @@ def near_duplicates(config: Config) -> dict[str, str]:
             f"{config.embeddings} has features of {widths[0]} channels, {config.held_out} of {widths[1]}: embed both "
             "with the same model"
         )
+    if not set(videos) & set(ours):
+        raise UserError(f"{config.embeddings} has none of the videos of {config.source}: embed the same source")
     similar, which = nearest(np.stack(list(ours.values())), np.stack(list(others.values())))
     names = list(others)
-    return {
+    unknown = dict.fromkeys(videos, "no features to compare with those of the held-out videos")
+    return {name: why for name, why in unknown.items() if name not in ours} | {
         name: f"nearly the same as the held-out {names[other]}, similarity {value:.3f}"
         for name, value, other in zip(ours, similar, which, strict=True)
         if value >= config.similarity
@@ -123,16 +131,18 @@ def main(config: Config) -> dict[str, int]:
     scores = read_scores(config.scores)
     names, videos = scores["class_names"], scores["videos"]
     rows = {row.id: row for row in listing.rows}
+    if repeated := [video for video, times in Counter(row.id for row in listing.rows).items() if times > 1]:
+        raise UserError(f"{config.source} has {repeated[0]} more than once: keep one line, with one class, per video")
     if not set(videos) & set(rows):
         raise UserError(f"{config.scores} has none of the videos of {config.source}: evaluate the same source")
-    duplicates = near_duplicates(config)
+    duplicates = near_duplicates(config, rows)
     place = {video: number for number, video in enumerate(videos)}
     scored = [video for video in rows if video in place]
     picked = np.array([place[video] for video in scored])
     probabilities, searched = scores["probabilities"][picked], scores["labels"][picked]
     left_out = {row: duplicates[video] for row, video in enumerate(scored) if video in duplicates}
     chosen = choose(probabilities, searched, names, config.threshold, config.by, config.most, left_out)
-    unscored = Choice(-1, float("nan"), "the teacher has no score: unreadable, or none of its classes")
+    unscored = Choice(-1, float("nan"), "the teacher has no score: unreadable, or without a class")
     choices = dict.fromkeys(rows, unscored) | dict(zip(scored, chosen, strict=True))
     kept = [replace(rows[video], label=choice.label) for video, choice in choices.items() if not choice.reason]
     if not kept:
@@ -157,7 +167,10 @@ def write_choices(out: Path, rows: dict[str, Any], searched: Sequence[str], name
         for video, choice in choices.items()
     ]
     write_csv(out / "choices.csv", lines)
-    found, kept = (Counter(line[column] for line in lines) for column in ("searched", "kept_as"))
+    known = dict(zip(searched, find_classes(searched, names), strict=True))
+    as_teacher = {name: name if place is None else names[place] for name, place in known.items()}
+    found = Counter(as_teacher.get(line["searched"], "") for line in lines)
+    kept = Counter(line["kept_as"] for line in lines)
     classes = dict.fromkeys([*names, *(name for name in found if name)])
     write_csv(out / "table.csv", [{"class": name, "found": found[name], "kept": kept[name]} for name in classes])
 
@@ -167,11 +180,11 @@ def report(out: Path, names: Sequence[str], choices: Sequence[Any], same: int) -
     kept = Counter(choice.label for choice in choices if not choice.reason)
     scores = np.array([choice.score for choice in choices])
     missing = int(np.isnan(scores).sum())
-    numbers = {"videos": len(choices), "kept": kept.total(), "without_score": missing, "nearly_held_out": same}
+    numbers = {"videos": len(choices), "kept": kept.total(), "without_score": missing, "held_out": same}
     numbers["not_probable"] = len(choices) - kept.total() - missing - same
     print(
         f"{kept.total():,} of {len(choices):,} videos are kept; {missing:,} have no score, {same:,} are nearly "
-        f"held-out ones, {numbers['not_probable']:,} are not probable enough"
+        f"held-out ones or cannot be compared, {numbers['not_probable']:,} are not probable enough"
     )
     levels = (f"{level:.1f}: {(scores >= level).sum():,}" for level in np.arange(1, 10) / 10)
     print(f"scores of at least  {'  '.join(levels)}")

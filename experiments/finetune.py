@@ -99,6 +99,8 @@ class Config(TaughtConfig):
             )
         if self.heads and (self.objective != "cross_entropy" or len({*self.heads}) < len(self.heads)):
             raise UserError(f"heads are {', '.join(self.heads)}: give different names, and --objective cross_entropy")
+        if self.heads and self.accumulation > 1:
+            raise UserError("heads are weighed by their clips in a batch, not in parts of one: omit --accumulation")
         if self.keep_head and not self.init_from:
             raise UserError("keep_head needs the weights of init_from: give --init_from, or omit --keep_head")
         self.adapt.check(self)

@@ -103,7 +103,8 @@ def main(config: Config) -> dict[str, Any]:
     """Fuses, prints and writes the results; returns the contents of fusion.json."""
     kind = "probabilities" if config.combine == "softmax" else "logits"
     scores = match_scores(config.evaluations, config.common, kind)
-    correct = [float((each.argmax(axis=1) == scores.labels).mean()) for each in scores.each]
+    own = match_scores(config.evaluations, config.common).each  # by which evaluate.py counts, also over many views
+    correct = [float((each.argmax(axis=1) == scores.labels).mean()) for each in own]
     alone = dict(zip(config.evaluations, correct, strict=True))
     if config.fit:
         known, classes = match_scores(config.fit, config.common), len(scores.class_names)

@@ -37,6 +37,7 @@ from vidjax.evaluation import saliency
 from vidjax.fields import check_values
 from vidjax.layers import patches
 from vidjax.objectives import masking, reconstruction
+from vidjax.objectives.multi_task import softmax_of_tasks
 from vidjax.runs.announce import print_notes
 from vidjax.runs.results import name_classes
 from vidjax.visualize.overlay import save_overlays
@@ -121,7 +122,8 @@ def make_look(config: Config, model: nn.Module, variables: dict, clip: jax.Shape
             images["class_activation"] = {"activation": activation[0]}
         if classes is None:
             return images, None
-        return images, jax.nn.softmax(model.apply(variables, video)[0].astype(jnp.float32))
+        sizes = model.card.head_sizes or (model.num_classes,)
+        return images, softmax_of_tasks(model.apply(variables, video)[0].astype(jnp.float32), sizes)
 
     jax.eval_shape(look, variables, clip)  # fails before any video is read
     return partial(look, variables)
@@ -159,6 +161,8 @@ def main(config: Config) -> dict[str, list[str]]:
     print_notes(videos.source)
     settings: dict[str, Any] = {"which": config.which, "strict": True, "verbose": False}
     model, variables = vidjax.load_pretrained(config.run, config.model, **settings)
+    if len(model.card.mean) != 3:
+        raise UserError(f"{config.run} takes {len(model.card.mean)} channels, and images can be made of RGB clips only")
     clips = runs.cut_clips(config.run, model, config.data)
     clip = jax.ShapeDtypeStruct((1, clips.frames, clips.size, clips.size, 3), jnp.uint8)
     look = make_look(config, model, variables, clip)

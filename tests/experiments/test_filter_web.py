@@ -79,7 +79,7 @@ def run(source="web.csv", **settings):
 
 def test_kept_videos_are_a_source_and_each_other_one_has_a_reason(web, capsys):
     numbers = run(threshold=0.5, out="chosen", embeddings="web.npz", held_out="val.npz")
-    assert numbers == {"videos": 6, "kept": 2, "without_score": 1, "nearly_held_out": 1, "not_probable": 2}
+    assert numbers == {"videos": 6, "kept": 2, "without_score": 1, "held_out": 1, "not_probable": 2}
     chosen = list_files("chosen/train.csv")
     assert chosen.class_names == CLASSES
     assert [(Path(row.path).name, row.label, row.start, row.end) for row in chosen.rows] == [
@@ -102,6 +102,8 @@ def test_what_cannot_be_filtered_is_one_line_and_nothing_is_written(web):
     Path("full").mkdir()
     Path("full/file").touch()
     np.savez("other.npz", ids=np.array(["a"]), features=np.ones((1, 3)))
+    np.savez("elsewhere.npz", ids=np.array(["/x/v0.mp4"]), features=np.ones((1, 4)))
+    Path("twice.csv").write_text("path,label\nv0.mp4,surfing\nv0.mp4,yoga\n")
     Path("w.mp4").touch()
     Path("others.csv").write_text("path,label\nw.mp4,yoga\n")
     for settings, message in (
@@ -113,6 +115,8 @@ def test_what_cannot_be_filtered_is_one_line_and_nothing_is_written(web):
         ({"embeddings": "web.npz"}, "embeddings and held_out are compared with each other"),
         ({"embeddings": "web.csv", "held_out": "val.npz"}, "web.csv has no features"),
         ({"embeddings": "web.npz", "held_out": "other.npz"}, "of 4 channels, other.npz of 3"),
+        ({"embeddings": "elsewhere.npz", "held_out": "val.npz"}, "elsewhere.npz has none of the videos of web.csv"),
+        ({"source": "twice.csv"}, "twice.csv has v0.mp4 more than once"),
         ({"source": "others.csv"}, "scores has none of the videos of others.csv"),
         ({"source": "synthetic:moving_shapes"}, "only these can be filtered"),
     ):

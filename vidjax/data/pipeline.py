@@ -20,7 +20,7 @@ from vidjax.data.batches import BadFiles, closed_at_exit, local_rows
 from vidjax.data.config import TrainClipConfig, core_count
 from vidjax.data.crop import cut_region, random_crop
 from vidjax.data.decode import DecodeError
-from vidjax.data.example import Part, Source, field_specs
+from vidjax.data.example import Part, Source, field_specs, stream_names
 from vidjax.data.mixing import slots
 from vidjax.data.pixels import change_pixels
 from vidjax.data.rows import Arrays, Batch, join_streams, read_clips, row_arrays, split_views, stored_names
@@ -71,6 +71,8 @@ def train_batches(
     stored = stored_names(config, fields)
     if config.augment.rand_augment_ops and (boxes := [n for n in fields if specs[n].kind in ("boxes", "tracks")]):
         raise UserError(f"augment.rand_augment_ops moves pixels after the crop, but not {boxes[0]}: set it to 0")
+    if config.augment.rand_augment_ops and len(streams := stream_names(config.stream)) > 1:
+        raise UserError(f"augment.rand_augment_ops moves the pixels of {streams[0]}, but not {streams[1]}: set it to 0")
     groups, write = rows // repeats, CaptionWriter(tokenizer, context)
     mixed = _mixed_order(source.parts, seed, groups * process_count) if source.parts else None
 

@@ -13,7 +13,7 @@ A field is matched to a clip by its kind:
 Every array has a fixed shape in a batch: longer values are truncated, shorter ones padded.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -89,11 +89,15 @@ def join_streams(
     """The arrays of frames in a row, from the crops of each stream of `read_clips`."""
     row = {}
     for name in (name for name, spec in specs.items() if spec.kind == "frames"):
-        parts = [cuts[part] for part in stream_names(config.stream if name == "video" else name)]
-        if len({part.dtype for part in parts}) > 1:
-            parts = [part if part.dtype == np.float16 else from_bytes(part).astype(np.float16) for part in parts]
-        row[name] = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
+        row[name] = join([cuts[part] for part in stream_names(config.stream if name == "video" else name)])
     return row
+
+
+def join(parts: Sequence[Num[np.ndarray, "*t h w _"]]) -> Num[np.ndarray, "*t h w _"]:
+    """Frames of several streams along the channels; bytes beside float16 get the scale of their values."""
+    if len({part.dtype for part in parts}) > 1:
+        parts = [part if part.dtype == np.float16 else from_bytes(part).astype(np.float16) for part in parts]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
 
 
 def _frames(stream: Stream, indices: Int[np.ndarray, "v t"], config: ClipConfig) -> Any:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Num, UInt8
 
 from vidjax.data import manifest, mixing, prompts, published_lists, rendered
 from vidjax.data.container import DecodeError, blame_file
@@ -278,7 +278,7 @@ class FilePart:
 class ArrayPart:
     """A stream of frames in a .npy file (t h w c) that belongs to a video, or the part of it that a row names."""
 
-    frames: UInt8[np.ndarray, "t h w c"]
+    frames: Num[np.ndarray, "t h w c"]
     first: int
     info: VideoInfo
 
@@ -288,10 +288,10 @@ class ArrayPart:
         if field not in row.fields:
             raise DecodeError(f"{row.id}: it has no {field}")
         frames = load_array(row.fields[field])
-        if frames.ndim != 4 or frames.dtype != np.uint8 or frames.shape[-1] != spec.shape[0]:
+        if frames.ndim != 4 or frames.dtype != spec.dtype or frames.shape[-1] != spec.shape[0]:
             shape = "x".join(map(str, frames.shape))
             raise DecodeError(
-                f"{row.fields[field]}: it is {frames.dtype} {shape}, not uint8 t x h x w x {spec.shape[0]}"
+                f"{row.fields[field]}: it is {frames.dtype} {shape}, not {spec.dtype} t x h x w x {spec.shape[0]}"
             )
         rate = spec.rate or video.rate
         count, height, width = frames.shape[:3]
@@ -307,12 +307,12 @@ class ArrayPart:
 
     def read(
         self, indices: Sequence[int] | np.ndarray, short_side: int | None = None
-    ) -> tuple[UInt8[np.ndarray, "t h w c"], VideoInfo]:
+    ) -> tuple[Num[np.ndarray, "t h w c"], VideoInfo]:
         """See `example.Stream`; arrays are not shrunk before the crop."""
         positions = np.minimum(self.first + np.asarray(indices, np.int64), len(self.frames) - 1)
         return np.asarray(self.frames[positions]), self.info
 
-    def iterate(self, indices: np.ndarray, short_side: int | None) -> Iterator[UInt8[np.ndarray, "h w c"]]:
+    def iterate(self, indices: np.ndarray, short_side: int | None) -> Iterator[Num[np.ndarray, "h w c"]]:
         """See `example.Stream`."""
         return in_pieces(self, indices, short_side)
 

@@ -21,7 +21,7 @@ from vidjax.data.config import ClipConfig
 from vidjax.data.crop import center_crop, view_crops
 from vidjax.data.decode import DecodeError
 from vidjax.data.example import Source, field_specs
-from vidjax.data.rows import cut_streams, read_clips, stored_names
+from vidjax.data.rows import cut_streams, join, read_clips, stored_names
 from vidjax.data.sampling import sampling_step, seconds_covered, views
 
 
@@ -75,6 +75,12 @@ class Videos:
         names = stored_names(config)
         with self.source.open(index, names) as example:
             info = example.streams[names[0]].info
+            for name in names[1:]:
+                if (own := example.streams[name].info) and (own.num_frames, own.rate) != (info.num_frames, info.rate):
+                    raise DecodeError(
+                        f"{self.source.ids[index]}: {name} has {own.num_frames} frames at {own.rate:g} per second, and "
+                        f"{names[0]} {info.num_frames} at {info.rate:g}: windows need equally many"
+                    )
             sampled = sampled_frames(info.num_frames, sampling_step(config, info.rate))
             starts = window_starts(len(sampled), config.frames, hop)
             if not len(starts):
@@ -91,7 +97,7 @@ class Videos:
             streams = [example.streams[name].iterate(wanted, config.decode_short_side) for name in names]
             how = config.size, config.center_ratio, config.protocol
             for position, frames in enumerate(zip(*streams, strict=True)):
-                cropped = np.concatenate([center_crop(frame[None], *how)[0] for frame in frames], axis=-1)
+                cropped = np.array(join([center_crop(frame[None], *how)[0] for frame in frames]))
                 kept.append((int(wanted[position]), cropped))  # copied: a view would keep the whole frame in memory
                 while following < len(spans) and spans[following, -1] == wanted[position]:
                     while kept[0][0] < spans[following, 0]:

@@ -101,9 +101,11 @@ def cache_features(
         videos, or cannot be written; too many videos are unreadable.
     """
     from vidjax.data.batches import BadFiles, evaluation_batches
+    from vidjax.data.example import field_specs
     from vidjax.data.feature_cache import FeatureCache
 
-    clip = jax.ShapeDtypeStruct((1, clips.frames, clips.size, clips.size, 3), jnp.uint8)
+    spec = field_specs(source, clips, ())["video"]
+    clip = jax.ShapeDtypeStruct((1, clips.frames, clips.size, clips.size, *spec.shape), spec.dtype)
     shapes = jax.eval_shape(encode, variables, clip)
     make_folder(folder, "--out", "the cache")
     examples = describe_examples(source)

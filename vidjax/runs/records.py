@@ -173,6 +173,8 @@ def open_out(config: RecordConfig, source: "Source", fields: Mapping[str, "Field
             return out
     except OSError as error:
         raise UserError(f"cannot write to {out} ({error.strerror}): choose another folder") from None
+    if "store" in meta:  # flow was stored in 8 bits before there was a choice
+        old = old and {"store": "uint8"} | old
     if old is None:
         raise UserError(f"{out} contains .tfrecord files but no meta.json of an earlier run: choose another folder")
     differing = [f"{name} was {old.get(name)}, is {meta[name]}" for name in meta if old.get(name) != meta[name]]
