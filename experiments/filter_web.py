@@ -108,8 +108,8 @@ def near_duplicates(config: Config, videos: Collection[str]) -> dict[str, str]:
         raise UserError(f"{config.embeddings} has none of the videos of {config.source}: embed the same source")
     similar, which = nearest(np.stack(list(ours.values())), np.stack(list(others.values())))
     names = list(others)
-    unknown = dict.fromkeys(videos, "no features to compare with those of the held-out videos")
-    return {name: why for name, why in unknown.items() if name not in ours} | {
+    unknown = "no features to compare with those of the held-out videos"
+    return {name: unknown for name in videos if name not in ours} | {
         name: f"nearly the same as the held-out {names[other]}, similarity {value:.3f}"
         for name, value, other in zip(ours, similar, which, strict=True)
         if value >= config.similarity

@@ -156,8 +156,9 @@ def make_loss(config: Config, model: nn.Module, trained: Any, teacher: Teacher |
 def summarize(run: Run, result: FitResult, chosen: str) -> dict[str, float]:
     """Prints the results, the files written and suggested next steps."""
     lines, numbers = describe_accuracy(run, chosen)
+    views = f"--views 4x3{' --head HEAD' if run.config.heads else ''}"
     advice = {
-        "evaluating many views": f"python experiments/evaluate.py --run {run.workdir} --data.source VIDEOS --views 4x3",
+        "evaluating many views": f"python experiments/evaluate.py --run {run.workdir} --data.source VIDEOS {views}",
         "classifying videos": f"python experiments/predict.py --run {run.workdir} clip.mp4",
         "in your own code": f"model, variables = vidjax.load_pretrained({str(run.workdir)!r})",
     }
