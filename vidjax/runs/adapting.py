@@ -114,9 +114,9 @@ class AdaptConfig:
           UserError: the model has no place for adapters, or the weights have some already.
         """
         path, has_place = Path(source or "").expanduser(), "adapter" in create_model(name).__dataclass_fields__
-        own = getattr(read_model(path), "adapter", None) if source and (path / NAME).is_file() else None
+        own = getattr(read_model(path), "adapter", None) if has_place and source and (path / NAME).is_file() else None
         if self.adapter is None:
-            return {"adapter": own} if own and has_place else {}
+            return {"adapter": own} if own else {}
         if own:
             raise UserError(f"{source} already has adapters: adapt its base, or train it whole, with --adapt none")
         if not has_place:
