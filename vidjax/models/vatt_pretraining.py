@@ -234,9 +234,13 @@ class Vatt(ClipsOfVideoTower, nn.Module):
         """The video in the space of sound and in that of text, not of unit length."""
         return self.head.video(self.video(video, train), train)
 
+    def hear(self, sound: Float[Array, "b s"], train: bool = False) -> Float[Array, "b d"]:
+        """The features of the sound, before the head."""
+        return self.sound(sound, train, self._shared())
+
     def embed_sound(self, sound: Float[Array, "b s"], train: bool = False) -> Float[Array, "b e"]:
         """The sound in the space that it shares with videos, not of unit length."""
-        return self.head.sound_head(self.sound(sound, train, self._shared()))
+        return self.head.sound_head(self.hear(sound, train))
 
     def embed_text(self, ids: Int[Array, "b m"], train: bool = False) -> Float[Array, "b f"]:
         """Texts in the space that they share with videos, not of unit length."""
