@@ -11,7 +11,8 @@ import recipe
 from small_models import perturbed
 from small_runs import interrupt_after
 
-from vidjax import cli
+import vidjax
+from vidjax import cli, runs
 from vidjax.data.text import open_tokenizer
 from vidjax.errors import UserError
 from vidjax.objectives.vatt import asymmetric_nce
@@ -36,7 +37,7 @@ def parse(*flags):
 
 def test_the_loss_is_the_mean_of_both_contrasts_and_missing_sound_changes_nothing():
     config = parse("--sound_noise", "0")
-    model = make_vatt("vatt_tiny", open_tokenizer("bytes"), config.data, config.context, drop_token=0.0)
+    model = make_vatt("vatt_tiny", open_tokenizer("bytes"), config.data, config.context, drop_token=0.0, depth=1)
     variables = perturbed(model)
     params, statistics = variables["params"], {"batch_stats": variables["batch_stats"]}
     pixels = jax.random.randint(jax.random.key(0), (4, 8, 16, 16, 3), 0, 256).astype(jnp.uint8)
@@ -50,7 +51,8 @@ def test_the_loss_is_the_mean_of_both_contrasts_and_missing_sound_changes_nothin
 
     loss, (state, metrics) = losses(sound)
     video = pixels / 255.0 * 2 - 1
-    found, _ = model.apply(variables, video, sound, ids, train=True, mutable=["batch_stats"])
+    forward = jax.jit(lambda *inputs: model.apply(variables, *inputs, train=True, mutable=["batch_stats"]))
+    found, _ = forward(video, sound, ids)
     of_sound = asymmetric_nce(found["video_of_sound"], found["sound"][:, None], valid, heard, 0.07)
     of_text = asymmetric_nce(found["video_of_text"], found["text"][:, None], valid, valid, 0.07)
     np.testing.assert_allclose(loss, (of_sound + of_text) / 2, rtol=1e-4)
@@ -75,6 +77,12 @@ def test_a_resumed_run_is_equal_bit_for_bit_and_both_modalities_are_scored(tmp_p
         np.testing.assert_array_equal(resumed[path], value, err_msg=path)
     entries = [entry for entry in read_metrics(tmp_path / "whole") if "loss" in entry]
     assert len(entries) == 4 and all(entry["without_sound"] == 0 for entry in entries)
+    classifier = vidjax.create_model("vatt_tiny", image_size=16, num_classes=3)
+    started = jax.jit(classifier.init)(jax.random.key(0), jnp.zeros((1, 8, 16, 16, 3)))
+    started, report = runs.start_from(tmp_path / "whole", classifier, started)
+    assert sorted(report.new) == ["head/bias", "head/kernel"]
+    kernel = started["params"]["patch_embedding"]["kernel"]
+    np.testing.assert_array_equal(kernel, expected["params/video/patch_embedding/kernel"])
 
 
 BAD = [
