@@ -111,16 +111,15 @@ def main(config: Config, mesh: Mesh) -> dict[str, float]:
     run.build(model, example_inputs(model), make_loss(config, model), numbers={"ids": (context,)}, fields=sounds)
     if config.dry_run:
         return run.dry_run()
+    hears, reads = f"{samples / rate:g} s at {rate:,} samples per second", f"{tokenizer.name}, {context} tokens"
     variables = run.new_variables()
     if config.init_from and not run.has_begun:
         variables, _ = runs.start_from(config.init_from, model, variables)
     state = run.begin(variables)
     if is_main_process():
         keep_tokenizer(config.tokenizer, run.workdir)
-    run.announce(
-        sound=f"{samples / rate:g} s at {rate:,} samples per second", text=f"{tokenizer.name}, {context} tokens",
-        objective=f"{config.objective} NCE; {run.describe_validation()}",
-    )  # fmt: skip
+    objective = f"{config.objective} NCE; {run.describe_validation()}"
+    run.announce(sound=hears, text=reads, objective=objective)
 
     def batches_from(first: int) -> Iterator[dict[str, np.ndarray]]:
         names = ("video", "sound", "sound_valid", "ids", "valid")

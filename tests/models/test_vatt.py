@@ -72,7 +72,7 @@ def attention(x, p, heads, scale, mask=None, bias=0.0):
 
 
 def transformer(x, p, heads, mask=None):
-    for _, block in sorted(p["encoder"].items()):
+    for _, block in sorted(p["transformer"].items()):
         normed = layer_norm(x, block["norm1"])
         x = x + attention(normed, block["attention"], heads, (x.shape[-1] // heads) ** -0.5, mask)
         x = x + dense(gelu(dense(layer_norm(x, block["norm2"]), block["fc1"])), block["fc2"])
@@ -96,7 +96,7 @@ def see(p, agnostic):
 
     def run(x):
         x = x + layer_norm(table, p["position"]["norm"])
-        return transformer(in_front(p["position"]["token"], x), p["transformer"], 3)[:, 0]
+        return transformer(in_front(p["position"]["token"], x), p, 3)[:, 0]
 
     return around(x, p, run) if agnostic else run(x)
 
@@ -106,7 +106,7 @@ def hear(p, shared):
 
     def run(x):
         x = in_front(p["position"]["token"], x + layer_norm(p["position"]["time"]["table"], p["position"]["norm"]))
-        return transformer(x, shared or p["transformer"], 3 if shared else 2)[:, 0]
+        return transformer(x, shared or p, 3 if shared else 2)[:, 0]
 
     return around(x, p, run) if shared else run(x)
 
@@ -136,7 +136,7 @@ def batch_norm(x, p, statistics):
 
 def expected(variables, statistics):
     p, agnostic = variables["params"], "projection" in variables["params"]["video"]
-    shared = p["video"]["transformer"] if agnostic else None
+    shared = p["video"] if agnostic else None
     head, seen = p["head"], see(p["video"], agnostic)
 
     def norm(x, name):

@@ -57,31 +57,10 @@ class Block(nn.Module):
         return x + drop(name="dropout2")(out)
 
 
-class Transformer(nn.Module):
-    """Blocks and a norm.
-
-    Attributes:
-      remat, scan: see `Encoder`.
-    """
-
-    depth: int
-    heads: int
-    dropout: float = 0.0
-    remat: Remat = "none"
-    scan: bool = False
-    implementation: Implementation = "auto"
-    dtype: DTypeLike | None = None
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "b n d"], train: bool = False, mask: Bool[Array, "b 1 n"] | None = None
-    ) -> Float[Array, "b n d"]:
-        """Normalised tokens."""
-        block = partial(Block, self.heads, self.dropout, self.implementation, self.dtype)
-        context = {} if mask is None else {"mask": mask}
-        x = Encoder(block, self.depth, remat=self.remat, scan=self.scan, name="encoder")(x, train, **context)
-        x = LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
-        return nn.Dropout(self.dropout, deterministic=not train, name="dropout")(x)
+def blocks(tower: nn.Module) -> Encoder:
+    """The blocks of a tower, from its fields."""
+    block = partial(Block, tower.heads, tower.dropout, tower.implementation, tower.dtype)
+    return Encoder(block, tower.depth, remat=tower.remat, scan=tower.scan)
 
 
 class Positions(nn.Module):
@@ -158,9 +137,8 @@ class VideoTransformer(nn.Module):
         t, h, w = grid((self.num_frames, self.image_size, self.image_size), self.patch_size)
         self.patch_embedding = PatchEmbedding(self.width, self.patch_size, dtype=self.dtype)
         self.position = Positions((("frames", t), ("rows", h), ("columns", w)), self.dropout)
-        self.transformer = Transformer(
-            self.depth, self.heads, self.dropout, self.remat, self.scan, self.implementation, self.dtype
-        )
+        self.transformer, self.drop = blocks(self), nn.Dropout(self.dropout)
+        self.norm = LayerNorm(epsilon=1e-6, dtype=self.dtype)
         if self.outputs is not None:
             self.embedding_layer, self.projection = layers_around(self.width, self.outputs, self.dtype)
         self.classifier = linear_unless_passed(self.head, self.num_classes, kernel_init=XAVIER, dtype=self.dtype)
@@ -168,8 +146,9 @@ class VideoTransformer(nn.Module):
     def run(
         self, tokens: Float[Array, "b n d"], train: bool = False, mask: Bool[Array, "b 1 n"] | None = None
     ) -> Float[Array, "b n d"]:
-        """The transformer, which a modality-agnostic model uses for sound and text too."""
-        return self.transformer(tokens, train, mask)
+        """The transformer and its norm, which a modality-agnostic model uses for sound and text too."""
+        context = {} if mask is None else {"mask": mask}
+        return self.drop(self.norm(self.transformer(tokens, train, **context)), not train)
 
     def tokens(
         self, video: Float[Array, "b t h w c"], train: bool = False, drop_token: float = 0.0

@@ -28,7 +28,7 @@ from vidjax.layers.normalization import BatchNorm, LayerNorm
 from vidjax.layers.tower import ClipsOfVideoTower
 from vidjax.layers.transformer import VIT_SIZES, Encoder, Remat
 from vidjax.models import t5
-from vidjax.models.vatt import CARD, MEDIUM, TINY, XAVIER, Positions, Transformer, VideoTransformer, layers_around
+from vidjax.models.vatt import CARD, MEDIUM, TINY, XAVIER, Positions, VideoTransformer, blocks, layers_around
 
 Run = Callable[[Float[Array, "b n d"], bool, Bool[Array, "b 1 n"] | None], Float[Array, "b n d"]]
 """A transformer: `(tokens, train, mask) -> tokens`."""
@@ -65,9 +65,8 @@ class SoundTower(nn.Module):
         self.patch_embedding = nn.Dense(self.width, kernel_init=XAVIER, dtype=self.dtype)
         self.position = Positions((("time", self.samples // self.patch_size),), self.dropout)
         if self.depth is not None:
-            self.transformer = Transformer(
-                self.depth, self.heads, self.dropout, self.remat, self.scan, self.implementation, self.dtype
-            )
+            self.transformer, self.drop = blocks(self), nn.Dropout(self.dropout)
+            self.norm = LayerNorm(epsilon=1e-6, dtype=self.dtype)
         if self.outputs is not None:
             self.embedding_layer, self.projection = layers_around(self.width, self.outputs, self.dtype)
 
@@ -86,8 +85,11 @@ class SoundTower(nn.Module):
         if self.outputs is not None:
             x = exact_gelu(self.embedding_layer(x))
         x = self.position(x, train, self.drop_token if train else 0.0)
-        x = (run or self.transformer)(x, train, None)[:, 0]
+        x = (run or self._run)(x, train, None)[:, 0]
         return x if self.outputs is None else exact_gelu(self.projection(x))
+
+    def _run(self, tokens: Float[Array, "b n d"], train: bool, mask: None) -> Float[Array, "b n d"]:
+        return self.drop(self.norm(self.transformer(tokens, train)), not train)
 
 
 class TextBlock(nn.Module):
