@@ -48,8 +48,8 @@ class Towers:
 def test_the_loss_is_the_mean_of_both_contrasts_and_missing_sound_changes_nothing():
     config = parse("--sound_noise", "0")
     pixels = jax.random.randint(jax.random.key(0), (4, 8, 16, 16, 3), 0, 256).astype(jnp.uint8)
-    sound, heard = jnp.asarray(recipe.floats("sound", (4, 40))), np.array([True, False, True, True])
-    ids, valid = jax.random.randint(jax.random.key(1), (4, 6), 0, 9), np.ones(4, bool)
+    sound, heard = jnp.asarray(recipe.floats("sound", (4, 40))), jnp.array([True, False, True, True])
+    ids, valid = jax.random.randint(jax.random.key(1), (4, 6), 0, 9), jnp.ones(4, bool)
 
     def run(sound, config=config):
         batch = {"video": pixels, "sound": sound[..., None], "sound_valid": heard, "ids": ids, "valid": valid}

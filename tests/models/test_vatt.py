@@ -177,7 +177,7 @@ def test_far_words_share_buckets_up_to_a_distance_of_64():
 def test_half_of_the_tokens_are_dropped_and_the_same_ones_in_all_clips():
     """A clip's output does not depend on what is dropped, which is the same for both clips of a batch."""
     tower = VideoTransformer(**FIELDS, drop_token=0.5)
-    variables, clip = perturbed(tower), VIDEO[:1]
+    variables, clip = jax.tree.map(jnp.asarray, perturbed(tower)), jnp.asarray(VIDEO[:1])
 
     @jax.jit
     def gradient(video, key):
