@@ -97,7 +97,6 @@ def test_the_divergence_of_drawn_words_is_estimated_without_bias_and_penalised()
 @pytest.fixture
 def trainer():
     """Stands for a trainer of trl, whose loss functions are called without the models and data that it would load."""
-    pytest.importorskip("trl")
     fake = mock.MagicMock()
     fake.accelerator.gather = fake.accelerator.gather_for_metrics = lambda x: x
     fake.aux_loss_enabled, fake.model.training, fake.ld_alpha = False, True, None
@@ -111,27 +110,26 @@ def draw(*shape):
 @pytest.mark.long
 def test_dpo_and_the_reward_models_loss_are_those_of_trl(trainer):
     torch = pytest.importorskip("torch")
-    from trl.trainer.dpo_trainer import DPOTrainer
-    from trl.trainer.reward_trainer import RewardTrainer
-
+    DPOTrainer = pytest.importorskip("trl.trainer.dpo_trainer").DPOTrainer  # noqa: N806
+    RewardTrainer = pytest.importorskip("trl.trainer.reward_trainer").RewardTrainer  # noqa: N806
     ids, mask = torch.tensor(np.tile(IDS, (2, 1))), torch.tensor(np.tile(IDS != 0, (2, 1)))
     mask[:, :2] = False  # a prompt
     logits, (by_reference, and_rejected) = draw(4, 6, 10), draw(2, 2)
 
     def model(input_ids, labels, **_):
         words = torch.tensor(logits).log_softmax(-1)[:, :-1].gather(-1, input_ids[:, 1:, None].long())[..., 0]
-        return SimpleNamespace(log_probs=words * (labels[:, 1:] != -100), logits=torch.tensor(logits), loss=0.0)
+        words = words * (labels[:, 1:] != -100)
+        return SimpleNamespace(log_probs=words, entropy=words, mean_logits=words, is_top1=words > -1)
 
-    for smoothing, kind in ((0.0, "sigmoid"), (0.1, "sigmoid")):
-        trainer.beta, trainer.label_smoothing, trainer.loss_types, trainer.loss_weights = 0.3, smoothing, [kind], [1.0]
-        trainer.f_divergence_type, trainer.precompute_ref_logps, trainer.use_weighting = "reverse_kl", True, False
-        given = {"input_ids": ids, "completion_mask": mask.long(), "attention_mask": mask.long()}
-        given |= {"ref_chosen_logps": torch.tensor(by_reference), "ref_rejected_logps": torch.tensor(and_rejected)}
-        expected = DPOTrainer._compute_loss(trainer, model, given, False)
-        words = preferences.word_log_probabilities(jnp.asarray(logits), jnp.asarray(ids))
-        texts = preferences.text_log_probability(words, preferences.answer_mask(jnp.asarray(ids), 2))
-        losses, _ = preferences.dpo(*jnp.split(texts, 2), by_reference, and_rejected, 0.3, smoothing)
-        print(kind, expected, losses.mean())
+    trainer.beta, trainer.loss_types, trainer.loss_weights = 0.3, ["sigmoid"], [1.0]
+    trainer.f_divergence_type, trainer.precompute_ref_logps, trainer.use_weighting = "reverse_kl", True, False
+    given = {"input_ids": ids, "completion_mask": mask.long(), "attention_mask": mask.long()}
+    given |= {"ref_chosen_logps": torch.tensor(by_reference), "ref_rejected_logps": torch.tensor(and_rejected)}
+    expected = DPOTrainer._compute_loss(trainer, model, given, False)
+    words = preferences.word_log_probabilities(jnp.asarray(logits), jnp.asarray(ids))
+    texts = preferences.text_log_probability(words, preferences.answer_mask(jnp.asarray(ids), 2))
+    losses, _ = preferences.dpo(*jnp.split(texts, 2), by_reference, and_rejected, 0.3)
+    np.testing.assert_allclose(losses.mean(), expected, rtol=1e-5)
 
     trainer.args.center_rewards_coefficient = None
     rewards = draw(6, 1)
@@ -144,15 +142,14 @@ def test_dpo_and_the_reward_models_loss_are_those_of_trl(trainer):
 @pytest.mark.long
 def test_the_clipped_policy_gradient_is_that_of_trl(trainer):
     torch = pytest.importorskip("torch")
-    from trl.trainer.grpo_trainer import GRPOTrainer
-
+    GRPOTrainer = pytest.importorskip("trl.trainer.grpo_trainer").GRPOTrainer  # noqa: N806
     words, old, reference = draw(3, 8, 5) * 0.5
     advantages, answer = draw(8), np.arange(5)[None] < RANDOM.integers(1, 6, size=8)[:, None]
     trainer._get_per_token_logps_and_entropies.return_value = torch.tensor(words), torch.zeros(8, 5), None
     trainer.beta, trainer.epsilon_low, trainer.epsilon_high, trainer.loss_type = 0.3, 0.2, 0.2, "grpo"
     trainer.args.delta, trainer.args.use_bias_correction_kl, trainer.top_entropy_quantile = None, False, 1.0
     trainer.importance_sampling_level, trainer.use_vllm, trainer.off_policy_mask_threshold = "token", False, None
-    trainer.current_gradient_accumulation_steps = 1
+    trainer.current_gradient_accumulation_steps, trainer._entropy_bonus_enabled = 1, False
     given = {"prompt_ids": np.zeros((8, 1)), "prompt_mask": np.zeros((8, 1)), "completion_ids": np.zeros((8, 5))}
     given |= {"completion_mask": answer.astype(int), "advantages": advantages}
     given |= {"old_per_token_logps": old, "ref_per_token_logps": reference}
