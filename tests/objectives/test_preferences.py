@@ -110,8 +110,8 @@ def draw(*shape):
 @pytest.mark.long
 def test_dpo_and_the_reward_models_loss_are_those_of_trl(trainer):
     torch = pytest.importorskip("torch")
-    DPOTrainer = pytest.importorskip("trl.trainer.dpo_trainer").DPOTrainer  # noqa: N806
-    RewardTrainer = pytest.importorskip("trl.trainer.reward_trainer").RewardTrainer  # noqa: N806
+    DPOTrainer = pytest.importorskip("trl.trainer.dpo_trainer").DPOTrainer
+    RewardTrainer = pytest.importorskip("trl.trainer.reward_trainer").RewardTrainer
     ids, mask = torch.tensor(np.tile(IDS, (2, 1))), torch.tensor(np.tile(IDS != 0, (2, 1)))
     mask[:, :2] = False  # a prompt
     logits, (by_reference, and_rejected) = draw(4, 6, 10), draw(2, 2)
@@ -142,7 +142,7 @@ def test_dpo_and_the_reward_models_loss_are_those_of_trl(trainer):
 @pytest.mark.long
 def test_the_clipped_policy_gradient_is_that_of_trl(trainer):
     torch = pytest.importorskip("torch")
-    GRPOTrainer = pytest.importorskip("trl.trainer.grpo_trainer").GRPOTrainer  # noqa: N806
+    GRPOTrainer = pytest.importorskip("trl.trainer.grpo_trainer").GRPOTrainer
     words, old, reference = draw(3, 8, 5) * 0.5
     advantages, answer = draw(8), np.arange(5)[None] < RANDOM.integers(1, 6, size=8)[:, None]
     trainer._get_per_token_logps_and_entropies.return_value = torch.tensor(words), torch.zeros(8, 5), None
