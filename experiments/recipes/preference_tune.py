@@ -32,6 +32,7 @@ CAPTIONER = {
 DEMO = {
     "init_from": CAPTIONER["workdir"],
     "data": CLIPS,
+    "beta": 1.0,
     "attributes": ("motion=" + "|".join(PHRASES), "color=" + "|".join(COLORS)),
     "batch_size": 32,
     "steps": 360,

@@ -34,14 +34,15 @@ def test_dpo_compares_log_ratios_to_the_reference():
     chosen, rejected, by_reference, and_rejected = np.array([[-1.0, -5.0], [-3.0, -4.0], [-2.0, -3.0], [-2.5, -6.0]])
     margins = 0.5 * ((chosen - by_reference) - (rejected - and_rejected))
     np.testing.assert_allclose(margins, [0.75, -2.0])
+    given = tuple(map(jnp.float32, (chosen, rejected, by_reference, and_rejected)))
     for smoothing in (0.0, 0.1):
-        losses, found = preferences.dpo(chosen, rejected, by_reference, and_rejected, 0.5, smoothing)
+        losses, found = preferences.dpo(*given, 0.5, smoothing)
         np.testing.assert_allclose(found, margins, rtol=1e-6)
         expected = -(1 - smoothing) * log_sigmoid(margins) - smoothing * log_sigmoid(-margins)
         np.testing.assert_allclose(losses, expected, rtol=1e-5)
     # Section 4: the gradient is beta times the sigmoid of minus the margin, and none reaches the reference.
     total = lambda *values: preferences.dpo(*values, 0.5)[0].sum()  # noqa: E731
-    gradients = jax.grad(total, (0, 1, 2, 3))(*map(jnp.asarray, (chosen, rejected, by_reference, and_rejected)))
+    gradients = jax.grad(total, (0, 1, 2, 3))(*given)
     slope = 0.5 * np.exp(log_sigmoid(-margins))
     np.testing.assert_allclose(gradients, [-slope, slope, [0, 0], [0, 0]], rtol=1e-5)
 
@@ -128,7 +129,7 @@ def test_dpo_and_the_reward_models_loss_are_those_of_trl(trainer):
     expected = DPOTrainer._compute_loss(trainer, model, given, False)
     words = preferences.word_log_probabilities(jnp.asarray(logits), jnp.asarray(ids))
     texts = preferences.text_log_probability(words, preferences.answer_mask(jnp.asarray(ids), 2))
-    losses, _ = preferences.dpo(*jnp.split(texts, 2), by_reference, and_rejected, 0.3)
+    losses, _ = preferences.dpo(*jnp.split(texts, 2), jnp.asarray(by_reference), jnp.asarray(and_rejected), 0.3)
     np.testing.assert_allclose(losses.mean(), expected, rtol=1e-5)
 
     trainer.args.center_rewards_coefficient = None
