@@ -228,9 +228,7 @@ def check_reward(source: str, judge: Any, theirs: "Tokenizer", ours: "Tokenizer"
       UserError: it is no reward model, or has another tokeniser.
     """
     if not isinstance(judge, RewardModel):
-        raise UserError(
-            f"reward {source} is a {type(judge).__name__}: give a run with --method reward, or an attribute"
-        )
+        raise UserError(f"reward {source} is a {type(judge).__name__}: give a run of --method reward")
     if theirs.vocabulary != ours.vocabulary or any(theirs.encode(text) != ours.encode(text) for text in texts):
         raise UserError(f"reward {source} has another tokenizer than the captioner: train one with its tokenizer")
     return judge
