@@ -37,7 +37,7 @@ from vidjax.runs import preferences
 from vidjax.runs.config import TrainConfig
 from vidjax.runs.run import Run
 from vidjax.runs.sources import open_captioned
-from vidjax.runs.video_text import keep_tokenizer
+from vidjax.runs.workdir import keep_tokenizer
 from vidjax.training.checkpoint import newest_step
 from vidjax.training.loop import FitResult
 from vidjax.training.optimizer import OptimizerConfig
