@@ -3,7 +3,11 @@
 The captioner, a run of vision_language_pretrain.py with the objective lm, is where training starts and, frozen, the
 reference from which it should not diverge. Each caption of a video is preferred to a rejected one.
 
-A captioner that tells colours learns to tell motion by preferences alone: python experiments/preference_tune.py
+A captioner names motion at random, although its video tower, which is that of another captioner, sees it. By
+preferences alone it learns to tell it:
+python experiments/vision_language_pretrain.py motion_seen
+python experiments/vision_language_pretrain.py motion_not_told
+python experiments/preference_tune.py
 
 Your videos, with the columns caption and rejected in the manifest:
 python experiments/preference_tune.py videos --init_from runs/vl --data.source pairs.jsonl --workdir runs/preferred
@@ -18,7 +22,6 @@ Running the same command again resumes the run.
 
 import dataclasses
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Literal
 
 import jax
@@ -35,10 +38,10 @@ from vidjax.models import example_inputs
 from vidjax.models.reward import RewardModel
 from vidjax.runs import preferences
 from vidjax.runs.config import TrainConfig
+from vidjax.runs.pairs import trained_mask
 from vidjax.runs.run import Run
 from vidjax.runs.sources import open_captioned
 from vidjax.runs.workdir import keep_tokenizer
-from vidjax.training.checkpoint import newest_step
 from vidjax.training.loop import FitResult
 from vidjax.training.optimizer import OptimizerConfig
 from vidjax.training.sharding import is_main_process
@@ -58,6 +61,8 @@ class Config(TrainConfig):
     """Weight of the divergence from the reference, for dpo and grpo."""
     smoothing: float = 0.0
     """Probability that a preference is wrong, for dpo."""
+    freeze: Literal["none", "video"] = "none"
+    """Leave the video tower as it is."""
     group: int = 8
     """Captions that are drawn for each clip, for grpo."""
     attributes: tuple[str, ...] = ()
@@ -98,16 +103,6 @@ RECIPES = {name: Config(**values) for name, values in recipes.preference_tune.RE
 DATA_FLAG = "--data.source"
 
 
-def make_captioner() -> None:
-    """Trains the demo's captioner, which knows no motion, unless it has been trained."""
-    import vision_language_pretrain as pretrain
-
-    data = dataclasses.replace(recipes.preference_tune.CLIPS, source="synthetic:moving_shapes", split="random_motion")
-    config = pretrain.Config(**recipes.preference_tune.CAPTIONER, data=data)
-    if newest_step(Path(config.workdir)) < config.steps:
-        pretrain.main(config)
-
-
 def summarize(run: Run, result: FitResult, before: dict[str, float]) -> dict[str, float]:
     """Prints the results, the files written and suggested next steps."""
     config, last = run.config, next(reversed(run.evaluations().values()), {})
@@ -134,8 +129,6 @@ def main(config: Config, mesh: Mesh) -> dict[str, float]:
         raise UserError(
             "init_from is missing: give a captioner, a run of vision_language_pretrain.py with lm, or a BLIP"
         )
-    if config.init_from == recipes.preference_tune.CAPTIONER["workdir"]:
-        make_captioner()
     captioner, reference, tokenizer, context = preferences.load_captioner(config, config.context)
     config = dataclasses.replace(config, tokenizer=tokenizer.name)  # by which the new run finds it
     run, method = Run(config, mesh), config.method
@@ -156,8 +149,13 @@ def main(config: Config, mesh: Mesh) -> dict[str, float]:
     else:
         model, frozen = RewardModel(captioner, card=captioner.card), None
         loss_fn = preferences.reward_loss(model)
+    trained = trained_mask(config.freeze, captioner)
+    if trained and method == "reward":
+        trained = {"tower": trained, "reward_head": {"kernel": True, "bias": True}}
+    if trained:
+        loss_fn = preferences.without_gradients(loss_fn, trained)
     pairs = source.fields[PAIRS].shape
-    run.build(model, example_inputs(model), loss_fn, numbers={PAIRS: pairs}, frozen=frozen)
+    run.build(model, example_inputs(model), loss_fn, trained=trained, numbers={PAIRS: pairs}, frozen=frozen)
     if config.dry_run:
         return run.dry_run()
     if method == "reward":

@@ -10,17 +10,16 @@ from jaxtyping import Array, Float, Int
 
 from vidjax.layers.card import Card
 from vidjax.layers.tower import ClipsOfTower
-from vidjax.models.blip import Blip, Captioner
 
 
 class RewardModel(ClipsOfTower, nn.Module):
     """The captioner's tokens, and a linear head.
 
     Attributes:
-      tower: the captioner; its head of words is not used.
+      tower: the captioner, a `Blip` or its `Captioner`; its head of words is not used.
     """
 
-    tower: Blip | Captioner
+    tower: nn.Module
     card: Card = Card()
 
     def setup(self) -> None:

@@ -49,7 +49,7 @@ def dpo(
     """Direct preference optimisation (Rafailov et al. 2023, arXiv:2305.18290, eq. 7).
 
     The policy's implicit reward of a text is `beta` times the log-ratio of its probability to the reference's, and the
-    loss that of a reward model, `bradley_terry`.
+    loss that of a reward model, `bradley_terry`. It only sees the difference: both texts can become unlikely.
 
     Example:
       >>> dpo(jnp.array([-1.0]), jnp.array([-3.0]), jnp.array([-2.0]), jnp.array([-2.0]), beta=1.0)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from vidjax.errors import UserError
 from vidjax.evaluation.generation import sample
@@ -219,6 +219,15 @@ def group_loss(model: Blip | Captioner, reward: Reward, end: int, context: int, 
         return valid_mean(losses.reshape(-1, group).mean(axis=1), valid), (aux.model_state, metrics)
 
     return loss_fn
+
+
+def without_gradients(loss_fn: LossFn, trained: PyTree[bool]) -> LossFn:
+    """The same loss, which gives no gradient to the parameters that are not trained."""
+
+    def loss(params: Any, *rest: Any) -> tuple:
+        return loss_fn(jax.tree.map(lambda p, t: p if t else jax.lax.stop_gradient(p), params, trained), *rest)
+
+    return loss
 
 
 def check_reward(source: str, judge: Any, theirs: "Tokenizer", ours: "Tokenizer", texts: Sequence[str]) -> RewardModel:
