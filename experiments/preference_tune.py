@@ -5,8 +5,8 @@ reference from which it should not diverge. Each caption of a video is preferred
 
 A captioner names motion at random, although its video tower, which is that of another captioner, sees it. By
 preferences alone it learns to tell it:
-python experiments/vision_language_pretrain.py motion_seen
-python experiments/vision_language_pretrain.py motion_not_told
+python experiments/vision_language_pretrain.py demo_motion_seen
+python experiments/vision_language_pretrain.py demo_motion_not_told
 python experiments/preference_tune.py
 
 Your videos, with the columns caption and rejected in the manifest:

@@ -9,7 +9,7 @@ DEMO = {
     "init_from": "runs/motion_not_told",
     "data": CaptionedDataConfig(
         frames=8, stride=3, size=32, short_side=32, augment=AugmentConfig(crop="center"),
-        validation="synthetic:moving_shapes", validation_examples=256,
+        validation="synthetic:moving_shapes", validation_examples=128,
     ),
     "freeze": "video",
     "beta": 2.0,

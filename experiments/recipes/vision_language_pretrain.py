@@ -40,9 +40,9 @@ NOT_TOLD = SEEN | {
     "init_video_from": SEEN["workdir"],
     "data": replace(SEEN["data"], split="random_motion"),
     "workdir": "runs/motion_not_told",
-    "steps": 260,
-    "optim": replace(SEEN["optim"], learning_rate=10e-3, final_learning_rate=10e-5),
-    "loop": LoopConfig(log_every=20, save_every=260, evaluate_every=260),
+    "steps": 160,
+    "optim": replace(SEEN["optim"], learning_rate=6e-3, final_learning_rate=6e-5),
+    "loop": LoopConfig(log_every=20, save_every=160, evaluate_every=160),
 }
 """The captioner that preference_tune.py's demo tunes: its captions name motion at random."""
 # salesforce/ALBEF, configs/Pretrain.yaml and Pretrain.py: 1e-4 for 8 x 64 images, 2000 steps of warm-up from 1e-5, to
@@ -89,8 +89,8 @@ BLIP = {
 
 RECIPES = {
     "demo": DEMO,
-    "motion_seen": SEEN,
-    "motion_not_told": NOT_TOLD,
+    "demo_motion_seen": SEEN,
+    "demo_motion_not_told": NOT_TOLD,
     "albef_demo": DEMO | {"model": "albef_tiny", "objectives": ("itc", "itm", "mlm")},
     "videos": {},  # the user's videos
     "albef_base": ALBEF,

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_runs import changed, interrupt_after
+from small_runs import changed, interrupt_after, two_devices
 
 from vidjax import runs
 from vidjax.convert.checkpoint import save_pretrained
@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "experiments"))
 import preference_tune as script
 import vision_language_pretrain as pretrain
 
-TOKENIZER = pretrain.RECIPES["motion_not_told"].tokenizer
+TOKENIZER = pretrain.RECIPES["demo_motion_not_told"].tokenizer
 WORDS = open_tokenizer(TOKENIZER)
 SMALL = changed(
     script.RECIPES["demo"],
@@ -115,12 +115,18 @@ def captioner(tmp_path, monkeypatch):
     save_pretrained("captioner", model, jax.jit(model.init)(jax.random.key(0), *inputs))
 
 
+@pytest.fixture
+def few_devices():
+    with two_devices():
+        yield
+
+
 def entries(workdir, name):
     return [entry[name] for entry in read_metrics(Path(workdir)) if name in entry]
 
 
 @pytest.mark.long
-@pytest.mark.usefixtures("captioner")
+@pytest.mark.usefixtures("captioner", "few_devices")
 def test_every_method_runs_and_dpo_resumes_exactly():
     numbers = script.main(changed(SMALL, workdir="whole"))
     assert {"preferred", "kl", "motion", "color"} <= numbers.keys()
@@ -130,8 +136,7 @@ def test_every_method_runs_and_dpo_resumes_exactly():
     parts = changed(dataclasses.replace(SMALL, workdir="parts"), data__validation=None)
     interrupt_after(3, script.main, parts)
     script.main(parts)
-    whole, parts = (load_variables(Path(workdir))[0] for workdir in ("whole", "parts"))
-    jax.tree.map(np.testing.assert_array_equal, whole, parts)
+    jax.tree.map(np.testing.assert_array_equal, *(load_variables(Path(name))[0] for name in ("whole", "parts")))
     _, tuned = runs.load_pretrained("whole", strict=True)  # the captioner alone, without the reference
     _, untuned = runs.load_pretrained("captioner", strict=True)
     assert jax.tree.structure(tuned) == jax.tree.structure(untuned)

@@ -86,7 +86,7 @@ class Attribute(NamedTuple):
         best = jnp.where(found, rank, 0).reshape(len(ids), -1)
         return jnp.where(best.max(axis=1) > 0, best.argmax(axis=1) % len(self.ids), -1)
 
-    def agrees(self, ids: Int[Array, "b m"], other: Int[Array, "b m"]) -> Bool[Array, "b"]:
+    def agrees(self, ids: Int[Array, "b m"], other: Int[Array, "b n"]) -> Bool[Array, "b"]:
         """Whether texts name the same phrase as others; false if these name none."""
         expected = self.named(other)
         return (self.named(ids) == expected) & (expected >= 0)
