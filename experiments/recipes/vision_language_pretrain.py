@@ -91,7 +91,7 @@ RECIPES = {
     "demo": DEMO,
     "demo_motion_seen": SEEN,
     "demo_motion_not_told": NOT_TOLD,
-    "albef_demo": DEMO | {"model": "albef_tiny", "objectives": ("itc", "itm", "mlm")},
+    "demo_albef": DEMO | {"model": "albef_tiny", "objectives": ("itc", "itm", "mlm")},
     "videos": {},  # the user's videos
     "albef_base": ALBEF,
     "blip_base": BLIP,
