@@ -25,11 +25,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree
 
 from vidjax.errors import UserError
-from vidjax.kernels.chunked_attention import scores_of
 from vidjax.layers.attention import Attention, DotProduct
 from vidjax.layers.card import Card
 from vidjax.layers.normalization import LayerNorm
-from vidjax.layers.selection import NORMAL
+from vidjax.layers.selection import NORMAL, attend_to_used
 from vidjax.layers.transformer import VIT_SIZES, Block, Mlp
 from vidjax.models.vit import ViT
 
@@ -203,19 +202,6 @@ def _weights(branch: Float[Array, "n 1"], tokens: Float[Array, "n m"], dtype: DT
     return (branch * tokens)[..., None].astype(dtype)
 
 
-def attend_to_used(
-    query: Float[Array, "n m k d"],
-    key: Float[Array, "n m k d"],
-    value: Float[Array, "n m k d"],
-    used: Float[Array, "n m"],
-) -> Float[Array, "n m k d"]:
-    """Self-attention among the tokens that are used; others attend to themselves. Without a gradient to `used`."""
-    query, key, value = (jnp.swapaxes(x, -2, -3) for x in (query, key, value))
-    seen = (used[:, None, :, None] * used[:, None, None, :] > 0) | jnp.eye(used.shape[1], dtype=bool)
-    weights = nn.softmax(jnp.where(seen, scores_of(query, key), -jnp.inf))
-    return jnp.swapaxes(weights.astype(value.dtype) @ value, -2, -3)
-
-
 def _norm(block: Block, name: str, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
     """A block's norm."""
     norm = LayerNorm(epsilon=block.epsilon, dtype=block.dtype)
@@ -249,8 +235,8 @@ def skipping_block(
 
         def add(i: Array, total: Array) -> Array:
             query, key, value = (columns(name, y, heads[i]) for name in ("query", "key", "value"))
-            scores = jnp.where(valid, scores_of(query, key), -jnp.inf)
-            out = nn.softmax(scores).astype(dtype) @ value
+            used = valid.astype(jnp.float32)[None]
+            out = attend_to_used(*(each[None, :, None] for each in (query, key, value)), used)[0, :, 0]
             return total + out @ jax.lax.dynamic_slice_in_dim(attention["out"]["kernel"], heads[i] * size, size)
 
         return jax.lax.fori_loop(0, count, add, jnp.zeros_like(x)) + attention["out"]["bias"]
