@@ -77,7 +77,7 @@ def test_training_draws_decisions_and_its_loss_reaches_all_of_them(run):
 
     def loss(params):
         output = model.apply({"params": params}, video, train=True, method="masked", rngs={"usage": jax.random.key(3)})
-        terms = adavit_loss(output.logits, output.usage, jax.nn.one_hot(jnp.arange(6), 7), 0.3)
+        terms = adavit_loss(output.logits, *output.usage, jax.nn.one_hot(jnp.arange(6), 7), 0.3)
         return terms.total(), (terms, output.usage)
 
     gradient, (terms, usage) = jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
