@@ -180,10 +180,6 @@ class AdaFrame(nn.Module):
         def clip(inputs: tuple[Array, Array]) -> tuple[Array, Array]:
             frames, memory = inputs
 
-            def goes_on(carry: tuple) -> Array:
-                step, *_, lags = carry
-                return (step < self.steps) & (lags < self.patience)
-
             def look(carry: tuple) -> tuple:
                 step, state, place, best, lags = carry
                 frame = frames[frame_at(place, len(frames))][None, None]
@@ -192,9 +188,12 @@ class AdaFrame(nn.Module):
                 best = jnp.maximum(best, utility[0])
                 return step + 1, state, mean[0], best, lags + (best - utility[0] > self.lag)
 
+            def unless_ended(carry: tuple, _: None) -> tuple[tuple, None]:
+                return jax.lax.cond(carry[-1] < self.patience, look, lambda carry: carry, carry), None
+
             lowest = jnp.asarray(-jnp.inf, jnp.float32)
             start = (jnp.asarray(0), self._start(1), jnp.asarray(0.5, jnp.float32), lowest, jnp.asarray(0))
-            step, state, *_ = jax.lax.while_loop(goes_on, look, start)
+            step, state, *_ = jax.lax.scan(unless_ended, start, length=self.steps)[0]
             return state[0][0], step
 
         return jax.lax.map(clip, (video, memory))

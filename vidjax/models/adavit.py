@@ -222,46 +222,52 @@ def skipping_block(
     size = x.shape[2] // block.heads
     capacities = [max(int(x.shape[1] * share + 0.999), 1) for share in STEPS]
 
-    def columns(name: str, x: Array, head: Array) -> Array:
-        """One head's query, key or value."""
-        start = head * size
-        y = x @ jax.lax.dynamic_slice_in_dim(attention[name]["kernel"], start, size, axis=1)
-        return (
-            y + jax.lax.dynamic_slice_in_dim(attention[name]["bias"], start, size) if "bias" in attention[name] else y
-        )
+    def sum_over_heads(add: Callable[[Array], Array], heads: Array, like: Array) -> Array:
+        """The sum of `add(start)` over the heads that are used, for the first channel of each."""
 
-    def attend(x: Array, valid: Array, heads: Array, count: Array) -> Array:
+        def step(total: Array, head: tuple[Array, Array]) -> tuple[Array, None]:
+            start, used = head
+            return jax.lax.cond(used > 0, lambda total: total + add(start), lambda total: total, total), None
+
+        return jax.lax.scan(step, like, (jnp.arange(block.heads) * size, heads))[0]
+
+    def part(x: Array, start: Array, axis: int) -> Array:
+        return jax.lax.dynamic_slice_in_dim(x, start, size, axis)
+
+    def attend(x: Array, valid: Array, heads: Array) -> Array:
         y = _norm(block, "norm1", x)
 
-        def add(i: Array, total: Array) -> Array:
-            query, key, value = (columns(name, y, heads[i]) for name in ("query", "key", "value"))
-            used = valid.astype(jnp.float32)[None]
-            out = attend_to_used(*(each[None, :, None] for each in (query, key, value)), used)[0, :, 0]
-            return total + out @ jax.lax.dynamic_slice_in_dim(attention["out"]["kernel"], heads[i] * size, size)
+        def project(name: str, start: Array) -> Array:
+            projected = y @ part(attention[name]["kernel"], start, 1)
+            projected = projected + part(attention[name]["bias"], start, 0) if "bias" in attention[name] else projected
+            return projected[None, :, None]
 
-        return jax.lax.fori_loop(0, count, add, jnp.zeros_like(x)) + attention["out"]["bias"]
+        def add(start: Array) -> Array:
+            each = (project(name, start) for name in ("query", "key", "value"))
+            out = attend_to_used(*each, valid.astype(jnp.float32)[None])[0, :, 0]
+            return out @ part(attention["out"]["kernel"], start, 0)
 
-    def transform(x: Array, heads: Array, count: Array) -> Array:
-        y = _norm(block, "norm2", x)
+        return sum_over_heads(add, heads, jnp.zeros_like(x)) + attention["out"]["bias"]
 
-        def add(i: Array, total: Array) -> Array:
-            rows = jax.lax.dynamic_slice_in_dim(mlp["fc1"]["kernel"], heads[i] * size, size)
-            return total + jax.lax.dynamic_slice_in_dim(y, heads[i] * size, size, axis=1) @ rows
+    def transform(x: Array, heads: Array) -> Array:
+        y, fc1, fc2 = _norm(block, "norm2", x), mlp["fc1"], mlp["fc2"]
 
-        hidden = jax.lax.fori_loop(0, count, add, jnp.zeros((len(x), mlp["fc1"]["bias"].size), dtype))
-        return block.activation(hidden + mlp["fc1"]["bias"]) @ mlp["fc2"]["kernel"] + mlp["fc2"]["bias"]
+        def add(start: Array) -> Array:
+            return part(y, start, 1) @ part(fc1["kernel"], start, 0)
+
+        hidden = sum_over_heads(add, heads, jnp.zeros((len(x), len(fc1["bias"])), dtype))
+        return block.activation(hidden + fc1["bias"]) @ fc2["kernel"] + fc2["bias"]
 
     def frame(inputs: tuple) -> Array:
         x, tokens, heads, branches = inputs
-        order, active = jnp.argsort(tokens <= 0), jnp.argsort(heads <= 0)  # those that are used come first
-        count, heads_count = (tokens > 0).sum(), (heads > 0).sum()
+        order, count = jnp.argsort(tokens <= 0), (tokens > 0).sum()  # those that take part come first
 
         def of(capacity: int) -> Callable[[Array], Array]:
             def run(x: Array) -> Array:
                 places, valid = order[:capacity], jnp.arange(capacity) < count
                 y = before = x[places]
-                y = jax.lax.cond(branches[0] > 0, lambda y: y + attend(y, valid, active, heads_count), lambda y: y, y)
-                y = jax.lax.cond(branches[1] > 0, lambda y: y + transform(y, active, heads_count), lambda y: y, y)
+                y = jax.lax.cond(branches[0] > 0, lambda y: y + attend(y, valid, heads), lambda y: y, y)
+                y = jax.lax.cond(branches[1] > 0, lambda y: y + transform(y, heads), lambda y: y, y)
                 return x.at[places].set(jnp.where(valid[:, None], y, before))
 
             return run
