@@ -117,20 +117,23 @@ class AdaFrame(nn.Module):
         """Creates the submodules, whose attribute names are the parameter names."""
         if self.features.shift != "none" or self.glance.shift != "none":
             raise UserError("features and glance see single frames: give networks with shift='none'")
-        self.agent = Agent(self.units)
+        bare = {"num_classes": None, "head": None, "parent": None, "name": None}  # `create_model` sets them for all
+        self.network, self.memory_stem = self.features.clone(**bare), self.glance.clone(**bare)
+        nn.share_scope(self, self.network)  # whose parameters keep their names, so that weights of TSN load
+        self.agent_head = Agent(self.units)
         self.classifier = linear_unless_passed(self.head, self.num_classes, dtype=self.dtype)
 
     def encode(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b t _ _ d"]:
         """The maps of all frames, also of those that are not chosen."""
         check_video(video, self.channels)
-        return self.features.encode(video, train)
+        return self.network.encode(video, train)
 
     def memory(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b t e"]:
         """Features of all frames at low resolution."""
         check_video(video, self.channels)
         size = (1, self.shrink, self.shrink)
         small = nn.avg_pool(video, size, size)
-        return self.glance.encode(small, train).mean(axis=(2, 3)).astype(jnp.float32)
+        return self.memory_stem.encode(small, train).mean(axis=(2, 3)).astype(jnp.float32)
 
     def episode(
         self,
@@ -162,7 +165,7 @@ class AdaFrame(nn.Module):
         for step in range(self.steps):
             place = place if places is None else places[:, step]
             feature = jnp.take_along_axis(features, frame_at(place, features.shape[1])[:, None, None], axis=1)[:, 0]
-            state, mean, utility = self.agent(state, feature, memory)
+            state, mean, utility = self.agent_head(state, feature, memory)
             noise = self.deviation * jax.random.normal(self.make_rng("places"), mean.shape) if train else 0.0
             following = jax.lax.stop_gradient(mean + noise)
             likelihood = jax.scipy.stats.norm.logpdf(following, mean, self.deviation)
@@ -174,8 +177,8 @@ class AdaFrame(nn.Module):
     def watch(self, video: Float[Array, "b t h w c"]) -> tuple[Float[Array, "b u"], Int[Array, "b"]]:
         """The LSTM's output at the end of each clip and the number of steps; only the chosen frames are computed."""
         memory = self.memory(video)
-        features, agent = self.features.clone(parent=None, name=None), self.agent.clone(parent=None, name=None)
-        seeing, acting = self.features.variables, self.agent.variables
+        features, agent = self.network.clone(parent=None, name=None), self.agent_head.clone(parent=None, name=None)
+        seeing, acting = self.network.variables, self.agent_head.variables
 
         def clip(inputs: tuple[Array, Array]) -> tuple[Array, Array]:
             frames, memory = inputs

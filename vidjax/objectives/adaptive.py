@@ -52,7 +52,7 @@ def adavit_loss(
 
 
 def policy_gradient_loss(
-    log_probabilities: Float[Array, "*b"], rewards: Float[Array, "*b"], baseline: Float[Array, "*b"] | float = 0.0
+    log_probabilities: Float[Array, "*b"], rewards: Float[Array, "*b"], baseline: Float[Array, "*#b"] | float = 0.0
 ) -> Float[Array, "*b"]:
     """A loss whose gradient is that of the expected reward, in expectation over the actions (Williams 1992), negated.
 
