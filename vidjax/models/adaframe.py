@@ -7,8 +7,10 @@ the utility, the gain that it expects from further frames. A clip ends when the 
 distribution around the prediction. In evaluation clips are seen one after the other, and only the frames that are
 chosen before a clip ends pass the large network: a clip of `n` steps costs `n` frames and the memory.
 
-No code was published. Our choices: the first frame is that in the middle, the memory has all frames, what is attended
-to includes the positions, and both networks are the ResNets of TSN (`models.tsn`).
+No code was published: this is the paper as we read it. Our choices: the first frame is that in the middle, the memory
+has all frames, what is attended to includes the positions, the query has a bias, without which the first step would
+attend to all frames alike, and both networks are the ResNets of TSN (`models.tsn`).
+`experiments/adaptive_frames.py` trains one.
 """
 
 from collections.abc import Callable
@@ -63,7 +65,7 @@ class Agent(nn.Module):
         """The next state, whose first part is the output, the mean of the next place (0 to 1) and the utility."""
         width = memory.shape[-1]
         keys = memory + sinusoid_table(memory.shape[1], width)
-        query = nn.Dense(width, use_bias=False, name="query")(state[0])
+        query = nn.Dense(width, name="query")(state[0])
         weights = nn.softmax(jnp.einsum("be,bte->bt", query, keys))
         context = jnp.einsum("bt,bte->be", weights, keys)
         _, state = LSTM(self.units, name="lstm")(jnp.concatenate([feature, context], axis=-1)[:, None], state)
@@ -136,32 +138,39 @@ class AdaFrame(nn.Module):
         return self.memory_stem.encode(small, train).mean(axis=(2, 3)).astype(jnp.float32)
 
     def episode(
+        self, video: Float[Array, "b t h w c"], train: bool = False, places: Float[Array, "b s"] | None = None
+    ) -> Episode:
+        """All steps, with the features of all frames; see `search`."""
+        return self.search(*self.see(video, train), train, places)
+
+    def see(
+        self, video: Float[Array, "b t h w c"], train: bool = False
+    ) -> tuple[Float[Array, "b t d"], Float[Array, "b t e"]]:
+        """Features of all frames, in full and at low resolution: what `search` takes."""
+        features = self.encode(video, train).mean(axis=(2, 3)).astype(jnp.float32)
+        return features, self.memory(video, train)
+
+    def search(
         self,
-        video: Float[Array, "b t h w c"],
+        features: Float[Array, "b t d"],
+        memory: Float[Array, "b t e"],
         train: bool = False,
         places: Float[Array, "b s"] | None = None,
-        features: Float[Array, "b t d"] | None = None,
     ) -> Episode:
-        """All steps, with the features of all frames.
+        """All steps, from what `see` returns: once for all epochs where both networks are frozen.
 
         Args:
           train: places are drawn, by the PRNG key `places`; else they are the predicted ones.
           places: of the frames, instead of those that are chosen, such as random ones for a comparison.
-          features: of all frames, if their network is frozen: means of `encode` over height and width.
         """
         if self.classifier is None:
             raise UserError("the model has no classes: set num_classes")
-        hidden, *rest = self._episode(video, train, places, features)
+        hidden, *rest = self._search(features, memory, train, places)
         return Episode(self.classifier(hidden.astype(self.dtype or hidden.dtype)), *rest)
 
-    def _episode(
-        self, video: Array, train: bool, places: Array | None = None, features: Array | None = None
-    ) -> tuple[Array, ...]:
+    def _search(self, features: Array, memory: Array, train: bool, places: Array | None = None) -> tuple[Array, ...]:
         """The output of the LSTM after each step, and the other fields of an `Episode`."""
-        memory = self.memory(video, train)
-        if features is None:
-            features = self.encode(video, train).mean(axis=(2, 3)).astype(jnp.float32)
-        state, place, outputs = self._start(len(video)), jnp.full(len(video), 0.5), []
+        state, place, outputs = self._start(len(memory)), jnp.full(len(memory), 0.5), []
         for step in range(self.steps):
             place = place if places is None else places[:, step]
             feature = jnp.take_along_axis(features, frame_at(place, features.shape[1])[:, None, None], axis=1)[:, 0]
@@ -206,7 +215,10 @@ class AdaFrame(nn.Module):
 
     def embed(self, video: Float[Array, "b t h w c"], train: bool = False) -> Float[Array, "b d"]:
         """The LSTM's output at the end of each clip, in training after all steps."""
-        hidden = self._episode(video, train)[0][:, -1] if train or self.is_initializing() else self.watch(video)[0]
+        if train or self.is_initializing():
+            hidden = self._search(*self.see(video, train), train)[0][:, -1]
+        else:
+            hidden = self.watch(video)[0]
         return hidden.astype(self.dtype or hidden.dtype)
 
     def __call__(self, video: Float[Array, "b t h w c"], train: bool = False) -> PyTree[Float[Array, "b ..."]]:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-USAGE_WEIGHT = 2.0  # the released code's; the paper's is 1
+USAGE_WEIGHT = 2.0  # the released code's default
 
 
 class AdaViTLoss(NamedTuple):
@@ -31,10 +31,11 @@ def adavit_loss(
     targets: Float[Array, "b classes"],
     share: float,
 ) -> AdaViTLoss:
-    """The terms of the loss for what `AdaViT.masked` returns in training (Meng et al. 2021, equations 7 and 8).
+    """The terms of the loss for what `AdaViT.masked` returns in training (Meng et al. 2021, as we read the paper).
 
-    Heads of blocks that use neither attention nor MLP do not count, as in the released code, which however takes
-    absolute differences for heads and branches.
+    Heads of blocks that use neither attention nor MLP do not count, as in the released code. That code takes absolute
+    differences for heads and branches, and has further terms, which are left out here: for the shares of each head and
+    branch, for the entropy of the decisions and for the least number of patches.
 
     Args:
       targets: labels, one-hot or soft.
@@ -67,7 +68,7 @@ def policy_gradient_loss(
 def margin_rewards(
     logits: Float[Array, "b s classes"], labels: Int[Array, "b"], discount: float = 0.9
 ) -> tuple[Float[Array, "b s"], Float[Array, "b s"]]:
-    """What each step gained, and the discounted sum of what the steps after it gained (AdaFrame, equations 5 and 6).
+    """What each step gained, and the discounted sum of what the steps after it gained (AdaFrame, as we read it).
 
     A gain is the increase of the margin, the probability of the label minus the highest other one, over its best value
     before, which is 0 before the first step.
@@ -104,7 +105,7 @@ def adaframe_loss(
     labels: Int[Array, "b"],
     discount: float = 0.9,
 ) -> AdaFrameLoss:
-    """The terms of the loss for what `AdaFrame.episode` returns in training (Wu et al. 2019, section 3.3).
+    """The terms of the loss for what `AdaFrame.episode` returns in training (Wu et al. 2019, as we read it).
 
     The utility predicts the sum of the gains that follow, and is the baseline of the policy gradient.
 
