@@ -10,7 +10,6 @@ chosen before a clip ends pass the large network: a clip of `n` steps costs `n` 
 No code was published: this is the paper as we read it. Our choices: the first frame is that in the middle, the memory
 has all frames, what is attended to includes the positions, the query has a bias, without which the first step would
 attend to all frames alike, and both networks are the ResNets of TSN (`models.tsn`).
-`experiments/adaptive_frames.py` trains one.
 """
 
 from collections.abc import Callable
