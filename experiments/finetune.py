@@ -3,7 +3,6 @@
 A tiny model on rendered videos, minutes on a laptop: python experiments/finetune.py
 From your own pre-training run:
 python experiments/finetune.py --model videomae_base --init_from runs/b --data.train train.csv --data.validation val.csv
-
 A published recipe: python experiments/finetune.py videomae_base_k400 --init_from checkpoint.pth --data.train k400.csv
 
 Running the same command again resumes the run. Expected results: docs/results.md.
@@ -114,9 +113,11 @@ def make_model(config: Config, class_names: tuple[str, ...]) -> nn.Module:
     """The model for these classes and clips, which are also on its card."""
     fields = {"num_classes": len(class_names), "num_frames": config.data.frames, "image_size": config.data.size}
     fields |= {name: value for name in ("drop_path", "dropout") if (value := getattr(config, name)) is not None}
-    if "num_classes" not in vidjax.create_model(config.model).__dataclass_fields__:
+    named = vidjax.create_model(config.model)
+    if "num_classes" not in named.__dataclass_fields__ or hasattr(named, "search"):
+        why = "chooses frames by a policy, which is not trained here" if hasattr(named, "search") else "has no classes"
         suggestion = config.model.removesuffix("_pretrain") if config.model.endswith("_pretrain") else "a classifier"
-        raise UserError(f"model {config.model} has no classes: choose {suggestion}")
+        raise UserError(f"model {config.model} {why}: choose {suggestion}")
     fields |= config.adapt.fields(config.model, config.init_from)
     model = vidjax.create_model(config.model, **fields, **runs.computing_fields(config, config.model))
     return model.clone(card=runs.trained_card(model.card, config.data, class_names, config.heads))
