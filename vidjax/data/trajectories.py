@@ -54,8 +54,6 @@ class TrackConfig:
     """Side of the described patch around each point, in pixels."""
     scales: int = 8
     """Most scales, each smaller than the last by the root of 2; frames stay as large as a patch."""
-    camera: bool = True
-    """Take the camera's motion off (iDT)."""
 
     def __post_init__(self) -> None:
         if self.length < TIMES or self.length % TIMES:
@@ -104,10 +102,13 @@ def require_opencv() -> None:
     cv2.setNumThreads(1)  # parallelism is over videos
 
 
-def follow(frames: Iterable[UInt8[np.ndarray, "h w 3"]], config: TrackConfig) -> Tracks:
+def follow(frames: Iterable[UInt8[np.ndarray, "h w 3"]], config: TrackConfig, camera: bool = True) -> Tracks:
     """The trajectories of a video that are kept, in the order in which they end.
 
     Frames are used as they come: memory grows only with the number of tracks.
+
+    Args:
+      camera: take the camera's motion off (iDT).
 
     Raises:
       UserError: OpenCV is missing, or the frames are smaller than a patch.
@@ -128,14 +129,14 @@ def follow(frames: Iterable[UInt8[np.ndarray, "h w 3"]], config: TrackConfig) ->
         following = _pyramid(frame, config)
         flow = _flows(pyramid, following)
         left = flow
-        if config.camera:
+        if camera:
             homography = camera_motion(before, frame, flow[0])
             left = _flows(pyramid, _pyramid(_warp_back(before, frame, homography), config))
         for i, ratio in enumerate(ratios):
             active[i] = _step(active[i], pyramid[i], flow[i], left[i], config)
             ended = active[i].age == config.length
             done = active[i].select(ended)
-            valid = valid_tracks(done.points * ratio, done.moved * ratio, config.camera)
+            valid = valid_tracks(done.points * ratio, done.moved * ratio, camera)
             kept.append(_finish(done.select(valid), ratio, number - config.length, config))
             active[i] = active[i].select(~ended)
             here = active[i].points[np.arange(len(active[i].age)), active[i].age]
