@@ -169,7 +169,7 @@ def main(config: Config) -> dict[str, float]:
         save_pictures(job, readable["validation"], out / "pictures")
         if features == "tdd":
             channels = cache_pooled(job, readable, *network, config.stream, out / "pooled")
-            folder, parts = out / "pooled", {"space-time": slice(channels), "channels": slice(channels, 2 * channels)}
+            folder, parts = out / "pooled", {"space-time": slice(0, channels), "channels": slice(channels, 2 * channels)}
         labels = {which: np.array([sources[which].label(i) for i in videos]) for which, videos in readable.items()}
         margins = classify(config, encode(config, folder, readable, parts), labels["train"], len(names))
         probabilities = np.exp(margins - np.logaddexp.reduce(margins, axis=1, keepdims=True))
