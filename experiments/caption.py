@@ -6,7 +6,8 @@
     python experiments/caption.py --run Salesforce/blip2-opt-2.7b --question "What is the man doing?" clip.mp4
 
 `--run` is the work directory of a run of video_language_pretrain.py, or of vision_language_pretrain.py with the
-objective lm; or a published BLIP or BLIP-2. BLIP's model of questions (`blip_base_vqa_v2`) and BLIP-2 answer.
+objective lm; or a published BLIP, BLIP-2 or InstructBLIP. BLIP's model of questions (`blip_base_vqa_v2`) and BLIP-2
+answer, and InstructBLIP needs a question or a prompt, which is its instruction.
 A folder selects all videos below it. Clips are sampled and cropped as in training, unless flags such as
 `--data.stride 2` are given.
 
@@ -30,7 +31,7 @@ from vidjax.data.config import GivenClipConfig, core_count
 from vidjax.errors import UserError
 from vidjax.fields import check_values, require_positive
 from vidjax.runs.announce import print_notes
-from vidjax.runs.captions import caption_writer, read_captions, require_decoder
+from vidjax.runs.captions import caption_writer, instruction_tokenizer, read_captions, require_decoder
 from vidjax.runs.video_text import tokenizer_of
 
 
@@ -46,6 +47,8 @@ class Config:
     """One of vidjax.list_models(); needed if the checkpoint does not specify its model."""
     tokenizer: str | None = None
     """Needed if neither the run nor the checkpoint contains a tokenizer: a directory, or any tokenizer.json."""
+    instruction_tokenizer: str | None = None
+    """That of an InstructBLIP's Q-Former, if the checkpoint does not contain it."""
     which: Literal["best", "last"] = "best"
     """Checkpoint of a run: the one that validated best, or the newest."""
     beams: int = 3
@@ -53,7 +56,7 @@ class Config:
     prompt: str = ""
     """What every caption begins with, such as "a picture of" for BLIP; printed with it."""
     question: str | None = None
-    """A question that a BLIP for questions or a BLIP-2 answers about every video."""
+    """A question that a BLIP for questions, a BLIP-2 or an InstructBLIP answers about every video."""
     length: int = 96
     """Maximum number of tokens that are written."""
     batch_size: int = 8
@@ -86,8 +89,9 @@ def main(config: Config) -> list[dict[str, Any]]:
     settings = {"which": config.which, "strict": True, "verbose": False, "dtype": runs.computing_type(config.dtype)}
     model, variables = runs.load_pretrained(config.run, config.model, **settings)
     model, tokenizer = require_decoder(config.run, model), tokenizer_of(config.run, config.tokenizer)
+    instructions = instruction_tokenizer(config.run, model, config.instruction_tokenizer)
     texts = {"prompt": config.prompt, "length": config.length, "question": config.question}
-    write = jax.jit(caption_writer(model, tokenizer, config.beams, **texts))
+    write = jax.jit(caption_writer(model, tokenizer, config.beams, **texts, instructions=instructions))
     kind = "caption" if config.question is None else "answer"
     clips = runs.cut_clips(config.run, model, config.data)
     files: list[dict[str, Any]] = [{"path": path} for path in videos.source.ids]

@@ -39,8 +39,9 @@ from vidjax.runs.pairs import CaptionCounter, start_towers, trained_mask
 from vidjax.runs.run import Run
 from vidjax.runs.sources import open_captioned
 from vidjax.runs.validation import pair_validator
-from vidjax.runs.video_text import keep_tokenizer, load_tokenizer
+from vidjax.runs.video_text import load_tokenizer
 from vidjax.runs.vision_language import Objective, check_model, check_objectives, make_loss, video_tokens
+from vidjax.runs.workdir import keep_tokenizer
 from vidjax.training.loop import FitResult
 from vidjax.training.optimizer import OptimizerConfig
 from vidjax.training.sharding import is_main_process

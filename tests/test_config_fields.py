@@ -91,6 +91,7 @@ SCRIPTS_THAT_TRAIN = {
     "jepa_pretrain": (NEVER, {"init_from"}),
     "token_pretrain": (NEVER, {"init_from"}),
     "umt_pretrain": (NEVER, {"init_from"}),
+    "vatt_pretrain": (NEVER, {"init_from"}),
     "finetune": (NEVER, {"init_from", "keep_head"}),
     "localize": (NEVER, {"init_from", "init_encoder_from", "positives"}),
     "detect": (NEVER, {"init_from", "keep_head"}),

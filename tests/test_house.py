@@ -1,6 +1,7 @@
 """The architecture: which packages may import which, the cost of `import vidjax`, and duplicated code in scripts."""
 
 import ast
+import functools
 import itertools
 import json
 import os
@@ -139,13 +140,17 @@ def code_lines(path: Path) -> list[str]:
     return [line for line in stripped if re.search(r"\w", line) and not line.startswith("#")]
 
 
+@functools.cache
+def windows(path: Path, count: int) -> dict[tuple[str, ...], int]:
+    """All runs of `count` code lines of a file, and where they begin."""
+    lines = code_lines(path)
+    return {tuple(lines[i : i + count]): i for i in range(len(lines) - count + 1)}
+
+
 def common_lines(one: Path, other: Path, count: int = 6) -> list[str]:
     """The first `count` consecutive code lines that both files contain; empty if there are none."""
-    windows = [
-        {tuple(lines[i : i + count]): i for i in range(len(lines) - count + 1)}
-        for lines in map(code_lines, (one, other))
-    ]
-    return list(min(windows[0].keys() & windows[1].keys(), key=windows[0].get, default=()))
+    common = windows(one, count).keys() & windows(other, count).keys()
+    return list(min(common, key=windows(one, count).get, default=()))
 
 
 def test_no_two_scripts_share_six_lines():

@@ -12,6 +12,7 @@ from benchmark.convolution import Convolution, measure_convolution
 from benchmark.depthwise import Depthwise, measure_depthwise
 from benchmark.device import Device, report_device
 from benchmark.formats import Formats, measure_formats
+from benchmark.generate import Generate, measure_generate
 from benchmark.input import Input, measure_input
 from benchmark.localization import Localization, measure_localization
 from benchmark.loss import Loss, measure_loss
@@ -25,7 +26,7 @@ from vidjax.data.config import core_count
 Rows = list[dict[str, Any]]
 Settings = (
     Models | Convolution | Depthwise | Localization | Loss | Input | Formats | Clips | Startup | Compile | Tpu
-    | Visible | Device
+    | Visible | Generate | Device
 )  # fmt: skip
 
 
@@ -260,6 +261,20 @@ def visible(config: Visible) -> Rows:
     return rows
 
 
+def generate(config: Generate) -> Rows:
+    """Measures writing captions; prints a table and returns its rows."""
+    machine, rows = measure_generate(config, report)
+    what = f"{config.words} words for each of {config.batch_size} frames"
+    print(f"{what} on {machine['devices']} x {machine['device']}")
+    print(", ".join(f"{name} {version}" for name, version in machine["versions"].items()))
+    names = {"model": ("model", max(len(row["model"]) for row in rows)), "beams": ("beams", 6)}
+    lines = table.Table(names, table.GENERATE_COLUMNS)
+    print(lines.header(), *map(lines.line, rows), sep="\n")
+    if config.json:
+        table.write_json(config.json, "generate", config, machine, rows)
+    return rows
+
+
 def draw(config: Any, mode: str, title: str, rows: Rows) -> None:
     """Writes the chart."""
     from benchmark import chart  # imports matplotlib, which nothing else needs
@@ -282,5 +297,6 @@ COMMANDS = {
     "compile": (compiling, Compile),
     "tpu": (tpu, Tpu),
     "visible": (visible, Visible),
+    "generate": (generate, Generate),
     "device": (report_device, Device),
 }

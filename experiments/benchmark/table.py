@@ -94,6 +94,12 @@ DEPTHWISE_COLUMNS = (
     Column("PyTorch's", _scaled("other_gradients", 1e3), 10),
     Column("ratio", _ratio("gradients"), 7),
 )
+GENERATE_COLUMNS = (
+    Column("ms", _scaled("seconds", 1e3), 8),
+    Column("PyTorch's", _scaled("other_seconds", 1e3), 10),
+    Column("ratio", _ratio("seconds"), 7),
+    Column("same words %", _scaled("same_words", 100), 13),
+)
 VISIBLE_COLUMNS = (
     Column("visible tokens", lambda row: str(row["tokens"]), 15),
     STEP,

@@ -85,6 +85,7 @@ def test_fields_of_a_manifest_match_the_central_clip(manifest):
     np.testing.assert_array_equal(batch["flow"][:3, :, 5, 5, 0], shown)
     np.testing.assert_array_equal(batch["sound"][:3, :, 0], shown[:, :1] * 4 + np.arange(50))
     assert not batch["flow"][3].any() and not batch["sound"][3].any()
+    assert batch["sound_valid"].tolist() == [True] * 3 + [False]
     assert next(select([batch], "flow", "valid")).keys() == {"flow", "valid"}
 
 

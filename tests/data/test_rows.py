@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from vidjax.data.config import AugmentConfig
 from vidjax.data.crop import cut, random_crop, view_crops
 from vidjax.data.example import Field
-from vidjax.data.rows import boxes_at, boxes_in_crop, clip_segments, cut_value
+from vidjax.data.rows import boxes_at, boxes_in_crop, clip_segments, cut_samples, cut_value
 
 QUICK = settings(max_examples=25, deadline=None, derandomize=True, database=None)
 BOXES = np.array([[0.2, 0.4, 0.6, 0.8], [0.0, 0.0, 0.1, 0.1], [-1, -1, -1, -1]], np.float32)
@@ -104,10 +104,12 @@ def test_tracks_are_interpolated_to_one_box_per_frame():
     assert cut_value(Field("tracks", (2, 4)), None, np.zeros((3, 5))).shape == (3, 5, 2, 4)
 
 
-def test_samples_start_at_the_first_frame_and_are_padded():
+def test_samples_start_at_the_first_frame_are_padded_and_valid_if_half_are_there():
     spec, sound = Field("samples", (4, 1), rate=10), np.arange(8, dtype=np.float32)[:, None]
-    result = cut_value(spec, sound, np.array([[0.2, 0.4], [0.6, 0.8]]))
-    np.testing.assert_array_equal(result[..., 0], [[2, 3, 4, 5], [6, 7, 0, 0]])
+    result, valid = cut_samples(spec, sound, np.array([[0.2, 0.4], [0.6, 0.8], [0.7, 0.9]]))
+    np.testing.assert_array_equal(result[..., 0], [[2, 3, 4, 5], [6, 7, 0, 0], [7, 0, 0, 0]])
+    assert valid.tolist() == [True, True, False]
+    assert not cut_samples(spec, None, np.zeros((1, 2)))[1].any()
 
 
 def test_numbers_are_truncated_or_padded_and_missing_values_are_filled():

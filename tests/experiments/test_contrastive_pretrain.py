@@ -18,7 +18,7 @@ from vidjax import runs
 from vidjax.data.config import AugmentConfig, CaptionedDataConfig, SourceConfig
 from vidjax.data.text import open_tokenizer
 from vidjax.models.video_text import VideoText
-from vidjax.runs import video_text
+from vidjax.runs import video_text, workdir
 from vidjax.runs.pairs import start_pair
 from vidjax.training.loop import LoopConfig
 from vidjax.training.metrics import read_metrics
@@ -329,6 +329,25 @@ def test_invalid_captions_raise(run, tmp_path):
         retrieve.main(retrieve.Config(run=str(tmp_path / "vit"), query="x", index="nowhere.npz"))
 
 
+def test_a_run_resumes_with_a_tokeniser_that_was_moved_and_not_with_another(tmp_path, monkeypatch):
+    for name in ("has_checkpoint", "fits"):
+        monkeypatch.setattr(f"vidjax.training.checkpoint.{name}", lambda *_: True)
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "words.json").write_text("{}")
+    config = changed(SMALL, tokenizer=str(tmp_path / "here" / "words.json"), workdir=str(tmp_path / "run"))
+    run = workdir.open_run(config, None)
+    workdir.keep_tokenizer(config.tokenizer, run)
+    (run / "metrics.jsonl").touch()  # the run has begun
+    (tmp_path / "here" / "words.json").unlink()
+    moved = changed(config, tokenizer=str(tmp_path / "there" / "words.json"))
+    (tmp_path / "there" / "words.json").write_text("{ }")
+    with pytest.raises(ValueError, match="tokenizer was"):
+        workdir.open_run(moved, None)
+    (tmp_path / "there" / "words.json").write_text("{}")
+    assert workdir.open_run(moved, None) == run
+
+
 def tiny_vit():
     model = vidjax.create_model("vit_tiny", depth=1, num_classes=None)
     return model, jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 32, 32, 3)))
@@ -352,8 +371,8 @@ def test_a_run_saves_the_files_of_its_tokeniser(tmp_path):
     tokenizer.save(str(tmp_path / "words.json"))
     for name in ("config.json", "vidjax.json"):
         (tmp_path / "run" / name).write_text('{"tokenizer": "absent"}')
-    video_text.keep_tokenizer(str(tmp_path / "words.json"), tmp_path / "run")
-    (tmp_path / "words.json").unlink()
+    workdir.keep_tokenizer(str(tmp_path / "words.json"), tmp_path / "run")
+    (tmp_path / "words.json").rename(tmp_path / "moved")
     assert video_text.tokenizer_of(tmp_path / "run").encode("red circle") == [1, 3, 4, 2]
     tokenizer.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
     tokenizer.save(str(tmp_path / "endless.json"))

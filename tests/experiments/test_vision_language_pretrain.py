@@ -47,7 +47,10 @@ def blip(c: dict) -> Blip:
     return Blip(video, Text(c["V"], c["ctx"], c["tD"], c["tL"], c["tH"]), c["E"], c["queue"])
 
 
-@pytest.mark.parametrize(("make", "words"), [(albef, "mlm"), (blip, "lm")], ids=["albef", "blip"])
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [pytest.param(albef, "mlm", id="albef", marks=pytest.mark.long), pytest.param(blip, "lm", id="blip")],
+)
 def test_a_training_step_equals_the_original(make, words, monkeypatch):
     golden = recipe.load(f"{make.__name__}_pretrain")
     c = golden.config

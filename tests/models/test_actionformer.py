@@ -112,6 +112,7 @@ def test_weights_return_to_the_published_names(run):
         np.testing.assert_array_equal(exported[f"module.{name}"], value)
 
 
+@pytest.mark.long
 def test_a_step_of_training_has_finite_gradients_and_drops_paths():
     model = LOCALIZERS["actionformer_tiny"]()
     features, lengths = jax.random.normal(jax.random.key(0), (2, 64, 32)), jnp.array([64, 9])

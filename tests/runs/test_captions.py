@@ -1,10 +1,13 @@
 """Texts that models write after a prompt are those that they predict when they read the whole text at once."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import recipe
+import tokenizers
 from small_models import FLAN, OPT, QFORMER, SEES
 from small_runs import draw_variables
 
@@ -12,10 +15,11 @@ from vidjax.data.text import Tokenizer
 from vidjax.models.blip import Answerer, Captioner, Text
 from vidjax.models.blip2 import Blip2Language
 from vidjax.models.qformer import QFormer
-from vidjax.runs.captions import caption_writer, read_captions, require_decoder
+from vidjax.runs.captions import caption_writer, instruction_tokenizer, read_captions
 
 TEXT = Text(60, 9, 24, 2, 3)
 QUERIES = QFormer(**QFORMER | {"vocabulary": None}, writes=False)
+INSTRUCTED = Blip2Language(SEES, QFormer(**QFORMER, writes=False), OPT.clone(context=16))
 VIDEO = (255 * recipe.floats("video", (2, 2, 16, 16, 3))).clip(0, 255).astype(np.uint8)
 
 
@@ -33,6 +37,13 @@ def tokenizer(vocabulary=57, end=None):
 
 def of_opt(model, variables, clips, written):
     looked = model.apply(variables, clips, method="look")
+    ids = jnp.concatenate([model.placed(jnp.array([[1, 12, 13]] * 2), 2), written], axis=1)
+    words = model.apply(variables, ids, looked, jnp.ones(ids.shape, bool), method="words")
+    return words[:, -written.shape[1] - 1 : -1]
+
+
+def of_instructed(model, variables, clips, written):
+    looked = model.apply(variables, clips, jnp.array([[1, 12, 13, 8]] * 2), method="look")
     ids = jnp.concatenate([model.placed(jnp.array([[1, 12, 13]] * 2), 2), written], axis=1)
     words = model.apply(variables, ids, looked, jnp.ones(ids.shape, bool), method="words")
     return words[:, -written.shape[1] - 1 : -1]
@@ -60,13 +71,16 @@ def of_captioner(model, variables, clips, written):
     [
         pytest.param(Blip2Language(SEES, QUERIES, OPT.clone(context=16)), None, of_opt, id="blip2 with opt"),
         pytest.param(Blip2Language(SEES, QUERIES, FLAN), 5, of_t5, id="blip2 with t5", marks=pytest.mark.long),
+        pytest.param(INSTRUCTED, None, of_instructed, id="instructblip", marks=pytest.mark.long),
         pytest.param(Captioner(SEES, TEXT), 5, of_captioner, id="blip", marks=pytest.mark.long),
         pytest.param(Answerer(SEES, TEXT, TEXT), 5, of_answerer, id="blip for questions", marks=pytest.mark.long),
     ],
 )
 def test_what_follows_a_prompt_is_what_the_model_predicts(model, end, predict):
     variables, given = draw_variables(model), tokenizer(end=end)
-    texts = {"question" if isinstance(model, Answerer) else "prompt": "bc"}
+    texts = {"question" if isinstance(model, Answerer) or model is INSTRUCTED else "prompt": "bc"}
+    if model is INSTRUCTED:
+        texts["instructions"] = tokenizer(end=8)
     written = jax.jit(caption_writer(model, given, **texts, length=4))(variables, jnp.asarray(VIDEO))
     words = jax.jit(lambda v, ids: predict(model, v, model.card.preprocess(jnp.asarray(VIDEO)), ids))(
         variables, written
@@ -102,6 +116,23 @@ def test_questions_are_for_models_that_answer():
         caption_writer(Answerer(SEES, TEXT, TEXT), tokenizer(end=5))
 
 
-def test_a_second_tokenizer_is_not_supported():
-    with pytest.raises(ValueError, match="runs/i is an InstructBLIP, whose two tokenizers are not supported here"):
-        require_decoder("runs/i", Blip2Language(SEES, QFormer(**QFORMER, writes=False), OPT))
+def test_an_instructblip_needs_an_instruction_that_its_q_former_can_read():
+    write = partial(caption_writer, INSTRUCTED, tokenizer())
+    with pytest.raises(ValueError, match="an InstructBLIP follows an instruction: give a question or a prompt"):
+        write(instructions=tokenizer())
+    with pytest.raises(ValueError, match="the instruction has 8 tokens, the Q-Former reads 7: shorten it"):
+        write(question="abcdefg", instructions=tokenizer())
+    with pytest.raises(ValueError, match="of instructions letters has 61 ids, the Q-Former 60: give its own"):
+        write(question="a", instructions=tokenizer(61))
+
+
+def test_the_tokenizer_of_instructions_is_that_of_the_checkpoint(tmp_path):
+    with pytest.raises(ValueError, match="has no qformer_tokenizer/: give --instruction_tokenizer, a"):
+        instruction_tokenizer(tmp_path, INSTRUCTED)
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"[pad]": 0, "red": 1}, unk_token="[pad]"))
+    (tmp_path / "qformer_tokenizer").mkdir()
+    words.save(str(tmp_path / "qformer_tokenizer" / "tokenizer.json"))
+    assert instruction_tokenizer(tmp_path, INSTRUCTED).encode("red") == [1]
+    assert instruction_tokenizer(tmp_path, Captioner(SEES, TEXT)) is None
+    with pytest.raises(ValueError, match="runs/b is no InstructBLIP: omit it"):
+        instruction_tokenizer("runs/b", Captioner(SEES, TEXT), "bert")

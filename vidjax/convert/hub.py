@@ -13,7 +13,7 @@ from vidjax.errors import UserError
 
 PATTERNS = (
     "config.json", *preprocessing.FILES, "*.safetensors", "*.safetensors.index.json",
-    "merges.txt", "vocab.json", "tokenizer.json",
+    "merges.txt", "vocab.json", "tokenizer.json", "qformer_tokenizer/tokenizer.json",
 )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int, Num, Shaped, UInt8
+from jaxtyping import Int, Num, UInt8
 
 from vidjax.data.config import ClipConfig
 from vidjax.data.decode import VideoInfo
@@ -145,8 +145,8 @@ class Example:
     """Index into the source's class names, -1 for none."""
     captions: tuple[str, ...] = ()
     """Empty for none."""
-    values: Mapping[str, Shaped[np.ndarray, "..."]] = field(default_factory=dict)
-    """Stored values of further fields that are not frames, without those that the example does not have."""
+    values: Mapping[str, Any] = field(default_factory=dict)
+    """Arrays of further fields that are not frames, or what decodes slices of samples; only those that there are."""
 
 
 @dataclass(frozen=True)

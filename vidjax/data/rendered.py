@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import UInt8
 
-from vidjax.data import many_shapes, moving_shapes, untrimmed_shapes
+from vidjax.data import many_shapes, moving_shapes, sounding_shapes, untrimmed_shapes
 from vidjax.data.decode import VideoInfo
 from vidjax.data.example import LABEL, VIDEO, Example, Field, Source, in_pieces
 from vidjax.errors import UserError
@@ -81,6 +81,31 @@ def many_shapes_source(name: str, split: str) -> Source:
     ids = [f"many_shapes/{many_shapes.video_name(split, row)}" for row in range(len(numbers))]
     fields = {"video": VIDEO, "label": LABEL, "tracks": Field("tracks", (many_shapes.SHAPES[1], 4))}
     return Source(name, (), ids, open_example, lambda _: -1, lambda _: (), listed=True, fields=fields)
+
+
+def sounding_shapes_source(name: str, split: str) -> Source:
+    """The still videos of the embedded data set, with their sound."""
+    if split not in sounding_shapes.SPLITS:
+        splits = ", ".join(sounding_shapes.SPLITS)
+        raise UserError(f"data.split {split} is unknown: {name} has {splits}, choose one of them")
+    numbers, length = sounding_shapes.SPLITS[split], sounding_shapes.NUM_FRAMES
+
+    def label(index: int) -> int:
+        return sounding_shapes.label(numbers[index])
+
+    def captions(index: int) -> tuple[str, ...]:
+        return sounding_shapes.captions(numbers[index])
+
+    @contextmanager
+    def open_example(index: int, names: Sequence[str]) -> Iterator[Example]:
+        values = {"sound": sounding_shapes.sound(numbers[index])} if "sound" in names else {}
+        streams = {"video": Rendered(numbers[index], sounding_shapes.render, length)}
+        yield Example(streams, label(index), captions(index), values)
+
+    ids = [f"sounding_shapes/{split}[{index}]" for index in range(len(numbers))]
+    rate = sounding_shapes.SOUND_RATE
+    fields = {"video": VIDEO, "label": LABEL, "sound": Field("samples", (rate, 1), rate=rate)}
+    return Source(name, sounding_shapes.CLASSES, ids, open_example, label, captions, listed=True, fields=fields)
 
 
 @dataclass(frozen=True)

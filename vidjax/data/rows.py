@@ -5,7 +5,8 @@ A field is matched to a clip by its kind:
     numbers    unchanged
     segments   clipped to the time span of the clip; segments outside it are dropped
     tracks     interpolated to one box per frame of the clip, then as boxes
-    samples    (sound) cut to start at the time of the clip's first frame
+    samples    (sound) cut to start at the time of the clip's first frame; with `NAME_valid`, whether at least half of
+               them are there
     frames     (flow) the frames on screen at the times of the clip's frames, with the same crop; of streams joined by
                their names, as `video+flow`, along the channels
     boxes      transformed to coordinates of the crop and clipped to it; boxes outside it are dropped
@@ -17,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, Num, Shaped
+from jaxtyping import Bool, Float, Int, Num, Shaped
 
 from vidjax.data.config import ClipConfig
 from vidjax.data.crop import cut_region, cut_views
@@ -72,7 +73,11 @@ def read_clips(
     first = example.streams[names[0]].info
     times = frame_times(indices, first.rate)
     row = {"times": times.astype(np.float32), "label": np.int32(example.label)}
-    row |= {n: cut_value(spec, example.values.get(n), times) for n, spec in specs.items() if spec.kind != "frames"}
+    for name, spec in specs.items():
+        if spec.kind == "samples":
+            row[name], row[f"{name}_valid"] = cut_samples(spec, example.values.get(name), times)
+        elif spec.kind != "frames":
+            row[name] = cut_value(spec, example.values.get(name), times)
     streams = {}
     for name in names:
         info = example.streams[name].info
@@ -131,7 +136,7 @@ def cut_streams(
 def cut_value(
     spec: Field, value: Shaped[np.ndarray, "..."] | None, times: Float[np.ndarray, "v t"]
 ) -> Shaped[np.ndarray, "..."]:
-    """The value of a field other than frames for clips of an example: cut to the clips' times and padded.
+    """The value of a field other than frames and samples for clips of an example: cut to their times and padded.
 
     Args:
       spec: spec of the field.
@@ -139,7 +144,7 @@ def cut_value(
       times: times of the frames of `v` clips, in seconds.
 
     Returns:
-      An array of the spec's shape for numbers and boxes, (v, *shape) for segments and samples, (v, t, n, 4) for tracks.
+      An array of the spec's shape for numbers and boxes, (v, *shape) for segments, (v, t, n, 4) for tracks.
     """
     empty = np.zeros((0, {"tracks": 6}.get(spec.kind, spec.shape[-1]))) if len(spec.shape) > 1 else None
     value = empty if value is None else value
@@ -147,10 +152,23 @@ def cut_value(
         return pad(spec, value)
     if spec.kind == "segments":
         return np.stack([pad(spec, clip_segments(value, clip)) for clip in times])
-    if spec.kind == "tracks":
-        return np.stack([boxes_at(value, clip, spec.shape[0], spec.fill_value) for clip in times])
-    starts = np.floor(np.nan_to_num(times[:, 0]) * spec.rate + 0.5).astype(np.int64)
-    return np.stack([pad(spec, value[start : start + spec.shape[0]]) for start in starts])
+    return np.stack([boxes_at(value, clip, spec.shape[0], spec.fill_value) for clip in times])
+
+
+def cut_samples(
+    spec: Field, value: Any, times: Float[np.ndarray, "v t"]
+) -> tuple[Shaped[np.ndarray, "v m c"], Bool[np.ndarray, "v"]]:
+    """Samples from the time of each clip's first frame on, padded, and whether at least half of them are there.
+
+    Args:
+      spec: spec of the field.
+      value: the stored samples (n c), or what decodes a slice of them (`sound.Sound`); None without any.
+      times: times of the frames of `v` clips, in seconds.
+    """
+    value = np.zeros((0, spec.shape[1])) if value is None else value
+    starts = np.floor(np.nan_to_num(times[:, 0]) * spec.rate + 0.5).astype(np.int64).tolist()
+    cut = [value[start : start + spec.shape[0]] for start in starts]
+    return np.stack([pad(spec, each) for each in cut]), np.array([2 * len(each) >= spec.shape[0] for each in cut])
 
 
 def pad(spec: Field, value: Shaped[np.ndarray, "..."] | None) -> Shaped[np.ndarray, "..."]:
@@ -245,6 +263,8 @@ def row_arrays(specs: Mapping[str, Field], config: ClipConfig, clips: int, crops
             shape = (clips, config.frames, *shape)
         elif spec.kind in BY_TIME:
             shape = (clips, *shape)
+        if spec.kind == "samples":
+            arrays[f"{name}_valid"] = ("bool", (clips,), False)
         arrays[name] = (spec.dtype, shape, spec.fill_value)
     return arrays
 
@@ -260,6 +280,8 @@ def split_views(batch: Batch, specs: Mapping[str, Field], clips: int) -> tuple[B
         per_view[name] = batch.pop(name)
         if spec.kind in BY_TIME:
             per_view[name] = np.repeat(per_view[name], squares, axis=1)  # (b v ...)
+        if spec.kind == "samples":
+            per_view[f"{name}_valid"] = np.repeat(batch.pop(f"{name}_valid"), squares, axis=1)
         if spec.kind == "boxes":
             per_view[name] = np.repeat(per_view[name][:, None], crop.shape[1], axis=1)
         if spec.kind in ("boxes", "tracks"):

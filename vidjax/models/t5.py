@@ -30,17 +30,18 @@ BUCKETS, LIMIT = 32, 128  # distances from the limit on share a bucket
 
 
 @cache
-def bucket_table(both_ways: bool) -> np.ndarray:
-    """Bucket of a key's distance to the query, from `-LIMIT` to `LIMIT` tokens after it.
+def bucket_table(both_ways: bool, limit: int = LIMIT) -> np.ndarray:
+    """Bucket of a key's distance to the query, from `-limit` to `limit` tokens after it.
 
     Args:
       both_ways: of an encoder, whose keys after the query have buckets of their own; in a decoder they are masked.
+      limit: distances from it on share a bucket.
     """
-    distance = np.arange(-LIMIT, LIMIT + 1)
+    distance = np.arange(-limit, limit + 1)
     count = BUCKETS // 2 if both_ways else BUCKETS
     away = np.abs(distance) if both_ways else np.maximum(-distance, 0)
     exact = count // 2
-    scale = np.float32((count - exact) / np.log(LIMIT / exact))
+    scale = np.float32((count - exact) / np.log(limit / exact))
     logarithmic = exact + (np.log(np.maximum(away, 1).astype(np.float32) / exact) * scale).astype(int)
     bucket = np.where(away < exact, away, np.minimum(logarithmic, count - 1))
     return bucket + np.where(both_ways & (distance > 0), count, 0)
@@ -51,13 +52,15 @@ class RelativeBias(nn.Module):
 
     heads: int
     both_ways: bool
+    limit: int = LIMIT
 
     @nn.compact
     def __call__(self, queries: int, place: Place, length: int) -> Float[Array, "k q n"]:
         """Biases of `queries` tokens from `place` on, to keys at the first `length` places."""
         table = self.param("table", nn.initializers.normal(0.05), (BUCKETS, self.heads))
         distance = jnp.arange(length) - (place + jnp.arange(queries)[:, None])
-        bucket = jnp.asarray(bucket_table(self.both_ways))[jnp.clip(distance, -LIMIT, LIMIT) + LIMIT]
+        buckets = jnp.asarray(bucket_table(self.both_ways, self.limit))
+        bucket = buckets[jnp.clip(distance, -self.limit, self.limit) + self.limit]
         return einops.rearrange(table[bucket], "q n k -> k q n")
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, UInt8
 
+from vidjax.convert import hub
 from vidjax.errors import UserError
 from vidjax.evaluation.generation import beam_search
 from vidjax.models.blip import Answerer, Blip, Captioner
@@ -20,6 +21,7 @@ from vidjax.models.video_text import VideoText
 from vidjax.runs.generation import begin
 from vidjax.runs.run import Run
 from vidjax.runs.validation import Validator
+from vidjax.runs.video_text import load_tokenizer
 from vidjax.training.sharding import is_main_process, jit_on_mesh, put_batch
 from vidjax.training.state import TrainState
 
@@ -33,24 +35,48 @@ Describer = VideoText | Blip | Captioner | Answerer | Blip2Language
 Writer = Callable[[dict, UInt8[Array, "b t h w c"]], Int[Array, "b m"]]
 QUESTION = "Question: {} Answer:"
 """How BLIP-2 is asked (arXiv:2301.12597, section 4.2)."""
+INSTRUCTION_FOLDER = "qformer_tokenizer"
+"""Where Hugging Face's InstructBLIP has the tokeniser of its Q-Former."""
 
 
 def require_decoder(source: str | Path, model: nn.Module) -> Describer:
     """Returns the model if it writes about videos.
 
     Raises:
-      UserError: it does not, or it is an InstructBLIP, whose instructions need a second tokeniser.
+      UserError: it does not.
     """
     decoder, writes = getattr(model, "decoder", None) is not None, getattr(model, "writes", False)
-    if isinstance(model, Blip2Language):
-        if model.qformer.vocabulary is not None:
-            raise UserError(f"{source} is an InstructBLIP, whose two tokenizers are not supported here: give a BLIP-2")
-    elif not (decoder or writes or isinstance(model, Captioner)):
+    if not (decoder or writes or isinstance(model, Captioner | Blip2Language)):
         raise UserError(
             f"{source} is a {type(model).__name__} without a decoder of captions: give a run of "
             "video_language_pretrain.py, one of vision_language_pretrain.py with the objective lm, or a BLIP or BLIP-2"
         )
     return model
+
+
+def follows_instructions(model: nn.Module) -> bool:
+    """Whether the model is an InstructBLIP, whose Q-Former reads the prompt too."""
+    return isinstance(model, Blip2Language) and model.qformer.vocabulary is not None
+
+
+def instruction_tokenizer(source: str | Path, model: nn.Module, given: str | None = None) -> "Tokenizer | None":
+    """The tokeniser of an InstructBLIP's Q-Former; None for other models.
+
+    Args:
+      source: of the model, a Hugging Face directory that contains it.
+      given: a tokeniser to use instead.
+
+    Raises:
+      UserError: one is given for another model, or the source contains none.
+    """
+    if not follows_instructions(model):
+        if given is not None:
+            raise UserError(f"instruction_tokenizer: {source} is no InstructBLIP: omit it")
+        return None
+    found = hub.fetch(source) / INSTRUCTION_FOLDER
+    if given is None and not found.is_dir():
+        raise UserError(f"{source} has no {INSTRUCTION_FOLDER}/: give --instruction_tokenizer, a tokenizer.json")
+    return load_tokenizer(given or str(found))
 
 
 def caption_writer(
@@ -60,6 +86,7 @@ def caption_writer(
     prompt: str = "",
     length: int | None = None,
     question: str | None = None,
+    instructions: "Tokenizer | None" = None,
 ) -> Writer:
     """`(variables, pixels) -> ids` of captions, after the prompt, or of answers, a pure function for use under `jit`.
 
@@ -68,6 +95,7 @@ def caption_writer(
       prompt: what every text begins with; a language model (BLIP-2) reads it after what it sees.
       length: maximum number of words, with the end; by default as many as the model's context allows.
       question: for a BLIP of questions, or a BLIP-2, whose prompt it becomes.
+      instructions: the tokeniser of an InstructBLIP's Q-Former, which reads the prompt or the question too.
 
     Raises:
       UserError: the tokeniser has not the ids that the model needs, or the prompt leaves no room.
@@ -77,9 +105,10 @@ def caption_writer(
     if isinstance(model, Answerer) != (question is not None) and not speaks:
         wants = "answers no question: give a BLIP for questions or a BLIP-2" if question else "needs one: give it"
         raise UserError(f"question: the {type(model).__name__} {wants}")
-    asked = tokenizer.encode(question or "")
+    asked, instructed = tokenizer.encode(question or ""), follows_instructions(model)
     if question is not None and speaks:
-        prompt = QUESTION.format(question)
+        prompt = question if instructed else QUESTION.format(question)
+    instruction = _instruction(model, instructions, prompt) if instructed else None
     ids, end = tokenizer.encode(prompt), end_token(tokenizer)
     if end is None or not ids or (ids[0] == end and not speaks):
         raise UserError(f"tokenizer {tokenizer.name} adds no start and end token, between which a caption is written")
@@ -93,7 +122,8 @@ def caption_writer(
         clips = model.card.preprocess(video)
         prompts, questions = (jnp.tile(jnp.array(each, jnp.int32), (len(video), 1)) for each in (ids, asked))
         if speaks:
-            looked = model.apply(variables, clips, method="look")
+            read = None if instruction is None else jnp.tile(jnp.array(instruction, jnp.int32), (len(video), 1))
+            looked = model.apply(variables, clips, read, method="look")
             placed = model.placed(prompts, video.shape[1])
             count = _room(getattr(model.language, "context", None), placed.shape[1], length)
             read = (placed, looked, jnp.ones(placed.shape, bool), count)
@@ -107,6 +137,21 @@ def caption_writer(
         return beam_search(*begun, length=count, end=end, beams=beams)[0]
 
     return write
+
+
+def _instruction(model: Blip2Language, tokenizer: "Tokenizer", prompt: str) -> list[int]:
+    """The ids of what an InstructBLIP is told."""
+    if not prompt:
+        raise UserError("an InstructBLIP follows an instruction: give a question or a prompt")
+    ids, qformer = tokenizer.encode(prompt), model.qformer
+    if tokenizer.vocabulary > qformer.vocabulary:
+        raise UserError(
+            f"the tokenizer of instructions {tokenizer.name} has {tokenizer.vocabulary} ids, the Q-Former "
+            f"{qformer.vocabulary}: give its own"
+        )
+    if len(ids) > qformer.context:
+        raise UserError(f"the instruction has {len(ids)} tokens, the Q-Former reads {qformer.context}: shorten it")
+    return ids
 
 
 def _room(context: int | None, begun: int, length: int | None) -> int:

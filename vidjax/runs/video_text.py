@@ -3,7 +3,6 @@
 Embeddings are those of `models.video_text.VideoText`: float32 unit vectors on the host, the same on every process.
 """
 
-import shutil
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,16 +21,11 @@ from vidjax.models.aligned import Aligned
 from vidjax.models.blip import Blip
 from vidjax.models.video_text import VideoText
 from vidjax.objectives.contrastive import clamp_scale, clamp_temperature
-from vidjax.runs.workdir import is_run, read_config
+from vidjax.runs.workdir import TOKENIZER_FILES, TOKENIZER_FOLDER, is_run, read_config
 from vidjax.training.sharding import is_main_process, jit_on_mesh, put_batch
 
 if TYPE_CHECKING:  # PyAV and the tokenizers are imported when they are needed
     from vidjax.data.text import Tokenizer
-
-TOKENIZER_FILES = ("merges.txt", "vocab.json", "tokenizer.json")
-"""Tokeniser files of a Hugging Face directory."""
-TOKENIZER_FOLDER = "tokenizer"
-"""Subdirectory of a work directory with a copy of the tokeniser's files."""
 
 
 def require_video_text(source: str | Path, model: nn.Module) -> VideoText | Aligned:
@@ -79,19 +73,6 @@ def load_tokenizer(name: str) -> "Tokenizer":
     from vidjax.data.text import open_tokenizer
 
     return open_tokenizer(name if name == "bytes" else str(hub.fetch(name)))
-
-
-def keep_tokenizer(name: str, workdir: Path) -> None:
-    """Copies the tokeniser's files into a work directory, so that the run can be moved without them."""
-    if name == "bytes" or (workdir / TOKENIZER_FOLDER).exists():
-        return
-    path = hub.fetch(name)
-    folder = path if path.is_dir() else path.parent
-    is_directory = path.is_dir() or path.name in ("merges.txt", "vocab.json")
-    files = [folder / file for file in TOKENIZER_FILES if (folder / file).is_file()] if is_directory else [path]
-    (workdir / TOKENIZER_FOLDER).mkdir()
-    for file in files:
-        shutil.copy(file, workdir / TOKENIZER_FOLDER)
 
 
 def similarity_scale(model: VideoText | Aligned, params: dict) -> Float[jax.Array, ""]:

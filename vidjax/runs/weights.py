@@ -20,6 +20,7 @@ from vidjax.data.labels import find_classes
 from vidjax.errors import UserError
 from vidjax.models import variable_shapes
 from vidjax.models.aligned import Aligned, VideoTokens
+from vidjax.models.vatt_pretraining import Vatt
 from vidjax.models.video_text import Projected, VideoText
 from vidjax.runs.adapting import WHOLE, AdaptConfig, base_of, read_adaptation, require_loaded, with_base
 from vidjax.runs.workdir import is_run, read_config
@@ -145,11 +146,11 @@ def subtree(flat: dict, inner: str) -> dict:
     return {f"{kind}/{rest}": flat[path] for path, (kind, match, rest) in parts.items() if match and "/" not in kind}
 
 
-def read_pair(source: str | Path) -> VideoText | Aligned | None:
-    """The model of a run, or of a checkpoint in our own format, if it is a video-text model."""
+def read_pair(source: str | Path) -> VideoText | Aligned | Vatt | None:
+    """The model of a run, or of a checkpoint in our own format, if it has towers of video and text."""
     path = Path(source).expanduser()
     model = read_model(path) if (path / NAME).is_file() else None
-    return model if isinstance(model, VideoText | Aligned) else None
+    return model if isinstance(model, VideoText | Aligned | Vatt) else None
 
 
 def start_from(
@@ -183,7 +184,7 @@ def start_from(
         path = f"{source}, step {step}"
     else:
         path = convert.hub.fetch(source)
-    if not isinstance(model, VideoText | Aligned) and (pair := read_pair(source)):
+    if not isinstance(model, VideoText | Aligned | Vatt) and (pair := read_pair(source)):
         weights = subtree(files.read(Path(source).expanduser()) if weights is None else weights, tower(pair, name)[1])
         path = f"the {name} tower of {source}"
     variables, report = convert.load_weights(path, model, variables, weights=weights, new=new)

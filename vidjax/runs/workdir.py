@@ -8,6 +8,7 @@ as well as a published checkpoint.
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Collection
 from functools import partial
 from itertools import takewhile
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from vidjax.cli import as_dict, make_folder
+from vidjax.convert import hub
 from vidjax.convert.checkpoint import NAME
 from vidjax.errors import UserError
 from vidjax.fields import describe_changes, differing_fields, matters
@@ -32,6 +34,10 @@ RUN_FILES = (
     "moments.png", "queries.npy", "queries.json",
 )  # fmt: skip
 """Names and patterns of the files that a run writes into its work directory."""
+TOKENIZER_FOLDER = "tokenizer"
+"""Subdirectory of a work directory with a copy of the tokeniser's files."""
+TOKENIZER_FILES = ("merges.txt", "vocab.json", "tokenizer.json")
+"""Tokeniser files of a Hugging Face directory."""
 
 
 def is_run(path: str | Path) -> bool:
@@ -98,7 +104,8 @@ def open_workdir(
 def open_run(config: Any, state: Any, **sources: "Source") -> Path:
     """Opens the work directory of a training script, checking that it fits the state and the data; see `open_workdir`.
 
-    `sources.json` identifies the data by their examples, so that a run resumes after the data were moved.
+    `sources.json` identifies the data by their examples, and the tokeniser is compared with its copy, so that a run
+    resumes after they were moved.
 
     Args:
       state: shapes of the state.
@@ -110,6 +117,8 @@ def open_run(config: Any, state: Any, **sources: "Source") -> Path:
     previous = json.loads(path.read_text()) if path.exists() else {}
     examples = {f"data.{name}": describe_examples(source) for name, source in sources.items()}
     same = [name for name in examples if examples[name] == previous.get(name)]
+    if resumes and _has_kept_tokenizer(getattr(config, "tokenizer", "bytes"), Path(config.workdir)):
+        same.append("tokenizer")
     workdir = open_workdir(config.workdir, config, same=same, fits=partial(fits, Path(config.workdir), state))
     if jax.process_index() == 0:
         for name in (examples.keys() & previous.keys() - set(same)) if resumes else ():
@@ -121,6 +130,31 @@ def open_run(config: Any, state: Any, **sources: "Source") -> Path:
         unfinished.write_text(json.dumps(examples, indent=2) + "\n")
         os.replace(unfinished, path)
     return workdir
+
+
+def keep_tokenizer(name: str, workdir: Path) -> None:
+    """Copies the tokeniser's files into a work directory, so that the run can be moved without them."""
+    if name == "bytes" or (workdir / TOKENIZER_FOLDER).exists():
+        return
+    (workdir / TOKENIZER_FOLDER).mkdir()
+    for file in _tokenizer_files(name):
+        shutil.copy(file, workdir / TOKENIZER_FOLDER)
+
+
+def _tokenizer_files(name: str) -> list[Path]:
+    path = hub.fetch(name)
+    folder = path if path.is_dir() else path.parent
+    is_directory = path.is_dir() or path.name in ("merges.txt", "vocab.json")
+    return [folder / file for file in TOKENIZER_FILES if (folder / file).is_file()] if is_directory else [path]
+
+
+def _has_kept_tokenizer(name: str, workdir: Path) -> bool:
+    """Whether a run keeps a copy of this tokeniser's files."""
+    kept = workdir / TOKENIZER_FOLDER
+    if name == "bytes" or not kept.is_dir():
+        return False
+    files = {file.name: file.read_bytes() for file in _tokenizer_files(name)}
+    return files == {file.name: file.read_bytes() for file in kept.iterdir()}
 
 
 def describe_examples(source: "Source") -> dict[str, Any]:
