@@ -4,8 +4,8 @@
     python experiments/trajectories.py --data.train train.csv --data.validation val.csv --features tdd --run runs/ft
     python experiments/fuse.py runs/idt/idt scores/rgb
 
-Without arguments, dense trajectories and TDD (of an untrained network) of the embedded videos, in two minutes on two
-CPU cores; docs/results.md has the accuracy.
+Without arguments, dt, idt and tdd (of an untrained network) of the embedded videos, in some 170 seconds of CPU time,
+most of it in parallel processes; docs/results.md has the accuracy.
 
 Dense trajectories (dt, Wang et al. 2011) and improved ones (idt, Wang and Schmid 2013) are described by their shape,
 HOG, HOF and MBH; tdd (Wang et al. 2015) sums the feature maps of a network along improved ones. Each kind is reduced to
@@ -17,7 +17,6 @@ results.txt; pictures of the tracks are in OUT/pictures. Tracks are cached in OU
 """
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -38,7 +37,7 @@ from vidjax.models import example_inputs
 from vidjax.runs.announce import print_notes
 from vidjax.runs.results import describe_recognition, write_scores
 from vidjax.runs.sources import open_labelled
-from vidjax.runs.trajectories import Job, TrackedVideos, cache_pooled, cache_tracks, path_of, save_pictures
+from vidjax.runs.trajectories import Job, TrackedVideos, cache_pooled, cache_tracks, read, require_maps, save_pictures
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ class Config:
 
 DEMO = Config(
     TrackedVideos(train_examples=256, validation_examples=128, short_side=64, max_frames=24),
-    ("dt", "tdd"), TrackConfig(step=3, patch=16, scales=3), gaussians=16, fitted_on=20_000, model="r3d_tiny",
+    ("dt", "idt", "tdd"), TrackConfig(step=3, patch=16, scales=3), gaussians=16, fitted_on=20_000, model="r3d_tiny",
     out="runs/trajectories_demo",
 )  # fmt: skip
 RECIPES = {"demo": DEMO, "videos": Config()}
@@ -100,13 +99,6 @@ def load(config: Config) -> tuple[Any, dict]:
     print(f"untrained: all weights of the {type(model).__name__} are newly initialised")
     inputs = [jnp.zeros(leaf.shape, leaf.dtype) for leaf in example_inputs(model)]
     return model, jax.jit(model.init)(jax.random.key(config.seed), *inputs)
-
-
-def read(folder: Path, which: str, videos: list[int]) -> Iterator[np.ndarray]:
-    """The descriptors of videos, one after the other."""
-    for index in videos:
-        with np.load(path_of(folder, which, index)) as stored:
-            yield stored["descriptors"].astype(np.float32)
 
 
 def encode(config: Config, folder: Path, readable: dict, parts: dict[str, slice]) -> dict[str, list[np.ndarray]]:
@@ -160,6 +152,8 @@ def main(config: Config) -> dict[str, float]:
     sources = dict(zip(("train", "validation"), open_labelled(config.data, config.seed), strict=True))
     print_notes(*sources.values())
     network = load(config) if "tdd" in config.features else None
+    if network:
+        require_maps(network[0], config.stream, sources.values())
     names, out, accuracy = sources["train"].class_names, Path(config.out), {}
     for features in dict.fromkeys(config.features):
         camera = features != "dt"
@@ -169,7 +163,10 @@ def main(config: Config) -> dict[str, float]:
         save_pictures(job, readable["validation"], out / "pictures")
         if features == "tdd":
             channels = cache_pooled(job, readable, *network, config.stream, out / "pooled")
-            folder, parts = out / "pooled", {"space-time": slice(0, channels), "channels": slice(channels, 2 * channels)}
+            folder, parts = (
+                out / "pooled",
+                {"space-time": slice(0, channels), "channels": slice(channels, 2 * channels)},
+            )
         labels = {which: np.array([sources[which].label(i) for i in videos]) for which, videos in readable.items()}
         margins = classify(config, encode(config, folder, readable, parts), labels["train"], len(names))
         probabilities = np.exp(margins - np.logaddexp.reduce(margins, axis=1, keepdims=True))

@@ -6,10 +6,12 @@ import pytest
 import trajectories
 import videos
 
+import vidjax
+from vidjax.data.sources import open_source
 from vidjax.data.trajectories import TrackConfig
 from vidjax.errors import UserError
 from vidjax.runs.results import read_scores
-from vidjax.runs.trajectories import PICTURES, TrackedVideos, pool_along
+from vidjax.runs.trajectories import PICTURES, TrackedVideos, pool_along, require_maps
 
 SMALL = dataclasses.replace(
     trajectories.DEMO,
@@ -21,6 +23,7 @@ SMALL = dataclasses.replace(
 )
 
 
+@pytest.mark.long
 def test_dt_and_tdd_are_classified_drawn_and_resumed(tmp_path, monkeypatch, capsys):
     pytest.importorskip("cv2")
     config = dataclasses.replace(SMALL, out=str(tmp_path))
@@ -75,5 +78,11 @@ def test_videos_that_are_too_short_and_wrong_settings_are_one_line(tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             trajectories.Config(**settings)
+    for model, stream, message in (
+        ("r3d_tiny", "flow", "stream flow of .* has 2 channels, the model takes 3"),
+        ("text_tiny", "video", r"a \w+ has no maps of clips to pool"),
+    ):
+        with pytest.raises(UserError, match=message):
+            require_maps(vidjax.create_model(model), stream, [open_source("synthetic:moving_shapes")])
     with pytest.raises(UserError, match=r"there are no videos to measure on: give --data\.validation"):
         TrackedVideos(validation=None)

@@ -4,10 +4,11 @@ A video's file is written beside its final name and renamed, so that a job that 
 """
 
 import dataclasses
+import itertools
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
 from multiprocessing import get_context
@@ -83,6 +84,13 @@ def _sources(data: TrackedVideos, seed: int) -> dict[Which, "Source"]:
 def path_of(folder: Path, which: Which, index: int) -> Path:
     """The cached file of a video."""
     return folder / which / f"{index:07d}.npz"
+
+
+def read(folder: Path, which: Which, videos: list[int]) -> Iterator[Float[np.ndarray, "n d"]]:
+    """The cached descriptors of videos, one after the other."""
+    for index in videos:
+        with np.load(path_of(folder, which, index)) as stored:
+            yield stored["descriptors"].astype(np.float32)
 
 
 def _write(path: Path, **arrays: np.ndarray) -> None:
@@ -196,22 +204,45 @@ def _check(folder: Path, meta: dict[str, Any]) -> None:
     path.write_text(json.dumps(meta, indent=1) + "\n")
 
 
-def make_maps(model: nn.Module, variables: dict) -> Callable[[UInt8[np.ndarray, "t h w c"]], Float[Array, "t y x d"]]:
+def make_maps(
+    model: nn.Module, variables: dict
+) -> Callable[[Iterator[UInt8[np.ndarray, "h w c"]]], Float[np.ndarray, "t y x d"]]:
     """The maps of a video by a model's `encode`: consecutive clips of its length, of frames of its size, in a row.
 
-    The last clip is filled with its last frame.
+    Of the frames, one clip is in memory at a time. The last clip is filled with its last frame.
     """
 
     @jax.jit
     def encode(clip: UInt8[Array, "1 t h w c"]) -> Float[Array, "t y x d"]:
         return model.apply(variables, model.card.preprocess(clip), method="encode")[0].astype(jnp.float32)
 
-    def maps(frames: UInt8[np.ndarray, "t h w c"]) -> Float[Array, "t y x d"]:
-        count = model.num_frames
-        frames = np.pad(frames, ((0, -len(frames) % count), (0, 0), (0, 0), (0, 0)), "edge")
-        return np.concatenate([encode(frames[None, i : i + count]) for i in range(0, len(frames), count)])
+    def maps(frames: Iterator[UInt8[np.ndarray, "h w c"]]) -> Float[np.ndarray, "t y x d"]:
+        encoded = []
+        while clip := list(itertools.islice(frames, model.num_frames)):
+            clip += [clip[-1]] * (model.num_frames - len(clip))
+            encoded.append(np.asarray(encode(np.stack(clip)[None])))
+        return np.concatenate(encoded)
 
     return maps
+
+
+def require_maps(model: nn.Module, stream: str, sources: Iterable["Source"]) -> None:
+    """Checks that a model has maps of clips, and that sources have the stream that it sees.
+
+    Raises:
+      UserError: it has none, or the stream is missing, or has other channels or another dtype.
+    """
+    if any(not hasattr(model, name) for name in ("encode", "num_frames", "image_size")):
+        raise UserError(f"a {type(model).__name__} has no maps of clips to pool (`encode`): give a video model")
+    for source in sources:
+        spec, channels = source.specs([stream])[stream], len(model.card.mean)
+        if spec.shape != (channels,):
+            raise UserError(
+                f"stream {stream} of {source.name} has {spec.shape[0]} channels, the model takes {channels}: "
+                "choose another --stream, or a model for this one"
+            )
+        if spec.dtype != "uint8":
+            raise UserError(f"stream {stream} of {source.name} is {spec.dtype}, maps are of uint8: store it as uint8")
 
 
 def pool_along(maps: Float[np.ndarray, "t y x d"], places: Float[np.ndarray, "n s 3"]) -> Float[np.ndarray, "n c"]:
@@ -234,19 +265,18 @@ def cache_pooled(
 ) -> int:
     """Writes the TDD of all videos that the cache in `folder` lacks; returns the channels of the maps.
 
+    The maps of one whole video are in memory, as they are divided by their maximum over it.
+
     Raises:
-      UserError: the model has no maps on a grid, the source has no such stream, or the cache is of another model.
+      UserError: the cache is of another model.
     """
     import cv2
 
-    if not hasattr(model, "encode") or not hasattr(model, "num_frames"):
-        raise UserError(f"a {type(model).__name__} has no maps of clips to pool (`encode`): give a video model")
     sources, maps_of, channels = _sources(job.data, job.seed), make_maps(model, variables), 0
     make_folder(folder, "--out", "the cache")
     tracks = json.loads((Path(job.folder) / "meta.json").read_text())
     _check(folder, {"stream": stream, "model": f"{type(model).__name__} {fingerprint(variables)[:16]}", **tracks})
     for which, source in sources.items():
-        source.specs([stream])
         (folder / which).mkdir(exist_ok=True)
         for index in readable[which]:
             path = path_of(folder, which, index)
@@ -257,11 +287,10 @@ def cache_pooled(
                 frames = example.streams[stream]
                 count = min(frames.info.num_frames, job.data.max_frames)
                 side = (model.image_size, model.image_size)
-                shrunk = [
+                maps = maps_of(
                     cv2.resize(frame, side, interpolation=cv2.INTER_AREA)
                     for frame in frames.iterate(np.arange(count), job.data.short_side)
-                ]
-            maps = maps_of(np.stack(shrunk))
+                )
             number = first[:, None] + np.arange(points.shape[1])
             total = -(-count // model.num_frames) * model.num_frames
             places = np.concatenate([((number + 0.5) / total)[..., None], (points / size)[..., ::-1]], axis=-1)
