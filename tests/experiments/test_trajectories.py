@@ -1,6 +1,7 @@
 import dataclasses
 import json
 
+import flax.linen as nn
 import numpy as np
 import pytest
 import trajectories
@@ -79,10 +80,10 @@ def test_videos_that_are_too_short_and_wrong_settings_are_one_line(tmp_path):
         with pytest.raises(UserError, match=message):
             trajectories.Config(**settings)
     for model, stream, message in (
-        ("r3d_tiny", "flow", "stream flow of .* has 2 channels, the model takes 3"),
-        ("text_tiny", "video", r"a \w+ has no maps of clips to pool"),
+        (vidjax.create_model("r3d_tiny"), "flow", "stream flow of .* has 2 channels, the model takes 3"),
+        (nn.Dense(1), "video", r"a Dense has no maps of clips to pool"),
     ):
         with pytest.raises(UserError, match=message):
-            require_maps(vidjax.create_model(model), stream, [open_source("synthetic:moving_shapes")])
+            require_maps(model, stream, [open_source("synthetic:moving_shapes")])
     with pytest.raises(UserError, match=r"there are no videos to measure on: give --data\.validation"):
         TrackedVideos(validation=None)
