@@ -11,6 +11,7 @@
     python experiments/benchmark.py formats videos.csv
     python experiments/benchmark.py visible --model vjepa2_tiny_pretrain
     python experiments/benchmark.py generate --beams 1 3
+    python experiments/benchmark.py flow --methods raft_small raft_large
     python experiments/benchmark.py clips --model videomae_base
     python experiments/benchmark.py startup --against ../older_vidjax
     python experiments/benchmark.py compile --against ../older_vidjax
@@ -23,13 +24,13 @@ memory. `memory` compares the options that save memory in a training step, or fi
 `localization` times a training step of ActionFormer by the length of the videos. `loss` compares the contrastive losses
 computed whole and in chunks. `input` times reading, decoding and augmenting clips, `formats` the formats in which
 frames can be stored. `visible` times an encoder on the visible tokens of a clip, by mask ratio, and `generate` captions
-of BLIP beside transformers'. `clips` finds the longest clip that fits with each implementation of attention, by
-compiling only. `startup` times the scripts from the shell to an answer or the first training step. `compile` measures
-the CPU time of compiling initialisation and training step. `tpu` compiles training steps for TPUs, which need not be
-present. `device` is the last step of `benchmark/device.sh`, which measures an accelerator in under ten minutes. Without
-flags each command takes at most about three minutes on two cores (`clips`, `startup` and `tpu` take longer). To call
-it from Python, put `experiments` on the path: `from benchmark.commands import Train, main`, then
-`main(Train(models=("r3d_18",)))`.
+of BLIP beside transformers'. `flow` times optical flow beside torchvision and OpenCV. `clips` finds the longest clip
+that fits with each implementation of attention, by compiling only. `startup` times the scripts from the shell to an
+answer or the first training step. `compile` measures the CPU time of compiling initialisation and training step. `tpu`
+compiles training steps for TPUs, which need not be present. `device` is the last step of `benchmark/device.sh`, which
+measures an accelerator in under ten minutes. Without flags each command takes at most about three minutes on two cores
+(`clips`, `startup` and `tpu` take longer). To call it from Python, put `experiments` on the path: `from
+benchmark.commands import Train, main`, then `main(Train(models=("r3d_18",)))`.
 
 All commands except `input`, `formats` and `startup` run without TensorFlow, tyro and PyAV.
 """

@@ -30,7 +30,8 @@ from vidjax.runs.config import TrainConfig
 from vidjax.runs.run import Run
 from vidjax.runs.sources import open_captioned
 from vidjax.runs.vatt import make_vatt, probe_towers, sound_validator
-from vidjax.runs.video_text import keep_tokenizer, load_tokenizer
+from vidjax.runs.video_text import load_tokenizer
+from vidjax.runs.workdir import keep_tokenizer
 from vidjax.training.sharding import is_main_process
 from vidjax.training.state import Aux
 

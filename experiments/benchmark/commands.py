@@ -11,6 +11,7 @@ from benchmark.compiling import Compile, measure_compile
 from benchmark.convolution import Convolution, measure_convolution
 from benchmark.depthwise import Depthwise, measure_depthwise
 from benchmark.device import Device, report_device
+from benchmark.flow import OpticalFlow, measure_flow
 from benchmark.formats import Formats, measure_formats
 from benchmark.generate import Generate, measure_generate
 from benchmark.input import Input, measure_input
@@ -26,7 +27,7 @@ from vidjax.data.config import core_count
 Rows = list[dict[str, Any]]
 Settings = (
     Models | Convolution | Depthwise | Localization | Loss | Input | Formats | Clips | Startup | Compile | Tpu
-    | Visible | Generate | Device
+    | Visible | Generate | OpticalFlow | Device
 )  # fmt: skip
 
 
@@ -275,6 +276,18 @@ def generate(config: Generate) -> Rows:
     return rows
 
 
+def flow(config: OpticalFlow) -> Rows:
+    """Measures optical flow; prints a table and returns its rows."""
+    machine, rows = measure_flow(config, report)
+    print(f"a pair of frames of {config.size} x {config.size} on {machine['devices']} x {machine['device']}")
+    print(", ".join(f"{name} {version}" for name, version in machine["versions"].items()))
+    lines = table.Table({"method": ("method", 10)}, table.FLOW_COLUMNS)
+    print(lines.header(), *map(lines.line, rows), sep="\n")
+    if config.json:
+        table.write_json(config.json, "flow", config, machine, rows)
+    return rows
+
+
 def draw(config: Any, mode: str, title: str, rows: Rows) -> None:
     """Writes the chart."""
     from benchmark import chart  # imports matplotlib, which nothing else needs
@@ -298,5 +311,6 @@ COMMANDS = {
     "tpu": (tpu, Tpu),
     "visible": (visible, Visible),
     "generate": (generate, Generate),
+    "flow": (flow, OpticalFlow),
     "device": (report_device, Device),
 }

@@ -100,6 +100,11 @@ GENERATE_COLUMNS = (
     Column("ratio", _ratio("seconds"), 7),
     Column("same words %", _scaled("same_words", 100), 13),
 )
+FLOW_COLUMNS = (
+    Column("ms", _scaled("seconds", 1e3), 8),
+    Column("the other's", _scaled("other_seconds", 1e3), 12),
+    Column("ratio", _ratio("seconds"), 7),
+)
 VISIBLE_COLUMNS = (
     Column("visible tokens", lambda row: str(row["tokens"]), 15),
     STEP,

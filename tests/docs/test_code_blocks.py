@@ -24,7 +24,6 @@ import pytest
 from blocks import FILES, PAGES, ROOT, SHELL, TABLES, blocks_of, commands, parse, text_of, write_table
 
 from vidjax import cli
-from vidjax.data.moments import SHAPES
 from vidjax.models import TEXT_VARIANTS, VARIANTS
 from vidjax.models.actionformer import LOCALIZERS
 from vidjax.models.moment_detr import RETRIEVERS
@@ -57,6 +56,8 @@ EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["option
 
 WITH_PYTHON = [page for page in FILES if any(block.kind == "python" for block in blocks_of(page))]
 WITH_PYTHON += ["models.md, generated"]
+
+SYNTHETIC = tuple(f"synthetic:{kind}_shapes" for kind in ("moving", "untrimmed", "many", "sounding"))
 
 
 def test_every_block_has_a_language_that_is_tested():
@@ -202,7 +203,7 @@ def check_config(config, command):
         source = getattr(data, field, None) or ""
         parts = source.removeprefix("mix:").split(",") if isinstance(source, str) else []
         for part in (part for part in parts if ":" in part):
-            assert part.startswith(("tfds:", "tfrecord:", "synthetic:m", SHAPES)), f"{command}\n{source}"
+            assert part.startswith(("tfds:", "tfrecord:", *SYNTHETIC)), f"{command}\n{source}"
 
 
 @functools.cache

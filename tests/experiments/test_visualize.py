@@ -42,6 +42,16 @@ def save(folder: Path, name: str, **fields) -> str:
     return str(folder / name)
 
 
+@pytest.mark.parametrize("name", ["slow_tiny_nonlocal", "video_mobileformer_tiny"])
+def test_networks_whose_attention_is_not_among_tokens_of_blocks_have_class_activation_alone(name):
+    model = vidjax.create_model(name, num_classes=3)
+    clip = jax.ShapeDtypeStruct((1, model.num_frames, model.image_size, model.image_size, 3), jnp.uint8)
+    variables = jax.eval_shape(model.init, jax.random.key(0), clip.update(dtype=jnp.float32))
+    look = visualize.make_look(visualize.Config(("clip.mp4",), name), model, variables, clip)
+    images, _ = jax.eval_shape(look.func, variables, clip)
+    assert list(images) == ["class_activation"]
+
+
 def test_a_transformer_has_roll_out_and_heads_and_unreadable_files_are_skipped(clips, tmp_path, capsys):
     run = save(tmp_path, "vivit_tiny_joint", num_classes=3, **VIT)
     out = tmp_path / "out"

@@ -13,6 +13,7 @@ import recipe
 from flax.traverse_util import flatten_dict, unflatten_dict
 from small_models import perturbed
 
+import vidjax
 from vidjax.convert import from_state_dict, layouts
 from vidjax.convert.export import entries
 from vidjax.convert.mvit import PYTORCHVIDEO
@@ -82,6 +83,16 @@ def assert_equals(golden, output: str, **fields) -> None:
 )
 def test_equals_the_original(name, fields, output):
     assert_equals(recipe.load(name), output, **fields)
+
+
+@pytest.mark.long
+def test_equal_blocks_whose_inputs_differ_in_width_are_not_scanned_together():
+    """The width doubles at the end of a scale (MViTv1), so that the next blocks have equal fields."""
+    model = vidjax.create_model("mvit_tiny", num_classes=4)
+    video = jnp.asarray(recipe.floats("video", (2, model.num_frames, model.image_size, model.image_size, 3)))
+    variables = jax.jit(model.init)(jax.random.key(0), video)
+    expected, scanned = (jax.jit(model.clone(scan=scan).apply)(variables, video) for scan in (False, True))
+    np.testing.assert_allclose(scanned, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("relative", [False, True])

@@ -145,3 +145,18 @@ def test_pathways_and_stages_hold_both_rates():
     ]
     stages = jax.eval_shape(lambda v, x: model.apply(v, x, method="stages"), variables, video)
     assert [stage.shape for stage in stages] == [(2, 2, 16 // n, 16 // n, 72 * n) for n in (1, 2, 4, 8)]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"slow_kernels": ((1,), (1,))}, "give kernels of the stem"),
+        ({"nonlocal_after": ((), (0,))}, "and non-local blocks of each stage"),
+        ({"fast_kernels": ((5,), (2,), (3,), (3,), (3,))}, "have one of 2 frames: it has no centre, use 1, 3 or 5"),
+        ({"nonlocal_after": ((), (9,), (), ())}, "nonlocal_after has block 9 of stage 1: it has 1, counted from 0"),
+    ],
+)
+def test_fields_that_do_not_fit_the_stages_are_one_line(fields, message):
+    model = vidjax.create_model("slowfast_tiny", **fields)
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 64, 64, 3)))

@@ -182,6 +182,22 @@ def test_a_stream_of_frames_equals_the_whole_clip():
     close(pair, whole[:, :2].mean(axis=1))
 
 
+@pytest.mark.parametrize(
+    ("name", "fields", "state", "message"),
+    [
+        ("tsm_tiny_online", {}, lambda model: (), "the state is not that of 2 videos of 32 x 32 pixels: begin with"),
+        ("tsm_tiny_online", {}, lambda model: model.init_stream(1), "the state is not that of 2 videos of 32 x 32"),
+        ("tsm_tiny", {}, lambda model: (), "shift='both' and temporal_pool=False cannot see single frames"),
+        ("tsm_tiny_online", {"temporal_pool": True}, lambda model: (), "temporal_pool=True cannot see single frames"),
+    ],
+)
+def test_a_state_of_other_frames_is_one_line(name, fields, state, message):
+    model, frames = vidjax.create_model(name, **fields), jnp.zeros((2, 1, 32, 32, 3))
+    variables = jax.eval_shape(vidjax.create_model(name).init, jax.random.key(0), jnp.zeros((1, 8, 32, 32, 3)))
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(partial(model.apply, method="stream"), variables, state(model), frames)
+
+
 def test_only_a_network_that_shifts_from_the_past_sees_streams():
     for name in ("tsn_tiny", "tsm_tiny", "tsm_tiny_pool"):
         with pytest.raises(ValueError, match=r"cannot see single frames: set shift='past' and temporal_pool=False"):

@@ -311,7 +311,9 @@ def _of_block(paths: list[Path], block: int) -> list[Path]:
     """
     stacks: dict[tuple[Path, Path], dict[int, Path]] = {}
     for path in paths:
-        at = next(i for i, name in enumerate(path) if name.startswith("block_"))
+        at = next((i for i, name in enumerate(path) if name.startswith("block_")), None)
+        if at is None:  # a pooling of tokens after the blocks
+            continue
         stacks.setdefault((path[:at], path[at + 1 :]), {})[int(path[at].removeprefix("block_"))] = path
     depth = max(map(len, stacks.values()), default=0)
     if not -depth <= block < depth:

@@ -11,6 +11,7 @@ import flax.linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from vidjax.errors import UserError
 from vidjax.layers.convolution import Conv3D, kaiming_normal
 from vidjax.layers.normalization import BatchNorm
 
@@ -69,6 +70,27 @@ class Bottleneck(nn.Module):
         if x.shape[-1] != y.shape[-1] or self.stride > 1:
             x = norm(name="shortcut_norm")(conv(4 * self.width, (1, 1, 1), strides, name="shortcut")(x))
         return nn.relu(x + y)
+
+
+def check_stages(
+    depths: Sequence[int], kernels: Sequence[Sequence[int]], nonlocal_after: Sequence[Sequence[int]]
+) -> None:
+    """Checks the fields of a network of a stem and stages of bottleneck blocks.
+
+    Raises:
+      UserError: not every stage has kernels and non-local blocks, a kernel is even, or a block does not exist.
+    """
+    count = len(depths)
+    if len(kernels) != count + 1 or not all(kernels) or len(kernels[0]) > 1 or len(nonlocal_after) != count:
+        raise UserError(
+            f"kernels are {kernels}, nonlocal_after is {nonlocal_after}: give kernels of the stem (one) and of each of "
+            f"the {count} stages, and non-local blocks of each stage (or none)"
+        )
+    if even := [frames for each in kernels for frames in each if frames % 2 == 0]:
+        raise UserError(f"kernels {kernels} have one of {even[0]} frames: it has no centre, use 1, 3 or 5")
+    for stage, (after, depth) in enumerate(zip(nonlocal_after, depths, strict=True)):
+        if wrong := [block for block in after if not 0 <= block < depth]:
+            raise UserError(f"nonlocal_after has block {wrong[0]} of stage {stage}: it has {depth}, counted from 0")
 
 
 class Stage(nn.Module):

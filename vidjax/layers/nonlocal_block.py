@@ -25,7 +25,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vidjax.errors import UserError
-from vidjax.layers.attention import DotProduct
+from vidjax.kernels import attention
 from vidjax.layers.convolution import Conv3D, kaiming_normal
 from vidjax.layers.normalization import BatchNorm
 
@@ -108,10 +108,10 @@ class NonLocal(nn.Module):
         self, theta: Float[Array, "b q d"], phi: Float[Array, "b n d"], values: Float[Array, "b n e"]
     ) -> Float[Array, "b q e"]:
         """The sum of the values, weighted by their affinity to each query."""
-        if self.affinity == "embedded_gaussian":  # memory-lean, and the weights can be sown
+        if self.affinity == "embedded_gaussian":  # memory-lean
             theta = theta if self.scale else theta * theta.shape[-1] ** 0.5
             one_head = (y[..., None, :] for y in (theta, phi, values))
-            return DotProduct(name="dot_product")(*one_head)[..., 0, :]
+            return attention.attend(*one_head)[..., 0, :]
         if self.affinity == "concatenation":
             pair = self.param("pair", kaiming_normal, (theta.shape[-1] + phi.shape[-1], 1))
             theta, phi, pair = nn.dtypes.promote_dtype(theta, phi, pair, dtype=self.dtype)

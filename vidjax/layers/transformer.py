@@ -231,11 +231,18 @@ def scan_blocks(
     return x
 
 
-def equal_runs(stack: nn.Module, blocks: Sequence[nn.Module]) -> list[tuple[int, int]]:
-    """The numbers of the first and the last of the blocks that run together: each alone, or if `scan` equal ones."""
+def equal_runs(
+    stack: nn.Module, blocks: Sequence[nn.Module], widths: Sequence[int] | None = None
+) -> list[tuple[int, int]]:
+    """The numbers of the first and the last of the blocks that run together: each alone, or if `scan` equal ones.
+
+    Args:
+      widths: of the blocks' inputs, where equal blocks may have different ones and thus other parameters.
+    """
     if not scans(stack):
         return [(i, i) for i in range(len(blocks))]
     alone = [block.clone(parent=None, name=None) for block in blocks]
+    alone = list(zip(alone, widths or [None] * len(alone), strict=True))
     runs = (list(run) for _, run in groupby(range(len(alone)), alone.__getitem__))
     return [(run[0], run[-1]) for run in runs]
 

@@ -280,7 +280,8 @@ class MViT(nn.Module):
         x = jnp.concatenate([jnp.tile(token.astype(x.dtype), (len(x), 1, 1)), x], axis=1)
         scales, ends = [], np.cumsum(self.depths) - 1
         rates = np.linspace(0.0, self.drop_path, len(self.block))
-        for run in equal_runs(self, self.block):
+        widths = [self.width, *(block.width for block in self.block[:-1])]
+        for run in equal_runs(self, self.block, widths):
             x = run_equal(self, self.block, run, x, rates, train, self.remat, grid=grid)
             grid = pooled(grid, self.block[run[1]].stride)
             if run[1] in ends:

@@ -24,7 +24,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree
 
 from vidjax.errors import UserError
-from vidjax.layers.bottleneck import Stage, Stem
+from vidjax.layers.bottleneck import Stage, Stem, check_stages
 from vidjax.layers.card import Card
 from vidjax.layers.head import classify_positions, linear_unless_passed, pool_windows
 from vidjax.layers.nonlocal_block import Affinity, NonLocal
@@ -78,6 +78,7 @@ class SlowNetwork(nn.Module):
         """Creates the submodules, whose names are the parameter names."""
         if self.dialect not in ("slowfast", "pytorchvideo", "mmaction2"):
             raise UserError(f"dialect is '{self.dialect}': choose slowfast, pytorchvideo or mmaction2")
+        check_stages(self.depths, self.kernels, self.nonlocal_after)
         (stem_kernel,), *kernels = self.kernels
         mmcv = self.dialect == "mmaction2"
         block = partial(

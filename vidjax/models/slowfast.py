@@ -32,7 +32,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree
 
 from vidjax.errors import UserError
-from vidjax.layers.bottleneck import Stage, Stem
+from vidjax.layers.bottleneck import Stage, Stem, check_stages
 from vidjax.layers.card import Card
 from vidjax.layers.convolution import Conv3D, kaiming_normal
 from vidjax.layers.head import classify_positions, linear_unless_passed, pool_windows
@@ -132,6 +132,8 @@ class SlowFast(nn.Module):
             )
         if self.lateral_kernel % 2 == 0:
             raise UserError(f"lateral_kernel is {self.lateral_kernel}: a kernel over time has a centre, use 5 or 7")
+        for kernels in (self.slow_kernels, self.fast_kernels):
+            check_stages(self.depths, kernels, self.nonlocal_after)
         widths = {"slow": self.width, "fast": self.width // self.channel_ratio}
         block = partial(NonLocal, self.affinity, pool="before", dtype=self.dtype)
 

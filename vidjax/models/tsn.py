@@ -246,7 +246,16 @@ class SegmentNetwork(nn.Module):
 
         Returns:
           the next state, and the output of the head (without a head the features) for the mean of these frames.
+
+        Raises:
+          UserError: the state is that of other frames; see `init_stream`.
         """
+        expected = [each.shape for each in self.init_stream(len(frames), frames.shape[2:4])]
+        if [each.shape for each in state] != expected:
+            raise UserError(
+                f"the state is not that of {len(frames)} videos of {frames.shape[2]} x {frames.shape[3]} pixels: begin "
+                "with init_stream(batch, size) for each size and number"
+            )
         before, after = iter(state), []
         x = self._stem(frames, train=False)
         for block in (block for blocks in self.group for block in blocks):

@@ -22,8 +22,8 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree
 
+from vidjax.kernels import attention
 from vidjax.layers.activations import exact_gelu
-from vidjax.layers.attention import DotProduct
 from vidjax.layers.card import Card
 from vidjax.layers.convolution import Conv3D, DepthwiseConv3D, kaiming_normal
 from vidjax.layers.head import linear_unless_passed
@@ -39,7 +39,8 @@ def attend(
 ) -> Float[Array, "b q c"]:
     """Attention with `heads` heads, without projections."""
     split = [x.reshape(*x.shape[:2], heads, -1) for x in (query, key, value)]
-    return DotProduct("xla", name="dot_product")(*split).reshape(query.shape)  # few pairs: one side is few tokens
+    # Few pairs: one side is few tokens. No module, whose weights pictures would show: they are not those of a grid.
+    return attention.attend(*split, implementation="xla").reshape(query.shape)
 
 
 class LocalToGlobal(nn.Module):
