@@ -18,6 +18,7 @@ SMALL = dataclasses.replace(
     trajectories.DEMO,
     data=TrackedVideos(train_examples=24, validation_examples=8, short_side=48, max_frames=10),
     track=TrackConfig(length=6, step=4, patch=16, scales=1),
+    features=("dt", "tdd"),
     gaussians=2,
     fitted_on=500,
     workers=1,
