@@ -213,7 +213,7 @@ def make_maps(
     """
 
     @jax.jit
-    def encode(clip: UInt8[Array, "1 t h w c"]) -> Float[Array, "t y x d"]:
+    def encode(clip: UInt8[Array, "1 t h w c"]) -> Float[Array, "_ _ _ d"]:
         return model.apply(variables, model.card.preprocess(clip), method="encode")[0].astype(jnp.float32)
 
     def maps(frames: Iterator[UInt8[np.ndarray, "h w c"]]) -> Float[np.ndarray, "t y x d"]:
