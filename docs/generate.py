@@ -136,7 +136,7 @@ def row(name: str, config: Any, remark: str) -> str:
     batch = f"{config.batch_size:,}"
     length = f"{config.epochs:,g}" if config.steps is None else f"{config.steps:,} steps"
     rate = f"{optim.learning_rate * config.batch_size / 256:.3g}, {getattr(optim, 'kind', 'adamw')}"
-    published = name not in ("demo", "videos")
+    published = not name.startswith("demo") and name != "videos"
     top1 = remark.partition(";")[0] if re.match(r"\d", remark) else ""  # other remarks are for readers of the script
     source = (localizer or vidjax.create_model(model)).card.source if published else "vidjax"
     named = f"`{model}`" if localizer or model in vidjax.list_models() else "from flags"  # of cross_model.py's two

@@ -5,7 +5,7 @@ Objectives by name: contrast of video and text embeddings (itc), whether a video
 and keys, of which queues keep the last ones.
 
 A tiny BLIP on rendered videos: python experiments/vision_language_pretrain.py
-A tiny ALBEF: python experiments/vision_language_pretrain.py albef_demo
+A tiny ALBEF: python experiments/vision_language_pretrain.py demo_albef
 
 ALBEF-B, from the weights of DeiT and BERT: python experiments/vision_language_pretrain.py albef_base \
     --init_video_from deit_base_patch16_224.pth --init_text_from google-bert/bert-base-uncased \

@@ -10,6 +10,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 import vidjax
 from vidjax.models import variable_shapes
 from vidjax.models.actionclip import VideoTower
+from vidjax.models.adavit import AdaViT
 from vidjax.models.albef import Albef
 from vidjax.models.blip import Answerer, Blip, Captioner, Text
 from vidjax.models.blip2 import Blip2, Blip2Language
@@ -159,6 +160,7 @@ MODELS |= {
     "dynamicvit": DynamicViT(
         ViT(24, 4, 2, patch_size=(1, 8, 8), num_classes=5, image_size=32), locations=(1, 2), keep=0.6
     ),
+    "adavit": AdaViT(ViT(24, 2, 2, patch_size=(1, 8, 8), num_classes=5, image_size=16)),
     "stts": STTS(tiny("mvit_tiny"), frames=((0, 0.5),), regions=((1, 0.6),)),
     "siglip": vidjax.create_model("siglip2_tiny"),
     "siglip of any shape": vidjax.create_model("siglip2_tiny", flexible=True),

@@ -117,44 +117,46 @@ def loss(config: Loss) -> Rows:
     return rows
 
 
+def show(
+    config: Settings,
+    machine: Mapping[str, Any],
+    title: str,
+    names: Mapping[str, tuple[str, int]],
+    columns: Any,
+    rows: Rows,
+) -> Rows:
+    """Prints the table of what was measured beside another library, and writes the JSON; returns the rows."""
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    lines = table.Table(dict(names), columns)
+    print(f"{title} on {machine['devices']} x {machine['device']}", versions, lines.header(), sep="\n")
+    print(*map(lines.line, rows), sep="\n")
+    if config.json:
+        mode = next(name for name, (_, kind) in COMMANDS.items() if kind is type(config))
+        table.write_json(config.json, mode, config, machine, rows)
+    return rows
+
+
 def depthwise(config: Depthwise) -> Rows:
     """Measures depthwise convolutions by themselves; prints a table and returns its rows."""
     machine, rows = measure_depthwise(config, report)
-    print(f"depthwise convolutions of {config.batch_size} clips on {machine['devices']} x {machine['device']}")
-    print(", ".join(f"{name} {version}" for name, version in machine["versions"].items()))
     names = {key: (key, max(len(row[key]) for row in rows)) for key in ("model", "convolution")}
-    lines = table.Table(names, table.DEPTHWISE_COLUMNS)
-    print(lines.header(), *map(lines.line, rows), sep="\n")
-    if config.json:
-        table.write_json(config.json, "depthwise", config, machine, rows)
-    return rows
+    title = f"depthwise convolutions of {config.batch_size} clips"
+    return show(config, machine, title, names, table.DEPTHWISE_COLUMNS, rows)
 
 
 def localization(config: Localization) -> Rows:
     """Measures temporal localisation by length; prints a table and returns its rows."""
     machine, rows = measure_localization(config, report)
-    print(f"training steps of {config.model} (AdamW, float32) on {machine['devices']} x {machine['device']}")
-    print(", ".join(f"{name} {version}" for name, version in machine["versions"].items()))
-    lines = table.Table({"length": ("steps", 6)}, table.LOCALIZATION_COLUMNS)
-    print(lines.header(), *map(lines.line, rows), sep="\n")
-    if config.json:
-        table.write_json(config.json, "localization", config, machine, rows)
-    return rows
+    title, names = f"training steps of {config.model} (AdamW, float32)", {"length": ("steps", 6)}
+    return show(config, machine, title, names, table.LOCALIZATION_COLUMNS, rows)
 
 
 def convolution(config: Convolution) -> Rows:
     """Measures 3-D convolutions by themselves; prints a table and returns its rows."""
     machine, rows = measure_convolution(config, report)
-    print(
-        f"3-D convolutions of {config.batch_size} clips, {config.dtype}, on {machine['devices']} x {machine['device']}"
-    )
-    print(", ".join(f"{name} {version}" for name, version in machine["versions"].items()))
     names = {key: (key, max(len(row[key]) for row in rows)) for key in ("model", "convolution", "side")}
-    lines = table.Table(names, table.CONVOLUTION_COLUMNS)
-    print(lines.header(), *map(lines.line, rows), sep="\n")
-    if config.json:
-        table.write_json(config.json, "convolution", config, machine, rows)
-    return rows
+    title = f"3-D convolutions of {config.batch_size} clips, {config.dtype},"
+    return show(config, machine, title, names, table.CONVOLUTION_COLUMNS, rows)
 
 
 def read(config: Input) -> Rows:
@@ -265,27 +267,16 @@ def visible(config: Visible) -> Rows:
 def generate(config: Generate) -> Rows:
     """Measures writing captions; prints a table and returns its rows."""
     machine, rows = measure_generate(config, report)
-    what = f"{config.words} words for each of {config.batch_size} frames"
-    print(f"{what} on {machine['devices']} x {machine['device']}")
-    print(", ".join(f"{name} {version}" for name, version in machine["versions"].items()))
     names = {"model": ("model", max(len(row["model"]) for row in rows)), "beams": ("beams", 6)}
-    lines = table.Table(names, table.GENERATE_COLUMNS)
-    print(lines.header(), *map(lines.line, rows), sep="\n")
-    if config.json:
-        table.write_json(config.json, "generate", config, machine, rows)
-    return rows
+    title = f"{config.words} words for each of {config.batch_size} frames"
+    return show(config, machine, title, names, table.GENERATE_COLUMNS, rows)
 
 
 def flow(config: OpticalFlow) -> Rows:
     """Measures optical flow; prints a table and returns its rows."""
     machine, rows = measure_flow(config, report)
-    print(f"a pair of frames of {config.size} x {config.size} on {machine['devices']} x {machine['device']}")
-    print(", ".join(f"{name} {version}" for name, version in machine["versions"].items()))
-    lines = table.Table({"method": ("method", 10)}, table.FLOW_COLUMNS)
-    print(lines.header(), *map(lines.line, rows), sep="\n")
-    if config.json:
-        table.write_json(config.json, "flow", config, machine, rows)
-    return rows
+    title, names = f"a pair of frames of {config.size} x {config.size}", {"method": ("method", 10)}
+    return show(config, machine, title, names, table.FLOW_COLUMNS, rows)
 
 
 def draw(config: Any, mode: str, title: str, rows: Rows) -> None:

@@ -1,5 +1,6 @@
 """Recipes of vision_language_pretrain.py."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from vidjax.data.config import AugmentConfig, CaptionedDataConfig
@@ -28,6 +29,22 @@ DEMO = {
     ),
     "loop": LoopConfig(log_every=20, save_every=360, evaluate_every=360),
 }  # fmt: skip
+SEEN = DEMO | {
+    "objectives": ("lm",),
+    "workdir": "runs/motion_seen",
+    "steps": 320,
+    "loop": LoopConfig(log_every=20, save_every=320, evaluate_every=320),
+}
+"""A captioner of which `NOT_TOLD` takes the video tower: a new one would learn no motion from captions without it."""
+NOT_TOLD = SEEN | {
+    "init_video_from": SEEN["workdir"],
+    "data": replace(SEEN["data"], split="random_motion"),
+    "workdir": "runs/motion_not_told",
+    "steps": 160,
+    "optim": replace(SEEN["optim"], learning_rate=6e-3, final_learning_rate=6e-5),
+    "loop": LoopConfig(log_every=20, save_every=160, evaluate_every=160),
+}
+"""The captioner that preference_tune.py's demo tunes: its captions name motion at random."""
 # salesforce/ALBEF, configs/Pretrain.yaml and Pretrain.py: 1e-4 for 8 x 64 images, 2000 steps of warm-up from 1e-5, to
 # 1e-5; 14.1 million images. Differences: RandAugment has all of its operations; biases and norms are alike not decayed.
 ALBEF = {
@@ -72,7 +89,9 @@ BLIP = {
 
 RECIPES = {
     "demo": DEMO,
-    "albef_demo": DEMO | {"model": "albef_tiny", "objectives": ("itc", "itm", "mlm")},
+    "demo_motion_seen": SEEN,
+    "demo_motion_not_told": NOT_TOLD,
+    "demo_albef": DEMO | {"model": "albef_tiny", "objectives": ("itc", "itm", "mlm")},
     "videos": {},  # the user's videos
     "albef_base": ALBEF,
     "blip_base": BLIP,

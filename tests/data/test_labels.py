@@ -92,7 +92,7 @@ def test_unused_columns_are_noted_with_suggestions(folder):
     assert note.startswith(f"{folder / 'list.csv'}: unused columns: ")
     for column in ("'class'", "'start_time' (did you mean start?)", "'lable' (did you mean label?)", "'duration'"):
         assert re.search(rf"{re.escape(column)}[,;]", note), note
-    assert note.endswith("; known columns are path, label, caption, start, end, reverse")
+    assert note.endswith("; known columns are path, label, caption, rejected, start, end, reverse")
     rows = '{"path": "a.mp4"}\n{"path": "a.mp4", "t_start": 3}\n'
     (note,) = labels(folder, rows, "list.jsonl")[1].notes
     assert "'t_start' in 1 rows (did you mean start?)" in note

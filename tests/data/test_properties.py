@@ -121,7 +121,7 @@ def listed(listing):
 def test_csv_and_jsonl_manifests_are_equivalent(tmp_path, rows):
     for name in ("a.mp4", "b c.mp4"):
         (tmp_path / name).touch()
-    columns = ("path", "label", "caption", "start", "end", "reverse")
+    columns = ("path", "label", "caption", "rejected", "start", "end", "reverse")
     text = io.StringIO()
     writer = csv.DictWriter(text, columns)
     writer.writeheader()

@@ -194,7 +194,8 @@ def check(words, where):
 def check_config(config, command):
     """The models and sources that a config names exist."""
     for field in ("model", "video_model", "text_model", "models"):
-        named = getattr(config, field, None)
+        is_field = any(each.name == field for each in dataclasses.fields(config))  # preference_tune.py's is a run
+        named = getattr(config, field, None) if is_field else None
         for name in [named] if isinstance(named, str) else named or ():
             known = {**VARIANTS, **TEXT_VARIANTS, **LOCALIZERS, **RETRIEVERS}
             assert {name, f"{name}_pretrain"} & known.keys() or " and " in name, f"{command}\nthere is no {name}"

@@ -8,6 +8,7 @@ DRIVE = "https://drive.google.com/file/d"
 dynamicvit = partial(
     Published, layout="original", licence=MIT, data="ImageNet", views="1x1", facts="raoyongming/DynamicViT README.md"
 )
+adavit = partial(Published, layout="original", data="ImageNet", views="1x1", facts="MengLcool/AdaViT README.md")
 stts = partial(
     Published, layout="original", licence=MIT, classes=KINETICS, data="K400", views="5x1",
     facts="wangjk666/STTS README.md",
@@ -15,6 +16,7 @@ stts = partial(
 
 # fmt: off
 ROWS = (
+    adavit("adavit_small_16_in1k", "adavit_small_16", f"{DRIVE}/1vkD6w9J8sf64IPhTBgyfvsTvUlZw6TNa/view", top1=77.3),
     dynamicvit("dynamicvit_256_16_in1k", "dynamicvit_256_16", f"{DRIVE}/1fpdTNRZtGOW25UwOadj1iUdjqmu88WkO/view",
         top1=76.532, top5=93.118),
     dynamicvit("dynamicvit_small_16_in1k", "dynamicvit_small_16", f"{DRIVE}/1H5kHHagdqo4emk9CgjfA7DA62XJr8Yc1/view",

@@ -197,6 +197,8 @@ class Source:
     """The specs of all fields except the captions."""
     parts: tuple[Part, ...] = ()
     """The sources of a mix, each with its share of every training batch; empty for a source of its own."""
+    rejected: Callable[[int], tuple[str, ...]] = lambda index: ()
+    """Texts to which the captions of an example are preferred, in the same order; in memory, and often none."""
 
     unit = "videos"  # what reports call the examples
 

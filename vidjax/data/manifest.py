@@ -30,7 +30,7 @@ VIDEO_SUFFIXES = (
 """Suffixes of video files in a folder. GIF files are not among them, but manifests can contain them."""
 BATCH = ("video", "ids", "truncated", "valid", "index", "times", "crop", "error")
 """Arrays of a batch that are not fields of an example."""
-COLUMNS = ("path", "label", "caption", "start", "end", "reverse")
+COLUMNS = ("path", "label", "caption", "rejected", "start", "end", "reverse")
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,8 @@ class Row:
     """Seconds, None for the end of the video."""
     reverse: bool = False
     """Whether the video is played backwards."""
+    rejected: tuple[str, ...] = ()
+    """Texts to which the descriptions are preferred; empty for none."""
     fields: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
     """Values of further fields: arrays, or paths of .npy files for frames and samples."""
 
@@ -136,10 +138,10 @@ def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
 
 
 def list_manifest(path: Path, folder: Path | None = None) -> Listing:
-    """Reads a manifest with the columns path and, optionally, label, caption, start, end and reverse.
+    """Reads a manifest with the columns path and, optionally, label, caption, rejected, start, end and reverse.
 
-    In a .jsonl manifest, a caption may be a list of captions. Further columns are fields if a fields.json in the folder
-    of the manifest describes them, see `example.Field`; others are not used.
+    In a .jsonl manifest, a caption may be a list of captions, and likewise what is rejected. Further columns are fields
+    if a fields.json in the folder of the manifest describes them, see `example.Field`; others are not used.
 
     Args:
       path: .csv or .jsonl file.
@@ -169,7 +171,8 @@ def list_manifest(path: Path, folder: Path | None = None) -> Listing:
         values = {name: _value(path, number, folder, specs[name], name, value) for name, value in given.items()}
         if reverse and (forward := [name for name in values if specs[name].kind in ("frames", "samples")]):
             raise UserError(f"{path}, line {number}: reverse is not supported with '{forward[0]}': remove one of them")
-        rows.append(Row(cells["path"], -1, captions, start, end, reverse, values))
+        rejected = _captions(path, number, cells.get("rejected"), "rejected")
+        rows.append(Row(cells["path"], -1, captions, start, end, reverse, rejected, values))
     notes = () if not unused else (f"{path}: unused columns: {_describe_unused(unused, len(rows))}",)
     if missing := [name for name in specs if not any(name in row.fields for row in rows)]:
         notes += (f"{path}: no row has {', '.join(missing)}, described in {FIELDS_FILE}",)
@@ -286,7 +289,7 @@ def _csv_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
         near = " (separate them by commas)" if len(names) == 1 and re.search(r"[;\t]", names[0]) else near
         raise UserError(
             f"the manifest {path} has no 'path' column: its first line must name the columns (path, and "
-            f"optionally label, caption, start, end, reverse), but it is '{','.join(names)}'{near}"
+            f"optionally label, caption, rejected, start, end, reverse), but it is '{','.join(names)}'{near}"
         )
     return rows
 
@@ -321,17 +324,17 @@ def check_part(path: Path, number: int, start: float | None, end: float | None) 
         )
 
 
-def _captions(path: Path, number: int, value: Any) -> tuple[str, ...]:
+def _captions(path: Path, number: int, value: Any, name: str = "caption") -> tuple[str, ...]:
     captions = () if value is None else tuple(value) if isinstance(value, list) else (value,)
     if not all(isinstance(caption, str) for caption in captions):
-        raise UserError(f"{path}, line {number}: its caption is {value!r}, but it must be a string or list of strings")
+        raise UserError(f"{path}, line {number}: its {name} is {value!r}, but it must be a string or list of strings")
     if not all(caption.strip() for caption in captions):
-        which = "one of its captions" if len(captions) > 1 else "its caption"
+        which = f"one of its {name}s" if len(captions) > 1 else f"its {name}"
         raise UserError(f"{path}, line {number}: {which} is empty, remove it")
     try:
         "".join(captions).encode()
     except UnicodeEncodeError as error:  # unpaired surrogates, which JSON allows
-        raise UserError(f"{path}, line {number}: its caption is not valid text ({error.reason}): correct it") from error
+        raise UserError(f"{path}, line {number}: its {name} is not valid text ({error.reason}): correct it") from error
     return captions
 
 

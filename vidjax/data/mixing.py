@@ -101,6 +101,10 @@ def mix(name: str, sources: Sequence[Source], weights: Collection[int]) -> Sourc
         position, own = locate(index)
         return sources[position].captions(own)
 
+    def rejected(index: int) -> tuple[str, ...]:
+        position, own = locate(index)
+        return sources[position].rejected(own)
+
     @contextmanager
     def open_example(index: int, names: Sequence[str]) -> Iterator[Example]:
         position, own = locate(index)
@@ -118,6 +122,7 @@ def mix(name: str, sources: Sequence[Source], weights: Collection[int]) -> Sourc
         notes=tuple(notes),
         fields=fields,
         parts=parts,
+        rejected=rejected,
     )
 
 

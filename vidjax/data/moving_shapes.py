@@ -14,6 +14,9 @@ compositions; `directions_held_out` has the videos of `compositions_held_out` wi
 captions, as classes. Each video has three captions: a full one with size and background, a short one, and a vague one
 without the colour. Without vague captions a model could match most pairs by colour and would rarely need motion.
 
+For preferences, the captions of `random_motion` name a direction at random, so that they teach everything but motion;
+`rejected` are captions that name another direction.
+
 For open-set recognition two directions are held out: `known_train` and `known_validation` have the videos of the other
 six, `unknown_validation` those of the two.
 """
@@ -44,6 +47,8 @@ COMPOSITION_SPLITS = {
 """Base split, and whether its held-out compositions are taken or the others; see `split_indices`. Not balanced."""
 UNKNOWN = ("up and left", "down")
 """Classes of the open-set splits that are not known in training; each lies between two that are."""
+RANDOM_MOTION = "random_motion"
+"""The training videos with captions that name a direction at random."""
 _KNOWN = tuple(name for name in CLASSES if name not in UNKNOWN)
 OPEN_SPLITS = {
     "known_train": ("train", _KNOWN),
@@ -52,7 +57,7 @@ OPEN_SPLITS = {
 }
 """Base split, and the classes taken from it. As balanced as the base split."""
 
-_PHRASES = (
+PHRASES = (
     "to the right", "up and to the right", "up", "up and to the left",
     "to the left", "down and to the left", "down", "down and to the right",
 )  # fmt: skip
@@ -78,7 +83,7 @@ def _article(word: str) -> str:
 
 
 COMPOSITIONS = tuple(
-    f"{_article(color)} {color} {shape} moves {phrase}" for color, shape, phrase in product(COLORS, _SHAPES, _PHRASES)
+    f"{_article(color)} {color} {shape} moves {phrase}" for color, shape, phrase in product(COLORS, _SHAPES, PHRASES)
 )
 """The short captions of all compositions of colour, shape and direction."""
 
@@ -87,8 +92,8 @@ def class_names(split: str) -> tuple[str, ...]:
     """Class names of a split."""
     if split in OPEN_SPLITS:
         return OPEN_SPLITS[split][1]
-    composed = COMPOSITIONS if split.startswith("compositions") else _PHRASES
-    return CLASSES if split in SPLITS else composed
+    composed = COMPOSITIONS if split.startswith("compositions") else PHRASES
+    return CLASSES if split in (*SPLITS, RANDOM_MOTION) else composed
 
 
 class Scene(NamedTuple):
@@ -149,10 +154,22 @@ def describe(index: int) -> tuple[int, tuple[str, ...]]:
 
 def captions(scene: Scene, label: int) -> tuple[str, str, str]:
     """The full, short and vague captions of a scene whose shape moves in a direction, a position in `CLASSES`."""
-    moving = f"{scene.color} {scene.shape} moves {_PHRASES[label]}"
+    moving = f"{scene.color} {scene.shape} moves {PHRASES[label]}"
     background = f"{_article(scene.background)} {scene.background} background"
-    vague = f"a {scene.shape} moves {_PHRASES[label]}"
+    vague = f"a {scene.shape} moves {PHRASES[label]}"
     return f"a {scene.size} {moving} over {background}", f"{_article(moving)} {moving}", vague
+
+
+def misled(index: int) -> tuple[str, str]:
+    """The full and short captions of a video, with a direction at random."""
+    random = np.random.Generator(np.random.Philox(key=index + (1 << 66)))  # other numbers than the scenes'
+    return captions(scene_of(index), int(random.integers(len(CLASSES))))[:2]
+
+
+def rejected(index: int) -> tuple[str, str, str]:
+    """The captions of a video with another direction, each of which occurs equally often."""
+    turned = 1 + index // len(CLASSES) % (len(CLASSES) - 1)
+    return captions(scene_of(index), (label(index) + turned) % len(CLASSES))
 
 
 def composition(index: int) -> int:
@@ -168,7 +185,7 @@ def compositions(held_out: bool) -> tuple[str, ...]:
 def _is_held_out(position: int) -> bool:
     # The sums of the three shapes are consecutive, so for each colour and direction at most one shape is held out. For
     # each pair of the other attributes, two of the eight colours or directions are.
-    rest, direction = divmod(position, len(_PHRASES))
+    rest, direction = divmod(position, len(PHRASES))
     color, shape = divmod(rest, len(_SHAPES))
     return (color + shape + direction) % 4 == 0
 
@@ -178,6 +195,8 @@ def split_indices(split: str) -> Sequence[int]:
     """The indices of a split. Those of `COMPOSITION_SPLITS` are computed once, in 0.4 s."""
     if split in SPLITS:
         return SPLITS[split]
+    if split == RANDOM_MOTION:
+        return SPLITS["train"]
     if split in OPEN_SPLITS:
         name, classes = OPEN_SPLITS[split]
         return tuple(index for index in SPLITS[name] if CLASSES[label(index)] in classes)

@@ -15,7 +15,12 @@ from vidjax.errors import UserError
 
 def moving_shapes_source(name: str, split: str) -> Source:
     """The embedded data set, rendered at the requested size."""
-    splits = (*moving_shapes.SPLITS, *moving_shapes.COMPOSITION_SPLITS, *moving_shapes.OPEN_SPLITS)
+    splits = (
+        *moving_shapes.SPLITS,
+        moving_shapes.RANDOM_MOTION,
+        *moving_shapes.COMPOSITION_SPLITS,
+        *moving_shapes.OPEN_SPLITS,
+    )
     if split not in splits:
         raise UserError(f"data.split {split} is unknown: {name} has {', '.join(splits)}, choose one of them")
     numbers, class_names = moving_shapes.split_indices(split), moving_shapes.class_names(split)
@@ -24,7 +29,12 @@ def moving_shapes_source(name: str, split: str) -> Source:
         return moving_shapes.label_in(split, numbers[index])
 
     def captions(index: int) -> tuple[str, ...]:
+        if split == moving_shapes.RANDOM_MOTION:
+            return moving_shapes.misled(numbers[index])
         return moving_shapes.describe(numbers[index])[1]
+
+    def rejected(index: int) -> tuple[str, ...]:
+        return moving_shapes.rejected(numbers[index])
 
     @contextmanager
     def open_example(index: int, names: Sequence[str]) -> Iterator[Example]:
@@ -40,7 +50,7 @@ def moving_shapes_source(name: str, split: str) -> Source:
         "flow": Field("frames", (2,), "uint8", mirrored=(0,)),
         "tracks": Field("tracks", (1, 4)),
     }
-    return Source(name, class_names, ids, open_example, label, captions, listed=True, fields=fields)
+    return Source(name, class_names, ids, open_example, label, captions, listed=True, fields=fields, rejected=rejected)
 
 
 def untrimmed_shapes_source(name: str, split: str) -> Source:

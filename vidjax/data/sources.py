@@ -111,6 +111,7 @@ def subset(source: Source, indices: Sequence[int] | np.ndarray) -> Source:
         open=lambda index, names: source.open(indices[index], names),
         label=lambda index: source.label(indices[index]),
         captions=lambda index: source.captions(indices[index]),
+        rejected=lambda index: source.rejected(indices[index]),
     )
 
 
@@ -244,6 +245,7 @@ def video_files(name: str, listing: manifest.Listing, square_pixels: bool = True
         listed=True,
         notes=listing.notes,
         fields={"video": VIDEO, "label": LABEL, **listing.fields},
+        rejected=lambda i: rows[i].rejected,
     )
 
 

@@ -101,6 +101,22 @@ def attend_to_kept(
     return jnp.swapaxes(weights.astype(value.dtype) @ value, -2, -3)
 
 
+def attend_to_used(
+    query: Float[Array, "*b n k d"],
+    key: Float[Array, "*b n k d"],
+    value: Float[Array, "*b n k d"],
+    used: Float[Array, "*b n"],
+) -> Float[Array, "*b n k d"]:
+    """Self-attention among the tokens that are used; others attend to themselves (AdaViT).
+
+    There is no gradient to `used`.
+    """
+    query, key, value = (jnp.swapaxes(x, -2, -3) for x in (query, key, value))
+    seen = (used[..., None, :, None] * used[..., None, None, :] > 0) | jnp.eye(used.shape[-1], dtype=bool)
+    weights = jax.nn.softmax(jnp.where(seen, scores_of(query, key), -jnp.inf))
+    return jnp.swapaxes(weights.astype(value.dtype) @ value, -2, -3)
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def perturbed_top_k(
     scores: Float[Array, "b n"], noise: Float[Array, "b s n"], sigma: float | Float[Array, ""], k: int

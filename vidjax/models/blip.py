@@ -119,15 +119,15 @@ class Text(nn.Module):
             x = run_block(block, x, 0.0, train, self.remat, mask=(ids != 0)[:, None], context=seen)
         return x
 
-    def words(
+    def written(
         self,
         ids: Int[Array, "b m"],
         seen: Float[Array, "b n e"],
         train: bool = False,
         place: Place | None = None,
         length: int | None = None,
-    ) -> Float[Array, "b m v"]:
-        """Logits of the word after each token of captions, in view of the tokens of a video each.
+    ) -> Float[Array, "b m d"]:
+        """Tokens of captions, each in view of those before it and of the tokens of a video.
 
         Args:
           place: of the first token, if captions are read in parts, of `length` tokens together; see `Attention`.
@@ -139,6 +139,18 @@ class Text(nn.Module):
             x = run_block(
                 block, x, 0.0, train, self.remat, mask=mask, context=seen, writing=True, place=place
             )  # fmt: skip
+        return x
+
+    def words(
+        self,
+        ids: Int[Array, "b m"],
+        seen: Float[Array, "b n e"],
+        train: bool = False,
+        place: Place | None = None,
+        length: int | None = None,
+    ) -> Float[Array, "b m v"]:
+        """Logits of the word after each token of captions; see `written`."""
+        x = self.written(ids, seen, train, place, length)
         return self.word_head(x, self.embedding.token_embedding.embedding)
 
     def begin(self, seen: Float[Array, "b n e"], ids: Int[Array, "b m"], length: int) -> tuple[Array, int]:

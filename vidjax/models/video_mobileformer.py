@@ -22,7 +22,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree
 
-from vidjax.kernels import attention
+from vidjax.layers import attention
 from vidjax.layers.activations import exact_gelu
 from vidjax.layers.card import Card
 from vidjax.layers.convolution import Conv3D, DepthwiseConv3D, kaiming_normal

@@ -160,13 +160,15 @@ def _has_kept_tokenizer(name: str, workdir: Path) -> bool:
 def describe_examples(source: "Source") -> dict[str, Any]:
     """The number of examples of a source, and a hash of their names below their common folder.
 
-    The hash covers labels and captions too, unless these require reading all of the data, and the weights of a mix.
+    The hash covers labels and captions too, unless these require reading all of the data, what captions are preferred
+    to if it is used, and the weights of a mix.
     """
     folders = (name.split("/")[:-1] for name in (min(source.ids), max(source.ids)))
     shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(*folders, strict=False)))
     described = hashlib.sha256(repr(source.class_names).encode())
     for index, name in enumerate(source.ids):
         text = (source.label(index), source.captions(index)) if source.listed else ()
+        text += (source.rejected(index),) if "pairs" in source.fields else ()
         described.update(repr((name.split("/", shared)[-1], *text)).encode())
     if source.parts:
         described.update(repr([(part.count, part.weight) for part in source.parts]).encode())
