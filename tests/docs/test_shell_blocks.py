@@ -61,7 +61,7 @@ PARSED = {
     "docs/launch.md": "tests/experiments/test_mae_pretrain.py and tests/training/test_sharding.py",
     "docs/reproduce.md": "docs/usage.md and docs/data.md, and tests/experiments/test_compare_models.py",
     "docs/internvideo.md": "docs/usage.md",
-    "docs/motion.md": "tests/experiments/test_extract_flow.py and test_finetune_flow.py",
+    "docs/motion.md": "tests/experiments/test_extract_flow.py, test_finetune_flow.py and test_trajectories.py",
     "docs/results.md": "docs/usage.md",
     "docs/scaling.md": "tests/experiments/test_scaling.py",
     "docs/troubleshooting.md": "docs/usage.md, and the tests of `--dry_run`",

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from vidjax.data.config import CaptionedDataConfig, LabelledDataConfig, LabelledSourceConfig
+from vidjax.data.config import CaptionedDataConfig, LabelledSources
 from vidjax.errors import UserError
 
 if TYPE_CHECKING:  # PyAV and the tokenizers are imported when they are needed
@@ -49,9 +49,7 @@ def open_tasks(flag: str, name: str, split: str, square_pixels: bool, heads: tup
     return mix(name, [with_classes(source, names) for source in own], weights.values())
 
 
-def open_labelled(
-    data: LabelledDataConfig | LabelledSourceConfig, seed: int, heads: tuple[str, ...] = ()
-) -> tuple["Source", "Source | None"]:
+def open_labelled(data: LabelledSources, seed: int, heads: tuple[str, ...] = ()) -> tuple["Source", "Source | None"]:
     """Opens labelled training and validation videos; the classes are those of the training videos.
 
     Args:
