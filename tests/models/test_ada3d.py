@@ -137,6 +137,7 @@ def test_rewards_and_loss_by_hand():
     np.testing.assert_allclose(terms.classification, [np.log1p(np.exp(-2)), np.log1p(np.exp(2))], rtol=1e-6)
 
 
+@pytest.mark.long  # seconds of compilation
 def test_decisions_are_drawn_and_the_loss_reaches_them(run):
     model, variables, video = run
     stats, policy = {"batch_stats": variables["batch_stats"]}, variables["params"]["policy_stem"]
