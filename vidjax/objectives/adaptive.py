@@ -1,4 +1,4 @@
-"""Training models that choose their computation: AdaViT's shares, AdaFrame's gains, and policy gradients."""
+"""Training models that choose their computation: AdaViT's shares, AdaFrame's gains, policy gradients; Ada3D."""
 
 from typing import NamedTuple
 
@@ -119,3 +119,59 @@ def adaframe_loss(
     # After the last step there is nothing to choose.
     error = 0.5 * jnp.square(utilities - jax.lax.stop_gradient(returns)).sum(axis=1)
     return AdaFrameLoss(losses, error, selection[:, :-1].sum(axis=1))
+
+
+class Ada3DLoss(NamedTuple):
+    """The terms of each clip: cross-entropy, and the policy gradients of the frames and of the convolutions."""
+
+    classification: Float[Array, "b"]
+    frames: Float[Array, "b"]
+    convolutions: Float[Array, "b"]
+
+    def total(self) -> Float[Array, "b"]:
+        """Their sum."""
+        return self.classification + self.frames + self.convolutions
+
+
+def ada3d_rewards(
+    logits: Float[Array, "b classes"],
+    frames: Float[Array, "b t"],
+    convolutions: Float[Array, "b k"],
+    labels: Int[Array, "b"],
+    penalty: float = 1.0,
+) -> Float[Array, "b 2"]:
+    """Rewards of both kinds of decisions: 1 minus the squared share that is used if the class is right, else -penalty.
+
+    Args:
+      frames, convolutions: what is used, 1 or 0.
+      penalty: a larger one puts the right class before savings.
+    """
+    shares = jnp.stack([frames.mean(axis=1), convolutions.mean(axis=1)], axis=1)
+    right = logits.argmax(axis=1) == labels
+    return jnp.where(right[:, None], 1 - jnp.square(shares), -penalty)
+
+
+def ada3d_loss(
+    logits: Float[Array, "b classes"],
+    frames: Float[Array, "b t"],
+    convolutions: Float[Array, "b k"],
+    log_probabilities: Float[Array, "b 2"],
+    labels: Int[Array, "b"],
+    penalty: float = 1.0,
+    baseline: Float[Array, "b 2"] | float = 0.0,
+) -> Ada3DLoss:
+    """The terms of the loss for what `Ada3D.masked` returns in training (Li et al. 2021).
+
+    Args:
+      baseline: rewards expected for the clips, such as those of the more probable decisions (self-critical training).
+
+    Example:
+      >>> output = model.apply(variables, video, train=True, method="masked", rngs={"usage": key})
+      >>> greedy = model.apply(variables, video, method="masked")
+      >>> baseline = ada3d_rewards(greedy.logits, *greedy.usage, labels)
+      >>> terms = ada3d_loss(output.logits, *output.usage, output.log_probabilities, labels, baseline=baseline)
+    """
+    rewards = ada3d_rewards(logits, frames, convolutions, labels, penalty)
+    losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
+    gradients = policy_gradient_loss(log_probabilities, rewards, baseline)
+    return Ada3DLoss(losses, gradients[:, 0], gradients[:, 1])
