@@ -104,7 +104,8 @@ def main(config: Config) -> list[dict[str, Any]]:
     for batch, video in batches(streams, min(config.batch_size, len(files)), clips.workers or core_count(), failed):
         captions = read_captions(tokenizer, np.asarray(write(variables, video[:, 0])))
         for (index, _), caption in zip(batch, captions, strict=False):  # the batch may be padded
-            files[index][kind] = f"{config.prompt} {caption}".strip()
+            begun = "" if instructions else config.prompt  # an instruction is no part of the text
+            files[index][kind] = f"{begun} {caption}".strip()
             print(f"{files[index]['path']}: {files[index][kind]}", flush=True)
     if config.json:
         Path(config.json).write_text(json.dumps(files, indent=1) + "\n")

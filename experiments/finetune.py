@@ -113,13 +113,13 @@ def make_model(config: Config, class_names: tuple[str, ...]) -> nn.Module:
     """The model for these classes and clips, which are also on its card."""
     fields = {"num_classes": len(class_names), "num_frames": config.data.frames, "image_size": config.data.size}
     fields |= {name: value for name in ("drop_path", "dropout") if (value := getattr(config, name)) is not None}
-    named = vidjax.create_model(config.model)
-    if "num_classes" not in named.__dataclass_fields__ or hasattr(named, "search"):
-        why = "chooses frames by a policy, which is not trained here" if hasattr(named, "search") else "has no classes"
-        suggestion = config.model.removesuffix("_pretrain") if config.model.endswith("_pretrain") else "a classifier"
-        raise UserError(f"model {config.model} {why}: choose {suggestion}")
-    fields |= config.adapt.fields(config.model, config.init_from)
-    model = vidjax.create_model(config.model, **fields, **runs.computing_fields(config, config.model))
+    named, short = vidjax.create_model(config.model), config.model.removesuffix("_pretrain")
+    chooses = hasattr(named, "search") or hasattr(named, "masked")  # what it computes
+    if chooses or "num_classes" not in named.__dataclass_fields__:
+        why = "chooses what it computes" if chooses else "has no classes"
+        raise UserError(f"model {config.model} {why}: choose {'a classifier' if short == config.model else short}")
+    fields |= config.adapt.fields(config.model, config.init_from) | runs.computing_fields(config, config.model)
+    model = vidjax.create_model(config.model, **fields)
     return model.clone(card=runs.trained_card(model.card, config.data, class_names, config.heads))
 
 
@@ -157,9 +157,9 @@ def make_loss(config: Config, model: nn.Module, trained: Any, teacher: Teacher |
 def summarize(run: Run, result: FitResult, chosen: str) -> dict[str, float]:
     """Prints the results, the files written and suggested next steps."""
     lines, numbers = describe_accuracy(run, chosen)
-    views = f"--views 4x3{' --head HEAD' if run.config.heads else ''}"
+    head = " --head HEAD" if run.config.heads else ""
     advice = {
-        "evaluating many views": f"python experiments/evaluate.py --run {run.workdir} --data.source VIDEOS {views}",
+        "many views": f"python experiments/evaluate.py --run {run.workdir} --data.source VIDEOS --views 4x3{head}",
         "classifying videos": f"python experiments/predict.py --run {run.workdir} clip.mp4",
         "in your own code": f"model, variables = vidjax.load_pretrained({str(run.workdir)!r})",
     }

@@ -137,13 +137,14 @@ def main(config: Config, mesh: Mesh) -> dict[str, float]:
         each and with_pairs(each, tokenizer, context, required=method != "grpo")
         for each in open_captioned(config.data, config.seed)
     )
+    preferences.check_attributes(attributes, source, tokenizer, context)
     run.plan(source=source, validation=validation)
     frozen, model = {"reference": reference}, captioner
     if method == "dpo":
         loss_fn = preferences.dpo_loss(model, config.beta, config.smoothing)
     elif method == "grpo":
         reward, frozen["reward"] = preferences.load_reward(
-            config.reward, attributes, tokenizer, source.captions(0), runs.computing_type(config.dtype)
+            config.reward, attributes, tokenizer, source.captions(0), context, runs.computing_type(config.dtype)
         )
         loss_fn = preferences.group_loss(model, reward, tokenizer.end, context, config.group, config.beta)
     else:
@@ -164,6 +165,7 @@ def main(config: Config, mesh: Mesh) -> dict[str, float]:
     else:
         variables = jax.tree.map(jnp.copy, reference)  # the step reuses the memory of what it trains
     state = run.begin(variables, frozen)
+    preferences.check_reference(run.workdir, config.init_from, reference)
     run.announce(method=method, text=f"{tokenizer.name}: {context} tokens per caption", pairs=f"{pairs[0]} per video")
     if is_main_process():
         keep_tokenizer(tokenizer.name, run.workdir)

@@ -140,8 +140,11 @@ def classify(config: Config, encoded: dict[str, list[np.ndarray]], labels: np.nd
     if config.encoding == "bag_of_words":
         kernels = fisher.chi_square_kernel(encoded["train"], encoded["validation"])
     else:
-        train, test = (np.concatenate(encoded[which], axis=1) for which in ("train", "validation"))
-        kernels = train @ train.T, test @ train.T
+        # Sums over the kinds of descriptors: joined vectors would take their memory twice.
+        kernels = tuple(
+            sum(rows @ train.T for rows, train in zip(encoded[which], encoded["train"], strict=True))
+            for which in ("train", "validation")
+        )
     train, test = fisher.kernel_features(*kernels)
     return linear_svm(train, labels, test, classes, config.cost)
 

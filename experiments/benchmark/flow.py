@@ -64,8 +64,9 @@ class OpticalFlow:
 
 def draw(config: OpticalFlow) -> np.ndarray:
     """Frames `t h w 3`, one more than pairs."""
-    coarse = np.random.default_rng(0).uniform(0, 255, (config.size // 8, config.size // 8, 3))
-    texture = np.kron(coarse, np.ones((8, 8, 1)))
+    cells = -(-config.size // 8)
+    coarse = np.random.default_rng(0).uniform(0, 255, (cells, cells, 3))
+    texture = np.kron(coarse, np.ones((8, 8, 1)))[: config.size, : config.size]
     for axis in (0, 1):
         texture = np.mean([np.roll(texture, shift, axis) for shift in range(-4, 5)], axis=0)
     moved = [np.roll(texture, (number * MOTION[0], number * MOTION[1]), (0, 1)) for number in range(config.pairs + 1)]
@@ -82,8 +83,8 @@ def ours(method: Method, config: OpticalFlow) -> float:
         return _median(lambda: list(flows(flow, iter(frames))), lambda _: None, config)
     keep_to(config.threads)
     model = vidjax.create_model(method)
-    video = model.card.preprocess(jnp.asarray(frames)[None])
-    variables = jax.jit(lambda key: model.init(key, video[:, :2]))(jax.random.key(0))
+    video = model.card.preprocess(jnp.stack([frames[:-1], frames[1:]], axis=1))
+    variables = jax.jit(lambda key: model.init(key, video[:1]))(jax.random.key(0))
     apply = jax.jit(model.apply)
     return _median(lambda: apply(variables, video), jax.block_until_ready, config)
 

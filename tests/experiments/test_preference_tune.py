@@ -189,4 +189,4 @@ def test_what_does_not_fit_the_captioner_is_refused():
         require_writer("some", create_model("albef_tiny"))
     judge = script.RewardModel(create_model("blip_tiny"))
     with pytest.raises(ValueError, match="reward judge has another tokenizer than the captioner"):
-        check_reward("judge", judge, open_tokenizer("bytes"), WORDS, ("a",))
+        check_reward("judge", judge, open_tokenizer("bytes"), WORDS, ("a",), 4)

@@ -41,8 +41,9 @@ def with_pairs(source: Source, tokenizer: Tokenizer, context: int, required: boo
     for index, pairs in zip(indices, texts, strict=True):
         if same := [chosen for chosen, rejected in pairs if chosen == rejected and source.rejected(index)]:
             raise UserError(f"{source.ids[index]}: '{same[0]}' is preferred to itself, change one of the two")
-    longest = max((text for pairs in texts for pair in pairs for text in pair), key=len)
-    if tokenize(tokenizer, longest, context)[1]:
+    distinct = {text for pairs in texts for pair in pairs for text in pair}
+    if cut := [text for text in sorted(distinct) if tokenize(tokenizer, text, context)[1]]:
+        longest = max(cut, key=len)
         count = len(tokenizer.encode(longest))
         raise UserError(
             f"'{longest[:40]}' has {count} tokens, the context {context}: give a longer --context, or cut it"

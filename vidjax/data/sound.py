@@ -9,14 +9,14 @@ of a clip for which the file has less than half of the samples, or only zeros.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
 import av
 import numpy as np
 from jaxtyping import Float
 
-from vidjax.data.container import as_fraction, blame_file
+from vidjax.data.container import LENIENT, as_fraction, blame_file
 from vidjax.data.decode import DecodeError
 from vidjax.data.example import Example, Field, Source
 from vidjax.data.sources import FilePart
@@ -71,9 +71,9 @@ class Sound:
     def _decode(self, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Samples from number `first` on, and which of them are in the file."""
         start = self.origin + first / self.rate
-        with av.open(self.path if "://" in self.path else f"file:{self.path}") as container:
+        with av.open(self.path if "://" in self.path else f"file:{self.path}", **LENIENT) as container:
             stream = container.streams.best("audio")
-            if stream is None:
+            if stream is None or stream.codec_context is None:  # no sound, or no decoder for it
                 return np.zeros(count, np.float32), np.zeros(count, bool)
             stream.codec_context.thread_count = 1
             rate = stream.codec_context.sample_rate
@@ -81,14 +81,15 @@ class Sound:
             total = round((count / self.rate + 2 * MARGIN) * rate)
             source, known = np.zeros(total, np.float32), np.zeros(total, bool)
             following = None
-            for time, samples in _frames(container, stream, begin, begin + total / rate):
-                place = round((time - begin) * rate)
-                if following is not None and abs(place - following) < SLACK * rate:
-                    place = following
-                following = place + len(samples)
-                cut = slice(max(place, 0), max(min(place + len(samples), total), 0))
-                source[cut] = samples[cut.start - place : cut.stop - place]
-                known[cut] = True
+            with suppress(av.FFmpegError):  # what was decoded before damage stays
+                for time, samples in _frames(container, stream, begin, begin + total / rate):
+                    place = round((time - begin) * rate)
+                    if following is not None and abs(place - following) < SLACK * rate:
+                        place = following
+                    following = place + len(samples)
+                    cut = slice(max(place, 0), max(min(place + len(samples), total), 0))
+                    source[cut] = samples[cut.start - place : cut.stop - place]
+                    known[cut] = True
         at = np.arange(count) / self.rate + MARGIN
         there = known[np.minimum(np.round(at * rate).astype(np.int64), total - 1)]
         return np.where(there, _resample(source, rate, self.rate)[_span(count, self.rate)], 0), there

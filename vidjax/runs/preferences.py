@@ -1,7 +1,9 @@
 """Tuning a captioner by preferences: its losses, rewards, and its evaluation against the frozen reference."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -20,13 +22,14 @@ from vidjax.runs.generation import begin
 from vidjax.runs.run import Run
 from vidjax.runs.validation import Validator
 from vidjax.runs.video_text import tokenizer_of
-from vidjax.runs.weights import load_pretrained
+from vidjax.runs.weights import fingerprint, load_pretrained
 from vidjax.runs.workdir import is_run
 from vidjax.training.sharding import is_main_process, jit_on_mesh, put_batch
 from vidjax.training.state import Aux, TrainState
 from vidjax.training.step import LossFn, valid_mean
 
 if TYPE_CHECKING:  # PyAV and the tokenizers are imported when they are needed
+    from vidjax.data.sources import Source
     from vidjax.data.text import Tokenizer
 
 Reward = Callable[[Any, dict[str, Array], Int[Array, "n m"], Int[Array, "n m"]], Float[Array, "n"]]
@@ -90,6 +93,39 @@ class Attribute(NamedTuple):
         """Whether texts name the same phrase as others; false if these name none."""
         expected = self.named(other)
         return (self.named(ids) == expected) & (expected >= 0)
+
+
+def check_attributes(
+    attributes: Sequence[Attribute], source: "Source", tokenizer: "Tokenizer", context: int, examples: int = 256
+) -> None:
+    """Checks that captions name the attributes: a reward that no caption can have would teach nothing.
+
+    Raises:
+      UserError: none of the captions of the first examples names one of them.
+    """
+    from vidjax.data.text import tokenize
+
+    texts = [text for index in range(min(len(source), examples)) for text in source.captions(index)]
+    ids = jnp.array([tokenize(tokenizer, text, context)[0] for text in texts])
+    for attribute in attributes:
+        if not (attribute.named(ids) >= 0).any():
+            raise UserError(
+                f"attributes: none of {len(texts)} captions of {source.name}, such as '{texts[0]}', names a phrase of "
+                f"{attribute.name}: correct the phrases"
+            )
+
+
+def check_reference(workdir: Path, source: str, reference: Any) -> None:
+    """Writes into a run's work directory which reference it has, or checks that it is still that one.
+
+    Raises:
+      UserError: the weights of the captioner have changed since the run began.
+    """
+    path, found = workdir / "reference.json", fingerprint(reference)
+    if path.exists() and json.loads(path.read_text())["weights"] != found:
+        raise UserError(f"{source} has changed since {workdir} began with it: restore it, or give another --workdir")
+    if is_main_process():
+        path.write_text(json.dumps({"weights": found, "source": source}) + "\n")
 
 
 def attribute_reward(attribute: Attribute) -> Reward:
@@ -230,14 +266,18 @@ def without_gradients(loss_fn: LossFn, trained: PyTree[bool]) -> LossFn:
     return loss
 
 
-def check_reward(source: str, judge: Any, theirs: "Tokenizer", ours: "Tokenizer", texts: Sequence[str]) -> RewardModel:
+def check_reward(
+    source: str, judge: Any, theirs: "Tokenizer", ours: "Tokenizer", texts: Sequence[str], context: int
+) -> RewardModel:
     """Returns the reward model if it reads the captions that the policy writes.
 
     Raises:
-      UserError: it is no reward model, or has another tokeniser.
+      UserError: it is no reward model, reads shorter captions, or has another tokeniser.
     """
     if not isinstance(judge, RewardModel):
         raise UserError(f"reward {source} is a {type(judge).__name__}: give a run of --method reward")
+    if judge.tower.text.context < context:
+        raise UserError(f"reward {source} reads {judge.tower.text.context} tokens: give --context with at most as many")
     if theirs.vocabulary != ours.vocabulary or any(theirs.encode(text) != ours.encode(text) for text in texts):
         raise UserError(f"reward {source} has another tokenizer than the captioner: train one with its tokenizer")
     return judge
@@ -268,13 +308,14 @@ def load_captioner(config: Any, context: int | None) -> tuple[Blip | Captioner, 
 
 
 def load_reward(
-    name: str, attributes: Sequence[Attribute], tokenizer: "Tokenizer", texts: Sequence[str], dtype: Any
+    name: str, attributes: Sequence[Attribute], tokenizer: "Tokenizer", texts: Sequence[str], context: int, dtype: Any
 ) -> tuple[Reward, dict]:
     """The reward of captions, by the name of an attribute or a reward model's run, and its variables.
 
     Args:
       tokenizer: the captioner's.
       texts: some captions, which the reward model must read alike.
+      context: tokens per caption.
 
     Raises:
       UserError: it is neither, or was trained with another tokeniser.
@@ -286,7 +327,7 @@ def load_reward(
         names = ", ".join(named) or "none of which are given"
         raise UserError(f"reward {name} is neither a run nor one of the attributes ({names}): give one")
     judge, variables = load_pretrained(name, strict=True, dtype=dtype)
-    judge = check_reward(name, judge, tokenizer_of(name), tokenizer, texts)
+    judge = check_reward(name, judge, tokenizer_of(name), tokenizer, texts, context)
     return model_reward(judge), variables
 
 

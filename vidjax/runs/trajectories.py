@@ -118,6 +118,8 @@ def track_video(job: Job, which: Which, index: int) -> str | None:
             label = example.label
     except DecodeError as error:
         return str(error)
+    except UserError as error:  # frames smaller than a patch
+        return f"{source.ids[index]}: {error}"
     if len(tracks.first) > data.max_tracks:
         kept = np.linspace(0, len(tracks.first) - 1, data.max_tracks).astype(int)
         tracks = Tracks(*(array[kept] for array in tracks))
@@ -265,12 +267,15 @@ def cache_pooled(
 ) -> int:
     """Writes the TDD of all videos that the cache in `folder` lacks; returns the channels of the maps.
 
-    The maps of one whole video are in memory, as they are divided by their maximum over it.
+    The maps of one whole video are in memory, as they are divided by their maximum over it. Videos without the stream
+    are left out, also of `readable`.
 
     Raises:
       UserError: the cache is of another model.
     """
     import cv2
+
+    from vidjax.data.container import DecodeError
 
     sources, maps_of, channels = _sources(job.data, job.seed), make_maps(model, variables), 0
     make_folder(folder, "--out", "the cache")
@@ -278,9 +283,16 @@ def cache_pooled(
     _check(folder, {"stream": stream, "model": f"{type(model).__name__} {fingerprint(variables)[:16]}", **tracks})
     for which, source in sources.items():
         (folder / which).mkdir(exist_ok=True)
-        for index in readable[which]:
+        for index in list(readable[which]):
             path = path_of(folder, which, index)
             if path.exists():
+                continue
+            try:
+                with source.open(index, (stream,)):
+                    pass
+            except DecodeError as error:  # such as a stream that this video lacks
+                print(f"left out: {error}", flush=True)
+                readable[which].remove(index)
                 continue
             with np.load(path_of(Path(job.folder), which, index)) as stored, source.open(index, (stream,)) as example:
                 points, first, size = stored["points"], stored["first"], stored["size"]

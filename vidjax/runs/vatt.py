@@ -83,7 +83,7 @@ def sound_validator(run: Run, tokenizer: "Tokenizer") -> Validator:
         variables = {"params": state.evaluated_params, **state.model_state}
         rows = embed_all(run, variables, run.validation_batches(**settings))
         heard = rows["sound_valid"]
-        metrics = {"without_sound": float((~heard).sum())}
+        metrics = {"without_sound": float((~heard).sum()), "score": float("nan")}  # unless some are heard
         if heard.any():
             both = retrieval(rows["video_of_sound"][heard], rows["sound"][heard])
             metrics |= {"sound_to_video_r1": both.text_to_video.r1, "video_to_sound_r1": both.video_to_text.r1}

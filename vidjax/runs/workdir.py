@@ -31,7 +31,7 @@ RUN_FILES = (
     "reconstructions", "similarity", "tokenizer",
     "bad_files*.jsonl", "bad_validation_files*.jsonl", "skipped_step_*.npz", "timelines.png", "features.json",
     "detections.csv", "detections.png", "classes.csv", "action_ids.json",
-    "moments.png", "queries.npy", "queries.json",
+    "moments.png", "queries.npy", "queries.json", "reference.json",
 )  # fmt: skip
 """Names and patterns of the files that a run writes into its work directory."""
 TOKENIZER_FOLDER = "tokenizer"
@@ -117,7 +117,13 @@ def open_run(config: Any, state: Any, **sources: "Source") -> Path:
     previous = json.loads(path.read_text()) if path.exists() else {}
     examples = {f"data.{name}": describe_examples(source) for name, source in sources.items()}
     same = [name for name in examples if examples[name] == previous.get(name)]
-    if resumes and _has_kept_tokenizer(getattr(config, "tokenizer", "bytes"), Path(config.workdir)):
+    name = getattr(config, "tokenizer", None) or "bytes"
+    if resumes and name != "bytes" and (Path(config.workdir) / TOKENIZER_FOLDER).is_dir():
+        if not _has_kept_tokenizer(name, Path(config.workdir)):
+            raise UserError(
+                f"{config.workdir}: tokenizer was another one than {name}, see its copy in {TOKENIZER_FOLDER}/: give "
+                "that one, or another --workdir"
+            )
         same.append("tokenizer")
     workdir = open_workdir(config.workdir, config, same=same, fits=partial(fits, Path(config.workdir), state))
     if jax.process_index() == 0:
@@ -136,8 +142,9 @@ def keep_tokenizer(name: str, workdir: Path) -> None:
     """Copies the tokeniser's files into a work directory, so that the run can be moved without them."""
     if name == "bytes" or (workdir / TOKENIZER_FOLDER).exists():
         return
+    files = _tokenizer_files(name)
     (workdir / TOKENIZER_FOLDER).mkdir()
-    for file in _tokenizer_files(name):
+    for file in files:
         shutil.copy(file, workdir / TOKENIZER_FOLDER)
 
 
@@ -150,11 +157,8 @@ def _tokenizer_files(name: str) -> list[Path]:
 
 def _has_kept_tokenizer(name: str, workdir: Path) -> bool:
     """Whether a run keeps a copy of this tokeniser's files."""
-    kept = workdir / TOKENIZER_FOLDER
-    if name == "bytes" or not kept.is_dir():
-        return False
     files = {file.name: file.read_bytes() for file in _tokenizer_files(name)}
-    return files == {file.name: file.read_bytes() for file in kept.iterdir()}
+    return files == {file.name: file.read_bytes() for file in (workdir / TOKENIZER_FOLDER).iterdir()}
 
 
 def describe_examples(source: "Source") -> dict[str, Any]:
