@@ -170,9 +170,10 @@ def describe_examples(source: "Source") -> dict[str, Any]:
     folders = (name.split("/")[:-1] for name in (min(source.ids), max(source.ids)))
     shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(*folders, strict=False)))
     described = hashlib.sha256(repr(source.class_names).encode())
+    uses_pairs = "pairs" in getattr(source, "fields", ())  # sources of segments and moments have no fields
     for index, name in enumerate(source.ids):
         text = (source.label(index), source.captions(index)) if source.listed else ()
-        text += (source.rejected(index),) if "pairs" in source.fields else ()
+        text += (source.rejected(index),) if uses_pairs else ()
         described.update(repr((name.split("/", shared)[-1], *text)).encode())
     if source.parts:
         described.update(repr([(part.count, part.weight) for part in source.parts]).encode())
