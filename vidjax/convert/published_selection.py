@@ -8,7 +8,9 @@ DRIVE = "https://drive.google.com/file/d"
 dynamicvit = partial(
     Published, layout="original", licence=MIT, data="ImageNet", views="1x1", facts="raoyongming/DynamicViT README.md"
 )
-adavit = partial(Published, layout="original", data="ImageNet", views="1x1", facts="MengLcool/AdaViT README.md")
+adavit = partial(
+    Published, layout="original", licence="none given", data="ImageNet", views="1x1", facts="MengLcool/AdaViT README.md"
+)
 stts = partial(
     Published, layout="original", licence=MIT, classes=KINETICS, data="K400", views="5x1",
     facts="wangjk666/STTS README.md",

@@ -114,6 +114,12 @@ class AdaFrame(nn.Module):
     card: Card = Card()
     dtype: DTypeLike | None = None
 
+    def __post_init__(self) -> None:
+        # `create_model` sets a head and classes in all parts, and a module belongs to the first part that has it.
+        for part in ("features", "glance"):
+            setattr(self, part, getattr(self, part).clone(num_classes=None, head=None))
+        super().__post_init__()
+
     def setup(self) -> None:
         """Creates the submodules, whose attribute names are the parameter names."""
         if self.features.shift != "none" or self.glance.shift != "none":
