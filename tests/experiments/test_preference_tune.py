@@ -17,7 +17,7 @@ from vidjax.data.preferences import PAIRS, with_pairs
 from vidjax.data.sources import open_source, subset
 from vidjax.data.text import open_tokenizer, tokenize
 from vidjax.models import create_model, example_inputs
-from vidjax.runs.preferences import Attribute, check_reward, require_writer
+from vidjax.runs.preferences import Attribute, check_reference, check_reward, require_writer
 from vidjax.runs.workdir import describe_examples
 from vidjax.training.checkpoint import load_variables
 from vidjax.training.metrics import read_metrics
@@ -152,6 +152,14 @@ def test_every_method_runs_and_dpo_resumes_exactly():
         script.main(changed(tuned, reward="whole", workdir="other"))
 
 
+def test_a_reference_that_has_changed_is_refused(tmp_path):
+    reference = {"params": {"kernel": jnp.ones(3)}}
+    for _ in range(2):  # begins, and resumes
+        check_reference(tmp_path, "runs/vl", reference)
+    with pytest.raises(ValueError, match=r"runs/vl has changed since .* began with it: restore it"):
+        check_reference(tmp_path, "runs/vl", {"params": {"kernel": jnp.zeros(3)}})
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -178,6 +186,10 @@ def test_what_does_not_fit_the_captioner_is_refused():
         ({"tokenizer": "bytes"}, "tokenizer bytes is not that of captioner: give its own"),
         ({"attributes": ("motion=up",)}, "attributes: 'motion=up' is not NAME=PHRASE"),
         ({"attributes": ("a=zebra|yak",)}, "attributes: tokenizer .* does not tell the phrases of 'a' apart"),
+        (
+            {"attributes": ("a=red red|moves moves",)},
+            "none of .* captions of synthetic.* names a phrase of a",
+        ),
         ({"method": "grpo", "reward": "speed"}, "reward speed is neither a run nor one of the attributes"),
     ):
         nested = {name: value for name, value in fields.items() if "__" in name}
