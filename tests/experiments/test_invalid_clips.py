@@ -29,7 +29,12 @@ import finetune  # noqa: E402
 import mae_pretrain  # noqa: E402
 
 SMALLEST = [min(name for name in family.VARIANTS if "_tiny" in name) for family in FAMILIES]
-CLASSIFIERS = [name for name in SMALLEST if "num_classes" in VARIANTS[name]().__dataclass_fields__]
+CLASSIFIERS = [
+    name
+    for name in SMALLEST
+    if "num_classes" in VARIANTS[name]().__dataclass_fields__ and not hasattr(VARIANTS[name](), "search")
+]
+"""Without AdaFrame, which finetune.py does not train."""
 WITH_GRADIENT = ("fr2d_tiny", "lrcn_tiny", "uniformer_tiny", "videomae_tiny")
 """Families whose gradients are compiled too, which takes long: others have their batch norms, or where there are none,
 logits of a clip that are its own, as a VideoMAE's."""
