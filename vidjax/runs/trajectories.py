@@ -288,21 +288,22 @@ def cache_pooled(
             if path.exists():
                 continue
             try:
-                with source.open(index, (stream,)):
-                    pass
+                with (
+                    np.load(path_of(Path(job.folder), which, index)) as stored,
+                    source.open(index, (stream,)) as example,
+                ):
+                    points, first, size = stored["points"], stored["first"], stored["size"]
+                    frames = example.streams[stream]
+                    count = min(frames.info.num_frames, job.data.max_frames)
+                    side = (model.image_size, model.image_size)
+                    maps = maps_of(
+                        cv2.resize(frame, side, interpolation=cv2.INTER_AREA)
+                        for frame in frames.iterate(np.arange(count), job.data.short_side)
+                    )
             except DecodeError as error:  # such as a stream that this video lacks
                 print(f"left out: {error}", flush=True)
                 readable[which].remove(index)
                 continue
-            with np.load(path_of(Path(job.folder), which, index)) as stored, source.open(index, (stream,)) as example:
-                points, first, size = stored["points"], stored["first"], stored["size"]
-                frames = example.streams[stream]
-                count = min(frames.info.num_frames, job.data.max_frames)
-                side = (model.image_size, model.image_size)
-                maps = maps_of(
-                    cv2.resize(frame, side, interpolation=cv2.INTER_AREA)
-                    for frame in frames.iterate(np.arange(count), job.data.short_side)
-                )
             number = first[:, None] + np.arange(points.shape[1])
             total = -(-count // model.num_frames) * model.num_frames
             places = np.concatenate([((number + 0.5) / total)[..., None], (points / size)[..., ::-1]], axis=-1)
