@@ -28,6 +28,7 @@ from vidjax.training.sharding import (
     array_sharding,
     batch_sharding,
     check_batch_size,
+    jit_into,
     jit_step,
     make_mesh,
     put_batch,
@@ -163,7 +164,7 @@ def make_program(job: Job, mesh: Mesh) -> tuple[Callable, Any, dict[str, jax.Sha
         return create_state(draw_fast(keys[0]), tx, keys[2], ema=is_latent(model))
 
     sharding = state_sharding(mesh, jax.eval_shape(init))
-    create = jax.jit(init, out_shardings=sharding)
+    create = jit_into(sharding, init, mesh)
     loss = make_loss(model, job.training, job.batch_size)
     if job.training:
         step = make_train_step(loss, tx, ema_decay=EMA_DECAY if is_latent(model) else None)
@@ -172,8 +173,7 @@ def make_program(job: Job, mesh: Mesh) -> tuple[Callable, Any, dict[str, jax.Sha
     def evaluate(state: TrainState, batch: dict[str, jax.Array]) -> tuple[None, jax.Array]:
         return None, loss(state.params, state.aux, batch, state.key)[0]
 
-    shardings = {"in_shardings": (sharding, batch_sharding(mesh)), "out_shardings": replicated(mesh)}
-    return jax.jit(evaluate, **shardings), create, batch
+    return jit_into(replicated(mesh), evaluate, mesh, in_shardings=(sharding, batch_sharding(mesh))), create, batch
 
 
 def compile_program(job: Job, mesh: Mesh) -> tuple[jax.stages.Compiled, Any, float]:

@@ -6,12 +6,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from vidjax.errors import UserError
 from vidjax.models import create_model
 from vidjax.objectives import masking, reconstruction
 from vidjax.training.optimizer import OptimizerConfig, make_optimizer
-from vidjax.training.sharding import check_batch_size, jit_step, join_processes, make_mesh, put_batch, state_sharding
+from vidjax.training.sharding import (
+    check_batch_size,
+    compiler_options,
+    jit_into,
+    jit_step,
+    join_processes,
+    make_mesh,
+    put_batch,
+    state_sharding,
+)
 from vidjax.training.state import create_state
 from vidjax.training.step import make_train_step
 
@@ -148,3 +158,12 @@ def test_a_batch_that_cannot_be_split_raises():
     check_batch_size(2, sequence=4)
     with pytest.raises(UserError, match="a batch of 3 cannot be split over 2 devices: make it a multiple of 2"):
         put_batch({"x": np.zeros((3, 2))}, make_mesh(sequence=4))
+
+
+def test_programs_compile_for_cpus_at_a_lower_level_unless_xla_flags_says_another(monkeypatch):
+    mesh = make_mesh(devices=jax.devices()[:1])
+    assert compiler_options(mesh) == {}  # conftest.py sets a level
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+    assert compiler_options(mesh) == {"xla_backend_optimization_level": 1}
+    double = jit_into(NamedSharding(mesh, PartitionSpec()), lambda x: 2 * x, mesh)
+    assert double(jnp.ones(3)).tolist() == [2, 2, 2]

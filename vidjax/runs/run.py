@@ -47,6 +47,7 @@ from vidjax.training.sharding import (
     array_sharding,
     check_batch_size,
     is_main_process,
+    jit_into,
     jit_step,
     state_sharding,
     this_process,
@@ -203,7 +204,7 @@ class Run:
         """Newly initialised variables, sharded like the state."""
         if not self._loads_weights:  # which can fail, and should leave no work directory and wait for no compilation
             self._open()
-        return jax.jit(self._init, out_shardings=self._variables_sharding)(self._init_key)
+        return jit_into(self._variables_sharding, self._init, self.mesh)(self._init_key)
 
     def begin(self, variables: dict[str, Any], frozen: PyTree | None = None) -> TrainState:
         """Opens the work directory, writes the model's description to it and returns the initial state.
@@ -227,7 +228,7 @@ class Run:
         for name, source in self.sources.items():
             path = self.workdir / f"bad_{'validation_' if name == 'validation' else ''}files{process}.jsonl"
             self._bad_files[name] = BadFiles(source, self.config.data.max_bad_share, path)
-        state = jax.jit(self._create, out_shardings=self.sharding)(variables, frozen)
+        state = jit_into(self.sharding, self._create, self.mesh)(variables, frozen)
         if self._adapt.used:
             remember_base(self.workdir, self.config.init_from, state.frozen[0])
         return state
@@ -254,8 +255,7 @@ class Run:
     def _compile_step(self) -> None:
         """Compiles the step while the main thread creates the state, and imports TensorFlow while XLA works.
 
-        The first call of the step finds the result in JAX's cache. Errors are raised by that call, and by the import of
-        the pipeline.
+        The first call of the step finds the result in JAX's cache, and raises errors, as the pipeline's import does.
         """
         # The context mesh of `runs.on_mesh` belongs to the main thread, and to the key of JAX's cache.
         with suppress(Exception), jax.set_mesh(self.mesh) if self.config.sequence > 1 else nullcontext():

@@ -144,6 +144,22 @@ def this_process() -> dict[str, int]:
     return {"process_index": jax.process_index(), "process_count": jax.process_count()}
 
 
+def compiler_options(mesh: Mesh) -> dict[str, int]:
+    """Options with which XLA compiles for CPUs in 0.8 to 0.95 of the time; programs run as fast (JAX 0.10 to 0.12).
+
+    An optimisation level in `XLA_FLAGS` takes precedence. Other platforms keep XLA's defaults.
+    """
+    given = "xla_backend_optimization_level" in os.environ.get("XLA_FLAGS", "")
+    return {} if given or mesh.devices.flat[0].platform != "cpu" else {"xla_backend_optimization_level": 1}
+
+
+def jit_into(
+    sharding: PyTree[NamedSharding], function: Callable[..., Any], mesh: Mesh, **settings: Any
+) -> Callable[..., Any]:
+    """Jits a function, such as one that creates variables, whose outputs get this sharding."""
+    return jax.jit(function, out_shardings=sharding, compiler_options=compiler_options(mesh), **settings)
+
+
 def jit_on_mesh(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
     """Jits a function with replicated outputs and the mesh as the context mesh."""
 
@@ -152,7 +168,7 @@ def jit_on_mesh(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             return function(*args)
 
-    return jax.jit(on_mesh, out_shardings=replicated(mesh))
+    return jit_into(replicated(mesh), on_mesh, mesh)
 
 
 def jit_step(step: Callable[..., tuple[Any, Any]], sharding: PyTree[NamedSharding], mesh: Mesh) -> Callable[..., Any]:
@@ -171,7 +187,7 @@ def jit_step(step: Callable[..., tuple[Any, Any]], sharding: PyTree[NamedShardin
 
     # The shardings of the batch are determined by the constraints above.
     shardings = {"in_shardings": (sharding, None), "out_shardings": (sharding, replicated(mesh))}
-    return jax.jit(on_mesh, donate_argnums=0, **shardings)
+    return jax.jit(on_mesh, donate_argnums=0, compiler_options=compiler_options(mesh), **shardings)
 
 
 def check_batch_size(batch_size: int, accumulation: int = 1, repeats: int = 1, sequence: int = 1) -> None:
