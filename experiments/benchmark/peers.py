@@ -2,8 +2,8 @@
 
 VideoMAE, ViViT and TimeSformer come from transformers, with SDPA attention if implemented there, and V-JEPA 2's
 training from its layers (`torch_vjepa`); video ResNets, S3D, MViT and Video Swin come from torchvision; UniFormer,
-UniFormerV2, SlowFast, X3D, CSN and TSM, which no maintained package provides, are the modules of `torch_uniformer`,
-`torch_uniformerv2` and `torch_convolutions`.
+UniFormerV2, SlowFast, X3D, CSN, TSM, C3D and I3D, which no maintained package provides, are the modules of
+`torch_uniformer`, `torch_uniformerv2`, `torch_convolutions` and `torch_older`.
 """
 
 import importlib.util
@@ -18,6 +18,7 @@ import flax.linen as nn
 from benchmark.ours import CLASSES, is_masked_autoencoder
 from vidjax.errors import UserError
 from vidjax.models import vjepa
+from vidjax.models.c3d import C3D
 from vidjax.models.csn import ChannelSeparatedNetwork
 from vidjax.models.inception3d import Inception3D
 from vidjax.models.mvit import MViT
@@ -58,7 +59,8 @@ def make_peer(name: str, model: nn.Module) -> tuple["torch.nn.Module", str]:
         UniFormer: (_uniformer, "b c t h w"),
         UniFormerV2: (_uniformerv2, "b c t h w"),
         ResNet3D: (_resnet3d, "b c t h w"),
-        Inception3D: (_s3d, "b c t h w"),
+        C3D: (_c3d, "b c t h w"),
+        Inception3D: (_inception3d, "b c t h w"),
         SlowFast: (_slowfast, "b c t h w"),
         X3D: (_x3d, "b c t h w"),
         ChannelSeparatedNetwork: (_csn, "b c t h w"),
@@ -224,7 +226,18 @@ def _resnet3d(name: str, model: ResNet3D) -> "torch.nn.Module":
     )
 
 
-def _s3d(name: str, model: Inception3D) -> "torch.nn.Module":
+def _c3d(name: str, model: C3D) -> "torch.nn.Module":
+    from benchmark import torch_older
+
+    fields = (model.width, model.hidden, model.dropout, model.num_frames, model.image_size)
+    return torch_older.C3D(*fields, CLASSES)
+
+
+def _inception3d(name: str, model: Inception3D) -> "torch.nn.Module":
+    if not model.separable:
+        from benchmark import torch_older
+
+        return torch_older.I3D(model.width_multiplier, model.channels, model.dropout, CLASSES)
     if name != "s3d":
         raise NoPeerError(f"torchvision has no {name}")
     return import_torchvision().models.video.s3d(num_classes=CLASSES)

@@ -152,7 +152,7 @@ def test_a_wrong_name_is_one_line():
     [
         "videomae_tiny", "videomae_tiny_pretrain", "vivit_tiny_joint", "timesformer_tiny_divided", "uniformer_tiny",
         "uniformerv2_tiny_ssv2", "r2plus1d_34", "slowfast_tiny", "x3d_tiny", "ipcsn_tiny", "tsm_50_8", "mvit_tiny",
-        "mvitv2_tiny", "video_swin_tiny", "vjepa2_tiny_pretrain",
+        "mvitv2_tiny", "video_swin_tiny", "vjepa2_tiny_pretrain", "c3d_tiny", "i3d_tiny",
     ],
 )  # fmt: skip
 def test_peers_are_of_our_size(name):
@@ -172,8 +172,8 @@ def test_peers_are_of_our_size(name):
 
 
 def test_models_without_a_peer_say_so():
-    with pytest.raises(NoPeerError, match="no PyTorch peer of c3d"):
-        make_peer("c3d", make_model(job("c3d")))
+    with pytest.raises(NoPeerError, match="no PyTorch peer of p3d_tiny"):
+        make_peer("p3d_tiny", make_model(job("p3d_tiny")))
 
 
 def test_fields_are_compared_where_a_model_has_them():
@@ -297,7 +297,7 @@ def test_chunks_save_memory_and_change_no_gradient(tmp_path, capsys):
         ),
         ("timesformer_tiny_axial", "transformers' TimeSformer has no axial attention"),
         ("fr2d_tiny", "torchvision has no fr2d_tiny"),
-        ("i3d_tiny", "torchvision has no i3d_tiny"),
+        ("s3d_tiny", "torchvision has no s3d_tiny"),
         ("r2plus1d_18", "torchvision is not installed: pip install torchvision"),
         ("videomae_tiny", "transformers is not installed: pip install transformers"),
     ],
