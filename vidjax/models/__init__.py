@@ -173,11 +173,11 @@ def example_inputs(model: nn.Module) -> tuple[jax.ShapeDtypeStruct, ...]:
 
     A text tower takes ids, a cross-encoder tokens; a video-text model takes a video, and optionally ids.
     """
-    if hasattr(model, "context"):
+    if hasattr(model, "context") and not hasattr(model, "example_inputs"):
         return (jax.ShapeDtypeStruct((1, model.context), jnp.int32),)
     if "positions" in model.__dataclass_fields__:
         return (jax.ShapeDtypeStruct((1, model.positions, model.width), jnp.float32),)
-    if not hasattr(model, "num_frames"):  # it takes features
+    if not hasattr(model, "num_frames"):  # it takes features or tokens
         return model.example_inputs()
     shape = (1, model.num_frames, model.image_size, model.image_size, model.channels)
     video = jax.ShapeDtypeStruct(shape, jnp.float32)

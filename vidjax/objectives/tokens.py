@@ -87,3 +87,27 @@ def annealed(step: Int[Array, ""] | int, first: float, last: float, steps: int) 
 def warmed_up(step: Int[Array, ""] | int, last: float, steps: int) -> Float[Array, ""]:
     """A weight that rises linearly from 0 to the last value, and then stays."""
     return last * jnp.minimum(step / steps, 1.0)
+
+
+def text_to_image_loss(
+    words: Float[Array, "b k v"],
+    image: Float[Array, "b n t"],
+    ids: Int[Array, "b m"],
+    tokens: Int[Array, "b n"],
+    text_weight: float = 1 / 8,
+) -> tuple[Float[Array, "b"], Float[Array, "b"], Float[Array, "b"]]:
+    """DALL-E's loss of each example, and its parts: the mean cross-entropies of words and of image tokens.
+
+    Args:
+      words: logits of the words after the first.
+      image: logits of the image's tokens.
+      ids: words, with 0 after the end of a text, which does not count.
+      tokens: of the image.
+      text_weight: weight of the words; the rest is that of the image.
+    """
+    cross_entropy = optax.losses.softmax_cross_entropy_with_integer_labels
+    counted = ids[:, 1:] != 0
+    of_words = jnp.where(counted, cross_entropy(words.astype(jnp.float32), ids[:, 1:]), 0.0).sum(axis=1)
+    of_words /= jnp.maximum(counted.sum(axis=1), 1)
+    of_image = cross_entropy(image.astype(jnp.float32), tokens).mean(axis=1)
+    return text_weight * of_words + (1 - text_weight) * of_image, of_words, of_image
