@@ -20,11 +20,12 @@ from vidjax.errors import UserError
 def sum_over_time(params: PyTree[Array]) -> PyTree[Array]:
     """The parameters with which a network sees single frames as images.
 
-    Shapes remain: the sum is the tap in the centre and the other taps are zero, so that on one frame, which is padded by
-    half a kernel on both sides, a convolution is that of the sum. It is differentiable.
+    Shapes remain: the sum is the tap in the centre and the other taps are zero, so that on one frame, which is padded
+    by half a kernel on both sides, a convolution is that of the sum. It is differentiable.
 
     Args:
-      params: of a network whose kernels `kernel` of five axes, `t h w c d`, are convolutions of an odd number of frames.
+      params: of a network whose kernels `kernel` of five axes, `t h w c d`, are convolutions of an odd number of
+        frames.
     """
     return jax.tree_util.tree_map_with_path(_summed, params)
 

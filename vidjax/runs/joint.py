@@ -5,9 +5,9 @@ its own, and the losses, each the mean over its data set's batch, are added. Ima
 time (`layers.stills`). They share the weights of the batch norms; in training each kind is normalised by its own batch,
 and images do not change the running statistics, by which both are normalised in evaluation.
 
-Different from it: each head is a linear layer on the mean features (there: batch norm and a linear layer for images, two
-layers with a batch norm between them for clips), and a data set is gone through in its own epochs (there: an epoch ends
-with the shortest one).
+Different from it: each head is a linear layer on the mean features (there: batch norm and a linear layer for images,
+two layers with a batch norm between them for clips), and a data set is gone through in its own epochs (there: an epoch
+ends with the shortest one).
 """
 
 from dataclasses import dataclass
