@@ -25,13 +25,13 @@ from vidjax import cli, runs
 from vidjax.data.config import AugmentConfig, LabelledDataConfig
 from vidjax.errors import UserError
 from vidjax.fields import initial, require_not_negative
-from vidjax.layers.normalization import valid_clips
 from vidjax.objectives.classification import evidential, mix_clips
 from vidjax.objectives.multi_task import own_logits, smooth_labels, sum_of_tasks
 from vidjax.runs.adapting import AdaptConfig, choose_trained
+from vidjax.runs.joint import Joint, JointConfig
 from vidjax.runs.run import Run
 from vidjax.runs.sources import open_labelled
-from vidjax.runs.teacher import TaughtConfig, Teacher, distill, load_teacher, with_features
+from vidjax.runs.teacher import Teacher, distill, load_teacher
 from vidjax.runs.validation import describe_accuracy, recognition_validator
 from vidjax.training.loop import FitResult
 from vidjax.training.optimizer import OptimizerConfig
@@ -41,7 +41,7 @@ from vidjax.training.step import valid_mean
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(TaughtConfig):
+class Config(JointConfig):
     """A supervised training run."""
 
     model: str = "videomae_base"
@@ -50,8 +50,6 @@ class Config(TaughtConfig):
     """Also load the head from init_from, the rows for the classes of the data; otherwise it is newly initialised."""
     data: LabelledDataConfig = LabelledDataConfig(augment=AugmentConfig(crop="random_resized"))
     """The training and validation videos."""
-    heads: tuple[str, ...] = ()
-    """Names of the data sets in a mix that keep their own classes, with a softmax each (multi-task learning)."""
     tune: Literal["full", "partial", "linear_probe"] = "full"
     """Train all parameters that the model does not freeze; the last blocks, norms and head; or only the head."""
     tuned_blocks: int = 2
@@ -126,7 +124,7 @@ def make_model(config: Config, class_names: tuple[str, ...]) -> nn.Module:
 def make_loss(config: Config, model: nn.Module, trained: Any, teacher: Teacher | None = None) -> Callable:
     """The loss function: the objective of the config with mixup, CutMix, label smoothing and a teacher."""
     loss_of = evidential if config.objective == "evidential" else optax.losses.softmax_cross_entropy
-    sizes = model.card.head_sizes or (model.num_classes,)
+    sizes, joint = model.card.head_sizes or (model.num_classes,), Joint(config, model)
 
     def loss_fn(params: Any, aux: Aux, batch: dict[str, jax.Array], key: jax.Array) -> tuple:
         mix_key, dropout_key, path_key = jax.random.split(key, 3)
@@ -138,10 +136,7 @@ def make_loss(config: Config, model: nn.Module, trained: Any, teacher: Teacher |
         pixels, targets = mix(pixels)
         variables, rngs = {"params": params, **aux.model_state}, {"dropout": dropout_key, "drop_path": path_key}
         settings = {"train": config.tune != "linear_probe", "mutable": list(aux.model_state), "rngs": rngs}
-        with valid_clips(valid):
-            (logits, changed), features = with_features(
-                model.apply, variables, model.card.normalize(pixels), **settings
-            )
+        (logits, changed), features = joint.train(variables, model.card.normalize(pixels), batch, **settings)
         logits, metrics = logits.astype(jnp.float32), {}
         if config.train_accuracy:
             metrics["accuracy"] = valid_mean(own_logits(logits, labels, sizes).argmax(axis=-1) == labels, valid)
@@ -191,7 +186,8 @@ def main(config: Config, mesh: Mesh) -> dict[str, float]:
     run.announce(tune=tune, classes=classes)
     chosen = "ema_top1" if config.ema_decay else "top1"
     batches = partial(run.labelled_batches, fields=teacher.fields if teacher else ())
-    result = run.fit(state, batches, recognition_validator(run) if validation else None, best=chosen)
+    validate = recognition_validator(run, Joint(config, model)) if validation else None
+    result = run.fit(state, batches, validate, best=chosen)
     return summarize(run, result, chosen) if result.finished and is_main_process() else {}
 
 

@@ -18,6 +18,7 @@ from vidjax.data.config import AugmentConfig, LabelledDataConfig
 from vidjax.data.moving_shapes import CLASSES
 from vidjax.data.sources import open_source
 from vidjax.errors import UserError
+from vidjax.layers.normalization import valid_clips
 from vidjax.objectives.distillation import match
 from vidjax.runs.teacher import Teacher, load_teacher
 from vidjax.training.loop import LoopConfig
@@ -81,7 +82,7 @@ def test_the_loss_adds_the_squared_differences_to_what_the_teacher_says_of_its_s
     ):
         clips = jnp.asarray((clips - np.array(each.card.mean)) / np.array(each.card.std), jnp.float32)
         settings = {"train": train, "mutable": list(state), "rngs": {"dropout": jax.random.key(1)}}
-        with finetune.valid_clips(jnp.asarray(batch["valid"])):
+        with valid_clips(jnp.asarray(batch["valid"])):
             outputs = [jax.jit(partial(each.apply, method=m, **settings))(values, clips) for m in (None, "embed")]
             seen.append([np.asarray(output, float) for output, _ in outputs])
     (logits, features), (taught, known) = seen

@@ -15,6 +15,7 @@ from vidjax.evaluation.recognition import recognition
 from vidjax.evaluation.retrieval import retrieval
 from vidjax.evaluation.zero_shot import zero_shot
 from vidjax.objectives.multi_task import own_logits, parts
+from vidjax.runs.joint import Joint
 from vidjax.runs.run import Run
 from vidjax.runs.video_text import clip_encoder, text_encoder
 from vidjax.training.sharding import is_main_process, jit_on_mesh, put_batch
@@ -30,10 +31,13 @@ SHOWN = 24
 Validator = Callable[[TrainState, int], dict[str, float]]
 
 
-def recognition_validator(run: Run) -> Validator:
+def recognition_validator(run: Run, joint: Joint | None = None) -> Validator:
     """Accuracy on all validation videos (central clip and crop) of the weights and of their moving average.
 
     With heads, a video counts in that of its data set, and there are the accuracies of each too.
+
+    Args:
+      joint: how the model sees images, if there are any.
     """
     from vidjax.data.batches import select
 
@@ -44,7 +48,8 @@ def recognition_validator(run: Run) -> Validator:
     def predict(weights: dict[str, Any], state: TrainState, batch: dict[str, jax.Array]) -> tuple[jax.Array, ...]:
         video, model_state = model.card.preprocess(batch["video"]), state.model_state
         models = [run.merge(params, state.frozen) for params in weights.values()]
-        logits = [model.apply({"params": params, **model_state}, video) for params in models]
+        see = partial(joint.evaluate, labels=batch["label"]) if joint else model.apply
+        logits = [see({"params": params, **model_state}, video) for params in models]
         logits = [own_logits(each.astype(jnp.float32), batch["label"], sizes) for each in logits]
         probabilities = [jax.nn.softmax(each) for each in logits]
         return jnp.concatenate(probabilities, axis=-1), batch["label"], batch["valid"]

@@ -1,0 +1,130 @@
+"""Images and clips in one step of fine-tuning."""
+
+import dataclasses
+import sys
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import videos
+from PIL import Image
+from small_runs import changed, draw_variables, interrupt_after, two_devices
+
+import vidjax
+from vidjax.data.config import AugmentConfig, LabelledDataConfig
+from vidjax.errors import UserError
+from vidjax.layers.stills import sum_over_time
+from vidjax.runs.joint import Joint
+from vidjax.training.loop import LoopConfig
+from vidjax.training.metrics import read_metrics
+from vidjax.training.optimizer import OptimizerConfig
+from vidjax.training.state import Aux
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "experiments"))
+import finetune
+
+DATA = LabelledDataConfig(
+    frames=2, size=32, short_side=32, workers=1, augment=AugmentConfig(crop="center"), train="mix:photos=1,clips=2"
+)
+CONFIG = finetune.Config(
+    model="r3d_tiny", data=DATA, heads=("photos", "clips"), stills=("photos",), batch_size=6, steps=3, mixup=0.0,
+    cutmix=0.0, label_smoothing=0.0, optim=OptimizerConfig(learning_rate=1e-3, warmup_epochs=0),
+    loop=LoopConfig(log_every=1, save_every=1, evaluate_every=3),
+)  # fmt: skip
+NAMES = ("photos: cat", "photos: dog", "clips: up", "clips: down", "clips: left")
+
+
+@pytest.fixture(scope="module")
+def model():
+    model = vidjax.create_model("r3d_tiny", num_classes=5, num_frames=2, image_size=32)
+    card = dataclasses.replace(model.card, class_names=NAMES, heads=CONFIG.heads)
+    return model.clone(card=card)
+
+
+def test_the_gradient_of_a_joint_step_is_the_sum_of_both_and_only_clips_move_the_statistics(model):
+    variables, draw = draw_variables(model), np.random.default_rng(0)
+    params, state = variables["params"], {"batch_stats": variables["batch_stats"]}
+    batch = {
+        "video": draw.integers(0, 256, (6, 2, 32, 32, 3), np.uint8),
+        "label": np.array([3, 1, 2, 0, 4, -1]),
+        "valid": np.array([True, True, True, False, True, False]),  # one of two images, three of four clips
+    }
+    loss_fn, video = finetune.make_loss(CONFIG, model, None), model.card.preprocess(batch["video"])
+
+    def together(params):
+        return loss_fn(params, Aux(state, None, None, 0), batch, jax.random.key(0))
+
+    def alone(params, rows, first, last, images):
+        seen, values = (video[:, :1], sum_over_time(params)) if images else (video, params)
+        logits, after = model.apply({"params": values, **state}, seen[rows], train=True, mutable=["batch_stats"])
+        scores = jax.nn.log_softmax(logits[:, first:last])
+        return -scores[np.arange(len(rows)), batch["label"][rows] - first].mean(), after
+
+    @jax.jit
+    def everything(params):
+        of_images = partial(alone, rows=np.array([1]), first=0, last=2, images=True)
+        of_clips = partial(alone, rows=np.array([0, 2, 4]), first=2, last=5, images=False)
+        steps = [jax.value_and_grad(loss, has_aux=True)(params) for loss in (together, of_images, of_clips)]
+        logits = Joint(CONFIG, model).evaluate(variables, video[:2], jnp.asarray(batch["label"][:2]))
+        summed = {**variables, "params": sum_over_time(params)}
+        return steps, logits, model.apply(variables, video[:1]), model.apply(summed, video[1:2, :1])
+
+    steps, logits, of_clip, of_image = everything(params)
+    ((loss, (now, _)), gradient), ((first, moved), of_images), ((second, after), of_clips) = steps
+    np.testing.assert_allclose(loss, first + second, rtol=1e-5)
+    for both, one, other in zip(*map(jax.tree.leaves, (gradient, of_images, of_clips)), strict=True):
+        np.testing.assert_allclose(both, one + other, rtol=1e-3, atol=1e-5 * max(1, np.abs(both).max()))
+    for ours, clips, images in zip(*map(jax.tree.leaves, (now, after, moved)), strict=True):
+        np.testing.assert_allclose(ours, clips, rtol=1e-5, atol=1e-6)
+        assert np.abs(np.asarray(ours) - images).max() > 1e-4
+    np.testing.assert_allclose(logits, jnp.concatenate([of_clip, of_image]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"stills": ("drawings",)}, "stills are drawings and the heads are photos, clips: name some of them"),
+        ({"stills": ("photos", "clips")}, "name some of them, and one of clips"),
+        ({"heads": ()}, "stills are photos and there are no heads"),
+        ({"mixup": 0.8}, "stills cannot be mixed with clips: give --mixup 0 --cutmix 0"),
+        ({"teacher": "runs/flow"}, "stills are no clips, as teacher needs them: omit --teacher"),
+        ({"sequence": 2}, "omit --sequence"),
+        ({"batch_size": 8}, "give a --batch_size that is a multiple of 3, the sum of the weights of the mix"),
+    ],
+)
+def test_wrong_stills_are_one_line(model, fields, message):
+    with pytest.raises(UserError, match=message) as raised:
+        Joint(changed(CONFIG, **fields), model)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.long
+def test_a_killed_run_on_images_and_clips_resumes_with_the_same_losses(tmp_path):
+    for number, name in enumerate(("cat", "dog", "cat", "dog")):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        pixels = np.random.default_rng(number).integers(0, 256, (40, 48, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photos" / f"{number}_{name}.jpg")
+    rows = "".join(f"{file.name},{file.stem[2:]}\n" for file in sorted((tmp_path / "photos").iterdir()))
+    (tmp_path / "photos" / "all.csv").write_text(f"path,label\n{rows}")
+    for number, name in enumerate(("up", "up", "down", "down")):
+        frames = videos.numbered(4, 32, 32, first=number)
+        videos.write_video(tmp_path / "clips" / name / f"{number}.mp4", frames)
+    mix = f"mix:{tmp_path / 'photos' / 'all.csv'}=1,{tmp_path / 'clips'}=2"
+    data = dataclasses.replace(DATA, train=mix, validation=mix)
+
+    losses = []
+    with two_devices():
+        for name in ("whole", "killed"):
+            config = changed(CONFIG, data=data, workdir=str(tmp_path / name))
+            if name == "killed":
+                interrupt_after(2, finetune.main, config)
+            finetune.main(config)
+            entries = read_metrics(tmp_path / name)
+            losses.append([entry["loss"] for entry in entries if "loss" in entry])
+    assert losses[0] == losses[1] and len(losses[0]) == 3
+    assert abs(losses[0][0] - 2 * np.log(2)) < 0.7  # of both, as the sum
+    (last,) = [entry for entry in entries if "evaluation/top1" in entry]
+    assert {"evaluation/photos_top1", "evaluation/clips_top1"} <= last.keys()
