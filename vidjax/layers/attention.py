@@ -79,12 +79,30 @@ def remember(module: nn.Module, pair: Pair, place: Place, length: int) -> Pair:
 def remember_context(module: nn.Module, project: Callable[[], Pair]) -> Pair:
     """Keys and values of a context, which are projected once and then read from the collection "context".
 
-    Beams of one text share them, so that they are not in the cache, whose rows move with the beams.
+    They are kept with the heads before the tokens, as they are multiplied: XLA would move them there for every word.
+    Beams of a text share them (see `with_beams`), so that they are not in the cache, whose rows move with the beams.
     """
     if not module.has_variable("context", "keys"):
         for name, value in zip(("keys", "values"), project(), strict=True):
-            module.put_variable("context", name, value)
-    return module.get_variable("context", "keys"), module.get_variable("context", "values")
+            module.put_variable("context", name, jnp.swapaxes(value, -3, -2))
+    keys, values = (module.get_variable("context", name) for name in ("keys", "values"))
+    return jnp.swapaxes(keys, -3, -2), jnp.swapaxes(values, -3, -2)
+
+
+def with_beams(
+    attend: Callable[..., Array], query: Array, pair: Pair, mask: Array | None, bias: Array | None
+) -> Float[Array, "*b q k d"]:
+    """`attend(query, *pair, mask, bias)`, in which rows of `query` next to one another may share keys and values.
+
+    Their queries become those of one row, so that keys and values are read once for all beams of a text.
+    """
+    beams = len(query) // len(pair[0])
+    if beams == 1:
+        return attend(query, *pair, mask, bias)
+    query, mask = (
+        None if x is None else einops.rearrange(x, "(b r) q ... -> b (r q) ...", r=beams) for x in (query, mask)
+    )
+    return einops.rearrange(attend(query, *pair, mask, bias), "b (r q) k d -> (b r) q k d", r=beams)
 
 
 class Attention(nn.Module):
@@ -150,7 +168,9 @@ class Attention(nn.Module):
                 queries, keys = rotate(queries, rotation), rotate(keys, rotation)
             if place is not None:
                 keys, values = remember(self, (keys, values), place, mask.shape[-1])
-        x = DotProduct(self.implementation, self.cap, name="dot_product")(queries, keys, values, mask, bias)
+        x = with_beams(
+            DotProduct(self.implementation, self.cap, name="dot_product"), queries, (keys, values), mask, bias
+        )
         x = einops.rearrange(x, "... n k d -> ... n (k d)")
         return nn.Dense(width, kernel_init=self.out_init or self.kernel_init, dtype=self.dtype, name="out")(x)
 

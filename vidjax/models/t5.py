@@ -23,7 +23,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from vidjax.layers.activations import tanh_gelu
-from vidjax.layers.attention import DotProduct, Pair, Place, causal_mask, remember, remember_context
+from vidjax.layers.attention import DotProduct, Pair, Place, causal_mask, remember, remember_context, with_beams
 from vidjax.layers.transformer import Encoder, Remat
 
 BUCKETS, LIMIT = 32, 128  # distances from the limit on share a bucket
@@ -99,7 +99,7 @@ class Attention(nn.Module):
             if place is not None:
                 keys, values = remember(self, (keys, values), place, mask.shape[-1])
         queries = queries * self.head_width**0.5  # by which `attend` divides
-        x = DotProduct(name="dot_product")(queries, keys, values, mask, bias)
+        x = with_beams(DotProduct(name="dot_product"), queries, (keys, values), mask, bias)
         out = nn.initializers.normal(inner**-0.5)
         x = einops.rearrange(x, "b n k d -> b n (k d)")
         return nn.Dense(width, use_bias=False, kernel_init=out, dtype=self.dtype, name="out")(x)

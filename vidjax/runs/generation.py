@@ -10,6 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, Int, PyTree
 
 from vidjax.evaluation.generation import Step
@@ -27,7 +28,12 @@ def begin(model: nn.Module, variables: dict, *prompt: Any, beams: int = 1) -> tu
       beams: number of texts that are written for each row of the prompt.
     """
     (logits, first), kept = model.apply(variables, *prompt, method="begin", mutable=["cache", "context"])
-    context = jax.tree.map(lambda x: jnp.repeat(x, beams, axis=0), kept["context"])
+    # Beams share a context's keys and values, see `layers.attention.with_beams`.
+    context = {
+        path: x if path[-1] in ("keys", "values") else jnp.repeat(x, beams, axis=0)
+        for path, x in flatten_dict(kept.get("context", {})).items()
+    }
+    context = unflatten_dict(context)
 
     def step(words: Int[Array, "b"], count: Int[Array, ""], cache: PyTree) -> tuple[Float[Array, "b v"], PyTree]:
         variables_now = {**variables, "cache": cache, "context": context}
