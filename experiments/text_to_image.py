@@ -1,7 +1,7 @@
 """Train a transformer that draws pictures of texts, token by token (DALL-E, arXiv:2102.12092).
 
-First a tokenizer of images, then the transformer, tiny ones on rendered videos, minutes on a laptop:
-python experiments/token_pretrain.py demo_pictures
+First a tokenizer of images, then the transformer, tiny ones on rendered videos (settings are not tuned yet):
+python experiments/token_pretrain.py
 python experiments/text_to_image.py
 
 On your own videos with captions, of which frames are the images: the tokenizer's recipe of token_pretrain.py, or
@@ -106,10 +106,8 @@ def main(config: Config, mesh: Mesh) -> dict[str, float]:
     run.build(model, example_inputs(model), loss_fn, numbers={"ids": (model.context,)}, frozen=frozen)
     if config.dry_run:
         return run.dry_run()
-    variables = run.new_variables()
-    if config.init_from and not run.has_begun:
-        variables, _ = runs.start_from(config.init_from, model, variables)
-    state = run.begin(variables, frozen)
+    variables, starts = run.new_variables(), config.init_from is not None and not run.has_begun
+    state = run.begin(runs.start_from(config.init_from, model, variables)[0] if starts else variables, frozen)
     del variables, frozen  # the state has its own copies
     if is_main_process():
         keep_tokenizer(config.tokenizer, run.workdir)

@@ -90,6 +90,7 @@ SCRIPTS_THAT_TRAIN = {
     "mae_pretrain": (NEVER, {"init_from"}),
     "jepa_pretrain": (NEVER, {"init_from"}),
     "token_pretrain": (NEVER, {"init_from"}),
+    "text_to_image": (NEVER, {"init_from"}),
     "umt_pretrain": (NEVER, {"init_from"}),
     "vatt_pretrain": (NEVER, {"init_from"}),
     "finetune": (NEVER, {"init_from", "keep_head"}),

@@ -17,8 +17,9 @@ DEMO = {
     "batch_size": 32,
     "steps": 1500,
     "temperature_steps": 1000,
-    "divergence_weight": 1.0,
-    "divergence_steps": 500,
+    # From the first step: as the weight rises slowly, such a small encoder first ends with one token for all places.
+    "divergence_weight": 6.6,
+    "divergence_steps": 1,
     "optim": OptimizerConfig(
         learning_rate=2.4e-2, final_learning_rate=2.4e-4, warmup_epochs=0.5, weight_decay=1e-4, beta2=0.999,
         clip_norm=1.0,

@@ -48,6 +48,8 @@ NOT_RUN = {
     "JAX_PROCESS_ID=": "tests/experiments/test_mae_pretrain.py runs the block on two processes",
     "wait": "part of the lines before",
     "python experiments/token_pretrain.py bevt_tiny": "tests/experiments/test_token_pretrain.py trains it",
+    "python experiments/text_to_image.py": "tests/experiments/test_text_to_image.py trains it",
+    "python experiments/draw.py": "tests/experiments/test_text_to_image.py draws",
     "python experiments/finetune.py demo --model": "only for the next line",
     "python experiments/cross_model.py": "tests/experiments/test_cross_model.py trains it from two such runs",
     "python experiments/filter_web.py": "tests/experiments/test_filter_web.py runs it on scores of its own",

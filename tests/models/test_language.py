@@ -37,6 +37,11 @@ LANGUAGE_COUNTS = {
     "gpt2_tiny": 369_792,
     "opt_tiny": 369_984,
     "t5_tiny": 493_504,
+    # 12 billion in the paper; the others are our own sizes.
+    "dalle_gpt_12b": 12_292_833_024,
+    "dalle_gpt_base": 123_271_680,
+    "dalle_gpt_small": 40_414_464,
+    "dalle_gpt_tiny": 414_179,
 }
 
 

@@ -8,7 +8,6 @@ collections: "cache", whose rows belong to texts, and "context", which does not 
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, Int, PyTree
