@@ -24,7 +24,7 @@ import pytest
 from blocks import FILES, PAGES, ROOT, SHELL, TABLES, blocks_of, commands, parse, text_of, write_table
 
 from vidjax import cli
-from vidjax.models import TEXT_VARIANTS, VARIANTS
+from vidjax.models import LANGUAGE_VARIANTS, TEXT_VARIANTS, VARIANTS
 from vidjax.models.actionformer import LOCALIZERS
 from vidjax.models.moment_detr import RETRIEVERS
 
@@ -197,7 +197,7 @@ def check_config(config, command):
         is_field = any(each.name == field for each in dataclasses.fields(config))  # preference_tune.py's is a run
         named = getattr(config, field, None) if is_field else None
         for name in [named] if isinstance(named, str) else named or ():
-            known = {**VARIANTS, **TEXT_VARIANTS, **LOCALIZERS, **RETRIEVERS}
+            known = {**VARIANTS, **TEXT_VARIANTS, **LANGUAGE_VARIANTS, **LOCALIZERS, **RETRIEVERS}
             assert {name, f"{name}_pretrain"} & known.keys() or " and " in name, f"{command}\nthere is no {name}"
     data = getattr(config, "data", None)
     for field in ("source", "train", "validation"):

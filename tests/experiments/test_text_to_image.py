@@ -103,7 +103,7 @@ def test_invalid_input_is_one_line_before_anything_is_written(tmp_path, monkeypa
         with pytest.raises(UserError, match=message) as error:
             run("run", "--image_tokenizer", "VAE", *flags)
         assert "\n" not in str(error.value) and not Path("run").exists()
-    with pytest.raises(UserError, match="data.frames is 2: one frame of each video is drawn, give --data.frames 1"):
+    with pytest.raises(UserError, match=r"data\.frames is 2: one frame of each video is drawn, give --data\.frames 1"):
         text_to_image.Config(data=dataclasses.replace(text_to_image.Config().data, frames=2))
     with pytest.raises(UserError, match="text_weight is 2: it must be between 0 and 1"):
         text_to_image.Config(text_weight=2)
