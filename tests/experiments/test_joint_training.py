@@ -52,6 +52,7 @@ def test_the_gradient_of_a_joint_step_is_the_sum_of_both_and_only_clips_move_the
         "label": np.array([3, 1, 2, 0, 4, -1]),
         "valid": np.array([True, True, True, False, True, False]),  # one of two images, three of four clips
     }
+    batch = jax.tree.map(jnp.asarray, batch)
     loss_fn, video = finetune.make_loss(CONFIG, model, None), model.card.preprocess(batch["video"])
 
     def together(params):
