@@ -77,7 +77,7 @@ def test_the_likeliest_pictures_are_those_of_a_search_without_a_cache(network):
 def test_the_loss_weighs_real_words_and_all_tokens():
     draw = np.random.default_rng(1)
     words, image, tokens = draw.normal(size=(2, 5, 11)), draw.normal(size=(2, 9, 7)), draw.integers(0, 7, (2, 9))
-    loss, of_words, of_image = text_to_image_loss(jnp.asarray(words), jnp.asarray(image), IDS, tokens)
+    loss, of_words, of_image = text_to_image_loss(*map(jnp.asarray, (words, image, IDS, tokens)))
     for row, count in enumerate((3, 5)):
         likelihoods = words[row] - np.log(np.exp(words[row]).sum(-1, keepdims=True))
         expected = -np.mean([likelihoods[i, IDS[row, i + 1]] for i in range(count)])
@@ -90,6 +90,6 @@ def test_the_loss_weighs_real_words_and_all_tokens():
 def test_texts_and_images_of_another_size_are_one_line(network):
     model, variables, tokens = network
     with pytest.raises(UserError, match="the texts have 4 tokens, padding included: the model takes 6"):
-        model.apply(variables, IDS[:, :4], tokens)
+        jax.eval_shape(model.apply, variables, IDS[:, :4], tokens)
     with pytest.raises(UserError, match="the images have 8 tokens: the model takes 3x3"):
-        model.apply(variables, IDS, tokens[:, :8])
+        jax.eval_shape(model.apply, variables, IDS, tokens[:, :8])
