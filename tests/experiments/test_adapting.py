@@ -1,5 +1,6 @@
 """Training few parameters as a user does: what is trained and saved, and every script reads the merged model."""
 
+import dataclasses
 import re
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from vidjax import cli
 from vidjax.convert import save_pretrained
 from vidjax.data.config import AugmentConfig, LabelledDataConfig
 from vidjax.errors import UserError
-from vidjax.layers import low_rank
+from vidjax.layers import low_rank, stored
 from vidjax.layers.adapters import is_added
 from vidjax.models import create_model
 from vidjax.runs import weights
@@ -25,6 +26,7 @@ from vidjax.training.checkpoint import load_variables
 from vidjax.training.loop import LoopConfig
 from vidjax.training.metrics import read_metrics
 from vidjax.training.optimizer import OptimizerConfig
+from vidjax.training.state import Aux
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "experiments"))
 
@@ -197,6 +199,51 @@ def test_the_model_starts_as_its_base_and_no_other_parameter_gets_a_gradient(met
     extra = {"bias": 2 * width, "lora": 0, "dora": 0}  # of the patch embedding and the norm
     count = blocks * per_block[method] + extra[method] + head
     assert sum(leaf.size for leaf in flat.values()) == count
+
+
+@pytest.mark.parametrize(("kind", "share", "error"), [("bfloat16", 0.55, 2**-8), ("int8", 0.32, 1 / 253)])
+def test_frozen_kernels_are_stored_in_fewer_bits_and_gradients_are_those_of_the_restored_model(kind, share, error):
+    model = create_model("videomae_tiny", num_classes=3, num_frames=2, image_size=16)
+    params, adapt = perturbed(model)["params"], AdaptConfig(method="lora", rank=3, frozen_type=kind)
+    few, frozen = adapt.split(params, jax.random.key(0))
+    whole = AdaptConfig(method="lora", rank=3).split(params, jax.random.key(0))[1]
+    sizes = [sum(leaf.nbytes for leaf in jax.tree.leaves(each)) for each in (frozen, whole)]
+    assert sizes[0] < share * sizes[1]
+    restored = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), stored.restore(frozen))
+    for (path, before), after in zip(
+        jax.tree_util.tree_leaves_with_path(whole), jax.tree.leaves(restored), strict=True
+    ):
+        bound = error * np.abs(before).max(axis=tuple(range(before.ndim - 1))) if before.size >= 4096 else 0
+        assert (np.abs(before - after) <= bound).all(), path
+    video = np.random.default_rng(0).normal(size=(2, 2, 16, 16, 3)).astype(np.float32)
+
+    def loss(params, aux, video):
+        return jnp.square(model.apply({"params": params}, video)).mean()
+
+    aux = Aux({}, None, (frozen, None), jnp.int32(0))
+    gradient = jax.jit(jax.grad(adapt.loss(loss)))(few, aux, video)
+    plain = AdaptConfig(method="lora", rank=3)
+    expected = jax.jit(jax.grad(plain.loss(loss)))(few, aux.replace(frozen=(restored, None)), video)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), gradient, expected)
+
+
+@pytest.mark.long
+def test_a_run_on_frozen_bytes_resumes_and_loads_as_what_it_has_trained(base, tmp_path):
+    adapt = dataclasses.replace(SMALL.adapt, frozen_type="int8")
+    configs = [
+        changed(SMALL, workdir=str(tmp_path / name), init_from=str(base), adapt=adapt) for name in ("whole", "killed")
+    ]
+    finetune.main(configs[0])
+    interrupt_after(2, finetune.main, configs[1])
+    numbers = finetune.main(configs[1])
+    losses = [[e["loss"] for e in read_metrics(config.workdir) if "loss" in e] for config in configs]
+    assert losses[0] == losses[1] and len(losses[0]) == 4
+    model, variables = vidjax.load_pretrained(configs[1].workdir, which="last")
+    after, before = (flatten_dict(each["params"], sep="/") for each in (variables, vidjax.load_pretrained(base)[1]))
+    path = next(path for path in after if path.endswith("fc2/kernel"))  # frozen
+    kernel, before = after[path], before[path]
+    assert 0 < np.abs(kernel - before).max() <= np.abs(before).max() / 253
+    assert model.num_classes == 8 and 0 <= numbers["top1"] <= 1
 
 
 def test_kernels_of_convolutions_are_adapted_too():
