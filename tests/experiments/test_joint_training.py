@@ -44,6 +44,7 @@ def model():
     return model.clone(card=card)
 
 
+@pytest.mark.long
 def test_the_gradient_of_a_joint_step_is_the_sum_of_both_and_only_clips_move_the_statistics(model):
     variables, draw = draw_variables(model), np.random.default_rng(0)
     params, state = variables["params"], {"batch_stats": variables["batch_stats"]}

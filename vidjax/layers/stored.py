@@ -1,7 +1,7 @@
 """Frozen parameters stored in fewer bits, as functions of the parameters: bfloat16, or int8 with a scale per output.
 
-Kernels and tables are stored so, parameters of one axis and small ones as they are. qwix, which quantises the products
-instead of the parameters, is not used: the model would have to be another one in every script that reads a run.
+Kernels and tables are stored so, parameters of one axis and small ones as they are. qwix is not used: by its code
+(0.1.8), it wraps kernels in array types of its own, to which LoRA's products cannot be added.
 """
 
 from collections.abc import Callable
