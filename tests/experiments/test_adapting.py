@@ -17,7 +17,7 @@ from vidjax import cli
 from vidjax.convert import save_pretrained
 from vidjax.data.config import AugmentConfig, LabelledDataConfig
 from vidjax.errors import UserError
-from vidjax.layers import low_rank, stored
+from vidjax.layers import low_rank
 from vidjax.layers.adapters import is_added
 from vidjax.models import create_model
 from vidjax.runs import weights
@@ -26,7 +26,6 @@ from vidjax.training.checkpoint import load_variables
 from vidjax.training.loop import LoopConfig
 from vidjax.training.metrics import read_metrics
 from vidjax.training.optimizer import OptimizerConfig
-from vidjax.training.state import Aux
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "experiments"))
 
@@ -201,35 +200,25 @@ def test_the_model_starts_as_its_base_and_no_other_parameter_gets_a_gradient(met
     assert sum(leaf.size for leaf in flat.values()) == count
 
 
-@pytest.mark.parametrize(("kind", "share", "error"), [("bfloat16", 0.55, 2**-8), ("int8", 0.32, 1 / 253)])
-def test_frozen_kernels_are_stored_in_fewer_bits_and_gradients_are_those_of_the_restored_model(kind, share, error):
+def test_frozen_kernels_are_kept_in_bfloat16():
     model = create_model("videomae_tiny", num_classes=3, num_frames=2, image_size=16)
-    params, adapt = perturbed(model)["params"], AdaptConfig(method="lora", rank=3, frozen_type=kind)
+    params, adapt = perturbed(model)["params"], AdaptConfig(method="lora", rank=3, frozen_type="bfloat16")
     few, frozen = adapt.split(params, jax.random.key(0))
     whole = AdaptConfig(method="lora", rank=3).split(params, jax.random.key(0))[1]
-    sizes = [sum(leaf.nbytes for leaf in jax.tree.leaves(each)) for each in (frozen, whole)]
-    assert sizes[0] < share * sizes[1]
-    restored = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), stored.restore(frozen))
-    for (path, before), after in zip(
-        jax.tree_util.tree_leaves_with_path(whole), jax.tree.leaves(restored), strict=True
-    ):
-        bound = error * np.abs(before).max(axis=tuple(range(before.ndim - 1))) if before.size >= 4096 else 0
-        assert (np.abs(before - after) <= bound).all(), path
+    assert sum(leaf.nbytes for leaf in jax.tree.leaves(frozen)) < 0.51 * sum(x.nbytes for x in jax.tree.leaves(whole))
+    for before, after in zip(jax.tree.leaves(whole), jax.tree.leaves(frozen), strict=True):
+        np.testing.assert_allclose(np.asarray(after, np.float32), before, rtol=2**-8 * (before.ndim > 1), atol=0)
     video = np.random.default_rng(0).normal(size=(2, 2, 16, 16, 3)).astype(np.float32)
-
-    def loss(params, aux, video):
-        return jnp.square(model.apply({"params": params}, video)).mean()
-
-    aux = Aux({}, None, (frozen, None), jnp.int32(0))
-    gradient = jax.jit(jax.grad(adapt.loss(loss)))(few, aux, video)
-    plain = AdaptConfig(method="lora", rank=3)
-    expected = jax.jit(jax.grad(plain.loss(loss)))(few, aux.replace(frozen=(restored, None)), video)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), gradient, expected)
+    exact, rounded = (
+        jax.jit(model.clone(dtype=jnp.bfloat16).apply)({"params": adapt.merge(few, each)}, video)
+        for each in (whole, frozen)
+    )
+    np.testing.assert_array_equal(exact, rounded)  # the model rounds them itself
 
 
 @pytest.mark.long
-def test_a_run_on_frozen_bytes_resumes_and_loads_as_what_it_has_trained(base, tmp_path):
-    adapt = dataclasses.replace(SMALL.adapt, frozen_type="int8")
+def test_a_run_on_rounded_parameters_resumes_and_loads_as_what_it_has_trained(base, tmp_path):
+    adapt = dataclasses.replace(SMALL.adapt, frozen_type="bfloat16")
     configs = [
         changed(SMALL, workdir=str(tmp_path / name), init_from=str(base), adapt=adapt) for name in ("whole", "killed")
     ]
@@ -242,7 +231,7 @@ def test_a_run_on_frozen_bytes_resumes_and_loads_as_what_it_has_trained(base, tm
     after, before = (flatten_dict(each["params"], sep="/") for each in (variables, vidjax.load_pretrained(base)[1]))
     path = next(path for path in after if path.endswith("fc2/kernel"))  # frozen
     kernel, before = after[path], before[path]
-    assert 0 < np.abs(kernel - before).max() <= np.abs(before).max() / 253
+    assert 0 < np.abs(kernel - before).max() <= np.abs(before).max() / 256
     assert model.num_classes == 8 and 0 <= numbers["top1"] <= 1
 
 

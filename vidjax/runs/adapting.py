@@ -23,7 +23,7 @@ from jaxtyping import Array, Key, PyTree
 from vidjax.convert.checkpoint import NAME, read_model
 from vidjax.errors import UserError
 from vidjax.fields import check_values
-from vidjax.layers import low_rank, stored
+from vidjax.layers import low_rank
 from vidjax.layers.adapters import METHODS, Adapter, Method, is_added
 from vidjax.models import create_model, variable_shapes
 
@@ -65,8 +65,8 @@ class AdaptConfig:
     """Linear layers and convolutions that LoRA and DoRA change: patterns of paths, as block_1?/attention/* or fc1."""
     also: tuple[str, ...] = ("head",)
     """Parameters that are trained themselves, in the same form."""
-    frozen_type: stored.Kind = "float32"
-    """How frozen kernels and tables are kept: bfloat16 takes half of the memory, int8 with scales a quarter."""
+    frozen_type: Literal["float32", "bfloat16"] = "float32"
+    """How frozen kernels and tables are kept; bfloat16 takes half of their memory if it is the compute type too."""
 
     def __post_init__(self) -> None:
         check_values(self, "adapt.")
@@ -156,12 +156,16 @@ class AdaptConfig:
             chosen = low_rank.choose(params, self.targets, "adapt.targets", "kernel")
             kernels = {path: jnp.asarray(flat[path]) for path in chosen if path not in trained}
             few |= low_rank.start(kernels, self.rank, key, self.method == "dora")
-        frozen = {path: leaf for path, leaf in flat.items() if path not in trained}
-        return unflatten_dict(few, sep="/"), stored.store(unflatten_dict(frozen, sep="/"), self.frozen_type)
+        frozen = {path: self.stored(leaf) for path, leaf in flat.items() if path not in trained}
+        return unflatten_dict(few, sep="/"), unflatten_dict(frozen, sep="/")
+
+    def stored(self, leaf: Array) -> Array:
+        """A frozen parameter as it is kept; biases and norms, of one axis, are as they were."""
+        return leaf.astype(jnp.bfloat16) if self.frozen_type == "bfloat16" and leaf.ndim > 1 else leaf
 
     def merge(self, few: PyTree, frozen: PyTree) -> dict[str, PyTree]:
         """The parameters of the model."""
-        return low_rank.merge(stored.restore(frozen), few, self.scale)
+        return low_rank.merge(frozen, few, self.scale)
 
     def loss(self, loss_fn: Callable) -> Callable:
         """The same `training.step.LossFn` of the few parameters; `aux.frozen` is a pair, those frozen and its own."""
@@ -171,7 +175,7 @@ class AdaptConfig:
             ema = None if aux.ema is None else self.merge(aux.ema, frozen)
             return loss_fn(self.merge(few, frozen), aux.replace(ema=ema, frozen=own), *rest)
 
-        return stored.without_residuals(adapted) if self.frozen_type == "int8" else adapted
+        return adapted
 
 
 WHOLE = AdaptConfig()
@@ -196,7 +200,7 @@ def require_loaded(config: AdaptConfig, params: PyTree, new: Sequence[str], sour
       UserError: one of them would be frozen.
     """
     shapes = jax.eval_shape(lambda params: config.split(params, jax.random.key(0))[1], params)
-    frozen = flatten_dict(jax.eval_shape(stored.restore, shapes), sep="/")
+    frozen = flatten_dict(shapes, sep="/")
     if lost := [path for path in new if path in frozen]:
         parts = " ".join(dict.fromkeys(path.rpartition("/")[0] or path for path in lost))
         raise UserError(
@@ -241,10 +245,9 @@ def with_base(
     """
     few = {path.removeprefix("params/"): value for path, value in weights.items() if path.startswith("params/")}
     others = {path: value for path, value in weights.items() if not path.startswith("params/")}
-    frozen = {path: leaf for path, leaf in flatten_dict(base, sep="/").items() if path not in few}
-    frozen = stored.store(unflatten_dict(frozen, sep="/"), config.frozen_type)
+    frozen = {path: config.stored(leaf) for path, leaf in flatten_dict(base, sep="/").items() if path not in few}
     _require_same(workdir, _norm(frozen))
-    merged = flatten_dict(config.merge(unflatten_dict(few, sep="/"), frozen), sep="/")
+    merged = flatten_dict(config.merge(unflatten_dict(few, sep="/"), unflatten_dict(frozen, sep="/")), sep="/")
     return {f"params/{path}": np.asarray(leaf, np.float32) for path, leaf in merged.items()} | others
 
 
