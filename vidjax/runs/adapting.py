@@ -159,7 +159,7 @@ class AdaptConfig:
         frozen = {path: self.stored(leaf) for path, leaf in flat.items() if path not in trained}
         return unflatten_dict(few, sep="/"), unflatten_dict(frozen, sep="/")
 
-    def stored(self, leaf: Array) -> Array:
+    def stored(self, leaf: Array | np.ndarray) -> Array | np.ndarray:
         """A frozen parameter as it is kept; biases and norms, of one axis, are as they were."""
         return leaf.astype(jnp.bfloat16) if self.frozen_type == "bfloat16" and leaf.ndim > 1 else leaf
 
