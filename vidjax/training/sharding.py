@@ -145,7 +145,7 @@ def this_process() -> dict[str, int]:
 
 
 def compiler_options(mesh: Mesh) -> dict[str, int]:
-    """Options with which XLA compiles for CPUs in 0.8 to 0.95 of the time; programs run as fast (JAX 0.10 to 0.12).
+    """Options with which XLA compiles for CPUs in 0.81 to 0.96 of the time; programs run as fast (JAX 0.10 to 0.12).
 
     An optimisation level in `XLA_FLAGS` takes precedence. Other platforms keep XLA's defaults.
     """
