@@ -84,6 +84,7 @@ def main(config: Config) -> np.ndarray:
         print(f"note: {cut} of {len(config.texts)} texts are longer than {model.context} tokens and were truncated")
     ranked = None if config.ranked_by is None else load_ranker(config.ranked_by, config.texts)
     draw, parts = jax.jit(picture_drawer(model, decoder, config.temperature, config.top_k)), []
+    variables, decoding = jax.device_put((variables, decoding))  # once, not for each sample
     for key in jax.random.split(jax.random.key(config.seed), config.samples):
         parts.append(np.asarray(draw(variables, decoding, ids, key)))
     pictures = np.stack(parts, axis=1)
