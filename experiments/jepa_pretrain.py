@@ -1,4 +1,4 @@
-"""Pre-train a V-JEPA 2 (Assran et al. 2025, arXiv:2506.09985) on videos without labels, by latent prediction.
+"""Pre-train a V-JEPA 2 or 2.1 (arXiv:2506.09985, arXiv:2603.14482) on videos without labels, by latent prediction.
 
 A tiny model on rendered videos, in about three minutes: python experiments/jepa_pretrain.py
 
@@ -11,9 +11,7 @@ Running the same command again resumes the run.
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Iterator
 
 import flax.linen as nn
 import jax
@@ -29,18 +27,16 @@ from vidjax.data.config import DataConfig
 from vidjax.errors import UserError
 from vidjax.fields import require_positive
 from vidjax.layers import patches
-from vidjax.models.vjepa import VARIANTS
+from vidjax.models import vjepa, vjepa21
 from vidjax.objectives import latent, multi_block
 from vidjax.runs.announce import require_length
 from vidjax.runs.config import TrainConfig
-from vidjax.runs.latent import load_teacher, make_observer, make_targets
+from vidjax.runs.latent import context_weights, load_teacher, make_loss, make_observer, make_targets
 from vidjax.runs.run import Run
 from vidjax.runs.validation import probe_labels
 from vidjax.training.loop import FitResult
 from vidjax.training.optimizer import OptimizerConfig
 from vidjax.training.sharding import is_main_process
-from vidjax.training.state import Aux
-from vidjax.training.step import valid_mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +44,7 @@ class Config(TrainConfig):
     """A run of latent prediction."""
 
     model: str = "vjepa2_large"
-    """vjepa2_tiny, _tiny_frames, _large, _huge or _giant."""
+    """vjepa2_tiny, _tiny_frames, _large, _huge, _giant, or vjepa2_1_tiny, _base, _large, _giant, _gigantic."""
     data: DataConfig = recipes.jepa_pretrain.CLIPS
     """The training videos."""
     teacher: str | None = None
@@ -73,6 +69,10 @@ class Config(TrainConfig):
     """Up to this many clips share the size of their blocks and are cut to the fewest tokens among them."""
     final_ema_decay: float | None = None
     """Decay of the moving average at the end, to which it changes linearly (default: constant)."""
+    context_weight: float = 0.5
+    """V-JEPA 2.1: weight of the loss at tokens of the context next to predicted ones; less farther away."""
+    context_warmup: tuple[float, float] = (1 / 9, 2 / 9)
+    """Fractions of the run between which it grows from 0 (published: steps 15,000 and 30,000 of 135,000)."""
     probe_clips: int = 1024
     """Labelled clips for the linear probe at the end, half for fitting and half for scoring; 0 disables it."""
     observed_clips: int = 16
@@ -93,6 +93,10 @@ class Config(TrainConfig):
         for name in ("short_duration", "long_duration", "final_ema_decay"):
             if (value := getattr(self, name)) is not None and not 0 < value <= 1:
                 raise UserError(f"{name} is {value}: it must be above 0 and at most 1")
+        if self.context_weight < 0:
+            raise UserError(f"context_weight is {self.context_weight}: it must be 0 or more")
+        if not 0 <= self.context_warmup[0] <= self.context_warmup[1] <= 1:
+            raise UserError(f"context_warmup is {self.context_warmup}: give two fractions of the run in their order")
 
     @property
     def blocks(self) -> tuple[multi_block.Blocks, multi_block.Blocks]:
@@ -107,7 +111,8 @@ DATA_FLAG = "--data.source"
 
 def make_model(config: Config, target_width: int | None) -> nn.Module:
     """The encoder with its predictor."""
-    names = sorted(each.removesuffix("_pretrain") for each in VARIANTS if each.endswith("_pretrain"))
+    variants = [*vjepa.VARIANTS, *vjepa21.VARIANTS]
+    names = sorted(each.removesuffix("_pretrain") for each in variants if each.endswith("_pretrain"))
     if config.model not in names:
         raise UserError(f"model {config.model} has no predictor: choose one of {', '.join(names)}")
     name = f"{config.model}_pretrain"
@@ -117,20 +122,6 @@ def make_model(config: Config, target_width: int | None) -> nn.Module:
     if width % heads or width < 6 * heads:
         raise UserError(f"predictor_width is {width}: its {heads} heads need 6 channels or more each, use {6 * heads}")
     return model
-
-
-def make_loss(model: nn.Module, targets: Callable, draw: Callable, shapes: Sequence) -> Callable:
-    """The loss function: prediction of the targets, encoded once, behind both masks, which have these sizes."""
-
-    def loss_fn(params: Any, aux: Aux, batch: dict[str, jax.Array], key: jax.Array) -> tuple:
-        mask_key, drop_key = jax.random.split(key)
-        apply = partial(model.apply, train=True, rngs={"drop_path": drop_key})
-        video, masks = model.card.preprocess(batch["video"]), draw(mask_key, len(batch["video"]))
-        inputs = (video, targets(aux, batch["video"]), masks, shapes, partial(valid_mean, valid=batch["valid"]))
-        loss, spread = latent.training_loss(apply, {"params": params}, *inputs)
-        return loss, (aux.model_state, spread)
-
-    return loss_fn
 
 
 def summarize(run: Run, result: FitResult, accuracy: dict[str, float]) -> dict[str, float]:
@@ -169,9 +160,11 @@ def main(config: Config, mesh: Mesh) -> dict[str, float]:
     require_length(data, run.source)
     decay = None if config.final_ema_decay is None else (config.ema_decay, config.final_ema_decay, run.steps)
     targets = make_targets(model, teacher, layers)
+    first, last = (share * run.steps for share in config.context_warmup)
+    weights = context_weights(model, grid, config.context_weight, (first, last))
     inputs = [jax.ShapeDtypeStruct((1, size), jnp.int32) for size in shapes[0][-1]]
     run.build(
-        model, (clip, *inputs), make_loss(model, targets, draw, shapes), frozen=frozen,
+        model, (clip, *inputs), make_loss(model, targets, draw, shapes, weights), frozen=frozen,
         ema_decay=decay and optax.linear_schedule(*decay),
     )  # fmt: skip
     if config.dry_run:
@@ -188,7 +181,7 @@ def main(config: Config, mesh: Mesh) -> dict[str, float]:
     def batches_from(first: int) -> Iterator[dict[str, np.ndarray]]:
         return ({name: batch[name] for name in ("video", "valid")} for batch in run.batches(first))
 
-    result = run.fit(state, batches_from, make_observer(run, targets, draw, config.observed_clips))
+    result = run.fit(state, batches_from, make_observer(run, targets, draw, config.observed_clips, weights))
     if not result.finished:
         return {}
     accuracy = probe_labels(run, result.state.ema, config.probe_clips)

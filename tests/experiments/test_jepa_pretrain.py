@@ -23,7 +23,7 @@ from vidjax.errors import UserError
 from vidjax.layers.card import Card
 from vidjax.models.vjepa import VJEPA, Pretraining
 from vidjax.objectives import latent, multi_block
-from vidjax.runs.latent import last_layers, load_teacher, make_observer, make_targets
+from vidjax.runs.latent import last_layers, load_teacher, make_loss, make_observer, make_targets
 from vidjax.training.checkpoint import load_variables
 from vidjax.training.metrics import read_metrics
 from vidjax.training.sharding import make_mesh
@@ -67,7 +67,7 @@ def test_the_loss_of_a_step_equals_the_original(monkeypatch):
     ]
     targets, draw = make_targets(model, None), lambda key, clips: masks
     shapes = [((mask.kept.shape[1], mask.predicted.shape[1]),) for mask in masks]
-    loss_fn = jepa_pretrain.make_loss(model, targets, draw, shapes)
+    loss_fn = make_loss(model, targets, draw, shapes)
     aux = Aux({}, params | {"encoder": target}, {"params": target}, jnp.zeros((), jnp.int32))
     batch = {"video": jnp.zeros(pixels.shape, jnp.uint8), "valid": jnp.ones(2, bool)}
     loss, (_, seen) = jax.jit(loss_fn)(params, aux, batch, jax.random.key(0))
@@ -164,6 +164,18 @@ def save_coarse(folder):
 
 
 @pytest.mark.long
+def test_an_encoder_of_version_2_1_is_trained_and_starts_a_classifier(tmp_path):
+    """All levels are targets, and the context's tokens count after the warm-up."""
+    flags = ["--model", "vjepa2_1_tiny", "--context_warmup", "0", "0", "--steps", "3"]
+    run(tmp_path / "dense", *flags)
+    run(tmp_path / "plain", *flags, "--context_weight", "0")
+    losses = [[e["loss"] for e in read_metrics(tmp_path / each) if "loss" in e] for each in ("dense", "plain")]
+    assert len(losses[0]) == 3 and losses[0][0] > 1.2 * losses[1][0]
+    encoder, variables = vidjax.load_pretrained(str(tmp_path / "dense"), "vjepa2_1_tiny")
+    assert encoder.apply(variables, jnp.zeros((1, 4, 64, 64, 3)), method="hierarchy").shape == (1, 128, 4 * 96)
+
+
+@pytest.mark.long
 def test_a_run_whose_targets_collapse_stops_with_advice_and_a_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr(latent, "COLLAPSED", 100.0)
     advice = r"step 3: the targets have collapsed \(RankMe .*; untrained .*: start again with a lower --optim"
@@ -177,7 +189,11 @@ BAD = [
     (["--data.size", "32"], "8 blocks of 15% of a frame of 2x2 patches leave nothing to predict: use larger"),
     (["--long_scale", "0.95"], "2 blocks of 95% of a frame of 4x4 patches leave no context: use smaller blocks"),
     (["--predictor_width", "4"], "predictor_width is 4: its 4 heads need 6 channels or more each, use 24"),
-    (["--model", "videomae_tiny"], "model videomae_tiny has no predictor: choose one of vjepa2_giant, "),
+    (["--model", "videomae_tiny"], "model videomae_tiny has no predictor: choose one of vjepa2_1_base, "),
+    (
+        ["--context_warmup", "0.5", "0.1"],
+        r"context_warmup is \(0.5, 0.1\): give two fractions of the run in",
+    ),
     (["--teacher", "nowhere/at/all"], "teacher: there are no weights at nowhere/at/all: give a run, a file or a Hugg"),
     (["--data.frames", "3"], "3 frames cannot be cut into patches of 2: use a multiple of 2, such as 2 or 4"),
     (["--data.source", "SHORT", "--data.stride", "5"], "a clip needs 16 frames of a video, but the first of SHORT has"),

@@ -114,7 +114,8 @@ FIELDS = {
     "mae_pretrain": "model mask mask_ratio decoder_mask normalize_target target_epsilon accumulation probe_clips "
     "picture_clips",
     "jepa_pretrain": "model teacher teacher_layers predictor_width short_blocks short_scale long_blocks long_scale "
-    "mask_clips short_duration long_duration final_ema_decay probe_clips observed_clips accumulation",
+    "mask_clips short_duration long_duration final_ema_decay context_weight context_warmup probe_clips "
+    "observed_clips accumulation",
     "vatt_pretrain": "model objective temperature sound_noise tokenizer context probe_clips",
     "umt_pretrain": "model teacher layers mask_ratio drop_path probe_clips accumulation",
     "token_pretrain": "objective model tokenizer token_size mask_ratio least_patches images_per_clip temperature "

@@ -17,6 +17,9 @@ from vidjax.convert.export import entries
 from vidjax.convert.vjepa21 import original
 from vidjax.errors import UserError
 from vidjax.models.vjepa21 import VJEPA21, Pretraining21
+from vidjax.objectives import multi_block
+from vidjax.runs.latent import context_weights, make_loss, make_targets
+from vidjax.training.state import Aux
 
 # The base encoder's is published on the card of a copy of its weights; the others are counted here.
 COUNTS = {
@@ -197,6 +200,43 @@ def test_predictor_equals_a_rewrite_in_numpy(model, frames, kind):
     assert exported.keys() == file.keys()
     for name, value in file.items():
         np.testing.assert_array_equal(exported[name], value, err_msg=name)
+
+
+def test_the_loss_of_a_step_equals_a_rewrite_in_numpy():
+    """All levels of the moving average, normalised one by one, in both places; the context's weights by distance."""
+    encoder, predictor = published(), published_predictor(WHOLE)
+    average = {name: value + 0.1 * recipe.floats(f"average {name}", value.shape) for name, value in encoder.items()}
+    file = wrapped("encoder", encoder) | wrapped("predictor", predictor)
+    params, ema = (
+        from_state_dict(WHOLE, each, strict=True)["params"] for each in (file, file | wrapped("encoder", average))
+    )
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 4, 12, 12, 3), np.uint8)
+    video, order = np.asarray(WHOLE.card.preprocess(jnp.asarray(pixels))), np.random.default_rng(1).permutation(18)
+    kept, predicted = np.sort(order[:5]), np.sort(order[5:12])
+    targets = np.stack([rewritten(average, clip) for clip in video]).reshape(2, 18, 2, WIDTH)
+    targets = (targets - targets.mean(-1, keepdims=True)) / np.sqrt(targets.var(-1, keepdims=True) + 1e-5)
+    places = np.stack(np.unravel_index(np.arange(18), (2, 3, 3)), axis=1)
+    distances = [min(np.linalg.norm(places[a] - places[b]) for b in predicted) for a in kept]
+    losses = []
+    for clip, target in zip(video, targets.reshape(2, 18, -1), strict=True):
+        asked, seen = rewritten_predictor(predictor, rewritten(encoder, clip, kept), kept, predicted, 3, "video", 0)
+        context = np.abs(seen - target[kept]).mean(-1) / np.sqrt(distances)
+        losses.append(
+            np.abs(asked - target[predicted]).mean() + 0.5 * 0.25 * context.mean()
+        )  # a quarter of the warm-up
+    filled = [jnp.asarray(np.tile(np.pad(each, (0, 2)), (2, 1))) for each in (kept, predicted)]
+    valid = jnp.asarray(np.tile([*[True] * 5, *[False] * 2, *[True] * 7, *[False] * 2], (2, 1)))
+    mask, shapes = multi_block.Mask(*filled, valid), [((7, 9),)]
+    weights = context_weights(WHOLE, (2, 3, 3), 0.5, (100, 200))
+    loss_fn = make_loss(WHOLE, make_targets(WHOLE, None), lambda key, clips: [mask], shapes, weights)
+    aux = Aux({}, ema, None, jnp.asarray(125))
+    batch = {"video": jnp.asarray(pixels), "valid": jnp.ones(2, bool)}
+    (loss, _), gradient = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(params, aux, batch, jax.random.key(0))
+    assert float(loss) == pytest.approx(np.mean(losses), rel=1e-5)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+    for step, share in ((99, 0), (1000, 1)):
+        mean = np.mean(weights(jnp.asarray(step))(mask)[:, :5])
+        assert mean == pytest.approx(0.5 * share * np.mean(np.array(distances) ** -0.5), rel=1e-5)
 
 
 def test_a_distilled_file_has_only_the_average_beside_its_predictor(tmp_path):

@@ -8,8 +8,8 @@ predictor also predicts the tokens of the context.
 
 Pitfalls, all as in the original: a clip of a single frame is an image; times are not stretched, nor are the positions
 of the released predictors; ViT-G's third norm belongs to block 37 rather than 35. The released ViT-B and ViT-L were
-distilled from ViT-G: their predictors see the last block only and predict tokens of ViT-G's width. Its training is not
-implemented here.
+distilled from ViT-G: their predictors see the last block only and predict tokens of ViT-G's width. The original trains
+on images in the same step, with the same encoder; `experiments/jepa_pretrain.py` trains on videos alone.
 """
 
 from functools import partial

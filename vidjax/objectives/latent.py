@@ -14,8 +14,11 @@ DIVERSITY = ("target_rank", "target_std", "prediction_rank", "prediction_std")
 COLLAPSED = 0.1
 """Targets with less than this share of the diversity of an untrained encoder's are nearly the same everywhere."""
 
+Weigh = Callable[[Mask], Float[Array, "b m"]]
+"""The weights of the loss at the context's tokens (V-JEPA 2.1), by the mask."""
 
-def normalize_tokens(tokens: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+
+def normalize_tokens(tokens: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
     """Layer norm without parameters and with epsilon 1e-5, in float32: targets from the tokens of an encoder."""
     tokens = tokens.astype(jnp.float32)
     centred = tokens - tokens.mean(axis=-1, keepdims=True)
@@ -23,13 +26,17 @@ def normalize_tokens(tokens: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
 
 
 def latent_loss(
-    predicted: Float[Array, "b r d"], target: Float[Array, "b r d"], valid: Bool[Array, "b r"] | None = None
+    predicted: Float[Array, "b r d"],
+    target: Float[Array, "b r d"],
+    valid: Bool[Array, "b r"] | None = None,
+    weights: Float[Array, "b r"] | None = None,
 ) -> Float[Array, "b"]:
     """Mean absolute difference of each clip over its tokens and their values, in float32 (V-JEPA, equation 2).
 
     Args:
       target: see `normalize_tokens`.
       valid: False for tokens that do not count; all count if None.
+      weights: factors of the tokens' differences, by whose sum the mean is not divided; 1 if None.
 
     Example:
       >>> targets = normalize_tokens(teacher.apply(frozen, video, method="tokens"))
@@ -37,6 +44,7 @@ def latent_loss(
       >>> loss = latent_loss(model.apply(variables, video, mask.kept, mask.predicted), targets).mean()
     """
     error = jnp.abs(predicted.astype(jnp.float32) - target.astype(jnp.float32)).mean(axis=-1)
+    error = error if weights is None else error * weights
     if valid is None:
         return error.mean(axis=1)
     return jnp.where(valid, error, 0).sum(axis=1) / jnp.maximum(valid.sum(axis=1), 1)
@@ -87,37 +95,53 @@ def has_collapsed(seen: Mapping[str, float], untrained: Mapping[str, float]) -> 
 
 
 def predict_behind(
-    apply: Callable[..., Array], video: Float[Array, "b t h w c"], targets: Float[Array, "b n d"], mask: Mask
+    apply: Callable[..., PyTree[Array]],
+    video: Float[Array, "b t h w c"],
+    targets: Float[Array, "b n d"],
+    mask: Mask,
+    weigh: Weigh | None = None,
 ) -> tuple[Float[Array, "b"], dict[str, Float[Array, ""]]]:
     """The loss of each clip behind one mask, and the diversity of its predictions; see `predict`."""
-    predicted = apply(video, mask.kept, mask.predicted, mask.valid)
-    counted = mask.valid[:, mask.kept.shape[1] :]
-    target = jnp.take_along_axis(targets, mask.predicted[..., None], axis=1)
-    seen = diversity("prediction", jax.lax.stop_gradient(predicted), counted)
-    return latent_loss(predicted, target, counted), seen
+    outputs = apply(video, mask.kept, mask.predicted, mask.valid)
+    predicted, context = (outputs, None) if weigh is None else outputs
+    seen, asked = jnp.split(mask.valid, [mask.kept.shape[1]], axis=1)
+
+    def target(indices: Array) -> Array:
+        return jnp.take_along_axis(targets, indices[..., None], axis=1)
+
+    loss = latent_loss(predicted, target(mask.predicted), asked)
+    if weigh is not None:
+        loss += latent_loss(context, target(mask.kept), seen, weigh(mask))
+    return loss, diversity("prediction", jax.lax.stop_gradient(predicted), asked)
 
 
 def predict(
-    apply: Callable[..., Array], video: Float[Array, "b t h w c"], targets: Float[Array, "b n d"], masks: Sequence[Mask]
+    apply: Callable[..., PyTree[Array]],
+    video: Float[Array, "b t h w c"],
+    targets: Float[Array, "b n d"],
+    masks: Sequence[Mask],
+    weigh: Weigh | None = None,
 ) -> tuple[Float[Array, "b"], dict[str, Float[Array, ""]]]:
     """The loss of each clip, the mean over its masks, and the diversity of targets and predictions (`DIVERSITY`).
 
     Args:
       apply: predicts tokens `b r d` from a video and the indices `kept`, `predicted` and `valid` of a mask.
       targets: of all tokens, encoded once for all masks.
+      weigh: if given, `apply` predicts the context's tokens `b m d` too, and their loss is added with these weights.
     """
-    losses, seen = zip(*(predict_behind(apply, video, targets, mask) for mask in masks), strict=True)
+    losses, seen = zip(*(predict_behind(apply, video, targets, mask, weigh) for mask in masks), strict=True)
     return jnp.stack(losses).mean(axis=0), diversity("target", targets) | seen[0]
 
 
 def training_loss(
-    apply: Callable[..., Array],
+    apply: Callable[..., PyTree[Array]],
     variables: PyTree,
     video: Float[Array, "b t h w c"],
     targets: Float[Array, "b n d"],
     masks: Sequence[Mask],
     shapes: Sequence[tuple[tuple[int, int], ...]],
     mean: Callable[[Float[Array, "b"]], Float[Array, ""]],
+    weigh: Weigh | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """The mean of the losses of `predict`, each mask at the smallest size that holds it, and the standard deviations.
 
@@ -125,10 +149,11 @@ def training_loss(
       apply: as in `predict`, with the variables, by which the loss can be differentiated, first.
       shapes: sizes of each mask, see `multi_block.smallest_loss`.
       mean: over clips.
+      weigh: as in `predict`.
     """
 
     def behind(variables: PyTree, mask: Mask) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        losses, seen = predict_behind(partial(apply, variables), video, targets, mask)
+        losses, seen = predict_behind(partial(apply, variables), video, targets, mask, weigh)
         return mean(losses), seen["prediction_std"]  # the ranks, observed only, take long
 
     pairs = zip(masks, shapes, strict=True)

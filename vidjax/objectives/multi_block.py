@@ -196,6 +196,24 @@ def draw(
     return jax.tree.map(lambda leaf: leaf.reshape(clips, -1), masks)
 
 
+def nearness(mask: Mask, grid: Grid) -> Float[Array, "b m"]:
+    """One over the square root of the distance of each of the context's tokens from the nearest predicted one.
+
+    V-JEPA 2.1 weights the loss at the context's tokens by it (arXiv:2603.14482). The distance is Euclidean, in tokens,
+    along time, rows and columns. Above 496 pixels the original divides it, which is not done here.
+    """
+
+    def places(indices: Array) -> Float[Array, "b k 3"]:
+        return jnp.stack(jnp.unravel_index(indices, grid), axis=-1).astype(jnp.float32)
+
+    kept, predicted = places(mask.kept), places(mask.predicted)
+    products = jnp.einsum("bmi,bri->bmr", kept, predicted, precision="highest")
+    squares = jnp.square(kept).sum(axis=-1)[:, :, None] + jnp.square(predicted).sum(axis=-1)[:, None] - 2 * products
+    asked = mask.valid[:, None, mask.kept.shape[1] :]
+    nearest = jnp.where(asked, squares, jnp.inf).min(axis=-1)
+    return jnp.maximum(nearest, 1) ** -0.25  # two tokens are 1 apart; indices that only fill up the shape may be less
+
+
 def largest_group(clips: int, most: int = 24) -> int:
     """The largest divisor of `clips` up to `most`, the clips of a batch on one of the original's devices."""
     return next(size for size in range(min(clips, most), 0, -1) if clips % size == 0)

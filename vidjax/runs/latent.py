@@ -1,4 +1,4 @@
-"""Targets of latent prediction, and watching them for a collapse."""
+"""Targets and loss of latent prediction, and watching the targets for a collapse."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -13,11 +13,13 @@ from jaxtyping import Array, Float
 
 from vidjax.errors import UserError
 from vidjax.layers.transformer import Encoder
+from vidjax.models.vjepa21 import Pretraining21
 from vidjax.objectives import latent, multi_block
 from vidjax.runs.run import Run
 from vidjax.runs.weights import load_pretrained, require_source
 from vidjax.training.sharding import is_main_process, jit_on_mesh, replicated
 from vidjax.training.state import Aux, TrainState
+from vidjax.training.step import valid_mean
 
 Targets = Callable[[Aux, jax.Array], jax.Array]
 Draw = Callable[[jax.Array, int], Sequence[multi_block.Mask]]
@@ -82,21 +84,71 @@ def make_targets(model: nn.Module, teacher: nn.Module | None, layers: int | None
 
     def targets(aux: Aux, pixels: jax.Array) -> jax.Array:
         if teacher is None:
-            tokens = model.apply({"params": aux.ema}, model.card.preprocess(pixels), method="tokens")
-        elif layers is not None:
+            method = "hierarchy" if isinstance(model, Pretraining21) else "tokens"
+            tokens = model.apply({"params": aux.ema}, model.card.preprocess(pixels), method=method)
+            levels = latent.normalize_tokens(tokens.reshape(*tokens.shape[:2], -1, model.width))
+            return jax.lax.stop_gradient(levels.reshape(tokens.shape))
+        if layers is not None:
             return jax.lax.stop_gradient(last_layers(teacher, aux.frozen, teacher.card.preprocess(pixels), layers))
-        else:
-            tokens = teacher.apply(aux.frozen, teacher.card.preprocess(pixels), method="encode")
+        tokens = teacher.apply(aux.frozen, teacher.card.preprocess(pixels), method="encode")
         return jax.lax.stop_gradient(latent.normalize_tokens(tokens.reshape(len(tokens), -1, tokens.shape[-1])))
 
     return targets
 
 
-def make_observer(run: Run, targets: Targets, draw: Draw, clips: int) -> Callable:
-    """An evaluation on the same clips with the same masks, which stops a run whose targets have collapsed.
+def context_weights(
+    model: nn.Module, grid: multi_block.Grid, weight: float, warmup: tuple[float, float]
+) -> Callable[[Array], latent.Weigh] | None:
+    """The weights of the loss at the context's tokens at a step; None for a model that does not predict these.
+
+    Args:
+      weight: that of a token next to a predicted one, at the end.
+      warmup: steps between which the weight grows linearly from 0.
+    """
+    if not isinstance(model, Pretraining21):
+        return None
+    start, end = warmup
+
+    def at(step: Array) -> latent.Weigh:
+        scale = weight * jnp.clip((step - start) / max(end - start, 1), 0, 1)
+        return lambda mask: scale * multi_block.nearness(mask, grid)
+
+    return at
+
+
+def make_loss(
+    model: nn.Module,
+    targets: Targets,
+    draw: Draw,
+    shapes: Sequence[tuple[tuple[int, int], ...]],
+    weights: Callable[[Array], latent.Weigh] | None = None,
+) -> Callable:
+    """The loss function: prediction of the targets, encoded once, behind all masks.
 
     Args:
       draw: draws the masks for a number of clips.
+      shapes: sizes of each mask, see `multi_block.smallest_loss`.
+      weights: see `context_weights`.
+    """
+
+    def loss_fn(params: Any, aux: Aux, batch: dict[str, jax.Array], key: jax.Array) -> tuple:
+        mask_key, drop_key = jax.random.split(key)
+        apply = partial(model.apply, train=True, rngs={"drop_path": drop_key})
+        video, masks = model.card.preprocess(batch["video"]), draw(mask_key, len(batch["video"]))
+        inputs = (video, targets(aux, batch["video"]), masks, shapes, partial(valid_mean, valid=batch["valid"]))
+        loss, spread = latent.training_loss(apply, {"params": params}, *inputs, weights and weights(aux.step))
+        return loss, (aux.model_state, spread)
+
+    return loss_fn
+
+
+def make_observer(
+    run: Run, targets: Targets, draw: Draw, clips: int, weights: Callable[[Array], latent.Weigh] | None = None
+) -> Callable:
+    """An evaluation on the same clips with the same masks, which stops a run whose targets have collapsed.
+
+    Args:
+      draw, weights: see `make_loss`.
       clips: number of clips, the first of the source.
     """
     model, indices = run.model, np.arange(min(clips, len(run.source)))
@@ -106,7 +158,8 @@ def make_observer(run: Run, targets: Targets, draw: Draw, clips: int) -> Callabl
     @partial(jit_on_mesh, mesh=run.mesh)
     def observe(params: Any, aux: Aux, video: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
         apply, masks = partial(model.apply, {"params": params}), draw(key, len(video))
-        losses, seen = latent.predict(apply, model.card.preprocess(video), targets(aux, video), masks)
+        inputs = (model.card.preprocess(video), targets(aux, video), masks, weights and weights(aux.step))
+        losses, seen = latent.predict(apply, *inputs)
         return {"latent_loss": losses.mean(), **seen}
 
     key, untrained = jax.random.key(run.config.seed), {}
