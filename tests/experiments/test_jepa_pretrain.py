@@ -17,7 +17,7 @@ from small_models import MODELS, variables_of
 from small_runs import interrupt_after
 
 import vidjax
-from vidjax import cli
+from vidjax import cli, runs
 from vidjax.convert import from_state_dict
 from vidjax.errors import UserError
 from vidjax.layers.card import Card
@@ -171,8 +171,13 @@ def test_an_encoder_of_version_2_1_is_trained_and_starts_a_classifier(tmp_path):
     run(tmp_path / "plain", *flags, "--context_weight", "0")
     losses = [[e["loss"] for e in read_metrics(tmp_path / each) if "loss" in e] for each in ("dense", "plain")]
     assert len(losses[0]) == 3 and losses[0][0] > 1.2 * losses[1][0]
-    encoder, variables = vidjax.load_pretrained(str(tmp_path / "dense"), "vjepa2_1_tiny")
-    assert encoder.apply(variables, jnp.zeros((1, 4, 64, 64, 3)), method="hierarchy").shape == (1, 128, 4 * 96)
+    classifier = vidjax.create_model("vjepa2_1_tiny", num_classes=3, num_frames=4)
+    new = jax.jit(classifier.init)(jax.random.key(0), jnp.zeros((1, 4, 64, 64, 3)))
+    started, _ = runs.start_from(str(tmp_path / "dense"), classifier, new)
+    saved = load_variables(tmp_path / "dense")[0]
+    kernel = started["params"]["image_embedding"]["kernel"]
+    np.testing.assert_array_equal(kernel, saved["params/encoder/image_embedding/kernel"])
+    assert (new["params"]["image_embedding"]["kernel"] != kernel).any()
 
 
 @pytest.mark.long
@@ -190,10 +195,6 @@ BAD = [
     (["--long_scale", "0.95"], "2 blocks of 95% of a frame of 4x4 patches leave no context: use smaller blocks"),
     (["--predictor_width", "4"], "predictor_width is 4: its 4 heads need 6 channels or more each, use 24"),
     (["--model", "videomae_tiny"], "model videomae_tiny has no predictor: choose one of vjepa2_1_base, "),
-    (
-        ["--context_warmup", "0.5", "0.1"],
-        r"context_warmup is \(0.5, 0.1\): give two fractions of the run in",
-    ),
     (["--teacher", "nowhere/at/all"], "teacher: there are no weights at nowhere/at/all: give a run, a file or a Hugg"),
     (["--data.frames", "3"], "3 frames cannot be cut into patches of 2: use a multiple of 2, such as 2 or 4"),
     (["--data.source", "SHORT", "--data.stride", "5"], "a clip needs 16 frames of a video, but the first of SHORT has"),
@@ -219,3 +220,5 @@ def test_recipes_follow_the_published_schedule():
     rate = cooling.optim.schedule(cooling.batch_size, cooling.steps, 1000)
     assert [float(rate(step)) for step in (0, 6000, 12_000)] == pytest.approx([5.25e-4, 2.63e-4, 1e-6], rel=1e-2)
     assert replace(config, ema_decay=0.5).blocks == (multi_block.SHORT_RANGE, multi_block.LONG_RANGE)
+    with pytest.raises(UserError, match=r"context_warmup is \(0.5, 0.1\): give two fractions of the run in their order"):
+        replace(config, context_warmup=(0.5, 0.1))

@@ -298,15 +298,15 @@ def to_config(model: VJEPA | Pretraining) -> dict:
     return config | {"architectures": ["VJEPA2ForVideoClassification"]}
 
 
-def own_pretraining(model: VJEPA) -> Layout:
-    """A checkpoint of our own pre-training: our names with the prefix `encoder`."""
+def own_pretraining(published: Layout) -> Layout:
+    """A checkpoint of our own pre-training: our names, as in the published encoder's rules, with the prefix `encoder`."""
     return Layout(
         name="vidjax's own pre-training",
         key="vidjax_pretraining",
         restore=None,
         marker="params/encoder/patch_embedding/kernel",
         rules=tuple(
-            Rule(f"params/encoder/{path}", path) for path in sorted({rule.target for rule in original(model).rules})
+            Rule(f"params/encoder/{path}", path) for path in sorted({rule.target for rule in published.rules})
         ),
         **PARTIAL[VJEPA],
     )
@@ -314,7 +314,7 @@ def own_pretraining(model: VJEPA) -> Layout:
 
 def layouts(model: VJEPA | Pretraining) -> tuple[Layout, ...]:
     """The layouts of the model's weights."""
-    return (original(model), hugging_face(model), *((own_pretraining(model),) if isinstance(model, VJEPA) else ()))
+    return (original(model), hugging_face(model), *((own_pretraining(original(model)),) if isinstance(model, VJEPA) else ()))
 
 
 LAYOUTS = {VJEPA: layouts, Pretraining: layouts}

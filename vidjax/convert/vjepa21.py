@@ -5,7 +5,7 @@ import re
 from vidjax.convert.blocks import timm_block
 from vidjax.convert.files import Weights
 from vidjax.convert.rules import Layout, Rule, dense, norm, rename
-from vidjax.convert.vjepa import MASK_TOKEN, PREDICTOR, TOKENS, stacked, unstacked
+from vidjax.convert.vjepa import MASK_TOKEN, PREDICTOR, TOKENS, own_pretraining, stacked, unstacked
 from vidjax.models.vjepa21 import VJEPA21, Pretraining21
 
 # The moving averages that the original's evaluations read; distilled models (ViT-B and ViT-L) have the first.
@@ -75,7 +75,7 @@ def original(model: VJEPA21 | Pretraining21) -> Layout:
 
 def layouts(model: VJEPA21 | Pretraining21) -> tuple[Layout, ...]:
     """The layouts of the model's weights."""
-    return (original(model),)
+    return (original(model), *((own_pretraining(original(model)),) if isinstance(model, VJEPA21) else ()))
 
 
 LAYOUTS = {VJEPA21: layouts, Pretraining21: layouts}

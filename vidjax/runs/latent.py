@@ -110,7 +110,8 @@ def context_weights(
     start, end = warmup
 
     def at(step: Array) -> latent.Weigh:
-        scale = weight * jnp.clip((step - start) / max(end - start, 1), 0, 1)
+        grown = jnp.clip((step - start) / max(end - start, 1e-6), 0, 1)
+        scale = weight * jnp.where(step >= end, 1, grown)
         return lambda mask: scale * multi_block.nearness(mask, grid)
 
     return at
