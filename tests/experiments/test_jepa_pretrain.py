@@ -220,5 +220,5 @@ def test_recipes_follow_the_published_schedule():
     rate = cooling.optim.schedule(cooling.batch_size, cooling.steps, 1000)
     assert [float(rate(step)) for step in (0, 6000, 12_000)] == pytest.approx([5.25e-4, 2.63e-4, 1e-6], rel=1e-2)
     assert replace(config, ema_decay=0.5).blocks == (multi_block.SHORT_RANGE, multi_block.LONG_RANGE)
-    with pytest.raises(UserError, match=r"context_warmup is \(0.5, 0.1\): give two fractions of the run in their order"):
+    with pytest.raises(UserError, match=r"context_warmup is \(0.5, 0.1\): give two fractions of the run in"):
         replace(config, context_warmup=(0.5, 0.1))

@@ -299,22 +299,21 @@ def to_config(model: VJEPA | Pretraining) -> dict:
 
 
 def own_pretraining(published: Layout) -> Layout:
-    """A checkpoint of our own pre-training: our names, as in the published encoder's rules, with the prefix `encoder`."""
+    """A checkpoint of our own pre-training: our names, as in rules of the encoder, with the prefix `encoder`."""
     return Layout(
         name="vidjax's own pre-training",
         key="vidjax_pretraining",
         restore=None,
         marker="params/encoder/patch_embedding/kernel",
-        rules=tuple(
-            Rule(f"params/encoder/{path}", path) for path in sorted({rule.target for rule in published.rules})
-        ),
+        rules=tuple(Rule(f"params/encoder/{path}", path) for path in sorted({rule.target for rule in published.rules})),
         **PARTIAL[VJEPA],
     )
 
 
 def layouts(model: VJEPA | Pretraining) -> tuple[Layout, ...]:
     """The layouts of the model's weights."""
-    return (original(model), hugging_face(model), *((own_pretraining(original(model)),) if isinstance(model, VJEPA) else ()))
+    published = (original(model), hugging_face(model))
+    return (*published, own_pretraining(published[0])) if isinstance(model, VJEPA) else published
 
 
 LAYOUTS = {VJEPA: layouts, Pretraining: layouts}
