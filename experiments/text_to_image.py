@@ -71,6 +71,8 @@ class Config(TrainConfig):
         require_not_negative(self, "observed_clips", "text_weight")
         if self.text_weight > 1:
             raise UserError(f"text_weight is {self.text_weight}: it must be between 0 and 1")
+        if self.optim.layer_decay != 1:
+            raise UserError("optim.layer_decay is for encoders of videos: omit it")
         if self.context is not None and self.context < 3:
             raise UserError(f"context is {self.context}: it must be 3 or more, for a start, a token and an end")
         if self.data.size % SIDE:

@@ -92,6 +92,7 @@ BAD = [
     (["--image_tokenizer", "VIT"], "image_tokenizer: VIT is a VideoMAE, which has no tokens: give a run of token_pre"),
     (["--image_tokenizer", "a/b/c"], "image_tokenizer: there are no weights at a/b/c: give a run, a file or a Hugging"),
     (["--data.size", "36"], "data.size is 36: give a multiple of 8, the side of a token in pixels"),
+    (["--optim.layer_decay", "0.9"], "optim.layer_decay is for encoders of videos: omit it"),
     (["--context", "2"], "context is 2: it must be 3 or more, for a start, a token and an end"),
 ]
 
