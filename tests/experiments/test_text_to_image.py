@@ -91,9 +91,6 @@ BAD = [
     (["--decoder", "VIT"], "decoder: VIT is a VideoMAE, which makes no pictures of tokens: give a run of token_pre"),
     (["--image_tokenizer", "VIT"], "image_tokenizer: VIT is a VideoMAE, which has no tokens: give a run of token_pre"),
     (["--image_tokenizer", "a/b/c"], "image_tokenizer: there are no weights at a/b/c: give a run, a file or a Hugging"),
-    (["--data.size", "36"], "data.size is 36: give a multiple of 8, the side of a token in pixels"),
-    (["--optim.layer_decay", "0.9"], "optim.layer_decay is for encoders of videos: omit it"),
-    (["--context", "2"], "context is 2: it must be 3 or more, for a start, a token and an end"),
 ]
 
 
@@ -112,5 +109,11 @@ def test_invalid_input_is_one_line_before_anything_is_written(tmp_path, monkeypa
         text_to_image.Config(data=dataclasses.replace(text_to_image.Config().data, frames=2))
     with pytest.raises(UserError, match="text_weight is 2: it must be between 0 and 1"):
         text_to_image.Config(text_weight=2)
+    with pytest.raises(UserError, match=r"data\.size is 36: give a multiple of 8, the side of a token in pixels"):
+        text_to_image.Config(data=dataclasses.replace(text_to_image.Config().data, size=36))
+    with pytest.raises(UserError, match=r"layer_decay is for encoders of videos: omit it"):
+        text_to_image.Config(optim=dataclasses.replace(text_to_image.Config().optim, layer_decay=0.9))
+    with pytest.raises(UserError, match="context is 2: it must be 3 or more, for a start, a token and an end"):
+        text_to_image.Config(context=2)
     with pytest.raises(UserError, match="no text is given, or an empty one: say what to draw"):
         draw.Config((" ",), run="run")
