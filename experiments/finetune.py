@@ -118,7 +118,8 @@ def make_model(config: Config, class_names: tuple[str, ...]) -> nn.Module:
         raise UserError(f"model {config.model} {why}: choose {'a classifier' if short == config.model else short}")
     fields |= config.adapt.fields(config.model, config.init_from) | runs.computing_fields(config, config.model)
     model = vidjax.create_model(config.model, **fields)
-    return model.clone(card=runs.trained_card(model.card, config.data, class_names, config.heads))
+    card = runs.trained_card(model.card, config.data, class_names, config.heads, config.stills)
+    return model.clone(card=card)
 
 
 def make_loss(config: Config, model: nn.Module, trained: Any, teacher: Teacher | None = None) -> Callable:

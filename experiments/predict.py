@@ -127,7 +127,7 @@ def main(config: Config) -> dict[str, Any]:
     model, variables = vidjax.load_pretrained(config.run, config.model, **settings)
     if getattr(model, "num_classes", None) is None:
         raise UserError(f"{config.run} is a {type(model).__name__} without classes: fine-tune it first")
-    if config.head is not None:
+    if config.head is not None or model.card.stills:  # which see with other kernels than the other heads
         model, variables = runs.choose_head(model, variables, config.head, config.run)
     heads = parts(model.card.head_sizes or (model.num_classes,))
     names = name_classes(model)

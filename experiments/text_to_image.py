@@ -24,8 +24,9 @@ import vidjax
 from vidjax import cli, runs
 from vidjax.data.config import CaptionedDataConfig
 from vidjax.errors import UserError
-from vidjax.fields import require_not_negative, require_positive
+from vidjax.fields import require_not_negative
 from vidjax.models import example_inputs
+from vidjax.models.dalle import SIDE
 from vidjax.models.text_to_image import TextToImage
 from vidjax.runs.config import TrainConfig
 from vidjax.runs.pairs import CaptionCounter
@@ -67,10 +68,15 @@ class Config(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive(self, "context")
         require_not_negative(self, "observed_clips", "text_weight")
         if self.text_weight > 1:
             raise UserError(f"text_weight is {self.text_weight}: it must be between 0 and 1")
+        if self.optim.layer_decay != 1:
+            raise UserError("optim.layer_decay is for encoders of videos: omit it")
+        if self.context is not None and self.context < 3:
+            raise UserError(f"context is {self.context}: it must be 3 or more, for a start, a token and an end")
+        if self.data.size % SIDE:
+            raise UserError(f"data.size is {self.data.size}: give a multiple of {SIDE}, the side of a token in pixels")
         if self.data.frames != 1:
             raise UserError(
                 f"data.frames is {self.data.frames}: one frame of each video is drawn, give --data.frames 1"
@@ -94,8 +100,8 @@ def make_model(config: Config, vocabulary: int, tokens: int, side: int) -> TextT
 def main(config: Config, mesh: Mesh) -> dict[str, float]:
     """Runs the job; returns the first and last loss and the last observed ones, or the memory of a dry run."""
     run, tokenizer = Run(config, mesh), load_tokenizer(config.tokenizer)
-    side = config.data.size // 8
-    images, frozen, size = load_image_tokenizer(config.image_tokenizer, (side, side), config.data.size)
+    side = config.data.size // SIDE
+    images, frozen, size = load_image_tokenizer(config.image_tokenizer, (side, side), None, "image_tokenizer")
     decoder_source = config.decoder or config.image_tokenizer
     decoder = load_decoder(decoder_source)
     model = make_model(config, tokenizer.vocabulary, images.vocabulary, side)

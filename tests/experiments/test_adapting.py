@@ -113,6 +113,7 @@ def test_a_base_that_has_changed_is_an_error(run, base, tmp_path):
 
 WRONG = {
     "--adapt lora": "adapt lora needs the weights that it adapts: give --init_from",
+    "--adapt.frozen_type bfloat16": "adapt.frozen_type is of few parameters: give --adapt too, such as --adapt lora",
     "--adapt lora --init_from BASE --distributed": "adapt lora trains in one process: omit --distributed",
     "--adapt bias --init_from BASE --tune partial": "adapt bias chooses the trained parameters itself: omit --tune",
     "--adapt lora --init_from BASE --adapt.targets qurey": "adapt.targets: 'qurey' meets no kernel of the model: they "

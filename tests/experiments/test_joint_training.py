@@ -14,6 +14,7 @@ from PIL import Image
 from small_runs import changed, draw_variables, interrupt_after, two_devices
 
 import vidjax
+from vidjax import runs
 from vidjax.data.config import AugmentConfig, LabelledDataConfig
 from vidjax.errors import UserError
 from vidjax.layers.stills import sum_over_time
@@ -24,7 +25,9 @@ from vidjax.training.optimizer import OptimizerConfig
 from vidjax.training.state import Aux
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "experiments"))
+import evaluate
 import finetune
+import predict
 
 DATA = LabelledDataConfig(
     frames=2, size=32, short_side=32, workers=1, augment=AugmentConfig(crop="center"), train="mix:photos=1,clips=2"
@@ -40,7 +43,7 @@ NAMES = ("photos: cat", "photos: dog", "clips: up", "clips: down", "clips: left"
 @pytest.fixture(scope="module")
 def model():
     model = vidjax.create_model("r3d_tiny", num_classes=5, num_frames=2, image_size=32)
-    card = dataclasses.replace(model.card, class_names=NAMES, heads=CONFIG.heads)
+    card = dataclasses.replace(model.card, class_names=NAMES, heads=CONFIG.heads, stills=CONFIG.stills)
     return model.clone(card=card)
 
 
@@ -83,6 +86,24 @@ def test_the_gradient_of_a_joint_step_is_the_sum_of_both_and_only_clips_move_the
         np.testing.assert_allclose(ours, clips, rtol=1e-5, atol=1e-6)
         assert np.abs(np.asarray(ours) - images).max() > 1e-4
     np.testing.assert_allclose(logits, jnp.concatenate([of_clip, of_image]), rtol=1e-4, atol=1e-5)
+
+
+def test_the_chosen_head_of_images_sees_them_as_in_training(model):
+    variables, labels = draw_variables(model), jnp.zeros(2, int)
+    video = np.random.default_rng(2).normal(size=(2, 1, 32, 32, 3)).astype(np.float32).repeat(2, axis=1)  # of images
+    heads = [runs.choose_head(model, variables, head, "the run") for head in CONFIG.heads]
+    seen, expected, clips, plain = jax.jit(
+        lambda video: (
+            heads[0][0].apply(heads[0][1], video),
+            Joint(CONFIG, model).evaluate(variables, video, labels)[:, :2],
+            heads[1][0].apply(heads[1][1], video),
+            model.apply(variables, video),
+        )
+    )(video)
+    np.testing.assert_allclose(seen, expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(clips, plain[:, 2:], rtol=1e-4, atol=1e-4)
+    assert np.abs(seen - plain[:, :2]).max() > 1e-2
+    assert heads[0][0].card.stills == ()
 
 
 @pytest.mark.parametrize(
@@ -130,3 +151,10 @@ def test_a_killed_run_on_images_and_clips_resumes_with_the_same_losses(tmp_path)
     assert abs(losses[0][0] - 2 * np.log(2)) < 0.7  # of both, as the sum
     (last,) = [entry for entry in entries if "evaluation/top1" in entry]
     assert {"evaluation/photos_top1", "evaluation/clips_top1"} <= last.keys()
+
+    run, images = str(tmp_path / "killed"), tmp_path / "photos"
+    source = evaluate.SourceConfig(source=str(images / "all.csv"), workers=1)
+    numbers = evaluate.main(evaluate.Config(run=run, data=source, head="photos", out=str(tmp_path / "photos_only")))
+    assert numbers["top1"] == last["evaluation/photos_top1"] and numbers["counted"] == 4
+    with pytest.raises(UserError, match="killed has the heads photos, clips: give --head with one of them"):
+        predict.main(predict.Config((str(images / "0_cat.jpg"),), run))

@@ -43,7 +43,7 @@ def trained(tmp_path_factory):
 
 
 @pytest.mark.long
-def test_a_resumed_run_has_the_same_losses_and_captions_are_drawn(trained, tmp_path):
+def test_a_resumed_run_has_the_same_losses_and_captions_are_drawn(trained, tmp_path, capsys):
     flags = ["--image_tokenizer", str(trained / "vae")]
     interrupt_after(2, run, tmp_path / "run", *flags)
     run(tmp_path / "run", *flags)
@@ -53,6 +53,7 @@ def test_a_resumed_run_has_the_same_losses_and_captions_are_drawn(trained, tmp_p
     expected = seen["evaluation/word_loss"] / 8 + seen["evaluation/image_loss"] * 7 / 8
     assert seen["evaluation/loss"] == pytest.approx(expected, rel=1e-5)
     assert Image.open(trained / "run" / "pictures" / "step_0000004.png").size[0] > 4 * 64
+    assert "pictures/ (start with the newest PNG), curves.png" in capsys.readouterr().out
 
 
 @pytest.mark.long
@@ -88,7 +89,8 @@ BAD = [
     (["--model", "gpt2_tiny"], "model gpt2_tiny draws no pictures: choose dalle_gpt_tiny, _small, _base or _12b"),
     (["--decoder", "OTHER"], "decoder: OTHER has 32 tokens, the model 64: give the run whose tokens it was trained on"),
     (["--decoder", "VIT"], "decoder: VIT is a VideoMAE, which makes no pictures of tokens: give a run of token_pre"),
-    (["--data.size", "36"], "the tokenizer's tokens of frames of 36 pixels lie on a grid of 4.5 places a side"),
+    (["--image_tokenizer", "VIT"], "image_tokenizer: VIT is a VideoMAE, which has no tokens: give a run of token_pre"),
+    (["--image_tokenizer", "a/b/c"], "image_tokenizer: there are no weights at a/b/c: give a run, a file or a Hugging"),
 ]
 
 
@@ -107,5 +109,11 @@ def test_invalid_input_is_one_line_before_anything_is_written(tmp_path, monkeypa
         text_to_image.Config(data=dataclasses.replace(text_to_image.Config().data, frames=2))
     with pytest.raises(UserError, match="text_weight is 2: it must be between 0 and 1"):
         text_to_image.Config(text_weight=2)
+    with pytest.raises(UserError, match=r"data\.size is 36: give a multiple of 8, the side of a token in pixels"):
+        text_to_image.Config(data=dataclasses.replace(text_to_image.Config().data, size=36))
+    with pytest.raises(UserError, match=r"layer_decay is for encoders of videos: omit it"):
+        text_to_image.Config(optim=dataclasses.replace(text_to_image.Config().optim, layer_decay=0.9))
+    with pytest.raises(UserError, match="context is 2: it must be 3 or more, for a start, a token and an end"):
+        text_to_image.Config(context=2)
     with pytest.raises(UserError, match="no text is given, or an empty one: say what to draw"):
         draw.Config((" ",), run="run")

@@ -275,7 +275,7 @@ BAD = [
     (["--mask_ratio", "0.01"], "mask_ratio 0.01 of 8x8 patches leaves nothing to predict: 1 masked patches are fewer"),
     (["--mask_ratio", "1"], "mask_ratio 1 of 8x8 patches leaves nothing visible: lower the ratio or use larger clips"),
     (["--tokenizer", "nowhere/at/all"], "tokenizer: there are no weights at nowhere/at/all: give a run, a file or a H"),
-    (["--tokenizer", "SWIN"], "tokenizer: SWIN is a VideoSwin, which has no tokens: give a run of the recipe demo or"),
+    (["--tokenizer", "SWIN"], "tokenizer: SWIN is a VideoSwin, which has no tokens: give a run of token_pretrain.py"),
     (["--token_size", "32"], "of frames of 32 pixels lie on a grid of 4 places a side, the model's on 8x8: use --tok"),
     (["--data.frames", "5"], "5 frames cannot be cut into patches of 2: use a multiple of 2, such as 4 or 6"),
     (["--data.source", "SHORT", "--data.stride", "5"], "a clip needs 16 frames of a video, but the first of SHORT has"),

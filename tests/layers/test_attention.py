@@ -3,7 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vidjax.layers.attention import Attention
+from vidjax.kernels.attention import attend
+from vidjax.layers.attention import Attention, with_beams
 
 
 def normal(*shape: int) -> jax.Array:
@@ -42,6 +43,24 @@ def test_leading_axes_are_independent(module):
     before, after = np.asarray(run(x)), np.asarray(run(x.at[1, 2].set(9.0)))
     np.testing.assert_array_equal(after.reshape(6, 5, 12)[:5], before.reshape(6, 5, 12)[:5])
     np.testing.assert_allclose(before[1], run(x[1]), atol=1e-5)
+
+
+def test_without_leading_axes_the_first_is_that_of_the_tokens(module):
+    _, run = module
+    x, context = normal(1, 6, 12), normal(1, 3, 12)  # twice as many queries as tokens are no two beams
+    np.testing.assert_allclose(run(x[0], context[0]), run(x, context)[0], atol=1e-5)
+    np.testing.assert_allclose(run(x[0, :1], context[0]), run(x, context)[0, :1], atol=1e-5)
+
+
+def test_beams_attend_to_the_keys_and_values_of_their_text():
+    query, pair = normal(6, 1, 3, 4), (normal(2, 5, 3, 4), normal(2, 5, 3, 4) + 1)
+    mask = jnp.asarray(np.random.default_rng(3).random((6, 1, 5)) < 0.6).at[..., 0].set(True)  # differs between beams
+    repeated = [jnp.repeat(x, 3, axis=0) for x in pair]
+    for each in (None, mask):
+        expected = attend(query, *repeated, mask=each)
+        shared = with_beams(lambda q, k, v, mask, bias: attend(q, k, v, mask=mask, bias=bias), query, pair, each, None)
+        np.testing.assert_allclose(shared, expected, atol=1e-5)
+        assert np.abs(shared[:3] - attend(query[:3], *[x[3:] for x in repeated], mask=None)).max() > 0.1
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from vidjax.models.blip import Answerer, Captioner, Text
 from vidjax.models.blip2 import Blip2Language
 from vidjax.models.qformer import QFormer
 from vidjax.runs.captions import caption_writer, instruction_tokenizer, read_captions
+from vidjax.runs.generation import begin
 
 TEXT = Text(60, 9, 24, 2, 3)
 QUERIES = QFormer(**QFORMER | {"vocabulary": None}, writes=False)
@@ -89,6 +90,24 @@ def test_what_follows_a_prompt_is_what_the_model_predicts(model, end, predict):
     for row, likeliest in zip(np.asarray(written), np.asarray(words.argmax(axis=-1)), strict=True):
         count = list(row).index(stop) + 1 if stop in row else len(row)
         np.testing.assert_array_equal(row[:count], likeliest[:count])
+
+
+@pytest.mark.long
+def test_the_beams_of_a_video_attend_to_it_and_to_no_other():
+    model = Captioner(SEES, TEXT)
+    variables, prompts = draw_variables(model), jnp.array([[1, 12]] * 2)
+
+    @jax.jit
+    def following(words):
+        seen = model.apply(variables, model.card.preprocess(jnp.asarray(VIDEO)), method="seen")
+        step, _, cache = begin(model, variables, seen, prompts, 4, beams=3)
+        shared, _ = step(words, jnp.int32(0), jax.tree.map(lambda x: jnp.repeat(x, 3, axis=0), cache))
+        step, _, cache = begin(model, variables, *(jnp.repeat(x, 3, axis=0) for x in (seen, prompts)), 4)
+        return shared, step(words, jnp.int32(0), cache)[0]
+
+    shared, alone = following(jnp.array([13, 14, 15] * 2))
+    np.testing.assert_allclose(shared, alone, rtol=1e-4, atol=1e-4)
+    assert np.abs(alone[:3] - alone[3:]).max() > 1e-2  # the videos differ
 
 
 def test_a_text_ends_before_the_end_of_its_line():

@@ -207,7 +207,8 @@ def assemble(
         if hasattr(model, "card"):  # a text tower has none
             card = dataclasses.replace(model.card, **{**chosen.card, **card})
             if len(card.class_names) != getattr(model, "num_classes", None):
-                card = dataclasses.replace(card, class_names=(), heads=())  # the names are those of another head
+                # The names are those of another head.
+                card = dataclasses.replace(card, class_names=(), heads=(), stills=())
             model = model.clone(card=card)
         variables, report = _fill(model, chosen, prepared, strict, inflation, key, described=described)
     except UserError as error:

@@ -96,8 +96,8 @@ def with_beams(
 
     Their queries become those of one row, so that keys and values are read once for all beams of a text.
     """
-    beams = len(query) // len(pair[0])
-    if beams == 1:
+    beams = len(query) // len(pair[0]) if query.ndim > 3 else 1  # without leading axes the first is that of the tokens
+    if beams < 2:
         return attend(query, *pair, mask, bias)
     query, mask = (
         None if x is None else einops.rearrange(x, "(b r) q ... -> b (r q) ...", r=beams) for x in (query, mask)

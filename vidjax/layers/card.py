@@ -33,6 +33,7 @@ class Card:
       views: clips in time x crops in space of the published test, such as `10x3`; empty if unknown.
       heads: data sets with a softmax each (multi-task learning), whose classes are named `HEAD: CLASS`; empty for one
         softmax over all classes.
+      stills: those heads whose data sets are images, seen by kernels summed over time (`layers.stills`).
       average: what that test averages over the views: probabilities, or logits before the softmax.
     """
 
@@ -52,6 +53,7 @@ class Card:
     views: str = ""
     average: Literal["softmax", "logits"] = "softmax"
     heads: tuple[str, ...] = ()
+    stills: tuple[str, ...] = ()
 
     @property
     def head_sizes(self) -> tuple[int, ...]:

@@ -45,7 +45,6 @@ class TextToImage(nn.Module):
     depth: int = 12
     heads: int = 12
     mlp_ratio: float = 4.0
-    channels: int = 3
     remat: Remat = "none"
     scan: bool = False
     card: Card = Card()

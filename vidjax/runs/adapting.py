@@ -88,6 +88,9 @@ class AdaptConfig:
           UserError: they contradict each other.
         """
         if not self.used:
+            set_fields = [each.name for each in dataclasses.fields(self) if getattr(self, each.name) != each.default]
+            if set_fields:
+                raise UserError(f"adapt.{set_fields[0]} is of few parameters: give --adapt too, such as --adapt lora")
             return
         if not config.init_from:
             raise UserError(f"adapt {self.method} needs the weights that it adapts: give --init_from")

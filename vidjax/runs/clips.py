@@ -85,12 +85,18 @@ def cut_clips(source: str | Path, model: nn.Module, data: GivenClipConfig, windo
     return clips
 
 
-def trained_card(card: Card, data: ClipConfig, class_names: tuple[str, ...] = (), heads: tuple[str, ...] = ()) -> Card:
+def trained_card(
+    card: Card,
+    data: ClipConfig,
+    class_names: tuple[str, ...] = (),
+    heads: tuple[str, ...] = (),
+    stills: tuple[str, ...] = (),
+) -> Card:
     """The card of a model that is trained on such clips: with its classes and clips, and no published test."""
     return replace(
-        card, class_names=class_names, heads=heads, stride=data.stride, rate=data.fps and data.fps * data.stride,
-        crop_ratio=data.center_ratio, sampling=data.sampling, consecutive=data.consecutive, protocol=data.protocol,
-        test_size=None, test_frames=None, views="", accuracy="",
+        card, class_names=class_names, heads=heads, stills=stills, stride=data.stride,
+        rate=data.fps and data.fps * data.stride, crop_ratio=data.center_ratio, sampling=data.sampling,
+        consecutive=data.consecutive, protocol=data.protocol, test_size=None, test_frames=None, views="", accuracy="",
     )  # fmt: skip
 
 

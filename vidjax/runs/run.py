@@ -382,7 +382,7 @@ class Run:
         print("\n" + "\n".join([f"loss      {losses}", *speed, *lines]))
         if (bad := workdir / "bad_files.jsonl").exists():
             print(f"bad files {len(bad.read_text().splitlines())} could not be read: see {bad} for the reasons")
-        drawn = [name for name in ("reconstructions", "similarity") if (workdir / name).exists()]
+        drawn = [name for name in ("reconstructions", "pictures", "similarity") if (workdir / name).exists()]
         first = f"{drawn[0]}/ (start with the newest PNG), " if drawn else ""
         best = " and best/" if (workdir / "best").exists() else ""
         width = max(map(len, advice))

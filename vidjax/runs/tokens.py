@@ -26,18 +26,21 @@ from vidjax.visualize.reconstruction import save_reconstructions
 Tokens = Callable[[Any, jax.Array], jax.Array]
 
 
-def load_tokenizer(source: str, grid: tuple[int, int], size: int | None) -> tuple[Encoder, dict, int]:
+def load_tokenizer(
+    source: str, grid: tuple[int, int], size: int | None, flag: str = "tokenizer"
+) -> tuple[Encoder, dict, int]:
     """A frozen tokenizer, its variables, and the side of the frames that it sees in pixels.
 
     Args:
       source: a run of a discrete VAE, of which the encoder is used, or a published checkpoint.
       grid: rows and columns of the places whose tokens are predicted.
       size: side of the frames; None for that with a token for each place.
+      flag: the command-line flag of the source, for error messages.
 
     Raises:
       UserError: there are no such weights, they are no tokenizer's, or the tokens lie on another grid.
     """
-    require_source("tokenizer", source)
+    require_source(flag, source)
     tokenizer, variables = load_pretrained(source, verbose=is_main_process())
     if isinstance(tokenizer, Autoencoder):
         names = [field.name for field in dataclasses.fields(Encoder) if field.name not in ("parent", "name")]
@@ -45,8 +48,8 @@ def load_tokenizer(source: str, grid: tuple[int, int], size: int | None) -> tupl
         tokenizer = Encoder(**{name: getattr(tokenizer, name) for name in names})
     if not isinstance(tokenizer, Encoder):
         raise UserError(
-            f"tokenizer: {source} is a {type(tokenizer).__name__}, which has no tokens: give a run of the recipe demo "
-            "or tokenizer, or dalle_encoder"
+            f"{flag}: {source} is a {type(tokenizer).__name__}, which has no tokens: give a run of token_pretrain.py's "
+            "recipe demo or tokenizer, or dalle_encoder"
         )
     size = size or SIDE * grid[0]
     if size % SIDE or (size // SIDE, size // SIDE) != grid:

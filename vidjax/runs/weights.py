@@ -18,6 +18,7 @@ from vidjax.convert.conversion import Report
 from vidjax.convert.rules import Inflation
 from vidjax.data.labels import find_classes
 from vidjax.errors import UserError
+from vidjax.layers.stills import sum_over_time
 from vidjax.models import variable_shapes
 from vidjax.models.aligned import Aligned, VideoTokens
 from vidjax.models.vatt_pretraining import Vatt
@@ -221,7 +222,7 @@ def keep_classes(
             f"a {type(model).__name__} has no head of its own: reduce those of its parts before they are joined"
         )
     rows = np.array(_require_classes(names, known, owner))
-    smaller = replace(model.card, class_names=tuple(names), heads=())
+    smaller = replace(model.card, class_names=tuple(names), heads=(), stills=())
     head = jax.tree.map(lambda leaf: leaf[..., rows], variables["params"]["head"])  # a kernel and a bias
     params = variables["params"] | {"head": head}
     return model.clone(num_classes=len(rows), card=smaller), variables | {"params": params}
@@ -229,6 +230,9 @@ def keep_classes(
 
 def choose_head(model: nn.Module, variables: dict, head: str | None, owner: str) -> tuple[nn.Module, dict]:
     """The classifier of one data set, of a model that was trained on several; any other model as it is.
+
+    That of images has the kernels summed over time with which it was trained, so that it sees each frame by itself: of
+    an image in all frames of a clip it says what it says of the image.
 
     Args:
       head: the name of the data set; None for a model without heads.
@@ -243,6 +247,8 @@ def choose_head(model: nn.Module, variables: dict, head: str | None, owner: str)
     if head not in heads:
         has = f"the heads {', '.join(heads)}: give --head with one of them" if heads else "one head: omit --head"
         raise UserError(f"{owner} has {has}")
+    if head in model.card.stills:
+        variables = variables | {"params": sum_over_time(variables["params"])}
     names = [name for name in model.card.class_names if name.startswith(f"{head}: ")]
     model, variables = keep_classes(model, variables, names, owner)
     card = replace(model.card, class_names=tuple(name.removeprefix(f"{head}: ") for name in names))

@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # PyAV and the tokenizers are imported when they are needed
 
 RUN_FILES = (
     "config.json", "vidjax.json", "sources.json", "metrics.jsonl", "checkpoints", "best", "tensorboard", "curves.png",
-    "reconstructions", "similarity", "tokenizer",
+    "reconstructions", "pictures", "similarity", "tokenizer",
     "bad_files*.jsonl", "bad_validation_files*.jsonl", "skipped_step_*.npz", "timelines.png", "features.json",
     "detections.csv", "detections.png", "classes.csv", "action_ids.json",
     "moments.png", "queries.npy", "queries.json", "reference.json",
