@@ -4,9 +4,9 @@ A frozen ViT encodes the image, and a Q-Former (`qformer`) reads it with 32 quer
 queries learn to be aligned with a text, to match it and to be described. In the second, `Blip2Language`, a linear layer
 maps them to embeddings of a frozen language model, in front of a text, which the model continues. The Q-Former of
 InstructBLIP (arXiv:2305.06500) also reads the instruction. VisualGLM-6B (THUDM/VisualGLM-6B) is a second stage into a
-ChatGLM, whose prompt is `<img>`, the queries, `</img>问：`, a question, and `\n答：`; its LoRA (`layers.low_rank`) has
-rank 10 and alpha 1 in the attention of `language/transformer/block_0` and `block_14`. Every frame of a video is seen
-alone; its queries follow those of the frame before. In the first stage they attend to the tokens of all frames.
+ChatGLM, with the queries between `<img>` and `</img>`, whose LoRA (`layers.low_rank`) is published with rank 10 and
+alpha 1 in the attention of `language/transformer/block_0` and `block_14`. Every frame of a video is seen alone; its
+queries follow those of the frame before. In the first stage the queries attend to the tokens of all frames.
 
 Pitfalls: the similarity of an image and a text is that of the query nearest to the text, and there are neither queues
 nor a momentum model. The ViT is EVA's (arXiv:2211.07636) without its last block; the norm of its tokens is trained. The
