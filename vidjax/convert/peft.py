@@ -118,7 +118,7 @@ def _of_layer(pattern: Mapping[str, Any] | None, module: str, usual: Any) -> Any
 
 
 def _rows(b: np.ndarray, norms: np.ndarray | None) -> np.ndarray:
-    """B, of a linear layer or a convolution, and the norms of DoRA, if there are any, as one matrix `(out, columns)`."""
+    """B, of a linear layer or a convolution, and the norms of DoRA if there are any, as one matrix `(out, columns)`."""
     matrices = [b] if norms is None else [b, norms]
     return np.concatenate([matrix.reshape(len(b), -1) for matrix in matrices], axis=1)
 
