@@ -14,6 +14,7 @@ from vidjax.models.adavit import AdaViT
 from vidjax.models.albef import Albef
 from vidjax.models.blip import Answerer, Blip, Captioner, Text
 from vidjax.models.blip2 import Blip2, Blip2Language
+from vidjax.models.chatglm import ChatGLM
 from vidjax.models.clip import ImageTower
 from vidjax.models.dalle import Decoder, Encoder
 from vidjax.models.dynamicvit import DynamicViT
@@ -61,6 +62,7 @@ def actionclip(head: str, **fields) -> VideoText:
 SEES = ViT(24, 1, 3, patch_size=(1, 8, 8), image_size=16)
 OPT = LanguageModel(60, 12, 24, 2, 3, activation="relu", offset=2)
 FLAN = T5(60, 24, 2, 3, 8, 40)
+GLM = ChatGLM(60, 60, 24, 2, 3, 56, 57, 58)
 QFORMER = {"queries": 4, "vocabulary": 60, "context": 7, "width": 24, "depth": 2, "heads": 3}
 
 MODELS = {
@@ -118,6 +120,7 @@ MODELS = {
     "opt": OPT,
     "t5": T5(60, 24, 2, 3, 8, 40, gated=False, tied=True),
     "t5 1.1": FLAN,
+    "chatglm": GLM,
     "blip": Blip(SEES, Text(60, 7, 24, 2, 3), 16, 5),
     "blip for retrieval": Blip(SEES, Text(60, 7, 24, 2, 3), 16, writes=False),
     "blip for retrieval of transformers": Blip(SEES.clone(epsilon=1e-5), Text(60, 7, 24, 2, 3), 16, writes=False),
@@ -131,6 +134,7 @@ MODELS = {
     "blip2 for retrieval": Blip2(SEES, QFormer(**QFORMER, writes=False), 16),
     "blip2 with opt": Blip2Language(SEES, QFormer(**QFORMER | {"vocabulary": None}, writes=False), OPT),
     "blip2 with t5": Blip2Language(SEES, QFormer(**QFORMER | {"vocabulary": None}, writes=False), FLAN),
+    "visualglm": Blip2Language(SEES, QFormer(4, None, width=24, depth=2, heads=3, writes=False), GLM),
     "instructblip": Blip2Language(SEES, QFormer(**QFORMER, writes=False), OPT),
     "actionclip": actionclip("transf"),
     "actionclip joint": actionclip("mean", joint=True),

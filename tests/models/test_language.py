@@ -34,6 +34,9 @@ LANGUAGE_COUNTS = {
     "t5_base": 222_903_552,
     "flan_t5_base": 247_577_856,
     "flan_t5_xl": 2_849_757_184,
+    # 6.2 billion in its README; peft counts this number and that of its adapters.
+    "chatglm_6b": 6_173_286_400,
+    "chatglm_tiny": 360_672,
     "gpt2_tiny": 369_792,
     "opt_tiny": 369_984,
     "t5_tiny": 493_504,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import recipe
 import tokenizers
-from small_models import FLAN, OPT, QFORMER, SEES
+from small_models import FLAN, GLM, OPT, QFORMER, SEES
 from small_runs import draw_variables
 
 from vidjax.data.text import Tokenizer
@@ -108,6 +108,33 @@ def test_the_beams_of_a_video_attend_to_it_and_to_no_other():
     shared, alone = following(jnp.array([13, 14, 15] * 2))
     np.testing.assert_allclose(shared, alone, rtol=1e-4, atol=1e-4)
     assert np.abs(alone[:3] - alone[3:]).max() > 1e-2  # the videos differ
+
+
+@pytest.mark.long
+def test_a_visualglm_reads_the_image_between_its_tags():
+    model = Blip2Language(SEES, QUERIES, GLM)
+    variables, given = draw_variables(model), characters(58)
+    written = jax.jit(caption_writer(model, given, question="why", length=4))(variables, jnp.asarray(VIDEO))
+    places = [59] * 2 * 4  # of both frames
+    read = [*given.encode("<img>")[1:-1], *places, *given.encode("</img>问：why\n答：")[1:-1], 56, 57]
+    ids = jnp.concatenate([jnp.array([read] * 2), written], axis=1)
+
+    @jax.jit
+    def predict(variables, video):
+        looked = model.apply(variables, model.card.preprocess(video), method="look")
+        return model.apply(variables, ids, looked, jnp.ones(ids.shape, bool), method="words")
+
+    likeliest = np.asarray(predict(variables, jnp.asarray(VIDEO))[:, len(read) - 1 : -1].argmax(axis=-1))
+    for row, wanted in zip(np.asarray(written), likeliest, strict=True):
+        count = list(row).index(58) + 1 if 58 in row else len(row)
+        np.testing.assert_array_equal(row[:count], wanted[:count])
+    with pytest.raises(ValueError, match="tokenizer characters ends texts with the id 55, the model with 58: give its"):
+        caption_writer(model, characters(55))
+
+
+def characters(end: int) -> Tokenizer:
+    """Any characters as ids from 1 to 50."""
+    return Tokenizer("characters", 59, lambda text: [0, *(1 + ord(c) % 50 for c in text), end], end, str)
 
 
 def test_a_text_ends_before_the_end_of_its_line():

@@ -1,8 +1,11 @@
-"""Layouts of BLIP-2: the release's first stage, and Hugging Face's of both stages and of InstructBLIP for videos."""
+"""Layouts of BLIP-2: the release's first stage, and Hugging Face's of both stages and of InstructBLIP for videos.
+
+Those of VisualGLM are in `chatglm`.
+"""
 
 from functools import partial
 
-from vidjax.convert import t5
+from vidjax.convert import chatglm, t5
 from vidjax.convert.blip import hugging_face_image
 from vidjax.convert.blip2_config import CONFIGS, TO_CONFIGS
 from vidjax.convert.blocks import PARTS, positions, separate_attention
@@ -12,6 +15,7 @@ from vidjax.convert.language import opt_rules
 from vidjax.convert.rules import Layout, Rule, dense, first_axis, image_kernel, norm, strip
 from vidjax.convert.videomae import original_blocks
 from vidjax.models.blip2 import Blip2, Blip2Language
+from vidjax.models.chatglm import ChatGLM
 from vidjax.models.t5 import T5
 
 __all__ = ["CONFIGS", "LAYOUTS", "TO_CONFIGS"]
@@ -124,7 +128,9 @@ def without_repeats(weights: Weights) -> Weights:
 
 
 def language_layouts(model: Blip2Language) -> tuple[Layout, ...]:
-    """Hugging Face's, of its OPT and its T5 with a last layer of its own."""
+    """Hugging Face's, of its OPT, its T5 with a last layer of its own and its ChatGLM."""
+    if isinstance(model.language, ChatGLM):
+        return chatglm.visual_layouts(model)
     if isinstance(model.language, T5):
         if model.language.tied:
             return ()

@@ -2,11 +2,12 @@
 
 import flax.linen as nn
 
-from vidjax.convert import language, t5
+from vidjax.convert import chatglm, language, t5
 from vidjax.convert.blip_config import image_from_config, image_to_config
 from vidjax.convert.hub import expect
 from vidjax.errors import UserError
 from vidjax.models.blip2 import CARD, Blip2, Blip2Language
+from vidjax.models.chatglm import ChatGLM
 from vidjax.models.qformer import QFormer
 from vidjax.models.t5 import T5
 
@@ -76,7 +77,9 @@ def from_config(config: dict) -> nn.Module:
 
 
 def to_config(model: Blip2 | Blip2Language) -> dict:
-    """The inverse of `from_config`."""
+    """The inverse of `from_config`, and of `chatglm.from_config`."""
+    if isinstance(model, Blip2Language) and isinstance(model.language, ChatGLM):
+        return chatglm.visual_to_config(model)
     config = {
         "architectures": [RETRIEVAL],
         "model_type": "blip-2",

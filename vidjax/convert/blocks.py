@@ -2,6 +2,7 @@
 
 import re
 from collections import defaultdict
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -39,18 +40,19 @@ def separate_attention(target: str, **sources: str) -> tuple[Rule, ...]:
 
 def fused_attention(source: str, target: str, out: str = "proj") -> tuple[Rule, ...]:
     """timm's attention: query, key and value in one linear layer `qkv`, then `proj`."""
-    return (*_rows(f"{source}.qkv.", target), *dense(f"{source}.{out}", f"{target}/out"))
+    return (*fused_rows(f"{source}.qkv.", target), *dense(f"{source}.{out}", f"{target}/out"))
 
 
 def packed_attention(source: str, target: str) -> tuple[Rule, ...]:
     """`torch.nn.MultiheadAttention`: query, key and value packed into `in_proj_weight` and `in_proj_bias`."""
-    return (*_rows(f"{source}.in_proj_", target), *dense(f"{source}.out_proj", f"{target}/out"))
+    return (*fused_rows(f"{source}.in_proj_", target), *dense(f"{source}.out_proj", f"{target}/out"))
 
 
-def _rows(source: str, target: str) -> tuple[Rule, ...]:
+def fused_rows(source: str, target: str, parts: Sequence[str] = PARTS) -> tuple[Rule, ...]:
+    """Linear layers stored as one, `source` with `weight` and `bias`, whose rows are those of these parts in turn."""
     return tuple(
-        Rule(source + entry, f"{target}/{part}/{parameter}", kernel_rows(number, len(PARTS)))
-        for number, part in enumerate(PARTS)
+        Rule(source + entry, f"{target}/{part}/{parameter}", kernel_rows(number, len(parts)))
+        for number, part in enumerate(parts)
         for entry, parameter in (("weight", "kernel"), ("bias", "bias"))
     )
 

@@ -93,26 +93,34 @@ def convert(model: nn.Module, config: Mapping[str, Any], weights: Weights) -> tu
     scale, few = low_rank.scale_of(rank, alpha, stabilized), {}
     modules = {name.removesuffix(B) for name in weights if name.endswith(B)}
     factors = {module: [weights.pop(module + part, None) for part in (A, B, MAGNITUDE)] for module in modules}
-    layout, renamed = _layout_of(model, {f"{module}.weight": np.zeros(0) for module in modules} | weights)
+    # As weights, B and the norms beside it get the order of rows that the layout's weights get.
+    rows = {f"{module}.weight": _rows(b, norms) for module, (_, b, norms) in factors.items()}
+    layout, renamed = _layout_of(model, rows | weights)
     for name, module in zip(renamed, [*modules, *(None for _ in weights)], strict=True):
         for rule, path in ((rule, path) for rule in layout.rules if (path := rule.path(name)) is not None):
             if module is None:
                 few[path] = rule.transform(renamed[name])
                 continue
-            a, b, magnitude = factors[module]
+            (a, b, magnitude), outputs = factors[module], renamed[name]
             its_alpha = _of_layer(config.get("alpha_pattern"), module, alpha)
             own = low_rank.scale_of(_of_layer(config.get("rank_pattern"), module, rank), its_alpha, stabilized)
             inner = path.removesuffix("kernel")
             few[inner + low_rank.A] = a.T if a.ndim == 2 else rule.transform(a).reshape(-1, len(a))
-            few[inner + low_rank.B] = _outputs(layout, rule, b.reshape(len(b), -1)) * np.float32(own / scale)
+            few[inner + low_rank.B] = _outputs(layout, rule, outputs[:, : b.shape[1]]) * np.float32(own / scale)
             if magnitude is not None:
-                few[inner + low_rank.MAGNITUDE] = _outputs(layout, rule, magnitude.reshape(-1, 1))[0]
+                few[inner + low_rank.MAGNITUDE] = _outputs(layout, rule, outputs[:, b.shape[1] :])[0]
     return few, scale
 
 
 def _of_layer(pattern: Mapping[str, Any] | None, module: str, usual: Any) -> Any:
     """The value of a layer in `rank_pattern` or `alpha_pattern`, whose names are regular expressions."""
     return next((value for name, value in (pattern or {}).items() if re.search(rf"(^|\.)({name})$", module)), usual)
+
+
+def _rows(b: np.ndarray, norms: np.ndarray | None) -> np.ndarray:
+    """B, of a linear layer or a convolution, and the norms of DoRA if there are any, as one matrix `(out, columns)`."""
+    matrices = [b] if norms is None else [b, norms]
+    return np.concatenate([matrix.reshape(len(b), -1) for matrix in matrices], axis=1)
 
 
 def _outputs(layout: Layout, rule: Rule, value: np.ndarray) -> np.ndarray:
@@ -170,29 +178,36 @@ def export_adapter(
     for module in sorted(path.removesuffix(low_rank.B) for path in few if path.endswith(f"/{low_rank.B}")):
         rule, name = _entry(layout, f"{module}kernel")
         layers.setdefault(name, []).append((rule, module))
-    ranks, alphas, turned = {}, {}, False
-    for name, restored in zip(layers, layout.restore(dict.fromkeys(layers, np.zeros(0))), strict=True):
-        ours, layer = layers[name], restored.removesuffix(".weight")
-        values = [{part: few.get(module + part) for part in low_rank.NAMES} for _, module in ours]
-        rule, kernel = ours[0][0], shapes[f"{ours[0][1]}kernel"]
-        parts = _parts(layout, rule)
-        if len(kernel) > 2:
-            weights[layer + A] = rule.transform.inverse(values[0][low_rank.A].reshape(*kernel[:-1], rank))
-        else:
-            weights[layer + A] = np.concatenate([value[low_rank.A].T for value in values])
-            turned |= rule.transform.inverse(np.zeros((2, 3))).shape == (2, 3)
-        outputs = np.zeros((parts, kernel[-1], len(ours), rank), np.float32)
-        for column, ((own, _), value) in enumerate(zip(ours, values, strict=True)):
-            outputs[own.transform.part, :, column] = value[low_rank.B].T
-        ones = (1,) * (len(weights[layer + A].shape) - 2)
-        weights[layer + B] = outputs.reshape(parts * kernel[-1], len(ours) * rank, *ones)
-        if values[0][low_rank.MAGNITUDE] is not None:
+    rows = {}
+    for name, ours in layers.items():
+        rule, width = ours[0][0], shapes[f"{ours[0][1]}kernel"][-1]
+        parts, norms = _parts(layout, rule), None
+        outputs = np.zeros((parts, width, len(ours), rank), np.float32)
+        for column, (own, module) in enumerate(ours):
+            outputs[own.transform.part, :, column] = few[module + low_rank.B].T
+        if ours[0][1] + low_rank.MAGNITUDE in few:
             if len(ours) < parts:
+                layer = name.removesuffix(".weight")
                 raise UserError(f"peft's DoRA needs all {parts} parts of {layer}: adapt them too, or use LoRA")
-            order = sorted(range(parts), key=lambda i: ours[i][0].transform.part)
-            weights[layer + MAGNITUDE] = np.concatenate([values[i][low_rank.MAGNITUDE] for i in order])
+            in_order = sorted(ours, key=lambda each: each[0].transform.part)
+            norms = np.concatenate([few[module + low_rank.MAGNITUDE] for _, module in in_order])
+        rows[name] = _rows(outputs.reshape(parts * width, -1), norms)
+    ranks, alphas, turned = {}, {}, False
+    for ours, (restored, outputs) in zip(layers.values(), layout.restore(rows).items(), strict=True):
+        layer, columns = restored.removesuffix(".weight"), len(ours) * rank
+        rule, kernel = ours[0][0], shapes[f"{ours[0][1]}kernel"]
+        factors = [few[module + low_rank.A] for _, module in ours]
+        if len(kernel) > 2:
+            weights[layer + A] = rule.transform.inverse(factors[0].reshape(*kernel[:-1], rank))
+        else:
+            weights[layer + A] = np.concatenate([factor.T for factor in factors])
+            turned |= rule.transform.inverse(np.zeros((2, 3))).shape == (2, 3)
+        ones = (1,) * (len(weights[layer + A].shape) - 2)
+        weights[layer + B] = outputs[:, :columns].reshape(-1, columns, *ones)
+        if outputs.shape[1] > columns:
+            weights[layer + MAGNITUDE] = outputs[:, columns]
         if len(ours) > 1:
-            ranks[layer] = len(ours) * rank
+            ranks[layer] = columns
             alphas[layer] = alpha * (len(ours) ** 0.5 if stabilized else len(ours))
     config = {
         "peft_type": "LORA",

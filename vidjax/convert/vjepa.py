@@ -5,10 +5,10 @@ import re
 import flax.linen as nn
 import numpy as np
 
-from vidjax.convert.blocks import TIMM_NAMES, block, separate_attention, timm_block
+from vidjax.convert.blocks import TIMM_NAMES, block, fused_rows, separate_attention, timm_block
 from vidjax.convert.files import Weights
 from vidjax.convert.hub import expect
-from vidjax.convert.rules import Layout, Rule, Transform, dense, kernel_rows, norm, rename, strip
+from vidjax.convert.rules import Layout, Rule, Transform, dense, norm, rename, strip
 from vidjax.convert.vit import EXACT_GELU, square
 from vidjax.errors import UserError
 from vidjax.models.vjepa import CARD, VJEPA, Pretraining
@@ -86,11 +86,7 @@ def fused_cross_attention(source: str, target: str) -> tuple[Rule, ...]:
     """A query, and key and value in one linear layer `kv`."""
     return (
         *dense(f"{source}.q", f"{target}/query_projection"),
-        *(
-            Rule(f"{source}.kv.{entry}", f"{target}/{part}/{parameter}", kernel_rows(number, 2))
-            for number, part in enumerate(("key", "value"))
-            for entry, parameter in (("weight", "kernel"), ("bias", "bias"))
-        ),
+        *fused_rows(f"{source}.kv.", target, ("key", "value")),
     )
 
 

@@ -1,10 +1,12 @@
-"""BLIP-2 (Li et al. 2023, arXiv:2301.12597; salesforce/LAVIS) and InstructBLIP: images for frozen language models.
+"""BLIP-2 (Li et al. 2023, arXiv:2301.12597; salesforce/LAVIS), InstructBLIP and VisualGLM: images for language models.
 
 A frozen ViT encodes the image, and a Q-Former (`qformer`) reads it with 32 queries. In the first stage, `Blip2`, the
 queries learn to be aligned with a text, to match it and to be described. In the second, `Blip2Language`, a linear layer
 maps them to embeddings of a frozen language model, in front of a text, which the model continues. The Q-Former of
-InstructBLIP (arXiv:2305.06500) also reads the instruction. Every frame of a video is seen alone; its queries follow
-those of the frame before. In the first stage the queries attend to the tokens of all frames.
+InstructBLIP (arXiv:2305.06500) also reads the instruction. VisualGLM-6B (THUDM/VisualGLM-6B) is a second stage into a
+ChatGLM, with the queries between `<img>` and `</img>`, whose LoRA (`layers.low_rank`) is published with rank 10 and
+alpha 1 in the attention of `language/transformer/block_0` and `block_14`. Every frame of a video is seen alone; its
+queries follow those of the frame before. In the first stage the queries attend to the tokens of all frames.
 
 Pitfalls: the similarity of an image and a text is that of the query nearest to the text, and there are neither queues
 nor a momentum model. The ViT is EVA's (arXiv:2211.07636) without its last block; the norm of its tokens is trained. The
@@ -26,6 +28,8 @@ from vidjax.layers.card import Card
 from vidjax.layers.convolution import pytorch_bias, pytorch_kernel
 from vidjax.layers.tower import ClipsOfVideoTower
 from vidjax.layers.transformer import VIT_SIZES
+from vidjax.models.chatglm import LANGUAGE_VARIANTS as CHATGLM_VARIANTS
+from vidjax.models.chatglm import ChatGLM
 from vidjax.models.language import LANGUAGE_VARIANTS, LanguageModel
 from vidjax.models.qformer import QFormer
 from vidjax.models.t5 import LANGUAGE_VARIANTS as T5_VARIANTS
@@ -116,7 +120,7 @@ class Blip2(ClipsOfVideoTower, nn.Module):
 
 
 class Blip2Language(ClipsOfVideoTower, nn.Module):
-    """The second stage: a language model that reads what the queries see. Also InstructBLIP.
+    """The second stage: a language model that reads what the queries see. Also InstructBLIP and VisualGLM.
 
     Attributes:
       video: image tower, applied to each frame.
@@ -126,7 +130,7 @@ class Blip2Language(ClipsOfVideoTower, nn.Module):
 
     video: ViT
     qformer: QFormer
-    language: LanguageModel | T5
+    language: LanguageModel | T5 | ChatGLM
     card: Card = CARD
     dtype: DTypeLike | None = None
 
@@ -147,10 +151,10 @@ class Blip2Language(ClipsOfVideoTower, nn.Module):
         """The id of the queries' places in a text."""
         return self.language.vocabulary - 1
 
-    def placed(self, ids: Int[Array, "b m"], frames: int) -> Int[Array, "b s"]:
-        """The ids with the places of all queries before them, at the left of padding."""
+    def placed(self, ids: Int[Array, "b m"], frames: int, after: int = 0) -> Int[Array, "b s"]:
+        """The ids with the places of all queries before them, at the left of padding, or `after` some of them."""
         places = jnp.full((len(ids), frames * self.qformer.queries), self.place_token, ids.dtype)
-        return jnp.concatenate([places, ids], axis=1)
+        return jnp.concatenate([ids[:, :after], places, ids[:, after:]], axis=1)
 
     def look(
         self, video: Float[Array, "b t h w c"], instruction: Int[Array, "b m"] | None = None, train: bool = False
@@ -200,12 +204,13 @@ class Blip2Language(ClipsOfVideoTower, nn.Module):
         embedded = self.embed(ids, looked)
         if isinstance(self.language, T5):
             return self.language.words(written, self.language.read(embedded, valid, train), valid, train)
-        return self.language.words(self.language.tokens(embedded, valid, train=train))
+        prompt = self.language.prompt_of(ids) if isinstance(self.language, ChatGLM) else None
+        return self.language.words(self.language.tokens(embedded, valid, prompt, train))
 
     def begin(
         self, ids: Int[Array, "b m"], looked: Float[Array, "b s d"], valid: Bool[Array, "b m"], length: int
     ) -> tuple[Float[Array, "b v"], int]:
-        """Reads a prompt, padded at the left; see `LanguageModel.begin` and `T5.begin`."""
+        """Reads a prompt, padded at the left; see the `begin` of the language model."""
         return self.language.begin(self.embed(ids, looked), valid, length)
 
     def extend(self, words: Int[Array, "b"], place: Place) -> Float[Array, "b v"]:
@@ -231,7 +236,7 @@ def blip2(video: dict, qformer: dict, **fields) -> Blip2:
 
 def language(video: dict, qformer: dict, model: str, **fields) -> Blip2Language:
     """Creates a model from the fields of its parts and the name and fields of a language model."""
-    made = {**LANGUAGE_VARIANTS, **T5_VARIANTS}[model]()
+    made = {**LANGUAGE_VARIANTS, **T5_VARIANTS, **CHATGLM_VARIANTS}[model]()
     return Blip2Language(ViT(**video), QFormer(**qformer), made.clone(**fields))
 
 
@@ -250,5 +255,7 @@ VARIANTS = MappingProxyType(
         "blip2_opt_2_7b": partial(language, EVA, WITHOUT_WORDS, "opt_2_7b", **OPT),
         "blip2_opt_6_7b": partial(language, EVA, WITHOUT_WORDS, "opt_6_7b", **OPT),
         "blip2_flan_t5_xl": partial(language, EVA, WITHOUT_WORDS, "flan_t5_xl"),
+        "visualglm_tiny": partial(language, TINY_VIDEO, TINY | WITHOUT_WORDS, "chatglm_tiny", vocabulary=261),
+        "visualglm_6b": partial(language, EVA, WITHOUT_WORDS, "chatglm_6b"),
     }
 )

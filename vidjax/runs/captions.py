@@ -16,6 +16,7 @@ from vidjax.errors import UserError
 from vidjax.evaluation.generation import beam_search
 from vidjax.models.blip import Answerer, Blip, Captioner
 from vidjax.models.blip2 import Blip2Language
+from vidjax.models.chatglm import ChatGLM
 from vidjax.models.t5 import T5
 from vidjax.models.video_text import VideoText
 from vidjax.runs.generation import begin
@@ -35,6 +36,10 @@ Describer = VideoText | Blip | Captioner | Answerer | Blip2Language
 Writer = Callable[[dict, UInt8[Array, "b t h w c"]], Int[Array, "b m"]]
 QUESTION = "Question: {} Answer:"
 """How BLIP-2 is asked (arXiv:2301.12597, section 4.2)."""
+GLM_QUESTION = "问：{}\n答："
+"""How VisualGLM is asked (THUDM/VisualGLM-6B), after the image."""
+IMAGE = ("<img>", "</img>")
+"""What VisualGLM reads before and after the image."""
 INSTRUCTION_FOLDER = "qformer_tokenizer"
 """Where Hugging Face's InstructBLIP has the tokeniser of its Q-Former."""
 
@@ -102,14 +107,17 @@ def caption_writer(
       UserError: the model answers no questions, or needs one.
     """
     speaks = isinstance(model, Blip2Language)
+    glm = model.language if speaks and isinstance(model.language, ChatGLM) else None
     if isinstance(model, Answerer) != (question is not None) and not speaks:
         wants = "answers no question: give a BLIP for questions or a BLIP-2" if question else "needs one: give it"
         raise UserError(f"question: the {type(model).__name__} {wants}")
     asked, instructed = tokenizer.encode(question or ""), follows_instructions(model)
     if question is not None and speaks:
-        prompt = question if instructed else QUESTION.format(question)
+        prompt = question if instructed else (GLM_QUESTION if glm else QUESTION).format(question)
     instruction = _instruction(model, instructions, prompt) if instructed else None
-    ids, end = tokenizer.encode(prompt), end_token(tokenizer)
+    ids, end, after = tokenizer.encode(prompt), end_token(tokenizer), 0
+    if glm:
+        ids, after = _around_image(glm, tokenizer, prompt)
     if end is None or not ids or (ids[0] == end and not speaks):
         raise UserError(f"tokenizer {tokenizer.name} adds no start and end token, between which a caption is written")
     if ids[-1] == tokenizer.end and not (speaks and isinstance(model.language, T5)):  # whose encoder reads it
@@ -124,7 +132,7 @@ def caption_writer(
         if speaks:
             read = None if instruction is None else jnp.tile(jnp.array(instruction, jnp.int32), (len(video), 1))
             looked = model.apply(variables, clips, read, method="look")
-            placed = model.placed(prompts, video.shape[1])
+            placed = model.placed(prompts, video.shape[1], after)
             count = _room(getattr(model.language, "context", None), placed.shape[1], length)
             read = (placed, looked, jnp.ones(placed.shape, bool), count)
         elif isinstance(model, Answerer):
@@ -137,6 +145,18 @@ def caption_writer(
         return beam_search(*begun, length=count, end=end, beams=beams)[0]
 
     return write
+
+
+def _around_image(language: ChatGLM, tokenizer: "Tokenizer", prompt: str) -> tuple[list[int], int]:
+    """The ids of what a VisualGLM reads, [gMASK] and the start token included, and how many are before the image."""
+    if tokenizer.end != language.end_token:
+        raise UserError(
+            f"tokenizer {tokenizer.name} ends texts with the id {tokenizer.end}, the model with {language.end_token}: "
+            "give its own"
+        )
+    added = len(tokenizer.encode("")) - 1  # tokens before a text
+    before, after = (tokenizer.encode(text)[added:-1] for text in (IMAGE[0], IMAGE[1] + prompt))
+    return [*before, *after, language.mask_token, language.start_token], len(before)
 
 
 def _instruction(model: Blip2Language, tokenizer: "Tokenizer", prompt: str) -> list[int]:
