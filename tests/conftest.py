@@ -74,7 +74,7 @@ SLOW = ("benchmark", "colabs", "convert", "docs", "experiments", "models")
 LONG = (
     "mae_pretrain", "contrastive_pretrain", "finetune", "compare_models", "invalid_clips", "site", "sharding",
     "convolution", "saliency", "ring_attention", "memory", "probe_grid", "contrastive", "pipeline", "house", "decode",
-    "timeline", "multi_block",
+    "timeline", "multi_block", "published", "notebooks", "shell_blocks", "device",
 )  # fmt: skip
 """The files that take longest, named without `test_`; `pytest -m fast` leaves these out too."""
 

@@ -153,6 +153,7 @@ def test_a_killed_run_equals_an_uninterrupted_one_with_one_process_or_two(undist
     np.testing.assert_allclose(both, alone, atol=1e-5)
 
 
+@pytest.mark.long
 def test_init_from_another_run_starts_at_step_0(undisturbed, tmp_path, capsys):
     run_here(tmp_path / "run", "--init_from", str(undisturbed[0]), "--steps", "2")
     out = capsys.readouterr().out
