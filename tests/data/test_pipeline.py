@@ -252,8 +252,13 @@ def test_user_errors_are_raised_and_do_not_count_as_bad_files(tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("batches", ["pipeline import train_batches", "batches import evaluation_batches"])
-@pytest.mark.parametrize("end", ["print('done')", "raise SystemExit('done')"])
+@pytest.mark.parametrize(
+    ("batches", "end"),
+    [
+        ("pipeline import train_batches", "print('done')"),
+        ("batches import evaluation_batches", "raise SystemExit('done')"),
+    ],
+)
 def test_a_script_can_exit_with_open_batches(batches, end):
     """Soon, though many examples are still to be read."""
     module, _, name = batches.partition(" import ")
