@@ -43,6 +43,8 @@ SHORTENED = {
     "video_text.ipynb": {"STEPS = 240": "STEPS = 4", "BATCH = 64": "BATCH = 16"},
 }
 """Fewer steps and clips in place of a notebook's own, whose results are then not asserted."""
+FAST = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+"""As in conftest.py."""
 CALLED_OTHERWISE = {"pillow": "PIL", "orbax-checkpoint": "orbax"}
 
 NAMES = sorted(path.name for path in COLABS.glob("*.ipynb"))
@@ -88,7 +90,7 @@ def test_runs_on_eight_devices_as_a_tpu_has_them(name, tmp_path):
     for cell in notebook.cells if name in SHORTENED else ():
         cell.source = re.sub(r"^( *)assert .*", r"\1pass", cell.source, flags=re.MULTILINE)
     # Programs that run for a few steps: compiling them fast takes a third less time in all.
-    settings = {"JAX_NUM_CPU_DEVICES": "8", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    settings = {"JAX_NUM_CPU_DEVICES": "8", "XLA_FLAGS": FAST}
     execute(notebook, tmp_path, **settings)
 
 

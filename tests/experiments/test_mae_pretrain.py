@@ -119,7 +119,6 @@ def start_two(workdir, *flags):
     line = r"^JAX_PROCESS_ID=(\d) python experiments/mae_pretrain.py (.*) --workdir runs/two(?: &)?$"
     processes = dict(re.findall(line, two, re.MULTILINE))
     assert set(processes) == {"0", "1"}
-    settings["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
     flags = ["--fsdp", "2", *flags]
     return [start(workdir, *processes[k].split(), *flags, JAX_PROCESS_ID=k, **settings) for k in "01"]
 
