@@ -14,14 +14,18 @@ from pathlib import Path
 from typing import ClassVar
 
 # Eight simulated devices, so that sharded code is tested everywhere. Without optimisation tiny programs compile fast,
-# which halves the time of the whole suite; so they do without emitters of fusions, which JAX has since 0.12 only with.
+# which halves the time of the whole suite; so they do without emitters of fusions, which JAX has since 0.12 only with,
+# and a tenth more where XLA does not cut them into 32 modules to compile these side by side.
 # Set before JAX starts; flags in the environment come last and win.
 os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
+    "--xla_cpu_parallel_codegen_split_count=1 "
     + ("--xla_cpu_use_fusion_emitters=false " if version("jaxlib").startswith("0.10.") else "")
     + os.environ.get("XLA_FLAGS", "")
 )
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Programs without the stack of each operation, which has a hundred frames in Flax: lowering takes a twentieth less.
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 
 # Tests, workers and scripts share one compilation cache, with even the smallest programs, of which a script has dozens.
 # The first process creates and removes the folder.
@@ -74,7 +78,7 @@ SLOW = ("benchmark", "colabs", "convert", "docs", "experiments", "models")
 LONG = (
     "mae_pretrain", "contrastive_pretrain", "finetune", "compare_models", "invalid_clips", "site", "sharding",
     "convolution", "saliency", "ring_attention", "memory", "probe_grid", "contrastive", "pipeline", "house", "decode",
-    "timeline", "multi_block",
+    "timeline", "multi_block", "published", "notebooks", "shell_blocks", "device",
 )  # fmt: skip
 """The files that take longest, named without `test_`; `pytest -m fast` leaves these out too."""
 

@@ -3,7 +3,7 @@
 # forwards and backwards, attention, rematerialisation and scan, beside PyTorch where it is installed.
 #
 #   experiments/benchmark/device.sh [OUT]    writes OUT.json and OUT.md (docs/device)
-#   TINY=1 experiments/benchmark/device.sh OUT    the same with tiny models and without parts 2 and 3, for a test
+#   TINY=1 experiments/benchmark/device.sh OUT    parts 4 to 6 with tiny models, for a test
 #
 # A part that fails or runs out of its time is a line of the table.
 set -uo pipefail
@@ -29,8 +29,8 @@ if [[ ${TINY:-} ]]; then
   tuned=videomae_tiny solid=r3d_tiny many=2 few=2 patience=20 remat=blocks # a test may share its machine
 fi
 # Together 570 s.
-part 1-videomae-base 80 train $speed --models $base --batch_sizes $many --peers eager
 if [[ ! ${TINY:-} ]]; then
+  part 1-videomae-base 80 train $speed --models $base --batch_sizes $many --peers eager
   part 2-videomae-large 100 train $speed --models videomae_large_pretrain --batch_sizes $many --peers eager
   part 3-vivit-large 110 train $speed --models vivit_large_16x2_factorized_encoder --batch_sizes $few --peers eager
 fi

@@ -85,7 +85,7 @@ def test_the_commands_of_the_script_are_valid_and_take_under_ten_minutes(tmp_pat
         ["bash", str(SCRIPT), str(tmp_path / "report")], capture_output=True, text=True, env=environment
     )
     seconds = [int(line.split()[-2]) for line in done.stderr.splitlines()]
-    assert done.returncode == 0 and len(seconds) == (4 if tiny else 6) and sum(seconds) <= 580
+    assert done.returncode == 0 and len(seconds) == (3 if tiny else 6) and sum(seconds) <= 580
     *parts, report = (line.split() for line in calls.read_text().splitlines())
     assert report[0] == "device" and report[-2:] == ["--out", str(tmp_path / "report")]
     for mode, *argv in parts:
@@ -99,7 +99,7 @@ def test_the_commands_of_the_script_are_valid_and_take_under_ten_minutes(tmp_pat
 
 
 @pytest.mark.long
-def test_the_script_measures_every_part_with_tiny_models(tmp_path):
+def test_the_script_measures_tiny_models(tmp_path):
     for name in ("tyro", "av", "tensorflow", "tensorflow_datasets"):  # before the real ones
         (tmp_path / f"{name}.py").write_text("raise ImportError('the script must not need it')\n")
     flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0", "TINY": "1"}
@@ -109,12 +109,12 @@ def test_the_script_measures_every_part_with_tiny_models(tmp_path):
     done = subprocess.run(["bash", str(SCRIPT), str(out)], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     parts = json.loads(out.with_suffix(".json").read_text())["parts"]
-    assert list(parts) == ["1-videomae-base", "4-convolution", "5-attention", "6-remat-scan"]
+    assert list(parts) == ["4-convolution", "5-attention", "6-remat-scan"]
     assert {name: part.get("failed") for name, part in parts.items() if part["status"]} == {}
     assert {row["side"] for row in parts["6-remat-scan"]["rows"]} == {
         f"vidjax remat=blocks scan={scan}" for scan in (False, True)
     }
-    assert all(row["clips_per_second"] > 0 for row in parts["1-videomae-base"]["rows"] if row["side"] == "vidjax")
+    assert all(row["clips_per_second"] > 0 for row in parts["6-remat-scan"]["rows"])
     failed = [row["side"] for row in parts["5-attention"]["rows"] if "failed" in row]
     assert failed == ["vidjax implementation=cudnn"]  # which needs a GPU
     text = out.with_suffix(".md").read_text()

@@ -22,6 +22,7 @@ import blocks  # of this folder
 import jax
 import pytest
 from blocks import FILES, PAGES, ROOT, SHELL, TABLES, blocks_of, commands, parse, text_of, write_table
+from small_runs import two_devices
 
 from vidjax import cli
 from vidjax.models import LANGUAGE_VARIANTS, TEXT_VARIANTS, VARIANTS
@@ -80,7 +81,8 @@ def test_python_runs(page, place):
             # A model that is not tiny is only traced, which gives the same shapes.
             big = any("_tiny" not in name for name in re.findall(r'create_model\("(\w+)"', block.text))
             run = functools.partial(execute, block, names)
-            jax.eval_shape(run) if big else run()
+            with two_devices():
+                jax.eval_shape(run) if big else run()
         elif block.kind in TABLES:
             write_table(block)
 

@@ -7,10 +7,8 @@ of the program.
 """
 
 import contextlib
-import dataclasses
 import functools
 import itertools
-import json
 import os
 import random
 import re
@@ -47,12 +45,26 @@ NOT_RUN = {
     "export": "part of the next line",
     "JAX_PROCESS_ID=": "tests/experiments/test_mae_pretrain.py runs the block on two processes",
     "wait": "part of the lines before",
-    "python experiments/token_pretrain.py bevt_tiny": "tests/experiments/test_token_pretrain.py trains it",
+    "python experiments/jepa_pretrain.py": "tests/experiments/test_jepa_pretrain.py trains it",
+    "python experiments/token_pretrain.py": "tests/experiments/test_token_pretrain.py trains both",
     "python experiments/text_to_image.py": "tests/experiments/test_text_to_image.py trains it",
     "python experiments/draw.py": "tests/experiments/test_text_to_image.py draws",
     "python experiments/finetune.py demo --model": "only for the next line",
     "python experiments/cross_model.py": "tests/experiments/test_cross_model.py trains it from two such runs",
     "python experiments/filter_web.py": "tests/experiments/test_filter_web.py runs it on scores of its own",
+    "python experiments/probe.py": "tests/experiments/test_probe.py runs it",
+    "python experiments/evaluate.py --run runs/ft --data.source val.csv --views 10x3": "test_evaluate.py has its rules",
+    "python experiments/embed.py --run runs/b --data.source /videos --out features": "only for the next line",
+    "python experiments/localize": "tests/experiments/test_localize.py runs both, and embed.py before them",
+    "python experiments/detect": "tests/experiments/test_detect.py runs both",
+    "python experiments/ground": "tests/experiments/test_ground.py runs both, and embed.py before them",
+    "python experiments/contrastive_pretrain.py": "tests/experiments/test_contrastive_pretrain.py runs it and the next",
+    "python experiments/zero_shot.py": "on that run",
+    "python experiments/retrieve.py": "on that run",
+    "python experiments/embed.py --run runs/c": "on that run",
+    "python experiments/video_language_pretrain.py": "tests/experiments/test_video_language_pretrain.py runs both",
+    "python experiments/caption.py": "on that run",
+    "python experiments/vision_language_pretrain.py": "tests/experiments/test_vision_language_pretrain.py trains it",
 }
 
 # Pages whose commands are only parsed, with what runs the same scripts. Running these pages too took a third of the
@@ -67,59 +79,39 @@ PARSED = {
     "docs/results.md": "docs/usage.md",
     "docs/scaling.md": "tests/experiments/test_scaling.py",
     "docs/troubleshooting.md": "docs/usage.md, and the tests of `--dry_run`",
+    "docs/formats.md": "tests/experiments/test_benchmark_input.py",
     "docs/speed.md": "tests/benchmark and tests/experiments/test_benchmark*.py, except for `infer`",
 }
 
 # Models on the pages, and a tiny model of the same family.
 TINY = {
-    "actionformer_thumos_i3d": "actionformer_tiny",
-    "clip_base": "text_tiny",
-    "moment_detr_clip": "moment_detr_tiny",
     "r2plus1d_18": "r2plus1d_tiny",
     "videomae_base": "videomae_tiny",
     "videomae_large": "videomae_tiny",
-    "vjepa2_large": "vjepa2_tiny",
-    "vivit_base_16x2_factorized_encoder": "vivit_tiny_factorized_encoder",
 }
 
 # Flags appended to the page's own to make each script small: later flags win.
 CLIPS = "--data.frames 4 --data.size 48 --data.short_side 48 --data.workers 1"
 LOOP = "--steps 2 --batch_size 8 --loop.log_every 1 --loop.save_every 2 --loop.evaluate_every 2"
 SMALL = {
-    "benchmark.py input": "--data.frames 2 --data.size 16 --clips 4 --rounds 1 --cores 1",
-    "vision_language_pretrain.py": f"{CLIPS} {LOOP} --data.validation_examples 8",
-    "caption.py": "--data.workers 1",
     "check_data.py": "--data.frames 2 --data.size 16 --clips 1 --data.workers 1",
-    "contrastive_pretrain.py": f"{CLIPS} {LOOP} --data.validation_examples 8",
     "convert_weights.py": "",
-    "detect.py": f"{CLIPS} {LOOP} --data.max_bad_share 1",
-    "detect_predict.py": "",
     "embed.py": "--data.workers 1 --batch_size 8",
     "evaluate.py": "--data.workers 1",
     "finetune.py": f"{CLIPS} {LOOP} --batch_size 32 --data.validation_examples 8",  # 4 micro-batches on 8 devices
-    "ground.py": LOOP,
-    "ground_predict.py": "--workers 1",
-    "jepa_pretrain.py": f"{CLIPS} {LOOP} --data.fps None --probe_clips 0 --observed_clips 4",
-    "localize.py": LOOP,
-    "localize_predict.py": "--workers 1",
     "mae_pretrain.py": f"{CLIPS} {LOOP} --probe_clips 32 --picture_clips 1",
     "merge_labels.py": "",
     "predict.py": "--data.workers 1",
-    "probe.py": "--data.workers 1 --batch_size 8 --k 2 --attentive.epochs 1 --attentive.learning_rates 1e-3",
-    "retrieve.py": "--data.workers 1",
-    "token_pretrain.py": f"{LOOP} --data.workers 1 --probe_clips 0 --observed_clips 2",
-    "video_language_pretrain.py": f"{CLIPS} {LOOP} --data.validation_examples 8 --caption_examples 2",
     "visualize.py": "--data.workers 1",
     "write_tfrecords.py": "--workers 1",
-    "zero_shot.py": "--data.workers 1",
 }
 # Flags in these tables that may override a page's own: sizes only.
-SIZES = {"--model", "--video_model", "--text_model", "--data.frames", "--data.size", "--data.short_side"}
+SIZES = {"--model", "--data.frames", "--data.size", "--data.short_side"}
 
 # Files that pages assume, and replacements for absolute folders.
 MANIFESTS = (
-    "train.csv", "val.csv", "k400.csv", "ssv2.csv", "videos.csv", "captions.jsonl", "k400/train.csv", "k400/val.csv",
-    "k600/train.csv", "k600/val.csv", "k700/train.csv", "k700/val.csv",
+    "train.csv", "val.csv", "k400.csv", "ssv2.csv", "k400/train.csv", "k400/val.csv", "k600/train.csv",
+    "k600/val.csv", "k700/train.csv", "k700/val.csv",
 )  # fmt: skip
 MERGED = {"train.csv": slice(0, 6), "val.csv": slice(6, 8)}
 """Which of the videos the lists of the data sets have that are merged."""
@@ -180,36 +172,14 @@ def few_videos():
 
 @pytest.fixture
 def stocked(place, monkeypatch):
-    """The working directory, with the manifests that pages name and a long video."""
+    """The working directory, with the manifests that pages name."""
     paths = sorted(path for path in Path("videos").rglob("*.mp4"))
     for name in MANIFESTS:
         path = Path(name)
         path.parent.mkdir(exist_ok=True)
         rows = [(os.path.relpath(place / video, place / path.parent), i % 2) for i, video in enumerate(paths)]
         rows = rows[MERGED[path.name]] if path.parent.name else rows
-        if path.suffix == ".csv":
-            path.write_text("path,label\n" + "".join(f"{p},{('abseiling', 'air drumming')[c]}\n" for p, c in rows))
-        else:
-            path.write_text("".join(f'{{"path": "{p}", "caption": "number {i}"}}\n' for i, (p, _) in enumerate(rows)))
-    actions = {
-        path.stem: {
-            "subset": "training" if i < 6 else "validation",
-            "duration": 2.8,
-            "annotations": [{"segment": [0.5, 1.5], "label": path.parent.name}],
-        }
-        for i, path in enumerate(paths)
-    }
-    Path("actions.json").write_text(json.dumps({"database": actions}))
-    boxes = [f"{path.stem},1,0.1,0.1,0.5,0.9,{path.parent.name},0\n" for path in paths]
-    Path("boxes.csv").write_text("".join(boxes))
-    Path("persons.csv").write_text("lecture,1,0.1,0.1,0.5,0.9,,0.9\n")
-    for name, chosen in (("moments.jsonl", paths[:6]), ("moments_val.jsonl", paths[6:])):
-        rows = [
-            {"qid": i, "vid": path.stem, "query": f"it is {i}", "duration": 2.8, "relevant_windows": [[0.5, 1.5]]}
-            for i, path in enumerate(chosen)
-        ]
-        Path(name).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    videos.write_video(Path("lecture.mp4"), videos.numbered(100, 32, 40))
+        path.write_text("path,label\n" + "".join(f"{p},{('abseiling', 'air drumming')[c]}\n" for p, c in rows))
     monkeypatch.setenv("TFDS_DATA_DIR", str(place / "tfds"))
     return place
 
@@ -237,14 +207,10 @@ def reason(command):
 def small(words):
     """The words of a call of a script, with flags appended that make it small."""
     script, *rest = words[1:]
-    key = Path(script).name
-    key = key if key in SMALL else f"{key} {rest[0]}"
-    config, changed = dataclasses.asdict(parse(*words[1:])), []
-    for field in ("model", "models", "video_model", "text_model"):
-        if named := config.get(field):
-            tiny = [name if "tiny" in name else TINY[name] for name in ([named] if isinstance(named, str) else named)]
-            changed += [f"--{field}", *tiny]
-    changed += shlex.split(SMALL[key])
+    named, changed = getattr(parse(*words[1:]), "model", None), []
+    if named:
+        changed += ["--model", named if "tiny" in named else TINY[named]]
+    changed += shlex.split(SMALL[Path(script).name])
     given = {word for word in rest if word.startswith("--")}
     taken = {word for word in changed if word.startswith("--")} & given
     assert taken <= SIZES, f"{shlex.join(words)}: {', '.join(taken - SIZES)} must not be changed"
@@ -257,7 +223,7 @@ def small(words):
 def start(words):
     """Runs a command of a page in this process."""
     words = small(words)
-    on_eight = {"--fsdp", "--sequence"} & set(words) or words[0].endswith("benchmark.py")
+    on_eight = {"--fsdp", "--sequence"} & set(words)
     with contextlib.nullcontext() if on_eight else two_devices():
         call(words)
 
@@ -325,10 +291,9 @@ def test_the_slurm_script_starts_processes_that_find_each_other(stocked):
     variables["PATH"] = os.pathsep.join(
         [str(srun.parent.resolve()), str(Path(sys.executable).parent), os.environ["PATH"]]
     )
-    variables |= {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "4"}
-    variables["MORE"] = " ".join(
-        [*small(words)[len(words) - 1 :], "--steps", "1", "--probe_clips", "0", "--workdir", "run"]
-    )
+    variables |= {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "2"}
+    few = "--fsdp 4 --steps 1 --probe_clips 0 --picture_clips 0 --workdir run"
+    variables["MORE"] = " ".join([*small(words)[len(words) - 1 :], few])
     job = subprocess.Popen(
         ["bash", "-e", "-c", script], env=os.environ | variables, start_new_session=True, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -339,7 +304,7 @@ def test_the_slurm_script_starts_processes_that_find_each_other(stocked):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(job.pid, signal.SIGKILL)
     assert job.returncode == 0, output
-    assert "devices   8 x cpu, 2 process(es), mesh data=1 fsdp=8" in output
+    assert "devices   4 x cpu, 2 process(es), mesh data=1 fsdp=4" in output
     assert [entry["step"] for entry in read_metrics(Path("run")) if "loss" in entry] == [1]
 
 
@@ -366,6 +331,7 @@ def test_text_is_the_output_of_the_program(stocked, monkeypatch, capsys):
     few = sources.open_source("videos")
     monkeypatch.setattr(sources, "open_source", lambda *_: sources.subset(few, [0] * examples))
     monkeypatch.setattr(run, "fit", fit)
+    monkeypatch.setattr(jax, "jit", lambda function, **_: functools.partial(jax.eval_shape, function))  # not computed
     with pytest.raises(Stop):
         call([*command[1:], "--fsdp", "8"])
     printed = capsys.readouterr().out.splitlines()

@@ -28,27 +28,35 @@ def problem():
     return module.apply, params, batches
 
 
-def alone(problem, rate, decay):
-    """One point of the grid, trained by a plain loop with constants."""
-    apply, params, batches = problem
+def plain(rate, decay):
+    """The optimiser of one point."""
     schedule = optax.cosine_decay_schedule(rate, STEPS)
-    tx = optax.adamw(schedule, b1=0.9, b2=0.999, eps=1e-8, weight_decay=decay)
-    state, losses = tx.init(params), []
+    return optax.adamw(schedule, b1=0.9, b2=0.999, eps=1e-8, weight_decay=decay)
+
+
+@pytest.fixture(scope="module")
+def alone(problem):
+    """Trains one point of the grid by a plain loop; all points share its step, which is compiled once."""
+    apply, initial, batches = problem
 
     @jax.jit
-    def step(params, state, features, labels):
+    def step(params, state, features, labels, rate, decay):
         def loss_of(params):
             likelihood = jax.nn.log_softmax(apply(params, features))
             return -likelihood[jnp.arange(len(labels)), labels].mean()
 
         loss, gradient = jax.value_and_grad(loss_of)(params)
-        updates, state = tx.update(gradient, state, params)
+        updates, state = plain(rate, decay).update(gradient, state, params)
         return optax.apply_updates(params, updates), state, loss
 
-    for features, labels in batches:
-        params, state, loss = step(params, state, features, labels)
-        losses.append(loss)
-    return params, np.array(losses)
+    def train(rate, decay):
+        params, state, losses = initial, plain(rate, decay).init(initial), []
+        for features, labels in batches:
+            params, state, loss = step(params, state, features, labels, rate, decay)
+            losses.append(loss)
+        return params, np.array(losses)
+
+    return train
 
 
 @pytest.fixture(scope="module")
@@ -58,11 +66,11 @@ def logits_of(problem):
     return jax.jit(jax.vmap(lambda params: apply(params, batches[0][0])))
 
 
-def test_a_grid_in_one_step_equals_each_point_by_itself(problem, logits_of):
+def test_a_grid_in_one_step_equals_each_point_by_itself(problem, alone, logits_of):
     params, losses = fit_grid(*problem, RATES, DECAYS, STEPS)
     assert losses.shape == (STEPS, len(RATES))
     for point, (rate, decay) in enumerate(zip(RATES, DECAYS, strict=True)):
-        wanted, wanted_losses = alone(problem, rate, decay)
+        wanted, wanted_losses = alone(rate, decay)
         np.testing.assert_allclose(losses[:, point], wanted_losses, rtol=1e-4)
         wanted = problem[0](wanted, problem[2][0][0])
         np.testing.assert_allclose(logits_of(params)[point], wanted, rtol=1e-4, atol=1e-5)

@@ -11,6 +11,7 @@ import pytest
 import recipe
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
+from small_runs import changed
 
 import vidjax
 from vidjax.convert import files, from_state_dict
@@ -116,9 +117,9 @@ def test_weights_are_exported_for_other_libraries(published, tmp_path, capsys):
 
 @pytest.mark.long
 def test_a_run_is_converted_to_a_checkpoint(tmp_path):
-    demo = mae_pretrain.RECIPES["demo"]
-    config = dataclasses.replace(demo, steps=2, batch_size=8, probe_clips=0, workdir=str(tmp_path / "run"))
-    mae_pretrain.main(config)
+    small = {"data__frames": 4, "data__size": 32, "data__short_side": 32, "data__workers": 1, "picture_clips": 0}
+    config = changed(mae_pretrain.RECIPES["demo"], **small, steps=1, batch_size=8, probe_clips=0)
+    mae_pretrain.main(changed(config, workdir=str(tmp_path / "run")))
     convert_weights.main(convert_weights.Config(str(tmp_path / "run"), str(tmp_path / "out")))
     model, variables = vidjax.load_pretrained(tmp_path / "out", strict=True)
     assert model == vidjax.create_model(f"{config.model}_pretrain")

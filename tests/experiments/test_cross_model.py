@@ -62,6 +62,7 @@ def config_of(saved, workdir, *flags, contrastive="contrastive"):
     return cli.parse(cross_model.Config, cross_model.RECIPES, cross_model.DATA_FLAG, argv)
 
 
+@pytest.mark.long
 def test_only_what_is_new_is_trained_and_the_run_is_a_model(saved, tmp_path, capsys):
     numbers = cross_model.main(config_of(saved, tmp_path / "run"))
     assert numbers["first_loss"] != numbers["last_loss"]

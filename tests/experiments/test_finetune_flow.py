@@ -61,6 +61,7 @@ def config(workdir):
     )
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("small_flow_model")
 def test_a_model_of_flow_is_fine_tuned_on_flow(tmp_path):
     numbers = finetune.main(config(tmp_path / "run"))

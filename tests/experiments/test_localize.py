@@ -153,6 +153,7 @@ def trained(folder, tmp_path_factory):
     return workdir, localize.main(parse(folder, "--workdir", str(workdir)))
 
 
+@pytest.mark.long
 def test_a_run_that_is_killed_resumes_to_the_same_numbers(folder, trained, tmp_path, monkeypatch):
     workdir, numbers = trained
     assert 0 <= numbers["map_50"] <= 1 and numbers["last_loss"] > 0

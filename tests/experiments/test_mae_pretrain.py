@@ -119,7 +119,6 @@ def start_two(workdir, *flags):
     line = r"^JAX_PROCESS_ID=(\d) python experiments/mae_pretrain.py (.*) --workdir runs/two(?: &)?$"
     processes = dict(re.findall(line, two, re.MULTILINE))
     assert set(processes) == {"0", "1"}
-    settings["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
     flags = ["--fsdp", "2", *flags]
     return [start(workdir, *processes[k].split(), *flags, JAX_PROCESS_ID=k, **settings) for k in "01"]
 
@@ -153,6 +152,7 @@ def test_a_killed_run_equals_an_uninterrupted_one_with_one_process_or_two(undist
     np.testing.assert_allclose(both, alone, atol=1e-5)
 
 
+@pytest.mark.long
 def test_init_from_another_run_starts_at_step_0(undisturbed, tmp_path, capsys):
     run_here(tmp_path / "run", "--init_from", str(undisturbed[0]), "--steps", "2")
     out = capsys.readouterr().out

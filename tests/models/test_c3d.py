@@ -30,6 +30,7 @@ WIDTHS = {
 }  # fmt: skip
 
 
+@pytest.mark.long  # of full size
 def test_equals_mmaction2():
     golden = recipe.load("mm_c3d")
     model = C3D()

@@ -135,7 +135,7 @@ def test_the_loop_keeps_as_many_batches_as_are_counted_and_one_state(tmp_path):
         return sum(array.shape == shape for array in jax.live_arrays())
 
     def watched(state, batch):
-        expected = BATCHES - (not counts)  # the first step has no previous batch
+        expected = BATCHES - (not counts)  # the first step of a run has no previous batch
         for _ in range(3000):  # until the feeder is ahead, which takes a while on a busy machine
             if on_device() >= expected:
                 break
@@ -146,6 +146,7 @@ def test_the_loop_keeps_as_many_batches_as_are_counted_and_one_state(tmp_path):
         return result
 
     def run(steps):
+        counts.clear()
         state = jax.jit(init, out_shardings=sharding)(jax.random.key(0))
         settings = {"steps": steps, "workdir": tmp_path, "mesh": mesh, "config": {}, "loop": LoopConfig(log_every=1)}
         fit(watched, state, batches_from, schedule=lambda step: 1e-3, **settings)
