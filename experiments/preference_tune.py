@@ -109,7 +109,7 @@ def summarize(run: Run, result: FitResult, before: dict[str, float]) -> dict[str
     shares = [f"{name} {before[name]:.1%} -> {last[name]:.1%}" for name in last if name != "kl"]
     lines = [f"validation {', '.join(shares)}" + (f", KL {last['kl']:.2f}" if "kl" in last else "")] if last else []
     curves = {"dpo": ("accuracy", "margin"), "grpo": ("reward", "kl"), "reward": ("accuracy", "margin")}[config.method]
-    curves += tuple(f"evaluation/{name}" for name in last)
+    curves += tuple(f"evaluation/{name}" for name in last if name != "preferred")
     if config.method == "reward":
         advice = {
             "captions of high reward": f"python experiments/preference_tune.py videos --method grpo --reward "

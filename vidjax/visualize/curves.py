@@ -13,13 +13,18 @@ from vidjax.visualize.lettering import plain
 def save_curves(
     path: Path, entries: Sequence[Mapping[str, float]], names: Sequence[str] = ("loss",), title: str = ""
 ) -> Path:
-    """Writes a PNG with one panel for each metric in `names`, plotted over the step.
+    """Writes a PNG with one panel for each metric in `names`, plotted over the step, four in a row.
 
     Args:
       entries: logged steps, as in metrics.jsonl. A panel skips entries that lack its metric or have null there.
     """
-    figure = Figure(figsize=(5 * len(names), 3.6), layout="constrained")
-    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+    columns = min(len(names), 4)
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(5 * columns, 3.6 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in panels[len(names) :]:
+        axes.remove()
+    for axes, name in zip(panels, names, strict=False):
         points = [(e["step"], e[name]) for e in entries if e.get(name) is not None]
         axes.plot(*zip(*points, strict=True), marker="." if len(points) < 30 else "") if points else None
         axes.set(xlabel="step", title=plain(name.replace("_", " ")))
