@@ -11,7 +11,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.errors import FlaxError
 from jax.tree_util import DictKey, KeyPath
 from jaxtyping import Array, PyTree
 
@@ -41,29 +40,24 @@ def _is_temporal(path: KeyPath, leaf: Any) -> bool:
     return path[-1] == DictKey("kernel") and leaf.ndim == 5 and len(leaf) > 1
 
 
-def require_stills(name: str, model: nn.Module, frames: int, size: int) -> None:
-    """Checks that a network of clips sees images by the sum of its kernels over time.
+def require_stills(name: str, model: nn.Module, size: int) -> None:
+    """Checks that a network sees images by the sum of its kernels over time.
 
     Args:
       name: of the model, for the error message.
-      frames: of the clips.
-      size: height and width of clips and images in pixels.
+      size: height and width of the images in pixels.
 
     Raises:
       UserError: it has no 3-D convolutions, one of them has an even number of frames, or it takes no single frame.
     """
     advice = "choose a network of 3-D convolutions that keeps time, such as slow_50_8x8 or r3d_18"
-    clip, image = (
-        jax.ShapeDtypeStruct((1, count, size, size, len(model.card.mean)), jnp.float32) for count in (frames, 1)
-    )
-    variables = jax.eval_shape(model.init, jax.random.key(0), clip)
+    image = jax.ShapeDtypeStruct((1, 1, size, size, len(model.card.mean)), jnp.float32)
     try:
-        jax.eval_shape(model.apply, variables, image)
-    except (ValueError, TypeError, FlaxError) as error:  # the last if parameters depend on the number of frames
+        shapes = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+    except (ValueError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"model {name} takes no clip of one frame, as stills are ({reason}): {advice}") from error
-    leaves = jax.tree_util.tree_leaves_with_path(variables["params"])
-    kernels = [leaf.shape[0] for path, leaf in leaves if _is_temporal(path, leaf)]
+    kernels = [leaf.shape[0] for path, leaf in jax.tree_util.tree_leaves_with_path(shapes) if _is_temporal(path, leaf)]
     if not kernels or any(frames % 2 == 0 for frames in kernels):
         wrong = "has no 3-D convolutions" if not kernels else "has convolutions of an even number of frames"
         raise UserError(f"model {name} {wrong}, whose sums over time would see stills: {advice}")

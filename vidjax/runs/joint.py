@@ -98,7 +98,7 @@ class Joint:
         """
         self.model, self.count, self.images = model, count_stills(config), of_stills(model, config.stills)
         if self.count:
-            require_stills(config.model, model, config.data.frames, config.data.size)
+            require_stills(config.model, model, config.data.size)
 
     def train(
         self, variables: dict[str, Any], video: Float[Array, "b t h w c"], batch: dict[str, Array], **settings: Any
