@@ -94,14 +94,14 @@ def drawn(clips, seed=5):
 
 
 def test_a_hashtag_is_drawn_by_the_square_root_of_its_frequency():
-    epochs = drawn(100 * len(RARE)).reshape(100, len(RARE))
+    epochs = drawn(50 * len(RARE)).reshape(50, len(RARE))
     shares = np.array([1, 2, 4, 8, 10]) / 25 * len(RARE)
     of_tags = [np.bincount(ONE_EACH[epoch], minlength=5) for epoch in epochs]
     assert (np.abs(np.array(of_tags) - shares) < 1).all()  # in every epoch
     expected = np.repeat(shares / COUNTS, COUNTS)
     times = np.stack([np.bincount(epoch, minlength=len(RARE)) for epoch in epochs])
     assert (times >= np.floor(expected)).all() and (times <= np.ceil(expected)).all()
-    assert np.abs(times.mean(axis=0) - expected).max() < 0.25  # five standard deviations, or more
+    assert np.abs(times.mean(axis=0) - expected).max() < 0.35  # five standard deviations, or more
     assert (epochs[0] != epochs[1]).mean() > 0.8 and (epochs[0] != np.sort(epochs[0])).mean() > 0.8
 
 
