@@ -25,10 +25,11 @@ from vidjax import cli, runs
 from vidjax.data.config import AugmentConfig, LabelledDataConfig
 from vidjax.errors import UserError
 from vidjax.fields import initial, require_not_negative
-from vidjax.objectives.classification import evidential, mix_clips
+from vidjax.objectives.classification import evidential, mix_clips, targets_of
 from vidjax.objectives.multi_task import own_logits, smooth_labels, sum_of_tasks
 from vidjax.runs.adapting import AdaptConfig, choose_trained
-from vidjax.runs.joint import Joint, JointConfig
+from vidjax.runs.hashtags import HashtagConfig, hashtag_shapes
+from vidjax.runs.joint import Joint
 from vidjax.runs.run import Run
 from vidjax.runs.sources import open_labelled
 from vidjax.runs.teacher import Teacher, distill, load_teacher
@@ -41,7 +42,7 @@ from vidjax.training.step import valid_mean
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(JointConfig):
+class Config(HashtagConfig):
     """A supervised training run."""
 
     model: str = "videomae_base"
@@ -132,7 +133,7 @@ def make_loss(config: Config, model: nn.Module, trained: Any, teacher: Teacher |
         if trained is not None:
             params = jax.tree.map(lambda p, t: p if t else jax.lax.stop_gradient(p), params, trained)
         pixels, labels, valid = model.card.scale(batch["video"]), batch["label"], batch["valid"]
-        targets = smooth_labels(jax.nn.one_hot(labels, model.num_classes), config.label_smoothing, sizes)
+        targets = smooth_labels(targets_of(batch, model.num_classes), config.label_smoothing, sizes)
         mix = partial(mix_clips, mix_key, targets=targets, valid=valid, mixup=config.mixup, cutmix=config.cutmix)
         pixels, targets = mix(pixels)
         variables, rngs = {"params": params, **aux.model_state}, {"dropout": dropout_key, "drop_path": path_key}
@@ -159,6 +160,8 @@ def summarize(run: Run, result: FitResult, chosen: str) -> dict[str, float]:
         "classifying videos": f"python experiments/predict.py --run {run.workdir} clip.mp4",
         "in your own code": f"model, variables = vidjax.load_pretrained({str(run.workdir)!r})",
     }
+    if run.config.hashtags:
+        del advice["many views"]  # evaluate.py is for one label per video
     return run.finish(result, f"evaluation/{chosen}", lines, advice) | numbers
 
 
@@ -166,12 +169,13 @@ def summarize(run: Run, result: FitResult, chosen: str) -> dict[str, float]:
 def main(config: Config, mesh: Mesh) -> dict[str, float]:
     """Runs the job; returns the first and last loss and the accuracies, or the memory of a dry run."""
     run, data = Run(config, mesh), config.data
-    source, validation = open_labelled(data, config.seed, config.heads)
+    source, validation = open_labelled(data, config.seed, config.heads, config.hashtags)
     run.plan(train=source, validation=validation)
     model = make_model(config, source.class_names)
     clip = jax.ShapeDtypeStruct((1, data.frames, data.size, data.size, len(model.card.mean)), jnp.float32)
     trained = choose_trained(config, model)
-    settings = {"trained": trained, "factors": {"head/": config.head_factor}, "numbers": {"label": ()}}
+    tags = hashtag_shapes(config.hashtags, source)
+    settings = {"trained": trained, "factors": {"head/": config.head_factor}, "numbers": {"label": (), **tags}}
     teacher, frozen = load_teacher(config, model, source) if config.teacher else (None, None)
     settings |= {"frozen": frozen, "fields": teacher.shapes(data) if teacher else {}, "adapt": config.adapt}
     run.build(model, [clip], make_loss(config, model, trained, teacher), **settings)
@@ -186,8 +190,8 @@ def main(config: Config, mesh: Mesh) -> dict[str, float]:
     tune = f"{config.adapt.method if config.adapt.used else config.tune}: {run.trained:,} parameters"
     run.announce(tune=tune, classes=classes)
     chosen = "ema_top1" if config.ema_decay else "top1"
-    batches = partial(run.labelled_batches, fields=teacher.fields if teacher else ())
-    validate = recognition_validator(run, Joint(config, model)) if validation else None
+    batches = partial(run.labelled_batches, fields=(*tags, *(teacher.fields if teacher else ())))
+    validate = recognition_validator(run, Joint(config, model), fields=tuple(tags)) if validation else None
     result = run.fit(state, batches, validate, best=chosen)
     return summarize(run, result, chosen) if result.finished and is_main_process() else {}
 

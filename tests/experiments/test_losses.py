@@ -76,6 +76,19 @@ def test_fine_tuning_loss_is_the_objective_with_smooth_labels_over_valid_clips(o
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
 
+def test_fine_tuning_loss_shares_the_target_among_the_hashtags_of_a_clip():
+    model = vidjax.create_model("vit_tiny", num_classes=5, num_frames=2, image_size=32)
+    variables, video = draw_variables(model), draw_clips(2, 32)
+    tags = np.array([[3, 0, -1], [-1, -1, -1], [4, 2, 1], [1, -1, -1]])
+    config = finetune.Config(model="vit_tiny", mixup=0.0, cutmix=0.0, hashtags="all", label_smoothing=0.2)
+    batch = {"video": video, "label": tags[:, 0], "hashtags": tags, "valid": VALID}
+    loss = loss_of(finetune.make_loss(config, model, None), variables, batch)
+    target = np.array([[0.5, 0, 0, 0.5, 0], [0, 0, 0, 0, 0], [0, 1 / 3, 1 / 3, 0, 1 / 3], [0, 1, 0, 0, 0]])
+    target = 0.8 * target + 0.2 / 5
+    scores = log_softmax(np.asarray(jax.jit(model.apply)(variables, scaled(video, *HALVES)), np.float64))
+    np.testing.assert_allclose(loss, -(target * scores).sum(axis=1)[VALID].mean(), rtol=1e-5)
+
+
 def test_cross_model_loss_is_cross_entropy_of_the_weighted_scores_each_with_its_normalisation():
     fields = {"width": 16, "depth": 1, "heads": 2, "num_classes": 5, "num_frames": 2, "image_size": 32}
     masked, other = vidjax.create_model("videomae_tiny", **fields), vidjax.create_model("vit_tiny", **fields)

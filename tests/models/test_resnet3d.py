@@ -51,6 +51,9 @@ COUNTS = {
 COUNTS_WITH_FIELDS = {
     "r2d_18 of 8 frames": ("r2d_18", 11_447_568, None, {"num_frames": 8}),
     "r2plus1d_34 of 8 frames": ("r2plus1d_34", 63_697_175, 38.089, {"num_frames": 8}),
+    # Pre-trained on IG-65M: moabitcoin/ig65m-pytorch, README.md.
+    "r2plus1d_34 of 359 hashtags": ("r2plus1d_34", 63_676_142, 38.089, {"num_frames": 8, "num_classes": 359}),
+    "r2plus1d_34 of 487 hashtags": ("r2plus1d_34", 63_741_806, 152.356, {"num_frames": 32, "num_classes": 487}),
 }
 
 SHORT = {"depths": (1, 1, 1, 1), "num_classes": 5, "num_frames": 5, "image_size": 32}

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vidjax.objectives.classification import cutmix_box, evidential, mix_clips
+from vidjax.objectives.classification import cutmix_box, evidential, mix_clips, targets_of
 
 CLASSES = 5
 LABELS = jnp.array([0, 1, 2, 3, 4, 0])
@@ -51,6 +51,13 @@ def test_a_cutmix_box_has_its_area_unless_the_border_clips_it():
     for box, row, column in zip(np.asarray(boxes), rows, columns, strict=True):
         np.testing.assert_array_equal(box, row[:, None] & column[None, :])  # a rectangle
     assert 0.4 < np.asarray(boxes).mean(axis=0)[16, 16] / 0.25 < 2.5
+
+
+def test_the_target_is_shared_by_the_hashtags_of_a_clip():
+    tags = jnp.array([[2, 0, 3], [1, -1, -1], [-1, -1, -1]])
+    expected = np.array([[1 / 3, 0, 1 / 3, 1 / 3], [0, 1, 0, 0], [0, 0, 0, 0]])
+    np.testing.assert_allclose(targets_of({"label": tags[:, 0], "hashtags": tags}, 4), expected, rtol=1e-6)
+    np.testing.assert_array_equal(targets_of({"label": jnp.array([1, -1])}, 3), [[0, 1, 0], [0, 0, 0]])
 
 
 def test_the_evidential_loss_equals_a_case_computed_by_hand():

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int, Num, UInt8
+from jaxtyping import Float, Int, Num, UInt8
 
 from vidjax.data.config import ClipConfig
 from vidjax.data.decode import VideoInfo
@@ -199,6 +199,8 @@ class Source:
     """The sources of a mix, each with its share of every training batch; empty for a source of its own."""
     rejected: Callable[[int], tuple[str, ...]] = lambda index: ()
     """Texts to which the captions of an example are preferred, in the same order; in memory, and often none."""
+    weights: Float[np.ndarray, "n"] | None = None
+    """How often training draws each example, in proportion; None for each of them once an epoch."""
 
     unit = "videos"  # what reports call the examples
 

@@ -17,6 +17,9 @@ without the colour. Without vague captions a model could match most pairs by col
 For preferences, the captions of `random_motion` name a direction at random, so that they teach everything but motion;
 `rejected` are captions that name another direction.
 
+For hashtags as labels, the captions of `hashtags_train` name one to three of colour, shape and direction, at random;
+those of `hashtags_validation` all three.
+
 For open-set recognition two directions are held out: `known_train` and `known_validation` have the videos of the other
 six, `unknown_validation` those of the two.
 """
@@ -49,6 +52,8 @@ UNKNOWN = ("up and left", "down")
 """Classes of the open-set splits that are not known in training; each lies between two that are."""
 RANDOM_MOTION = "random_motion"
 """The training videos with captions that name a direction at random."""
+HASHTAG_SPLITS = {"hashtags_train": "train", "hashtags_validation": "validation"}
+"""Base splits of the videos with captions of hashtags."""
 _KNOWN = tuple(name for name in CLASSES if name not in UNKNOWN)
 OPEN_SPLITS = {
     "known_train": ("train", _KNOWN),
@@ -93,7 +98,7 @@ def class_names(split: str) -> tuple[str, ...]:
     if split in OPEN_SPLITS:
         return OPEN_SPLITS[split][1]
     composed = COMPOSITIONS if split.startswith("compositions") else PHRASES
-    return CLASSES if split in (*SPLITS, RANDOM_MOTION) else composed
+    return CLASSES if split in (*SPLITS, RANDOM_MOTION, *HASHTAG_SPLITS) else composed
 
 
 class Scene(NamedTuple):
@@ -172,6 +177,15 @@ def rejected(index: int) -> tuple[str, str, str]:
     return captions(scene_of(index), (label(index) + turned) % len(CLASSES))
 
 
+def hashtags(index: int, every: bool) -> tuple[str]:
+    """A caption of hashtags, `#up_and_left #cyan #triangle`: all three, or one to three of them at random."""
+    random = np.random.Generator(np.random.Philox(key=index + (1 << 67)))  # other numbers than the scenes'
+    scene = scene_of(index)
+    words = CLASSES[scene.label].replace(" ", "_"), scene.color, scene.shape
+    count = 3 if every else int(random.integers(1, 4))
+    return (" ".join(f"#{words[i]}" for i in random.permutation(3)[:count]),)
+
+
 def composition(index: int) -> int:
     """The composition of a video: a position in `COMPOSITIONS`."""
     return COMPOSITIONS.index(describe(index)[1][1])
@@ -197,6 +211,8 @@ def split_indices(split: str) -> Sequence[int]:
         return SPLITS[split]
     if split == RANDOM_MOTION:
         return SPLITS["train"]
+    if split in HASHTAG_SPLITS:
+        return SPLITS[HASHTAG_SPLITS[split]]
     if split in OPEN_SPLITS:
         name, classes = OPEN_SPLITS[split]
         return tuple(index for index in SPLITS[name] if CLASSES[label(index)] in classes)

@@ -8,12 +8,17 @@ corresponds to several adjacent rows, which are read once and augmented differen
 
 In a mix of sources (see `mixing`), the positions of a batch are shuffled, each is assigned to a source by its place,
 and the positions of a source are a sequence of epochs of its own. That, too, is a function of (seed, n) alone.
+
+If a source has weights (see `hashtags`), an epoch has as many clips as the source has examples, but of each example as
+many as its share of the weights: a number that is not whole is rounded up or down at random, another time in each
+epoch, and is right on average.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
+from jaxtyping import Float
 
 from vidjax.data.augment import cut
 from vidjax.data.batches import BadFiles, closed_at_exit, local_rows
@@ -48,8 +53,8 @@ def train_batches(
     """Yields this process's rows of the batches first_batch, first_batch + 1, ... indefinitely.
 
     Args:
-      source: the examples; each occurs once per epoch, in a different order in every epoch. In a mix, this holds for
-        the epochs of each of its sources, which have their shares of every batch.
+      source: the examples; each occurs once per epoch, in a different order in every epoch, or as often as its weight
+        says. In a mix, this holds for the epochs of each of its sources, which have their shares of every batch.
       config: stream, sampling, size, augmentation, repeats and workers.
       batch_size: rows per batch over all processes; process k gets rows [k * b / P, (k + 1) * b / P), whose number must
         be a multiple of the repeats.
@@ -74,7 +79,10 @@ def train_batches(
     if config.augment.rand_augment_ops and len(streams := stream_names(config.stream)) > 1:
         raise UserError(f"augment.rand_augment_ops moves the pixels of {streams[0]}, but not {streams[1]}: set it to 0")
     groups, write = rows // repeats, CaptionWriter(tokenizer, context)
-    mixed = _mixed_order(source.parts, seed, groups * process_count) if source.parts else None
+    if source.parts:
+        order = _mixed_order(source.parts, seed, groups * process_count)
+    else:
+        order = _order(count, seed) if source.weights is None else _weighted_order(source.weights, seed)
 
     def read(index: int, position: int) -> dict[str, np.ndarray]:
         rng = np.random.Generator(np.random.Philox(key=[seed, position]))
@@ -104,8 +112,7 @@ def train_batches(
     def position_and_index(element: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         batch = first_batch + element // groups
         position = (batch * process_count + process_index) * groups + element % groups
-        index = mixed(position) if source.parts else _shuffle(position % count, seed, position // count, count)
-        return position, index
+        return position, order(position)
 
     elements = tf.data.Dataset.range(np.iinfo(np.int64).max).map(position_and_index)
     arrays = row_arrays(specs, config, 1, repeats) | write.arrays((repeats,))
@@ -116,6 +123,30 @@ def train_batches(
 def _shuffle(index: tf.Tensor, seed: int, number: tf.Tensor, count: tf.Tensor | int) -> tf.Tensor:
     """Where an index below `count` is in the shuffle with this number."""
     return tf.random.experimental.index_shuffle(index, tf.stack([tf.constant(seed, tf.int64), number]), count - 1)
+
+
+def _order(count: int, seed: int) -> Callable[[tf.Tensor], tf.Tensor]:
+    """The function from a position to the index of an example."""
+    return lambda position: _shuffle(position % count, seed, position // count, count)
+
+
+def _weighted_order(weights: Float[np.ndarray, "n"], seed: int) -> Callable[[tf.Tensor], tf.Tensor]:
+    """The function from a position to the index of an example that is drawn in proportion to its weight.
+
+    An epoch is a systematic sample: each example has a part of the unit interval, and is drawn once for each of `n`
+    evenly spaced points in it, whose offset is drawn for the epoch.
+    """
+    count, shuffled = len(weights), _order(len(weights), seed)
+    ends = tf.constant(np.cumsum(weights) / np.sum(weights), tf.float64)
+
+    def order(position: tf.Tensor) -> tf.Tensor:
+        key = tf.stack([tf.constant(seed, tf.int64), position // count])
+        offset = tf.random.stateless_uniform((), key, dtype=tf.float64)
+        point = (tf.cast(shuffled(position), tf.float64) + offset) / count
+        found = tf.searchsorted(ends, point[None], side="right", out_type=tf.int64)[0]
+        return tf.minimum(found, count - 1)  # the last end may be rounded to less than one
+
+    return order
 
 
 def _mixed_order(parts: Sequence[Part], seed: int, positions: int) -> Callable[[tf.Tensor], tf.Tensor]:

@@ -18,6 +18,7 @@ def moving_shapes_source(name: str, split: str) -> Source:
     splits = (
         *moving_shapes.SPLITS,
         moving_shapes.RANDOM_MOTION,
+        *moving_shapes.HASHTAG_SPLITS,
         *moving_shapes.COMPOSITION_SPLITS,
         *moving_shapes.OPEN_SPLITS,
     )
@@ -31,6 +32,8 @@ def moving_shapes_source(name: str, split: str) -> Source:
     def captions(index: int) -> tuple[str, ...]:
         if split == moving_shapes.RANDOM_MOTION:
             return moving_shapes.misled(numbers[index])
+        if split in moving_shapes.HASHTAG_SPLITS:
+            return moving_shapes.hashtags(numbers[index], every=split == "hashtags_validation")
         return moving_shapes.describe(numbers[index])[1]
 
     def rejected(index: int) -> tuple[str, ...]:

@@ -108,6 +108,7 @@ def subset(source: Source, indices: Sequence[int] | np.ndarray) -> Source:
         source,
         ids=ids,
         parts=(),
+        weights=None if source.weights is None else source.weights[indices],
         open=lambda index, names: source.open(indices[index], names),
         label=lambda index: source.label(indices[index]),
         captions=lambda index: source.captions(indices[index]),

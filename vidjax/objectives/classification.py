@@ -1,4 +1,6 @@
-"""Mixup and CutMix for clips with soft labels, evidential loss. For label smoothing and cross-entropy use Optax."""
+"""Targets, mixup and CutMix for clips with soft labels, evidential loss. For smoothing and cross-entropy use Optax."""
+
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +8,24 @@ from jaxtyping import Array, Bool, Float, Key
 
 EVIDENCE = 10.0
 """Bound of the logits whose exponential is the evidence of a class (Cogito2012/DEAR, `exp_evidence`)."""
+
+
+def targets_of(batch: Mapping[str, Array], classes: int) -> Float[Array, "b classes"]:
+    """The targets of the clips of a batch: one-hot, or, if it has `hashtags`, 1 / k for each of the k of a clip.
+
+    With such targets, the softmax cross-entropy of hashtags was better than a logistic loss of each (Mahajan et al.
+    2018, arXiv:1805.00932).
+
+    Args:
+      batch: with `label` (b,), and maybe `hashtags` (b n), which are padded by -1.
+
+    Example:
+      >>> targets_of({"hashtags": jnp.array([[2, 0], [1, -1]])}, 3)  # [[0.5, 0, 0.5], [0, 1, 0]]
+    """
+    if "hashtags" not in batch:
+        return jax.nn.one_hot(batch["label"], classes)
+    named = jax.nn.one_hot(batch["hashtags"], classes).sum(axis=1)  # of -1 it is zero
+    return named / jnp.maximum(named.sum(axis=1, keepdims=True), 1)
 
 
 def evidential(logits: Float[Array, "b classes"], targets: Float[Array, "b classes"]) -> Float[Array, "b"]:

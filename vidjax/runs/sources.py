@@ -49,18 +49,22 @@ def open_tasks(flag: str, name: str, split: str, square_pixels: bool, heads: tup
     return mix(name, [with_classes(source, names) for source in own], weights.values())
 
 
-def open_labelled(data: LabelledSources, seed: int, heads: tuple[str, ...] = ()) -> tuple["Source", "Source | None"]:
+def open_labelled(
+    data: LabelledSources, seed: int, heads: tuple[str, ...] = (), hashtags: str | None = None
+) -> tuple["Source", "Source | None"]:
     """Opens labelled training and validation videos; the classes are those of the training videos.
 
     Args:
       seed: seed for drawing `train_examples` and `validation_examples`.
       heads: names of the data sets of a mix that keep their own classes, see `open_tasks`; those of validation are in
         the same order.
+      hashtags: label the videos by the hashtags in their captions: `all`, or a JSON list of those that count.
 
     Raises:
       UserError: videos without labels, fewer than two classes, sources of a mix with different classes, or validation
         classes that are not in the training set.
     """
+    from vidjax.data.hashtags import read_hashtags, with_hashtags
     from vidjax.data.sources import draw, open_source, require_labels, with_classes
 
     def opened(name: str, split: str, flag: str) -> "Source":
@@ -69,6 +73,8 @@ def open_labelled(data: LabelledSources, seed: int, heads: tuple[str, ...] = ())
         return open_source(name, split, data.square_pixels)
 
     train = opened(data.train, data.train_split, "data.train")
+    if hashtags is not None:
+        train = with_hashtags(train, read_hashtags(hashtags))
     require_same_classes(train)
     if train.parts and data.train_examples is not None:
         raise UserError("data.train_examples does not apply to a mix: omit it, or list fewer videos in its sources")
@@ -81,7 +87,8 @@ def open_labelled(data: LabelledSources, seed: int, heads: tuple[str, ...] = ())
     if data.validation is None:
         return draw(train, data.train_examples, seed), None
     validation = opened(data.validation, data.validation_split, "data.validation")
-    validation = with_classes(validation, train.class_names)
+    label = with_classes if hashtags is None else with_hashtags
+    validation = label(validation, train.class_names)
     require_labels(validation)
     return draw(train, data.train_examples, seed), draw(validation, data.validation_examples, seed)
 

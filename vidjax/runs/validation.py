@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int
 
 from vidjax.evaluation.features import collect_features
 from vidjax.evaluation.knn import knn_accuracy
 from vidjax.evaluation.linear_probe import linear_probe
+from vidjax.evaluation.multi_label import multi_label
 from vidjax.evaluation.recognition import recognition
 from vidjax.evaluation.retrieval import retrieval
 from vidjax.evaluation.zero_shot import zero_shot
+from vidjax.objectives.classification import targets_of
 from vidjax.objectives.multi_task import own_logits, parts
 from vidjax.runs.joint import Joint
 from vidjax.runs.run import Run
@@ -31,13 +34,15 @@ SHOWN = 24
 Validator = Callable[[TrainState, int], dict[str, float]]
 
 
-def recognition_validator(run: Run, joint: Joint | None = None) -> Validator:
+def recognition_validator(run: Run, joint: Joint | None = None, fields: Sequence[str] = ()) -> Validator:
     """Accuracy on all validation videos (central clip and crop) of the weights and of their moving average.
 
-    With heads, a video counts in that of its data set, and there are the accuracies of each too.
+    With heads, a video counts in that of its data set, and there are the accuracies of each too. With hashtags, the
+    most probable class is right if it is one of those of the video, and there is the mean average precision too.
 
     Args:
       joint: how the model sees images, if there are any.
+      fields: `("hashtags",)` if videos have several labels.
     """
     from vidjax.data.batches import select
 
@@ -51,30 +56,39 @@ def recognition_validator(run: Run, joint: Joint | None = None) -> Validator:
         see = partial(joint.evaluate, labels=batch["label"]) if joint else model.apply
         logits = [see({"params": params, **model_state}, video) for params in models]
         logits = [own_logits(each.astype(jnp.float32), batch["label"], sizes) for each in logits]
-        probabilities = [jax.nn.softmax(each) for each in logits]
-        return jnp.concatenate(probabilities, axis=-1), batch["label"], batch["valid"]
+        columns = [jax.nn.softmax(each) for each in logits] + ([targets_of(batch, model.num_classes)] if fields else [])
+        return jnp.concatenate(columns, axis=-1), batch["label"], batch["valid"]
 
     def validate(state: TrainState, step: int) -> dict[str, float]:
         weights = {"": state.params} | ({} if state.ema is None else {"ema_": state.ema})
-        batches = select(run.validation_batches(), "video", "label", "valid")
+        batches = select(run.validation_batches(fields=fields), "video", "label", "valid", *fields)
         batches = (put_batch(batch, run.mesh) for batch in batches)
         columns, labels = collect_features(partial(predict, weights, state), batches)
-        metrics = {}
-        for prefix, probabilities in zip(weights, np.split(columns, len(weights), axis=1), strict=True):
-            result = recognition(probabilities, labels)
-            likelihood = probabilities[np.arange(len(labels)), labels]
-            metrics |= {
-                f"{prefix}top1": result.top1,
-                f"{prefix}top5": result.top5,
-                f"{prefix}loss": float(-np.log(np.maximum(likelihood, 1e-12)).mean()),
-            }
+        columns, metrics = np.split(columns, len(weights) + len(fields), axis=1), {}
+        for prefix, probabilities in zip(weights, columns, strict=False):  # the targets are last
+            numbers = of_hashtags(probabilities, columns[-1]) if fields else of_labels(probabilities, labels)
             correct = probabilities.argmax(axis=1) == labels
             for head, part in zip(model.card.heads, parts(sizes), strict=False):
                 if (own := (labels >= part.start) & (labels < part.stop)).any():
-                    metrics[f"{prefix}{head}_top1"] = float(correct[own].mean())
+                    numbers[f"{head}_top1"] = float(correct[own].mean())
+            metrics |= {f"{prefix}{name}": number for name, number in numbers.items()}
         return metrics
 
     return validate
+
+
+def of_labels(probabilities: Float[np.ndarray, "n c"], labels: Int[np.ndarray, "n"]) -> dict[str, float]:
+    """`top1`, `top5` and `loss` of videos with one label each."""
+    result = recognition(probabilities, labels)
+    likelihood = probabilities[np.arange(len(labels)), labels]
+    return {"top1": result.top1, "top5": result.top5, "loss": float(-np.log(np.maximum(likelihood, 1e-12)).mean())}
+
+
+def of_hashtags(probabilities: Float[np.ndarray, "n c"], targets: Float[np.ndarray, "n c"]) -> dict[str, float]:
+    """`top1`, `top5`, `map` and `loss` of videos with several labels, whose targets are those of training."""
+    result = multi_label(probabilities, targets > 0)
+    loss = -(targets * np.log(np.maximum(probabilities, 1e-12))).sum(axis=1).mean()
+    return {"top1": result.top1, "top5": result.top5, "map": result.mean_average_precision, "loss": float(loss)}
 
 
 def describe_accuracy(run: Run, chosen: str) -> tuple[list[str], dict[str, float]]:
@@ -84,7 +98,7 @@ def describe_accuracy(run: Run, chosen: str) -> tuple[list[str], dict[str, float
       chosen: the metric of `recognition_validator` that selects the best step, `top1` or `ema_top1`.
 
     Returns:
-      A line for the summary of the run, in a list, and `top1`, `best_top1` and `top5`.
+      A line for the summary of the run, in a list, and `top1`, `best_top1`, `top5` and, of hashtags, `map`.
     """
     validated = {step: numbers for step, numbers in run.evaluations().items() if chosen in numbers}
     if not validated:
@@ -94,6 +108,9 @@ def describe_accuracy(run: Run, chosen: str) -> tuple[list[str], dict[str, float
     numbers = {"top1": last[chosen], "best_top1": best[chosen], "top5": last[chosen.replace("top1", "top5")]}
     line = f"accuracy  top-1 {last[chosen]:.1%}, top-5 {numbers['top5']:.1%} at the last step; best top-1 "
     line += f"{best[chosen]:.1%} at step {step}" + (" (moving average)" if "ema" in chosen else "")
+    if (of_map := chosen.replace("top1", "map")) in last:
+        numbers["map"] = last[of_map]
+        return [line, f"hashtags  mean average precision {last[of_map]:.1%} at the last step"], numbers
     names = {head: chosen.replace("top1", f"{head}_top1") for head in run.model.card.heads}
     each = ", ".join(f"{head} {best[name]:.1%}" for head, name in names.items() if name in best)
     return [line, f"heads     {each} at this step"] if each else [line], numbers
