@@ -1,6 +1,6 @@
 """Train a model that chooses what it computes for each clip, and measure what the choice saves and loses.
 
-On rendered videos in which most frames say nothing, minutes on a laptop: python experiments/adaptive.py demo_dynamicvit
+On rendered videos in which most frames say nothing, minutes on a laptop: python experiments/adaptive.py demo
 From a classifier, such as a run of finetune.py with videomae_base:
 python experiments/adaptive.py --model dynamicvit_videomae_base --init_from runs/b --data.train train.csv \
     --data.validation val.csv
@@ -55,7 +55,7 @@ class Config(TrainConfig):
     budget: float = 0.5
     """Share of the full network's multiply-accumulates that the model learns to do with; Ada3D learns without one."""
     budgets: tuple[float, ...] = free((0.4, 0.5, 0.6, 0.8))
-    """Shares to measure at."""
+    """Shares to measure at; those that are too small for the model are left out."""
     random_choice: bool = False
     """Train with a random choice too instead of a learned one, for comparison."""
     data: LabelledDataConfig = LabelledDataConfig()
@@ -71,9 +71,9 @@ class Config(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive(self, "budget", "full_steps", "network_factor", "accumulation")
+        require_positive(self, "full_steps", "network_factor")
         if not all(0 < budget <= 1 for budget in (self.budget, *self.budgets)) or not self.budgets:
-            raise UserError(f"budget {self.budget} and budgets {self.budgets} must be above 0 and at most 1")
+            raise UserError(f"budget is {self.budget}, budgets {self.budgets}: give shares above 0 and at most 1")
 
 
 RECIPES = {name: Config(**values) for name, values in recipes.adaptive.RECIPES.items()}
@@ -146,6 +146,8 @@ def main(config: Config, mesh: Mesh) -> dict[str, Any]:
     if config.data.validation is None:
         raise UserError("data.validation is missing: give labelled videos to measure the accuracy on")
     source, validation = open_labelled(config.data, config.seed)
+    if config.init_from and runs.class_names(config.init_from) not in ((), source.class_names):
+        raise UserError(f"init_from: {config.init_from} has other classes than the data: fine-tune it on these before")
     sources = {"train": source, "validation": validation}
     run.plan(**sources)
     model = make_model(config, source.class_names)

@@ -89,6 +89,11 @@ class DynamicViT(nn.Module):
         return self.model.channels
 
     @property
+    def num_classes(self) -> int | None:
+        """Classes of the model's head."""
+        return self.model.num_classes
+
+    @property
     def shares(self) -> tuple[float, ...]:
         """Share of all tokens that is kept at each location."""
         return tuple(self.keep ** (stage + 1) for stage in range(len(self.locations)))
@@ -170,7 +175,7 @@ def around(model: Callable[[], nn.Module], **fields: Any) -> DynamicViT:
 
 
 TINY = {"width": 96, "depth": 4, "heads": 6, "image_size": 64}
-TINY_8 = {"width": 96, "depth": 6, "heads": 6, "patch_size": (2, 8, 8), "num_frames": 8, "image_size": 32}
+TINY_8 = {"width": 64, "depth": 6, "heads": 4, "patch_size": (2, 8, 8), "num_frames": 8, "image_size": 32}
 VIDEO = {**VIT_SIZES["base"], "num_classes": 400}
 
 VARIANTS = MappingProxyType(

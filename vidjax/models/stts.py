@@ -75,6 +75,11 @@ class STTS(nn.Module):
         """Channels of these clips."""
         return self.model.channels
 
+    @property
+    def num_classes(self) -> int | None:
+        """Classes of the model's head."""
+        return self.model.num_classes
+
     def _run(
         self, video: Array, train: bool, noise: float | Array, method: str = "__call__"
     ) -> tuple[PyTree[Array], Float[Array, "b _ _ _ d"]]:
@@ -155,7 +160,7 @@ def published(frames: float, regions: float, accuracy: float) -> STTS:
 
 
 TINY = {"width": 96, "depth": 4, "heads": 6, "image_size": 64}
-TINY_8 = {"width": 96, "depth": 6, "heads": 6, "patch_size": (2, 8, 8), "num_frames": 8, "image_size": 32}
+TINY_8 = {"width": 64, "depth": 6, "heads": 4, "patch_size": (2, 8, 8), "num_frames": 8, "image_size": 32}
 
 VARIANTS = MappingProxyType(
     {

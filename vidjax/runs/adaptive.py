@@ -1,8 +1,10 @@
 """Training models that choose what they compute, and what the choice costs and loses (`experiments/adaptive.py`)."""
 
+import itertools
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -13,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int, Key
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, Key, UInt8
 
 from vidjax.errors import UserError
 from vidjax.evaluation.features import collect_features
@@ -29,8 +32,8 @@ from vidjax.training.cost import count_macs
 from vidjax.training.sharding import jit_on_mesh, put_batch
 
 KEYS = ("pruning", "selection", "usage", "dropout", "drop_path")
-HALVINGS = 12
-"""Of an interval in which a setting for a budget is searched."""
+ROUNDS = 15
+"""In which the ways to compute take turns when their times are measured."""
 
 
 @contextmanager
@@ -42,7 +45,7 @@ def deciding(key: Key[Array, ""] | None = None, shift: float | Array = 0.0) -> I
         much is used as before, but at random.
       shift: added to the logits of AdaViT's and Ada3D's decisions; more is used if it is above 0.
     """
-    calls = iter(range(1_000_000))
+    calls = itertools.count()
 
     def shuffle(scores: Array) -> Array:
         if key is None:
@@ -72,6 +75,14 @@ def with_share(model: nn.Module, share: float) -> nn.Module:
     return model.clone(frames=frames, regions=regions)
 
 
+def largest(fits: Callable[[float], bool], low: float, high: float, halvings: int) -> float:
+    """The largest value up to `high` that fits, by bisection; `low` does."""
+    for _ in range(halvings):
+        middle = (low + high) / 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
 class Cost:
     """Multiply-accumulates of a model for a clip.
 
@@ -84,58 +95,56 @@ class Cost:
         """Counts what does not depend on the clip."""
         self.model, self.shapes, self.video = model, variable_shapes(model), example_inputs(model)[0]
         network, frames = model.model, self.video.shape[1]
-        self.full = count_macs(network.apply, variable_shapes(network), self.video)
+        self.full, self._shares = count_macs(network.apply, variable_shapes(network), self.video), {}
         if isinstance(model, adavit.AdaViT):
-            tokens = jax.eval_shape(partial(model.apply, method="masked"), self.shapes, self.video).usage.tokens.shape
+            usage = jax.eval_shape(partial(model.apply, method="masked"), self.shapes, self.video).usage
+            self._tokens = usage.tokens.shape[2]
             self._of_usage = lambda usage: usage.macs(network.width).reshape(-1, frames).sum(axis=1)
-            everything = self.usage_of(1.0, tokens[2])
-            self._fixed = self.full - float(self._of_usage(everything)[0])
-            self._tokens = tokens[2]
-            self.least = self.of_usage(self.usage_of(0.0, tokens[2]))[0]
+            self._fixed = self.full - float(self._of_usage(self._equal_usage(1.0))[0])
+            self.least = self.of_share(0.0)
         elif isinstance(model, ada3d.Ada3D):
-            layers = ada3d.layers_of(network)
-            self._of_usage = lambda usage: usage.macs(layers)
+            layers, policy = ada3d.layers_of(network), partial(model.apply, method="decide")
             convolutions = sum(layer.frames > 1 for layer in layers)
-            policy = count_macs(partial(model.apply, method="decide"), self.shapes, self.video)
+            self._of_usage = lambda usage: usage.macs(layers)
             everything = ada3d.Usage(jnp.ones((1, frames)), jnp.ones((1, convolutions)))
-            self._fixed = self.full - float(self._of_usage(everything)[0]) + policy
+            self._fixed = self.full - float(self._of_usage(everything)[0])
+            self._fixed += count_macs(policy, self.shapes, self.video)
             least = ada3d.Usage(jnp.ones((1, 2 if network.pool else 1)), jnp.zeros((1, convolutions)))
-            self.least = self.of_usage(least)[0]
+            self.least = float(self.of_usage(least)[0])
         else:
-            self.least = self.of_share(self._least_share())
+            if isinstance(model, DynamicViT):
+                kept = jax.eval_shape(partial(model.apply, method="masked"), self.shapes, self.video).kept
+                self._tokens = kept[0].shape[1]
+            self._least_share = (1 + bisect_left(range(1, 101), True, key=self._leaves_something)) / 100
+            self.least = self.of_share(self._least_share)
 
-    def usage_of(self, share: float, tokens: int) -> adavit.Usage:
+    def _equal_usage(self, share: float) -> adavit.Usage:
         """What an AdaViT uses of a clip if it uses this share of patches, heads and branches."""
         vit, always = self.model.model, (jnp.arange(self.model.model.depth) < self.model.always)[:, None]
-        patches = jnp.full((vit.depth, tokens), share).at[:, 0].set(1.0)
+        patches = jnp.full((vit.depth, self._tokens), share).at[:, 0].set(1.0)
         heads, branches = (jnp.where(always, 1.0, jnp.full((vit.depth, n), share)) for n in (vit.heads, 2))
         return adavit.Usage(*(jnp.stack([each] * self.video.shape[1]) for each in (patches, heads, branches)))
 
-    def of_usage(self, usage: Any) -> Float[np.ndarray, "b"]:
+    def _leaves_something(self, hundredths: int) -> bool:
+        """Whether tokens, frames or places are left at each place of a DynamicViT or STTS that keeps this share."""
+        model = with_share(self.model, hundredths / 100)
+        if isinstance(model, DynamicViT):
+            return int(self._tokens * model.shares[-1]) >= 1
+        try:
+            jax.eval_shape(model.apply, self.shapes, self.video)
+        except UserError:
+            return False
+        return True
+
+    def of_usage(self, usage: Any) -> Float[Array, "b"]:
         """Shares of the full network's, of clips of which an AdaViT or Ada3D uses this."""
         return (self._of_usage(usage) + self._fixed) / self.full
 
     def of_share(self, share: float) -> float:
         """The share of the full network's at this share of tokens, frames and places, patches, heads and branches."""
         if isinstance(self.model, adavit.AdaViT):
-            return float(self.of_usage(self.usage_of(share, self._tokens))[0])
+            return float(self.of_usage(self._equal_usage(share))[0])
         return count_macs(with_share(self.model, share).apply, self.shapes, self.video) / self.full
-
-    def _least_share(self) -> float:
-        """The smallest at which something is left at each place."""
-        shares = np.linspace(0.01, 1, 100)
-        return next(share for share in shares if self._leaves_something(float(share)))
-
-    def _leaves_something(self, share: float) -> bool:
-        model = with_share(self.model, share)
-        if isinstance(model, DynamicViT):
-            kept = jax.eval_shape(partial(self.model.apply, method="masked"), self.shapes, self.video).kept
-            return int(kept[0].shape[1] * model.shares[-1]) >= 1
-        try:
-            jax.eval_shape(model.apply, self.shapes, self.video)
-        except UserError:
-            return False
-        return True
 
     def require(self, budget: float, name: str) -> None:
         """Raises UserError if the budget, a share of the full network's, is below the smallest."""
@@ -146,12 +155,11 @@ class Cost:
             )
 
     def share_for(self, budget: float) -> float:
-        """The largest share whose cost is within the budget."""
-        low, high = (0.0, 1.0) if isinstance(self.model, adavit.AdaViT) else (float(self._least_share()), 1.0)
-        for _ in range(HALVINGS):
-            middle = (low + high) / 2
-            low, high = (middle, high) if self.of_share(middle) <= budget else (low, middle)
-        return low
+        """The largest share whose cost is within the budget, for all but Ada3D."""
+        if budget not in self._shares:  # a count takes a part of a second
+            low = 0.0 if isinstance(self.model, adavit.AdaViT) else self._least_share
+            self._shares[budget] = largest(lambda share: self.of_share(share) <= budget, low, 1.0, 8)
+        return self._shares[budget]
 
 
 def losses_of(
@@ -161,7 +169,7 @@ def losses_of(
     video: Float[Array, "b t h w c"],
     labels: Int[Array, "b"],
     valid: Array,
-    share: float,
+    share: float | None,
     progress: Float[Array, ""] | float,
     key: Key[Array, ""],
 ) -> tuple[Float[Array, "b"], dict, Float[Array, "b classes"]]:
@@ -169,7 +177,7 @@ def losses_of(
 
     Args:
       frozen: variables of the full network, DynamicViT's teacher.
-      share: that AdaViT should use.
+      share: that AdaViT should use; None for Ada3D.
       progress: of the training, from 0 to 1; STTS's noise vanishes with it.
     """
     targets = jax.nn.one_hot(labels, model.model.num_classes)
@@ -204,14 +212,13 @@ class Point(NamedTuple):
     run: Callable
 
 
-def points_of(
-    model: nn.Module, cost: Cost, budgets: tuple[float, ...], variables: dict, video: Float[Array, "b t h w c"]
-) -> list[Point]:
+def points_of(run: Run, cost: Cost, budgets: Sequence[float], variables: dict, batch: dict[str, Array]) -> list[Point]:
     """The full network, and for each budget the model's own choice and a random one that uses as much.
 
     Args:
-      video: training clips, by which logits of AdaViT and Ada3D are shifted so that the mean cost is the budget.
+      batch: of training clips, for which AdaViT's and Ada3D's logits are shifted so that the mean cost is the budget.
     """
+    model = run.model
 
     def full(variables: dict, video: Array, key: Array) -> tuple[Array, Array]:
         return model.model.apply(variables["full"], video), jnp.ones(len(video))
@@ -219,51 +226,95 @@ def points_of(
     points = [Point("full", 1.0, full)]
     for budget in budgets:
         if isinstance(model, DynamicViT | STTS):
-            chosen, shift = with_share(model, cost.share_for(budget)), 0.0
+            share, shift = cost.share_for(budget), 0.0
+            apply = partial(_apply_equally, with_share(model, share), cost.of_share(share))
         else:
-            chosen, shift = model, shift_for(model, cost, budget, variables, video)
+            shift = shift_for(model, cost, budget, variables["own"], batch["video"], run.mesh)
+            apply = partial(_apply_by_clip, model, cost)
         for name in ("chosen", "random"):
-            points.append(Point(name, budget, partial(_run, chosen, cost, shift, name == "random")))
+            points.append(Point(name, budget, partial(_decide, apply, shift, name == "random")))
     return points
 
 
-def _run(
-    model: nn.Module, cost: Cost, shift: float, at_random: bool, variables: dict, video: Array, key: Array
-) -> tuple[Array, Array]:
+def _apply_equally(model: nn.Module, share: float, variables: dict, video: Array) -> tuple[Array, Array]:
+    """Logits and costs of a DynamicViT or STTS, which uses as much of each clip."""
+    return model.apply(variables, video), jnp.full(len(video), share)
+
+
+def _apply_by_clip(model: nn.Module, cost: Cost, variables: dict, video: Array) -> tuple[Array, Array]:
+    """Logits and costs of an AdaViT or Ada3D."""
+    output = model.apply(variables, video, method="pruned")
+    return output.logits, cost.of_usage(output.usage)
+
+
+def _decide(apply: Callable, shift: float, at_random: bool, variables: dict, video: Array, key: Array) -> tuple:
     with deciding(key if at_random else None, shift):
-        if isinstance(model, DynamicViT | STTS):
-            share = count_macs(model.apply, cost.shapes, cost.video) / cost.full
-            return model.apply(variables["own"], video), jnp.full(len(video), share)
-        output = model.apply(variables["own"], video, method="pruned")
-        return output.logits, cost.of_usage(output.usage)
+        return apply(variables["own"], video)
 
 
-def shift_for(model: nn.Module, cost: Cost, budget: float, variables: dict, video: Float[Array, "b t h w c"]) -> float:
+def shift_for(
+    model: nn.Module, cost: Cost, budget: float, variables: dict, clips: UInt8[Array, "b t h w c"], mesh: Mesh
+) -> float:
     """The largest shift of the logits at which these clips cost no more than the budget on average."""
 
-    @jax.jit
-    def mean_cost(variables: dict, video: Array, shift: Array) -> Array:
+    @partial(jit_on_mesh, mesh=mesh)
+    def mean_cost(variables: dict, clips: Array, shift: Array) -> Array:
         with deciding(shift=shift):
-            return cost.of_usage(model.apply(variables, video, method="masked").usage).mean()
+            output = model.apply(variables, model.card.preprocess(clips), method="masked")
+        return cost.of_usage(output.usage).mean()
 
-    low, high = -30.0, 30.0
-    for _ in range(HALVINGS):
-        middle = (low + high) / 2
-        fits = mean_cost(variables["own"], video, jnp.float32(middle)) <= budget
-        low, high = (middle, high) if fits else (low, middle)
-    return low
+    def fits(shift: float) -> bool:
+        return bool(mean_cost(variables, clips, jnp.float32(shift)) <= budget)
+
+    return largest(fits, -30.0, 30.0, 12)
 
 
-def measure_times(points: list[Point], variables: dict, video: Float[Array, "b t h w c"], rounds: int) -> list[float]:
-    """Seconds per clip of each point: medians over rounds in which all of them take turns."""
-    key, seconds = jax.random.key(0), [[] for _ in points]
-    runs = [jax.jit(point.run) for point in points]
-    for number in range(rounds + 1):
-        for run, row in zip(runs, seconds, strict=True):
+def _program(run: Run, point: Point) -> Callable:
+    """`(variables, batch, key) -> classes, shares of the full network's cost, labels, valid`."""
+    card = run.model.card
+
+    def classify(variables: dict, batch: dict[str, Array], key: Array) -> tuple[Array, ...]:
+        logits, shares = point.run(variables, card.preprocess(batch["video"]), key)
+        return logits.argmax(axis=-1), shares, batch["label"], batch["valid"]
+
+    return jit_on_mesh(classify, run.mesh)
+
+
+def measure(run: Run, cost: Cost, budgets: set[float], variables: dict) -> list[dict[str, Any]]:
+    """A row for each way to compute: name, budget, accuracy, cost and time; budgets below the least are left out.
+
+    Args:
+      variables: `full`, those of the network, and `own`, those of the model.
+    """
+    from vidjax.data.batches import select
+
+    batch, key = put_batch(next(run.labelled_batches(0)), run.mesh), jax.random.key(run.config.seed)
+    points = points_of(run, cost, sorted(each for each in budgets if each >= cost.least), variables, batch)
+    programs = [_program(run, point) for point in points]
+
+    def encode(batch: dict[str, Array]) -> tuple[np.ndarray, ...]:
+        outputs = [jax.device_get(program(variables, batch, key)) for program in programs]
+        columns = [output[column] for column in (0, 1) for output in outputs]
+        return np.stack(columns, axis=1), *outputs[0][2:]
+
+    batches = select(run.validation_batches(), "video", "label", "valid")
+    columns, labels = collect_features(encode, (put_batch(each, run.mesh) for each in batches))
+    rows = []
+    for number, (point, seconds) in enumerate(zip(points, measure_times(programs, variables, batch, key), strict=True)):
+        top1, macs = (columns[:, number] == labels).mean(), columns[:, len(points) + number].mean()
+        row = {"name": point.name, "budget": point.budget, "top1": float(top1), "macs": float(macs)}
+        rows.append(row | {"seconds": seconds})
+    return rows
+
+
+def measure_times(programs: list[Callable], variables: dict, batch: dict[str, Array], key: Array) -> list[float]:
+    """Seconds per clip of programs that are compiled: medians over `ROUNDS` in which they take turns."""
+    seconds: list[list[float]] = [[] for _ in programs]
+    for _ in range(ROUNDS):
+        for program, row in zip(programs, seconds, strict=True):
             start = time.perf_counter()
-            jax.block_until_ready(run(variables, video, key))
-            if number:  # the first compiles
-                row.append((time.perf_counter() - start) / len(video))
+            jax.block_until_ready(program(variables, batch, key))
+            row.append((time.perf_counter() - start) / len(batch["label"]))
     return [float(np.median(row)) for row in seconds]
 
 
@@ -285,41 +336,6 @@ def part_of(variables: dict[str, Any], shapes: dict[str, Any]) -> dict[str, Any]
     return jax.tree.unflatten(jax.tree.structure(shapes), [jnp.copy(flat[path]) for path, _ in keys])
 
 
-def predict(run: Run, points: list[Point], variables: dict, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of each validation clip the classes by all points, then the shares of the full network's cost; and the labels."""
-    from vidjax.data.batches import select
-
-    card = run.model.card
-
-    @partial(jit_on_mesh, mesh=run.mesh)
-    def encode(variables: dict, batch: dict[str, Array]) -> tuple[Array, Array, Array]:
-        video, key = card.preprocess(batch["video"]), jax.random.key(seed)
-        outputs = [point.run(variables, video, key) for point in points]
-        classes = [logits.argmax(axis=-1).astype(jnp.float32) for logits, _ in outputs]
-        return jnp.stack([*classes, *(share for _, share in outputs)], axis=1), batch["label"], batch["valid"]
-
-    batches = select(run.validation_batches(), "video", "label", "valid")
-    return collect_features(partial(encode, variables), (put_batch(batch, run.mesh) for batch in batches))
-
-
-def measure(run: Run, cost: Cost, budgets: set[float], variables: dict) -> list[dict[str, Any]]:
-    """A row for each way to compute: name, budget, accuracy, cost and time; budgets below the least are left out.
-
-    Args:
-      variables: `full`, those of the network, and `own`, those of the model.
-    """
-    model, clips = run.model, jnp.asarray(next(run.labelled_batches(0))["video"])
-    video, fitting = model.card.preprocess(clips), tuple(sorted(each for each in budgets if each >= cost.least))
-    points = points_of(model, cost, fitting, variables, video)
-    columns, labels = predict(run, points, variables, run.config.seed)
-    rows = []
-    for number, (point, seconds) in enumerate(zip(points, measure_times(points, variables, video, 15), strict=True)):
-        top1, macs = (columns[:, number] == labels).mean(), columns[:, len(points) + number].mean()
-        row = {"name": point.name, "budget": point.budget, "top1": float(top1), "macs": float(macs)}
-        rows.append(row | {"seconds": seconds})
-    return rows
-
-
 def write(workdir: Path, rows: list[dict[str, Any]], title: str) -> list[str]:
     """Writes adaptive.json, adaptive.md and adaptive.png; returns the lines of the table."""
     from vidjax.visualize.tradeoff import save_tradeoff  # imports Matplotlib
@@ -329,7 +345,7 @@ def write(workdir: Path, rows: list[dict[str, Any]], title: str) -> list[str]:
     (workdir / "adaptive.md").write_text("\n".join(table) + "\n")
     panels = {
         label: {name: [(row[key], row["top1"]) for row in rows if row["name"] == name] for name in names}
-        for label, key in (("multiply-accumulates, full = 1", "macs"), ("seconds per clip", "seconds"))
+        for label, key in (("share of the multiply-accumulates", "macs"), ("seconds per clip", "seconds"))
     }
     save_tradeoff(workdir / "adaptive.png", panels, "top-1", title)
     return table
