@@ -17,7 +17,8 @@ import vidjax
 from vidjax import cli
 from vidjax.convert.checkpoint import write_model
 from vidjax.errors import UserError
-from vidjax.runs import adaptive
+from vidjax.runs import adaptive, keep_classes
+from vidjax.runs.embedding import pooling_model
 from vidjax.training.checkpoint import load_variables
 from vidjax.training.sharding import make_mesh
 
@@ -115,6 +116,11 @@ def test_a_run_trains_the_network_then_the_choice_resumes_equally_and_measures_b
     assert rows[0]["macs"] == 1 and all(row["macs"] < row["budget"] and row["seconds"] > 0 for row in rows[1:])
     assert json.loads((tmp_path / "whole" / "adaptive.json").read_text()) == rows
     assert (tmp_path / "whole" / "adaptive.png").exists()
+    model, variables = vidjax.load_pretrained(tmp_path / "whole", verbose=False)
+    assert model.card.class_names == ("red", "yellow", "green", "blue") and 0.5 < model.keep < 1
+    model, variables = keep_classes(model, variables, ("blue", "red"))
+    assert model.num_classes == 2 and pooling_model(model, "model").num_classes is None
+    assert model.apply(variables, jnp.zeros((1, 4, 32, 32, 3))).shape == (1, 2)
     interrupt_after(2, run, tmp_path / "resumed")
     run(tmp_path / "resumed")
     (expected, step), (resumed, _) = load_variables(tmp_path / "whole"), load_variables(tmp_path / "resumed")
