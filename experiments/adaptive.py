@@ -163,10 +163,11 @@ def main(config: Config, mesh: Mesh) -> dict[str, Any]:
     run.build(model, [clip], loss_fn, numbers={"label": ()}, factors=factors, frozen=frozen)
     if config.dry_run:
         return run.dry_run()
+    variables = run.new_variables()
     start = config.init_from or train_full(config, mesh, sources, model.model, clip)
     if start is None:
         return {}
-    variables = runs.start_classifier(start, model, run.new_variables(), keep_head=True)
+    variables = runs.start_classifier(start, model, variables, keep_head=True)
     frozen = adaptive.part_of(variables, frozen)
     state = run.begin(variables, frozen)
     run.announce(budget=f"{config.budget:.1%} of {cost.full / 1e9:.3f} GMACs; the least is {cost.least:.1%}")
