@@ -167,7 +167,8 @@ def main(config: Config, mesh: Mesh) -> dict[str, Any]:
     start = config.init_from or train_full(config, mesh, sources, model.model, clip)
     if start is None:
         return {}
-    variables = runs.start_classifier(start, model, variables, keep_head=True)
+    chooses = [f"{name}/" for name in variables["params"] if name not in frozen["params"]]
+    variables, _ = runs.start_from(start, model, variables, new=chooses)
     frozen = adaptive.part_of(variables, frozen)
     state = run.begin(variables, frozen)
     run.announce(budget=f"{config.budget:.1%} of {cost.full / 1e9:.3f} GMACs; the least is {cost.least:.1%}")
