@@ -344,8 +344,8 @@ def write(workdir: Path, rows: list[dict[str, Any]], title: str) -> list[str]:
     (workdir / "adaptive.json").write_text(json.dumps(rows, indent=2) + "\n")
     (workdir / "adaptive.md").write_text("\n".join(table) + "\n")
     panels = {
-        label: {name: [(row[key], row["top1"]) for row in rows if row["name"] == name] for name in names}
-        for label, key in (("share of the multiply-accumulates", "macs"), ("seconds per clip", "seconds"))
+        label: {name: [(scale * row[key], row["top1"]) for row in rows if row["name"] == name] for name in names}
+        for label, key, scale in (("% of the multiply-accumulates", "macs", 100), ("ms per clip", "seconds", 1000))
     }
     save_tradeoff(workdir / "adaptive.png", panels, "top-1", title)
     return table
