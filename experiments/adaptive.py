@@ -56,8 +56,6 @@ class Config(TrainConfig):
     """Share of the full network's multiply-accumulates that the model learns to do with; Ada3D learns without one."""
     budgets: tuple[float, ...] = free((0.4, 0.5, 0.6, 0.8))
     """Shares to measure at; those that are too small for the model are left out."""
-    random_choice: bool = False
-    """Train with a random choice too instead of a learned one, for comparison."""
     data: LabelledDataConfig = LabelledDataConfig()
     """The training and validation videos."""
     full_steps: int = 1000
@@ -94,7 +92,7 @@ def make_model(config: Config, class_names: tuple[str, ...]) -> nn.Module:
     return model.clone(card=card, model=model.model.clone(card=card))
 
 
-def full_loss(config: Config, network: nn.Module) -> Callable:
+def full_loss(network: nn.Module) -> Callable:
     """The loss function of the full network: cross-entropy."""
 
     def loss_fn(params: Any, aux: Aux, batch: dict[str, jax.Array], key: jax.Array) -> tuple:
@@ -110,17 +108,15 @@ def full_loss(config: Config, network: nn.Module) -> Callable:
     return loss_fn
 
 
-def choice_loss(config: Config, model: nn.Module, share: float, steps: int) -> Callable:
+def choice_loss(model: nn.Module, share: float, steps: int) -> Callable:
     """The loss function of the choice: the objective of the model's family."""
 
     def loss_fn(params: Any, aux: Aux, batch: dict[str, jax.Array], key: jax.Array) -> tuple:
-        choice_key, loss_key = jax.random.split(key)
         valid, labels = batch["valid"], jnp.maximum(batch["label"], 0)
-        with adaptive.deciding(choice_key if config.random_choice else None):
-            losses, changed, logits = adaptive.losses_of(
-                model, {"params": params, **aux.model_state}, aux.frozen, model.card.preprocess(batch["video"]), labels,
-                valid, share, aux.step / steps, loss_key,
-            )  # fmt: skip
+        losses, changed, logits = adaptive.losses_of(
+            model, {"params": params, **aux.model_state}, aux.frozen, model.card.preprocess(batch["video"]), labels,
+            valid, share, aux.step / steps, key,
+        )  # fmt: skip
         metrics = {"accuracy": valid_mean(logits.argmax(axis=-1) == labels, valid)}
         return valid_mean(losses, valid), ({**aux.model_state, **changed}, metrics)
 
@@ -132,7 +128,7 @@ def train_full(config: Config, mesh: Mesh, sources: dict[str, Any], network: nn.
     own = {"steps": config.full_steps, "optim": config.full_optim, "workdir": str(Path(config.workdir) / "full")}
     run = Run(dataclasses.replace(config, **own), mesh)
     run.plan(**sources)
-    run.build(network, [clip], full_loss(config, network), numbers={"label": ()})
+    run.build(network, [clip], full_loss(network), numbers={"label": ()})
     state = run.begin(run.new_variables())
     run.announce(stage="the full network")
     result = run.fit(state, run.labelled_batches, recognition_validator(run), best="top1")
@@ -159,7 +155,7 @@ def main(config: Config, mesh: Mesh) -> dict[str, Any]:
     clip = jax.ShapeDtypeStruct((1, *cost.video.shape[1:]), jnp.float32)
     frozen = vidjax.models.variable_shapes(model.model)
     factors = {f"{name}/": config.network_factor for name in frozen["params"]}
-    loss_fn = choice_loss(config, model, share, run.steps)
+    loss_fn = choice_loss(model, share, run.steps)
     run.build(model, [clip], loss_fn, numbers={"label": ()}, factors=factors, frozen=frozen)
     if config.dry_run:
         return run.dry_run()

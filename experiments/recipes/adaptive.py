@@ -31,5 +31,4 @@ RECIPES = {
     "demo": DEMO,
     "demo_stts": DEMO | {"model": "stts_tiny_8"},
     "demo_adavit": DEMO | {"model": "adavit_tiny"},
-    "demo_ada3d": DEMO | {"model": "ada3d_tiny"},
 }
