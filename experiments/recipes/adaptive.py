@@ -30,5 +30,4 @@ DEMO = {
 RECIPES = {
     "demo": DEMO,
     "demo_stts": DEMO | {"model": "stts_tiny_8"},
-    "demo_adavit": DEMO | {"model": "adavit_tiny"},
 }
