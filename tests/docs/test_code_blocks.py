@@ -58,7 +58,7 @@ EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["option
 WITH_PYTHON = [page for page in FILES if any(block.kind == "python" for block in blocks_of(page))]
 WITH_PYTHON += ["models.md, generated"]
 
-SYNTHETIC = tuple(f"synthetic:{kind}_shapes" for kind in ("moving", "untrimmed", "many", "sounding"))
+SYNTHETIC = tuple(f"synthetic:{kind}_shapes" for kind in ("moving", "untrimmed", "many", "sounding", "brief"))
 
 
 def test_every_block_has_a_language_that_is_tested():

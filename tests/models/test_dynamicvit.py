@@ -22,6 +22,7 @@ COUNTS = {  # SYSTEMS-2.md, 3.8: parameters counted in the released code, cost o
     "dynamicvit_videomae_base": (89_419_990, None),
     "dynamicvit_timesformer_base": (88_997_590, None),
     "dynamicvit_tiny": (640_686, None),
+    "dynamicvit_tiny_8": (344_950, None),
 }
 STAGES = 3
 

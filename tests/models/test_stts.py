@@ -22,6 +22,7 @@ COUNTS = {  # the cost is that of the released README; parameters are counted he
     "stts_mvit_base_t05_s07": (36_912_498, 26.86),
     "stts_mvit_base_t04_s06": (36_912_498, 18.39),
     "stts_tiny": (670_562, None),
+    "stts_tiny_8": (358_210, None),
 }
 
 

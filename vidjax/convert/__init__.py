@@ -18,7 +18,7 @@ from vidjax.convert.published import list_pretrained
 from vidjax.convert.recognition import CONFIGS, layouts, recognize
 from vidjax.convert.rules import Inflation, Layout
 from vidjax.errors import UserError
-from vidjax.models import create_model, example_inputs, override, towers, variable_shapes
+from vidjax.models import create_model, example_inputs, override, towers, variable_shapes, with_classes
 
 __all__ = [
     "CONFIGS",
@@ -203,7 +203,7 @@ def assemble(
             model = _reconcile(name, model, described, overrides)
         classes = chosen.classes(prepared)
         if "num_classes" not in overrides and classes is not None and hasattr(model, "num_classes"):
-            model = model.clone(num_classes=classes)
+            model = with_classes(model, classes)
         if hasattr(model, "card"):  # a text tower has none
             card = dataclasses.replace(model.card, **{**chosen.card, **card})
             if len(card.class_names) != getattr(model, "num_classes", None):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import UInt8
 
-from vidjax.data import many_shapes, moving_shapes, sounding_shapes, untrimmed_shapes
+from vidjax.data import brief_shapes, many_shapes, moving_shapes, sounding_shapes, untrimmed_shapes
 from vidjax.data.decode import VideoInfo
 from vidjax.data.example import LABEL, VIDEO, Example, Field, Source, in_pieces
 from vidjax.errors import UserError
@@ -119,6 +119,25 @@ def sounding_shapes_source(name: str, split: str) -> Source:
     rate = sounding_shapes.SOUND_RATE
     fields = {"video": VIDEO, "label": LABEL, "sound": Field("samples", (rate, 1), rate=rate)}
     return Source(name, sounding_shapes.CLASSES, ids, open_example, label, captions, listed=True, fields=fields)
+
+
+def brief_shapes_source(name: str, split: str) -> Source:
+    """The videos of the embedded data set in which most frames say nothing."""
+    if split not in brief_shapes.SPLITS:
+        splits = ", ".join(brief_shapes.SPLITS)
+        raise UserError(f"data.split {split} is unknown: {name} has {splits}, choose one of them")
+    numbers, length = brief_shapes.SPLITS[split], brief_shapes.NUM_FRAMES
+
+    def label(index: int) -> int:
+        return brief_shapes.label(numbers[index])
+
+    @contextmanager
+    def open_example(index: int, names: Sequence[str]) -> Iterator[Example]:
+        yield Example({"video": Rendered(numbers[index], brief_shapes.render, length)}, label(index))
+
+    ids = [f"brief_shapes/{split}[{index}]" for index in range(len(numbers))]
+    fields = {"video": VIDEO, "label": LABEL}
+    return Source(name, brief_shapes.CLASSES, ids, open_example, label, lambda _: (), listed=True, fields=fields)
 
 
 @dataclass(frozen=True)

@@ -116,6 +116,13 @@ def override(name: str, model: nn.Module, overrides: dict[str, Any]) -> nn.Modul
     return model.clone(**changed)
 
 
+def with_classes(model: nn.Module, classes: int | None) -> nn.Module:
+    """A copy with this number of classes, or without a head; of a model that wraps a classifier, with that changed."""
+    if "num_classes" in _own(model):
+        return model.clone(num_classes=classes)
+    return override(type(model).__name__, model, {"num_classes": classes})
+
+
 def _fields(model: nn.Module) -> dict[str, None]:
     """Fields of the model, then those of its towers, in order."""
     return dict.fromkeys([*_own(model), *(field for tower in towers(model).values() for field in _fields(tower))])

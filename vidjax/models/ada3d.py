@@ -173,6 +173,11 @@ class Ada3D(nn.Module):
         """Channels of these clips."""
         return self.model.channels
 
+    @property
+    def num_classes(self) -> int | None:
+        """Classes of the model's head."""
+        return self.model.num_classes
+
     def decide(self, video: Float[Array, "b t h w c"], train: bool = False) -> tuple[Usage, Float[Array, "b 2"]]:
         """What is used, and the logarithms of the probabilities of both kinds of decisions.
 

@@ -126,6 +126,11 @@ class AdaViT(nn.Module):
         """Channels of these clips."""
         return self.model.channels
 
+    @property
+    def num_classes(self) -> int | None:
+        """Classes of the model's head."""
+        return self.model.num_classes
+
     def _run(self, video: Array, train: bool, how: How, method: str = "__call__") -> tuple[Any, Usage]:
         """The output of a method of the model, and what was used."""
         state = SimpleNamespace(tokens=[], heads=[], branches=[])

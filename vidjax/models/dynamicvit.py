@@ -89,6 +89,11 @@ class DynamicViT(nn.Module):
         return self.model.channels
 
     @property
+    def num_classes(self) -> int | None:
+        """Classes of the model's head."""
+        return self.model.num_classes
+
+    @property
     def shares(self) -> tuple[float, ...]:
         """Share of all tokens that is kept at each location."""
         return tuple(self.keep ** (stage + 1) for stage in range(len(self.locations)))
@@ -170,11 +175,13 @@ def around(model: Callable[[], nn.Module], **fields: Any) -> DynamicViT:
 
 
 TINY = {"width": 96, "depth": 4, "heads": 6, "image_size": 64}
+TINY_8 = {"width": 64, "depth": 6, "heads": 4, "patch_size": (2, 8, 8), "num_frames": 8, "image_size": 32}
 VIDEO = {**VIT_SIZES["base"], "num_classes": 400}
 
 VARIANTS = MappingProxyType(
     {
         "dynamicvit_tiny": partial(around, partial(VideoMAE, **TINY), locations=(1, 2, 3), class_token=False),
+        "dynamicvit_tiny_8": partial(around, partial(VideoMAE, **TINY_8), locations=(1, 2, 4), class_token=False),
         "dynamicvit_256_16": partial(
             around, partial(ViT, width=256, depth=12, heads=4, num_classes=1000), card=reaching(76.532)
         ),

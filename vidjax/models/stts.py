@@ -75,6 +75,11 @@ class STTS(nn.Module):
         """Channels of these clips."""
         return self.model.channels
 
+    @property
+    def num_classes(self) -> int | None:
+        """Classes of the model's head."""
+        return self.model.num_classes
+
     def _run(
         self, video: Array, train: bool, noise: float | Array, method: str = "__call__"
     ) -> tuple[PyTree[Array], Float[Array, "b _ _ _ d"]]:
@@ -155,11 +160,15 @@ def published(frames: float, regions: float, accuracy: float) -> STTS:
 
 
 TINY = {"width": 96, "depth": 4, "heads": 6, "image_size": 64}
+TINY_8 = {"width": 64, "depth": 6, "heads": 4, "patch_size": (2, 8, 8), "num_frames": 8, "image_size": 32}
 
 VARIANTS = MappingProxyType(
     {
         "stts_tiny": partial(
             around, partial(VideoMAE, **TINY), frames=((0, 0.5),), regions=((2, 0.6),), samples=20, class_token=False
+        ),
+        "stts_tiny_8": partial(
+            around, partial(VideoMAE, **TINY_8), frames=((1, 0.5),), regions=((2, 0.6),), samples=20, class_token=False
         ),
         "stts_mvit_base_t09_s09": partial(published, 0.875, 0.863, 78.1),
         "stts_mvit_base_t08_s09": partial(published, 0.75, 0.863, 77.9),

@@ -12,6 +12,7 @@ from jaxtyping import Float, UInt8
 
 from vidjax.data.config import ClipConfig
 from vidjax.errors import UserError
+from vidjax.models import with_classes
 from vidjax.runs.weights import fingerprint, load_pretrained
 from vidjax.training.sharding import jit_on_mesh, make_mesh, put_batch, replicated
 
@@ -29,7 +30,7 @@ def pooling_model(model: nn.Module, pooling: Pooling) -> nn.Module:
         return model
     if not hasattr(model, "num_classes"):
         raise UserError(f"{type(model).__name__} has no pooling: use --pooling mean or tokens")
-    return model if model.num_classes is None else model.clone(num_classes=None)  # features before the head's norm
+    return model if model.num_classes is None else with_classes(model, None)  # features before the head's norm
 
 
 def make_encode(model: nn.Module, variables: dict, clips: ClipConfig, pooling: Pooling) -> Encode:

@@ -62,7 +62,7 @@ def video_tokens(name: str, **fields: Any) -> VideoTokens:
       UserError: it is no encoder of videos.
     """
     tower = create_model(name, **fields)
-    if isinstance(tower, VideoText) or name.endswith("_pretrain") or not hasattr(tower, "num_classes"):
+    if isinstance(tower, VideoText) or name.endswith("_pretrain") or "num_classes" not in tower.__dataclass_fields__:
         raise UserError(f"video_model {name} is more than an encoder of videos: choose one such as videomae_base")
     tower = tower.clone(num_classes=None)
     create = partial(tower.init_with_output, method="encode")

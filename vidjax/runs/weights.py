@@ -19,7 +19,7 @@ from vidjax.convert.rules import Inflation
 from vidjax.data.labels import find_classes
 from vidjax.errors import UserError
 from vidjax.layers.stills import sum_over_time
-from vidjax.models import variable_shapes
+from vidjax.models import variable_shapes, with_classes
 from vidjax.models.aligned import Aligned, VideoTokens
 from vidjax.models.vatt_pretraining import Vatt
 from vidjax.models.video_text import Projected, VideoText
@@ -225,7 +225,7 @@ def keep_classes(
     smaller = replace(model.card, class_names=tuple(names), heads=(), stills=())
     head = jax.tree.map(lambda leaf: leaf[..., rows], variables["params"]["head"])  # a kernel and a bias
     params = variables["params"] | {"head": head}
-    return model.clone(num_classes=len(rows), card=smaller), variables | {"params": params}
+    return with_classes(model, len(rows)).clone(card=smaller), variables | {"params": params}
 
 
 def choose_head(model: nn.Module, variables: dict, head: str | None, owner: str) -> tuple[nn.Module, dict]:
@@ -287,7 +287,7 @@ def start_classifier(
     loaded, initial = model, variables
     if fewer:
         _require_classes(wanted, names, f"keep_head: the head in {source}", ", or omit --keep_head")
-        loaded = model.clone(num_classes=len(names), card=replace(model.card, class_names=names))
+        loaded = with_classes(model, len(names)).clone(card=replace(model.card, class_names=names))
         head = jax.tree.map(partial(_with_classes, count=len(names)), variables["params"]["head"])
         initial = variables | {"params": variables["params"] | {"head": head}}
     added = adapt.added(variables["params"])

@@ -31,7 +31,7 @@ RUN_FILES = (
     "reconstructions", "pictures", "similarity", "tokenizer",
     "bad_files*.jsonl", "bad_validation_files*.jsonl", "skipped_step_*.npz", "timelines.png", "features.json",
     "detections.csv", "detections.png", "classes.csv", "action_ids.json",
-    "moments.png", "queries.npy", "queries.json", "reference.json",
+    "moments.png", "queries.npy", "queries.json", "reference.json", "adaptive.json", "adaptive.md", "adaptive.png",
 )  # fmt: skip
 """Names and patterns of the files that a run writes into its work directory."""
 TOKENIZER_FOLDER = "tokenizer"
