@@ -186,9 +186,8 @@ def main(config: Config, mesh: Mesh) -> dict[str, float]:
         variables = runs.start_classifier(config.init_from, model, variables, config.keep_head, config.adapt)
     state = run.begin(variables, frozen)
     del variables, frozen  # the state has its own copies
-    classes = f"{len(source.class_names)}; {run.describe_validation()}"
     tune = f"{config.adapt.method if config.adapt.used else config.tune}: {run.trained:,} parameters"
-    run.announce(tune=tune, classes=classes)
+    run.announce(tune=tune, classes=f"{len(source.class_names)}; {run.describe_validation()}")
     chosen = "ema_top1" if config.ema_decay else "top1"
     batches = partial(run.labelled_batches, fields=(*tags, *(teacher.fields if teacher else ())))
     validate = recognition_validator(run, Joint(config, model), fields=tuple(tags)) if validation else None
