@@ -17,7 +17,7 @@ DEMO = {
     "batch_size": 32,
     "steps": 1500,
     "temperature_steps": 1000,
-    # From the first step: as the weight rises slowly, such a small encoder first ends with one token for all places.
+    # From the second step: as the weight rises slowly, such a small encoder first ends with one token for all places.
     "divergence_weight": 6.6,
     "divergence_steps": 1,
     "optim": OptimizerConfig(
