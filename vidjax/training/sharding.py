@@ -147,8 +147,8 @@ def this_process() -> dict[str, int]:
 def compiler_options(mesh: Mesh) -> dict[str, int]:
     """Options with which XLA compiles for CPUs in 0.81 to 0.96 of the time; programs run as fast (JAX 0.10 to 0.12).
 
-    An optimisation level in `XLA_FLAGS` takes precedence. Other platforms keep XLA's defaults. Functions that are jitted
-    with options can only be called outside of `jit`, `grad` and other transformations.
+    An optimisation level in `XLA_FLAGS` takes precedence. Other platforms keep XLA's defaults. Functions jitted with
+    options can only be called outside of `jit`, `grad` and other transformations.
     """
     given = "xla_backend_optimization_level" in os.environ.get("XLA_FLAGS", "")
     return {} if given or mesh.devices.flat[0].platform != "cpu" else {"xla_backend_optimization_level": 1}
