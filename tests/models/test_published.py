@@ -146,6 +146,7 @@ def candidates(shape: tuple[int, ...]):
         return
     swapped = (shape[-1], shape[-2], *shape[:-2]) if len(shape) > 1 else shape
     yield from (shape, swapped, (3 * swapped[0], *swapped[1:]), (*swapped, 1, 1, 1), (1, 1, 1, *shape), (1, *shape))
+    yield (2 * swapped[0], *swapped[1:])  # keys and values in one layer
     yield from ((1, 1 + prod(shape[:-1]), shape[-1]), (1 + prod(shape[:-1]), shape[-1]))  # with the class token
     yield from ((1, 1, shape[-1]), (shape[0], 1, *shape[1:]))  # the class token, which is repeated; a token per frame
     yield shape[-1:]  # a class token without leading axes
