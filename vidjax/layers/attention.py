@@ -91,7 +91,7 @@ def remember_context(module: nn.Module, project: Callable[[], Pair]) -> Pair:
 
 def with_beams(
     attend: Callable[..., Array], query: Array, pair: Pair, mask: Array | None, bias: Array | None
-) -> Float[Array, "*b q k d"]:
+) -> Float[Array, "*rows q k d"]:
     """`attend(query, *pair, mask, bias)`, in which rows of `query` next to one another may share keys and values.
 
     Their queries become those of one row, so that keys and values are read once for all beams of a text.
