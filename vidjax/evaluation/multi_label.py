@@ -49,5 +49,5 @@ def multi_label(probabilities: Float[np.ndarray, "n c"], labels: Bool[np.ndarray
     precision = np.full(labels.shape[1], np.nan)
     for label in np.flatnonzero(labels.any(axis=0)):
         ranked = labels[by_falling_score(probabilities[:, label]), label]
-        precision[label] = average_precision(ranked, int(ranked.sum()))
+        precision[label] = average_precision(ranked[:, None], int(ranked.sum()))[0]
     return MultiLabel(len(labels), float(hits[:, 0].mean()), float(hits.any(axis=1).mean()), precision)
