@@ -64,7 +64,7 @@ def test_each_familys_objective_gives_a_loss_for_each_clip_and_keeps_running_sta
 @pytest.mark.parametrize("name", ["dynamicvit_tiny_8", *LONG[:2]])
 def test_the_share_for_a_budget_costs_no_more_and_a_budget_below_the_least_is_refused(name):
     cost = adaptive.Cost(small(name))
-    assert cost.least < 0.45 and 0.4 < cost.of_share(cost.share_for(0.5)) <= 0.5
+    assert cost.least < 0.45 and 0.35 < cost.of_share(cost.share_for(0.5)) <= 0.5
     cost.require(cost.least, name)
     with pytest.raises(UserError, match=f"budget is .*: {name} takes at least 0.* give --budget 0.* or more"):
         cost.require(cost.least - 0.001, name)

@@ -168,7 +168,7 @@ VARIANTS = MappingProxyType(
             around, partial(VideoMAE, **TINY), frames=((0, 0.5),), regions=((2, 0.6),), samples=20, class_token=False
         ),
         "stts_tiny_8": partial(
-            around, partial(VideoMAE, **TINY_8), frames=((1, 0.5),), regions=((2, 0.6),), samples=20, class_token=False
+            around, partial(VideoMAE, **TINY_8), frames=((0, 0.5),), regions=((2, 0.6),), samples=20, class_token=False
         ),
         "stts_mvit_base_t09_s09": partial(published, 0.875, 0.863, 78.1),
         "stts_mvit_base_t08_s09": partial(published, 0.75, 0.863, 77.9),
