@@ -57,7 +57,7 @@ def make_model(job: Job) -> nn.Module:
         "dtype": jnp.dtype(job.dtype),
         **dict(job.overrides),
     }
-    if "num_classes" in own.__dataclass_fields__:
+    if hasattr(own, "num_classes"):
         fields["num_classes"] = CLASSES
     return vidjax.create_model(job.model, **fields)
 

@@ -138,7 +138,8 @@ def check_models(settings: Models) -> list[str]:
     for name in settings.models:
         model = vidjax.create_model(name)
         fields = model.__dataclass_fields__
-        if not {"num_classes", "decoder_width"} & fields.keys() and not isinstance(model, vjepa.Pretraining):
+        trained = {"num_classes", "decoder_width"} & fields.keys() or isinstance(model, vjepa.Pretraining)
+        if not trained and not (isinstance(settings, Infer) and hasattr(model, "num_classes")):
             raise UserError(f"{name} is neither a classifier nor a masked autoencoder: choose another model")
         for field in OVERRIDES:
             values = getattr(settings, field)

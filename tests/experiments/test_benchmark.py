@@ -94,6 +94,7 @@ def test_a_forward_pass_is_measured_without_an_optimizers_moments():
     [
         (lambda: Train(models=("uniformer_tinny",)), "there is no model 'uniformer_tinny'"),
         (lambda: Train(models=("clip_base_16",)), "neither a classifier nor a masked autoencoder"),
+        (lambda: Train(models=("dynamicvit_tiny",)), "dynamicvit_tiny is neither a classifier"),  # for infer only
         (lambda: Memory(batch_sizes=(4, 0)), "each 1 or more"),
         (lambda: Memory(budget_gb=0), "budget_gb is 0"),
         (lambda: Loss(batch_size=0), "batch_size is 0: it must be 1 or more"),
