@@ -52,7 +52,6 @@ from vidjax.training.sharding import (
     state_sharding,
     this_process,
 )
-from vidjax.visualize.confusion import save_confusion
 
 if TYPE_CHECKING:  # PyAV and the tokenizers are imported when they are needed
     from vidjax.data.sources import Source
@@ -262,6 +261,8 @@ def main(config: Config) -> dict[str, Any]:
     write_csv(out / "predictions.csv", predictions(probabilities[valid], labels[valid], ids, class_names))
     ids = [source.ids[i] for i in index[counted]]
     write_scores(out, ids, labels[counted], probabilities[counted], logits[counted], class_names)
+    from vidjax.visualize.confusion import save_confusion  # imports Matplotlib
+
     save_confusion(out / "confusion.png", result.confusion, class_names, f"top-1 {result.top1:.1%}, {coverage}")
     print(f"\n{text}\n\nwritten to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
     return numbers

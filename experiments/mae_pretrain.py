@@ -37,7 +37,6 @@ from vidjax.training.loop import FitResult
 from vidjax.training.sharding import is_main_process, jit_on_mesh, replicated
 from vidjax.training.state import Aux, TrainState
 from vidjax.training.step import valid_mean
-from vidjax.visualize.reconstruction import save_reconstructions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +130,8 @@ def make_painter(config: Config, run: Run, task: MaskedPatches | MaskedUnits) ->
     def paint(state: TrainState, step: int) -> dict[str, float]:
         *rows, loss = jax.device_get(reconstruct(state.evaluated_params, clips, jax.random.key(config.seed)))
         if is_main_process():
+            from vidjax.visualize.reconstruction import save_reconstructions  # imports Matplotlib
+
             note = f"step {step}, {config.mask} mask {config.mask_ratio:.0%}"
             if config.normalize_target:
                 note += "; each patch has its true mean and std"

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 HEAVY = (
     "tensorflow", "tensorflow_datasets", "torch", "transformers", "av", "tyro", "safetensors", "orbax", "optax",
-    "matplotlib", "tensorboardX",
+    "matplotlib", "tensorboard",
 )  # fmt: skip
 READERS = ("tensorflow", "tensorflow_datasets", "av")
 """Packages that read videos and take seconds to import."""

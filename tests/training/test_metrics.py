@@ -3,20 +3,34 @@
 import json
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from vidjax.training.metrics import Meter, MetricWriter, Progress, clock, read_metrics
 
 VALUES = {"loss": 1.5, "learning_rate": 1e-4, "clips_per_second": 10.0, "data_wait_fraction": 0.25}
 
 
-def test_each_step_is_a_line_and_a_tensorboard_event(tmp_path):
+def test_each_step_is_a_line(tmp_path):
     writer = MetricWriter(tmp_path)
     writer.write(10, VALUES)
     writer.write(20, VALUES | {"loss": float("nan")})
     writer.close()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert lines == [{"step": 10} | VALUES, {"step": 20} | VALUES | {"loss": None}]
-    assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_tensorboard_shows_each_value_once_also_of_steps_that_are_written_again(tmp_path):
+    writer = MetricWriter(tmp_path)
+    for step in (10, 20, 30):
+        writer.write(step, VALUES | {"data_wait_fraction": float("inf")})
+    writer.close()
+    writer = MetricWriter(tmp_path, first_step=20)
+    writer.write(30, {"loss": 0.5})
+    writer.close()
+    shown = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(each.step, each.value) for each in shown.Scalars("loss")] == [(10, 1.5), (20, 1.5), (30, 0.5)]
+    assert [each.step for each in shown.Scalars("clips_per_second")] == [10, 20]
+    assert set(shown.Tags()["scalars"]) == set(VALUES) - {"data_wait_fraction"}
 
 
 def test_resuming_removes_lines_that_will_be_written_again(tmp_path):

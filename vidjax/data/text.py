@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import ftfy
 import numpy as np
 import tokenizers
 from jaxtyping import Int
@@ -204,6 +203,8 @@ def _clip(name: str, merges: list[tuple[str, str]], ids: dict[str, int]) -> Toke
 
 
 def _clean(text: str) -> str:
+    import ftfy  # other tokenisers do without
+
     # The release also collapses white space, which does not affect the words.
     return html.unescape(html.unescape(ftfy.fix_text(text))).lower()
 

@@ -8,7 +8,6 @@ import numpy as np
 
 from vidjax.evaluation.open_set import ACCEPTED, OpenSet, histogram
 from vidjax.runs.results import write_csv
-from vidjax.visualize.uncertainty import save_uncertainty
 
 
 def describe_open_set(results: Mapping[str, OpenSet], name: str) -> str:
@@ -45,6 +44,8 @@ def write_open_set(out: Path, results: Mapping[str, OpenSet], rows: Sequence[Map
             for i, row in enumerate(rows)
         ],
     )
+    from vidjax.visualize.uncertainty import save_uncertainty  # imports Matplotlib
+
     bins = {kind: histogram(each.known, each.unknown) for kind, each in results.items()}
     save_uncertainty(
         out / "uncertainty.png", {f"{kind}, AUROC {each.auroc:.1%}": bins[kind] for kind, each in results.items()}

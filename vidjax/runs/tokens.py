@@ -21,7 +21,6 @@ from vidjax.runs.workdir import is_run, read_config
 from vidjax.training.sharding import is_main_process, jit_on_mesh, replicated
 from vidjax.training.state import Aux, TrainState
 from vidjax.training.step import valid_mean
-from vidjax.visualize.reconstruction import save_reconstructions
 
 Tokens = Callable[[Any, jax.Array], jax.Array]
 
@@ -139,6 +138,8 @@ def make_reconstructor(run: Run, count: int) -> Callable | None:
     def evaluate(state: TrainState, step: int) -> dict[str, float]:
         *rows, error, used = jax.device_get(reconstruct(state.evaluated_params, clips))
         if is_main_process():
+            from vidjax.visualize.reconstruction import save_reconstructions  # imports Matplotlib
+
             path, note = run.workdir / "reconstructions" / f"step_{step:07d}", f"step {step}, from tokens alone"
             save_reconstructions(path, rows, note, rows=("input", "reconstruction"))
         return {"squared_error": float(error), "used_tokens": float(used)}

@@ -23,7 +23,6 @@ from vidjax.runs.run import Run
 from vidjax.runs.video_text import clip_encoder, text_encoder
 from vidjax.training.sharding import is_main_process, jit_on_mesh, put_batch
 from vidjax.training.state import TrainState
-from vidjax.visualize.similarity import save_similarity
 
 if TYPE_CHECKING:  # PyAV and the tokenizers are imported when they are needed
     from vidjax.data.text import Tokenizer
@@ -138,6 +137,8 @@ def pair_validator(run: Run, tokenizer: "Tokenizer") -> Validator:
         texts = embed_texts(variables, [text for each in captions for text in each])
         result = retrieval(video, texts, owner)
         if is_main_process():
+            from vidjax.visualize.similarity import save_similarity  # imports Matplotlib
+
             first = np.unique(owner, return_index=True)[1][:SHOWN]
             names = [captions[i][0] for i in range(len(first))]
             path = run.workdir / "similarity" / f"step_{step:07d}.png"

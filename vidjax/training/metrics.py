@@ -32,21 +32,28 @@ class MetricWriter:
         self._file = self._path.open("a")
         if changes:
             self._write({"step": first_step, "config": changes})
-        from tensorboardX import SummaryWriter  # imports PyTorch if it is installed
+        from tensorboard.compat.proto.event_pb2 import SessionLog
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-        self._events = SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=first_step + 1, flush_secs=30)
+        self._events = EventFileWriter(str(Path(workdir) / "tensorboard"), flush_secs=30)
+        # TensorBoard forgets what an earlier session wrote from this step on.
+        self._add_event(first_step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Writes and flushes one line, `{"step": ..., ...}`; values that are not finite become null."""
         entry = {"step": step} | {name: value if math.isfinite(value) else None for name, value in values.items()}
         self._write(entry)
-        for name, value in entry.items():
-            if name != "step" and value is not None:
-                self._events.add_scalar(name, value, step)
+        scalars = [{"tag": name, "simple_value": value} for name, value in entry.items() if value is not None]
+        self._add_event(step, summary={"value": scalars[1:]})  # without the step
 
     def _write(self, entry: Mapping[str, Any]) -> None:
         self._file.write(json.dumps(entry) + "\n")
         self._file.flush()
+
+    def _add_event(self, step: int, **content: Any) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+
+        self._events.add_event(Event(wall_time=time.time(), step=step, **content))
 
     def close(self) -> None:
         """Flushes and closes both files."""
