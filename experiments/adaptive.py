@@ -60,12 +60,13 @@ class Config(TrainConfig):
     """The training and validation videos."""
     full_steps: int = 1000
     """Steps of the full network's training, without init_from."""
-    full_optim: OptimizerConfig = OptimizerConfig(beta2=0.999)
+    full_optim: OptimizerConfig = recipes.adaptive.OPTIMIZER
     """Optimiser of that training."""
     network_factor: float = 0.1
     """Factor of the network's learning rate; 1 is that of what chooses."""
     workdir: str = "runs/adaptive"
     epochs: float = 30
+    optim: OptimizerConfig = recipes.adaptive.OPTIMIZER
 
     def __post_init__(self) -> None:
         super().__post_init__()

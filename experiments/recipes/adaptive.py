@@ -13,6 +13,8 @@ BRIEF = LabelledDataConfig(
     short_side=32,
     augment=AugmentConfig(crop="center"),
 )
+# That of finetune.py without layer decay; DynamicViT's own takes 30 epochs too.
+OPTIMIZER = OptimizerConfig(learning_rate=5e-4, final_learning_rate=1e-6, warmup_epochs=5, beta2=0.999)
 RATES = {"final_learning_rate": 1e-5, "warmup_epochs": 0.2, "beta2": 0.95, "clip_norm": 1.0}
 
 # Each trains the full network first.
@@ -30,4 +32,5 @@ DEMO = {
 RECIPES = {
     "demo": DEMO,
     "demo_stts": DEMO | {"model": "stts_tiny_8"},
+    "videos": {},  # the user's videos
 }

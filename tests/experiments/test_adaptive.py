@@ -17,6 +17,7 @@ from small_runs import interrupt_after
 import vidjax
 from vidjax import cli
 from vidjax.convert.checkpoint import write_model
+from vidjax.data.config import LabelledDataConfig
 from vidjax.errors import UserError
 from vidjax.runs import adaptive, keep_classes
 from vidjax.runs.embedding import pooling_model
@@ -148,6 +149,15 @@ def test_invalid_input_is_reported_before_any_work(flags, message, tmp_path, mon
     with pytest.raises(UserError, match=message):
         script.main(parse("--workdir", "run", *flags))
     assert not Path("run").exists()
+
+
+def test_ones_own_videos_need_no_recipe():
+    flags = "--data.train train.csv --data.validation val.csv --init_from runs/b --model stts_tiny_8"
+    config = cli.parse(script.Config, script.RECIPES, script.DATA_FLAG, flags.split())
+    assert config == script.Config(
+        model="stts_tiny_8", init_from="runs/b", data=LabelledDataConfig(train="train.csv", validation="val.csv")
+    )
+    assert config.optim.warmup_epochs < config.epochs / 2
 
 
 def test_budgets_are_shares():

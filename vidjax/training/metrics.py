@@ -41,10 +41,10 @@ class MetricWriter:
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Writes and flushes one line, `{"step": ..., ...}`; values that are not finite become null."""
-        entry = {"step": step} | {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._write(entry)
-        scalars = [{"tag": name, "simple_value": value} for name, value in entry.items() if value is not None]
-        self._add_event(step, summary={"value": scalars[1:]})  # without the step
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        self._write({"step": step} | dict.fromkeys(values) | finite)
+        scalars = [{"tag": name, "simple_value": value} for name, value in finite.items()]
+        self._add_event(step, summary={"value": scalars})
 
     def _write(self, entry: Mapping[str, Any]) -> None:
         self._file.write(json.dumps(entry) + "\n")
