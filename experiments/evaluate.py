@@ -14,9 +14,12 @@ with; `--views published` takes as many. Labels are matched by class name.
 others? AUROC, the false positive rate at 95 % true positives (rejected unknown videos), and F1 averaged over the known
 classes and the unknown one are reported for four uncertainties, as in DEAR and InternVideo (see evaluation.open_set).
 
+`--hashtags` labels the videos by the hashtags in their captions, several of a video, for a run of `finetune.py
+--hashtags`, and reports their average precision.
+
 Prints a table and writes to OUT: evaluation.json (all metrics and settings), evaluation.txt, per_class.csv,
-predictions.csv (one line per video), confusion.png, with `--unknown` uncertainty.csv (one line per video) and
-uncertainty.png (histograms), and bad_files.jsonl if videos could not be read.
+predictions.csv (one line per video), without `--hashtags` scores.npz (for fuse.py) and confusion.png, with `--unknown`
+uncertainty.csv (one line per video) and uncertainty.png (histograms), and bad_files.jsonl if videos could not be read.
 """
 
 import dataclasses
@@ -35,12 +38,22 @@ from vidjax import cli, runs
 from vidjax.data.config import ClipConfig, SourceConfig
 from vidjax.data.labels import plain
 from vidjax.errors import UserError
+from vidjax.evaluation.multi_label import multi_label
 from vidjax.evaluation.open_set import open_set
 from vidjax.evaluation.recognition import recognition
 from vidjax.fields import check_values
 from vidjax.runs.announce import print_notes
 from vidjax.runs.open_set import describe_open_set, write_open_set
-from vidjax.runs.results import describe_recognition, open_results, per_class, predictions, write_csv, write_scores
+from vidjax.runs.results import (
+    describe_hashtags,
+    describe_recognition,
+    open_results,
+    per_class,
+    per_hashtag,
+    predictions,
+    write_csv,
+    write_scores,
+)
 from vidjax.training.metrics import clock
 from vidjax.training.sharding import (
     check_batch_size,
@@ -71,6 +84,8 @@ class Config:
     """The videos."""
     head: str | None = None
     """Of a run on several data sets (--heads): the one whose classes are evaluated."""
+    hashtags: bool = False
+    """Label the videos by the hashtags in their captions, several of a video, and report their average precision."""
     unknown: str | None = None
     """Videos of classes that the model does not know, for open-set metrics: a source as in --data.source."""
     unknown_split: str = "validation"
@@ -93,18 +108,30 @@ class Config:
     def __post_init__(self) -> None:
         check_values(self)
         runs.check_views(self.views)
+        if self.hashtags and (self.head or self.unknown):
+            flag = "head" if self.head else "unknown"
+            raise UserError(f"hashtags are several labels of a video of one data set: omit --hashtags or --{flag}")
 
 
-def label_by_name(source: "Source", model: nn.Module) -> tuple["Source", tuple[str, ...], str]:
+def label_by_name(source: "Source", model: nn.Module, hashtags: bool = False) -> tuple["Source", tuple[str, ...], str]:
     """The source with the model's classes, the class names, and how they were matched.
+
+    Args:
+      hashtags: the labels are the hashtags in the captions.
 
     Raises:
       UserError: the model has no classes, or they cannot be matched.
     """
+    from vidjax.data.hashtags import with_hashtags
     from vidjax.data.sources import with_classes
 
     if getattr(model, "num_classes", None) is None:
         raise UserError(f"this {type(model).__name__} has no classes to evaluate: fine-tune it first (finetune.py)")
+    if hashtags and not model.card.class_names:
+        raise UserError("the weights have no names of hashtags: evaluate a run of finetune.py --hashtags")
+    if hashtags:
+        source = with_hashtags(source, model.card.class_names)
+        return source, source.class_names, "with hashtags in captions"
     if model.card.class_names:
         return with_classes(source, model.card.class_names), model.card.class_names, "by name"
     if len(source.class_names) != model.num_classes:
@@ -138,12 +165,18 @@ class Predictions(NamedTuple):
     probabilities: np.ndarray
     """(n c)."""
     labels: np.ndarray
+    """(n,), or (n k) of hashtags, padded by -1."""
     valid: np.ndarray
     """Whether the video could be read."""
     index: np.ndarray
     """Position in the source, -1 for padding."""
     logits: np.ndarray
     """(n c), averaged over the views."""
+
+
+def labels_field(config: Config) -> str:
+    """The field of batches that has the labels."""
+    return "hashtags" if config.hashtags else "label"
 
 
 def make_predict(config: Config, model: nn.Module, variables: dict) -> Callable[[dict[str, np.ndarray]], Predictions]:
@@ -160,7 +193,7 @@ def make_predict(config: Config, model: nn.Module, variables: dict) -> Callable[
         views = jax.lax.map(one_view, jnp.swapaxes(batch["video"], 0, 1))
         logits = views.mean(axis=0)
         probabilities = jax.nn.softmax(views).mean(axis=0) if config.average == "softmax" else jax.nn.softmax(logits)
-        return Predictions(probabilities, batch["label"], batch["valid"], batch["index"], logits)
+        return Predictions(probabilities, batch[labels_field(config)], batch["valid"], batch["index"], logits)
 
     return lambda batch: jax.device_get(predict(variables, put_batch(batch, mesh)))
 
@@ -171,8 +204,9 @@ def classify(config: Config, predict: Callable, source: "Source", clips: ClipCon
 
     settings = {"batch_size": config.batch_size, "view_counts": runs.read_views(config.views), "bad_files": bad_files}
     parts, start, reported = [], time.monotonic(), 0.0
+    settings["fields"] = ("hashtags",) if config.hashtags else ()
     batches = evaluation_batches(source, clips, **settings, **this_process())
-    for batch in select(batches, "video", "label", "valid", "index"):
+    for batch in select(batches, "video", labels_field(config), "valid", "index"):
         parts.append(predict(batch))
         done, elapsed = min(len(parts) * config.batch_size, len(source)), time.monotonic() - start
         if is_main_process() and (elapsed - reported > 15 or done == len(source)):
@@ -195,13 +229,15 @@ def main(config: Config) -> dict[str, Any]:
     square = runs.square_pixels(config.run, config.data)
     source = open_source(config.data.source, config.data.split, square)
     unknown = open_source(config.unknown, config.unknown_split, square) if config.unknown else None
-    if is_main:
+    if is_main and not config.hashtags:
         print_notes(source, unknown)
     settings = {"which": config.which, "verbose": is_main, "dtype": runs.computing_type(config.dtype)}
     model, variables = runs.load_pretrained(config.run, config.model, **settings)
     model, variables = runs.choose_head(model, variables, config.head, config.run)
     clips = runs.cut_clips(config.run, model, config.data)
-    source, class_names, matched = label_by_name(source, model)
+    source, class_names, matched = label_by_name(source, model, config.hashtags)
+    if is_main and config.hashtags:
+        print_notes(source)
     if unknown is not None:
         require_unknown(unknown, class_names)
     average = config.average or model.card.average
@@ -221,15 +257,25 @@ def main(config: Config) -> dict[str, Any]:
         bad_files.errors |= bad_unknown.errors
     if not is_main:
         return {}
-    counted = valid & (labels >= 0)
-    result = recognition(probabilities[counted], labels[counted])
+    if config.hashtags:
+        named = (labels[:, :, None] == np.arange(len(class_names))).any(axis=1)
+        counted = valid
+        result = multi_label(probabilities[counted], named[counted])
+        described, rows = describe_hashtags(result, class_names), per_hashtag(result, class_names)
+        numbers = {"mean_average_precision": result.mean_average_precision}
+    else:
+        counted = valid & (labels >= 0)
+        result = recognition(probabilities[counted], labels[counted])
+        described, rows = describe_recognition(result, class_names), per_class(result, class_names)
+        names = ("top1_interval", "mean_class_accuracy", "calibration_error")
+        numbers = {name: getattr(result, name) for name in names}
     coverage = f"{int(valid.sum()):,} of {len(source):,} videos decoded"
     coverage += f", {int(counted.sum()):,} of them labelled" if counted.sum() < valid.sum() else ""
     coverage += f"; {int((~valid).sum())} unreadable, see bad_files.jsonl" if not valid.all() else ""
-    text = f"{config.run} on {source.name}\n{views}\n{coverage}\n\n{describe_recognition(result, class_names)}"
-    numbers = {
-        **{name: getattr(result, name) for name in ("top1", "top5", "top1_interval", "mean_class_accuracy")},
-        "calibration_error": result.calibration_error,
+    text = f"{config.run} on {source.name}\n{views}\n{coverage}\n\n{described}"
+    numbers |= {
+        "top1": result.top1,
+        "top5": result.top5,
         "videos": len(source),
         "decoded": int(valid.sum()),
         "counted": result.videos,
@@ -239,7 +285,7 @@ def main(config: Config) -> dict[str, Any]:
         "classes_matched": matched,
         "clips": dataclasses.asdict(clips),
         "config": cli.as_dict(config),
-        "per_class": per_class(result, class_names),
+        "per_class": rows,
     }
     if unknown is not None:
         read = others.valid
@@ -259,11 +305,12 @@ def main(config: Config) -> dict[str, Any]:
     write_csv(out / "per_class.csv", numbers["per_class"])
     ids = [source.ids[i] for i in index[valid]]
     write_csv(out / "predictions.csv", predictions(probabilities[valid], labels[valid], ids, class_names))
-    ids = [source.ids[i] for i in index[counted]]
-    write_scores(out, ids, labels[counted], probabilities[counted], logits[counted], class_names)
-    from vidjax.visualize.confusion import save_confusion  # imports Matplotlib
+    if not config.hashtags:
+        ids = [source.ids[i] for i in index[counted]]
+        write_scores(out, ids, labels[counted], probabilities[counted], logits[counted], class_names)
+        from vidjax.visualize.confusion import save_confusion  # imports Matplotlib
 
-    save_confusion(out / "confusion.png", result.confusion, class_names, f"top-1 {result.top1:.1%}, {coverage}")
+        save_confusion(out / "confusion.png", result.confusion, class_names, f"top-1 {result.top1:.1%}, {coverage}")
     print(f"\n{text}\n\nwritten to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
     return numbers
 

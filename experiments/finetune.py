@@ -154,14 +154,12 @@ def make_loss(config: Config, model: nn.Module, trained: Any, teacher: Teacher |
 def summarize(run: Run, result: FitResult, chosen: str) -> dict[str, float]:
     """Prints the results, the files written and suggested next steps."""
     lines, numbers = describe_accuracy(run, chosen)
-    head = " --head HEAD" if run.config.heads else ""
+    head = " --head HEAD" if run.config.heads else " --hashtags" if run.config.hashtags is not None else ""
     advice = {
         "many views": f"python experiments/evaluate.py --run {run.workdir} --data.source VIDEOS --views 4x3{head}",
         "classifying videos": f"python experiments/predict.py --run {run.workdir} clip.mp4",
         "in your own code": f"model, variables = vidjax.load_pretrained({str(run.workdir)!r})",
     }
-    if run.config.hashtags:
-        del advice["many views"]  # evaluate.py is for one label per video
     return run.finish(result, f"evaluation/{chosen}", lines, advice) | numbers
 
 

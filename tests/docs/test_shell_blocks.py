@@ -54,6 +54,8 @@ NOT_RUN = {
     "python experiments/filter_web.py": "tests/experiments/test_filter_web.py runs it on scores of its own",
     "python experiments/probe.py": "tests/experiments/test_probe.py runs it",
     "python experiments/evaluate.py --run runs/ft --data.source val.csv --views 10x3": "test_evaluate.py has its rules",
+    "python experiments/finetune.py --hashtags": "tests/experiments/test_finetune_hashtags.py runs both",
+    "python experiments/evaluate.py --run runs/tags": "on that run",
     "python experiments/embed.py --run runs/b --data.source /videos --out features": "only for the next line",
     "python experiments/localize": "tests/experiments/test_localize.py runs both, and embed.py before them",
     "python experiments/detect": "tests/experiments/test_detect.py runs both",

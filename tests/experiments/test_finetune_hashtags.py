@@ -1,5 +1,6 @@
 """Fine-tuning on hashtags: a run, its resuming, what it predicts, and invalid settings."""
 
+import csv
 import json
 import sys
 from pathlib import Path
@@ -8,8 +9,10 @@ import pytest
 import videos
 from small_runs import changed, interrupt_after, two_devices
 
+import vidjax
 from vidjax.data import moving_shapes
-from vidjax.data.config import AugmentConfig, LabelledDataConfig
+from vidjax.data.config import AugmentConfig, LabelledDataConfig, SourceConfig
+from vidjax.data.sources import open_source
 from vidjax.errors import UserError
 from vidjax.runs.sources import open_labelled
 from vidjax.training.loop import LoopConfig
@@ -17,6 +20,7 @@ from vidjax.training.metrics import read_metrics
 from vidjax.training.optimizer import OptimizerConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "experiments"))
+import evaluate
 import finetune
 import predict
 
@@ -56,6 +60,15 @@ def test_settings_for_one_label_are_refused_in_one_line(fields, message):
         changed(CONFIG, **fields)
 
 
+def test_evaluating_hashtags_takes_one_data_set_whose_names_are_known():
+    for flag in ("head", "unknown"):
+        with pytest.raises(UserError, match=f"of one data set: omit --hashtags or --{flag}"):
+            evaluate.Config("run", hashtags=True, **{flag: "other"})
+    model = vidjax.create_model("fr2d_tiny", num_classes=19, num_frames=2, image_size=16)
+    with pytest.raises(UserError, match="the weights have no names of hashtags: evaluate a run of finetune"):
+        evaluate.label_by_name(open_source("synthetic:moving_shapes", "hashtags_validation"), model, hashtags=True)
+
+
 @pytest.mark.long
 def test_a_killed_run_on_hashtags_resumes_with_the_same_losses_and_learns(tmp_path, capsys):
     losses = []
@@ -73,7 +86,21 @@ def test_a_killed_run_on_hashtags_resumes_with_the_same_losses_and_learns(tmp_pa
     assert numbers["map"] > 1.4 * 3 / 19  # chance: a video has three of 19 hashtags
     out = capsys.readouterr().out
     assert f"hashtags  mean average precision {numbers['map']:.1%} at the last step" in out
-    assert "note: synthetic:moving_shapes: 19 hashtags, 2 of a video; " in out and "evaluate.py" not in out
+    assert "note: synthetic:moving_shapes: 19 hashtags, 2 of a video; " in out
+    assert "evaluate.py --run" in out and "--views 4x3 --hashtags" in out
+
+    source = SourceConfig(source="synthetic:moving_shapes", split="hashtags_validation", workers=1)
+    config = evaluate.Config(str(tmp_path / "killed"), data=source, hashtags=True, out=str(tmp_path / "out"))
+    result = evaluate.main(config)
+    rows = list(csv.DictReader((tmp_path / "out" / "predictions.csv").open()))
+    assert result["counted"] == len(rows) == 1024 and all(len(row["label"].split()) == 3 for row in rows)
+    hits = [row["predicted"] in row["label"].split() for row in rows]
+    assert result["top1"] == sum(hits) / 1024 and sum(row["videos"] for row in result["per_class"]) == 3 * 1024
+    mean = sum(row["average_precision"] for row in result["per_class"]) / 19
+    assert result["mean_average_precision"] == pytest.approx(mean) == pytest.approx(numbers["map"], abs=0.1)
+    assert "#up_and_left                       128" in (tmp_path / "out" / "evaluation.txt").read_text()
+    assert not (tmp_path / "out" / "scores.npz").exists()
+
     videos.write_video(tmp_path / "clip.mp4", videos.numbered(8, 32, 32))
     (file,) = predict.main(predict.Config((str(tmp_path / "clip.mp4"),), str(tmp_path / "whole"), topk=19))["files"]
     rows = file["windows"][0]["predictions"]

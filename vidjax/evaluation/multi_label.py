@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from vidjax.errors import UserError
 from vidjax.evaluation.average_precision import average_precision, by_falling_score
@@ -16,12 +16,14 @@ class MultiLabel:
     Attributes:
       videos: number of videos.
       top1, top5: fraction of videos of whose labels one is the most likely class, or among the five most likely.
+      counts: number of videos with each class.
       average_precision: of each class, over the videos by falling probability; nan for a class that does not occur.
     """
 
     videos: int
     top1: float
     top5: float
+    counts: Int[np.ndarray, "c"]
     average_precision: Float[np.ndarray, "c"]
 
     @property
@@ -50,4 +52,5 @@ def multi_label(probabilities: Float[np.ndarray, "n c"], labels: Bool[np.ndarray
     for label in np.flatnonzero(labels.any(axis=0)):
         ranked = labels[by_falling_score(probabilities[:, label]), label]
         precision[label] = average_precision(ranked[:, None], int(ranked.sum()))[0]
-    return MultiLabel(len(labels), float(hits[:, 0].mean()), float(hits.any(axis=1).mean()), precision)
+    top1, top5 = float(hits[:, 0].mean()), float(hits.any(axis=1).mean())
+    return MultiLabel(len(labels), top1, top5, labels.sum(axis=0), precision)

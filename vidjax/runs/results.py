@@ -12,6 +12,7 @@ import numpy as np
 
 from vidjax.cli import make_folder
 from vidjax.errors import UserError
+from vidjax.evaluation.multi_label import MultiLabel
 from vidjax.evaluation.recognition import Recognition
 from vidjax.runs.workdir import is_run
 
@@ -73,6 +74,30 @@ def per_class(result: Recognition, class_names: Sequence[str]) -> list[dict[str,
     return rows
 
 
+def describe_hashtags(result: MultiLabel, class_names: Sequence[str]) -> str:
+    """A text report of the metrics, with a table of the hashtags, the most frequent first."""
+    lines = [
+        f"mean average precision {result.mean_average_precision:7.2%}   (over the hashtags that occur)",
+        f"top-1                  {result.top1:7.2%}   (the most probable is one of the video's)",
+        f"top-5                  {result.top5:7.2%}   (one of the five most probable is)",
+        "",
+        f"{'hashtag':30} {'videos':>7} {'average precision':>18}",
+    ]
+    for row in sorted(per_hashtag(result, class_names), key=lambda row: -row["videos"]):
+        precision = f"{row['average_precision']:18.1%}" if row["videos"] else f"{'-':>18}"
+        lines.append(f"{'#' + row['class'][:29]:30} {row['videos']:7,} {precision}")
+    return "\n".join(lines)
+
+
+def per_hashtag(result: MultiLabel, class_names: Sequence[str]) -> list[dict[str, Any]]:
+    """One row per hashtag: videos and average precision."""
+    columns = zip(class_names, result.counts.tolist(), result.average_precision.tolist(), strict=True)
+    return [
+        {"class": name, "videos": count, "average_precision": precision if count else None}
+        for name, count, precision in columns
+    ]
+
+
 def predictions(
     probabilities: np.ndarray,
     labels: np.ndarray,
@@ -83,13 +108,15 @@ def predictions(
     """One row per video: the predicted class, its probability, and the label (empty for -1).
 
     Args:
+      labels: (n,), or (n k) of videos with several labels, padded by -1.
       label_names: what the labels are indices into, if not `class_names`, as for videos of unknown classes.
     """
     best, label_names = probabilities.argmax(axis=1), class_names if label_names is None else label_names
+    labels = np.reshape(labels, (len(ids), -1))
     return [
         {
             "video": ids[row],
-            "label": label_names[labels[row]] if labels[row] >= 0 else "",
+            "label": " ".join(label_names[label] for label in labels[row] if label >= 0),
             "predicted": class_names[best[row]],
             "probability": f"{probabilities[row, best[row]]:.6f}",
         }
