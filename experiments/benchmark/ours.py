@@ -18,8 +18,10 @@ from benchmark.process import forget_peak, keep_to, resident, timed
 from benchmark.settings import Job
 from vidjax.layers.patches import grid
 from vidjax.models import example_inputs, vjepa
+from vidjax.models.blip import Blip
 from vidjax.objectives import latent, masking, multi_block, reconstruction
 from vidjax.objectives.multi_block import LONG_RANGE, SHORT_RANGE
+from vidjax.runs import vision_language
 from vidjax.training.cost import count_macs
 from vidjax.training.initialize import fast_to_compile
 from vidjax.training.memory import program_memory
@@ -42,6 +44,8 @@ CLASSES = 400
 """Classes of every classifier, on both sides."""
 MASK_RATIO = 0.9
 EMA_DECAY = 0.99925
+WORDS = 32
+"""Ids of every caption, on both sides."""
 
 
 def make_model(job: Job) -> nn.Module:
@@ -72,6 +76,16 @@ def is_latent(model: nn.Module) -> bool:
     return isinstance(model, vjepa.Pretraining)
 
 
+def is_aligned(model: nn.Module) -> bool:
+    """Whether the model is a BLIP for pre-training, with videos and captions."""
+    return isinstance(model, Blip) and model.writes
+
+
+def is_followed(model: nn.Module) -> bool:
+    """Whether a moving average of the parameters takes part in the loss."""
+    return is_latent(model) or is_aligned(model)
+
+
 def block_masks(model: nn.Module, clips: int) -> tuple[Callable[[jax.Array], list[multi_block.Mask]], list[tuple]]:
     """The function that draws V-JEPA 2's two masks of a batch from a key, and the sizes of each."""
     tokens, group, kinds = _tokens(model), multi_block.largest_group(clips), (SHORT_RANGE, LONG_RANGE)
@@ -89,15 +103,18 @@ def _tokens(model: nn.Module) -> tuple[int, int, int]:
 
 
 def draw_inputs(model: nn.Module, batch_size: int) -> dict[str, np.ndarray]:
-    """A batch of noise in float32, with labels; both sides get the same."""
+    """A batch of noise, with labels or captions; both sides get the same."""
     rng = np.random.default_rng(0)
     shape = (batch_size, model.num_frames, model.image_size, model.image_size, model.channels)
+    if is_aligned(model):
+        video, ids = rng.integers(256, size=shape, dtype=np.uint8), rng.integers(1, 256, (batch_size, WORDS), np.int32)
+        return {"video": video, "ids": ids, "valid": np.ones(batch_size, bool)}
     label = rng.integers(CLASSES, size=batch_size, dtype=np.int32)
     return {"video": rng.standard_normal(shape, np.float32), "label": label, "valid": np.ones(batch_size, bool)}
 
 
 def make_loss(model: nn.Module, train: bool, clips: int) -> LossFn:
-    """The loss of `mae_pretrain.py` with tube masking of 90%, of `jepa_pretrain.py`, or cross entropy of classes.
+    """The loss of `mae_pretrain.py` with 90% masked tubes, of `jepa_pretrain.py`, of BLIP, or cross entropy of classes.
 
     Args:
       clips: size of the batch.
@@ -133,6 +150,8 @@ def make_loss(model: nn.Module, train: bool, clips: int) -> LossFn:
 
     if is_latent(model):
         return predict
+    if is_aligned(model):
+        return vision_language.make_loss(model, ("itc", "itm", "lm"), alpha_steps=1)
     return reconstruct if is_masked_autoencoder(model) else classify
 
 
@@ -161,13 +180,13 @@ def make_program(job: Job, mesh: Mesh) -> tuple[Callable, Any, dict[str, jax.Sha
 
     def init() -> TrainState:
         keys = jax.random.split(jax.random.key(0), 3)
-        return create_state(draw_fast(keys[0]), tx, keys[2], ema=is_latent(model))
+        return create_state(draw_fast(keys[0]), tx, keys[2], ema=is_followed(model))
 
     sharding = state_sharding(mesh, jax.eval_shape(init))
     create = jit_into(sharding, init, mesh)
     loss = make_loss(model, job.training, job.batch_size)
     if job.training:
-        step = make_train_step(loss, tx, ema_decay=EMA_DECAY if is_latent(model) else None)
+        step = make_train_step(loss, tx, ema_decay=EMA_DECAY if is_followed(model) else None)
         return jit_step(lambda *a: (lambda s, m: (s, m["loss"]))(*step(*a)), sharding, mesh), create, batch
 
     def evaluate(state: TrainState, batch: dict[str, jax.Array]) -> tuple[None, jax.Array]:

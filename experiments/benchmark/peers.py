@@ -1,9 +1,9 @@
 """The same architectures in PyTorch, of equal size, from widely used libraries.
 
-VideoMAE, ViViT and TimeSformer come from transformers, with SDPA attention if implemented there, and V-JEPA 2's
-training from its layers (`torch_vjepa`); video ResNets, S3D, MViT and Video Swin come from torchvision; UniFormer,
-UniFormerV2, SlowFast, X3D, CSN, TSM, C3D and I3D, which no maintained package provides, are the modules of
-`torch_uniformer`, `torch_uniformerv2`, `torch_convolutions` and `torch_older`.
+VideoMAE, ViViT and TimeSformer come from transformers, with SDPA attention if implemented there, and the training of
+V-JEPA 2 and of BLIP from its layers (`torch_vjepa`, `torch_blip`); video ResNets, S3D, MViT and Video Swin come from
+torchvision; UniFormer, UniFormerV2, SlowFast, X3D, CSN, TSM, C3D and I3D, which no maintained package provides, are the
+modules of `torch_uniformer`, `torch_uniformerv2`, `torch_convolutions` and `torch_older`.
 """
 
 import importlib.util
@@ -18,6 +18,7 @@ import flax.linen as nn
 from benchmark.ours import CLASSES, is_masked_autoencoder
 from vidjax.errors import UserError
 from vidjax.models import vjepa
+from vidjax.models.blip import Blip
 from vidjax.models.c3d import C3D
 from vidjax.models.csn import ChannelSeparatedNetwork
 from vidjax.models.inception3d import Inception3D
@@ -68,6 +69,7 @@ def make_peer(name: str, model: nn.Module) -> tuple["torch.nn.Module", str]:
         MViT: (_mvit, "b c t h w"),
         VideoSwin: (_video_swin, "b c t h w"),
         vjepa.Pretraining: (_vjepa, "b t c h w"),
+        Blip: (_blip, "b t c h w"),
     }
     if type(model) not in makers:
         raise NoPeerError(f"no PyTorch peer of {name} is known")
@@ -158,6 +160,15 @@ def _vjepa(name: str, model: vjepa.Pretraining) -> "torch.nn.Module":
     from benchmark import torch_vjepa
 
     return torch_vjepa.make(library, model)
+
+
+def _blip(name: str, model: Blip) -> "torch.nn.Module":
+    if not model.writes:
+        raise NoPeerError(f"the PyTorch peer of BLIP writes captions, {name} does not: choose blip_tiny or blip_base")
+    library = import_transformers()
+    from benchmark import torch_blip
+
+    return torch_blip.make(library, model)
 
 
 def _vivit(name: str, model: ViViT) -> "torch.nn.Module":

@@ -12,6 +12,8 @@ from benchmark.ours import (
     MASK_RATIO,
     block_masks,
     draw_inputs,
+    is_aligned,
+    is_followed,
     is_latent,
     is_masked_autoencoder,
     make_model,
@@ -70,13 +72,16 @@ def measure_pytorch(job: Job, compiled: bool, ours: int, positions: int) -> dict
     call = torch.compile(peer) if compiled else peer
     inputs = draw_inputs(model, job.batch_size)
     order = (0, 4, 1, 2, 3) if axes == "b c t h w" else (0, 1, 4, 2, 3)
-    video = torch.from_numpy(inputs["video"]).to(device).permute(order).contiguous()
-    label = torch.from_numpy(inputs["label"]).long().to(device)
+    pixels = np.array(model.card.preprocess(inputs["video"])) if is_aligned(model) else inputs["video"]
+    video = torch.from_numpy(pixels).to(device).permute(order).contiguous()
+    label = (
+        torch.from_numpy(inputs["ids" if is_aligned(model) else "label"]).long().to(device)
+    )  # what is told of a clip
     masks = torch.from_numpy(tube_masks(model, job.batch_size)).to(device) if is_masked_autoencoder(model) else None
     blocks = itertools.cycle(
         [tuple(torch.from_numpy(each).long().to(device) for each in pair) for pair in pairs] for pairs in drawn
     )
-    if drawn:
+    if is_followed(model):
         peer.follow(EMA_DECAY)
 
     def forward() -> torch.Tensor:
@@ -85,6 +90,8 @@ def measure_pytorch(job: Job, compiled: bool, ours: int, positions: int) -> dict
                 return call(video, bool_masked_pos=masks).loss
             if drawn:
                 return call(video, next(blocks))
+            if is_aligned(model):
+                return call(video, label)
             logits = call(video)
             return torch.nn.functional.cross_entropy(getattr(logits, "logits", logits).float(), label)
 
@@ -95,7 +102,7 @@ def measure_pytorch(job: Job, compiled: bool, ours: int, positions: int) -> dict
         loss = forward()
         loss.backward()
         optimizer.step()
-        if drawn:
+        if is_followed(model):
             peer.follow(EMA_DECAY)
         return loss.detach()
 

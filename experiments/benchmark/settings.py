@@ -11,6 +11,7 @@ from vidjax.errors import UserError
 from vidjax.fields import check_values
 from vidjax.layers.attention import Implementation
 from vidjax.models import vjepa
+from vidjax.models.blip import Blip
 
 OVERRIDES = ("remat", "implementation", "scan")
 """Model fields whose values can be compared."""
@@ -21,7 +22,7 @@ class Models:
     """Models to measure, their input size, and the peers to compare with."""
 
     models: tuple[str, ...] = ("videomae_tiny_pretrain", "vivit_tiny_joint", "uniformer_tiny")
-    """Names of vidjax.list_models(): classifiers and *_pretrain."""
+    """Names of vidjax.list_models(): classifiers, *_pretrain and BLIP, whose step has captions."""
     frames: int | None = 8
     """Frames per clip; None for each model's default."""
     size: int | None = 64
@@ -138,7 +139,7 @@ def check_models(settings: Models) -> list[str]:
     for name in settings.models:
         model = vidjax.create_model(name)
         fields = model.__dataclass_fields__
-        trained = {"num_classes", "decoder_width"} & fields.keys() or isinstance(model, vjepa.Pretraining)
+        trained = {"num_classes", "decoder_width"} & fields.keys() or isinstance(model, vjepa.Pretraining | Blip)
         if not trained and not (isinstance(settings, Infer) and hasattr(model, "num_classes")):
             raise UserError(f"{name} is neither a classifier nor a masked autoencoder: choose another model")
         for field in OVERRIDES:
