@@ -128,7 +128,7 @@ def train_full(config: Config, mesh: Mesh, sources: dict[str, Any], network: nn.
     """Trains the full network in a work directory of its own, which is returned; None if it was interrupted."""
     own = {"steps": config.full_steps, "optim": config.full_optim, "workdir": str(Path(config.workdir) / "full")}
     run = Run(dataclasses.replace(config, **own), mesh)
-    run.plan(**sources)
+    run.plan(**{name: dataclasses.replace(source, notes=()) for name, source in sources.items()})  # they were printed
     run.build(network, [clip], full_loss(network), numbers={"label": ()})
     state = run.begin(run.new_variables())
     run.announce(stage="the full network")

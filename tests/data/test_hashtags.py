@@ -36,6 +36,12 @@ def test_hashtags_are_words_with_a_letter_in_lower_case_and_once():
     assert found == ("surfing", "beach", "été_2024", "24h", "x")
 
 
+def test_a_part_of_a_linked_page_is_no_hashtag():
+    links = "https://x.y/z#part http://x.y/z/#one (www.x.y/#two) x.co.uk/a/?b=#three"
+    found = find_hashtags([f"{links} #beach", "（https://x.y/#four）#sea, #sun.set/#sand"])
+    assert found == ("beach", "sea", "sun", "sand")
+
+
 def test_videos_are_labelled_by_the_hashtags_that_count_and_the_rest_is_counted(tmp_path):
     source = listed(tmp_path, "#b #a", ["no tag", "#a #c"], None, "#c #d #C", "#d")
     every = with_hashtags(source)

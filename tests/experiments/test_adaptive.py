@@ -107,11 +107,17 @@ def test_logits_are_shifted_until_the_clips_cost_the_budget():
 
 
 @pytest.mark.long
-def test_a_run_trains_the_network_then_the_choice_resumes_equally_and_measures_both(tmp_path):
+def test_a_run_trains_the_network_then_the_choice_resumes_equally_and_measures_both(tmp_path, monkeypatch, capsys):
     def run(workdir):
         return script.main(parse("--workdir", str(workdir)))
 
+    def open_labelled(*args):
+        return tuple(dataclasses.replace(source, notes=("of the data",)) for source in opened(*args))
+
+    opened = script.open_labelled
+    monkeypatch.setattr(script, "open_labelled", open_labelled)
     rows = run(tmp_path / "whole")["rows"]
+    assert capsys.readouterr().out.count("note: of the data") == 1
     assert [(row["name"], row["budget"]) for row in rows] == [
         ("full", 1.0), ("chosen", 0.5), ("random", 0.5), ("chosen", 0.6), ("random", 0.6),
     ]  # fmt: skip

@@ -1,5 +1,7 @@
 """DynamicViT against recorded outputs of its released code, and on models of videos."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -113,6 +115,45 @@ def test_training_draws_decisions_and_its_loss_reaches_the_predictors(run):
     squares = (np.asarray(output.tokens) ** 2).mean(axis=-1)
     np.testing.assert_allclose(terms.teacher_tokens, (squares * last).sum(1) / np.maximum(last.sum(1), 1), rtol=1e-5)
     assert (terms.teacher_logits > 0).all()
+
+
+@pytest.mark.parametrize(("name", "class_token"), [("videomae_tiny", False), ("vit_tiny", True)])
+def test_the_loss_is_finite_when_a_draw_drops_every_token_of_a_clip(name, class_token):
+    fields = {"width": 24, "heads": 2, "num_classes": 5, "depth": 3, "image_size": 32}
+    inner = vidjax.create_model(name, **fields, num_frames=4)
+    model = DynamicViT(inner, locations=(1, 2), keep=0.6, class_token=class_token)
+    variables = jax.tree.map(jnp.asarray, perturbed(model))
+    fc3 = variables["params"]["predictor_0"]["fc3"]
+    fc3["bias"] = jnp.array([-1000.0, 1000.0])  # of the first place: nothing is kept
+    teacher = jax.tree.map(jnp.zeros_like, variables)
+    video = jnp.asarray(recipe.floats("video", (2, model.num_frames, 32, 32, 3)))
+
+    def loss(params):
+        apply = partial(model.apply, video=video, method="masked")
+        output = apply({"params": params}, train=True, rngs={"pruning": jax.random.key(0)})
+        seen = apply(teacher)
+        terms = pruning_loss(*output[:3], jnp.eye(5)[:2], model.shares, seen.logits, seen.tokens)
+        return terms.total().mean(), output
+
+    (value, output), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
+    assert not any(each.any() for each in output.kept) and np.isfinite(value)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+    # As if all were kept for the mean of the tokens, so that the head sees something.
+    assert np.abs(gradient["patch_embedding"]["kernel"]).max() > 0
+    assert output.kept[0].shape[0] == (2 * model.num_frames if class_token else 2)  # an image model's are of a frame
+
+
+def test_tokens_to_distil_are_normalised_where_the_model_normalises_only_their_mean():
+    """A teacher and a student whose residual streams differ by a factor have the same tokens."""
+    inner = vidjax.create_model("videomae_tiny", width=24, heads=2, num_classes=5, depth=1, image_size=32)
+    model = DynamicViT(inner, locations=(), class_token=False)
+    variables = perturbed(model)
+    video = jnp.asarray(recipe.floats("video", (1, 16, 32, 32, 3)))
+    tokens = model.apply(variables, video, method="masked").tokens
+    raw = np.asarray(inner.apply(variables, video, method="tokens"), np.float64)
+    norm = variables["params"]["head_norm"]
+    expected = (raw - raw.mean(-1, keepdims=True)) / np.sqrt(raw.var(-1, keepdims=True) + 1e-6)
+    np.testing.assert_allclose(tokens, expected * norm["scale"] + norm["bias"], atol=1e-4)
 
 
 def test_scanned_blocks_are_refused():

@@ -6,7 +6,7 @@ import numpy as np
 
 from vidjax.objectives.language_modeling import caption_loss, mask_words, masked_word_loss
 
-IDS = np.array([[90, 3, 4, 5, 91, 0], [90, 6, 91, 0, 0, 0]], np.int32)
+IDS = np.array([[90, 3, 0, 5, 91, 0], [90, 6, 91, 0, 0, 0]], np.int32)
 LOGITS, COPY = np.random.default_rng(0).normal(size=(2, 2, 6, 92)).astype(np.float32)
 
 

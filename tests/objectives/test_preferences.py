@@ -11,7 +11,7 @@ import pytest
 from vidjax.objectives import preferences
 
 RANDOM = np.random.default_rng(0)
-IDS = np.array([[9, 3, 4, 5, 8, 0], [9, 6, 8, 0, 0, 0]], np.int32)  # start, words, end, padding
+IDS = np.array([[9, 3, 0, 5, 8, 0], [9, 6, 8, 0, 0, 0]], np.int32)  # start, words, end, padding
 LOGITS = RANDOM.normal(size=(2, 6, 10)).astype(np.float32)
 
 

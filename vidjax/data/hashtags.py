@@ -25,11 +25,17 @@ ALL = "all"
 WORD = re.compile(r"\w*[^\W\d_]\w*")
 """A hashtag without its #: letters, digits and underscores, with at least one letter."""
 HASHTAG = re.compile(rf"(?<!\w)#({WORD.pattern})")
+LINK = re.compile(r"(?:\w+://|www\.|(?<![\w#.-])[\w-]+(?:\.[\w-]+)+/)[^\s<>()\[\]（）「」]*")
+"""What a browser would open, up to white space or a bracket; what follows # in it is a part of a page."""
 
 
 def find_hashtags(captions: Sequence[str]) -> tuple[str, ...]:
-    """The hashtags in the captions of a video, each once, without # and in lower case, in their order."""
-    return tuple(dict.fromkeys(tag.casefold() for caption in captions for tag in HASHTAG.findall(caption)))
+    """The hashtags in the captions of a video, each once, without # and in lower case, in their order.
+
+    A # within a link is none.
+    """
+    texts = (LINK.sub(" ", caption) for caption in captions)
+    return tuple(dict.fromkeys(tag.casefold() for text in texts for tag in HASHTAG.findall(text)))
 
 
 def read_hashtags(name: str) -> tuple[str, ...] | None:

@@ -36,7 +36,7 @@ class Tokenizer:
     name: str
     """The argument of `open_tokenizer`."""
     vocabulary: int
-    """Size of the vocabulary: all ids are smaller. Id 0 is also used for padding."""
+    """Size of the vocabulary: all ids are smaller. Id 0 is also used for padding, after the end of a text."""
     encode: Callable[[str], list[int]]
     """The ids of a text of any length, including start and end tokens."""
     end: int | None

@@ -61,6 +61,11 @@ def causal_mask(queries: int, place: Place = 0, length: int | None = None) -> Bo
     return jnp.arange(length or queries) <= place + jnp.arange(queries)[:, None]
 
 
+def within_text(ids: Int[Array, "b m"]) -> Bool[Array, "b m"]:
+    """False for padding, the zeros at the end of each text; within a text 0 is a word, such as CLIP's "!"."""
+    return jax.lax.cummax((ids != 0).astype(jnp.int32), axis=1, reverse=True) > 0
+
+
 def remember(module: nn.Module, pair: Pair, place: Place, length: int) -> Pair:
     """Writes keys and values from `place` on into a module's collection "cache", and returns all in it.
 

@@ -51,6 +51,15 @@ def before_blocks(model: nn.Module, change: Change) -> AbstractContextManager[No
     return nn.intercept_methods(intercept)
 
 
+def shares_of_kept(kept: Float[Array, "b n"]) -> Float[Array, "b n"]:
+    """Weights of a mean over the tokens of each clip that are kept; equal for all of them if none is.
+
+    In training a draw can drop every token of a clip.
+    """
+    total = kept.sum(axis=1, keepdims=True)
+    return jnp.where(total > 0, kept / jnp.where(total > 0, total, 1.0), 1 / kept.shape[1])
+
+
 class ScorePredictor(nn.Module):
     """Scores of tokens from their own features and the mean of all (Rao et al. 2021, arXiv:2106.02034, equation 3-5).
 
@@ -73,8 +82,7 @@ class ScorePredictor(nn.Module):
         if kept is None:
             common = common.mean(axis=1, keepdims=True)
         else:
-            weights = kept / kept.sum(axis=1, keepdims=True)
-            common = jnp.einsum("bn,bnd->bd", weights.astype(x.dtype), common)[:, None]
+            common = jnp.einsum("bn,bnd->bd", shares_of_kept(kept).astype(x.dtype), common)[:, None]
         x = jnp.concatenate([own, jnp.broadcast_to(common, own.shape[:2] + common.shape[-1:])], axis=-1)
         x = exact_gelu(dense(width // 2, name="fc1")(x))
         x = exact_gelu(dense(width // 4, name="fc2")(x))

@@ -23,7 +23,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from vidjax.layers.activations import exact_gelu
-from vidjax.layers.attention import Attention, Place, causal_mask
+from vidjax.layers.attention import Attention, Place, causal_mask, within_text
 from vidjax.layers.bert import BertEmbedding, WordHead
 from vidjax.layers.card import Card
 from vidjax.layers.normalization import LayerNorm
@@ -116,7 +116,7 @@ class Text(nn.Module):
         check_ids(ids, self.context)
         x = self.embedding(ids, train)
         for block in self.block:
-            x = run_block(block, x, 0.0, train, self.remat, mask=(ids != 0)[:, None], context=seen)
+            x = run_block(block, x, 0.0, train, self.remat, mask=within_text(ids)[:, None], context=seen)
         return x
 
     def written(

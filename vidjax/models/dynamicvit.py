@@ -10,7 +10,8 @@ joint attention. Parameters keep the names of that model's, so that its weights 
 
 Pitfalls of the original: the shares that are kept are of all tokens, not of those that are left; its number of tokens
 is that of 224x224 pixels, whatever the image (here it is that of the clip); class tokens always stay; the mean over
-tokens before a head, which the original's models do not have, is here that of the tokens that are kept.
+tokens before a head, which the original's models do not have, is here that of the tokens that are kept; a draw that
+keeps no token of a clip makes the original's mean NaN, here it is that of all tokens.
 """
 
 from collections.abc import Callable
@@ -26,7 +27,7 @@ from jaxtyping import Array, Float, PyTree
 
 from vidjax.layers.attention import DotProduct
 from vidjax.layers.card import Card
-from vidjax.layers.selection import ScorePredictor, attend_to_kept, before_blocks
+from vidjax.layers.selection import ScorePredictor, attend_to_kept, before_blocks, shares_of_kept
 from vidjax.layers.transformer import VIT_SIZES
 from vidjax.models.timesformer import TimeSformer
 from vidjax.models.videomae import VideoMAE
@@ -40,7 +41,8 @@ class Pruned(NamedTuple):
 
     Attributes:
       logits: output of the head.
-      tokens: normalised tokens of all patches, also of those that nothing attended to.
+      tokens: normalised tokens of all patches, also of those that nothing attended to: as the model ends, or, of a
+        VideoMAE, by the norm that its head applies to the mean token.
       kept: 1 for the tokens that are kept from each place of dropping on, else 0.
       log_probabilities: of keeping and of dropping each token, at each place.
     """
@@ -115,7 +117,7 @@ class DynamicViT(nn.Module):
                 ones = jnp.ones((len(state.kept), int(self.class_token)))
                 return attend_to_kept(*args[:3], jnp.concatenate([ones, state.kept], axis=1))
             if context.method_name == "pool" and state.kept is not None:  # of a family that takes the mean of tokens
-                weights = state.kept * state.all / state.kept.sum(axis=1, keepdims=True)
+                weights = state.all * shares_of_kept(state.kept)
                 args = (args[0] * weights[..., None].astype(args[0].dtype), *args[1:])
             outputs = call(*args, **kwargs)
             if context.method_name == "tokens":
@@ -157,7 +159,8 @@ class DynamicViT(nn.Module):
     def masked(self, video: Float[Array, "b t h w c"], train: bool = False) -> Pruned:
         """The pass of training; without `train` with the decisions of evaluation instead of drawn ones."""
         logits, state = self._run(video, train, "sampled" if train else "masked")
-        return Pruned(logits, state.tokens, tuple(state.decisions), tuple(state.log_probabilities))
+        norm = getattr(self.model, "head_norm", lambda tokens: tokens)  # VideoMAE's; the others normalise all tokens
+        return Pruned(logits, norm(state.tokens), tuple(state.decisions), tuple(state.log_probabilities))
 
     def __call__(self, video: Float[Array, "b t h w c"], train: bool = False) -> PyTree[Float[Array, "b ..."]]:
         """What the model returns, by default logits `b classes`; training draws decisions by the PRNG key `pruning`."""

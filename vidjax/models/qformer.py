@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from vidjax.layers.activations import exact_gelu
-from vidjax.layers.attention import Attention, causal_mask
+from vidjax.layers.attention import Attention, causal_mask, within_text
 from vidjax.layers.bert import NORMAL, WordHead
 from vidjax.layers.normalization import LayerNorm
 from vidjax.layers.transformer import Mlp, Remat, run_block
@@ -136,13 +136,13 @@ class QFormer(nn.Module):
 
     def read(self, ids: Int[Array, "b m"], train: bool = False) -> Float[Array, "b m d"]:
         """Tokens of texts alone; those of padding, id 0, are meaningless."""
-        return self._run([self._words(ids)], 0, (ids != 0)[:, None], None, train)
+        return self._run([self._words(ids)], 0, within_text(ids)[:, None], None, train)
 
     def together(
         self, image: Float[Array, "b n e"], ids: Int[Array, "b m"], train: bool = False
     ) -> Float[Array, "b s d"]:
         """Queries, then words, all of which see one another."""
-        mask = jnp.pad(ids != 0, ((0, 0), (self.queries, 0)), constant_values=True)
+        mask = jnp.pad(within_text(ids), ((0, 0), (self.queries, 0)), constant_values=True)
         return self._run([self._queries(len(ids)), self._words(ids)], self.queries, mask[:, None], image, train)
 
     def write(

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from vidjax.errors import UserError
 from vidjax.layers.activations import ACTIVATIONS, Activation
-from vidjax.layers.attention import Place, causal_mask
+from vidjax.layers.attention import Place, causal_mask, within_text
 from vidjax.layers.bert import NORMAL, BertBlock, BertEmbedding, WordHead
 from vidjax.layers.normalization import LayerNorm
 from vidjax.layers.transformer import Block, Encoder, Remat, run_block, scaled_by_depth
@@ -148,7 +148,7 @@ class Bert(nn.Module):
     def tokens(self, ids: Int[Array, "b m"], train: bool = False) -> Float[Array, "b m d"]:
         """Normalised tokens; those of padding are meaningless."""
         check_ids(ids, self.context)
-        return self.transformer(self.embedding(ids, train), train, mask=(ids != 0)[:, None])
+        return self.transformer(self.embedding(ids, train), train, mask=within_text(ids)[:, None])
 
     def __call__(self, ids: Int[Array, "b m"], train: bool = False) -> Float[Array, "b e"]:
         """The first token's feature, not normalised."""
@@ -206,7 +206,7 @@ class FusionBert(nn.Module):
         check_ids(ids, self.context)
         x, text_depth = self.embedding(ids, train, segments), self.depth - self.fusion_depth
         for block in self.block[:text_depth]:
-            x = run_block(block, x, 0.0, train, self.remat, mask=(ids != 0)[:, None])
+            x = run_block(block, x, 0.0, train, self.remat, mask=within_text(ids)[:, None])
         return x
 
     def fuse(

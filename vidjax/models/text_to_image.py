@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from vidjax.errors import UserError
 from vidjax.layers.activations import ACTIVATIONS
-from vidjax.layers.attention import Place, causal_mask
+from vidjax.layers.attention import Place, causal_mask, within_text
 from vidjax.layers.bert import NORMAL
 from vidjax.layers.card import Card
 from vidjax.layers.normalization import LayerNorm
@@ -30,7 +30,7 @@ class TextToImage(nn.Module):
     """The decoder.
 
     Attributes:
-      vocabulary: number of ids of words; 0 is padding.
+      vocabulary: number of ids of words; 0 is padding at the end of a text.
       context: number of places for words.
       tokens: number of different image tokens.
       side: rows and columns of image tokens.
@@ -70,7 +70,7 @@ class TextToImage(nn.Module):
         if ids.shape[1] != self.context:
             raise UserError(f"the texts have {ids.shape[1]} tokens, padding included: the model takes {self.context}")
         words = self.word_embedding(ids)
-        words = jnp.where((ids == 0)[..., None], self.padding.astype(words.dtype), words)
+        words = jnp.where(within_text(ids)[..., None], words, self.padding.astype(words.dtype))
         return words + self.position.astype(words.dtype)
 
     def _image(self, tokens: Int[Array, "b n"], first: Place = 0) -> Float[Array, "b n d"]:
@@ -85,7 +85,7 @@ class TextToImage(nn.Module):
         """Logits of the words after the first, and of all image tokens, in float32.
 
         Args:
-          ids: words, with 0 after the end of a text.
+          ids: words, with 0 after the end of a text; within it 0 is a word.
           tokens: the image's, line by line.
 
         Raises:

@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vidjax.errors import UserError
 from vidjax.layers.activations import exact_gelu
-from vidjax.layers.attention import Implementation
+from vidjax.layers.attention import Implementation, within_text
 from vidjax.layers.card import Card
 from vidjax.layers.normalization import BatchNorm, LayerNorm
 from vidjax.layers.tower import ClipsOfVideoTower
@@ -275,7 +275,7 @@ class Vatt(ClipsOfVideoTower, nn.Module):
 
 def _mask(ids: Int[Array, "b m"]) -> Bool[Array, "b 1 n"]:
     """True for the first token and for words that are no padding."""
-    return jnp.pad(ids != 0, ((0, 0), (1, 0)), constant_values=True)[:, None]
+    return jnp.pad(within_text(ids), ((0, 0), (1, 0)), constant_values=True)[:, None]
 
 
 DROPPING = {"dropout": 0.1, "drop_token": 0.5}

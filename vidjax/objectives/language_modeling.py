@@ -1,11 +1,17 @@
 """Predicting words: masked ones from both sides (BERT; ALBEF), or each from those before it (captions).
 
-Ids are those of `data.text.tokenize`: a start token, words, an end token, then padding with id 0.
+Ids are those of `data.text.tokenize`: a start token, words, an end token, then padding with id 0. Within a text 0 may
+be a word, as in CLIP's vocabulary, where it is "!".
 """
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
+
+
+def within_text(ids: Int[Array, "b m"]) -> Bool[Array, "b m"]:
+    """False for padding: the zeros at the end of each text."""
+    return jax.lax.cummax((ids != 0).astype(jnp.int32), axis=1, reverse=True) > 0
 
 
 def mask_words(
@@ -23,7 +29,7 @@ def mask_words(
       The masked ids, and which tokens were chosen.
     """
     keys = jax.random.split(key, 3)
-    chosen = jax.random.bernoulli(keys[0], ratio, ids.shape) & (ids != 0)
+    chosen = jax.random.bernoulli(keys[0], ratio, ids.shape) & within_text(ids)
     chosen = chosen.at[:, 0].set(False)
     fate = jax.random.uniform(keys[1], ids.shape)
     random = jax.random.randint(keys[2], ids.shape, 0, vocabulary)
@@ -68,7 +74,7 @@ def caption_loss(
     log_likelihood = jax.nn.log_softmax(logits[:, :-1].astype(jnp.float32))
     losses = -(1 - smoothing) * _of_words(log_likelihood, ids[:, 1:]) - smoothing * log_likelihood.mean(axis=-1)
     counted = valid[:, None] if valid.ndim == 1 else valid[:, 1:]
-    return _mean(losses, counted & (ids[:, 1:] != 0))
+    return _mean(losses, counted & within_text(ids)[:, 1:])
 
 
 def _of_words(log_likelihood: Float[Array, "b m v"], ids: Int[Array, "b m"]) -> Float[Array, "b m"]:

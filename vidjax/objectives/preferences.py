@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from vidjax.objectives.language_modeling import within_text
+
 EPSILON = 1e-4
 """Added to the standard deviation of a group, as in trl."""
 
@@ -19,7 +21,7 @@ def answer_mask(ids: Int[Array, "b m"], prompt: int = 1) -> Bool[Array, "b n"]:
     Args:
       prompt: number of tokens at the start that are given, such as the start token.
     """
-    return (ids[:, 1:] != 0) & (jnp.arange(1, ids.shape[1]) >= prompt)
+    return within_text(ids)[:, 1:] & (jnp.arange(1, ids.shape[1]) >= prompt)
 
 
 def word_log_probabilities(logits: Float[Array, "b m v"], ids: Int[Array, "b m"]) -> Float[Array, "b n"]:

@@ -52,16 +52,17 @@ def token_loss(
 
 def pruning_loss(
     logits: Float[Array, "b classes"],
-    tokens: Float[Array, "b n d"],
-    kept: Sequence[Float[Array, "b n"]],
+    tokens: Float[Array, "n m d"],
+    kept: Sequence[Float[Array, "n m"]],
     targets: Float[Array, "b classes"],
     shares: Sequence[float],
     teacher_logits: Float[Array, "b classes"],
-    teacher_tokens: Float[Array, "b n d"],
+    teacher_tokens: Float[Array, "n m d"],
 ) -> PruningLoss:
     """The terms of the loss for what `DynamicViT.masked` returns in training.
 
     Args:
+      tokens, kept: of clips, or of their frames where the model attends within a frame: then `n` is `b` times frames.
       targets: labels, one-hot or soft.
       shares: `DynamicViT.shares`.
       teacher_logits, teacher_tokens: of the model before it drops tokens.
@@ -71,6 +72,8 @@ def pruning_loss(
       >>> loss = pruning_loss(*output[:3], targets, model.shares, *teacher).total().mean()
     """
     log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
+    tokens, teacher_tokens = (each.reshape(len(logits), -1, each.shape[-1]) for each in (tokens, teacher_tokens))
+    kept = [each.reshape(len(logits), -1) for each in kept]
     teacher = jax.nn.log_softmax(jax.lax.stop_gradient(teacher_logits).astype(jnp.float32))
     return PruningLoss(
         optax.losses.softmax_cross_entropy(logits.astype(jnp.float32), targets),

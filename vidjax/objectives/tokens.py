@@ -6,6 +6,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from vidjax.objectives.language_modeling import within_text
+
 
 def masked_token_loss(
     logits: Float[Array, "b *n v"], tokens: Int[Array, "b *n"], counted: Bool[Array, "b *n"]
@@ -101,12 +103,12 @@ def text_to_image_loss(
     Args:
       words: logits of the words after the first.
       image: logits of the image's tokens.
-      ids: words, with 0 after the end of a text, which does not count.
+      ids: words, with zeros after the end of a text, which do not count.
       tokens: of the image.
       text_weight: weight of the words; the rest is that of the image.
     """
     cross_entropy = optax.losses.softmax_cross_entropy_with_integer_labels
-    counted = ids[:, 1:] != 0
+    counted = within_text(ids)[:, 1:]
     of_words = jnp.where(counted, cross_entropy(words.astype(jnp.float32), ids[:, 1:]), 0.0).sum(axis=1)
     of_words /= jnp.maximum(counted.sum(axis=1), 1)
     of_image = cross_entropy(image.astype(jnp.float32), tokens).mean(axis=1)
