@@ -54,6 +54,10 @@ class Config(TrainConfig):
     """bytes, CLIP's vocabulary (file or directory), or any tokenizer.json."""
     context: int | None = None
     """Tokens per caption, with start and end; longer captions are truncated (default: the model's)."""
+    texts: int = 1
+    """Captions that are compared with a clip, any of which may match it; clips with fewer have those."""
+    text_times: str | None = None
+    """Field of segments with start and end of each caption, of which the nearest are taken (default: any)."""
     data: CaptionedDataConfig = recipes.vatt_pretrain.CLIPS
     """The videos and their captions."""
     probe_clips: int = 1024
@@ -63,7 +67,7 @@ class Config(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive(self, "temperature", "context")
+        require_positive(self, "temperature", "context", "texts")
         require_not_negative(self, "sound_noise", "probe_clips")
         if self.data.repeats > 1:
             raise UserError("data.repeats: the objective would contrast a video with itself: omit it")
@@ -80,14 +84,17 @@ def make_loss(config: Config, model: Vatt) -> Callable:
     def loss_fn(params: Any, aux: Aux, batch: dict[str, jax.Array], key: jax.Array) -> tuple:
         noise_key, *keys = jax.random.split(key, 3)
         sound, valid, heard = batch["sound"][..., 0], batch["valid"], batch["sound_valid"]
+        ids = batch["ids"].reshape(len(valid) * config.texts, -1)
+        there = ids.any(axis=1).reshape(len(valid), config.texts)
         loudest = jnp.abs(sound).max(axis=1, keepdims=True)
         sound = sound + config.sound_noise * loudest * jax.random.normal(noise_key, sound.shape)
         settings = {"rngs": dict(zip(("dropout", "masking"), keys, strict=True)), "mutable": list(aux.model_state)}
         variables, video = {"params": params, **aux.model_state}, model.card.preprocess(batch["video"])
         with valid_clips(valid):
-            found, changed = model.apply(variables, video, sound, batch["ids"], train=True, **settings)
-        of_sound = contrast(found["video_of_sound"], found["sound"][:, None], valid, heard, config.temperature)
-        of_text = contrast(found["video_of_text"], found["text"][:, None], valid, valid, config.temperature)
+            found, changed = model.apply(variables, video, sound, ids, train=True, **settings)
+        text = found["text"].reshape(*there.shape, -1)
+        of_sound = contrast(found["video_of_sound"], found["sound"][:, None], valid, heard[:, None], config.temperature)
+        of_text = contrast(found["video_of_text"], text, valid, there, config.temperature)
         missing = (valid & ~heard).sum() / jnp.maximum(valid.sum(), 1)
         metrics = {"sound_loss": of_sound, "text_loss": of_text, "without_sound": missing}
         return (of_sound + of_text) / 2, ({**aux.model_state, **changed}, metrics)
@@ -107,9 +114,12 @@ def main(config: Config, mesh: Mesh) -> dict[str, float]:
     samples, rate, context = model.sound.samples, model.sound.rate, model.text.context
     source, validation = open_captioned(config.data, config.seed, config.batch_size)
     source, validation = (each and with_sound(each, rate, samples) for each in (source, validation))
+    if config.text_times is not None:
+        source.specs([config.text_times])  # raises an error if there is no such field
     run.plan(source=source, validation=validation)
     sounds = {"sound": ((samples, 1), jnp.float32), "sound_valid": ((), bool)}
-    run.build(model, example_inputs(model), make_loss(config, model), numbers={"ids": (context,)}, fields=sounds)
+    numbers = {"ids": (context,) if config.texts == 1 else (config.texts, context)}
+    run.build(model, example_inputs(model), make_loss(config, model), numbers=numbers, fields=sounds)
     if config.dry_run:
         return run.dry_run()
     hears, reads = f"{samples / rate:g} s at {rate:,} samples per second", f"{tokenizer.name}, {context} tokens"
@@ -120,11 +130,13 @@ def main(config: Config, mesh: Mesh) -> dict[str, float]:
     if is_main_process():
         keep_tokenizer(config.tokenizer, run.workdir)
     objective = f"{config.objective} NCE; {run.describe_validation()}"
-    run.announce(sound=hears, text=reads, objective=objective)
+    run.announce(sound=hears, text=f"{reads}, {config.texts} for a clip", objective=objective)
 
     def batches_from(first: int) -> Iterator[dict[str, np.ndarray]]:
         names = ("video", "sound", "sound_valid", "ids", "valid")
-        for batch in run.batches(first, tokenizer=tokenizer, context=context, fields=("sound",)):
+        fields = ("sound",) if config.text_times is None else ("sound", config.text_times)
+        several = {"texts": config.texts, "text_times": config.text_times}
+        for batch in run.batches(first, tokenizer=tokenizer, context=context, fields=fields, **several):
             yield {name: batch[name] for name in names}
 
     result = run.fit(state, batches_from, sound_validator(run, tokenizer) if validation else None, best="score")

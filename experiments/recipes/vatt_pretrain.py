@@ -25,11 +25,12 @@ DEMO = {
     "loop": LoopConfig(log_every=50, save_every=300, evaluate_every=300),
 }
 # google-research/vatt, configs/experiment.py and dataset.py: Adam without decay, 5,000 steps of warm-up (epochs of 3
-# million videos), a cosine from 1e-4 to 5e-5 over 500,000 steps, for 2,048 clips of HowTo100M and AudioSet. Clips there
-# have up to five captions, and those of AudioSet none.
+# million videos), a cosine from 1e-4 to 5e-5 over 500,000 steps, for 2,048 clips of HowTo100M and AudioSet. A clip
+# there is compared with four captions around it; those of AudioSet have none, which is an error here.
 VATT = {
     "data": CLIPS,
     "batch_size": 2048,
+    "texts": 4,
     "steps": 500_000,
     "optim": OptimizerConfig(
         learning_rate=1e-4 / 8, warmup_learning_rate=0.0, final_learning_rate=5e-5 / 8, warmup_epochs=3.4, beta2=0.999,

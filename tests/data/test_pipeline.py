@@ -375,6 +375,41 @@ def test_each_repeat_draws_its_own_caption(captioned):
     assert np.mean([len(set(texts)) for texts, number in zip(groups, numbers, strict=True) if number != 5]) > 3
 
 
+def test_several_texts_of_a_row_follow_one_another_or_are_the_nearest_in_time(folder):
+    paths = sorted(map(str, folder.glob("a/*.mp4")))  # of 50 frames at 25 per second
+    rows = [
+        {
+            "path": path,
+            "caption": [f"{i} {j}" for j in range(count)],
+            "said": [[0.4 * j, 0.4 * j + 0.2] for j in range(count)],
+        }
+        for i, (path, count) in enumerate(zip(paths, (5, 5, 2), strict=True))
+    ]
+    (folder / "said.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "fields.json").write_text('{"said": {"kind": "segments", "shape": [1, 2]}, "score": {"kind": "numbers"}}')
+    config = settings(folder / "said.jsonl", stride=1)
+    plain, batch = (join(train(config, 5, batch_size=8, **WORDS, texts=k)) for k in (1, 3))
+    assert batch["ids"].shape == (40, 3, 8) and batch["truncated"].shape == (40, 3)
+    np.testing.assert_array_equal(batch["ids"][:, 0], plain["ids"])
+    firsts = set()
+    for number, ids in zip(batch["index"], batch["ids"], strict=True):
+        texts, count = read_ids(ids), (5, 5, 2)[number]
+        first = int(texts[0].split()[1])
+        firsts.add((number, first))
+        assert texts == [f"{number} {(first + j) % count}" for j in range(min(count, 3))] + [""] * (3 - min(count, 3))
+    assert len(firsts) > 8
+    near = join(train(config, 5, batch_size=8, **WORDS, texts=2, fields=("said",), text_times="said"))
+    for number, times, ids in zip(near["index"], near["times"], near["ids"], strict=True):
+        distances = [abs(0.4 * j + 0.1 - times.mean()) for j in range((5, 5, 2)[number])]
+        assert read_ids(ids) == [f"{number} {j}" for j in np.argsort(distances)[:2]]
+    rows[1]["said"].pop()
+    (folder / "said.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match=r"1\.mp4 has 5 captions, but times of 4: give a start and an end of each$"):
+        train(config, 2, **WORDS, texts=2, fields=("said",), text_times="said")
+    with pytest.raises(ValueError, match="video has frames: give a field of segments, the times of captions"):
+        train(config, 1, **WORDS, texts=2, text_times="video")
+
+
 def test_evaluation_uses_the_first_caption(captioned):
     for views, shape in ((None, (4, 4)), ((2, 1), (4, 2, 4))):
         batch = join(evaluate(settings(captioned), view_counts=views, **WORDS))

@@ -116,7 +116,7 @@ FIELDS = {
     "jepa_pretrain": "model teacher teacher_layers predictor_width short_blocks short_scale long_blocks long_scale "
     "mask_clips short_duration long_duration final_ema_decay context_weight context_warmup probe_clips "
     "observed_clips accumulation",
-    "vatt_pretrain": "model objective temperature sound_noise tokenizer context probe_clips",
+    "vatt_pretrain": "model objective temperature sound_noise tokenizer context texts text_times probe_clips",
     "umt_pretrain": "model teacher layers mask_ratio drop_path probe_clips accumulation",
     "token_pretrain": "objective model tokenizer token_size mask_ratio least_patches images_per_clip temperature "
     "temperature_steps divergence_weight divergence_steps observed_clips probe_clips accumulation",

@@ -58,12 +58,24 @@ def test_the_loss_is_the_mean_of_both_contrasts_and_missing_sound_changes_nothin
 
     loss, (state, metrics) = run(sound)
     seen = (pixels / 255.0 * 2 - 1)[:, 0, 0].reshape(4, -1)
-    of_sound = asymmetric_nce(seen[:, :6], sound[:, None, :6], valid, heard, 0.07)
-    of_text = asymmetric_nce(seen[:, 6:12], jnp.asarray(ids, jnp.float32)[:, None], valid, valid, 0.07)
+    of_sound = asymmetric_nce(seen[:, :6], sound[:, None, :6], valid, heard[:, None], 0.07)
+    of_text = asymmetric_nce(seen[:, 6:12], jnp.asarray(ids, jnp.float32)[:, None], valid, valid[:, None], 0.07)
     np.testing.assert_allclose(loss, (of_sound + of_text) / 2, rtol=1e-4)
     assert metrics["without_sound"] == 0.25 and state == {"batch_stats": 2.0}
     assert run(sound.at[1].set(0.3))[0] == loss and run(sound.at[2].set(0.3))[0] != loss
     assert run(sound, parse("--sound_noise", "0.5"))[0] != loss != run(sound, parse("--objective", "symmetric"))[0]
+
+
+def test_a_clip_is_compared_with_all_its_texts_and_lacking_ones_are_left_out():
+    pixels = jax.random.randint(jax.random.key(0), (4, 8, 16, 16, 3), 0, 256).astype(jnp.uint8)
+    ids = jax.random.randint(jax.random.key(1), (4, 3, 6), 1, 9).at[2, 1:].set(0)
+    valid, there = jnp.ones(4, bool), ids.any(axis=-1)
+    batch = {"video": pixels, "sound": jnp.ones((4, 40, 1)), "sound_valid": valid, "ids": ids, "valid": valid}
+    loss_fn = vatt_pretrain.make_loss(parse("--texts", "3"), Towers())
+    _, (_, metrics) = loss_fn({}, Aux({"batch_stats": 1.0}, None, None, 0), batch, jax.random.key(1))
+    seen = (pixels / 255.0 * 2 - 1)[:, 0, 0].reshape(4, -1)[:, 6:12]
+    expected = asymmetric_nce(seen, jnp.asarray(ids, jnp.float32), valid, there, 0.07)
+    np.testing.assert_allclose(metrics["text_loss"], expected, rtol=1e-4)
 
 
 @pytest.mark.long
@@ -98,6 +110,10 @@ BAD = [
         r"vatt_tiny hears 1 s of sound, which must be .*: give --data.sampling dense and --data.fps 8",
     ),
     (("--data.source", "synthetic:moving_shapes"), "synthetic:moving_shapes has no sound: give video files, or store"),
+    (
+        ("--texts", "2", "--text_times", "said"),
+        "synthetic:sounding_shapes has no field .said.: choose among video, label",
+    ),
     (("--model", "vatt_base", "--data.frames", "32", "--data.fps", "10"), "the model hears mono samples at 48000 per"),
 ]
 

@@ -49,6 +49,8 @@ def train_batches(
     tokenizer: Tokenizer | None = None,
     context: int | None = None,
     fields: Sequence[str] = (),
+    texts: int = 1,
+    text_times: str | None = None,
 ) -> Iterator[Batch]:
     """Yields this process's rows of the batches first_batch, first_batch + 1, ... indefinitely.
 
@@ -67,6 +69,10 @@ def train_batches(
         for its pixels. The iterator raises UserError for an example without captions.
       context: tokens per caption, including start and end.
       fields: further fields of the source to include in the batches.
+      texts: captions of each row. If more than one, `ids` is (b k m), with rows of 0 where an example has fewer.
+      text_times: one of the fields, of segments: start and end of each caption. Those nearest to the clip are taken,
+        from the middle of one to that of the other, instead of any. The iterator raises UserError unless there are as
+        many as captions.
     """
     repeats, count = config.repeats, len(source)
     rows = local_rows(batch_size, process_count)
@@ -78,7 +84,9 @@ def train_batches(
         raise UserError(f"augment.rand_augment_ops moves pixels after the crop, but not {boxes[0]}: set it to 0")
     if config.augment.rand_augment_ops and len(streams := stream_names(config.stream)) > 1:
         raise UserError(f"augment.rand_augment_ops moves the pixels of {streams[0]}, but not {streams[1]}: set it to 0")
-    groups, write = rows // repeats, CaptionWriter(tokenizer, context)
+    if text_times is not None and specs[text_times].kind != "segments":
+        raise UserError(f"{text_times} has {specs[text_times].kind}: give a field of segments, the times of captions")
+    groups, write = rows // repeats, CaptionWriter(tokenizer, context, texts)
     if source.parts:
         order = _mixed_order(source.parts, seed, groups * process_count)
     else:
@@ -106,7 +114,11 @@ def train_batches(
         row |= join_streams(cuts, config, specs)
         # Another part of the same random stream, so that the draws for captions and for frames are independent.
         draws = np.random.Generator(np.random.Philox(key=[seed, position], counter=[0, 0, 0, 1])).random(repeats)
-        return row | {"crop": crops} | write(source.ids[index], example.captions, draws)
+        distances = None
+        if text_times is not None:
+            spans = np.reshape(example.values.get(text_times, ()), (-1, specs[text_times].shape[1]))
+            distances = np.abs(spans[:, :2].mean(axis=1) - np.mean([row["times"].min(), row["times"].max()]))
+        return row | {"crop": crops} | write(source.ids[index], example.captions, draws, distances)
 
     @tf.autograph.experimental.do_not_convert
     def position_and_index(element: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

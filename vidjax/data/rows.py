@@ -39,7 +39,8 @@ Batch = dict[str, np.ndarray]
             and 1 if mirrored; all 0 for invalid rows
 
 and, with a tokeniser, `ids` int32 (b m), the tokens of a caption (all 0 for invalid rows), and `truncated` bool (b,),
-whether the caption has more than m tokens; and the requested further fields, see `example.Field`."""
+whether the caption has more than m tokens, both with an axis of captions if several are asked for; and the requested
+further fields, see `example.Field`."""
 
 Arrays = dict[str, tuple[str, tuple[int, ...], float]]
 """The dtype, shape and fill value of each array of a row."""

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import tokenizers
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from tokenizers import models, pre_tokenizers
 
 from vidjax.errors import UserError
@@ -106,6 +106,8 @@ class CaptionWriter:
     tokenizer: Tokenizer | None
     context: int | None
     """Tokens per caption."""
+    texts: int = 1
+    """Captions for each draw. More than one have an axis of their own, in which those that an example lacks are 0."""
 
     def __post_init__(self) -> None:
         if self.tokenizer is not None and self.context is None:
@@ -117,24 +119,40 @@ class CaptionWriter:
         """By name the dtype, shape and fill value of the arrays that a call returns for draws of this shape."""
         if self.tokenizer is None:
             return {}
-        return {"ids": ("int32", (*draws, self.context), 0), "truncated": ("bool", draws, False)}
+        shape = draws if self.texts == 1 else (*draws, self.texts)
+        return {"ids": ("int32", (*shape, self.context), 0), "truncated": ("bool", shape, False)}
 
-    def __call__(self, id: str, captions: Sequence[str], draws: np.ndarray) -> dict[str, np.ndarray]:
+    def __call__(
+        self, id: str, captions: Sequence[str], draws: np.ndarray, distances: Float[np.ndarray, "n"] | None = None
+    ) -> dict[str, np.ndarray]:
         """Returns `ids` (... m) and `truncated` (...) of the captions chosen by `draws` (...), numbers in [0, 1).
 
+        Args:
+          distances: of each caption from the clip in time; the nearest are taken then, and nothing is drawn. Several
+            texts of a draw are otherwise captions that follow one another, the first one after the last.
+
         Raises:
-          UserError: the example has no captions; the message names its `id`.
+          UserError: the example has no captions, or not one for each distance; the message names its `id`.
         """
         if self.tokenizer is None:
             return {}
         if not captions:
             raise UserError(f"{id} has no caption: add one, or remove the example")
-        chosen = [captions[int(draw * len(captions))] for draw in draws.ravel()]
-        ids, truncated = zip(*(tokenize(self.tokenizer, text, self.context) for text in chosen), strict=True)
-        return {
-            "ids": np.stack(ids).reshape(*draws.shape, self.context),
-            "truncated": np.array(truncated).reshape(draws.shape),
-        }
+        count = len(captions)
+        if distances is not None and len(distances) != count:
+            raise UserError(
+                f"{id} has {count} captions, but times of {len(distances)}: give a start and an end of each"
+            )
+        order = np.arange(count) if distances is None else np.argsort(distances, kind="stable")
+        firsts = (draws.ravel() * (count if distances is None else 0)).astype(int)
+        arrays = {name: np.full(shape, fill, kind) for name, (kind, shape, fill) in self.arrays(draws.shape).items()}
+        ids = arrays["ids"].reshape(len(firsts), self.texts, self.context)
+        truncated = arrays["truncated"].reshape(len(firsts), self.texts)
+        for row, first in enumerate(firsts):
+            for place in range(min(self.texts, count)):
+                text = captions[order[(first + place) % count]]
+                ids[row, place], truncated[row, place] = tokenize(self.tokenizer, text, self.context)
+        return arrays
 
 
 def _open_directory(name: str, folder: Path) -> Tokenizer:
