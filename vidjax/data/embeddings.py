@@ -236,4 +236,6 @@ def _write_records(path: Path, parts: Sequence[Path], ids: Sequence[str]) -> Non
                     "end": floats([arrays["end"][row]]),
                     "label": integers([arrays["labels"][row]]),
                 }
-                writer.write(tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString())
+                writer.write(
+                    tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString(deterministic=True)
+                )

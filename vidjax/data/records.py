@@ -158,7 +158,7 @@ def _end_of_message(data: bytes) -> int:
 
 
 def _serialize(features: Mapping[str, tf.train.Feature]) -> bytes:
-    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
+    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString(deterministic=True)
 
 
 def _ints(values: Sequence[int] | np.ndarray) -> tf.train.Feature:
