@@ -116,6 +116,8 @@ def make_model(config: Config, target_width: int | None) -> nn.Module:
     if config.model not in names:
         raise UserError(f"model {config.model} has no predictor: choose one of {', '.join(names)}")
     name = f"{config.model}_pretrain"
+    if config.teacher and f"{name}_distilled" in variants:  # published with a predictor of its own
+        name = f"{name}_distilled"
     fields = {} if config.predictor_width is None else {"predictor_width": config.predictor_width}
     model = vidjax.create_model(name, **runs.computing_fields(config, name), **fields, target_width=target_width)
     width, heads = model.predictor_width, model.predictor_heads

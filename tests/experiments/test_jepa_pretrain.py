@@ -189,6 +189,14 @@ def test_a_run_whose_targets_collapse_stops_with_advice_and_a_checkpoint(tmp_pat
     assert load_variables(tmp_path / "run")[1] == 3
 
 
+@pytest.mark.parametrize("name", ["vjepa2_1_base", "vjepa2_1_large", "vjepa2_1_giant"])
+def test_all_sizes_predict_four_levels_and_the_distilled_ones_a_teachers_last(name):
+    own = jepa_pretrain.make_model(jepa_pretrain.Config(model=name), None)
+    assert own.predicted_levels == 4 and own.target_width is None
+    taught = jepa_pretrain.make_model(jepa_pretrain.Config(model=name, teacher="runs/teacher"), 1664)
+    assert taught.target_width == 1664 and taught.predicted_levels == (4 if name == "vjepa2_1_giant" else 1)
+
+
 BAD = [
     (["--data.size", "32"], "8 blocks of 15% of a frame of 2x2 patches leave nothing to predict: use larger"),
     (["--long_scale", "0.95"], "2 blocks of 95% of a frame of 4x4 patches leave no context: use smaller blocks"),

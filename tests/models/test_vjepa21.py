@@ -29,8 +29,10 @@ COUNTS = {
     "vjepa2_1_giant": (1_013_267_968, None),
     "vjepa2_1_gigantic": (1_845_216_768, None),
     "vjepa2_1_tiny_pretrain": (640_176, None),
-    "vjepa2_1_base_pretrain": (109_707_904, None),
-    "vjepa2_1_large_pretrain": (327_654_016, None),
+    "vjepa2_1_base_pretrain": (134_445_696, None),
+    "vjepa2_1_base_pretrain_distilled": (109_707_904, None),
+    "vjepa2_1_large_pretrain": (355_015_552, None),
+    "vjepa2_1_large_pretrain_distilled": (327_654_016, None),
     "vjepa2_1_giant_pretrain": (1_068_668_672, None),
     "vjepa2_1_gigantic_pretrain": (1_904_650_240, None),
 }

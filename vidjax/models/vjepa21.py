@@ -8,8 +8,10 @@ predictor also predicts the tokens of the context.
 
 Pitfalls, all as in the original: a clip of a single frame is an image; times are not stretched, nor are the positions
 of the released predictors; ViT-G's third norm belongs to block 37 rather than 35. The released ViT-B and ViT-L were
-distilled from ViT-G: their predictors see the last block only and predict tokens of ViT-G's width. The original trains
-on images in the same step, with the same encoder; `experiments/jepa_pretrain.py` trains on videos alone.
+distilled from ViT-G: their predictors see the last block only and predict tokens of ViT-G's width
+(`_pretrain_distilled`). Trained on their own they see and predict four levels, the default of the public code, here
+with a predictor as deep as ViT-g's, as no configuration of theirs is published. The original trains on images in the
+same step, with the same encoder; `experiments/jepa_pretrain.py` trains on videos alone.
 """
 
 from functools import partial
@@ -328,8 +330,10 @@ VARIANTS = MappingProxyType(
         "vjepa2_1_tiny_pretrain": partial(
             Pretraining21, **TINY, image_size=64, predictor_width=48, predictor_depth=2, predictor_heads=4
         ),
-        "vjepa2_1_base_pretrain": partial(Pretraining21, **BASE, **DISTILLED),
-        "vjepa2_1_large_pretrain": partial(Pretraining21, **LARGE, **DISTILLED),
+        "vjepa2_1_base_pretrain": partial(Pretraining21, **BASE, **PREDICTOR),
+        "vjepa2_1_base_pretrain_distilled": partial(Pretraining21, **BASE, **DISTILLED),
+        "vjepa2_1_large_pretrain": partial(Pretraining21, **LARGE, **PREDICTOR),
+        "vjepa2_1_large_pretrain_distilled": partial(Pretraining21, **LARGE, **DISTILLED),
         "vjepa2_1_giant_pretrain": partial(Pretraining21, **GIANT, **PREDICTOR),
         "vjepa2_1_gigantic_pretrain": partial(Pretraining21, **GIGANTIC, **PREDICTOR),
     }
