@@ -7,11 +7,12 @@
 
 The rendered videos are labelled by the direction of motion, which no single frame shows: models that process each frame
 separately stay near chance, 12.5 %. `families` trains a tiny model of each family on the same clips with finetune.py;
-VideoMAE is first pre-trained by mae_pretrain.py, at its own size. `pretraining` fine-tunes on few labelled clips, from
-scratch and after VideoMAE, VideoMAE V2, latent prediction of a moving average and of a frozen teacher, and BEVT, each
-for equal clips and for equal time, with three seeds. `captions` compares VideoMAE from scratch and pre-trained as the
-video tower of contrastive_pretrain.py, on captions that describe the motion. `internvideo` pre-trains VideoMAE on
-videos and UniFormerV2 on captions, fine-tunes both on few labelled clips, and joins them with cross_model.py.
+VideoMAE is first pre-trained by mae_pretrain.py, at its own size. `--trajectories OUT` shows the accuracies of the
+hand-made features of trajectories.py beside them. `pretraining` fine-tunes on few labelled clips, from scratch and
+after VideoMAE, VideoMAE V2, latent prediction of a moving average and of a frozen teacher, and BEVT, each for equal
+clips and for equal time, with three seeds. `captions` compares VideoMAE from scratch and pre-trained as the video
+tower of contrastive_pretrain.py, on captions that describe the motion. `internvideo` pre-trains VideoMAE on videos and
+UniFormerV2 on captions, fine-tunes both on few labelled clips, and joins them with cross_model.py.
 
 Each training runs in a separate process with a work directory in WORKDIR; completed trainings are not repeated, and
 interrupted ones resume. The results are printed and written to STUDY.md, STUDY.json and STUDY.png. On two cores expect
@@ -75,6 +76,8 @@ class Config:
     """Random seeds of the pre-training studies; the study of families uses the first."""
     models: tuple[str, ...] = ()
     """Models of the study of families (default: all)."""
+    trajectories: str | None = None
+    """Also show these accuracies of hand-made features in the study of families: the --out of trajectories.py."""
     labels: int = 256
     """Labelled videos that pre-trained encoders are fine-tuned on."""
     methods: tuple[str, ...] = ()
@@ -93,6 +96,8 @@ class Config:
             raise UserError(f"models has {unknown[0]}: choose from {', '.join(FAMILIES)}")
         if unknown := [name for name in self.methods if name not in METHODS]:
             raise UserError(f"methods has {unknown[0]}: choose from {', '.join(METHODS)}")
+        if self.trajectories and self.study != "families":
+            raise UserError(f"trajectories are shown beside families, not by {self.study}: omit --trajectories")
         if not self.seeds:
             raise UserError("seeds is empty: give one or more")
 
@@ -208,9 +213,32 @@ def finetune(config: Config, name: str, flags: str, seed: int) -> dict[str, Any]
     }
 
 
+HAND_MADE = {"dt": "dense trajectories", "idt": "improved ones, iDT", "tdd": "a network's maps along iDT, TDD"}
+
+
+def read_trajectories(out: str | None) -> dict[str, float]:
+    """The accuracy of each of the hand-made features in an output directory of trajectories.py.
+
+    Raises:
+      UserError: it has none.
+    """
+    paths = {name: Path(out or "") / name / "results.json" for name in HAND_MADE if out}
+    found = {name: json.loads(path.read_text())["top1"] for name, path in paths.items() if path.is_file()}
+    if out and not found:
+        raise UserError(
+            f"{out} has no results of {', '.join(HAND_MADE)}: give --trajectories an --out of trajectories.py"
+        )
+    return found
+
+
+def lines_of(heights: dict[str, float]) -> dict[str, float]:
+    """The names of the lines of a plot, those of equal height joined: their texts would cover one another."""
+    return {", ".join(name for name in heights if heights[name] == each): each for each in heights.values()}
+
+
 def compare_families(config: Config) -> tuple[dict[str, Any], str]:
-    """The results of each model and a table, sorted by accuracy."""
-    seed, results = config.seeds[0], {}
+    """The results of each model and a table, sorted by accuracy; hand-made features are its last rows."""
+    seed, results, hand_made = config.seeds[0], {}, read_trajectories(config.trajectories)
     for name in config.models or FAMILIES:
         time, flags, start = FAMILIES[name]
         flags = f"--model {name} {CLIPS} {flags}"
@@ -221,7 +249,7 @@ def compare_families(config: Config) -> tuple[dict[str, Any], str]:
         print(f"  top-1 {results[name]['top1']:.1%}", flush=True)
     rows = sorted(results.items(), key=lambda item: item[1]["top1"])
     points = {name: (row["training_gmacs"] / 1e3, row["top1"]) for name, row in rows}
-    lines = {"chance": CHANCE}
+    lines = lines_of({"chance": CHANCE, **hand_made})
     save_points(Path(config.workdir) / "families.png", points, "training cost in 10^12 multiply-adds", "top-1", lines)
     table = [
         "| model | time | parameters | GMACs per clip | steps | training | top-1 |",
@@ -232,6 +260,9 @@ def compare_families(config: Config) -> tuple[dict[str, Any], str]:
         f"| {row['training_gmacs'] / 1e3:.2f} TMACs, {clock(row['seconds'])} | {row['top1']:.1%} |"
         for name, row in rows
     ]
+    for name, top1 in hand_made.items():
+        results[name] = {"time": HAND_MADE[name], "top1": top1}
+        table.append(f"| `{name}` | {HAND_MADE[name]} | | | | | {top1:.1%} |")
     return results, "\n".join(table)
 
 

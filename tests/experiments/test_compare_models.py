@@ -1,5 +1,6 @@
 """The studies, from the training processes to the table and the plot; failed trainings."""
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ import vidjax
 from studies import starts
 from vidjax import cli
 from vidjax.data import moving_shapes
+from vidjax.errors import UserError
 
 FLAGS = """--steps 2 --loop.evaluate_every 1 --data.validation_examples 8 --data.frames 2 --data.size 16
 --data.short_side 16 --data.workers 1 --batch_size 8"""
@@ -36,6 +38,25 @@ def test_families_are_trained_once_and_tabulated(tmp_path, capsys):
     assert "| `vit_tiny` | frame by frame, averaged |" in (tmp_path / "families.md").read_text()
     assert json.loads((tmp_path / "families.json").read_text()) == json.loads(json.dumps(result))
     assert (tmp_path / "families.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_hand_made_features_are_beside_the_families(tmp_path, monkeypatch):
+    row = {"parameters": 1, "gmacs": 1.0, "steps": 1, "training_gmacs": 3.0, "seconds": 1.0, "top1": 0.5}
+    drawn, draw = [], compare_models.save_points
+    monkeypatch.setattr(compare_models, "finetune", lambda *args: {**row, "curve": [(1, 0.5)]})
+    monkeypatch.setattr(compare_models, "save_points", lambda *args: drawn.append(args[-1]) or draw(*args))
+    for name, top1 in {"dt": 1.0, "idt": 1.0, "tdd": 0.875}.items():
+        (tmp_path / "tracks" / name).mkdir(parents=True)
+        (tmp_path / "tracks" / name / "results.json").write_text(json.dumps({"top1": top1}))
+    config = compare_models.Config(workdir=str(tmp_path), models=("vit_tiny",), trajectories=str(tmp_path / "tracks"))
+    results = compare_models.main(config)
+    assert drawn == [{"chance": 0.125, "dt, idt": 1.0, "tdd": 0.875}]
+    assert results["idt"] == {"time": "improved ones, iDT", "top1": 1.0} and results["vit_tiny"]["top1"] == 0.5
+    assert "| `tdd` | a network's maps along iDT, TDD | | | | | 87.5% |" in (tmp_path / "families.md").read_text()
+    with pytest.raises(UserError, match=r"nowhere has no results of dt, idt, tdd: give --trajectories an --out"):
+        compare_models.main(dataclasses.replace(config, trajectories=str(tmp_path / "nowhere")))
+    with pytest.raises(UserError, match="trajectories are shown beside families, not by captions"):
+        dataclasses.replace(config, study="captions")
 
 
 def test_pre_trained_video_towers_are_compared_with_scratch(tmp_path, monkeypatch):
