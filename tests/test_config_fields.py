@@ -98,6 +98,7 @@ SCRIPTS_THAT_TRAIN = {
     "detect": (NEVER, {"init_from", "keep_head"}),
     "ground": (NEVER - {"data.workers"}, {"init_from"}),
     "vision_language_pretrain": (NEVER, {"init_from", "init_video_from", "init_text_from"}),
+    "blip2_pretrain": (NEVER, {"init_from", "init_video_from", "init_language_from"}),
     "adaptive": (NEVER | {"budgets"}, {"init_from"}),
     "preference_tune": (NEVER, set()),
     "video_language_pretrain": (NEVER | {"chunk"}, {"init_from", "init_video_from", "init_text_from"}),

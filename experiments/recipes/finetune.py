@@ -30,6 +30,19 @@ DEMO = {
     "loop": LoopConfig(log_every=50, save_every=256, evaluate_every=256),
 }
 
+ATTRIBUTES = DEMO | {
+    "hashtags": "all",
+    "train_accuracy": False,
+    "data": replace(
+        DEMO["data"], stride=3, train="synthetic:moving_shapes", train_split="hashtags_train",
+        validation_split="hashtags_validation",
+    ),
+    "batch_size": 32,
+    "epochs": 4,
+    "workdir": "runs/attributes",
+}  # fmt: skip
+"""An encoder that tells colour, shape and motion, which blip2_pretrain.py's demo freezes."""
+
 # Published recipes. Learning rates are for a batch of 256 clips, including repeats. `protocol` is that of the test
 # (`data.sampling`). `fps` is for originals that count the stride at 30 frames per second; it takes precedence over it.
 STRONG = AugmentConfig(
@@ -241,6 +254,7 @@ UNIFORMERV2_SSV2 = UNIFORMERV2 | {
 
 RECIPES = {
     "demo": DEMO,
+    "demo_attributes": ATTRIBUTES,
     "videos": {},  # the user's videos: the recipe of VideoMAE-B with a batch for one accelerator
     "videomae_base_k400": VIDEOMAE_BASE,  # 81.5 after 1600 epochs of pre-training, 5x3 views
     "videomae_large_k400": VIDEOMAE_LARGE,  # 85.2, 5x3 views

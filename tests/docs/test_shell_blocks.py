@@ -66,6 +66,8 @@ NOT_RUN = {
     "python experiments/embed.py --run runs/c": "on that run",
     "python experiments/video_language_pretrain.py": "tests/experiments/test_video_language_pretrain.py runs both",
     "python experiments/caption.py": "on that run",
+    "python experiments/finetune.py demo_attributes": "tests/experiments/test_blip2_pretrain.py runs both",
+    "python experiments/blip2_pretrain.py": "on that run",
     "python experiments/vision_language_pretrain.py": "tests/experiments/test_vision_language_pretrain.py trains it",
 }
 

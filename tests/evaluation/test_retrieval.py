@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from vidjax.evaluation.retrieval import nearest_pairs, reranked, retrieval
+from vidjax.evaluation.retrieval import nearest_pairs, ranked, reranked, retrieval
 
 
 def make_embeddings(videos=60, captions=None, width=16, seed=0):
@@ -139,3 +139,11 @@ def test_the_nearest_candidates_are_ordered_again_by_other_scores():
     check(reranked(video, text, owner, scores, 5), expected)
     same = reranked(video, text, owner, np.where(wanted, 0.0, np.nan), 5).text_to_video
     assert same.ranks[same.ranks < 6].mean() == 3  # all of the nearest are tied
+
+
+def test_videos_are_ranked_by_given_scores():
+    video, text, owner = make_embeddings(captions=90)
+    unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (video, text)]
+    result, expected = ranked(np.exp(unit[0] @ unit[1].T), owner), retrieval(video, text, owner)
+    for way in ("text_to_video", "video_to_text"):
+        np.testing.assert_array_equal(getattr(result, way).ranks, getattr(expected, way).ranks)

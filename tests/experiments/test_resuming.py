@@ -135,6 +135,8 @@ FIELDS = {
     "vision_language_pretrain": "model objectives video_model frame_tokens tokenizer context init_video_from "
     "init_text_from queue_size mask_token mask_ratio alpha alpha_epochs matched_examples candidates "
     "caption_examples",
+    "blip2_pretrain": "stage model video_model language_model init_video_from init_language_from frozen_type tokenizer "
+    "context caption_examples attributes",
     "adaptive": "model budget budgets full_steps full_optim network_factor",
     "preference_tune": "method reward beta smoothing freeze group attributes tokenizer context accumulation",
 }

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vidjax.objectives.language_modeling import caption_loss, mask_words, masked_word_loss
+from vidjax.objectives.language_modeling import caption_loss, cut_texts, mask_words, masked_word_loss
 
 IDS = np.array([[90, 3, 0, 5, 91, 0], [90, 6, 91, 0, 0, 0]], np.int32)
 LOGITS, COPY = np.random.default_rng(0).normal(size=(2, 2, 6, 92)).astype(np.float32)
@@ -48,3 +48,23 @@ def test_every_word_and_the_end_token_of_valid_captions_are_predicted():
     words += [likelihood[1, i, IDS[1, i + 1]] for i in range(2)]
     loss = caption_loss(jnp.asarray(LOGITS), jnp.asarray(IDS), jnp.array([True, True]))
     np.testing.assert_allclose(loss, -np.mean(words), rtol=1e-5)
+
+
+def test_a_text_is_cut_into_a_prefix_that_is_read_and_the_rest_that_is_written():
+    ids, counts = jnp.asarray([[90, 3, 4, 5, 91, 0], [90, 6, 91, 0, 0, 0]]), {}
+    parts = {  # by the number of words that are read
+        0: ([90, 91, 0, 0, 0, 0], [0, 3, 4, 5, 91, 0, 0]),
+        1: ([90, 3, 91, 0, 0, 0], [0, 4, 5, 91, 0, 0, 0]),
+        2: ([90, 3, 4, 91, 0, 0], [0, 5, 91, 0, 0, 0, 0]),
+    }
+    cut = jax.jit(lambda keys: jax.vmap(lambda key: cut_texts(key, ids, 1, 91))(keys))
+    for read, written in zip(*cut(jax.random.split(jax.random.key(0), 300)), strict=True):
+        count = int((read[0] != 0).sum()) - 2
+        np.testing.assert_array_equal(read[0], parts[count][0])
+        np.testing.assert_array_equal(written[0], parts[count][1])
+        np.testing.assert_array_equal(read[1], [90, 91, 0, 0, 0, 0])  # one word is written
+        np.testing.assert_array_equal(written[1], [0, 6, 91, 0, 0, 0, 0])
+        counts[count] = counts.get(count, 0) + 1
+    assert min(counts[count] for count in parts) > 70
+    read, written = cut_texts(jax.random.key(0), jnp.asarray([[6, 1]]), 0, 1)  # T5's texts have no start
+    np.testing.assert_array_equal(jnp.concatenate([read, written], axis=1), [[1, 0, 0, 6, 1]])

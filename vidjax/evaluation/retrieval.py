@@ -160,18 +160,36 @@ def reranked(
       owner: row of the video that each caption belongs to.
       scores: of the pairs of `nearest_pairs`; the others are not read.
     """
-    cosines, match = video @ text.T, owner == np.arange(len(video))[:, None]
+    cosines = video @ text.T
 
-    def rank(cosines: np.ndarray, scores: np.ndarray, match: np.ndarray) -> Ranking:
+    def order_again(cosines: np.ndarray, scores: np.ndarray) -> np.ndarray:
         nearest = _nearest(cosines, count)
         above_all = 3.0 - scores[nearest].min()  # of the cosines
-        final = np.where(nearest, scores + above_all, cosines)
+        return np.where(nearest, scores + above_all, cosines)
+
+    return _ranked(order_again(cosines, scores), order_again(cosines.T, scores.T).T, owner)
+
+
+def ranked(scores: Float[np.ndarray, "n m"], owner: Int[np.ndarray, "m"]) -> Retrieval:
+    """`retrieval` by given scores of videos (rows) and captions, such as the best cosine of several embeddings.
+
+    Args:
+      owner: row of the video that each caption belongs to.
+    """
+    return _ranked(scores, scores, owner)
+
+
+def _ranked(to_text: Float[np.ndarray, "n m"], to_video: Float[np.ndarray, "n m"], owner: np.ndarray) -> Retrieval:
+    """The metrics of scores that may differ between the directions."""
+    match = owner == np.arange(len(to_text))[:, None]
+
+    def rank(final: np.ndarray, match: np.ndarray) -> Ranking:
         best = np.where(match, final, -np.inf).max(axis=1, keepdims=True)
         above = (~match & (final > best + TIE)).sum(axis=1)
         tied = (~match & (final >= best - TIE)).sum(axis=1) - above
         return _ranking(above, tied, (match & (final >= best - TIE)).sum(axis=1), candidates=match.shape[1])
 
-    return Retrieval(text_to_video=rank(cosines.T, scores.T, match.T), video_to_text=rank(cosines, scores, match))
+    return Retrieval(text_to_video=rank(to_video.T, match.T), video_to_text=rank(to_text, match))
 
 
 def _nearest(cosines: Float[np.ndarray, "q c"], count: int) -> Bool[np.ndarray, "q c"]:

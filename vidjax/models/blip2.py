@@ -6,11 +6,13 @@ maps them to embeddings of a frozen language model, in front of a text, which th
 InstructBLIP (arXiv:2305.06500) also reads the instruction. VisualGLM-6B (THUDM/VisualGLM-6B) is a second stage into a
 ChatGLM, with the queries between `<img>` and `</img>`, whose LoRA (`layers.low_rank`) is published with rank 10 and
 alpha 1 in the attention of `language/transformer/block_0` and `block_14`. Every frame of a video is seen alone; its
-queries follow those of the frame before. In the first stage the queries attend to the tokens of all frames.
+queries follow those of the frame before. In the first stage the queries attend to the tokens of all frames, and so do
+they in the second with a video model in place of the ViT (`joint`).
 
 Pitfalls: the similarity of an image and a text is that of the query nearest to the text, and there are neither queues
-nor a momentum model. The ViT is EVA's (arXiv:2211.07636) without its last block; the norm of its tokens is trained. The
-places of the queries in the text are ids, the last of the vocabulary here, whose embeddings are replaced in order.
+nor a momentum model. In training the frozen parts are as in evaluation. The ViT is EVA's (arXiv:2211.07636) without its
+last block; the norm of its tokens is trained. The places of the queries in the text are ids, the last of the vocabulary
+here, whose embeddings are replaced in order.
 """
 
 from functools import partial
@@ -28,6 +30,7 @@ from vidjax.layers.card import Card
 from vidjax.layers.convolution import pytorch_bias, pytorch_kernel
 from vidjax.layers.tower import ClipsOfVideoTower
 from vidjax.layers.transformer import VIT_SIZES
+from vidjax.models.aligned import VideoTokens
 from vidjax.models.chatglm import LANGUAGE_VARIANTS as CHATGLM_VARIANTS
 from vidjax.models.chatglm import ChatGLM
 from vidjax.models.language import LANGUAGE_VARIANTS, LanguageModel
@@ -39,18 +42,18 @@ from vidjax.models.vit import ViT
 
 CARD = Card((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711), source="salesforce/LAVIS")
 INITIAL_TEMPERATURE = 0.07
-FROZEN_VIDEO = tuple(f"video/{part}" for part in ("patch_embedding", "class_", "position", "transformer"))
+FROZEN_VIDEO = tuple(f"video/{part}" for part in ("patch_embedding", "class_", "position", "transformer", "tower"))
 
 
 class Blip2(ClipsOfVideoTower, nn.Module):
     """The first stage.
 
     Attributes:
-      video: image tower, applied to each frame.
+      video: image tower, applied to each frame, or a video model.
       features: width of the joint embedding space.
     """
 
-    video: ViT
+    video: ViT | VideoTokens
     qformer: QFormer
     features: int = 256
     card: Card = CARD
@@ -123,15 +126,17 @@ class Blip2Language(ClipsOfVideoTower, nn.Module):
     """The second stage: a language model that reads what the queries see. Also InstructBLIP and VisualGLM.
 
     Attributes:
-      video: image tower, applied to each frame.
+      video: image tower, applied to each frame, or, `joint`, a video model.
       qformer: which reads the instruction too if it has a vocabulary (InstructBLIP).
       language: a causal model, whose texts begin with the queries, or one whose encoder reads them.
+      joint: whether the queries read the tokens of all frames at once, as in the first stage, instead of each frame.
     """
 
-    video: ViT
+    video: ViT | VideoTokens
     qformer: QFormer
     language: LanguageModel | T5 | ChatGLM
     card: Card = CARD
+    joint: bool = False
     dtype: DTypeLike | None = None
 
     def setup(self) -> None:
@@ -153,7 +158,8 @@ class Blip2Language(ClipsOfVideoTower, nn.Module):
 
     def placed(self, ids: Int[Array, "b m"], frames: int, after: int = 0) -> Int[Array, "b s"]:
         """The ids with the places of all queries before them, at the left of padding, or `after` some of them."""
-        places = jnp.full((len(ids), frames * self.qformer.queries), self.place_token, ids.dtype)
+        count = self.qformer.queries * (1 if self.joint else frames)
+        places = jnp.full((len(ids), count), self.place_token, ids.dtype)
         return jnp.concatenate([ids[:, :after], places, ids[:, after:]], axis=1)
 
     def look(
@@ -163,6 +169,7 @@ class Blip2Language(ClipsOfVideoTower, nn.Module):
 
         Args:
           instruction: ids that the Q-Former reads, padded with 0; None without a vocabulary.
+          train: of the Q-Former; the frozen towers are as in evaluation.
 
         Raises:
           UserError: an instruction is missing, or none is read.
@@ -170,8 +177,8 @@ class Blip2Language(ClipsOfVideoTower, nn.Module):
         if (instruction is None) != (self.qformer.vocabulary is None):
             wants = "reads no instruction: omit it" if instruction is not None else "reads an instruction: give one"
             raise UserError(f"the Q-Former {wants}")
-        frames = video.shape[1]
-        tokens = einops.rearrange(self.video.tokens(video, train), "b t n d -> (b t) n d")
+        frames = 1 if self.joint else video.shape[1]
+        tokens = einops.rearrange(self.video.tokens(video), "b (t f) n d -> (b t) (f n) d", t=frames)
         if instruction is None:
             queries = self.qformer.look(tokens, train)
         else:

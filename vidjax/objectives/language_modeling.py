@@ -1,4 +1,4 @@
-"""Predicting words: masked ones from both sides (BERT; ALBEF), or each from those before it (captions).
+"""Predicting words: masked ones from both sides (BERT; ALBEF), or each from those before it (captions; prefixes).
 
 Ids are those of `data.text.tokenize`: a start token, words, an end token, then padding with id 0. Within a text 0 may
 be a word, as in CLIP's vocabulary, where it is "!".
@@ -75,6 +75,29 @@ def caption_loss(
     losses = -(1 - smoothing) * _of_words(log_likelihood, ids[:, 1:]) - smoothing * log_likelihood.mean(axis=-1)
     counted = valid[:, None] if valid.ndim == 1 else valid[:, 1:]
     return _mean(losses, counted & within_text(ids)[:, 1:])
+
+
+def cut_texts(
+    key: Key[Array, ""], ids: Int[Array, "b m"], start: int, end: int
+) -> tuple[Int[Array, "b m"], Int[Array, "b n"]]:
+    """Cuts each text at random into a prefix that is read and the rest that is written (prefix language modelling).
+
+    With the same probability every number of words, from none to all but one, is read (BLIP-2, arXiv:2301.12597, for
+    T5, whose texts (arXiv:1910.10683) are read with an end token and written after the padding id, 0).
+
+    Args:
+      start: number of tokens that the tokeniser puts before a text: the prefix keeps them.
+      end: id of the end token, which both parts have.
+
+    Returns:
+      The ids of the prefixes, and of the rests after an id 0, both padded with 0.
+    """
+    words = (ids != 0).sum(axis=1) - start - 1
+    cut = start + jnp.floor(jax.random.uniform(key, words.shape) * words).astype(jnp.int32)[:, None]
+    place = jnp.arange(ids.shape[1])
+    read = jnp.where(place < cut, ids, jnp.where(place == cut, end, 0))
+    rest = jnp.take_along_axis(ids, cut + place, axis=1, mode="fill", fill_value=0)
+    return read, jnp.pad(rest, ((0, 0), (1, 0)))
 
 
 def _of_words(log_likelihood: Float[Array, "b m v"], ids: Int[Array, "b m"]) -> Float[Array, "b m"]:

@@ -47,8 +47,40 @@ def choose_trained(config: Any, model: nn.Module) -> PyTree[bool] | None:
     return trained_parameters(params, config.tuned_blocks if config.tune == "partial" else None, frozen)
 
 
+class Split:
+    """Which parameters of a model are trained, in `params` of the state; the others are in its `frozen`.
+
+    Attributes:
+      used: false if all are trained, by the optimiser's own mask.
+    """
+
+    used: bool
+
+    def split(self, params: PyTree, key: Key[Array, ""]) -> tuple[PyTree, PyTree]:
+        """The trained parameters at the start of a run, and the frozen ones."""
+        raise NotImplementedError
+
+    def merge(self, few: PyTree, frozen: PyTree) -> dict[str, PyTree]:
+        """The parameters of the model."""
+        raise NotImplementedError
+
+    def remember(self, workdir: Path, source: str, frozen: PyTree) -> None:
+        """Records the frozen parameters, which no checkpoint has, when a run begins or is resumed."""
+        raise NotImplementedError
+
+    def loss(self, loss_fn: Callable) -> Callable:
+        """The same `training.step.LossFn` of the few parameters; `aux.frozen` is a pair, those frozen and its own."""
+
+        def adapted(few: PyTree, aux: Any, *rest: Any) -> Any:
+            frozen, own = aux.frozen
+            ema = None if aux.ema is None else self.merge(aux.ema, frozen)
+            return loss_fn(self.merge(few, frozen), aux.replace(ema=ema, frozen=own), *rest)
+
+        return adapted
+
+
 @dataclasses.dataclass(frozen=True)
-class AdaptConfig:
+class AdaptConfig(Split):
     """Training few parameters beside those of init_from, which are frozen and not saved again."""
 
     method: Literal["none", "lora", "dora", "bias"] | Method = "none"
@@ -170,15 +202,17 @@ class AdaptConfig:
         """The parameters of the model."""
         return low_rank.merge(frozen, few, self.scale)
 
-    def loss(self, loss_fn: Callable) -> Callable:
-        """The same `training.step.LossFn` of the few parameters; `aux.frozen` is a pair, those frozen and its own."""
+    def remember(self, workdir: Path, source: str, frozen: PyTree) -> None:
+        """Records where the frozen parameters come from, or checks that they are those of the run's start.
 
-        def adapted(few: PyTree, aux: Any, *rest: Any) -> Any:
-            frozen, own = aux.frozen
-            ema = None if aux.ema is None else self.merge(aux.ema, frozen)
-            return loss_fn(self.merge(few, frozen), aux.replace(ema=ema, frozen=own), *rest)
-
-        return adapted
+        Raises:
+          UserError: the run has begun with others.
+        """
+        norm = _norm(frozen)
+        if not (workdir / BASE).is_file():
+            source = str(Path(source).expanduser().absolute()) if Path(source).expanduser().exists() else source
+            (workdir / BASE).write_text(json.dumps({"init_from": source, "norm": norm}) + "\n")
+        _require_same(workdir, norm)
 
 
 WHOLE = AdaptConfig()
@@ -210,19 +244,6 @@ def require_loaded(config: AdaptConfig, params: PyTree, new: Sequence[str], sour
             f"adapt: {source} does not have {lost[0]}, which would stay as it was initialised: train it too, with "
             f"--adapt.also {' '.join(config.also)} {parts}"
         )
-
-
-def remember_base(workdir: Path, source: str, frozen: PyTree) -> None:
-    """Records where a run's frozen parameters come from, or checks that they are those of its start.
-
-    Raises:
-      UserError: the run has begun with others.
-    """
-    norm = _norm(frozen)
-    if not (workdir / BASE).is_file():
-        source = str(Path(source).expanduser().absolute()) if Path(source).expanduser().exists() else source
-        (workdir / BASE).write_text(json.dumps({"init_from": source, "norm": norm}) + "\n")
-    _require_same(workdir, norm)
 
 
 def base_of(workdir: Path) -> str:

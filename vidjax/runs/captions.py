@@ -13,6 +13,7 @@ from jaxtyping import Array, Int, UInt8
 
 from vidjax.convert import hub
 from vidjax.errors import UserError
+from vidjax.evaluation.captions import caption_scores, plain_words
 from vidjax.evaluation.generation import beam_search
 from vidjax.models.blip import Answerer, Blip, Captioner
 from vidjax.models.blip2 import Blip2Language
@@ -22,7 +23,7 @@ from vidjax.models.video_text import VideoText
 from vidjax.runs.generation import begin
 from vidjax.runs.run import Run
 from vidjax.runs.validation import Validator
-from vidjax.runs.video_text import load_tokenizer
+from vidjax.runs.video_text import load_tokenizer, tokenize_all
 from vidjax.training.sharding import is_main_process, jit_on_mesh, put_batch
 from vidjax.training.state import TrainState
 
@@ -31,6 +32,7 @@ LONGEST = 64
 
 if TYPE_CHECKING:  # PyAV and the tokenizers are imported when they are needed
     from vidjax.data.text import Tokenizer
+    from vidjax.runs.preferences import Attribute
 
 Describer = VideoText | Blip | Captioner | Answerer | Blip2Language
 Writer = Callable[[dict, UInt8[Array, "b t h w c"]], Int[Array, "b m"]]
@@ -54,7 +56,8 @@ def require_decoder(source: str | Path, model: nn.Module) -> Describer:
     if not (decoder or writes or isinstance(model, Captioner | Blip2Language)):
         raise UserError(
             f"{source} is a {type(model).__name__} without a decoder of captions: give a run of "
-            "video_language_pretrain.py, one of vision_language_pretrain.py with the objective lm, or a BLIP or BLIP-2"
+            "video_language_pretrain.py, one of vision_language_pretrain.py with the objective lm or of "
+            "blip2_pretrain.py with --stage 2, or a BLIP or BLIP-2"
         )
     return model
 
@@ -198,10 +201,13 @@ def read_captions(tokenizer: "Tokenizer", ids: Int[np.ndarray, "b m"]) -> list[s
     ]
 
 
-def caption_validator(run: Run, tokenizer: "Tokenizer", count: int) -> Validator:
+def caption_validator(
+    run: Run, tokenizer: "Tokenizer", count: int, attributes: Sequence["Attribute"] = ()
+) -> Validator:
     """Writes captions of the first `count` validation videos to `captions/` in the work directory.
 
-    `caption_exact` is the fraction that equals one of the video's own captions.
+    `caption_exact` is the fraction that equals one of the video's own captions, `caption_cider` their CIDEr-D, and
+    `NAME` of each attribute the share, of those whose first caption names the attribute, that name the same.
     """
     source, write = run.sources["validation"], caption_writer(run.model, tokenizer)
     chosen = np.arange(min(count, len(source)))
@@ -211,7 +217,8 @@ def caption_validator(run: Run, tokenizer: "Tokenizer", count: int) -> Validator
         return write(variables, batch["video"]), batch["index"], batch["valid"]
 
     def validate(state: TrainState, step: int) -> dict[str, float]:
-        variables: dict[str, Any] = {"params": state.evaluated_params, **state.model_state}
+        params = run.merge(state.evaluated_params, state.frozen)
+        variables: dict[str, Any] = {"params": params, **state.model_state}
         parts = []
         for batch in run.validation_batches(indices=chosen):
             used = {name: batch[name] for name in ("video", "index", "valid")}
@@ -221,10 +228,25 @@ def caption_validator(run: Run, tokenizer: "Tokenizer", count: int) -> Validator
         references = [source.captions(int(i)) for i in index[valid]]
         if is_main_process():
             _save(run.workdir / "captions" / f"step_{step:07d}.txt", texts, references)
-        exact = [text in own for text, own in zip(texts, references, strict=True)]
-        return {"caption_exact": sum(exact) / max(len(exact), 1)}
+        if not texts:
+            return {"caption_exact": 0.0}
+        exact = np.mean([text in own for text, own in zip(texts, references, strict=True)])
+        plain = [plain_words(text) for text in texts], [[plain_words(text) for text in own] for own in references]
+        named = {each.name: _named(each, tokenizer, ids[valid], references) for each in attributes}
+        return {"caption_exact": float(exact), "caption_cider": caption_scores(*plain).cider, **named}
 
     return validate
+
+
+def _named(
+    attribute: "Attribute", tokenizer: "Tokenizer", ids: Int[np.ndarray, "b m"], references: Sequence[Sequence[str]]
+) -> float:
+    """The share of texts that name an attribute as their first reference, of those whose reference names it."""
+    longest = max(len(tokenizer.encode(own[0])) for own in references)
+    first, _ = tokenize_all(tokenizer, [own[0] for own in references], longest)
+    names = np.asarray(attribute.named(jnp.asarray(first))) >= 0
+    agrees = np.asarray(attribute.agrees(jnp.asarray(ids), jnp.asarray(first)))
+    return float(agrees[names].mean()) if names.any() else 0.0
 
 
 def _save(path: Path, texts: Sequence[str], references: Sequence[Sequence[str]]) -> None:

@@ -23,7 +23,7 @@ from jaxtyping import PyTree
 from vidjax.cli import as_dict
 from vidjax.convert.checkpoint import write_model
 from vidjax.errors import UserError
-from vidjax.runs.adapting import WHOLE, AdaptConfig, remember_base
+from vidjax.runs.adapting import WHOLE, Split
 from vidjax.runs.announce import (
     describe_losses,
     describe_run,
@@ -135,7 +135,7 @@ class Run:
         example: Mapping[str, tuple[tuple[int, ...], Any]] | None = None,
         model_state: Mapping[str, PyTree] = MappingProxyType({}),
         fields: Mapping[str, tuple[tuple[int, ...], Any]] = MappingProxyType({}),
-        adapt: AdaptConfig = WHOLE,
+        adapt: Split = WHOLE,
     ) -> None:
         """Sets up the sharded step from shapes; no array is allocated.
 
@@ -230,15 +230,15 @@ class Run:
             self._bad_files[name] = BadFiles(source, self.config.data.max_bad_share, path)
         state = jit_into(self.sharding, self._create, self.mesh)(variables, frozen)
         if self._adapt.used:
-            remember_base(self.workdir, self.config.init_from, state.frozen[0])
+            self._adapt.remember(self.workdir, self.config.init_from, state.frozen[0])
         return state
 
     def _open(self) -> None:
         """Opens the work directory, and starts compiling the step; does nothing the second time."""
         if self._compiling is not None:
             return
-        before, now = class_names(self.workdir) if self.has_begun else (), self.model.card.class_names
-        if before and before != now:
+        before = class_names(self.workdir) if self.has_begun else ()
+        if before and before != (now := self.model.card.class_names):
             raise UserError(
                 f"{self.workdir} was started with the classes {', '.join(before[:5])}, but {self.source.name} now has "
                 f"{', '.join(now[:5])}: use the original classes or another --workdir"

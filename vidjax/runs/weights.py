@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import flax.linen as nn
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from vidjax import convert
 from vidjax.convert import files
@@ -18,6 +19,7 @@ from vidjax.convert.conversion import Report
 from vidjax.convert.rules import Inflation
 from vidjax.data.labels import find_classes
 from vidjax.errors import UserError
+from vidjax.layers.card import Card
 from vidjax.layers.stills import sum_over_time
 from vidjax.models import variable_shapes, with_classes
 from vidjax.models.aligned import Aligned, VideoTokens
@@ -83,15 +85,17 @@ def load_pretrained(
     weights, step = read_weights(source, which)
     described = read_model(Path(source))
     origin = f"{source}, step {step}"
-    return convert.assemble(origin, weights, described, asdict(described.card), name=name, **settings)
+    card = asdict(described.card) if hasattr(described, "card") else {}  # a language model has none
+    return convert.assemble(origin, weights, described, card, name=name, **settings)
 
 
 def read_weights(workdir: str | Path, which: Which = "best") -> tuple[dict, int]:
     """A run's variables by path, and their step; see `training.checkpoint.load_variables`.
 
-    Those of a run that has trained few parameters are merged with its base, which is loaded.
+    Those of a run that has trained few parameters are merged with its base, which is loaded, and those of a run with
+    frozen parts with these, in float32.
     """
-    from vidjax.training.checkpoint import has_checkpoint, load_variables  # models do not depend on Orbax
+    from vidjax.training.checkpoint import has_checkpoint, load_frozen, load_variables  # models do not depend on Orbax
 
     workdir = Path(workdir)
     weights, step = load_variables(workdir, which if has_checkpoint(workdir, which) else "last")
@@ -102,7 +106,8 @@ def read_weights(workdir: str | Path, which: Which = "best") -> tuple[dict, int]
         keep_head = config.get("keep_head", False)
         base = start_classifier(base_of(workdir), model, variable_shapes(model), keep_head, adapt)
         weights = with_base(workdir, adapt, weights, base["params"])
-    return weights, step
+    frozen = flatten_dict(load_frozen(workdir), sep="/")
+    return weights | {f"params/{path}": np.asarray(leaf, np.float32) for path, leaf in frozen.items()}, step
 
 
 def export_adapter(workdir: str | Path, out: str | Path, which: Which = "best") -> Path:
@@ -129,7 +134,7 @@ def class_names(source: str | Path) -> tuple[str, ...]:
     """The class names of a run or a published checkpoint; empty if it has none."""
     path = Path(source).expanduser()
     if (path / NAME).is_file():
-        return read_model(path).card.class_names
+        return getattr(read_model(path), "card", Card()).class_names
     config = convert.hub.read_config(path) if path.exists() else None
     return tuple(convert.hub.read_card(config, path).get("class_names", ())) if config else ()
 

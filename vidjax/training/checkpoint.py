@@ -4,6 +4,7 @@ import contextlib
 import logging
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -14,6 +15,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict
+from jaxtyping import PyTree
 
 from vidjax.errors import UserError
 from vidjax.training.state import Skipped, TrainState
@@ -22,6 +24,8 @@ log = logging.getLogger(__name__)
 
 FOLDERS = MappingProxyType({"last": "checkpoints", "best": "best"})
 """Subdirectories of a work directory with the newest checkpoints and the one that validated best."""
+FROZEN = "frozen"
+"""Subdirectory of a work directory with the parameters of frozen parts, which no step changes."""
 
 
 @flax.struct.dataclass
@@ -226,22 +230,45 @@ def load_variables(directory: Path, which: Literal["last", "best"] = "last") -> 
     steps = ocp.utils.checkpoint_steps(saved_in) if saved_in.is_dir() else []
     if not steps:
         raise UserError(f"{directory} has no checkpoint in {saved_in.name}/: wait until the run has saved one")
-    path = (saved_in / str(max(steps)) / "state").absolute()
+    path = saved_in / str(max(steps)) / "state"
+
+    def select(saved: dict) -> dict:
+        params = "ema" if saved.get("ema") else "params"
+        return {name: saved[name] for name in (params, "model_state") if saved.get(name)}
+
+    restored = _read_arrays(path, select, f"checkpoint {max(steps)} in {saved_in}")
+    variables = restored.pop("model_state", {})
+    (params,) = restored.values()
+    return flatten_dict({"params": params, **variables}, sep="/"), max(steps)
+
+
+def save_frozen(directory: Path, params: PyTree) -> None:
+    """Writes the parameters of frozen parts into a work directory; returns when they are complete."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save((Path(directory) / FROZEN).absolute(), params, force=True)
+
+
+def load_frozen(directory: Path) -> PyTree:
+    """The parameters of a run's frozen parts on the host; empty if it has none.
+
+    Raises:
+      UserError: they are damaged.
+    """
+    path = Path(directory) / FROZEN
+    return _read_arrays(path, lambda saved: saved, f"{path}") if path.is_dir() else {}
+
+
+def _read_arrays(path: Path, select: Callable[[dict], dict], label: str) -> dict:
+    """The arrays of a checkpoint on the host, as far as they are selected from its description."""
     handler = ocp.PyTreeCheckpointHandler()
     try:
-        saved = handler.metadata(path).tree
-        params = "ema" if saved.get("ema") else "params"
-        selected = {name: saved[name] for name in (params, "model_state") if saved.get(name)}
+        selected = select(handler.metadata(path.absolute()).tree)
         target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), selected)
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target)
         request = ocp.args.PyTreeRestore(target, restore_args=as_numpy, partial_restore=True)
-        restored = handler.restore(path, args=request)
+        return handler.restore(path.absolute(), args=request)
     except Exception as error:  # Orbax and TensorStore raise various types for damaged files
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise UserError(
-            f"checkpoint {max(steps)} in {saved_in} cannot be read ({reason}): restore it from a copy"
-        ) from error
+        raise UserError(f"{label} cannot be read ({reason}): restore it from a copy") from error
     finally:
         handler.close()
-    variables = {"params": restored[params], **restored.get("model_state", {})}
-    return flatten_dict(variables, sep="/"), max(steps)

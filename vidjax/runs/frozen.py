@@ -1,0 +1,59 @@
+"""Training a model of which whole parts are frozen, such as the encoder and the language model of BLIP-2.
+
+The state's `params`, the optimiser and the checkpoints have what is trained alone. The frozen parameters are inputs of
+the step: no gradient is taken for them, so that nothing that only they would need is kept for the backward pass. They
+are written once, into the work directory, from which a run is resumed and loaded.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array, Key, PyTree
+
+from vidjax.fields import check_values
+from vidjax.runs.adapting import Split
+from vidjax.training.checkpoint import has_checkpoint, save_frozen
+
+FrozenType = Literal["auto", "float32", "bfloat16"]
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenParts(Split):
+    """The division of a model's parameters by their paths.
+
+    Attributes:
+      parts: beginnings of the paths of the frozen ones.
+      kind: how frozen kernels and tables are kept; biases and norms, of one axis, are float32. `auto` is bfloat16 on
+        accelerators, float32 on a CPU.
+    """
+
+    parts: tuple[str, ...]
+    kind: FrozenType = "auto"
+    used = True
+
+    def __post_init__(self) -> None:
+        check_values(self, "frozen ")
+
+    def split(self, params: PyTree, key: Key[Array, ""]) -> tuple[PyTree, PyTree]:
+        """The trained parameters at the start of a run, and the frozen ones as they are kept."""
+        flat = flatten_dict(params, sep="/")
+        frozen = {path: self._stored(leaf) for path, leaf in flat.items() if path.startswith(self.parts)}
+        few = {path: leaf for path, leaf in flat.items() if path not in frozen}
+        return unflatten_dict(few, sep="/"), unflatten_dict(frozen, sep="/")
+
+    def merge(self, few: PyTree, frozen: PyTree) -> dict[str, PyTree]:
+        """The parameters of the model."""
+        return unflatten_dict(flatten_dict(frozen, sep="/") | flatten_dict(few, sep="/"), sep="/")
+
+    def remember(self, workdir: Path, source: str, frozen: PyTree) -> None:
+        """Writes the frozen parameters, unless the run is resumed, which has read them."""
+        if not has_checkpoint(workdir):
+            save_frozen(workdir, frozen)
+
+    def _stored(self, leaf: Array) -> Array:
+        auto = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        return leaf.astype(jnp.dtype(auto if self.kind == "auto" else self.kind)) if leaf.ndim > 1 else leaf
