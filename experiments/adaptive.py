@@ -165,6 +165,7 @@ def main(config: Config, mesh: Mesh) -> dict[str, Any]:
     if start is None:
         return {}
     chooses = [f"{name}/" for name in variables["params"] if name not in frozen["params"]]
+    chooses += [f"batch_stats/{path}" for path in chooses]
     variables, _ = runs.start_from(start, model, variables, new=chooses)
     frozen = adaptive.part_of(variables, frozen)
     state = run.begin(variables, frozen)

@@ -32,6 +32,7 @@ DEMO = {
 RECIPES = {
     "demo": DEMO,
     "demo_stts": DEMO | {"model": "stts_tiny_8"},
+    "demo_adavit": DEMO | {"model": "adavit_tiny"},
     "demo_ada3d": DEMO | {"model": "ada3d_tiny", "budgets": (0.2, 0.3, 0.4, 0.5)},
     "videos": {},  # the user's videos
 }

@@ -19,6 +19,7 @@ from vidjax import cli
 from vidjax.convert.checkpoint import write_model
 from vidjax.data.config import LabelledDataConfig
 from vidjax.errors import UserError
+from vidjax.models.ada3d import Ada3D
 from vidjax.runs import adaptive, keep_classes
 from vidjax.runs.embedding import pooling_model
 from vidjax.training.checkpoint import load_variables
@@ -136,6 +137,37 @@ def test_a_run_trains_the_network_then_the_choice_resumes_equally_and_measures_b
     assert step == 4 and expected.keys() == resumed.keys()
     for path, value in expected.items():
         np.testing.assert_array_equal(resumed[path], value, err_msg=path)
+
+
+@pytest.mark.long
+def test_ada3d_is_trained_without_a_budget_and_measured_at_some(tmp_path):
+    config = cli.parse(script.Config, script.RECIPES, script.DATA_FLAG, ["demo_ada3d", *SMALL])
+    rows = script.main(dataclasses.replace(config, budget=0.6, workdir=str(tmp_path / "run")))["rows"]
+    assert [row["name"] for row in rows] == ["full", "chosen", "random"]
+    assert all(0.1 < row["macs"] < 0.7 for row in rows[1:]) and rows[1]["macs"] == pytest.approx(rows[2]["macs"], 0.1)
+    model, variables = vidjax.load_pretrained(tmp_path / "run", verbose=False)
+    network, whole = vidjax.load_pretrained(tmp_path / "run" / "full", verbose=False)
+    assert isinstance(model, Ada3D) and not isinstance(network, Ada3D)
+    # The network goes on learning beside its policy.
+    kernel, before = (each["params"]["classifier"]["kernel"] for each in (variables, whole))
+    assert 0 < np.abs(kernel - before).max() < 0.01
+
+
+@pytest.mark.long
+def test_frames_of_a_clip_exchange_what_adavit_decides_about_them():
+    model = vidjax.create_model("adavit_tiny", num_classes=3, num_frames=4, model={"depth": 1})
+    variables, video = perturbed(model), jnp.asarray(recipe.floats("video", (2, 4, 32, 32, 3)))
+    variables["params"]["policy_0"]["tokens"]["kernel"] *= 20  # some tokens are used and some are not
+
+    @jax.jit
+    def used(key):
+        with adaptive.deciding(key, frames=4):
+            usage = model.apply(variables, video, method="masked").usage
+        return usage.tokens.sum(axis=(1, 2)).reshape(2, 4)
+
+    own, other = np.asarray(used(None)), np.asarray(used(jax.random.key(1)))
+    assert (own != other).any()
+    np.testing.assert_array_equal(np.sort(own), np.sort(other))
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ from vidjax.layers.transformer import VIT_SIZES, Block, Mlp
 from vidjax.models.vit import ViT
 
 How = Literal["pruned", "masked", "sampled"]
-TAU = 5.0  # temperature of the drawn decisions
+TAU = 5.0  # temperature of the drawn decisions in the released code
 TOKEN_THRESHOLD, THRESHOLD = 0.6, 0.5  # probabilities
 STEPS = (0.25, 0.5, 0.75, 1.0)
 """Shares of a frame's tokens for which evaluation has a program; the smallest that suffices runs."""
@@ -72,11 +72,13 @@ class Policy(nn.Module):
     """Logits of the decisions of a block; without heads, of patches alone."""
 
     choices: int | None
+    bias: float = 0.0
     dtype: DTypeLike | None = None
 
     def setup(self) -> None:
         """Creates the linear layers."""
-        dense = partial(nn.Dense, kernel_init=NORMAL, dtype=self.dtype)
+        start = nn.initializers.constant(self.bias)
+        dense = partial(nn.Dense, kernel_init=NORMAL, bias_init=start, dtype=self.dtype)
         self.tokens = dense(1)
         if self.choices is not None:
             self.heads, self.branches = dense(self.choices), dense(2)
@@ -96,10 +98,14 @@ class AdaViT(nn.Module):
     Attributes:
       model: the ViT, without `remat`, `scan` and adapters.
       always: number of blocks, from the first, whose heads and branches are always used.
+      temperature: of the drawn decisions; with a lower one, gradients of uncertain decisions are larger.
+      bias: initial bias of the decisions; well above 0, a trained ViT first uses everything, as it has learned to.
     """
 
     model: ViT
     always: int = 1
+    temperature: float = TAU
+    bias: float = 0.0
     card: Card = Card()
     dtype: DTypeLike | None = None
 
@@ -109,7 +115,7 @@ class AdaViT(nn.Module):
             raise UserError("the blocks of AdaViT differ from frame to frame: omit scan, remat and adapters")
         nn.share_scope(self, self.model)
         choices = [None if i < self.always else self.model.heads for i in range(self.model.depth)]
-        self.policy = [Policy(each, self.dtype) for each in choices]
+        self.policy = [Policy(each, self.bias, self.dtype) for each in choices]
 
     @property
     def num_frames(self) -> int:
@@ -166,7 +172,7 @@ class AdaViT(nn.Module):
         if how != "sampled":
             return (nn.sigmoid(logits) > threshold).astype(jnp.float32)
         noise = jax.random.logistic(self.make_rng("usage"), logits.shape)  # the difference of two Gumbel's
-        soft = nn.sigmoid((logits + noise) / TAU)
+        soft = nn.sigmoid((logits + noise) / self.temperature)
         return jax.lax.stop_gradient((soft > threshold) - soft) + soft  # straight through
 
     def _choose_tokens(self, x: Float[Array, "n m d"], number: int, how: How) -> Float[Array, "n m"]:
@@ -292,7 +298,7 @@ DEIT_S = Card(source="MengLcool/AdaViT", accuracy="ImageNet 77.3, 1x1 views", vi
 
 VARIANTS = MappingProxyType(
     {
-        "adavit_tiny": partial(around, partial(ViT, **TINY)),
+        "adavit_tiny": partial(around, partial(ViT, **TINY), temperature=1.0, bias=3.0),
         "adavit_small_16": partial(around, partial(ViT, **VIT_SIZES["small"], num_classes=1000), card=DEIT_S),
     }
 )

@@ -37,15 +37,23 @@ ROUNDS = 15
 
 
 @contextmanager
-def deciding(key: Key[Array, ""] | None = None, shift: float | Array = 0.0) -> Iterator[None]:
+def deciding(key: Key[Array, ""] | None = None, shift: float | Array = 0.0, frames: int = 1) -> Iterator[None]:
     """Context manager in which what a model decides is changed.
 
     Args:
       key: shuffles the scores of tokens, frames, regions, heads, branches or convolutions of each decision, so that as
         much is used as before, but at random.
       shift: added to the logits of AdaViT's and Ada3D's decisions; more is used if it is above 0.
+      frames: of a clip, which AdaViT decides about one by one; with a key they also exchange their decisions.
     """
     calls = itertools.count()
+
+    def exchange(logits: Array) -> Array:
+        if key is None:
+            return logits
+        order = jnp.argsort(jax.random.uniform(key, (len(logits) // frames, frames)), axis=1)  # the same in all blocks
+        clips = logits.reshape(-1, frames, logits.shape[1])
+        return jnp.take_along_axis(clips, order[..., None], axis=1).reshape(logits.shape)
 
     def shuffle(scores: Array) -> Array:
         if key is None:
@@ -58,8 +66,9 @@ def deciding(key: Key[Array, ""] | None = None, shift: float | Array = 0.0) -> I
         outputs, module, method = call(*args, **kwargs), context.module, context.method_name
         if isinstance(module, ScorePredictor) and method == "__call__":
             return shuffle(outputs)
-        chooses = isinstance(module, adavit.Policy) and method.startswith("of_")
-        if chooses or (isinstance(module, ada3d.Policy) and method == "__call__"):
+        if isinstance(module, adavit.Policy) and method.startswith("of_"):
+            return jax.tree.map(lambda logits: shuffle(exchange(logits) + shift), outputs)
+        if isinstance(module, ada3d.Policy) and method == "__call__":
             return jax.tree.map(lambda logits: shuffle(logits + shift), outputs)
         return outputs
 
@@ -232,7 +241,7 @@ def points_of(run: Run, cost: Cost, budgets: Sequence[float], variables: dict, b
             shift = shift_for(model, cost, budget, variables["own"], batch["video"], run.mesh)
             apply = partial(_apply_by_clip, model, cost)
         for name in ("chosen", "random"):
-            points.append(Point(name, budget, partial(_decide, apply, shift, name == "random")))
+            points.append(Point(name, budget, partial(_decide, apply, shift, name == "random", model.num_frames)))
     return points
 
 
@@ -247,8 +256,10 @@ def _apply_by_clip(model: nn.Module, cost: Cost, variables: dict, video: Array) 
     return output.logits, cost.of_usage(output.usage)
 
 
-def _decide(apply: Callable, shift: float, at_random: bool, variables: dict, video: Array, key: Array) -> tuple:
-    with deciding(key if at_random else None, shift):
+def _decide(
+    apply: Callable, shift: float, at_random: bool, frames: int, variables: dict, video: Array, key: Array
+) -> tuple[Array, Array]:
+    with deciding(key if at_random else None, shift, frames):
         return apply(variables["own"], video)
 
 
