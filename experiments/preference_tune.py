@@ -144,8 +144,9 @@ def main(config: Config, mesh: Mesh) -> dict[str, float]:
         loss_fn = preferences.dpo_loss(model, config.beta, config.smoothing)
     elif method == "grpo":
         reward, frozen["reward"] = preferences.load_reward(
-            config.reward, attributes, tokenizer, source.captions(0), context, runs.computing_type(config.dtype)
-        )
+            config.reward, attributes, tokenizer, source.captions(0), context,
+            (config.data.frames, config.data.size), runs.computing_type(config.dtype),
+        )  # fmt: skip
         loss_fn = preferences.group_loss(model, reward, tokenizer.end, context, config.group, config.beta)
     else:
         model, frozen = RewardModel(captioner, card=captioner.card), None

@@ -200,5 +200,8 @@ def test_what_does_not_fit_the_captioner_is_refused():
     with pytest.raises(ValueError, match="some is a Albef: give a run of vision_language_pretrain"):
         require_writer("some", create_model("albef_tiny"))
     judge = script.RewardModel(create_model("blip_tiny"))
+    clips = (judge.tower.num_frames, judge.tower.image_size)
     with pytest.raises(ValueError, match="reward judge has another tokenizer than the captioner"):
-        check_reward("judge", judge, open_tokenizer("bytes"), WORDS, ("a",), 4)
+        check_reward("judge", judge, open_tokenizer("bytes"), WORDS, ("a",), 4, clips)
+    with pytest.raises(ValueError, match=r"reward judge takes clips of .*x.*, the captioner 3x16: train one on its"):
+        check_reward("judge", judge, open_tokenizer("bytes"), WORDS, ("a",), 4, (3, 16))

@@ -267,15 +267,24 @@ def without_gradients(loss_fn: LossFn, trained: PyTree[bool]) -> LossFn:
 
 
 def check_reward(
-    source: str, judge: Any, theirs: "Tokenizer", ours: "Tokenizer", texts: Sequence[str], context: int
-) -> RewardModel:
-    """Returns the reward model if it reads the captions that the policy writes.
+    source: str, judge: Any, theirs: "Tokenizer", ours: "Tokenizer", texts: Sequence[str], context: int,
+    clips: tuple[int, int],
+) -> RewardModel:  # fmt: skip
+    """Returns the reward model if it reads the captions that the policy writes, of the same clips.
+
+    Args:
+      clips: frames and pixels of the policy's.
 
     Raises:
-      UserError: it is no reward model, reads shorter captions, or has another tokeniser.
+      UserError: it is no reward model, takes other clips, reads shorter captions, or has another tokeniser.
     """
     if not isinstance(judge, RewardModel):
         raise UserError(f"reward {source} is a {type(judge).__name__}: give a run of --method reward")
+    if (own := (judge.tower.num_frames, judge.tower.image_size)) != clips:
+        raise UserError(
+            f"reward {source} takes clips of {own[0]}x{own[1]}, the captioner {clips[0]}x{clips[1]}: train one on its "
+            "clips"
+        )
     if judge.tower.text.context < context:
         raise UserError(f"reward {source} reads {judge.tower.text.context} tokens: give --context with at most as many")
     if theirs.vocabulary != ours.vocabulary or any(theirs.encode(text) != ours.encode(text) for text in texts):
@@ -308,17 +317,19 @@ def load_captioner(config: Any, context: int | None) -> tuple[Blip | Captioner, 
 
 
 def load_reward(
-    name: str, attributes: Sequence[Attribute], tokenizer: "Tokenizer", texts: Sequence[str], context: int, dtype: Any
-) -> tuple[Reward, dict]:
+    name: str, attributes: Sequence[Attribute], tokenizer: "Tokenizer", texts: Sequence[str], context: int,
+    clips: tuple[int, int], dtype: Any,
+) -> tuple[Reward, dict]:  # fmt: skip
     """The reward of captions, by the name of an attribute or a reward model's run, and its variables.
 
     Args:
       tokenizer: the captioner's.
       texts: some captions, which the reward model must read alike.
       context: tokens per caption.
+      clips: frames and pixels of the captioner's.
 
     Raises:
-      UserError: it is neither, or was trained with another tokeniser.
+      UserError: it is neither, or was trained with another tokeniser or on other clips.
     """
     named = {attribute.name: attribute for attribute in attributes}
     if name in named:
@@ -327,7 +338,7 @@ def load_reward(
         names = ", ".join(named) or "none of which are given"
         raise UserError(f"reward {name} is neither a run nor one of the attributes ({names}): give one")
     judge, variables = load_pretrained(name, strict=True, dtype=dtype)
-    judge = check_reward(name, judge, tokenizer_of(name), tokenizer, texts, context)
+    judge = check_reward(name, judge, tokenizer_of(name), tokenizer, texts, context, clips)
     return model_reward(judge), variables
 
 
