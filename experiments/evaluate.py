@@ -229,15 +229,13 @@ def main(config: Config) -> dict[str, Any]:
     square = runs.square_pixels(config.run, config.data)
     source = open_source(config.data.source, config.data.split, square)
     unknown = open_source(config.unknown, config.unknown_split, square) if config.unknown else None
-    if is_main and not config.hashtags:
-        print_notes(source, unknown)
     settings = {"which": config.which, "verbose": is_main, "dtype": runs.computing_type(config.dtype)}
     model, variables = runs.load_pretrained(config.run, config.model, **settings)
     model, variables = runs.choose_head(model, variables, config.head, config.run)
     clips = runs.cut_clips(config.run, model, config.data)
     source, class_names, matched = label_by_name(source, model, config.hashtags)
-    if is_main and config.hashtags:
-        print_notes(source)
+    if is_main:
+        print_notes(source, unknown)
     if unknown is not None:
         require_unknown(unknown, class_names)
     average = config.average or model.card.average

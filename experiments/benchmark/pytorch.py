@@ -74,9 +74,7 @@ def measure_pytorch(job: Job, compiled: bool, ours: int, positions: int) -> dict
     order = (0, 4, 1, 2, 3) if axes == "b c t h w" else (0, 1, 4, 2, 3)
     pixels = np.array(model.card.preprocess(inputs["video"])) if is_aligned(model) else inputs["video"]
     video = torch.from_numpy(pixels).to(device).permute(order).contiguous()
-    label = (
-        torch.from_numpy(inputs["ids" if is_aligned(model) else "label"]).long().to(device)
-    )  # what is told of a clip
+    target = torch.from_numpy(inputs["ids" if is_aligned(model) else "label"]).long().to(device)
     masks = torch.from_numpy(tube_masks(model, job.batch_size)).to(device) if is_masked_autoencoder(model) else None
     blocks = itertools.cycle(
         [tuple(torch.from_numpy(each).long().to(device) for each in pair) for pair in pairs] for pairs in drawn
@@ -91,9 +89,9 @@ def measure_pytorch(job: Job, compiled: bool, ours: int, positions: int) -> dict
             if drawn:
                 return call(video, next(blocks))
             if is_aligned(model):
-                return call(video, label)
+                return call(video, target)
             logits = call(video)
-            return torch.nn.functional.cross_entropy(getattr(logits, "logits", logits).float(), label)
+            return torch.nn.functional.cross_entropy(getattr(logits, "logits", logits).float(), target)
 
     optimizer = torch.optim.AdamW(peer.parameters(), lr=1e-4, weight_decay=0.05, fused=True)
 

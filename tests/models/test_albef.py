@@ -86,3 +86,20 @@ def test_a_clip_that_repeats_an_image_is_embedded_as_the_image(golden):
     embed = jax.jit(model.apply)
     image = jnp.asarray(recipe.floats("image", (1, 1, 32, 32, 3)))
     np.testing.assert_allclose(embed(variables, jnp.tile(image, (1, 3, 1, 1, 1))), embed(variables, image), atol=1e-5)
+
+
+def test_a_zero_within_a_text_is_attended_to_and_padding_is_not_alone_and_in_view_of_a_video():
+    """Of CLIP's tokens 0 is "!"."""
+    text = FusionBert(12, 8, 16, 2, 2, fusion_depth=1)
+    ids = jnp.asarray([[1, 5, 0, 7, 2, 0, 0]])
+    x, seen = jax.random.normal(jax.random.key(1), (2, 1, 7, 16))
+    variables = text.init(jax.random.key(0), x, ids, seen, method="fuse")
+    fuse = jax.jit(lambda x: text.apply(variables, x, ids, seen, method="fuse")[0, 0])
+    for place, attended in ((2, True), (6, False)):
+        assert bool(jnp.any(fuse(x.at[:, place].multiply(-1)) != fuse(x))) == attended
+    variables = text.init(jax.random.key(0), ids, method="tokens")
+    read = jax.jit(lambda params: text.apply({"params": params}, ids, method="tokens")[0, 0])
+    params = variables["params"]
+    words = params["token_embedding"]["embedding"]
+    changed = params | {"token_embedding": {"embedding": words.at[0].add(jnp.arange(16.0))}}
+    assert jnp.any(read(changed) != read(params))

@@ -224,7 +224,7 @@ class FusionBert(nn.Module):
           video: tokens of the videos, of any width.
         """
         for block in self.block[self.depth - self.fusion_depth :]:
-            tokens = run_block(block, tokens, 0.0, train, self.remat, mask=(ids != 0)[:, None], context=video)
+            tokens = run_block(block, tokens, 0.0, train, self.remat, mask=within_text(ids)[:, None], context=video)
         return tokens
 
     def words(self, tokens: Float[Array, "b m d"]) -> Float[Array, "b m v"]:

@@ -92,7 +92,7 @@ def cut_texts(
     Returns:
       The ids of the prefixes, and of the rests after an id 0, both padded with 0.
     """
-    words = (ids != 0).sum(axis=1) - start - 1
+    words = within_text(ids).sum(axis=1) - start - 1
     cut = start + jnp.floor(jax.random.uniform(key, words.shape) * words).astype(jnp.int32)[:, None]
     place = jnp.arange(ids.shape[1])
     read = jnp.where(place < cut, ids, jnp.where(place == cut, end, 0))

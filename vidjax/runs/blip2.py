@@ -15,6 +15,7 @@ from jaxtyping import PyTree
 
 from vidjax.errors import UserError
 from vidjax.evaluation.retrieval import ranked
+from vidjax.layers.attention import within_text
 from vidjax.models import create_model, override
 from vidjax.models.aligned import VideoTokens
 from vidjax.models.blip2 import Blip2, Blip2Language
@@ -173,9 +174,9 @@ def language_loss(model: Language, tokenizer: "Tokenizer") -> Callable:
         ids, valid = batch["ids"], batch["valid"]
         if isinstance(model, T5):
             read, ids = language_modeling.cut_texts(key, ids, start, tokenizer.end)
-            words = model.apply({"params": params}, read, ids, read != 0, True)
+            words = model.apply({"params": params}, read, ids, within_text(read), True)
         else:
-            words = model.apply({"params": params}, ids, ids != 0, train=True)
+            words = model.apply({"params": params}, ids, within_text(ids), train=True)
         return language_modeling.caption_loss(words, ids, valid), (aux.model_state, {})
 
     return loss_fn
@@ -221,7 +222,7 @@ def second_loss(model: Blip2Language, tokenizer: "Tokenizer") -> Callable:
         if isinstance(model.language, T5):
             ids, written = language_modeling.cut_texts(cut_key, ids, start, tokenizer.end)
         placed = model.placed(ids, video.shape[1])
-        words = model.apply(variables, placed, looked, placed != 0, written, method="words")
+        words = model.apply(variables, placed, looked, within_text(placed), written, method="words")
         if written is not None:
             return language_modeling.caption_loss(words, written, valid), (aux.model_state, {})
         counted = (placed != model.place_token) & valid[:, None]
@@ -246,7 +247,7 @@ def caption_batches(run: Run, tokenizer: "Tokenizer", context: int, first: int) 
 
 
 def language_validator(run: Run, tokenizer: "Tokenizer", context: int, source: "Source") -> Validator:
-    """`caption_loss` of the validation captions: of their words, in nats."""
+    """`caption_loss` of the validation captions, as far as they fill whole batches: of their words, in nats."""
     from vidjax.data.text import tokenize
 
     texts = [text for index in range(len(source)) for text in source.captions(index)]
@@ -284,7 +285,7 @@ def first_validator(run: Run, tokenizer: "Tokenizer", context: int) -> Validator
         other = jnp.roll(ids, len(ids) // 2, axis=0)
         match = [jnp.diff(model.apply(variables, seen, each, method="match"))[:, 0] > 0 for each in (ids, other)]
         told = valid & jnp.roll(valid, len(ids) // 2) & (ids != other).any(axis=1)
-        tokens = ((ids[:, 1:] != 0) & valid[:, None]).sum()
+        tokens = (within_text(ids)[:, 1:] & valid[:, None]).sum()
         sums = {
             "right": jnp.where(told, match[0], 0).sum() + jnp.where(told, ~match[1], 0).sum(),
             "pairs": 2 * told.sum(),
