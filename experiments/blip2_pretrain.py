@@ -51,7 +51,7 @@ class Config(TrainConfig):
     stage: Literal["all", "language", "1", "2"] = "1"
     """1: Q-Former; 2: prompts for a language model; language: a small one; all: these in order, below the workdir."""
     model: str = "blip2_giant"
-    """The first stage: blip2_tiny or blip2_giant; the second follows from its run."""
+    """The first stage, such as blip2_giant, whose run the second follows from; of stage 2 only in a dry run without."""
     video_model: str | None = None
     """A video model instead of the image tower, which sees each frame alone: one of vidjax.list_models()."""
     language_model: str = "opt_tiny"
@@ -61,7 +61,7 @@ class Config(TrainConfig):
     init_language_from: str | None = initial(None)
     """The frozen language model of stage 2: a run of stage language, or a published OPT, GPT-2 or T5."""
     frozen_type: FrozenType = "auto"
-    """How frozen kernels and tables are kept: auto is bfloat16 on accelerators, float32 on a CPU."""
+    """How frozen kernels and tables are kept: auto is bfloat16 on accelerators, float32 on a CPU; int8 with scales."""
     tokenizer: str = "bytes"
     """bytes, CLIP's vocabulary (file or directory), or any tokenizer.json; in stage 2 the language model's."""
     context: int = 32
@@ -136,7 +136,7 @@ def train(config: Config, mesh: Mesh) -> dict[str, float]:
         loss_fn = blip2.second_loss(model, tokenizer)
     if config.stage != "language":
         model = model.clone(card=runs.trained_card(model.card, config.data))
-        settings["adapt"] = FrozenParts(model.frozen_parts, config.frozen_type)
+        settings["adapt"] = FrozenParts(model.frozen_parts, config.frozen_type, model.dtype)
     run.build(model, example_inputs(model), loss_fn, **settings)
     if config.dry_run:
         return run.dry_run()

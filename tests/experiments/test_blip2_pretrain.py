@@ -29,12 +29,14 @@ from vidjax.objectives import language_modeling
 from vidjax.runs import blip2
 from vidjax.runs.frozen import FrozenParts
 from vidjax.training.checkpoint import load_variables
+from vidjax.training.int8 import dequantized, quantized
 from vidjax.training.optimizer import OptimizerConfig, make_optimizer
 from vidjax.training.state import Aux, create_state
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "experiments"))
 import blip2_pretrain as script
 import caption
+import embed
 import finetune
 import retrieve
 import zero_shot
@@ -126,6 +128,26 @@ def test_frozen_parts_have_no_optimiser_state_and_no_gradient():
     assert jax.tree.structure(grads) == jax.tree.structure(few)
 
 
+def test_parts_in_int8_take_a_quarter_and_give_nearly_the_same_loss_and_gradient():
+    model = create_model("blip2_tiny_language")
+    variables, loss_fn = draw_variables(model), blip2.second_loss(model, BYTES)
+    pixels = np.random.default_rng(0).integers(256, size=(2, 4, 32, 32, 3), dtype=np.uint8)
+    batch, found = batch_of(np.array([[257, 5, 9, 258], [257, 7, 258, 0]]), pixels), {}
+    for kind in ("float32", "int8"):
+        parts = FrozenParts(model.frozen_parts, kind)
+        few, frozen = parts.split(variables["params"], jax.random.key(0))
+        aux = Aux({}, None, (frozen, None), 0)
+        grad = jax.jit(jax.value_and_grad(parts.loss(loss_fn), has_aux=True))
+        (loss, _), grads = grad(few, aux, batch, jax.random.key(0))
+        found[kind] = loss, grads, sum(leaf.nbytes for leaf in jax.tree.leaves(frozen))
+    (exact, expected, floats), (loss, grads, small) = found.values()
+    assert 0.25 < small / floats < 0.28
+    assert frozen["language"]["token_embedding"]["embedding"]["int8"].dtype == jnp.int8
+    assert exact != loss and abs(exact - loss) < 0.01 * exact
+    expected, grads = (np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(each)]) for each in (expected, grads))
+    assert np.dot(expected, grads) > 0.99 * np.linalg.norm(expected) * np.linalg.norm(grads)
+
+
 SMALL = changed(
     script.RECIPES["demo"],
     tokenizer="bytes",
@@ -136,7 +158,7 @@ SMALL = changed(
     caption_examples=5,
     video_model="fr2d_tiny",  # batch norm, and quick to compile
     init_video_from="encoder",
-    frozen_type="bfloat16",
+    frozen_type="int8",
     data__frames=4,
     data__size=16,
     data__short_side=16,
@@ -178,7 +200,7 @@ def test_the_stages_follow_one_another_and_resume_exactly(tmp_path, monkeypatch,
     for stage, (whole, fields) in stages.items():
         parts = changed(SMALL, stage=stage, workdir=f"parts{stage}", **fields, **without)
         interrupt_after(3, script.main, parts)
-        script.main(parts)
+        script.main(changed(parts, init_video_from=None, init_from=None, init_language_from=None))  # not needed again
         expected, actual = (load_variables(Path(workdir))[0] for workdir in (whole, parts.workdir))
         jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
@@ -190,11 +212,13 @@ def test_the_stages_follow_one_another_and_resume_exactly(tmp_path, monkeypatch,
     tower, language = variables["params"]["video"]["tower"], loaded["params"]["language"]
     for name, leaf in (flatten_dict(tower, sep="/") | flatten_dict(language, sep="/")).items():
         source = encoder.get(f"params/{name}", spoken.get(f"params/{name}"))
-        kept = source if source.ndim == 1 else jnp.asarray(source, jnp.bfloat16).astype(jnp.float32)
+        (kept,) = dequantized(quantized({name: jnp.asarray(source)})).values()
         np.testing.assert_array_equal(leaf, kept, err_msg=name)
 
     videos.write_video(tmp_path / "clip.mp4", np.full((16, 24, 24, 3), 90, np.uint8))
     settings = {"paths": (str(tmp_path / "clip.mp4"),), "beams": 1, "length": 3}
+    embed.main(embed.Config(run=str(second), data=SourceConfig(source=str(tmp_path / "clip.mp4")), out="clip.npz"))
+    assert np.load("clip.npz")["features"].shape == (1, model.video.width)
     (file,) = caption.main(caption.Config(**settings, run=str(second), prompt="a red"))
     assert file["caption"].startswith("a red")
     with pytest.raises(ValueError, match=r"a Blip2 without a decoder of captions: .* of blip2_pretrain.py with"):
@@ -256,6 +280,7 @@ def test_what_does_not_fit_together_is_refused(fields, message):
         (blip2.make_language, {"language_model": "bert_base_mlm"}, "language_model bert_base_mlm is none that BLIP-2"),
         (blip2.make_language, {"context": 97}, "0 queries and captions of 97 tokens are longer than .* context of 96"),
         (blip2.load_second, {}, "init_from is missing: stage 2 begins with a run of stage 1"),
+        (blip2.load_second, {"dry_run": True}, "model blip2_tiny is no second stage of BLIP-2: give one such as"),
     ],
 )
 def test_models_that_do_not_fit_are_refused(make, fields, message):
@@ -268,7 +293,7 @@ def test_models_that_do_not_fit_are_refused(make, fields, message):
     [
         (("blip2_tiny", None), {}, "init_language_from is missing: give a language model"),
         (("vit_tiny", None), {}, "init_from first is a ViT: give a run of stage 1, or a BLIP-2"),
-        (("visualglm_tiny", None), {}, "init_from first: VisualGLM and InstructBLIP are not trained here"),
+        (("visualglm_tiny", None), {}, "VisualGLM and InstructBLIP are not trained here"),
         (("blip2_tiny", "vit_tiny"), {}, "init_language_from language is a ViT: give an OPT"),
         (("blip2_tiny", "opt_tiny"), {}, "tokenizer bytes has 259 ids, the language model 259, of which the last"),
         (

@@ -28,12 +28,14 @@ class Block(nn.Module):
 
     Attributes:
       sees: whether queries attend to the image.
+      init_std: see `layers.bert.BertBlock`.
     """
 
     heads: int
     mlp_ratio: float
     sees: bool
     dropout: float = 0.0
+    init_std: float = 0.02
     dtype: DTypeLike | None = None
 
     @nn.compact
@@ -53,8 +55,9 @@ class Block(nn.Module):
           context: tokens of the image.
         """
         norm = partial(LayerNorm, epsilon=1e-12, dtype=self.dtype)
-        attention = partial(Attention, self.heads, kernel_init=NORMAL, dtype=self.dtype)
-        mlp = partial(Mlp, int(x.shape[-1] * self.mlp_ratio), exact_gelu, NORMAL, dtype=self.dtype)
+        normal = nn.initializers.normal(self.init_std)
+        attention = partial(Attention, self.heads, kernel_init=normal, dtype=self.dtype)
+        mlp = partial(Mlp, int(x.shape[-1] * self.mlp_ratio), exact_gelu, normal, dtype=self.dtype)
         drop = partial(nn.Dropout(self.dropout, name="dropout"), deterministic=not train)
         x = norm(name="norm1")(x + drop(attention(name="attention")(x, mask=mask)))
         parts, words = [], x[:, queries:]
@@ -78,6 +81,7 @@ class QFormer(nn.Module):
       writes: whether it has a head for words.
       every: distance between the blocks that see the image, of which the first is one.
       dropout: rate of the embeddings and of the branches.
+      init_std: see `layers.bert.BertBlock`.
       remat: see `Encoder`.
     """
 
@@ -91,6 +95,7 @@ class QFormer(nn.Module):
     writes: bool = True
     every: int = 2
     dropout: float = 0.0
+    init_std: float = 0.02
     remat: Remat = "none"
     dtype: DTypeLike | None = None
 
@@ -103,9 +108,8 @@ class QFormer(nn.Module):
             self.position = self.param("position", NORMAL, (self.context, self.width))
         self.embedding_norm = LayerNorm(epsilon=1e-12, dtype=self.dtype)
         self.embedding_dropout = nn.Dropout(self.dropout)
-        self.block = [
-            Block(self.heads, self.mlp_ratio, i % self.every == 0, self.dropout, self.dtype) for i in range(self.depth)
-        ]
+        block = partial(Block, self.heads, self.mlp_ratio, dropout=self.dropout, init_std=self.init_std)
+        self.block = [block(i % self.every == 0, dtype=self.dtype) for i in range(self.depth)]
         if reads and self.writes:
             self.word_head = WordHead(dtype=self.dtype)
 

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
@@ -11,8 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jaxtyping import PyTree
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, Key, PyTree
 
+from vidjax.convert.checkpoint import read_model
 from vidjax.errors import UserError
 from vidjax.evaluation.retrieval import ranked
 from vidjax.layers.attention import within_text
@@ -28,7 +31,7 @@ from vidjax.runs.run import Run
 from vidjax.runs.validation import Validator
 from vidjax.runs.vision_language import SMOOTHING, video_tokens
 from vidjax.runs.weights import load_pretrained
-from vidjax.training.checkpoint import load_frozen
+from vidjax.training.checkpoint import has_checkpoint, load_frozen
 from vidjax.training.sharding import is_main_process, jit_on_mesh, put_batch
 from vidjax.training.state import Aux, TrainState
 
@@ -89,14 +92,32 @@ def make_first(config: Any, tokenizer: "Tokenizer") -> Blip2:
 def load_second(config: Any, tokenizer: "Tokenizer") -> tuple[Blip2Language, dict[str, Any]]:
     """The second stage from a first one, or from a second one, and a language model, and the variables that these give.
 
-    The projection is new if `config.init_from` is a first stage.
+    The projection is new if `config.init_from` is a first stage. A run that is resumed is described in its work
+    directory, and a dry run without `config.init_from` is one of `config.model`; nothing is loaded for either.
 
     Raises:
       UserError: a source is missing or something else, or the two do not fit one another or the tokeniser.
     """
+    workdir, fields = Path(config.workdir), computing_fields(config, config.model)
+    if has_checkpoint(workdir) and isinstance(begun := read_model(workdir), Blip2Language):
+        model, given = begun, {}
+    elif config.dry_run and not config.init_from:
+        model, given = create_model(config.model), {}
+        if not isinstance(model, Blip2Language):
+            raise UserError(f"model {config.model} is no second stage of BLIP-2: give one such as blip2_opt_2_7b")
+    else:
+        model, given = _join(config, fields["dtype"])
+    if isinstance(model.language, ChatGLM) or model.qformer.vocabulary is not None:
+        raise UserError("VisualGLM and InstructBLIP are not trained here: give a BLIP-2")
+    check_language(model, tokenizer, config.data.frames, config.context)
+    return override("the second stage", model, fields), given
+
+
+def _join(config: Any, dtype: DTypeLike) -> tuple[Blip2Language, dict[str, Any]]:
+    """The second stage from the sources that a config names; see `load_second`."""
     if not config.init_from:
         raise UserError("init_from is missing: stage 2 begins with a run of stage 1, or a published BLIP-2")
-    settings = {"verbose": is_main_process(), "dtype": computing_fields(config, config.model)["dtype"]}
+    settings = {"verbose": is_main_process(), "dtype": dtype}
     model, given = load_pretrained(config.init_from, **settings)
     flat, spoken = flatten_dict(given, sep="/"), None
     if not isinstance(model, Blip2 | Blip2Language):
@@ -125,11 +146,7 @@ def load_second(config: Any, tokenizer: "Tokenizer") -> tuple[Blip2Language, dic
                 f"{config.init_language_from} {spoken.width}: give one of that width, or a run of stage 1 as init_from"
             )
         model = model.clone(language=spoken)
-    if isinstance(model.language, ChatGLM) or model.qformer.vocabulary is not None:
-        raise UserError(f"init_from {config.init_from}: VisualGLM and InstructBLIP are not trained here, give a BLIP-2")
-    check_language(model, tokenizer, config.data.frames, config.context)
-    fields = computing_fields(config, config.model)
-    return override("the second stage", model, fields), unflatten_dict(flat, sep="/")
+    return model, unflatten_dict(flat, sep="/")
 
 
 def check_language(model: Blip2Language, tokenizer: "Tokenizer", frames: int, context: int) -> None:
@@ -166,18 +183,27 @@ def with_frozen(run: Run, variables: dict[str, Any]) -> dict[str, Any]:
     return fill(variables, {"params": load_frozen(run.workdir)})
 
 
-def language_loss(model: Language, tokenizer: "Tokenizer") -> Callable:
-    """The loss of captions alone: of each word from those before it; a T5 writes the rest of a text from its prefix."""
+def predicted_words(
+    model: Language, tokenizer: "Tokenizer", params: PyTree, ids: Int[Array, "b m"], key: Key[Array, ""], train: bool
+) -> tuple[Float[Array, "b _ v"], Int[Array, "b _"]]:
+    """Logits of a caption's next words, and the ids that these are of; a T5 writes the rest of a text from its prefix.
+
+    Args:
+      key: where the texts of a T5 are cut.
+    """
+    if not isinstance(model, T5):
+        return model.apply({"params": params}, ids, within_text(ids), train=train), ids
     start = len(tokenizer.encode("")) - 1
+    read, written = language_modeling.cut_texts(key, ids, start, tokenizer.end)
+    return model.apply({"params": params}, read, written, within_text(read), train), written
+
+
+def language_loss(model: Language, tokenizer: "Tokenizer") -> Callable:
+    """The loss of captions alone: of each word from those before it."""
 
     def loss_fn(params: PyTree, aux: Aux, batch: dict[str, jax.Array], key: jax.Array) -> tuple:
-        ids, valid = batch["ids"], batch["valid"]
-        if isinstance(model, T5):
-            read, ids = language_modeling.cut_texts(key, ids, start, tokenizer.end)
-            words = model.apply({"params": params}, read, ids, within_text(read), True)
-        else:
-            words = model.apply({"params": params}, ids, within_text(ids), train=True)
-        return language_modeling.caption_loss(words, ids, valid), (aux.model_state, {})
+        words, ids = predicted_words(model, tokenizer, params, batch["ids"], key, train=True)
+        return language_modeling.caption_loss(words, ids, batch["valid"]), (aux.model_state, {})
 
     return loss_fn
 
@@ -247,23 +273,27 @@ def caption_batches(run: Run, tokenizer: "Tokenizer", context: int, first: int) 
 
 
 def language_validator(run: Run, tokenizer: "Tokenizer", context: int, source: "Source") -> Validator:
-    """`caption_loss` of the validation captions, as far as they fill whole batches: of their words, in nats."""
+    """`caption_loss` of the validation captions: the mean over their words, in nats."""
     from vidjax.data.text import tokenize
 
     texts = [text for index in range(len(source)) for text in source.captions(index)]
-    size, loss_fn = run.config.batch_size, language_loss(run.model, tokenizer)
+    size, model = run.config.batch_size, run.model
     ids = np.stack([tokenize(tokenizer, text, context)[0] for text in texts])
 
     @partial(jit_on_mesh, mesh=run.mesh)
-    def judge(params: PyTree, batch: dict[str, jax.Array]) -> jax.Array:
-        return loss_fn(params, Aux({}, None, None, 0), batch, jax.random.key(0))[0]
+    def judge(params: PyTree, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        words, ids = predicted_words(model, tokenizer, params, batch["ids"], jax.random.key(0), train=False)
+        count = (within_text(ids)[:, 1:] & batch["valid"][:, None]).sum()
+        return language_modeling.caption_loss(words, ids, batch["valid"]) * count, count
 
     def validate(state: TrainState, step: int) -> dict[str, float]:
-        losses = []
-        for start in range(0, len(ids) - size + 1, size):
-            batch = {"ids": ids[start : start + size], "valid": np.ones(size, bool)}
-            losses.append(float(judge(state.evaluated_params, put_batch(batch, run.mesh))))
-        return {"caption_loss": float(np.mean(losses))} if losses else {}
+        sums = np.zeros(2)
+        for start in range(0, len(ids), size):
+            part = ids[start : start + size]
+            rest = size - len(part)  # rows that do not count
+            batch = {"ids": np.pad(part, ((0, rest), (0, 0)), mode="edge"), "valid": np.arange(size) < len(part)}
+            sums += jax.device_get(judge(state.evaluated_params, put_batch(batch, run.mesh)))
+        return {"caption_loss": float(sums[0] / max(sums[1], 1))}
 
     return validate
 

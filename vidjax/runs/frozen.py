@@ -6,19 +6,25 @@ are written once, into the work directory, from which a run is resumed and loade
 """
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
 from jaxtyping import Array, Key, PyTree
 
 from vidjax.fields import check_values
 from vidjax.runs.adapting import Split
 from vidjax.training.checkpoint import has_checkpoint, save_frozen
+from vidjax.training.int8 import dequantized, quantized
 
-FrozenType = Literal["auto", "float32", "bfloat16"]
+FrozenType = Literal["auto", "float32", "bfloat16", "int8"]
+DEQUANTIZED = "dequantized"
+"""Name of the floats that int8 become in a step."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,11 +34,13 @@ class FrozenParts(Split):
     Attributes:
       parts: beginnings of the paths of the frozen ones.
       kind: how frozen kernels and tables are kept; biases and norms, of one axis, are float32. `auto` is bfloat16 on
-        accelerators, float32 on a CPU.
+        accelerators, float32 on a CPU. See `training.int8`.
+      dtype: type of the computation, which int8 become in the step.
     """
 
     parts: tuple[str, ...]
     kind: FrozenType = "auto"
+    dtype: DTypeLike = jnp.float32
     used = True
 
     def __post_init__(self) -> None:
@@ -43,11 +51,24 @@ class FrozenParts(Split):
         flat = flatten_dict(params, sep="/")
         frozen = {path: self._stored(leaf) for path, leaf in flat.items() if path.startswith(self.parts)}
         few = {path: leaf for path, leaf in flat.items() if path not in frozen}
+        frozen = quantized(frozen) if self.kind == "int8" else frozen
         return unflatten_dict(few, sep="/"), unflatten_dict(frozen, sep="/")
 
     def merge(self, few: PyTree, frozen: PyTree) -> dict[str, PyTree]:
         """The parameters of the model."""
-        return unflatten_dict(flatten_dict(frozen, sep="/") | flatten_dict(few, sep="/"), sep="/")
+        flat = flatten_dict(frozen, sep="/")
+        if self.kind == "int8":
+            floats = dequantized(flat, self.dtype)
+            flat = {path: leaf if path in flat else checkpoint_name(leaf, DEQUANTIZED) for path, leaf in floats.items()}
+        return unflatten_dict(flat | flatten_dict(few, sep="/"), sep="/")
+
+    def loss(self, loss_fn: Callable) -> Callable:
+        """See `Split.loss`. The backward pass makes the floats of int8 again, instead of keeping those of the loss."""
+        adapted = super().loss(loss_fn)
+        if self.kind != "int8":
+            return adapted
+        kept = jax.checkpoint_policies.save_anything_except_these_names(DEQUANTIZED)
+        return jax.checkpoint(adapted, policy=kept)
 
     def remember(self, workdir: Path, source: str, frozen: PyTree) -> None:
         """Writes the frozen parameters, unless the run is resumed, which has read them."""
@@ -55,5 +76,7 @@ class FrozenParts(Split):
             save_frozen(workdir, frozen)
 
     def _stored(self, leaf: Array) -> Array:
+        if self.kind == "int8":
+            return leaf
         auto = "float32" if jax.default_backend() == "cpu" else "bfloat16"
         return leaf.astype(jnp.dtype(auto if self.kind == "auto" else self.kind)) if leaf.ndim > 1 else leaf

@@ -14,10 +14,11 @@ import jax
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree
 
 from vidjax.errors import UserError
+from vidjax.training.int8 import dequantized
 from vidjax.training.state import Skipped, TrainState
 
 log = logging.getLogger(__name__)
@@ -249,13 +250,14 @@ def save_frozen(directory: Path, params: PyTree) -> None:
 
 
 def load_frozen(directory: Path) -> PyTree:
-    """The parameters of a run's frozen parts on the host; empty if it has none.
+    """The parameters of a run's frozen parts on the host, int8 as float32; empty if it has none.
 
     Raises:
       UserError: they are damaged.
     """
     path = Path(directory) / FROZEN
-    return _read_arrays(path, lambda saved: saved, f"{path}") if path.is_dir() else {}
+    saved = _read_arrays(path, lambda saved: saved, f"{path}") if path.is_dir() else {}
+    return unflatten_dict(dequantized(flatten_dict(saved, sep="/")), sep="/")
 
 
 def _read_arrays(path: Path, select: Callable[[dict], dict], label: str) -> dict:
