@@ -11,7 +11,7 @@ import vidjax
 from vidjax.layers.normalization import valid_clips
 from vidjax.models.ada3d import Policy, Usage, layers_of
 from vidjax.models.slow import C2D, SlowNetwork
-from vidjax.objectives.adaptive import ada3d_loss, ada3d_rewards
+from vidjax.objectives.adaptive import ENTROPY_WEIGHT, ada3d_loss, ada3d_rewards
 from vidjax.training.cost import count_macs
 
 COUNTS = {
@@ -60,7 +60,7 @@ def flattened(network, variables):
 
 def test_skipping_equals_masking(run, passes):
     model, variables, video = run
-    decided, _ = jax.jit(lambda v: model.apply(v, video, method="decide"))(variables)
+    decided, *_ = jax.jit(lambda v: model.apply(v, video, method="decide"))(variables)
     given = Usage(
         jnp.array([[0, 1, 0, 1], [1, 1, 1, 1], [1, 1, 0, 1]], jnp.float32),
         jnp.array([[1, 0, 0, 1], [0, 1, 1, 0], [0, 0, 1, 1]], jnp.float32),
@@ -131,10 +131,31 @@ def test_rewards_and_loss_by_hand():
     rewards = ada3d_rewards(logits, frames, convolutions, jnp.array([0, 0]), penalty=0.5)
     np.testing.assert_allclose(rewards, [[1 - 1 / 16, 0], [-0.5, -0.5]])
     likelihoods, baseline = jnp.array([[-1.0, -2.0], [-3.0, -4.0]]), jnp.array([[0.5, 0.5], [0.0, 0.25]])
-    terms = ada3d_loss(logits, frames, convolutions, likelihoods, jnp.array([0, 0]), 0.5, baseline)
+    entropies = jnp.array([[0.5, 1.5], [1.0, 0.0]])
+    terms = ada3d_loss(logits, frames, convolutions, likelihoods, entropies, jnp.array([0, 0]), 0.5, baseline)
     np.testing.assert_allclose(terms.frames, [0.4375, 3 * -0.5])
     np.testing.assert_allclose(terms.convolutions, [2 * -0.5, 4 * -0.75])
     np.testing.assert_allclose(terms.classification, [np.log1p(np.exp(-2)), np.log1p(np.exp(2))], rtol=1e-6)
+    expected = terms.classification + terms.frames + terms.convolutions - ENTROPY_WEIGHT * np.array([2.0, 1.0])
+    np.testing.assert_allclose(terms.total(), expected, rtol=1e-6)
+
+
+def test_clips_that_use_everything_decide_nothing(run):
+    model, variables, video = run
+    whole = jnp.array([[True, False], [False, True], [False, False]])
+
+    @jax.jit
+    def both(variables):
+        masked = model.apply(variables, video, whole=whole, method="masked")
+        return masked, model.apply(variables, video, method="decide")
+
+    masked, (usage, likelihoods, entropies) = both(variables)
+    for number, (used, decided) in enumerate(zip(masked.usage, usage, strict=True)):
+        np.testing.assert_array_equal(used, np.where(whole[:, number, None], 1.0, decided))
+    np.testing.assert_allclose(masked.log_probabilities, np.where(whole, 0.0, likelihoods))
+    assert (usage.frames[0].mean() < 1 or usage.convolutions[1].mean() < 1) and (likelihoods < 0).all()
+    np.testing.assert_array_equal(masked.entropies, entropies)
+    assert (entropies >= 0).all() and (entropies <= 4 * np.log(2) + 1e-6).all()
 
 
 @pytest.mark.long  # seconds of compilation
@@ -150,7 +171,8 @@ def test_decisions_are_drawn_and_the_loss_reaches_them(run):
             output, _ = model.apply(
                 {"params": params} | stats, video, True, method="masked", rngs={"usage": key}, mutable=["batch_stats"]
             )
-            terms = ada3d_loss(output.logits, *output.usage, output.log_probabilities, jnp.array([0, 1, 2]))
+            decisions = (output.log_probabilities, output.entropies)
+            terms = ada3d_loss(output.logits, *output.usage, *decisions, jnp.array([0, 1, 2]))
             return (terms.classification.mean(), (terms.frames + terms.convolutions).mean()), output.usage
 
         _, pullback, usage = jax.vjp(losses, params, has_aux=True)

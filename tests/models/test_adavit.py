@@ -9,7 +9,7 @@ import recipe
 import vidjax
 from vidjax.convert import from_state_dict, layouts
 from vidjax.convert.export import entries
-from vidjax.models.adavit import AdaViT, Usage
+from vidjax.models.adavit import AdaViT, Usage, add_of_used
 from vidjax.models.vit import ViT
 from vidjax.objectives.adaptive import adavit_loss
 from vidjax.training.cost import count_macs
@@ -52,6 +52,21 @@ def test_skipping_and_masking_equal_the_original(run):
         np.testing.assert_array_equal(output.usage.heads[:, 1:], golden.outputs["heads"])
         np.testing.assert_array_equal(output.usage.branches[:, 1:], golden.outputs["branches"])
         assert output.usage.heads[:, 0].all() and output.usage.branches[:, 0].all()
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 11])
+def test_only_what_is_used_is_computed_and_added(count):
+    used = np.random.default_rng(count).permutation(11) < count
+    values = np.where(used[:, None], np.arange(22.0).reshape(11, 2), np.nan)  # of the others nothing is seen
+    rows = []
+
+    def square(x):
+        rows.append(len(x))  # of each program that is traced
+        return x**2
+
+    total = add_of_used(jnp.ones((11, 2)), jnp.asarray(used), square, jnp.asarray(values))
+    np.testing.assert_allclose(total, np.where(used[:, None], 1 + values**2, 1.0), rtol=1e-6)
+    assert rows == [3, 6, 9, 11]
 
 
 def test_weights_return_to_the_published_names(run):

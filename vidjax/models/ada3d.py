@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from vidjax.errors import UserError
 from vidjax.layers.card import Card
@@ -79,12 +79,14 @@ class Adaptive(NamedTuple):
     Attributes:
       logits: of the clips.
       usage: what was used.
-      log_probabilities: of the decisions about frames and about convolutions.
+      log_probabilities: of the decisions about frames and about convolutions; 0 where a clip uses everything.
+      entropies: of their distributions, summed over frames and over convolutions.
     """
 
     logits: Float[Array, "b classes"]
     usage: Usage
     log_probabilities: Float[Array, "b 2"]
+    entropies: Float[Array, "b 2"]
 
 
 def layers_of(network: SlowNetwork) -> tuple[Layer, ...]:
@@ -178,33 +180,45 @@ class Ada3D(nn.Module):
         """Classes of the model's head."""
         return self.model.num_classes
 
-    def decide(self, video: Float[Array, "b t h w c"], train: bool = False) -> tuple[Usage, Float[Array, "b 2"]]:
-        """What is used, and the logarithms of the probabilities of both kinds of decisions.
+    def decide(
+        self, video: Float[Array, "b t h w c"], train: bool = False
+    ) -> tuple[Usage, Float[Array, "b 2"], Float[Array, "b 2"]]:
+        """What is used, log-probabilities of both kinds of decisions, and the entropies of their distributions.
 
         Decisions are drawn in training, by the PRNG key `usage`; in evaluation they are the more probable ones.
         """
         check_video(video, self.channels)
         size = (1, self.shrink, self.shrink)
-        used, likelihoods = [], []
+        used, likelihoods, entropies = [], [], []
         for logits in self.policy_stem(nn.avg_pool(video, size, size), train):
             noise = jax.random.logistic(self.make_rng("usage"), logits.shape) if train else 0.0
             used.append((logits + noise > 0).astype(jnp.float32))
             likelihoods.append(jnp.where(used[-1] > 0, nn.log_sigmoid(logits), nn.log_sigmoid(-logits)).sum(axis=1))
+            entropies.append((nn.softplus(logits) - logits * nn.sigmoid(logits)).sum(axis=1))
             if len(used) == 1:
                 rank = jnp.argsort(jnp.argsort(-logits))
                 used[0] = jnp.maximum(used[0], rank < self._least())
-        return Usage(*used), jnp.stack(likelihoods, axis=1)
+        return Usage(*used), jnp.stack(likelihoods, axis=1), jnp.stack(entropies, axis=1)
 
     def _least(self) -> int:
         """The fewest frames that the network takes."""
         return 2 if self.model.pool else 1
 
     def _run(
-        self, video: Array, train: bool, pruned: bool, method: str = "__call__", usage: Usage | None = None
-    ) -> tuple[Any, Usage, Array]:
-        """The output of a method of the network, what was used, and the decisions' log-probabilities."""
-        decided, likelihoods = self.decide(video, train)
+        self,
+        video: Array,
+        train: bool,
+        pruned: bool,
+        method: str = "__call__",
+        usage: Usage | None = None,
+        whole: Array | None = None,
+    ) -> tuple[Any, Usage, Array, Array]:
+        """The output of a method of the network, what was used, the decisions' log-probabilities and entropies."""
+        decided, likelihoods, entropies = self.decide(video, train)
         usage = decided if usage is None else usage
+        if whole is not None:
+            usage = Usage(*(jnp.where(all_of[:, None], 1.0, each) for all_of, each in zip(whole.T, usage, strict=True)))
+            likelihoods = jnp.where(whole, 0.0, likelihoods)
         order, counts = jnp.argsort(usage.frames <= 0, axis=1), usage.frames.sum(axis=1).astype(jnp.int32)
         kept = jnp.take_along_axis(video, order[..., None, None, None], axis=1)  # in order, the others after them
 
@@ -218,7 +232,7 @@ class Ada3D(nn.Module):
 
         with nn.intercept_methods(intercept):
             outputs = getattr(self.model, method)(kept, train)
-        return outputs, usage, likelihoods
+        return outputs, usage, likelihoods, entropies
 
     def _skip(
         self, kept: Float[Array, "b t h w c"], counts: Int[Array, "b"], convolutions: Float[Array, "b k"]
@@ -250,14 +264,21 @@ class Ada3D(nn.Module):
         """What the head sees, averaged over the positions."""
         return self._run(video, train, not train, "embed")[0]
 
-    def masked(self, video: Float[Array, "b t h w c"], train: bool = False, usage: Usage | None = None) -> Adaptive:
+    def masked(
+        self,
+        video: Float[Array, "b t h w c"],
+        train: bool = False,
+        usage: Usage | None = None,
+        whole: Bool[Array, "b 2"] | None = None,
+    ) -> Adaptive:
         """The pass of training; without `train` with the decisions of evaluation instead of drawn ones.
 
         Args:
           usage: instead of what the policy decides, such as random choices for a comparison; at least one frame, two
             if the network halves time.
+          whole: clips that keep all frames, and clips whose convolutions are all 3-D, whatever is decided.
         """
-        return Adaptive(*self._run(video, train, False, usage=usage))
+        return Adaptive(*self._run(video, train, False, usage=usage, whole=whole))
 
     def pruned(self, video: Float[Array, "b t h w c"], usage: Usage | None = None) -> Adaptive:
         """The pass of evaluation, with what was used."""

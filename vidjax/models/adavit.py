@@ -3,8 +3,10 @@
 In each block, linear layers decide: from each normalised patch whether it takes part, and from the class token that
 enters the block which heads are used, and whether attention and MLP are. A patch that does not take part keeps its
 features. In training decisions are drawn, and everything is computed and masked. In evaluation what is not used is
-skipped, frame by frame: heads one by one, branches as a whole, and patches in steps of a quarter, as shapes are static
-under jit (`STEPS`). Skipping gives what masking gives (`method="masked"`).
+skipped: each head and each MLP is computed for the tokens that use it, all of a batch at once. Shapes are static under
+jit, so that there are programs for quarters of a batch (`STEPS`). Two things are not skipped: the attention of a frame
+is between all of its tokens, and channels of heads that are not used are zeros in the MLP's first layer. Skipping gives
+what masking gives (`method="masked"`).
 
 Parameters keep the names of the ViT's, so that its weights load; those of the decisions are new.
 
@@ -22,7 +24,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from vidjax.errors import UserError
 from vidjax.layers.attention import Attention, DotProduct
@@ -36,7 +38,7 @@ How = Literal["pruned", "masked", "sampled"]
 TAU = 5.0  # temperature of the drawn decisions in the released code
 TOKEN_THRESHOLD, THRESHOLD = 0.6, 0.5  # probabilities
 STEPS = (0.25, 0.5, 0.75, 1.0)
-"""Shares of a frame's tokens for which evaluation has a program; the smallest that suffices runs."""
+"""Shares of a batch's tokens or frames for which evaluation has a program; the smallest that suffices runs."""
 
 
 class Usage(NamedTuple):
@@ -219,6 +221,28 @@ def _norm(block: Block, name: str, x: Float[Array, "*n d"]) -> Float[Array, "*n 
     return norm.apply({"params": block.variables["params"][name]}, x)
 
 
+def add_of_used(
+    total: Float[Array, "n *s"],
+    used: Bool[Array, "n"],
+    run: Callable[..., Float[Array, "_ *s"]],
+    *inputs: Float[Array, "n ..."],
+) -> Float[Array, "n *s"]:
+    """`total`, with `run(*inputs)` added where `used`; the others are not computed, but for `STEPS`."""
+    order, count = jnp.argsort(~used), used.sum()  # those that are used come first
+    capacities = sorted({int(len(used) * share + 0.999) for share in (0.0, *STEPS)})
+
+    def of(capacity: int) -> Callable[[Array], Array]:
+        def add(total: Array) -> Array:
+            places, valid = order[:capacity], jnp.arange(capacity) < count
+            outputs = run(*(each[places] for each in inputs))
+            valid = valid.reshape(-1, *(1,) * (outputs.ndim - 1))
+            return total.at[places].add(jnp.where(valid, outputs, 0), unique_indices=True)
+
+        return add if capacity else lambda total: total
+
+    return jax.lax.switch((count > jnp.asarray(capacities)).sum(), [of(each) for each in capacities], total)
+
+
 def skipping_block(
     block: Block,
     x: Float[Array, "n m d"],
@@ -226,66 +250,56 @@ def skipping_block(
     heads: Float[Array, "n k"],
     branches: Float[Array, "n 2"],
 ) -> Float[Array, "n m d"]:
-    """The output of a block that computes only what is used, one frame after the other."""
+    """The output of a block that computes only what is used, for all frames that use it at once."""
     dtype = x.dtype
     params = jax.tree.map(lambda leaf: leaf.astype(dtype), block.variables["params"])
-    attention, mlp = params["attention"], params["mlp"]
-    size = x.shape[2] // block.heads
-    capacities = [max(int(x.shape[1] * share + 0.999), 1) for share in STEPS]
+    branch = [_weights(branches[:, i : i + 1], tokens, dtype) for i in range(2)]
+    x = x + branch[0] * _attend(block, params["attention"], x, tokens, heads * branches[:, :1])
 
-    def sum_over_heads(add: Callable[[Array], Array], heads: Array, like: Array) -> Array:
-        """The sum of `add(start)` over the heads that are used, for the first channel of each."""
+    mlp, rows = params["mlp"], _norm(block, "norm2", x).reshape(-1, x.shape[2])
+    channels = jnp.repeat(heads, x.shape[2] // block.heads, axis=1)
+    channels = jnp.repeat(channels, x.shape[1], axis=0).astype(dtype)
 
-        def step(total: Array, head: tuple[Array, Array]) -> tuple[Array, None]:
-            start, used = head
-            return jax.lax.cond(used > 0, lambda total: total + add(start), lambda total: total, total), None
+    def transform(rows: Array, channels: Array) -> Array:
+        hidden = block.activation((rows * channels) @ mlp["fc1"]["kernel"] + mlp["fc1"]["bias"])
+        return hidden @ mlp["fc2"]["kernel"] + mlp["fc2"]["bias"]
 
-        return jax.lax.scan(step, like, (jnp.arange(block.heads) * size, heads))[0]
+    used = branch[1].reshape(-1) > 0
+    return add_of_used(x.reshape(rows.shape), used, transform, rows, channels).reshape(x.shape)
 
-    def part(x: Array, start: Array, axis: int) -> Array:
-        return jax.lax.dynamic_slice_in_dim(x, start, size, axis)
 
-    def attend(x: Array, valid: Array, heads: Array) -> Array:
-        y = _norm(block, "norm1", x)
+def _attend(
+    block: Block, params: dict, x: Float[Array, "n m d"], tokens: Float[Array, "n m"], heads: Float[Array, "n k"]
+) -> Float[Array, "n m d"]:
+    """The sum over the heads that are used, of tokens that are, and the bias."""
+    size, rows = x.shape[2] // block.heads, _norm(block, "norm1", x).reshape(-1, x.shape[2])
 
-        def project(name: str, start: Array) -> Array:
-            projected = y @ part(attention[name]["kernel"], start, 1)
-            projected = projected + part(attention[name]["bias"], start, 0) if "bias" in attention[name] else projected
-            return projected[None, :, None]
+    def add_head(total: Array, head: tuple[Array, Array]) -> tuple[Array, None]:
+        start, frames = head
+        used = ((frames[:, None] > 0) & (tokens > 0)).reshape(-1)
 
-        def add(start: Array) -> Array:
-            each = (project(name, start) for name in ("query", "key", "value"))
-            out = attend_to_used(*each, valid.astype(jnp.float32)[None])[0, :, 0]
-            return out @ part(attention["out"]["kernel"], start, 0)
+        def part(name: str, leaf: str, axis: int) -> Array:
+            return jax.lax.dynamic_slice_in_dim(params[name][leaf], start, size, axis)
 
-        return sum_over_heads(add, heads, jnp.zeros_like(x)) + attention["out"]["bias"]
+        def project(rows: Array) -> Array:
+            names = ("query", "key", "value")
+            projected = [rows @ part(name, "kernel", 1) for name in names]
+            biased = zip(projected, names, strict=True)
+            projected = [each + part(name, "bias", 0) if "bias" in params[name] else each for each, name in biased]
+            return jnp.concatenate(projected, axis=1)
 
-    def transform(x: Array, heads: Array) -> Array:
-        y, fc1, fc2 = _norm(block, "norm2", x), mlp["fc1"], mlp["fc2"]
+        def mix(projected: Array, tokens: Array) -> Array:
+            return attend_to_used(*jnp.split(projected[..., None, :], 3, axis=-1), tokens)[..., 0, :]
 
-        def add(start: Array) -> Array:
-            return part(y, start, 1) @ part(fc1["kernel"], start, 0)
+        projected = add_of_used(jnp.zeros((len(rows), 3 * size), x.dtype), used, project, rows)
+        projected = projected.reshape(*tokens.shape, -1)
+        mixed = add_of_used(jnp.zeros((*tokens.shape, size), x.dtype), frames > 0, mix, projected, tokens)
+        out = part("out", "kernel", 0)
+        return add_of_used(total, used, lambda mixed: mixed @ out, mixed.reshape(-1, size)), None
 
-        hidden = sum_over_heads(add, heads, jnp.zeros((len(x), len(fc1["bias"])), dtype))
-        return block.activation(hidden + fc1["bias"]) @ fc2["kernel"] + fc2["bias"]
-
-    def frame(inputs: tuple) -> Array:
-        x, tokens, heads, branches = inputs
-        order, count = jnp.argsort(tokens <= 0), (tokens > 0).sum()  # those that take part come first
-
-        def of(capacity: int) -> Callable[[Array], Array]:
-            def run(x: Array) -> Array:
-                places, valid = order[:capacity], jnp.arange(capacity) < count
-                y = before = x[places]
-                y = jax.lax.cond(branches[0] > 0, lambda y: y + attend(y, valid, heads), lambda y: y, y)
-                y = jax.lax.cond(branches[1] > 0, lambda y: y + transform(y, heads), lambda y: y, y)
-                return x.at[places].set(jnp.where(valid[:, None], y, before))
-
-            return run
-
-        return jax.lax.switch((count > jnp.asarray(capacities)).sum(), [of(each) for each in capacities], x)
-
-    return jax.lax.map(frame, (x, tokens, heads, branches))
+    starts = jnp.arange(block.heads) * size
+    total = jax.lax.scan(add_head, jnp.zeros_like(rows), (starts, heads.T))[0]
+    return total.reshape(x.shape) + params["out"]["bias"]
 
 
 def around(model: Callable[[], ViT], **fields: Any) -> AdaViT:

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-USAGE_WEIGHT = 2.0  # the released code's default
+USAGE_WEIGHT = 2.0  # the default of AdaViT's released code
+ENTROPY_WEIGHT = 0.02  # of Ada3D's decisions; ours
 
 
 class AdaViTLoss(NamedTuple):
@@ -122,15 +123,16 @@ def adaframe_loss(
 
 
 class Ada3DLoss(NamedTuple):
-    """The terms of each clip: cross-entropy, and the policy gradients of the frames and of the convolutions."""
+    """The terms of each clip: cross-entropy, policy gradients of the frames and of the convolutions, and entropy."""
 
     classification: Float[Array, "b"]
     frames: Float[Array, "b"]
     convolutions: Float[Array, "b"]
+    entropy: Float[Array, "b"]
 
     def total(self) -> Float[Array, "b"]:
-        """Their sum."""
-        return self.classification + self.frames + self.convolutions
+        """Their sum, less the weighted entropy, without which decisions soon become certain, also wrong ones."""
+        return self.classification + self.frames + self.convolutions - ENTROPY_WEIGHT * self.entropy
 
 
 def ada3d_rewards(
@@ -156,11 +158,12 @@ def ada3d_loss(
     frames: Float[Array, "b t"],
     convolutions: Float[Array, "b k"],
     log_probabilities: Float[Array, "b 2"],
+    entropies: Float[Array, "b 2"],
     labels: Int[Array, "b"],
     penalty: float = 1.0,
     baseline: Float[Array, "b 2"] | float = 0.0,
 ) -> Ada3DLoss:
-    """The terms of the loss for what `Ada3D.masked` returns in training (Li et al. 2021).
+    """The terms of the loss for what `Ada3D.masked` returns in training (Li et al. 2021; the entropy is ours).
 
     Args:
       baseline: rewards expected for the clips, such as those of the more probable decisions (self-critical training).
@@ -169,9 +172,10 @@ def ada3d_loss(
       >>> output = model.apply(variables, video, train=True, method="masked", rngs={"usage": key})
       >>> greedy = model.apply(variables, video, method="masked")
       >>> baseline = ada3d_rewards(greedy.logits, *greedy.usage, labels)
-      >>> terms = ada3d_loss(output.logits, *output.usage, output.log_probabilities, labels, baseline=baseline)
+      >>> chosen = (output.log_probabilities, output.entropies)
+      >>> terms = ada3d_loss(output.logits, *output.usage, *chosen, labels, baseline=baseline)
     """
     rewards = ada3d_rewards(logits, frames, convolutions, labels, penalty)
     losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
     gradients = policy_gradient_loss(log_probabilities, rewards, baseline)
-    return Ada3DLoss(losses, gradients[:, 0], gradients[:, 1])
+    return Ada3DLoss(losses, gradients[:, 0], gradients[:, 1], entropies.sum(axis=1))

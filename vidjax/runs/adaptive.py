@@ -32,6 +32,9 @@ from vidjax.training.cost import count_macs
 from vidjax.training.sharding import jit_on_mesh, put_batch
 
 KEYS = ("pruning", "selection", "usage", "dropout", "drop_path")
+WHOLE = 0.25
+"""Share of clips whose frames are all kept, and of clips whose convolutions are all 3-D, while Ada3D is trained: the
+network does not forget what it is without choices (as slimmable networks are trained, arXiv:1903.05134)."""
 ROUNDS = 15
 """In which the ways to compute take turns when their times are measured."""
 
@@ -205,11 +208,13 @@ def losses_of(
         terms = adavit_loss(output.logits, *output.usage, targets, share)
         losses = optax.losses.softmax_cross_entropy(output.logits.astype(jnp.float32), targets)
         return losses + USAGE_WEIGHT * (terms.tokens + terms.heads + terms.branches), {}, output.logits
+    whole = jax.random.bernoulli(rngs["selection"], WHOLE, (len(labels), 2))
     with valid_clips(valid):
-        output, changed = apply(method="masked", mutable=["batch_stats"])
-    greedy = model.apply(variables, video, method="masked")
+        output, changed = apply(whole=whole, method="masked", mutable=["batch_stats"])
+    greedy = model.apply(variables, video, whole=whole, method="masked")
     baseline = ada3d_rewards(greedy.logits, *greedy.usage, labels)
-    terms = ada3d_loss(output.logits, *output.usage, output.log_probabilities, labels, baseline=baseline)
+    decisions = (output.log_probabilities, output.entropies)
+    terms = ada3d_loss(output.logits, *output.usage, *decisions, labels, baseline=baseline)
     return terms.total(), changed, output.logits
 
 
