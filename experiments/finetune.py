@@ -29,6 +29,7 @@ from vidjax.objectives.classification import evidential, mix_clips, targets_of
 from vidjax.objectives.multi_task import own_logits, smooth_labels, sum_of_tasks
 from vidjax.runs.adapting import AdaptConfig, choose_trained
 from vidjax.runs.hashtags import HashtagConfig, hashtag_shapes
+from vidjax.runs.head_start import measure_head
 from vidjax.runs.joint import Joint
 from vidjax.runs.run import Run
 from vidjax.runs.sources import open_labelled
@@ -176,13 +177,14 @@ def main(config: Config, mesh: Mesh) -> dict[str, float]:
     settings = {"trained": trained, "factors": {"head/": config.head_factor}, "numbers": {"label": (), **tags}}
     teacher, frozen = load_teacher(config, model, source) if config.teacher else (None, None)
     settings |= {"frozen": frozen, "fields": teacher.shapes(data) if teacher else {}, "adapt": config.adapt}
+    settings["standardized"] = config.adapt.used or config.tune == "linear_probe"  # which train little beside the head
     run.build(model, [clip], make_loss(config, model, trained, teacher), **settings)
     if config.dry_run:
         return run.dry_run()
     variables = run.new_variables()
     if config.init_from and (not run.has_begun or config.adapt.used):
         variables = runs.start_classifier(config.init_from, model, variables, config.keep_head, config.adapt)
-    state = run.begin(variables, frozen)
+    state = measure_head(run, run.begin(variables, frozen))
     del variables, frozen  # the state has its own copies
     tune = f"{config.adapt.method if config.adapt.used else config.tune}: {run.trained:,} parameters"
     run.announce(tune=tune, classes=f"{len(source.class_names)}; {run.describe_validation()}")

@@ -56,7 +56,7 @@ class Config(TrainConfig):
     method: Literal["dpo", "grpo", "reward"] = "dpo"
     """Learn pairs of captions, or a reward of captions that are drawn; or train a reward model on pairs."""
     reward: str | None = None
-    """For grpo: a run with --method reward, or the name of one of the attributes, which is to be named rightly."""
+    """For grpo: a run with --method reward, or the attributes that are to be named rightly, joined by +."""
     beta: float = 0.1
     """Weight of the divergence from the reference, for dpo and grpo."""
     smoothing: float = 0.0

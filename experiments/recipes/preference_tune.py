@@ -24,7 +24,7 @@ DEMO = {
 
 RECIPES = {
     "demo": DEMO,
-    "demo_grpo": DEMO | {"method": "grpo", "reward": "motion", "beta": 0.04},
+    "demo_grpo": DEMO | {"method": "grpo", "reward": "motion+color", "beta": 0.04},
     "demo_reward": DEMO | {"method": "reward"},
     "videos": {},  # the user's videos
 }

@@ -1,8 +1,10 @@
 """Training few parameters as a user does: what is trained and saved, and every script reads the merged model."""
 
 import dataclasses
+import itertools
 import re
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -20,7 +22,7 @@ from vidjax.errors import UserError
 from vidjax.layers import low_rank
 from vidjax.layers.adapters import is_added
 from vidjax.models import create_model
-from vidjax.runs import weights
+from vidjax.runs import head_start, weights
 from vidjax.runs.adapting import AdaptConfig
 from vidjax.training.checkpoint import load_variables
 from vidjax.training.loop import LoopConfig
@@ -43,6 +45,14 @@ SMALL = finetune.Config(
     optim=OptimizerConfig(learning_rate=3e-2, warmup_epochs=0, layer_decay=0.75),
     loop=LoopConfig(log_every=1, save_every=2, evaluate_every=4),
 )  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_clips():
+    """Fewer batches are measured than those after which a run is interrupted."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(head_start, "CLIPS", 32)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +98,26 @@ def test_a_resumed_run_equals_an_uninterrupted_one(run, base, tmp_path, capsys):
     resumed, whole = load_variables(run[0])[0], load_variables(tmp_path / "run")[0]
     for path, value in whole.items():
         np.testing.assert_allclose(resumed[path], value, rtol=0, atol=1e-6)
+
+
+def test_the_head_learns_as_if_what_it_sees_at_the_start_were_standardised(base, tmp_path, monkeypatch):
+    measure, seen = finetune.measure_head, []
+
+    def measured(run, state):
+        state = measure(run, state)
+        batches = itertools.islice(run.labelled_batches(0), 2)
+        seen.append((np.concatenate([batch["video"] for batch in batches]), jax.device_get(state.opt_state[:2])))
+        return state
+
+    monkeypatch.setattr(finetune, "measure_head", measured)
+    config = changed(SMALL, workdir=str(tmp_path / "run"), init_from=str(base), steps=1, data__validation=None)
+    finetune.main(config)
+    [(video, (mean, std))] = seen
+    model, variables = vidjax.load_pretrained(base, verbose=False)
+    features = jax.jit(partial(model.apply, method="embed"))(variables, model.card.preprocess(video))
+    assert video.shape[0] == 32 and mean.shape == (96,)
+    np.testing.assert_allclose(mean, features.mean(axis=0), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(std, np.sqrt(features.var(axis=0) + 1e-6), rtol=1e-4)
 
 
 def test_peft_gets_the_few_parameters_of_a_run(run, base, tmp_path):

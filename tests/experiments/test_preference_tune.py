@@ -17,7 +17,7 @@ from vidjax.data.preferences import PAIRS, with_pairs
 from vidjax.data.sources import open_source, subset
 from vidjax.data.text import open_tokenizer, tokenize
 from vidjax.models import create_model, example_inputs
-from vidjax.runs.preferences import Attribute, check_reference, check_reward, require_writer
+from vidjax.runs.preferences import Attribute, check_reference, check_reward, load_reward, require_writer
 from vidjax.runs.workdir import describe_examples
 from vidjax.training.checkpoint import load_variables
 from vidjax.training.metrics import read_metrics
@@ -58,6 +58,10 @@ def test_captions_name_the_first_phrase_and_the_longest_there():
     np.testing.assert_array_equal(color.named(captions), [list(moving_shapes.COLORS).index("red"), -1, -1])
     others = ids("a square moves up and to the right", "moves up and to the left", "a square")
     np.testing.assert_array_equal(motion.agrees(captions, others), [True, False, False])
+    chosen = ids("a red square moves up and to the right", "a blue circle moves up", "a red square moves down")
+    for name, expected in (("motion", [1, 1, 0]), ("motion+color", [1, 0.5, 0])):
+        reward, _ = load_reward(name, (motion, color), WORDS, (), 16, (4, 16), jnp.float32)
+        np.testing.assert_array_equal(reward({}, {}, captions, chosen), expected)
 
 
 def test_a_caption_is_preferred_to_one_with_another_motion_and_else_the_same():

@@ -128,9 +128,9 @@ def check_reference(workdir: Path, source: str, reference: Any) -> None:
         path.write_text(json.dumps({"weights": found, "source": source}) + "\n")
 
 
-def attribute_reward(attribute: Attribute) -> Reward:
-    """1 for captions that name the same phrase as the preferred caption, 0 for others."""
-    return lambda variables, batch, ids, chosen: attribute.agrees(ids, chosen).astype(jnp.float32)
+def attribute_reward(attributes: Sequence[Attribute]) -> Reward:
+    """The share of the attributes of which a caption names the same phrase as the preferred caption."""
+    return lambda variables, batch, ids, chosen: jnp.stack([a.agrees(ids, chosen) for a in attributes]).mean(axis=0)
 
 
 def model_reward(judge: RewardModel) -> Reward:
@@ -320,7 +320,7 @@ def load_reward(
     name: str, attributes: Sequence[Attribute], tokenizer: "Tokenizer", texts: Sequence[str], context: int,
     clips: tuple[int, int], dtype: Any,
 ) -> tuple[Reward, dict]:  # fmt: skip
-    """The reward of captions, by the name of an attribute or a reward model's run, and its variables.
+    """The reward of captions, by the names of attributes, `motion+color`, or a reward model's run, and its variables.
 
     Args:
       tokenizer: the captioner's.
@@ -332,8 +332,8 @@ def load_reward(
       UserError: it is neither, or was trained with another tokeniser or on other clips.
     """
     named = {attribute.name: attribute for attribute in attributes}
-    if name in named:
-        return attribute_reward(named[name]), {}
+    if {*(parts := name.split("+"))} <= named.keys():
+        return attribute_reward([named[part] for part in parts]), {}
     if not is_run(name):
         names = ", ".join(named) or "none of which are given"
         raise UserError(f"reward {name} is neither a run nor one of the attributes ({names}): give one")

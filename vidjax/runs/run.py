@@ -52,6 +52,7 @@ from vidjax.training.sharding import (
     state_sharding,
     this_process,
 )
+from vidjax.training.standardized import standardize_head
 from vidjax.training.state import TrainState, create_state
 from vidjax.training.step import LossFn, make_train_step
 
@@ -136,6 +137,7 @@ class Run:
         model_state: Mapping[str, PyTree] = MappingProxyType({}),
         fields: Mapping[str, tuple[tuple[int, ...], Any]] = MappingProxyType({}),
         adapt: Split = WHOLE,
+        standardized: bool = False,
     ) -> None:
         """Sets up the sharded step from shapes; no array is allocated.
 
@@ -150,6 +152,7 @@ class Run:
           model_state: initial values of collections that the loss keeps besides the model's variables.
           fields: shapes and types of other fields of an example that the loss reads.
           adapt: which few parameters are trained instead of the model's; not with `trained`.
+          standardized: the head learns as if its inputs were standardised, see `head_start.measure_head`.
 
         Raises:
           UserError: the stream does not exist, or has another number of channels than the model.
@@ -163,6 +166,7 @@ class Run:
         self._init_key, run_key = jax.random.split(jax.random.key(config.seed)) if keys is None else keys
         weight_decay = config.optim.weight_decay_by_step(self.steps)
         tx = make_optimizer(config.optim, self.schedule, trained, factors, weight_decay)
+        tx = standardize_head(tx) if standardized else tx
 
         def init(key: jax.Array) -> dict[str, Any]:
             return model.init(key, *(jnp.zeros(each.shape, each.dtype) for each in inputs)) | dict(model_state)
@@ -327,19 +331,10 @@ class Run:
 
         advise = partial(describe_starvation, self.source.name, self.config.data.workers) if self._reads_clips else None
         result = fit(
-            step,
-            state,
-            batches_from,
-            steps=self.steps,
-            workdir=self.workdir,
-            mesh=self.mesh,
-            loop=self.config.loop,
-            config=as_dict(self.config),
-            schedule=self.schedule,
-            evaluate=evaluate,
-            best=None if evaluate is None else best,
-            advise=advise,
-        )
+            step, state, batches_from, steps=self.steps, workdir=self.workdir, mesh=self.mesh, loop=self.config.loop,
+            config=as_dict(self.config), schedule=self.schedule, evaluate=evaluate,
+            best=None if evaluate is None else best, advise=advise,
+        )  # fmt: skip
         if not result.finished and is_main_process():
             print(f"stopped by SIGTERM, saved at step {int(result.state.step)}: run the same command to resume")
         return result
