@@ -168,7 +168,7 @@ def summarize(run: Run, result: FitResult, chosen: str) -> dict[str, float]:
 def main(config: Config, mesh: Mesh) -> dict[str, float]:
     """Runs the job; returns the first and last loss and the accuracies, or the memory of a dry run."""
     run, data = Run(config, mesh), config.data
-    source, validation = open_labelled(data, config.seed, config.heads, config.hashtags)
+    source, validation = open_labelled(data, config.seed, config.heads, config.hashtags, config.hashtag_sampling)
     run.plan(train=source, validation=validation)
     model = make_model(config, source.class_names)
     clip = jax.ShapeDtypeStruct((1, data.frames, data.size, data.size, len(model.card.mean)), jnp.float32)

@@ -3,45 +3,10 @@
 from dataclasses import replace
 
 from recipes import _finetune_convolutional as convolutional
+from recipes import _finetune_demos as demos
 from recipes._finetune_convolutional import CSN, HARD, LONG
 from vidjax.data.config import AugmentConfig, LabelledDataConfig
-from vidjax.training.loop import LoopConfig
 from vidjax.training.optimizer import OptimizerConfig
-
-DEMO = {
-    "model": "r2plus1d_tiny",
-    "data": LabelledDataConfig(
-        frames=8,
-        size=32,
-        short_side=32,
-        stride=2,
-        augment=AugmentConfig(crop="center"),
-        validation="synthetic:moving_shapes",
-        validation_examples=512,
-    ),
-    "batch_size": 16,
-    "epochs": 2,
-    "mixup": 0.0,
-    "cutmix": 0.0,
-    "train_accuracy": True,
-    "optim": OptimizerConfig(
-        learning_rate=3e-2, final_learning_rate=1e-4, warmup_epochs=0.1, beta2=0.999, clip_norm=1.0
-    ),
-    "loop": LoopConfig(log_every=50, save_every=256, evaluate_every=256),
-}
-
-ATTRIBUTES = DEMO | {
-    "hashtags": "all",
-    "train_accuracy": False,
-    "data": replace(
-        DEMO["data"], stride=3, train="synthetic:moving_shapes", train_split="hashtags_train",
-        validation_split="hashtags_validation",
-    ),
-    "batch_size": 32,
-    "epochs": 4,
-    "workdir": "runs/attributes",
-}  # fmt: skip
-"""An encoder that tells colour, shape and motion, which blip2_pretrain.py's demo freezes."""
 
 # Published recipes. Learning rates are for a batch of 256 clips, including repeats. `protocol` is that of the test
 # (`data.sampling`). `fps` is for originals that count the stride at 30 frames per second; it takes precedence over it.
@@ -253,8 +218,7 @@ UNIFORMERV2_SSV2 = UNIFORMERV2 | {
 }
 
 RECIPES = {
-    "demo": DEMO,
-    "demo_attributes": ATTRIBUTES,
+    **demos.RECIPES,
     "videos": {},  # the user's videos: the recipe of VideoMAE-B with a batch for one accelerator
     "videomae_base_k400": VIDEOMAE_BASE,  # 81.5 after 1600 epochs of pre-training, 5x3 views
     "videomae_large_k400": VIDEOMAE_LARGE,  # 85.2, 5x3 views

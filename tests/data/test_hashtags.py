@@ -1,6 +1,7 @@
 """Hashtags in captions as labels: parsing, numbering, fields of batches, and square-root sampling."""
 
 import json
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -171,3 +172,15 @@ def test_the_embedded_videos_name_their_attributes():
     assert all(set(tags) <= set(find_hashtags(moving_shapes.hashtags(i, every=True))) for i, tags in enumerate(some))
     counts = np.bincount([len(tags) for tags in some])
     assert counts[0] == 0 and (np.abs(counts[1:] - 100) < 30).all()
+
+
+def test_the_long_tail_has_fewer_and_fewer_videos_of_each_colour_and_all_directions_of_each():
+    numbers = moving_shapes.split_indices("hashtags_long_tail")
+    assert set(numbers) < set(moving_shapes.SPLITS["train"]) and list(numbers) == sorted(numbers)
+    counts = Counter(moving_shapes.scene_of(index).color for index in numbers)
+    assert [color for color, _ in counts.most_common()] == list(moving_shapes.COLORS)
+    shares = np.array([counts[color] for color in moving_shapes.COLORS])
+    np.testing.assert_allclose(shares[1:] / shares[:-1], moving_shapes.TAIL, atol=0.12)
+    assert {moving_shapes.label(i) for i in numbers if moving_shapes.scene_of(i).color == "pink"} == {*range(8)}
+    source = open_source("synthetic:moving_shapes", "hashtags_long_tail")
+    assert source.captions(7) == moving_shapes.hashtags(numbers[7], every=False)

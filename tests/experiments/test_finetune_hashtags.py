@@ -45,6 +45,8 @@ def test_validation_has_the_hashtags_of_training(tmp_path):
     assert any("15 other hashtags do not count" in note for note in validation.notes)
     every, _ = open_labelled(changed(DATA, validation=None, train_examples=50), 0, hashtags="all")
     assert len(every.class_names) == 19 and len(every) == len(every.weights) == 50
+    uniform, _ = open_labelled(DATA, 0, hashtags=str(chosen), hashtag_sampling="uniform")
+    assert uniform.weights is None and len(uniform) == len(train)
 
 
 @pytest.mark.parametrize(
@@ -52,6 +54,7 @@ def test_validation_has_the_hashtags_of_training(tmp_path):
     [
         ({"heads": ("a", "b")}, "hashtags are the classes of one data set, and heads are of several: omit one"),
         ({"objective": "evidential"}, "hashtags are learned by cross-entropy, not evidential: omit --objective"),
+        ({"hashtags": None, "hashtag_sampling": "uniform"}, "hashtag_sampling is for hashtags: give --hashtags all"),
         ({"train_accuracy": True}, "train_accuracy is of one label per clip, and hashtags are several: omit one"),
     ],
 )

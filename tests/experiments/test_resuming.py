@@ -121,8 +121,9 @@ FIELDS = {
     "token_pretrain": "objective model tokenizer token_size mask_ratio least_patches images_per_clip temperature "
     "temperature_steps divergence_weight divergence_steps observed_clips probe_clips accumulation",
     "text_to_image": "model image_tokenizer decoder tokenizer context text_weight observed_clips",
-    "finetune": "model heads stills hashtags keep_head tune tuned_blocks adapt drop_path dropout mixup cutmix "
-    "label_smoothing objective head_factor train_accuracy accumulation teacher teacher_weight teacher_features",
+    "finetune": "model heads stills hashtags hashtag_sampling keep_head tune tuned_blocks adapt drop_path dropout "
+    "mixup cutmix label_smoothing objective head_factor train_accuracy accumulation teacher teacher_weight "
+    "teacher_features",
     "localize": "model channels max_length encoder init_encoder_from encoder_factor label_smoothing "
     "offset_weight positives selection thresholds dialect",
     "detect": "model dilated stage bins aligned dropout keep_head objective crops dialect",

@@ -18,7 +18,8 @@ For preferences, the captions of `random_motion` name a direction at random, so 
 `rejected` are captions that name another direction.
 
 For hashtags as labels, the captions of `hashtags_train` name one to three of colour, shape and direction, at random;
-those of `hashtags_validation` all three.
+those of `hashtags_validation` all three. `hashtags_long_tail` has fewer and fewer of the videos of `hashtags_train`
+from colour to colour, see `TAIL`.
 
 For open-set recognition two directions are held out: `known_train` and `known_validation` have the videos of the other
 six, `unknown_validation` those of the two.
@@ -52,8 +53,10 @@ UNKNOWN = ("up and left", "down")
 """Classes of the open-set splits that are not known in training; each lies between two that are."""
 RANDOM_MOTION = "random_motion"
 """The training videos with captions that name a direction at random."""
-HASHTAG_SPLITS = {"hashtags_train": "train", "hashtags_validation": "validation"}
+HASHTAG_SPLITS = {"hashtags_train": "train", "hashtags_long_tail": "train", "hashtags_validation": "validation"}
 """Base splits of the videos with captions of hashtags."""
+TAIL = 0.6
+"""How many videos of a colour `hashtags_long_tail` has, for each of the colour before it in `COLORS`."""
 _KNOWN = tuple(name for name in CLASSES if name not in UNKNOWN)
 OPEN_SPLITS = {
     "known_train": ("train", _KNOWN),
@@ -70,7 +73,7 @@ COLORS = {  # all channels are at least 90 and backgrounds at most 90: shapes ar
     "red": (245, 90, 90), "orange": (250, 160, 90), "yellow": (250, 225, 90), "green": (100, 210, 110),
     "cyan": (90, 215, 225), "blue": (105, 140, 245), "purple": (180, 110, 235), "pink": (250, 150, 200),
 }  # fmt: skip
-_SHAPES = ("circle", "square", "triangle")
+SHAPES = ("circle", "square", "triangle")
 _RADII = {"small": (0.10, 0.12), "large": (0.17, 0.20)}  # of the disc with the shape's area, in frame widths
 _WAVES = 4  # of the background
 FLOW_BOUND = 20
@@ -88,7 +91,7 @@ def _article(word: str) -> str:
 
 
 COMPOSITIONS = tuple(
-    f"{_article(color)} {color} {shape} moves {phrase}" for color, shape, phrase in product(COLORS, _SHAPES, PHRASES)
+    f"{_article(color)} {color} {shape} moves {phrase}" for color, shape, phrase in product(COLORS, SHAPES, PHRASES)
 )
 """The short captions of all compositions of colour, shape and direction."""
 
@@ -126,7 +129,7 @@ def scene_of(index: int) -> Scene:
     color, background = random.choice(list(COLORS), size=2, replace=False)
     return Scene(
         label=label(index),
-        shape=str(random.choice(_SHAPES)),
+        shape=str(random.choice(SHAPES)),
         size=size,
         radius=random.uniform(*_RADII[size]),
         color=str(color),
@@ -200,17 +203,19 @@ def _is_held_out(position: int) -> bool:
     # The sums of the three shapes are consecutive, so for each colour and direction at most one shape is held out. For
     # each pair of the other attributes, two of the eight colours or directions are.
     rest, direction = divmod(position, len(PHRASES))
-    color, shape = divmod(rest, len(_SHAPES))
+    color, shape = divmod(rest, len(SHAPES))
     return (color + shape + direction) % 4 == 0
 
 
 @cache
 def split_indices(split: str) -> Sequence[int]:
-    """The indices of a split. Those of `COMPOSITION_SPLITS` are computed once, in 0.4 s."""
+    """The indices of a split. Those of `COMPOSITION_SPLITS` and the long tail are computed once, in 0.4 s."""
     if split in SPLITS:
         return SPLITS[split]
     if split == RANDOM_MOTION:
         return SPLITS["train"]
+    if split == "hashtags_long_tail":
+        return _long_tail(SPLITS["train"])
     if split in HASHTAG_SPLITS:
         return SPLITS[HASHTAG_SPLITS[split]]
     if split in OPEN_SPLITS:
@@ -218,6 +223,15 @@ def split_indices(split: str) -> Sequence[int]:
         return tuple(index for index in SPLITS[name] if CLASSES[label(index)] in classes)
     name, held_out = COMPOSITION_SPLITS[split]
     return tuple(index for index in SPLITS[name] if _is_held_out(composition(index)) == held_out)
+
+
+def _long_tail(indices: Sequence[int]) -> tuple[int, ...]:
+    """All videos of the first colour, and of each other one a smaller share, by `TAIL`; directions stay as frequent."""
+    by_color: dict[str, list[int]] = {color: [] for color in COLORS}
+    for index in indices:
+        by_color[scene_of(index).color].append(index)
+    shares = [each[: round(len(each) * TAIL**rank)] for rank, each in enumerate(by_color.values())]
+    return tuple(sorted(index for each in shares for index in each))
 
 
 def render(index: int, frames: np.ndarray, size: int) -> UInt8[np.ndarray, "t h w 3"]:

@@ -1,7 +1,7 @@
 """Hashtags as the classes of a training script: its flag, and the arrays of a batch."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from vidjax.errors import UserError
 from vidjax.runs.joint import JointConfig
@@ -16,10 +16,14 @@ class HashtagConfig(JointConfig):
 
     hashtags: str | None = None
     """Learn the hashtags in the captions, several of a video: all, or a JSON list of those that count."""
+    hashtag_sampling: Literal["square_root", "uniform"] = "square_root"
+    """Draw a video by the inverse square root of the number of videos with its rarest hashtag, or all equally often."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.hashtags is None:
+            if self.hashtag_sampling != "square_root":
+                raise UserError("hashtag_sampling is for hashtags: give --hashtags all, or omit it")
             return
         if self.heads:
             raise UserError("hashtags are the classes of one data set, and heads are of several: omit one of them")

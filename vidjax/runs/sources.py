@@ -50,7 +50,11 @@ def open_tasks(flag: str, name: str, split: str, square_pixels: bool, heads: tup
 
 
 def open_labelled(
-    data: LabelledSources, seed: int, heads: tuple[str, ...] = (), hashtags: str | None = None
+    data: LabelledSources,
+    seed: int,
+    heads: tuple[str, ...] = (),
+    hashtags: str | None = None,
+    hashtag_sampling: str = "square_root",
 ) -> tuple["Source", "Source | None"]:
     """Opens labelled training and validation videos; the classes are those of the training videos.
 
@@ -59,6 +63,7 @@ def open_labelled(
       heads: names of the data sets of a mix that keep their own classes, see `open_tasks`; those of validation are in
         the same order.
       hashtags: label the videos by the hashtags in their captions: `all`, or a JSON list of those that count.
+      hashtag_sampling: `square_root`, or `uniform` to draw all videos equally often.
 
     Raises:
       UserError: videos without labels, fewer than two classes, sources of a mix with different classes, or validation
@@ -75,6 +80,8 @@ def open_labelled(
     train = opened(data.train, data.train_split, "data.train")
     if hashtags is not None:
         train = with_hashtags(train, read_hashtags(hashtags))
+    if hashtag_sampling == "uniform":
+        train = replace(train, weights=None)
     require_same_classes(train)
     if train.parts and data.train_examples is not None:
         raise UserError("data.train_examples does not apply to a mix: omit it, or list fewer videos in its sources")
