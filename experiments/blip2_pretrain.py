@@ -127,7 +127,7 @@ def train(config: Config, mesh: Mesh) -> dict[str, float]:
     settings: dict[str, Any] = {"numbers": {"ids": (context,)}}
     if config.stage == "language":
         model = blip2.make_language(config, tokenizer)
-        loss_fn, settings = blip2.language_loss(model, tokenizer), {"example": {"ids": ((context,), np.int32)}}
+        loss_fn, settings = blip2.language_loss(model, tokenizer), {"example": blip2.caption_example(model, context)}
     elif config.stage == "1":
         model = blip2.make_first(config, tokenizer)
         loss_fn = blip2.first_loss(model)

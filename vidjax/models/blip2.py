@@ -249,7 +249,7 @@ def language(video: dict, qformer: dict, model: str, **fields) -> Blip2Language:
 
 EVA = VIT_SIZES["giant"] | {"depth": 39, "patch_size": (1, 14, 14)}
 TINY_VIDEO = {"width": 96, "depth": 2, "heads": 6, "patch_size": (1, 8, 8), "num_frames": 4, "image_size": 32}
-TINY = {"queries": 8, "context": 96, "width": 96, "depth": 2, "heads": 4}
+TINY = {"queries": 8, "context": 96, "width": 96, "depth": 2, "heads": 4, "init_std": 0.1}
 WITHOUT_WORDS = {"vocabulary": None, "writes": False}
 OPT = {"vocabulary": 50_304}  # with the id of the queries' places
 

@@ -257,19 +257,35 @@ def second_loss(model: Blip2Language, tokenizer: "Tokenizer") -> Callable:
     return loss_fn
 
 
+def caption_example(model: Language, context: int) -> dict[str, tuple[tuple[int, ...], type]]:
+    """The shape and type of what `caption_batches` has of an example: two captions, or as much as the model reads."""
+    return {"ids": ((min(2 * context, getattr(model, "context", 2 * context)),), np.int32)}
+
+
 def caption_batches(run: Run, tokenizer: "Tokenizer", context: int, first: int) -> Iterator[dict[str, np.ndarray]]:
-    """This process's part of batches of captions without their videos, each drawn by the seed and its number."""
+    """This process's part of batches of captions without their videos, each drawn by the seed and its number.
+
+    Two captions of a video follow one another, or, if it has only one, that of another video. So the model learns
+    positions after those of a caption, where it will find one behind the queries, and to write about what it has read:
+    frozen, it could not be told by its prompt what to write otherwise.
+    """
     from vidjax.data.text import CaptionWriter
 
     source, size, seed = run.source, run.config.batch_size, run.config.seed
-    write, part = CaptionWriter(tokenizer, context), size // jax.process_count()
+    part, length = size // jax.process_count(), run.batch["ids"].shape[1]
+    write = CaptionWriter(tokenizer, context, texts=2)
     for number in itertools.count(first):
         random = np.random.default_rng([seed, number])
-        rows, draws = random.integers(len(source), size=size), random.random(size)
+        rows, draws = random.integers(len(source), size=(2, size)), random.random((size, 1))
         local = slice(part * jax.process_index(), part * (jax.process_index() + 1))
-        pairs = zip(rows[local].tolist(), draws[local, None], strict=True)
-        written = [write(source.ids[row], source.captions(row), draw)["ids"] for row, draw in pairs]
-        yield {"ids": np.concatenate(written), "valid": np.ones(part, bool)}
+        ids = np.zeros((part, length), np.int32)
+        for place, (row, other, draw) in enumerate(zip(*rows[:, local].tolist(), draws[local], strict=True)):
+            texts = source.captions(row)
+            texts = [*texts, *source.captions(other)] if len(texts) == 1 else texts
+            pair = write(source.ids[row], texts, draw)["ids"][0]
+            text = np.concatenate([np.trim_zeros(each, "b") for each in pair])[:length]
+            ids[place, : len(text)] = text
+        yield {"ids": ids, "valid": np.ones(part, bool)}
 
 
 def language_validator(run: Run, tokenizer: "Tokenizer", context: int, source: "Source") -> Validator:
