@@ -51,5 +51,19 @@ LONG_TAIL = ATTRIBUTES | {
     "steps": 600,
     "workdir": "runs/hashtags",
 }  # fmt: skip
+PHOTOS = "mix:synthetic:shape_photos=1,synthetic:shape_clips=1"
+# Many images with labels beside few clips. Without images: --data.train synthetic:shape_clips --data.validation
+# synthetic:shape_clips --heads --stills --batch_size 16
+STILLS = DEMO | {
+    "model": "r3d_tiny",
+    "data": replace(DEMO["data"], frames=4, train=PHOTOS, validation=PHOTOS, validation_examples=None),
+    "heads": ("photos", "clips"),
+    "stills": ("photos",),
+    "batch_size": 32,
+    "label_smoothing": 0.0,
+    "train_accuracy": False,
+    "steps": 300,
+    "workdir": "runs/stills",
+}
 
-RECIPES = {"demo": DEMO, "demo_attributes": ATTRIBUTES, "demo_hashtags": LONG_TAIL}
+RECIPES = {"demo": DEMO, "demo_attributes": ATTRIBUTES, "demo_hashtags": LONG_TAIL, "demo_stills": STILLS}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import UInt8
 
-from vidjax.data import brief_shapes, many_shapes, moving_shapes, sounding_shapes, untrimmed_shapes
+from vidjax.data import brief_shapes, many_shapes, moving_shapes, shape_photos, sounding_shapes, untrimmed_shapes
 from vidjax.data.decode import VideoInfo
 from vidjax.data.example import LABEL, VIDEO, Example, Field, Source, in_pieces
 from vidjax.errors import UserError
@@ -138,6 +138,25 @@ def brief_shapes_source(name: str, split: str) -> Source:
     ids = [f"brief_shapes/{split}[{index}]" for index in range(len(numbers))]
     fields = {"video": VIDEO, "label": LABEL}
     return Source(name, brief_shapes.CLASSES, ids, open_example, label, lambda _: (), listed=True, fields=fields)
+
+
+def shape_photos_source(name: str, split: str) -> Source:
+    """The photos or the clips whose classes are visible in a frame: `synthetic:shape_photos` and `shape_clips`."""
+    kind = shape_photos.KINDS[name.rpartition("_")[2]]
+    if split not in kind.splits:
+        raise UserError(f"data.split {split} is unknown: {name} has {', '.join(kind.splits)}, choose one of them")
+    numbers = kind.splits[split]
+
+    def label(index: int) -> int:
+        return shape_photos.label(numbers[index])
+
+    @contextmanager
+    def open_example(index: int, names: Sequence[str]) -> Iterator[Example]:
+        yield Example({"video": Rendered(numbers[index], moving_shapes.render, kind.frames)}, label(index))
+
+    ids = [f"{name.partition(':')[2]}/{split}[{index}]" for index in range(len(numbers))]
+    fields = {"video": VIDEO, "label": LABEL}
+    return Source(name, shape_photos.CLASSES, ids, open_example, label, lambda _: (), listed=True, fields=fields)
 
 
 @dataclass(frozen=True)

@@ -71,13 +71,16 @@ def open_source(name: str, split: str = "train", square_pixels: bool = True) -> 
         return rendered.sounding_shapes_source(name, split)
     if name == "synthetic:brief_shapes":
         return rendered.brief_shapes_source(name, split)
+    if name in ("synthetic:shape_photos", "synthetic:shape_clips"):
+        return rendered.shape_photos_source(name, split)
     if Path(name).is_file():
         raise UserError(f"data.source {name} is a file: give its folder, or a .csv or .jsonl manifest")
     if rest and "/" not in kind:
         raise UserError(
             f"data.source {name} is of an unknown kind: use tfds:NAME, tfrecord:PATTERN, synthetic:moving_shapes, "
             "synthetic:untrimmed_shapes, synthetic:many_shapes, synthetic:sounding_shapes, synthetic:brief_shapes, "
-            "mix:SOURCE=WEIGHT,SOURCE=WEIGHT, a folder, or a .csv or .jsonl manifest"
+            "synthetic:shape_photos, synthetic:shape_clips, mix:SOURCE=WEIGHT,SOURCE=WEIGHT, a folder, or a .csv or "
+            ".jsonl manifest"
         )
     raise UserError(f"data.source {name} does not exist: give a folder, a manifest or KIND:NAME")
 
