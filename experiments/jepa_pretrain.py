@@ -151,7 +151,7 @@ def main(config: Config, mesh: Mesh) -> dict[str, float]:
     if tokens and tokens[:3] != grid:
         raise UserError(f"the teacher's tokens lie on a grid of {tokens[:3]}, the model's on {grid}: choose another")
     group = multi_block.largest_group(clips := config.batch_size // config.accumulation, config.mask_clips)
-    shapes = [multi_block.several_sizes(group, grid, blocks, clips // group) for blocks in config.blocks]
+    shapes = [multi_block.several_sizes(group, grid, blocks, model, clips // group) for blocks in config.blocks]
 
     def draw(key: jax.Array, clips: int) -> list[multi_block.Mask]:
         keys, each = jax.random.split(key), multi_block.largest_group(clips, group)

@@ -89,7 +89,7 @@ def is_followed(model: nn.Module) -> bool:
 def block_masks(model: nn.Module, clips: int) -> tuple[Callable[[jax.Array], list[multi_block.Mask]], list[tuple]]:
     """The function that draws V-JEPA 2's two masks of a batch from a key, and the sizes of each."""
     tokens, group, kinds = _tokens(model), multi_block.largest_group(clips), (SHORT_RANGE, LONG_RANGE)
-    shapes = [multi_block.several_sizes(group, tokens, blocks, clips // group) for blocks in kinds]
+    shapes = [multi_block.several_sizes(group, tokens, blocks, model, clips // group) for blocks in kinds]
 
     def draw(key: jax.Array) -> list[multi_block.Mask]:
         masks = zip(jax.random.split(key), kinds, shapes, strict=True)

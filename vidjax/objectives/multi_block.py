@@ -142,32 +142,57 @@ def sizes(clips: int, grid: Grid, blocks: Blocks, draws: int = 1000) -> tuple[in
     return int(kept), int(predicted)
 
 
-SHARES = (0.6, 0.9)
-"""Shares of the batches whose numbers of tokens, each by itself, the smaller sizes hold."""
+GAIN = 0.04
+"""Share of a step's mean work that each further size saves at least."""
+
+
+def block_work(tokens: np.ndarray, width: int, depth: int) -> np.ndarray:
+    """Multiply-accumulates of transformer blocks on so many tokens: of their products, and of attention."""
+    return depth * width * tokens * (12 * width + 2 * tokens)
 
 
 def several_sizes(
-    clips: int, grid: Grid, blocks: Blocks, groups: int = 1, draws: int = 1000, least: int = 64
+    clips: int,
+    grid: Grid,
+    blocks: Blocks,
+    model: Any,
+    groups: int = 1,
+    draws: int = 1000,
+    least: int = 256,
 ) -> tuple[tuple[int, int], ...]:
-    """Sizes for `smallest_loss`, smallest first: of the shares of the batches in `SHARES`, and those of `sizes`.
+    """Sizes for `smallest_loss`, from the one of least work to that of `sizes`, which holds every mask.
 
-    As each has to be compiled, a size is left out if it saves little of the next one: less than a twentieth of its
-    tokens, or fewer tokens than `least`.
+    One after the other, the size is added that saves most of the mean work of a batch. As each has to be compiled, none
+    is added that saves less than `GAIN`, and grids of fewer tokens than `least` have one.
 
     Args:
       clips: of a group.
+      model: an encoder with a predictor, such as `vjepa.Pretraining`, whose widths and depths weigh the tokens.
       groups: of a batch, all of which have to fit.
 
     Raises:
       UserError: see `check_blocks`.
     """
+
+    def work(kept: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+        encoder = block_work(kept, model.width, model.depth)
+        return encoder + block_work(kept + predicted, model.predictor_width, model.predictor_depth)
+
     counts = _counts(clips, grid, blocks, draws)
-    listed = [tuple(map(int, counts.max(axis=0)))]
-    for share in reversed(SHARES):  # the largest of several groups exceeds a number as often as any of them does
-        smaller = np.quantile(counts, share ** (1 / groups), axis=0, method="higher")
-        if smaller.sum() <= sum(listed[0]) - max(least, sum(listed[0]) // 20):
-            listed.insert(0, tuple(map(int, smaller)))
-    return tuple(listed)
+    shapes = [tuple(counts.max(axis=0).tolist())]
+    batches = counts[np.random.default_rng(0).integers(draws, size=(draws, groups))].max(axis=1)
+    steps = [np.unique(np.quantile(numbers, np.linspace(0, 1, 21), method="higher")) for numbers in batches.T]
+    candidates = np.stack(np.meshgrid(*steps), axis=-1).reshape(-1, 2)
+    fits = (batches[:, None] <= candidates).all(axis=2)
+    needed = np.full(draws, work(*np.array(shapes[0])))  # work of each batch at the best of the sizes
+    while prod(grid) >= least:
+        needed_with = np.where(fits, np.minimum(needed[:, None], work(*candidates.T)), needed[:, None])
+        best = needed_with.mean(axis=0).argmin()
+        if needed_with[:, best].mean() > (1 - GAIN) * needed.mean():
+            break
+        shapes.append(tuple(candidates[best].tolist()))
+        needed = needed_with[:, best]
+    return tuple(sorted(shapes, key=lambda shape: work(*np.array(shape))))
 
 
 def draw(
@@ -246,7 +271,8 @@ def smallest_loss(
         return branches[0](params, mask)
     seen, asked = jnp.split(mask.valid, [mask.kept.shape[1]], axis=1)
     counts = jnp.stack([seen.sum(axis=1).max(), asked.sum(axis=1).max()])
-    which = (counts > jnp.array(shapes[:-1])).any(axis=1).sum()  # the shapes are nested
+    holds = (counts <= jnp.array(shapes[:-1])).all(axis=1)
+    which = jnp.where(holds.any(), holds.argmax(), len(shapes) - 1)  # a number beyond the largest has been cut
 
     @jax.custom_vjp
     def chosen(params: PyTree, mask: Mask, which: Int[Array, ""]) -> tuple[Float[Array, ""], Any]:
