@@ -3,7 +3,7 @@
 1: a Q-Former on a frozen encoder, by contrast, matching with hard negatives, and captions. 2: what its queries see, in
 front of captions, for a frozen language model. `language` trains a small language model on the captions alone.
 
-All three on rendered videos, with the encoder of the first command (captions of this demo are still at chance):
+All three on rendered videos, with the encoder of the first command:
 python experiments/finetune.py demo_attributes
 python experiments/blip2_pretrain.py
 
