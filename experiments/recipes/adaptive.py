@@ -35,7 +35,14 @@ RECIPES = {
     "demo": DEMO,
     "demo_stts": DEMO | {"model": "stts_tiny_8"},
     # A single frame of each clip shows the shape. The network hardly learns: it would learn to do with any choice.
-    "demo_adavit": DEMO | {"model": "adavit_tiny", "data": replace(BRIEF, frames=4, stride=4), "network_factor": 0.02},
+    "demo_adavit": DEMO
+    | {
+        "model": "adavit_tiny",
+        "data": replace(BRIEF, frames=4, stride=4),
+        "network_factor": 0.02,
+        "budget": 0.3,
+        "budgets": (0.2, 0.3, 0.4, 0.5),
+    },
     "demo_ada3d": DEMO | {"model": "ada3d_tiny", "budgets": (0.2, 0.3, 0.4, 0.5)},
     "videos": {},  # the user's videos
 }

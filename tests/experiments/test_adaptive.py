@@ -94,7 +94,7 @@ def test_logits_are_shifted_until_the_clips_cost_the_budget():
     model = small("adavit_tiny")
     cost, variables = adaptive.Cost(model), perturbed(model)
     clips = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, 4, 32, 32, 3), np.uint8))
-    shift = adaptive.shift_for(model, cost, 0.6, variables, clips, make_mesh(devices=jax.devices()[:1]))
+    shift = adaptive.shift_for(model, cost, 0.6, variables, [clips], make_mesh(devices=jax.devices()[:1]))
 
     @jax.jit
     def cost_of(shift):

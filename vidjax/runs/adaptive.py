@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,6 +36,8 @@ KEYS = ("pruning", "selection", "usage", "dropout", "drop_path")
 WHOLE = 0.25
 """Share of clips whose frames are all kept, and of clips whose convolutions are all 3-D, while Ada3D is trained: the
 network does not forget what it is without choices (as slimmable networks are trained, arXiv:1903.05134)."""
+CALIBRATED = 256
+"""Training clips, at least, on which logits are shifted to meet a budget."""
 ROUNDS = 15
 """In which the ways to compute take turns when their times are measured."""
 
@@ -226,11 +229,10 @@ class Point(NamedTuple):
     run: Callable
 
 
-def points_of(run: Run, cost: Cost, budgets: Sequence[float], variables: dict, batch: dict[str, Array]) -> list[Point]:
+def points_of(run: Run, cost: Cost, budgets: Sequence[float], variables: dict) -> list[Point]:
     """The full network, and for each budget the model's own choice and a random one that uses as much.
 
-    Args:
-      batch: of training clips, for which AdaViT's and Ada3D's logits are shifted so that the mean cost is the budget.
+    AdaViT's and Ada3D's logits are shifted so that the mean cost of the first training clips is the budget.
     """
     model = run.model
 
@@ -243,7 +245,9 @@ def points_of(run: Run, cost: Cost, budgets: Sequence[float], variables: dict, b
             share, shift = cost.share_for(budget), 0.0
             apply = partial(_apply_equally, with_share(model, share), cost.of_share(share))
         else:
-            shift = shift_for(model, cost, budget, variables["own"], batch["video"], run.mesh)
+            count = math.ceil(CALIBRATED / run.config.batch_size)
+            batches = (put_batch(each, run.mesh)["video"] for each in itertools.islice(run.labelled_batches(0), count))
+            shift = shift_for(model, cost, budget, variables["own"], list(batches), run.mesh)
             apply = partial(_apply_by_clip, model, cost)
         for name in ("chosen", "random"):
             points.append(Point(name, budget, partial(_decide, apply, shift, name == "random", model.num_frames)))
@@ -269,9 +273,9 @@ def _decide(
 
 
 def shift_for(
-    model: nn.Module, cost: Cost, budget: float, variables: dict, clips: UInt8[Array, "b t h w c"], mesh: Mesh
+    model: nn.Module, cost: Cost, budget: float, variables: dict, batches: list[UInt8[Array, "b t h w c"]], mesh: Mesh
 ) -> float:
-    """The largest shift of the logits at which these clips cost no more than the budget on average."""
+    """The largest shift of the logits at which the clips of these batches cost no more than the budget on average."""
 
     @partial(jit_on_mesh, mesh=mesh)
     def mean_cost(variables: dict, clips: Array, shift: Array) -> Array:
@@ -280,7 +284,7 @@ def shift_for(
         return cost.of_usage(output.usage).mean()
 
     def fits(shift: float) -> bool:
-        return bool(mean_cost(variables, clips, jnp.float32(shift)) <= budget)
+        return np.mean([mean_cost(variables, clips, jnp.float32(shift)) for clips in batches]) <= budget
 
     return largest(fits, -30.0, 30.0, 12)
 
@@ -305,7 +309,7 @@ def measure(run: Run, cost: Cost, budgets: set[float], variables: dict) -> list[
     from vidjax.data.batches import select
 
     batch, key = put_batch(next(run.labelled_batches(0)), run.mesh), jax.random.key(run.config.seed)
-    points = points_of(run, cost, sorted(each for each in budgets if each >= cost.least), variables, batch)
+    points = points_of(run, cost, sorted(each for each in budgets if each >= cost.least), variables)
     programs = [_program(run, point) for point in points]
 
     def encode(batch: dict[str, Array]) -> tuple[np.ndarray, ...]:
