@@ -146,7 +146,7 @@ def make_loss(config: Config, model: nn.Module, trained: Any, teacher: Teacher |
         losses = sum_of_tasks(logits, targets, valid, sizes) if config.heads else loss_of(logits, targets)
         if teacher is not None:
             distilled, more = distill(teacher, aux.frozen, batch, mix, logits, features)
-            losses, metrics = losses + distilled, metrics | more
+            losses, metrics = config.label_weight * losses + distilled, metrics | more
         return valid_mean(losses, valid), ({**aux.model_state, **changed}, metrics)
 
     return loss_fn

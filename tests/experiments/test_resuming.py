@@ -123,7 +123,7 @@ FIELDS = {
     "text_to_image": "model image_tokenizer decoder tokenizer context text_weight observed_clips",
     "finetune": "model heads stills hashtags hashtag_sampling keep_head tune tuned_blocks adapt drop_path dropout "
     "mixup cutmix label_smoothing objective head_factor train_accuracy accumulation teacher teacher_weight "
-    "teacher_features",
+    "teacher_features label_weight",
     "localize": "model channels max_length encoder init_encoder_from encoder_factor label_smoothing "
     "offset_weight positives selection thresholds dialect",
     "detect": "model dilated stage bins aligned dropout keep_head objective crops dialect",

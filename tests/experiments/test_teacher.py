@@ -69,7 +69,7 @@ def test_the_loss_adds_the_squared_differences_to_what_the_teacher_says_of_its_s
     }
     state = {name: value for name, value in variables.items() if name != "params"}
 
-    def losses_of(teacher):
+    def losses_of(teacher, config=config):
         loss_fn = jax.jit(finetune.make_loss(config, model, None, teacher))
         loss, (_, metrics) = loss_fn(variables["params"], Aux(state, None, frozen, 0), batch, jax.random.key(0))
         return loss, metrics
@@ -90,6 +90,8 @@ def test_the_loss_adds_the_squared_differences_to_what_the_teacher_says_of_its_s
         np.square(a - b).mean(axis=1)[:2].mean() for a, b in ((logits, taught), (features, known))
     )
     np.testing.assert_allclose(loss - alone, 2 * of_logits + 0.5 * of_features, rtol=1e-4)
+    unlabelled, _ = losses_of(loaded, dataclasses.replace(config, label_weight=0.0))
+    np.testing.assert_allclose(unlabelled, loss - alone, rtol=1e-4)
     np.testing.assert_allclose(metrics["teacher_loss"], of_logits, rtol=1e-4)
     agree = (logits.argmax(axis=1) == taught.argmax(axis=1))[:2].mean()
     assert metrics["teacher_agreement"] == agree
@@ -146,6 +148,7 @@ def test_wrong_teachers_are_one_line_before_anything_is_written(teacher, tmp_pat
         ({"teacher_features": 1.0}, "teacher_features are those of a teacher: give --teacher too"),
         ({"teacher": "a", "teacher_weight": 0.0}, "teacher_weight and teacher_features are 0: raise one of them"),
         ({"teacher": "a", "teacher_weight": -1.0}, "teacher_weight is -1.0: it must be 0 or more"),
+        ({"label_weight": 0.0}, "label_weight weighs labels against a teacher: give --teacher too"),
     ):
         with pytest.raises(UserError, match=message):
             create(**fields)

@@ -66,10 +66,14 @@ class TaughtConfig(TrainConfig):
     """Weight of the squared difference to the teacher's logits."""
     teacher_features: float = 0.0
     """Weight of the squared difference to the features that the teacher's head sees; 0 disables it."""
+    label_weight: float = 1.0
+    """Weight of the labels' own loss beside the teacher's; 0 learns from the teacher alone, as of unlabelled clips."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_not_negative(self, "teacher_weight", "teacher_features")
+        require_not_negative(self, "teacher_weight", "teacher_features", "label_weight")
+        if self.teacher is None and self.label_weight != 1:
+            raise UserError("label_weight weighs labels against a teacher: give --teacher too")
         if self.teacher is None and self.teacher_features:
             raise UserError("teacher_features are those of a teacher: give --teacher too")
         if self.teacher is not None and not (self.teacher_weight or self.teacher_features):
