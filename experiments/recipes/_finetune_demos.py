@@ -66,4 +66,31 @@ STILLS = DEMO | {
     "workdir": "runs/stills",
 }
 
-RECIPES = {"demo": DEMO, "demo_attributes": ATTRIBUTES, "demo_hashtags": LONG_TAIL, "demo_stills": STILLS}
+FLOW = DEMO | {
+    "model": "tsn_tiny_flow",
+    "data": replace(DEMO["data"], stream="flow", frames=4, stride=3, train_examples=64),
+    "steps": 300,
+    "loop": replace(DEMO["loop"], evaluate_every=300),
+    "workdir": "runs/flow",
+}
+# It learns from demo_flow, which saw 64 labels, and from none itself. The same network on these labels and no teacher,
+# with as many steps of warm-up: --teacher None --label_weight 1 --data.train_examples 64 --optim.warmup_epochs 2.5
+D3D = DEMO | {
+    "model": "r3d_tiny",
+    "data": replace(DEMO["data"], frames=4, stride=3),
+    "teacher": "runs/flow",
+    "label_weight": 0.0,
+    "steps": 300,
+    "optim": replace(DEMO["optim"], warmup_epochs=0.02),
+    "loop": replace(DEMO["loop"], evaluate_every=300),
+    "workdir": "runs/d3d",
+}
+
+RECIPES = {
+    "demo": DEMO,
+    "demo_attributes": ATTRIBUTES,
+    "demo_hashtags": LONG_TAIL,
+    "demo_stills": STILLS,
+    "demo_flow": FLOW,
+    "demo_d3d": D3D,
+}
