@@ -59,6 +59,7 @@ WITH_PYTHON = [page for page in FILES if any(block.kind == "python" for block in
 WITH_PYTHON += ["models.md, generated"]
 
 SYNTHETIC = tuple(f"synthetic:{kind}_shapes" for kind in ("moving", "untrimmed", "many", "sounding", "brief"))
+SYNTHETIC += ("synthetic:shape_photos", "synthetic:shape_clips")
 
 
 def test_every_block_has_a_language_that_is_tested():
