@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -248,6 +249,23 @@ def test_captions_alone_train_a_t5_and_resume_exactly(tmp_path, monkeypatch):
     monkeypatch.setattr(blip2, "caption_batches", read)
     script.main(parts)
     jax.tree.map(np.testing.assert_array_equal, *(load_variables(Path(each))[0] for each in ("language", "parts")))
+
+
+class Captions(dict):
+    """A source of captions alone, by position."""
+
+    ids = ("a", "b")
+    captions = dict.__getitem__
+
+
+def test_captions_alone_are_read_again_within_a_row():
+    source = Captions({0: ("p", "q", "r", "s"), 1: ("t",)})  # each of a start, a letter and an end
+    run = SimpleNamespace(
+        source=source, batch={"ids": np.zeros((32, 15))}, config=SimpleNamespace(batch_size=32, seed=0)
+    )
+    ids = next(blip2.caption_batches(run, BYTES, 5, 0))["ids"]
+    rows = {BYTES.decode(row[row < 256].tolist()).strip("\0") for row in ids}
+    assert {"pqrpq", "qrsqr", "rsprs", "spqsp", "tptp"} <= rows
 
 
 @pytest.mark.parametrize(

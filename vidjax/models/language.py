@@ -25,7 +25,6 @@ from jaxtyping import Array, Bool, Float, Int
 from vidjax.errors import UserError
 from vidjax.layers.activations import ACTIVATIONS, Activation
 from vidjax.layers.attention import Place, causal_mask
-from vidjax.layers.bert import NORMAL
 from vidjax.layers.normalization import LayerNorm
 from vidjax.layers.transformer import Block, Encoder, Remat
 from vidjax.models.text import FusionBert, check_ids
@@ -39,6 +38,8 @@ class LanguageModel(nn.Module):
       context: maximum number of tokens, with those of a prompt.
       offset: rows of the position table before that of the first token (OPT: 2).
       epsilon: of the layer norms.
+      init_std: standard deviation of the initial kernels and tables. With the original 0.02 and 96 channels, the
+        branches start too small to learn soon what was read before.
       remat, scan: see `Encoder`.
     """
 
@@ -51,17 +52,19 @@ class LanguageModel(nn.Module):
     activation: Activation = "tanh_gelu"
     offset: int = 0
     epsilon: float = 1e-5
+    init_std: float = 0.02
     remat: Remat = "none"
     scan: bool = False
     dtype: DTypeLike | None = None
 
     def setup(self) -> None:
         """Creates the submodules, whose attribute names are the parameter names."""
-        self.token_embedding = nn.Embed(self.vocabulary, self.width, embedding_init=NORMAL, dtype=self.dtype)
-        self.position = self.param("position", NORMAL, (self.context + self.offset, self.width))
+        normal, last = nn.initializers.normal(self.init_std), self.init_std * (2 * self.depth) ** -0.5
+        self.token_embedding = nn.Embed(self.vocabulary, self.width, embedding_init=normal, dtype=self.dtype)
+        self.position = self.param("position", normal, (self.context + self.offset, self.width))
         block = partial(
             Block, self.heads, self.mlp_ratio, epsilon=self.epsilon, activation=ACTIVATIONS[self.activation],
-            kernel_init=NORMAL, out_init=nn.initializers.normal(0.02 * (2 * self.depth) ** -0.5), dtype=self.dtype,
+            kernel_init=normal, out_init=nn.initializers.normal(last), dtype=self.dtype,
         )  # fmt: skip
         self.transformer = Encoder(block, self.depth, remat=self.remat, scan=self.scan)
         self.norm = LayerNorm(epsilon=self.epsilon, dtype=self.dtype)
@@ -148,7 +151,7 @@ class LanguageModel(nn.Module):
 
 GPT2 = {"vocabulary": 50257, "context": 1024}
 OPT = {"vocabulary": 50272, "context": 2048, "activation": "relu", "offset": 2}
-TINY = {"vocabulary": 259, "context": 96, "width": 96, "depth": 3, "heads": 4}  # for bytes
+TINY = {"vocabulary": 259, "context": 96, "width": 96, "depth": 3, "heads": 4, "init_std": 0.06}  # for bytes
 
 LANGUAGE_VARIANTS = MappingProxyType(
     {

@@ -93,7 +93,7 @@ def load_second(config: Any, tokenizer: "Tokenizer") -> tuple[Blip2Language, dic
     """The second stage from a first one, or from a second one, and a language model, and the variables that these give.
 
     The projection is new if `config.init_from` is a first stage. A run that is resumed is described in its work
-    directory, and a dry run without `config.init_from` is one of `config.model`; nothing is loaded for either.
+    directory, and a dry run without sources is one of `config.model`; nothing is loaded for either.
 
     Raises:
       UserError: a source is missing or something else, or the two do not fit one another or the tokeniser.
@@ -101,7 +101,7 @@ def load_second(config: Any, tokenizer: "Tokenizer") -> tuple[Blip2Language, dic
     workdir, fields = Path(config.workdir), computing_fields(config, config.model)
     if has_checkpoint(workdir) and isinstance(begun := read_model(workdir), Blip2Language):
         model, given = begun, {}
-    elif config.dry_run and not config.init_from:
+    elif config.dry_run and not (config.init_from or config.init_language_from):
         model, given = create_model(config.model), {}
         if not isinstance(model, Blip2Language):
             raise UserError(f"model {config.model} is no second stage of BLIP-2: give one such as blip2_opt_2_7b")
@@ -258,22 +258,24 @@ def second_loss(model: Blip2Language, tokenizer: "Tokenizer") -> Callable:
 
 
 def caption_example(model: Language, context: int) -> dict[str, tuple[tuple[int, ...], type]]:
-    """The shape and type of what `caption_batches` has of an example: two captions, or as much as the model reads."""
-    return {"ids": ((min(2 * context, getattr(model, "context", 2 * context)),), np.int32)}
+    """The shape and type of what `caption_batches` has of an example: four long captions, or what the model reads."""
+    return {"ids": ((min(4 * context, getattr(model, "context", 4 * context)),), np.int32)}
 
 
 def caption_batches(run: Run, tokenizer: "Tokenizer", context: int, first: int) -> Iterator[dict[str, np.ndarray]]:
     """This process's part of batches of captions without their videos, each drawn by the seed and its number.
 
-    Two captions of a video follow one another, or, if it has only one, that of another video. So the model learns
-    positions after those of a caption, where it will find one behind the queries, and to write about what it has read:
-    frozen, it could not be told by its prompt what to write otherwise.
+    Up to three captions of a video, or, of one that has a single caption, this and another video's, follow one another
+    and then again, cut at the length of an example. So the model learns positions after those of a caption, where it
+    will find one behind the queries, and to write what it has read: frozen, it could not be told by its prompt what to
+    write otherwise. That it learns only of what is read again: of pairs of captions it learnt to copy the motion, which
+    all name, but not the colour, which one in three pairs repeated.
     """
     from vidjax.data.text import CaptionWriter
 
     source, size, seed = run.source, run.config.batch_size, run.config.seed
     part, length = size // jax.process_count(), run.batch["ids"].shape[1]
-    write = CaptionWriter(tokenizer, context, texts=2)
+    write = CaptionWriter(tokenizer, context, texts=3)
     for number in itertools.count(first):
         random = np.random.default_rng([seed, number])
         rows, draws = random.integers(len(source), size=(2, size)), random.random((size, 1))
@@ -281,9 +283,9 @@ def caption_batches(run: Run, tokenizer: "Tokenizer", context: int, first: int) 
         ids = np.zeros((part, length), np.int32)
         for place, (row, other, draw) in enumerate(zip(*rows[:, local].tolist(), draws[local], strict=True)):
             texts = source.captions(row)
-            texts = [*texts, *source.captions(other)] if len(texts) == 1 else texts
-            pair = write(source.ids[row], texts, draw)["ids"][0]
-            text = np.concatenate([np.trim_zeros(each, "b") for each in pair])[:length]
+            texts = [*texts, source.captions(other)[0]] if len(texts) == 1 else texts
+            drawn = write(source.ids[row], texts, draw)["ids"][0]
+            text = np.concatenate([np.trim_zeros(each, "b") for each in drawn] * 2)[:length]
             ids[place, : len(text)] = text
         yield {"ids": ids, "valid": np.ones(part, bool)}
 

@@ -7,24 +7,39 @@ are written once, into the work directory, from which a run is resumed and loade
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Key, PyTree
 
 from vidjax.fields import check_values
 from vidjax.runs.adapting import Split
 from vidjax.training.checkpoint import has_checkpoint, save_frozen
-from vidjax.training.int8 import dequantized, quantized
+from vidjax.training.int8 import dequantized, quantized, times_scale
 
 FrozenType = Literal["auto", "float32", "bfloat16", "int8"]
-DEQUANTIZED = "dequantized"
-"""Name of the floats that int8 become in a step."""
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _constant_floats(values: Array, scale: Array, dtype: DTypeLike) -> Array:
+    """`times_scale` as one operation, which `_keeps` can tell from others by its int8."""
+    return times_scale(values, scale, dtype)
+
+
+@_constant_floats.defjvp
+def _no_derivative(dtype: DTypeLike, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    output = times_scale(*primals, dtype)
+    return output, jnp.zeros_like(output)
+
+
+def _keeps(primitive: Any, *inputs: Any, **settings: Any) -> bool:
+    """Whether the backward pass keeps what an operation computed: not the floats of int8."""
+    return all(getattr(each, "dtype", None) != jnp.int8 for each in inputs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,17 +73,13 @@ class FrozenParts(Split):
         """The parameters of the model."""
         flat = flatten_dict(frozen, sep="/")
         if self.kind == "int8":
-            floats = dequantized(flat, self.dtype)
-            flat = {path: leaf if path in flat else checkpoint_name(leaf, DEQUANTIZED) for path, leaf in floats.items()}
+            flat = dequantized(flat, self.dtype, _constant_floats)
         return unflatten_dict(flat | flatten_dict(few, sep="/"), sep="/")
 
     def loss(self, loss_fn: Callable) -> Callable:
         """See `Split.loss`. The backward pass makes the floats of int8 again, instead of keeping those of the loss."""
         adapted = super().loss(loss_fn)
-        if self.kind != "int8":
-            return adapted
-        kept = jax.checkpoint_policies.save_anything_except_these_names(DEQUANTIZED)
-        return jax.checkpoint(adapted, policy=kept)
+        return jax.checkpoint(adapted, policy=_keeps) if self.kind == "int8" else adapted
 
     def remember(self, workdir: Path, source: str, frozen: PyTree) -> None:
         """Writes the frozen parameters, unless the run is resumed, which has read them."""

@@ -34,9 +34,13 @@ def measure_head(run: Run, state: TrainState) -> TrainState:
         features = model.apply(variables, model.card.preprocess(batch["video"]), method="embed")
         return features.astype(jnp.float32), batch["valid"]
 
-    features = []
+    features, parts = [], run.config.accumulation  # into which a step divides a batch, to fit into memory
     for batch in itertools.islice(run.labelled_batches(0), math.ceil(CLIPS / run.config.batch_size)):
-        rows, valid = jax.device_get(see(state, put_batch(batch, run.mesh)))
-        features.append(rows[valid])
+        for number in range(parts):
+            part = {name: np.split(rows, parts)[number] for name, rows in batch.items()}
+            rows, valid = jax.device_get(see(state, put_batch(part, run.mesh)))
+            features.append(rows[valid])
+    if not sum(map(len, features)):  # no clip could be read, which training will say
+        return state
     measured = state.opt_state.measured(np.concatenate(features))
     return state.replace(opt_state=jax.device_put(measured, run.sharding.opt_state))

@@ -9,6 +9,8 @@ need its wrapper, and with float activations it meets neither the convolutions o
 which OPT and GPT-2 share with their last layer.
 """
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
@@ -38,13 +40,24 @@ def quantized(params: dict[str, Array]) -> dict[str, Array]:
     return result
 
 
-def dequantized(params: dict[str, Array], dtype: DTypeLike = np.float32) -> dict[str, Array]:
-    """The parameters of `quantized`, those of two axes or more in `dtype`; others are returned as they are."""
+def times_scale(values: Array, scale: Array, dtype: DTypeLike) -> Array:
+    """The floats of integers with their scale, on the device or the host where they are."""
+    return (values.astype(np.float32) * scale.astype(np.float32)).astype(dtype)
+
+
+def dequantized(
+    params: dict[str, Array], dtype: DTypeLike = np.float32, times: Callable[..., Array] = times_scale
+) -> dict[str, Array]:
+    """The parameters of `quantized`, those of two axes or more in `dtype`; others are returned as they are.
+
+    Args:
+      times: `times_scale`, or a function that computes the same.
+    """
     result = {}
     for path, leaf in params.items():
         name = path.removesuffix(VALUES)
         if name != path:
-            result[name] = (leaf.astype(np.float32) * params[name + SCALE].astype(np.float32)).astype(dtype)
+            result[name] = times(leaf, params[name + SCALE], dtype)
         elif path.removesuffix(SCALE) + VALUES not in params:
             result[path] = leaf
     return result

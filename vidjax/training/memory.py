@@ -183,11 +183,12 @@ def describe_memory(
     """A table of the memory, and suggestions if it exceeds what is available.
 
     Args:
-      batch: shapes of a batch; the first array with a time axis is described.
+      batch: shapes of a batch; the first array with a time axis is described, or else the first one.
       config: `model`, `batch_size`, `accumulation`, `remat`, `fsdp` and `data` are read.
     """
     devices = jax.devices()
-    clip = " x ".join(map(str, next(array.shape[1:-1] for array in batch.values() if len(array.shape) > 2)))
+    shapes = [array.shape[1:-1] for array in batch.values() if len(array.shape) > 2]
+    clip = " x ".join(map(str, shapes[0] if shapes else next(iter(batch.values())).shape[1:]))
     rows = {
         "parameters": needed.parameters,
         "optimiser": needed.optimizer,

@@ -34,9 +34,14 @@ class Standardized(NamedTuple):
     inner: PyTree
 
     def measured(self, features: Float[np.ndarray, "n d"]) -> "Standardized":
-        """With the mean and the std of these inputs, computed in double precision on the host."""
+        """With the mean and the std of these inputs, computed in double precision on the host.
+
+        An input that is constant among them, such as a unit that is silent in all, keeps its scale: it would be
+        multiplied by a thousand where it is not.
+        """
         features = np.asarray(features, np.float64)
-        std = np.sqrt(features.var(axis=0) + EPSILON)
+        variance = features.var(axis=0)
+        std = np.where(variance > EPSILON**2, np.sqrt(variance + EPSILON), 1.0)
         return self._replace(mean=features.mean(axis=0).astype(np.float32), std=std.astype(np.float32))
 
 
