@@ -3,8 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from jax.ad_checkpoint import print_saved_residuals
 
+from vidjax.runs.frozen import FrozenParts
 from vidjax.training.int8 import dequantized, quantized
+from vidjax.training.state import Aux
 
 
 def draw() -> dict[str, jax.Array]:
@@ -39,3 +43,19 @@ def test_floats_of_int8_become_the_same_int8():
     on_host = dequantized({path: np.asarray(leaf) for path, leaf in kept.items()})
     again = jax.jit(quantized)({path: jnp.asarray(leaf) for path, leaf in on_host.items()})
     jax.tree.map(np.testing.assert_array_equal, again, kept)
+
+
+@pytest.mark.parametrize("kind", ["int8", "float32"])
+def test_the_backward_pass_is_given_the_integers_not_their_floats(kind, capsys):
+    params = {"frozen": {"kernel": jnp.eye(24)}, "own": {"kernel": jnp.ones((24, 4))}}
+    parts = FrozenParts(("frozen",), kind)
+    few, frozen = parts.split(params, jax.random.key(0))
+    aux = Aux({}, None, (frozen, None), 0)
+
+    def loss(params, aux, x):  # the first layer's input is needed for the gradient of `own`, its kernel for that of x
+        return jnp.tanh(jnp.tanh(x * params["own"]["kernel"].sum()) @ params["frozen"]["kernel"]).sum(), aux
+
+    print_saved_residuals(lambda few: parts.loss(loss)(few, aux, jnp.ones((2, 24)))[0], few)
+    saved = capsys.readouterr().out
+    assert "f32[2,24]" in saved
+    assert ("f32[24,24]" in saved) == (kind == "float32")
