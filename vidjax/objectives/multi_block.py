@@ -146,7 +146,7 @@ GAIN = 0.04
 """Share of a step's mean work that each further size saves at least."""
 
 
-def block_work(tokens: np.ndarray, width: int, depth: int) -> np.ndarray:
+def block_work(tokens: np.ndarray | np.integer, width: int, depth: int) -> np.ndarray | np.integer:
     """Multiply-accumulates of transformer blocks on so many tokens: of their products, and of attention."""
     return depth * width * tokens * (12 * width + 2 * tokens)
 
@@ -174,7 +174,7 @@ def several_sizes(
       UserError: see `check_blocks`.
     """
 
-    def work(kept: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    def work(kept: np.ndarray | np.integer, predicted: np.ndarray | np.integer) -> np.ndarray | np.integer:
         encoder = block_work(kept, model.width, model.depth)
         return encoder + block_work(kept + predicted, model.predictor_width, model.predictor_depth)
 

@@ -16,11 +16,12 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
+Leaf = Array | np.ndarray
 VALUES, SCALE = "/int8", "/scale"
 """What the path of a parameter ends with for its integers and its scales."""
 
 
-def quantized(params: dict[str, Array]) -> dict[str, Array]:
+def quantized(params: dict[str, Leaf]) -> dict[str, Leaf]:
     """Parameters by path, those of two axes or more as int8 and scales.
 
     Example:
@@ -40,14 +41,14 @@ def quantized(params: dict[str, Array]) -> dict[str, Array]:
     return result
 
 
-def times_scale(values: Array, scale: Array, dtype: DTypeLike) -> Array:
+def times_scale(values: Leaf, scale: Leaf, dtype: DTypeLike) -> Leaf:
     """The floats of integers with their scale, on the device or the host where they are."""
     return (values.astype(np.float32) * scale.astype(np.float32)).astype(dtype)
 
 
 def dequantized(
-    params: dict[str, Array], dtype: DTypeLike = np.float32, times: Callable[..., Array] = times_scale
-) -> dict[str, Array]:
+    params: dict[str, Leaf], dtype: DTypeLike = np.float32, times: Callable[..., Leaf] = times_scale
+) -> dict[str, Leaf]:
     """The parameters of `quantized`, those of two axes or more in `dtype`; others are returned as they are.
 
     Args:
