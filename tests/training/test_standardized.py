@@ -57,3 +57,11 @@ def test_what_is_no_linear_head_learns_as_it_is():
         expected, _ = tx.update(grads, tx.init(params), params)
         jax.tree.map(np.testing.assert_array_equal, updates, expected)
         assert state.mean is None
+
+
+def test_an_input_that_is_constant_at_the_start_keeps_its_scale():
+    """Elsewhere it would be multiplied by a thousand."""
+    state = standardize_head(optax.sgd(1.0)).init({"head": {"kernel": jnp.ones((5, 3)), "bias": jnp.zeros(3)}})
+    silent = FEATURES * np.array([1, 1, 0, 1, 1], np.float32)
+    np.testing.assert_allclose(state.measured(silent).std[2], 1)
+    np.testing.assert_allclose(np.delete(state.measured(silent).std, 2), np.delete(silent.std(axis=0), 2), rtol=1e-3)

@@ -268,8 +268,7 @@ def caption_batches(run: Run, tokenizer: "Tokenizer", context: int, first: int) 
     Up to three captions of a video, or, of one that has a single caption, this and another video's, follow one another
     and then again, cut at the length of an example. So the model learns positions after those of a caption, where it
     will find one behind the queries, and to write what it has read: frozen, it could not be told by its prompt what to
-    write otherwise. That it learns only of what is read again: of pairs of captions it learnt to copy the motion, which
-    all name, but not the colour, which one in three pairs repeated.
+    write otherwise.
     """
     from vidjax.data.text import CaptionWriter
 
