@@ -214,12 +214,12 @@ def measure_vidjax(job: Job) -> dict[str, Any]:
       maximum over devices), `program` (bytes per device by XLA's memory analysis), `loss`.
     """
     keep_to(job.threads)
-    mesh = make_mesh()
+    mesh, model = make_mesh(), make_model(job)
     compiled, create, compile_seconds = compile_program(job, mesh)
     create = create.lower().compile()
     before = resident("now")
     states = [create()]
-    batch = put_batch(draw_inputs(make_model(job), job.batch_size), mesh)
+    batch = put_batch(draw_inputs(model, job.batch_size), mesh)
     jax.block_until_ready((states, batch))
     forget_peak()  # that of compiling, and of the initialisation, which may need more than a forward pass
 
@@ -229,7 +229,7 @@ def measure_vidjax(job: Job) -> dict[str, Any]:
             states[0] = state
         return loss
 
-    seconds = timed(run, jax.block_until_ready, job.steps)
+    seconds = timed(run, jax.block_until_ready, job.steps, is_latent(model))
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     peaks = [each["peak_bytes_in_use"] for each in stats if "peak_bytes_in_use" in each]
     return {

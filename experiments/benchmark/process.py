@@ -19,14 +19,14 @@ def keep_to(threads: int | None) -> int:
     return len(cores)
 
 
-def timed(run: Callable[[], Any], wait: Callable[[Any], Any], steps: int) -> list[float]:
-    """Seconds of each of `steps` calls of `run`, after two calls of warm-up.
+def timed(run: Callable[[], Any], wait: Callable[[Any], Any], steps: int, differ: bool = False) -> list[float]:
+    """Seconds of each of `steps` calls of `run`, after calls of warm-up: two, or 30 if the calls `differ` in shapes.
 
-    As in a training loop, a call is made before waiting for the result of the previous one, so that an accelerator
-    never waits for Python.
+    The first call of each shape takes up to three times as long as the others. As in a training loop, a call is made
+    before waiting for the result of the previous one, so that an accelerator never waits for Python.
     """
     pending, seconds = run(), []
-    for number in range(-2, steps):
+    for number in range(-30 if differ else -2, steps):
         start = time.perf_counter()
         following = run()
         wait(pending)

@@ -119,7 +119,7 @@ def measure_pytorch(job: Job, compiled: bool, ours: int, positions: int) -> dict
     loss, _ = run()
     float(loss)  # waits for the device
     first = time.perf_counter() - start
-    seconds = timed(run, lambda pending: pending[1].synchronize() if cuda else None, job.steps)
+    seconds = timed(run, lambda pending: pending[1].synchronize() if cuda else None, job.steps, bool(drawn))
     return {
         "seconds": seconds,
         "compile": max(0.0, first - float(np.median(seconds))) if compiled else None,

@@ -160,6 +160,14 @@ def test_chunked_attention_has_the_same_outputs_and_gradients(monkeypatch, leadi
     )
 
 
+def test_the_backward_pass_of_chunked_attention_repeats_no_maximum_and_no_sum_of_a_query():
+    query, key, value = (normal(n, 2, 6) for n in (130, 50, 50))
+    out, pull = jax.vjp(lambda *x: attend(*x, "chunked"), query, key, value)
+    backward = jax.jit(pull).lower(out).compile().as_text()
+    assert "exponential(" in backward and "maximum(" not in backward
+    assert backward.count(" reduce(") == 1  # over the channels of an output and its gradient
+
+
 def test_chunked_attention_supports_forward_mode():
     arrays = normal(130, 1, 4), normal(5, 1, 4), normal(5, 1, 4)[::-1]
     tangents = jax.tree.map(jnp.cos, arrays)

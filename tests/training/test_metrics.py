@@ -1,6 +1,7 @@
 """Metric files, also of resumed runs, throughput and progress."""
 
 import json
+import time
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -19,11 +20,15 @@ def test_each_step_is_a_line(tmp_path):
     assert lines == [{"step": 10} | VALUES, {"step": 20} | VALUES | {"loss": None}]
 
 
-def test_tensorboard_shows_each_value_once_also_of_steps_that_are_written_again(tmp_path):
+def test_tensorboard_shows_each_value_once_also_of_steps_that_are_written_again(tmp_path, monkeypatch):
     writer = MetricWriter(tmp_path)
     for step in (10, 20, 30):
         writer.write(step, VALUES | {"data_wait_fraction": float("inf")})
     writer.close()
+    # TensorBoard (2.21) reads a run's files by name: the second, and then a process's number of the file, of which 10
+    # comes before 9. A run is resumed later than within that second.
+    later = time.time() + 1
+    monkeypatch.setattr("tensorboard.summary.writer.event_file_writer.time.time", lambda: later)
     writer = MetricWriter(tmp_path, first_step=20)
     writer.write(30, {"loss": 0.5})
     writer.close()

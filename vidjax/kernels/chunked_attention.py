@@ -20,6 +20,10 @@ CHUNK_CPU, CHUNK = 128, 1024
 
 LOWEST = jnp.finfo(jnp.float32).min
 
+# What the backward pass does not compute again: values of this name, one for each query.
+SAVED = "one value of each query"
+SAVE_ROWS = jax.checkpoint_policies.save_only_these_names(SAVED)
+
 
 def chunk_length(queries: int) -> int:
     """Queries per chunk: at most the constant above, with chunks as equal as possible."""
@@ -33,7 +37,7 @@ def over_queries(
     keys: PyTree[Float[Array, "*b n k _"]],
     rows: PyTree[Shaped[Array, "*#m q _"]] = None,
 ) -> Any:
-    """Maps `function` over heads and chunks of queries; the backward pass recomputes each chunk.
+    """Maps `function` over heads and chunks of queries; the backward pass recomputes all but what is named `SAVED`.
 
     Equals `function(queries, keys, rows)` with the heads moved before the tokens and back.
 
@@ -52,7 +56,7 @@ def over_queries(
     def one_head(arrays: tuple[PyTree, PyTree]) -> Any:
         queries, keys = arrays
 
-        @jax.checkpoint
+        @partial(jax.checkpoint, policy=SAVE_ROWS)
         def some_queries(arrays: tuple[PyTree, PyTree]) -> Any:
             # Gradients of the keys are summed over the chunks, in the keys' dtype outside: float32 or higher precision.
             return function(arrays[0], jax.tree.map(lambda x, dtype: x.astype(dtype), keys, dtypes), arrays[1])
