@@ -130,6 +130,16 @@ def test_a_run_with_only_damaged_checkpoints_does_not_start_from_scratch(tmp_pat
     assert names(tmp_path) == [10, 20]
 
 
+def test_checkpoints_of_another_optimiser_are_not_called_damaged(tmp_path):
+    save(tmp_path, 10, 20)
+    other = create_state({"params": make_state(0).params}, optax.sgd(0.1, momentum=0.9), jax.random.key(0))
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    with pytest.raises(ValueError, match="have other arrays than this run's model and optimiser: resume it with the"):
+        checkpoints.restore(other)
+    checkpoints.close()
+    assert names(tmp_path) == [10, 20]
+
+
 def test_remains_of_a_killed_save_are_ignored_and_removed(tmp_path):
     save(tmp_path, 10)
     left = tmp_path / "checkpoints" / "20.orbax-checkpoint-tmp-123"

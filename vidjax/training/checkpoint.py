@@ -124,7 +124,7 @@ class Checkpoints:
           like: a state with the desired shapes and shardings; its frozen parameters become those of the result.
 
         Raises:
-          UserError: there are checkpoints, but none can be read.
+          UserError: there are checkpoints, but none can be read, or they are of another model or optimiser.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         items = ocp.args.Composite(state=ocp.args.StandardRestore(_to_stored(like)), data=ocp.args.JsonRestore())
@@ -139,6 +139,11 @@ class Checkpoints:
                 continue
             self._set_aside(damaged)
             return _from_stored(restored.state, like.frozen), int(restored.data["next_batch"])
+        if damaged and not _has_form(self.directory / str(steps[0]) / "state", like):
+            raise UserError(
+                f"the checkpoints in {self.directory} have other arrays than this run's model and optimiser: resume it "
+                "with the version of vidjax that began it, or start again in a new work directory"
+            )
         if damaged:
             raise UserError(
                 f"none of the {len(damaged)} checkpoints in {self.directory} can be read: restore them from a copy, "
@@ -203,7 +208,11 @@ def fits(directory: Path, like: TrainState) -> bool:
     if not has_checkpoint(directory):
         return True
     saved_in = Path(directory) / FOLDERS["last"]
-    path = (saved_in / str(max(ocp.utils.checkpoint_steps(saved_in))) / "state").absolute()
+    return _has_form((saved_in / str(max(ocp.utils.checkpoint_steps(saved_in))) / "state").absolute(), like)
+
+
+def _has_form(path: Path, like: TrainState) -> bool:
+    """Whether a saved state has the structure and shapes of this one; also true if it is damaged."""
     with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
         try:
             saved = handler.metadata(path).tree
