@@ -84,7 +84,8 @@ def check_blocks(grid: Grid, blocks: Blocks) -> None:
     _, rows, columns = grid
     what = f"{blocks.count} blocks of {blocks.scale:.0%} of a frame of {rows}x{columns} patches"
     with jax.ensure_compile_time_eval():
-        height, width = map(np.asarray, block_size(jnp.linspace(*blocks.aspect_ratio, 1000), grid, blocks))
+        aspect_ratios = np.linspace(*blocks.aspect_ratio, 1000, dtype=np.float32)
+        height, width = map(np.asarray, jax.jit(block_size, static_argnums=(1, 2))(aspect_ratios, grid, blocks))
     if blocks.count < 1 or (height * width).min() < 1:
         raise UserError(f"{what} leave nothing to predict: use larger blocks, larger clips or smaller patches")
     if ((height == rows) & (width == columns)).any() and block_times(grid, blocks) == grid[0]:
@@ -113,8 +114,9 @@ def _hide(key: Key[Array, ""], clips: int, grid: Grid, blocks: Blocks) -> Bool[A
         key, place_key = jax.random.split(key)
         return key, place(place_key)
 
-    def one(key: Array) -> Array:  # drawn again until there is a context
-        return jax.lax.while_loop(lambda drawn: drawn[1].all(), lambda drawn: draw(drawn[0]), draw(key))[1]
+    def one(key: Array) -> Array:  # drawn until there is a context; the loop begins without, so that it compiles once
+        nothing_left = jnp.ones(grid, bool)
+        return jax.lax.while_loop(lambda drawn: drawn[1].all(), lambda drawn: draw(drawn[0]), (key, nothing_left))[1]
 
     return jax.vmap(one)(jax.random.split(place_key, clips))
 
