@@ -17,10 +17,10 @@ from vidjax.kernels.ring_attention import ring_attention
 Implementation = Literal["auto", "xla", "cudnn", "chunked", "ring"]
 
 # Number of query-key pairs per head and clip up to which `auto` computes all scores at once (without cuDNN). On a CPU,
-# forward and backward pass in chunks took 1.0 to 1.26 times as long at 100 and 196 tokens, 0.83 to 1.01 at 392 (with
-# more compilation), 0.7 to 0.8 at 784, 0.7 at 1,568 and 0.8 at 3,136, where it needs 42 MB instead of 487 (float32, 6
-# heads of 64); an encoder's forward pass alone 0.57 at 512 (4 heads of 24), so that this has chunks. Not measured on
-# accelerators, where chunks are used if the scores of one head exceed 16 MB.
+# forward and backward pass in chunks of 128 took 1.0 to 1.26 times as long at 100 and 196 tokens, 0.83 to 1.01 at 392
+# (with more compilation), 0.7 to 0.8 at 784, 0.7 at 1,568 and 0.8 at 3,136, where it needs 42 MB instead of 487
+# (float32, 6 heads of 64); an encoder's forward pass alone 0.57 at 512 (4 heads of 24), so that this has chunks. Not
+# measured on accelerators, where chunks are used if the scores of one head exceed 16 MB.
 FEW_PAIRS_CPU, FEW_PAIRS = 2**18 - 1, 2**22
 # Many windows of few tokens also fill the memory: Video Swin's first stage has 768 heads of 392 tokens for 64 frames of
 # 224 pixels. In chunks its inference took half of the process's memory and, with other jobs on the machine, 0.7 of the

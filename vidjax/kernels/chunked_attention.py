@@ -13,10 +13,11 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree, Shaped
 
-# Queries per chunk, for one head (and all clips). On two cores of a CPU (4 clips, 4 heads of 12 or 24), 200 to 400 took
-# two thirds to three quarters of the time of 128 forward and backward at 431 to 592 tokens, and the same at 1,568 (2
-# clips, 6 heads of 64), where 64 took half as much again. Memory grows with the chunk. The value for accelerators is an
-# estimate, large enough to amortise a kernel launch; it has not been measured.
+# Queries per chunk, for one head (and all clips). On two cores of a CPU (float32), 200 to 400 took 0.5 to 0.95 of the
+# time of 128 forward and backward at 431 to 592 tokens (4 clips, 4 heads of 12 or 24) and 0.8 to 1.1 at 784 and 1,568
+# (2 clips, 6 heads of 64), where 64 took 1.3 to 1.8 times as long; at 12,544 keys 64 to 1,024 took the same. Memory
+# grows with the chunk. The value for accelerators is an estimate, large enough to amortise a kernel launch; it has not
+# been measured.
 CHUNK_CPU, CHUNK = 256, 1024
 
 LOWEST = jnp.finfo(jnp.float32).min
