@@ -84,8 +84,8 @@ def check_blocks(grid: Grid, blocks: Blocks) -> None:
     _, rows, columns = grid
     what = f"{blocks.count} blocks of {blocks.scale:.0%} of a frame of {rows}x{columns} patches"
     with jax.ensure_compile_time_eval():
-        aspect_ratios = np.linspace(*blocks.aspect_ratio, 1000, dtype=np.float32)
-        height, width = map(np.asarray, jax.jit(block_size, static_argnums=(1, 2))(aspect_ratios, grid, blocks))
+        aspect_ratios = jnp.linspace(*blocks.aspect_ratio, 1000)
+        height, width = map(np.asarray, block_size(aspect_ratios, grid, blocks))
     if blocks.count < 1 or (height * width).min() < 1:
         raise UserError(f"{what} leave nothing to predict: use larger blocks, larger clips or smaller patches")
     if ((height == rows) & (width == columns)).any() and block_times(grid, blocks) == grid[0]:
