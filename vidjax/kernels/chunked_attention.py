@@ -87,8 +87,8 @@ def scores_of(query: Float[Array, "*b c d"], key: Float[Array, "*b n d"]) -> Flo
     """
     scale = query.shape[-1] ** -0.5
     if query.dtype == _wide(query, key):  # rounds like the scores and is smaller; XLA on CPUs stored the factor of each
-        return jnp.einsum("...cd,...nd->...cn", query * scale, key)
-    return jnp.einsum("...cd,...nd->...cn", query, key, preferred_element_type=_wide(query, key)) * scale
+        return jnp.einsum("...cd,...dn->...cn", query * scale, _columns(key))
+    return jnp.einsum("...cd,...dn->...cn", query, _columns(key), preferred_element_type=_wide(query, key)) * scale
 
 
 @jax.custom_jvp
@@ -136,7 +136,19 @@ def _weigh_by_exp_derivative(primals: tuple[Array, Array], tangents: tuple[Array
 
 
 def _sum(weights: Array, value: Array) -> Array:
-    return jnp.einsum("...cn,...nd->...cd", weights, value, preferred_element_type=_wide(weights, value))
+    return jnp.einsum("...cn,...dn->...cd", weights, _columns(value), preferred_element_type=_wide(weights, value))
+
+
+def _columns(rows: Float[Array, "*b n d"]) -> Float[Array, "*b d n"]:
+    """Keys or values as columns; narrow ones on a CPU also in memory.
+
+    XLA on CPUs computes their gradients as products with rows of `n` up to four times as fast as with rows of `d`: on
+    two cores, attention forward and backward took 0.66 to 1.0 of the time at 143 to 1,568 tokens in heads of 12 to 24.
+    In heads of 32 to 64 it took 0.78 to 1.14 of it, with no rule in sight (JAX 0.10.2).
+    """
+    columns = jnp.swapaxes(rows, -2, -1)
+    narrow = jax.default_backend() == "cpu" and rows.shape[-1] < 32
+    return jax.lax.optimization_barrier(columns) if narrow else columns
 
 
 def _wide(*arrays: Array) -> DTypeLike:
