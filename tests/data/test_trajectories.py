@@ -75,7 +75,8 @@ def test_the_homography_is_that_of_the_pan_and_the_identity_without_matches(text
     place = camera_motion(first, second, flow) @ [60, 40, 1]
     np.testing.assert_allclose(place[:2] / place[2], [58, 39], atol=0.1)
     blank = np.zeros_like(first)
-    np.testing.assert_array_equal(camera_motion(blank, blank, np.zeros_like(flow)), np.eye(3))
+    for pair in ((blank, blank), (first, blank), (blank, first)):  # a frame of one colour has no points to match
+        np.testing.assert_allclose(camera_motion(*pair, np.zeros_like(flow)), np.eye(3), atol=1e-6)
 
 
 def slow_descriptor(grey, flow, point, patch):

@@ -203,7 +203,7 @@ def _match(first: np.ndarray, second: np.ndarray) -> tuple[Float[np.ndarray, "n 
 
     finder, none = cv2.SIFT_create(1000), np.zeros((0, 2), np.float32)
     (points, values), (others, other_values) = (finder.detectAndCompute(frame, None) for frame in (first, second))
-    if values is None or other_values is None:
+    if not len(points) or not len(others):  # the values are None up to OpenCV 5.0, then empty
         return none, none
     start, end = (np.array([point.pt for point in found], np.float32) for found in (points, others))
     distance = np.square(other_values).sum(axis=1) - 2 * values @ other_values.T
