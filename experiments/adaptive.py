@@ -150,6 +150,8 @@ def main(config: Config, mesh: Mesh) -> dict[str, Any]:
     model = make_model(config, source.class_names)
     cost = adaptive.Cost(model)
     cost.require(config.budget, config.model)
+    if small := [f"{budget:g}" for budget in config.budgets if budget < cost.least]:
+        print(f"note: budgets {', '.join(small)} are below the least, {cost.least:.3f}, and are left out")
     share = None if isinstance(model, Ada3D) else cost.share_for(config.budget)
     if isinstance(model, DynamicViT | STTS):
         model = adaptive.with_share(model, share)

@@ -49,13 +49,17 @@ class Config(RecordConfig):
     videos_per_shard: int = 32
 
     def __post_init__(self) -> None:
+        from vidjax.data.manifest import BATCH, COLUMNS
+
         super().__post_init__()
         if self.examples is not None and self.examples < 1:
             raise UserError(f"examples is {self.examples}: it must be 1 or more")
         if self.pictures < 0:
             raise UserError(f"pictures is {self.pictures}: it must be 0 or more")
-        if not self.name.isidentifier() or self.name in ("video", "label"):
-            raise UserError(f"name is '{self.name}': give a word other than video and label")
+        if not self.name.isidentifier() or self.name in {*COLUMNS, *BATCH}:
+            raise UserError(f"name is '{self.name}': give a word that batches do not use, such as flow")
+        if self.max_frames < 2:
+            raise UserError(f"max_frames is {self.max_frames}: flow needs 2 or more")
 
 
 def save_pictures(config: Config, out: Path) -> list[Path]:
@@ -112,9 +116,9 @@ def main(config: Config) -> None:
 
     spec = Field("frames", (2,), config.store, mirrored=(0,))
     out = write_records(config, source, copied | {config.name: spec}, make)
-    if config.pictures:
+    if config.pictures and any(out.glob("*.tfrecord")):  # a part may have no shards yet
         print(f"pictures: {', '.join(map(str, save_pictures(config, out)))}")
-    print(f"train on them with {describe_training(out)} --data.stream {config.name}")
+    print(f"train on them with {describe_training(out, '--data.train')} --data.stream {config.name}")
 
 
 if __name__ == "__main__":

@@ -114,9 +114,9 @@ def make_model(config: Config, class_names: tuple[str, ...]) -> nn.Module:
     fields = {"num_classes": len(class_names), "num_frames": config.data.frames, "image_size": config.data.size}
     fields |= {name: value for name in ("drop_path", "dropout") if (value := getattr(config, name)) is not None}
     named, short = vidjax.create_model(config.model), config.model.removesuffix("_pretrain")
-    chooses = hasattr(named, "search") or hasattr(named, "masked")  # what it computes
+    chooses = any(hasattr(named, each) for each in ("search", "masked", "regions"))  # what it computes
     if chooses or "num_classes" not in named.__dataclass_fields__:
-        why = "chooses what it computes" if chooses else "has no classes"
+        why = "chooses what it computes, see adaptive.py" if chooses else "has no classes"
         raise UserError(f"model {config.model} {why}: choose {'a classifier' if short == config.model else short}")
     fields |= config.adapt.fields(config.model, config.init_from) | runs.computing_fields(config, config.model)
     model = vidjax.create_model(config.model, **fields)

@@ -59,6 +59,7 @@ def test_evaluation_and_windows_read_joined_streams():
         ("video+sound", "has no field 'sound': choose among video, label, flow, tracks"),
         ("video+tracks", "video.tracks cannot be joined: give different streams of frames, such as video.flow"),
         ("video+video", "video.video cannot be joined"),
+        ("flow+video", "flow.video has frames behind other streams: name them first, as in video.flow"),
     ],
 )
 def test_streams_that_cannot_be_joined_are_one_line(stream, message):

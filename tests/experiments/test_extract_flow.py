@@ -49,6 +49,10 @@ def write(monkeypatch):
 
 
 def test_flow_is_stored_beside_the_frames_that_it_leads_from(write, tmp_path, capsys):
+    with pytest.raises(UserError, match="matches no files"):  # the third of two shards: nothing to do, nor to draw
+        write("synthetic:moving_shapes", tmp_path, examples=3, max_frames=5, pictures=1, part="3/3")
+    printed = capsys.readouterr().out
+    assert "part 3/3: 0 of the shards" in printed and "train on them with --data.train tfrecord:" in printed
     source = write("synthetic:moving_shapes", tmp_path, examples=3, max_frames=5, pictures=1, part="2/2")
     assert len(source) == 1 and "1 shards of other parts are not complete yet" in capsys.readouterr().out
     source = write("synthetic:moving_shapes", tmp_path, examples=3, max_frames=5, pictures=1)
@@ -149,7 +153,9 @@ def test_videos_without_flow_or_with_flow_of_another_length_are_counted(write, t
     [
         ({"examples": 0}, "examples is 0: it must be 1 or more"),
         ({"pictures": -1}, "pictures is -1: it must be 0 or more"),
-        ({"name": "video"}, "name is 'video': give a word other than video and label"),
+        ({"name": "video"}, "name is 'video': give a word that batches do not use, such as flow"),
+        ({"name": "times"}, "name is 'times': give a word that batches do not use"),
+        ({"max_frames": 1}, "max_frames is 1: flow needs 2 or more"),
         ({"method": "raft"}, "method raft needs weights: give --weights, such as raft_small_c_t_v2"),
         ({"weights": "a"}, "weights are RAFT's, not those of method tvl1: omit --weights, or give --method raft"),
         ({"method": "raft", "weights": "absent.pth"}, r"weights: there are no weights at absent\.pth"),

@@ -285,7 +285,7 @@ BAD = [
     (["--train_accuracy", "--mixup", "0.8"], "train_accuracy needs hard labels"),
     (["--model", "videomae_tiny_pretrain"], "model videomae_tiny_pretrain has no classes: choose videomae_tiny"),
     (["--model", "clip_tiny"], "model clip_tiny has no classes: choose a classifier"),
-    (["--model", "adaframe_tiny"], "model adaframe_tiny chooses what it computes: choose a classifier"),
+    (["--model", "stts_tiny"], "model stts_tiny chooses what it computes, see adaptive.py: choose a classifier"),
     (["--model", "r2plus1d_tny"], "nearest names are"),
     (["--model", "slowfast_tiny"], "2 frames are too few: the model needs at least 4"),
     (["--model", "slowfast_tiny", "--data.frames", "6"], "use a multiple of 4, such as 4 or 8"),

@@ -8,6 +8,7 @@ the other fields to its times and to its crop.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
@@ -86,12 +87,14 @@ def join_specs(name: str, fields: Sequence[Field]) -> Field:
     """The spec of a joined field, given those of its streams, which are cut and mirrored by themselves.
 
     Raises:
-      UserError: a field is not of frames, or is joined with itself.
+      UserError: a field is not of frames, or is joined with itself; or RGB frames are not the first.
     """
     if len(fields) == 1:
         return fields[0]
     if any(each.kind != "frames" for each in fields) or len(set(stream_names(name))) < len(fields):
         raise UserError(f"{name} cannot be joined: give different streams of frames, such as video+flow")
+    if any(later.color and not each.color for each, later in pairwise(fields)):  # models take the channels in this order
+        raise UserError(f"{name} has frames behind other streams: name them first, as in video+flow")
     dtype = "float16" if any(each.dtype == "float16" for each in fields) else "uint8"
     return Field("frames", (sum(each.shape[0] for each in fields),), dtype, rate=fields[0].rate)
 
@@ -230,7 +233,9 @@ class Source:
         parts = {name: stream_names(name) for name in names}
         if unknown := [part for each in parts.values() for part in each if part not in self.fields]:
             shared = " that its sources share" if self.parts else ""
-            raise UserError(f"{self.name} has no field '{unknown[0]}'{shared}: choose among {', '.join(self.fields)}")
+            advice = ", or write flow beside the frames (extract_flow.py)" if unknown[0] == "flow" else ""
+            known = f"choose among {', '.join(self.fields)}{advice}"
+            raise UserError(f"{self.name} has no field '{unknown[0]}'{shared}: {known}")
         return {name: join_specs(name, [self.fields[part] for part in each]) for name, each in parts.items()}
 
 

@@ -144,9 +144,9 @@ def write_records(
     return out
 
 
-def describe_training(out: Path) -> str:
+def describe_training(out: Path, flag: str = "--data.source") -> str:
     """The flag that trains on the records in a folder."""
-    return f"--data.source {shlex.quote(f'tfrecord:{out}')}"
+    return f"{flag} {shlex.quote(f'tfrecord:{out}')}"
 
 
 def open_out(config: RecordConfig, source: "Source", fields: Mapping[str, "Field"]) -> Path:
