@@ -93,7 +93,7 @@ def join_specs(name: str, fields: Sequence[Field]) -> Field:
         return fields[0]
     if any(each.kind != "frames" for each in fields) or len(set(stream_names(name))) < len(fields):
         raise UserError(f"{name} cannot be joined: give different streams of frames, such as video+flow")
-    if any(later.color and not each.color for each, later in pairwise(fields)):  # models take the channels in this order
+    if any(later.color and not each.color for each, later in pairwise(fields)):  # models take frames first
         raise UserError(f"{name} has frames behind other streams: name them first, as in video+flow")
     dtype = "float16" if any(each.dtype == "float16" for each in fields) else "uint8"
     return Field("frames", (sum(each.shape[0] for each in fields),), dtype, rate=fields[0].rate)
