@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -94,17 +95,20 @@ def test_logits_are_shifted_until_the_clips_cost_the_budget():
     model = small("adavit_tiny")
     cost, variables = adaptive.Cost(model), perturbed(model)
     clips = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, 4, 32, 32, 3), np.uint8))
-    shift = adaptive.shift_for(model, cost, 0.6, variables, [clips], make_mesh(devices=jax.devices()[:1]))
+    mesh, key = make_mesh(devices=jax.devices()[:1]), jax.random.key(0)
+    shift = adaptive.shift_for(model, cost, 0.6, variables, [clips], mesh)
+    at_random = adaptive.shift_for(model, cost, 0.6, variables, [clips], mesh, key)
 
-    @jax.jit
-    def cost_of(shift):
-        with adaptive.deciding(shift=shift):
+    @partial(jax.jit, static_argnums=1)
+    def cost_of(shift, shuffled):
+        with adaptive.deciding(key if shuffled else None, shift, model.num_frames):
             usage = model.apply(variables, model.card.preprocess(clips), method="masked").usage
         return cost.of_usage(usage).mean()
 
-    nothing, chosen, everything = (float(cost_of(shift + more)) for more in (-60, 0, 60))
+    nothing, chosen, everything = (float(cost_of(shift + more, False)) for more in (-60, 0, 60))
     assert nothing == pytest.approx(cost.least, rel=1e-5) and everything == pytest.approx(1)
     assert nothing < chosen <= 0.6
+    assert at_random != shift and 0.55 < float(cost_of(at_random, True)) <= 0.6
 
 
 @pytest.mark.long

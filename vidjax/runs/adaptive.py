@@ -232,9 +232,10 @@ class Point(NamedTuple):
 def points_of(run: Run, cost: Cost, budgets: Sequence[float], variables: dict) -> list[Point]:
     """The full network, and for each budget the model's own choice and a random one that uses as much.
 
-    AdaViT's and Ada3D's logits are shifted so that the mean cost of the first training clips is the budget.
+    AdaViT's and Ada3D's logits are shifted so that the mean cost of the first training clips is the budget, those of a
+    random choice by another shift: what it costs depends on which decisions meet.
     """
-    model = run.model
+    model, key = run.model, jax.random.key(run.config.seed)
 
     def full(variables: dict, video: Array, key: Array) -> tuple[Array, Array]:
         return model.model.apply(variables["full"], video), jnp.ones(len(video))
@@ -242,14 +243,14 @@ def points_of(run: Run, cost: Cost, budgets: Sequence[float], variables: dict) -
     points = [Point("full", 1.0, full)]
     for budget in budgets:
         if isinstance(model, DynamicViT | STTS):
-            share, shift = cost.share_for(budget), 0.0
+            share, shifts = cost.share_for(budget), (0.0, 0.0)
             apply = partial(_apply_equally, with_share(model, share), cost.of_share(share))
         else:
             count = math.ceil(CALIBRATED / run.config.batch_size)
-            batches = (put_batch(each, run.mesh)["video"] for each in itertools.islice(run.labelled_batches(0), count))
-            shift = shift_for(model, cost, budget, variables["own"], list(batches), run.mesh)
+            clips = [put_batch(each, run.mesh)["video"] for each in itertools.islice(run.labelled_batches(0), count)]
+            shifts = [shift_for(model, cost, budget, variables["own"], clips, run.mesh, each) for each in (None, key)]
             apply = partial(_apply_by_clip, model, cost)
-        for name in ("chosen", "random"):
+        for name, shift in zip(("chosen", "random"), shifts, strict=True):
             points.append(Point(name, budget, partial(_decide, apply, shift, name == "random", model.num_frames)))
     return points
 
@@ -273,13 +274,23 @@ def _decide(
 
 
 def shift_for(
-    model: nn.Module, cost: Cost, budget: float, variables: dict, batches: list[UInt8[Array, "b t h w c"]], mesh: Mesh
+    model: nn.Module,
+    cost: Cost,
+    budget: float,
+    variables: dict,
+    batches: list[UInt8[Array, "b t h w c"]],
+    mesh: Mesh,
+    key: Key[Array, ""] | None = None,
 ) -> float:
-    """The largest shift of the logits at which the clips of these batches cost no more than the budget on average."""
+    """The largest shift of the logits at which the clips of these batches cost no more than the budget on average.
+
+    Args:
+      key: of random decisions, see `deciding`; None for the model's own.
+    """
 
     @partial(jit_on_mesh, mesh=mesh)
     def mean_cost(variables: dict, clips: Array, shift: Array) -> Array:
-        with deciding(shift=shift):
+        with deciding(key, shift, model.num_frames):
             output = model.apply(variables, model.card.preprocess(clips), method="masked")
         return cost.of_usage(output.usage).mean()
 
