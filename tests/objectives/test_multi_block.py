@@ -182,7 +182,7 @@ def test_a_loss_at_the_smallest_size_equals_that_at_the_largest():
 
 
 def test_several_sizes_are_worth_compiling():
-    """Each size saves a twenty-fifth of the work or more; many groups, all of which have to fit, need larger ones."""
+    """Each size saves a fiftieth of the work or more when it is added; many groups, all of which have to fit, need larger ones."""
     grid, least = (4, 8, 8), {"draws": 200, "least": 1}
     one, many = (several_sizes(4, grid, SHORT_RANGE, MODEL, groups, **least) for groups in (1, 16))
     assert sum(one[0]) < sum(many[0]) and one[-1] == many[-1] == sizes(4, grid, SHORT_RANGE, 200)
@@ -195,4 +195,4 @@ def test_several_sizes_are_worth_compiling():
         return np.where(fits, block_work(kept, 96, 4) + block_work(kept + predicted, 48, 2), np.inf).min(axis=0).mean()
 
     for left_out in one[:-1]:
-        assert mean_work(one) < 0.97 * mean_work([shape for shape in one if shape != left_out])
+        assert mean_work(one) < 0.99 * mean_work([shape for shape in one if shape != left_out])
