@@ -295,7 +295,7 @@ def shift_for(
         return cost.of_usage(output.usage).mean()
 
     def fits(shift: float) -> bool:
-        return np.mean([mean_cost(variables, clips, jnp.float32(shift)) for clips in batches]) <= budget
+        return float(np.mean([mean_cost(variables, clips, jnp.float32(shift)) for clips in batches])) <= budget
 
     return largest(fits, -30.0, 30.0, 12)
 
