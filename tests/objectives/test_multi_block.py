@@ -182,7 +182,7 @@ def test_a_loss_at_the_smallest_size_equals_that_at_the_largest():
 
 
 def test_several_sizes_are_worth_compiling():
-    """Each size saves a fiftieth of the work or more when it is added; many groups, all of which have to fit, need larger ones."""
+    """Each size saves a fiftieth of the work or more when added; many groups, all of which have to fit, need larger."""
     grid, least = (4, 8, 8), {"draws": 200, "least": 1}
     one, many = (several_sizes(4, grid, SHORT_RANGE, MODEL, groups, **least) for groups in (1, 16))
     assert sum(one[0]) < sum(many[0]) and one[-1] == many[-1] == sizes(4, grid, SHORT_RANGE, 200)
