@@ -349,12 +349,12 @@ def measure_times(programs: list[Callable], variables: dict, batch: dict[str, Ar
     return [float(np.median(row)) for row in seconds]
 
 
-def table_of(rows: list[Mapping[str, Any]]) -> list[str]:
-    """Lines of a table in Markdown."""
-    lines = ["| budget | choice | MACs | time per clip | of full | top-1 |", "|---|---|---|---|---|---|"]
+def table_of(rows: list[Mapping[str, Any]], setting: str = "budget", form: str = ".0%") -> list[str]:
+    """Lines of a table in Markdown; `form` is that of the setting, which is the first column."""
+    lines = [f"| {setting} | choice | MACs | time per clip | of full | top-1 |", "|---|---|---|---|---|---|"]
     for row in rows:
         lines.append(
-            f"| {row['budget']:.0%} | {row['name']} | {row['macs']:.1%} | {1e3 * row['seconds']:.2f} ms "
+            f"| {row[setting]:{form}} | {row['name']} | {row['macs']:.1%} | {1e3 * row['seconds']:.2f} ms "
             f"| {row['seconds'] / rows[0]['seconds']:.2f} | {row['top1']:.1%} |"
         )
     return lines
@@ -367,11 +367,13 @@ def part_of(variables: dict[str, Any], shapes: dict[str, Any]) -> dict[str, Any]
     return jax.tree.unflatten(jax.tree.structure(shapes), [jnp.copy(flat[path]) for path, _ in keys])
 
 
-def write(workdir: Path, rows: list[dict[str, Any]], title: str) -> list[str]:
-    """Writes adaptive.json, adaptive.md and adaptive.png; returns the lines of the table."""
+def write(
+    workdir: Path, rows: list[dict[str, Any]], title: str, setting: str = "budget", form: str = ".0%"
+) -> list[str]:
+    """Writes adaptive.json, adaptive.md and adaptive.png; returns the lines of the table, see `table_of`."""
     from vidjax.visualize.tradeoff import save_tradeoff  # imports Matplotlib
 
-    table, names = table_of(rows), ("full", "chosen", "random")
+    table, names = table_of(rows, setting, form), dict.fromkeys(row["name"] for row in rows)
     (workdir / "adaptive.json").write_text(json.dumps(rows, indent=2) + "\n")
     (workdir / "adaptive.md").write_text("\n".join(table) + "\n")
     panels = {
