@@ -37,7 +37,7 @@ from vidjax.data import moving_shapes
 from vidjax.data.config import LabelledSourceConfig
 from vidjax.errors import UserError
 from vidjax.fields import check_values, require_positive
-from vidjax.layers.card import Card
+from vidjax.layers import card
 from vidjax.models.adaframe import AdaFrame, frame_at, steps_until_end
 from vidjax.models.tsn import SegmentNetwork
 from vidjax.runs import adaptive
@@ -51,7 +51,7 @@ from vidjax.visualize.contact_sheet import save_contact_sheet
 
 FRAMES, SHOWN, SIZE, SHRINK, BATCH = 16, 2, 32, 8, 64
 SHAPES = ("circle", "square", "triangle")
-CARD = Card(mean=(0.5,) * 3, std=(0.5,) * 3, class_names=SHAPES, sampling="uniform")
+CARD = card.Card(mean=(0.5,) * 3, std=(0.5,) * 3, class_names=SHAPES, sampling="uniform")
 FULL, LIGHT = (SegmentNetwork(depths=(1, 1, 1, 1), width=width, dropout=0.0, card=CARD) for width in (8, 4))
 
 
