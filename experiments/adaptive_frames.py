@@ -207,6 +207,7 @@ def given(config: Config) -> Videos:
             f"looks is {config.looks}, and videos have {clips.frames} frames: give --data.frames or --looks"
         )
     model, frozen = join(network, glance, clips.size, **fields_of(config, clips.frames, len(names)))
+    model = model.clone(card=runs.trained_card(model.card, clips, names))
     cli.make_folder(Path(config.out), "--out")
 
     def encode(variables: dict, pixels: jax.Array) -> dict[str, jax.Array]:

@@ -21,9 +21,15 @@ from vidjax.runs.adaframe import at_places
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "experiments"))
 import adaptive_frames
+import evaluate
 
 VIDEOS = LabelledSourceConfig(
-    validation="synthetic:moving_shapes", train_examples=24, validation_examples=12, frames=6, workers=1
+    validation="synthetic:moving_shapes",
+    train_examples=24,
+    validation_examples=12,
+    frames=6,
+    sampling="uniform",
+    workers=1,
 )
 
 
@@ -109,7 +115,10 @@ def test_ones_own_videos_are_searched_by_the_features_of_ones_own_networks(netwo
     labels = np.load(tmp_path / "out" / "features" / "validation" / "labels.npy")
     assert rows[0]["top1"] == (guesses.argmax(axis=1) == labels).mean()
     joined, variables = vidjax.load_pretrained(tmp_path / "out" / "model", verbose=False)
-    assert (joined.shrink, joined.num_frames, joined.card) == (4, 6, model.card)
+    assert (joined.shrink, joined.num_frames, joined.card.class_names) == (4, 6, model.card.class_names)
+    videos = evaluate.SourceConfig(source="synthetic:moving_shapes", workers=1)
+    evaluated = evaluate.main(evaluate.Config(config.out + "/model", data=videos, out=str(tmp_path / "scores")))
+    assert (evaluated["clips"]["sampling"], evaluated["clips"]["frames"]) == ("uniform", 6)
     assert "features of 0 in" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"out.model is not an empty directory: give another one, nothing is over"):
         adaptive_frames.main(config)

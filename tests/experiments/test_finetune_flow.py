@@ -14,6 +14,8 @@ from vidjax.data.batches import evaluation_batches
 from vidjax.data.config import AugmentConfig, LabelledDataConfig
 from vidjax.data.sources import draw, open_source
 from vidjax.errors import UserError
+from vidjax.models import inception3d
+from vidjax.runs.results import read_scores
 from vidjax.training.loop import LoopConfig
 from vidjax.training.metrics import read_metrics
 from vidjax.training.optimizer import OptimizerConfig
@@ -21,6 +23,7 @@ from vidjax.training.optimizer import OptimizerConfig
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "experiments"))
 import evaluate
 import finetune
+import fuse
 
 DATA = LabelledDataConfig(
     stream="flow",
@@ -71,6 +74,31 @@ def test_a_model_of_flow_is_fine_tuned_on_flow(tmp_path):
     assert (model.channels, model.card.mean) == (2, (0.5, 0.5)) and "params" in variables
     clips = runs.usual_clips(tmp_path / "run", model)
     assert clips["stream"] == "flow"  # evaluation reads the same stream
+
+
+@pytest.mark.long
+def test_both_streams_of_i3d_are_fine_tuned_and_their_logits_are_added(tmp_path):
+    logits = []
+    for name, stream in (("i3d_tiny", "video"), ("i3d_tiny_flow", "flow")):
+        run = dataclasses.replace(config(tmp_path / name), model=name, data=dataclasses.replace(DATA, stream=stream))
+        assert np.isfinite(finetune.main(run)["last_loss"])
+        videos = evaluate.SourceConfig(source="synthetic:moving_shapes", workers=1)
+        numbers = evaluate.main(evaluate.Config(run=run.workdir, data=videos, out=str(tmp_path / stream)))
+        assert numbers["clips"]["stream"] == stream
+
+        model, variables = vidjax.load_pretrained(run.workdir, verbose=False)
+        scores, source = read_scores(str(tmp_path / stream)), open_source("synthetic:moving_shapes", "validation")
+        clips = runs.cut_clips(run.workdir, model, videos)
+        batch = next(evaluation_batches(source, clips, batch_size=8))
+        assert batch["video"].shape[-1] == model.channels == {"video": 3, "flow": 2}[stream]
+        logits.append(model.apply(variables, model.card.preprocess(batch["video"])))
+        np.testing.assert_allclose(scores["logits"][:8], logits[-1], atol=1e-4)
+    streams = tuple(str(tmp_path / stream) for stream in ("video", "flow"))
+    fused = fuse.main(fuse.Config(streams, combine="logits", out=str(tmp_path / "fused")))
+    both = inception3d.two_stream(*(jnp.asarray(read_scores(folder)["logits"]) for folder in streams))
+    np.testing.assert_allclose(both[:8], sum(logits), atol=2e-4)
+    assert fused["top1"] == float((both.argmax(axis=-1) == read_scores(streams[0])["labels"]).mean())
+    assert fused["alone"].keys() == {*streams}
 
 
 @pytest.mark.long

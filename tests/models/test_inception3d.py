@@ -21,6 +21,7 @@ COUNTS = {
     "s3dg": (9_508_000, 71.92, {"num_frames": 64}),
     # Counted here, because no exact numbers are published.
     "i3d_tiny": (199_874, None),
+    "i3d_tiny_flow": (199_874 - 7**3 * 8, None),
     "s3d_tiny": (126_944, None),
 }
 # Variants with other fields: row, parameters, GMACs, fields.

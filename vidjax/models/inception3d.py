@@ -304,6 +304,9 @@ TINY = {"width_multiplier": 0.125, "num_frames": 16, "image_size": 32, "card": C
 VARIANTS = MappingProxyType(
     {
         "i3d_tiny": partial(Inception3D, **TINY, norm_momentum=0.9),
+        "i3d_tiny_flow": partial(
+            Inception3D, **TINY | {"card": Card((0.5,) * 2, (0.5,) * 2)}, channels=2, norm_momentum=0.9
+        ),
         "i3d_rgb": partial(Inception3D, num_classes=400, card=I3D_RGB_CARD),
         "i3d_flow": partial(Inception3D, num_classes=400, channels=2, card=I3D_FLOW_CARD),
         "s3d_tiny": partial(Inception3D, **S3D | TINY, norm_momentum=0.9),
