@@ -158,13 +158,14 @@ class AdaFrame(nn.Module):
     def search(
         self,
         features: Float[Array, "b t d"],
-        memory: Float[Array, "b t e"],
+        memory: Float[Array, "b m e"],
         train: bool = False,
         places: Float[Array, "b s"] | None = None,
     ) -> Episode:
         """All steps, from what `see` returns: once for all epochs where both networks are frozen.
 
         Args:
+          features: places are among their frames, which may be fewer than those of the memory.
           train: places are drawn, by the PRNG key `places`; else they are the predicted ones.
           places: of the frames, instead of those that are chosen, such as random ones for a comparison.
         """

@@ -160,8 +160,8 @@ def play(model: AdaFrame, variables: dict, seen: Seen, seed: int | None = None) 
     run, episodes = jax.jit(partial(model.apply, method="search")), []
     for number, (features, memory, _) in enumerate(seen.parts()):
         given = None if seed is None else places[number * EPISODES :][: len(features)]
-        episodes.append(jax.device_get(run(variables, features, memory, places=given)))
-    return jax.tree.map(lambda *parts: np.concatenate(parts), *episodes)
+        episodes.append(run(variables, features, memory, places=given))
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *episodes)
 
 
 def at_places(
@@ -205,33 +205,34 @@ def measure(
     rows = [{"name": "full", "frames": float(video.shape[1]), "top1": top1, "macs": 1.0}]
     runs: list[Callable] = [lambda variables, video: network.apply(variables["full"], video)]
 
-    def add(name: str, frames: float, top1: float, macs: float, run: Callable, **more: float) -> None:
-        rows.append({"name": name, "frames": float(frames), "top1": float(top1), "macs": float(macs), **more})
+    def add(name: str, run: Callable, **numbers: Any) -> None:
+        rows.append({"name": name} | {key: float(value) for key, value in numbers.items()})
         runs.append(run)
 
     def watch(model: AdaFrame) -> Callable:
         return lambda variables, video: model.apply(variables["chosen"], video)
 
     for count in counts:
-        add("chosen", count, correct["chosen"][:, count - 1].mean(), costs[count - 1],
-            watch(_ending(model, count, np.inf)))  # fmt: skip
+        top1 = correct["chosen"][:, count - 1].mean()
+        add("chosen", watch(_ending(model, count, np.inf)), frames=count, top1=top1, macs=costs[count - 1])
     for lag in lags:
-        ends = steps_until_end(episodes["chosen"].utilities, lag, 1)
-        hits = correct["chosen"][np.arange(len(ends)), ends - 1]
-        add("ended early", ends.mean(), hits.mean(), costs[ends - 1].mean(), watch(_ending(model, model.steps, lag)),
-            lag=lag)  # fmt: skip
+        ends = np.asarray(steps_until_end(episodes["chosen"].utilities, lag, 1))
+        top1, run = correct["chosen"][np.arange(len(ends)), ends - 1].mean(), watch(_ending(model, model.steps, lag))
+        add("ended early", run, frames=ends.mean(), top1=top1, macs=costs[ends - 1].mean(), lag=lag)
     for count in counts:
-        look = partial(at_places, model, places=places[:, :count])
         macs = count_macs(partial(at_places, model, places=places[:1, :count]), shapes, clip) / whole
-        add("random", count, correct["random"][:, count - 1].mean(), macs,
-            lambda variables, video, look=look: look(variables["random"], video))  # fmt: skip
+        look = partial(at_places, model, places=places[:, :count])
+        top1 = correct["random"][:, count - 1].mean()
+        add("random", lambda variables, video, look=look: look(variables["random"], video),
+            frames=count, top1=top1, macs=macs)  # fmt: skip
 
     def program(run: Callable) -> Callable:
         return jax.jit(lambda variables, batch, key: run(variables, model.card.preprocess(batch["video"])))
 
-    programs, batch = [program(run) for run in runs], {"video": video, "label": np.zeros(len(video))}
-    jax.block_until_ready([each(variables, batch, None) for each in programs])  # they are compiled
-    times = measure_times(programs, variables, batch, None)
+    programs, key = [program(run) for run in runs], jax.random.key(0)
+    batch = {"video": jnp.asarray(video), "label": jnp.zeros(len(video))}
+    jax.block_until_ready([each(variables, batch, key) for each in programs])  # they are compiled
+    times = measure_times(programs, dict(variables), batch, key)
     return [row | {"seconds": seconds} for row, seconds in zip(rows, times, strict=True)]
 
 
