@@ -88,6 +88,44 @@ def test_the_gradient_of_a_joint_step_is_the_sum_of_both_and_only_clips_move_the
     np.testing.assert_allclose(logits, jnp.concatenate([of_clip, of_image]), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.long
+def test_images_and_trimmed_and_untrimmed_clips_learn_in_one_step():
+    heads = ("photos", "trimmed", "untrimmed")
+    data = dataclasses.replace(DATA, train="mix:photos=2,trimmed=1,untrimmed=1")
+    config = changed(CONFIG, heads=heads, data=data, batch_size=8)
+    model = vidjax.create_model("r3d_tiny", num_classes=7, num_frames=2, image_size=32)
+    names = tuple(f"{head}: {n}" for head, count in zip(heads, (2, 3, 2), strict=True) for n in range(count))
+    model = model.clone(card=dataclasses.replace(model.card, class_names=names, heads=heads, stills=config.stills))
+    variables, draw = draw_variables(model), np.random.default_rng(3)
+    params, state = variables["params"], {"batch_stats": variables["batch_stats"]}
+    video = draw.integers(0, 256, (8, 2, 32, 32, 3), np.uint8)
+    batch = jax.tree.map(
+        jnp.asarray, {"video": video, "label": np.array([5, 0, 3, 1, 6, 0, 2, 1]), "valid": np.ones(8, bool)}
+    )
+    loss_fn, seen = finetune.make_loss(config, model, None), model.card.preprocess(batch["video"])
+    images, trimmed, untrimmed = np.array([1, 3, 5, 7]), np.array([2, 6]), np.array([0, 4])
+
+    @jax.jit
+    def everything(params):
+        together = loss_fn(params, Aux(state, None, None, 0), batch, jax.random.key(0))
+        settings = {"train": True, "mutable": ["batch_stats"]}
+        of_images, _ = model.apply({"params": sum_over_time(params), **state}, seen[images, :1], **settings)
+        of_clips, after = model.apply({"params": params, **state}, seen[np.r_[trimmed, untrimmed]], **settings)
+        return together, of_images, of_clips, after
+
+    (loss, (now, _)), of_images, of_clips, after = everything(params)
+    wanted = 0.0
+    for rows, logits, first, last in (
+        (images, of_images, 0, 2), (trimmed, of_clips[:2], 2, 5), (untrimmed, of_clips[2:], 5, 7),
+    ):  # fmt: skip
+        scores = jax.nn.log_softmax(logits[:, first:last])
+        wanted -= scores[np.arange(len(rows)), batch["label"][rows] - first].mean()
+    np.testing.assert_allclose(loss, wanted, rtol=1e-5)
+    # Both kinds of clips are normalised as one batch, which alone moves the running statistics.
+    for ours, clips in zip(*map(jax.tree.leaves, (now, after)), strict=True):
+        np.testing.assert_allclose(ours, clips, rtol=1e-5, atol=1e-6)
+
+
 def test_the_chosen_head_of_images_sees_them_as_in_training(model):
     variables, labels = draw_variables(model), jnp.zeros(2, int)
     video = np.random.default_rng(2).normal(size=(2, 1, 32, 32, 3)).astype(np.float32).repeat(2, axis=1)  # of images
@@ -125,7 +163,7 @@ def test_wrong_stills_are_one_line(model, fields, message):
 
 
 @pytest.mark.long
-def test_a_killed_run_on_images_and_clips_resumes_with_the_same_losses(tmp_path):
+def test_a_killed_run_on_images_and_trimmed_and_untrimmed_clips_resumes_with_the_same_losses(tmp_path):
     for number, name in enumerate(("cat", "dog", "cat", "dog")):
         (tmp_path / "photos").mkdir(exist_ok=True)
         pixels = np.random.default_rng(number).integers(0, 256, (40, 48, 3), np.uint8)
@@ -135,26 +173,29 @@ def test_a_killed_run_on_images_and_clips_resumes_with_the_same_losses(tmp_path)
     for number, name in enumerate(("up", "up", "down", "down")):
         frames = videos.numbered(4, 32, 32, first=number)
         videos.write_video(tmp_path / "clips" / name / f"{number}.mp4", frames)
-    mix = f"mix:{tmp_path / 'photos' / 'all.csv'}=1,{tmp_path / 'clips'}=2"
+    for number, name in enumerate(("jump", "run")):  # long videos, of which any part may be seen
+        videos.write_video(tmp_path / "web" / name / "0.mp4", videos.numbered(40, 32, 32, first=8 * number))
+    mix = f"mix:{tmp_path / 'photos' / 'all.csv'}=1,{tmp_path / 'clips'}=2,{tmp_path / 'web'}=1"
     data = dataclasses.replace(DATA, train=mix, validation=mix)
 
     losses = []
     with two_devices():
         for name in ("whole", "killed"):
-            config = changed(CONFIG, data=data, workdir=str(tmp_path / name))
+            heads = (*CONFIG.heads, "web")
+            config = changed(CONFIG, data=data, heads=heads, batch_size=8, workdir=str(tmp_path / name))
             if name == "killed":
                 interrupt_after(2, finetune.main, config)
             finetune.main(config)
             entries = read_metrics(tmp_path / name)
             losses.append([entry["loss"] for entry in entries if "loss" in entry])
     assert losses[0] == losses[1] and len(losses[0]) == 3
-    assert abs(losses[0][0] - 2 * np.log(2)) < 0.7  # of both, as the sum
+    assert abs(losses[0][0] - 3 * np.log(2)) < 1  # of the three, as the sum
     (last,) = [entry for entry in entries if "evaluation/top1" in entry]
-    assert {"evaluation/photos_top1", "evaluation/clips_top1"} <= last.keys()
+    assert {f"evaluation/{head}_top1" for head in heads} <= last.keys()
 
     run, images = str(tmp_path / "killed"), tmp_path / "photos"
     source = evaluate.SourceConfig(source=str(images / "all.csv"), workers=1)
     numbers = evaluate.main(evaluate.Config(run=run, data=source, head="photos", out=str(tmp_path / "photos_only")))
     assert numbers["top1"] == last["evaluation/photos_top1"] and numbers["counted"] == 4
-    with pytest.raises(UserError, match="killed has the heads photos, clips: give --head with one of them"):
+    with pytest.raises(UserError, match="killed has the heads photos, clips, web: give --head with one of them"):
         predict.main(predict.Config((str(images / "0_cat.jpg"),), run))
