@@ -1,6 +1,6 @@
 """Why flow stacked along trajectories may be worse than at the same pixel: how far the trajectories drift.
 
-    python experiments/studies/tracks.py --method farneback
+    python experiments/drift.py --method farneback
 
 A two-stream network reads some fields of flow in a row, all at the same pixel or along trajectories, which begin at the
 pixel and follow the flow. On the embedded videos it is known where each point of a shape moves. For the points of the
