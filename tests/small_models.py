@@ -167,6 +167,7 @@ MODELS |= {
     "adavit": AdaViT(ViT(24, 2, 2, patch_size=(1, 8, 8), num_classes=5, image_size=16)),
     "ada3d": tiny("ada3d_tiny"),
     "stts": STTS(tiny("mvit_tiny"), frames=((0, 0.5),), regions=((1, 0.6),)),
+    "stts of stages": tiny("stts_video_swin_tiny"),
     "siglip": vidjax.create_model("siglip2_tiny"),
     "siglip of any shape": vidjax.create_model("siglip2_tiny", flexible=True),
     "siglip with text": vidjax.create_model("siglip2_tiny_pair"),

@@ -1,5 +1,7 @@
 """STTS against recorded outputs of its released selection, and on MViT and VideoMAE."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,12 +11,13 @@ from flax.traverse_util import unflatten_dict
 from small_models import perturbed
 
 import vidjax
+from vidjax.convert import from_state_dict
 from vidjax.convert.blocks import score_predictor
 from vidjax.layers.selection import FrameSelection, RegionSelection, perturbed_top_k, regions
 from vidjax.models.mvit import MViT
 from vidjax.models.stts import STTS
 
-COUNTS = {  # the cost is that of the released README; parameters are counted here
+COUNTS = {  # the cost of MViTs is that of the released README; parameters are counted here
     "stts_mvit_base_t09_s09": (36_912_498, 56.4),
     "stts_mvit_base_t08_s09": (36_912_498, 47.2),
     "stts_mvit_base_t06_s09": (36_912_498, 38.1),
@@ -23,6 +26,13 @@ COUNTS = {  # the cost is that of the released README; parameters are counted he
     "stts_mvit_base_t04_s06": (36_912_498, 18.39),
     "stts_tiny": (670_562, None),
     "stts_tiny_8": (358_210, None),
+    "stts_video_swin_tiny": (40_278, None),
+    # README: 252.5, 223.4, 181.4, 121.6 and 91.4; windows of 8 frames pad 14, 12, 10 and 9 to 16.
+    "stts_video_swin_b_t09": (88_156_505, 260.99),
+    "stts_video_swin_b_t08": (88_156_505, 240.64),
+    "stts_video_swin_b_t06": (88_156_505, 220.29),
+    "stts_video_swin_b_t05": (88_156_505, 210.12),
+    "stts_video_swin_b_t04": (88_156_505, 102.23),
 }
 
 
@@ -94,10 +104,52 @@ def test_an_mvit_on_the_selected_frames_and_regions_is_one_on_a_smaller_grid():
     assert np.abs(training(variables, 1.0) - logits).max() > 1e-4
 
 
-def test_the_gradient_reaches_both_predictors():
-    model = vidjax.create_model("stts_tiny", num_classes=3, depth=3, num_frames=4, image_size=32)
+def test_a_video_swin_that_selects_equals_the_original():
+    golden = recipe.load("stts_video_swin")
+    inner = vidjax.create_model("video_swin_tiny", num_classes=5, num_frames=16, image_size=64)
+    model = STTS(inner, frames=((0, 0.75),), regions=((1, 0.6),), class_token=False)
+    variables = from_state_dict(model, golden.weights, strict=True)
+    video = jnp.moveaxis(jnp.asarray(golden.inputs[0]), 1, -1)
+    for name, method in (("logits", "__call__"), ("features", "embed")):
+        output = jax.jit(partial(model.apply, method=method))(variables, video)
+        np.testing.assert_allclose(output, golden.outputs[name], atol=1e-5)
+
+
+def test_a_video_swin_on_the_selected_frames_is_one_on_a_shorter_video():
+    """Its patches are each of two frames, so that the others can be left out of the video."""
+    inner = vidjax.create_model("video_swin_tiny", num_classes=3)
+    model = STTS(inner, frames=((0, 0.5),), regions=(), sigma=0.05, samples=8, class_token=False)
     variables = jax.tree.map(jnp.asarray, perturbed(model))
-    video = jnp.asarray(recipe.floats("video", (2, 4, 32, 32, 3)))
+    assert set(variables["params"]) == {*perturbed(inner)["params"], "time_0"}
+    video = jnp.asarray(recipe.floats("video", (2, 8, 32, 32, 3)))
+    own = {"params": {name: value for name, value in variables["params"].items() if name != "time_0"}}
+    patches = inner.apply(own, video, method="patches")
+    scores = FrameSelection().apply(
+        {"params": variables["params"]["time_0"]}, patches.reshape(2, 4, -1, 16), method="scores"
+    )
+    pairs = np.sort(np.argsort(scores)[:, -2:])
+    shorter = jnp.take_along_axis(video.reshape(2, 4, 2, 32, 32, 3), pairs[..., None, None, None, None], axis=1)
+    expected = inner.apply(own, shorter.reshape(2, 4, 32, 32, 3))
+    np.testing.assert_allclose(model.apply(variables, video), expected, atol=1e-5)
+    longer = inner.apply(own, video)
+    assert np.abs(longer - expected).max() > 1e-3
+
+    recomputed = model.clone(model=inner.clone(remat="blocks", scan=True))
+    both = recomputed.clone(regions=((1, 0.6),))
+    training = jax.jit(
+        lambda noise: recomputed.apply(variables, video, True, noise, rngs={"selection": jax.random.key(0)})
+    )
+    np.testing.assert_allclose(training(0.0), expected, atol=1e-4)
+    left = jax.eval_shape(lambda: both.apply(perturbed(both), video, method="encode"))
+    assert left.shape == (2, 2, 3, 3, 32)  # 0.6 of the second stage's 4x4 places are 3x3
+
+
+@pytest.mark.parametrize("name", ["stts_tiny", "stts_video_swin_tiny"])
+def test_the_gradient_reaches_both_predictors(name):
+    smaller = {"depth": 3, "num_frames": 4, "image_size": 32} if name == "stts_tiny" else {}
+    model = vidjax.create_model(name, num_classes=3, **smaller)
+    variables = jax.tree.map(jnp.asarray, perturbed(model))
+    video = jnp.asarray(recipe.floats("video", (2, model.num_frames, 32, 32, 3)))
 
     def loss(params):
         logits = model.apply({"params": params}, video, True, rngs={"selection": jax.random.key(1)})

@@ -27,21 +27,22 @@ NORMAL = nn.initializers.normal(0.02)
 Change = Callable[[nn.Module, int, Array, dict[str, Any]], tuple[Array, dict[str, Any]]]
 
 
-def before_blocks(model: nn.Module, change: Change) -> AbstractContextManager[None]:
+def before_blocks(model: nn.Module, change: Change, name: str = "block") -> AbstractContextManager[None]:
     """Context manager in which `change(block, i, tokens, settings)` gives what the block of number `i` is called with.
 
     Args:
       model: whose blocks have the names `block_0`, `block_1`, ..., as in all our transformers.
       change: its settings are the keyword arguments of the block, such as `grid`. It may call modules.
+      name: of other modules than blocks, such as `stage`.
 
     Raises:
       UserError: the model runs its blocks in a loop or recomputes them, within which no other module can be called.
     """
-    if getattr(model, "scan", False) or getattr(model, "remat", "none") != "none":
+    if name == "block" and (getattr(model, "scan", False) or getattr(model, "remat", "none") != "none"):
         raise UserError("tokens cannot be selected between blocks that are scanned or recomputed: omit scan and remat")
 
     def intercept(call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
-        number = re.fullmatch(r"block_(\d+)", context.module.name or "")
+        number = re.fullmatch(rf"{name}_(\d+)", context.module.name or "")
         if number is None or context.method_name != "__call__":
             return call(*args, **kwargs)
         tokens, *others = args
