@@ -216,7 +216,7 @@ def measure(
         top1 = correct["chosen"][:, count - 1].mean()
         add("chosen", watch(_ending(model, count, np.inf)), frames=count, top1=top1, macs=costs[count - 1])
     for lag in lags:
-        ends = np.asarray(steps_until_end(episodes["chosen"].utilities, lag, 1))
+        ends = np.asarray(steps_until_end(jnp.asarray(episodes["chosen"].utilities), lag, 1))
         top1, run = correct["chosen"][np.arange(len(ends)), ends - 1].mean(), watch(_ending(model, model.steps, lag))
         add("ended early", run, frames=ends.mean(), top1=top1, macs=costs[ends - 1].mean(), lag=lag)
     for count in counts:
